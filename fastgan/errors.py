@@ -1,0 +1,42 @@
+"""The errors fastgan raises on purpose.
+
+Where torch or Python has its own type for the same mistake (a wrong image size is a
+``ValueError``, a wrong dtype a ``TypeError``), the class here also derives from that type,
+so that both ``except fastgan.FastganError`` and ``except ValueError`` catch it. The command
+line turns each into one line on stderr and exit code 2.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "FastganError",
+    "ImageSizeError",
+    "OutputError",
+]
+
+
+class FastganError(Exception):
+    """Base class of every error fastgan raises on purpose."""
+
+
+class ConfigError(FastganError, ValueError):
+    """A setting is out of range or contradicts another; the message names it."""
+
+
+class ImageSizeError(FastganError, ValueError):
+    """An image size, channel count or rank a model does not take."""
+
+
+class DataError(FastganError, ValueError):
+    """Data that is missing, corrupt or of the wrong kind; the message names the file."""
+
+
+class CheckpointError(FastganError, ValueError):
+    """A checkpoint that is missing, truncated, of another model, or that hides code."""
+
+
+class OutputError(FastganError, OSError):
+    """A place for results that can't be written, or that already holds other results."""

@@ -1,0 +1,290 @@
+"""Pictures on disk: grids, strips and animations of images that networks make.
+
+Everything here takes what a generator returns, float ``(N, C, H, W)`` in ``[-1, 1]`` with one or
+three channels, and writes it with Pillow. A file appears whole or not at all: it is written
+under another name in the same folder and moved into place.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fastgan.errors import DataError, ImageSizeError, OutputError
+
+__all__ = ["make_grid", "save_gif", "save_grid", "save_strip"]
+
+ByteImage = npt.NDArray[np.uint8]
+
+STILL_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
+ANIMATED_FORMATS = {".gif": "GIF"}
+
+# Between black digits and white paper alike, a mid-dark grey shows where one image ends.
+PADDING_VALUE = 72
+PADDING = 2
+
+# A 16x16 digit is a speck on today's screens; images are enlarged to at least this many pixels.
+SMALLEST_CELL = 48
+
+
+def _to_bytes(images: Tensor, argument: str = "images") -> ByteImage:
+    """Turn float (N, C, H, W) in [-1, 1] into uint8 (N, H, W, C), refusing what can't be drawn."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
+        raise TypeError(f"{argument}: expected a floating-point tensor, got {kind}")
+    if images.dim() != 4 or images.shape[1] not in (1, 3) or images.numel() == 0:
+        raise ImageSizeError(
+            f"{argument}: expected shape (N, C, H, W) with C 1 or 3 and nothing empty, "
+            f"got {tuple(images.shape)}"
+        )
+    values = images.detach().to(device="cpu", dtype=torch.float32)
+    broken = int((~torch.isfinite(values)).flatten(1).any(dim=1).sum())
+    if broken:
+        raise DataError(
+            f"{argument}: {broken} of {len(values)} images hold NaN or infinity; "
+            "expected finite values in [-1, 1]"
+        )
+    # 255 equal steps: -1 is exactly 0 and 1 exactly 255; what a network overshoots is clipped.
+    scaled = (values.clamp(-1.0, 1.0) + 1.0).mul(127.5).round().to(torch.uint8)
+    pixels: ByteImage = scaled.permute(0, 2, 3, 1).contiguous().numpy()
+    return pixels
+
+
+def _positive(value: int, argument: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{argument}: expected a whole number of at least 1, got {value!r}")
+    return value
+
+
+def _enlarge(pixels: ByteImage, scale: int | None) -> ByteImage:
+    """Repeat every pixel ``scale`` times both ways; None picks the smallest visible scale."""
+    if scale is None:
+        scale = max(1, math.ceil(SMALLEST_CELL / min(pixels.shape[1:3])))
+    _positive(scale, "scale")
+    return pixels.repeat(scale, axis=1).repeat(scale, axis=2)
+
+
+def _arrange(pixels: ByteImage, columns: int | None, padding: int) -> ByteImage:
+    """Lay uint8 (N, H, W, C) out row by row, ``padding`` pixels around and between."""
+    if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
+        raise ValueError(f"padding: expected a whole number of at least 0, got {padding!r}")
+    count, height, width, channels = pixels.shape
+    if columns is None:
+        columns = math.ceil(math.sqrt(count))
+    columns = min(_positive(columns, "columns"), count)
+    rows = math.ceil(count / columns)
+    grid: ByteImage = np.full(
+        (rows * (height + padding) + padding, columns * (width + padding) + padding, channels),
+        PADDING_VALUE,
+        dtype=np.uint8,
+    )
+    for index in range(count):
+        row, column = divmod(index, columns)
+        top, left = padding + row * (height + padding), padding + column * (width + padding)
+        grid[top : top + height, left : left + width] = pixels[index]
+    return grid
+
+
+def make_grid(images: Tensor, *, columns: int | None = None, padding: int = PADDING) -> ByteImage:
+    """Lay images out as one picture, row by row.
+
+    Args:
+        images: floating-point tensor ``(N, C, H, W)`` with ``C`` 1 or 3, on any device. -1 is
+            black and 1 white (``round((x + 1) * 127.5)``); values beyond are clipped.
+        columns: images a row; None means ``ceil(sqrt(N))``. Never more than ``N``.
+        padding: grey pixels around and between the images.
+
+    Returns:
+        uint8 array ``(rows * (H + padding) + padding, columns * (W + padding) + padding, C)``.
+
+    Raises:
+        TypeError: ``images`` is not a floating-point tensor.
+        ImageSizeError: another rank or channel count, or nothing to show.
+        DataError: a value is NaN or infinite.
+        ValueError: ``columns`` or ``padding`` out of range.
+
+    Example:
+        >>> import torch
+        >>> from fastgan.images import make_grid
+        >>> make_grid(torch.zeros(6, 1, 16, 16), columns=3, padding=2).shape
+        (38, 56, 1)
+    """
+    return _arrange(_to_bytes(images), columns, padding)
+
+
+def _picture(pixels: ByteImage) -> Image.Image:
+    """Wrap uint8 (H, W, C) as a Pillow image."""
+    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+
+
+def _format_for(path: Path, formats: dict[str, str]) -> str:
+    image_format = formats.get(path.suffix.lower())
+    if image_format is None:
+        expected = ", ".join(formats)
+        raise OutputError(
+            f"{path}: can't write a {path.suffix or 'file without'} extension; "
+            f"expected one of {expected}"
+        )
+    return image_format
+
+
+def _write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Let ``write`` fill a temporary file beside ``path``, then move it into place."""
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder, expected a file name")
+    # Opened by hand, not by tempfile, so that the file gets the user's usual permissions.
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            write(file)
+        os.replace(temporary, path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        if isinstance(error, OSError):
+            raise OutputError(f"{path}: can't be written: {error.strerror or error}") from error
+        raise
+
+
+def _save_still(pixels: ByteImage, path: str | os.PathLike[str]) -> None:
+    path = Path(path)
+    image_format = _format_for(path, STILL_FORMATS)
+    picture = _picture(pixels)
+    _write_whole(path, lambda file: picture.save(file, format=image_format))
+
+
+def save_grid(
+    images: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    columns: int | None = None,
+    scale: int | None = None,
+) -> None:
+    """Write images as one picture, row by row, enlarged so that small ones can be seen.
+
+    Args:
+        images: floating-point tensor ``(N, C, H, W)`` in ``[-1, 1]``, ``C`` 1 or 3.
+        path: a ``.png`` (exact) or ``.jpg`` file in a folder that exists; replaced if there.
+        columns: images a row; None means ``ceil(sqrt(N))``.
+        scale: each pixel becomes ``scale`` by ``scale`` pixels; None takes the smallest that makes
+            an image at least 48 pixels high and wide (3 for 16x16, 1 for 64x64).
+
+    Raises:
+        OutputError: the folder is missing or can't be written, or the extension is unknown.
+            Nothing half-written is left, and an earlier file of that name stays as it was.
+        TypeError, ImageSizeError, DataError, ValueError: as :func:`make_grid`.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from fastgan.images import save_grid
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_grid(torch.zeros(4, 3, 16, 16), Path(folder) / "grid.png")
+        ...     [file.name for file in Path(folder).iterdir()]
+        ['grid.png']
+    """
+    _save_still(_arrange(_enlarge(_to_bytes(images), scale), columns, PADDING), path)
+
+
+def save_strip(images: Tensor, path: str | os.PathLike[str], *, scale: int | None = None) -> None:
+    """Write images side by side in one row, as for the steps of an interpolation.
+
+    Arguments and errors are those of :func:`save_grid`.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from fastgan.images import save_strip
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_strip(torch.zeros(5, 1, 16, 16), Path(folder) / "strip.png")
+        ...     with Image.open(Path(folder) / "strip.png") as picture:
+        ...         picture.size
+        (252, 52)
+    """
+    pixels = _enlarge(_to_bytes(images), scale)
+    _save_still(_arrange(pixels, len(pixels), PADDING), path)
+
+
+def save_gif(
+    frames: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    milliseconds: int = 60,
+    loop: int = 0,
+    scale: int | None = None,
+) -> None:
+    """Write an animation.
+
+    Grey frames are stored exactly; colour ones are reduced to the 256 colours a GIF frame holds.
+    Equal neighbouring frames are stored once and shown longer.
+
+    Args:
+        frames: floating-point tensor in ``[-1, 1]``, ``C`` 1 or 3: ``(T, C, H, W)``, one image a
+            frame, or ``(T, N, C, H, W)``, a grid of ``N`` images a frame.
+        path: a ``.gif`` file in a folder that exists; replaced if there.
+        milliseconds: how long each frame shows, at least 10; the format counts in hundredths of a
+            second, so it is rounded down to a multiple of 10.
+        loop: how often the animation repeats; 0 means for ever.
+        scale: as in :func:`save_grid`.
+
+    Raises:
+        ValueError: ``milliseconds``, ``loop`` or ``scale`` out of range.
+        OutputError, TypeError, ImageSizeError, DataError: as :func:`save_grid`.
+
+    Example:
+        >>> import tempfile, torch
+        >>> from pathlib import Path
+        >>> from PIL import Image
+        >>> from fastgan.images import save_gif
+        >>> frames = torch.linspace(-1, 1, 8).reshape(8, 1, 1, 1).expand(8, 1, 16, 16)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     save_gif(frames, Path(folder) / "morph.gif")
+        ...     with Image.open(Path(folder) / "morph.gif") as picture:
+        ...         picture.n_frames, picture.size
+        (8, (48, 48))
+    """
+    path = Path(path)
+    image_format = _format_for(path, ANIMATED_FORMATS)
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int) or milliseconds < 10:
+        raise ValueError(
+            f"milliseconds: expected a whole number of at least 10, got {milliseconds!r}"
+        )
+    if isinstance(loop, bool) or not isinstance(loop, int) or not 0 <= loop <= 65535:
+        raise ValueError(f"loop: expected a whole number from 0 to 65535, got {loop!r}")
+    if isinstance(frames, Tensor) and frames.dim() == 5:
+        if frames.numel() == 0:
+            raise ImageSizeError(f"frames: nothing to show in shape {tuple(frames.shape)}")
+        pixels = _enlarge(_to_bytes(frames.flatten(0, 1), "frames"), scale)
+        pixels = pixels.reshape(*frames.shape[:2], *pixels.shape[1:])
+        pictures = [_picture(_arrange(cells, None, PADDING)) for cells in pixels]
+    else:
+        pictures = [_picture(cell) for cell in _enlarge(_to_bytes(frames, "frames"), scale)]
+    if pictures[0].mode == "RGB":
+        # Without dithering, flat areas stay flat and don't flicker between frames.
+        pictures = [picture.quantize(256, dither=Image.Dither.NONE) for picture in pictures]
+
+    def write(file: IO[bytes]) -> None:
+        pictures[0].save(
+            file,
+            format=image_format,
+            save_all=True,
+            append_images=pictures[1:],
+            duration=milliseconds // 10 * 10,
+            loop=loop,
+        )
+
+    _write_whole(path, write)

@@ -1,0 +1,24 @@
+"""Images to train on: where they come from, how they are checked, shuffled and delivered.
+
+:func:`load_data` opens a set, :func:`open_stream` turns it into endless batches on a device.
+One module a kind of data: :mod:`~fastgan.data.digits`, :mod:`~fastgan.data.folder`,
+:mod:`~fastgan.data.idx`, :mod:`~fastgan.data.cifar10`, :mod:`~fastgan.data.npz`.
+"""
+
+from __future__ import annotations
+
+from fastgan.data.loading import load_data
+from fastgan.data.sampling import InfiniteSampler, split_indices
+from fastgan.data.source import ImageSource, MemorySource, source_from_array
+from fastgan.data.streaming import ImageStream, open_stream
+
+__all__ = [
+    "ImageSource",
+    "ImageStream",
+    "InfiniteSampler",
+    "MemorySource",
+    "load_data",
+    "open_stream",
+    "source_from_array",
+    "split_indices",
+]

@@ -1,0 +1,218 @@
+"""CIFAR-10 as its authors publish it for Python: a folder, or tar.gz, of pickled batches.
+
+Each batch is a dictionary with ``data``, uint8 (n, 3072), a row being the red, the green and the
+blue plane of 32 x 32, and ``labels``. (Krizhevsky, Learning multiple layers of features from tiny
+images, 2009.) The pickles are read as data, see :mod:`fastgan.data.plain_pickle`.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import re
+import tarfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from fastgan.data.limits import file_size, one_line, quoted
+from fastgan.data.plain_pickle import load_plain_pickle, to_byte_array
+from fastgan.data.source import ImageSource, source_from_array
+from fastgan.errors import DataError
+
+__all__ = ["load_cifar10"]
+
+_FOLDER = "cifar-10-batches-py"
+_ARCHIVE = "cifar-10-python.tar.gz"
+_WANTED = re.compile(r"data_batch_([1-9][0-9]?)|batches\.meta")
+_CLASS_NAMES = (
+    "airplane",
+    "automobile",
+    "bird",
+    "cat",
+    "deer",
+    "dog",
+    "frog",
+    "horse",
+    "ship",
+    "truck",
+)
+
+# The published batches are 31 MB each and the whole archive unpacks to 186 MB.
+_MAX_BATCH_BYTES = 2**27
+_MAX_ARCHIVE_BYTES = 2**31
+
+
+def load_cifar10(
+    place: Path,
+    *,
+    name: str,
+    image_size: int,
+    channels: int | None = None,
+    in_memory: bool | None = None,
+) -> ImageSource:
+    """Open the training images of CIFAR-10: ``data_batch_1`` to ``data_batch_5``.
+
+    Args:
+        place: the folder ``cifar-10-batches-py``, a folder that holds it or the archive, or
+            the archive ``cifar-10-python.tar.gz`` itself, which is read without unpacking it.
+        name: how messages refer to the set.
+        image_size: side of the images it gives.
+        channels: 1, 3, or None: 3.
+        in_memory: see :func:`fastgan.data.load_data`.
+
+    Raises:
+        DataError: missing, corrupt or truncated, a batch missing from the middle, or a pickle
+            that hides code, which is refused unrun.
+    """
+    members = _read_members(place)
+    class_names = _class_names(members.pop("batches.meta", None))
+    numbers = sorted(int(member.rpartition("_")[2]) for member in members)
+    for expected, number in enumerate(numbers, start=1):
+        if number != expected:
+            raise DataError(f"{quoted(place)}: data_batch_{expected} is missing")
+    parts = [_read_batch(*members[f"data_batch_{number}"]) for number in numbers]
+    pixels = np.concatenate([rows for rows, _ in parts]).reshape(-1, 3, 32, 32)
+    labels = np.concatenate([row_labels for _, row_labels in parts])
+    return source_from_array(
+        name,
+        torch.from_numpy(pixels),
+        image_size=image_size,
+        channels=channels,
+        labels=torch.from_numpy(labels),
+        class_names=class_names,
+        in_memory=in_memory,
+    )
+
+
+def _read_members(place: Path) -> dict[str, tuple[bytes, str]]:
+    """Collect the wanted files: by their own name, content and how messages name them."""
+    if not place.exists():
+        raise DataError(f"{quoted(place)}: not found; expected the folder {_FOLDER} or its tar.gz")
+    if place.is_file():
+        members = _members_of_archive(place)
+    elif (place / _FOLDER).is_dir():
+        members = _members_of_folder(place / _FOLDER)
+    elif (place / _ARCHIVE).is_file() and not (place / "data_batch_1").exists():
+        members = _members_of_archive(place / _ARCHIVE)
+    else:
+        members = _members_of_folder(place)
+    if not any(member.startswith("data_batch_") for member in members):
+        raise DataError(f"{quoted(place)}: no CIFAR-10 batches; expected data_batch_1 to _5")
+    return members
+
+
+def _members_of_folder(folder: Path) -> dict[str, tuple[bytes, str]]:
+    members = {}
+    try:
+        for path in sorted(folder.iterdir()):
+            if _WANTED.fullmatch(path.name):
+                size = file_size(path)
+                if size > _MAX_BATCH_BYTES:
+                    raise DataError(
+                        f"{quoted(path)}: {size} bytes; expected at most {_MAX_BATCH_BYTES}"
+                    )
+                members[path.name] = (path.read_bytes(), quoted(path))
+    except OSError as error:
+        raise DataError(f"{quoted(folder)}: can't be read: {one_line(error)}") from error
+    return members
+
+
+class _BoundedStream(io.RawIOBase):
+    """A decompressed stream that refuses to become longer than the archive can rightly be."""
+
+    def __init__(self, stream: io.BufferedIOBase | gzip.GzipFile, what: str) -> None:
+        self._stream = stream
+        self._what = what
+        self._left = _MAX_ARCHIVE_BYTES
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1, /) -> bytes:
+        content = self._stream.read(self._left + 1 if size < 0 else size)
+        self._left -= len(content)
+        if self._left < 0:
+            raise DataError(f"{self._what}: unpacks to over {_MAX_ARCHIVE_BYTES} bytes")
+        return content
+
+
+def _members_of_archive(path: Path) -> dict[str, tuple[bytes, str]]:
+    what = quoted(path)
+    file_size(path)
+    members = {}
+    try:
+        # Streamed and never unpacked, so no member's name can point anywhere.
+        with (
+            gzip.open(path) as stream,
+            tarfile.open(fileobj=_BoundedStream(stream, what), mode="r|") as archive,
+        ):
+            for member in archive:
+                base = member.name.rpartition("/")[2]
+                if not (member.isfile() and _WANTED.fullmatch(base)):
+                    continue
+                if member.size > _MAX_BATCH_BYTES:
+                    raise DataError(
+                        f"{what}: {base} has {member.size} bytes; "
+                        f"expected at most {_MAX_BATCH_BYTES}"
+                    )
+                if base in members:
+                    raise DataError(f"{what}: {base} occurs twice")
+                extracted = archive.extractfile(member)
+                content = b"" if extracted is None else extracted.read()
+                if len(content) != member.size:
+                    raise DataError(f"{what}: truncated in {base}")
+                members[base] = (content, f"{what}, {base}")
+            # To the end, where gzip's checksum is.
+            while stream.read(2**20):
+                pass
+    except EOFError as error:
+        raise DataError(f"{what}: truncated: the gzip stream ends early") from error
+    except (tarfile.TarError, OSError, zlib.error) as error:
+        raise DataError(f"{what}: not a readable tar.gz: {one_line(error)}") from error
+    return members
+
+
+def _entry(batch: Any, key: str, what: str) -> Any:
+    """Look a key up as Python 2 (bytes) or Python 3 (text) wrote it."""
+    if not isinstance(batch, dict):
+        raise DataError(f"{what}: {type(batch).__name__} found; expected a dictionary")
+    for spelling in (key.encode(), key):
+        if spelling in batch:
+            return batch[spelling]
+    raise DataError(f"{what}: no {key!r}; expected a CIFAR-10 batch")
+
+
+def _read_batch(content: bytes, what: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    batch = load_plain_pickle(content, what)
+    pixels = to_byte_array(_entry(batch, "data", what), f"{what}: data")
+    if pixels.ndim != 2 or pixels.shape[1] != 3072:
+        raise DataError(
+            f"{what}: data of shape {pixels.shape}; expected (n, 3072): 3 channels of 32 x 32"
+        )
+    labels = _entry(batch, "labels", what)
+    if not (isinstance(labels, list) and all(type(label) is int for label in labels)):
+        raise DataError(f"{what}: labels aren't a list of whole numbers")
+    if len(labels) != len(pixels):
+        raise DataError(f"{what}: {len(labels)} labels for {len(pixels)} images")
+    if any(not 0 <= label < 10 for label in labels):
+        raise DataError(f"{what}: labels from {min(labels)} to {max(labels)}; expected 0 to 9")
+    return pixels, np.array(labels, dtype=np.int64)
+
+
+def _class_names(meta: tuple[bytes, str] | None) -> list[str]:
+    if meta is None:
+        return list(_CLASS_NAMES)
+    content, what = meta
+    names = _entry(load_plain_pickle(content, what), "label_names", what)
+    decoded = []
+    for name in names if isinstance(names, list) else []:
+        if isinstance(name, (str, bytes)):
+            decoded.append(name if isinstance(name, str) else name.decode("utf-8", "replace"))
+    if len(decoded) != 10:
+        raise DataError(f"{what}: label_names isn't a list of ten names")
+    return decoded

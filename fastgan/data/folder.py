@@ -1,0 +1,210 @@
+"""A folder of images: its files, its classes, and how much of it is read when.
+
+Modest folders are decoded once, whole, when they are opened; so training never waits for a disk,
+and a corrupt file is found before training begins. Large ones are read as they are needed.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastgan.data.decoding import EXTENSIONS, decode_image, is_grey_image, quiet_about_bombs
+from fastgan.data.limits import one_line, quoted
+from fastgan.data.pixels import bytes_to_unit_range
+from fastgan.data.source import ImageSource, MemorySource, choose_channels, fits_in_memory
+from fastgan.errors import DataError
+
+__all__ = [
+    "VERIFIED_FILES",
+    "FolderSource",
+    "Progress",
+    "available_processors",
+    "find_images",
+    "load_folder",
+]
+
+VERIFIED_FILES = 20_000
+"""Folders of up to this many images are decoded whole when opened; of larger ones, the headers."""
+
+Progress = Callable[[int, int], None]
+"""Called with (files done, files in all) while a folder is being opened."""
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+# Files handed to the threads at once: enough to keep them busy, few enough that Ctrl-C is prompt.
+_FILES_AT_ONCE = 256
+
+
+class FolderSource(ImageSource):
+    """Image files that are decoded when they are asked for.
+
+    Args:
+        files: absolute or relative paths, in the order of the set's indices.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        files: Sequence[Path],
+        *,
+        image_size: int,
+        channels: int,
+        labels: Tensor | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        super().__init__(
+            name,
+            length=len(files),
+            channels=channels,
+            image_size=image_size,
+            labels=labels,
+            class_names=class_names,
+        )
+        self.files = list(files)
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Decode the files at ``indices``: uint8 (n, channels, image_size, image_size)."""
+        size = (self.channels, self.image_size, self.image_size)
+        images = np.empty((len(indices), *size), dtype=np.uint8)
+        with quiet_about_bombs():
+            for place, index in enumerate(indices):
+                images[place] = decode_image(
+                    self.files[index], image_size=self.image_size, channels=self.channels
+                )
+        return torch.from_numpy(images)
+
+
+def load_folder(
+    folder: Path,
+    *,
+    name: str,
+    image_size: int,
+    channels: int | None = None,
+    in_memory: bool | None = None,
+    progress: Progress | None = None,
+) -> ImageSource:
+    """Open a folder of PNG, JPEG, BMP and WebP files.
+
+    Args:
+        folder: searched at any depth; hidden files and folders are passed over.
+        name: how messages refer to the set.
+        image_size: side of the images it gives.
+        channels: 1, 3, or None: 1 where every image is grey, else 3.
+        in_memory: True or False forces the choice; None: decoded and kept if at most
+            :data:`VERIFIED_FILES` files and within ``limits.IN_MEMORY_BYTES``.
+        progress: called with (done, total) now and then.
+
+    Raises:
+        DataError: no such folder, no images, or a file that can't be read, which it names.
+    """
+    files, labels, class_names = find_images(folder)
+    with quiet_about_bombs():
+        grey = all(list(_in_threads(is_grey_image, files, None)))
+        channels = choose_channels(name, 1 if grey else 3, channels)
+        source = FolderSource(
+            name,
+            files,
+            image_size=image_size,
+            channels=channels,
+            labels=labels,
+            class_names=class_names,
+        )
+        keep = fits_in_memory(len(files), channels, image_size, in_memory) and (
+            in_memory is True or len(files) <= VERIFIED_FILES
+        )
+        if not keep and len(files) > VERIFIED_FILES:
+            return source
+
+        def decode(path: Path) -> Tensor:
+            return torch.from_numpy(decode_image(path, image_size=image_size, channels=channels))
+
+        if not keep:
+            for _ in _in_threads(decode, files, progress):
+                pass
+            return source
+        images = torch.empty(len(files), channels, image_size, image_size)
+        for index, image in enumerate(_in_threads(decode, files, progress)):
+            images[index] = bytes_to_unit_range(image)
+    return MemorySource(name, images, labels=labels, class_names=class_names)
+
+
+def find_images(folder: Path) -> tuple[list[Path], Tensor | None, list[str] | None]:
+    """List a folder's image files in a fixed order, with their classes if it has any.
+
+    Subfolders are classes if at least two hold images, at any depth, and no image lies beside
+    them; they are numbered by name. Symbolic links are followed, each folder once.
+
+    Returns:
+        Files, and int64 labels with class names, or None and None.
+
+    Raises:
+        DataError: not a folder, unreadable, or without images.
+    """
+    if not folder.exists():
+        raise DataError(f"{quoted(folder)}: not found; expected a folder of images")
+    if not folder.is_dir():
+        raise DataError(f"{quoted(folder)}: not a folder; expected a folder of images")
+    files = sorted(_walk(folder), key=lambda path: path.parts)
+    if not files:
+        endings = " ".join(sorted(ending[1:] for ending in EXTENSIONS))
+        raise DataError(f"{quoted(folder)}: holds no images; expected files ending in {endings}")
+    depth = len(folder.parts)
+    first_parts = [path.parts[depth] for path in files]
+    class_names = sorted(set(first_parts))
+    beside = any(len(path.parts) == depth + 1 for path in files)
+    if beside or len(class_names) < 2:
+        return files, None, None
+    numbers = {name: number for number, name in enumerate(class_names)}
+    labels = torch.tensor([numbers[part] for part in first_parts], dtype=torch.int64)
+    return files, labels, class_names
+
+
+def available_processors() -> int:
+    """Count the processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    def fail(error: OSError) -> None:
+        raise DataError(f"{quoted(folder)}: can't be listed: {one_line(error)}") from error
+
+    # Links may form a loop; a folder is known by its device and inode, not by its path.
+    seen: set[tuple[int, int]] = set()
+    for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:
+            folders.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        # Sorted, so that of two links to one folder the same one always counts.
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in names:
+            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+                yield Path(place, name)
+
+
+def _in_threads(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], progress: Progress | None
+) -> Iterator[_Result]:
+    """Apply ``function`` in threads (Pillow lets go of the interpreter); results in order."""
+    items = list(items)
+    remaining = iter(items)
+    done = 0
+    with ThreadPoolExecutor(max_workers=min(8, available_processors())) as pool:
+        while batch := list(islice(remaining, _FILES_AT_ONCE)):
+            yield from pool.map(function, batch)
+            done += len(batch)
+            if progress is not None:
+                progress(done, len(items))

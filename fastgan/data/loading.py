@@ -1,0 +1,77 @@
+"""From the text of ``--data`` to a source: ``digits``, ``folder:DIR``, ``idx:DIR`` and so on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fastgan.data.cifar10 import load_cifar10
+from fastgan.data.digits import load_digits
+from fastgan.data.folder import Progress, load_folder
+from fastgan.data.idx import load_idx
+from fastgan.data.npz import load_npz
+from fastgan.data.source import ImageSource, choose_channels
+from fastgan.errors import DataError, ImageSizeError
+
+__all__ = ["SPECS", "load_data"]
+
+SPECS = ("digits", "folder:DIR", "idx:DIR", "cifar10:DIR", "npz:FILE")
+"""The forms that :func:`load_data` takes."""
+
+_MAX_IMAGE_SIZE = 4096
+
+
+def load_data(
+    spec: str,
+    *,
+    image_size: int,
+    channels: int | None = None,
+    in_memory: bool | None = None,
+    progress: Progress | None = None,
+) -> ImageSource:
+    """Open a set of images, checking it as far as is affordable before training begins.
+
+    Args:
+        spec: ``digits`` (1,797 real handwritten digits, no download), ``folder:DIR`` (image
+            files; subfolders are classes), ``idx:DIR`` (MNIST-style), ``cifar10:DIR`` (its
+            python archive, packed or not) or ``npz:FILE``. ``~`` stands for the home folder.
+        image_size: side of the images in pixels; data of another size are centre-cropped to
+            a square and resized (bilinear, antialiased).
+        channels: 1 (grey) or 3 (RGB) converts; None keeps the data's own.
+        in_memory: True holds the converted set whole, False never; None (default) holds sets
+            of up to 1 GiB as float32, and folders of up to 20,000 files.
+        progress: called with (files done, files in all) while a folder is decoded.
+
+    Raises:
+        DataError: an unknown spec; data missing, corrupt, empty, or with a channel count
+            other than 1 or 3. One line that names the file, what came and what was expected.
+        ImageSizeError: ``image_size`` outside 1..4096.
+
+    >>> source = load_data("digits", image_size=16, channels=3)
+    >>> source
+    MemorySource('digits': 1797 images, 3 x 16 x 16, 10 classes)
+    """
+    if not 1 <= image_size <= _MAX_IMAGE_SIZE:
+        raise ImageSizeError(f"image_size: {image_size}; expected 1 to {_MAX_IMAGE_SIZE}")
+    choose_channels(spec, 1, channels)
+    if spec == "digits":
+        return load_digits(image_size=image_size, channels=channels, in_memory=in_memory)
+    kind, separator, place = spec.partition(":")
+    if kind not in ("folder", "idx", "cifar10", "npz") or not separator:
+        raise DataError(f"data {spec!r}: unknown; expected {', '.join(SPECS)}")
+    if not place or "\0" in place:
+        raise DataError(f"data {spec!r}: no path; expected {kind}:PATH")
+    try:
+        path = Path(place).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"data {spec!r}: no such home folder") from error
+    if kind == "folder":
+        return load_folder(
+            path,
+            name=spec,
+            image_size=image_size,
+            channels=channels,
+            in_memory=in_memory,
+            progress=progress,
+        )
+    load = {"idx": load_idx, "cifar10": load_cifar10, "npz": load_npz}[kind]
+    return load(path, name=spec, image_size=image_size, channels=channels, in_memory=in_memory)

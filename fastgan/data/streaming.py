@@ -1,0 +1,235 @@
+"""Batches for training, without end: from the device's own memory, or through worker processes."""
+
+from __future__ import annotations
+
+import itertools
+import signal
+from collections.abc import Iterator
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from fastgan.data.folder import available_processors
+from fastgan.data.limits import one_line
+from fastgan.data.pixels import bytes_to_unit_range
+from fastgan.data.sampling import InfiniteSampler
+from fastgan.data.source import ImageSource
+from fastgan.errors import ConfigError, DataError
+
+__all__ = ["ImageStream", "open_stream"]
+
+_MAX_WORKERS = 4
+
+
+class _Failure:
+    """An error on its way from a worker: torch would turn its message into a whole traceback."""
+
+    def __init__(self, message: str) -> None:
+        self.message = message
+
+
+class _Batches(Dataset[Any]):
+    """The source cut into batches: item k is batch k, read where this object is (a worker)."""
+
+    def __init__(self, source: ImageSource, sampler: InfiniteSampler) -> None:
+        self._source = source
+        self._sampler = sampler
+
+    def __getitem__(self, step: int) -> tuple[Tensor, Tensor | None] | _Failure:
+        indices = self._sampler.indices(step).tolist()
+        try:
+            return self._source.read(indices), self._source.labels_at(indices)
+        except DataError as error:
+            return _Failure(str(error))
+
+
+class _StepsFrom:
+    """The numbers start, start + 1, ... : which item the loader asks for next."""
+
+    def __init__(self, start: int) -> None:
+        self._start = start
+
+    def __iter__(self) -> Iterator[int]:
+        return itertools.count(self._start)
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+def _start_worker(number: int) -> None:
+    # Ctrl-C reaches the whole process group. The trainer wants to finish its step and save, which
+    # it can't if its workers are gone; they end when it closes the stream, or when it is gone.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+class ImageStream:
+    """An endless iterator over (images, labels) on a device; close it, or use ``with``.
+
+    Made by :func:`open_stream`. Images are float32 (batch_size, channels, image_size,
+    image_size) in [-1, 1]; labels int64 (batch_size,) or None.
+
+    Attributes:
+        step: number of the batch that comes next.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        sampler: InfiniteSampler,
+        *,
+        device: torch.device,
+        start_step: int,
+        workers: int,
+        start_method: str | None,
+    ) -> None:
+        self.step = start_step
+        self._name = source.name
+        self._sampler = sampler
+        self._device = device
+        self._closed = False
+        self._images: Tensor | None = None
+        self._labels: Tensor | None = None
+        self._iterator: Iterator[Any] | None = None
+        if source.in_memory and workers == 0:
+            self._images = source.images.to(device)
+            self._labels = None if source.labels is None else source.labels.to(device)
+        else:
+            loader = DataLoader(
+                _Batches(source, sampler),
+                batch_size=None,
+                sampler=_StepsFrom(start_step),
+                num_workers=workers,
+                collate_fn=_unchanged,
+                pin_memory=device.type == "cuda",
+                worker_init_fn=_start_worker,
+                multiprocessing_context=start_method if workers else None,
+                # Its own: the loader would draw from the global generator, whose state belongs
+                # to the trajectory of training.
+                generator=torch.Generator().manual_seed(0),
+            )
+            self._iterator = iter(loader)
+
+    def __iter__(self) -> ImageStream:
+        return self
+
+    def __next__(self) -> tuple[Tensor, Tensor | None]:
+        """Give the next batch.
+
+        Raises:
+            DataError: a file that can't be read any more, or a worker process that died.
+        """
+        if self._closed:
+            raise DataError(f"{self._name}: this stream is closed")
+        if self._images is not None:
+            indices = self._sampler.indices(self.step).to(self._device)
+            images = self._images.index_select(0, indices)
+            labels = None if self._labels is None else self._labels.index_select(0, indices)
+        else:
+            images, labels = self._next_loaded()
+        self.step += 1
+        return images, labels
+
+    def _next_loaded(self) -> tuple[Tensor, Tensor | None]:
+        assert self._iterator is not None
+        try:
+            batch = next(self._iterator)
+        except RuntimeError as error:
+            self.close()
+            if _is_worker_death(error):
+                raise self._worker_death(error) from error
+            raise
+        if isinstance(batch, _Failure):
+            self.close()
+            raise DataError(batch.message)
+        images, labels = batch
+        # Bytes cross to the device as bytes, a quarter of the traffic, and become floats there.
+        images = images.to(self._device, non_blocking=True)
+        if images.dtype == torch.uint8:
+            images = bytes_to_unit_range(images)
+        if labels is not None:
+            labels = labels.to(self._device, non_blocking=True)
+        return images, labels
+
+    def _worker_death(self, error: BaseException) -> DataError:
+        return DataError(f"{self._name}: a data worker process died: {one_line(error)}")
+
+    def close(self) -> None:
+        """End the worker processes and free the device's copy; harmless when repeated."""
+        self._closed = True
+        self._images = self._labels = None
+        # The loader's iterator ends its workers, and waits for them, when it is let go of.
+        self._iterator = None
+
+    def __enter__(self) -> ImageStream:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+        # torch reports a dead worker from a signal handler, so anywhere in the body of `with`.
+        if isinstance(error, RuntimeError) and _is_worker_death(error):
+            raise self._worker_death(error) from error
+
+
+def _is_worker_death(error: RuntimeError) -> bool:
+    return not isinstance(error, DataError) and str(error).startswith("DataLoader worker (pid")
+
+
+def open_stream(
+    source: ImageSource,
+    *,
+    batch_size: int,
+    seed: int,
+    device: torch.device | str,
+    start_step: int = 0,
+    workers: int | None = None,
+    start_method: str | None = None,
+) -> ImageStream:
+    """Open an endless stream of shuffled batches on ``device``.
+
+    Batch k holds the images ``InfiniteSampler(len(source), batch_size, seed).indices(k)``,
+    whatever the device, the number of workers and the step the stream starts at.
+
+    Args:
+        source: where the images come from. One that is held in memory is copied to the device
+            whole, once, and batches are picked there.
+        batch_size: images in each batch.
+        seed: of the shuffling.
+        device: where the batches are wanted.
+        start_step: number of the first batch; a resumed run gives its step here.
+        workers: processes that read ahead; 0 reads in this one. None: 0 for a source in
+            memory, else up to four, one a processor.
+        start_method: of the workers: "fork", "spawn", "forkserver", or None for Python's own.
+
+    Raises:
+        ConfigError: a batch size below 1, or a negative step or number of workers.
+
+    >>> from fastgan.data import load_data
+    >>> source = load_data("digits", image_size=8)
+    >>> with open_stream(source, batch_size=32, seed=0, device="cpu") as stream:
+    ...     images, labels = next(stream)
+    >>> images.shape, labels.shape
+    (torch.Size([32, 1, 8, 8]), torch.Size([32]))
+    """
+    if start_step < 0:
+        raise ConfigError(f"start_step: {start_step}; expected at least 0")
+    if workers is None:
+        workers = 0 if source.in_memory else min(_MAX_WORKERS, available_processors())
+    if workers < 0:
+        raise ConfigError(f"workers: {workers}; expected at least 0")
+    return ImageStream(
+        source,
+        InfiniteSampler(len(source), batch_size, seed),
+        device=torch.device(device),
+        start_step=start_step,
+        workers=workers,
+        start_method=start_method,
+    )

@@ -1,0 +1,92 @@
+"""The papers in plain PyTorch: what every test of fastgan compares with.
+
+Models, losses and single training steps of the vanilla GAN, the (conditional) DCGAN, the WGAN
+with weight clipping and the WGAN with gradient penalty, and the compositions of torch's own
+functions that the fused ones must equal. Written to be read beside the papers, not to be fast,
+and importing nothing else of fastgan, so that no mistake can be shared.
+
+======================  =====================================================================
+room                    paper
+======================  =====================================================================
+``gan``                 Goodfellow et al. 2014, arXiv 1406.2661
+``conditional``         Mirza and Osindero 2014, arXiv 1411.1784
+``dcgan``               Radford, Metz and Chintala 2015, arXiv 1511.06434
+``wgan``                Arjovsky, Chintala and Bottou 2017, arXiv 1701.07875
+``wgan_gp``             Gulrajani et al. 2017, arXiv 1704.00028 (with R1, R2, DRAGAN)
+``functional``          batch norm: Ioffe and Szegedy 2015, arXiv 1502.03167
+======================  =====================================================================
+
+Example:
+    >>> import torch
+    >>> from fastgan import reference
+    >>> critic = reference.WGANCritic(nc=1, ndf=4, image_size=16)
+    >>> loss = reference.wgan_gp_critic_loss(
+    ...     critic, torch.zeros(2, 1, 16, 16), torch.ones(2, 1, 16, 16))
+    >>> loss._fields
+    ('loss', 'wasserstein', 'penalty')
+"""
+
+from __future__ import annotations
+
+from fastgan.reference.conditional import append_label_planes, append_labels
+from fastgan.reference.dcgan import DCGANDiscriminator, DCGANGenerator, weights_init
+from fastgan.reference.functional import bn_act, conv2d_bn_act, conv_transpose2d_bn_act
+from fastgan.reference.gan import (
+    DiscriminatorStep,
+    GeneratorStep,
+    MLPDiscriminator,
+    MLPGenerator,
+    discriminator_loss,
+    discriminator_loss_with_logits,
+    discriminator_step,
+    generator_loss,
+    generator_loss_with_logits,
+    generator_step,
+)
+from fastgan.reference.wgan import (
+    WGANCritic,
+    WGANCriticStep,
+    clip_weights_,
+    wgan_critic_loss,
+    wgan_critic_step,
+    wgan_generator_loss,
+    wgan_generator_step,
+)
+from fastgan.reference.wgan_gp import (
+    CriticLoss,
+    gradient_penalty,
+    wgan_gp_critic_loss,
+    wgan_gp_critic_step,
+)
+
+__all__ = [
+    "CriticLoss",
+    "DCGANDiscriminator",
+    "DCGANGenerator",
+    "DiscriminatorStep",
+    "GeneratorStep",
+    "MLPDiscriminator",
+    "MLPGenerator",
+    "WGANCritic",
+    "WGANCriticStep",
+    "append_label_planes",
+    "append_labels",
+    "bn_act",
+    "clip_weights_",
+    "conv2d_bn_act",
+    "conv_transpose2d_bn_act",
+    "discriminator_loss",
+    "discriminator_loss_with_logits",
+    "discriminator_step",
+    "generator_loss",
+    "generator_loss_with_logits",
+    "generator_step",
+    "gradient_penalty",
+    "weights_init",
+    "wgan_critic_loss",
+    "wgan_critic_step",
+    "wgan_generator_loss",
+    "wgan_generator_step",
+    "wgan_gp_critic_loss",
+    "wgan_gp_critic_step",
+]

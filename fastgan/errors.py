@@ -14,7 +14,9 @@ __all__ = [
     "DataError",
     "FastganError",
     "ImageSizeError",
+    "LabelError",
     "OutputError",
+    "UnsupportedCriticError",
 ]
 
 
@@ -40,3 +42,11 @@ class CheckpointError(FastganError, ValueError):
 
 class OutputError(FastganError, OSError):
     """A place for results that can't be written, or that already holds other results."""
+
+
+class LabelError(FastganError, ValueError):
+    """Class labels that are missing, not wanted, or of the wrong shape, dtype or range."""
+
+
+class UnsupportedCriticError(FastganError, ValueError):
+    """A critic that the asked-for pass can't take; the message names the layer or the output."""

@@ -1,0 +1,79 @@
+"""Class labels as a network's input: Mirza and Osindero 2014, arXiv 1411.1784, section 3.2.
+
+A label becomes ``num_classes`` more channels of a map, 1 everywhere in the label's own channel
+and 0 elsewhere. A noise vector is a 1x1 map, so one function serves generator and discriminator.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.errors import LabelError
+from fastgan.models.checks import check_positive
+
+__all__ = ["check_num_classes", "with_labels"]
+
+
+def check_num_classes(num_classes: int | None) -> int:
+    """The number of channels that labels add: ``num_classes``, or 0 for None.
+
+    Raises:
+        ConfigError: below 1 or not an integer (a ValueError).
+
+    Example:
+        >>> check_num_classes(None), check_num_classes(10)
+        (0, 10)
+    """
+    if num_classes is None:
+        return 0
+    check_positive(num_classes=num_classes)
+    return num_classes
+
+
+def with_labels(
+    maps: Tensor, labels: Tensor | None, num_classes: int | None, network: nn.Module
+) -> Tensor:
+    """``maps`` (N, C, H, W) with the labels' channels behind its own.
+
+    Args:
+        maps: the network's input.
+        labels: int64 (N,), each in [0, num_classes), if the network is conditional; else None.
+        num_classes: what the network was built with.
+        network: for the messages.
+
+    Returns:
+        (N, C + num_classes, H, W) of ``maps``'s dtype; ``maps`` itself if unconditional.
+
+    Raises:
+        LabelError: labels that are missing or not wanted, or whose shape or dtype is wrong; on
+            the CPU also a label out of range (a ValueError). Reading labels back from a GPU
+            would stall it, and can't be done while a CUDA graph is captured or under
+            ``torch.compile``: there a label out of range makes its sample NaN.
+
+    Example:
+        >>> x = with_labels(torch.zeros(1, 1, 2, 2), torch.tensor([1]), 2, nn.Identity())
+        >>> x[0, :, 0, 0]
+        tensor([0., 0., 1.])
+    """
+    name = type(network).__name__
+    if num_classes is None:
+        if labels is not None:
+            raise LabelError(f"{name} got labels; expected none, it was built without num_classes")
+        return maps
+    if labels is None:
+        raise LabelError(f"{name} got no labels; expected int64 of shape ({maps.size(0)},)")
+    if labels.dtype != torch.int64 or tuple(labels.shape) != (maps.size(0),):
+        raise LabelError(
+            f"{name} got labels of dtype {labels.dtype} and shape {tuple(labels.shape)}; "
+            f"expected torch.int64 and ({maps.size(0)},)"
+        )
+    outside = (labels < 0) | (labels >= num_classes)
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and outside.any():
+        wrong = int(labels[outside][0])
+        raise LabelError(f"{name} got label {wrong}; expected labels from 0 to {num_classes - 1}")
+    classes = torch.arange(num_classes, device=labels.device)
+    one_hot = (labels[:, None] == classes).to(maps.dtype)
+    one_hot = one_hot.masked_fill(outside[:, None], float("nan"))
+    planes = one_hot[:, :, None, None].expand(-1, -1, *maps.shape[2:])
+    return torch.cat([maps, planes], dim=1)

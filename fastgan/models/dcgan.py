@@ -1,0 +1,157 @@
+"""The DCGAN's generator and discriminator, conditional or not.
+
+Radford et al. 2015, arXiv 1511.06434; conditioning by Mirza and Osindero 2014, arXiv 1411.1784.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from fastgan.models.checks import (
+    check_choice,
+    check_image_size,
+    check_images,
+    check_positive,
+    latent_map,
+)
+from fastgan.models.conditioning import check_num_classes, with_labels
+from fastgan.models.initialisation import weights_init
+from fastgan.models.layers import critic_layers, generator_layers
+
+__all__ = ["DCGANDiscriminator", "DCGANGenerator"]
+
+LARGEST_IMAGE = 256
+
+
+class DCGANGenerator(nn.Module):
+    """G(z), or G(z|y): transposed convolutions from noise to an image in [-1, 1].
+
+    At 64 pixels the layers, keys and parameters are those of pytorch/examples' generator.
+
+    Args:
+        nz: length of the noise vector.
+        ngf: channels of the last hidden map, which is half the image's size; the first, 4x4,
+            has ``ngf * image_size / 8``.
+        nc: image channels.
+        image_size: a power of two from 16 to 256.
+        num_classes: None, or the number of classes: then ``forward`` takes labels.
+
+    Raises:
+        ImageSizeError: an ``image_size`` that isn't such a power of two (a ValueError).
+        ConfigError: another argument below 1 (a ValueError).
+
+    Example:
+        >>> import torch
+        >>> DCGANGenerator(nz=8, ngf=4, nc=3, image_size=32)(torch.zeros(2, 8, 1, 1)).shape
+        torch.Size([2, 3, 32, 32])
+        >>> G = DCGANGenerator(nz=8, ngf=4, nc=1, image_size=16, num_classes=10)
+        >>> G(torch.zeros(2, 8), torch.tensor([3, 7])).shape
+        torch.Size([2, 1, 16, 16])
+    """
+
+    def __init__(
+        self,
+        nz: int = 100,
+        ngf: int = 64,
+        nc: int = 3,
+        image_size: int = 64,
+        *,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_image_size("image_size", image_size, LARGEST_IMAGE)
+        check_positive(nz=nz, ngf=ngf, nc=nc)
+        self.nz = nz
+        self.ngf = ngf
+        self.nc = nc
+        self.image_size = image_size
+        self.num_classes = num_classes
+        channels_in = nz + check_num_classes(num_classes)
+        self.main = nn.Sequential(*generator_layers(channels_in, ngf, nc, image_size))
+        self.apply(weights_init)
+
+    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
+        """Images of noise.
+
+        Args:
+            z: (N, nz) or (N, nz, 1, 1).
+            labels: int64 (N,) in [0, num_classes) for a conditional generator, else None.
+
+        Returns:
+            (N, nc, image_size, image_size), in [-1, 1].
+
+        Raises:
+            ImageSizeError: a z of another shape (a ValueError).
+            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
+        """
+        z = latent_map(z, self.nz, self)
+        images: Tensor = self.main(with_labels(z, labels, self.num_classes, self))
+        return images
+
+
+class DCGANDiscriminator(nn.Module):
+    """D(x), or D(x|y): strided convolutions from an image to one score per sample.
+
+    At 64 pixels the layers, keys and parameters are those of pytorch/examples' discriminator,
+    and so is the output's shape, (N,).
+
+    Args:
+        nc: image channels.
+        ndf: channels of the first hidden map, which is half the image's size; the last, 4x4,
+            has ``ndf * image_size / 8``.
+        image_size: a power of two from 16 to 256.
+        output: "probability" ends in a sigmoid, for ``BCELoss``; "logits" doesn't, for
+            ``BCEWithLogitsLoss``. The ``state_dict`` is the same.
+        num_classes: None, or the number of classes: then ``forward`` takes labels.
+
+    Raises:
+        ImageSizeError: an ``image_size`` that isn't such a power of two (a ValueError).
+        ConfigError: another argument out of its range (a ValueError).
+
+    Example:
+        >>> import torch
+        >>> DCGANDiscriminator(nc=3, ndf=4, image_size=32)(torch.zeros(2, 3, 32, 32))
+        tensor([0.5000, 0.5000], grad_fn=<ViewBackward0>)
+    """
+
+    def __init__(
+        self,
+        nc: int = 3,
+        ndf: int = 64,
+        image_size: int = 64,
+        output: str = "probability",
+        *,
+        num_classes: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_image_size("image_size", image_size, LARGEST_IMAGE)
+        check_positive(nc=nc, ndf=ndf)
+        check_choice("output", output, ("probability", "logits"))
+        self.nc = nc
+        self.ndf = ndf
+        self.image_size = image_size
+        self.output = output
+        self.num_classes = num_classes
+        channels_in = nc + check_num_classes(num_classes)
+        self.main = nn.Sequential(*critic_layers(channels_in, ndf, image_size, "batch"))
+        if output == "probability":
+            self.main.append(nn.Sigmoid())
+        self.apply(weights_init)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """How real images look.
+
+        Args:
+            images: (N, nc, image_size, image_size), in [-1, 1].
+            labels: int64 (N,) in [0, num_classes) for a conditional discriminator, else None.
+
+        Returns:
+            (N,): probabilities or logits, as ``output`` says.
+
+        Raises:
+            ImageSizeError: images of another shape (a ValueError).
+            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
+        """
+        check_images(images, self.nc, self.image_size, self)
+        scores: Tensor = self.main(with_labels(images, labels, self.num_classes, self))
+        return scores.view(-1)

@@ -2,18 +2,14 @@
 
 Everything here takes what a generator returns, float ``(N, C, H, W)`` in ``[-1, 1]`` with one or
 three channels, and writes it with Pillow. A file appears whole or not at all: it is written
-under another name in the same folder and moved into place.
+under another name in the same folder and moved into place (:mod:`fastgan.files`).
 """
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-import secrets
-from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastgan.errors import DataError, ImageSizeError, OutputError
+from fastgan.files import atomic_write
 
 __all__ = ["make_grid", "save_gif", "save_grid", "save_strip"]
 
@@ -139,31 +136,20 @@ def _format_for(path: Path, formats: dict[str, str]) -> str:
     return image_format
 
 
-def _write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Let ``write`` fill a temporary file beside ``path``, then move it into place."""
+def _check_place(path: Path) -> None:
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder, expected a file name")
-    # Opened by hand, not by tempfile, so that the file gets the user's usual permissions.
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            write(file)
-        os.replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise OutputError(f"{path}: can't be written: {error.strerror or error}") from error
-        raise
 
 
 def _save_still(pixels: ByteImage, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     image_format = _format_for(path, STILL_FORMATS)
     picture = _picture(pixels)
-    _write_whole(path, lambda file: picture.save(file, format=image_format))
+    _check_place(path)
+    with atomic_write(path) as file:
+        picture.save(file, format=image_format)
 
 
 def save_grid(
@@ -277,7 +263,8 @@ def save_gif(
         # Without dithering, flat areas stay flat and don't flicker between frames.
         pictures = [picture.quantize(256, dither=Image.Dither.NONE) for picture in pictures]
 
-    def write(file: IO[bytes]) -> None:
+    _check_place(path)
+    with atomic_write(path) as file:
         pictures[0].save(
             file,
             format=image_format,
@@ -286,5 +273,3 @@ def save_gif(
             duration=milliseconds // 10 * 10,
             loop=loop,
         )
-
-    _write_whole(path, write)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,6 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from fastgan import images as images_module
 from fastgan.errors import DataError, ImageSizeError, OutputError
 from fastgan.images import make_grid, save_gif, save_grid, save_strip
 
@@ -209,7 +210,7 @@ def test_failed_write_leaves_the_earlier_file_and_nothing_else(
     def fail(source, destination):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(images_module.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(OutputError, match="No space left on device"):
         save(torch.zeros(1, 1, 16, 16), target)
     assert target.read_bytes() == b"earlier"
@@ -232,7 +233,7 @@ def test_unwritable_folder_is_an_output_error(tmp_path: Path, monkeypatch):
     def deny(*arguments, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(images_module, "open", deny, raising=False)
+    monkeypatch.setattr(tempfile, "mkstemp", deny)
     with pytest.raises(OutputError, match="can't be written: Permission denied"):
         save_grid(torch.zeros(1, 1, 16, 16), tmp_path / "grid.png")
     assert list(tmp_path.iterdir()) == []

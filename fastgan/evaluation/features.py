@@ -1,0 +1,245 @@
+"""The spaces in which images are compared, each with a name that goes with every figure.
+
+A distance between images means nothing without the features it was taken in, and figures from two
+spaces can't be compared. Three spaces are here:
+
+- ``classifier-128-<fingerprint>``: the penultimate layer of the classifier trained on the labelled
+  real data. The default where there are labels.
+- ``random-conv-128``: a fixed convolution network that was never trained. The default elsewhere.
+- ``torchscript:<file>:<fingerprint>``: an extractor given by the user, an Inception network say.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan.errors import ConfigError, DataError, FastganError
+from fastgan.evaluation.classifier import ImageClassifier
+
+__all__ = [
+    "ClassifierFeatures",
+    "FeatureSpace",
+    "RandomConvolutionFeatures",
+    "TorchScriptFeatures",
+]
+
+BATCH_SIZE = 256
+
+
+class FeatureSpace(Protocol):
+    """Something that turns images into feature vectors, and says what it is."""
+
+    @property
+    def name(self) -> str:
+        """What figures in this space are labelled with; equal names mean comparable figures."""
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Features, float32 ``(N, F)`` on the CPU, of float images ``(N, C, H, W)``."""
+
+
+def _in_batches(images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    with torch.no_grad():
+        return torch.cat([function(part).cpu() for part in torch.split(images, BATCH_SIZE)])
+
+
+class ClassifierFeatures:
+    """Penultimate activations of a classifier trained on the real data.
+
+    They see what tells the data's classes apart, and little else: two kinds of seven may fall
+    together, and so may a slightly rough one and a clean one. As the classifier was trained on
+    most of the real images, it spreads those more tidily than any others, which costs
+    generated images a little. Figures compare between generators measured with the same
+    data, image size, seed and machine; the fingerprint of the weights in the name shows when.
+
+    Args:
+        classifier: as trained by :func:`fastgan.evaluation.train_classifier`.
+
+    Example:
+        >>> import torch
+        >>> from fastgan.evaluation import ClassifierFeatures, ImageClassifier
+        >>> classifier = ImageClassifier(channels=1, image_size=16, num_classes=10)
+        >>> space = ClassifierFeatures(classifier)
+        >>> space.extract(torch.zeros(3, 1, 16, 16)).shape
+        torch.Size([3, 128])
+        >>> space.name.rsplit("-", 1)[0]
+        'classifier-128'
+    """
+
+    def __init__(self, classifier: ImageClassifier) -> None:
+        self.classifier = classifier.eval()
+        digest = hashlib.sha256()
+        for tensor in classifier.state_dict().values():
+            digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        self._name = f"classifier-{classifier.feature_count}-{digest.hexdigest()[:8]}"
+
+    @property
+    def name(self) -> str:
+        """``classifier-128-`` and eight digits that identify the weights."""
+        return self._name
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Features, float32 ``(N, 128)`` on the CPU."""
+        device = next(self.classifier.parameters()).device
+        return _in_batches(
+            images, lambda part: self.classifier.features(part.to(device, torch.float32))
+        )
+
+
+class RandomConvolutionFeatures:
+    """A three-stage convolution network with fixed random weights, never trained.
+
+    Random filters with rectification and pooling respond to edges, strokes, textures and colours at
+    three scales, and are indifferent to small shifts: a much better yardstick than raw
+    pixels, and far from one that knows objects. It needs no labels and no download, and is the
+    same everywhere, so figures compare between any runs on the same data at the same size. They
+    can tell a worse generator from a better one; they are not the "FID" of papers.
+
+    Grey images are seen as RGB ones with equal channels. Images are averaged to 32x32 first.
+
+    Example:
+        >>> import torch
+        >>> from fastgan.evaluation import RandomConvolutionFeatures
+        >>> space = RandomConvolutionFeatures()
+        >>> space.name, space.extract(torch.zeros(3, 1, 64, 64)).shape
+        ('random-conv-128', torch.Size([3, 128]))
+    """
+
+    name = "random-conv-128"
+    """Goes with the seed and the widths below; another network would need another name."""
+
+    SEED = 20200219
+    WIDTHS = (3, 16, 32, 32)
+    SIDE = 32
+
+    def __init__(self) -> None:
+        generator = torch.Generator().manual_seed(self.SEED)
+        self._weights = []
+        for in_channels, out_channels in zip(self.WIDTHS[:-1], self.WIDTHS[1:], strict=True):
+            # He et al. 2015: a rectified layer keeps the scale at variance 2 / fan_in.
+            deviation = math.sqrt(2 / (in_channels * 9))
+            shape = (out_channels, in_channels, 3, 3)
+            self._weights.append(torch.randn(shape, generator=generator) * deviation)
+
+    def _features(self, images: Tensor) -> Tensor:
+        images = images.to(torch.float32).expand(-1, 3, -1, -1)
+        activations = F.interpolate(images, size=self.SIDE, mode="area")
+        for weight in self._weights:
+            # Edges are repeated, since zeros would be a grey frame around black digits.
+            padded = F.pad(activations, (1, 1, 1, 1), mode="replicate")
+            convolved = F.conv2d(padded, weight.to(images.device))
+            activations = F.avg_pool2d(F.leaky_relu(convolved, 0.1), 2)
+        return F.avg_pool2d(activations, 2).flatten(1)  # 32 channels at 2 x 2 places
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Features, float32 ``(N, 128)`` on the CPU."""
+        return _in_batches(images, self._features)
+
+
+class TorchScriptFeatures:
+    """Features from an extractor in a TorchScript file of the user's choice.
+
+    The file holds a module that takes float32 ``(N, C, H, W)`` in ``[-1, 1]``, with the channels
+    and size of the data, on the CPU or the device given, and returns ``(N, F)`` (trailing
+    dimensions of 1 are dropped). An extractor that expects something else is wrapped in a module
+    that resizes, rescales or repeats channels before it is saved; ``docs/evaluation.md`` shows one.
+
+    A TorchScript file is a program. It can't reach Python, but it can take any time and memory and
+    call any operator of torch, so it deserves no more trust than whoever made it.
+
+    Args:
+        path: the file, as written by ``torch.jit.save``.
+        device: where to run it.
+
+    Raises:
+        DataError: a missing file, or one that is not TorchScript.
+
+    Example:
+        >>> from fastgan.evaluation import TorchScriptFeatures
+        >>> TorchScriptFeatures("missing.pt")
+        Traceback (most recent call last):
+            ...
+        fastgan.errors.DataError: missing.pt: no such feature extractor file
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> None:
+        self.path = Path(path)
+        self.device = torch.device(device)
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such feature extractor file")
+        try:
+            digest = hashlib.sha256(self.path.read_bytes()).hexdigest()[:8]
+            with open(self.path, "rb") as file, warnings.catch_warnings():
+                # torch 2.13 deprecates TorchScript in favour of torch.export; files of this
+                # kind are what the published extractors come as, and still load.
+                warnings.filterwarnings("ignore", category=DeprecationWarning)
+                self._module = torch.jit.load(  # type: ignore[no-untyped-call]
+                    file, map_location=self.device
+                ).eval()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise DataError(
+                f"{self.path}: not a TorchScript feature extractor: {_first_sentence(error)}"
+            ) from error
+        self._name = f"torchscript:{self.path.name}:{digest}"
+
+    @property
+    def name(self) -> str:
+        """``torchscript:``, the file's name, and eight digits that identify its content."""
+        return self._name
+
+    def _features(self, images: Tensor) -> Tensor:
+        shape = tuple(images.shape)
+        try:
+            features = self._module(images.to(self.device, torch.float32))
+        except FastganError:
+            raise
+        except Exception as error:  # whatever the program in the file raises
+            raise ConfigError(
+                f"{self.path}: the extractor failed on float32 images {shape} in [-1, 1]: "
+                f"{_last_line(error)}"
+            ) from error
+        if not isinstance(features, Tensor) or not features.is_floating_point():
+            kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
+            raise ConfigError(
+                f"{self.path}: the extractor returned {kind}, expected a floating-point tensor"
+            )
+        if features.dim() < 2 or features.shape[0] != shape[0] or features[0].numel() == 0:
+            raise ConfigError(
+                f"{self.path}: the extractor turned images {shape} into "
+                f"{tuple(features.shape)}, expected ({shape[0]}, F)"
+            )
+        if features.shape[2:].numel() != 1:
+            raise ConfigError(
+                f"{self.path}: the extractor returned maps {tuple(features.shape)}, "
+                f"expected vectors ({shape[0]}, F)"
+            )
+        if not bool(torch.isfinite(features).all()):
+            raise ConfigError(f"{self.path}: the extractor returned NaN or infinity")
+        return features.flatten(1).to(torch.float32)
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Features, float32 ``(N, F)`` on the CPU.
+
+        Raises:
+            ConfigError: the extractor fails on these images, or does not return ``(N, F)``
+                finite floating-point numbers.
+        """
+        return _in_batches(images, self._features)
+
+
+def _first_sentence(error: Exception) -> str:
+    return str(error).strip().split("\n")[0].split(". ")[0]
+
+
+def _last_line(error: Exception) -> str:
+    """TorchScript puts its own traceback into the message; what went wrong is its last line."""
+    return (str(error).strip() or type(error).__name__).split("\n")[-1]

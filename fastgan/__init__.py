@@ -8,6 +8,29 @@ DCGAN, WGAN and WGAN-GP models; every one is checked against :mod:`fastgan.refer
 from __future__ import annotations
 
 from fastgan._version import __version__
-from fastgan.errors import FastganError
+from fastgan.errors import (
+    CheckpointError,
+    ConfigError,
+    DataError,
+    FastganError,
+    ImageSizeError,
+    LabelError,
+    OutputError,
+    UnsupportedCriticError,
+)
+from fastgan.penalty import CriticLoss, gradient_penalty, wgan_gp_critic_loss
 
-__all__ = ["FastganError", "__version__"]
+__all__ = [
+    "CheckpointError",
+    "ConfigError",
+    "CriticLoss",
+    "DataError",
+    "FastganError",
+    "ImageSizeError",
+    "LabelError",
+    "OutputError",
+    "UnsupportedCriticError",
+    "__version__",
+    "gradient_penalty",
+    "wgan_gp_critic_loss",
+]

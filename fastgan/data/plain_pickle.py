@@ -45,6 +45,17 @@ class ArrayRecord:
         self.state = state
 
 
+def _record_of_buffer(*arguments: object) -> ArrayRecord:
+    """Stand for ``_frombuffer``, by which numpy writes arrays in protocol 5."""
+    if len(arguments) != 4:
+        raise pickle.UnpicklingError("an array written with other than four parts")
+    content, dtype, shape, order = arguments
+    record = ArrayRecord()
+    plain = bytes(content) if isinstance(content, bytearray) else content
+    record.state = (1, shape, dtype, order == "F", plain)
+    return record
+
+
 def _encode(*arguments: object) -> bytes:
     """Stand for ``_codecs.encode``, by which Python 3 writes bytes in old protocols."""
     if len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] == "latin1":
@@ -77,6 +88,8 @@ class _StandIn:
 _STAND_INS = {
     ("numpy.core.multiarray", "_reconstruct"): _StandIn(ArrayRecord),
     ("numpy._core.multiarray", "_reconstruct"): _StandIn(ArrayRecord),
+    ("numpy.core.numeric", "_frombuffer"): _StandIn(_record_of_buffer),
+    ("numpy._core.numeric", "_frombuffer"): _StandIn(_record_of_buffer),
     ("numpy", "ndarray"): _StandIn(_refuse_call),
     ("numpy", "dtype"): _StandIn(_DtypeRecord),
     ("_codecs", "encode"): _StandIn(_encode),

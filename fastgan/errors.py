@@ -12,9 +12,11 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DtypeError",
     "FastganError",
     "ImageSizeError",
     "LabelError",
+    "NativeLibraryError",
     "OutputError",
     "UnsupportedCriticError",
 ]
@@ -50,3 +52,11 @@ class LabelError(FastganError, ValueError):
 
 class UnsupportedCriticError(FastganError, ValueError):
     """A critic that the asked-for pass can't take; the message names the layer or the output."""
+
+
+class DtypeError(FastganError, TypeError):
+    """A tensor of a dtype that the operation does not take."""
+
+
+class NativeLibraryError(FastganError, ImportError):
+    """The compiled part is there but can't be used; the message says why and what to do."""

@@ -1,0 +1,60 @@
+# Everything a newcomer needs: `make demo` and `make test` start from a fresh clone.
+
+PYTHON ?= python3
+VENV   ?= .venv
+OUT    ?= gpu-check
+DEMO   ?= runs/demo
+
+BIN      := $(VENV)/bin
+INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# What the build reads: a change of any of them builds again.
+SOURCES  := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml constraints.txt fastgan/_version.py
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format bench gpu-check wheel clean
+
+help:  ## list what make can do
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+# torch first: the build reads its headers, so pip must not build in isolation from it.
+$(VENV)/.installed: $(SOURCES)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV) ..."
+	@$(INSTALL) setuptools wheel ninja pybind11 torch numpy
+	@$(INSTALL) --no-build-isolation -e '.[test,bench,lint]'
+	@touch $@
+
+demo: $(VENV)/.installed  ## train a GAN on handwritten digits (about 3 minutes), show and measure its samples
+	@rm -rf $(DEMO)
+	@$(BIN)/fastgan train --model wgan-gp --conditional --data digits --out $(DEMO) \
+	    --steps 2400 --lr 5e-4 --lr-decay linear --n-critic 2 --ndf 32 --max-minutes 3
+	@$(BIN)/fastgan evaluate $(DEMO) --n 1000 --json $(DEMO)/evaluation.json
+	@echo "look at $(DEMO)/samples.png"
+
+test: $(VENV)/.installed  ## build, and run the whole test suite
+	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest --doctest-modules fastgan
+
+lint: $(VENV)/.installed  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## let ruff format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## time the ops against torch's own, as ratios
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# With the machine's own python3 and packages: a GPU machine has the torch it needs, and may have
+# no network.
+gpu-check:  ## on a machine with a GPU: build and test there, results into OUT=dir
+	benchmarks/gpu_check.sh "$(OUT)"
+
+wheel: $(VENV)/.installed  ## build a wheel and an sdist into dist/
+	$(BIN)/python -m pip install --quiet -c constraints.txt build
+	$(BIN)/python -m build --no-isolation
+
+clean:  ## remove what was built, the environment and the demo's run
+	rm -rf build dist $(VENV) $(DEMO) fastgan.egg-info fastgan/*.so

@@ -1,0 +1,163 @@
+"""The compiled part: loading it, and saying what it contains.
+
+The build makes two libraries beside this file. ``_build`` is a Python module that describes the
+build and needs nothing of torch; ``_ops.so`` holds the ops and registers them with torch when it is
+loaded. An install with neither is a pure-Python one (``FASTGAN_BUILD_NATIVE=0``), where the ops are
+plain PyTorch. Anything between the two, or a library that does not load, is an error here, with its
+reason, and not an ``AttributeError`` at the first use of an op.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import importlib.machinery
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastgan._version import __version__
+from fastgan.errors import NativeLibraryError
+
+__all__ = ["BuildInfo", "build_info", "load"]
+
+_FOLDER = Path(__file__).resolve().parent
+_REBUILD = "reinstall fastgan (in a checkout: pip install --no-build-isolation -e .)"
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """What this installation of fastgan contains.
+
+    Attributes:
+        version: fastgan's version.
+        native: whether there is a compiled part at all; where not, all below is empty.
+        torch_target: the oldest torch the compiled part runs with, such as ``"2.10"``.
+        built_with_torch: the torch whose headers it was compiled with.
+        cxx_compiler: the C++ compiler's own description of itself.
+        cxx_flags: the flags that every C++ file was compiled with.
+        cpu_instruction_sets: those that the CPU loops were compiled for; the widest that the
+            processor has is chosen at run time.
+        cpu_instruction_set: the chosen one.
+        cuda: whether the CUDA kernels were compiled.
+        cuda_toolkit: the version of nvcc.
+        cuda_architectures: ``sm_90a`` is machine code for compute capability 9.0, ``compute_100``
+            is PTX, which the driver compiles for that capability and later ones.
+        cuda_flags: the flags that every CUDA file was compiled with.
+        cuda_left_out_because: why the CUDA kernels were not compiled.
+    """
+
+    version: str
+    native: bool
+    torch_target: str | None = None
+    built_with_torch: str | None = None
+    cxx_compiler: str | None = None
+    cxx_flags: tuple[str, ...] = ()
+    cpu_instruction_sets: tuple[str, ...] = ()
+    cpu_instruction_set: str | None = None
+    cuda: bool = False
+    cuda_toolkit: str | None = None
+    cuda_architectures: tuple[str, ...] = ()
+    cuda_flags: tuple[str, ...] = ()
+    cuda_left_out_because: str | None = None
+
+
+@cache
+def load() -> bool:
+    """Loads the ops once; returns whether there is a compiled part.
+
+    Raises:
+        NativeLibraryError: it is there, but incomplete, of another version, or does not load.
+    """
+    library = _FOLDER / "_ops.so"
+    description = _description(_FOLDER)
+    if description is None and not library.exists():
+        return False
+    if description is None or not library.exists():
+        present, missing = ("_ops.so", "_build") if library.exists() else ("_build", "_ops.so")
+        raise NativeLibraryError(
+            f"fastgan's compiled part is incomplete: {present} is there, {missing} is not; "
+            f"{_REBUILD}"
+        )
+    if description["version"] != __version__:
+        raise NativeLibraryError(
+            f"fastgan's compiled part is of version {description['version']}, the Python part of "
+            f"{__version__}; {_REBUILD}"
+        )
+    needed = tuple(int(part) for part in description["torch_target"].split("."))
+    if torch.torch_version.TorchVersion(torch.__version__).release[:2] < needed:
+        raise NativeLibraryError(
+            f"fastgan's compiled part needs torch >= {description['torch_target']}, "
+            f"this is torch {torch.__version__}"
+        )
+    try:
+        torch.ops.load_library(str(library))
+    except OSError as error:
+        raise NativeLibraryError(
+            f"fastgan's compiled part does not load: {error} (built with torch "
+            f"{description['built_with_torch']}, this is torch {torch.__version__}); {_REBUILD}"
+        ) from error
+    return True
+
+
+@cache
+def build_info() -> BuildInfo:
+    """What this installation contains: the answer to "which kernels do I have?".
+
+    Returns:
+        A :class:`BuildInfo`.
+
+    Raises:
+        NativeLibraryError: the compiled part is there but can't be used.
+
+    Example:
+        >>> import fastgan
+        >>> info = fastgan.build_info()
+        >>> info.version == fastgan.__version__
+        True
+        >>> info.native or not info.cuda
+        True
+    """
+    if not load():
+        return BuildInfo(version=__version__, native=False)
+    description = _description(_FOLDER)
+    assert description is not None, "load() has checked it"
+    fields = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in description.items()
+    }
+    return BuildInfo(native=True, cpu_instruction_set=_cpu_instruction_set(), **fields)
+
+
+def _description(folder: Path) -> dict[str, Any] | None:
+    """What the module ``_build`` says, or None where there is no such module."""
+    if not any((folder / f"_build{s}").exists() for s in importlib.machinery.EXTENSION_SUFFIXES):
+        others = sorted(path.name for path in folder.glob("_build.*.so"))
+        if others:
+            raise NativeLibraryError(
+                f"fastgan's compiled part was built for another Python ({', '.join(others)}); "
+                f"{_REBUILD}"
+            )
+        return None
+    try:
+        module = importlib.import_module("fastgan._build")
+    except ImportError as error:
+        raise NativeLibraryError(
+            f"fastgan's build description does not load: {error}; {_REBUILD}"
+        ) from error
+    description: dict[str, Any] = module.description()
+    return description
+
+
+def _cpu_instruction_set() -> str:
+    function = ctypes.CDLL(str(_FOLDER / "_ops.so")).fastgan_cpu_instruction_set
+    function.restype = ctypes.c_char_p
+    function.argtypes = [ctypes.POINTER(ctypes.c_char_p)]
+    problem = ctypes.c_char_p()
+    name: bytes | None = function(ctypes.byref(problem))
+    if name is None:
+        raise NativeLibraryError((problem.value or b"unknown instruction set").decode())
+    return name.decode()

@@ -1,0 +1,41 @@
+"""Arguments that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+
+from fastgan.errors import ConfigError
+
+__all__ = ["add_checkpoint", "positive", "require_class"]
+
+
+def positive(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
+    return value
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+    """Adds the checkpoint to read and which of its generators to take."""
+    parser.add_argument(
+        "checkpoint",
+        metavar="CHECKPOINT",
+        help="a checkpoint-*.pt, or a run's folder for its newest",
+    )
+    parser.add_argument(
+        "--no-ema",
+        action="store_true",
+        help="use the last weights instead of their moving average",
+    )
+
+
+def require_class(label: int | None, num_classes: int | None) -> None:
+    """Refuses a class that the model doesn't have."""
+    if label is None:
+        return
+    if num_classes is None:
+        raise ConfigError("class: this checkpoint's model is not conditional")
+    if not 0 <= label < num_classes:
+        raise ConfigError(f"class: expected 0 to {num_classes - 1}, got {label}")

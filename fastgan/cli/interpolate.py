@@ -1,0 +1,85 @@
+"""``fastgan interpolate``: a walk through the latent space, as a GIF and as a strip."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastgan.cli.arguments import add_checkpoint, positive, require_class
+from fastgan.errors import ConfigError, OutputError
+from fastgan.images import save_gif, save_strip
+from fastgan.noise import sample_noise, spherical_interpolation
+from fastgan.sampling import generate_images
+from fastgan.training import load_generator
+
+__all__ = ["add_parser", "run"]
+
+# Images in the strip: as many as fit side by side on a page.
+STRIP_IMAGES = 12
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser's sub-commands."""
+    parser = commands.add_parser(
+        "interpolate",
+        help="morph between samples",
+        description="Morph between samples along great circles of the latent space; writes a GIF"
+        " that loops, and beside it a PNG strip.",
+    )
+    add_checkpoint(parser)
+    parser.add_argument("--out", required=True, metavar="FILE.gif", help="the animation to write")
+    parser.add_argument(
+        "--stops", type=positive, default=6, metavar="N", help="samples on the way (default 6)"
+    )
+    parser.add_argument(
+        "--frames", type=positive, default=12, metavar="N", help="frames between two (default 12)"
+    )
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
+    parser.add_argument("--truncation", type=float, metavar="T", help="as for fastgan sample")
+    parser.add_argument(
+        "--class", dest="label", type=int, metavar="K", help="of a conditional model (default 0)"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Writes both pictures; returns 0."""
+    if options.stops < 2:
+        raise ConfigError(f"stops: expected at least 2, got {options.stops}")
+    out = Path(options.out)
+    if out.suffix.lower() != ".gif":
+        raise OutputError(f"{out}: expected a name that ends in .gif")
+    generator, config, data = load_generator(options.checkpoint, ema=not options.no_ema)
+    classes = data.num_classes if config.conditional else None
+    require_class(options.label, classes)
+    assert config.noise is not None
+    stops = sample_noise(
+        options.stops,
+        config.nz,
+        config.noise,
+        truncation=options.truncation,
+        generator=torch.Generator().manual_seed(options.seed),
+    )
+    # A closed walk: the GIF loops without a jump.
+    ends = stops.roll(-1, dims=0)
+    z = torch.stack(
+        [
+            spherical_interpolation(stops, ends, frame / options.frames)
+            for frame in range(options.frames)
+        ],
+        dim=1,
+    ).flatten(0, 1)
+    labels = None
+    if classes is not None:
+        labels = torch.full((len(z),), options.label or 0)
+    images = generate_images(generator, z, labels)
+    strip = out.with_suffix(".png")
+    save_gif(images, out)
+    save_strip(
+        images[torch.linspace(0, len(images) - 1, min(STRIP_IMAGES, len(images))).long()], strip
+    )
+    print(f"{len(images)} frames: {out}; strip: {strip}")
+    return 0

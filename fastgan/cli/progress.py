@@ -1,0 +1,120 @@
+"""What a person sees of a run: a live bar in a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+from fastgan.training import Callback, Trainer
+
+__all__ = ["TrainingDisplay"]
+
+# Away from a terminal: a line at most this often, in seconds.
+QUIET_INTERVAL = 15.0
+
+
+class TrainingDisplay(Callback):
+    """Shows losses, the Wasserstein estimate, images per second and the time left, on stderr."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._last_line = -QUIET_INTERVAL
+        self._started = 0.0
+        self._first_step = 0
+
+    def say(self, text: str) -> None:
+        """One line of information."""
+        self._console.print(text, soft_wrap=True, markup=False)
+
+    def __enter__(self) -> TrainingDisplay:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Names the run, starts the bar."""
+        self._started = time.monotonic()
+        self._first_step = trainer.step
+        config, data = trainer.config, trainer.data
+        size = f"{config.image_size}x{config.image_size}"
+        classes = f" of {data.num_classes} classes" if data.num_classes else ""
+        self.say(
+            f"{config.model}{' (conditional)' if config.conditional else ''} on {data.name}:"
+            f" {len(trainer.source)} images{classes} at {size}x{data.channels}, batch"
+            f" {config.batch_size}, {config.precision if config.precision != 'auto' else 'fp32'}"
+            f" on {trainer.device.type}"
+        )
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.completed}/{task.total}"),
+                BarColumn(bar_width=None),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[numbers]}"),
+                TimeRemainingColumn(compact=True),
+                TextColumn("left"),
+                console=self._console,
+                expand=True,
+            )
+            self._task = self._progress.add_task(
+                "training", total=config.steps, completed=trainer.step, numbers=""
+            )
+            self._progress.start()
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Moves the bar."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=trainer.step)
+
+    def on_metrics(self, trainer: Trainer, row: Mapping[str, float]) -> None:
+        """Shows the newest numbers."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, numbers=_numbers(row))
+            return
+        now = time.monotonic()
+        if now - self._last_line >= QUIET_INTERVAL or trainer.step == trainer.config.steps:
+            done = trainer.step - self._first_step
+            left = (trainer.config.steps - trainer.step) * (now - self._started) / max(done, 1)
+            self.say(
+                f"step {trainer.step}/{trainer.config.steps}  {_numbers(row)}  {_clock(left)} left"
+            )
+            self._last_line = now
+
+    def on_warning(self, trainer: Trainer, text: str) -> None:
+        """Shows a warning above the bar."""
+        self._console.print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False)
+
+
+def _numbers(row: Mapping[str, float]) -> str:
+    parts = [f"D {row['loss_d']:.3f}", f"G {row['loss_g']:.3f}"]
+    if "wasserstein" in row:
+        parts.append(f"W {row['wasserstein']:.3f}")
+    else:
+        parts.append(f"D(x) {row['d_real']:.2f} D(G(z)) {row['d_fake']:.2f}")
+    parts.append(f"{row['images_per_second']:.0f} img/s")
+    return "  ".join(parts)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -1,0 +1,100 @@
+"""``fastgan train``: a flag for every field of :class:`fastgan.training.TrainConfig`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+import typing
+from types import NoneType
+from typing import Any
+
+from fastgan.cli.progress import TrainingDisplay
+from fastgan.training import TrainConfig, Trainer
+
+__all__ = ["add_parser", "run"]
+
+_GROUPS = {
+    "out": "what to train, on what",
+    "optimizer": "optimisers",
+    "nz": "networks",
+    "n_critic": "the rules of the game",
+    "device": "machine",
+    "log_every": "what is written and when",
+}
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser's sub-commands."""
+    parser = commands.add_parser(
+        "train",
+        help="train a GAN",
+        description="Train a GAN. Options not given take the defaults of the model's paper.",
+        argument_default=argparse.SUPPRESS,
+    )
+    hints = typing.get_type_hints(TrainConfig)
+    group = parser
+    for each in dataclasses.fields(TrainConfig):
+        if each.name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[each.name])
+        flag = "--" + each.name.replace("_", "-")
+        text = each.metadata["help"]
+        if each.default not in (None, "", False):
+            text += f" (default {each.default})"
+        kinds = [kind for kind in typing.get_args(hints[each.name]) if kind is not NoneType]
+        kind = kinds[0] if kinds else hints[each.name]
+        if kind is bool:
+            group.add_argument(flag, dest=each.name, action="store_true", help=text)
+            continue
+        group.add_argument(
+            flag,
+            dest=each.name,
+            type=kind,
+            choices=each.metadata["choices"],
+            required=each.name == "out",
+            metavar={"out": "DIR", "data": "SOURCE", int: "N", float: "X"}.get(
+                each.name, None if each.metadata["choices"] else {int: "N", float: "X"}.get(kind)
+            ),
+            help=text,
+        )
+        if each.name == "out":
+            group.add_argument(
+                "--resume",
+                action="store_true",
+                default=False,
+                help="continue the run in --out from its newest checkpoint",
+            )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains; returns 0, or 128 plus the signal's number when a signal ended the run."""
+    names = {each.name for each in dataclasses.fields(TrainConfig)}
+    given = {name: value for name, value in vars(options).items() if name in names}
+    display = TrainingDisplay()
+    trainer = Trainer(
+        TrainConfig(**given),
+        resume=options.resume,
+        explicit=frozenset(given),
+        callbacks=[display],
+    )
+    if options.resume and trainer.resumed_from is None:
+        display.say(f"no checkpoint in {trainer.out} yet: starting from the beginning")
+    elif trainer.resumed_from is not None:
+        display.say(f"resuming from {trainer.resumed_from} at step {trainer.step}")
+    with display:
+        result = trainer.run()
+    if result.stopped_by is None:
+        print(
+            f"done: {result.step} steps in {result.seconds:.0f} s; grid {result.samples}, losses"
+            f" {result.out / 'losses.png'}, metrics {result.out / 'metrics.csv'}, events"
+            f" {result.out / 'tensorboard'}, checkpoint {result.checkpoint}"
+        )
+        return 0
+    reason = "the time limit" if result.stopped_by == "max_minutes" else result.stopped_by
+    print(
+        f"stopped by {reason} at step {result.step} of {trainer.config.steps}; saved"
+        f" {result.checkpoint}; go on with: fastgan train --resume --out {result.out}"
+    )
+    sys.stdout.flush()
+    return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped_by, 0)

@@ -1,0 +1,67 @@
+"""Writing files so that a reader never meets half of one."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from fastgan.errors import OutputError
+
+__all__ = ["atomic_write"]
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[IO[bytes]]:
+    """Opens a temporary file beside ``path`` that takes its name when the block ends well.
+
+    Whatever happens inside, ``path`` holds either what it held before or all that was written.
+
+    Args:
+        path: the file to write or replace.
+        durable: also wait until the bytes are on the disk (``fsync``), so that the promise holds
+            through a power failure.
+
+    Yields:
+        The file, opened for binary writing.
+
+    Raises:
+        OutputError: when it can't be written; nothing is left behind.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     with atomic_write(Path(folder) / "a.txt") as file:
+        ...         _ = file.write(b"whole")
+        ...     (Path(folder) / "a.txt").read_bytes()
+        b'whole'
+    """
+    path = Path(path)
+    temporary: str | None = None
+    try:
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        # mkstemp makes files that only their owner may read; results are ordinary files.
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+        temporary = None
+        if durable:
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written: {error.strerror or error}") from error
+    finally:
+        if temporary is not None and os.path.exists(temporary):
+            os.unlink(temporary)

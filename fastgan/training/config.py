@@ -1,0 +1,310 @@
+"""Everything a run can be told, in one frozen dataclass.
+
+A field of :class:`TrainConfig` is the only place that holds an option: its name is the name of
+the command-line flag, its metadata is the help text and the allowed values, and ``None`` means
+"as the model's paper has it" (:data:`PAPER_DEFAULTS`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastgan.errors import ConfigError, ImageSizeError
+
+__all__ = ["MODELS", "PAPER_DEFAULTS", "TrainConfig", "default_image_size"]
+
+MODELS = ("gan", "dcgan", "cgan", "wgan", "wgan-gp")
+
+PAPER_DEFAULTS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
+    {
+        # Goodfellow et al. 2014: stochastic gradient descent with momentum (section 5 and the
+        # authors' settings: minibatches of 100, rate 0.1, momentum 0.5), uniform noise.
+        "gan": {
+            "batch_size": 100,
+            "optimizer": "sgd",
+            "lr": 0.1,
+            "beta1": 0.5,
+            "noise": "uniform",
+            "n_critic": 1,
+        },
+        # Radford et al. 2015, section 4: Adam, 2e-4, beta1 0.5, minibatches of 128, uniform Z.
+        "dcgan": {
+            "batch_size": 128,
+            "optimizer": "adam",
+            "lr": 2e-4,
+            "beta1": 0.5,
+            "noise": "uniform",
+            "n_critic": 1,
+        },
+        # Mirza & Osindero 2014 for the conditioning and the noise, Radford et al. for the rest.
+        "cgan": {
+            "batch_size": 128,
+            "optimizer": "adam",
+            "lr": 2e-4,
+            "beta1": 0.5,
+            "noise": "uniform",
+            "n_critic": 1,
+        },
+        # Arjovsky et al. 2017, Algorithm 1.
+        "wgan": {
+            "batch_size": 64,
+            "optimizer": "rmsprop",
+            "lr": 5e-5,
+            "noise": "normal",
+            "n_critic": 5,
+        },
+        # Gulrajani et al. 2017, Algorithm 1.
+        "wgan-gp": {
+            "batch_size": 64,
+            "optimizer": "adam",
+            "lr": 1e-4,
+            "beta1": 0.0,
+            "beta2": 0.9,
+            "noise": "normal",
+            "n_critic": 5,
+        },
+    }
+)
+
+# What a field falls back to when neither the user nor the paper says anything.
+_COMMON_DEFAULTS: Mapping[str, Any] = types.MappingProxyType({"beta1": 0.9, "beta2": 0.999})
+
+# A run may be resumed with other values of these: they change where and how long it runs and
+# what it writes, not the trajectory.
+RESUMABLE_CHANGES = frozenset(
+    {
+        "out",
+        "steps",
+        "device",
+        "workers",
+        "log_every",
+        "sample_every",
+        "checkpoint_every",
+        "keep_checkpoints",
+        "n_samples",
+        "max_minutes",
+    }
+)
+
+
+def _option(default: Any, help_text: str, choices: tuple[str, ...] | None = None) -> Any:
+    return field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+def default_image_size(data: str) -> int:
+    """The image size a data set is trained at when none is asked for.
+
+    The smallest power of two that holds the set's own images; 64, the DCGAN paper's, for data
+    without a fixed size.
+
+    >>> default_image_size("digits"), default_image_size("idx:mnist"), default_image_size("npz:a")
+    (16, 32, 64)
+    """
+    kind = data.partition(":")[0]
+    return {"digits": 16, "idx": 32, "cifar10": 32}.get(kind, 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The settings of one training run.
+
+    Every field is also a flag of ``fastgan train`` (``batch_size`` is ``--batch-size``). Fields
+    left at ``None`` take the default of the model's paper, see :data:`PAPER_DEFAULTS`;
+    :meth:`resolved` fills them in.
+
+    Raises:
+        ConfigError: from :meth:`validate`, for a value that is out of range or contradicts
+            another.
+        ImageSizeError: for an image size that is not a power of two from 16 to 256.
+
+    Example:
+        >>> config = TrainConfig(model="wgan", data="digits", out="runs/wgan").resolved()
+        >>> config.optimizer, config.lr_d, config.n_critic, config.image_size
+        ('rmsprop', 5e-05, 5, 16)
+    """
+
+    out: str = _option("", "folder for everything the run writes")
+    model: str = _option("dcgan", "which GAN to train", MODELS)
+    data: str = _option(
+        "digits", "digits, folder:DIR, idx:DIR (MNIST-style), cifar10:DIR or npz:FILE"
+    )
+    steps: int = _option(5000, "generator updates to train for")
+    image_size: int | None = _option(
+        None, "side of the square images in pixels, a power of two from 16 to 256"
+    )
+    channels: int | None = _option(None, "1 or 3 image channels; by default the data's own")
+    batch_size: int | None = _option(None, "images a batch")
+    seed: int = _option(0, "seed of weights, noise and data order")
+
+    optimizer: str | None = _option(None, "optimiser of both players", ("adam", "rmsprop", "sgd"))
+    lr: float | None = _option(None, "learning rate of both players")
+    lr_g: float | None = _option(None, "learning rate of the generator, if it differs")
+    lr_d: float | None = _option(None, "learning rate of the discriminator, if it differs")
+    lr_decay: str = _option(
+        "none", "linear: the learning rates fall to zero over --steps", ("none", "linear")
+    )
+    beta1: float | None = _option(None, "first moment's decay (Adam), or momentum (sgd)")
+    beta2: float | None = _option(None, "second moment's decay (Adam)")
+
+    nz: int = _option(100, "length of the noise vector")
+    noise: str | None = _option(None, "distribution of the noise", ("normal", "uniform"))
+    ngf: int = _option(64, "generator width: channels of its last hidden layer")
+    ndf: int = _option(64, "discriminator width: channels of its first layer")
+    critic_norm: str = _option(
+        "auto",
+        "normalisation in a critic: auto is batch for wgan, none for wgan-gp, as in the papers",
+        ("auto", "none", "batch", "instance", "layer"),
+    )
+    conditional: bool = _option(
+        False, "condition both networks on the class label (cgan always does)"
+    )
+
+    n_critic: int | None = _option(None, "critic updates for each generator update")
+    critic_schedule: str = _option(
+        "constant",
+        "original: as the WGAN authors' code, 100 critic updates for each of the first 25 generator"
+        " updates and for every 500th",
+        ("constant", "original"),
+    )
+    clip: float = _option(0.01, "wgan: the critic's weights are kept within [-clip, clip]")
+    clip_when: str = _option(
+        "after",
+        "wgan: clip after each critic update (the paper) or before it (the authors' code)",
+        ("after", "before"),
+    )
+    gp_weight: float = _option(10.0, "wgan-gp: weight of the gradient penalty")
+    ema_decay: float = _option(
+        0.999, "decay of the generator's moving average, which samples are drawn from; 0 for none"
+    )
+
+    device: str = _option("auto", "where to train", ("auto", "cpu", "cuda"))
+    precision: str = _option(
+        "auto",
+        "arithmetic of the convolutions; auto is fp32",
+        ("auto", "fp32", "bf16", "fp16"),
+    )
+    workers: int | None = _option(None, "data loading processes; by default as many as help")
+
+    log_every: int = _option(25, "generator updates between two rows of metrics.csv")
+    sample_every: int = _option(500, "generator updates between two sample grids")
+    checkpoint_every: int = _option(1000, "generator updates between two checkpoints")
+    keep_checkpoints: int = _option(2, "how many of the newest checkpoints to keep")
+    n_samples: int = _option(64, "images in a sample grid")
+    max_minutes: float | None = _option(
+        None, "stop, as if interrupted, after this many minutes of training"
+    )
+
+    def resolved(self) -> TrainConfig:
+        """This configuration with every ``None`` replaced by its default, and validated."""
+        if self.model not in MODELS:
+            raise ConfigError(f"model: expected one of {', '.join(MODELS)}, got {self.model!r}")
+        paper = {**_COMMON_DEFAULTS, **PAPER_DEFAULTS[self.model]}
+        filled = {name: value for name, value in paper.items() if getattr(self, name) is None}
+        lr = self.lr if self.lr is not None else paper["lr"]
+        filled["lr"] = lr
+        for name in ("lr_g", "lr_d"):
+            if getattr(self, name) is None:
+                filled[name] = lr
+        if self.image_size is None:
+            filled["image_size"] = default_image_size(self.data)
+        if self.critic_norm == "auto":
+            filled["critic_norm"] = "batch" if self.model == "wgan" else "none"
+        if self.model == "cgan":
+            filled["conditional"] = True
+        config = dataclasses.replace(self, **filled)
+        config.validate()
+        return config
+
+    def validate(self) -> None:
+        """Raises :class:`ConfigError` naming the first field that can't be."""
+        for each in dataclasses.fields(self):
+            value = getattr(self, each.name)
+            choices = each.metadata["choices"]
+            if value is None:
+                continue
+            if choices and value not in choices:
+                raise ConfigError(
+                    f"{each.name}: expected one of {', '.join(choices)}, got {value!r}"
+                )
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ConfigError(f"{each.name}: expected a finite number, got {value}")
+        self._require_at_least(
+            1,
+            ("steps", "batch_size", "nz", "ngf", "ndf", "n_critic", "log_every"),
+            ("sample_every", "checkpoint_every", "keep_checkpoints", "n_samples"),
+        )
+        self._require_at_least(0, ("seed", "workers", "gp_weight"))
+        for name in ("lr", "lr_g", "lr_d", "clip", "max_minutes"):
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise ConfigError(f"{name}: expected a number above 0, got {value}")
+        for name in ("beta1", "beta2", "ema_decay"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ConfigError(f"{name}: expected a number from 0 to below 1, got {value}")
+        if self.seed >= 2**63:
+            raise ConfigError(f"seed: expected a number below 2**63, got {self.seed}")
+        size = self.image_size
+        if size is not None and not (16 <= size <= 256 and size & (size - 1) == 0):
+            raise ImageSizeError(f"image_size: expected a power of two from 16 to 256, got {size}")
+        if self.channels not in (None, 1, 3):
+            raise ConfigError(f"channels: expected 1 or 3, got {self.channels}")
+        if self.batch_size == 1 and self.uses_batch_norm:
+            raise ConfigError(
+                f"batch_size: {self.model} normalises over the batch, which needs at least 2"
+                " images; got 1"
+            )
+
+    @property
+    def uses_batch_norm(self) -> bool:
+        """Whether a network of this model has batch norm: all but the plain GAN's."""
+        return self.model != "gan"
+
+    @property
+    def is_wasserstein(self) -> bool:
+        """Whether the second player is a critic with an unbounded score."""
+        return self.model in ("wgan", "wgan-gp")
+
+    def critic_updates(self, step: int) -> int:
+        """Critic updates before generator update number ``step``, counted from 0."""
+        assert self.n_critic is not None, "resolved() fills n_critic in"
+        if self.critic_schedule == "original" and (step < 25 or step % 500 == 0):
+            return max(100, self.n_critic)
+        return self.n_critic
+
+    def to_dict(self) -> dict[str, Any]:
+        """Field names to plain values, fit for JSON and for a checkpoint."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The inverse of :meth:`to_dict`; refuses unknown names and values of another type.
+
+        Raises:
+            ConfigError: naming the field.
+        """
+        hints = typing.get_type_hints(cls)
+        for name, value in values.items():
+            if name not in hints:
+                raise ConfigError(f"{name}: there is no such setting")
+            allowed = typing.get_args(hints[name]) or (hints[name],)
+            if float in allowed:
+                allowed = (*allowed, int)
+            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+                names = " or ".join(
+                    "None" if each is types.NoneType else each.__name__ for each in allowed
+                )
+                raise ConfigError(f"{name}: expected {names}, got {value!r}")
+        return cls(**values)
+
+    def _require_at_least(self, minimum: int, *groups: tuple[str, ...]) -> None:
+        for name in (name for group in groups for name in group):
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise ConfigError(f"{name}: expected at least {minimum}, got {value}")

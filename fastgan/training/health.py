@@ -1,0 +1,145 @@
+"""The ways a GAN's training goes wrong, each with a test and a name.
+
+Each watch looks at one kind of evidence, speaks when its trouble sets in, and is silent until the
+trouble has gone and come back. The thresholds are deliberately far from what a healthy run shows:
+a warning that cries wolf is turned off.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import deque
+from collections.abc import Mapping
+
+from fastgan.evaluation.diversity import DiversityReport
+
+__all__ = ["HealthMonitor"]
+
+# Samples this much closer together than real images are (mean pairwise distance) are collapsed:
+# healthy generators on digits stay above 0.8.
+COLLAPSED_DISTANCE_RATIO = 0.35
+# ... and so are samples that repeat each other: distance to the nearest other one, likewise.
+COLLAPSED_NEAREST_RATIO = 0.2
+# A class is missing when it gets less than this fraction of its share of the data.
+MISSING_CLASS_FRACTION = 0.1
+# The generator's gradient has vanished when its norm is this small beside its usual size.
+VANISHED_GRADIENT_RATIO = 1e-3
+# The loss of a discriminator that tells every sample apart: 0.01 nats a pair means it gives the
+# right answer a probability of 99.5%. The generator's gradient then carries no direction.
+SATURATED_DISCRIMINATOR_LOSS = 0.01
+# Losses grow by small factors while players chase each other; a thousandfold is a runaway.
+DIVERGED_LOSS_RATIO = 1e3
+# One odd minibatch is no trend.
+PERSISTENCE = 3
+
+
+class HealthMonitor:
+    """Watches a run and names mode collapse, vanishing gradients and divergence.
+
+    Args:
+        wasserstein: the second player is a critic, whose loss has no floor at zero.
+        warm_up: steps that a generator is given to show varied samples for the first time.
+
+    Example:
+        >>> monitor = HealthMonitor(wasserstein=False, warm_up=200)
+        >>> report = DiversityReport(ratio=0.05, nearest_ratio=0.05, class_histogram=None)
+        >>> monitor.observe_samples(200, report)
+        ['mode collapse: at step 200 samples differ only 0.05 times as much as real images do']
+    """
+
+    def __init__(self, *, wasserstein: bool, warm_up: int) -> None:
+        self._wasserstein = wasserstein
+        self._warm_up = warm_up
+        self._was_varied = False
+        self._active: set[str] = set()
+        self._streak: dict[str, int] = {}
+        self._gradient_norms: deque[float] = deque(maxlen=200)
+        self._loss_sizes: deque[float] = deque(maxlen=200)
+
+    def observe_metrics(self, step: int, metrics: Mapping[str, float]) -> list[str]:
+        """Takes one row of metrics: ``loss_d``, ``loss_g`` and ``grad_norm_g`` are read."""
+        warnings = []
+        loss_size = max(abs(metrics["loss_d"]), abs(metrics["loss_g"]))
+        usual_loss = statistics.median(self._loss_sizes) if len(self._loss_sizes) >= 10 else None
+        diverging = usual_loss is not None and loss_size > DIVERGED_LOSS_RATIO * max(
+            usual_loss, 1.0
+        )
+        warnings += self._judge(
+            "divergence",
+            diverging,
+            f"divergence: at step {step} the losses reached {loss_size:.3g}, they were about"
+            f" {usual_loss if usual_loss is not None else math.nan:.3g}; a lower learning rate is"
+            " the usual cure",
+        )
+
+        gradient = metrics["grad_norm_g"]
+        usual_gradient = (
+            statistics.median(self._gradient_norms) if len(self._gradient_norms) >= 10 else None
+        )
+        vanished = gradient == 0 or (
+            usual_gradient is not None and gradient < VANISHED_GRADIENT_RATIO * usual_gradient
+        )
+        saturated = not self._wasserstein and metrics["loss_d"] < SATURATED_DISCRIMINATOR_LOSS
+        why = (
+            f"the discriminator is almost never wrong (loss {metrics['loss_d']:.2g})"
+            if saturated and not vanished
+            else f"the generator's gradient norm is {gradient:.2g}"
+        )
+        cure = (
+            "a smaller --clip narrows the critic's gradients, a larger one may help"
+            if self._wasserstein
+            else "a lower --lr-d or --model wgan-gp is the usual cure"
+        )
+        warnings += self._judge(
+            "vanishing gradients",
+            vanished or saturated,
+            f"vanishing gradients: at step {step} {why}; {cure}",
+        )
+        if not diverging:
+            self._loss_sizes.append(loss_size)
+        if not vanished:
+            self._gradient_norms.append(gradient)
+        return warnings
+
+    def observe_samples(self, step: int, report: DiversityReport) -> list[str]:
+        """Takes a measurement of how varied samples are."""
+        collapsed = report.ratio < COLLAPSED_DISTANCE_RATIO
+        text = (
+            f"mode collapse: at step {step} samples differ only {report.ratio:.2f} times as much"
+            " as real images do"
+        )
+        if not collapsed and report.nearest_ratio < COLLAPSED_NEAREST_RATIO:
+            collapsed = True
+            text = (
+                f"mode collapse: at step {step} samples repeat each other: the nearest two are"
+                f" {report.nearest_ratio:.2f} times as far apart as those of real images"
+            )
+        histogram = report.class_histogram
+        if histogram is not None and not collapsed:
+            threshold = MISSING_CLASS_FRACTION / len(histogram)
+            missing = [index for index, share in enumerate(histogram) if share < threshold]
+            # One rare class is a weakness, several are a collapse.
+            collapsed = len(missing) >= max(2, len(histogram) // 4)
+            text = (
+                f"mode collapse: at step {step} samples show almost nothing of"
+                f" {len(missing)} of the {len(histogram)} classes"
+                f" ({', '.join(map(str, missing[:10]))})"
+            )
+        if not collapsed:
+            self._was_varied = True
+        # An untrained generator's samples are all alike, which is no collapse yet.
+        if not self._was_varied and step < self._warm_up:
+            return []
+        return self._judge("mode collapse", collapsed, text, persistence=1)
+
+    def _judge(
+        self, trouble: str, present: bool, text: str, persistence: int = PERSISTENCE
+    ) -> list[str]:
+        self._streak[trouble] = self._streak.get(trouble, 0) + 1 if present else 0
+        if not present:
+            self._active.discard(trouble)
+        elif self._streak[trouble] >= persistence and trouble not in self._active:
+            self._active.add(trouble)
+            return [text]
+        return []

@@ -1,0 +1,146 @@
+"""What a run leaves behind in numbers: metrics.csv, TensorBoard events, the loss plot."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from fastgan.errors import OutputError
+from fastgan.files import atomic_write
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard.writer import SummaryWriter
+
+__all__ = ["COLUMNS", "MetricsRecorder", "plot_losses", "read_metrics"]
+
+# metrics.csv, in this order. Which are filled depends on the model: `wasserstein` and `penalty`
+# for critics, `d_real` and `d_fake` (mean probability of "real") for discriminators.
+COLUMNS = (
+    "step",
+    "images",
+    "seconds",
+    "loss_d",
+    "loss_g",
+    "wasserstein",
+    "penalty",
+    "d_real",
+    "d_fake",
+    "grad_norm_g",
+    "diversity",
+    "lr_g",
+    "lr_d",
+    "images_per_second",
+)
+
+
+class MetricsRecorder:
+    """Writes each row of metrics to ``metrics.csv`` and to TensorBoard as it comes.
+
+    Args:
+        folder: the run's folder, which exists.
+        start_step: rows of later steps, left by an interrupted run, are dropped.
+    """
+
+    def __init__(self, folder: Path, start_step: int = 0) -> None:
+        # TensorBoard takes a second to import, which `fastgan sample` shouldn't pay.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.path = folder / "metrics.csv"
+        kept = [row for row in read_metrics(self.path) if row["step"] <= start_step]
+        _write_rows(self.path, kept)
+        try:
+            self._file = self.path.open("a", newline="")
+        except OSError as error:
+            raise OutputError(f"{self.path}: can't be written: {error.strerror}") from error
+        self._writer = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
+        self._events: SummaryWriter = SummaryWriter(
+            str(folder / "tensorboard"), purge_step=start_step + 1
+        )
+
+    def record(self, row: Mapping[str, float]) -> None:
+        """Appends one row; columns that the model doesn't have stay empty."""
+        self._writer.writerow(_formatted(row))
+        self._file.flush()
+        for name, value in row.items():
+            if name not in ("step", "seconds"):
+                self._events.add_scalar(name, value, int(row["step"]))
+
+    def record_image(self, name: str, grid: object, step: int) -> None:
+        """Adds a uint8 picture of shape (height, width, 3 or 1) to the TensorBoard events."""
+        self._events.add_image(name, grid, step, dataformats="HWC")
+
+    def close(self) -> None:
+        """Flushes and closes both files."""
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a ``metrics.csv``; empty if there is none. A torn last line is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    with path.open(newline="") as file:
+        for row in csv.DictReader(file):
+            try:
+                rows.append({name: float(row[name]) for name in COLUMNS if row[name]})
+            except (KeyError, TypeError, ValueError):
+                break
+    return [row for row in rows if "step" in row]
+
+
+def plot_losses(rows: list[dict[str, float]], path: Path, *, title: str) -> None:
+    """Draws both losses, and below them what the second player thinks, over the steps."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    curves = {
+        "Wasserstein estimate": "wasserstein",
+        "gradient penalty": "penalty",
+        "D(real)": "d_real",
+        "D(fake)": "d_fake",
+    }
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(8, 6), sharex=True, height_ratios=(3, 2), layout="constrained"
+    )
+    panels = (
+        (above, {"discriminator": "loss_d", "generator": "loss_g"}, "loss"),
+        (below, curves, ""),
+    )
+    for axes, lines, label in panels:
+        for name, column in lines.items():
+            points = [(row["step"], row[column]) for row in rows if column in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), label=name, linewidth=1)
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.25)
+        if axes.lines:
+            axes.legend(loc="upper right", frameon=False)
+    above.set_title(title)
+    below.set_xlabel("generator updates")
+    try:
+        with atomic_write(path) as file:
+            figure.savefig(file, dpi=120, format="png")
+    finally:
+        plt.close(figure)
+
+
+def _formatted(row: Mapping[str, float]) -> dict[str, str]:
+    return {
+        name: str(int(value)) if name in ("step", "images") else f"{value:.6g}"
+        for name, value in row.items()
+    }
+
+
+def _write_rows(path: Path, rows: list[dict[str, float]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(_formatted(row) for row in rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())

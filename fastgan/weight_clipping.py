@@ -1,0 +1,134 @@
+"""Weight clipping: WGAN's way of keeping its critic Lipschitz."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from fastgan.errors import ConfigError, DtypeError
+from fastgan.ops.clip import DTYPES, clip_
+
+__all__ = ["clip_bounds", "clip_weights_"]
+
+#: Layers that ``include_norm=False`` leaves alone; subclasses count.
+NORM_LAYERS: tuple[type[nn.Module], ...] = (
+    nn.modules.batchnorm._NormBase,  # batch norm and instance norm, of every dimension
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+
+def clip_weights_(
+    params_or_module: nn.Module | Tensor | Iterable[Tensor],
+    clip: float | tuple[float, float],
+    *,
+    include_norm: bool = True,
+) -> None:
+    """Clips weights in place to [-c, c], after the optimiser's step of a WGAN critic.
+
+    ``w <- clip(w, -c, c)``: Arjovsky et al. 2017, arXiv 1701.07875, algorithm 1, line 7, where
+    c = 0.01. NaN stays NaN. Each write is counted, so that a backward pass through values from
+    before the clip raises, as after any other in-place change.
+
+    Args:
+        params_or_module: a module, for all its parameters; or a tensor; or an iterable of tensors,
+            such as ``critic.parameters()``. Any shapes, layouts and devices; float64, float32,
+            float16 or bfloat16. A tensor that occurs twice (tied weights) is clipped once.
+        clip: c for [-c, c], c >= 0; or a pair (lo, hi), lo <= hi. Infinities mean no bound.
+        include_norm: False leaves out the parameters of batch, instance, layer, group and RMS norm
+            layers, and needs a module. One that a norm layer shares with another layer is clipped.
+
+    Raises:
+        ConfigError: `clip` is no such number or pair; ``include_norm=False`` without a module.
+        DtypeError: a parameter is not floating-point, or not a tensor at all. Nothing is clipped.
+
+    Example:
+        >>> import torch, fastgan
+        >>> critic = torch.nn.Linear(100, 1)
+        >>> fastgan.clip_weights_(critic, 0.01)
+        >>> bool(critic.weight.abs().max() <= 0.01)
+        True
+    """
+    lower, upper = clip_bounds(clip)
+    tensors: list[Tensor] = []
+    seen: set[int] = set()
+    for name, tensor in _named_tensors(params_or_module, include_norm):
+        if id(tensor) in seen:
+            continue
+        seen.add(id(tensor))
+        _check_clippable(name, tensor)
+        tensors.append(tensor)
+    with torch.no_grad():
+        for tensor in tensors:
+            clip_(tensor, lower, upper)
+
+
+def clip_bounds(clip: float | tuple[float, float]) -> tuple[float, float]:
+    """The setting `clip` as (lo, hi): c stands for (-c, c).
+
+    Raises:
+        ConfigError: not a number >= 0, nor a pair of numbers lo <= hi.
+
+    Example:
+        >>> clip_bounds(0.01), clip_bounds((-1, 0.5))
+        ((-0.01, 0.01), (-1.0, 0.5))
+    """
+    if _is_number(clip):
+        c = float(clip)
+        if not c >= 0:
+            raise ConfigError(f"clip is {clip}; expected c >= 0, for [-c, c]")
+        return -c, c
+    if isinstance(clip, (tuple, list)) and len(clip) == 2 and all(map(_is_number, clip)):
+        lower, upper = float(clip[0]), float(clip[1])
+        if not lower <= upper:
+            raise ConfigError(f"clip is ({lower}, {upper}); expected (lo, hi) with lo <= hi")
+        return lower, upper
+    raise ConfigError(f"clip is {clip!r}; expected a number c >= 0 or a pair (lo, hi)")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _named_tensors(
+    params_or_module: nn.Module | Tensor | Iterable[Tensor], include_norm: bool
+) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(params_or_module, nn.Module):
+        for prefix, module in params_or_module.named_modules():
+            if not include_norm and isinstance(module, NORM_LAYERS):
+                continue
+            for name, parameter in module.named_parameters(prefix=prefix, recurse=False):
+                yield f"parameter {name!r}", parameter
+        return
+    if not include_norm:
+        raise ConfigError(
+            "include_norm=False needs a module, to know which parameters are of norm layers; "
+            f"got {type(params_or_module).__name__}"
+        )
+    if isinstance(params_or_module, Tensor):
+        yield "the tensor", params_or_module
+        return
+    if not isinstance(params_or_module, Iterable):
+        raise DtypeError(
+            f"params_or_module is {type(params_or_module).__name__}; "
+            "expected a module, a tensor or an iterable of tensors"
+        )
+    for index, tensor in enumerate(params_or_module):
+        yield f"parameter number {index}", tensor
+
+
+def _check_clippable(name: str, tensor: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise DtypeError(f"{name} is {type(tensor).__name__}; expected a tensor")
+    if is_lazy(tensor):
+        raise DtypeError(f"{name} has no values yet; run the module once, then clip")
+    if tensor.dtype not in DTYPES:
+        raise DtypeError(
+            f"{name} has dtype {tensor.dtype}; expected float64, float32, float16 or bfloat16"
+        )

@@ -1,0 +1,181 @@
+"""The trainer's updates against the papers' steps in fastgan.reference."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastgan import reference
+from fastgan.training.config import MODELS, TrainConfig
+from fastgan.training.networks import DataShape, build_discriminator, build_generator
+from fastgan.training.updates import Players, build_optimizer
+
+BATCH, CHANNELS, SIZE, CLASSES = 6, 1, 16, 4
+
+
+def make_players(config: TrainConfig, seed: int) -> Players:
+    torch.manual_seed(seed)
+    data = DataShape("random", CHANNELS, SIZE, CLASSES)
+    generator, discriminator = build_generator(config, data), build_discriminator(config, data)
+    return Players(
+        config=config,
+        generator=generator,
+        discriminator=discriminator,
+        optimizer_g=build_optimizer(config, generator, config.lr_g),
+        optimizer_d=build_optimizer(config, discriminator, config.lr_d),
+        num_classes=CLASSES if config.conditional else None,
+        device=torch.device("cpu"),
+        random=torch.Generator().manual_seed(seed),
+    )
+
+
+def draw_noise(config: TrainConfig, random: torch.Generator) -> Tensor:
+    """The noise as the paper has it, from the same random stream as the trainer's."""
+    if config.noise == "normal":
+        z = torch.randn(BATCH * config.nz, generator=random)
+    else:
+        z = torch.rand(BATCH * config.nz, generator=random) * 2 - 1
+    return z.view(BATCH, config.nz, 1, 1)
+
+
+def torch_optimizer(config: TrainConfig, module: nn.Module) -> torch.optim.Optimizer:
+    """The papers' optimisers, by hand."""
+    return {
+        "gan": lambda: torch.optim.SGD(module.parameters(), lr=0.1, momentum=0.5),
+        "dcgan": lambda: torch.optim.Adam(module.parameters(), lr=2e-4, betas=(0.5, 0.999)),
+        "cgan": lambda: torch.optim.Adam(module.parameters(), lr=2e-4, betas=(0.5, 0.999)),
+        "wgan": lambda: torch.optim.RMSprop(module.parameters(), lr=5e-5),
+        "wgan-gp": lambda: torch.optim.Adam(module.parameters(), lr=1e-4, betas=(0.0, 0.9)),
+    }[config.model]()
+
+
+def assert_same_weights(ours: nn.Module, theirs: nn.Module) -> None:
+    for (name, a), b in zip(ours.state_dict().items(), theirs.state_dict().values(), strict=True):
+        # Adam divides by the root of a squared gradient, which near zero turns a rounding
+        # difference into a difference of up to the learning rate; hence the absolute term.
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=2e-6, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("conditional", [False, True], ids=["plain", "conditional"])
+@pytest.mark.parametrize("model", MODELS)
+def test_three_iterations_match_the_reference_steps(
+    model: str, conditional: bool, seed: int
+) -> None:
+    config = TrainConfig(
+        model=model, out="unused", nz=5, ngf=4, ndf=4, conditional=conditional, batch_size=BATCH
+    ).resolved()
+    players = make_players(config, seed)
+    generator = copy.deepcopy(players.generator)
+    discriminator = copy.deepcopy(players.discriminator)
+    optimizer_g = torch_optimizer(config, generator)
+    optimizer_d = torch_optimizer(config, discriminator)
+    random = torch.Generator().manual_seed(seed)
+    data = torch.Generator().manual_seed(seed + 100)
+
+    for _ in range(3):
+        real = torch.rand(BATCH, CHANNELS, SIZE, SIZE, generator=data) * 2 - 1
+        labels = torch.randint(CLASSES, (BATCH,), generator=data)
+        # Dropout, where there is any, draws from the global generator.
+        torch.manual_seed(seed)
+        ours = players.update_discriminator(real, labels)
+        given = labels if config.conditional else None
+        torch.manual_seed(seed)
+        noise = draw_noise(config, random)
+        if model == "wgan-gp":
+            theirs = reference.wgan_gp_critic_step(
+                generator,
+                discriminator,
+                optimizer_d,
+                real,
+                noise,
+                eps=torch.rand(BATCH, 1, 1, 1, generator=random),
+                labels=given,
+            )
+            expected = {"wasserstein": theirs.wasserstein, "penalty": theirs.penalty}
+        elif model == "wgan":
+            theirs = reference.wgan_critic_step(
+                generator, discriminator, optimizer_d, real, noise, clip=0.01, labels=given
+            )
+            expected = {"wasserstein": theirs.wasserstein}
+        else:
+            theirs = reference.discriminator_step(
+                generator, discriminator, optimizer_d, real, noise, labels=given, output="logits"
+            )
+            expected = {"d_real": theirs.real_score, "d_fake": theirs.fake_score}
+        for name, value in {"loss_d": theirs.loss, **expected}.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
+
+        torch.manual_seed(seed)
+        ours = players.update_generator(measure_gradient=True)
+        torch.manual_seed(seed)
+        given = torch.randint(CLASSES, (BATCH,), generator=random) if config.conditional else None
+        noise = draw_noise(config, random)
+        if config.is_wasserstein:
+            theirs = reference.wgan_generator_step(
+                generator, discriminator, optimizer_g, noise, labels=given
+            )
+        else:
+            theirs = reference.generator_step(
+                generator, discriminator, optimizer_g, noise, labels=given, output="logits"
+            )
+        torch.testing.assert_close(ours["loss_g"], theirs.loss, rtol=1e-4, atol=1e-5)
+        squares = sum(float(p.grad.double().square().sum()) for p in generator.parameters())
+        assert float(ours["grad_norm_g"]) == pytest.approx(squares**0.5, rel=1e-3)
+        assert_same_weights(players.generator, generator)
+        assert_same_weights(players.discriminator, discriminator)
+
+
+@pytest.mark.parametrize("clip_when", ["after", "before"])
+def test_clip_conventions(clip_when: str) -> None:
+    config = TrainConfig(
+        model="wgan", out="unused", nz=5, ngf=4, ndf=4, batch_size=BATCH, lr=1e-3, clip=0.01
+    )
+    config = TrainConfig(**{**config.to_dict(), "clip_when": clip_when}).resolved()
+    players = make_players(config, 0)
+    before = copy.deepcopy(players.discriminator)
+    real = torch.rand(BATCH, CHANNELS, SIZE, SIZE) * 2 - 1
+    players.update_discriminator(real, None)
+    limit = max(float(p.abs().max()) for p in players.discriminator.parameters())
+    if clip_when == "after":
+        assert limit <= 0.01 * (1 + 1e-6)
+    else:
+        # Clipped, then moved by one RMSprop step, whose size is lr / sqrt(1 - alpha) at most.
+        assert 0.01 < limit <= 0.01 + 1e-3 / (1 - 0.99) ** 0.5 * 1.01
+    # The gradient was taken at the weights the caller saw, not at clipped ones: batch norm's
+    # weights start near 1, and only unclipped ones give these statistics.
+    assert any(float(p.abs().max()) > 0.5 for p in before.parameters())
+
+
+def test_generator_update_leaves_the_discriminator_trainable_and_without_gradients() -> None:
+    config = TrainConfig(model="dcgan", out="unused", nz=5, ngf=4, ndf=4, batch_size=BATCH)
+    players = make_players(config.resolved(), 0)
+    before = copy.deepcopy(dict(players.discriminator.named_parameters()))
+    players.update_generator(measure_gradient=False)
+    for name, parameter in players.discriminator.named_parameters():
+        assert parameter.requires_grad
+        assert parameter.grad is None
+        assert torch.equal(parameter, before[name])
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_low_precision_updates_stay_close_to_fp32(model: str, precision: str) -> None:
+    losses = {}
+    for name in ("fp32", precision):
+        config = TrainConfig(
+            model=model, out="unused", nz=5, ngf=4, ndf=4, batch_size=BATCH, precision=name
+        )
+        players = make_players(config.resolved(), 3)
+        torch.manual_seed(0)
+        real = torch.rand(BATCH, CHANNELS, SIZE, SIZE) * 2 - 1
+        labels = torch.arange(BATCH) % CLASSES
+        players.update_discriminator(real, labels)
+        losses[name] = float(players.update_discriminator(real, labels)["loss_d"])
+        players.update_generator(measure_gradient=True)
+        assert all(bool(p.isfinite().all()) for p in players.generator.parameters())
+        assert all(p.dtype == torch.float32 for p in players.generator.parameters())
+    assert losses[precision] == pytest.approx(losses["fp32"], rel=0.05, abs=0.02)

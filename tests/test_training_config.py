@@ -64,6 +64,8 @@ def test_original_schedule_trains_the_critic_longer_early_on() -> None:
         ("channels", 2),
         ("nz", 0),
         ("ngf", -1),
+        ("ngf", 10**9),
+        ("nz", 10**9),
         ("beta1", 1.0),
         ("clip", -0.01),
         ("gp_weight", -1.0),

@@ -93,6 +93,10 @@ RESUMABLE_CHANGES = frozenset(
 )
 
 
+# Sixteen times the widest GANs published; far beyond it, sizes overflow.
+LARGEST_WIDTH = 16_384
+
+
 def _option(default: Any, help_text: str, choices: tuple[str, ...] | None = None) -> Any:
     return field(default=default, metadata={"help": help_text, "choices": choices})
 
@@ -239,6 +243,11 @@ class TrainConfig:
             ("steps", "batch_size", "nz", "ngf", "ndf", "n_critic", "log_every"),
             ("sample_every", "checkpoint_every", "keep_checkpoints", "n_samples"),
         )
+        for name in ("nz", "ngf", "ndf"):
+            if getattr(self, name) > LARGEST_WIDTH:
+                raise ConfigError(
+                    f"{name}: expected at most {LARGEST_WIDTH}, got {getattr(self, name)}"
+                )
         self._require_at_least(0, ("seed", "workers", "gp_weight"))
         for name in ("lr", "lr_g", "lr_d", "clip", "max_minutes"):
             value = getattr(self, name)
@@ -289,6 +298,8 @@ class TrainConfig:
         Raises:
             ConfigError: naming the field.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"config: expected names with values, got {values!r}")
         hints = typing.get_type_hints(cls)
         for name, value in values.items():
             if name not in hints:

@@ -1,0 +1,303 @@
+"""Whole runs of the trainer: what they leave, how they resume, how they end."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from fastgan.errors import CheckpointError, ConfigError, OutputError
+from fastgan.training import Callback, TrainConfig, Trainer, TrainingDivergedError, load_generator
+from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
+from fastgan.training.config import MODELS
+from fastgan.training.trainer import TrainingResult
+
+SMALL = {"nz": 6, "ngf": 4, "ndf": 4, "batch_size": 8, "n_critic": 2, "log_every": 2}
+
+
+def small_config(out: Path, **changes: object) -> TrainConfig:
+    return TrainConfig(**{"out": str(out), "steps": 6, **SMALL, **changes})
+
+
+def assert_same(a: object, b: object, where: str = "") -> None:
+    """Equality to the bit of nested dictionaries, lists and tensors."""
+    assert type(a) is type(b), where
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            assert_same(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list | tuple):
+        assert len(a) == len(b), where
+        for index, (x, y) in enumerate(zip(a, b, strict=True)):
+            assert_same(x, y, f"{where}/{index}")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_run_leaves_everything_a_person_needs(model: str, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = Trainer(
+        small_config(out, model=model, steps=6, sample_every=3, checkpoint_every=3)
+    ).run()
+    assert (result.step, result.stopped_by) == (6, None)
+    assert {path.name for path in out.iterdir()} == {
+        "checkpoint-0000003.pt",
+        "checkpoint-0000006.pt",
+        "config.json",
+        "losses.png",
+        "metrics.csv",
+        "samples-0000003.png",
+        "samples-0000006.png",
+        "samples.png",
+        "tensorboard",
+    }
+    assert result.checkpoint == out / "checkpoint-0000006.pt"
+    with (out / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["step"] for row in rows] == ["2", "4", "6"]
+    critic_updates = 2
+    assert [row["images"] for row in rows] == [str(n * critic_updates * 8) for n in (2, 4, 6)]
+    filled = {"wgan": ("wasserstein",), "wgan-gp": ("wasserstein", "penalty")}.get(
+        model, ("d_real", "d_fake")
+    )
+    for row in rows:
+        assert all(float(row[name]) == float(row[name]) for name in ("loss_d", "loss_g", *filled))
+    assert rows[-1]["diversity"] != ""
+    assert TrainConfig.from_dict(json.loads((out / "config.json").read_text())).model == model
+    with Image.open(out / "losses.png") as plot:
+        assert plot.size == (960, 720)
+    assert any("tfevents" in path.name for path in (out / "tensorboard").iterdir())
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_resuming_continues_to_the_bit(model: str, tmp_path: Path) -> None:
+    whole = Trainer(small_config(tmp_path / "whole", model=model, lr_decay="linear")).run()
+
+    class StopAtThree(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            if trainer.step == 3:
+                trainer.request_stop("test")
+
+    parts = tmp_path / "parts"
+    first = Trainer(
+        small_config(parts, model=model, lr_decay="linear"), callbacks=[StopAtThree()]
+    ).run()
+    assert (first.step, first.stopped_by) == (3, "test")
+    torch.rand(5)  # whatever happens in between
+    second = Trainer(TrainConfig(out=str(parts)), resume=True).run()
+    assert second.step == 6
+    ours, theirs = load_checkpoint(second.checkpoint), load_checkpoint(whole.checkpoint)
+    ours["config"].pop("out")
+    theirs["config"].pop("out")
+    assert_same(ours, theirs)
+    timing = {"seconds", "images_per_second"}
+    tables = []
+    for run in (parts, tmp_path / "whole"):
+        with (run / "metrics.csv").open(newline="") as file:
+            tables.append(
+                {
+                    row["step"]: {k: v for k, v in row.items() if k not in timing}
+                    for row in csv.DictReader(file)
+                }
+            )
+    # The whole run's row at step 4 averages steps 3 and 4, the resumed run's only step 4.
+    for step in ("2", "6"):
+        assert tables[0][step] == tables[1][step]
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_differ(tmp_path: Path) -> None:
+    runs = [
+        load_checkpoint(Trainer(small_config(tmp_path / name, seed=seed)).run().checkpoint)
+        for name, seed in (("a", 5), ("b", 5), ("c", 6))
+    ]
+    assert_same(runs[0]["generator"], runs[1]["generator"])
+    assert not torch.equal(
+        runs[0]["generator"]["main.0.weight"], runs[2]["generator"]["main.0.weight"]
+    )
+
+
+def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
+    trainer = Trainer(small_config(tmp_path / "new", steps=2), resume=True)
+    assert trainer.resumed_from is None
+    assert trainer.run().step == 2
+
+
+def test_more_steps_can_be_asked_of_a_finished_run(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    Trainer(small_config(out, steps=2)).run()
+    trainer = Trainer(
+        TrainConfig(out=str(out), steps=4), resume=True, explicit=frozenset({"steps"})
+    )
+    assert trainer.config.batch_size == SMALL["batch_size"]
+    assert trainer.run().step == 4
+
+
+def test_resume_refuses_a_setting_that_contradicts_the_run(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    Trainer(small_config(out, steps=2)).run()
+    asked = small_config(out, steps=2, batch_size=16)
+    with pytest.raises(ConfigError, match="batch_size: .* trained with 8, can't go on with 16"):
+        Trainer(asked, resume=True, explicit=frozenset({"batch_size"}))
+
+
+def test_a_folder_with_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    Trainer(small_config(out, steps=2)).run()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    with pytest.raises(OutputError, match="already holds a run"):
+        Trainer(small_config(out, steps=2))
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_nothing_is_written_when_the_data_is_bad(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="nowhere"):
+        Trainer(small_config(tmp_path / "run", data=f"folder:{tmp_path / 'nowhere'}"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_at_the_step_s_end(number: signal.Signals, tmp_path: Path) -> None:
+    class Interrupt(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            if trainer.step == 4:
+                os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    result = Trainer(small_config(tmp_path / "run", steps=50), callbacks=[Interrupt()]).run()
+    assert (result.step, result.stopped_by) == (4, number.name)
+    assert result.checkpoint.name == "checkpoint-0000004.pt"
+    assert result.samples.exists()
+    assert signal.getsignal(number) is before
+
+
+def test_the_second_signal_ends_at_once(tmp_path: Path) -> None:
+    class Impatient(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1)
+
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(small_config(tmp_path / "run", steps=50), callbacks=[Impatient()]).run()
+
+
+def test_training_outside_the_main_thread(tmp_path: Path) -> None:
+    results: list[TrainingResult] = []
+    trainer = Trainer(small_config(tmp_path / "run", steps=2))
+    thread = threading.Thread(target=lambda: results.append(trainer.run()))
+    thread.start()
+    thread.join()
+    assert results[0].step == 2
+
+
+def test_the_time_limit_stops_with_a_checkpoint(tmp_path: Path) -> None:
+    result = Trainer(small_config(tmp_path / "run", steps=10**6, max_minutes=0.01)).run()
+    assert result.stopped_by == "max_minutes"
+    assert result.step < 10**6
+    assert result.seconds < 30
+    assert result.checkpoint.exists()
+
+
+@pytest.mark.parametrize("where", ["loss", "weights"])
+def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(where: str, tmp_path: Path) -> None:
+    class Poison(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            network = trainer.players.discriminator
+            if where == "weights":
+                network = trainer.players.generator
+            if trainer.step == 5:
+                with torch.no_grad():
+                    next(network.parameters()).fill_(float("nan"))
+
+    out = tmp_path / "run"
+    # Logging every 100 steps leaves it to the checkpoint's own look at the weights.
+    config = small_config(
+        out,
+        steps=20,
+        checkpoint_every=2,
+        log_every=1 if where == "loss" else 100,
+        keep_checkpoints=1,
+    )
+    with pytest.raises(TrainingDivergedError, match=r"last good checkpoint is .*0000004\.pt"):
+        Trainer(config, callbacks=[Poison()]).run()
+    assert [path.name for path in list_checkpoints(out)] == ["checkpoint-0000004.pt"]
+    content = load_checkpoint(out / "checkpoint-0000004.pt")
+    assert all(bool(v.isfinite().all()) for v in content["generator"].values())
+
+
+def test_a_collapsed_generator_is_named(tmp_path: Path) -> None:
+    texts: list[str] = []
+
+    class Collapse(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            assert trainer.ema is not None
+            if trainer.step == 1:
+                trainer._monitor._warm_up = 0  # a short run stands for a long one
+            with torch.no_grad():  # one picture, whatever the noise
+                next(trainer.ema.module.parameters()).zero_()
+
+        def on_warning(self, trainer: Trainer, text: str) -> None:
+            texts.append(text)
+
+    Trainer(
+        small_config(tmp_path / "run", steps=6, sample_every=2), callbacks=[Collapse()]
+    ).run()
+    collapses = [text for text in texts if text.startswith("mode collapse")]
+    assert len(collapses) == 1  # said once, though it lasts
+
+
+def test_old_checkpoints_are_removed_but_not_foreign_files(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "mine.pt").write_bytes(b"not a checkpoint of ours")
+    Trainer(small_config(out, steps=6, checkpoint_every=1, keep_checkpoints=3)).run()
+    assert [path.name for path in list_checkpoints(out)] == [
+        f"checkpoint-000000{step}.pt" for step in (4, 5, 6)
+    ]
+    assert (out / "mine.pt").exists()
+
+
+def test_unlabelled_data_can_not_condition(tmp_path: Path) -> None:
+    Image.new("L", (16, 16), 3).save(tmp_path / "a.png")
+    Image.new("L", (16, 16), 200).save(tmp_path / "b.png")
+    with pytest.raises(ConfigError, match="labels"):
+        Trainer(
+            small_config(
+                tmp_path / "run", model="cgan", data=f"folder:{tmp_path}", image_size=16
+            )
+        )
+
+
+def test_other_data_with_other_channels_is_no_continuation(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    Trainer(small_config(out, steps=2)).run()
+    saved = load_checkpoint(list_checkpoints(out)[-1])
+    saved["data"]["channels"] = 3
+    torch.save(saved, list_checkpoints(out)[-1])
+    with pytest.raises(CheckpointError):
+        Trainer(TrainConfig(out=str(out)), resume=True)
+
+
+def test_the_generator_of_a_run_draws_what_the_run_drew(tmp_path: Path) -> None:
+    class Remember(Callback):
+        def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
+            self.images = trainer._fixed_samples()
+
+    remember = Remember()
+    result = Trainer(small_config(tmp_path / "run", noise="normal"), callbacks=[remember]).run()
+    generator, config, _ = load_generator(result.checkpoint)
+    assert not generator.training
+    z = torch.randn(64 * 6, generator=torch.Generator().manual_seed(config.seed))
+    with torch.no_grad():
+        torch.testing.assert_close(generator(z.view(64, 6, 1, 1)), remember.images)

@@ -108,7 +108,8 @@ def decode_image(path: Path, *, image_size: int, channels: int) -> npt.NDArray[n
     square = plain.crop((left, top, left + side, top + side))
     if side != image_size:
         square = square.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    pixels = np.asarray(square, dtype=np.uint8).reshape(image_size, image_size, channels)
+    # Pillow lends its own memory, read-only; the copy belongs to the caller.
+    pixels = np.array(square, dtype=np.uint8).reshape(image_size, image_size, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

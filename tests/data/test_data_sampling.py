@@ -30,7 +30,9 @@ def test_every_epoch_is_a_permutation_and_batches_are_never_short(length, batch_
     for epoch in laid_out[: 3 * length].view(3, length):
         assert sorted(epoch.tolist()) == list(range(length))
     fresh = InfiniteSampler(length, batch_size, seed)
-    assert torch.equal(fresh.indices(first), InfiniteSampler(length, batch_size, seed).indices(first))
+    assert torch.equal(
+        fresh.indices(first), InfiniteSampler(length, batch_size, seed).indices(first)
+    )
 
 
 def test_a_batch_depends_on_its_step_alone_not_on_those_asked_before():

@@ -223,8 +223,8 @@ def wgan_critic_step(
     """
     with torch.no_grad():
         fake = call(generator, noise, labels)
-    fake_scores = call(critic, fake, labels)
     real_scores = call(critic, real, labels)
+    fake_scores = call(critic, fake, labels)
     loss = wgan_critic_loss(real_scores, fake_scores)
 
     optimizer.zero_grad()

@@ -76,7 +76,8 @@ def load_cifar10(
         if number != expected:
             raise DataError(f"{quoted(place)}: data_batch_{expected} is missing")
     parts = [_read_batch(*members[f"data_batch_{number}"]) for number in numbers]
-    pixels = np.concatenate([rows for rows, _ in parts]).reshape(-1, 3, 32, 32)
+    rows = np.concatenate([part_rows for part_rows, _ in parts])
+    pixels = rows.reshape(len(rows), 3, 32, 32)
     labels = np.concatenate([row_labels for _, row_labels in parts])
     return source_from_array(
         name,

@@ -56,6 +56,13 @@ def _record_of_buffer(*arguments: object) -> ArrayRecord:
     return record
 
 
+def _no_bytes(*arguments: object) -> bytes:
+    """Stand for ``bytes``, by which Python 3 writes empty bytes in old protocols."""
+    if arguments:
+        raise pickle.UnpicklingError("bytes is called; expected it for empty bytes only")
+    return b""
+
+
 def _encode(*arguments: object) -> bytes:
     """Stand for ``_codecs.encode``, by which Python 3 writes bytes in old protocols."""
     if len(arguments) == 2 and isinstance(arguments[0], str) and arguments[1] == "latin1":
@@ -93,6 +100,8 @@ _STAND_INS = {
     ("numpy", "ndarray"): _StandIn(_refuse_call),
     ("numpy", "dtype"): _StandIn(_DtypeRecord),
     ("_codecs", "encode"): _StandIn(_encode),
+    ("builtins", "bytes"): _StandIn(_no_bytes),
+    ("__builtin__", "bytes"): _StandIn(_no_bytes),
 }
 
 # The C unpickler grows its memo to the largest number named; real ones count up from 0.

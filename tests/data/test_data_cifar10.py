@@ -187,6 +187,7 @@ def test_code_in_the_class_names_or_in_an_archive_is_refused(tmp_path):
         # Setting attributes of what a name resolves to.
         b"c_codecs\nencode\n}U\x08__call__K\x01sb.",
         b"cnumpy\nndarray\nN}U\x08__call__K\x01s\x86b.",
+        b"c__builtin__\nbytes\n(J\xff\xff\xff\x7ftR.",
         # References to outside the file, and the extension registry.
         b"Poutside\n.",
         b"U\x07outsideQ.",

@@ -7,30 +7,41 @@ DCGAN, WGAN and WGAN-GP models; every one is checked against :mod:`fastgan.refer
 
 from __future__ import annotations
 
+from fastgan._native import BuildInfo, build_info
 from fastgan._version import __version__
 from fastgan.errors import (
     CheckpointError,
     ConfigError,
     DataError,
+    DtypeError,
     FastganError,
     ImageSizeError,
     LabelError,
+    NativeLibraryError,
     OutputError,
     UnsupportedCriticError,
 )
+from fastgan.fallback import FallbackWarning
 from fastgan.penalty import CriticLoss, gradient_penalty, wgan_gp_critic_loss
+from fastgan.weight_clipping import clip_weights_
 
 __all__ = [
+    "BuildInfo",
     "CheckpointError",
     "ConfigError",
     "CriticLoss",
     "DataError",
+    "DtypeError",
+    "FallbackWarning",
     "FastganError",
     "ImageSizeError",
     "LabelError",
+    "NativeLibraryError",
     "OutputError",
     "UnsupportedCriticError",
     "__version__",
+    "build_info",
+    "clip_weights_",
     "gradient_penalty",
     "wgan_gp_critic_loss",
 ]

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.torch_version import TorchVersion
 
 from fastgan._version import __version__
 from fastgan.errors import NativeLibraryError
@@ -87,8 +88,8 @@ def load() -> bool:
             f"fastgan's compiled part is of version {description['version']}, the Python part of "
             f"{__version__}; {_REBUILD}"
         )
-    needed = tuple(int(part) for part in description["torch_target"].split("."))
-    if torch.torch_version.TorchVersion(torch.__version__).release[:2] < needed:
+    # TorchVersion compares with a string as versions do, not letter by letter.
+    if TorchVersion(torch.__version__) < str(description["torch_target"]):
         raise NativeLibraryError(
             f"fastgan's compiled part needs torch >= {description['torch_target']}, "
             f"this is torch {torch.__version__}"
@@ -125,7 +126,7 @@ def build_info() -> BuildInfo:
         return BuildInfo(version=__version__, native=False)
     description = _description(_FOLDER)
     assert description is not None, "load() has checked it"
-    fields = {
+    fields: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in description.items()
     }

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from numbers import Real
 
@@ -79,21 +78,25 @@ def clip_bounds(clip: float | tuple[float, float]) -> tuple[float, float]:
         >>> clip_bounds(0.01), clip_bounds((-1, 0.5))
         ((-0.01, 0.01), (-1.0, 0.5))
     """
-    if _is_number(clip):
-        c = float(clip)
+    c = _number(clip)
+    if c is not None:
         if not c >= 0:
             raise ConfigError(f"clip is {clip}; expected c >= 0, for [-c, c]")
         return -c, c
-    if isinstance(clip, (tuple, list)) and len(clip) == 2 and all(map(_is_number, clip)):
-        lower, upper = float(clip[0]), float(clip[1])
-        if not lower <= upper:
-            raise ConfigError(f"clip is ({lower}, {upper}); expected (lo, hi) with lo <= hi")
-        return lower, upper
+    if isinstance(clip, (tuple, list)) and len(clip) == 2:
+        lower, upper = _number(clip[0]), _number(clip[1])
+        if lower is not None and upper is not None:
+            if not lower <= upper:
+                raise ConfigError(f"clip is ({lower}, {upper}); expected (lo, hi) with lo <= hi")
+            return lower, upper
     raise ConfigError(f"clip is {clip!r}; expected a number c >= 0 or a pair (lo, hi)")
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, Real) and not isinstance(value, bool)
+def _number(value: object) -> float | None:
+    """`value` as a float, or None where it is no number (True and False are not)."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        return None
+    return float(value)
 
 
 def _named_tensors(

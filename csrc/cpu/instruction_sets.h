@@ -1,0 +1,57 @@
+// One binary for every processor of an architecture: hot loops are compiled once per instruction
+// set and chosen when they run.
+//
+// A file `*_loops.cpp` holds loops and nothing else. The build compiles it once for each
+// instruction set below, each time with that set's compiler flags and
+// -DFASTGAN_INSTRUCTION_SET=<name>, and the file puts its functions in namespace
+// fastgan::cpu::<name>. native_build.py lists sets and flags. A loop file includes math/ and plain
+// C headers alone: an inline function of the C++ library, compiled for AVX-512 there, could become
+// the copy that the whole program uses.
+#pragma once
+
+#if defined(__x86_64__)
+#define FASTGAN_FOR_EACH_INSTRUCTION_SET(declare) \
+    namespace baseline {                          \
+    declare;                                      \
+    }                                             \
+    namespace avx2 {                              \
+    declare;                                      \
+    }                                             \
+    namespace avx512 {                            \
+    declare;                                      \
+    }
+// Of the three versions of a function, the one for this processor.
+#define FASTGAN_SELECT(function) \
+    ::fastgan::cpu::select(&baseline::function, &avx2::function, &avx512::function)
+#else
+#define FASTGAN_FOR_EACH_INSTRUCTION_SET(declare) \
+    namespace baseline {                          \
+    declare;                                      \
+    }
+#define FASTGAN_SELECT(function) (&baseline::function)
+#endif
+
+namespace fastgan::cpu {
+
+enum class InstructionSet { baseline, avx2, avx512 };
+
+// The widest set that both the build and this processor have. The environment variable
+// FASTGAN_CPU_INSTRUCTION_SET (baseline, avx2, avx512) lowers it, never raises it; it is read once.
+InstructionSet instruction_set();
+
+const char* name(InstructionSet set);
+
+template <typename Function>
+Function select(Function baseline, Function avx2, Function avx512) {
+    switch (instruction_set()) {
+        case InstructionSet::avx512:
+            return avx512;
+        case InstructionSet::avx2:
+            return avx2;
+        case InstructionSet::baseline:
+            break;
+    }
+    return baseline;
+}
+
+}  // namespace fastgan::cpu

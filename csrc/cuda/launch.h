@@ -1,0 +1,67 @@
+// The one way a CUDA kernel of this project is started, and how CUDA's errors become exceptions.
+//
+// Kernels are launched through launch() and never with <<<>>>, so that everything CUDA has which
+// C++ has not stays in this header: a .cu file that includes it, and uses threadIdx, blockIdx,
+// blockDim and gridDim, is otherwise plain C++, and a test harness can compile it for the host by
+// defining FASTGAN_HOST_HARNESS and supplying a header of that name's meaning on the include path.
+#pragma once
+
+#if defined(FASTGAN_HOST_HARNESS)
+#include "fastgan_host_harness.h"
+#else
+#include <cuda_runtime.h>
+#endif
+
+#include <cstddef>
+#include <cstdint>
+#include <limits>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+namespace fastgan::cuda {
+
+// Throws std::runtime_error, naming what was tried, unless status is success.
+inline void check(cudaError_t status, const char* attempted) {
+    if (status == cudaSuccess) {
+        return;
+    }
+    // Take the error off the thread, lest the next, innocent call report it.
+    static_cast<void>(cudaGetLastError());
+    std::string message = std::string("fastgan: ") + attempted +
+                          " failed: " + cudaGetErrorName(status) + " (" +
+                          cudaGetErrorString(status) + ")";
+    if (status == cudaErrorNoKernelImageForDevice) {
+        message +=
+            "; this build has no code for this GPU: rebuild with FASTGAN_CUDA_ARCHS naming its "
+            "compute capability";
+    }
+    throw std::runtime_error(message);
+}
+
+// The number of blocks, of `per_block` items each, that cover `items`, as a grid's x dimension.
+inline unsigned blocks_for(std::int64_t items, std::int64_t per_block) {
+    const std::int64_t blocks = (items + per_block - 1) / per_block;
+    if (blocks > std::numeric_limits<std::int32_t>::max()) {
+        throw std::runtime_error("fastgan: the tensor needs more blocks than a CUDA grid has");
+    }
+    return static_cast<unsigned>(blocks);
+}
+
+// kernel(arguments...) on `stream`, asynchronously, on the current device. `name` is for messages.
+// No blocks means no work: nothing is launched.
+template <typename... Parameters>
+void launch(const char* name, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
+            std::size_t shared_bytes, cudaStream_t stream,
+            std::type_identity_t<Parameters>... arguments) {
+    if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) {
+        return;
+    }
+    // One more than needed: a kernel without parameters would make an array of size zero.
+    void* addresses[sizeof...(Parameters) + 1] = {static_cast<void*>(&arguments)..., nullptr};
+    check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), blocks, threads, addresses,
+                           shared_bytes, stream),
+          name);
+}
+
+}  // namespace fastgan::cuda

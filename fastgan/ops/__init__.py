@@ -1,0 +1,17 @@
+"""The ops under ``torch.ops.fastgan``: one file each, with all that Python has to say about it.
+
+Importing this package loads the compiled part, where there is one, and registers the rest: fake
+kernels, what autograd should do, and a plain-PyTorch kernel for every device that the build has no
+kernel of its own for. :func:`fastgan.ops.paths.op_paths` says which op runs where.
+"""
+
+from __future__ import annotations
+
+from fastgan import _native
+
+_native.load()
+
+from fastgan.ops.clip import clip_  # noqa: E402 - the op must be defined before it is completed
+from fastgan.ops.paths import OpPath, check_op, op_paths  # noqa: E402
+
+__all__ = ["OpPath", "check_op", "clip_", "op_paths"]

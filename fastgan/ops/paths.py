@@ -1,0 +1,87 @@
+"""Which op runs how on which kind of device, and whether it works there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from fastgan import _native
+from fastgan.errors import ConfigError
+from fastgan.ops import clip
+from fastgan.ops.registration import NAMESPACE, why_no_kernel
+
+__all__ = ["OpPath", "check_op", "op_paths"]
+
+#: For each op, a function that runs it on a device and raises FastganError on a wrong value.
+_CHECKS: dict[str, Callable[[torch.device | str], None]] = {"clip_": clip.check}
+
+
+@dataclass(frozen=True)
+class OpPath:
+    """How one op runs on one kind of device.
+
+    Attributes:
+        op: the op's name under ``torch.ops.fastgan``.
+        device: ``"cpu"`` or ``"cuda"``.
+        path: ``"cpu"`` or ``"cuda"`` for a kernel of fastgan's own, ``"aten"`` for plain PyTorch.
+        usable: whether this machine and this torch have such a device.
+        reason: what the kernel was compiled for, or why there is none.
+    """
+
+    op: str
+    device: str
+    path: str
+    usable: bool
+    reason: str
+
+
+def op_paths() -> list[OpPath]:
+    """Every op on every kind of device.
+
+    Example:
+        >>> from fastgan.ops import op_paths
+        >>> [row.path for row in op_paths() if row.op == "clip_" and row.device == "cpu"][0] in (
+        ...     "cpu", "aten")
+        True
+    """
+    info = _native.build_info()
+    rows = []
+    for op in _CHECKS:
+        for device in ("cpu", "cuda"):
+            usable = device == "cpu" or torch.cuda.is_available()
+            has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(
+                f"{NAMESPACE}::{op}", device.upper()
+            )
+            if not has_kernel:
+                rows.append(OpPath(op, device, "aten", usable, why_no_kernel(device)))
+                continue
+            if device == "cpu":
+                reason = f"C++, {info.cpu_instruction_set}"
+            else:
+                reason = f"CUDA {info.cuda_toolkit}, {' '.join(info.cuda_architectures)}"
+                reason += "" if usable else "; torch finds no CUDA device here"
+            rows.append(OpPath(op, device, device, usable, reason))
+    return rows
+
+
+def check_op(op: str, device: torch.device | str) -> None:
+    """Runs `op` on `device` and compares with its formula; takes milliseconds.
+
+    Args:
+        op: the op's name under ``torch.ops.fastgan``, such as ``"clip_"``.
+        device: where to run it.
+
+    Raises:
+        ConfigError: there is no such op.
+        FastganError: a value is wrong.
+        RuntimeError: torch or CUDA can't run it there.
+
+    Example:
+        >>> from fastgan.ops import check_op
+        >>> check_op("clip_", "cpu")
+    """
+    if op not in _CHECKS:
+        raise ConfigError(f"op is {op!r}; expected one of {', '.join(_CHECKS)}")
+    _CHECKS[op](device)

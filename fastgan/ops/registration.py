@@ -1,0 +1,88 @@
+"""What every op's registration from Python has in common.
+
+The stable ABI defines ops and their kernels from C++ but can't reach autograd, fake kernels or
+version counters; these come from here. In a pure-Python install the schema does too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from fastgan import _native
+from fastgan.fallback import warn_once
+
+__all__ = ["NAMESPACE", "library", "register_fallback", "register_in_place_without_gradient"]
+
+NAMESPACE = "fastgan"
+
+#: Kept for the life of the process: when it goes, its registrations go too.
+library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+
+def define_if_absent(schema: str) -> None:
+    """Defines the op from Python where there is no compiled part that has done so."""
+    if not _native.load():
+        library.define(schema)
+
+
+def register_fallback(name: str, kernel: Callable[..., Any]) -> None:
+    """Plain PyTorch for every device that the build has no kernel for; warns once per device.
+
+    Registered for the key that torch asks after a device's own, so a compiled kernel goes first.
+    `kernel` takes the op's arguments, the first of them a tensor.
+    """
+
+    def fallback(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        warn_once(
+            f"fastgan::{name} runs as plain PyTorch on {self.device.type}: "
+            f"{why_no_kernel(self.device.type)}",
+            stacklevel=3,
+        )
+        return kernel(self, *args, **kwargs)
+
+    library.impl(name, fallback, "CompositeExplicitAutograd")
+
+
+def why_no_kernel(device_type: str) -> str:
+    """Why this build has no kernel for a kind of device."""
+    if not _native.load():
+        return "this install of fastgan has no compiled part (FASTGAN_BUILD_NATIVE=0)"
+    if device_type == "cuda":
+        reason = _native.build_info().cuda_left_out_because
+        return f"this build of fastgan has no CUDA kernels ({reason})"
+    return "fastgan has kernels for the CPU and for CUDA only"
+
+
+def register_in_place_without_gradient(op: torch._ops.OpOverload) -> None:
+    """Autograd's part for an op that writes its first argument, returns nothing, has no gradient.
+
+    As torch's own in-place ops do, it counts the write, so that a backward pass which needs the
+    overwritten values raises instead of using the new ones. Unlike them it has no derivative: where
+    autograd would have to record it, it raises, so that no gradient is ever lost in silence.
+
+    It stands at ADInplaceOrView and not at Autograd because torch passes through the former in
+    inference mode too, where a write to an ordinary tensor must be counted as well.
+    """
+    name = op._schema.name
+    below = torch._C._after_ADInplaceOrView_keyset
+    redispatch = op.redispatch
+    is_grad_enabled = torch.is_grad_enabled
+    increment_version = torch.autograd.graph.increment_version
+    forward_ad = torch.autograd.forward_ad
+
+    def kernel(keyset: torch._C.DispatchKeySet, self: torch.Tensor, *args: Any) -> None:
+        if self.requires_grad and is_grad_enabled():
+            kind = "a leaf that requires grad" if self.is_leaf else "a tensor that requires grad"
+            raise RuntimeError(
+                f"{name}: self is {kind}, and the op has no gradient; call it under "
+                "torch.no_grad(), or on self.detach()"
+            )
+        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(self).tangent is not None:
+            raise RuntimeError(f"{name}: self carries a forward-mode tangent, which the op lacks")
+        increment_version(self)
+        redispatch(keyset & below, self, *args)
+
+    library.impl(op._schema.name.partition("::")[2], kernel, "ADInplaceOrView", with_keyset=True)

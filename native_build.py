@@ -1,0 +1,534 @@
+"""How the compiled part of fastgan is configured and built; setup.py calls it.
+
+Three steps, each usable on its own: :func:`configure` reads the switches from the environment and
+looks for compilers, :func:`ninja_file` writes the build down, :func:`build` runs it. Importing
+this module runs nothing and needs neither torch nor setuptools. ``docs/building.md`` describes the
+switches.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent
+
+# --- What is compiled -----------------------------------------------------------------------------
+
+#: Compiled once, for any processor of the architecture.
+CPU_SOURCES = (
+    "csrc/ops.cpp",
+    "csrc/cpu/clip.cpp",
+    "csrc/cpu/instruction_sets.cpp",
+    "csrc/cpu/parallel.cpp",
+)
+#: Compiled once per instruction set (csrc/cpu/instruction_sets.h).
+LOOP_SOURCES = ("csrc/cpu/clip_loops.cpp",)
+#: Compiled by nvcc, where CUDA is built.
+CUDA_SOURCES = ("csrc/cuda/clip.cu",)
+#: The Python module that describes the build.
+MODULE_SOURCES = ("csrc/module.cpp",)
+
+ALL_SOURCES = CPU_SOURCES + LOOP_SOURCES + CUDA_SOURCES + MODULE_SOURCES
+
+#: The oldest torch whose stable ABI the ops are written against.
+TORCH_TARGET = "2.10"
+TORCH_TARGET_VERSION = "0x020a000000000000"
+
+# --- With which flags -----------------------------------------------------------------------------
+
+CXX_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-fPIC",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    # A fused multiply-add rounds once where torch's optimisers round twice, and not every
+    # instruction set has it: without this, results would differ from torch's, and by machine.
+    "-ffp-contract=off",
+    # Floating-point exceptions and errno are read nowhere; assuming so is what lets the compiler
+    # vectorise a comparison and select.
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
+#: Of each instruction set, by the machine's architecture; "baseline" is what every one has.
+INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
+    "x86_64": {
+        "baseline": (),
+        "avx2": ("-mavx2", "-mfma", "-mf16c"),
+        "avx512": (
+            "-mavx512f",
+            "-mavx512bw",
+            "-mavx512dq",
+            "-mavx512vl",
+            "-mfma",
+            "-mf16c",
+            "-mprefer-vector-width=512",
+        ),
+    },
+}
+OTHER_INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {"baseline": ()}
+
+#: nvcc's own flags; -Xcompiler hands the rest to the host compiler.
+CUDA_FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
+    "-Xfatbin=-compress-all",
+)
+#: A100; H100 and H200 with their own instructions; B200, and by its PTX whatever comes later.
+DEFAULT_CUDA_ARCHS = "8.0;9.0a;10.0+PTX"
+#: For a toolkit older than 12.8, which does not know 10.0.
+FALLBACK_CUDA_ARCHS = "8.0+PTX;9.0a"
+OLDEST_NVCC = (12, 0)  # the first with C++20
+
+
+class BuildError(Exception):
+    """The build can't go on; the message says what to change or install."""
+
+
+# --- Configuration --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CudaArchitecture:
+    """One entry of FASTGAN_CUDA_ARCHS: a compute capability, and what to generate for it."""
+
+    capability: str  # "80", "90a", "100"
+    ptx: bool
+
+    @property
+    def gencode(self) -> str:
+        """The flag that asks nvcc for it."""
+        virtual, real = f"compute_{self.capability}", f"sm_{self.capability}"
+        code = f"[{real},{virtual}]" if self.ptx else real
+        return f"-gencode=arch={virtual},code={code}"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What it adds to the binary: ``sm_80`` is machine code, ``compute_80`` is PTX."""
+        real = (f"sm_{self.capability}",)
+        return (*real, f"compute_{self.capability}") if self.ptx else real
+
+
+@dataclass(frozen=True)
+class Cuda:
+    """A usable CUDA toolkit, and what to compile with it."""
+
+    nvcc: str
+    version: str
+    architectures: tuple[CudaArchitecture, ...]
+    include_dirs: tuple[str, ...]
+    runtime: str  # libcudart_static.a
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """Everything that decides what is built."""
+
+    version: str
+    machine: str
+    cxx: tuple[str, ...]
+    cxx_version: str
+    torch_version: str
+    torch_root: Path
+    pybind11_include: str
+    python_include: str
+    cuda: Cuda | None
+    cuda_left_out_because: str
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def instruction_sets(self) -> dict[str, tuple[str, ...]]:
+        """The flags of every instruction set that the CPU loops are compiled for."""
+        return INSTRUCTION_SETS.get(self.machine, OTHER_INSTRUCTION_SETS)
+
+
+def wants_native(environment: Mapping[str, str]) -> bool:
+    """FASTGAN_BUILD_NATIVE: 1 (default) builds the compiled part, 0 leaves it out."""
+    return _choice(environment, "FASTGAN_BUILD_NATIVE", "1", ("0", "1")) == "1"
+
+
+def _choice(
+    environment: Mapping[str, str], name: str, default: str, choices: tuple[str, ...]
+) -> str:
+    value = environment.get(name, "").strip() or default
+    if value not in choices:
+        raise BuildError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
+    return value
+
+
+def parse_cuda_architectures(text: str) -> tuple[CudaArchitecture, ...]:
+    """``"8.0;9.0a;10.0+PTX"`` as architectures; separated by semicolons, commas or spaces."""
+    architectures: dict[str, CudaArchitecture] = {}
+    for entry in re.split(r"[;,\s]+", text.strip()):
+        match = re.fullmatch(r"(\d{1,2})\.(\d)([af]?)(\+PTX)?", entry, flags=re.IGNORECASE)
+        if match is None:
+            raise BuildError(
+                f"FASTGAN_CUDA_ARCHS has the entry {entry!r}; expected compute capabilities like "
+                f"{DEFAULT_CUDA_ARCHS!r}"
+            )
+        capability = match[1] + match[2] + match[3].lower()
+        ptx = match[4] is not None
+        earlier = architectures.get(capability)
+        ptx = ptx or (earlier is not None and earlier.ptx)
+        architectures[capability] = CudaArchitecture(capability, ptx)
+    return tuple(architectures.values())
+
+
+def configure(
+    version: str,
+    environment: Mapping[str, str] = os.environ,
+    *,
+    say: Callable[[str], None] = print,
+) -> Configuration:
+    """Reads the switches and looks at the machine; raises BuildError where it can't go on."""
+    if sys.platform != "linux":
+        raise BuildError(
+            f"the compiled part of fastgan builds on Linux, this is {sys.platform}; "
+            "FASTGAN_BUILD_NATIVE=0 installs fastgan without it"
+        )
+    cxx = tuple(shlex.split(environment.get("CXX", "") or "g++"))
+    cxx_version = _first_line_of_version(cxx)
+    torch_root, torch_version = _find_torch()
+    cuda, left_out_because = _find_cuda(environment, cxx, say)
+    if left_out_because:
+        say(
+            f"fastgan: leaving out the CUDA kernels: {left_out_because}. "
+            "Tensors on a GPU will take plain PyTorch's path, with a warning."
+        )
+    return Configuration(
+        version=version,
+        machine=platform.machine(),
+        cxx=cxx,
+        cxx_version=cxx_version,
+        torch_version=torch_version,
+        torch_root=torch_root,
+        pybind11_include=_find_pybind11(),
+        python_include=sysconfig.get_path("include"),
+        cuda=cuda,
+        cuda_left_out_because=left_out_because,
+    )
+
+
+def _first_line_of_version(command: tuple[str, ...]) -> str:
+    if shutil.which(command[0]) is None:
+        raise BuildError(
+            f"no C++ compiler: {command[0]!r} was not found. Install g++ 11 or later "
+            "(Debian, Ubuntu: apt install g++; Fedora: dnf install gcc-c++) or name one in CXX; "
+            "FASTGAN_BUILD_NATIVE=0 installs fastgan without its compiled part"
+        )
+    result = subprocess.run([*command, "--version"], capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise BuildError(f"the C++ compiler {command[0]!r} does not run: {result.stderr.strip()}")
+    return result.stdout.splitlines()[0]
+
+
+def _find_torch() -> tuple[Path, str]:
+    # Found without importing it: that takes seconds, and nothing of it needs to run.
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise BuildError(
+            "building fastgan needs torch's headers: install torch (any build of it, CPU or CUDA)"
+        )
+    version = importlib.metadata.version("torch")
+    match = re.match(r"(\d+)\.(\d+)", version)
+    needed = tuple(int(part) for part in TORCH_TARGET.split("."))
+    if match is None or (int(match[1]), int(match[2])) < needed:
+        raise BuildError(f"building fastgan needs torch >= {TORCH_TARGET}, this is {version}")
+    return Path(spec.origin).parent, version
+
+
+def _find_pybind11() -> str:
+    spec = importlib.util.find_spec("pybind11")
+    if spec is None or spec.origin is None:
+        raise BuildError("building fastgan needs pybind11: pip install pybind11")
+    return str(Path(spec.origin).parent / "include")
+
+
+def find_nvcc(environment: Mapping[str, str]) -> str | None:
+    """nvcc in CUDA_HOME, else on PATH; None where there is neither."""
+    home = environment.get("CUDA_HOME", "").strip()
+    if home:
+        return shutil.which(str(Path(home) / "bin" / "nvcc"))
+    return shutil.which("nvcc", path=environment.get("PATH", ""))
+
+
+def _find_cuda(
+    environment: Mapping[str, str], cxx: tuple[str, ...], say: Callable[[str], None]
+) -> tuple[Cuda | None, str]:
+    """The toolkit to build with, or None and the reason for leaving CUDA out."""
+    wish = _choice(environment, "FASTGAN_BUILD_CUDA", "auto", ("auto", "0", "1"))
+    asked_for = environment.get("FASTGAN_CUDA_ARCHS", "").strip()
+    # Checked even where it is not used: a typing error should not wait for another machine.
+    architectures = parse_cuda_architectures(asked_for or DEFAULT_CUDA_ARCHS)
+    if wish == "0":
+        return None, "FASTGAN_BUILD_CUDA=0"
+    nvcc = find_nvcc(environment)
+    try:
+        if nvcc is None:
+            home = environment.get("CUDA_HOME", "").strip()
+            where = f"in CUDA_HOME ({home})" if home else "on PATH, and CUDA_HOME is not set"
+            raise BuildError(f"nvcc was not found {where}")
+        cuda = _look_at_toolkit(nvcc, architectures, bool(asked_for), cxx, say)
+    except BuildError as error:
+        if wish == "auto":
+            return None, str(error)
+        raise BuildError(
+            f"FASTGAN_BUILD_CUDA=1, but {error}. Install the CUDA toolkit 12.8 or later "
+            "(nvcc and the static CUDA runtime; no GPU is needed) and set CUDA_HOME to it or put "
+            "its bin on PATH; FASTGAN_BUILD_CUDA=0 builds without CUDA"
+        ) from None
+    return cuda, ""
+
+
+def _look_at_toolkit(
+    nvcc: str,
+    architectures: tuple[CudaArchitecture, ...],
+    asked_for: bool,
+    cxx: tuple[str, ...],
+    say: Callable[[str], None],
+) -> Cuda:
+    def output(*arguments: str) -> str:
+        result = subprocess.run([nvcc, *arguments], capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            raise BuildError(f"nvcc does not run: {(result.stderr or result.stdout).strip()}")
+        return result.stdout + result.stderr
+
+    match = re.search(r"release (\d+)\.(\d+)(?:, V([\d.]+))?", output("--version"))
+    if match is None:
+        raise BuildError("nvcc does not say its version")
+    if (int(match[1]), int(match[2])) < OLDEST_NVCC:
+        raise BuildError(f"nvcc is of CUDA {match[1]}.{match[2]}, which lacks C++20")
+    version = match[3] or f"{match[1]}.{match[2]}"
+
+    known = set(re.findall(r"sm_(\d+)", output("--list-gpu-code")))
+    unknown = [a for a in architectures if a.capability.rstrip("af") not in known]
+    if unknown and asked_for:
+        names = ", ".join(a.capability for a in unknown)
+        raise BuildError(f"nvcc of CUDA {version} does not know {names} (FASTGAN_CUDA_ARCHS)")
+    if unknown:
+        architectures = parse_cuda_architectures(FALLBACK_CUDA_ARCHS)
+        say(
+            f"fastgan: CUDA {version} does not know every default architecture; building for "
+            f"{FALLBACK_CUDA_ARCHS}"
+        )
+
+    # nvcc's own answer to where its files are: on PATH it may be a link or a wrapper script.
+    dry_run = output("--dryrun", "-ccbin", cxx[0], "-x", "cu", "-c", os.devnull, "-o", os.devnull)
+
+    def listed(variable: str, option: str) -> tuple[str, ...]:
+        line = re.search(rf"^#\$ {variable}=(.*)$", dry_run, flags=re.MULTILINE)
+        words = shlex.split(line[1]) if line else []
+        return tuple(os.path.normpath(w[len(option) :]) for w in words if w.startswith(option))
+
+    include_dirs = listed("INCLUDES", "-I")
+    for directory in listed("LIBRARIES", "-L"):
+        runtime = Path(directory) / "libcudart_static.a"
+        if runtime.exists():
+            return Cuda(nvcc, version, architectures, include_dirs, str(runtime))
+    raise BuildError(f"nvcc of CUDA {version} comes without libcudart_static.a")
+
+
+# --- The build ------------------------------------------------------------------------------------
+
+
+def ninja_file(configuration: Configuration, build_dir: Path) -> str:
+    """The text of build.ninja. Sources are relative to the project's root, where ninja runs."""
+    c = configuration
+    lines = ["ninja_required_version = 1.5", f"builddir = {_escape_path(str(build_dir))}", ""]
+
+    def flags(*words: str) -> str:
+        return _escape(" ".join(shlex.quote(word) for word in words))
+
+    # Relative sources and mapped prefixes: no path of this machine gets into what users install.
+    prefix_maps = (
+        f"-ffile-prefix-map={ROOT}=fastgan",
+        f"-ffile-prefix-map={c.torch_root}=torch",
+        f"-ffile-prefix-map={c.pybind11_include}=pybind11",
+    )
+    define_cuda = ("-DFASTGAN_WITH_CUDA",) if c.cuda else ()
+    torch_flags = (
+        f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
+        "-isystem",
+        str(c.torch_root / "include"),
+    )
+    module_flags = (
+        *("-isystem", c.pybind11_include),
+        *("-isystem", c.python_include),
+        *("-I", str(build_dir)),
+    )
+    lines += [
+        f"cxx = {flags(*c.cxx)}",
+        f"cxx_flags = {flags(*CXX_FLAGS, *prefix_maps, *define_cuda)}",
+        "rule cxx",
+        "  command = $cxx $cxx_flags $flags -MMD -MF $out.d -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "  description = compiling $in $variant",
+        "rule link",
+        # -z,defs turns a symbol that nothing provides into an error here, not in a user's process.
+        "  command = $cxx -shared -Wl,--exclude-libs,ALL -Wl,-z,defs -Wl,-s -o $out $in $flags",
+        "  description = linking $out",
+    ]
+    if c.cuda:
+        cuda_flags = (
+            *("-ccbin", c.cxx[0]),
+            *CUDA_FLAGS,
+            *(f"-Xcompiler={prefix_map}" for prefix_map in prefix_maps),
+            *(architecture.gencode for architecture in c.cuda.architectures),
+        )
+        lines += [
+            f"nvcc = {flags(c.cuda.nvcc)}",
+            f"cuda_flags = {flags(*cuda_flags)}",
+            "rule nvcc",
+            "  command = $nvcc $cuda_flags -MD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "  description = compiling $in",
+        ]
+    lines.append("")
+
+    def compile_with(rule: str, source: str, variant: str = "", extra: tuple[str, ...] = ()) -> str:
+        stem = source.removeprefix("csrc/") + (f".{variant}" if variant else "")
+        target = str(build_dir / "objects" / f"{stem}.o")
+        lines.append(f"build {_escape_path(target)}: {rule} {_escape_path(source)}")
+        if extra:
+            lines.append(f"  flags = {flags(*extra)}")
+        if variant:
+            lines.append(f"  variant = for {variant}")
+        return target
+
+    objects = [compile_with("cxx", source, extra=torch_flags) for source in CPU_SOURCES]
+    for source in LOOP_SOURCES:
+        for name, set_flags in c.instruction_sets.items():
+            extra = (f"-DFASTGAN_INSTRUCTION_SET={name}", *set_flags)
+            objects.append(compile_with("cxx", source, name, extra))
+    link_flags: tuple[str, ...] = (
+        f"-L{c.torch_root / 'lib'}",
+        "-ltorch_cpu",
+        # libtorch.so depends on libtorch_cuda.so where torch has CUDA: through it, dlsym's default
+        # scope reaches the function that knows the current stream.
+        "-Wl,--no-as-needed,-ltorch,--as-needed",
+    )
+    if c.cuda:
+        objects += [compile_with("nvcc", source) for source in CUDA_SOURCES]
+        link_flags += (c.cuda.runtime, "-ldl", "-lrt", "-lpthread")
+    module_objects = [compile_with("cxx", source, extra=module_flags) for source in MODULE_SOURCES]
+
+    for target, inputs, extra in (
+        (ops_library(build_dir), objects, link_flags),
+        # A Python module's symbols come from the interpreter that loads it.
+        (build_module(build_dir), module_objects, ("-Wl,-z,undefs",)),
+    ):
+        lines.append(
+            f"build {_escape_path(str(target))}: link {' '.join(map(_escape_path, inputs))}"
+        )
+        lines.append(f"  flags = {flags(*extra)}")
+    return "\n".join(lines) + "\n"
+
+
+def ops_library(build_dir: Path) -> Path:
+    """Where the library with the ops is built."""
+    return build_dir / "_ops.so"
+
+
+def build_module(build_dir: Path) -> Path:
+    """Where the module that describes the build is built."""
+    return build_dir / "_build.so"
+
+
+def _escape(text: str) -> str:
+    return text.replace("$", "$$")
+
+
+def _escape_path(path: str) -> str:
+    return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
+
+
+def description_header(configuration: Configuration) -> str:
+    """The text of build_description.h, which csrc/module.cpp includes."""
+    c = configuration
+    architectures = [name for a in c.cuda.architectures for name in a.names] if c.cuda else []
+
+    def string(text: str) -> str:
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+
+    def optional(text: str | None) -> str:
+        return "std::nullopt" if not text else f"std::optional<std::string>({string(text)})"
+
+    def strings(words: list[str]) -> str:
+        return "{" + ", ".join(string(word) for word in words) + "}"
+
+    toolkit = c.cuda.version if c.cuda else None
+    cuda_flags = [*CUDA_FLAGS, *(a.gencode for a in c.cuda.architectures)] if c.cuda else []
+    return f"""// Written by native_build.py.
+#pragma once
+#include <optional>
+#include <string>
+#include <vector>
+namespace fastgan::build_description {{
+inline const char* const version = {string(c.version)};
+inline const char* const torch_target = {string(TORCH_TARGET)};
+inline const char* const built_with_torch = {string(c.torch_version)};
+inline const char* const cxx_compiler = {string(c.cxx_version)};
+inline const std::vector<std::string> cxx_flags = {strings(list(CXX_FLAGS))};
+inline const std::vector<std::string> cpu_instruction_sets = {strings(list(c.instruction_sets))};
+inline const bool cuda = {"true" if c.cuda else "false"};
+inline const std::optional<std::string> cuda_toolkit = {optional(toolkit)};
+inline const std::vector<std::string> cuda_architectures = {strings(architectures)};
+inline const std::vector<std::string> cuda_flags = {strings(cuda_flags)};
+inline const std::optional<std::string> cuda_left_out_because =
+    {optional(c.cuda_left_out_because)};
+}}  // namespace fastgan::build_description
+"""
+
+
+def build(configuration: Configuration, build_dir: Path, *, verbose: bool = False) -> None:
+    """Builds both libraries in build_dir; files whose inputs did not change stay as they are."""
+    build_dir.mkdir(parents=True, exist_ok=True)
+    _write_if_changed(build_dir / "build_description.h", description_header(configuration))
+    _write_if_changed(build_dir / "build.ninja", ninja_file(configuration, build_dir))
+    command = [_find_ninja(), "-f", str(build_dir / "build.ninja")]
+    jobs = os.environ.get("MAX_JOBS", "").strip()
+    if jobs:
+        if not jobs.isdecimal() or int(jobs) < 1:
+            raise BuildError(f"MAX_JOBS is {jobs!r}; expected a positive whole number")
+        command += ["-j", jobs]
+    if verbose:
+        command.append("-v")
+    result = subprocess.run(command, cwd=ROOT, check=False)
+    if result.returncode != 0:
+        hint = "; FASTGAN_BUILD_CUDA=0 builds without CUDA" if configuration.cuda else ""
+        raise BuildError(f"compiling failed, see above{hint}")
+
+
+def _write_if_changed(path: Path, text: str) -> None:
+    if not path.exists() or path.read_text(encoding="utf-8") != text:
+        path.write_text(text, encoding="utf-8")
+
+
+def _find_ninja() -> str:
+    spec = importlib.util.find_spec("ninja")
+    if spec is not None:
+        import ninja
+
+        candidate = Path(ninja.BIN_DIR) / "ninja"
+        if candidate.exists():
+            return str(candidate)
+    on_path = shutil.which("ninja")
+    if on_path is None:
+        raise BuildError("building fastgan needs ninja: pip install ninja")
+    return on_path

@@ -182,9 +182,7 @@ class TorchScriptFeatures:
                 # torch 2.13 deprecates TorchScript in favour of torch.export; files of this
                 # kind are what the published extractors come as, and still load.
                 warnings.filterwarnings("ignore", category=DeprecationWarning)
-                self._module = torch.jit.load(  # type: ignore[no-untyped-call]
-                    file, map_location=self.device
-                ).eval()
+                self._module = torch.jit.load(file, map_location=self.device).eval()
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(
                 f"{self.path}: not a TorchScript feature extractor: {_first_sentence(error)}"

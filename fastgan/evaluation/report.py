@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
@@ -104,8 +105,8 @@ class EvaluationReport:
             title=f"{self.n_generated} generated against {self.n_real} real images",
             caption="\n".join(
                 [
-                    f"distances in the feature space {self.feature_space}, k = {self.k}",
-                    *(f"note: {note}" for note in self.notes),
+                    f"distances in the feature space {escape(self.feature_space)}, k = {self.k}",
+                    *(f"note: {escape(note)}" for note in self.notes),
                 ]
             ),
             box=box.SIMPLE_HEAD,
@@ -158,7 +159,7 @@ class EvaluationReport:
             table.add_row(f"class {self._class_name(number)}", f"{share:.1%}", bar)
 
     def _class_name(self, number: int) -> str:
-        return str(number) if self.class_names is None else self.class_names[number][:24]
+        return str(number) if self.class_names is None else escape(self.class_names[number][:24])
 
     def __str__(self) -> str:
         """The table as plain text of at most 80 columns."""

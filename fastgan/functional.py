@@ -1,4 +1,4 @@
-"""The library's functions, as ``torch.nn.functional`` is for torch's."""
+"""The functions of fastgan under one name, as ``torch.nn.functional`` is for torch."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ import argparse
 
 from fastgan.errors import ConfigError
 
-__all__ = ["add_checkpoint", "positive", "require_class"]
+__all__ = ["add_checkpoint", "add_sampling", "positive", "require_class"]
 
 
 def positive(text: str) -> int:
@@ -29,6 +29,26 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="use the last weights instead of their moving average",
     )
+
+
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Adds how the noise is drawn."""
+    parser.add_argument(
+        "--seed", type=_seed, default=0, metavar="N", help="of the noise (default 0)"
+    )
+    parser.add_argument(
+        "--truncation",
+        type=float,
+        metavar="T",
+        help="draw noise again until within [-T, T]: more typical, less varied images",
+    )
+
+
+def _seed(text: str) -> int:
+    value = int(text)
+    if not 0 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"expected 0 to 2**63 - 1, got {value}")
+    return value
 
 
 def require_class(label: int | None, num_classes: int | None) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastgan.cli.arguments import add_checkpoint, positive
+from fastgan.cli.arguments import add_checkpoint, add_sampling, positive
 from fastgan.data import load_data
 from fastgan.errors import ConfigError
 from fastgan.evaluation import evaluate_samples
@@ -35,8 +35,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--n", type=positive, default=1000, metavar="N", help="samples to draw (default 1000)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
-    parser.add_argument("--truncation", type=float, metavar="T", help="as for fastgan sample")
+    add_sampling(parser)
     parser.add_argument(
         "--features",
         metavar="FILE",
@@ -78,7 +77,8 @@ def run(options: argparse.Namespace) -> int:
         real,
         labels=real_labels,
         num_classes=source.num_classes,
-        feature_space=options.features,
+        class_names=source.class_names,
+        feature_space=f"torchscript:{options.features}" if options.features else None,
     )
     print(report)
     if options.json:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from fastgan.cli.arguments import add_checkpoint, positive, require_class
+from fastgan.cli.arguments import add_checkpoint, add_sampling, positive, require_class
 from fastgan.errors import ConfigError, OutputError
 from fastgan.images import save_gif, save_strip
 from fastgan.noise import sample_noise, spherical_interpolation
@@ -37,8 +37,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument(
         "--frames", type=positive, default=12, metavar="N", help="frames between two (default 12)"
     )
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
-    parser.add_argument("--truncation", type=float, metavar="T", help="as for fastgan sample")
+    add_sampling(parser)
     parser.add_argument(
         "--class", dest="label", type=int, metavar="K", help="of a conditional model (default 0)"
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from fastgan.cli.arguments import add_checkpoint, positive, require_class
+from fastgan.cli.arguments import add_checkpoint, add_sampling, positive, require_class
 from fastgan.images import save_grid
 from fastgan.noise import sample_noise
 from fastgan.sampling import generate_images
@@ -24,13 +24,7 @@ def add_parser(commands: Any) -> None:
     add_checkpoint(parser)
     parser.add_argument("--out", required=True, metavar="FILE.png", help="the picture to write")
     parser.add_argument("--n", type=positive, default=64, metavar="N", help="images (default 64)")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the noise (default 0)")
-    parser.add_argument(
-        "--truncation",
-        type=float,
-        metavar="T",
-        help="draw noise again until within [-T, T]: more typical, less varied images",
-    )
+    add_sampling(parser)
     parser.add_argument(
         "--class",
         dest="label",

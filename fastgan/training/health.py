@@ -109,6 +109,7 @@ class HealthMonitor:
             f"mode collapse: at step {step} samples differ only {report.ratio:.2f} times as much"
             " as real images do"
         )
+        # NaN, for data that itself repeats throughout, compares as healthy.
         if not collapsed and report.nearest_ratio < COLLAPSED_NEAREST_RATIO:
             collapsed = True
             text = (

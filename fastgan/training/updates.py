@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgan.functional import clip_weights_
 from fastgan.losses import (
     bce_discriminator_loss,
     bce_generator_loss,
@@ -23,6 +22,7 @@ from fastgan.losses import (
 from fastgan.noise import sample_noise
 from fastgan.penalty import wgan_gp_critic_loss
 from fastgan.training.config import TrainConfig
+from fastgan.weight_clipping import clip_weights_
 
 __all__ = ["Players", "build_optimizer"]
 

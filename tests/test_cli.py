@@ -1,0 +1,403 @@
+"""The command line: what each command leaves, and that every mistake is one line and code 2."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastgan
+from fastgan.cli import main
+from fastgan.training.checkpoint import load_checkpoint
+
+FASTGAN = (sys.executable, "-m", "fastgan")
+SMALL = ["--nz", "4", "--ngf", "4", "--ndf", "4", "--batch-size", "4", "--n-critic", "1"]
+
+
+def train(out: Path, *arguments: str) -> int:
+    return main(["train", "--out", str(out), *SMALL, "--steps", "2", *arguments])
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "plain"
+    assert train(out) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def conditional_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("cli") / "conditional"
+    assert train(out, "--model", "cgan") == 0
+    return out
+
+
+def complaint(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr that a mistake ends in."""
+    try:
+        code = main(arguments)
+    except SystemExit as stop:
+        code = stop.code
+    captured = capsys.readouterr()
+    assert code == 2, captured
+    assert captured.out == ""
+    assert re.fullmatch(r"fastgan[a-z ]*: error: [^\n]+\n", captured.err), captured.err
+    return captured.err
+
+
+def test_training_ends_with_one_line_that_says_where_everything_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert train(out) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("\n") == 1
+    for name in ("samples.png", "losses.png", "metrics.csv", "tensorboard"):
+        assert str(out / name) in captured.out
+        assert (out / name).exists()
+    assert "\x1b" not in captured.err  # no terminal, no escape sequences
+    assert "\r" not in captured.err
+    assert "2/2" in captured.err
+
+
+def test_a_terminal_shows_a_live_bar(tmp_path: Path) -> None:
+    pty = pytest.importorskip("pty")
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*FASTGAN, "train", "--out", str(tmp_path / "run"), *SMALL, "--steps", "3"],
+        stderr=follower,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    )
+    os.close(follower)
+    seen = b""
+    while True:
+        try:
+            part = os.read(leader, 65536)
+        except OSError:  # how Linux says that the other side has closed
+            break
+        if not part:
+            break
+        seen += part
+    os.close(leader)
+    assert process.wait() == 0
+    assert b"\x1b[" in seen
+    assert b"3/3" in seen
+    assert b"img/s" in seen
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg"])
+def test_sample_writes_a_grid(plain_run: Path, tmp_path: Path, suffix: str) -> None:
+    picture = tmp_path / f"grid{suffix}"
+    checkpoint = next(plain_run.glob("*.pt"))
+    assert main(["sample", str(checkpoint), "--out", str(picture), "--n", "9"]) == 0
+    with Image.open(picture) as image:
+        assert image.width == image.height
+        assert np.asarray(image).std() > 0
+
+
+def test_sample_depends_on_the_seed_and_on_nothing_else(plain_run: Path, tmp_path: Path) -> None:
+    pictures = []
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        torch.rand(3)
+        path = tmp_path / f"{name}.png"
+        assert main(["sample", str(plain_run), "--out", str(path), "--seed", seed]) == 0
+        pictures.append(path.read_bytes())
+    assert pictures[0] == pictures[1]
+    assert pictures[0] != pictures[2]
+
+
+def test_truncation_makes_samples_more_alike(plain_run: Path, tmp_path: Path) -> None:
+    spreads = {}
+    for truncation in ("0.01", "0.9"):
+        path = tmp_path / f"{truncation}.png"
+        arguments = ["--n", "16", "--truncation", truncation]
+        assert main(["sample", str(plain_run), "--out", str(path), *arguments]) == 0
+        with Image.open(path) as image:
+            pixels = np.asarray(image, dtype=np.float64)
+        cell = pixels.shape[0] // 4
+        cells = [
+            pixels[r * cell : (r + 1) * cell, c * cell : (c + 1) * cell]
+            for r in range(4)
+            for c in range(4)
+        ]
+        spreads[truncation] = float(np.mean(np.std(np.stack(cells), axis=0)))
+    assert spreads["0.01"] < spreads["0.9"] / 2
+
+
+def test_class_choice(conditional_run: Path, tmp_path: Path) -> None:
+    pictures = set()
+    for label in ("0", "7"):
+        path = tmp_path / f"{label}.png"
+        assert main(["sample", str(conditional_run), "--out", str(path), "--class", label]) == 0
+        pictures.add(path.read_bytes())
+    assert len(pictures) == 2
+
+
+def test_interpolate_writes_a_loop_and_a_strip(conditional_run: Path, tmp_path: Path) -> None:
+    gif = tmp_path / "morph.gif"
+    assert main(["interpolate", str(conditional_run), "--out", str(gif), "--stops", "3"]) == 0
+    with Image.open(gif) as image:
+        # Pillow shows equal neighbours as one frame for as long as both.
+        milliseconds = sum(
+            image.info["duration"] for frame in range(image.n_frames) if image.seek(frame) is None
+        )
+        assert milliseconds == 3 * 12 * 60
+        assert image.info["loop"] == 0
+    with Image.open(tmp_path / "morph.png") as strip:
+        assert strip.width > 5 * strip.height
+
+
+def test_evaluate_reports_and_writes_json(
+    conditional_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "figures.json"
+    arguments = ["evaluate", str(conditional_run), "--data", "digits", "--n", "200"]
+    assert main([*arguments, "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    figures = json.loads(path.read_text())
+    for name in ("precision", "recall", "density", "coverage"):
+        assert name in printed
+        assert figures[name] >= 0
+    assert figures["n_generated"] == 200
+    assert sum(figures["class_histogram"]) == pytest.approx(1)
+    assert figures["classifier_accuracy"] > 0.97
+
+
+def test_doctor_finds_this_machine_in_order(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert torch.__version__ in printed
+    assert "clip_" in printed
+    assert "FAILED" not in printed
+
+
+def test_doctor_notices_a_wrong_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fastgan.ops import paths
+
+    def off(device: object) -> None:
+        raise RuntimeError("values are off")
+
+    monkeypatch.setitem(paths._CHECKS, "clip_", off)
+    assert main(["doctor"]) == 1
+    printed = capsys.readouterr().out
+    assert "FAILED" in printed
+    assert "values are off" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--image-size", "48"], "power of two"),
+        (["--lr", "-0.1"], "lr"),
+        (["--lr", "fast"], "lr"),
+        (["--batch-size", "1", "--model", "dcgan"], "batch"),
+        (["--model", "stylegan"], "stylegan"),
+        (["--data", "imagenet"], "imagenet"),
+        (["--data", "folder:/nowhere/at/all"], "/nowhere/at/all"),
+        (["--data", "npz:/nowhere.npz"], "/nowhere.npz"),
+        (["--channels", "2"], "channels"),
+        (["--steps", "0"], "steps"),
+        (["--precision", "fp8"], "fp8"),
+        (["--no-such-flag"], "no-such-flag"),
+        (["--noise", "pink"], "pink"),
+        (["--ema-decay", "2"], "ema_decay"),
+    ],
+)
+def test_bad_training_input_is_one_line_and_writes_nothing(
+    arguments: list[str], expected: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    text = complaint(["train", "--out", str(out), *arguments], capsys)
+    assert expected in text
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_corrupt_image_in_a_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    Image.new("RGB", (20, 20), (200, 10, 10)).save(folder / "good.png")
+    whole = (folder / "good.png").read_bytes()
+    (folder / "bad.png").write_bytes(whole[: len(whole) // 2])
+    out = tmp_path / "run"
+    text = complaint(["train", "--out", str(out), "--data", f"folder:{folder}"], capsys)
+    assert "bad.png" in text
+    assert not out.exists()
+
+
+def test_wrong_channel_count(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.savez(tmp_path / "five.npz", images=np.zeros((10, 5, 16, 16), np.uint8))
+    text = complaint(
+        ["train", "--out", str(tmp_path / "run"), "--data", f"npz:{tmp_path / 'five.npz'}"], capsys
+    )
+    assert "channel" in text
+
+
+def test_a_finished_run_is_not_overwritten(
+    plain_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "--resume" in complaint(["train", "--out", str(plain_run)], capsys)
+
+
+def test_unwritable_output(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "file" in complaint(["train", "--out", str(tmp_path / "file" / "run"), *SMALL], capsys)
+    assert "file" in complaint(["train", "--out", str(tmp_path / "file"), *SMALL], capsys)
+
+
+@pytest.mark.parametrize("command", ["sample", "interpolate"])
+def test_unwritable_picture(
+    command: str, plain_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    suffix = ".gif" if command == "interpolate" else ".png"
+    place = tmp_path / "missing" / f"a{suffix}"
+    assert "missing" in complaint([command, str(plain_run), "--out", str(place)], capsys)
+    place = tmp_path / "a.xyz"
+    assert ".xyz" in complaint([command, str(plain_run), "--out", str(place)], capsys)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("command", ["sample", "interpolate", "evaluate"])
+def test_bad_checkpoints(
+    command: str, plain_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = {"sample": ["--out", "a.png"], "interpolate": ["--out", "a.gif"], "evaluate": []}[command]
+    assert "no such" in complaint([command, str(tmp_path / "none.pt"), *out], capsys)
+    whole = next(plain_run.glob("*.pt")).read_bytes()
+    (tmp_path / "short.pt").write_bytes(whole[:-100])
+    assert "truncated" in complaint([command, str(tmp_path / "short.pt"), *out], capsys)
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
+    assert "not a fastgan checkpoint" in complaint(
+        [command, str(tmp_path / "other.pt"), *out], capsys
+    )
+
+
+def test_resuming_from_a_truncated_checkpoint(
+    plain_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole = next(plain_run.glob("*.pt")).read_bytes()
+    (tmp_path / "checkpoint-0000002.pt").write_bytes(whole[:5000])
+    before = sorted(tmp_path.iterdir())
+    assert "truncated" in complaint(["train", "--out", str(tmp_path), "--resume"], capsys)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_class_of_an_unconditional_or_unknown_kind(
+    plain_run: Path, conditional_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--out", "never.png", "--class"]
+    assert "not conditional" in complaint(["sample", str(plain_run), *arguments, "0"], capsys)
+    assert "0 to 9" in complaint(["sample", str(conditional_run), *arguments, "10"], capsys)
+    assert not Path("never.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--truncation", "0"], "truncation"),
+        (["--truncation", "nan"], "truncation"),
+        (["--n", "0"], "--n"),
+        (["--seed", "-1"], "seed"),
+    ],
+)
+def test_bad_sampling_input(
+    arguments: list[str],
+    expected: str,
+    plain_run: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = str(tmp_path / "a.png")
+    assert expected in complaint(["sample", str(plain_run), "--out", out, *arguments], capsys)
+
+
+def test_evaluating_against_data_of_other_channels(
+    plain_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (20, 16, 16, 3), np.uint8)
+    np.savez(tmp_path / "colour.npz", images=images)
+    text = complaint(
+        ["evaluate", str(plain_run), "--data", f"npz:{tmp_path / 'colour.npz'}"], capsys
+    )
+    assert "channel" in text
+
+
+def test_resume_says_when_there_is_nothing_to_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", "--resume") == 0
+    assert "starting from the beginning" in capsys.readouterr().err
+    assert train(tmp_path / "run", "--resume") == 0
+    assert "resuming from" in capsys.readouterr().err
+
+
+def wait_for(condition: object, process: subprocess.Popen[str], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [*FASTGAN, "train", "--out", str(out), *SMALL]
+    command += ["--steps", "1000000", "--log-every", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = out / "metrics.csv"
+    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3, process)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert f"fastgan train --resume --out {out}" in printed
+    saved = load_checkpoint(next(out.glob("*.pt")))
+    assert f"step {saved['step']} of" in printed
+    resumed = ["train", "--resume", "--out", str(out), "--steps", str(saved["step"] + 1)]
+    assert main(resumed) == 0
+
+
+def test_a_killed_run_leaves_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [*FASTGAN, "train", "--out", str(out), *SMALL]
+    command += ["--steps", "1000000", "--checkpoint-every", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: len(list(out.glob("*.pt"))) == 2, process)
+    process.kill()
+    process.communicate()
+    newest = max(out.glob("checkpoint-*.pt"))
+    step = load_checkpoint(newest)["step"]
+    assert main(["train", "--resume", "--out", str(out), "--steps", str(step + 1)]) == 0
+
+
+def test_module_and_script_are_the_same_command() -> None:
+    done = subprocess.run(
+        [*FASTGAN, "--version"], capture_output=True, text=True, check=True, timeout=60
+    )
+    assert done.stdout == f"fastgan {fastgan.__version__}\n"
+    (script,) = importlib.metadata.entry_points(group="console_scripts", name="fastgan")
+    assert script.load() is main
+
+
+def test_output_into_a_closed_pipe_is_no_crash() -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"{sys.executable} -m fastgan doctor | head -1"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert "Traceback" not in done.stderr

@@ -293,7 +293,7 @@ def discriminator_step(
     loss = criterion(real_output, fake_output)
 
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
 
     if with_logits:
@@ -343,7 +343,7 @@ def generator_step(
     loss = criterion(fake_output, objective=objective)
 
     optimizer.zero_grad()
-    loss.backward(inputs=list(generator.parameters()))  # type: ignore[no-untyped-call]
+    loss.backward(inputs=list(generator.parameters()))
     optimizer.step()
 
     if with_logits:

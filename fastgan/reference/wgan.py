@@ -228,7 +228,7 @@ def wgan_critic_step(
     loss = wgan_critic_loss(real_scores, fake_scores)
 
     optimizer.zero_grad()
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     optimizer.step()
     clip_weights_(critic, clip)
     return WGANCriticStep(loss.detach(), -loss.detach())
@@ -266,6 +266,6 @@ def wgan_generator_step(
     loss = wgan_generator_loss(fake_scores)
 
     optimizer.zero_grad()
-    loss.backward(inputs=list(generator.parameters()))  # type: ignore[no-untyped-call]
+    loss.backward(inputs=list(generator.parameters()))
     optimizer.step()
     return GeneratorStep(loss.detach(), -loss.detach())

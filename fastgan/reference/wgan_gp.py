@@ -211,6 +211,6 @@ def wgan_gp_critic_step(
     result = wgan_gp_critic_loss(conditioned, real, fake, weight=weight, eps=eps, generator=random)
 
     optimizer.zero_grad()
-    result.loss.backward()  # type: ignore[no-untyped-call]
+    result.loss.backward()
     optimizer.step()
     return CriticLoss(result.loss.detach(), result.wasserstein, result.penalty)

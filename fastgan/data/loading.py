@@ -8,6 +8,7 @@ from fastgan.data.cifar10 import load_cifar10
 from fastgan.data.digits import load_digits
 from fastgan.data.folder import Progress, load_folder
 from fastgan.data.idx import load_idx
+from fastgan.data.limits import one_line
 from fastgan.data.npz import load_npz
 from fastgan.data.source import ImageSource, choose_channels
 from fastgan.errors import DataError, ImageSizeError
@@ -64,14 +65,32 @@ def load_data(
         path = Path(place).expanduser()
     except RuntimeError as error:
         raise DataError(f"data {spec!r}: no such home folder") from error
+    try:
+        return _load(kind, path, spec, image_size, channels, in_memory, progress)
+    except OSError as error:
+        # The readers name the file; what is left is a path no file can have, or a closed folder.
+        raise DataError(f"data {spec!r}: can't be read: {one_line(error)}") from error
+    except MemoryError as error:
+        raise DataError(f"data {spec!r}: too large for this machine's memory") from error
+
+
+def _load(
+    kind: str,
+    path: Path,
+    name: str,
+    image_size: int,
+    channels: int | None,
+    in_memory: bool | None,
+    progress: Progress | None,
+) -> ImageSource:
     if kind == "folder":
         return load_folder(
             path,
-            name=spec,
+            name=name,
             image_size=image_size,
             channels=channels,
             in_memory=in_memory,
             progress=progress,
         )
     load = {"idx": load_idx, "cifar10": load_cifar10, "npz": load_npz}[kind]
-    return load(path, name=spec, image_size=image_size, channels=channels, in_memory=in_memory)
+    return load(path, name=name, image_size=image_size, channels=channels, in_memory=in_memory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
@@ -60,10 +61,21 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
+@contextmanager
+def _interrupts_held_back() -> Iterator[None]:
+    """Let a Ctrl-C wait; processes started inside begin with it held back as well."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start_worker(number: int) -> None:
     # Ctrl-C reaches the whole process group. The trainer wants to finish its step and save, which
     # it can't if its workers are gone; they end when it closes the stream, or when it is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 class ImageStream:
@@ -111,7 +123,9 @@ class ImageStream:
                 # to the trajectory of training.
                 generator=torch.Generator().manual_seed(0),
             )
-            self._iterator = iter(loader)
+            # A worker ignores interrupts from its first line on, and until then must not get one.
+            with _interrupts_held_back():
+                self._iterator = iter(loader)
 
     def __iter__(self) -> ImageStream:
         return self

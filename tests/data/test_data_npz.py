@@ -177,7 +177,8 @@ def test_damage_in_the_pixels_is_found(tmp_path):
     ("header", "said"),
     [
         ("{'descr': '|u1', 'fortran_order': False, 'shape': (9999999999, 8, 8)}", "promises"),
-        ("{'descr': '|u1', 'fortran_order': False, 'shape': (2, 8, 8)}", "truncated"),
+        ("{'descr': '|u1', 'fortran_order': False, 'shape': (2, 8, 8)}", "truncated: 64 bytes"),
+        ("{'descr': '|u1', 'fortran_order': False, 'shape': (90, 8, 8)}", "the file holds"),
         ("{'descr': '|u1', 'fortran_order': False, 'shape': (0, 8, 8)}", "more bytes"),
         ("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 8, 8)}", "shape (-1, 8, 8)"),
         ("{'descr': '|u1', 'fortran_order': False, 'shape': 'big'}", "not a numpy array"),

@@ -67,6 +67,14 @@ def test_bytes_are_cropped_to_the_centre_scaled_and_resized(seed, height, width)
     np.testing.assert_allclose(source.images.numpy(), triangle_resize(square, 8), atol=2e-6)
 
 
+def test_resizing_never_leaves_the_range_by_rounding():
+    # Some of this size's weights sum to a little over 1 in float32.
+    white = torch.full((1, 1, 39, 39), 255, dtype=torch.uint8)
+    images = source_from_array("white", white, image_size=38).images
+    assert images.max() == 1.0
+    assert images.min() > 1.0 - 1e-6
+
+
 def test_all_byte_values_are_correctly_rounded():
     array = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16)
     images = source_from_array("ramp", array, image_size=16).images
@@ -149,6 +157,24 @@ def test_missing_places_are_named(kind, tmp_path):
     assert str(missing) in str(caught.value)
     assert "not found" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["folder", "idx", "cifar10", "npz"])
+@pytest.mark.parametrize("path", ["x" * 5000, "~nobody-of-this-name/x"])
+def test_paths_that_cant_be_are_refused(kind, path):
+    with pytest.raises(DataError, match=r"can't be read|no such home folder"):
+        load_data(f"{kind}:{path}", image_size=16)
+
+
+def test_sets_too_large_for_this_machine_say_so(monkeypatch, tmp_path):
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 8, 8), np.uint8))
+
+    def fail(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("fastgan.data.npz.read_exactly", fail)
+    with pytest.raises(DataError, match="too large for this machine's memory"):
+        load_data(f"npz:{tmp_path / 'a.npz'}", image_size=8)
 
 
 @pytest.mark.parametrize("channels", [0, 2, 4, -1])

@@ -15,6 +15,7 @@ requires grad.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from fastgan.errors import ConfigError, DtypeError, FastganError
 from fastgan.ops.registration import (
     NAMESPACE,
     define_if_absent,
+    library,
     register_fallback,
     register_in_place_without_gradient,
 )
@@ -93,6 +95,19 @@ def _plain_clip_(self: Tensor, min: float, max: float) -> None:
     self.clamp_(min, max)
 
 
+def _negated_clip_(self: Tensor, min: float, max: float) -> None:
+    # `self` is stored negated (as x.conj().imag is), and torch's way of resolving that is for ops
+    # that return what they wrote. clip(-y; min, max) = -clip(y; -max, -min), y being the stored.
+    _op(torch._neg_view(self), -max, -min)
+
+
+def _batched_clip_(
+    info: Any, in_dims: tuple[int | None, ...], self: Tensor, min: float, max: float
+) -> tuple[None, None]:
+    _op(self, min, max)  # elementwise: the batch is one more dimension
+    return None, None
+
+
 def _fake_clip_(self: Tensor, min: float, max: float) -> None:
     # The bounds are checked when the op runs; a check here would bake them into the graph.
     if self.dtype not in DTYPES:
@@ -126,5 +141,7 @@ def check(device: torch.device | str) -> None:
 define_if_absent(SCHEMA)
 _op = torch.ops.fastgan.clip_.default
 register_fallback("clip_", _plain_clip_)
+library.impl("clip_", _negated_clip_, "Negative")
 torch.library.register_fake(f"{NAMESPACE}::clip_", _fake_clip_)
+torch.library.register_vmap(f"{NAMESPACE}::clip_", _batched_clip_)
 register_in_place_without_gradient(_op)

@@ -1,0 +1,25 @@
+"""What tests of every room share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+_DEVICES = [
+    "cpu",
+    *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []),
+]
+
+
+@pytest.fixture(params=_DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device of this machine: a test that takes it runs on the GPU too, if there is one."""
+    return torch.device(request.param)
+
+
+@pytest.fixture
+def cuda() -> torch.device:
+    """A CUDA device, for tests of what only CUDA has; they say so where there is none."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device: torch finds none on this machine")
+    return torch.device("cuda")

@@ -1,0 +1,484 @@
+"""The build: its switches, what it makes, and what happens to an install that is broken."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.machinery
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from fastgan import _native
+from fastgan.errors import NativeLibraryError
+
+ROOT = Path(__file__).resolve().parent.parent
+
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "native_build.py").exists(),
+    reason="tests of the build need a checkout; this is an install without its sources",
+)
+
+
+@pytest.fixture(scope="module")
+def native_build():
+    spec = importlib.util.spec_from_file_location("native_build", ROOT / "native_build.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["native_build"] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules["native_build"]
+
+
+@pytest.fixture
+def no_nvcc(tmp_path):
+    """An environment whose PATH has the usual tools, and no nvcc."""
+    bin_dir = tmp_path / "bin"
+    bin_dir.mkdir()
+    return {"PATH": str(bin_dir)}
+
+
+def write_program(path: Path, script: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+# --- Switches -------------------------------------------------------------------------------------
+
+
+def test_architectures_are_read_as_documented(native_build):
+    architectures = native_build.parse_cuda_architectures("8.0;9.0a 10.0+PTX,8.0")
+    assert [a.gencode for a in architectures] == [
+        "-gencode=arch=compute_80,code=sm_80",
+        "-gencode=arch=compute_90a,code=sm_90a",
+        "-gencode=arch=compute_100,code=[sm_100,compute_100]",
+    ]
+    assert [n for a in architectures for n in a.names] == [
+        "sm_80",
+        "sm_90a",
+        "sm_100",
+        "compute_100",
+    ]
+
+
+@pytest.mark.parametrize("text", ["sm_80", "8", "8.0;", "hopper", "9.0b", "8.0+SASS"])
+def test_bad_architectures_are_an_error_that_shows_a_good_one(native_build, no_nvcc, text):
+    with pytest.raises(native_build.BuildError, match=r"FASTGAN_CUDA_ARCHS.*8\.0;9\.0a"):
+        native_build.parse_cuda_architectures(text)
+    with pytest.raises(native_build.BuildError, match="FASTGAN_CUDA_ARCHS"):
+        native_build.configure("0", {**no_nvcc, "FASTGAN_CUDA_ARCHS": text})
+
+
+@pytest.mark.parametrize("value", ["yes", "2", "AUTO"])
+def test_bad_switches_are_an_error_that_lists_the_good_values(native_build, no_nvcc, value):
+    with pytest.raises(native_build.BuildError, match=r"FASTGAN_BUILD_CUDA is .*auto, 0, 1"):
+        native_build.configure("0", {**no_nvcc, "FASTGAN_BUILD_CUDA": value})
+    with pytest.raises(native_build.BuildError, match=r"FASTGAN_BUILD_NATIVE is .*0, 1"):
+        native_build.wants_native({"FASTGAN_BUILD_NATIVE": value})
+
+
+def test_auto_without_nvcc_says_what_it_leaves_out(native_build, no_nvcc):
+    said = []
+    configuration = native_build.configure("0", no_nvcc, say=said.append)
+    assert configuration.cuda is None
+    assert len(said) == 1
+    assert "leaving out the CUDA kernels: nvcc was not found" in said[0]
+    assert "nvcc was not found" in configuration.cuda_left_out_because
+
+
+def test_cuda_0_says_so_and_does_not_look_for_nvcc(native_build, tmp_path):
+    write_program(tmp_path / "bin" / "nvcc", f"touch {tmp_path}/asked")
+    said = []
+    configuration = native_build.configure(
+        "0", {"PATH": str(tmp_path / "bin"), "FASTGAN_BUILD_CUDA": "0"}, say=said.append
+    )
+    assert configuration.cuda is None
+    assert "FASTGAN_BUILD_CUDA=0" in said[0]
+    assert not (tmp_path / "asked").exists()
+
+
+def test_cuda_1_without_nvcc_is_an_error_that_says_what_to_install(native_build, no_nvcc):
+    with pytest.raises(
+        native_build.BuildError, match=r"nvcc was not found.*Install the CUDA toolk"
+    ):
+        native_build.configure("0", {**no_nvcc, "FASTGAN_BUILD_CUDA": "1"})
+    with pytest.raises(native_build.BuildError, match=r"in CUDA_HOME \(/nowhere\)"):
+        native_build.configure("0", {**no_nvcc, "FASTGAN_BUILD_CUDA": "1", "CUDA_HOME": "/nowhere"})
+
+
+def test_nvcc_in_cuda_home_goes_before_the_one_on_path(native_build, tmp_path):
+    in_home = write_program(tmp_path / "home" / "bin" / "nvcc", "true")
+    on_path = write_program(tmp_path / "path" / "nvcc", "true")
+    environment = {"CUDA_HOME": str(tmp_path / "home"), "PATH": str(on_path.parent)}
+    assert native_build.find_nvcc(environment) == str(in_home)
+    del environment["CUDA_HOME"]
+    assert native_build.find_nvcc(environment) == str(on_path)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("echo 'release 11.8, V11.8.89'", r"CUDA 11\.8, which lacks C\+\+20"),
+        ("echo no licence >&2; exit 1", "nvcc does not run: no licence"),
+        (
+            "case $1 in --version) echo 'release 13.0, V13.0.88';; "
+            "--list-gpu-code) echo 'sm_80 sm_90 sm_100';; esac",
+            "without libcudart_static",
+        ),
+    ],
+)
+def test_unusable_toolkit_is_left_out_or_refused_with_its_reason(
+    native_build, tmp_path, script, reason
+):
+    write_program(tmp_path / "bin" / "nvcc", script)
+    environment = {"PATH": str(tmp_path / "bin")}
+    configuration = native_build.configure("0", environment, say=lambda _: None)
+    assert configuration.cuda is None
+    with pytest.raises(native_build.BuildError, match=reason):
+        native_build.configure("0", {**environment, "FASTGAN_BUILD_CUDA": "1"})
+
+
+def fake_old_toolkit(tmp_path: Path) -> dict[str, str]:
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libcudart_static.a").touch()
+    write_program(
+        tmp_path / "bin" / "nvcc",
+        "case $1 in --version) echo 'release 12.4, V12.4.131';; "
+        "--list-gpu-code) echo 'sm_80 sm_90';; "
+        f"--dryrun) echo '#$ LIBRARIES=\"-L{tmp_path}/lib\"' >&2;; esac",
+    )
+    return {"PATH": str(tmp_path / "bin"), "FASTGAN_BUILD_CUDA": "1"}
+
+
+def test_older_toolkit_builds_the_defaults_it_knows_and_says_so(native_build, tmp_path):
+    said = []
+    configuration = native_build.configure("0", fake_old_toolkit(tmp_path), say=said.append)
+    names = [name for a in configuration.cuda.architectures for name in a.names]
+    assert names == ["sm_80", "compute_80", "sm_90a"]
+    assert configuration.cuda.version == "12.4.131"
+    assert "does not know every default architecture" in said[0]
+
+
+def test_architecture_asked_for_that_nvcc_does_not_know_is_an_error(native_build, tmp_path):
+    environment = {**fake_old_toolkit(tmp_path), "FASTGAN_CUDA_ARCHS": "10.0"}
+    with pytest.raises(native_build.BuildError, match="does not know 100"):
+        native_build.configure("0", environment)
+
+
+def test_missing_compiler_is_an_error_that_says_what_to_install(native_build, no_nvcc):
+    with pytest.raises(native_build.BuildError, match=r"no C\+\+ compiler.*Install g\+\+"):
+        native_build.configure("0", {**no_nvcc, "CXX": "no-such-compiler"})
+
+
+def test_every_native_source_is_listed_and_every_listed_one_exists(native_build):
+    on_disk = {
+        path.relative_to(ROOT).as_posix()
+        for pattern in ("*.cpp", "*.cu")
+        for path in (ROOT / "csrc").rglob(pattern)
+    }
+    assert on_disk == set(native_build.ALL_SOURCES)
+
+
+def test_kernels_are_launched_through_our_launch_function_alone():
+    for path in (ROOT / "csrc").rglob("*.cu"):
+        assert "<<<" not in path.read_text(encoding="utf-8"), path
+
+
+# --- CUDA, compiled as CI compiles it -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("architecture", ["8.0", "9.0a", "10.0"])
+def test_every_kernel_compiles_without_a_warning_or_a_spill(native_build, architecture, tmp_path):
+    nvcc = native_build.find_nvcc(os.environ)
+    if nvcc is None:
+        pytest.skip("needs nvcc: none in CUDA_HOME or on PATH, so no CUDA code was compiled")
+    (target,) = native_build.parse_cuda_architectures(architecture)
+    assert architecture in native_build.DEFAULT_CUDA_ARCHS
+    for source in native_build.CUDA_SOURCES:
+        result = subprocess.run(
+            [
+                nvcc,
+                *native_build.CUDA_FLAGS,
+                target.gencode,
+                *("-Werror", "all-warnings", "-Xcompiler=-Werror", "--resource-usage"),
+                *("-c", str(ROOT / source), "-o", str(tmp_path / "object.o")),
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        report = result.stdout + result.stderr
+        assert result.returncode == 0, report
+        spills = [line.strip() for line in report.splitlines() if "spill" in line]
+        assert spills, f"ptxas reported on no kernel of {source}"
+        for line in spills:
+            assert "0 bytes spill stores, 0 bytes spill loads" in line, f"{source}: {line}"
+
+
+# --- Archives -------------------------------------------------------------------------------------
+
+
+def run(*command: str, cwd: Path, **environment: str) -> str:
+    result = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": "", "PIP_NO_INDEX": "1", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout + result.stderr
+
+
+@pytest.fixture(scope="module")
+def unpacked_sdist(tmp_path_factory):
+    """An sdist of this checkout, unpacked: all that is built below is built from it alone."""
+    folder = tmp_path_factory.mktemp("sdist")
+    checkout = folder / "checkout"
+    left_out = shutil.ignore_patterns(
+        ".*", "*.so", "*.egg-info", "__pycache__", "build", "dist", "runs", "demo"
+    )
+    shutil.copytree(ROOT, checkout, ignore=left_out)
+    run(
+        *(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(folder)),
+        cwd=checkout,
+    )
+    (archive,) = folder.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        tar.extractall(folder / "unpacked", filter="data")
+    (tree,) = (folder / "unpacked").iterdir()
+    return tree
+
+
+def build_wheel(tree: Path, **environment: str) -> tuple[Path, str]:
+    out = tree.parent / f"wheel-{len(list(tree.parent.iterdir()))}"
+    pip = (sys.executable, "-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "-v")
+    output = run(*pip, "-w", str(out), ".", cwd=tree, **environment)
+    (wheel,) = out.glob("*.whl")
+    return wheel, output
+
+
+def install(wheel: Path) -> Path:
+    target = wheel.parent / "site"
+    pip = (sys.executable, "-m", "pip", "install", "--no-deps", "--target", str(target))
+    run(*pip, str(wheel), cwd=wheel.parent)
+    return target
+
+
+@pytest.fixture(scope="module")
+def wheel(unpacked_sdist):
+    return build_wheel(unpacked_sdist, FASTGAN_BUILD_CUDA="0", CXX="g++ -Werror")
+
+
+@pytest.fixture(scope="module")
+def pure_wheel(unpacked_sdist):
+    return build_wheel(unpacked_sdist, FASTGAN_BUILD_NATIVE="0")
+
+
+@pytest.fixture(scope="module")
+def installed(wheel):
+    return install(wheel[0])
+
+
+def test_sdist_holds_every_native_file(unpacked_sdist):
+    for pattern in ("*.cpp", "*.cu", "*.h"):
+        for path in (ROOT / "csrc").rglob(pattern):
+            assert (unpacked_sdist / path.relative_to(ROOT)).exists(), path
+    assert not list(unpacked_sdist.rglob("*.so"))
+
+
+def test_wheel_from_the_sdist_is_tagged_for_its_python_and_platform(wheel):
+    path, output = wheel
+    python = f"cp{sys.version_info.major}{sys.version_info.minor}"
+    assert f"-{python}-{python}-linux_" in path.name
+    assert "leaving out the CUDA kernels: FASTGAN_BUILD_CUDA=0" in output
+    names = zipfile.ZipFile(path).namelist()
+    assert "fastgan/_ops.so" in names
+    assert "fastgan/py.typed" in names
+    assert sum(name.startswith("fastgan/_build.") for name in names) == 1
+    assert not [name for name in names if name.startswith(("csrc", "tests", "native_build"))]
+
+
+def test_wheel_names_no_folder_of_the_machine_that_built_it(wheel, unpacked_sdist, installed):
+    import pybind11
+    import torch
+
+    for library in (installed / "fastgan").glob("*.so"):
+        contents = library.read_bytes()
+        for folder in (unpacked_sdist, ROOT, Path(torch.__file__).parent, pybind11.__path__[0]):
+            assert os.fsencode(str(folder)) not in contents, f"{library.name} names {folder}"
+        readelf = shutil.which("readelf")
+        assert readelf, "readelf comes with the compiler that built the wheel"
+        dynamic = run(readelf, "-d", str(library), cwd=installed)
+        assert "RPATH" not in dynamic
+        assert "RUNPATH" not in dynamic
+        assert "libcudart" not in dynamic
+
+
+def test_wheel_installs_and_runs(installed, tmp_path):
+    script = (
+        "import torch, fastgan, warnings\n"
+        "warnings.simplefilter('error')\n"
+        f"assert fastgan.__file__.startswith({str(installed)!r}), fastgan.__file__\n"
+        "from fastgan.ops import check_op\n"
+        "info = fastgan.build_info()\n"
+        "assert info.native and not info.cuda and 'g++' in info.cxx_compiler.lower(), info\n"
+        "assert info.cuda_left_out_because == 'FASTGAN_BUILD_CUDA=0'\n"
+        "assert '-std=c++20' in info.cxx_flags and not [f for f in info.cxx_flags if '/' in f]\n"
+        "check_op('clip_', 'cpu')\n"
+    )
+    run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(installed))
+
+
+def test_only_what_changed_is_compiled_again(wheel, unpacked_sdist, native_build):
+    (build_dir,) = (unpacked_sdist / "build").glob("native-*")
+
+    def due() -> list[str]:
+        ninja = (native_build._find_ninja(), "-n", "-f", str(build_dir / "build.ninja"))
+        output = run(*ninja, cwd=unpacked_sdist)
+        return [line for line in output.splitlines() if "compiling" in line]
+
+    assert due() == []
+    (unpacked_sdist / "csrc" / "cpu" / "instruction_sets.cpp").touch()
+    assert [line.split()[-1] for line in due()] == ["csrc/cpu/instruction_sets.cpp"]
+    (unpacked_sdist / "csrc" / "math" / "clip.h").touch()
+    again = " ".join(due())
+    assert "clip_loops.cpp for baseline" in again
+    assert "csrc/ops.cpp" in again
+    assert "parallel.cpp" not in again
+    assert "module.cpp" not in again
+
+
+def test_loops_for_one_instruction_set_leak_nothing_into_the_others(wheel, unpacked_sdist):
+    """A weak symbol compiled for AVX-512 could be the one copy that every processor then runs."""
+    nm = shutil.which("nm")
+    assert nm, "nm comes with the compiler that built the wheel"
+    objects = list((unpacked_sdist / "build").rglob("*_loops.cpp.*.o"))
+    assert objects
+    for path in objects:
+        instruction_set = path.name.split(".")[-2]
+        symbols = run(nm, "-C", "--defined-only", "--extern-only", str(path), cwd=unpacked_sdist)
+        for line in symbols.splitlines():
+            assert f"fastgan::cpu::{instruction_set}::" in line, line
+
+
+def test_without_the_native_part_the_wheel_is_pure_and_says_so(pure_wheel):
+    path, output = pure_wheel
+    assert path.name.endswith("-py3-none-any.whl")
+    assert "leaving out the compiled part: FASTGAN_BUILD_NATIVE=0" in output
+    assert not [name for name in zipfile.ZipFile(path).namelist() if name.endswith(".so")]
+
+
+def test_pure_wheel_runs_on_plain_pytorch_with_one_warning(pure_wheel, tmp_path):
+    target = install(pure_wheel[0])
+    script = (
+        "import torch, warnings\n"
+        "with warnings.catch_warnings(record=True) as caught:\n"
+        "    warnings.simplefilter('always')\n"
+        "    import fastgan\n"
+        "    from fastgan.ops import check_op, op_paths\n"
+        "    assert not [w for w in caught if 'fastgan' in str(w.message)], caught\n"
+        "    assert not fastgan.build_info().native\n"
+        "    assert {row.path for row in op_paths()} == {'aten'}\n"
+        "    check_op('clip_', 'cpu'); check_op('clip_', 'cpu')\n"
+        "ours = [w for w in caught if isinstance(w.message, fastgan.FallbackWarning)]\n"
+        "assert len(ours) == 1 and 'no compiled part' in str(ours[0].message), ours\n"
+        "schema = str(torch.ops.fastgan.clip_.default._schema)\n"
+        "assert schema == f'fastgan::{fastgan.ops.clip.SCHEMA}', schema\n"
+        "torch.library.opcheck(torch.ops.fastgan.clip_.default, (torch.randn(9), -0.1, 0.2))\n"
+        "x = torch.ones(3)\n"
+        "for bad in ((x, 1.0, -1.0), (x.long(), -1.0, 1.0), (x.half(), -1e6, 1.0),\n"
+        "            (x.requires_grad_(), -1.0, 1.0), (x[:1].detach().expand(3), -1.0, 1.0)):\n"
+        "    try: torch.ops.fastgan.clip_(*bad)\n"
+        "    except RuntimeError: continue\n"
+        "    raise AssertionError(bad)\n"
+    )
+    run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(target))
+
+
+def test_setup_refuses_bad_switches_in_one_line(unpacked_sdist):
+    for switches, message in (
+        ({"FASTGAN_BUILD_NATIVE": "maybe"}, "error: FASTGAN_BUILD_NATIVE is 'maybe'"),
+        ({"FASTGAN_BUILD_CUDA": "maybe"}, "error: FASTGAN_BUILD_CUDA is 'maybe'"),
+    ):
+        result = subprocess.run(
+            [sys.executable, "setup.py", "-q", "build_ext"],
+            cwd=unpacked_sdist,
+            env={**os.environ, **switches},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert result.returncode != 0
+        assert message in result.stderr
+        assert "Traceback" not in result.stderr
+
+
+# --- Broken installs ------------------------------------------------------------------------------
+
+
+def suffixed_build_module() -> str:
+    return "_build" + importlib.machinery.EXTENSION_SUFFIXES[0]
+
+
+@pytest.fixture
+def broken(tmp_path, monkeypatch):
+    """An empty folder in place of the package's, and a description like a real build's."""
+    description = {
+        "version": _native.__version__,
+        "torch_target": "2.10",
+        "built_with_torch": "2.1",
+    }
+    monkeypatch.setattr(_native, "_FOLDER", tmp_path)
+    monkeypatch.setattr(
+        importlib,
+        "import_module",
+        lambda _: type("module", (), {"description": lambda: description}),
+    )
+    return tmp_path, description
+
+
+def test_install_without_either_part_is_a_pure_one(broken):
+    assert _native.load.__wrapped__() is False
+
+
+@pytest.mark.parametrize(("there", "missing"), [("_ops.so", "_build"), ("_build", "_ops.so")])
+def test_half_an_install_is_an_error(broken, there, missing):
+    folder, _ = broken
+    (folder / (there if there == "_ops.so" else suffixed_build_module())).touch()
+    with pytest.raises(NativeLibraryError, match=rf"{there} is there, {missing} is not"):
+        _native.load.__wrapped__()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({}, r"does not load: .*built with torch 2\.1"),
+        ({"version": "0.0.0"}, r"of version 0\.0\.0, the Python part of"),
+        ({"torch_target": "99.0"}, r"needs torch >= 99\.0, this is torch"),
+    ],
+)
+def test_library_that_does_not_fit_is_an_error_with_its_reason(broken, change, message):
+    folder, description = broken
+    description.update(change)
+    (folder / "_ops.so").write_bytes(b"not a library")
+    (folder / suffixed_build_module()).touch()
+    with pytest.raises(NativeLibraryError, match=message):
+        _native.load.__wrapped__()
+
+
+def test_build_for_another_python_is_an_error(broken):
+    folder, _ = broken
+    (folder / "_build.cpython-27-x86_64-linux-gnu.so").touch()
+    (folder / "_ops.so").touch()
+    with pytest.raises(ImportError, match="built for another Python"):
+        _native.load.__wrapped__()

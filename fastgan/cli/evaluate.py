@@ -49,7 +49,8 @@ def run(options: argparse.Namespace) -> int:
     """Prints the report; returns 0."""
     generator, config, shape = load_generator(options.checkpoint, ema=not options.no_ema)
     spec = options.data or config.data
-    source = load_data(spec, image_size=shape.image_size)
+    # A run that converted its data to grey or to colour is measured against data so converted.
+    source = load_data(spec, image_size=shape.image_size, channels=config.channels)
     if source.channels != shape.channels:
         raise ConfigError(
             f"data: {spec} has {source.channels} channel(s), the checkpoint draws {shape.channels}"

@@ -248,10 +248,9 @@ def unpacked_sdist(tmp_path_factory):
         ".*", "*.so", "*.egg-info", "__pycache__", "build", "dist", "runs", "demo"
     )
     shutil.copytree(ROOT, checkout, ignore=left_out)
-    run(
-        *(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", str(folder)),
-        cwd=checkout,
-    )
+    # The hook that `python -m build` and pip call.
+    hook = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
+    run(sys.executable, "-c", hook, str(folder), cwd=checkout)
     (archive,) = folder.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         tar.extractall(folder / "unpacked", filter="data")

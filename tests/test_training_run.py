@@ -147,7 +147,7 @@ def test_resume_refuses_a_setting_that_contradicts_the_run(tmp_path: Path) -> No
     out = tmp_path / "run"
     Trainer(small_config(out, steps=2)).run()
     asked = small_config(out, steps=2, batch_size=16)
-    with pytest.raises(ConfigError, match="batch_size: .* trained with 8, can't go on with 16"):
+    with pytest.raises(ConfigError, match=r"batch_size: .* trained with 8, can't go on with 16"):
         Trainer(asked, resume=True, explicit=frozenset({"batch_size"}))
 
 
@@ -250,9 +250,7 @@ def test_a_collapsed_generator_is_named(tmp_path: Path) -> None:
         def on_warning(self, trainer: Trainer, text: str) -> None:
             texts.append(text)
 
-    Trainer(
-        small_config(tmp_path / "run", steps=6, sample_every=2), callbacks=[Collapse()]
-    ).run()
+    Trainer(small_config(tmp_path / "run", steps=6, sample_every=2), callbacks=[Collapse()]).run()
     collapses = [text for text in texts if text.startswith("mode collapse")]
     assert len(collapses) == 1  # said once, though it lasts
 
@@ -273,9 +271,7 @@ def test_unlabelled_data_can_not_condition(tmp_path: Path) -> None:
     Image.new("L", (16, 16), 200).save(tmp_path / "b.png")
     with pytest.raises(ConfigError, match="labels"):
         Trainer(
-            small_config(
-                tmp_path / "run", model="cgan", data=f"folder:{tmp_path}", image_size=16
-            )
+            small_config(tmp_path / "run", model="cgan", data=f"folder:{tmp_path}", image_size=16)
         )
 
 

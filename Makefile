@@ -8,7 +8,7 @@ DEMO   ?= runs/demo
 BIN      := $(VENV)/bin
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # What the build reads: a change of any of them builds again.
-SOURCES  := $(shell find csrc -type f 2>/dev/null) setup.py pyproject.toml constraints.txt fastgan/_version.py
+SOURCES  := $(shell find csrc -type f 2>/dev/null) setup.py native_build.py pyproject.toml constraints.txt fastgan/_version.py
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench gpu-check wheel clean
@@ -22,6 +22,7 @@ $(VENV)/.installed: $(SOURCES)
 	@echo "installing into $(VENV) ..."
 	@$(INSTALL) setuptools wheel ninja pybind11 torch numpy
 	@$(INSTALL) --no-build-isolation -e '.[test,bench,lint]'
+	@$(BIN)/python -c 'import fastgan; print(fastgan.build_info().summary())'
 	@touch $@
 
 demo: $(VENV)/.installed  ## train a GAN on handwritten digits (about 3 minutes), show and measure its samples

@@ -65,6 +65,20 @@ class BuildInfo:
     cuda_flags: tuple[str, ...] = ()
     cuda_left_out_because: str | None = None
 
+    def summary(self) -> str:
+        """What is in this build, in one line.
+
+        Example:
+            >>> BuildInfo(version="1.0", native=False).summary()
+            'fastgan 1.0: no compiled part, the ops run as plain PyTorch'
+        """
+        if not self.native:
+            return f"fastgan {self.version}: no compiled part, the ops run as plain PyTorch"
+        cuda = f"CUDA kernels left out ({self.cuda_left_out_because})"
+        if self.cuda:
+            cuda = f"CUDA kernels for {', '.join(self.cuda_architectures)}"
+        return f"fastgan {self.version}: CPU kernels for {', '.join(self.cpu_instruction_sets)}; {cuda}"
+
 
 @cache
 def load() -> bool:

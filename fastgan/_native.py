@@ -77,7 +77,8 @@ class BuildInfo:
         cuda = f"CUDA kernels left out ({self.cuda_left_out_because})"
         if self.cuda:
             cuda = f"CUDA kernels for {', '.join(self.cuda_architectures)}"
-        return f"fastgan {self.version}: CPU kernels for {', '.join(self.cpu_instruction_sets)}; {cuda}"
+        sets = ", ".join(self.cpu_instruction_sets)
+        return f"fastgan {self.version}: CPU kernels for {sets}; {cuda}"
 
 
 @cache

@@ -92,7 +92,9 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return [row for row in rows if "step" in row]
 
 
-def plot_losses(rows: list[dict[str, float]], path: Path, *, title: str) -> None:
+def plot_losses(
+    rows: list[dict[str, float]], path: Path, *, title: str, opponent: str = "discriminator"
+) -> None:
     """Draws both losses, and below them what the second player thinks, over the steps."""
     import matplotlib
 
@@ -109,7 +111,7 @@ def plot_losses(rows: list[dict[str, float]], path: Path, *, title: str) -> None
         2, 1, figsize=(8, 6), sharex=True, height_ratios=(3, 2), layout="constrained"
     )
     panels = (
-        (above, {"discriminator": "loss_d", "generator": "loss_g"}, "loss"),
+        (above, {opponent: "loss_d", "generator": "loss_g"}, "loss"),
         (below, curves, ""),
     )
     for axes, lines, label in panels:
@@ -120,7 +122,7 @@ def plot_losses(rows: list[dict[str, float]], path: Path, *, title: str) -> None
         axes.set_ylabel(label)
         axes.grid(alpha=0.25)
         if axes.lines:
-            axes.legend(loc="upper right", frameon=False)
+            axes.legend(loc="best", frameon=False)
     above.set_title(title)
     below.set_xlabel("generator updates")
     try:

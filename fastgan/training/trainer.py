@@ -287,6 +287,7 @@ class Trainer:
             read_metrics(recorder.path),
             self.out / "losses.png",
             title=f"{config.model} on {self.data.name}, {self.step} steps",
+            opponent="critic" if config.is_wasserstein else "discriminator",
         )
         result = TrainingResult(
             out=self.out,

@@ -59,9 +59,7 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 blocks, dim3 t
     }
     // One more than needed: a kernel without parameters would make an array of size zero.
     void* addresses[sizeof...(Parameters) + 1] = {static_cast<void*>(&arguments)..., nullptr};
-    check(cudaLaunchKernel(reinterpret_cast<const void*>(kernel), blocks, threads, addresses,
-                           shared_bytes, stream),
-          name);
+    check(cudaLaunchKernel(kernel, blocks, threads, addresses, shared_bytes, stream), name);
 }
 
 }  // namespace fastgan::cuda

@@ -28,7 +28,7 @@ $(VENV)/.installed: $(SOURCES)
 demo: $(VENV)/.installed  ## train a GAN on handwritten digits (about 3 minutes), show and measure its samples
 	@rm -rf $(DEMO)
 	@$(BIN)/fastgan train --model wgan-gp --conditional --data digits --out $(DEMO) \
-	    --steps 2000 --lr 1e-3 --beta1 0.5 --lr-decay linear --n-critic 2 --ndf 32 --max-minutes 3
+	    --steps 1500 --lr 1e-3 --beta1 0.5 --lr-decay linear --n-critic 2 --ndf 32 --max-minutes 2.5
 	@$(BIN)/fastgan evaluate $(DEMO) --n 1000 --json $(DEMO)/evaluation.json
 	@echo "look at $(DEMO)/samples.png"
 

@@ -44,7 +44,7 @@ def table(result: dict) -> str:
     rows = [
         ("training", f"{result['training_seconds']:.0f} s"),
         (
-            "a classifier's mean top probability on 1,000 samples, over that on held-out real digits",
+            "mean top probability a classifier gives 1,000 samples, over held-out real digits'",
             f"{evaluation['confidence_ratio']:.3f}",
         ),
         ("the rarest of the ten classes", f"{100 * min(evaluation['class_histogram']):.1f}%"),

@@ -31,12 +31,18 @@ CPU_SOURCES = (
     "csrc/ops.cpp",
     "csrc/cpu/clip.cpp",
     "csrc/cpu/instruction_sets.cpp",
+    "csrc/cpu/optimizers.cpp",
     "csrc/cpu/parallel.cpp",
 )
 #: Compiled once per instruction set (csrc/cpu/instruction_sets.h).
-LOOP_SOURCES = ("csrc/cpu/clip_loops.cpp",)
+LOOP_SOURCES = ("csrc/cpu/clip_loops.cpp", "csrc/cpu/multi_tensor_loops.cpp")
 #: Compiled by nvcc, where CUDA is built.
-CUDA_SOURCES = ("csrc/cuda/clip.cu",)
+CUDA_SOURCES = (
+    "csrc/cuda/adam.cu",
+    "csrc/cuda/clip.cu",
+    "csrc/cuda/clip_tensors.cu",
+    "csrc/cuda/rmsprop.cu",
+)
 #: The Python module that describes the build.
 MODULE_SOURCES = ("csrc/module.cpp",)
 
@@ -55,8 +61,8 @@ CXX_FLAGS = (
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
-    # A fused multiply-add rounds once where torch's optimisers round twice, and not every
-    # instruction set has it: without this, results would differ from torch's, and by machine.
+    # The formulas say themselves where a fused multiply-add stands (csrc/math/arithmetic.h), which
+    # is where torch has one; a compiler left to choose would find more, and results would differ.
     "-ffp-contract=off",
     # Floating-point exceptions and errno are read nowhere; assuming so is what lets the compiler
     # vectorise a comparison and select.

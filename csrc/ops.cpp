@@ -10,20 +10,28 @@
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <cmath>
+#include <functional>
 #include <limits>
+#include <optional>
 #include <sstream>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "cpu/clip.h"
 #include "cpu/instruction_sets.h"
+#include "cpu/optimizers.h"
 #include "math/clip.h"
+#include "multi_tensor.h"
 #include "tensor_view.h"
 
 #if defined(FASTGAN_WITH_CUDA)
 #include <dlfcn.h>
 
 #include "cuda/clip.h"
+#include "cuda/optimizers.h"
 #endif
 
 namespace fastgan {
@@ -153,6 +161,367 @@ void clip_on_cpu(Tensor self, double min, double max) {
     cpu::clip(view, bounds);
 }
 
+// --- Lists of tensors -----------------------------------------------------------------------------
+
+using TensorList = std::vector<Tensor>;
+
+std::string shape_text(const Tensor& tensor) {
+    std::ostringstream text;
+    const char* separator = "(";
+    for (const auto size : tensor.sizes()) {
+        text << separator << size;
+        separator = ", ";
+    }
+    text << (tensor.dim() == 0 ? "()" : ")");
+    return text.str();
+}
+
+// An argument that lists one tensor for each parameter.
+struct ListArgument {
+    const char* name;
+    const TensorList* tensors;
+    int place;
+    bool written;
+};
+
+// A tensor that lies where and as the parameter does.
+void check_matches(const char* op, const Tensor& param, const ListArgument& list, std::size_t i) {
+    const Tensor& tensor = (*list.tensors)[i];
+    const auto param_sizes = param.sizes();
+    const auto sizes = tensor.sizes();
+    if (!std::equal(sizes.begin(), sizes.end(), param_sizes.begin(), param_sizes.end())) {
+        fail(op, ": ", list.name, "[", i, "] has shape ", shape_text(tensor),
+             ", its parameter has shape ", shape_text(param));
+    }
+    if (tensor.device() != param.device()) {
+        fail(op, ": ", list.name, "[", i, "] is not on its parameter's device");
+    }
+}
+
+void check_not_expanded(const char* op, const ListArgument& list, std::size_t i) {
+    const Tensor& tensor = (*list.tensors)[i];
+    if (tensor.numel() > 0 &&
+        is_expanded(tensor.sizes().data(), tensor.strides().data(), tensor.dim())) {
+        fail(op, ": ", list.name, "[", i,
+             "] is expanded: more than one of its elements refers to a single memory location. "
+             "Please clone() the tensor before performing the operation.");
+    }
+}
+
+// True where all operands lie alike and without gaps, so that they can be walked as runs.
+bool is_dense_alike(const Tensor& param, const std::int64_t* const (&strides)[kPlaces]) {
+    const auto sizes = param.sizes();
+    const int dimensions = static_cast<int>(sizes.size());
+    for (int place = kParam + 1; place < kPlaces; ++place) {
+        if (strides[place] == nullptr) {
+            continue;
+        }
+        for (int d = 0; d < dimensions; ++d) {
+            if (sizes[d] != 1 && strides[place][d] != strides[kParam][d]) {
+                return false;
+            }
+        }
+    }
+    std::int64_t run = 1;
+    bool contiguous = true;
+    for (int d = dimensions - 1; d >= 0; --d) {
+        contiguous = contiguous && (sizes[d] == 1 || strides[kParam][d] == run);
+        run *= sizes[d];
+    }
+    return contiguous || make_layout(sizes.data(), strides[kParam], dimensions).is_dense();
+}
+
+// `lists`: that of the parameters first. An empty one is not used; the others are as long as the
+// first.
+MultiTensor multi_tensor(const char* op, const std::vector<ListArgument>& lists) {
+    const TensorList& params = *lists.front().tensors;
+    for (const ListArgument& list : lists) {
+        if (!list.tensors->empty() && list.tensors->size() != params.size()) {
+            fail(op, ": ", list.name, " has ", list.tensors->size(), " tensors for ",
+                 params.size(), " in ", lists.front().name);
+        }
+    }
+    MultiTensor result;
+    if (params.empty()) {
+        return result;
+    }
+    result.type = float_type(op, lists.front().name, params.front());
+    const std::int32_t code = dtype_code(params.front());
+    result.items.resize(params.size());
+    for (std::size_t i = 0; i < params.size(); ++i) {
+        const Tensor& param = params[i];
+        MultiTensorItem& item = result.items[i];
+        const std::int64_t* strides[kPlaces] = {};
+        for (const ListArgument& list : lists) {
+            if (list.tensors->empty()) {
+                continue;
+            }
+            const Tensor& tensor = (*list.tensors)[i];
+            if (list.place != kShadow && dtype_code(tensor) != code) {
+                fail(op, ": ", list.name, "[", i, "] has dtype ", dtype_name(dtype_code(tensor)),
+                     "; expected ", dtype_name(code), ", as ", lists.front().name, "[0]");
+            }
+            if (list.place != kParam) {
+                check_matches(op, param, list, i);
+            } else if (param.device() != params.front().device()) {
+                fail(op, ": ", list.name, "[", i, "] is on another device than ", list.name,
+                     "[0]");
+            }
+            if (list.written) {
+                check_not_expanded(op, list, i);
+            }
+            strides[list.place] = tensor.strides().data();
+            item.data[list.place] = list.written ? tensor.mutable_data_ptr()
+                                                 : const_cast<void*>(tensor.const_data_ptr());
+        }
+        item.numel = param.numel();
+        if (item.numel > 0 && !is_dense_alike(param, strides)) {
+            item.layout = static_cast<int>(result.layouts.size());
+            result.layouts.push_back(make_joint_layout(
+                param.sizes().data(), strides, static_cast<int>(param.sizes().size())));
+        }
+    }
+    return result;
+}
+
+// True where two parameters share memory, as tied ones do: they can't be written at once.
+bool any_overlap(const MultiTensor& tensors) {
+    const std::int64_t bytes = bytes_of(tensors.type);
+    std::vector<std::pair<const char*, const char*>> extents;
+    extents.reserve(tensors.items.size());
+    for (const MultiTensorItem& item : tensors.items) {
+        if (item.numel == 0) {
+            continue;
+        }
+        std::int64_t last = item.numel - 1;
+        if (item.layout != MultiTensorItem::kDense) {
+            last = tensors.layouts[static_cast<std::size_t>(item.layout)].offset(kParam, last);
+        }
+        const auto* const begin = static_cast<const char*>(item.data[kParam]);
+        extents.emplace_back(begin, begin + (last + 1) * bytes);
+    }
+    std::sort(extents.begin(), extents.end(), [](const auto& a, const auto& b) {
+        return std::less<const char*>()(a.first, b.first);
+    });
+    for (std::size_t i = 1; i < extents.size(); ++i) {
+        if (std::less<const char*>()(extents[i].first, extents[i - 1].second)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+MultiTensor only(const MultiTensor& tensors, std::size_t i) {
+    MultiTensor one;
+    one.type = tensors.type;
+    one.items.push_back(tensors.items[i]);
+    if (one.items[0].layout != MultiTensorItem::kDense) {
+        one.layouts.push_back(tensors.layouts[static_cast<std::size_t>(one.items[0].layout)]);
+        one.items[0].layout = 0;
+    }
+    return one;
+}
+
+FloatType shadow_type(const char* op, const TensorList& shadows) {
+    if (shadows.empty()) {
+        return FloatType::bfloat16;
+    }
+    const FloatType type = float_type(op, "shadows", shadows.front());
+    for (const Tensor& shadow : shadows) {
+        if (dtype_code(shadow) != dtype_code(shadows.front()) ||
+            (type != FloatType::float16 && type != FloatType::bfloat16)) {
+            fail(op, ": shadows must all be float16 or all bfloat16, one is ",
+                 dtype_name(dtype_code(shadow)));
+        }
+    }
+    return type;
+}
+
+ScalarReference scalar_reference(const char* op, const char* argument, const Tensor& tensor,
+                                 const Tensor& param, bool written) {
+    ScalarReference reference;
+    const std::int32_t code = dtype_code(tensor);
+    reference.is_float64 = code == aoti_torch_dtype_float64();
+    if (tensor.numel() != 1 || (!reference.is_float64 && code != aoti_torch_dtype_float32())) {
+        fail(op, ": ", argument, " has shape ", shape_text(tensor), " and dtype ",
+             dtype_name(code), "; expected one element, float32 or float64");
+    }
+    if (tensor.device() != param.device()) {
+        fail(op, ": ", argument, " is not on the parameters' device");
+    }
+    reference.data = written ? tensor.mutable_data_ptr()
+                             : const_cast<void*>(tensor.const_data_ptr());
+    return reference;
+}
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+// --- Optimisers -----------------------------------------------------------------------------------
+
+// The arguments that rmsprop_step_ and adam_step_ share.
+struct StepArguments {
+    const char* op;
+    const TensorList& params;
+    const TensorList& grads;
+    const TensorList& state_steps;
+    const TensorList& shadows;
+    double lr;
+    const std::optional<Tensor>& lr_tensor;
+    double weight_decay;
+    bool maximize;
+    double clip_min;
+    double clip_max;
+    bool clip_first;
+    const std::optional<Tensor>& grad_scale;
+    const std::optional<Tensor>& found_inf;
+};
+
+// How one kind of device does it.
+template <typename Rule>
+struct Kernels {
+    void (*step)(const MultiTensor&, const Rule&, const StepSettings&, const Tensor& on_device_of);
+    void (*clip)(const MultiTensor&, ClipBounds, FloatType, const ScalarReference& found_inf,
+                 const Tensor& on_device_of);
+};
+
+template <typename Rule>
+void optimizer_step(const StepArguments& a, std::vector<ListArgument> states, const Rule& rule,
+                    const Kernels<Rule>& kernels) {
+    std::vector<ListArgument> lists = {
+        {"params", &a.params, kParam, true},
+        {"grads", &a.grads, kGrad, a.grad_scale.has_value()},
+    };
+    for (const ListArgument& list : states) {
+        if (list.tensors->size() != a.params.size()) {
+            fail(a.op, ": ", list.name, " has ", list.tensors->size(), " tensors for ",
+                 a.params.size(), " in params");
+        }
+        lists.push_back(list);
+    }
+    lists.push_back({"shadows", &a.shadows, kShadow, true});
+    if (a.grads.size() != a.params.size() || a.state_steps.size() != a.params.size()) {
+        fail(a.op, ": params, grads and state_steps must be as long as each other, got ",
+             a.params.size(), ", ", a.grads.size(), " and ", a.state_steps.size());
+    }
+    MultiTensor tensors = multi_tensor(a.op, lists);
+    if (tensors.items.empty()) {
+        return;
+    }
+    const Tensor& first = a.params.front();
+    for (std::size_t i = 0; i < a.params.size(); ++i) {
+        tensors.items[i].step =
+            scalar_reference(a.op, "a tensor of state_steps", a.state_steps[i], first, true);
+    }
+    const ClipBounds no_clip{-kInfinity, kInfinity};
+    const ClipBounds clip = clip_bounds(a.op, first, tensors.type, a.clip_min, a.clip_max);
+    StepSettings settings;
+    settings.lr = a.lr;
+    settings.weight_decay = a.weight_decay;
+    settings.maximize = a.maximize;
+    settings.clip_before = a.clip_first ? clip : no_clip;
+    settings.clip_after = a.clip_first ? no_clip : clip;
+    settings.shadow_type = shadow_type(a.op, a.shadows);
+    if (a.lr_tensor) {
+        settings.lr_tensor = scalar_reference(a.op, "lr_tensor", *a.lr_tensor, first, false);
+    }
+    if (a.grad_scale) {
+        settings.grad_scale = scalar_reference(a.op, "grad_scale", *a.grad_scale, first, false);
+    }
+    if (a.found_inf) {
+        settings.found_inf = scalar_reference(a.op, "found_inf", *a.found_inf, first, false);
+    }
+    if (!any_overlap(tensors)) {
+        kernels.step(tensors, rule, settings, first);
+        return;
+    }
+    if (a.grad_scale) {
+        fail(a.op, ": parameters that share memory may share a gradient, which must not be divided "
+                   "by grad_scale twice; call GradScaler.unscale_ before the step");
+    }
+    // One after the other, as torch.optim does, and the clip before or after them all.
+    settings.clip_before = settings.clip_after = no_clip;
+    if (a.clip_first) {
+        kernels.clip(tensors, clip, settings.shadow_type, settings.found_inf, first);
+    }
+    for (std::size_t i = 0; i < tensors.items.size(); ++i) {
+        kernels.step(only(tensors, i), rule, settings, first);
+    }
+    // Also without a clip: a shadow was written before a later step on the same memory.
+    kernels.clip(tensors, a.clip_first ? no_clip : clip, settings.shadow_type, settings.found_inf, first);
+}
+
+template <const auto& kKernels>
+void rmsprop_step(TensorList params, TensorList grads, TensorList square_avgs,
+                  TensorList momentum_buffers, TensorList grad_avgs, TensorList state_steps,
+                  TensorList shadows, double lr, std::optional<Tensor> lr_tensor, double alpha,
+                  double eps, double weight_decay, double momentum, bool centered, bool maximize,
+                  double clip_min, double clip_max, bool clip_first,
+                  std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+    std::vector<ListArgument> states = {{"square_avgs", &square_avgs, kFirstState, true}};
+    int place = kFirstState + 1;
+    if (momentum > 0) {
+        states.push_back({"momentum_buffers", &momentum_buffers, place++, true});
+    }
+    if (centered) {
+        states.push_back({"grad_avgs", &grad_avgs, place++, true});
+    }
+    optimizer_step({"fastgan::rmsprop_step_", params, grads, state_steps, shadows, lr, lr_tensor,
+                    weight_decay, maximize, clip_min, clip_max, clip_first, grad_scale, found_inf},
+                   std::move(states), RmspropSettings{alpha, eps, momentum, centered}, kKernels);
+}
+
+template <const auto& kKernels>
+void adam_step(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
+               TensorList max_exp_avg_sqs, TensorList state_steps, TensorList shadows, double lr,
+               std::optional<Tensor> lr_tensor, double beta1, double beta2, double eps,
+               double weight_decay, bool amsgrad, bool maximize, double clip_min, double clip_max,
+               bool clip_first, std::optional<Tensor> grad_scale,
+               std::optional<Tensor> found_inf) {
+    std::vector<ListArgument> states = {{"exp_avgs", &exp_avgs, kFirstState, true},
+                                        {"exp_avg_sqs", &exp_avg_sqs, kFirstState + 1, true}};
+    if (amsgrad) {
+        states.push_back({"max_exp_avg_sqs", &max_exp_avg_sqs, kFirstState + 2, true});
+    }
+    optimizer_step({"fastgan::adam_step_", params, grads, state_steps, shadows, lr, lr_tensor,
+                    weight_decay, maximize, clip_min, clip_max, clip_first, grad_scale, found_inf},
+                   std::move(states), AdamSettings{beta1, beta2, eps, amsgrad}, kKernels);
+}
+
+template <const auto& kClip>
+void clip_tensors(TensorList tensors, TensorList shadows, double min, double max,
+                  std::optional<Tensor> found_inf) {
+    constexpr const char* op = "fastgan::clip_tensors_";
+    const MultiTensor items = multi_tensor(
+        op, {{"tensors", &tensors, kParam, true}, {"shadows", &shadows, kShadow, true}});
+    if (items.items.empty()) {
+        return;
+    }
+    const ClipBounds bounds = clip_bounds(op, tensors.front(), items.type, min, max);
+    ScalarReference skip;
+    if (found_inf) {
+        skip = scalar_reference(op, "found_inf", *found_inf, tensors.front(), false);
+    }
+    // Tensors that overlap need no care: a clip twice is a clip once.
+    kClip(items, bounds, shadow_type(op, shadows), skip, tensors.front());
+}
+
+void clip_list_on_cpu(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_type,
+                      const ScalarReference& found_inf, const Tensor&) {
+    cpu::clip_tensors(tensors, bounds, shadow_type, found_inf);
+}
+
+constexpr auto kClipOnCpu = &clip_list_on_cpu;
+
+constexpr Kernels<RmspropSettings> kRmspropOnCpu = {
+    [](const MultiTensor& tensors, const RmspropSettings& rule, const StepSettings& settings,
+       const Tensor&) { cpu::rmsprop_step(tensors, rule, settings); },
+    kClipOnCpu};
+
+constexpr Kernels<AdamSettings> kAdamOnCpu = {
+    [](const MultiTensor& tensors, const AdamSettings& rule, const StepSettings& settings,
+       const Tensor&) { cpu::adam_step(tensors, rule, settings); },
+    kClipOnCpu};
+
 #if defined(FASTGAN_WITH_CUDA)
 
 // torch's current stream on the device, as a cudaStream_t. Looked up when first needed: builds of
@@ -186,6 +555,34 @@ void clip_on_cuda(Tensor self, double min, double max) {
     cuda::clip(view, bounds, current_cuda_stream(device_index));
 }
 
+void clip_list_on_cuda(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_type,
+                       const ScalarReference& found_inf, const Tensor& first) {
+    const std::int32_t device_index = first.get_device_index();
+    const torch::stable::accelerator::DeviceGuard guard(device_index);
+    cuda::clip_tensors(tensors, bounds, shadow_type, found_inf,
+                       current_cuda_stream(device_index));
+}
+
+constexpr auto kClipOnCuda = &clip_list_on_cuda;
+
+constexpr Kernels<RmspropSettings> kRmspropOnCuda = {
+    [](const MultiTensor& tensors, const RmspropSettings& rule, const StepSettings& settings,
+       const Tensor& first) {
+        const std::int32_t device_index = first.get_device_index();
+        const torch::stable::accelerator::DeviceGuard guard(device_index);
+        cuda::rmsprop_step(tensors, rule, settings, current_cuda_stream(device_index));
+    },
+    kClipOnCuda};
+
+constexpr Kernels<AdamSettings> kAdamOnCuda = {
+    [](const MultiTensor& tensors, const AdamSettings& rule, const StepSettings& settings,
+       const Tensor& first) {
+        const std::int32_t device_index = first.get_device_index();
+        const torch::stable::accelerator::DeviceGuard guard(device_index);
+        cuda::adam_step(tensors, rule, settings, current_cuda_stream(device_index));
+    },
+    kClipOnCuda};
+
 #endif
 
 }  // namespace
@@ -194,15 +591,36 @@ void clip_on_cuda(Tensor self, double min, double max) {
 
 STABLE_TORCH_LIBRARY(fastgan, library) {
     library.def("clip_(Tensor(a!) self, float min, float max) -> ()");
+    library.def(
+        "clip_tensors_(Tensor(a!)[] tensors, Tensor(b!)[] shadows, float min, float max, "
+        "Tensor? found_inf) -> ()");
+    library.def(
+        "rmsprop_step_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] square_avgs, "
+        "Tensor(d!)[] momentum_buffers, Tensor(e!)[] grad_avgs, Tensor(f!)[] state_steps, "
+        "Tensor(g!)[] shadows, float lr, Tensor? lr_tensor, float alpha, float eps, "
+        "float weight_decay, float momentum, bool centered, bool maximize, float clip_min, "
+        "float clip_max, bool clip_first, Tensor? grad_scale, Tensor? found_inf) -> ()");
+    library.def(
+        "adam_step_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, "
+        "Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] state_steps, "
+        "Tensor(g!)[] shadows, float lr, Tensor? lr_tensor, float beta1, float beta2, float eps, "
+        "float weight_decay, bool amsgrad, bool maximize, float clip_min, float clip_max, "
+        "bool clip_first, Tensor? grad_scale, Tensor? found_inf) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
     library.impl("clip_", TORCH_BOX(&fastgan::clip_on_cpu));
+    library.impl("clip_tensors_", TORCH_BOX(&fastgan::clip_tensors<fastgan::kClipOnCpu>));
+    library.impl("rmsprop_step_", TORCH_BOX(&fastgan::rmsprop_step<fastgan::kRmspropOnCpu>));
+    library.impl("adam_step_", TORCH_BOX(&fastgan::adam_step<fastgan::kAdamOnCpu>));
 }
 
 #if defined(FASTGAN_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, library) {
     library.impl("clip_", TORCH_BOX(&fastgan::clip_on_cuda));
+    library.impl("clip_tensors_", TORCH_BOX(&fastgan::clip_tensors<fastgan::kClipOnCuda>));
+    library.impl("rmsprop_step_", TORCH_BOX(&fastgan::rmsprop_step<fastgan::kRmspropOnCuda>));
+    library.impl("adam_step_", TORCH_BOX(&fastgan::adam_step<fastgan::kAdamOnCuda>));
 }
 #endif
 

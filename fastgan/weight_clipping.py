@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
 
 import torch
@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastgan.errors import ConfigError, DtypeError
-from fastgan.ops.clip import DTYPES, clip_
+from fastgan.ops.clip import DTYPES
 
-__all__ = ["clip_bounds", "clip_weights_"]
+__all__ = ["clip_bounds", "clip_lists", "clip_weights_"]
 
 #: Layers that ``include_norm=False`` leaves alone; subclasses count.
 NORM_LAYERS: tuple[type[nn.Module], ...] = (
@@ -64,8 +64,45 @@ def clip_weights_(
         _check_clippable(name, tensor)
         tensors.append(tensor)
     with torch.no_grad():
-        for tensor in tensors:
-            clip_(tensor, lower, upper)
+        clip_lists(tensors, lower, upper)
+
+
+def clip_lists(
+    tensors: Iterable[Tensor],
+    lower: float,
+    upper: float,
+    *,
+    found_inf: Tensor | None = None,
+    shadow_of: Callable[[Tensor], Tensor] | None = None,
+) -> None:
+    """Clips tensors of any dtypes and devices in place, in one launch a device and dtype.
+
+    Args:
+        tensors: float64, float32, float16 or bfloat16.
+        lower: lower bound.
+        upper: upper bound, at least `lower`.
+        found_inf: one element; where it is not zero, nothing happens.
+        shadow_of: a tensor's copy in 16 bits, to be written too; itself for one of 16 bits.
+
+    Example:
+        >>> weights = [torch.full((2,), 3.0), torch.full((2,), 3.0, dtype=torch.float64)]
+        >>> clip_lists(weights, -1.0, 1.0)
+        >>> [weight.tolist() for weight in weights]
+        [[1.0, 1.0], [1.0, 1.0]]
+    """
+    lists: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+    for tensor in tensors:
+        alike, shadows = lists.setdefault((tensor.device, tensor.dtype), ([], []))
+        alike.append(tensor)
+        if shadow_of is not None:
+            shadow = shadow_of(tensor)
+            if shadow is not tensor:
+                shadows.append(shadow)
+    for (device, _), (alike, shadows) in lists.items():
+        skip = found_inf
+        if skip is not None and skip.device != device:
+            skip = skip.to(device, non_blocking=True)
+        torch.ops.fastgan.clip_tensors_(alike, shadows, lower, upper, skip)
 
 
 def clip_bounds(clip: float | tuple[float, float]) -> tuple[float, float]:

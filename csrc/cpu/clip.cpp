@@ -7,27 +7,10 @@
 
 namespace fastgan::cpu {
 
-namespace {
-
-std::int64_t size_of(FloatType type) {
-    switch (type) {
-        case FloatType::float64:
-            return 8;
-        case FloatType::float32:
-            return 4;
-        case FloatType::float16:
-        case FloatType::bfloat16:
-            break;
-    }
-    return 2;
-}
-
-}  // namespace
-
 void clip(const TensorView& view, ClipBounds bounds) {
     const Layout& layout = view.layout;
     const auto clip_row = FASTGAN_SELECT(clip_row);
-    const std::int64_t element_bytes = size_of(view.type);
+    const std::int64_t element_bytes = bytes_of(view.type);
     char* const data = static_cast<char*>(view.data);
     // A 0-d tensor has no dimension to walk: it is one row of one element.
     const std::int64_t row_size = layout.dimensions == 0 ? 1 : layout.sizes[0];

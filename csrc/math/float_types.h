@@ -20,6 +20,19 @@ namespace fastgan {
 
 enum class FloatType { float64, float32, float16, bfloat16 };
 
+FASTGAN_INLINE std::int64_t bytes_of(FloatType type) {
+    switch (type) {
+        case FloatType::float64:
+            return 8;
+        case FloatType::float32:
+            return 4;
+        case FloatType::float16:
+        case FloatType::bfloat16:
+            break;
+    }
+    return 2;
+}
+
 struct Half {
     std::uint16_t bits;
 };

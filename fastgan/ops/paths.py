@@ -9,13 +9,18 @@ import torch
 
 from fastgan import _native
 from fastgan.errors import ConfigError
-from fastgan.ops import clip
+from fastgan.ops import adam_step, clip, clip_tensors, rmsprop_step
 from fastgan.ops.registration import NAMESPACE, why_no_kernel
 
 __all__ = ["OpPath", "check_op", "op_paths"]
 
 #: For each op, a function that runs it on a device and raises FastganError on a wrong value.
-_CHECKS: dict[str, Callable[[torch.device | str], None]] = {"clip_": clip.check}
+_CHECKS: dict[str, Callable[[torch.device | str], None]] = {
+    "clip_": clip.check,
+    "clip_tensors_": clip_tensors.check,
+    "rmsprop_step_": rmsprop_step.check,
+    "adam_step_": adam_step.check,
+}
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ version counters; these come from here. In a pure-Python install the schema does
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,14 @@ import torch
 from fastgan import _native
 from fastgan.fallback import warn_once
 
-__all__ = ["NAMESPACE", "library", "register_fallback", "register_in_place_without_gradient"]
+__all__ = [
+    "NAMESPACE",
+    "library",
+    "register_fallback",
+    "register_in_place_on_lists",
+    "register_in_place_without_gradient",
+    "register_list_fallback",
+]
 
 NAMESPACE = "fastgan"
 
@@ -84,5 +91,61 @@ def register_in_place_without_gradient(op: torch._ops.OpOverload) -> None:
             raise RuntimeError(f"{name}: self carries a forward-mode tangent, which the op lacks")
         increment_version(self)
         redispatch(keyset & below, self, *args)
+
+    library.impl(op._schema.name.partition("::")[2], kernel, "ADInplaceOrView", with_keyset=True)
+
+
+def register_list_fallback(name: str, kernel: Callable[..., Any]) -> None:
+    """As :func:`register_fallback`, for an op whose first argument is a list of tensors."""
+
+    def fallback(tensors: Sequence[torch.Tensor], *args: Any) -> Any:
+        if tensors:
+            device_type = tensors[0].device.type
+            warn_once(
+                f"fastgan::{name} runs as plain PyTorch on {device_type}: "
+                f"{why_no_kernel(device_type)}",
+                stacklevel=3,
+            )
+        return kernel(tensors, *args)
+
+    library.impl(name, fallback, "CompositeExplicitAutograd")
+
+
+def register_in_place_on_lists(
+    op: torch._ops.OpOverload, written: Callable[[Sequence[Any]], Iterable[torch.Tensor]]
+) -> None:
+    """As :func:`register_in_place_without_gradient`, for an op that writes lists of tensors.
+
+    Args:
+        op: writes its arguments, returns nothing, has no gradient.
+        written: given the op's arguments, the tensors that this call writes.
+    """
+    name = op._schema.name
+    below = torch._C._after_ADInplaceOrView_keyset
+    redispatch = op.redispatch
+
+    def tensors_of(args: Sequence[Any]) -> Iterator[torch.Tensor]:
+        for arg in args:
+            if isinstance(arg, torch.Tensor):
+                yield arg
+            elif isinstance(arg, (list, tuple)):
+                yield from (tensor for tensor in arg if isinstance(tensor, torch.Tensor))
+
+    def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> None:
+        if torch.is_grad_enabled():
+            for tensor in tensors_of(args):
+                if tensor.requires_grad:
+                    raise RuntimeError(
+                        f"{name}: a tensor requires grad, and the op has no gradient; call it "
+                        "under torch.no_grad()"
+                    )
+        if torch.autograd.forward_ad._current_level >= 0:
+            for tensor in tensors_of(args):
+                if torch.autograd.forward_ad.unpack_dual(tensor).tangent is not None:
+                    raise RuntimeError(
+                        f"{name}: a tensor carries a forward-mode tangent, which the op lacks"
+                    )
+        torch.autograd.graph.increment_version(written(args))
+        redispatch(keyset & below, *args)
 
     library.impl(op._schema.name.partition("::")[2], kernel, "ADInplaceOrView", with_keyset=True)

@@ -1,0 +1,164 @@
+// Compiled once per instruction set: see instruction_sets.h.
+#include "multi_tensor_loops.h"
+
+namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET {
+
+namespace {
+
+// One loop for every rule. The runs don't overlap (__restrict), which is what lets the compiler
+// turn this into vector code.
+template <typename T, typename Step>
+void run(void* const* data, std::int64_t count, const Step& step) {
+    constexpr int kValues = Step::kValues;
+    T* __restrict first = static_cast<T*>(data[0]);
+    T* __restrict second = static_cast<T*>(data[kValues > 1 ? 1 : 0]);
+    T* __restrict third = static_cast<T*>(data[kValues > 2 ? 2 : 0]);
+    T* __restrict fourth = static_cast<T*>(data[kValues > 3 ? 3 : 0]);
+    T* __restrict fifth = static_cast<T*>(data[kValues > 4 ? 4 : 0]);
+    const Step local = step;  // a copy that no store can be thought to change
+    for (std::int64_t i = 0; i < count; ++i) {
+        T values[kValues];
+        values[0] = first[i];
+        if constexpr (kValues > 1) {
+            values[1] = second[i];
+        }
+        if constexpr (kValues > 2) {
+            values[2] = third[i];
+        }
+        if constexpr (kValues > 3) {
+            values[3] = fourth[i];
+        }
+        if constexpr (kValues > 4) {
+            values[4] = fifth[i];
+        }
+        local(values);
+        first[i] = values[0];
+        if constexpr (kValues > 1) {
+            if (local.writes(1)) {
+                second[i] = values[1];
+            }
+        }
+        if constexpr (kValues > 2) {
+            third[i] = values[2];
+        }
+        if constexpr (kValues > 3) {
+            fourth[i] = values[3];
+        }
+        if constexpr (kValues > 4) {
+            fifth[i] = values[4];
+        }
+    }
+}
+
+template <typename T, template <typename> typename RuleOf, typename Scalars>
+void run_step(void* const* data, std::int64_t count, const Scalars& scalars,
+              const CommonScalars& common) {
+    using Rule = RuleOf<decltype(to_arithmetic(T{}))>;
+    const Rule rule = Rule::make(scalars);
+    if (common.is_scaled) {
+        run<T>(data, count, OptimizerStep<T, Rule, Scaling::present>(rule, common));
+    } else {
+        run<T>(data, count, OptimizerStep<T, Rule, Scaling::absent>(rule, common));
+    }
+}
+
+template <template <typename> typename RuleOf, typename Scalars>
+void run_step_of_type(FloatType type, void* const* data, std::int64_t count, const Scalars& scalars,
+                      const CommonScalars& common) {
+    switch (type) {
+        case FloatType::float64:
+            return run_step<double, RuleOf>(data, count, scalars, common);
+        case FloatType::float32:
+            return run_step<float, RuleOf>(data, count, scalars, common);
+        case FloatType::float16:
+            return run_step<Half, RuleOf>(data, count, scalars, common);
+        case FloatType::bfloat16:
+            return run_step<BFloat16, RuleOf>(data, count, scalars, common);
+    }
+}
+
+template <typename A>
+using PlainRmsprop = RmspropRule<A, false, false>;
+template <typename A>
+using MomentumRmsprop = RmspropRule<A, true, false>;
+template <typename A>
+using CenteredRmsprop = RmspropRule<A, false, true>;
+template <typename A>
+using CenteredMomentumRmsprop = RmspropRule<A, true, true>;
+template <typename A>
+using PlainAdam = AdamRule<A, false>;
+template <typename A>
+using AmsgradAdam = AdamRule<A, true>;
+
+template <typename T, typename Shadow>
+void write_shadow(const void* params, void* shadows, std::int64_t count) {
+    const T* __restrict from = static_cast<const T*>(params);
+    Shadow* __restrict to = static_cast<Shadow*>(shadows);
+    for (std::int64_t i = 0; i < count; ++i) {
+        to[i] = shadow_of<Shadow>(from[i]);
+    }
+}
+
+template <typename T>
+void write_shadow_of_type(const void* params, FloatType shadow_type, void* shadows,
+                          std::int64_t count) {
+    if (shadow_type == FloatType::float16) {
+        write_shadow<T, Half>(params, shadows, count);
+    } else {
+        write_shadow<T, BFloat16>(params, shadows, count);
+    }
+}
+
+}  // namespace
+
+void rmsprop_run(FloatType type, void* const* data, std::int64_t count,
+                 const RmspropScalars& scalars, bool with_momentum, bool centered,
+                 const CommonScalars& common) {
+    if (with_momentum && centered) {
+        run_step_of_type<CenteredMomentumRmsprop>(type, data, count, scalars, common);
+    } else if (with_momentum) {
+        run_step_of_type<MomentumRmsprop>(type, data, count, scalars, common);
+    } else if (centered) {
+        run_step_of_type<CenteredRmsprop>(type, data, count, scalars, common);
+    } else {
+        run_step_of_type<PlainRmsprop>(type, data, count, scalars, common);
+    }
+}
+
+void adam_run(FloatType type, void* const* data, std::int64_t count, const AdamScalars& scalars,
+              bool amsgrad, const CommonScalars& common) {
+    if (amsgrad) {
+        run_step_of_type<AmsgradAdam>(type, data, count, scalars, common);
+    } else {
+        run_step_of_type<PlainAdam>(type, data, count, scalars, common);
+    }
+}
+
+void clip_run(FloatType type, void* const* data, std::int64_t count, ClipBounds bounds) {
+    switch (type) {
+        case FloatType::float64:
+            return run<double>(data, count, ClipStep<double>(bounds));
+        case FloatType::float32:
+            return run<float>(data, count, ClipStep<float>(bounds));
+        case FloatType::float16:
+            return run<Half>(data, count, ClipStep<Half>(bounds));
+        case FloatType::bfloat16:
+            return run<BFloat16>(data, count, ClipStep<BFloat16>(bounds));
+    }
+}
+
+void shadow_run(FloatType type, const void* params, FloatType shadow_type, void* shadows,
+                std::int64_t count) {
+    switch (type) {
+        case FloatType::float64:
+            return write_shadow_of_type<double>(params, shadow_type, shadows, count);
+        case FloatType::float32:
+            return write_shadow_of_type<float>(params, shadow_type, shadows, count);
+        case FloatType::float16:
+            return write_shadow_of_type<Half>(params, shadow_type, shadows, count);
+        case FloatType::bfloat16:
+            return write_shadow_of_type<BFloat16>(params, shadow_type, shadows, count);
+    }
+}
+
+}  // namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET

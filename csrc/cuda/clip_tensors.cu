@@ -1,0 +1,65 @@
+// clip_tensors_ on CUDA devices: many tensors in one launch, and their shadows.
+#include "multi_tensor.h"
+#include "optimizers.h"
+
+namespace fastgan::cuda {
+
+namespace {
+
+template <typename T, typename Table>
+__global__ void __launch_bounds__(kThreads)
+    clip_dense_tensors(const __grid_constant__ Table table, ClipBounds bounds,
+                       FloatType shadow_type, ScalarReference found_inf) {
+    if (found_inf.present() && found_inf.read() != 0) {
+        return;
+    }
+    const Chunk chunk = find_chunk(table, blockIdx.x, kChunkElements<T>);
+    run_chunk<T>(table.entries[chunk.entry], chunk, ClipStep<T>(bounds), shadow_type);
+}
+
+template <typename T>
+__global__ void __launch_bounds__(kThreads)
+    clip_strided_tensors(const __grid_constant__ MultiTensorItem item,
+                         const __grid_constant__ JointLayout layout, ClipBounds bounds,
+                         FloatType shadow_type, ScalarReference found_inf) {
+    if (found_inf.present() && found_inf.read() != 0) {
+        return;
+    }
+    run_strided<T>(item, layout, ClipStep<T>(bounds), shadow_type);
+}
+
+template <typename T>
+void clip_typed(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_type,
+                const ScalarReference& found_inf, cudaStream_t stream) {
+    for_each_launch(
+        tensors, shadow_type, kChunkElements<T>,
+        [&](const auto& table) {
+            using Table = std::remove_cvref_t<decltype(table)>;
+            launch("clip_dense_tensors", clip_dense_tensors<T, Table>, blocks_for(table.chunks, 1), kThreads, 0,
+                   stream, table, bounds, shadow_type, found_inf);
+        },
+        [&](const MultiTensorItem& item, const JointLayout& layout) {
+            launch("clip_strided_tensors", clip_strided_tensors<T>,
+                   blocks_for(layout.numel, kThreads), kThreads, 0, stream, item, layout, bounds,
+                   shadow_type, found_inf);
+        });
+}
+
+}  // namespace
+
+void clip_tensors(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_type,
+                  const ScalarReference& found_inf, void* stream) {
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    switch (tensors.type) {
+        case FloatType::float64:
+            return clip_typed<double>(tensors, bounds, shadow_type, found_inf, cuda_stream);
+        case FloatType::float32:
+            return clip_typed<float>(tensors, bounds, shadow_type, found_inf, cuda_stream);
+        case FloatType::float16:
+            return clip_typed<Half>(tensors, bounds, shadow_type, found_inf, cuda_stream);
+        case FloatType::bfloat16:
+            return clip_typed<BFloat16>(tensors, bounds, shadow_type, found_inf, cuda_stream);
+    }
+}
+
+}  // namespace fastgan::cuda

@@ -1,0 +1,300 @@
+// Kernels that run an element's step (csrc/math/optimizer_step.h) over many tensors, and their
+// launches. Included by the .cu files alone.
+#pragma once
+
+#include <cstdint>
+
+#include "chunk_table.h"
+#include "launch.h"
+
+namespace fastgan::cuda {
+
+inline constexpr int kThreads = 256;
+inline constexpr int kVectorBytes = 16;
+
+template <typename T>
+inline constexpr int kVectorSize = kVectorBytes / static_cast<int>(sizeof(T));
+
+// Vectors of each tensor that a thread loads before it computes: enough bytes in flight to hide the
+// memory's latency, few enough registers for a full multiprocessor.
+template <typename T>
+inline constexpr int kVectorsInFlight = sizeof(T) == 2 ? 1 : 2;
+
+inline constexpr int kRounds = 4;
+
+template <typename T>
+inline constexpr std::int64_t kChunkElements =
+    std::int64_t{kThreads} * kVectorSize<T> * kVectorsInFlight<T> * kRounds;
+
+template <typename T, int kSize>
+struct alignas(sizeof(T) * kSize) Pack {
+    T elements[kSize];
+};
+
+template <typename T, int kSize>
+__device__ __forceinline__ void store_shadow(void* shadows, FloatType type, std::int64_t index,
+                                 const Pack<T, kSize>& params) {
+    if (type == FloatType::float16) {
+        Pack<Half, kSize> rounded;
+        for (int e = 0; e < kSize; ++e) {
+            rounded.elements[e] = shadow_of<Half>(params.elements[e]);
+        }
+        *reinterpret_cast<Pack<Half, kSize>*>(static_cast<Half*>(shadows) + index) = rounded;
+    } else {
+        Pack<BFloat16, kSize> rounded;
+        for (int e = 0; e < kSize; ++e) {
+            rounded.elements[e] = shadow_of<BFloat16>(params.elements[e]);
+        }
+        *reinterpret_cast<Pack<BFloat16, kSize>*>(static_cast<BFloat16*>(shadows) + index) =
+            rounded;
+    }
+}
+
+// The step of kSize neighbours; index[place]: where the first of them lies in the tensor there.
+template <typename T, int kSize, typename Step>
+struct Neighbours {
+    Pack<T, kSize> values[Step::kValues];
+
+    __device__ __forceinline__ void load(void* const (&data)[kPlaces],
+                             const std::int64_t (&index)[kPlaces]) {
+#pragma unroll
+        for (int v = 0; v < Step::kValues; ++v) {
+            values[v] =
+                *reinterpret_cast<const Pack<T, kSize>*>(static_cast<const T*>(data[v]) + index[v]);
+        }
+    }
+
+    __device__ __forceinline__ void compute_and_store(const Step& step, void* const (&data)[kPlaces],
+                                          const std::int64_t (&index)[kPlaces],
+                                          FloatType shadow_type) {
+#pragma unroll
+        for (int e = 0; e < kSize; ++e) {
+            T element[Step::kValues];
+#pragma unroll
+            for (int v = 0; v < Step::kValues; ++v) {
+                element[v] = values[v].elements[e];
+            }
+            step(element);
+#pragma unroll
+            for (int v = 0; v < Step::kValues; ++v) {
+                values[v].elements[e] = element[v];
+            }
+        }
+#pragma unroll
+        for (int v = 0; v < Step::kValues; ++v) {
+            if (step.writes(v)) {
+                *reinterpret_cast<Pack<T, kSize>*>(static_cast<T*>(data[v]) + index[v]) = values[v];
+            }
+        }
+        if (data[kShadow] != nullptr) {
+            store_shadow(data[kShadow], shadow_type, index[kShadow], values[0]);
+        }
+    }
+};
+
+// A block owns one chunk of one dense tensor. Where the tensor is aligned, a thread owns
+// kVectorsInFlight vectors in each of kRounds rounds, kThreads apart so that neighbours read
+// neighbours; what is left of the last vector, and tensors that begin within a vector, go element by
+// element.
+template <typename T, typename Step>
+__device__ __forceinline__ void run_chunk(const ChunkTableEntry& entry, const Chunk& chunk, const Step& step,
+                              FloatType shadow_type) {
+    constexpr int kSize = kVectorSize<T>;
+    const int thread = static_cast<int>(threadIdx.x);
+    std::int64_t vector_end = chunk.begin;
+    if (entry.aligned) {
+        vector_end += (chunk.end - chunk.begin) / kSize * kSize;
+        for (std::int64_t round = chunk.begin; round < vector_end;
+             round += std::int64_t{kThreads} * kSize * kVectorsInFlight<T>) {
+            Neighbours<T, kSize, Step> loaded[kVectorsInFlight<T>];
+            std::int64_t index[kVectorsInFlight<T>][kPlaces];
+#pragma unroll
+            for (int v = 0; v < kVectorsInFlight<T>; ++v) {
+                const std::int64_t first =
+                    round + (std::int64_t{v} * kThreads + thread) * kSize;
+#pragma unroll
+                for (int place = 0; place < kPlaces; ++place) {
+                    index[v][place] = first;
+                }
+                if (first < vector_end) {
+                    loaded[v].load(entry.data, index[v]);
+                }
+            }
+#pragma unroll
+            for (int v = 0; v < kVectorsInFlight<T>; ++v) {
+                if (index[v][0] < vector_end) {
+                    loaded[v].compute_and_store(step, entry.data, index[v], shadow_type);
+                }
+            }
+        }
+    }
+    for (std::int64_t i = vector_end + thread; i < chunk.end; i += kThreads) {
+        const std::int64_t index[kPlaces] = {i, i, i, i, i, i};
+        Neighbours<T, 1, Step> one;
+        one.load(entry.data, index);
+        one.compute_and_store(step, entry.data, index, shadow_type);
+    }
+}
+
+// --- Optimisers -----------------------------------------------------------------------------------
+
+// What all threads of a block need and one of them computes.
+template <typename Rule>
+struct BlockScalars {
+    Rule rule;
+    CommonScalars common;
+};
+
+// Thread 0's work; the caller's barrier follows. A rule that reads the step finds it counted
+// already (by count_steps); else the tensor's first block counts it here.
+template <typename Rule>
+__device__ __forceinline__ void prepare(BlockScalars<Rule>& scalars, const typename Rule::Settings& rule,
+                            const StepSettings& settings, const ScalarReference& step,
+                            bool counts) {
+    double number = 0;
+    if constexpr (Rule::kReadsStep) {
+        number = step.read();
+    } else if (counts) {
+        step.write(step.read() + 1);
+    }
+    scalars.rule = Rule::make(step_scalars(rule, settings.current_lr(), number));
+    scalars.common = common_scalars(settings);
+}
+
+template <typename T, typename Rule, typename Table>
+__global__ void __launch_bounds__(kThreads)
+    step_dense(const __grid_constant__ Table table,
+               const __grid_constant__ typename Rule::Settings rule,
+               const __grid_constant__ StepSettings settings) {
+    if (settings.skipped()) {
+        return;
+    }
+    const Chunk chunk = find_chunk(table, blockIdx.x, kChunkElements<T>);
+    const ChunkTableEntry& entry = table.entries[chunk.entry];
+    __shared__ BlockScalars<Rule> scalars;
+    if (threadIdx.x == 0) {
+        prepare(scalars, rule, settings, entry.step, chunk.begin == 0);
+    }
+    __syncthreads();
+    run_chunk<T>(entry, chunk, OptimizerStep<T, Rule, Scaling::asked>(scalars.rule, scalars.common), settings.shadow_type);
+}
+
+// A thread owns one element of tensors whose layouts differ or have gaps.
+template <typename T, typename Step>
+__device__ __forceinline__ void run_strided(const MultiTensorItem& item, const JointLayout& layout,
+                                const Step& step, FloatType shadow_type) {
+    const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+    if (i >= layout.numel) {
+        return;
+    }
+    std::int64_t index[kPlaces];
+    for (int place = 0; place < kPlaces; ++place) {
+        index[place] = layout.offset(place, i);
+    }
+    Neighbours<T, 1, Step> one;
+    one.load(item.data, index);
+    one.compute_and_store(step, item.data, index, shadow_type);
+}
+
+template <typename T, typename Rule>
+__global__ void __launch_bounds__(kThreads)
+    step_strided(const __grid_constant__ MultiTensorItem item,
+                 const __grid_constant__ JointLayout layout,
+                 const __grid_constant__ typename Rule::Settings rule,
+                 const __grid_constant__ StepSettings settings) {
+    if (settings.skipped()) {
+        return;
+    }
+    __shared__ BlockScalars<Rule> scalars;
+    if (threadIdx.x == 0) {
+        prepare(scalars, rule, settings, item.step, blockIdx.x == 0);
+    }
+    __syncthreads();
+    run_strided<T>(item, layout, OptimizerStep<T, Rule, Scaling::asked>(scalars.rule, scalars.common), settings.shadow_type);
+}
+
+// --- Launching ------------------------------------------------------------------------------------
+
+inline bool is_aligned(const MultiTensorItem& item, FloatType type, FloatType shadow_type) {
+    const auto starts_at_multiple_of = [&](int place, std::int64_t bytes) {
+        return reinterpret_cast<std::uintptr_t>(item.data[place]) %
+                   static_cast<std::uintptr_t>(bytes) ==
+               0;
+    };
+    for (int place = 0; place < kShadow; ++place) {
+        if (!starts_at_multiple_of(place, kVectorBytes)) {
+            return false;
+        }
+    }
+    return starts_at_multiple_of(kShadow, kVectorBytes * bytes_of(shadow_type) / bytes_of(type));
+}
+
+// dense(table) for tables that hold all the dense items between them, strided(item, layout) for
+// each other item.
+template <typename Dense, typename Strided>
+void for_each_launch(const MultiTensor& tensors, FloatType shadow_type,
+                     std::int64_t chunk_elements, const Dense& dense, const Strided& strided) {
+    std::int64_t left = 0;
+    for (const MultiTensorItem& item : tensors.items) {
+        left += item.layout == MultiTensorItem::kDense ? 1 : 0;
+    }
+    std::size_t next = 0;
+    const auto fill_and_launch = [&](auto& table) {
+        for (; next < tensors.items.size() && table.size < table.kCapacity; ++next) {
+            const MultiTensorItem& item = tensors.items[next];
+            if (item.layout == MultiTensorItem::kDense) {
+                add_to_table(table, item, is_aligned(item, tensors.type, shadow_type),
+                             chunk_elements);
+            }
+        }
+        left -= table.size;
+        dense(table);
+    };
+    while (left > 0) {
+        if (left <= SmallChunkTable::kCapacity) {
+            SmallChunkTable table;
+            fill_and_launch(table);
+        } else {
+            LargeChunkTable table;
+            fill_and_launch(table);
+        }
+    }
+    for (const MultiTensorItem& item : tensors.items) {
+        if (item.layout != MultiTensorItem::kDense) {
+            strided(item, tensors.layouts[static_cast<std::size_t>(item.layout)]);
+        }
+    }
+}
+
+template <typename T, typename Rule>
+void launch_step(const MultiTensor& tensors, const typename Rule::Settings& rule,
+                 const StepSettings& settings, cudaStream_t stream) {
+    for_each_launch(
+        tensors, settings.shadow_type, kChunkElements<T>,
+        [&](const auto& table) {
+            using Table = std::remove_cvref_t<decltype(table)>;
+            launch("step_dense", step_dense<T, Rule, Table>, blocks_for(table.chunks, 1), kThreads,
+                   0, stream, table, rule, settings);
+        },
+        [&](const MultiTensorItem& item, const JointLayout& layout) {
+            launch("step_strided", step_strided<T, Rule>, blocks_for(layout.numel, kThreads),
+                   kThreads, 0, stream, item, layout, rule, settings);
+        });
+}
+
+template <template <typename> typename RuleOf, typename Settings>
+void launch_step_of_type(const MultiTensor& tensors, const Settings& rule,
+                         const StepSettings& settings, cudaStream_t stream) {
+    switch (tensors.type) {
+        case FloatType::float64:
+            return launch_step<double, RuleOf<double>>(tensors, rule, settings, stream);
+        case FloatType::float32:
+            return launch_step<float, RuleOf<float>>(tensors, rule, settings, stream);
+        case FloatType::float16:
+            return launch_step<Half, RuleOf<float>>(tensors, rule, settings, stream);
+        case FloatType::bfloat16:
+            return launch_step<BFloat16, RuleOf<float>>(tensors, rule, settings, stream);
+    }
+}
+
+}  // namespace fastgan::cuda

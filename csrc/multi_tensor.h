@@ -1,0 +1,106 @@
+// A list of parameters with their gradients, states and shadows, as the kernels walk it.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "math/optimizer_step.h"
+#include "tensor_view.h"
+
+namespace fastgan {
+
+// The places of one parameter's tensors. The shadow (a copy in lower precision) has its own type;
+// the others share the parameter's.
+inline constexpr int kParam = 0;
+inline constexpr int kGrad = 1;
+inline constexpr int kFirstState = 2;
+inline constexpr int kMaxStates = 3;
+inline constexpr int kShadow = kFirstState + kMaxStates;
+inline constexpr int kPlaces = kShadow + 1;
+
+// Several tensors of the same sizes walked together. As Layout: fastest dimension (of the first
+// tensor) first, dimensions of size one dropped, neighbours merged where they continue each other
+// in every tensor.
+struct JointLayout {
+    std::int64_t numel = 0;
+    int dimensions = 0;
+    std::int64_t sizes[kMaxDimensions];
+    std::int64_t strides[kPlaces][kMaxDimensions];
+
+    // Where the index-th element lies in the tensor at `place`, in elements.
+    FASTGAN_INLINE std::int64_t offset(int place, std::int64_t index) const {
+        std::int64_t result = 0;
+        for (int d = 0; d < dimensions; ++d) {
+            const std::int64_t remaining = index / sizes[d];
+            result += (index - remaining * sizes[d]) * strides[place][d];
+            index = remaining;
+        }
+        return result;
+    }
+};
+
+struct MultiTensorItem {
+    static constexpr int kDense = -1;
+
+    std::int64_t numel = 0;
+    void* data[kPlaces] = {};  // null: not used
+    ScalarReference step;
+    int layout = kDense;  // or an index into MultiTensor::layouts
+};
+
+struct MultiTensor {
+    FloatType type = FloatType::float32;
+    std::vector<MultiTensorItem> items;
+    std::vector<JointLayout> layouts;  // of the items that are not dense
+};
+
+// strides: one array for each place, null where it is not used; that of kParam is not.
+inline JointLayout make_joint_layout(const std::int64_t* sizes,
+                                     const std::int64_t* const (&strides)[kPlaces],
+                                     int dimensions) {
+    JointLayout layout;
+    layout.numel = 1;
+    const auto stride_of = [&](int place, int d) {
+        return strides[place] == nullptr ? 0 : strides[place][d];
+    };
+    // Insertion by the parameter's stride: few dimensions, most often already in (reverse) order.
+    for (int d = dimensions - 1; d >= 0; --d) {
+        layout.numel *= sizes[d];
+        if (sizes[d] == 1) {
+            continue;
+        }
+        int at = layout.dimensions++;
+        for (; at > 0 && layout.strides[kParam][at - 1] > strides[kParam][d]; --at) {
+            layout.sizes[at] = layout.sizes[at - 1];
+            for (int place = 0; place < kPlaces; ++place) {
+                layout.strides[place][at] = layout.strides[place][at - 1];
+            }
+        }
+        layout.sizes[at] = sizes[d];
+        for (int place = 0; place < kPlaces; ++place) {
+            layout.strides[place][at] = stride_of(place, d);
+        }
+    }
+    int last = 0;
+    for (int d = 1; d < layout.dimensions; ++d) {
+        bool continues = true;
+        for (int place = 0; place < kPlaces; ++place) {
+            continues = continues && layout.strides[place][d] ==
+                                         layout.sizes[last] * layout.strides[place][last];
+        }
+        if (continues) {
+            layout.sizes[last] *= layout.sizes[d];
+            continue;
+        }
+        ++last;
+        layout.sizes[last] = layout.sizes[d];
+        for (int place = 0; place < kPlaces; ++place) {
+            layout.strides[place][last] = layout.strides[place][d];
+        }
+    }
+    layout.dimensions = std::min(layout.dimensions, last + 1);
+    return layout;
+}
+
+}  // namespace fastgan

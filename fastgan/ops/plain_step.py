@@ -1,0 +1,159 @@
+"""What the optimisers' steps in plain PyTorch share: for devices without a kernel of fastgan's own.
+
+A weight's update is computed in float32 where it is stored in 16 bits, as the kernels do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastgan.ops.clip import DTYPES
+
+__all__ = ["PlainStep", "check_bounds", "check_lists", "clip_list", "written_by_step"]
+
+
+@dataclass(frozen=True)
+class PlainStep:
+    """The arguments that ``rmsprop_step_`` and ``adam_step_`` share; see their schemas."""
+
+    op: str
+    params: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    state_steps: Sequence[Tensor]
+    shadows: Sequence[Tensor]
+    lr: float
+    lr_tensor: Tensor | None
+    weight_decay: float
+    maximize: bool
+    clip_min: float
+    clip_max: float
+    clip_first: bool
+    grad_scale: Tensor | None
+    found_inf: Tensor | None
+
+    def run(
+        self,
+        states: Sequence[tuple[str, Sequence[Tensor]]],
+        rule: Callable[[Tensor, Tensor, list[Tensor], float, float], Tensor],
+    ) -> None:
+        """Clip, step and clip, over all parameters.
+
+        Args:
+            states: name and tensors of each list of states.
+            rule: given the weight, its gradient, its states (to update in place), the learning rate
+                and the number of the step, returns the new weight.
+        """
+        lists = [("params", self.params), ("grads", self.grads), *states]
+        check_lists(self.op, lists, self.shadows)
+        if len(self.state_steps) != len(self.params):
+            raise RuntimeError(
+                f"{self.op}: state_steps has {len(self.state_steps)} tensors for "
+                f"{len(self.params)} in params"
+            )
+        if not self.params:
+            return
+        check_bounds(self.op, self.params[0].dtype, self.clip_min, self.clip_max)
+        if self.found_inf is not None and self.found_inf.item() != 0:
+            return
+        lr = self.lr if self.lr_tensor is None else float(self.lr_tensor.item())
+        if self.clip_first:
+            clip_list(self.params, (), self.clip_min, self.clip_max)
+        for i, (param, grad, step) in enumerate(
+            zip(self.params, self.grads, self.state_steps, strict=True)
+        ):
+            step += 1
+            wide = param.dtype if param.dtype == torch.float64 else torch.float32
+            gradient = grad.to(wide)
+            if self.grad_scale is not None:
+                gradient = gradient / self.grad_scale.to(wide)
+                grad.copy_(gradient)
+            if self.maximize:
+                gradient = -gradient
+            weight = param.to(wide)
+            if self.weight_decay != 0:
+                gradient = gradient.add(weight, alpha=self.weight_decay)
+            stored = [tensors[i] for _, tensors in states]
+            computed = [state.to(wide) for state in stored]
+            param.copy_(rule(weight, gradient, computed, lr, float(step.item())))
+            for state, value in zip(stored, computed, strict=True):
+                state.copy_(value)
+        if self.clip_first:
+            clip_list(self.params, self.shadows, -math.inf, math.inf)
+        else:
+            clip_list(self.params, self.shadows, self.clip_min, self.clip_max)
+
+
+def clip_list(
+    tensors: Sequence[Tensor], shadows: Sequence[Tensor], lower: float, upper: float
+) -> None:
+    """Clips each tensor in place, then copies it to its shadow, if there is one."""
+    for i, tensor in enumerate(tensors):
+        if not (lower == -math.inf and upper == math.inf):
+            below, above = tensor.lt(lower), tensor.gt(upper)  # not clamp_: bounds in any order
+            tensor.masked_fill_(below, lower).masked_fill_(above, upper)
+        if shadows:
+            shadows[i].copy_(tensor)
+
+
+def check_bounds(op: str, dtype: torch.dtype, lower: float, upper: float) -> None:
+    """What csrc/ops.cpp checks of two bounds."""
+    if math.isnan(lower) or math.isnan(upper):
+        raise RuntimeError(f"{op}: min and max must be numbers, got min = {lower}, max = {upper}")
+    if lower > upper:
+        raise RuntimeError(f"{op}: min must not exceed max, got min = {lower}, max = {upper}")
+    for name, bound in (("min", lower), ("max", upper)):
+        if math.isfinite(bound) and abs(bound) > torch.finfo(dtype).max:
+            raise RuntimeError(
+                f"{op}: {name} = {bound} is beyond what {dtype} holds; "
+                "for no bound pass an infinity"
+            )
+
+
+def check_lists(
+    op: str, lists: Sequence[tuple[str, Sequence[Tensor]]], shadows: Sequence[Tensor]
+) -> None:
+    """What csrc/ops.cpp checks of lists of tensors, the first of which is the parameters'."""
+    first_name, params = lists[0]
+    if shadows:
+        lists = [*lists, ("shadows", shadows)]
+    for name, tensors in lists:
+        if len(tensors) != len(params):
+            raise RuntimeError(
+                f"{op}: {name} has {len(tensors)} tensors for {len(params)} in {first_name}"
+            )
+        for i, (param, tensor) in enumerate(zip(params, tensors, strict=True)):
+            if name == "shadows":
+                if tensor.dtype not in (torch.float16, torch.bfloat16):
+                    raise RuntimeError(
+                        f"{op}: shadows must all be float16 or all bfloat16, one is {tensor.dtype}"
+                    )
+            elif tensor.dtype != params[0].dtype or tensor.dtype not in DTYPES:
+                expected = params[0].dtype if params[0].dtype in DTYPES else "a floating-point one"
+                raise RuntimeError(
+                    f"{op}: {name}[{i}] has dtype {tensor.dtype}; expected {expected}"
+                )
+            if tensor.shape != param.shape:
+                raise RuntimeError(
+                    f"{op}: {name}[{i}] has shape {tuple(tensor.shape)}, its parameter has shape "
+                    f"{tuple(param.shape)}"
+                )
+
+
+def written_by_step(
+    params: Sequence[Tensor],
+    grads: Sequence[Tensor],
+    others: Sequence[Sequence[Tensor]],
+    grad_scale: Tensor | None,
+) -> list[Tensor]:
+    """The tensors that a step writes: the gradients only where it unscales them."""
+    written = list(params)
+    if grad_scale is not None:
+        written += grads
+    for tensors in others:
+        written += tensors
+    return written

@@ -1,0 +1,12 @@
+"""RMSprop and Adam whose step also clips the weights, in one pass over memory.
+
+Drop-in for :class:`torch.optim.RMSprop` and :class:`torch.optim.Adam`: the same arguments, the same
+values, the same state dicts. ``docs/optimisers.md`` has the details and the measurements.
+"""
+
+from __future__ import annotations
+
+from fastgan.optim.adam import Adam
+from fastgan.optim.rmsprop import RMSprop
+
+__all__ = ["Adam", "RMSprop"]

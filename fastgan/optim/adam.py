@@ -1,0 +1,145 @@
+"""Adam and the clip in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from fastgan.errors import ConfigError
+from fastgan.optim.clipping import Clip, ClippingOptimizer, ClipWhen, StepLists, run_step_op
+
+__all__ = ["Adam"]
+
+
+class Adam(ClippingOptimizer, torch.optim.Adam):
+    """``torch.optim.Adam`` followed by a clip of the weights, in one pass over memory.
+
+    For each weight w with gradient g at step t::
+
+        m <- beta1 * m + (1 - beta1) * g
+        v <- beta2 * v + (1 - beta2) * g^2
+        w <- clip(w - lr / (1 - beta1^t) * m / (sqrt(v / (1 - beta2^t)) + eps))
+
+    and as ``torch.optim.Adam`` with ``weight_decay``, ``amsgrad`` and ``maximize``. Kingma & Ba
+    2015, arXiv 1412.6980; amsgrad: Reddi, Kale & Kumar 2018, arXiv 1904.09237.
+
+    Dtypes, devices, state dicts, ``GradScaler`` and CUDA graphs: as :class:`fastgan.optim.RMSprop`.
+
+    Args:
+        params: parameters or param groups. Groups may differ in every setting.
+        lr: learning rate, a number or a tensor of one element.
+        betas: decay of the running averages of the gradient and of its square, in [0, 1).
+        eps: added to the denominator.
+        weight_decay: L2 penalty.
+        amsgrad: divide by the largest running average of the square so far.
+        maximize: ascend.
+        clip: c for weights in [-c, c], or (lo, hi); None for no clip. Clips every parameter of the
+            group, also those without a gradient.
+        clip_when: ``"after"`` or ``"before"`` the step, see :class:`fastgan.optim.RMSprop`.
+        shadow_dtype: ``torch.bfloat16`` or ``torch.float16``: each step also writes a copy of the
+            weights in that dtype; see :meth:`shadow`.
+
+    Raises:
+        ConfigError: `clip`, `clip_when` or `shadow_dtype` is malformed, such as lo > hi.
+        DtypeError: a parameter has another dtype than the four.
+        ValueError: another argument is out of its range, as torch says.
+
+    Example:
+        >>> import torch, fastgan.optim
+        >>> critic = torch.nn.Linear(3, 1)
+        >>> optimizer = fastgan.optim.Adam(critic.parameters(), betas=(0.0, 0.9), clip=(-0.1, 0.2))
+        >>> critic(torch.ones(2, 3)).mean().backward()
+        >>> optimizer.step()
+        >>> bool(critic.weight.max() <= 0.2)
+        True
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        maximize: bool = False,
+        clip: Clip = None,
+        clip_when: ClipWhen = "after",
+        *,
+        shadow_dtype: torch.dtype | None = None,
+    ) -> None:
+        self._remember_defaults(clip, clip_when, shadow_dtype)
+        torch.optim.Adam.__init__(
+            self,
+            params,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            amsgrad=amsgrad,
+            maximize=maximize,
+        )
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """As torch's; a group may have its own ``clip``, ``clip_when`` and ``shadow_dtype``."""
+        super().add_param_group(param_group)
+        self._refuse_decoupled_weight_decay()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._refuse_decoupled_weight_decay()
+
+    def _refuse_decoupled_weight_decay(self) -> None:
+        # torch.optim.AdamW's, which a state dict or a group may bring along.
+        for group in self.param_groups:
+            if group.get("decoupled_weight_decay"):
+                raise ConfigError(
+                    "decoupled_weight_decay is True; fastgan.optim.Adam has the L2 penalty alone"
+                )
+
+    def _state_names(self, group: dict[str, Any]) -> list[str]:
+        names = ["exp_avg", "exp_avg_sq"]
+        return [*names, "max_exp_avg_sq"] if group["amsgrad"] else names
+
+    def _call_op(
+        self,
+        group: dict[str, Any],
+        lists: StepLists,
+        lr: float,
+        lr_tensor: Tensor | None,
+        bounds: tuple[float, float],
+        clip_first: bool,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        amsgrad = group["amsgrad"]
+        states = lists.states
+        beta1, beta2 = group["betas"]
+        run_step_op(
+            torch.ops.fastgan.adam_step_.default,
+            lists,
+            states,
+            grad_scale is not None,
+            lists.params,
+            lists.grads,
+            states[0],
+            states[1],
+            states[2] if amsgrad else [],
+            lists.steps,
+            lists.shadows,
+            lr,
+            lr_tensor,
+            beta1,
+            beta2,
+            group["eps"],
+            group["weight_decay"],
+            amsgrad,
+            group["maximize"],
+            *bounds,
+            clip_first,
+            grad_scale,
+            found_inf,
+        )

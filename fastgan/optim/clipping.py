@@ -1,0 +1,339 @@
+"""What both optimisers share: the clip's settings, shadows, and gathering tensors for the op.
+
+A step makes one call of an op for each param group, device and dtype. Everything that varies is
+read from the param groups and the state at each step, as torch.optim does, so that whatever a user,
+a scheduler or a checkpoint changes there holds from the next step on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias, overload
+
+import torch
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from fastgan.errors import ConfigError, DtypeError
+from fastgan.ops.clip import DTYPES
+from fastgan.weight_clipping import clip_bounds, clip_lists
+
+__all__ = ["Clip", "ClipWhen", "ClippingOptimizer", "StepLists"]
+
+Clip: TypeAlias = "float | tuple[float, float] | None"
+ClipWhen: TypeAlias = Literal["after", "before"]
+ParamGroup: TypeAlias = "dict[str, Any]"
+
+_SHADOW_DTYPES = (torch.bfloat16, torch.float16)
+_NO_CLIP = (-math.inf, math.inf)
+
+
+class StepLists:
+    """The tensors of one call of an op: those of one param group, device and dtype."""
+
+    def __init__(self, device: torch.device, number_of_states: int) -> None:
+        self.device = device
+        self.params: list[Tensor] = []
+        self.grads: list[Tensor] = []
+        self.states: list[list[Tensor]] = [[] for _ in range(number_of_states)]
+        self.steps: list[Tensor] = []
+        self.shadows: list[Tensor] = []
+
+
+class ClippingOptimizer(torch.optim.Optimizer):
+    """Base of :class:`fastgan.optim.RMSprop` and :class:`fastgan.optim.Adam`.
+
+    A subclass also derives from torch's optimiser of its name, for the checks of its arguments, its
+    defaults and ``isinstance``, and says which states it keeps and which op steps.
+    """
+
+    #: torch.amp.GradScaler then leaves unscaling and skipping to us: it sets ``grad_scale`` and
+    #: ``found_inf``, which the kernels read on the device, so that no step waits for it.
+    _step_supports_amp_scaling = True
+
+    # --- For subclasses ---------------------------------------------------------------------------
+
+    def _state_names(self, group: ParamGroup) -> list[str]:
+        """The keys of a parameter's state, ``step`` apart, in the op's order."""
+        raise NotImplementedError
+
+    def _call_op(
+        self,
+        group: ParamGroup,
+        lists: StepLists,
+        lr: float,
+        lr_tensor: Tensor | None,
+        bounds: tuple[float, float],
+        clip_first: bool,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        raise NotImplementedError
+
+    def _remember_defaults(self, clip: Clip, clip_when: str, shadow_dtype: object) -> None:
+        """To be called before torch's ``__init__``, which adds the param groups."""
+        self._own_defaults: dict[str, Any] = {
+            "clip": clip,
+            "clip_when": clip_when,
+            "shadow_dtype": shadow_dtype,
+        }
+        self._shadows: dict[Tensor, Tensor] = {}
+        _check_settings(self._own_defaults)
+
+    # --- Param groups and state dicts -------------------------------------------------------------
+
+    def add_param_group(self, param_group: ParamGroup) -> None:
+        """As torch's; a group may have its own ``clip``, ``clip_when`` and ``shadow_dtype``.
+
+        Raises:
+            ConfigError: one of these three is malformed.
+            DtypeError: a parameter is not float64, float32, float16 or bfloat16.
+        """
+        for key, value in self._own_defaults.items():
+            self.defaults.setdefault(key, value)
+        if isinstance(param_group, dict):  # torch's own message says so where it is none
+            _check_settings({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        added = self.param_groups[-1]
+        for index, param in enumerate(added["params"]):
+            if param.dtype not in DTYPES:
+                self.param_groups.pop()
+                raise DtypeError(
+                    f"parameter number {index} of the group has dtype {param.dtype}; expected "
+                    "float64, float32, float16 or bfloat16"
+                )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        # Also how torch's load_state_dict stores what it loaded. A state dict of torch.optim's has
+        # none of our settings: the groups keep those they had.
+        earlier: list[ParamGroup] = self.__dict__.get("param_groups", [])
+        super().__setstate__(state)
+        self._own_defaults = {
+            key: self.defaults[key] for key in ("clip", "clip_when", "shadow_dtype")
+        }
+        self._shadows = self.__dict__.get("_shadows", {})
+        for index, group in enumerate(self.param_groups):
+            kept = earlier[index] if index < len(earlier) else self._own_defaults
+            for key in self._own_defaults:
+                group.setdefault(key, kept[key])
+            _check_settings(group)
+            # torch keeps the count of steps on the CPU unless told otherwise; the kernels count
+            # where the weights are.
+            for param in group["params"]:
+                step = self.state[param].get("step") if param in self.state else None
+                if step is not None and step.device != param.device:
+                    self.state[param]["step"] = step.to(param.device)
+
+    # --- Shadows ----------------------------------------------------------------------------------
+
+    def shadow(self, param: Tensor) -> Tensor:
+        """The copy of `param` in its group's ``shadow_dtype``, which every step rewrites.
+
+        Always the same tensor, of the same shape and layout, so that CUDA graphs may hold it. A
+        parameter stored in 16 bits already is its own shadow.
+
+        Raises:
+            ConfigError: `param` is not this optimiser's, or its group has no ``shadow_dtype``.
+
+        Example:
+            >>> import torch, fastgan.optim
+            >>> weight = torch.nn.Parameter(torch.tensor([1.0, 1 / 3]))
+            >>> optimizer = fastgan.optim.Adam([weight], shadow_dtype=torch.bfloat16)
+            >>> optimizer.shadow(weight)
+            tensor([1.0000, 0.3340], dtype=torch.bfloat16)
+        """
+        for group in self.param_groups:
+            if any(param is own for own in group["params"]):
+                if group["shadow_dtype"] is None:
+                    raise ConfigError("the parameter's group has shadow_dtype None: no shadows")
+                return self._shadow(param, group["shadow_dtype"])
+        raise ConfigError("the tensor is none of this optimiser's parameters")
+
+    @torch.no_grad()
+    def refresh_shadows(self) -> None:
+        """Copies all weights to their shadows, after something else than ``step`` changed them."""
+        for param, shadow in self._shadows.items():
+            shadow.copy_(param)
+
+    def _shadow(self, param: Tensor, dtype: torch.dtype) -> Tensor:
+        if param.dtype in _SHADOW_DTYPES:
+            return param
+        shadow = self._shadows.get(param)
+        if shadow is None or shadow.dtype != dtype or shadow.device != param.device:
+            with torch.no_grad():
+                shadow = param.detach().to(dtype, memory_format=torch.preserve_format)
+            self._shadows[param] = shadow
+        return shadow
+
+    # --- The step ---------------------------------------------------------------------------------
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of every parameter that has a gradient, and the clip of every parameter.
+
+        Args:
+            closure: reevaluates the model and returns the loss; run first, with gradients.
+
+        Returns:
+            What `closure` returned, or None.
+
+        Raises:
+            RuntimeError: a gradient is sparse, or of another dtype than its parameter.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        grad_scale = _scalar_or_none(getattr(self, "grad_scale", None))
+        found_inf = _scalar_or_none(getattr(self, "found_inf", None))
+        for group in self.param_groups:
+            self._step_group(group, grad_scale, found_inf)
+        return loss
+
+    def _step_group(
+        self, group: ParamGroup, grad_scale: Tensor | None, found_inf: Tensor | None
+    ) -> None:
+        bounds = _NO_CLIP if group["clip"] is None else clip_bounds(group["clip"])
+        clip_first = _clip_first(group["clip_when"])
+        calls, idle = self._gather(group, grad_scale)
+        lr = group["lr"]
+        for lists in calls:
+            lr_here: float = 0.0
+            lr_tensor: Tensor | None = None
+            if not isinstance(lr, Tensor):
+                lr_here = lr
+            elif lr.device == lists.device:
+                lr_tensor = _as_scalar(lr)
+            elif lr.device.type == "cpu":
+                lr_here = lr.item()
+            else:
+                lr_tensor = _as_scalar(lr).to(lists.device)
+            self._call_op(
+                group,
+                lists,
+                lr_here,
+                lr_tensor,
+                bounds,
+                clip_first,
+                _on(lists.device, grad_scale),
+                _on(lists.device, found_inf),
+            )
+        if idle and bounds != _NO_CLIP:
+            clip_lists(idle, *bounds, found_inf=found_inf, shadow_of=self._shadow_for(group))
+
+    def _shadow_for(self, group: ParamGroup) -> Callable[[Tensor], Tensor] | None:
+        dtype = group["shadow_dtype"]
+        if dtype is None:
+            return None
+        return lambda param: self._shadow(param, dtype)
+
+    def _gather(
+        self, group: ParamGroup, grad_scale: Tensor | None
+    ) -> tuple[Iterable[StepLists], list[Tensor]]:
+        """The lists for each call of the op, and the parameters without a gradient."""
+        names = self._state_names(group)
+        shadow_dtype = group["shadow_dtype"]
+        calls: dict[tuple[torch.device, torch.dtype], StepLists] = {}
+        idle: list[Tensor] = []
+        state = self.state
+        for index, param in enumerate(group["params"]):
+            grad = param.grad
+            if grad is None:
+                if not is_lazy(param):
+                    idle.append(param)
+                continue
+            if grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"{type(self).__name__} does not support sparse gradients: that of parameter "
+                    f"number {index} of its group has layout {grad.layout}"
+                )
+            own_state = state[param]
+            if len(own_state) <= len(names):
+                _complete_state(own_state, param, names)
+            if grad_scale is not None and torch._debug_has_internal_overlap(grad) != 0:
+                # Its elements share memory, and each is to be unscaled once.
+                param.grad = grad = grad.clone()
+            device, dtype = param.device, param.dtype
+            lists = calls.get((device, dtype))
+            if lists is None:
+                lists = calls[device, dtype] = StepLists(device, len(names))
+            lists.params.append(param)
+            lists.grads.append(grad)
+            lists.steps.append(own_state["step"])
+            for tensors, name in zip(lists.states, names, strict=True):
+                tensors.append(own_state[name])
+            if shadow_dtype is not None and dtype not in _SHADOW_DTYPES:
+                lists.shadows.append(self._shadow(param, shadow_dtype))
+        return calls.values(), idle
+
+
+def run_step_op(
+    op: torch._ops.OpOverload,
+    lists: StepLists,
+    written: Iterable[list[Tensor]],
+    scaled: bool,
+    *args: Any,
+) -> None:
+    """Calls a step's op, counting the writes itself where nothing traces.
+
+    The op's own way to count them, in Python below the dispatcher, costs as much as the rest of a
+    small network's step.
+    """
+    if torch.compiler.is_compiling():
+        op(*args)
+        return
+    for tensors in (lists.params, lists.steps, lists.shadows, *written):
+        if tensors:
+            torch._C._increment_version(tensors)
+    if scaled:
+        torch._C._increment_version(lists.grads)
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        op(*args)
+
+
+def _complete_state(state: dict[str, Any], param: Tensor, names: list[str]) -> None:
+    if "step" not in state:
+        dtype = torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32
+        state["step"] = torch.zeros((), dtype=dtype, device=param.device)
+    for name in names:
+        if name not in state:
+            state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
+
+
+def _check_settings(settings: dict[str, Any]) -> None:
+    if settings["clip"] is not None:
+        clip_bounds(settings["clip"])
+    _clip_first(settings["clip_when"])
+    dtype = settings["shadow_dtype"]
+    if dtype is not None and dtype not in _SHADOW_DTYPES:
+        raise ConfigError(
+            f"shadow_dtype is {dtype!r}; expected None, torch.bfloat16 or torch.float16"
+        )
+
+
+def _clip_first(clip_when: str) -> bool:
+    if clip_when == "after":
+        return False
+    if clip_when == "before":
+        return True
+    raise ConfigError(f"clip_when is {clip_when!r}; expected 'after' or 'before'")
+
+
+def _scalar_or_none(value: Tensor | float | None) -> Tensor | None:
+    # GradScaler's found_inf is the number 0 where no parameter has a gradient.
+    return value if isinstance(value, Tensor) else None
+
+
+def _as_scalar(value: Tensor) -> Tensor:
+    return value if value.dtype in (torch.float32, torch.float64) else value.float()
+
+
+def _on(device: torch.device, value: Tensor | None) -> Tensor | None:
+    if value is None or value.device == device:
+        return value
+    return value.to(device, non_blocking=True)

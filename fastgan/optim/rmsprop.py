@@ -1,0 +1,143 @@
+"""RMSprop and the clip in one pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from fastgan.optim.clipping import Clip, ClippingOptimizer, ClipWhen, StepLists, run_step_op
+
+__all__ = ["RMSprop"]
+
+
+class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
+    """``torch.optim.RMSprop`` followed by a clip of the weights, in one pass over memory.
+
+    For each weight w with gradient g::
+
+        v <- alpha * v + (1 - alpha) * g^2
+        w <- clip(w - lr * g / (sqrt(v) + eps))
+
+    and as ``torch.optim.RMSprop`` with ``weight_decay``, ``momentum``, ``centered`` and
+    ``maximize``. Tieleman & Hinton 2012, lecture 6.5; with the clip, it is the inner loop of WGAN:
+    Arjovsky et al. 2017, arXiv 1701.07875, algorithm 1, lines 6 and 7.
+
+    Parameters are float64, float32, float16 or bfloat16, on any devices, of any layouts. The state
+    is kept in the parameter's dtype; 16-bit parameters are computed on in float32. A state dict is
+    torch's, with ``clip``, ``clip_when`` and ``shadow_dtype`` added to each param group: each
+    optimiser loads the other's, and ours keeps its settings where torch's has none.
+
+    Works under ``torch.amp.GradScaler`` (unscales in the same pass; skips step and clip together
+    where an infinity was found) and in CUDA graphs (then with ``lr`` a tensor on the device, if it
+    is to change).
+
+    Args:
+        params: parameters or param groups. Groups may differ in every setting.
+        lr: learning rate, a number or a tensor of one element.
+        alpha: smoothing constant.
+        eps: added to the denominator.
+        weight_decay: L2 penalty.
+        momentum: momentum factor.
+        centered: normalise by the gradient's estimated variance.
+        maximize: ascend.
+        clip: c for weights in [-c, c], or (lo, hi); None for no clip. Clips every parameter of the
+            group, also those without a gradient.
+        clip_when: ``"after"`` the step, as in the paper; ``"before"`` it, as in the paper's code:
+            the gradient is the same either way, but the weights left behind may exceed the bounds
+            by one step.
+        shadow_dtype: ``torch.bfloat16`` or ``torch.float16``: each step also writes a copy of the
+            weights in that dtype; see :meth:`shadow`.
+
+    Raises:
+        ConfigError: `clip`, `clip_when` or `shadow_dtype` is malformed, such as lo > hi.
+        DtypeError: a parameter has another dtype than the four.
+        ValueError: another argument is out of its range, as torch says.
+
+    Example:
+        >>> import torch, fastgan.optim
+        >>> critic = torch.nn.Linear(3, 1)
+        >>> optimizer = fastgan.optim.RMSprop(critic.parameters(), lr=5e-5, clip=0.01)
+        >>> critic(torch.ones(2, 3)).mean().backward()
+        >>> optimizer.step()
+        >>> bool(critic.weight.abs().max() <= 0.01)
+        True
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        maximize: bool = False,
+        clip: Clip = None,
+        clip_when: ClipWhen = "after",
+        *,
+        shadow_dtype: torch.dtype | None = None,
+    ) -> None:
+        self._remember_defaults(clip, clip_when, shadow_dtype)
+        torch.optim.RMSprop.__init__(
+            self,
+            params,
+            lr=lr,
+            alpha=alpha,
+            eps=eps,
+            weight_decay=weight_decay,
+            momentum=momentum,
+            centered=centered,
+            maximize=maximize,
+        )
+
+    def _state_names(self, group: dict[str, Any]) -> list[str]:
+        names = ["square_avg"]
+        if group["momentum"] > 0:
+            names.append("momentum_buffer")
+        if group["centered"]:
+            names.append("grad_avg")
+        return names
+
+    def _call_op(
+        self,
+        group: dict[str, Any],
+        lists: StepLists,
+        lr: float,
+        lr_tensor: Tensor | None,
+        bounds: tuple[float, float],
+        clip_first: bool,
+        grad_scale: Tensor | None,
+        found_inf: Tensor | None,
+    ) -> None:
+        momentum = group["momentum"]
+        centered = group["centered"]
+        states = lists.states
+        run_step_op(
+            torch.ops.fastgan.rmsprop_step_.default,
+            lists,
+            states,
+            grad_scale is not None,
+            lists.params,
+            lists.grads,
+            states[0],
+            states[1] if momentum > 0 else [],
+            states[-1] if centered else [],
+            lists.steps,
+            lists.shadows,
+            lr,
+            lr_tensor,
+            group["alpha"],
+            group["eps"],
+            group["weight_decay"],
+            momentum,
+            centered,
+            group["maximize"],
+            *bounds,
+            clip_first,
+            grad_scale,
+            found_inf,
+        )

@@ -1,8 +1,9 @@
 // Dynamic shared memory: the shared bytes of a block whose number is chosen by launch().
 //
-// CUDA spells it `extern __shared__ T values[];`, a variable without a size that belongs to no file,
-// and which a template can't declare with two types. Kernels of this project call dynamic_shared<T>()
-// instead. Shared memory of fixed size needs nothing of the kind: `__shared__ T values[256];`.
+// CUDA spells it `extern __shared__ T values[];`, a variable without a size that belongs to no
+// file, and which a template can't declare with two types. Kernels of this project call
+// dynamic_shared<T>() instead. Shared memory of fixed size needs nothing of the kind: `__shared__ T
+// values[256];`.
 #pragma once
 
 #include "launch.h"

@@ -7,10 +7,11 @@ access traced, and in three orders of blocks and threads (docs/host-harness.md).
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from host_harness import SCHEDULES, Case, HostHarness, SparseTensor
+from host_harness import CSRC, HERE, SCHEDULES, Case, HostHarness, SparseTensor
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -170,3 +171,305 @@ def test_clip_counts_beyond_two_to_the_31_elements(clip):
     (result,) = clip.check([case], builds=["sanitized"])
     for window in result.tensors["values"].values():
         assert window.eq(1).all()
+
+
+# --- rmsprop.cu, adam.cu, clip_tensors.cu ---------------------------------------------------------
+
+#: How far a result may be from float64's, relative to it and in units of 1: a few roundings.
+TOLERANCES = {
+    torch.float64: 1e-13,
+    torch.float32: 2e-6,
+    torch.float16: 3e-3,
+    torch.bfloat16: 2e-2,
+}
+SETTINGS = {"lr": 0.05, "weight_decay": 0.0, "lower": -0.4, "upper": 0.6}
+
+
+def rmsprop_in_float64(case, param, grad, states, step):
+    n, i = case.numbers, case.integers
+    square_avg = n["alpha"] * states[0] + (1 - n["alpha"]) * grad**2
+    after = [square_avg]
+    v = square_avg
+    if i["centered"]:
+        grad_avg = states[-1] + (1 - n["alpha"]) * (grad - states[-1])
+        v = square_avg - grad_avg**2
+    update = grad / (v.sqrt() + n["eps"])
+    if n["momentum"] > 0:
+        update = n["momentum"] * states[1] + update
+        after.append(update)
+    if i["centered"]:
+        after.append(grad_avg)
+    return param - n["lr"] * update, after
+
+
+def adam_in_float64(case, param, grad, states, step):
+    n = case.numbers
+    exp_avg = n["beta1"] * states[0] + (1 - n["beta1"]) * grad
+    exp_avg_sq = n["beta2"] * states[1] + (1 - n["beta2"]) * grad**2
+    after = [exp_avg, exp_avg_sq]
+    if case.integers["amsgrad"]:
+        after.append(torch.maximum(states[2], exp_avg_sq))
+    corrected = exp_avg / (1 - n["beta1"] ** step)
+    denominator = (after[-1] / (1 - n["beta2"] ** step)).sqrt() + n["eps"]
+    return param - n["lr"] * corrected / denominator, after
+
+
+RULES = {
+    "rmsprop": (
+        rmsprop_in_float64,
+        {"alpha": 0.9, "eps": 1e-2, "momentum": 0.0},
+        {"centered": 0},
+        1,
+    ),
+    "rmsprop, momentum": (
+        rmsprop_in_float64,
+        {"alpha": 0.9, "eps": 1e-2, "momentum": 0.5},
+        {"centered": 0},
+        2,
+    ),
+    "rmsprop, centered": (
+        rmsprop_in_float64,
+        {"alpha": 0.9, "eps": 1e-2, "momentum": 0.0},
+        {"centered": 1},
+        2,
+    ),
+    "rmsprop, momentum, centered": (
+        rmsprop_in_float64,
+        {"alpha": 0.9, "eps": 1e-2, "momentum": 0.5},
+        {"centered": 1},
+        3,
+    ),
+    "adam": (adam_in_float64, {"beta1": 0.5, "beta2": 0.9, "eps": 1e-2}, {"amsgrad": 0}, 2),
+    "adam, amsgrad": (
+        adam_in_float64,
+        {"beta1": 0.5, "beta2": 0.9, "eps": 1e-2},
+        {"amsgrad": 1},
+        3,
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def optimisers(harness):
+    return {name: harness.kernels(name) for name in ("rmsprop", "adam")}
+
+
+def step_case(
+    rule, shapes, dtype, seed, *, misalignment=None, extra=None, relayout=None, **numbers
+):
+    """Tensors of these shapes. `relayout(place, tensor)` gives a tensor another memory layout."""
+    _, rule_numbers, rule_integers, states = RULES[rule]
+    generator = torch.Generator().manual_seed(seed)
+
+    def some(place, low, high):
+        def uniform(shape):
+            wide = torch.rand(shape, generator=generator, dtype=torch.float64)
+            tensor = (low + (high - low) * wide).to(dtype)
+            return relayout(place, tensor) if relayout else tensor
+
+        return [uniform(shape) for shape in shapes]
+
+    # Averages of squares well above the squares of averages: no root is of a small difference.
+    ranges = {"params": (-1, 1), "grads": (-2, 2), "state0": (0.5, 1), "state1": (0.5, 1)}
+    if rule.startswith("rmsprop"):
+        ranges |= {"state1": (-0.2, 0.2), "state2": (-0.2, 0.2)}
+    else:
+        ranges |= {"state0": (-0.5, 0.5), "state2": (0.5, 1)}
+    names = ["params", "grads", *(f"state{s}" for s in range(states))]
+    tensors = {name: some(name, *ranges[name]) for name in names}
+    tensors["steps"] = [torch.tensor([float(i % 5)]) for i in range(len(shapes))]
+    return Case(
+        rule.split(",")[0],
+        {**tensors, **(extra or {})},
+        numbers={
+            **rule_numbers,
+            **SETTINGS,
+            **numbers,
+            **{n: held(SETTINGS[n], dtype) for n in ("lower", "upper")},
+        },
+        integers={**rule_integers, "maximize": 0},
+        misalignment=misalignment or {},
+        label=f"{rule} of {dtype}, {len(shapes)} tensors, seed {seed}",
+    )
+
+
+def assert_close(actual, expected, what):
+    tolerance = TOLERANCES[actual.dtype]
+    torch.testing.assert_close(
+        actual.double(), expected, rtol=tolerance, atol=tolerance, msg=lambda m: f"{what}: {m}"
+    )
+
+
+def assert_stepped(rule, case, result):
+    assert result.error == ""
+    given, got = case.tensors, result.tensors
+    states = [name for name in given if name.startswith("state")]
+    scale = given["grad_scale"].double() if "grad_scale" in given else None
+    for i, param in enumerate(given["params"]):
+        what = f"{case.label}, tensor {i} of shape {tuple(param.shape)}"
+        step = given["steps"][i].item() + 1
+        assert got["steps"][i].item() == step, what
+        grad = given["grads"][i].double()
+        if scale is None:
+            assert torch.equal(as_bits(got["grads"][i]), as_bits(given["grads"][i])), what
+        else:
+            grad = grad / scale
+            assert_close(got["grads"][i], grad, what)
+        grad = -grad if case.integers["maximize"] else grad
+        grad = grad + case.numbers["weight_decay"] * param.double()
+        before = [given[name][i].double() for name in states]
+        updated, after = RULES[rule][0](case, param.double(), grad, before, step)
+        clipped = updated.clamp(case.numbers["lower"], case.numbers["upper"])
+        assert_close(got["params"][i], clipped, what)
+        for name, expected in zip(states, after, strict=True):
+            assert_close(got[name][i], expected, f"{what}, {name}")
+        if "shadows" in given:
+            shadow = got["shadows"][i]
+            rounded = got["params"][i].float().to(shadow.dtype)
+            assert torch.equal(as_bits(shadow), as_bits(rounded)), what
+
+
+def chunk_shapes(dtype):
+    """Around a vector, a round and a chunk of a block; empty and of many dimensions too."""
+    vector = 16 // dtype.itemsize
+    round_of_block = 256 * vector * (1 if dtype.itemsize == 2 else 2)
+    return [
+        *((n,) for n in (0, 1, vector - 1, vector, vector + 1, 255, 257)),
+        (round_of_block - 1,),
+        (4 * round_of_block,),
+        (4 * round_of_block + 1,),
+        (3, 5, 7),
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", RULES)
+def test_step_is_right_at_every_size_with_shadows_or_without(optimisers, rule, dtype):
+    shapes = chunk_shapes(dtype)
+    shadows = {"shadows": [torch.zeros(s, dtype=torch.bfloat16) for s in shapes]}
+    cases = [
+        step_case(rule, shapes, dtype, 1, weight_decay=0.1),
+        step_case(rule, shapes, dtype, 2, extra=shadows),
+    ]
+    for case, result in zip(cases, optimisers[cases[0].entry].check(cases), strict=True):
+        assert_stepped(rule, case, result)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", ["rmsprop, momentum, centered", "adam, amsgrad"])
+def test_step_is_right_at_every_alignment_and_layout(optimisers, rule, dtype):
+    shapes = [(5,), (200,), (3, 40)]
+    generator = torch.Generator().manual_seed(3)
+    cases = []
+    for seed in range(6):
+        names = ("params", "grads", "state0", "state1", "state2")
+        steps = torch.randint(0, 16 // dtype.itemsize, (len(names),), generator=generator)
+        if seed < len(names):  # one tensor alone off its boundary
+            steps = torch.where(torch.arange(len(names)) == seed, 1, 0)
+        misalignment = {
+            name: int(step) * dtype.itemsize for name, step in zip(names, steps, strict=True)
+        }
+        cases.append(step_case(rule, shapes, dtype, seed, misalignment=misalignment))
+
+    def with_gaps(place, tensor):
+        wide = tensor.repeat_interleave(3, -1)
+        return wide[..., ::3]
+
+    def gradients_transposed(place, tensor):
+        if place != "grads" or tensor.dim() < 2:
+            return tensor
+        return tensor.transpose(0, 1).contiguous().transpose(0, 1)
+
+    for relayout in (with_gaps, gradients_transposed):
+        cases.append(step_case(rule, [(7, 6), (2, 3, 300)], dtype, 9, relayout=relayout))
+    for case, result in zip(cases, optimisers[cases[0].entry].check(cases), strict=True):
+        assert_stepped(rule, case, result)
+
+
+@pytest.mark.parametrize("rule", ["rmsprop", "adam"])
+@pytest.mark.parametrize("count", [40, 41, 381])  # a small table, a large one, one of each
+def test_long_lists_take_as_many_launches_as_they_need(optimisers, rule, count):
+    case = step_case(rule, [(i % 3 + 1,) for i in range(count)], torch.float32, count)
+    # 32 KiB of table go to every thread by value here: one order is enough.
+    (result,) = optimisers[rule].check([case], schedules=SCHEDULES[-1:])
+    assert_stepped(rule, case, result)
+
+
+@pytest.mark.parametrize("found_inf", [0.0, 1.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("rule", ["rmsprop, momentum", "adam"])
+def test_step_unscales_and_skips_as_grad_scaler_expects(optimisers, rule, dtype, found_inf):
+    extra = {
+        "grad_scale": torch.tensor([4.0]),
+        "found_inf": torch.tensor([found_inf]),
+        "lr_tensor": torch.tensor([SETTINGS["lr"]], dtype=torch.float64),
+        "shadows": [torch.zeros(300, dtype=torch.float16), torch.zeros(3, dtype=torch.float16)],
+    }
+    case = step_case(rule, [(300,), (3,)], dtype, 5, extra=extra)
+    (result,) = optimisers[case.entry].check([case])
+    if found_inf == 0:
+        assert_stepped(rule, case, result)
+        return
+    for name, given in case.tensors.items():
+        tensors = given if isinstance(given, list) else [given]
+        for before, after in zip(tensors, result.extents[name], strict=True):
+            assert torch.equal(before.reshape(-1), after), name
+
+
+@pytest.mark.parametrize("rule", ["rmsprop", "adam"])
+def test_step_replays_from_a_graph(optimisers, rule):
+    """What was launched holds all it needs, and counts its steps itself."""
+    case = step_case(rule, [(70,), (3, 3)], torch.float64, 6)
+    (once,) = optimisers[rule].check([case])
+    again = replace(case, tensors=once.tensors)
+    (twice,) = optimisers[rule].check([again])
+    (replayed,) = optimisers[rule].check([replace(case, replays=2)])
+    for name in case.tensors:
+        for expected, actual in zip(twice.extents[name], replayed.extents[name], strict=True):
+            assert torch.equal(expected, actual), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_clip_tensors_is_right_for_lists_of_every_size_alignment_and_layout(harness, dtype):
+    program = harness.kernels("clip_tensors")
+    itemsize = dtype.itemsize
+
+    def case(seed, shadow, misalignment, view):
+        params = [
+            view(random_values(math.prod(shape), dtype, seed + i).view(shape))
+            for i, shape in enumerate(chunk_shapes(dtype))
+        ]
+        shadows = [torch.zeros(param.shape, dtype=shadow) for param in params]
+        return Case(
+            "clip_tensors",
+            {"params": params, "shadows": shadows} if shadow else {"params": params},
+            numbers={"lower": held(-0.01, dtype), "upper": held(0.5, dtype)},
+            misalignment={"params": misalignment},
+            label=f"clip_tensors of {dtype}, shadow {shadow}, seed {seed}",
+        )
+
+    cases = [
+        case(1, None, 0, lambda t: t),
+        case(2, torch.bfloat16, 0, lambda t: t),
+        case(3, torch.float16, itemsize, lambda t: t),
+        case(4, None, 0, lambda t: t.repeat_interleave(2, -1)[..., ::2]),
+    ]
+    for one, result in zip(cases, program.check(cases), strict=True):
+        lists = zip(one.tensors["params"], result.tensors["params"], strict=True)
+        for i, (before, after) in enumerate(lists):
+            single = replace(one, tensors={"values": before})
+            assert_clipped(single, replace(result, tensors={"values": after}))
+            if "shadows" in one.tensors:
+                shadow = result.tensors["shadows"][i]
+                rounded = after.float().to(shadow.dtype)
+                same = as_bits(shadow) == as_bits(rounded)
+                assert (same | (shadow.isnan() & rounded.isnan())).all(), one.label
+
+
+# --- All ------------------------------------------------------------------------------------------
+
+
+def test_every_kernel_file_has_a_program_here():
+    assert {path.stem for path in (HERE / "programs").glob("*.cpp")} == {
+        path.stem for path in (CSRC / "cuda").glob("*.cu")
+    }

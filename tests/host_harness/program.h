@@ -16,12 +16,18 @@
 
 namespace fastgan_host {
 
+// Whose layout is reduced, as that of every TensorView; sizes and strides are as the test has them.
+struct Tensor : fastgan::TensorView {
+    std::vector<std::int64_t> sizes;
+    std::vector<std::int64_t> strides;
+};
+
 class Request {
   public:
     // What the case calls by this name; ends the process if it has none.
-    fastgan::TensorView tensor(const std::string& name) const;
+    Tensor tensor(const std::string& name) const;
     // A case may give a list of tensors one name.
-    std::vector<fastgan::TensorView> tensors(const std::string& name) const;
+    std::vector<Tensor> tensors(const std::string& name) const;
     bool has_tensor(const std::string& name) const { return tensors_.count(name) != 0; }
     double number(const std::string& name) const;
     std::int64_t integer(const std::string& name) const;
@@ -29,7 +35,7 @@ class Request {
     // The pretended GPU's stream to launch on. What is launched runs when the entry has returned.
     void* stream() const;
 
-    std::map<std::string, std::vector<fastgan::TensorView>> tensors_;
+    std::map<std::string, std::vector<Tensor>> tensors_;
     std::map<std::string, double> numbers_;
     std::map<std::string, std::int64_t> integers_;
 };

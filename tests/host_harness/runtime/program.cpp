@@ -144,18 +144,18 @@ void run_case() {
         const std::int64_t count = read_integer();
         auto& views = request.tensors_[name];
         for (std::int64_t i = 0; i < count; ++i) {
-            fastgan::TensorView view;
+            Tensor view;
             view.type = static_cast<fastgan::FloatType>(read_integer());
-            std::vector<std::int64_t> sizes(read_integer());
-            std::vector<std::int64_t> strides(sizes.size());
-            for (std::int64_t& size : sizes) {
+            view.sizes.resize(read_integer());
+            view.strides.resize(view.sizes.size());
+            for (std::int64_t& size : view.sizes) {
                 size = read_integer();
             }
-            for (std::int64_t& stride : strides) {
+            for (std::int64_t& stride : view.strides) {
                 stride = read_integer();
             }
-            view.layout =
-                fastgan::make_layout(sizes.data(), strides.data(), static_cast<int>(sizes.size()));
+            view.layout = fastgan::make_layout(view.sizes.data(), view.strides.data(),
+                                               static_cast<int>(view.sizes.size()));
             const auto bytes = static_cast<std::size_t>(read_integer());
             const auto misalignment = static_cast<std::size_t>(read_integer());
             const bool initialised = read_integer() != 0;
@@ -200,7 +200,7 @@ EntryRegistration::EntryRegistration(const char* name, Entry entry) {
     entries()[name] = entry;
 }
 
-fastgan::TensorView Request::tensor(const std::string& name) const {
+Tensor Request::tensor(const std::string& name) const {
     const auto all = tensors(name);
     if (all.size() != 1) {
         fail("internal error", "'" + name + "' names " + std::to_string(all.size()) + " tensors");
@@ -208,7 +208,7 @@ fastgan::TensorView Request::tensor(const std::string& name) const {
     return all.front();
 }
 
-std::vector<fastgan::TensorView> Request::tensors(const std::string& name) const {
+std::vector<Tensor> Request::tensors(const std::string& name) const {
     const auto found = tensors_.find(name);
     if (found == tensors_.end()) {
         fail("internal error", "the case has no tensor '" + name + "'");

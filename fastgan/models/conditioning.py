@@ -7,6 +7,7 @@ and 0 elsewhere. A noise vector is a 1x1 map, so one function serves generator a
 from __future__ import annotations
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from fastgan.errors import LabelError
@@ -68,12 +69,22 @@ def with_labels(
             f"{name} got labels of dtype {labels.dtype} and shape {tuple(labels.shape)}; "
             f"expected torch.int64 and ({maps.size(0)},)"
         )
+    _refuse_labels_outside(labels, num_classes, name)
     outside = (labels < 0) | (labels >= num_classes)
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and outside.any():
-        wrong = int(labels[outside][0])
-        raise LabelError(f"{name} got label {wrong}; expected labels from 0 to {num_classes - 1}")
     classes = torch.arange(num_classes, device=labels.device)
     one_hot = (labels[:, None] == classes).to(maps.dtype)
     one_hot = one_hot.masked_fill(outside[:, None], float("nan"))
     planes = one_hot[:, :, None, None].expand(-1, -1, *maps.shape[2:])
     return torch.cat([maps, planes], dim=1)
+
+
+# The one check that reads values. torch.fx, which can't follow it, records the call instead, so
+# that a traced network checks its labels at every call too.
+@torch.fx.wrap
+def _refuse_labels_outside(labels: Tensor, num_classes: int, name: str) -> None:
+    if labels.device.type != "cpu" or torch.compiler.is_compiling():
+        return
+    outside = (labels < 0) | (labels >= num_classes)
+    if outside.any():
+        wrong = int(labels[outside][0])
+        raise LabelError(f"{name} got label {wrong}; expected labels from 0 to {num_classes - 1}")

@@ -1,0 +1,325 @@
+"""The fused passes: the penalty's gradient, and the whole critic loss's, without autograd.
+
+With h_i = W_i a_(i-1) + b_i, a_i = phi(h_i), m_i = phi'(h_i) and phi piecewise linear, the penalty
+P(g) at the points x has the gradient
+
+    d_L = 1,    d_i = m_i (W_(i+1)^T d_(i+1)),    g = W_1^T d_1          1. forward, 2. signals
+    u_0 = v = dP/dg,    u_i = m_i (W_i u_(i-1))                         3. tangents
+    dP/dW_i = weight gradient of (input u_(i-1), signal d_i)            4. gradients
+    dP/db_i = 0
+
+since the second derivative of phi is zero: four convolutions a layer, where double backward needs
+six. Of the Wasserstein loss mean f(fake) - mean f(real), the tangent pass is just another forward
+pass through the same linear maps, and its weight gradients another batch of pairs (a_(i-1), d_i).
+So fakes and reals join the tangents: one convolution over 3 N rows for pass 3, one for pass 4.
+
+Signals start at +1 and -1 and tangents at N dP/dg; what comes out is N times the gradient. Only
+then does fp16 not underflow where a batch is large.
+
+The passes take little memory because the points' activations, of which only masks are wanted, are
+gone before those of fakes and reals are there, and because everything else is dropped once used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan.losses import widened
+from fastgan.penalty.formula import Formula
+from fastgan.penalty.plan import Plan
+from fastgan.penalty.steps import PairedRows, Rows, Target
+
+__all__ = ["Passes"]
+
+OnGradient = Callable[[int, Tensor], None]
+_NARROWED = (torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass
+class _Run:
+    """What one pass forward leaves behind.
+
+    Attributes:
+        output: the scores, in the critic's own shape.
+        kept: what each step kept of the rows that hold values.
+        dtypes: of each step's output.
+        inputs: of those steps whose parameters want a gradient.
+    """
+
+    output: Tensor
+    kept: list[Any] = field(default_factory=list)
+    dtypes: list[torch.dtype] = field(default_factory=list)
+    inputs: dict[int, list[Tensor]] = field(default_factory=dict)
+
+
+class Passes:
+    """All passes over one batch.
+
+    Args:
+        plan: the critic.
+        parameters: its effective parameters, one per slot.
+        wanted: which of them want a gradient.
+        dtype: what matrix products compute in; None for the inputs' own dtype.
+
+    Attributes:
+        gradients: after :meth:`penalty` or :meth:`critic_loss`, N times each slot's gradient; None
+            where none is wanted, or where double backward would give none.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        parameters: Sequence[Tensor],
+        wanted: Sequence[bool],
+        dtype: torch.dtype | None,
+    ) -> None:
+        self.plan = plan
+        self.dtype = dtype
+        self.parameters = parameters
+        self.gradients: list[Tensor | None] = [None] * len(parameters)
+        self.shapes = plan.shapes
+        self.wanted = [
+            [slot is not None and wanted[slot] for slot in planned.parameters]
+            for planned in plan.steps
+        ]
+        # Steps with a parameter that the penalty itself depends on.
+        self.shaping = [
+            any(want and i not in planned.step.offsets for i, want in enumerate(flags))
+            for planned, flags in zip(plan.steps, self.wanted, strict=True)
+        ]
+        # Values with a parameter behind them that wants a gradient.
+        self.upstream = [False]
+        for planned, flags in zip(plan.steps, self.wanted, strict=True):
+            self.upstream.append(any(flags) or any(self.upstream[v] for v in planned.inputs))
+        self.prepared = [
+            planned.step.prepare(
+                [
+                    None if slot is None else self._cast(parameters[slot], planned.step.casts)
+                    for slot in planned.parameters
+                ]
+            )
+            for planned in plan.steps
+        ]
+
+    # The two things that are asked for.
+
+    def penalty(self, points: Tensor, formula: Formula) -> Tensor:
+        """P at ``points`` (N, ...)."""
+        value, tangent, run, signals = self._first_order(points, formula)
+        last = max((i for i, shaping in enumerate(self.shaping) if shaping), default=-1)
+        values: dict[int, Tensor] = {0: tangent}
+        del tangent
+        for index in range(last + 1):
+            planned = self.plan.steps[index]
+            inputs = self._inputs(index, values)
+            kept, run.kept[index] = run.kept[index], None
+            if self.shaping[index]:
+                self._accumulate(index, inputs, signals.pop(index), 0, None, kept)
+            if index < last:
+                rows = Rows(0, kept, planned.overwrites)
+                values[index + 1], _ = planned.step.run(inputs, self.prepared[index], rows)
+            self._drop(values, index)
+        self._zeros_for_offsets()
+        return value
+
+    def critic_loss(self, batch: Tensor, formula: Formula) -> tuple[Tensor, Tensor, Tensor]:
+        """Loss, Wasserstein estimate and penalty.
+
+        Args:
+            batch: 3 N rows, fakes, reals and points; the points are written over.
+        """
+        count = batch.size(0) // 3
+        primal = 2 * count
+        learning = any(map(any, self.wanted))
+        penalty, tangent, points, signals = self._first_order(batch[primal:], formula)
+        if learning:
+            batch[primal:] = tangent
+        else:
+            batch = batch[:primal]
+        del tangent
+        run = self._forward(batch, primal, points.kept, learning)
+        fake_mean, real_mean = widened(run.output[:primal]).reshape(2, count).mean(1)
+        if learning:
+            buffers: dict[int, Tensor] = {}
+
+            def on_gradient(index: int, grad: Tensor) -> None:
+                if self.shaping[index]:
+                    grad = _joined(grad, signals.pop(index), buffers.pop(index, None))
+                inputs = run.inputs.pop(index)
+                self._accumulate(index, inputs, grad, primal, run.kept[index], points.kept[index])
+
+            def room(index: int, grad: Tensor) -> Tensor | None:
+                """Where the rows of fakes and reals stand before those of the points."""
+                if index not in signals:
+                    return None
+                tail = signals[index]
+                buffers[index] = torch.empty_strided(
+                    (batch.size(0), *tail.shape[1:]),
+                    tail.stride(),
+                    dtype=tail.dtype,
+                    device=tail.device,
+                )
+                return buffers[index][:primal]
+
+            sign = torch.ones_like(run.output[:primal])
+            sign[count:] = -1
+            self._signals(sign, run, on_gradient, room, to_images=False)
+        return fake_mean - real_mean + penalty, real_mean - fake_mean, penalty
+
+    # What they are made of.
+
+    def _first_order(
+        self, points: Tensor, formula: Formula
+    ) -> tuple[Tensor, Tensor, _Run, dict[int, Tensor]]:
+        """P, N dP/dg, what the forward pass kept, and the signals that gradients will need."""
+        run = self._forward(points, points.size(0), None, False)
+        signals: dict[int, Tensor] = {}
+
+        def on_gradient(index: int, grad: Tensor) -> None:
+            if self.shaping[index]:
+                signals[index] = grad
+
+        start = torch.ones_like(run.output)
+        gradient = self._signals(start, run, on_gradient, None, to_images=True)
+        value, tangent = formula.value_and_tangent(gradient)
+        return value, tangent.to(points.dtype), run, signals
+
+    def _forward(
+        self, input: Tensor, primal: int, points: list[Any] | None, keep_inputs: bool
+    ) -> _Run:
+        values = {0: input}
+        run = _Run(input)
+        for index, planned in enumerate(self.plan.steps):
+            inputs = self._inputs(index, values)
+            if keep_inputs and any(self.wanted[index]):
+                run.inputs[index] = inputs
+            rows = Rows(primal, None if points is None else points[index], planned.overwrites)
+            output, kept = planned.step.run(inputs, self.prepared[index], rows)
+            if points is not None and not self.shaping[index]:
+                points[index] = None
+            values[index + 1] = output
+            run.kept.append(kept)
+            run.dtypes.append(output.dtype)
+            self._drop(values, index)
+        run.output = values[len(self.plan.steps)]
+        return run
+
+    def _signals(
+        self,
+        start: Tensor,
+        run: _Run,
+        on_gradient: OnGradient,
+        room: Callable[[int, Tensor], Tensor | None] | None,
+        to_images: bool,
+    ) -> Tensor:
+        """From the scores back: to the images, or only as far as parameters want gradients.
+
+        Calls ``on_gradient`` with every step whose parameters want one, and its output's signal.
+        Returns the images' signal, or the last one.
+        """
+        found: dict[int, tuple[Tensor, bool]] = {len(self.plan.steps): (start, True)}
+        grad = start
+        for index in reversed(range(len(self.plan.steps))):
+            planned = self.plan.steps[index]
+            grad, owned = found.pop(index + 1)
+            grad = grad.to(run.dtypes[index])
+            if any(self.wanted[index]):
+                on_gradient(index, grad)
+                # The first order's signals are kept for the gradients.
+                owned = owned and not (to_images and self.shaping[index])
+            wanted = [to_images or self.upstream[value] for value in planned.inputs]
+            if any(wanted):
+                out = None
+                if room is not None and planned.step.keeps_output and planned.overwrites:
+                    out = room(planned.inputs[0] - 1, grad)
+                target = Target(
+                    run.kept[index],
+                    [self.shapes[value] for value in planned.inputs],
+                    wanted,
+                    owned,
+                    out,
+                )
+                results = planned.step.signal(grad, self.prepared[index], target)
+                for value, want, result in zip(planned.inputs, wanted, results, strict=True):
+                    if want:
+                        assert result is not None
+                        shares = _share_memory(result, grad)
+                        alone = len(planned.inputs) == 1
+                        _add(found, value, result, not shares or (owned and alone))
+                del results
+            if not to_images:
+                run.kept[index] = None  # while the points' masks are the tangents' as well
+        if to_images:
+            return found[0][0]
+        return grad
+
+    def _inputs(self, index: int, values: dict[int, Tensor]) -> list[Tensor]:
+        planned = self.plan.steps[index]
+        return [self._cast(values[v], planned.step.casts) for v in planned.inputs]
+
+    def _cast(self, tensor: Tensor, casts: bool) -> Tensor:
+        # As autocast does, which leaves float64 alone.
+        if casts and self.dtype is not None and tensor.dtype in _NARROWED:
+            return tensor.to(self.dtype)
+        return tensor
+
+    def _drop(self, values: dict[int, Tensor], index: int) -> None:
+        for value in self.plan.steps[index].inputs:
+            if self.plan.last_use[value] == index:
+                values.pop(value, None)
+
+    def _accumulate(
+        self,
+        index: int,
+        inputs: list[Tensor],
+        grad: Tensor,
+        primal: int,
+        kept: Any,
+        points: Any,
+    ) -> None:
+        planned = self.plan.steps[index]
+        paired = PairedRows(self.wanted[index], primal, kept, points)
+        found = planned.step.gradients(inputs, grad, self.prepared[index], paired)
+        for slot, want, gradient in zip(planned.parameters, self.wanted[index], found, strict=True):
+            if slot is None or not want or gradient is None:
+                continue
+            gradient = widened(gradient)
+            earlier = self.gradients[slot]
+            self.gradients[slot] = gradient if earlier is None else earlier + gradient
+
+    def _zeros_for_offsets(self) -> None:
+        """Zeros for biases that double backward reaches, through the derivative of a mask."""
+        for index, planned in enumerate(self.plan.steps):
+            for slot, want in zip(planned.parameters, self.wanted[index], strict=True):
+                if slot is None or not want or not self.plan.bends_after[index]:
+                    continue
+                if self.gradients[slot] is None:
+                    self.gradients[slot] = torch.zeros_like(self.parameters[slot])
+
+
+def _share_memory(left: Tensor, right: Tensor) -> bool:
+    return left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
+
+
+def _add(found: dict[int, tuple[Tensor, bool]], value: int, signal: Tensor, owned: bool) -> None:
+    if value not in found:
+        found[value] = (signal, owned)
+        return
+    earlier, earlier_owned = found[value]
+    if earlier_owned and earlier.dtype == signal.dtype:
+        found[value] = (earlier.add_(signal), True)
+    else:
+        found[value] = (earlier + signal, True)
+
+
+def _joined(head: Tensor, tail: Tensor, buffer: Tensor | None) -> Tensor:
+    """The rows of ``head`` and then those of ``tail``; in ``buffer`` if ``head`` is there."""
+    if buffer is None or not _share_memory(buffer, head):
+        return torch.cat([head, tail])
+    buffer[head.size(0) :] = tail
+    return buffer

@@ -1,0 +1,99 @@
+"""Where the penalty is taken: between, at or around the images."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from fastgan.errors import ConfigError
+
+__all__ = ["Points", "check_batch", "check_pair", "interpolate_into", "mixing_weights", "points_at"]
+
+Points = Literal["interpolates", "real", "fake", "dragan"]
+
+
+def check_batch(real: Tensor) -> None:
+    """Refuses what isn't a batch of images or vectors.
+
+    Raises:
+        ValueError: no floating dtype, an empty batch, or no dimension beside the batch's.
+    """
+    if real.dim() < 2 or real.size(0) == 0 or not real.is_floating_point():
+        raise ValueError(
+            f"real has shape {tuple(real.shape)} and dtype {real.dtype}; expected a floating "
+            "tensor with a non-empty batch dimension and at least one more"
+        )
+
+
+def check_pair(real: Tensor, fake: Tensor) -> None:
+    """Refuses batches of different shapes.
+
+    Raises:
+        ValueError: naming both shapes.
+    """
+    if real.shape != fake.shape:
+        raise ValueError(
+            f"real has shape {tuple(real.shape)} and fake {tuple(fake.shape)}; expected the same"
+        )
+
+
+def points_at(
+    at: str,
+    real: Tensor,
+    fake: Tensor | None,
+    eps: Tensor | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """The points of the penalty: a new tensor of ``real``'s shape, without a graph.
+
+    Args:
+        at: "interpolates", "real", "fake" or "dragan".
+        real: (N, ...), checked by :func:`check_batch`.
+        fake: as ``real``, or None where ``at`` doesn't use it.
+        eps: (N, 1, ..., 1), or None to draw it.
+        generator: what eps, and then DRAGAN's noise, are drawn from.
+
+    Raises:
+        ConfigError: an unknown ``at`` (a ValueError).
+        ValueError: ``fake`` missing or of another shape, or an unfit ``eps``.
+    """
+    if at not in ("interpolates", "real", "fake", "dragan"):
+        raise ConfigError(f"at is {at!r}; expected 'interpolates', 'real', 'fake' or 'dragan'")
+    real = real.detach()
+    if at == "real":
+        return real.clone()
+    if at == "dragan":
+        eps = mixing_weights(real, eps, generator)
+        # x eps + (1 - eps)(x + noise) is x + (1 - eps) noise.
+        noise = torch.rand(real.shape, dtype=real.dtype, device=real.device, generator=generator)
+        return real + (1 - eps) * (0.5 * real.std()) * noise
+    if fake is None:
+        raise ValueError(f"fake is None; at={at!r} needs a batch of shape {tuple(real.shape)}")
+    check_pair(real, fake)
+    fake = fake.detach()
+    if at == "fake":
+        return fake.clone()
+    eps = mixing_weights(real, eps, generator)
+    return interpolate_into(torch.empty_like(real), real, fake, eps)
+
+
+def interpolate_into(out: Tensor, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
+    """eps * real + (1 - eps) * fake, written into ``out`` and nowhere else."""
+    return torch.sub(real, fake, out=out).mul_(eps).add_(fake)
+
+
+def mixing_weights(real: Tensor, eps: Tensor | None, generator: torch.Generator | None) -> Tensor:
+    """One eps per sample, broadcastable over its elements: given, or uniform in [0, 1).
+
+    Raises:
+        ValueError: ``eps`` of another shape than (N, 1, ..., 1).
+    """
+    shape = (real.size(0),) + (1,) * (real.dim() - 1)
+    if eps is None:
+        return torch.rand(shape, dtype=real.dtype, device=real.device, generator=generator)
+    if tuple(eps.shape) != shape:
+        # Anything else that broadcasts would share eps between samples, or split a sample.
+        raise ValueError(f"eps has shape {tuple(eps.shape)}; expected {shape}, one per sample")
+    return eps.detach().to(device=real.device, dtype=real.dtype)

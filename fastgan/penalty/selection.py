@@ -1,0 +1,119 @@
+"""Which path a critic takes, and the cache of plans."""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+
+from fastgan.penalty.conversion import Refused
+from fastgan.penalty.plan import Plan
+from fastgan.penalty.tracing import trace
+
+__all__ = ["find_plan", "inner_critic"]
+
+#: Plans, or reasons why there is none, for the last few input shapes and modes of each critic.
+_plans: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Plan | str]] = (
+    weakref.WeakKeyDictionary()
+)
+_PLANS_PER_CRITIC = 16
+_SCALARS = (bool, int, float, str, type(None))
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_WALKED = {"_parameters", "_buffers", "_modules", *_HOOKS}
+
+
+def inner_critic(critic: Any) -> Any:
+    """The module inside what ``torch.compile`` returns; anything else as it is."""
+    return getattr(critic, "_orig_mod", critic)
+
+
+def find_plan(critic: Any, images: Tensor, arguments: Sequence[Any]) -> Plan | str:
+    """The fused pass for this critic and this kind of input, or the reason why there is none.
+
+    Args:
+        critic: what the user passed, unwrapped by :func:`inner_critic`.
+        images: only their shape, dtype and device count.
+        arguments: of the critic, beside the images.
+    """
+    if not isinstance(critic, nn.Module):
+        return (
+            "it is a function, whose layers can't be seen; pass the module itself, and what else "
+            "it takes as critic_args"
+        )
+    if isinstance(critic, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        return f"{type(critic).__name__} does its work in its own forward"
+    if any(
+        (
+            nn_module._global_forward_hooks,
+            nn_module._global_forward_pre_hooks,
+            nn_module._global_backward_hooks,
+            nn_module._global_backward_pre_hooks,
+        )
+    ):
+        return "a hook is registered for all modules"
+    method = "scores" if hasattr(critic, "scores") else "forward"
+    described = []
+    for position, argument in enumerate(arguments):
+        if isinstance(argument, Tensor):
+            described.append((tuple(argument.shape), argument.dtype, argument.device))
+        elif isinstance(argument, _SCALARS):
+            described.append((type(argument), argument))
+        else:
+            return f"argument {position} of critic_args is a {type(argument).__name__}"
+    device = images.device
+    key = (
+        method,
+        tuple(images.shape),
+        images.dtype,
+        device,
+        torch.is_autocast_enabled(device.type),
+        tuple(described),
+        _fingerprint(critic),
+    )
+    known = _plans.setdefault(critic, OrderedDict())
+    found = known.get(key)
+    if found is None:
+        try:
+            found = trace(critic, method, images, arguments)
+        except Refused as refusal:
+            found = str(refusal)
+        known[key] = found
+        if len(known) > _PLANS_PER_CRITIC:
+            known.popitem(last=False)
+    else:
+        known.move_to_end(key)
+    return found
+
+
+def _fingerprint(critic: nn.Module) -> Hashable:
+    """What a plan depends on beside the input: structure, modes, settings and hooks.
+
+    Plain attributes are compared by value if they are numbers or words, else by identity; which
+    tensors there are counts, but not what they hold.
+    """
+    found: list[Hashable] = []
+    for name, module in critic.named_modules(remove_duplicate=False):
+        found.append((name, id(module), type(module)))
+        for key, value in vars(module).items():
+            if key not in _WALKED and not isinstance(value, Tensor):
+                found.append((key, _identified(value)))
+        for tensors in (module._parameters, module._buffers):
+            found.extend((key, tensor is None) for key, tensor in tensors.items())
+        for hooks in _HOOKS:
+            found.append(tuple(getattr(module, hooks)))
+    return tuple(found)
+
+
+def _identified(value: Any) -> Hashable:
+    if isinstance(value, _SCALARS):
+        return value
+    if isinstance(value, (tuple, list)):
+        return (type(value), *(_identified(item) for item in value))
+    if isinstance(value, dict):
+        return (dict, *((key, _identified(item)) for key, item in value.items()))
+    return id(value)

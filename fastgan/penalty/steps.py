@@ -1,0 +1,131 @@
+"""The steps a fused gradient-penalty pass is made of: what each has to know of itself.
+
+A step knows its function f, the derivative J of f at a point, J's transpose, and the gradient of
+its parameters. One call of :meth:`Step.run` works on a batch whose first ``primal`` rows hold
+values and whose other rows hold *tangents*: f for the former, J (no bias; the mask of the point
+that the tangent belongs to) for the latter. So real and fake images and the penalty's tangents
+go through a layer in one convolution.
+
+    run          values x -> f(x),  tangents t -> J t
+    signal       d -> J^T d
+    gradients    of  sum over values of <d, f(x)>  +  sum over tangents of <d, J t>
+
+The steps themselves: :mod:`fastgan.penalty.linear_steps`, :mod:`fastgan.penalty.bent_steps`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Gradients", "PairedRows", "Parameters", "Rows", "Step", "Target", "Tensors"]
+
+Tensors = Sequence[Tensor]
+Parameters = Sequence["Tensor | None"]
+Gradients = list["Tensor | None"]
+
+
+@dataclass
+class Rows:
+    """How a batch in :meth:`Step.run` is divided.
+
+    Attributes:
+        primal: how many rows, from the first, hold values; the others hold tangents.
+        points: what an earlier run kept of the points that the tangents belong to.
+        overwrite: whether the input's memory may be reused.
+    """
+
+    primal: int
+    points: Any = None
+    overwrite: bool = False
+
+
+@dataclass
+class Target:
+    """Where a signal goes.
+
+    Attributes:
+        kept: what ``run`` kept of the points.
+        shapes: each input's shape, without the batch.
+        wanted: which inputs' signals are asked for.
+        overwrite: whether the incoming signal's memory may be reused.
+        out: where the result is wanted; a step may ignore it.
+    """
+
+    kept: Any
+    shapes: Sequence[Sequence[int]]
+    wanted: Sequence[bool]
+    overwrite: bool = False
+    out: Tensor | None = None
+
+
+@dataclass
+class PairedRows:
+    """Rows of inputs and the signals they are paired with.
+
+    Attributes:
+        wanted: which parameters' gradients are asked for.
+        primal: how many rows, from the first, hold values; the others hold tangents.
+        kept: what ``run`` kept of the values' points; None if there are none.
+        points: what ``run`` kept of the tangents' points; None if there are none.
+    """
+
+    wanted: Sequence[bool]
+    primal: int
+    kept: Any
+    points: Any
+
+
+class Step:
+    """One node of a critic's graph.
+
+    Attributes:
+        op: the word for tables.
+        casts: whether autocast runs it in its lower precision.
+        fresh: whether its output shares no memory with its inputs.
+        bends: whether it is piecewise linear rather than linear.
+        offsets: which of its parameters only shift the output: no penalty depends on them.
+        keeps_output: whether ``run`` keeps the output, which so must not be written over.
+        channels_last: whether maps (N, C, H, W) lie channels-last in memory; the plan says.
+    """
+
+    op = "map"
+    casts = False
+    fresh = True
+    bends = False
+    offsets: tuple[int, ...] = ()
+    keeps_output = False
+    channels_last = False
+
+    def apply(self, inputs: Tensors, parameters: Parameters) -> Tensor:
+        """f in plain, differentiable torch functions."""
+        raise NotImplementedError
+
+    def prepare(self, parameters: Parameters) -> list[Tensor | None]:
+        """The parameters as ``run`` and the others want them, converted once for all passes."""
+        return list(parameters)
+
+    def run(self, inputs: Tensors, parameters: Parameters, rows: Rows) -> tuple[Tensor, Any]:
+        """f of the values and J of the tangents; and what ``signal`` needs of the values."""
+        raise NotImplementedError
+
+    def signal(self, grad: Tensor, parameters: Parameters, to: Target) -> Gradients:
+        """J^T grad, for each wanted input."""
+        raise NotImplementedError
+
+    def gradients(
+        self, inputs: Tensors, grad: Tensor, parameters: Parameters, rows: PairedRows
+    ) -> Gradients:
+        """The gradient of each wanted parameter."""
+        return [None] * len(rows.wanted)
+
+
+def over_samples_and_positions(input: Tensor) -> Tensor:
+    """The sum over every dimension but the channels', in float32 or wider: shape (C,)."""
+    half = input.dtype in (torch.float16, torch.bfloat16)
+    others = [i for i in range(input.dim()) if i != 1]
+    return input.sum(dim=others, dtype=torch.float32 if half else input.dtype)

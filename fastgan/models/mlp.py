@@ -1,8 +1,10 @@
 """The vanilla GAN's networks: Goodfellow et al. 2014, arXiv 1406.2661, section 5.
 
 Two hidden layers each. Departures: tanh instead of a sigmoid at the end, since images here are
-in [-1, 1]; leaky ReLU in the discriminator where the paper has maxout, without its dropout.
-The layers keep torch's default initialisation.
+in [-1, 1]; leaky ReLU in the discriminator where the paper has maxout. Its dropout is there: without
+it the discriminator wins outright, and the generator draws one image for every z. The generator
+starts from He et al. 2015 (arXiv 1502.01852): from torch's default its images hardly depend on z,
+and they never come to.
 """
 
 from __future__ import annotations
@@ -13,6 +15,11 @@ from fastgan.models.checks import check_choice, check_images, check_positive, la
 from fastgan.models.conditioning import check_num_classes, with_labels
 
 __all__ = ["MLPDiscriminator", "MLPGenerator"]
+
+# Of the input and of each hidden layer, in training: Srivastava et al. 2014, section 4 and
+# appendix A, as the GAN's authors set it.
+INPUT_DROPOUT = 0.2
+HIDDEN_DROPOUT = 0.5
 
 
 class MLPGenerator(nn.Module):
@@ -57,6 +64,10 @@ class MLPGenerator(nn.Module):
             nn.Linear(hidden, nc * image_size * image_size),
             nn.Tanh(),
         )
+        for layer in self.main:
+            if isinstance(layer, nn.Linear):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+                nn.init.zeros_(layer.bias)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images of noise.
@@ -78,7 +89,7 @@ class MLPGenerator(nn.Module):
 
 
 class MLPDiscriminator(nn.Module):
-    """D(x), or D(x|y): dense layers from an image to one score per sample.
+    """D(x), or D(x|y): dense layers from an image to one score per sample, with dropout in training.
 
     Args:
         nc: image channels.
@@ -115,10 +126,13 @@ class MLPDiscriminator(nn.Module):
         self.num_classes = num_classes
         pixels = nc * image_size * image_size
         self.main = nn.Sequential(
+            nn.Dropout(INPUT_DROPOUT),
             nn.Linear(pixels + check_num_classes(num_classes), hidden),
             nn.LeakyReLU(0.2, inplace=True),
+            nn.Dropout(HIDDEN_DROPOUT),
             nn.Linear(hidden, hidden),
             nn.LeakyReLU(0.2, inplace=True),
+            nn.Dropout(HIDDEN_DROPOUT),
             nn.Linear(hidden, 1),
         )
         if output == "probability":

@@ -71,6 +71,10 @@ class MLPGenerator(nn.Module):
             nn.Linear(hidden, nc * image_size * image_size),
             nn.Tanh(),
         )
+        for layer in (self.main[0], self.main[2], self.main[4]):
+            # He et al. 2015, equation 10: variance 2 / fan_in, biases 0.
+            torch.nn.init.normal_(layer.weight, 0.0, (2 / layer.weight.shape[1]) ** 0.5)
+            torch.nn.init.zeros_(layer.bias)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """G(z), or G(z|y)."""
@@ -82,7 +86,7 @@ class MLPGenerator(nn.Module):
 
 
 class MLPDiscriminator(nn.Module):
-    """D(x): two hidden layers, leaky ReLU where the paper has maxout.
+    """D(x): two hidden layers with dropout, leaky ReLU where the paper has maxout.
 
     Args:
         nc: image channels.
@@ -110,10 +114,13 @@ class MLPDiscriminator(nn.Module):
         super().__init__()
         self.num_classes = num_classes
         self.main = nn.Sequential(
+            nn.Dropout(0.2),
             nn.Linear(nc * image_size * image_size + (num_classes or 0), hidden),
             nn.LeakyReLU(0.2),
+            nn.Dropout(0.5),
             nn.Linear(hidden, hidden),
             nn.LeakyReLU(0.2),
+            nn.Dropout(0.5),
             nn.Linear(hidden, 1),
         )
         if output == "probability":

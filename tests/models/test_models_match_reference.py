@@ -67,7 +67,10 @@ def test_same_seed_same_weights_same_outputs(name: str, seed: int, device: torch
         ours.train(training)
         theirs.train(training)
         doubled = (inputs[0].double(), *inputs[1:])
-        torch.testing.assert_close(ours(*doubled), theirs(*doubled), rtol=1e-10, atol=1e-12)
+        torch.manual_seed(seed)  # for dropout
+        output = ours(*doubled)
+        torch.manual_seed(seed)
+        torch.testing.assert_close(output, theirs(*doubled), rtol=1e-10, atol=1e-12)
     for key, value in theirs.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[key], value)
 
@@ -97,7 +100,24 @@ def test_probability_and_logits_share_weights_and_agree() -> None:
         logits = cls(output="logits", **arguments)
         logits.load_state_dict(probability.state_dict())
         x = torch.randn(3, 1, 16, 16)
-        torch.testing.assert_close(probability(x), torch.sigmoid(logits(x)))
+        torch.testing.assert_close(probability.eval()(x), torch.sigmoid(logits.eval()(x)))
+
+
+def test_an_untrained_dense_generator_draws_a_different_image_for_every_z() -> None:
+    # One that doesn't never learns to: the discriminator then sees one image and wins.
+    torch.manual_seed(0)
+    images = models.MLPGenerator(nz=100, nc=1, image_size=16)(torch.rand(256, 100) * 2 - 1)
+    # In images of the range [-1, 1]; from torch's default initialisation it is 0.0015.
+    assert images.var(dim=0).mean() > 0.05
+
+
+def test_the_dense_discriminator_drops_out_in_training_only() -> None:
+    torch.manual_seed(0)
+    discriminator = models.MLPDiscriminator(nc=1, image_size=16, output="logits")
+    x = torch.randn(5, 1, 16, 16)
+    assert not torch.equal(discriminator(x), discriminator(x))
+    discriminator.eval()
+    assert torch.equal(discriminator(x), discriminator(x))
 
 
 def test_convolutional_networks_start_from_the_dcgans_distribution() -> None:
@@ -169,7 +189,7 @@ def test_labels_are_one_hot_beside_noise_and_as_planes_behind_images() -> None:
     expected = discriminator.main(torch.cat([x, planes], 1)).flatten()
     torch.testing.assert_close(discriminator(x, labels), expected)
 
-    dense = models.MLPDiscriminator(nc=1, hidden=4, image_size=16, num_classes=3)
+    dense = models.MLPDiscriminator(nc=1, hidden=4, image_size=16, num_classes=3).eval()
     expected = dense.main(torch.cat([x.flatten(1), eye], 1)).flatten()
     torch.testing.assert_close(dense(x, labels), expected)
 

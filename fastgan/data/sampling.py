@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from fastgan.errors import ConfigError
+from fastgan.random_streams import seeded_generator
 
 __all__ = ["InfiniteSampler", "split_indices"]
-
-
-def _generator(seed: int, stream: int) -> torch.Generator:
-    """Make a generator whose numbers depend on both arguments, well mixed."""
-    # numpy promises that SeedSequence's mixing never changes; torch alone has no such thing.
-    mixed = np.random.SeedSequence([seed % 2**64, stream]).generate_state(1, np.uint64)[0]
-    return torch.Generator().manual_seed(int(mixed >> np.uint64(1)))
 
 
 class InfiniteSampler:
@@ -52,7 +45,7 @@ class InfiniteSampler:
     def permutation(self, epoch: int) -> Tensor:
         """Give the order of epoch ``epoch``, int64 (length,)."""
         if self._last is None or self._last[0] != epoch:
-            order = torch.randperm(self.length, generator=_generator(self.seed, epoch))
+            order = torch.randperm(self.length, generator=seeded_generator(self.seed, epoch))
             self._last = (epoch, order)
         return self._last[1]
 
@@ -104,7 +97,7 @@ def split_indices(
         raise ConfigError(f"held_out: {held_out}; expected a share between 0 and 1")
     if labels is not None and labels.shape != (length,):
         raise ConfigError(f"labels: shape {tuple(labels.shape)}; expected ({length},)")
-    generator = _generator(seed, 0)
+    generator = seeded_generator(seed, 0)
     order = torch.randperm(length, generator=generator)
     if labels is None:
         groups = [order]

@@ -14,11 +14,13 @@ import pytest
 import torch
 from PIL import Image
 
-from fastgan.errors import CheckpointError, ConfigError, OutputError
+from fastgan.errors import CheckpointError, ConfigError, DataError, OutputError
+from fastgan.random_streams import seeded_generator
 from fastgan.training import Callback, TrainConfig, Trainer, TrainingDivergedError, load_generator
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
 from fastgan.training.config import MODELS
-from fastgan.training.trainer import TrainingResult
+from fastgan.training.recorder import MetricsRecorder
+from fastgan.training.trainer import PICTURE_STREAM, TrainingResult
 
 SMALL = {"nz": 6, "ngf": 4, "ndf": 4, "batch_size": 8, "n_critic": 2, "log_every": 2}
 
@@ -147,8 +149,105 @@ def test_resume_refuses_a_setting_that_contradicts_the_run(tmp_path: Path) -> No
     out = tmp_path / "run"
     Trainer(small_config(out, steps=2)).run()
     asked = small_config(out, steps=2, batch_size=16)
-    with pytest.raises(ConfigError, match=r"batch_size: .* trained with 8, can't go on with 16"):
+    with pytest.raises(ConfigError, match=r"batch_size: .* made with 8, can't go on with 16"):
         Trainer(asked, resume=True, explicit=frozenset({"batch_size"}))
+
+
+@pytest.mark.parametrize(
+    ("model", "field", "value"),
+    [
+        ("gan", "batch_size", 1),  # which the default model would refuse
+        ("wgan", "critic_norm", "auto"),  # is batch, for a wgan
+        ("dcgan", "precision", "fp32"),  # is what auto was
+        ("wgan", "lr", 5e-5),  # is the paper's
+    ],
+)
+def test_resume_takes_a_setting_that_says_what_the_run_has(
+    model: str, field: str, value: object, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    changes = {"batch_size": 1} if field == "batch_size" else {}
+    Trainer(small_config(out, model=model, steps=1, **changes)).run()
+    asked = TrainConfig(**{"out": str(out), "steps": 2, field: value})
+    trainer = Trainer(asked, resume=True, explicit=frozenset({"steps", field}))
+    assert trainer.run().step == 2
+    assert trainer.config.model == model
+
+
+def test_a_run_that_died_before_its_first_checkpoint_keeps_its_settings(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    Trainer(small_config(out, model="wgan", steps=3, seed=11)).run()
+    whole = load_checkpoint(list_checkpoints(out)[-1])
+    for path in list_checkpoints(out):
+        path.unlink()
+    trainer = Trainer(TrainConfig(out=str(out)), resume=True)
+    assert trainer.resumed_from is None
+    assert (trainer.config.model, trainer.config.seed) == ("wgan", 11)
+    assert_same(load_checkpoint(trainer.run().checkpoint)["generator"], whole["generator"])
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"model": "stylegan"}', '{"steps": "x"}'])
+def test_a_damaged_description_is_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"config\.json"):
+        Trainer(TrainConfig(out=str(tmp_path)), resume=True)
+
+
+def test_resuming_a_finished_run_leaves_its_files_alone(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    Trainer(small_config(out, steps=3)).run()
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    for steps in (3, 2):
+        asked = TrainConfig(out=str(out), steps=steps)
+        result = Trainer(asked, resume=True, explicit=frozenset({"steps"})).run()
+        assert result.step == 3
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def make_folder(folder: Path, count: int) -> None:
+    folder.mkdir(exist_ok=True)
+    for index in range(count):
+        Image.new("L", (16, 16), 10 * index).save(folder / f"{index}.png")
+
+
+def test_a_run_can_be_resumed_from_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path / "images", 10)
+    monkeypatch.chdir(tmp_path)
+    Trainer(small_config(Path("run"), steps=1, data="folder:images", image_size=16)).run()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    asked = TrainConfig(out="../run", steps=2)
+    assert Trainer(asked, resume=True, explicit=frozenset({"steps"})).run().step == 2
+
+
+def test_moved_data_can_be_named_and_changed_data_is_refused(tmp_path: Path) -> None:
+    make_folder(tmp_path / "images", 10)
+    out = tmp_path / "run"
+    data = f"folder:{tmp_path / 'images'}"
+    Trainer(small_config(out, steps=1, data=data, image_size=16)).run()
+    (tmp_path / "images").rename(tmp_path / "moved")
+    asked = TrainConfig(out=str(out), steps=2, data=f"folder:{tmp_path / 'moved'}")
+    explicit = frozenset({"steps", "data"})
+    assert Trainer(asked, resume=True, explicit=explicit).run().step == 2
+    make_folder(tmp_path / "moved", 11)
+    asked = TrainConfig(out=str(out), steps=3)
+    with pytest.raises(CheckpointError, match=r"length 10, but .* has 11"):
+        Trainer(asked, resume=True, explicit=frozenset({"steps"}))
+
+
+def test_the_time_limit_of_one_call_does_not_bind_the_next(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    Trainer(small_config(out, steps=10**6, max_minutes=0.002)).run()
+    assert Trainer(TrainConfig(out=str(out)), resume=True).config.max_minutes is None
+
+
+def test_one_image_is_no_data_set(tmp_path: Path) -> None:
+    make_folder(tmp_path / "images", 1)
+    config = small_config(tmp_path / "run", data=f"folder:{tmp_path / 'images'}", image_size=16)
+    with pytest.raises(DataError, match=r"images: expected at least 2 images"):
+        Trainer(config)
 
 
 def test_a_folder_with_a_run_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -209,23 +308,24 @@ def test_the_time_limit_stops_with_a_checkpoint(tmp_path: Path) -> None:
     assert result.checkpoint.exists()
 
 
-@pytest.mark.parametrize("where", ["loss", "weights"])
+@pytest.mark.parametrize("where", ["loss", "weights", "samples"])
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(where: str, tmp_path: Path) -> None:
     class Poison(Callback):
         def on_step(self, trainer: Trainer) -> None:
             network = trainer.players.discriminator
-            if where == "weights":
+            if where != "loss":
                 network = trainer.players.generator
             if trainer.step == 5:
                 with torch.no_grad():
                     next(network.parameters()).fill_(float("nan"))
 
     out = tmp_path / "run"
-    # Logging every 100 steps leaves it to the checkpoint's own look at the weights.
+    # Logging every 100 steps leaves it to the look at the weights before a checkpoint or a picture.
     config = small_config(
         out,
         steps=20,
-        checkpoint_every=2,
+        checkpoint_every=4 if where == "samples" else 2,
+        sample_every=1 if where == "samples" else 100,
         log_every=1 if where == "loss" else 100,
         keep_checkpoints=1,
     )
@@ -253,6 +353,57 @@ def test_a_collapsed_generator_is_named(tmp_path: Path) -> None:
     Trainer(small_config(tmp_path / "run", steps=6, sample_every=2), callbacks=[Collapse()]).run()
     collapses = [text for text in texts if text.startswith("mode collapse")]
     assert len(collapses) == 1  # said once, though it lasts
+
+
+def test_a_generator_that_never_varied_is_named_at_the_end_of_a_short_run(tmp_path: Path) -> None:
+    texts: list[str] = []
+
+    class Constant(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            assert trainer.ema is not None
+            with torch.no_grad():
+                next(trainer.ema.module.parameters()).zero_()
+
+        def on_warning(self, trainer: Trainer, text: str) -> None:
+            texts.append(text)
+
+    Trainer(small_config(tmp_path / "run", steps=4, sample_every=1), callbacks=[Constant()]).run()
+    # The last update of the average comes before the callback, hence "at most": from step 2 on the
+    # average has forgotten nine tenths of the zeros.
+    assert [text.split(":")[0] for text in texts] == ["mode collapse"]
+    assert "at step 4" in texts[0]
+
+
+@pytest.mark.slow
+def test_a_plain_gan_with_its_papers_settings_learns_to_vary(tmp_path: Path) -> None:
+    config = TrainConfig(model="gan", out=str(tmp_path / "run"), steps=400, sample_every=400)
+    result = Trainer(config).run()
+    assert result.metrics["diversity"] > 0.5
+    assert 0.3 < result.metrics["loss_g"] < 3
+
+
+def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
+    recorder = MetricsRecorder(tmp_path)
+    recorder._file.close()
+    with Path("/dev/full").open("w") as full:
+        recorder._file = full
+        recorder._writer.writer = csv.writer(full)
+        with pytest.raises(OutputError, match=r"metrics\.csv: can't be written: No space left"):
+            recorder.record({"step": 1, "images": 8, "seconds": 0.1})
+        os.dup2(os.open(os.devnull, os.O_WRONLY), full.fileno())  # let it close in peace
+
+
+def test_an_ignored_signal_stays_ignored(tmp_path: Path) -> None:
+    class HangUp(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        result = Trainer(small_config(tmp_path / "run", steps=3), callbacks=[HangUp()]).run()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (result.step, result.stopped_by) == (3, None)
 
 
 def test_old_checkpoints_are_removed_but_not_foreign_files(tmp_path: Path) -> None:
@@ -294,6 +445,6 @@ def test_the_generator_of_a_run_draws_what_the_run_drew(tmp_path: Path) -> None:
     result = Trainer(small_config(tmp_path / "run", noise="normal"), callbacks=[remember]).run()
     generator, config, _ = load_generator(result.checkpoint)
     assert not generator.training
-    z = torch.randn(64 * 6, generator=torch.Generator().manual_seed(config.seed))
+    z = torch.randn(64 * 6, generator=seeded_generator(config.seed, PICTURE_STREAM))
     with torch.no_grad():
         torch.testing.assert_close(generator(z.view(64, 6, 1, 1)), remember.images)

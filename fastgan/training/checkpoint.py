@@ -74,7 +74,9 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
             torch.save({"format": FORMAT, "version": VERSION, **content}, file)
     except RuntimeError as error:
         # torch's zip writer reports a full disk as a RuntimeError.
-        raise OutputError(f"{path}: can't be written: {_first_line(error)}") from error
+        raise OutputError(
+            f"{path}: can't be written, the disk may be full ({_first_line(error)})"
+        ) from error
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -90,7 +92,10 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     # Everything torch.save has written since 1.6 is a zip archive, whose directory stands at the
     # end: a truncated file has none.
     if not zipfile.is_zipfile(path):
-        raise CheckpointError(f"{path}: truncated, or not a checkpoint")
+        with path.open("rb") as file:
+            begins_like_one = file.read(2) in (b"PK", b"P", b"")
+        what = "truncated" if begins_like_one else "not a fastgan checkpoint"
+        raise CheckpointError(f"{path}: {what}")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -167,11 +172,7 @@ def restore_module(path: Path, name: str, build: Any, weights: object) -> nn.Mod
         raise CheckpointError(f"{path}: has no weights for the {name}")
     with torch.device("meta"):
         expected = build().state_dict()
-    found = {
-        key: tuple(value.shape) if isinstance(value, torch.Tensor) else None
-        for key, value in weights.items()
-    }
-    wanted = {key: tuple(value.shape) for key, value in expected.items()}
+    found, wanted = _forms(weights), _forms(expected)
     if found != wanted:
         keys = sorted(set(found.items()) ^ set(wanted.items()), key=str)
         raise CheckpointError(
@@ -181,6 +182,34 @@ def restore_module(path: Path, name: str, build: Any, weights: object) -> nn.Mod
     module: nn.Module = build()
     module.load_state_dict(weights, strict=True)
     return module
+
+
+def _forms(weights: Mapping[str, Any]) -> dict[str, object]:
+    """What of a state_dict must agree: shapes, dtypes, and that the tensors are ordinary ones."""
+    return {
+        key: (tuple(value.shape), value.dtype, value.layout)
+        if isinstance(value, torch.Tensor)
+        else None
+        for key, value in weights.items()
+    }
+
+
+def check_optimizer(path: Path, name: str, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Refuses a restored optimiser whose state doesn't fit its parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    stateless = isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["momentum"] == 0
+    if step > 0 and not stateless and len(optimizer.state) != len(parameters):
+        raise CheckpointError(
+            f"{path}: its {name} has the state of {len(optimizer.state)} of"
+            f" {len(parameters)} parameters"
+        )
+    for parameter in parameters:
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if isinstance(value, torch.Tensor) and (
+                value.layout != torch.strided
+                or (value.dim() > 0 and value.shape != parameter.shape)
+            ):
+                raise CheckpointError(f"{path}: its {name} has a {key} of another shape")
 
 
 def describe(config: TrainConfig, data: DataShape) -> dict[str, Any]:

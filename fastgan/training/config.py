@@ -11,7 +11,7 @@ import dataclasses
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,6 +89,21 @@ RESUMABLE_CHANGES = frozenset(
         "keep_checkpoints",
         "n_samples",
         "max_minutes",
+        "data",
+    }
+)
+
+# Which models (or optimisers) read an option that others ignore.
+READ_BY: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
+    {
+        "ngf": ("dcgan", "cgan", "wgan", "wgan-gp"),
+        "ndf": ("dcgan", "cgan", "wgan", "wgan-gp"),
+        "critic_norm": ("wgan", "wgan-gp"),
+        "clip": ("wgan",),
+        "clip_when": ("wgan",),
+        "gp_weight": ("wgan-gp",),
+        "beta1": ("adam", "sgd"),
+        "beta2": ("adam",),
     }
 )
 
@@ -179,7 +194,8 @@ class TrainConfig:
     clip: float = _option(0.01, "wgan: the critic's weights are kept within [-clip, clip]")
     clip_when: str = _option(
         "after",
-        "wgan: clip after each critic update (the paper) or before it (the authors' code)",
+        "wgan: clip after each critic update (the paper), or before its forward pass (the authors'"
+        " code)",
         ("after", "before"),
     )
     gp_weight: float = _option(10.0, "wgan-gp: weight of the gradient penalty")
@@ -221,6 +237,8 @@ class TrainConfig:
             filled["critic_norm"] = "batch" if self.model == "wgan" else "none"
         if self.model == "cgan":
             filled["conditional"] = True
+        if self.precision == "auto":
+            filled["precision"] = "fp32"
         config = dataclasses.replace(self, **filled)
         config.validate()
         return config
@@ -279,6 +297,14 @@ class TrainConfig:
     def is_wasserstein(self) -> bool:
         """Whether the second player is a critic with an unbounded score."""
         return self.model in ("wgan", "wgan-gp")
+
+    def ignored(self, names: Iterable[str]) -> list[str]:
+        """Of these fields, the ones that neither the model nor the optimiser reads."""
+        return [
+            name
+            for name in sorted(names)
+            if name in READ_BY and not {self.model, self.optimizer} & set(READ_BY[name])
+        ]
 
     def critic_updates(self, step: int) -> int:
         """Critic updates before generator update number ``step``, counted from 0."""

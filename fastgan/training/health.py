@@ -102,8 +102,10 @@ class HealthMonitor:
             self._gradient_norms.append(gradient)
         return warnings
 
-    def observe_samples(self, step: int, report: DiversityReport) -> list[str]:
-        """Takes a measurement of how varied samples are."""
+    def observe_samples(
+        self, step: int, report: DiversityReport, *, final: bool = False
+    ) -> list[str]:
+        """Takes a measurement of how varied samples are; ``final`` for the run's last one."""
         collapsed = report.ratio < COLLAPSED_DISTANCE_RATIO
         text = (
             f"mode collapse: at step {step} samples differ only {report.ratio:.2f} times as much"
@@ -130,7 +132,7 @@ class HealthMonitor:
         if not collapsed:
             self._was_varied = True
         # An untrained generator's samples are all alike, which is no collapse yet.
-        if not self._was_varied and step < self._warm_up:
+        if not self._was_varied and step < self._warm_up and not final:
             return []
         return self._judge("mode collapse", collapsed, text, persistence=1)
 

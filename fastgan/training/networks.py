@@ -28,6 +28,7 @@ class DataShape:
         image_size: side in pixels.
         num_classes: ``None`` for unlabelled data.
         class_names: one name a class, or ``None``.
+        length: how many images.
     """
 
     name: str
@@ -35,6 +36,7 @@ class DataShape:
     image_size: int
     num_classes: int | None = None
     class_names: tuple[str, ...] | None = None
+    length: int | None = None
 
 
 def _conditioning(config: TrainConfig, data: DataShape) -> int | None:

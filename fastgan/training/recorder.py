@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -51,31 +52,48 @@ class MetricsRecorder:
         self.path = folder / "metrics.csv"
         kept = [row for row in read_metrics(self.path) if row["step"] <= start_step]
         _write_rows(self.path, kept)
-        try:
+        with _named(self.path):
             self._file = self.path.open("a", newline="")
-        except OSError as error:
-            raise OutputError(f"{self.path}: can't be written: {error.strerror}") from error
         self._writer = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
-        self._events: SummaryWriter = SummaryWriter(
-            str(folder / "tensorboard"), purge_step=start_step + 1
-        )
+        self._events_folder = folder / "tensorboard"
+        with _named(self._events_folder):
+            self._events: SummaryWriter = SummaryWriter(
+                str(self._events_folder), purge_step=start_step + 1
+            )
 
     def record(self, row: Mapping[str, float]) -> None:
-        """Appends one row; columns that the model doesn't have stay empty."""
-        self._writer.writerow(_formatted(row))
-        self._file.flush()
-        for name, value in row.items():
-            if name not in ("step", "seconds"):
-                self._events.add_scalar(name, value, int(row["step"]))
+        """Appends one row; columns that the model doesn't have stay empty.
+
+        Raises:
+            OutputError: when it can't be written, on a full disk for one.
+        """
+        with _named(self.path):
+            self._writer.writerow(_formatted(row))
+            self._file.flush()
+        with _named(self._events_folder):
+            for name, value in row.items():
+                if name not in ("step", "seconds"):
+                    self._events.add_scalar(name, value, int(row["step"]))
 
     def record_image(self, name: str, grid: object, step: int) -> None:
         """Adds a uint8 picture of shape (height, width, 3 or 1) to the TensorBoard events."""
-        self._events.add_image(name, grid, step, dataformats="HWC")
+        with _named(self._events_folder):
+            self._events.add_image(name, grid, step, dataformats="HWC")
 
     def close(self) -> None:
         """Flushes and closes both files."""
-        self._file.close()
-        self._events.close()
+        with _named(self.path):
+            self._file.close()
+        with _named(self._events_folder):
+            self._events.close()
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OutputError(f"{path}: can't be written: {error.strerror or error}") from error
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:

@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from fastgan.data import ImageSource, load_data, open_stream
-from fastgan.errors import CheckpointError, ConfigError, FastganError, OutputError
+from fastgan.errors import CheckpointError, ConfigError, DataError, FastganError, OutputError
 from fastgan.evaluation.diversity import SampleDiversity
 from fastgan.files import atomic_write
 from fastgan.images import make_grid, save_grid
 from fastgan.noise import sample_noise
+from fastgan.random_streams import seeded_generator
 from fastgan.sampling import generate_images
 from fastgan.training.checkpoint import (
+    check_optimizer,
     checkpoint_path,
     describe,
     list_checkpoints,
@@ -39,6 +41,11 @@ from fastgan.training.recorder import MetricsRecorder, plot_losses, read_metrics
 from fastgan.training.updates import Players, build_optimizer
 
 __all__ = ["Callback", "Trainer", "TrainingDivergedError", "TrainingResult"]
+
+# Streams of the run's seed. Data order has the small numbers, one an epoch; the global generator,
+# which draws weights and dropout, is seeded with the seed itself.
+NOISE_STREAM = 1 << 62
+PICTURE_STREAM = NOISE_STREAM + 1
 
 # Generator updates after which samples that are all alike are a collapse, not a beginning: WGAN's
 # small learning rate needs about half of these on digits.
@@ -77,6 +84,9 @@ class TrainingResult:
 
 class Callback:
     """What a :class:`Trainer` tells whoever listens; override what you need."""
+
+    def on_loading(self, trainer: Trainer, done: int, total: int) -> None:
+        """So many of so many image files have been read and checked."""
 
     def on_start(self, trainer: Trainer) -> None:
         """Training is about to begin, at ``trainer.step``."""
@@ -155,12 +165,24 @@ class Trainer:
             saved = load_checkpoint(self.resumed_from)
             saved_config, saved_data = read_description(self.resumed_from, saved)
             config = _continued(saved_config, config, explicit, self.resumed_from)
-        self.config = config = config.resolved()
+        elif resume and (self.out / "config.json").exists():
+            # Ended before its first checkpoint: the same run, from its beginning.
+            path = self.out / "config.json"
+            config = _continued(_read_config(path), config, explicit, path)
+        config = dataclasses.replace(config, data=_absolute(config.data)).resolved()
+        self.config = config
         self.device = _choose_device(config.device)
 
         assert config.image_size is not None
         if source is None:
-            source = load_data(config.data, image_size=config.image_size, channels=config.channels)
+            source = load_data(
+                config.data,
+                image_size=config.image_size,
+                channels=config.channels,
+                progress=lambda done, total: self._tell("on_loading", done, total),
+            )
+        if len(source) < 2:
+            raise DataError(f"{config.data}: expected at least 2 images to train on, got 1")
         self.source = source
         self.data = DataShape(
             name=source.name,
@@ -168,20 +190,20 @@ class Trainer:
             image_size=source.image_size,
             num_classes=source.num_classes,
             class_names=None if source.class_names is None else tuple(source.class_names),
+            length=len(source),
         )
         if config.conditional and source.num_classes is None:
             raise ConfigError(
                 f"data: {config.model} is conditioned on labels, and {config.data} has none"
             )
-        if saved_data is not None and (saved_data.channels, saved_data.num_classes) != (
-            self.data.channels,
-            self.data.num_classes,
-        ):
-            raise CheckpointError(
-                f"{self.resumed_from}: trained on {saved_data.channels} channel(s) and"
-                f" {saved_data.num_classes} classes, but {config.data} has"
-                f" {self.data.channels} and {self.data.num_classes}"
-            )
+        if saved_data is not None:
+            for name in ("channels", "length", "class_names"):
+                ours, theirs = getattr(self.data, name), getattr(saved_data, name)
+                if ours != theirs:
+                    raise CheckpointError(
+                        f"{self.resumed_from}: trained on data with {name} {theirs}, but"
+                        f" {config.data} has {ours}"
+                    )
 
         self._build(saved)
         self._monitor = HealthMonitor(wasserstein=config.is_wasserstein, warm_up=WARM_UP_STEPS)
@@ -196,6 +218,8 @@ class Trainer:
         """
         config = self.config
         self._stop_reason = None
+        if self.step >= config.steps and self.resumed_from is not None:
+            return self._finished_before()
         self._save_description()
         recorder = MetricsRecorder(self.out, self.step)
         rows = read_metrics(recorder.path)
@@ -261,7 +285,7 @@ class Trainer:
                             self._tell("on_warning", text)
                     pause = time.perf_counter()
                     if last or self.step % config.sample_every == 0:
-                        row_diversity = self._draw_samples(recorder)
+                        row_diversity = self._draw_samples(recorder, final=last)
                         if log:
                             row["diversity"] = row_diversity
                     if log:
@@ -300,6 +324,20 @@ class Trainer:
         )
         self._tell("on_end", result)
         return result
+
+    def _finished_before(self) -> TrainingResult:
+        """The result of a run that has nothing left to do; its files stay as they are."""
+        assert self.resumed_from is not None
+        rows = read_metrics(self.out / "metrics.csv")
+        return TrainingResult(
+            out=self.out,
+            checkpoint=self.resumed_from,
+            samples=self.out / "samples.png",
+            step=self.step,
+            seconds=0.0,
+            stopped_by=None,
+            metrics=rows[-1] if rows else {},
+        )
 
     def request_stop(self, reason: str) -> None:
         """Ends the run after the step under way, with a checkpoint. Safe in a signal handler."""
@@ -370,7 +408,7 @@ class Trainer:
             optimizer_d=build_optimizer(config, discriminator, config.lr_d),
             num_classes=self.data.num_classes if config.conditional else None,
             device=self.device,
-            random=torch.Generator(self.device).manual_seed(config.seed),
+            random=seeded_generator(config.seed, NOISE_STREAM, self.device),
         )
         self.ema = (
             ExponentialMovingAverage(generator, config.ema_decay) if config.ema_decay > 0 else None
@@ -387,8 +425,9 @@ class Trainer:
             players.optimizer_d.load_state_dict(saved["optimizer_d"])
             players.scaler_g.load_state_dict(saved["scaler_g"])
             players.scaler_d.load_state_dict(saved["scaler_d"])
-            self.step = int(saved["step"])
-            self._batches = int(saved["batches"])
+            self.step, self._batches = int(saved["step"]), int(saved["batches"])
+            if self.step < 0 or self._batches < 0:
+                raise ValueError(f"step {self.step} after {self._batches} batches")
             states = saved["random"]
             torch.set_rng_state(states["torch"])
             if self.device.type == "cuda" and "cuda" in states:
@@ -398,10 +437,14 @@ class Trainer:
             else:
                 # A stream of the CPU's generator has no continuation on a GPU: a new one is begun,
                 # which depends on the seed and the step alone.
-                players.random.manual_seed((self.config.seed + self.step) % 2**63)
+                seed = (self.config.seed + self.step) % 2**63
+                players.random = seeded_generator(seed, NOISE_STREAM, self.device)
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             first = (str(error).splitlines() or [type(error).__name__])[0]
             raise CheckpointError(f"{self.resumed_from}: can't be resumed from: {first}") from error
+        assert self.resumed_from is not None
+        check_optimizer(self.resumed_from, "optimizer_g", players.optimizer_g, self.step)
+        check_optimizer(self.resumed_from, "optimizer_d", players.optimizer_d, self.step)
 
     def _random_state(self) -> dict[str, Any]:
         states = {
@@ -440,6 +483,8 @@ class Trainer:
             "generator": self.players.generator,
             "discriminator": self.players.discriminator,
         }
+        if self.ema is not None:
+            networks["generator's average"] = self.ema.module
         for name, network in networks.items():
             for key, value in network.state_dict().items():
                 if value.is_floating_point() and not bool(value.isfinite().all()):
@@ -452,13 +497,14 @@ class Trainer:
             f"diverged by step {self.step}: {what}; {kept}. Try a lower learning rate"
         )
 
-    def _draw_samples(self, recorder: MetricsRecorder) -> float:
+    def _draw_samples(self, recorder: MetricsRecorder, *, final: bool) -> float:
+        self._check_finite_weights()
         images = self._fixed_samples()
         path = self.out / f"samples-{self.step:07d}.png"
         save_grid(images, path, columns=self._columns)
         recorder.record_image("samples", make_grid(images, columns=self._columns), self.step)
         report = self._diversity.measure(self._sample(DIVERSITY_SAMPLES))
-        for text in self._monitor.observe_samples(self.step, report):
+        for text in self._monitor.observe_samples(self.step, report, final=final):
             self._tell("on_warning", text)
         return report.ratio
 
@@ -482,7 +528,7 @@ class Trainer:
             n,
             config.nz,
             config.noise,
-            generator=torch.Generator().manual_seed(config.seed),
+            generator=seeded_generator(config.seed, PICTURE_STREAM),
         )
         classes = self.players.num_classes
         labels = None if classes is None else torch.arange(n) % classes
@@ -491,7 +537,7 @@ class Trainer:
     def _reference_diversity(self) -> SampleDiversity:
         count = min(len(self.source), 2000)
         order = torch.randperm(
-            len(self.source), generator=torch.Generator().manual_seed(self.config.seed)
+            len(self.source), generator=seeded_generator(self.config.seed, PICTURE_STREAM)
         )
         images, labels = self.source.get(order[:count].tolist())
         return SampleDiversity(images, labels, num_classes=self.source.num_classes)
@@ -517,13 +563,28 @@ def _continued(
     saved: TrainConfig, asked: TrainConfig, explicit: frozenset[str], path: Path
 ) -> TrainConfig:
     """The saved settings, with those changed that a continuing run may change."""
-    resolved = asked.resolved()
+    changes = {name: getattr(asked, name) for name in explicit}
+    # A limit on the time of one call is no property of the run.
+    changes = {"max_minutes": None, **changes, "out": asked.out}
+    continued = dataclasses.replace(saved, **changes).resolved()
     for name in sorted(explicit - RESUMABLE_CHANGES):
-        ours, theirs = getattr(resolved, name), getattr(saved, name)
-        if getattr(asked, name) is not None and ours != theirs:
-            raise ConfigError(f"{name}: {path} was trained with {theirs}, can't go on with {ours}")
-    changes = {name: getattr(asked, name) for name in explicit & RESUMABLE_CHANGES}
-    return dataclasses.replace(saved, **{**changes, "out": asked.out})
+        ours, theirs = getattr(continued, name), getattr(saved, name)
+        if ours != theirs:
+            raise ConfigError(f"{name}: {path} was made with {theirs}, can't go on with {ours}")
+    return continued
+
+
+def _read_config(path: Path) -> TrainConfig:
+    try:
+        return TrainConfig.from_dict(json.loads(path.read_text())).resolved()
+    except (OSError, UnicodeError, json.JSONDecodeError, FastganError) as error:
+        raise ConfigError(f"{path}: can't be resumed from: {error}") from error
+
+
+def _absolute(data: str) -> str:
+    """The data's name with an absolute path, so that a run can be resumed from another folder."""
+    kind, colon, place = data.partition(":")
+    return f"{kind}:{Path(place).absolute()}" if colon and place else data
 
 
 def _prepare_folder(folder: Path) -> None:

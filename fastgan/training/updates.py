@@ -83,6 +83,9 @@ class Players:
         config = self.config
         with torch.no_grad(), self._autocast():
             fake = self.generator(self._noise(len(real)), *condition).to(real.dtype)
+        if config.model == "wgan" and config.clip_when == "before":
+            # At the start of the authors' loop, so that the gradient is taken at clipped weights.
+            clip_weights_(self.discriminator, config.clip)
         metrics: dict[str, Tensor] = {}
         self.optimizer_d.zero_grad(set_to_none=True)
         with self._autocast():
@@ -109,8 +112,6 @@ class Players:
                     metrics["d_fake"] = score_fake.detach().float().sigmoid().mean()
         metrics["loss_d"] = loss.detach()
         self.scaler_d.scale(loss).backward()
-        if config.model == "wgan" and config.clip_when == "before":
-            clip_weights_(self.discriminator, config.clip)
         self.scaler_d.step(self.optimizer_d)
         self.scaler_d.update()
         if config.model == "wgan" and config.clip_when == "after":

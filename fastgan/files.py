@@ -11,7 +11,27 @@ from typing import IO
 
 from fastgan.errors import OutputError
 
-__all__ = ["atomic_write"]
+__all__ = ["atomic_write", "check_writable"]
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Refuses a place where no file can be written, before the work whose result would go there.
+
+    Raises:
+        OutputError: the folder is missing or can't be written, or the path is a folder itself.
+
+    Example:
+        >>> check_writable("/no/such/folder/a.png")
+        Traceback (most recent call last):
+        fastgan.errors.OutputError: /no/such/folder/a.png: the folder /no/such/folder does not exist
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise OutputError(f"{path}: the folder {path.parent} does not exist")
+    if path.is_dir():
+        raise OutputError(f"{path}: is a folder, expected a file name")
+    if not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputError(f"{path}: the folder {path.parent} can't be written")
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastgan.errors import DataError, ImageSizeError, OutputError
-from fastgan.files import atomic_write
+from fastgan.files import atomic_write, check_writable
 
 __all__ = ["make_grid", "save_gif", "save_grid", "save_strip"]
 
@@ -136,18 +136,11 @@ def _format_for(path: Path, formats: dict[str, str]) -> str:
     return image_format
 
 
-def _check_place(path: Path) -> None:
-    if not path.parent.is_dir():
-        raise OutputError(f"{path}: the folder {path.parent} does not exist")
-    if path.is_dir():
-        raise OutputError(f"{path}: is a folder, expected a file name")
-
-
 def _save_still(pixels: ByteImage, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     image_format = _format_for(path, STILL_FORMATS)
     picture = _picture(pixels)
-    _check_place(path)
+    check_writable(path)
     with atomic_write(path) as file:
         picture.save(file, format=image_format)
 
@@ -263,7 +256,7 @@ def save_gif(
         # Without dithering, flat areas stay flat and don't flicker between frames.
         pictures = [picture.quantize(256, dither=Image.Dither.NONE) for picture in pictures]
 
-    _check_place(path)
+    check_writable(path)
     with atomic_write(path) as file:
         pictures[0].save(
             file,

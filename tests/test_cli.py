@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import os
 import re
@@ -11,14 +12,18 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from rich.console import Console
 
 import fastgan
 from fastgan.cli import main
+from fastgan.cli.progress import TrainingDisplay
+from fastgan.training import TrainConfig
 from fastgan.training.checkpoint import load_checkpoint
 
 FASTGAN = (sys.executable, "-m", "fastgan")
@@ -97,6 +102,35 @@ def test_a_terminal_shows_a_live_bar(tmp_path: Path) -> None:
     assert b"img/s" in seen
 
 
+@pytest.mark.parametrize("columns", [60, 80, 140])
+def test_the_time_left_is_visible_at_every_width(columns: int) -> None:
+    trainer = SimpleNamespace(
+        config=TrainConfig(out="x", model="dcgan", steps=5000).resolved(),
+        data=SimpleNamespace(name="digits", channels=1, num_classes=10),
+        source=range(1797),
+        device=torch.device("cpu"),
+        step=0,
+    )
+    screen = io.StringIO()
+    display = TrainingDisplay(
+        Console(file=screen, force_terminal=True, width=columns, legacy_windows=False)
+    )
+    row = {"step": 50, "loss_d": 1.234, "loss_g": 2.345, "d_real": 0.71, "d_fake": 0.33}
+    with display:
+        display.on_start(trainer)
+        for trainer.step in range(1, 60):
+            display.on_step(trainer)
+            time.sleep(0.002)
+        display.on_metrics(trainer, {**row, "images_per_second": 1535.0})
+        assert display._progress is not None
+        display._progress.refresh()
+    lines = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", screen.getvalue()).replace("\r", "\n")
+    last = [line for line in lines.splitlines() if "/5000" in line][-1]
+    assert len(last) <= columns
+    assert re.search(r"\d:\d\d left", last), last
+    assert "D 1.234" in last
+
+
 @pytest.mark.parametrize("suffix", [".png", ".jpg"])
 def test_sample_writes_a_grid(plain_run: Path, tmp_path: Path, suffix: str) -> None:
     picture = tmp_path / f"grid{suffix}"
@@ -155,7 +189,7 @@ def test_interpolate_writes_a_loop_and_a_strip(conditional_run: Path, tmp_path: 
         )
         assert milliseconds == 3 * 12 * 60
         assert image.info["loop"] == 0
-    with Image.open(tmp_path / "morph.png") as strip:
+    with Image.open(tmp_path / "morph-strip.png") as strip:
         assert strip.width > 5 * strip.height
 
 
@@ -198,6 +232,22 @@ def test_doctor_notices_a_wrong_result(
     assert "values are off" in printed
 
 
+def test_options_without_effect_are_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", "--model", "gan", "--clip", "0.5", "--beta2", "0.9") == 0
+    warnings = [line for line in capsys.readouterr().err.splitlines() if "warning" in line]
+    named = {line.split()[1] for line in warnings if line.endswith("has no effect on gan")}
+    assert named == {"--beta2", "--clip", "--ndf", "--ngf"}
+
+
+def test_batch_norm_under_a_penalty_is_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", "--model", "wgan-gp", "--critic-norm", "batch") == 0
+    assert "couples the samples" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
@@ -215,6 +265,7 @@ def test_doctor_notices_a_wrong_result(
         (["--no-such-flag"], "no-such-flag"),
         (["--noise", "pink"], "pink"),
         (["--ema-decay", "2"], "ema_decay"),
+        (["--step", "3"], "--step"),  # no abbreviations
     ],
 )
 def test_bad_training_input_is_one_line_and_writes_nothing(
@@ -270,6 +321,22 @@ def test_unwritable_picture(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_interpolate_writes_both_files_or_none(
+    plain_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a-strip.png").mkdir()
+    out = str(tmp_path / "a.gif")
+    assert "a-strip.png" in complaint(["interpolate", str(plain_run), "--out", out], capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["a-strip.png"]
+
+
+def test_evaluate_checks_where_it_will_write_before_the_work(
+    plain_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["evaluate", str(plain_run), "--json", "/nowhere/at/all.json"]
+    assert "/nowhere/at" in complaint(arguments, capsys)
+
+
 @pytest.mark.parametrize("command", ["sample", "interpolate", "evaluate"])
 def test_bad_checkpoints(
     command: str, plain_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -310,6 +377,7 @@ def test_class_of_an_unconditional_or_unknown_kind(
         (["--truncation", "0"], "truncation"),
         (["--truncation", "nan"], "truncation"),
         (["--n", "0"], "--n"),
+        (["--n", "many"], "whole number"),
         (["--seed", "-1"], "seed"),
     ],
 )
@@ -340,8 +408,15 @@ def test_resume_says_when_there_is_nothing_to_resume(
 ) -> None:
     assert train(tmp_path / "run", "--resume") == 0
     assert "starting from the beginning" in capsys.readouterr().err
-    assert train(tmp_path / "run", "--resume") == 0
+    assert train(tmp_path / "run", "--resume", "--steps", "3") == 0
     assert "resuming from" in capsys.readouterr().err
+
+
+def test_a_finished_run_has_nothing_to_do(
+    plain_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", "--resume", "--out", str(plain_run)]) == 0
+    assert "nothing to do" in capsys.readouterr().out
 
 
 def wait_for(condition: object, process: subprocess.Popen[str], seconds: float = 60) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fastgan._version import __version__
 from fastgan.cli import doctor, evaluate, interpolate, sample, train
@@ -20,7 +20,13 @@ __all__ = ["main"]
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, as all of ours are."""
+    """An argument parser whose errors are one line, as all of ours are.
+
+    No abbreviations: a flag added later would break the scripts that use them.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
@@ -58,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except FastganError as error:
         return _complain(error, 2)
     except KeyboardInterrupt:
+        print("fastgan: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read our output has stopped; Python would complain again at exit.

@@ -11,7 +11,7 @@ __all__ = ["add_checkpoint", "add_sampling", "positive", "require_class"]
 
 def positive(text: str) -> int:
     """An argparse type: a whole number of at least 1."""
-    value = int(text)
+    value = _whole_number(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
     return value
@@ -44,8 +44,15 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _whole_number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a whole number, got {text!r}") from None
+
+
 def _seed(text: str) -> int:
-    value = int(text)
+    value = _whole_number(text)
     if not 0 <= value < 2**63:
         raise argparse.ArgumentTypeError(f"expected 0 to 2**63 - 1, got {value}")
     return value

@@ -12,12 +12,15 @@ from fastgan.cli.arguments import add_checkpoint, add_sampling, positive
 from fastgan.data import load_data
 from fastgan.errors import ConfigError
 from fastgan.evaluation import evaluate_samples
-from fastgan.files import atomic_write
+from fastgan.files import atomic_write, check_writable
 from fastgan.noise import sample_noise
 from fastgan.sampling import generate_images
 from fastgan.training import load_generator
 
 __all__ = ["add_parser", "run"]
+
+# Each sample's neighbourhood reaches to its fifth neighbour, as in Naeem et al. 2020.
+NEIGHBOURS = 5
 
 
 def add_parser(commands: Any) -> None:
@@ -47,6 +50,10 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Prints the report; returns 0."""
+    if options.n <= NEIGHBOURS:
+        raise ConfigError(f"n: expected more than {NEIGHBOURS} samples, got {options.n}")
+    if options.json:
+        check_writable(options.json)
     generator, config, shape = load_generator(options.checkpoint, ema=not options.no_ema)
     spec = options.data or config.data
     # A run that converted its data to grey or to colour is measured against data so converted.
@@ -79,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
         labels=real_labels,
         num_classes=source.num_classes,
         class_names=source.class_names,
+        k=NEIGHBOURS,
         feature_space=f"torchscript:{options.features}" if options.features else None,
     )
     print(report)

@@ -10,6 +10,7 @@ import torch
 
 from fastgan.cli.arguments import add_checkpoint, add_sampling, positive, require_class
 from fastgan.errors import ConfigError, OutputError
+from fastgan.files import check_writable
 from fastgan.images import save_gif, save_strip
 from fastgan.noise import sample_noise, spherical_interpolation
 from fastgan.sampling import generate_images
@@ -75,7 +76,9 @@ def run(options: argparse.Namespace) -> int:
     if classes is not None:
         labels = torch.full((len(z),), options.label or 0)
     images = generate_images(generator, z, labels)
-    strip = out.with_suffix(".png")
+    strip = out.with_name(f"{out.stem}-strip.png")
+    for place in (out, strip):
+        check_writable(place)
     save_gif(images, out)
     save_strip(
         images[torch.linspace(0, len(images) - 1, min(STRIP_IMAGES, len(images))).long()], strip

@@ -11,10 +11,10 @@ from rich.progress import (
     BarColumn,
     Progress,
     TaskID,
-    TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from fastgan.training import Callback, Trainer
 
@@ -27,8 +27,8 @@ QUIET_INTERVAL = 15.0
 class TrainingDisplay(Callback):
     """Shows losses, the Wasserstein estimate, images per second and the time left, on stderr."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or Console(stderr=True, highlight=False)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._last_line = -QUIET_INTERVAL
@@ -51,6 +51,14 @@ class TrainingDisplay(Callback):
         if self._progress is not None:
             self._progress.stop()
 
+    def on_loading(self, trainer: Trainer, done: int, total: int) -> None:
+        """Counts the files of a folder that takes a while to read."""
+        if not self._console.is_terminal:
+            return
+        self._console.print(f"reading images: {done}/{total}", end="\r")
+        if done == total:
+            self._console.print(" " * 40, end="\r")
+
     def on_start(self, trainer: Trainer) -> None:
         """Names the run, starts the bar."""
         self._started = time.monotonic()
@@ -65,15 +73,19 @@ class TrainingDisplay(Callback):
             f" on {trainer.device.type}"
         )
         if self._console.is_terminal:
+            # Where the line is short, the bar goes first and the clock last.
+            bar = [BarColumn(bar_width=None)] if self._console.width >= 110 else []
             self._progress = Progress(
-                TextColumn("{task.completed}/{task.total}"),
-                BarColumn(bar_width=None),
-                TaskProgressColumn(),
-                TextColumn("{task.fields[numbers]}"),
-                TimeRemainingColumn(compact=True),
-                TextColumn("left"),
+                TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+                *bar,
+                TextColumn(
+                    "{task.fields[numbers]}",
+                    table_column=Column(no_wrap=True, overflow="ellipsis", ratio=None),
+                ),
+                TimeRemainingColumn(compact=True, table_column=Column(no_wrap=True, min_width=5)),
+                TextColumn("left", table_column=Column(no_wrap=True, min_width=4)),
                 console=self._console,
-                expand=True,
+                expand=bool(bar),
             )
             self._task = self._progress.add_task(
                 "training", total=config.steps, completed=trainer.step, numbers=""
@@ -88,30 +100,44 @@ class TrainingDisplay(Callback):
     def on_metrics(self, trainer: Trainer, row: Mapping[str, float]) -> None:
         """Shows the newest numbers."""
         if self._progress is not None and self._task is not None:
-            self._progress.update(self._task, numbers=_numbers(row))
+            numbers = _numbers(row)
+            if self._console.width < 80:
+                numbers = numbers[:2]
+            self._progress.update(self._task, numbers="  ".join(numbers))
             return
         now = time.monotonic()
         if now - self._last_line >= QUIET_INTERVAL or trainer.step == trainer.config.steps:
             done = trainer.step - self._first_step
             left = (trainer.config.steps - trainer.step) * (now - self._started) / max(done, 1)
             self.say(
-                f"step {trainer.step}/{trainer.config.steps}  {_numbers(row)}  {_clock(left)} left"
+                "  ".join(
+                    [
+                        f"step {trainer.step}/{trainer.config.steps}",
+                        *_numbers(row),
+                        f"{_clock(left)} left",
+                    ]
+                )
             )
             self._last_line = now
 
     def on_warning(self, trainer: Trainer, text: str) -> None:
         """Shows a warning above the bar."""
+        self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """One line of warning."""
         self._console.print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False)
 
 
-def _numbers(row: Mapping[str, float]) -> str:
+def _numbers(row: Mapping[str, float]) -> list[str]:
+    """The newest numbers, the most wanted first."""
     parts = [f"D {row['loss_d']:.3f}", f"G {row['loss_g']:.3f}"]
     if "wasserstein" in row:
         parts.append(f"W {row['wasserstein']:.3f}")
     else:
         parts.append(f"D(x) {row['d_real']:.2f} D(G(z)) {row['d_fake']:.2f}")
     parts.append(f"{row['images_per_second']:.0f} img/s")
-    return "  ".join(parts)
+    return parts
 
 
 def _clock(seconds: float) -> str:

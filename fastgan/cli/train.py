@@ -78,6 +78,20 @@ def run(options: argparse.Namespace) -> int:
         explicit=frozenset(given),
         callbacks=[display],
     )
+    for name in trainer.config.ignored(given):
+        flag = "--" + name.replace("_", "-")
+        display.warn(f"{flag} has no effect on {trainer.config.model}")
+    if trainer.config.model == "wgan-gp" and trainer.config.critic_norm == "batch":
+        display.warn(
+            "batch norm couples the samples whose gradients the penalty takes one by one; the"
+            " paper's advice is --critic-norm layer"
+        )
+    if trainer.resumed_from is not None and trainer.step >= trainer.config.steps:
+        print(
+            f"nothing to do: {trainer.resumed_from} is at step {trainer.step}, and --steps is"
+            f" {trainer.config.steps}"
+        )
+        return 0
     if options.resume and trainer.resumed_from is None:
         display.say(f"no checkpoint in {trainer.out} yet: starting from the beginning")
     elif trainer.resumed_from is not None:

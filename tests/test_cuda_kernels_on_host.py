@@ -157,20 +157,44 @@ def test_clip_is_right_for_every_16_bit_pattern(clip, dtype):
     assert_clipped(case, result)
 
 
-def test_clip_counts_beyond_two_to_the_31_elements(clip):
-    """The first and the last block alone; the memory between them is never touched."""
-    count = 2**31 + 4096 + 37
-    fives = torch.full((300,), 5.0, dtype=torch.bfloat16)
+@pytest.mark.parametrize("entry", ["clip", "clip_tensors"])
+def test_clips_count_vectors_beyond_two_to_the_31(harness, entry):
+    """The first and the last block alone; of the 32 GiB only what they touch takes memory."""
+    count = 2**34 + 4096 + 37
+    fives = torch.full((37 + 8,), 5.0, dtype=torch.bfloat16)
+    sparse = SparseTensor(torch.bfloat16, count, {0: fives, count - len(fives): fives})
+    name, tensors = ("values", sparse) if entry == "clip" else ("params", [sparse])
     case = Case(
-        "clip",
-        {"values": SparseTensor(torch.bfloat16, count, {0: fives, count - 300: fives})},
+        entry,
+        {name: tensors},
         numbers={"lower": -1.0, "upper": 1.0},
         only_blocks=(0, -1),
-        label="clip of more than 2^31 elements",
+        label=f"{entry} of {count} elements",
     )
-    (result,) = clip.check([case], builds=["sanitized"])
-    for window in result.tensors["values"].values():
-        assert window.eq(1).all()
+    (result,) = harness.kernels(entry).check([case], builds=["sanitized"])
+    got = result.tensors[name]
+    first, last = (got if entry == "clip" else got[0]).values()
+    assert first.eq(1).all()
+    assert last.eq(1).all()
+
+
+@pytest.mark.parametrize(("rule", "states"), [("rmsprop", 1), ("adam", 2)])
+def test_steps_count_elements_beyond_two_to_the_31(optimisers, rule, states):
+    count = 2**31 + 4096 + 37
+    ones = torch.ones(20, dtype=torch.float32)
+    names = ["params", "grads", *(f"state{s}" for s in range(states))]
+    sparse = SparseTensor(torch.float32, count, {0: ones, count - len(ones): ones})
+    case = step_case(rule, [(20,)], torch.float32, 0)
+    case = replace(case, tensors={"steps": [torch.tensor([3.0])]} | {n: [sparse] for n in names})
+    (result,) = optimisers[rule].check(
+        [replace(case, only_blocks=(0, -1))], builds=["sanitized"], schedules=SCHEDULES[-1:]
+    )
+    assert result.tensors["steps"][0].item() == 4
+    windows = result.tensors["params"][0]
+    small = {name: [torch.ones(20)] for name in names} | {"steps": [torch.tensor([3.0])]}
+    (expected,) = optimisers[rule].check([replace(case, tensors=small)], builds=["sanitized"])
+    for window in windows.values():
+        assert torch.equal(window, expected.tensors["params"][0])
 
 
 # --- rmsprop.cu, adam.cu, clip_tensors.cu ---------------------------------------------------------

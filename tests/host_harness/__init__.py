@@ -107,7 +107,7 @@ class Case:
     """
 
     entry: str
-    tensors: Mapping[str, torch.Tensor | SparseTensor | Sequence[torch.Tensor]]
+    tensors: Mapping[str, torch.Tensor | SparseTensor | Sequence[torch.Tensor | SparseTensor]]
     numbers: Mapping[str, float] = field(default_factory=dict)
     integers: Mapping[str, int] = field(default_factory=dict)
     misalignment: Mapping[str, int] = field(default_factory=dict)
@@ -207,9 +207,9 @@ class _Writer:
 
 
 def _as_list(
-    given: torch.Tensor | SparseTensor | Sequence[torch.Tensor],
+    given: torch.Tensor | SparseTensor | Sequence[torch.Tensor | SparseTensor],
 ) -> Sequence[torch.Tensor | SparseTensor]:
-    return [given] if isinstance(given, (torch.Tensor, SparseTensor)) else given
+    return list(given) if isinstance(given, (list, tuple)) else [given]
 
 
 def _read_result(case: Case, answer: bytes, at: int) -> tuple[Result, int]:
@@ -331,10 +331,16 @@ def _expect_same(case: Case, one: Result, other: Result, circumstances: str) -> 
                     f"host harness: result depends on the schedule: tensor '{name}' of case "
                     f"{case.label or case.entry} is another one in the {circumstances}"
                 )
-    for name, views in one.tensors.items():
-        if isinstance(views, dict):
-            windows = other.tensors[name]
-            if any(_bytes(views[start]) != _bytes(windows[start]) for start in views):
+    for name, given in case.tensors.items():
+        pairs = zip(
+            *(_as_list(result.tensors[name]) for result in (one, other)),
+            _as_list(given),
+            strict=True,
+        )
+        for ours, theirs, tensor in pairs:
+            if isinstance(tensor, SparseTensor) and any(
+                _bytes(ours[start]) != _bytes(theirs[start]) for start in tensor.windows
+            ):
                 raise HarnessError(
                     f"host harness: result depends on the schedule: sparse tensor '{name}' of "
                     f"case {case.label or case.entry} is another one in the {circumstances}"

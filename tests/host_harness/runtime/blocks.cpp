@@ -383,6 +383,9 @@ std::vector<std::uint64_t> blocks_to_run(std::uint64_t count) {
                                           " of a grid of " + std::to_string(count));
             }
         }
+        // The first of a grid may be the last as well.
+        std::sort(numbers.begin(), numbers.end());
+        numbers.erase(std::unique(numbers.begin(), numbers.end()), numbers.end());
     }
     arrange(numbers);
     return numbers;

@@ -45,7 +45,7 @@ struct AdamRule {
     static constexpr bool kReadsStep = true;
     using Settings = AdamSettings;
 
-    A one_minus_beta1;
+    Lerp<A> lerp;  // by 1 - beta1
     A beta2;
     A one_minus_beta2;
     A eps;
@@ -53,8 +53,10 @@ struct AdamRule {
     A bias_correction2_sqrt;
 
     FASTGAN_INLINE static AdamRule make(const AdamScalars& scalars) {
-        return AdamRule{static_cast<A>(1 - scalars.beta1),   static_cast<A>(scalars.beta2),
-                        static_cast<A>(1 - scalars.beta2),   static_cast<A>(scalars.eps),
+        return AdamRule{Lerp<A>::make(static_cast<A>(1 - scalars.beta1)),
+                        static_cast<A>(scalars.beta2),
+                        static_cast<A>(1 - scalars.beta2),
+                        static_cast<A>(scalars.eps),
                         static_cast<A>(-scalars.step_size),
                         static_cast<A>(scalars.bias_correction2_sqrt)};
     }
@@ -63,7 +65,7 @@ struct AdamRule {
     FASTGAN_INLINE A operator()(A param, A grad, A (&states)[kStates]) const {
         A& exp_avg = states[0];
         A& exp_avg_sq = states[1];
-        exp_avg = lerp(exp_avg, grad, one_minus_beta1);
+        exp_avg = lerp(exp_avg, grad);
         exp_avg_sq = multiply_add(one_minus_beta2 * grad, grad, exp_avg_sq * beta2);
         A v = exp_avg_sq;
         if constexpr (kAmsgrad) {

@@ -1,6 +1,9 @@
 // The few operations beyond + - * / that the formulas in this folder use, for float and double.
 #pragma once
 
+#include <cstdint>
+
+#include "float_types.h"
 #include "macros.h"
 
 #if defined(__FP_FAST_FMA) || defined(__FMA__) || defined(__ARM_FEATURE_FMA)
@@ -65,13 +68,62 @@ FASTGAN_INLINE A maximum(A a, A b) {
     return a != a ? a : larger;
 }
 
-// start + weight * (end - start), as torch.lerp: from the nearer end, so that weight = 1 gives end.
+// A choice made once, before a loop, between two values of each round of it. As a mask of bits,
+// because GCC 12 gives up vectorising a loop that has two choices by a bool from outside it.
 template <typename A>
-FASTGAN_INLINE A lerp(A start, A end, A weight) {
-    const bool nearer_start = weight < A(0.5) && weight > A(-0.5);
-    const A base = nearer_start ? start : end;
-    const A coefficient = nearer_start ? weight : weight - A(1);
-    return multiply_add(coefficient, end - start, base);
-}
+class Choice;
+
+template <>
+class Choice<float> {
+public:
+    FASTGAN_INLINE static Choice make(bool first) {
+        Choice choice;
+        choice.mask_ = first ? ~std::uint32_t{0} : 0;
+        return choice;
+    }
+
+    FASTGAN_INLINE float operator()(float first, float second) const {
+        return bits::as_float((bits::of_float(first) & mask_) |
+                              (bits::of_float(second) & ~mask_));
+    }
+
+private:
+    std::uint32_t mask_;
+};
+
+template <>
+class Choice<double> {
+public:
+    FASTGAN_INLINE static Choice make(bool first) {
+        Choice choice;
+        choice.mask_ = first ? ~std::uint64_t{0} : 0;
+        return choice;
+    }
+
+    FASTGAN_INLINE double operator()(double first, double second) const {
+        return bits::as_double((bits::of_double(first) & mask_) |
+                               (bits::of_double(second) & ~mask_));
+    }
+
+private:
+    std::uint64_t mask_;
+};
+
+// lerp(start, end) = start + weight * (end - start), as torch.lerp: from the nearer end, so that
+// weight = 1 gives end.
+template <typename A>
+struct Lerp {
+    A coefficient;
+    Choice<A> choose;
+
+    FASTGAN_INLINE static Lerp make(A weight) {
+        const bool from_start = weight < A(0.5) && weight > A(-0.5);
+        return Lerp{from_start ? weight : weight - A(1), Choice<A>::make(from_start)};
+    }
+
+    FASTGAN_INLINE A operator()(A start, A end) const {
+        return multiply_add(coefficient, end - start, choose(start, end));
+    }
+};
 
 }  // namespace fastgan

@@ -55,6 +55,18 @@ FASTGAN_INLINE std::uint32_t of_float(float value) {
     return bits;
 }
 
+FASTGAN_INLINE double as_double(std::uint64_t bits) {
+    double value;
+    std::memcpy(&value, &bits, sizeof(value));
+    return value;
+}
+
+FASTGAN_INLINE std::uint64_t of_double(double value) {
+    std::uint64_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return bits;
+}
+
 }  // namespace bits
 
 FASTGAN_INLINE double to_arithmetic(double value) {

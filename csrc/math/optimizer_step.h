@@ -81,7 +81,7 @@ struct OptimizerStep {
     A grad_scale;
     A sign;
     bool is_scaled;
-    bool decays;
+    Choice<A> if_it_decays;
     Clip<T> clip_before;
     Clip<T> clip_after;
 
@@ -91,7 +91,7 @@ struct OptimizerStep {
           grad_scale(static_cast<A>(scalars.grad_scale)),
           sign(scalars.maximize ? A(-1) : A(1)),
           is_scaled(scalars.is_scaled),
-          decays(scalars.weight_decay != 0),
+          if_it_decays(Choice<A>::make(scalars.weight_decay != 0)),
           clip_before(scalars.clip_before),
           clip_after(scalars.clip_after) {}
 
@@ -111,7 +111,7 @@ struct OptimizerStep {
         grad = grad * sign;
         // Chosen, not skipped by a weight_decay of 0: 0 * infinity is NaN.
         const A decayed = multiply_add(weight_decay, param, grad);
-        grad = decays ? decayed : grad;
+        grad = if_it_decays(decayed, grad);
         A states[Rule::kStates];
         for (int s = 0; s < Rule::kStates; ++s) {
             states[s] = to_arithmetic(values[2 + s]);

@@ -49,11 +49,15 @@ struct RmspropRule {
     A one_minus_alpha;
     A eps;
     A momentum;
+    Lerp<A> lerp;  // by 1 - alpha
 
     FASTGAN_INLINE static RmspropRule make(const RmspropScalars& scalars) {
-        return RmspropRule{static_cast<A>(-scalars.lr), static_cast<A>(scalars.alpha),
-                           static_cast<A>(1 - scalars.alpha), static_cast<A>(scalars.eps),
-                           static_cast<A>(scalars.momentum)};
+        return RmspropRule{static_cast<A>(-scalars.lr),
+                           static_cast<A>(scalars.alpha),
+                           static_cast<A>(1 - scalars.alpha),
+                           static_cast<A>(scalars.eps),
+                           static_cast<A>(scalars.momentum),
+                           Lerp<A>::make(static_cast<A>(1 - scalars.alpha))};
     }
 
     // The new weight; the states are updated.
@@ -63,7 +67,7 @@ struct RmspropRule {
         A v = square_avg;
         if constexpr (kCentered) {
             A& grad_avg = states[kStates - 1];
-            grad_avg = lerp(grad_avg, grad, one_minus_alpha);
+            grad_avg = lerp(grad_avg, grad);
             v = multiply_add(-grad_avg, grad_avg, square_avg);
         }
         const A denominator = square_root(v) + eps;

@@ -32,8 +32,9 @@ _NO_CLIP = (-math.inf, math.inf)
 class StepLists:
     """The tensors of one call of an op: those of one param group, device and dtype."""
 
-    def __init__(self, device: torch.device, number_of_states: int) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, number_of_states: int) -> None:
         self.device = device
+        self.dtype = dtype
         self.params: list[Tensor] = []
         self.grads: list[Tensor] = []
         self.states: list[list[Tensor]] = [[] for _ in range(number_of_states)]
@@ -240,6 +241,7 @@ class ClippingOptimizer(torch.optim.Optimizer):
         shadow_dtype = group["shadow_dtype"]
         calls: dict[tuple[torch.device, torch.dtype], StepLists] = {}
         idle: list[Tensor] = []
+        lists: StepLists | None = None
         state = self.state
         for index, param in enumerate(group["params"]):
             grad = param.grad
@@ -259,9 +261,11 @@ class ClippingOptimizer(torch.optim.Optimizer):
                 # Its elements share memory, and each is to be unscaled once.
                 param.grad = grad = grad.clone()
             device, dtype = param.device, param.dtype
-            lists = calls.get((device, dtype))
-            if lists is None:
-                lists = calls[device, dtype] = StepLists(device, len(names))
+            # Most often the same as before, and then found without hashing a device.
+            if lists is None or dtype is not lists.dtype or device != lists.device:
+                lists = calls.get((device, dtype))
+                if lists is None:
+                    lists = calls[device, dtype] = StepLists(device, dtype, len(names))
             lists.params.append(param)
             lists.grads.append(grad)
             lists.steps.append(own_state["step"])

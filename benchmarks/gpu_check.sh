@@ -5,13 +5,13 @@
 #   benchmarks/gpu_check.sh DIR             or: make gpu-check OUT=DIR
 #   PARTS="build tests" benchmarks/gpu_check.sh DIR
 #
-# Parts: build, tests, benchmarks. A part that fails doesn't keep the others from running; the exit
+# Parts: build, tests, sanitizers (compute-sanitizer over the CUDA ops), benchmarks. A part that fails doesn't keep the others from running; the exit
 # code is 0 only if all passed. DIR receives environment.json, one log a part, tests.xml,
 # benchmarks.json and summary.txt.
 set -uo pipefail
 
 out=${1:?usage: gpu_check.sh DIR}
-parts=${PARTS:-build tests benchmarks}
+parts=${PARTS:-build tests sanitizers benchmarks}
 python=${PYTHON:-python3}
 cd "$(dirname "$0")/.."
 mkdir -p "$out"
@@ -58,6 +58,20 @@ tests() {
         "$python" -m pytest --doctest-modules fastgan -p no:cacheprovider
 }
 
+# The ops' own tests under each tool, without those that compile or that measure with subprocesses.
+# torch's caching allocator would hide an access beyond a tensor inside a larger block.
+sanitizers() {
+    local tool status=0
+    for tool in memcheck racecheck initcheck; do
+        echo "== $tool"
+        PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 99 \
+            --target-processes application-only \
+            "$python" -m pytest tests/test_clip_op.py tests/test_optim.py -x -q \
+            -k "cuda and not compile and not graph" -p no:cacheprovider --timeout 600 || status=1
+    done
+    return "$status"
+}
+
 benchmarks() {
     "$python" -m pytest benchmarks --benchmark-only --benchmark-json "$out/benchmarks.json" \
         -p no:cacheprovider
@@ -67,9 +81,9 @@ failed=0
 : >"$out/summary.txt"
 for part in $parts; do
     case $part in
-    build | tests | benchmarks) ;;
+    build | tests | sanitizers | benchmarks) ;;
     *)
-        echo "gpu-check: no part is called $part; there are build, tests, benchmarks" >&2
+        echo "gpu-check: no part is called $part; there are build, tests, sanitizers, benchmarks" >&2
         exit 2
         ;;
     esac

@@ -298,6 +298,24 @@ def test_every_layout_of_weight_and_gradient_is_right(device, name, dtype, gradi
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("scaled", [False, True])
+def test_lazily_negated_gradient_is_right(device, name, scaled):
+    lazy = torch.randn(6, dtype=torch.complex64, device=device).conj().imag
+    assert lazy.is_neg()
+    weights = []
+    for gradient in (lazy, lazy.resolve_neg().clone()):
+        weight = torch.zeros(6, device=device, requires_grad=True)
+        weight.grad = gradient.view_as(gradient)
+        optimizer = getattr(fastgan.optim, name)([weight], lr=0.1)
+        if scaled:
+            optimizer.grad_scale = torch.tensor(4.0, device=device)
+        optimizer.step()
+        weights.append(weight)
+    assert torch.equal(weights[0], weights[1])
+    assert torch.equal(weights[0].grad, weights[1].grad)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_memory_around_a_view_is_not_touched(device, name):
     base = torch.full((64, 64), 5.0, device=device)
     view = nn.Parameter(base[1::2, 3:60])
@@ -995,6 +1013,24 @@ def test_step_op_compiles_as_one_graph(device, name, backend):
     for a, b in zip(arguments, eager_arguments, strict=True):
         if isinstance(a, list):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_step_compiles_as_one_graph(device, name):
+    params = parameters([(17,), (3, 4)], torch.float32, device)
+    eager_params = copies(params)
+    set_gradients((params, eager_params), 0)
+    compiled = getattr(fastgan.optim, name)(params, lr=0.1, clip=0.5)
+    eager = getattr(fastgan.optim, name)(eager_params, lr=0.1, clip=0.5)
+    torch._dynamo.reset()
+    step = torch.compile(lambda: compiled.step(), fullgraph=True, backend="aot_eager")
+    for seed in range(3):
+        set_gradients((params, eager_params), seed)
+        step()
+        eager.step()
+    for p, q in zip(params, eager_params, strict=True):
+        torch.testing.assert_close(p, q)
+        assert compiled.state[p]["step"].item() == 3
 
 
 @pytest.mark.parametrize("op", OPS)

@@ -242,6 +242,7 @@ class ClippingOptimizer(torch.optim.Optimizer):
         calls: dict[tuple[torch.device, torch.dtype], StepLists] = {}
         idle: list[Tensor] = []
         lists: StepLists | None = None
+        traced = torch.compiler.is_compiling()
         state = self.state
         for index, param in enumerate(group["params"]):
             grad = param.grad
@@ -254,6 +255,11 @@ class ClippingOptimizer(torch.optim.Optimizer):
                     f"{type(self).__name__} does not support sparse gradients: that of parameter "
                     f"number {index} of its group has layout {grad.layout}"
                 )
+            # torch cannot hand an op a list with lazily negated tensors, nor trace the question.
+            if not traced and grad.is_neg():
+                grad = grad.resolve_neg()
+                if grad_scale is not None:
+                    param.grad = grad  # where the unscaled gradient is to be found
             own_state = state[param]
             if len(own_state) <= len(names):
                 _complete_state(own_state, param, names)

@@ -336,15 +336,20 @@ def _bound(node: fx.Node, *names: str, **defaults: Any) -> dict[str, Any]:
     return found
 
 
+def _nodes_in(structure: Any) -> list[fx.Node]:
+    nodes: list[fx.Node] = []
+    fx.node.map_arg(structure, nodes.append)
+    return nodes
+
+
 def _only_input_is_live(arguments: dict[str, Any], is_live: IsLive, name: str = "input") -> fx.Node:
     for key, value in arguments.items():
-        nodes: list[Any] = []
-        fx.node.map_arg(value, lambda n: nodes.append(n))
-        if key != name and nodes:
+        if key != name and _nodes_in(value):
             raise Refused(f"argument {key} is computed")
     node = arguments[name]
     if not is_live(node):
         raise Refused(f"argument {name} doesn't depend on the images")
+    assert isinstance(node, fx.Node)
     return node
 
 
@@ -492,8 +497,7 @@ def _input_of(node: fx.Node, is_live: IsLive) -> fx.Node:
     """The first argument, the others being plain numbers."""
     if not node.args or not is_live(node.args[0]):
         raise Refused("its first argument doesn't depend on the images, or is named")
-    others: list[Any] = []
-    fx.node.map_arg((node.args[1:], dict(node.kwargs)), lambda n: others.append(n))
+    others = _nodes_in((node.args[1:], dict(node.kwargs)))
     tensors: list[Any] = []
     fx.node.map_aggregate(
         (node.args[1:], dict(node.kwargs)),
@@ -570,7 +574,7 @@ def _pad(node: fx.Node, is_live: IsLive) -> Conversion:
 
 def _getitem(node: fx.Node, is_live: IsLive) -> Conversion:
     input = _input_of(node, is_live)
-    index = node.args[1]
+    index: Any = node.args[1]
     pieces = index if isinstance(index, tuple) else (index,)
     keeps_batch = (
         pieces[0] == slice(None)

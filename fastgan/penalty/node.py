@@ -8,7 +8,7 @@ of any order come out right, at double backward's price.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -150,42 +150,44 @@ class _Fused(torch.autograd.Function):
             results = task.run(passes)
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*results[1:])
-        held = task.held()
-        ctx.save_for_backward(*parameters, *held, *passes.gradients)
+        ctx.save_for_backward(*parameters, *task.held())
         ctx.task = task
-        ctx.counts = len(parameters), len(held)
+        ctx.gradients = passes.gradients
+        ctx.reached = [g is not None for g in passes.gradients]
         return results
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         grad_output = grad_outputs[0]
-        parameters_count, held_count = ctx.counts
-        saved = ctx.saved_tensors
-        gradients = saved[parameters_count + held_count :]
+        count = len(ctx.reached)
+        parameters, held = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         if grad_output is None:
-            return (None, *[None] * parameters_count)
-        if not torch.is_grad_enabled():
+            return (None, *[None] * count)
+        gradients: list[Tensor | None] = ctx.gradients
+        differentiable = torch.is_grad_enabled()
+        if not differentiable and gradients:
+            # Scaled in place and handed out: a copy of them would be the peak of the memory.
+            ctx.gradients = []
             factor = grad_output / ctx.task.count
             return (
                 None,
                 *(
-                    None if g is None else (g * factor).to(p.dtype)
-                    for g, p in zip(gradients, saved, strict=False)
+                    None if g is None else g.mul_(factor).to(p.dtype)
+                    for g, p in zip(gradients, parameters, strict=True)
                 ),
             )
-        parameters = saved[:parameters_count]
-        held = saved[parameters_count : parameters_count + held_count]
-        asked = [i for i, g in enumerate(gradients) if g is not None]
+        # To be differentiated again, or asked for a second time.
+        asked = [i for i, reached in enumerate(ctx.reached) if reached]
         with torch.enable_grad(), ctx.task.ambient():
             loss = ctx.task.composed(parameters, held)
             found = torch.autograd.grad(
                 loss,
                 [parameters[i] for i in asked],
                 grad_output,
-                create_graph=True,
+                create_graph=differentiable,
                 materialize_grads=True,
             )
-        results: list[Tensor | None] = [None] * parameters_count
+        results: list[Tensor | None] = [None] * count
         for i, gradient in zip(asked, found, strict=True):
             results[i] = gradient
         return (None, *results)

@@ -123,6 +123,7 @@ class Passes:
             if index < last:
                 rows = Rows(0, kept, planned.overwrites)
                 values[index + 1], _ = planned.step.run(inputs, self.prepared[index], rows)
+            self.prepared[index] = []
             self._drop(values, index)
         self._zeros_for_offsets()
         return value
@@ -139,6 +140,16 @@ class Passes:
         penalty, tangent, points, signals = self._first_order(batch[primal:], formula)
         if learning:
             batch[primal:] = tangent
+            # The first layer's largest signals needn't wait for its part of fakes and reals.
+            for index in [i for i in signals if self.plan.steps[i].inputs == (0,)]:
+                self._accumulate(
+                    index,
+                    [self._cast(tangent, self.plan.steps[index].step.casts)],
+                    signals.pop(index),
+                    0,
+                    None,
+                    points.kept[index],
+                )
         else:
             batch = batch[:primal]
         del tangent
@@ -148,10 +159,14 @@ class Passes:
             buffers: dict[int, Tensor] = {}
 
             def on_gradient(index: int, grad: Tensor) -> None:
-                if self.shaping[index]:
-                    grad = _joined(grad, signals.pop(index), buffers.pop(index, None))
                 inputs = run.inputs.pop(index)
-                self._accumulate(index, inputs, grad, primal, run.kept[index], points.kept[index])
+                masks = None
+                if index in signals:
+                    grad = _joined(grad, signals.pop(index), buffers.pop(index, None))
+                    masks = points.kept[index]
+                else:
+                    inputs = [input[:primal] for input in inputs]
+                self._accumulate(index, inputs, grad, primal, run.kept[index], masks)
 
             def room(index: int, grad: Tensor) -> Tensor | None:
                 """Where the rows of fakes and reals stand before those of the points."""
@@ -226,6 +241,8 @@ class Passes:
         grad = start
         for index in reversed(range(len(self.plan.steps))):
             planned = self.plan.steps[index]
+            if index + 1 not in found:
+                continue  # nothing behind it wants a gradient
             grad, owned = found.pop(index + 1)
             grad = grad.to(run.dtypes[index])
             if any(self.wanted[index]):
@@ -252,8 +269,9 @@ class Passes:
                         alone = len(planned.inputs) == 1
                         _add(found, value, result, not shares or (owned and alone))
                 del results
-            if not to_images:
-                run.kept[index] = None  # while the points' masks are the tangents' as well
+            if not to_images:  # while the points' masks and the weights are the tangents' as well
+                run.kept[index] = None
+                self.prepared[index] = []
         if to_images:
             return found[0][0]
         return grad

@@ -18,7 +18,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from fastgan.penalty.steps import Step
 
-__all__ = ["Attribute", "Constant", "Plan", "PlannedStep", "REPARAMETRISING_HOOKS"]
+__all__ = ["REPARAMETRISING_HOOKS", "Attribute", "Constant", "Plan", "PlannedStep"]
 
 #: Forward pre-hooks that compute a layer's weight, and nothing else.
 REPARAMETRISING_HOOKS = (SpectralNorm, WeightNorm)

@@ -57,7 +57,7 @@ def find_plan(critic: Any, images: Tensor, arguments: Sequence[Any]) -> Plan | s
     ):
         return "a hook is registered for all modules"
     method = "scores" if hasattr(critic, "scores") else "forward"
-    described = []
+    described: list[Hashable] = []
     for position, argument in enumerate(arguments):
         if isinstance(argument, Tensor):
             described.append((tuple(argument.shape), argument.dtype, argument.device))

@@ -28,7 +28,6 @@ from fastgan.penalty.plan import (
     layout_for,
     moving_parameters,
 )
-from fastgan.penalty.steps import Step
 
 __all__ = ["trace"]
 
@@ -471,7 +470,7 @@ def _pruned(tracer: _Tracer, last: int, moving: str | None) -> Plan:
         if value in needed:
             needed |= set(tracer.steps[value - 1].inputs)
     numbers = {0: 0}
-    steps = []
+    steps: list[PlannedStep] = []
     for value in sorted(needed - {0}):
         planned = tracer.steps[value - 1]
         numbers[value] = len(steps) + 1

@@ -91,11 +91,12 @@ class Players:
         with self._autocast():
             if config.model == "wgan-gp":
                 loss, metrics["wasserstein"], penalty = wgan_gp_critic_loss(
-                    lambda images: self.discriminator(images, *condition),
+                    self.discriminator,
                     real,
                     fake,
                     weight=config.gp_weight,
                     generator=self.random,
+                    critic_args=condition,
                 )
                 metrics["penalty"] = penalty.detach()
             else:

@@ -9,7 +9,7 @@ import platform
 import warnings
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -111,6 +111,9 @@ def _build(info: BuildInfo) -> dict[str, str]:
 Check = tuple[str, str, str, str, Callable[[], None] | None]
 
 
+_PENALTY_PATHS: tuple[Literal["autograd", "fused"], ...] = ("autograd", "fused")
+
+
 def _checks() -> list[Check]:
     checks: list[Check] = [
         (
@@ -132,12 +135,15 @@ def _checks() -> list[Check]:
                 "against fastgan.reference, forward and gradients",
                 partial(_check_models, device),
             ),
-            (
-                "gradient penalty",
-                device,
-                "autograd",
-                "against fastgan.reference, float64",
-                partial(_check_penalty, device),
+            *(
+                (
+                    "gradient penalty",
+                    device,
+                    path,
+                    "against fastgan.reference, float64",
+                    partial(_check_penalty, device, path),
+                )
+                for path in _PENALTY_PATHS
             ),
         ]
     return checks
@@ -194,7 +200,7 @@ def _check_models(device: str) -> None:
         _compare(f"{name}'s gradient", results[0][1], results[1][1])
 
 
-def _check_penalty(device: str) -> None:
+def _check_penalty(device: str, path: Literal["autograd", "fused"]) -> None:
     random = torch.Generator().manual_seed(0)
     critic = WGANCritic(nc=1, ndf=8, image_size=16).double().to(device)
     real, fake = (
@@ -203,7 +209,7 @@ def _check_penalty(device: str) -> None:
     )
     eps = torch.rand(4, 1, 1, 1, generator=random, dtype=torch.float64).to(device)
     gradients = []
-    for function in (wgan_gp_critic_loss, reference.wgan_gp_critic_loss):
+    for function in (partial(wgan_gp_critic_loss, path=path), reference.wgan_gp_critic_loss):
         critic.zero_grad()
         function(critic, real, fake, eps=eps).loss.backward()
         gradients.append(

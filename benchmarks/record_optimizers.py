@@ -1,0 +1,130 @@
+"""Measures the optimisers and writes the results, and docs/optimisers.md's table from them.
+
+    python benchmarks/record_optimizers.py [--device cpu|cuda] [--threads N]
+    python benchmarks/record_optimizers.py --table-only    # the table again, nothing measured
+
+benchmarks/results/optimizers-<device>.json holds:
+
+    time        when it was measured, UTC
+    commit      of the code that ran; "-dirty" is added where files differed from it
+    machine     processor or GPU, cores that the process may use, torch's threads
+    load        the machine's load average before and after, over one minute: what else ran there
+    versions    of python, torch, fastgan, and the instruction set of the CPU loops
+    rows        one for each work and list of shapes:
+        work, shapes, weights, rounds   what was done, on how many float32 weights, how often
+        median_us, min_us               microseconds of each contender, Python included
+        best_peer                       the peer with the least median
+        times_faster                    its median over fastgan's
+        times_faster_by_minima          the least minimum of any peer over fastgan's
+        gigabytes_per_second            20, 28 or 8 bytes a weight over fastgan's median
+        copy_gigabytes_per_second       8 bytes over the median of Tensor.copy_ of as many weights,
+                                        measured in the same rounds
+        percent_of_copy                 the former over the latter
+        percent_of_copy_by_minima       the same of the minima
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+from optimizer_cases import CASES, measure
+
+import fastgan
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "optimisers.md"
+MARKS = ("<!-- table: benchmarks/record_optimizers.py -->", "<!-- end of table -->")
+
+
+def processor() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
+
+
+def git(*arguments: str) -> str:
+    command = ["git", "-C", str(ROOT), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def record(device: str) -> dict[str, object]:
+    before = os.getloadavg()[0]
+    rows = []
+    for case in CASES:
+        rows.append(measure(case, device))
+        print(json.dumps(rows[-1]), flush=True)
+    sources = ("csrc", "fastgan/optim", "fastgan/ops", "fastgan/weight_clipping.py", "benchmarks")
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", *sources)
+    return {
+        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "commit": git("rev-parse", "HEAD") + ("-dirty" if changed else ""),
+        "machine": {
+            "processor": torch.cuda.get_device_name() if device == "cuda" else processor(),
+            "cores": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+        },
+        "load": {"before": before, "after": os.getloadavg()[0]},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "fastgan": fastgan.__version__,
+            "cpu_instruction_set": fastgan.build_info().cpu_instruction_set,
+        },
+        "rows": rows,
+    }
+
+
+def table(device: str) -> str:
+    path = RESULTS / f"optimizers-{device}.json"
+    if not path.exists():
+        return f"`{device}`: not measured."
+    result = json.loads(path.read_text(encoding="utf-8"))
+    machine, versions = result["machine"], result["versions"]
+    lines = [
+        f"{machine['processor']}, {machine['threads']} threads, torch {versions['torch']}, "
+        f"{versions['cpu_instruction_set']}; {result['time'][:10]}, "
+        f"[`{path.name}`](../benchmarks/results/{path.name}):",
+        "",
+        "| work | weights | fastgan | best of torch's | which | times faster | of copy bandwidth |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in result["rows"]:
+        median = row["median_us"]
+        best = row["best_peer"]
+        lines.append(
+            f"| {row['work']} | {row['shapes']} | {median['fastgan'] / 1000:.2f} ms | "
+            f"{median[best] / 1000:.2f} ms | {best} | {row['times_faster']:.2f} | "
+            f"{row['percent_of_copy']}% |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--threads", type=int, help="torch.set_num_threads; torch's own by default")
+    parser.add_argument("--table-only", action="store_true")
+    arguments = parser.parse_args()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    if not arguments.table_only:
+        RESULTS.mkdir(exist_ok=True)
+        text = json.dumps(record(arguments.device), indent=2) + "\n"
+        (RESULTS / f"optimizers-{arguments.device}.json").write_text(text, encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
+    start, end = (page.index(mark) for mark in MARKS)
+    tables = "\n\n".join(table(device) for device in ("cpu", "cuda"))
+    PAGE.write_text(f"{page[:start]}{MARKS[0]}\n{tables}\n{page[end:]}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -21,6 +21,7 @@ from fastgan.errors import (
     OutputError,
     UnsupportedCriticError,
 )
+from fastgan.explain import Report, explain
 from fastgan.fallback import FallbackWarning
 from fastgan.penalty import CriticLoss, gradient_penalty, wgan_gp_critic_loss
 from fastgan.weight_clipping import clip_weights_
@@ -38,10 +39,12 @@ __all__ = [
     "LabelError",
     "NativeLibraryError",
     "OutputError",
+    "Report",
     "UnsupportedCriticError",
     "__version__",
     "build_info",
     "clip_weights_",
+    "explain",
     "gradient_penalty",
     "wgan_gp_critic_loss",
 ]

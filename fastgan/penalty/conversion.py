@@ -53,7 +53,7 @@ def _leaky_relu(slope: float) -> Step:
         return bent.MaskedActivation(
             "leaky_relu",
             lambda x: F.leaky_relu(x, slope),
-            lambda x: torch.where(x > 0, 1.0, slope).to(x.dtype),
+            lambda x: torch.full_like(x, slope).masked_fill_(x > 0, 1),
         )
     return bent.Activation(
         "leaky_relu",
@@ -244,6 +244,10 @@ def _of_module(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: forward(bare, x)
 
 
+def _statistics_module(module: nn.Module, path: str, node: fx.Node) -> Conversion:
+    raise Refused("it divides by its own input's deviation, so its second derivative isn't zero")
+
+
 def _linear_map_module(op: str) -> Builder:
     def build(module: nn.Module, path: str, node: fx.Node) -> Conversion:
         return _plain(linear.LinearMap(op, _of_module(module), fresh=True), node)
@@ -278,6 +282,11 @@ MODULES: dict[type[nn.Module], Builder] = {
     nn.BatchNorm1d: _batch_norm_module,
     nn.BatchNorm2d: _batch_norm_module,
     nn.BatchNorm3d: _batch_norm_module,
+    nn.GroupNorm: _statistics_module,
+    nn.InstanceNorm1d: _statistics_module,
+    nn.InstanceNorm2d: _statistics_module,
+    nn.InstanceNorm3d: _statistics_module,
+    nn.LayerNorm: _statistics_module,
     nn.ReLU: lambda m, path, node: _plain(_relu(), node, m.inplace),
     nn.LeakyReLU: lambda m, path, node: _plain(_leaky_relu(m.negative_slope), node, m.inplace),
     nn.Hardtanh: lambda m, path, node: _plain(_hardtanh(m.min_val, m.max_val), node, m.inplace),
@@ -333,7 +342,9 @@ def _bound(node: fx.Node, *names: str, **defaults: Any) -> dict[str, Any]:
         if name not in order:
             raise Refused(f"argument {name} isn't known here")
         found[name] = value
-    return found
+    if len(found) != len(order):
+        raise Refused("an argument is missing")
+    return {name: found[name] for name in order}
 
 
 def _nodes_in(structure: Any) -> list[fx.Node]:

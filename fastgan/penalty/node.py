@@ -163,11 +163,12 @@ class _Fused(torch.autograd.Function):
         parameters, held = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         if grad_output is None:
             return (None, *[None] * count)
-        gradients: list[Tensor | None] = ctx.gradients
-        differentiable = torch.is_grad_enabled()
-        if not differentiable and gradients:
-            # Scaled in place and handed out: a copy of them would be the peak of the memory.
-            ctx.gradients = []
+        if not torch.is_grad_enabled():
+            # Scaled in place and handed out: a copy of them would be the peak of the memory. Who
+            # asks a second time (retain_graph) has them computed a second time.
+            gradients, ctx.gradients = ctx.gradients, None
+            if gradients is None:
+                gradients = _gradients_again(ctx.task, parameters, ctx.needs_input_grad[1:])
             factor = grad_output / ctx.task.count
             return (
                 None,
@@ -176,7 +177,6 @@ class _Fused(torch.autograd.Function):
                     for g, p in zip(gradients, parameters, strict=True)
                 ),
             )
-        # To be differentiated again, or asked for a second time.
         asked = [i for i, reached in enumerate(ctx.reached) if reached]
         with torch.enable_grad(), ctx.task.ambient():
             loss = ctx.task.composed(parameters, held)
@@ -184,10 +184,19 @@ class _Fused(torch.autograd.Function):
                 loss,
                 [parameters[i] for i in asked],
                 grad_output,
-                create_graph=differentiable,
+                create_graph=True,
                 materialize_grads=True,
             )
         results: list[Tensor | None] = [None] * count
         for i, gradient in zip(asked, found, strict=True):
             results[i] = gradient
         return (None, *results)
+
+
+def _gradients_again(
+    task: PenaltyTask | CriticLossTask, parameters: Sequence[Tensor], wanted: Sequence[bool]
+) -> list[Tensor | None]:
+    with torch.no_grad(), torch.autocast(task.device, enabled=False):
+        passes = Passes(task.plan, parameters, wanted, task.autocast)
+        task.run(passes)
+    return passes.gradients

@@ -265,9 +265,10 @@ class Passes:
                 for value, want, result in zip(planned.inputs, wanted, results, strict=True):
                     if want:
                         assert result is not None
-                        shares = _share_memory(result, grad)
                         alone = len(planned.inputs) == 1
-                        _add(found, value, result, not shares or (owned and alone))
+                        ours = (owned and alone) or not _share_memory(result, grad)
+                        # An expanded tensor, as a sum's signal is, can't be written to.
+                        _add(found, value, result, ours and 0 not in result.stride())
                 del results
             if not to_images:  # while the points' masks and the weights are the tangents' as well
                 run.kept[index] = None
@@ -301,9 +302,13 @@ class Passes:
         points: Any,
     ) -> None:
         planned = self.plan.steps[index]
-        paired = PairedRows(self.wanted[index], primal, kept, points)
+        wanted = [
+            want and (primal > 0 or i not in planned.step.offsets)
+            for i, want in enumerate(self.wanted[index])
+        ]
+        paired = PairedRows(wanted, primal, kept, points)
         found = planned.step.gradients(inputs, grad, self.prepared[index], paired)
-        for slot, want, gradient in zip(planned.parameters, self.wanted[index], found, strict=True):
+        for slot, want, gradient in zip(planned.parameters, wanted, found, strict=True):
             if slot is None or not want or gradient is None:
                 continue
             gradient = widened(gradient)

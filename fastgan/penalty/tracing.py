@@ -230,14 +230,14 @@ class _Tracer(fx.Tracer):
         self.ambient = (True, self.ambient[1])
         placeholder = self.create_proxy("placeholder", "images", (), {})
         node = placeholder.node
-        node.meta["example"] = torch.empty_like(self.images, device="meta")
+        node.meta["example"] = _meta_like(self.images)
         self.values[node] = 0
         self.memory[node] = node
         args: list[Any] = [self.root, placeholder]
         for position, argument in enumerate(self.arguments):
             if isinstance(argument, Tensor):
                 given = self.create_proxy("placeholder", f"argument{position}", (), {})
-                given.node.meta["example"] = torch.empty_like(argument, device="meta")
+                given.node.meta["example"] = _meta_like(argument)
                 given.node.meta["position"] = position
                 self.constants.append(given.node)
                 args.append(given)
@@ -265,7 +265,7 @@ class _Tracer(fx.Tracer):
     def _attribute(self, name: str, tensor: Tensor) -> fx.Node:
         """A plain tensor attribute, read again at every call."""
         node = super().create_node("get_attr", name, (), {})
-        node.meta["example"] = torch.empty_like(tensor, device="meta")
+        node.meta["example"] = _meta_like(tensor)
         self.constants.append(node)
         return node
 
@@ -293,7 +293,7 @@ class _Tracer(fx.Tracer):
             held = self.root.get_submodule(path)
             tensor = held._parameters.get(attribute, held._buffers.get(attribute))
             if tensor is not None:
-                node.meta["example"] = torch.empty_like(tensor, device="meta")
+                node.meta["example"] = _meta_like(tensor)
             self.constants.append(node)
         if kind == "output":
             (result,) = args[0]
@@ -327,7 +327,7 @@ class _Tracer(fx.Tracer):
                 if isinstance(leaf, fx.Node):
                     return leaf.meta.get("example")
                 if isinstance(leaf, Tensor):
-                    return torch.empty_like(leaf, device="meta")
+                    return _meta_like(leaf)
                 if isinstance(leaf, torch.device):
                     return torch.device("meta")
                 return leaf
@@ -497,3 +497,8 @@ def _pruned(tracer: _Tracer, last: int, moving: str | None) -> Plan:
 def _quiet() -> Any:
     """No autograd and no function modes while shapes are worked out."""
     return torch._C.DisableTorchFunction()
+
+
+def _meta_like(tensor: Tensor) -> Tensor:
+    with _quiet():
+        return torch.empty_like(tensor, device="meta")

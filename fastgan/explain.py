@@ -1,0 +1,187 @@
+"""Which path a critic's layers and the ops take, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.errors import ConfigError
+from fastgan.ops import op_paths
+from fastgan.penalty.plan import Plan
+from fastgan.penalty.selection import find_plan, inner_critic
+
+__all__ = ["Report", "Row", "explain"]
+
+_FUSED = "fused: one forward, one signal, one tangent pass, no second backward"
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one thing runs.
+
+    Attributes:
+        layer: a layer's name as in ``named_modules``, or a function's or an op's.
+        op: what it computes.
+        path: "triton", "cuda", "cpu", "aten" or "autograd".
+        reason: why that one; empty where there is nothing to say.
+    """
+
+    layer: str
+    op: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`explain` found; ``str`` of it is a table.
+
+    Attributes:
+        rows: the findings.
+    """
+
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        table = [("layer", "op", "path", "reason")]
+        table += [(row.layer, row.op, row.path, row.reason) for row in self.rows]
+        widths = [max(len(line[column]) for line in table) for column in range(3)]
+        return "\n".join(
+            "  ".join(
+                [
+                    *(cell.ljust(width) for cell, width in zip(line[:3], widths, strict=True)),
+                    line[3],
+                ]
+            ).rstrip()
+            for line in table
+        )
+
+
+def explain(
+    module_or_critic: Any = None,
+    images: Tensor | None = None,
+    *,
+    critic_args: Sequence[Any] | None = None,
+) -> Report:
+    """Which path a critic takes for the gradient penalty, layer by layer; or what the ops take.
+
+    Args:
+        module_or_critic: a critic, or None for the ops of this build on every kind of device.
+        images: a batch such as the critic is called with, of which only shape, dtype and device
+            count. None: the size is taken from the critic's own ``nc`` and ``image_size``, or
+            tried out on its first layer.
+        critic_args: what the critic takes beside the images; None tries labels where it has
+            ``num_classes``.
+
+    Returns:
+        A report. Of a critic: one row for the penalty ("aten" is the fused pass over aten's
+        convolutions, "autograd" double backward), one for the critic loss, and one per layer.
+
+    Raises:
+        ConfigError: no input can be found that fits the critic (a ValueError).
+
+    Example:
+        >>> from fastgan.models import WGANCritic
+        >>> report = explain(WGANCritic(nc=1, ndf=4, image_size=16))
+        >>> report.rows[0].op, report.rows[0].path
+        ('gradient_penalty', 'aten')
+        >>> print(explain(WGANCritic(nc=1, ndf=4, image_size=16, norm="batch")).rows[0].reason)
+        layer 'main.3' (BatchNorm2d): batch norm in training mode couples the samples of a batch
+    """
+    if module_or_critic is None:
+        return Report(
+            tuple(Row(f"{op.op} on {op.device}", op.op, op.path, op.reason) for op in op_paths())
+        )
+    critic = inner_critic(module_or_critic)
+    name = getattr(critic, "__name__", type(critic).__name__)
+    if not isinstance(critic, nn.Module):
+        reason = find_plan(critic, torch.empty(2, 1), ())
+        assert isinstance(reason, str)
+        return Report(_functions(name, "autograd", reason))
+    if images is None:
+        images = _example(critic)
+    if critic_args is None:
+        classes = getattr(critic, "num_classes", None)
+        labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        critic_args = (labels,) if classes is not None else ()
+    found = find_plan(critic, images, tuple(critic_args))
+    if isinstance(found, Plan):
+        return Report((*_functions(name, "aten", _FUSED, found.moving), *_layers(found)))
+    rows = [*_functions(name, "autograd", found)]
+    rows += [
+        Row(path, type(module).__name__, "autograd", found if repr(path) in found else "")
+        for path, module in critic.named_modules()
+        if path and not list(module.children())
+    ]
+    return Report(tuple(rows))
+
+
+def _functions(name: str, path: str, reason: str, moving: str | None = None) -> tuple[Row, ...]:
+    whole = reason
+    if moving is not None:
+        whole = f"the penalty as above, fakes and reals by autograd: {moving}"
+    elif path == "aten":
+        whole = "fused: fakes, reals and the penalty's tangents in one batch"
+    return (
+        Row(name, "gradient_penalty", path, reason),
+        Row(name, "wgan_gp_critic_loss", path, whole),
+    )
+
+
+def _layers(plan: Plan) -> list[Row]:
+    return [
+        Row(
+            planned.layer or planned.kind,
+            planned.step.op,
+            "aten",
+            "piecewise linear: its mask" if planned.step.bends else "linear",
+        )
+        for planned in plan.steps
+    ]
+
+
+def _example(critic: nn.Module) -> Tensor:
+    """A batch of two whose size the critic takes."""
+    first = next(iter(critic.parameters()), torch.empty(()))
+    for shape in _candidate_shapes(critic):
+        images = torch.empty(2, *shape, dtype=first.dtype, device=first.device)
+        if not images.is_floating_point():
+            continue
+        if _fits(critic, images):
+            return images
+    raise ConfigError(
+        f"images is None, and no size was found that {type(critic).__name__} takes; expected a "
+        "batch such as it is called with"
+    )
+
+
+def _candidate_shapes(critic: nn.Module) -> list[tuple[int, ...]]:
+    channels = getattr(critic, "nc", None)
+    size = getattr(critic, "image_size", getattr(critic, "isize", None))
+    if isinstance(channels, int) and isinstance(size, int):
+        return [(channels, size, size)]
+    for module in critic.modules():
+        if isinstance(module, nn.Linear):
+            side = int(module.in_features**0.5)
+            square = [(1, side, side)] if side * side == module.in_features else []
+            return [(module.in_features,), *square]
+        if isinstance(module, nn.Conv2d):
+            return [(module.in_channels, s, s) for s in (64, 32, 128, 28, 16, 256, 8, 4)]
+    return []
+
+
+def _fits(critic: nn.Module, images: Tensor) -> bool:
+    """Whether tracing gets as far as one score per sample, or to a layer that is refused."""
+    classes = getattr(critic, "num_classes", None)
+    args = () if classes is None else (torch.zeros(2, dtype=torch.int64, device=images.device),)
+    try:
+        found = find_plan(critic, images, args)
+    except ValueError:
+        return False
+    return isinstance(found, Plan) or not any(
+        sign in found for sign in ("torch.fx can't trace", "it returns shape")
+    )

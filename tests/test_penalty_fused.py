@@ -1,0 +1,787 @@
+"""The fused pass against double backward of the plain reference, critic by critic."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import warnings
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import fastgan
+from fastgan import reference
+from fastgan.models import DCGANDiscriminator, MLPDiscriminator, WGANCritic
+from fastgan.models.compat.wasserstein_gan import DCGAN_D, MLP_D, DCGAN_D_nobn
+
+
+class Residual(nn.Module):
+    """Two blocks with shortcuts, pooling and a mean over positions."""
+
+    def __init__(self, channels: int = 2, width: int = 6) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(channels, width, 3, padding=1)
+        self.a = nn.Conv2d(width, width, 3, padding=1)
+        self.b = nn.Conv2d(width, width, 3, padding=1)
+        self.skip = nn.Conv2d(width, width, 1)
+        self.head = nn.Linear(width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.relu(self.first(x))
+        h = h + 0.5 * self.b(F.leaky_relu(self.a(h), 0.1))
+        h = F.avg_pool2d(self.skip(h) - h / 3, 2)
+        h += self.b(F.relu(h))
+        h = 1.5 * F.interpolate(h, scale_factor=2, mode="nearest") + 0.25
+        return self.head(h.relu().mean((2, 3))).squeeze(1)
+
+
+class Bound(nn.Module):
+    """Scaled weights, a norm-like buffer, permutation, indexing and a constant map."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(5, 2, 3, 3))
+        self.shift = nn.Parameter(torch.randn(5, 1, 1))
+        self.gain = nn.Parameter(torch.randn(5, 1, 1))
+        self.places = nn.Parameter(torch.randn(1, 2, 6, 8))
+        self.register_buffer("scale", torch.tensor(0.7))
+        self.head = nn.Linear(5, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([x[:, :1], -x[:, 1:]], 1) + self.places
+        h = F.conv2d(x, self.weight * self.scale, padding=1) * self.gain + self.shift
+        h = F.hardtanh(h, -0.8, 1.1).abs()
+        h = F.max_pool2d(h, 2).permute(0, 2, 3, 1)
+        return self.head(h).flatten(1).sum(1)
+
+
+class Projection(nn.Module):
+    """A label's embedding meets the features, and another one is laid beside the image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.beside = nn.Embedding(3, 16)
+        self.embedding = nn.Embedding(3, 6)
+        self.conv = nn.Conv2d(3, 6, 4, 2, 1)
+        self.head = nn.Linear(6, 1)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        plane = self.beside(labels).view(-1, 1, 4, 4)
+        h = F.leaky_relu(self.conv(torch.cat([x, plane], 1)), 0.2).sum((2, 3))
+        return self.head(h).view(-1) + (h * self.embedding(labels)).sum(1)
+
+
+def scaled(critic: nn.Module) -> nn.Module:
+    """Weights large enough that every layer bends somewhere and no norm is tiny."""
+    for parameter in critic.parameters():
+        nn.init.normal_(parameter, 0.0, 0.3)
+    return critic
+
+
+def spectral(critic: nn.Module) -> nn.Module:
+    for module in list(critic.modules()):
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.utils.parametrizations.spectral_norm(module)
+    return critic
+
+
+def old_spectral(critic: nn.Module) -> nn.Module:
+    for module in list(critic.modules()):
+        if isinstance(module, nn.Conv2d):
+            nn.utils.spectral_norm(module)
+    return critic
+
+
+def weight_normed(critic: nn.Module) -> nn.Module:
+    for module in list(critic.modules()):
+        if isinstance(module, (nn.Conv2d, nn.Linear)):
+            nn.utils.parametrizations.weight_norm(module)
+    return critic
+
+
+def frozen_first(critic: nn.Module) -> nn.Module:
+    first = next(m for m in critic.modules() if isinstance(m, (nn.Conv2d, nn.Linear)))
+    first.requires_grad_(False)
+    return critic
+
+
+def sequential(*layers: nn.Module) -> nn.Module:
+    return scaled(nn.Sequential(*layers))
+
+
+def trained_statistics(critic: nn.Module) -> nn.Module:
+    for module in critic.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.running_mean)
+            nn.init.uniform_(module.running_var, 0.5, 2.0)
+    return critic.eval()
+
+
+CRITICS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mlp": (lambda: scaled(MLPDiscriminator(1, 9, 7, output="logits").eval()), (1, 7, 7)),
+    "vectors": (lambda: sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 1)), (5,)),
+    "linear": (lambda: sequential(nn.Flatten(), nn.Linear(12, 1)), (3, 2, 2)),
+    "dcgan-16": (lambda: scaled(WGANCritic(1, 4, 16)), (1, 16, 16)),
+    "dcgan-32": (lambda: scaled(WGANCritic(3, 3, 32)), (3, 32, 32)),
+    "dcgan-64": (lambda: scaled(WGANCritic(3, 2, 64)), (3, 64, 64)),
+    "dcgan-128": (lambda: WGANCritic(1, 1, 128), (1, 128, 128)),
+    "dcgan-eval-batch-norm": (
+        lambda: trained_statistics(scaled(WGANCritic(2, 4, 16, norm="batch"))),
+        (2, 16, 16),
+    ),
+    "compat": (lambda: scaled(DCGAN_D_nobn(16, 8, 3, 4, 1, 1)), (3, 16, 16)),
+    "compat-eval-batch-norm": (
+        lambda: trained_statistics(scaled(DCGAN_D(16, 8, 1, 4, 1))),
+        (1, 16, 16),
+    ),
+    "compat-mlp": (lambda: scaled(MLP_D(6, 8, 2, 7, 1)), (2, 6, 6)),
+    "residual": (lambda: scaled(Residual()), (2, 6, 8)),
+    "bound": (Bound, (2, 6, 8)),
+    "spectral-eval": (lambda: spectral(WGANCritic(1, 4, 16)).eval(), (1, 16, 16)),
+    "spectral": (lambda: spectral(WGANCritic(1, 4, 16)), (1, 16, 16)),
+    "spectral-hook": (lambda: old_spectral(WGANCritic(1, 4, 16)), (1, 16, 16)),
+    "weight-norm": (lambda: weight_normed(scaled(WGANCritic(1, 4, 16))), (1, 16, 16)),
+    "frozen-first": (lambda: frozen_first(scaled(WGANCritic(1, 4, 16))), (1, 16, 16)),
+    "grouped-dilated": (
+        lambda: sequential(
+            nn.Conv2d(4, 6, 3, padding=2, dilation=2, groups=2),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(6, 6, (3, 2), stride=(2, 3), padding=(1, 0), groups=6, bias=False),
+            nn.PReLU(6),
+            nn.Conv2d(6, 3, 3, dilation=(1, 2), padding="same"),
+            nn.PReLU(),
+            nn.AdaptiveAvgPool2d((2, 1)),
+            nn.Flatten(),
+            nn.Dropout(0.0),
+            nn.Linear(6, 1),
+        ),
+        (4, 7, 9),
+    ),
+    "transposed": (
+        lambda: sequential(
+            nn.ConvTranspose2d(2, 4, 3, stride=2, padding=1, output_padding=1, groups=2),
+            nn.ReLU6(),
+            nn.ConvTranspose2d(4, 2, 2, dilation=3, stride=2, output_padding=2),
+            nn.Hardtanh(-0.5, 2.0),
+            nn.MaxPool2d(3, 2, 1),
+            nn.ReLU(),
+            nn.AvgPool2d(2, ceil_mode=True),
+            nn.Upsample(scale_factor=2),
+            nn.Flatten(),
+            nn.Linear(240, 1),
+        ),
+        (2, 4, 5),
+    ),
+    "negative-slope": (
+        lambda: sequential(nn.Flatten(), nn.Linear(6, 5), nn.LeakyReLU(-0.4), nn.Linear(5, 1)),
+        (1, 2, 3),
+    ),
+}
+
+
+def make(name: str, seed: int = 0) -> tuple[nn.Module, tuple[int, ...]]:
+    torch.manual_seed(seed)
+    build, shape = CRITICS[name]
+    critic = build()
+    return critic.double(), shape
+
+
+def images(
+    shape: tuple[int, ...], n: int, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    real = torch.randn(n, *shape, generator=random, dtype=dtype)
+    fake = torch.randn(n, *shape, generator=random, dtype=dtype)
+    return real, fake, torch.rand(n, *[1] * len(shape), generator=random, dtype=dtype)
+
+
+def gradients(critic: nn.Module, loss: Tensor) -> dict[str, Tensor | None]:
+    critic.zero_grad()
+    loss.backward()
+    return {name: p.grad for name, p in critic.named_parameters()}
+
+
+def assert_same(
+    ours: dict[str, Tensor | None], theirs: dict[str, Tensor | None], rtol: float = 1e-9
+) -> None:
+    for name, expected in theirs.items():
+        found = ours[name]
+        assert (found is None) == (expected is None), name
+        if found is None or expected is None:
+            continue
+        error = (found - expected).abs().max()
+        assert error <= rtol * expected.abs().max() + 1e-13, (name, error.item())
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("name", CRITICS)
+def test_penalty_matches_double_backward(name: str, n: int) -> None:
+    critic, shape = make(name)
+    twin = copy.deepcopy(critic)
+    real, fake, eps = images(shape, n)
+    value = fastgan.gradient_penalty(critic, real, fake, eps=eps, path="fused")
+    expected = reference.gradient_penalty(twin, real, fake, eps=eps)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-15)
+    assert_same(gradients(critic, value), gradients(twin, expected))
+
+
+@pytest.mark.parametrize("n", [1, 4])
+@pytest.mark.parametrize("name", CRITICS)
+def test_critic_loss_matches_double_backward(name: str, n: int) -> None:
+    critic, shape = make(name)
+    twin = copy.deepcopy(critic)
+    real, fake, eps = images(shape, n, seed=1)
+    ours = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused")
+    theirs = reference.wgan_gp_critic_loss(twin, real, fake, eps=eps)
+    for name_of, expected in theirs._asdict().items():
+        torch.testing.assert_close(getattr(ours, name_of), expected, rtol=1e-9, atol=1e-12)
+    assert_same(gradients(critic, ours.loss), gradients(twin, theirs.loss))
+    for ours_buffer, theirs_buffer in zip(critic.buffers(), twin.buffers(), strict=True):
+        torch.testing.assert_close(ours_buffer, theirs_buffer)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"sided": "one", "target": 0.4},
+        {"target": 0.0, "at": "real", "weight": 2.5},
+        {"target": 0.0, "at": "fake"},
+        {"at": "dragan", "weight": 3.0},
+        {"target": 0.0, "sided": "one"},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("name", ["dcgan-16", "residual", "mlp"])
+def test_every_kind_of_penalty_matches(name: str, asked: dict[str, Any]) -> None:
+    critic, shape = make(name)
+    twin = copy.deepcopy(critic)
+    real, fake, _ = images(shape, 5, seed=2)
+    streams = [torch.Generator().manual_seed(3) for _ in range(2)]
+    value = fastgan.gradient_penalty(
+        critic, real, fake, generator=streams[0], path="fused", **asked
+    )
+    expected = reference.gradient_penalty(twin, real, fake, generator=streams[1], **asked)
+    torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-15)
+    assert_same(gradients(critic, value), gradients(twin, expected))
+    # Both have drawn as much.
+    assert torch.equal(streams[0].get_state(), streams[1].get_state())
+
+
+@pytest.mark.parametrize("name", ["dcgan-32", "residual", "grouped-dilated", "mlp"])
+def test_float32_is_as_exact_as_autograd(name: str) -> None:
+    exact, shape = make(name)
+    real, fake, eps = images(shape, 6, seed=4)
+    expected = gradients(exact, reference.wgan_gp_critic_loss(exact, real, fake, eps=eps).loss)
+    single = copy.deepcopy(exact).float()
+    errors = {}
+    for path in ("fused", "autograd"):
+        loss = fastgan.wgan_gp_critic_loss(
+            single, real.float(), fake.float(), eps=eps.float(), path=path
+        ).loss
+        found = gradients(single, loss)
+        errors[path] = max(
+            float((found[k].double() - g).norm() / g.norm())  # type: ignore[union-attr]
+            for k, g in expected.items()
+            if g is not None and g.norm() > 1e-9
+        )
+    assert errors["fused"] <= 2 * errors["autograd"] + 1e-7
+
+
+KINDS = """conv strided grouped transposed prelu relu leaky hardtanh abs
+    average maximum upsample norm identity"""
+LAYERS = st.sampled_from(KINDS.split())
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    kinds=st.lists(LAYERS, min_size=1, max_size=7),
+    seed=st.integers(0, 2**20),
+    height=st.integers(4, 7),
+    width=st.integers(4, 7),
+    channels=st.sampled_from([1, 2, 3]),
+    n=st.integers(1, 3),
+)
+def test_random_critics_match_double_backward(
+    kinds: list[str], seed: int, height: int, width: int, channels: int, n: int
+) -> None:
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = []
+    example = torch.zeros(1, channels, height, width)
+    for kind in kinds:
+        c = example.size(1)
+        layer: nn.Module = {
+            "conv": lambda c=c: nn.Conv2d(c, 4, 3, padding=1),
+            "strided": lambda c=c: nn.Conv2d(c, 2, 2, stride=2, padding=1, bias=False),
+            "grouped": lambda c=c: nn.Conv2d(c, 2 * c, 3, padding=2, dilation=2, groups=c),
+            "transposed": lambda c=c: nn.ConvTranspose2d(c, 2, 3, stride=2, padding=1),
+            "prelu": lambda c=c: nn.PReLU(c),
+            "relu": lambda: nn.ReLU(inplace=True),
+            "leaky": lambda: nn.LeakyReLU(0.3),
+            "hardtanh": lambda: nn.Hardtanh(-1.2, 0.9),
+            "abs": lambda: Absolute(),
+            "average": lambda: nn.AvgPool2d(2, 1, 1),
+            "maximum": lambda: nn.MaxPool2d(2, 1, 1),
+            "upsample": lambda: nn.Upsample(scale_factor=(2, 1)),
+            "norm": lambda c=c: nn.BatchNorm2d(c),
+            "identity": lambda: nn.Identity(),
+        }[kind]()
+        if kind == "relu" and not (layers and isinstance(layers[-1], nn.Conv2d)):
+            layer = nn.ReLU()  # in place on images or on a mask's source, autograd itself refuses
+        layers.append(layer)
+        with torch.no_grad():
+            example = layer.eval()(example)
+    critic = nn.Sequential(*layers, nn.Flatten(), nn.Linear(example[0].numel(), 1))
+    for parameter in critic.parameters():
+        nn.init.normal_(parameter, 0.0, 0.5)
+    critic = trained_statistics(critic).double()
+    twin = copy.deepcopy(critic)
+    real, fake, eps = images((channels, height, width), n, seed)
+    ours = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused")
+    theirs = reference.wgan_gp_critic_loss(twin, real, fake, eps=eps)
+    torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-9, atol=1e-12)
+    ours_found = gradients(critic, ours.loss)
+    theirs_found = gradients(twin, theirs.loss)
+    largest = max(float(g.abs().max()) for g in theirs_found.values() if g is not None)
+    for name, expected in theirs_found.items():
+        found = ours_found[name]
+        assert (found is None) == (expected is None)
+        if found is not None:
+            torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9 * largest + 1e-13)
+
+
+class Absolute(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs()
+
+
+def agree(critic: nn.Module, shape: tuple[int, ...], args: tuple[Any, ...] = ()) -> None:
+    real, fake, eps = images(shape, 4, seed=9)
+    ours = fastgan.wgan_gp_critic_loss(
+        critic, real, fake, eps=eps, path="fused", critic_args=args
+    ).loss
+    found = gradients(critic, ours)
+    theirs = reference.wgan_gp_critic_loss(lambda x: critic(x, *args), real, fake, eps=eps).loss
+    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+    assert_same(found, gradients(critic, theirs))
+
+
+def refusal(critic: Any, shape: tuple[int, ...], args: tuple[Any, ...] = ()) -> str:
+    real, fake, _ = images(shape, 3)
+    with pytest.raises(fastgan.UnsupportedCriticError) as caught:
+        fastgan.gradient_penalty(critic, real, fake, path="fused", critic_args=args)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("build", [WGANCritic, MLPDiscriminator, DCGANDiscriminator])
+def test_conditional_critics_take_their_labels(build: Callable[..., nn.Module]) -> None:
+    output = {} if build is WGANCritic else {"output": "logits"}
+    critic = build(nc=2, image_size=16, num_classes=3, **output).eval().double()
+    scaled(critic)
+    for labels in (torch.tensor([0, 2, 1, 1]), torch.tensor([2, 2, 0, 1])):
+        agree(critic, (2, 16, 16), (labels,))
+
+
+def test_labels_are_checked_at_every_call() -> None:
+    critic = WGANCritic(1, 2, 16, num_classes=3)
+    real, fake, _ = images((1, 16, 16), 2, dtype=torch.float32)
+    fastgan.gradient_penalty(critic, real, fake, critic_args=(torch.tensor([0, 1]),))
+    with pytest.raises(ValueError, match="label 3"):
+        fastgan.gradient_penalty(critic, real, fake, critic_args=(torch.tensor([0, 3]),))
+
+
+def test_embeddings_of_labels_are_learnt_too() -> None:
+    torch.manual_seed(0)
+    agree(Projection().double(), (2, 4, 4), (torch.tensor([0, 2, 1, 1]),))
+
+
+@pytest.mark.parametrize("name", ["dcgan-16", "residual", "bound", "grouped-dilated"])
+def test_third_derivatives_are_right(name: str) -> None:
+    critic, shape = make(name)
+    real, fake, eps = images(shape, 2, seed=3)
+    parameters = [p for p in critic.parameters() if p.requires_grad]
+    found = []
+    for path in ("fused", "autograd"):
+        loss = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path=path).loss
+        first = torch.autograd.grad(loss, parameters, create_graph=True)
+        size = sum(g.square().sum() for g in first)
+        found.append(torch.autograd.grad(size, parameters, allow_unused=True))
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_pass_gradcheck_and_gradgradcheck() -> None:
+    critic, shape = make("vectors")
+    real, fake, eps = images(shape, 3)
+    inputs = tuple(p.detach().clone().requires_grad_() for p in critic.parameters())
+
+    def value(*weights: Tensor) -> Tensor:
+        for module, names in ((critic[0], weights[:2]), (critic[2], weights[2:])):  # type: ignore[index]
+            del module.weight, module.bias
+            module.weight, module.bias = names
+        return fastgan.gradient_penalty(critic, real, fake, eps=eps, path="fused")
+
+    assert torch.autograd.gradcheck(value, inputs)
+    assert torch.autograd.gradgradcheck(value, inputs, atol=1e-4)
+
+
+def test_backward_a_second_time_gives_the_same_gradient_again() -> None:
+    critic, shape = make("dcgan-16")
+    real, fake, eps = images(shape, 3)
+    loss = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused").loss
+    loss.backward(retain_graph=True)
+    once = {name: p.grad.clone() for name, p in critic.named_parameters()}
+    critic.zero_grad()
+    loss.backward()
+    assert_same({name: p.grad for name, p in critic.named_parameters()}, once)
+    with pytest.raises(RuntimeError, match="second time"):
+        loss.backward()
+
+
+def test_gradients_accumulate_and_scale() -> None:
+    critic, shape = make("dcgan-16")
+    real, fake, eps = images(shape, 3)
+    once = gradients(
+        critic, fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused").loss
+    )
+    once = {name: g.clone() for name, g in once.items() if g is not None}
+    critic.zero_grad()
+    for scale in (1.0, 2.0):
+        loss = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused").loss
+        (loss * scale).backward()
+    for name, parameter in critic.named_parameters():
+        torch.testing.assert_close(parameter.grad, 3 * once[name])
+
+
+def test_parameter_hooks_fire() -> None:
+    critic, shape = make("dcgan-16")
+    real, fake, _ = images(shape, 3)
+    seen: list[str] = []
+    for name, parameter in critic.named_parameters():
+        parameter.register_post_accumulate_grad_hook(lambda p, name=name: seen.append(name))
+    fastgan.wgan_gp_critic_loss(critic, real, fake, path="fused").loss.backward()
+    assert sorted(seen) == sorted(name for name, _ in critic.named_parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_matches_float32_and_keeps_norms_wide(dtype: torch.dtype) -> None:
+    critic, shape = make("dcgan-32")
+    critic = critic.float()
+    real, fake, eps = images(shape, 6, dtype=torch.float32)
+    exact = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="autograd")
+    expected = gradients(critic, exact.loss)
+    errors = {}
+    for path in ("fused", "autograd"):
+        with torch.autocast("cpu", dtype=dtype):
+            result = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path=path)
+        assert result.loss.dtype == result.penalty.dtype == torch.float32
+        found = gradients(critic, result.loss)
+        errors[path] = max(
+            float((found[k] - g).norm() / g.norm())  # type: ignore[operator, union-attr]
+            for k, g in expected.items()
+            if g is not None
+        )
+        assert all(g is None or g.dtype == torch.float32 for g in found.values())
+    assert errors["fused"] <= 2 * errors["autograd"] + 1e-3
+
+
+def test_grad_scaler_unscales_to_the_same_gradient() -> None:
+    critic, shape = make("dcgan-16")
+    critic = critic.float()
+    real, fake, eps = images(shape, 4, dtype=torch.float32)
+    expected = gradients(
+        critic, fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused").loss
+    )
+    expected = {k: g.clone() for k, g in expected.items() if g is not None}
+    optimizer = torch.optim.SGD(critic.parameters(), lr=0.0)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**12)
+    critic.zero_grad()
+    with torch.autocast("cpu", dtype=torch.float16):
+        loss = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused").loss
+    scaler.scale(loss).backward()
+    scaler.unscale_(optimizer)
+    for name, parameter in critic.named_parameters():
+        error = (parameter.grad - expected[name]).norm() / expected[name].norm()
+        assert error < 0.02
+
+
+def test_zero_gradient_gives_zero_not_nan() -> None:
+    critic, shape = make("dcgan-16")
+    nn.init.zeros_(critic.main[0].weight)  # type: ignore[union-attr, index]
+    real, fake, _ = images(shape, 3)
+    for target in (0.0, 1.0):
+        value = fastgan.gradient_penalty(critic, real, fake, target=target, path="fused")
+        found = gradients(critic, value)
+        assert value.item() == 10 * target**2
+        assert all(g is None or torch.equal(g, torch.zeros_like(g)) for g in found.values())
+
+
+def test_value_without_grad_mode_has_no_graph() -> None:
+    critic, shape = make("residual")
+    real, fake, eps = images(shape, 3)
+    expected = reference.wgan_gp_critic_loss(critic, real, fake, eps=eps)
+    with torch.no_grad():
+        result = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused")
+    assert not result.loss.requires_grad
+    torch.testing.assert_close(result.loss, expected.loss.detach())
+
+
+def test_wrapped_and_compiled_code_gets_the_same_loss() -> None:
+    critic, shape = make("dcgan-16")
+    real, fake, eps = images(shape, 3)
+
+    def loss(real: Tensor, fake: Tensor) -> Tensor:
+        return 2 * fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps).loss
+
+    expected = loss(real, fake)
+    torch.testing.assert_close(torch.compile(loss, backend="eager")(real, fake), expected)
+    compiled = torch.compile(critic, backend="eager")
+    again = fastgan.wgan_gp_critic_loss(compiled, real, fake, eps=eps, path="fused").loss
+    torch.testing.assert_close(2 * again, expected)
+
+
+# Which critics are taken, and what is said of the others ---------------------------------------
+
+
+class Valued(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flatten(1).sum(1) if x.mean() > 0 else x.flatten(1).mean(1)
+
+
+class Noisy(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x + torch.randn(1)).flatten(1).sum(1)
+
+
+class MiniBatch(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - x.mean(0)).flatten(1).sum(1)
+
+
+class Stopped(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = x * 2.0
+        return self.layer(x.flatten(1)).view(-1)
+
+
+@pytest.mark.parametrize(
+    ("critic", "named"),
+    [
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 1), nn.Softplus()), r"'2' (Softplus)"),
+        (nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(4, 1)), "training mode"),
+        (nn.Sequential(nn.Dropout(0.5), nn.Flatten(), nn.Linear(4, 1)), "dropout"),
+        (nn.Sequential(nn.LayerNorm(2), nn.Flatten(), nn.Linear(4, 1)), "'0' (LayerNorm)"),
+        (
+            nn.Sequential(nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), nn.Flatten()),
+            "padding_mode",
+        ),
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 2)), "one score per sample"),
+        (nn.DataParallel(nn.Linear(2, 1)), "DataParallel"),
+        (lambda x: x.flatten(1).sum(1), "function"),
+        (Valued(), "mean"),
+        (Noisy(), "randn"),
+        (MiniBatch(), "batch"),
+        (Stopped(), "grad"),
+    ],
+    ids=lambda value: type(value).__name__ if callable(value) else "",
+)
+def test_what_is_not_taken_is_named_and_falls_back_with_one_warning(
+    critic: Any, named: str
+) -> None:
+    assert named in refusal(critic, (1, 2, 2))
+
+
+def test_a_fallback_warns_once_and_is_still_right() -> None:
+    critic = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.CELU(0.7), nn.Linear(3, 1)).double()
+    real, fake, eps = images((1, 2, 2), 3)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        values = [fastgan.gradient_penalty(critic, real, fake, eps=eps) for _ in range(2)]
+    messages = [str(w.message) for w in caught if w.category is fastgan.FallbackWarning]
+    assert len(messages) == 1
+    assert "'2' (CELU)" in messages[0]
+    assert caught[0].filename == __file__
+    expected = reference.gradient_penalty(critic, real, fake, eps=eps)
+    torch.testing.assert_close(values[1], expected)
+
+
+def test_hooks_inside_are_obeyed() -> None:
+    critic, shape = make("dcgan-16")
+    agree(critic, shape)
+    handle = critic.main[2].register_forward_hook(lambda m, i, o: 2 * o)  # type: ignore[union-attr, index]
+    assert "'main.2' (Conv2d) has a forward hook" in refusal(critic, shape)
+    real, fake, eps = images(shape, 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        value = fastgan.gradient_penalty(critic, real, fake, eps=eps)
+    torch.testing.assert_close(value, reference.gradient_penalty(critic, real, fake, eps=eps))
+    handle.remove()
+    agree(critic, shape)
+
+
+def test_a_plan_follows_changes_of_the_critic() -> None:
+    critic, shape = make("grouped-dilated")
+    agree(critic, shape)
+    critic[1].negative_slope = 0.7  # type: ignore[index, union-attr]
+    agree(critic, shape)
+    critic[3] = nn.ReLU()  # type: ignore[index]
+    agree(critic, shape)
+    critic[8].p = 0.5  # type: ignore[index, union-attr]
+    assert "dropout" in refusal(critic, shape)
+    critic.eval()
+    agree(critic, shape)
+    critic[0].weight.data.mul_(2)  # type: ignore[index, union-attr, operator]
+    critic[0].bias = nn.Parameter(torch.ones(6, dtype=torch.float64))  # type: ignore[index, union-attr]
+    agree(critic, shape)
+    nn.utils.parametrizations.weight_norm(critic[0])  # type: ignore[index]
+    agree(critic, shape)
+    agree(critic, (4, 8, 9))
+
+
+def test_another_view_of_what_changes_in_place_is_seen() -> None:
+    class Shortcut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first = nn.Linear(3, 3)
+            self.second = nn.Linear(3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = self.first(x)
+            shortcut = h  # the same tensor: it sees the ReLU
+            h = F.relu(h, inplace=True)
+            return self.second(h + 2 * shortcut).view(-1)
+
+    torch.manual_seed(0)
+    agree(Shortcut().double(), (3,))
+
+
+def test_plans_keep_no_critic_alive() -> None:
+    critic, shape = make("residual")
+    real, fake, _ = images(shape, 2)
+    fastgan.gradient_penalty(critic, real, fake, path="fused").backward()
+    gone = weakref.ref(critic)
+    del critic
+    gc.collect()
+    assert gone() is None
+
+
+def test_the_critic_is_left_as_it_was() -> None:
+    critic, shape = make("bound")
+    before = copy.deepcopy(critic.__dict__)
+    real, fake, _ = images(shape, 2)
+    copies = real.clone(), fake.clone()
+    fastgan.wgan_gp_critic_loss(critic, real, fake, path="fused").loss.backward()
+    assert critic.__dict__.keys() == before.keys()
+    assert torch.equal(real, copies[0])
+    assert torch.equal(fake, copies[1])
+
+
+# What it costs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["penalty", "critic loss"])
+def test_at_most_four_convolutions_a_layer_and_none_dilated(whole: bool) -> None:
+    critic = WGANCritic(3, 4, 64)
+    layers = sum(isinstance(m, nn.Conv2d) for m in critic.modules())
+    real, fake, _ = images((3, 64, 64), 2, dtype=torch.float32)
+    function: Any = fastgan.wgan_gp_critic_loss if whole else fastgan.gradient_penalty
+    calls = {}
+    for path in ("fused", "autograd"):
+        for _ in range(2):  # the first call traces the critic, on tensors without memory
+            with torch.profiler.profile(record_shapes=True) as profile:
+                result = function(critic, real, fake, path=path)
+                (result.loss if whole else result).backward()
+        calls[path] = [
+            (event.name, event.input_shapes[1])
+            for event in profile.events()
+            if event.name in ("aten::convolution", "aten::convolution_backward")
+        ]
+    assert 0 < len(calls["fused"]) <= 4 * layers
+    # Double backward convolves with a map as the filter, dilated by the stride.
+    assert max(largest_filter(calls["autograd"])) > 4
+    assert max(largest_filter(calls["fused"])) == 4
+
+
+def largest_filter(calls: list[tuple[str, list[int]]]) -> list[int]:
+    return [max(shape[2:]) for name, shape in calls if name == "aten::convolution"]
+
+
+def test_a_run_follows_autograds_trajectory() -> None:
+    torch.manual_seed(0)
+    start, shape = make("dcgan-16")
+    data = torch.Generator().manual_seed(1)
+    batches = [torch.randn(2, 6, *shape, generator=data, dtype=torch.float64) for _ in range(300)]
+    ends = []
+    for path in ("fused", "autograd"):
+        critic = copy.deepcopy(start)
+        optimizer = torch.optim.Adam(critic.parameters(), lr=1e-3, betas=(0.0, 0.9))
+        stream = torch.Generator().manual_seed(2)
+        for real, fake in batches:
+            optimizer.zero_grad()
+            loss = fastgan.wgan_gp_critic_loss(
+                critic, real + 0.5, fake, generator=stream, path=path
+            ).loss
+            loss.backward()
+            optimizer.step()
+        ends.append((float(loss), torch.cat([p.detach().flatten() for p in critic.parameters()])))
+    assert ends[0][0] == pytest.approx(ends[1][0], rel=1e-6)
+    torch.testing.assert_close(ends[0][1], ends[1][1], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(ends[0][1], torch.cat([p.flatten() for p in start.parameters()]))
+
+
+# What explain says -----------------------------------------------------------------------------
+
+
+def test_explain_names_every_layer_of_a_fused_critic() -> None:
+    critic = WGANCritic(3, 4, 32, num_classes=2)
+    report = fastgan.explain(critic)
+    assert [row.op for row in report.rows[:2]] == ["gradient_penalty", "wgan_gp_critic_loss"]
+    assert {row.path for row in report.rows} == {"aten"}
+    named = {row.layer for row in report.rows}
+    assert {f"main.{i}" for i in range(len(critic.main))} <= named
+    assert str(report).splitlines()[0].split() == ["layer", "op", "path", "reason"]
+
+
+@pytest.mark.parametrize(
+    ("critic", "words"),
+    [
+        (WGANCritic(1, 2, 16, norm="batch"), "'main.3' (BatchNorm2d): batch norm in training"),
+        (WGANCritic(1, 2, 16, norm="layer"), "'main.3' (GroupNorm)"),
+        (WGANCritic(1, 2, 16, norm="instance"), "'main.3' (InstanceNorm2d)"),
+        (nn.Sequential(nn.Linear(5, 3), nn.Tanh(), nn.Linear(3, 1)), "'1' (Tanh)"),
+        (lambda x: x, "function"),
+    ],
+    ids=["batch", "layer", "instance", "tanh", "function"],
+)
+def test_explain_gives_the_reason_for_autograds_path(critic: Any, words: str) -> None:
+    report = fastgan.explain(critic)
+    assert report.rows[0].path == "autograd"
+    assert words in report.rows[0].reason
+    assert words in str(report)
+
+
+def test_explain_tells_of_parameters_that_move() -> None:
+    report = fastgan.explain(spectral(WGANCritic(1, 4, 16)))
+    assert report.rows[0].path == "aten"
+    assert "spectral norm" in report.rows[1].reason
+
+
+def test_explain_wants_an_input_where_it_finds_none() -> None:
+    with pytest.raises(fastgan.ConfigError, match="images is None"):
+        fastgan.explain(nn.Flatten())
+    critic, shape = make("residual")
+    assert fastgan.explain(critic, images(shape, 2)[0]).rows[0].path == "aten"
+    assert {row.op for row in fastgan.explain().rows} >= {"clip_"}

@@ -74,13 +74,13 @@ class Activation(Step):
             self.overwriting(output[: rows.primal])
         if rows.primal < input.size(0):
             self.masked(input[rows.primal :], rows.points, output[rows.primal :])
-        return output, output[: rows.primal]
+        return output, output
 
     def signal(self, grad: Tensor, parameters: Parameters, to: Target) -> Gradients:
         out = to.out
         if out is None:
             out = grad if to.overwrite else torch.empty_like(grad)
-        return [self.masked(grad, to.kept, out)]
+        return [self.masked(grad, to.kept[: grad.size(0)], out)]
 
 
 class MaskedActivation(Step):

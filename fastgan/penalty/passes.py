@@ -168,18 +168,13 @@ class Passes:
                     inputs = [input[:primal] for input in inputs]
                 self._accumulate(index, inputs, grad, primal, run.kept[index], masks)
 
-            def room(index: int, grad: Tensor) -> Tensor | None:
-                """Where the rows of fakes and reals stand before those of the points."""
-                if index not in signals:
+            def room(maker: int, output: Tensor) -> Tensor | None:
+                """Where the rows of fakes and reals stand before those of the points: in the
+                memory of the activation's output, which nobody wants after its mask."""
+                if maker not in signals:
                     return None
-                tail = signals[index]
-                buffers[index] = torch.empty_strided(
-                    (batch.size(0), *tail.shape[1:]),
-                    tail.stride(),
-                    dtype=tail.dtype,
-                    device=tail.device,
-                )
-                return buffers[index][:primal]
+                buffers[maker] = output
+                return output[:primal]
 
             sign = torch.ones_like(run.output[:primal])
             sign[count:] = -1
@@ -253,7 +248,7 @@ class Passes:
             if any(wanted):
                 out = None
                 if room is not None and planned.step.keeps_output and planned.overwrites:
-                    out = room(planned.inputs[0] - 1, grad)
+                    out = room(planned.inputs[0] - 1, run.kept[index])
                 target = Target(
                     run.kept[index],
                     [self.shapes[value] for value in planned.inputs],

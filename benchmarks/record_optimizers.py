@@ -12,6 +12,8 @@ benchmarks/results/optimizers-<device>.json holds:
     versions    of python, torch, fastgan, and the instruction set of the CPU loops
     rows        one for each work and list of shapes:
         work, shapes, weights, rounds   what was done, on how many float32 weights, how often
+        cold                            whether each contender had weights of its own, see
+                                        optimizer_cases.py
         median_us, min_us               microseconds of each contender, Python included
         best_peer                       the peer with the least median
         times_faster                    its median over fastgan's
@@ -100,8 +102,9 @@ def table(device: str) -> str:
     for row in result["rows"]:
         median = row["median_us"]
         best = row["best_peer"]
+        shapes = row["shapes"] + ", cold" * (row["cold"] and row["weights"] < 10_000_000)
         lines.append(
-            f"| {row['work']} | {row['shapes']} | {median['fastgan'] / 1000:.2f} ms | "
+            f"| {row['work']} | {shapes} | {median['fastgan'] / 1000:.2f} ms | "
             f"{median[best] / 1000:.2f} ms | {best} | {row['times_faster']:.2f} | "
             f"{row['percent_of_copy']}% |"
         )

@@ -14,7 +14,7 @@ DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.work}-{case.shapes}")
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.work}-{c.shapes}" + "-cold" * c.cold)
 def test_step_and_clip(benchmark, case, device):
     benchmark.extra_info.update(measure(case, device))
     benchmark.extra_info["device"] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
+from typing import NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from torch.nn.parameter import is_lazy
 
 from fastgan.errors import ConfigError, DtypeError
 from fastgan.ops.clip import DTYPES
+from fastgan.ops.registration import call_counting_writes
 
 __all__ = ["clip_bounds", "clip_lists", "clip_weights_"]
 
@@ -57,11 +59,12 @@ def clip_weights_(
     lower, upper = clip_bounds(clip)
     tensors: list[Tensor] = []
     seen: set[int] = set()
-    for name, tensor in _named_tensors(params_or_module, include_norm):
+    for place, tensor in _placed_tensors(params_or_module, include_norm):
         if id(tensor) in seen:
             continue
         seen.add(id(tensor))
-        _check_clippable(name, tensor)
+        if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES or is_lazy(tensor):
+            _refuse(place, tensor)
         tensors.append(tensor)
     with torch.no_grad():
         clip_lists(tensors, lower, upper)
@@ -91,8 +94,12 @@ def clip_lists(
         [[1.0, 1.0], [1.0, 1.0]]
     """
     lists: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
+    device, dtype = None, None
     for tensor in tensors:
-        alike, shadows = lists.setdefault((tensor.device, tensor.dtype), ([], []))
+        # Most often the same as before, and then found without hashing a device.
+        if tensor.dtype is not dtype or tensor.device != device:
+            device, dtype = tensor.device, tensor.dtype
+            alike, shadows = lists.setdefault((device, dtype), ([], []))
         alike.append(tensor)
         if shadow_of is not None:
             shadow = shadow_of(tensor)
@@ -102,7 +109,11 @@ def clip_lists(
         skip = found_inf
         if skip is not None and skip.device != device:
             skip = skip.to(device, non_blocking=True)
-        torch.ops.fastgan.clip_tensors_(alike, shadows, lower, upper, skip)
+        call_counting_writes(
+            torch.ops.fastgan.clip_tensors_.default,
+            (alike, shadows),
+            *(alike, shadows, lower, upper, skip),
+        )
 
 
 def clip_bounds(clip: float | tuple[float, float]) -> tuple[float, float]:
@@ -136,15 +147,15 @@ def _number(value: object) -> float | None:
     return float(value)
 
 
-def _named_tensors(
+def _placed_tensors(
     params_or_module: nn.Module | Tensor | Iterable[Tensor], include_norm: bool
-) -> Iterator[tuple[str, Tensor]]:
+) -> Iterator[tuple[str | int | None, Tensor]]:
+    """Each tensor with its name in the module, its number in the iterable, or None if alone."""
     if isinstance(params_or_module, nn.Module):
         for prefix, module in params_or_module.named_modules():
             if not include_norm and isinstance(module, NORM_LAYERS):
                 continue
-            for name, parameter in module.named_parameters(prefix=prefix, recurse=False):
-                yield f"parameter {name!r}", parameter
+            yield from module.named_parameters(prefix=prefix, recurse=False)
         return
     if not include_norm:
         raise ConfigError(
@@ -152,23 +163,25 @@ def _named_tensors(
             f"got {type(params_or_module).__name__}"
         )
     if isinstance(params_or_module, Tensor):
-        yield "the tensor", params_or_module
+        yield None, params_or_module
         return
     if not isinstance(params_or_module, Iterable):
         raise DtypeError(
             f"params_or_module is {type(params_or_module).__name__}; "
             "expected a module, a tensor or an iterable of tensors"
         )
-    for index, tensor in enumerate(params_or_module):
-        yield f"parameter number {index}", tensor
+    yield from enumerate(params_or_module)
 
 
-def _check_clippable(name: str, tensor: Tensor) -> None:
+def _refuse(place: str | int | None, tensor: Tensor) -> NoReturn:
+    if place is None:
+        name = "the tensor"
+    else:
+        name = f"parameter {place!r}" if isinstance(place, str) else f"parameter number {place}"
     if not isinstance(tensor, Tensor):
         raise DtypeError(f"{name} is {type(tensor).__name__}; expected a tensor")
     if is_lazy(tensor):
         raise DtypeError(f"{name} has no values yet; run the module once, then clip")
-    if tensor.dtype not in DTYPES:
-        raise DtypeError(
-            f"{name} has dtype {tensor.dtype}; expected float64, float32, float16 or bfloat16"
-        )
+    raise DtypeError(
+        f"{name} has dtype {tensor.dtype}; expected float64, float32, float16 or bfloat16"
+    )

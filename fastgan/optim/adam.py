@@ -121,7 +121,6 @@ class Adam(ClippingOptimizer, torch.optim.Adam):
         run_step_op(
             torch.ops.fastgan.adam_step_.default,
             lists,
-            states,
             grad_scale is not None,
             lists.params,
             lists.grads,

@@ -17,6 +17,7 @@ from torch.nn.parameter import is_lazy
 
 from fastgan.errors import ConfigError, DtypeError
 from fastgan.ops.clip import DTYPES
+from fastgan.ops.registration import call_counting_writes
 from fastgan.weight_clipping import clip_bounds, clip_lists
 
 __all__ = ["Clip", "ClipWhen", "ClippingOptimizer", "StepLists"]
@@ -285,25 +286,14 @@ class ClippingOptimizer(torch.optim.Optimizer):
 def run_step_op(
     op: torch._ops.OpOverload,
     lists: StepLists,
-    written: Iterable[list[Tensor]],
     scaled: bool,
     *args: Any,
 ) -> None:
-    """Calls a step's op, counting the writes itself where nothing traces.
-
-    The op's own way to count them, in Python below the dispatcher, costs as much as the rest of a
-    small network's step.
-    """
-    if torch.compiler.is_compiling():
-        op(*args)
-        return
-    for tensors in (lists.params, lists.steps, lists.shadows, *written):
-        if tensors:
-            torch._C._increment_version(tensors)
+    """Calls a step's op; `scaled`: the gradients are written too."""
+    written = [lists.params, lists.steps, lists.shadows, *lists.states]
     if scaled:
-        torch._C._increment_version(lists.grads)
-    with torch._C._AutoDispatchBelowADInplaceOrView():
-        op(*args)
+        written.append(lists.grads)
+    call_counting_writes(op, written, *args)
 
 
 def _complete_state(state: dict[str, Any], param: Tensor, names: list[str]) -> None:

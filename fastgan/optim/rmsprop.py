@@ -119,7 +119,6 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
         run_step_op(
             torch.ops.fastgan.rmsprop_step_.default,
             lists,
-            states,
             grad_scale is not None,
             lists.params,
             lists.grads,

@@ -20,6 +20,7 @@ from fastgan.losses import (
     wasserstein_generator_loss,
 )
 from fastgan.noise import sample_noise
+from fastgan.optim import Adam, RMSprop
 from fastgan.penalty import wgan_gp_critic_loss
 from fastgan.training.config import TrainConfig
 from fastgan.weight_clipping import clip_weights_
@@ -33,9 +34,9 @@ def build_optimizer(config: TrainConfig, module: nn.Module, lr: float) -> torch.
     assert config.beta2 is not None
     parameters = module.parameters()
     if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, betas=(config.beta1, config.beta2))
+        return Adam(parameters, lr=lr, betas=(config.beta1, config.beta2))
     if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=lr)
+        return RMSprop(parameters, lr=lr)
     return torch.optim.SGD(parameters, lr=lr, momentum=config.beta1)
 
 
@@ -113,9 +114,14 @@ class Players:
                     metrics["d_fake"] = score_fake.detach().float().sigmoid().mean()
         metrics["loss_d"] = loss.detach()
         self.scaler_d.scale(loss).backward()
+        clips_after = config.model == "wgan" and config.clip_when == "after"
+        clips_in_step = clips_after and isinstance(self.optimizer_d, (RMSprop, Adam))
+        if clips_in_step:
+            for group in self.optimizer_d.param_groups:
+                group["clip"] = config.clip  # here, where a loaded checkpoint can't have its own
         self.scaler_d.step(self.optimizer_d)
         self.scaler_d.update()
-        if config.model == "wgan" and config.clip_when == "after":
+        if clips_after and not clips_in_step:
             clip_weights_(self.discriminator, config.clip)
         return metrics
 

@@ -62,6 +62,9 @@ class Activation(Step):
     def apply(self, inputs: Tensors, parameters: Parameters) -> Tensor:
         return self.function(inputs[0])
 
+    def example(self, inputs: Tensors, parameters: Parameters) -> Tensor:
+        return inputs[0]
+
     def run(self, inputs: Tensors, parameters: Parameters, rows: Rows) -> tuple[Tensor, Any]:
         input = inputs[0]
         if not rows.overwrite:
@@ -107,6 +110,9 @@ class MaskedActivation(Step):
     def apply(self, inputs: Tensors, parameters: Parameters) -> Tensor:
         return self.function(inputs[0])
 
+    def example(self, inputs: Tensors, parameters: Parameters) -> Tensor:
+        return inputs[0]
+
     def run(self, inputs: Tensors, parameters: Parameters, rows: Rows) -> tuple[Tensor, Any]:
         input = inputs[0]
         slope = self.derivative(input[: rows.primal]) if rows.primal else None
@@ -131,6 +137,9 @@ class PReLU(Step):
         (slope,) = parameters
         assert slope is not None
         return F.prelu(inputs[0], slope)
+
+    def example(self, inputs: Tensors, parameters: Parameters) -> Tensor:
+        return inputs[0]
 
     @staticmethod
     def _slope(parameters: Parameters, input: Tensor) -> Tensor:

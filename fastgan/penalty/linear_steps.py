@@ -89,6 +89,35 @@ class Convolution(Step):
         assert weight is not None
         return self._convolve(inputs[0], weight, bias)
 
+    def example(self, inputs: Tensors, parameters: Parameters) -> Tensor:
+        # By hand: a convolution without memory imports torch's compiler, which takes seconds.
+        weight = parameters[0]
+        assert weight is not None
+        images = inputs[0]
+        channels = weight.size(1) * self.groups
+        expected = weight.size(0) if self.transposed else channels
+        if images.size(1) != expected:
+            raise ValueError(f"a convolution of {expected} channels got {images.size(1)}")
+        size = []
+        for length, taps, stride, padding, dilation, extra in zip(
+            images.shape[2:],
+            weight.shape[2:],
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.output_padding,
+            strict=True,
+        ):
+            reach = dilation * (taps - 1) + 1 - 2 * padding
+            if self.transposed:
+                size.append((length - 1) * stride + reach + extra)
+            else:
+                size.append((length - reach) // stride + 1)
+        if min(size) < 1:
+            raise ValueError(f"a convolution makes shape {tuple(images.shape)} empty")
+        reached = channels if self.transposed else weight.size(0)
+        return images.new_empty(images.size(0), reached, *size)
+
     def prepare(self, parameters: Parameters) -> list[Tensor | None]:
         weight, bias = parameters
         assert weight is not None

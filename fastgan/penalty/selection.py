@@ -24,7 +24,8 @@ _plans: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Plan | str]] 
 _PLANS_PER_CRITIC = 16
 _SCALARS = (bool, int, float, str, type(None))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_WALKED = {"_parameters", "_buffers", "_modules", *_HOOKS}
+#: What every module holds, and is walked or of no consequence to what forward computes.
+_COMMON = set(vars(nn.Module())) - {"training"}
 
 
 def inner_critic(critic: Any) -> Any:
@@ -100,7 +101,7 @@ def _fingerprint(critic: nn.Module) -> Hashable:
     for name, module in critic.named_modules(remove_duplicate=False):
         found.append((name, id(module), type(module)))
         for key, value in vars(module).items():
-            if key not in _WALKED and not isinstance(value, Tensor):
+            if key not in _COMMON and not isinstance(value, Tensor):
                 found.append((key, _identified(value)))
         for tensors in (module._parameters, module._buffers):
             found.extend((key, tensor is None) for key, tensor in tensors.items())

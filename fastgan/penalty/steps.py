@@ -105,6 +105,10 @@ class Step:
         """f in plain, differentiable torch functions."""
         raise NotImplementedError
 
+    def example(self, inputs: Tensors, parameters: Parameters) -> Tensor:
+        """The output's shape and dtype, as a tensor without memory, of such inputs."""
+        return self.apply(inputs, parameters)
+
     def prepare(self, parameters: Parameters) -> list[Tensor | None]:
         """The parameters as ``run`` and the others want them, converted once for all passes."""
         return list(parameters)

@@ -370,7 +370,7 @@ class _Tracer(fx.Tracer):
                 None if e is None else e.to(taken[0].dtype) if e.is_floating_point() else e
                 for e in examples
             ]
-            example = step.apply(taken, alike)
+            example = step.example(taken, alike)
         if example.dim() == 0 or example.size(0) != self.batch:
             raise Refused(
                 f"{self._describe(node)} gives shape {tuple(example.shape)}: it doesn't keep the "

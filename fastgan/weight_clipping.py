@@ -16,6 +16,8 @@ from fastgan.ops.registration import call_counting_writes
 
 __all__ = ["clip_bounds", "clip_lists", "clip_weights_"]
 
+_DTYPES = frozenset(DTYPES)
+
 #: Layers that ``include_norm=False`` leaves alone; subclasses count.
 NORM_LAYERS: tuple[type[nn.Module], ...] = (
     nn.modules.batchnorm._NormBase,  # batch norm and instance norm, of every dimension
@@ -60,14 +62,14 @@ def clip_weights_(
     tensors: list[Tensor] = []
     seen: set[int] = set()
     for place, tensor in _placed_tensors(params_or_module, include_norm):
-        if id(tensor) in seen:
+        identity = id(tensor)
+        if identity in seen:
             continue
-        seen.add(id(tensor))
-        if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES or is_lazy(tensor):
+        seen.add(identity)
+        if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPES or is_lazy(tensor):
             _refuse(place, tensor)
         tensors.append(tensor)
-    with torch.no_grad():
-        clip_lists(tensors, lower, upper)
+    clip_lists(tensors, lower, upper)
 
 
 def clip_lists(
@@ -79,6 +81,8 @@ def clip_lists(
     shadow_of: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
     """Clips tensors of any dtypes and devices in place, in one launch a device and dtype.
+
+    As in no-grad mode: also leaves that require grad.
 
     Args:
         tensors: float64, float32, float16 or bfloat16.

@@ -157,12 +157,13 @@ def call_counting_writes(
 ) -> None:
     """Calls an op of :func:`register_in_place_on_lists`, counting its writes ahead of the call.
 
-    For fastgan's own calls, in no-grad mode and with no forward-mode tangents: what the op would do
-    below the dispatcher in Python takes as long as the rest of a small network's step. Where
+    For fastgan's own calls, which mean no-grad mode and no forward-mode tangents: what the op would
+    do below the dispatcher in Python takes as long as the rest of a small network's step. Where
     something traces, the op is called in the ordinary way.
     """
     if torch.compiler.is_compiling():
-        op(*args)
+        with torch.no_grad():
+            op(*args)
         return
     for tensors in written:
         if tensors:

@@ -17,15 +17,26 @@ help:  ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 # torch first: the build reads its headers, so pip must not build in isolation from it.
+define install
+@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+@echo "installing into $(VENV) ..."
+@$(INSTALL) setuptools wheel ninja pybind11 torch numpy
+@$(1) $(INSTALL) --no-build-isolation -e '.[test,bench,lint]'
+@$(BIN)/python -c 'import fastgan; print(fastgan.build_info().summary())'
+endef
+
 $(VENV)/.installed: $(SOURCES)
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@echo "installing into $(VENV) ..."
-	@$(INSTALL) setuptools wheel ninja pybind11 torch numpy
-	@$(INSTALL) --no-build-isolation -e '.[test,bench,lint]'
-	@$(BIN)/python -c 'import fastgan; print(fastgan.build_info().summary())'
+	$(call install)
+	@touch $@ $(VENV)/.installed-for-cpu
+
+# Compiling the CUDA kernels takes longer than all else, and a demo without a GPU can't use them.
+$(VENV)/.installed-for-cpu: $(SOURCES)
+	$(call install,FASTGAN_BUILD_CUDA=0)
 	@touch $@
 
-demo: $(VENV)/.installed  ## train a GAN on handwritten digits (about 3 minutes), show and measure its samples
+DEMO_NEEDS := $(VENV)/.installed$(if $(shell nvidia-smi -L 2>/dev/null),,-for-cpu)
+
+demo: $(DEMO_NEEDS)  ## train a GAN on handwritten digits (about 3 minutes), show and measure its samples
 	@rm -rf $(DEMO)
 	@$(BIN)/fastgan train --model wgan-gp --conditional --data digits --out $(DEMO) \
 	    --steps 1500 --lr 1e-3 --beta1 0.5 --lr-decay linear --n-critic 2 --ndf 32 --max-minutes 2.5

@@ -1,10 +1,10 @@
 """The vanilla GAN's networks: Goodfellow et al. 2014, arXiv 1406.2661, section 5.
 
 Two hidden layers each. Departures: tanh instead of a sigmoid at the end, since images here are
-in [-1, 1]; leaky ReLU in the discriminator where the paper has maxout. Its dropout is there: without
-it the discriminator wins outright, and the generator draws one image for every z. The generator
-starts from He et al. 2015 (arXiv 1502.01852): from torch's default its images hardly depend on z,
-and they never come to.
+in [-1, 1]; leaky ReLU in the discriminator where the paper has maxout. Its dropout is there:
+without it the discriminator wins outright, and the generator draws one image for every z. The
+generator starts from He et al. 2015 (arXiv 1502.01852): from torch's default its images hardly
+depend on z, and they never come to.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class MLPGenerator(nn.Module):
 
 
 class MLPDiscriminator(nn.Module):
-    """D(x), or D(x|y): dense layers from an image to one score per sample, with dropout in training.
+    """D(x), or D(x|y): dense layers from an image to one score per sample; dropout in training.
 
     Args:
         nc: image channels.

@@ -6,6 +6,7 @@ import importlib
 import importlib.machinery
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -195,13 +196,16 @@ def test_kernels_are_launched_through_our_launch_function_alone():
 # --- CUDA, compiled as CI compiles it -------------------------------------------------------------
 
 
-@pytest.mark.parametrize("architecture", ["8.0", "9.0a", "10.0"])
-def test_every_kernel_compiles_without_a_warning_or_a_spill(native_build, architecture, tmp_path):
+@pytest.fixture(scope="module", params=["8.0", "9.0a", "10.0"])
+def compiled_cuda_sources(request, native_build, tmp_path_factory):
+    """Of each CUDA source, for one architecture: the object, and what ptxas reported on it."""
     nvcc = native_build.find_nvcc(os.environ)
     if nvcc is None:
         pytest.skip("needs nvcc: none in CUDA_HOME or on PATH, so no CUDA code was compiled")
-    (target,) = native_build.parse_cuda_architectures(architecture)
-    assert architecture in native_build.DEFAULT_CUDA_ARCHS
+    (target,) = native_build.parse_cuda_architectures(request.param)
+    assert request.param in native_build.DEFAULT_CUDA_ARCHS
+    folder = tmp_path_factory.mktemp("objects")
+    compiled = {}
     for source in native_build.CUDA_SOURCES:
         result = subprocess.run(
             [
@@ -209,7 +213,7 @@ def test_every_kernel_compiles_without_a_warning_or_a_spill(native_build, archit
                 *native_build.CUDA_FLAGS,
                 target.gencode,
                 *("-Werror", "all-warnings", "-Xcompiler=-Werror", "--resource-usage"),
-                *("-c", str(ROOT / source), "-o", str(tmp_path / "object.o")),
+                *("-c", str(ROOT / source), "-o", str(folder / f"{Path(source).stem}.o")),
             ],
             capture_output=True,
             text=True,
@@ -217,10 +221,51 @@ def test_every_kernel_compiles_without_a_warning_or_a_spill(native_build, archit
         )
         report = result.stdout + result.stderr
         assert result.returncode == 0, report
+        compiled[source] = (folder / f"{Path(source).stem}.o", report)
+    return compiled
+
+
+def test_every_kernel_compiles_without_a_warning_or_a_spill(compiled_cuda_sources):
+    for source, (_, report) in compiled_cuda_sources.items():
         spills = [line.strip() for line in report.splitlines() if "spill" in line]
         assert spills, f"ptxas reported on no kernel of {source}"
         for line in spills:
             assert "0 bytes spill stores, 0 bytes spill loads" in line, f"{source}: {line}"
+
+
+def find_cuobjdump(native_build) -> str | None:
+    """Beside nvcc, on PATH, or where Triton brings its own."""
+    folders = [os.environ.get("PATH", "")]
+    nvcc = native_build.find_nvcc(os.environ)
+    if nvcc is not None:
+        folders.insert(0, str(Path(nvcc).resolve().parent))
+    triton = importlib.util.find_spec("triton")
+    if triton is not None and triton.origin is not None:
+        folders.append(str(Path(triton.origin).parent / "backends" / "nvidia" / "bin"))
+    return shutil.which("cuobjdump", path=os.pathsep.join(folders))
+
+
+def test_dense_kernels_over_many_tensors_load_and_store_sixteen_bytes_at_once(
+    compiled_cuda_sources, native_build
+):
+    """Each tensor that a kernel loads so it also stores so: a weight, a state, or a gradient."""
+    cuobjdump = find_cuobjdump(native_build)
+    if cuobjdump is None:
+        pytest.skip("needs cuobjdump: none beside nvcc, on PATH or in Triton")
+    checked = 0
+    for source, (compiled, _) in compiled_cuda_sources.items():
+        for kernel in run(cuobjdump, "-sass", str(compiled), cwd=compiled.parent).split(
+            "Function : "
+        )[1:]:
+            name = kernel.partition("\n")[0]
+            if "step_dense" not in name and "clip_dense_tensors" not in name:
+                continue
+            loads = re.findall(r"\bLDG\.E(?:\.\w+)*\.128\b", kernel)
+            stores = re.findall(r"\bSTG\.E(?:\.\w+)*\.128\b", kernel)
+            assert loads, f"{source}: {name}"
+            assert len(stores) >= len(loads), f"{source}: {name}"
+            checked += 1
+    assert checked
 
 
 # --- Archives -------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 
 #include "chunk_table.h"
 #include "launch.h"
@@ -31,22 +32,54 @@ struct alignas(sizeof(T) * kSize) Pack {
     T elements[kSize];
 };
 
+// pack to `to`, aligned as it, in one instruction. nvcc, left to itself, takes the pack apart for the
+// elements' arithmetic and stores it in pieces, which costs as many transactions.
+template <typename T, int kSize>
+__device__ __forceinline__ void store(T* to, const Pack<T, kSize>& pack) {
+#if defined(__CUDA_ARCH__)
+    if constexpr (kSize > 1 && sizeof(pack) >= sizeof(std::uint32_t)) {
+        constexpr int kWords = static_cast<int>(sizeof(pack) / sizeof(std::uint32_t));
+        static_assert(kWords == 1 || kWords == 2 || kWords == 4);
+        std::uint32_t words[kWords];
+        std::memcpy(words, pack.elements, sizeof(pack));
+        const auto address = __cvta_generic_to_global(to);
+        if constexpr (kWords == 4) {
+            asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};"
+                         :
+                         : "l"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+                         : "memory");
+        } else if constexpr (kWords == 2) {
+            asm volatile("st.global.v2.b32 [%0], {%1, %2};"
+                         :
+                         : "l"(address), "r"(words[0]), "r"(words[1])
+                         : "memory");
+        } else {
+            asm volatile("st.global.b32 [%0], %1;" : : "l"(address), "r"(words[0]) : "memory");
+        }
+        return;
+    }
+#endif
+    *reinterpret_cast<Pack<T, kSize>*>(to) = pack;
+}
+
+template <typename S, typename T, int kSize>
+__device__ __forceinline__ void store_rounded(void* shadows, std::int64_t index,
+                                              const Pack<T, kSize>& params) {
+    Pack<S, kSize> rounded;
+#pragma unroll
+    for (int e = 0; e < kSize; ++e) {
+        rounded.elements[e] = shadow_of<S>(params.elements[e]);
+    }
+    store(static_cast<S*>(shadows) + index, rounded);
+}
+
 template <typename T, int kSize>
 __device__ __forceinline__ void store_shadow(void* shadows, FloatType type, std::int64_t index,
-                                 const Pack<T, kSize>& params) {
+                                             const Pack<T, kSize>& params) {
     if (type == FloatType::float16) {
-        Pack<Half, kSize> rounded;
-        for (int e = 0; e < kSize; ++e) {
-            rounded.elements[e] = shadow_of<Half>(params.elements[e]);
-        }
-        *reinterpret_cast<Pack<Half, kSize>*>(static_cast<Half*>(shadows) + index) = rounded;
+        store_rounded<Half>(shadows, index, params);
     } else {
-        Pack<BFloat16, kSize> rounded;
-        for (int e = 0; e < kSize; ++e) {
-            rounded.elements[e] = shadow_of<BFloat16>(params.elements[e]);
-        }
-        *reinterpret_cast<Pack<BFloat16, kSize>*>(static_cast<BFloat16*>(shadows) + index) =
-            rounded;
+        store_rounded<BFloat16>(shadows, index, params);
     }
 }
 
@@ -83,7 +116,7 @@ struct Neighbours {
 #pragma unroll
         for (int v = 0; v < Step::kValues; ++v) {
             if (step.writes(v)) {
-                *reinterpret_cast<Pack<T, kSize>*>(static_cast<T*>(data[v]) + index[v]) = values[v];
+                store(static_cast<T*>(data[v]) + index[v], values[v]);
             }
         }
         if (data[kShadow] != nullptr) {

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=16)
     parser.add_argument("--batches", type=int, nargs="+", default=[16, 32, 64])
+    parser.add_argument("--dtypes", nargs="+", choices=list(DTYPES), default=list(DTYPES))
     parser.add_argument("--compile", action="store_true", help="torch.compile as one more peer")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -54,7 +55,7 @@ def main() -> None:
         "rows": [],
     }
     for op in OPS:
-        for dtype in DTYPES:
+        for dtype in options.dtypes:
             for batch in options.batches:
                 found = measure(op, dtype, batch, options.rounds, options.compile)
                 shape = [batch, 3, 64, 64]

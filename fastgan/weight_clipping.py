@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
+from operator import attrgetter
 from typing import NoReturn
 
 import torch
@@ -25,6 +26,11 @@ NORM_LAYERS: tuple[type[nn.Module], ...] = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
+
+_PLAIN_TYPES = frozenset({Tensor, nn.Parameter})
+_DTYPE_SET = frozenset(DTYPES)
+_DTYPE = attrgetter("dtype")
+_DEVICE = attrgetter("device")
 
 
 def clip_weights_(
@@ -59,17 +65,54 @@ def clip_weights_(
         True
     """
     lower, upper = clip_bounds(clip)
-    tensors: list[Tensor] = []
-    seen: set[int] = set()
+    if include_norm and not torch.compiler.is_compiling():
+        # A small network's clip takes microseconds, and so would each question asked per tensor in
+        # Python: the common case, plain tensors of one kind, is recognised by loops in C.
+        if isinstance(params_or_module, nn.Module):
+            tensors = _parameters_of(params_or_module)
+        elif isinstance(params_or_module, Iterable) and not isinstance(params_or_module, Tensor):
+            tensors = params_or_module = list(params_or_module)
+        else:
+            tensors = []
+        if _are_alike(tensors):
+            if len(set(map(id, tensors))) < len(tensors):
+                tensors = list({id(tensor): tensor for tensor in tensors}.values())
+            call_counting_writes(
+                torch.ops.fastgan.clip_tensors_.default,
+                (tensors,),
+                *(tensors, (), lower, upper, None),
+            )
+            return
+    placed: dict[int, Tensor] = {}
     for place, tensor in _placed_tensors(params_or_module, include_norm):
-        identity = id(tensor)
-        if identity in seen:
-            continue
-        seen.add(identity)
-        if not isinstance(tensor, Tensor) or tensor.dtype not in _DTYPES or is_lazy(tensor):
+        if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES or is_lazy(tensor):
             _refuse(place, tensor)
-        tensors.append(tensor)
-    clip_lists(tensors, lower, upper)
+        placed.setdefault(id(tensor), tensor)
+    with torch.no_grad():
+        clip_lists(placed.values(), lower, upper)
+
+
+def _parameters_of(module: nn.Module) -> list[Tensor]:
+    """As ``list(module.parameters())``, in any order, tied ones more than once; much faster."""
+    parameters: list[Tensor] = []
+    modules, seen = [module], {id(module)}
+    for each in modules:  # which grows meanwhile
+        for parameter in each._parameters.values():
+            if parameter is not None:
+                parameters.append(parameter)
+        for child in each._modules.values():
+            if child is not None and id(child) not in seen:
+                seen.add(id(child))
+                modules.append(child)
+    return parameters
+
+
+def _are_alike(tensors: list[Tensor]) -> bool:
+    """Whether these are tensors or parameters proper, of one device and one dtype of ours."""
+    if not tensors or not _PLAIN_TYPES.issuperset(map(type, tensors)):
+        return False
+    dtypes = set(map(_DTYPE, tensors))
+    return len(dtypes) == 1 and dtypes <= _DTYPE_SET and len(set(map(_DEVICE, tensors))) == 1
 
 
 def clip_lists(

@@ -531,6 +531,56 @@ def test_clip_weights_clips_tied_weights_once_and_shared_ones_always():
     assert first.bias.max() <= 0.0100001
 
 
+def python_calls(function):
+    """How many calls of Python functions a call of `function` makes."""
+    calls = 0
+
+    def count(frame, event, argument):
+        nonlocal calls
+        calls += event == "call"
+
+    sys.setprofile(count)
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return calls
+
+
+@pytest.mark.parametrize("as_module", [False, True])
+def test_clip_weights_asks_nothing_of_each_tensor_in_python(as_module):
+    few, many = (
+        nn.ParameterList([nn.Parameter(torch.randn(3)) for _ in range(n)]) for n in (3, 50)
+    )
+    if not as_module:
+        few, many = list(few), list(many)
+    fastgan.clip_weights_(few, 0.01)  # whatever the first call alone does
+    expected = python_calls(lambda: fastgan.clip_weights_(few, 0.01))
+    assert python_calls(lambda: fastgan.clip_weights_(many, 0.01)) == expected
+    assert all(weight.abs().max() <= 0.0100001 for weight in many)
+
+
+@pytest.mark.parametrize("dtypes", [(torch.float32,) * 3, (torch.float32, torch.float64) * 2])
+def test_clip_weights_counts_one_write_of_a_tensor_listed_twice(device, dtypes):
+    weights = [torch.randn(5, device=device).to(dtype) for dtype in dtypes]
+    expected = [clamped(weight, -0.1, 0.1) for weight in weights]
+    versions = [weight._version for weight in weights]
+    fastgan.clip_weights_([*weights, weights[0]], 0.1)
+    assert [weight._version for weight in weights] == [version + 1 for version in versions]
+    for weight, value in zip(weights, expected, strict=True):
+        assert_same_bits(weight, value)
+
+
+def test_clip_weights_clips_a_module_with_an_absent_parameter_and_a_shared_child():
+    shared = nn.Linear(3, 3, bias=False)
+    model = nn.Sequential(shared, nn.Sequential(shared, nn.ReLU()), nn.Linear(3, 1))
+    model.register_module("absent", None)
+    version = shared.weight._version
+    fastgan.clip_weights_(model, 0.01)
+    assert shared.weight._version == version + 1
+    assert all(weight.abs().max() <= 0.0100001 for weight in model.parameters())
+
+
 def test_clip_weights_makes_a_later_backward_through_old_values_raise():
     critic = nn.Linear(3, 1)
     x = torch.randn(2, 3, requires_grad=True)

@@ -712,6 +712,15 @@ def test_bad_settings_are_refused_at_once(name, settings, message):
     assert len(optimizer.param_groups) == 1
 
 
+def assert_same_state_dict(actual, expected):
+    assert actual["param_groups"] == expected["param_groups"]
+    assert actual["state"].keys() == expected["state"].keys()
+    for number, state in expected["state"].items():
+        assert actual["state"][number].keys() == state.keys()
+        for key, value in state.items():
+            assert torch.equal(actual["state"][number][key], value)
+
+
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.float8_e4m3fn])
 def test_other_dtypes_are_refused_by_name(name, dtype):
@@ -738,13 +747,37 @@ def test_expanded_parameter_is_refused_as_by_torch(device, name):
         getattr(fastgan.optim, name)([weight]).step()
 
 
-def test_adamw_state_is_refused():
+def test_adamw_state_and_group_are_refused_and_change_nothing():
     params = parameters([(3,)], torch.float32)
     set_gradients((params,), 0)
-    adamw = torch.optim.AdamW(params)
+    adamw = torch.optim.AdamW(params, lr=0.7)
     adamw.step()
+    optimizer = fastgan.optim.Adam(params)
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict())
     with pytest.raises(fastgan.ConfigError, match="decoupled_weight_decay"):
-        fastgan.optim.Adam(params).load_state_dict(adamw.state_dict())
+        optimizer.load_state_dict(adamw.state_dict())
+    assert_same_state_dict(optimizer.state_dict(), before)
+    with pytest.raises(fastgan.ConfigError, match="decoupled_weight_decay"):
+        optimizer.add_param_group({"params": [torch.zeros(2)], "decoupled_weight_decay": True})
+    assert_same_state_dict(optimizer.state_dict(), before)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("bad", [{"clip": (1, -1)}, {"clip_when": "never"}, {"shadow_dtype": 16}])
+def test_state_dict_with_a_bad_setting_is_refused_and_changes_nothing(name, bad):
+    params = parameters([(3,), (2,)], torch.float32)
+    set_gradients((params,), 0)
+    optimizer = getattr(fastgan.optim, name)([{"params": [param]} for param in params], clip=0.5)
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    loaded = copy.deepcopy(before)
+    loaded["param_groups"][0]["lr"] = 0.7
+    loaded["param_groups"][1].update(bad)
+    loaded["state"][0]["step"] += 1
+    with pytest.raises(fastgan.ConfigError, match=next(iter(bad))):
+        optimizer.load_state_dict(loaded)
+    assert_same_state_dict(optimizer.state_dict(), before)
 
 
 # --- GradScaler -----------------------------------------------------------------------------------

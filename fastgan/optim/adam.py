@@ -83,22 +83,13 @@ class Adam(ClippingOptimizer, torch.optim.Adam):
             maximize=maximize,
         )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """As torch's; a group may have its own ``clip``, ``clip_when`` and ``shadow_dtype``."""
-        super().add_param_group(param_group)
-        self._refuse_decoupled_weight_decay()
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._refuse_decoupled_weight_decay()
-
-    def _refuse_decoupled_weight_decay(self) -> None:
+    def _check_settings(self, settings: dict[str, Any]) -> None:
+        super()._check_settings(settings)
         # torch.optim.AdamW's, which a state dict or a group may bring along.
-        for group in self.param_groups:
-            if group.get("decoupled_weight_decay"):
-                raise ConfigError(
-                    "decoupled_weight_decay is True; fastgan.optim.Adam has the L2 penalty alone"
-                )
+        if settings.get("decoupled_weight_decay"):
+            raise ConfigError(
+                "decoupled_weight_decay is True; fastgan.optim.Adam has the L2 penalty alone"
+            )
 
     def _state_names(self, group: dict[str, Any]) -> list[str]:
         names = ["exp_avg", "exp_avg_sq"]

@@ -81,7 +81,18 @@ class ClippingOptimizer(torch.optim.Optimizer):
             "shadow_dtype": shadow_dtype,
         }
         self._shadows: dict[Tensor, Tensor] = {}
-        _check_settings(self._own_defaults)
+        self._check_settings(self._own_defaults)
+
+    def _check_settings(self, settings: ParamGroup) -> None:
+        """Raises ConfigError for a setting that torch knows nothing of; absent ones pass."""
+        if settings.get("clip") is not None:
+            clip_bounds(settings["clip"])
+        _clip_first(settings.get("clip_when", "after"))
+        dtype = settings.get("shadow_dtype")
+        if dtype is not None and dtype not in _SHADOW_DTYPES:
+            raise ConfigError(
+                f"shadow_dtype is {dtype!r}; expected None, torch.bfloat16 or torch.float16"
+            )
 
     # --- Param groups and state dicts -------------------------------------------------------------
 
@@ -95,7 +106,7 @@ class ClippingOptimizer(torch.optim.Optimizer):
         for key, value in self._own_defaults.items():
             self.defaults.setdefault(key, value)
         if isinstance(param_group, dict):  # torch's own message says so where it is none
-            _check_settings({**self.defaults, **param_group})
+            self._check_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
         added = self.param_groups[-1]
         for index, param in enumerate(added["params"]):
@@ -110,6 +121,8 @@ class ClippingOptimizer(torch.optim.Optimizer):
         # Also how torch's load_state_dict stores what it loaded. A state dict of torch.optim's has
         # none of our settings: the groups keep those they had.
         earlier: list[ParamGroup] = self.__dict__.get("param_groups", [])
+        for group in state["param_groups"]:
+            self._check_settings(group)  # ahead of any change
         super().__setstate__(state)
         self._own_defaults = {
             key: self.defaults[key] for key in ("clip", "clip_when", "shadow_dtype")
@@ -119,7 +132,6 @@ class ClippingOptimizer(torch.optim.Optimizer):
             kept = earlier[index] if index < len(earlier) else self._own_defaults
             for key in self._own_defaults:
                 group.setdefault(key, kept[key])
-            _check_settings(group)
             # torch keeps the count of steps on the CPU unless told otherwise; the kernels count
             # where the weights are.
             for param in group["params"]:
@@ -303,17 +315,6 @@ def _complete_state(state: dict[str, Any], param: Tensor, names: list[str]) -> N
     for name in names:
         if name not in state:
             state[name] = torch.zeros_like(param, memory_format=torch.preserve_format)
-
-
-def _check_settings(settings: dict[str, Any]) -> None:
-    if settings["clip"] is not None:
-        clip_bounds(settings["clip"])
-    _clip_first(settings["clip_when"])
-    dtype = settings["shadow_dtype"]
-    if dtype is not None and dtype not in _SHADOW_DTYPES:
-        raise ConfigError(
-            f"shadow_dtype is {dtype!r}; expected None, torch.bfloat16 or torch.float16"
-        )
 
 
 def _clip_first(clip_when: str) -> bool:

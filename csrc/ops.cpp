@@ -284,10 +284,41 @@ MultiTensor multi_tensor(const char* op, const std::vector<ListArgument>& lists)
     return result;
 }
 
-// True where two parameters share memory, as tied ones do: they can't be written at once.
-bool any_overlap(const MultiTensor& tensors) {
+// Whether two tensors share an element, exactly; slow.
+bool share_memory(const MultiTensor& tensors, int place, const MultiTensorItem& a,
+                  const MultiTensorItem& b) {
     const std::int64_t bytes = bytes_of(tensors.type);
-    std::vector<std::pair<const char*, const char*>> extents;
+    std::vector<const char*> elements;
+    elements.reserve(static_cast<std::size_t>(a.numel + b.numel));
+    for (const MultiTensorItem* item : {&a, &b}) {
+        const auto* const begin = static_cast<const char*>(item->data[place]);
+        for (std::int64_t i = 0; i < item->numel; ++i) {
+            const std::int64_t offset =
+                item->layout == MultiTensorItem::kDense
+                    ? i
+                    : tensors.layouts[static_cast<std::size_t>(item->layout)].offset(place, i);
+            elements.push_back(begin + offset * bytes);
+        }
+    }
+    std::sort(elements.begin(), elements.end(), std::less<const char*>());
+    return std::adjacent_find(elements.begin(), elements.end(),
+                              [&](const char* first, const char* second) {
+                                  return second - first < bytes;
+                              }) != elements.end();
+}
+
+enum class Overlap { by_extent, by_element };
+
+// by_extent: true where the tensors at `place` of two parameters may share memory, since each
+// begins before the other ends. by_element: where they do.
+bool any_overlap(const MultiTensor& tensors, int place, Overlap kind) {
+    const std::int64_t bytes = bytes_of(tensors.type);
+    struct Extent {
+        const char* begin;
+        const char* end;
+        const MultiTensorItem* item;
+    };
+    std::vector<Extent> extents;
     extents.reserve(tensors.items.size());
     for (const MultiTensorItem& item : tensors.items) {
         if (item.numel == 0) {
@@ -295,17 +326,21 @@ bool any_overlap(const MultiTensor& tensors) {
         }
         std::int64_t last = item.numel - 1;
         if (item.layout != MultiTensorItem::kDense) {
-            last = tensors.layouts[static_cast<std::size_t>(item.layout)].offset(kParam, last);
+            last = tensors.layouts[static_cast<std::size_t>(item.layout)].offset(place, last);
         }
-        const auto* const begin = static_cast<const char*>(item.data[kParam]);
-        extents.emplace_back(begin, begin + (last + 1) * bytes);
+        const auto* const begin = static_cast<const char*>(item.data[place]);
+        extents.push_back({begin, begin + (last + 1) * bytes, &item});
     }
-    std::sort(extents.begin(), extents.end(), [](const auto& a, const auto& b) {
-        return std::less<const char*>()(a.first, b.first);
-    });
-    for (std::size_t i = 1; i < extents.size(); ++i) {
-        if (std::less<const char*>()(extents[i].first, extents[i - 1].second)) {
-            return true;
+    const auto before = std::less<const char*>();
+    std::sort(extents.begin(), extents.end(),
+              [&](const Extent& a, const Extent& b) { return before(a.begin, b.begin); });
+    for (std::size_t i = 0; i < extents.size(); ++i) {
+        for (std::size_t j = i + 1; j < extents.size() && before(extents[j].begin, extents[i].end);
+             ++j) {
+            if (kind == Overlap::by_extent ||
+                share_memory(tensors, place, *extents[i].item, *extents[j].item)) {
+                return true;
+            }
         }
     }
     return false;
@@ -430,13 +465,14 @@ void optimizer_step(const StepArguments& a, std::vector<ListArgument> states, co
     if (a.found_inf) {
         settings.found_inf = scalar_reference(a.op, "found_inf", *a.found_inf, first, false);
     }
-    if (!any_overlap(tensors)) {
+    if (a.grad_scale && any_overlap(tensors, kGrad, Overlap::by_element)) {
+        fail(a.op, ": gradients that share memory would be divided by grad_scale twice; list each "
+                   "parameter once, with a gradient of its own");
+    }
+    // Parameters that share memory, as tied ones do, can't be written at once.
+    if (!any_overlap(tensors, kParam, Overlap::by_extent)) {
         kernels.step(tensors, rule, settings, first);
         return;
-    }
-    if (a.grad_scale) {
-        fail(a.op, ": parameters that share memory may share a gradient, which must not be divided "
-                   "by grad_scale twice; call GradScaler.unscale_ before the step");
     }
     // One after the other, as torch.optim does, and the clip before or after them all.
     settings.clip_before = settings.clip_after = no_clip;
@@ -447,7 +483,8 @@ void optimizer_step(const StepArguments& a, std::vector<ListArgument> states, co
         kernels.step(only(tensors, i), rule, settings, first);
     }
     // Also without a clip: a shadow was written before a later step on the same memory.
-    kernels.clip(tensors, a.clip_first ? no_clip : clip, settings.shadow_type, settings.found_inf, first);
+    kernels.clip(tensors, a.clip_first ? no_clip : clip, settings.shadow_type, settings.found_inf,
+                 first);
 }
 
 template <const auto& kKernels>

@@ -784,6 +784,56 @@ def test_state_dict_with_a_bad_setting_is_refused_and_changes_nothing(name, bad)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("apart", ["in memory of their own", "side by side"])
+def test_parameters_side_by_side_step_under_a_grad_scale(device, name, apart, monkeypatch):
+    """Columns of one buffer: the extents of such parameters overlap, their elements do not."""
+    monkeypatch.setattr(torch, "_debug_has_internal_overlap", lambda _: 0)  # no gradient is copied
+
+    def optimizer_of(module, **settings):
+        buffer = torch.linspace(-1, 1, 24, device=device).reshape(4, 6)
+        gradient = torch.linspace(3, -2, 24, device=device).reshape(4, 6)
+        params = [nn.Parameter(buffer[:, :3]), nn.Parameter(buffer[:, 3:])]
+        params[0].grad, params[1].grad = gradient[:, :3], gradient[:, 3:]
+        if apart == "in memory of their own":
+            for param in params:
+                param.grad = param.grad.clone()
+        return params, getattr(module, name)(params, lr=0.1, **settings)
+
+    ours_params, ours = optimizer_of(fastgan.optim, clip=0.5)
+    their_params, theirs = optimizer_of(torch.optim, foreach=False)
+    for param in their_params:
+        param.grad /= 4
+    ours.grad_scale = torch.tensor(4.0, device=device)
+    ours.step()
+    reference_step(theirs, their_params, (-0.5, 0.5), "after")
+    for ours_param, their_param in zip(ours_params, their_params, strict=True):
+        torch.testing.assert_close(ours_param, their_param)
+        torch.testing.assert_close(ours_param.grad, their_param.grad)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [(slice(0, 4), slice(3, 7)), (slice(0, 4), slice(0, 4)), (slice(0, 8, 2), slice(2, 9, 2))],
+)
+def test_gradients_that_share_memory_are_refused_under_a_grad_scale(
+    device, name, first, second, monkeypatch
+):
+    monkeypatch.setattr(torch, "_debug_has_internal_overlap", lambda _: 0)  # no gradient is copied
+    shared = torch.ones(9, device=device)
+    params = parameters([(4,), (4,)], torch.float32, device=device)
+    params[0].grad, params[1].grad = shared[first], shared[second]
+    optimizer = getattr(fastgan.optim, name)(params, clip=0.5)
+    before = [param.detach().clone() for param in params]
+    optimizer.grad_scale = torch.tensor(4.0, device=device)
+    with pytest.raises(RuntimeError, match="gradients that share memory"):
+        optimizer.step()
+    for param, value in zip(params, before, strict=True):
+        assert torch.equal(param.detach(), value)
+    assert shared.unique().tolist() == [1.0]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("unscale_first", [False, True])
 def test_under_a_grad_scaler_as_torchs_and_a_found_infinity_skips_all(device, name, unscale_first):
     ours_params = parameters([(65,), (4, 5)], torch.float32, device)

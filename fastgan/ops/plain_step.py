@@ -58,6 +58,8 @@ class PlainStep:
         if not self.params:
             return
         check_bounds(self.op, self.params[0].dtype, self.clip_min, self.clip_max)
+        if self.grad_scale is not None:
+            check_apart(self.op, self.grads)
         if self.found_inf is not None and self.found_inf.item() != 0:
             return
         lr = self.lr if self.lr_tensor is None else float(self.lr_tensor.item())
@@ -111,6 +113,27 @@ def check_bounds(op: str, dtype: torch.dtype, lower: float, upper: float) -> Non
             raise RuntimeError(
                 f"{op}: {name} = {bound} is beyond what {dtype} holds; "
                 "for no bound pass an infinity"
+            )
+
+
+def check_apart(op: str, grads: Sequence[Tensor]) -> None:
+    """What csrc/ops.cpp checks of gradients that are to be unscaled: no two share an element."""
+    by_storage: dict[int, list[Tensor]] = {}
+    for grad in grads:
+        if grad.numel() > 0:
+            by_storage.setdefault(grad.untyped_storage().data_ptr(), []).append(grad)
+    for sharing in by_storage.values():
+        if len(sharing) == 1:
+            continue
+        places = torch.arange(sharing[0].untyped_storage().nbytes() // sharing[0].element_size())
+        used = [
+            places.as_strided(grad.shape, grad.stride(), grad.storage_offset()).flatten()
+            for grad in sharing
+        ]
+        if torch.cat(used).unique().numel() < sum(map(len, used)):
+            raise RuntimeError(
+                f"{op}: gradients that share memory would be divided by grad_scale twice; list "
+                "each parameter once, with a gradient of its own"
             )
 
 

@@ -45,9 +45,11 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
         maximize: ascend.
         clip: c for weights in [-c, c], or (lo, hi); None for no clip. Clips every parameter of the
             group, also those without a gradient.
-        clip_when: ``"after"`` the step, as in the paper; ``"before"`` it, as in the paper's code:
-            the gradient is the same either way, but the weights left behind may exceed the bounds
-            by one step.
+        clip_when: ``"after"`` the step, as in the paper; or ``"before"`` it, which leaves weights
+            that may exceed the bounds by one step. That is not the trajectory of the authors' code,
+            which clips and then takes the gradient, at the clipped weights; here the gradient is
+            there already. For theirs call :func:`fastgan.clip_weights_` before the forward pass, as
+            ``fastgan.training`` does.
         shadow_dtype: ``torch.bfloat16`` or ``torch.float16``: each step also writes a copy of the
             weights in that dtype; see :meth:`shadow`.
 

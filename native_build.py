@@ -98,7 +98,10 @@ CUDA_FLAGS = (
 DEFAULT_CUDA_ARCHS = "8.0;9.0a;10.0+PTX"
 #: For a toolkit older than 12.8, which does not know 10.0.
 FALLBACK_CUDA_ARCHS = "8.0+PTX;9.0a"
-OLDEST_NVCC = (12, 0)  # the first with C++20
+#: The first with kernel parameters above 4 KiB, which the tables of tensors are; and C++20.
+OLDEST_NVCC = (12, 1)
+#: The first with such parameters, too.
+OLDEST_CAPABILITY = (7, 0)
 
 
 class BuildError(Exception):
@@ -185,6 +188,11 @@ def parse_cuda_architectures(text: str) -> tuple[CudaArchitecture, ...]:
             raise BuildError(
                 f"FASTGAN_CUDA_ARCHS has the entry {entry!r}; expected compute capabilities like "
                 f"{DEFAULT_CUDA_ARCHS!r}"
+            )
+        if (int(match[1]), int(match[2])) < OLDEST_CAPABILITY:
+            raise BuildError(
+                f"FASTGAN_CUDA_ARCHS has the entry {entry!r}; fastgan's kernels need compute "
+                f"capability {OLDEST_CAPABILITY[0]}.{OLDEST_CAPABILITY[1]} or later"
             )
         capability = match[1] + match[2] + match[3].lower()
         ptx = match[4] is not None
@@ -317,7 +325,10 @@ def _look_at_toolkit(
     if match is None:
         raise BuildError("nvcc does not say its version")
     if (int(match[1]), int(match[2])) < OLDEST_NVCC:
-        raise BuildError(f"nvcc is of CUDA {match[1]}.{match[2]}, which lacks C++20")
+        raise BuildError(
+            f"nvcc is of CUDA {match[1]}.{match[2]}, which lacks kernel parameters above 4 KiB; "
+            f"fastgan needs {OLDEST_NVCC[0]}.{OLDEST_NVCC[1]} or later"
+        )
     version = match[3] or f"{match[1]}.{match[2]}"
 
     known = set(re.findall(r"sm_(\d+)", output("--list-gpu-code")))

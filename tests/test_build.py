@@ -127,7 +127,11 @@ def test_nvcc_in_cuda_home_goes_before_the_one_on_path(native_build, tmp_path):
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ("echo 'release 11.8, V11.8.89'", r"CUDA 11\.8, which lacks C\+\+20"),
+        ("echo 'release 11.8, V11.8.89'", r"CUDA 11\.8, which lacks .*needs 12\.1 or later"),
+        (
+            "echo 'release 12.0, V12.0.140'",
+            r"CUDA 12\.0, which lacks kernel parameters above 4 KiB",
+        ),
         ("echo no licence >&2; exit 1", "nvcc does not run: no licence"),
         (
             "case $1 in --version) echo 'release 13.0, V13.0.88';; "
@@ -166,6 +170,13 @@ def test_older_toolkit_builds_the_defaults_it_knows_and_says_so(native_build, tm
     assert names == ["sm_80", "compute_80", "sm_90a"]
     assert configuration.cuda.version == "12.4.131"
     assert "does not know every default architecture" in said[0]
+
+
+@pytest.mark.parametrize("entry", ["6.1", "5.2+PTX"])
+def test_architecture_older_than_the_kernels_need_is_an_error(native_build, entry):
+    with pytest.raises(native_build.BuildError, match=r"need compute capability 7\.0 or later"):
+        native_build.parse_cuda_architectures(f"8.0;{entry}")
+    assert native_build.parse_cuda_architectures("7.0")[0].names == ("sm_70",)
 
 
 def test_architecture_asked_for_that_nvcc_does_not_know_is_an_error(native_build, tmp_path):

@@ -7,6 +7,7 @@ DCGAN, WGAN and WGAN-GP models; every one is checked against :mod:`fastgan.refer
 
 from __future__ import annotations
 
+from fastgan import functional, models, optim, reference
 from fastgan._native import BuildInfo, build_info
 from fastgan._version import __version__
 from fastgan.errors import (
@@ -45,6 +46,10 @@ __all__ = [
     "build_info",
     "clip_weights_",
     "explain",
+    "functional",
     "gradient_penalty",
+    "models",
+    "optim",
+    "reference",
     "wgan_gp_critic_loss",
 ]

@@ -71,10 +71,11 @@ class MLPGenerator(nn.Module):
             nn.Linear(hidden, nc * image_size * image_size),
             nn.Tanh(),
         )
-        for layer in (self.main[0], self.main[2], self.main[4]):
-            # He et al. 2015, equation 10: variance 2 / fan_in, biases 0.
-            torch.nn.init.normal_(layer.weight, 0.0, (2 / layer.weight.shape[1]) ** 0.5)
-            torch.nn.init.zeros_(layer.bias)
+        for layer in self.main:
+            if isinstance(layer, nn.Linear):
+                # He et al. 2015, equation 10: variance 2 / fan_in, biases 0.
+                nn.init.normal_(layer.weight, 0.0, (2 / layer.in_features) ** 0.5)
+                nn.init.zeros_(layer.bias)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """G(z), or G(z|y)."""

@@ -191,7 +191,12 @@ def _number(value: object) -> float | None:
     """`value` as a float, or None where it is no number (True and False are not)."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(
+            "clip has a number beyond what a float holds; for no bound pass an infinity"
+        ) from None
 
 
 def _placed_tensors(

@@ -691,6 +691,8 @@ def test_step_works_in_inference_mode_and_keeps_grad_mode(name):
         ({"clip": -0.1}, "clip is -0.1; expected c >= 0"),
         ({"clip": "0.01"}, "clip is '0.01'"),
         ({"clip": math.nan}, "clip is nan"),
+        ({"clip": 10**400}, "clip has a number beyond what a float holds"),
+        ({"clip": (-1, 10**5000)}, "clip has a number beyond what a float holds"),
         ({"clip_when": "never"}, "clip_when is 'never'; expected 'after' or 'before'"),
         ({"shadow_dtype": torch.float32}, "shadow_dtype is torch.float32"),
         ({"lr": -1.0}, "Invalid learning rate: -1.0"),
@@ -761,6 +763,19 @@ def test_adamw_state_and_group_are_refused_and_change_nothing():
     with pytest.raises(fastgan.ConfigError, match="decoupled_weight_decay"):
         optimizer.add_param_group({"params": [torch.zeros(2)], "decoupled_weight_decay": True})
     assert_same_state_dict(optimizer.state_dict(), before)
+
+
+def test_rmsprop_switched_from_momentum_to_centered_makes_the_state_it_lacks():
+    params = parameters([(3,)], torch.float32)
+    set_gradients((params,), 0)
+    optimizer = fastgan.optim.RMSprop(params, momentum=0.5)
+    optimizer.step()
+    expected = optimizer.state[params[0]]["square_avg"].clone() * 0.99
+    optimizer.param_groups[0].update(momentum=0, centered=True)
+    optimizer.step()
+    state = optimizer.state[params[0]]
+    torch.testing.assert_close(state["square_avg"], expected + 0.01 * params[0].grad ** 2)
+    torch.testing.assert_close(state["grad_avg"], 0.01 * params[0].grad)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -1099,6 +1114,24 @@ def test_step_op_compiles_as_one_graph(device, name, backend):
     for a, b in zip(arguments, eager_arguments, strict=True):
         if isinstance(a, list):
             torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizer_step_with_a_grad_scale_compiles_as_one_graph(device, name):
+    def optimizer():
+        params = parameters([(5,), (2, 3)], torch.float32, device=device)
+        set_gradients((params,), 1)
+        optimizer = getattr(fastgan.optim, name)(params, lr=0.1, clip=0.5)
+        optimizer.grad_scale = torch.tensor(4.0, device=device)
+        optimizer.found_inf = torch.tensor(0.0, device=device)
+        return params, optimizer
+
+    (eager_params, eager), (params, traced) = optimizer(), optimizer()
+    eager.step()
+    torch.compile(traced.step, fullgraph=True, backend="eager")()
+    for expected, actual in zip(eager_params, params, strict=True):
+        torch.testing.assert_close(actual, expected)
+        torch.testing.assert_close(actual.grad, expected.grad)
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

@@ -251,6 +251,7 @@ class ClippingOptimizer(torch.optim.Optimizer):
     ) -> tuple[Iterable[StepLists], list[Tensor]]:
         """The lists for each call of the op, and the parameters without a gradient."""
         names = self._state_names(group)
+        needed = ["step", *names]
         shadow_dtype = group["shadow_dtype"]
         calls: dict[tuple[torch.device, torch.dtype], StepLists] = {}
         idle: list[Tensor] = []
@@ -274,10 +275,17 @@ class ClippingOptimizer(torch.optim.Optimizer):
                 if grad_scale is not None:
                     param.grad = grad  # where the unscaled gradient is to be found
             own_state = state[param]
-            if len(own_state) <= len(names):
-                _complete_state(own_state, param, names)
-            if grad_scale is not None and torch._debug_has_internal_overlap(grad) != 0:
-                # Its elements share memory, and each is to be unscaled once.
+            for key in needed:
+                if key not in own_state:
+                    _complete_state(own_state, param, names)
+                    break
+            # Its elements may share memory, and each is to be unscaled once. Traced, the question
+            # has no answer yet; the op refuses an expanded one.
+            if (
+                grad_scale is not None
+                and not traced
+                and torch._debug_has_internal_overlap(grad) != 0
+            ):
                 param.grad = grad = grad.clone()
             device, dtype = param.device, param.dtype
             # Most often the same as before, and then found without hashing a device.

@@ -5,9 +5,10 @@
 #   benchmarks/gpu_check.sh DIR             or: make gpu-check OUT=DIR
 #   PARTS="build tests" benchmarks/gpu_check.sh DIR
 #
-# Parts: build, tests, sanitizers (compute-sanitizer over the CUDA ops), benchmarks. A part that fails doesn't keep the others from running; the exit
-# code is 0 only if all passed. DIR receives environment.json, one log a part, tests.xml,
-# benchmarks.json and summary.txt.
+# Parts: build, tests, sanitizers (compute-sanitizer over the CUDA ops), benchmarks. A part that
+# fails doesn't keep the others from running; the exit code is 0 only if all passed. DIR receives
+# environment.json, one log a part, tests.xml, benchmarks.json, optimizers-cuda.json and
+# summary.txt.
 set -uo pipefail
 
 out=${1:?usage: gpu_check.sh DIR}
@@ -73,8 +74,11 @@ sanitizers() {
 }
 
 benchmarks() {
+    local status=0
     "$python" -m pytest benchmarks --benchmark-only --benchmark-json "$out/benchmarks.json" \
-        -p no:cacheprovider
+        -p no:cacheprovider || status=1
+    "$python" benchmarks/record_optimizers.py --device cuda --results "$out" || status=1
+    return "$status"
 }
 
 failed=0

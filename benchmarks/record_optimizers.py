@@ -1,12 +1,14 @@
 """Measures the optimisers and writes the results, and docs/optimisers.md's table from them.
 
     python benchmarks/record_optimizers.py [--device cpu|cuda] [--threads N] [--tries N]
+    python benchmarks/record_optimizers.py --device cuda --results DIR    # leaves the page alone
     python benchmarks/record_optimizers.py --table-only    # the table again, nothing measured
 
 benchmarks/results/optimizers-<device>.json holds:
 
     time        when it was measured, UTC
-    commit      of the code that ran; "-dirty" is added where files differed from it
+    commit      of the code that ran; "-dirty" is added where files differed from it; null where
+                there is no git checkout
     machine     processor or GPU, cores that the process may use, torch's threads
     versions    of python, torch, fastgan, and the instruction set of the CPU loops
     rows        one for each work and list of shapes:
@@ -55,9 +57,21 @@ def processor() -> str:
     return platform.processor()
 
 
-def git(*arguments: str) -> str:
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+def commit() -> str | None:
+    """Of the code that runs; None outside a git checkout, as on a machine it was copied to."""
+    sources = ("csrc", "fastgan/optim", "fastgan/ops", "fastgan/weight_clipping.py", "benchmarks")
+    answers = []
+    for arguments in (
+        ("rev-parse", "HEAD"),
+        ("status", "--porcelain", "--untracked-files=no", "--", *sources),
+    ):
+        result = subprocess.run(
+            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
+        )
+        if result.returncode != 0:
+            return None
+        answers.append(result.stdout.strip())
+    return answers[0] + ("-dirty" if answers[1] else "")
 
 
 def busy_seconds() -> tuple[float, float]:
@@ -88,11 +102,9 @@ def measure_undisturbed(case: Case, device: str, tries: int) -> dict[str, object
 
 def record(device: str, tries: int) -> dict[str, object]:
     rows = [measure_undisturbed(case, device, tries) for case in CASES]
-    sources = ("csrc", "fastgan/optim", "fastgan/ops", "fastgan/weight_clipping.py", "benchmarks")
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", *sources)
     return {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": git("rev-parse", "HEAD") + ("-dirty" if changed else ""),
+        "commit": commit(),
         "machine": {
             "processor": torch.cuda.get_device_name() if device == "cuda" else processor(),
             "cores": len(os.sched_getaffinity(0)),
@@ -141,14 +153,20 @@ def main() -> None:
     parser.add_argument(
         "--tries", type=int, default=5, help="how often to measure a disturbed case"
     )
+    parser.add_argument(
+        "--results", type=Path, help="write the results there, and leave the page's table alone"
+    )
     parser.add_argument("--table-only", action="store_true")
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     if not arguments.table_only:
-        RESULTS.mkdir(exist_ok=True)
+        results = arguments.results or RESULTS
+        results.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record(arguments.device, arguments.tries), indent=2) + "\n"
-        (RESULTS / f"optimizers-{arguments.device}.json").write_text(text, encoding="utf-8")
+        (results / f"optimizers-{arguments.device}.json").write_text(text, encoding="utf-8")
+    if arguments.results is not None:
+        return
     page = PAGE.read_text(encoding="utf-8")
     start, end = (page.index(mark) for mark in MARKS)
     tables = "\n\n".join(table(device) for device in ("cpu", "cuda"))

@@ -410,6 +410,37 @@ def test_step_is_right_at_every_alignment_and_layout(optimisers, rule, dtype):
         assert_stepped(rule, case, result)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("rule", ["rmsprop, momentum", "adam"])
+def test_step_is_right_for_random_lists_and_settings(optimisers, rule, dtype):
+    """Sizes, direction, the shadows' dtype and alignment, and the count's dtype drawn at random."""
+    generator = torch.Generator().manual_seed(11 + DTYPES.index(dtype))
+
+    def drawn(low, high):
+        return int(torch.randint(low, high, (), generator=generator))
+
+    cases = []
+    for maximize in (0, 1):
+        for step_dtype in (torch.float32, torch.float64):
+            shapes = [(drawn(0, 3000),) for _ in range(drawn(1, 5))]
+            shadow = (torch.bfloat16, torch.float16)[drawn(0, 2)]
+            case = step_case(
+                rule,
+                shapes,
+                dtype,
+                drawn(0, 2**31),
+                misalignment={"shadows": 2 * drawn(0, 8)},
+                extra={
+                    "shadows": [torch.zeros(shape, dtype=shadow) for shape in shapes],
+                    "steps": [torch.tensor([drawn(0, 9)], dtype=step_dtype) for _ in shapes],
+                },
+                weight_decay=0.1,
+            )
+            cases.append(replace(case, integers={**case.integers, "maximize": maximize}))
+    for case, result in zip(cases, optimisers[cases[0].entry].check(cases), strict=True):
+        assert_stepped(rule, case, result)
+
+
 @pytest.mark.parametrize("rule", ["rmsprop", "adam"])
 @pytest.mark.parametrize("count", [40, 41, 381])  # a small table, a large one, one of each
 def test_long_lists_take_as_many_launches_as_they_need(optimisers, rule, count):

@@ -161,7 +161,7 @@ void clip_on_cpu(Tensor self, double min, double max) {
     cpu::clip(view, bounds);
 }
 
-// --- Lists of tensors -----------------------------------------------------------------------------
+// --- Lists of tensors ----------------------------------------------------------------------------
 
 using TensorList = std::vector<Tensor>;
 
@@ -237,8 +237,8 @@ MultiTensor multi_tensor(const char* op, const std::vector<ListArgument>& lists)
     const TensorList& params = *lists.front().tensors;
     for (const ListArgument& list : lists) {
         if (!list.tensors->empty() && list.tensors->size() != params.size()) {
-            fail(op, ": ", list.name, " has ", list.tensors->size(), " tensors for ",
-                 params.size(), " in ", lists.front().name);
+            fail(op, ": ", list.name, " has ", list.tensors->size(), " tensors for ", params.size(),
+                 " in ", lists.front().name);
         }
     }
     MultiTensor result;
@@ -264,8 +264,7 @@ MultiTensor multi_tensor(const char* op, const std::vector<ListArgument>& lists)
             if (list.place != kParam) {
                 check_matches(op, param, list, i);
             } else if (param.device() != params.front().device()) {
-                fail(op, ": ", list.name, "[", i, "] is on another device than ", list.name,
-                     "[0]");
+                fail(op, ": ", list.name, "[", i, "] is on another device than ", list.name, "[0]");
             }
             if (list.written) {
                 check_not_expanded(op, list, i);
@@ -277,8 +276,8 @@ MultiTensor multi_tensor(const char* op, const std::vector<ListArgument>& lists)
         item.numel = param.numel();
         if (item.numel > 0 && !is_dense_alike(param, strides)) {
             item.layout = static_cast<int>(result.layouts.size());
-            result.layouts.push_back(make_joint_layout(
-                param.sizes().data(), strides, static_cast<int>(param.sizes().size())));
+            result.layouts.push_back(make_joint_layout(param.sizes().data(), strides,
+                                                       static_cast<int>(param.sizes().size())));
         }
     }
     return result;
@@ -378,20 +377,20 @@ ScalarReference scalar_reference(const char* op, const char* argument, const Ten
     const std::int32_t code = dtype_code(tensor);
     reference.is_float64 = code == aoti_torch_dtype_float64();
     if (tensor.numel() != 1 || (!reference.is_float64 && code != aoti_torch_dtype_float32())) {
-        fail(op, ": ", argument, " has shape ", shape_text(tensor), " and dtype ",
-             dtype_name(code), "; expected one element, float32 or float64");
+        fail(op, ": ", argument, " has shape ", shape_text(tensor), " and dtype ", dtype_name(code),
+             "; expected one element, float32 or float64");
     }
     if (tensor.device() != param.device()) {
         fail(op, ": ", argument, " is not on the parameters' device");
     }
-    reference.data = written ? tensor.mutable_data_ptr()
-                             : const_cast<void*>(tensor.const_data_ptr());
+    reference.data =
+        written ? tensor.mutable_data_ptr() : const_cast<void*>(tensor.const_data_ptr());
     return reference;
 }
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-// --- Optimisers -----------------------------------------------------------------------------------
+// --- Optimisers ----------------------------------------------------------------------------------
 
 // The arguments that rmsprop_step_ and adam_step_ share.
 struct StepArguments {
@@ -466,8 +465,9 @@ void optimizer_step(const StepArguments& a, std::vector<ListArgument> states, co
         settings.found_inf = scalar_reference(a.op, "found_inf", *a.found_inf, first, false);
     }
     if (a.grad_scale && any_overlap(tensors, kGrad, Overlap::by_element)) {
-        fail(a.op, ": gradients that share memory would be divided by grad_scale twice; list each "
-                   "parameter once, with a gradient of its own");
+        fail(a.op,
+             ": gradients that share memory would be divided by grad_scale twice; list each "
+             "parameter once, with a gradient of its own");
     }
     // Parameters that share memory, as tied ones do, can't be written at once.
     if (!any_overlap(tensors, kParam, Overlap::by_extent)) {
@@ -512,8 +512,7 @@ void adam_step(TensorList params, TensorList grads, TensorList exp_avgs, TensorL
                TensorList max_exp_avg_sqs, TensorList state_steps, TensorList shadows, double lr,
                std::optional<Tensor> lr_tensor, double beta1, double beta2, double eps,
                double weight_decay, bool amsgrad, bool maximize, double clip_min, double clip_max,
-               bool clip_first, std::optional<Tensor> grad_scale,
-               std::optional<Tensor> found_inf) {
+               bool clip_first, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
     std::vector<ListArgument> states = {{"exp_avgs", &exp_avgs, kFirstState, true},
                                         {"exp_avg_sqs", &exp_avg_sqs, kFirstState + 1, true}};
     if (amsgrad) {
@@ -596,8 +595,7 @@ void clip_list_on_cuda(const MultiTensor& tensors, ClipBounds bounds, FloatType 
                        const ScalarReference& found_inf, const Tensor& first) {
     const std::int32_t device_index = first.get_device_index();
     const torch::stable::accelerator::DeviceGuard guard(device_index);
-    cuda::clip_tensors(tensors, bounds, shadow_type, found_inf,
-                       current_cuda_stream(device_index));
+    cuda::clip_tensors(tensors, bounds, shadow_type, found_inf, current_cuda_stream(device_index));
 }
 
 constexpr auto kClipOnCuda = &clip_list_on_cuda;

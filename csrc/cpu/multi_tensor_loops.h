@@ -13,9 +13,9 @@ namespace fastgan::cpu {
 // `data`: where a run of `count` weights begins, then their gradients, then their states, each run
 // dense and none overlapping another.
 FASTGAN_FOR_EACH_INSTRUCTION_SET(void rmsprop_run(FloatType type, void* const* data,
-                                                  std::int64_t count,
-                                                  const RmspropScalars& scalars, bool with_momentum,
-                                                  bool centered, const CommonScalars& common))
+                                                  std::int64_t count, const RmspropScalars& scalars,
+                                                  bool with_momentum, bool centered,
+                                                  const CommonScalars& common))
 FASTGAN_FOR_EACH_INSTRUCTION_SET(void adam_run(FloatType type, void* const* data,
                                                std::int64_t count, const AdamScalars& scalars,
                                                bool amsgrad, const CommonScalars& common))

@@ -18,7 +18,7 @@ constexpr std::int64_t kMaxElementBytes = 8;
 
 // Walks the rows of several tensors of one layout together.
 class JointCursor {
-public:
+  public:
     JointCursor(const JointLayout& layout, std::int64_t index) : layout_(layout) {
         for (int d = 0; d < layout.dimensions; ++d) {
             const std::int64_t remaining = index / layout.sizes[d];
@@ -44,7 +44,7 @@ public:
         }
     }
 
-private:
+  private:
     void move(int dimension, std::int64_t count) {
         position_[dimension] += count;
         for (int place = 0; place < kPlaces; ++place) {
@@ -154,9 +154,8 @@ void for_each_run(const MultiTensor& tensors, const Places& places, FloatType sh
     };
 
     parallel_for(0, total, kGrain, [&](std::int64_t begin, std::int64_t end) {
-        auto number =
-            static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), begin) -
-                                     ends.begin());
+        auto number = static_cast<std::size_t>(std::upper_bound(ends.begin(), ends.end(), begin) -
+                                               ends.begin());
         for (std::int64_t index = begin; index < end; ++number) {
             const std::int64_t start = ends[number] - tensors.items[number].numel;
             const std::int64_t stop = std::min(end, ends[number]);
@@ -207,7 +206,8 @@ void rmsprop_step(const MultiTensor& tensors, const RmspropSettings& rmsprop,
     step(tensors, rmsprop, settings,
          [&](const RmspropScalars& scalars, void* const* data, std::int64_t count,
              const CommonScalars& common) {
-             run(tensors.type, data, count, scalars, rmsprop.momentum > 0, rmsprop.centered, common);
+             run(tensors.type, data, count, scalars, rmsprop.momentum > 0, rmsprop.centered,
+                 common);
          });
 }
 

@@ -7,7 +7,8 @@
 
 namespace fastgan::cpu {
 
-// States from kFirstState on: square_avg, momentum_buffer where momentum > 0, grad_avg where centered.
+// States from kFirstState on: square_avg, momentum_buffer where momentum > 0, grad_avg where
+// centered.
 void rmsprop_step(const MultiTensor& tensors, const RmspropSettings& rmsprop,
                   const StepSettings& settings);
 

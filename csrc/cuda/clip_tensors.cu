@@ -35,8 +35,8 @@ void clip_typed(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_
         tensors, shadow_type, kChunkElements<T>,
         [&](const auto& table) {
             using Table = std::remove_cvref_t<decltype(table)>;
-            launch("clip_dense_tensors", clip_dense_tensors<T, Table>, blocks_for(table.chunks, 1), kThreads, 0,
-                   stream, table, bounds, shadow_type, found_inf);
+            launch("clip_dense_tensors", clip_dense_tensors<T, Table>, blocks_for(table.chunks, 1),
+                   kThreads, 0, stream, table, bounds, shadow_type, found_inf);
         },
         [&](const MultiTensorItem& item, const JointLayout& layout) {
             launch("clip_strided_tensors", clip_strided_tensors<T>,

@@ -32,8 +32,8 @@ struct alignas(sizeof(T) * kSize) Pack {
     T elements[kSize];
 };
 
-// pack to `to`, aligned as it, in one instruction. nvcc, left to itself, takes the pack apart for the
-// elements' arithmetic and stores it in pieces, which costs as many transactions.
+// pack to `to`, aligned as it, in one instruction. nvcc, left to itself, takes the pack apart for
+// the elements' arithmetic and stores it in pieces, which costs as many transactions.
 template <typename T, int kSize>
 __device__ __forceinline__ void store(T* to, const Pack<T, kSize>& pack) {
 #if defined(__CUDA_ARCH__)
@@ -89,7 +89,7 @@ struct Neighbours {
     Pack<T, kSize> values[Step::kValues];
 
     __device__ __forceinline__ void load(void* const (&data)[kPlaces],
-                             const std::int64_t (&index)[kPlaces]) {
+                                         const std::int64_t (&index)[kPlaces]) {
 #pragma unroll
         for (int v = 0; v < Step::kValues; ++v) {
             values[v] =
@@ -97,9 +97,10 @@ struct Neighbours {
         }
     }
 
-    __device__ __forceinline__ void compute_and_store(const Step& step, void* const (&data)[kPlaces],
-                                          const std::int64_t (&index)[kPlaces],
-                                          FloatType shadow_type) {
+    __device__ __forceinline__ void compute_and_store(const Step& step,
+                                                      void* const (&data)[kPlaces],
+                                                      const std::int64_t (&index)[kPlaces],
+                                                      FloatType shadow_type) {
 #pragma unroll
         for (int e = 0; e < kSize; ++e) {
             T element[Step::kValues];
@@ -127,11 +128,11 @@ struct Neighbours {
 
 // A block owns one chunk of one dense tensor. Where the tensor is aligned, a thread owns
 // kVectorsInFlight vectors in each of kRounds rounds, kThreads apart so that neighbours read
-// neighbours; what is left of the last vector, and tensors that begin within a vector, go element by
-// element.
+// neighbours; what is left of the last vector, and tensors that begin within a vector, go element
+// by element.
 template <typename T, typename Step>
-__device__ __forceinline__ void run_chunk(const ChunkTableEntry& entry, const Chunk& chunk, const Step& step,
-                              FloatType shadow_type) {
+__device__ __forceinline__ void run_chunk(const ChunkTableEntry& entry, const Chunk& chunk,
+                                          const Step& step, FloatType shadow_type) {
     constexpr int kSize = kVectorSize<T>;
     const int thread = static_cast<int>(threadIdx.x);
     std::int64_t vector_end = chunk.begin;
@@ -143,8 +144,7 @@ __device__ __forceinline__ void run_chunk(const ChunkTableEntry& entry, const Ch
             std::int64_t index[kVectorsInFlight<T>][kPlaces];
 #pragma unroll
             for (int v = 0; v < kVectorsInFlight<T>; ++v) {
-                const std::int64_t first =
-                    round + (std::int64_t{v} * kThreads + thread) * kSize;
+                const std::int64_t first = round + (std::int64_t{v} * kThreads + thread) * kSize;
 #pragma unroll
                 for (int place = 0; place < kPlaces; ++place) {
                     index[v][place] = first;
@@ -169,7 +169,7 @@ __device__ __forceinline__ void run_chunk(const ChunkTableEntry& entry, const Ch
     }
 }
 
-// --- Optimisers -----------------------------------------------------------------------------------
+// --- Optimisers ----------------------------------------------------------------------------------
 
 // What all threads of a block need and one of them computes.
 template <typename Rule>
@@ -181,9 +181,10 @@ struct BlockScalars {
 // Thread 0's work; the caller's barrier follows. A rule that reads the step finds it counted
 // already (by count_steps); else the tensor's first block counts it here.
 template <typename Rule>
-__device__ __forceinline__ void prepare(BlockScalars<Rule>& scalars, const typename Rule::Settings& rule,
-                            const StepSettings& settings, const ScalarReference& step,
-                            bool counts) {
+__device__ __forceinline__ void prepare(BlockScalars<Rule>& scalars,
+                                        const typename Rule::Settings& rule,
+                                        const StepSettings& settings, const ScalarReference& step,
+                                        bool counts) {
     double number = 0;
     if constexpr (Rule::kReadsStep) {
         number = step.read();
@@ -209,13 +210,14 @@ __global__ void __launch_bounds__(kThreads)
         prepare(scalars, rule, settings, entry.step, chunk.begin == 0);
     }
     __syncthreads();
-    run_chunk<T>(entry, chunk, OptimizerStep<T, Rule, Scaling::asked>(scalars.rule, scalars.common), settings.shadow_type);
+    run_chunk<T>(entry, chunk, OptimizerStep<T, Rule, Scaling::asked>(scalars.rule, scalars.common),
+                 settings.shadow_type);
 }
 
 // A thread owns one element of tensors whose layouts differ or have gaps.
 template <typename T, typename Step>
 __device__ __forceinline__ void run_strided(const MultiTensorItem& item, const JointLayout& layout,
-                                const Step& step, FloatType shadow_type) {
+                                            const Step& step, FloatType shadow_type) {
     const std::int64_t i = static_cast<std::int64_t>(blockIdx.x) * kThreads + threadIdx.x;
     if (i >= layout.numel) {
         return;
@@ -243,10 +245,12 @@ __global__ void __launch_bounds__(kThreads)
         prepare(scalars, rule, settings, item.step, blockIdx.x == 0);
     }
     __syncthreads();
-    run_strided<T>(item, layout, OptimizerStep<T, Rule, Scaling::asked>(scalars.rule, scalars.common), settings.shadow_type);
+    run_strided<T>(item, layout,
+                   OptimizerStep<T, Rule, Scaling::asked>(scalars.rule, scalars.common),
+                   settings.shadow_type);
 }
 
-// --- Launching ------------------------------------------------------------------------------------
+// --- Launching -----------------------------------------------------------------------------------
 
 inline bool is_aligned(const MultiTensorItem& item, FloatType type, FloatType shadow_type) {
     const auto starts_at_multiple_of = [&](int place, std::int64_t bytes) {
@@ -265,8 +269,8 @@ inline bool is_aligned(const MultiTensorItem& item, FloatType type, FloatType sh
 // dense(table) for tables that hold all the dense items between them, strided(item, layout) for
 // each other item.
 template <typename Dense, typename Strided>
-void for_each_launch(const MultiTensor& tensors, FloatType shadow_type,
-                     std::int64_t chunk_elements, const Dense& dense, const Strided& strided) {
+void for_each_launch(const MultiTensor& tensors, FloatType shadow_type, std::int64_t chunk_elements,
+                     const Dense& dense, const Strided& strided) {
     std::int64_t left = 0;
     for (const MultiTensorItem& item : tensors.items) {
         left += item.layout == MultiTensorItem::kDense ? 1 : 0;

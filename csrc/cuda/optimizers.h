@@ -10,7 +10,8 @@ namespace fastgan::cuda {
 // All run on `stream` (a cudaStream_t) without waiting for it; the tensors' device must be the
 // current one. They throw std::runtime_error on a CUDA error.
 
-// States from kFirstState on: square_avg, momentum_buffer where momentum > 0, grad_avg where centered.
+// States from kFirstState on: square_avg, momentum_buffer where momentum > 0, grad_avg where
+// centered.
 void rmsprop_step(const MultiTensor& tensors, const RmspropSettings& rmsprop,
                   const StepSettings& settings, void* stream);
 

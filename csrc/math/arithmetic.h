@@ -75,7 +75,7 @@ class Choice;
 
 template <>
 class Choice<float> {
-public:
+  public:
     FASTGAN_INLINE static Choice make(bool first) {
         Choice choice;
         choice.mask_ = first ? ~std::uint32_t{0} : 0;
@@ -83,17 +83,16 @@ public:
     }
 
     FASTGAN_INLINE float operator()(float first, float second) const {
-        return bits::as_float((bits::of_float(first) & mask_) |
-                              (bits::of_float(second) & ~mask_));
+        return bits::as_float((bits::of_float(first) & mask_) | (bits::of_float(second) & ~mask_));
     }
 
-private:
+  private:
     std::uint32_t mask_;
 };
 
 template <>
 class Choice<double> {
-public:
+  public:
     FASTGAN_INLINE static Choice make(bool first) {
         Choice choice;
         choice.mask_ = first ? ~std::uint64_t{0} : 0;
@@ -105,7 +104,7 @@ public:
                                (bits::of_double(second) & ~mask_));
     }
 
-private:
+  private:
     std::uint64_t mask_;
 };
 

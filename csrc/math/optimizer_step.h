@@ -1,5 +1,5 @@
-// What surrounds an optimiser's rule: the gradient's unscaling, sign and weight decay before it, the
-// clip of the weight before or after it, and the low-precision copy of the new weight.
+// What surrounds an optimiser's rule: the gradient's unscaling, sign and weight decay before it,
+// the clip of the weight before or after it, and the low-precision copy of the new weight.
 #pragma once
 
 #include <cstdint>
@@ -60,7 +60,9 @@ struct CommonScalars {
 FASTGAN_INLINE CommonScalars common_scalars(const StepSettings& settings) {
     return CommonScalars{settings.weight_decay,
                          settings.grad_scale.present() ? settings.grad_scale.read() : 1.0,
-                         settings.grad_scale.present(), settings.maximize, settings.clip_before,
+                         settings.grad_scale.present(),
+                         settings.maximize,
+                         settings.clip_before,
                          settings.clip_after};
 }
 

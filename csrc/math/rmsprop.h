@@ -52,12 +52,10 @@ struct RmspropRule {
     Lerp<A> lerp;  // by 1 - alpha
 
     FASTGAN_INLINE static RmspropRule make(const RmspropScalars& scalars) {
-        return RmspropRule{static_cast<A>(-scalars.lr),
-                           static_cast<A>(scalars.alpha),
-                           static_cast<A>(1 - scalars.alpha),
-                           static_cast<A>(scalars.eps),
-                           static_cast<A>(scalars.momentum),
-                           Lerp<A>::make(static_cast<A>(1 - scalars.alpha))};
+        return RmspropRule{
+            static_cast<A>(-scalars.lr),       static_cast<A>(scalars.alpha),
+            static_cast<A>(1 - scalars.alpha), static_cast<A>(scalars.eps),
+            static_cast<A>(scalars.momentum),  Lerp<A>::make(static_cast<A>(1 - scalars.alpha))};
     }
 
     // The new weight; the states are updated.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+from collections.abc import Iterator
+
 import pytest
 import torch
 
@@ -15,6 +18,14 @@ _DEVICES = [
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device of this machine: a test that takes it runs on the GPU too, if there is one."""
     return torch.device(request.param)
+
+
+@pytest.fixture(autouse=True)
+def default_interrupt() -> Iterator[None]:
+    """Ctrl-C as a person's shell has it: jobs in the background are started with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

@@ -59,7 +59,7 @@ def processor() -> str:
 
 def commit() -> str | None:
     """Of the code that runs; None outside a git checkout, as on a machine it was copied to."""
-    sources = ("csrc", "fastgan/optim", "fastgan/ops", "fastgan/weight_clipping.py", "benchmarks")
+    sources = ("csrc", "fastgan", "benchmarks")
     answers = []
     for arguments in (
         ("rev-parse", "HEAD"),

@@ -23,7 +23,7 @@ import time
 
 import torch
 from penalty_cases import DTYPES, OPS, measure
-from record_optimizers import RESULTS, ROOT, git, processor
+from record_optimizers import RESULTS, ROOT, commit, processor
 
 import fastgan
 
@@ -37,10 +37,9 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true", help="torch.compile as one more peer")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    changed = git("status", "--porcelain", "--", "fastgan", "csrc", "benchmarks")
     report = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-        "commit": git("rev-parse", "HEAD") + ("-dirty" if changed else ""),
+        "commit": commit(),
         "machine": {
             "processor": processor(),
             "cores": len(os.sched_getaffinity(0)),

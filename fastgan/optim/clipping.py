@@ -8,6 +8,7 @@ a scheduler or a checkpoint changes there holds from the next step on.
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeAlias, overload
 
@@ -56,10 +57,11 @@ class ClippingOptimizer(torch.optim.Optimizer):
 
     # --- For subclasses ---------------------------------------------------------------------------
 
+    @abstractmethod
     def _state_names(self, group: ParamGroup) -> list[str]:
         """The keys of a parameter's state, ``step`` apart, in the op's order."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _call_op(
         self,
         group: ParamGroup,
@@ -71,7 +73,7 @@ class ClippingOptimizer(torch.optim.Optimizer):
         grad_scale: Tensor | None,
         found_inf: Tensor | None,
     ) -> None:
-        raise NotImplementedError
+        """Steps the lists' parameters by the subclass's op."""
 
     def _remember_defaults(self, clip: Clip, clip_when: str, shadow_dtype: object) -> None:
         """To be called before torch's ``__init__``, which adds the param groups."""

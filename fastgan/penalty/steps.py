@@ -15,6 +15,7 @@ The steps themselves: :mod:`fastgan.penalty.linear_steps`, :mod:`fastgan.penalty
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -80,7 +81,7 @@ class PairedRows:
     points: Any
 
 
-class Step:
+class Step(ABC):
     """One node of a critic's graph.
 
     Attributes:
@@ -101,9 +102,9 @@ class Step:
     keeps_output = False
     channels_last = False
 
+    @abstractmethod
     def apply(self, inputs: Tensors, parameters: Parameters) -> Tensor:
         """f in plain, differentiable torch functions."""
-        raise NotImplementedError
 
     def example(self, inputs: Tensors, parameters: Parameters) -> Tensor:
         """The output's shape and dtype, as a tensor without memory, of such inputs."""
@@ -113,13 +114,13 @@ class Step:
         """The parameters as ``run`` and the others want them, converted once for all passes."""
         return list(parameters)
 
+    @abstractmethod
     def run(self, inputs: Tensors, parameters: Parameters, rows: Rows) -> tuple[Tensor, Any]:
         """f of the values and J of the tangents; and what ``signal`` needs of the values."""
-        raise NotImplementedError
 
+    @abstractmethod
     def signal(self, grad: Tensor, parameters: Parameters, to: Target) -> Gradients:
         """J^T grad, for each wanted input."""
-        raise NotImplementedError
 
     def gradients(
         self, inputs: Tensors, grad: Tensor, parameters: Parameters, rows: PairedRows

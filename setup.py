@@ -28,6 +28,13 @@ def package_version() -> str:
     return namespace["__version__"]
 
 
+def replace_library(built: Path, target: Path) -> None:
+    """Puts a library in place under a new inode: a process that has the old one loaded keeps it."""
+    temporary = target.with_name(f".{target.name}.new")
+    shutil.copyfile(built, temporary)
+    os.replace(temporary, target)
+
+
 class BuildNative(build_ext):  # type: ignore[misc]
     """Hands the whole job to ninja, then puts the two libraries where setuptools expects them."""
 
@@ -47,7 +54,7 @@ class BuildNative(build_ext):  # type: ignore[misc]
         ):
             target = Path(self.get_ext_fullpath(name))
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(built, target)
+            replace_library(built, target)
 
     def get_ext_filename(self, fullname: str) -> str:
         # The library of ops is no Python module and serves every version of Python.

@@ -7,6 +7,7 @@ import importlib.machinery
 import importlib.util
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -537,3 +538,15 @@ def test_build_for_another_python_is_an_error(broken):
     (folder / "_ops.so").touch()
     with pytest.raises(ImportError, match="built for another Python"):
         _native.load.__wrapped__()
+
+
+def test_a_rebuild_leaves_a_loaded_library_alone(tmp_path: Path) -> None:
+    namespace = runpy.run_path(str(Path(__file__).resolve().parent.parent / "setup.py"))
+    built, target = tmp_path / "built.so", tmp_path / "installed.so"
+    target.write_bytes(b"old")
+    built.write_bytes(b"new")
+    with target.open("rb") as loaded:  # as a process that has it mapped
+        namespace["replace_library"](built, target)
+        assert loaded.read() == b"old"
+    assert target.read_bytes() == b"new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["built.so", "installed.so"]

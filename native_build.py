@@ -33,6 +33,7 @@ CPU_SOURCES = (
     "csrc/cpu/instruction_sets.cpp",
     "csrc/cpu/optimizers.cpp",
     "csrc/cpu/parallel.cpp",
+    "csrc/op_arguments.cpp",
 )
 #: Compiled once per instruction set (csrc/cpu/instruction_sets.h).
 LOOP_SOURCES = ("csrc/cpu/clip_loops.cpp", "csrc/cpu/multi_tensor_loops.cpp")

@@ -15,8 +15,6 @@
 #include <functional>
 #include <limits>
 #include <optional>
-#include <sstream>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -25,11 +23,10 @@
 #include "cpu/optimizers.h"
 #include "math/clip.h"
 #include "multi_tensor.h"
+#include "op_arguments.h"
 #include "tensor_view.h"
 
 #if defined(FASTGAN_WITH_CUDA)
-#include <dlfcn.h>
-
 #include "cuda/clip.h"
 #include "cuda/optimizers.h"
 #endif
@@ -39,71 +36,6 @@ namespace fastgan {
 namespace {
 
 using torch::stable::Tensor;
-
-// torch turns a std::runtime_error from an op into Python's RuntimeError.
-template <typename... Parts>
-[[noreturn]] void fail(const Parts&... parts) {
-    std::ostringstream message;
-    message.precision(std::numeric_limits<double>::max_digits10);
-    (message << ... << parts);
-    throw std::runtime_error(message.str());
-}
-
-std::int32_t dtype_code(const Tensor& tensor) {
-    std::int32_t code = 0;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
-    return code;
-}
-
-// For messages; the dtypes people meet.
-std::string dtype_name(std::int32_t code) {
-    const std::pair<std::int32_t, const char*> names[] = {
-        {aoti_torch_dtype_float64(), "torch.float64"},
-        {aoti_torch_dtype_float32(), "torch.float32"},
-        {aoti_torch_dtype_float16(), "torch.float16"},
-        {aoti_torch_dtype_bfloat16(), "torch.bfloat16"},
-        {aoti_torch_dtype_bool(), "torch.bool"},
-        {aoti_torch_dtype_uint8(), "torch.uint8"},
-        {aoti_torch_dtype_int8(), "torch.int8"},
-        {aoti_torch_dtype_int16(), "torch.int16"},
-        {aoti_torch_dtype_int32(), "torch.int32"},
-        {aoti_torch_dtype_int64(), "torch.int64"},
-        {aoti_torch_dtype_uint16(), "torch.uint16"},
-        {aoti_torch_dtype_uint32(), "torch.uint32"},
-        {aoti_torch_dtype_uint64(), "torch.uint64"},
-        {aoti_torch_dtype_complex32(), "torch.complex32"},
-        {aoti_torch_dtype_complex64(), "torch.complex64"},
-        {aoti_torch_dtype_complex128(), "torch.complex128"},
-        {aoti_torch_dtype_float8_e4m3fn(), "torch.float8_e4m3fn"},
-        {aoti_torch_dtype_float8_e5m2(), "torch.float8_e5m2"},
-        {aoti_torch_dtype_float8_e4m3fnuz(), "torch.float8_e4m3fnuz"},
-        {aoti_torch_dtype_float8_e5m2fnuz(), "torch.float8_e5m2fnuz"},
-    };
-    for (const auto& [known, name] : names) {
-        if (code == known) {
-            return name;
-        }
-    }
-    return "number " + std::to_string(code) + " (in torch's numbering)";
-}
-
-FloatType float_type(const char* op, const char* argument, const Tensor& tensor) {
-    const std::int32_t code = dtype_code(tensor);
-    if (code == aoti_torch_dtype_float32()) {
-        return FloatType::float32;
-    }
-    if (code == aoti_torch_dtype_bfloat16()) {
-        return FloatType::bfloat16;
-    }
-    if (code == aoti_torch_dtype_float16()) {
-        return FloatType::float16;
-    }
-    if (code == aoti_torch_dtype_float64()) {
-        return FloatType::float64;
-    }
-    fail(op, ": ", argument, " has dtype ", dtype_name(code),
-         "; expected float64, float32, float16 or bfloat16");
-}
 
 // A tensor about to be written in place.
 TensorView writable_view(const char* op, const char* argument, const Tensor& tensor) {
@@ -164,17 +96,6 @@ void clip_on_cpu(Tensor self, double min, double max) {
 // --- Lists of tensors ----------------------------------------------------------------------------
 
 using TensorList = std::vector<Tensor>;
-
-std::string shape_text(const Tensor& tensor) {
-    std::ostringstream text;
-    const char* separator = "(";
-    for (const auto size : tensor.sizes()) {
-        text << separator << size;
-        separator = ", ";
-    }
-    text << (tensor.dim() == 0 ? "()" : ")");
-    return text.str();
-}
 
 // An argument that lists one tensor for each parameter.
 struct ListArgument {
@@ -559,29 +480,6 @@ constexpr Kernels<AdamSettings> kAdamOnCpu = {
     kClipOnCpu};
 
 #if defined(FASTGAN_WITH_CUDA)
-
-// torch's current stream on the device, as a cudaStream_t. Looked up when first needed: builds of
-// torch without CUDA lack the function, and this library must load beside them too.
-void* current_cuda_stream(std::int32_t device_index) {
-    using GetStream = AOTITorchError (*)(std::int32_t, void**);
-    static const GetStream get_stream = [] {
-        constexpr const char* symbol = "aoti_torch_get_current_cuda_stream";
-        void* found = dlsym(RTLD_DEFAULT, symbol);
-        if (found == nullptr) {
-            // torch is loaded without RTLD_GLOBAL, so the default scope may not reach it.
-            if (void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD)) {
-                found = dlsym(library, symbol);
-            }
-        }
-        return reinterpret_cast<GetStream>(found);
-    }();
-    if (get_stream == nullptr) {
-        fail("fastgan: this build of torch has no CUDA streams");
-    }
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(get_stream(device_index, &stream));
-    return stream;
-}
 
 void clip_on_cuda(Tensor self, double min, double max) {
     const TensorView view = writable_view("fastgan::clip_", "self", self);

@@ -1,0 +1,108 @@
+#include "op_arguments.h"
+
+#include <torch/csrc/stable/c/shim.h>
+
+#include <utility>
+
+#if defined(FASTGAN_WITH_CUDA)
+#include <dlfcn.h>
+#endif
+
+namespace fastgan {
+
+using torch::stable::Tensor;
+
+std::int32_t dtype_code(const Tensor& tensor) {
+    std::int32_t code = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
+    return code;
+}
+
+std::string dtype_name(std::int32_t code) {
+    const std::pair<std::int32_t, const char*> names[] = {
+        {aoti_torch_dtype_float64(), "torch.float64"},
+        {aoti_torch_dtype_float32(), "torch.float32"},
+        {aoti_torch_dtype_float16(), "torch.float16"},
+        {aoti_torch_dtype_bfloat16(), "torch.bfloat16"},
+        {aoti_torch_dtype_bool(), "torch.bool"},
+        {aoti_torch_dtype_uint8(), "torch.uint8"},
+        {aoti_torch_dtype_int8(), "torch.int8"},
+        {aoti_torch_dtype_int16(), "torch.int16"},
+        {aoti_torch_dtype_int32(), "torch.int32"},
+        {aoti_torch_dtype_int64(), "torch.int64"},
+        {aoti_torch_dtype_uint16(), "torch.uint16"},
+        {aoti_torch_dtype_uint32(), "torch.uint32"},
+        {aoti_torch_dtype_uint64(), "torch.uint64"},
+        {aoti_torch_dtype_complex32(), "torch.complex32"},
+        {aoti_torch_dtype_complex64(), "torch.complex64"},
+        {aoti_torch_dtype_complex128(), "torch.complex128"},
+        {aoti_torch_dtype_float8_e4m3fn(), "torch.float8_e4m3fn"},
+        {aoti_torch_dtype_float8_e5m2(), "torch.float8_e5m2"},
+        {aoti_torch_dtype_float8_e4m3fnuz(), "torch.float8_e4m3fnuz"},
+        {aoti_torch_dtype_float8_e5m2fnuz(), "torch.float8_e5m2fnuz"},
+    };
+    for (const auto& [known, name] : names) {
+        if (code == known) {
+            return name;
+        }
+    }
+    return "number " + std::to_string(code) + " (in torch's numbering)";
+}
+
+FloatType float_type(const char* op, const char* argument, const Tensor& tensor) {
+    const std::int32_t code = dtype_code(tensor);
+    if (code == aoti_torch_dtype_float32()) {
+        return FloatType::float32;
+    }
+    if (code == aoti_torch_dtype_bfloat16()) {
+        return FloatType::bfloat16;
+    }
+    if (code == aoti_torch_dtype_float16()) {
+        return FloatType::float16;
+    }
+    if (code == aoti_torch_dtype_float64()) {
+        return FloatType::float64;
+    }
+    fail(op, ": ", argument, " has dtype ", dtype_name(code),
+         "; expected float64, float32, float16 or bfloat16");
+}
+
+std::string shape_text(const Tensor& tensor) {
+    std::ostringstream text;
+    const char* separator = "(";
+    for (const auto size : tensor.sizes()) {
+        text << separator << size;
+        separator = ", ";
+    }
+    text << (tensor.dim() == 0 ? "()" : ")");
+    return text.str();
+}
+
+#if defined(FASTGAN_WITH_CUDA)
+
+// Looked up when first needed: builds of
+// torch without CUDA lack the function, and this library must load beside them too.
+void* current_cuda_stream(std::int32_t device_index) {
+    using GetStream = AOTITorchError (*)(std::int32_t, void**);
+    static const GetStream get_stream = [] {
+        constexpr const char* symbol = "aoti_torch_get_current_cuda_stream";
+        void* found = dlsym(RTLD_DEFAULT, symbol);
+        if (found == nullptr) {
+            // torch is loaded without RTLD_GLOBAL, so the default scope may not reach it.
+            if (void* library = dlopen("libtorch_cuda.so", RTLD_LAZY | RTLD_NOLOAD)) {
+                found = dlsym(library, symbol);
+            }
+        }
+        return reinterpret_cast<GetStream>(found);
+    }();
+    if (get_stream == nullptr) {
+        fail("fastgan: this build of torch has no CUDA streams");
+    }
+    void* stream = nullptr;
+    TORCH_ERROR_CODE_CHECK(get_stream(device_index, &stream));
+    return stream;
+}
+
+#endif
+
+}  // namespace fastgan

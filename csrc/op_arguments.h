@@ -1,0 +1,41 @@
+// What the implementations of all ops share: how they refuse an argument, and what they ask of torch.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+
+#include <cstdint>
+#include <limits>
+#include <sstream>
+#include <stdexcept>
+#include <string>
+
+#include "math/float_types.h"
+
+namespace fastgan {
+
+// torch turns a std::runtime_error from an op into Python's RuntimeError.
+template <typename... Parts>
+[[noreturn]] void fail(const Parts&... parts) {
+    std::ostringstream message;
+    message.precision(std::numeric_limits<double>::max_digits10);
+    (message << ... << parts);
+    throw std::runtime_error(message.str());
+}
+
+std::int32_t dtype_code(const torch::stable::Tensor& tensor);
+
+// For messages; the dtypes people meet.
+std::string dtype_name(std::int32_t code);
+
+// Refuses every dtype that fastgan does not compute on.
+FloatType float_type(const char* op, const char* argument, const torch::stable::Tensor& tensor);
+
+// "(2, 3)", for messages.
+std::string shape_text(const torch::stable::Tensor& tensor);
+
+#if defined(FASTGAN_WITH_CUDA)
+// torch's current stream on the device, as a cudaStream_t.
+void* current_cuda_stream(std::int32_t device_index);
+#endif
+
+}  // namespace fastgan

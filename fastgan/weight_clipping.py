@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from numbers import Real
-from operator import attrgetter
 from typing import NoReturn
 
 import torch
@@ -13,11 +12,12 @@ from torch.nn.parameter import is_lazy
 
 from fastgan.errors import ConfigError, DtypeError
 from fastgan.ops.clip import DTYPES
-from fastgan.ops.registration import call_counting_writes
+from fastgan.ops.registration import call_counting_writes, call_if_accepted
 
 __all__ = ["clip_bounds", "clip_lists", "clip_weights_"]
 
-_DTYPES = frozenset(DTYPES)
+
+_op = torch.ops.fastgan.clip_tensors_.default
 
 #: Layers that ``include_norm=False`` leaves alone; subclasses count.
 NORM_LAYERS: tuple[type[nn.Module], ...] = (
@@ -28,9 +28,6 @@ NORM_LAYERS: tuple[type[nn.Module], ...] = (
 )
 
 _PLAIN_TYPES = frozenset({Tensor, nn.Parameter})
-_DTYPE_SET = frozenset(DTYPES)
-_DTYPE = attrgetter("dtype")
-_DEVICE = attrgetter("device")
 
 
 def clip_weights_(
@@ -74,15 +71,13 @@ def clip_weights_(
             tensors = params_or_module = list(params_or_module)
         else:
             tensors = []
-        if _are_alike(tensors):
+        if tensors and _PLAIN_TYPES.issuperset(map(type, tensors)):
             if len(set(map(id, tensors))) < len(tensors):
                 tensors = list({id(tensor): tensor for tensor in tensors}.values())
-            call_counting_writes(
-                torch.ops.fastgan.clip_tensors_.default,
-                (tensors,),
-                *(tensors, (), lower, upper, None),
-            )
-            return
+            if call_if_accepted(_op, tensors, tensors, (), lower, upper, None):
+                return
+            # Of several devices or dtypes, or of one that is not ours. What is wrong, if anything,
+            # is found and said below; here the question would cost as much as the answer.
     placed: dict[int, Tensor] = {}
     for place, tensor in _placed_tensors(params_or_module, include_norm):
         if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES or is_lazy(tensor):
@@ -105,14 +100,6 @@ def _parameters_of(module: nn.Module) -> list[Tensor]:
                 seen.add(id(child))
                 modules.append(child)
     return parameters
-
-
-def _are_alike(tensors: list[Tensor]) -> bool:
-    """Whether these are tensors or parameters proper, of one device and one dtype of ours."""
-    if not tensors or not _PLAIN_TYPES.issuperset(map(type, tensors)):
-        return False
-    dtypes = set(map(_DTYPE, tensors))
-    return len(dtypes) == 1 and dtypes <= _DTYPE_SET and len(set(map(_DEVICE, tensors))) == 1
 
 
 def clip_lists(
@@ -157,7 +144,7 @@ def clip_lists(
         if skip is not None and skip.device != device:
             skip = skip.to(device, non_blocking=True)
         call_counting_writes(
-            torch.ops.fastgan.clip_tensors_.default,
+            _op,
             (alike, shadows),
             *(alike, shadows, lower, upper, skip),
         )

@@ -17,6 +17,7 @@ from fastgan.fallback import warn_once
 __all__ = [
     "NAMESPACE",
     "call_counting_writes",
+    "call_if_accepted",
     "library",
     "register_fallback",
     "register_in_place_on_lists",
@@ -170,3 +171,20 @@ def call_counting_writes(
             torch._C._increment_version(tensors)
     with torch._C._AutoDispatchBelowADInplaceOrView():
         op(*args)
+
+
+def call_if_accepted(
+    op: torch._ops.OpOverload, written: Sequence[torch.Tensor], *args: Any
+) -> bool:
+    """As :func:`call_counting_writes`, for an op that may refuse; whether it took the call.
+
+    The op must check its arguments before its first write, as all of fastgan's do, so that a
+    refused call has changed nothing and counts no write.
+    """
+    try:
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            op(*args)
+    except RuntimeError:
+        return False
+    torch._C._increment_version(written)
+    return True

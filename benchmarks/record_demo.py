@@ -25,6 +25,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from fastgan.training.config_files import read_settings
 from fastgan.training.recorder import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -72,7 +73,7 @@ def main() -> None:
         },
         "config": {
             name: value
-            for name, value in json.loads((run / "config.json").read_text()).items()
+            for name, value in read_settings(run / "config.toml").items()
             if name != "out"
         },
         "training_seconds": read_metrics(run / "metrics.csv")[-1]["seconds"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import signal
 import threading
@@ -56,7 +55,7 @@ def test_a_run_leaves_everything_a_person_needs(model: str, tmp_path: Path) -> N
     assert {path.name for path in out.iterdir()} == {
         "checkpoint-0000003.pt",
         "checkpoint-0000006.pt",
-        "config.json",
+        "config.toml",
         "losses.png",
         "metrics.csv",
         "samples-0000003.png",
@@ -76,7 +75,7 @@ def test_a_run_leaves_everything_a_person_needs(model: str, tmp_path: Path) -> N
     for row in rows:
         assert all(float(row[name]) == float(row[name]) for name in ("loss_d", "loss_g", *filled))
     assert rows[-1]["diversity"] != ""
-    assert TrainConfig.from_dict(json.loads((out / "config.json").read_text())).model == model
+    assert TrainConfig.from_toml((out / "config.toml").read_text()).model == model
     with Image.open(out / "losses.png") as plot:
         assert plot.size == (960, 720)
     assert any("tfevents" in path.name for path in (out / "tensorboard").iterdir())

@@ -10,7 +10,9 @@ from types import NoneType
 from typing import Any
 
 from fastgan.cli.progress import TrainingDisplay
+from fastgan.errors import ConfigError
 from fastgan.training import TrainConfig, Trainer
+from fastgan.training.config_files import read_settings
 
 __all__ = ["add_parser", "run"]
 
@@ -44,14 +46,15 @@ def add_parser(commands: Any) -> None:
         kinds = [kind for kind in typing.get_args(hints[each.name]) if kind is not NoneType]
         kind = kinds[0] if kinds else hints[each.name]
         if kind is bool:
-            group.add_argument(flag, dest=each.name, action="store_true", help=text)
+            group.add_argument(
+                flag, dest=each.name, action=argparse.BooleanOptionalAction, help=text
+            )
             continue
         group.add_argument(
             flag,
             dest=each.name,
             type=kind,
             choices=each.metadata["choices"],
-            required=each.name == "out",
             metavar={"out": "DIR", "data": "SOURCE", int: "N", float: "X"}.get(
                 each.name, None if each.metadata["choices"] else {int: "N", float: "X"}.get(kind)
             ),
@@ -64,13 +67,20 @@ def add_parser(commands: Any) -> None:
                 default=False,
                 help="continue the run in --out from its newest checkpoint",
             )
+            group.add_argument(
+                "--config",
+                metavar="FILE",
+                default=None,
+                help="a TOML file with settings by their names; flags go before what it says",
+            )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Trains; returns 0, or 128 plus the signal's number when a signal ended the run."""
     names = {each.name for each in dataclasses.fields(TrainConfig)}
-    given = {name: value for name, value in vars(options).items() if name in names}
+    given = {} if options.config is None else _settings(options.config)
+    given |= {name: value for name, value in vars(options).items() if name in names}
     display = TrainingDisplay()
     trainer = Trainer(
         TrainConfig(**given),
@@ -112,3 +122,12 @@ def run(options: argparse.Namespace) -> int:
     )
     sys.stdout.flush()
     return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped_by, 0)
+
+
+def _settings(path: str) -> dict[str, Any]:
+    settings = read_settings(path)
+    try:
+        TrainConfig.from_dict(settings)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return settings

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from fastgan.training.callbacks import Callback
 from fastgan.training.checkpoint import load_generator
 from fastgan.training.config import TrainConfig
-from fastgan.training.trainer import Callback, Trainer, TrainingDivergedError, TrainingResult
+from fastgan.training.trainer import Trainer, TrainingDivergedError, TrainingResult
 
 __all__ = [
     "Callback",

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastgan.errors import ConfigError, ImageSizeError
+from fastgan.training.config_files import format_settings, parse_settings
 
 __all__ = ["MODELS", "PAPER_DEFAULTS", "TrainConfig", "default_image_size"]
 
@@ -314,7 +315,7 @@ class TrainConfig:
         return self.n_critic
 
     def to_dict(self) -> dict[str, Any]:
-        """Field names to plain values, fit for JSON and for a checkpoint."""
+        """Field names to plain values, fit for a file and for a checkpoint."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -339,6 +340,25 @@ class TrainConfig:
                 )
                 raise ConfigError(f"{name}: expected {names}, got {value!r}")
         return cls(**values)
+
+    def to_toml(self) -> str:
+        """This configuration as a TOML file; fields that are ``None`` are left out.
+
+        Example:
+            >>> config = TrainConfig(model="wgan", out="runs/wgan")
+            >>> TrainConfig.from_toml(config.to_toml()) == config
+            True
+        """
+        return format_settings(self.to_dict())
+
+    @classmethod
+    def from_toml(cls, text: str) -> TrainConfig:
+        """The inverse of :meth:`to_toml`.
+
+        Raises:
+            ConfigError: for text that isn't TOML, unknown names and values of another type.
+        """
+        return cls.from_dict(parse_settings(text))
 
     def _require_at_least(self, minimum: int, *groups: tuple[str, ...]) -> None:
         for name in (name for group in groups for name in group):

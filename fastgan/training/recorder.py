@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,9 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "MetricsRecorder", "plot_losses", "read_metrics"]
 
-# metrics.csv, in this order. Which are filled depends on the model: `wasserstein` and `penalty`
-# for critics, `d_real` and `d_fake` (mean probability of "real") for discriminators.
+# metrics.csv, in this order; columns of Trainer.log come behind. Which are filled depends on the
+# model: `wasserstein` and `penalty` for critics, `d_real` and `d_fake` (mean probability of "real")
+# for discriminators.
 COLUMNS = (
     "step",
     "images",
@@ -50,11 +52,7 @@ class MetricsRecorder:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.path = folder / "metrics.csv"
-        kept = [row for row in read_metrics(self.path) if row["step"] <= start_step]
-        _write_rows(self.path, kept)
-        with _named(self.path):
-            self._file = self.path.open("a", newline="")
-        self._writer = csv.DictWriter(self._file, COLUMNS, lineterminator="\n")
+        self._rewrite([row for row in read_metrics(self.path) if row["step"] <= start_step])
         self._events_folder = folder / "tensorboard"
         with _named(self._events_folder):
             self._events: SummaryWriter = SummaryWriter(
@@ -64,9 +62,15 @@ class MetricsRecorder:
     def record(self, row: Mapping[str, float]) -> None:
         """Appends one row; columns that the model doesn't have stay empty.
 
+        A name that is in none of the rows so far becomes a new column, behind the others.
+
         Raises:
             OutputError: when it can't be written, on a full disk for one.
         """
+        if not row.keys() <= set(self._writer.fieldnames):
+            with _named(self.path):
+                self._file.close()
+            self._rewrite(read_metrics(self.path), row)
         with _named(self.path):
             self._writer.writerow(_formatted(row))
             self._file.flush()
@@ -79,6 +83,14 @@ class MetricsRecorder:
         """Adds a uint8 picture of shape (height, width, 3 or 1) to the TensorBoard events."""
         with _named(self._events_folder):
             self._events.add_image(name, grid, step, dataformats="HWC")
+
+    def _rewrite(self, rows: list[dict[str, float]], *coming: Mapping[str, float]) -> None:
+        """The file with these rows and the columns that they and the coming ones need."""
+        columns = list(dict.fromkeys(chain(COLUMNS, *rows, *coming)))
+        _write_rows(self.path, rows, columns)
+        with _named(self.path):
+            self._file = self.path.open("a", newline="")
+        self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
 
     def close(self) -> None:
         """Flushes and closes both files."""
@@ -104,8 +116,8 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
             try:
-                rows.append({name: float(row[name]) for name in COLUMNS if row[name]})
-            except (KeyError, TypeError, ValueError):
+                rows.append({name: float(value) for name, value in row.items() if value})
+            except (TypeError, ValueError):
                 break
     return [row for row in rows if "step" in row]
 
@@ -157,9 +169,9 @@ def _formatted(row: Mapping[str, float]) -> dict[str, str]:
     }
 
 
-def _write_rows(path: Path, rows: list[dict[str, float]]) -> None:
+def _write_rows(path: Path, rows: list[dict[str, float]], columns: list[str]) -> None:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(_formatted(row) for row in rows)
     with atomic_write(path) as file:

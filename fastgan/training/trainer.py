@@ -22,6 +22,7 @@ from fastgan.images import make_grid, save_grid
 from fastgan.noise import sample_noise
 from fastgan.random_streams import seeded_generator
 from fastgan.sampling import generate_images
+from fastgan.training.callbacks import Callback
 from fastgan.training.checkpoint import (
     check_optimizer,
     checkpoint_path,
@@ -33,14 +34,15 @@ from fastgan.training.checkpoint import (
     save_checkpoint,
 )
 from fastgan.training.config import RESUMABLE_CHANGES, TrainConfig
+from fastgan.training.config_files import read_settings
 from fastgan.training.ema import ExponentialMovingAverage
 from fastgan.training.health import HealthMonitor
 from fastgan.training.interrupt import stop_on_signals
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
-from fastgan.training.recorder import MetricsRecorder, plot_losses, read_metrics
+from fastgan.training.recorder import COLUMNS, MetricsRecorder, plot_losses, read_metrics
 from fastgan.training.updates import Players, build_optimizer
 
-__all__ = ["Callback", "Trainer", "TrainingDivergedError", "TrainingResult"]
+__all__ = ["Trainer", "TrainingDivergedError", "TrainingResult"]
 
 # Streams of the run's seed. Data order has the small numbers, one an epoch; the global generator,
 # which draws weights and dropout, is seeded with the seed itself.
@@ -50,6 +52,10 @@ PICTURE_STREAM = NOISE_STREAM + 1
 # Generator updates after which samples that are all alike are a collapse, not a beginning: WGAN's
 # small learning rate needs about half of these on digits.
 WARM_UP_STEPS = 2000
+
+# Every setting, in a form that --config takes; and what older releases wrote.
+DESCRIPTION = "config.toml"
+_DESCRIPTIONS = (DESCRIPTION, "config.json")
 
 # Samples in one measurement of diversity: enough that a class of a tenth shows up 25 times.
 DIVERSITY_SAMPLES = 256
@@ -82,32 +88,10 @@ class TrainingResult:
     metrics: Mapping[str, float]
 
 
-class Callback:
-    """What a :class:`Trainer` tells whoever listens; override what you need."""
-
-    def on_loading(self, trainer: Trainer, done: int, total: int) -> None:
-        """So many of so many image files have been read and checked."""
-
-    def on_start(self, trainer: Trainer) -> None:
-        """Training is about to begin, at ``trainer.step``."""
-
-    def on_step(self, trainer: Trainer) -> None:
-        """A generator update is done. Reading a loss here would wait for the device."""
-
-    def on_metrics(self, trainer: Trainer, row: Mapping[str, float]) -> None:
-        """A row of metrics.csv was written."""
-
-    def on_warning(self, trainer: Trainer, text: str) -> None:
-        """Trouble set in; ``text`` names it."""
-
-    def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
-        """The run has ended well or was stopped."""
-
-
 class Trainer:
     """Trains one GAN.
 
-    The run's folder, ``config.out``, receives ``config.json``, ``metrics.csv``, ``tensorboard/``,
+    The run's folder, ``config.out``, receives ``config.toml``, ``metrics.csv``, ``tensorboard/``,
     ``samples-STEP.png``, ``checkpoint-STEP.pt`` and, at the end, ``samples.png`` and
     ``losses.png``. Nothing is written before the configuration and the data have been found good.
 
@@ -151,9 +135,11 @@ class Trainer:
         self.step = 0
         self._batches = 0
         self._stop_reason: str | None = None
+        self._logged: dict[str, list[float | Tensor]] = {}
 
         existing = list_checkpoints(self.out) if self.out.is_dir() else []
-        if not resume and (existing or (self.out / "config.json").exists()):
+        description = _description(self.out)
+        if not resume and (existing or description is not None):
             raise OutputError(
                 f"{self.out}: already holds a run; add --resume to continue it, or choose another"
                 " folder"
@@ -165,10 +151,9 @@ class Trainer:
             saved = load_checkpoint(self.resumed_from)
             saved_config, saved_data = read_description(self.resumed_from, saved)
             config = _continued(saved_config, config, explicit, self.resumed_from)
-        elif resume and (self.out / "config.json").exists():
+        elif resume and description is not None:
             # Ended before its first checkpoint: the same run, from its beginning.
-            path = self.out / "config.json"
-            config = _continued(_read_config(path), config, explicit, path)
+            config = _continued(_read_config(description), config, explicit, description)
         config = dataclasses.replace(config, data=_absolute(config.data)).resolved()
         self.config = config
         self.device = _choose_device(config.device)
@@ -288,13 +273,14 @@ class Trainer:
                         row_diversity = self._draw_samples(recorder, final=last)
                         if log:
                             row["diversity"] = row_diversity
+                    self._tell("on_step")
                     if log:
+                        row.update(self._take_logged())
                         recorder.record(row)
                         self._tell("on_metrics", row)
                     if self.step % config.checkpoint_every == 0 and not last:
                         self.save()
                     paused += time.perf_counter() - pause
-                    self._tell("on_step")
                     limit = config.max_minutes
                     if limit is not None and time.perf_counter() - started > limit * 60:
                         self.request_stop("max_minutes")
@@ -339,6 +325,31 @@ class Trainer:
             metrics=rows[-1] if rows else {},
         )
 
+    def log(self, name: str, value: float | Tensor) -> None:
+        """Adds a metric of the caller's own to the next row of metrics.csv and to TensorBoard.
+
+        A row holds the mean of what was logged since the last one. Tensors are only read then, so
+        that logging one doesn't wait for the device.
+
+        Args:
+            name: of the column; any text without control characters but the trainer's own names.
+            value: a number, or a tensor of one element.
+
+        Raises:
+            ConfigError: a name that is empty or taken, or a tensor of several elements.
+        """
+        if name in COLUMNS or not name or not name.isprintable():
+            raise ConfigError(f"name: expected a new column's name, got {name!r}")
+        if isinstance(value, Tensor):
+            if value.numel() != 1:
+                raise ConfigError(f"value: expected one element, got shape {tuple(value.shape)}")
+            value = value.detach().clone()
+        self._logged.setdefault(name, []).append(value)
+
+    def _take_logged(self) -> dict[str, float]:
+        logged, self._logged = self._logged, {}
+        return {name: sum(map(float, values)) / len(values) for name, values in logged.items()}
+
     def request_stop(self, reason: str) -> None:
         """Ends the run after the step under way, with a checkpoint. Safe in a signal handler."""
         self._stop_reason = reason
@@ -360,6 +371,7 @@ class Trainer:
         )
         for old in list_checkpoints(self.out)[: -self.config.keep_checkpoints]:
             old.unlink(missing_ok=True)
+        self._tell("on_checkpoint", path)
         return path
 
     # Construction -------------------------------------------------------------------------------
@@ -543,8 +555,8 @@ class Trainer:
         return SampleDiversity(images, labels, num_classes=self.source.num_classes)
 
     def _save_description(self) -> None:
-        with atomic_write(self.out / "config.json") as file:
-            file.write(json.dumps(self.config.to_dict(), indent=2).encode() + b"\n")
+        with atomic_write(self.out / DESCRIPTION) as file:
+            file.write(self.config.to_toml().encode())
 
     def _tell(self, event: str, *arguments: object) -> None:
         for callback in self.callbacks:
@@ -574,11 +586,18 @@ def _continued(
     return continued
 
 
+def _description(folder: Path) -> Path | None:
+    """The file that says with which settings the run in ``folder`` was begun, if there is one."""
+    return next((folder / name for name in _DESCRIPTIONS if (folder / name).exists()), None)
+
+
 def _read_config(path: Path) -> TrainConfig:
     try:
-        return TrainConfig.from_dict(json.loads(path.read_text())).resolved()
+        settings = json.loads(path.read_text()) if path.suffix == ".json" else read_settings(path)
+        return TrainConfig.from_dict(settings).resolved()
     except (OSError, UnicodeError, json.JSONDecodeError, FastganError) as error:
-        raise ConfigError(f"{path}: can't be resumed from: {error}") from error
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ConfigError(f"{path}: can't be resumed from: {reason}") from error
 
 
 def _absolute(data: str) -> str:

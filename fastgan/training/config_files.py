@@ -1,0 +1,96 @@
+"""A run's settings as a TOML file, written by ``train`` and read back by ``train --config``.
+
+The file is flat: a line ``name = value`` for each field of :class:`fastgan.training.TrainConfig`,
+comments and all else that TOML (https://toml.io/en/v1.0.0) allows. TOML has no null; a field that
+is ``None`` is left out, and one that is left out takes its default.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fastgan.errors import ConfigError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+__all__ = ["format_settings", "parse_settings", "read_settings"]
+
+_ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
+
+
+def format_settings(settings: Mapping[str, Any]) -> str:
+    r"""TOML of plain values: strings, whole numbers, floats and booleans; ``None`` is left out.
+
+    Raises:
+        ConfigError: a value of another kind, or text that UTF-8 can't hold.
+
+    Example:
+        >>> print(format_settings({"out": 'a "b"', "steps": 3, "lr": 1e-4, "nz": None}).strip())
+        out = "a \"b\""
+        steps = 3
+        lr = 0.0001
+    """
+    return "".join(
+        f"{name} = {_formatted(name, value)}\n"
+        for name, value in settings.items()
+        if value is not None
+    )
+
+
+def parse_settings(text: str) -> dict[str, Any]:
+    """The inverse of :func:`format_settings`.
+
+    Raises:
+        ConfigError: for text that isn't TOML.
+
+    Example:
+        >>> parse_settings('model = "wgan"  # as in the paper')
+        {'model': 'wgan'}
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"config: expected TOML, got: {error}") from error
+
+
+def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """What a settings file says, by name; names and values are not checked yet.
+
+    Raises:
+        ConfigError: a file that can't be read, or isn't TOML.
+    """
+    try:
+        return parse_settings(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
+        raise ConfigError(f"{path}: can't be read: {reason}") from error
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {str(error).removeprefix('config: ')}") from error
+
+
+def _formatted(name: str, value: object) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        return repr(value)
+    if not isinstance(value, str):
+        raise ConfigError(f"{name}: expected text, a number or a truth value, got {value!r}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{name}: expected text that UTF-8 can hold, got {value!r}") from error
+    return '"' + "".join(map(_escaped, value)) + '"'
+
+
+def _escaped(character: str) -> str:
+    if character in _ESCAPES:
+        return _ESCAPES[character]
+    code = ord(character)
+    return f"\\u{code:04x}" if code < 0x20 or code == 0x7F else character

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from fastgan.penalty import bent_steps as bent
+from fastgan.penalty import curved_steps as curved
 from fastgan.penalty import linear_steps as linear
 from fastgan.penalty.plan import Attribute, Constant
 from fastgan.penalty.steps import Step
@@ -79,6 +80,31 @@ def _hardtanh(low: float, high: float) -> Step:
 
 def _abs() -> Step:
     return bent.MaskedActivation("abs", torch.abs, torch.sgn)
+
+
+def _tanh() -> Step:
+    return curved.SmoothActivation(
+        "tanh", torch.tanh, lambda y: 1 - y * y, lambda y: 2 * y * (y * y - 1)
+    )
+
+
+def _sigmoid() -> Step:
+    return curved.SmoothActivation(
+        "sigmoid", torch.sigmoid, lambda y: y * (1 - y), lambda y: y * (1 - y) * (1 - 2 * y)
+    )
+
+
+def _softplus(beta: float, threshold: float) -> Step:
+    def first(x: Tensor) -> Tensor:
+        return torch.where(x * beta > threshold, 1.0, torch.sigmoid(beta * x))
+
+    def second(x: Tensor) -> Tensor:
+        slope = torch.sigmoid(beta * x)
+        return torch.where(x * beta > threshold, 0.0, beta * slope * (1 - slope))
+
+    return curved.SmoothActivation(
+        "softplus", lambda x: F.softplus(x, beta, threshold), first, second, from_output=False
+    )
 
 
 # Modules -------------------------------------------------------------------------------------
@@ -244,8 +270,49 @@ def _of_module(module: nn.Module) -> Callable[[Tensor], Tensor]:
     return lambda x: forward(bare, x)
 
 
-def _statistics_module(module: nn.Module, path: str, node: fx.Node) -> Conversion:
-    raise Refused("it divides by its own input's deviation, so its second derivative isn't zero")
+def _group_norm_step(op: str, example: Tensor, groups: int, eps: float) -> Step:
+    if example.dim() < 2 or example.size(1) % groups:
+        raise Refused(f"{groups} groups don't divide shape {tuple(example.shape)}")
+    return curved.GroupNorm(op, groups, eps)
+
+
+def _affine(module: Any, path: str) -> tuple[list[Source | None], list[Tensor | None]]:
+    """The sources and shapes of a norm's weight and bias."""
+    vectors = [getattr(module, name) for name in ("weight", "bias")]
+    sources: list[Source | None] = [
+        None if vector is None else Attribute(path, name)
+        for name, vector in zip(("weight", "bias"), vectors, strict=True)
+    ]
+    return sources, [None if vector is None else _meta(*vector.shape) for vector in vectors]
+
+
+def _group_norm_module(module: nn.GroupNorm, path: str, node: fx.Node) -> Conversion:
+    step = _group_norm_step("group_norm", node.meta["example"], module.num_groups, module.eps)
+    return step, [node], *_affine(module, path), False
+
+
+def _instance_norm_module(module: Any, path: str, node: fx.Node) -> Conversion:
+    example = node.meta["example"]
+    module._check_input_dim(example)
+    if example.dim() == module._get_no_batch_dim():
+        raise Refused(f"shape {tuple(example.shape)} has no batch dimension")
+    if module.track_running_stats:
+        if module.training or module.running_mean is None:
+            raise Refused("instance norm in training mode moves its running statistics")
+        return _batch_norm_module(module, path, node)
+    step = _group_norm_step("instance_norm", example, example.size(1), module.eps)
+    return step, [node], *_affine(module, path), False
+
+
+def _layer_norm_step(example: Tensor, shape: Sequence[int], eps: float) -> Step:
+    if list(example.shape[1:][-len(shape) :]) != list(shape):
+        raise Refused(f"normalized_shape {tuple(shape)} doesn't fit {tuple(example.shape)}")
+    return curved.LayerNorm(shape, eps)
+
+
+def _layer_norm_module(module: nn.LayerNorm, path: str, node: fx.Node) -> Conversion:
+    step = _layer_norm_step(node.meta["example"], module.normalized_shape, module.eps)
+    return step, [node], *_affine(module, path), False
 
 
 def _linear_map_module(op: str) -> Builder:
@@ -282,11 +349,14 @@ MODULES: dict[type[nn.Module], Builder] = {
     nn.BatchNorm1d: _batch_norm_module,
     nn.BatchNorm2d: _batch_norm_module,
     nn.BatchNorm3d: _batch_norm_module,
-    nn.GroupNorm: _statistics_module,
-    nn.InstanceNorm1d: _statistics_module,
-    nn.InstanceNorm2d: _statistics_module,
-    nn.InstanceNorm3d: _statistics_module,
-    nn.LayerNorm: _statistics_module,
+    nn.GroupNorm: _group_norm_module,
+    nn.InstanceNorm1d: _instance_norm_module,
+    nn.InstanceNorm2d: _instance_norm_module,
+    nn.InstanceNorm3d: _instance_norm_module,
+    nn.LayerNorm: _layer_norm_module,
+    nn.Tanh: lambda m, path, node: _plain(_tanh(), node),
+    nn.Sigmoid: lambda m, path, node: _plain(_sigmoid(), node),
+    nn.Softplus: lambda m, path, node: _plain(_softplus(m.beta, m.threshold), node),
     nn.ReLU: lambda m, path, node: _plain(_relu(), node, m.inplace),
     nn.LeakyReLU: lambda m, path, node: _plain(_leaky_relu(m.negative_slope), node, m.inplace),
     nn.Hardtanh: lambda m, path, node: _plain(_hardtanh(m.min_val, m.max_val), node, m.inplace),
@@ -454,6 +524,53 @@ def _batch_norm_function(node: fx.Node, is_live: IsLive) -> Conversion:
         [example for _, example in sources],
         False,
     )
+
+
+def _group_norm_function(node: fx.Node, is_live: IsLive) -> Conversion:
+    given = _bound(node, "input", "num_groups", weight=None, bias=None, eps=1e-5)
+    example = _live_input(given, is_live).meta["example"]
+    step = _group_norm_step("group_norm", example, given["num_groups"], given["eps"])
+    return step, [given["input"]], *_affine_arguments(given, is_live), False
+
+
+def _layer_norm_function(node: fx.Node, is_live: IsLive) -> Conversion:
+    given = _bound(node, "input", "normalized_shape", weight=None, bias=None, eps=1e-5)
+    example = _live_input(given, is_live).meta["example"]
+    step = _layer_norm_step(example, given["normalized_shape"], given["eps"])
+    return step, [given["input"]], *_affine_arguments(given, is_live), False
+
+
+def _instance_norm_function(node: fx.Node, is_live: IsLive) -> Conversion:
+    given = _bound(
+        node,
+        "input",
+        running_mean=None,
+        running_var=None,
+        weight=None,
+        bias=None,
+        use_input_stats=True,
+        momentum=0.1,
+        eps=1e-5,
+    )
+    example = _live_input(given, is_live).meta["example"]
+    if given["running_mean"] is not None or not given["use_input_stats"]:
+        raise Refused("instance norm with running statistics is taken as a module only")
+    step = _group_norm_step("instance_norm", example, example.size(1), given["eps"])
+    return step, [given["input"]], *_affine_arguments(given, is_live), False
+
+
+def _live_input(given: dict[str, Any], is_live: IsLive) -> fx.Node:
+    if not is_live(given["input"]):
+        raise Refused("the input doesn't depend on the images")
+    assert isinstance(given["input"], fx.Node)
+    return given["input"]
+
+
+def _affine_arguments(
+    given: dict[str, Any], is_live: IsLive
+) -> tuple[list[Source | None], list[Tensor | None]]:
+    found = [_source(given[name], is_live, f"the {name}") for name in ("weight", "bias")]
+    return [source for source, _ in found], [example for _, example in found]
 
 
 def _prelu_function(node: fx.Node, is_live: IsLive) -> Conversion:
@@ -729,6 +846,9 @@ FUNCTIONS: dict[Any, Function] = {
     F.conv_transpose3d: _convolution_function(True),
     F.linear: _linear_function,
     F.batch_norm: _batch_norm_function,
+    F.group_norm: _group_norm_function,
+    F.layer_norm: _layer_norm_function,
+    F.instance_norm: _instance_norm_function,
     F.prelu: _prelu_function,
     F.relu: _activation(_relu),
     torch.relu: _activation(_relu, False),
@@ -737,6 +857,11 @@ FUNCTIONS: dict[Any, Function] = {
     F.leaky_relu_: _activation(_leaky_relu, True, negative_slope=0.01),
     F.hardtanh: _activation(_hardtanh, min_val=-1.0, max_val=1.0),
     F.relu6: _activation(lambda: _hardtanh(0.0, 6.0)),
+    torch.tanh: _activation(_tanh, False),
+    torch.sigmoid: _activation(_sigmoid, False),
+    F.tanh: _activation(_tanh, False),
+    F.sigmoid: _activation(_sigmoid, False),
+    F.softplus: _activation(_softplus, False, beta=1, threshold=20),
     torch.abs: _activation(_abs, False),
     operator.abs: _activation(_abs, False),
     F.max_pool2d: _pool(
@@ -803,10 +928,12 @@ METHODS: dict[Any, Function] = {
     "relu": _activation(_relu, False),
     "relu_": _activation(_relu, True),
     "reshape": _reshape,
+    "sigmoid": _activation(_sigmoid, False),
     "squeeze": _reshape,
     "sub": _addition(-1.0),
     "sub_": _addition(-1.0, in_place=True),
     "sum": _reduction,
+    "tanh": _activation(_tanh, False),
     "to": _cast(None),
     "transpose": _permutation,
     "unflatten": _reshape,

@@ -16,6 +16,15 @@ So fakes and reals join the tangents: one convolution over 3 N rows for pass 3, 
 Signals start at +1 and -1 and tangents at N dP/dg; what comes out is N times the gradient. Only
 then does fp16 not underflow where a batch is large.
 
+A critic that bends smoothly somewhere (a norm, tanh) has a second derivative there, and P depends
+on the points' values too. With f_i the i-th step of any kind and J_i its derivative, <v, g> is the
+tangent of the scores along v, and its reverse carries a second signal beside d:
+
+    e_L = 0,    e_(i-1) = J_i^T e_i + d/da <d_i, J_i(a) u_(i-1)>        5. curvature
+    dP/dW_i = weight gradient of (u_(i-1), d_i) and of (a_(i-1), e_i),    dP/db_i = sum of e_i
+
+which is zero down to the last step that is curved, and only goes on from there.
+
 The passes take little memory because the points' activations, of which only masks are wanted, are
 gone before those of fakes and reals are there, and because everything else is dropped once used.
 """
@@ -30,6 +39,7 @@ import torch
 from torch import Tensor
 
 from fastgan.losses import widened
+from fastgan.penalty.curved_steps import CurvedStep
 from fastgan.penalty.formula import Formula
 from fastgan.penalty.plan import Plan
 from fastgan.penalty.steps import PairedRows, Rows, Target
@@ -49,12 +59,14 @@ class _Run:
         kept: what each step kept of the rows that hold values.
         dtypes: of each step's output.
         inputs: of those steps whose parameters want a gradient.
+        tangents: the rows of tangents that went into each curved step.
     """
 
     output: Tensor
     kept: list[Any] = field(default_factory=list)
     dtypes: list[torch.dtype] = field(default_factory=list)
     inputs: dict[int, list[Tensor]] = field(default_factory=dict)
+    tangents: dict[int, Tensor] = field(default_factory=dict)
 
 
 class Passes:
@@ -96,6 +108,15 @@ class Passes:
         self.upstream = [False]
         for planned, flags in zip(plan.steps, self.wanted, strict=True):
             self.upstream.append(any(flags) or any(self.upstream[v] for v in planned.inputs))
+        # Curved steps with such a parameter behind them, and values that lead to one.
+        self.curved = [
+            planned.step.curved and self.upstream[planned.inputs[0]] for planned in plan.steps
+        ]
+        self.leads_to_curved = [False] * (len(plan.steps) + 1)
+        for index in reversed(range(len(plan.steps))):
+            if self.curved[index] or self.leads_to_curved[index + 1]:
+                for value in plan.steps[index].inputs:
+                    self.leads_to_curved[value] = True
         self.prepared = [
             planned.step.prepare(
                 [
@@ -111,20 +132,29 @@ class Passes:
     def penalty(self, points: Tensor, formula: Formula) -> Tensor:
         """P at ``points`` (N, ...)."""
         value, tangent, run, signals = self._first_order(points, formula)
-        last = max((i for i, shaping in enumerate(self.shaping) if shaping), default=-1)
+        last = max((i for i in range(len(self.shaping)) if self._needs_signal(i)), default=-1)
         values: dict[int, Tensor] = {0: tangent}
         del tangent
         for index in range(last + 1):
             planned = self.plan.steps[index]
             inputs = self._inputs(index, values)
-            kept, run.kept[index] = run.kept[index], None
+            kept = run.kept[index]
+            if self.curved[index]:
+                run.tangents[index] = inputs[0]
             if self.shaping[index]:
-                self._accumulate(index, inputs, signals.pop(index), 0, None, kept)
+                self._accumulate(index, inputs, self._taken(signals, index), 0, None, kept)
             if index < last:
-                rows = Rows(0, kept, planned.overwrites)
-                values[index + 1], _ = planned.step.run(inputs, self.prepared[index], rows)
-            self.prepared[index] = []
+                # Tangents that a curved step took are wanted once more.
+                overwrites = planned.overwrites and not self.curved[index]
+                values[index + 1], _ = planned.step.run(
+                    inputs, self.prepared[index], Rows(0, kept, overwrites)
+                )
+            if not self.leads_to_curved[index + 1] and not self.curved[index]:
+                run.kept[index] = None
+                self.prepared[index] = []
             self._drop(values, index)
+        values.clear()
+        self._curvature(run, run.tangents, signals)
         self._zeros_for_offsets()
         return value
 
@@ -137,15 +167,19 @@ class Passes:
         count = batch.size(0) // 3
         primal = 2 * count
         learning = any(map(any, self.wanted))
-        penalty, tangent, points, signals = self._first_order(batch[primal:], formula)
+        images = batch[primal:]
+        if any(self.curved):  # whose values are wanted after their tangents are there
+            images = images.clone(memory_format=torch.preserve_format)
+        penalty, tangent, points, signals = self._first_order(images, formula)
         if learning:
             batch[primal:] = tangent
             # The first layer's largest signals needn't wait for its part of fakes and reals.
-            for index in [i for i in signals if self.plan.steps[i].inputs == (0,)]:
+            first = [i for i in signals if self.shaping[i] and self.plan.steps[i].inputs == (0,)]
+            for index in first:
                 self._accumulate(
                     index,
                     [self._cast(tangent, self.plan.steps[index].step.casts)],
-                    signals.pop(index),
+                    self._taken(signals, index),
                     0,
                     None,
                     points.kept[index],
@@ -153,17 +187,20 @@ class Passes:
         else:
             batch = batch[:primal]
         del tangent
-        run = self._forward(batch, primal, points.kept, learning)
+        run = self._forward(batch, primal, points.kept, [learning] * len(self.wanted))
         fake_mean, real_mean = widened(run.output[:primal]).reshape(2, count).mean(1)
         if learning:
+            self._curvature(points, run.tangents, signals)
             buffers: dict[int, Tensor] = {}
 
             def on_gradient(index: int, grad: Tensor) -> None:
+                if not any(self.wanted[index]):
+                    return
                 inputs = run.inputs.pop(index)
                 masks = None
                 if index in signals:
                     grad = _joined(grad, signals.pop(index), buffers.pop(index, None))
-                    masks = points.kept[index]
+                    masks, points.kept[index] = points.kept[index], None
                 else:
                     inputs = [input[:primal] for input in inputs]
                 self._accumulate(index, inputs, grad, primal, run.kept[index], masks)
@@ -187,11 +224,12 @@ class Passes:
         self, points: Tensor, formula: Formula
     ) -> tuple[Tensor, Tensor, _Run, dict[int, Tensor]]:
         """P, N dP/dg, what the forward pass kept, and the signals that gradients will need."""
-        run = self._forward(points, points.size(0), None, False)
+        keep_inputs = self.leads_to_curved[1:]
+        run = self._forward(points, points.size(0), None, keep_inputs)
         signals: dict[int, Tensor] = {}
 
         def on_gradient(index: int, grad: Tensor) -> None:
-            if self.shaping[index]:
+            if self._needs_signal(index):
                 signals[index] = grad
 
         start = torch.ones_like(run.output)
@@ -200,17 +238,22 @@ class Passes:
         return value, tangent.to(points.dtype), run, signals
 
     def _forward(
-        self, input: Tensor, primal: int, points: list[Any] | None, keep_inputs: bool
+        self, input: Tensor, primal: int, points: list[Any] | None, keep_inputs: Sequence[bool]
     ) -> _Run:
         values = {0: input}
         run = _Run(input)
         for index, planned in enumerate(self.plan.steps):
             inputs = self._inputs(index, values)
-            if keep_inputs and any(self.wanted[index]):
+            if keep_inputs[index] and any(self.wanted[index]):
                 run.inputs[index] = inputs
+            if points is not None and self.curved[index]:
+                run.tangents[index] = inputs[0][primal:]
             rows = Rows(primal, None if points is None else points[index], planned.overwrites)
             output, kept = planned.step.run(inputs, self.prepared[index], rows)
-            if points is not None and not self.shaping[index]:
+            lasting = (
+                self.shaping[index] or self.curved[index] or self.leads_to_curved[index + 1]
+            )
+            if points is not None and not lasting:
                 points[index] = None
             values[index + 1] = output
             run.kept.append(kept)
@@ -229,7 +272,8 @@ class Passes:
     ) -> Tensor:
         """From the scores back: to the images, or only as far as parameters want gradients.
 
-        Calls ``on_gradient`` with every step whose parameters want one, and its output's signal.
+        Calls ``on_gradient`` with every step whose parameters want one, or that is curved, and its
+        output's signal.
         Returns the images' signal, or the last one.
         """
         found: dict[int, tuple[Tensor, bool]] = {len(self.plan.steps): (start, True)}
@@ -240,10 +284,10 @@ class Passes:
                 continue  # nothing behind it wants a gradient
             grad, owned = found.pop(index + 1)
             grad = grad.to(run.dtypes[index])
-            if any(self.wanted[index]):
+            if any(self.wanted[index]) or self.curved[index]:
                 on_gradient(index, grad)
                 # The first order's signals are kept for the gradients.
-                owned = owned and not (to_images and self.shaping[index])
+                owned = owned and not (to_images and self._needs_signal(index))
             wanted = [to_images or self.upstream[value] for value in planned.inputs]
             if any(wanted):
                 out = None
@@ -257,13 +301,7 @@ class Passes:
                     out,
                 )
                 results = planned.step.signal(grad, self.prepared[index], target)
-                for value, want, result in zip(planned.inputs, wanted, results, strict=True):
-                    if want:
-                        assert result is not None
-                        alone = len(planned.inputs) == 1
-                        ours = (owned and alone) or not _share_memory(result, grad)
-                        # An expanded tensor, as a sum's signal is, can't be written to.
-                        _add(found, value, result, ours and 0 not in result.stride())
+                self._spread(found, planned.inputs, wanted, results, grad, owned)
                 del results
             if not to_images:  # while the points' masks and the weights are the tangents' as well
                 run.kept[index] = None
@@ -271,6 +309,73 @@ class Passes:
         if to_images:
             return found[0][0]
         return grad
+
+    def _needs_signal(self, index: int) -> bool:
+        """Whether the points' signal is wanted once tangents are there."""
+        return self.shaping[index] or self.curved[index]
+
+    def _taken(self, signals: dict[int, Tensor], index: int) -> Tensor:
+        """The signal, which stays only where curvature will want it."""
+        return signals[index] if self.curved[index] else signals.pop(index)
+
+    def _curvature(
+        self, points: _Run, tangents: dict[int, Tensor], signals: dict[int, Tensor]
+    ) -> None:
+        """Pass 5, and the gradients that come of it.
+
+        Args:
+            points: what the points' forward pass left behind; used up.
+            tangents: what went into each curved step.
+            signals: of each curved step's output.
+        """
+        found: dict[int, tuple[Tensor, bool]] = {}
+        for index in reversed(range(len(self.plan.steps))):
+            planned = self.plan.steps[index]
+            kept = points.kept[index]
+            if index + 1 in found:
+                grad, owned = found.pop(index + 1)
+                grad = grad.to(points.dtypes[index])
+                if any(self.wanted[index]):
+                    inputs = points.inputs.pop(index)
+                    self._accumulate(index, inputs, grad, grad.size(0), kept, None)
+                    del inputs
+                wanted = [self.upstream[value] for value in planned.inputs]
+                if any(wanted):
+                    shapes = [self.shapes[value] for value in planned.inputs]
+                    target = Target(kept, shapes, wanted, owned)
+                    results = planned.step.signal(grad, self.prepared[index], target)
+                    self._spread(found, planned.inputs, wanted, results, grad, owned)
+                    del results, target
+                del grad
+            if self.curved[index]:
+                step = planned.step
+                assert isinstance(step, CurvedStep)
+                result = step.curvature(
+                    signals[index], tangents.pop(index), self.prepared[index], kept
+                )
+                _add(found, planned.inputs[0], result, True)
+                del result
+                if not self.shaping[index]:
+                    del signals[index]
+            if index not in signals:
+                points.kept[index] = None
+
+    def _spread(
+        self,
+        found: dict[int, tuple[Tensor, bool]],
+        inputs: Sequence[int],
+        wanted: Sequence[bool],
+        results: Sequence[Tensor | None],
+        grad: Tensor,
+        owned: bool,
+    ) -> None:
+        """Adds a step's signals to what its inputs have already."""
+        for value, want, result in zip(inputs, wanted, results, strict=True):
+            if want:
+                assert result is not None
+                ours = (owned and len(inputs) == 1) or not _share_memory(result, grad)
+                # An expanded tensor, as a sum's signal is, can't be written to.
+                _add(found, value, result, ours and 0 not in result.stride())
 
     def _inputs(self, index: int, values: dict[int, Tensor]) -> list[Tensor]:
         planned = self.plan.steps[index]

@@ -10,7 +10,8 @@ go through a layer in one convolution.
     signal       d -> J^T d
     gradients    of  sum over values of <d, f(x)>  +  sum over tangents of <d, J t>
 
-The steps themselves: :mod:`fastgan.penalty.linear_steps`, :mod:`fastgan.penalty.bent_steps`.
+The steps themselves: :mod:`fastgan.penalty.linear_steps`, :mod:`fastgan.penalty.bent_steps`
+and :mod:`fastgan.penalty.curved_steps`.
 """
 
 from __future__ import annotations
@@ -88,7 +89,9 @@ class Step(ABC):
         op: the word for tables.
         casts: whether autocast runs it in its lower precision.
         fresh: whether its output shares no memory with its inputs.
-        bends: whether it is piecewise linear rather than linear.
+        bends: whether it isn't linear.
+        curved: whether its second derivative isn't zero: a
+            :class:`fastgan.penalty.curved_steps.CurvedStep`.
         offsets: which of its parameters only shift the output: no penalty depends on them.
         keeps_output: whether ``run`` keeps the output, which so must not be written over.
         channels_last: whether maps (N, C, H, W) lie channels-last in memory; the plan says.
@@ -98,6 +101,7 @@ class Step(ABC):
     casts = False
     fresh = True
     bends = False
+    curved = False
     offsets: tuple[int, ...] = ()
     keeps_output = False
     channels_last = False

@@ -91,6 +91,17 @@ def _layer_class(module: nn.Module) -> type[nn.Module] | None:
     return None
 
 
+def _is_chain(module: nn.Module) -> bool:
+    """Whether it is an ``nn.Sequential`` that only *runs* its children in another way."""
+    return isinstance(module, nn.Sequential) and getattr(module, "fused_sequential", False)
+
+
+def _chain(module: nn.Module, input: Any) -> Any:
+    for child in module.children():
+        input = child(input)
+    return input
+
+
 class _ShapedProxy(fx.Proxy):
     """A proxy that answers what is fixed by the input's shape, dtype and device."""
 
@@ -224,6 +235,17 @@ class _Tracer(fx.Tracer):
         builtin = type(m).__module__.startswith("torch.nn") and "forward" not in vars(m)
         return builtin and not isinstance(m, nn.Sequential)
 
+    def call_module(
+        self,
+        m: nn.Module,
+        forward: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        if _is_chain(m):
+            return super().call_module(m, lambda x: _chain(m, x), args, kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
     def create_args_for_root(
         self, root_fn: Any, is_module: bool, concrete_args: Any = None
     ) -> tuple[Any, list[Any]]:
@@ -244,9 +266,13 @@ class _Tracer(fx.Tracer):
             else:
                 args.append(argument)
 
+        function = inspect.unwrap(root_fn)
+        if self.traced_func_name == "forward" and _is_chain(self.root):
+            function = _chain
+
         def within_mode(*inputs: Any) -> Any:
             with _NoHiddenInputs():
-                return inspect.unwrap(root_fn)(*inputs)
+                return function(*inputs)
 
         return within_mode, args
 

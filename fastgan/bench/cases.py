@@ -1,0 +1,87 @@
+"""What a case is: something done on some shape by several providers, and the work it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+
+import torch
+
+from fastgan.bench.timing import Call
+from fastgan.bench.work import Work
+
+__all__ = ["DTYPES", "Case", "Setting", "autocast", "is_ours"]
+
+#: The dtypes of a case, and what autocast makes of them: float32 stays what the model is in.
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a case is to be prepared.
+
+    Attributes:
+        device: where it runs.
+        copies: input sets to make.
+        compile_mode: of the torch.compile providers; None leaves them out.
+    """
+
+    device: torch.device
+    copies: int = 1
+    compile_mode: str | None = None
+
+
+@dataclass(frozen=True)
+class Case:
+    """Something to measure.
+
+    Attributes:
+        suite: "ops", "models" or "training".
+        op: what is done.
+        shape: on what, in words.
+        dtype: a name of :data:`DTYPES`.
+        batch: images a call, or 0.
+        work: the least that has to be done.
+        input_bytes: of one input set, from which it follows how many exceed the cache.
+        prepare: makes the providers, fastgan's first, and what each does on an input set. All get
+            the same weights and the same inputs.
+        images: real images that a call trains on, or 0.
+        breakdown: whether it is worth showing which part of it takes how long.
+    """
+
+    suite: str
+    op: str
+    shape: str
+    dtype: str
+    batch: int
+    work: Work
+    input_bytes: int
+    prepare: Callable[[Setting], dict[str, Call]]
+    images: int = 0
+    breakdown: bool = False
+
+    @property
+    def name(self) -> str:
+        """For people, and for ``--only``.
+
+        Example:
+            >>> Case("ops", "bn_act", "64x8x8", "float32", 4, Work(()), 0, lambda _: {}).name
+            'bn_act, 64x8x8, float32, batch 4'
+        """
+        batch = f", batch {self.batch}" if self.batch else ""
+        return f"{self.op}, {self.shape}, {self.dtype}{batch}"
+
+
+def is_ours(provider: str) -> bool:
+    """Whether a provider is fastgan, by one path or another."""
+    return provider.startswith("fastgan")
+
+
+def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]:
+    """Mixed precision for "bfloat16" and "float16", nothing for "float32"."""
+    return torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32")

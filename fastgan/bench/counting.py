@@ -1,0 +1,174 @@
+"""What a call launches, counted by torch's profiler: kernels, convolution passes, and its time.
+
+A convolution pass is one traversal of a layer's arithmetic: a forward convolution is one, the
+gradient of its input another, the gradient of its weight a third, whether one operator call
+computes the two gradients or two do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile, record_function
+
+__all__ = ["PARTS", "Counts", "count"]
+
+# The profiler's library announces every start and stop on stderr otherwise.
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+
+_REGION = "fastgan.bench call"
+_PYTHON = "Python and waiting"
+_OTHER = "other operators"
+#: Parts of an iteration and the operators (or kernels) whose time they hold. An operator that no
+#: pattern names counts to the part of the one that called it.
+PARTS: Mapping[str, re.Pattern[str]] = {
+    "optimiser and clip": re.compile(
+        r"Optimizer\.|_step_|_fused_(adam|sgd)|_foreach_|clip_|clip_tensors|multi_tensor"
+    ),
+    "normalisation and activation": re.compile(
+        r"(batch|group|layer|instance)_?norm|norm_act|act_gradient|relu|tanh|sigmoid|threshold"
+        r"|softplus|logsigmoid",
+        re.IGNORECASE,
+    ),
+    "convolutions": re.compile(
+        r"conv|cudnn|gemm|aten::(mm|addmm|bmm|linear)$|gather_kernel|scatter_kernel"
+        r"|weight_gradient",
+        re.IGNORECASE,
+    ),
+}
+_FORWARD = re.compile(
+    r"^(aten::convolution|mkldnn::_convolution(_transpose)?_pointwise|fastgan::.*convolution.*)$"
+)
+_BACKWARD = "aten::convolution_backward"
+#: Triton's own kernels have no operator of torch around each convolution.
+_TRITON_CONVOLUTION = re.compile(r"^_?(gather|scatter|weight_gradient)\w*kernel")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one call did.
+
+    Attributes:
+        launches: kernels, copies and fills that the device ran; on a CPU the operator calls that
+            made no other operator call.
+        convolutions: convolution passes.
+        dilated: those with a dilated filter: autograd's way to the penalty's weight gradient.
+        shares: part of the iteration -> share of the call's time, summing to 1.
+    """
+
+    launches: int
+    convolutions: int
+    dilated: int
+    shares: Mapping[str, float]
+
+
+def count(call: Callable[[], object], device: torch.device) -> Counts:
+    """Runs a call under the profiler, once before and once counted.
+
+    Args:
+        call: what to look at.
+        device: where it runs.
+
+    Example:
+        >>> layer, x = torch.nn.Conv2d(1, 2, 3), torch.ones(1, 1, 8, 8, requires_grad=True)
+        >>> count(lambda: layer(x).sum().backward(), torch.device("cpu")).convolutions
+        3
+    """
+    activities = [ProfilerActivity.CPU]
+    if device.type == "cuda":
+        activities.append(ProfilerActivity.CUDA)
+    call()
+    with (
+        profile(activities=activities, record_shapes=True) as profiler,
+        record_function(_REGION),
+    ):
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+    events: list[Any] = list(profiler.events() or ())
+    operators = [event for event in events if event.device_type.name == "CPU"]
+    kernels = [
+        event
+        for event in events
+        if event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False)
+    ]
+    convolutions, dilated = _convolutions(operators)
+    convolutions += sum(bool(_TRITON_CONVOLUTION.match(event.name)) for event in kernels)
+    if device.type == "cuda":
+        launches = len(kernels)
+    else:
+        launches = sum(
+            event.name.partition("::")[1] != "" and not event.cpu_children for event in operators
+        )
+    return Counts(launches, convolutions, dilated, _shares(operators, device))
+
+
+def _convolutions(operators: list[Any]) -> tuple[int, int]:
+    passes = dilated = 0
+    for event in operators:
+        if event.name == _BACKWARD:
+            inputs = list(event.concrete_inputs)
+            # The output mask: (input, weight, bias). The bias's gradient is a sum, not a pass.
+            gradients = sum(map(bool, inputs[-1][:2])) if inputs and inputs[-1] else 2
+            passes += gradients
+            dilated += gradients * (len(inputs) > 6 and _is_dilated(inputs[6]))
+        elif _FORWARD.match(event.name) and not _inside_another(event):
+            passes += 1
+            inputs = list(event.concrete_inputs)
+            dilated += (
+                event.name == "aten::convolution" and len(inputs) > 5 and _is_dilated(inputs[5])
+            )
+    return passes, dilated
+
+
+def _inside_another(event: Any) -> bool:
+    parent = event.cpu_parent
+    while parent is not None:
+        if _FORWARD.match(parent.name) or parent.name == _BACKWARD:
+            return True
+        parent = parent.cpu_parent
+    return False
+
+
+def _is_dilated(dilation: Any) -> bool:
+    return bool(dilation) and max(dilation) > 1
+
+
+def _shares(operators: list[Any], device: torch.device) -> dict[str, float]:
+    """Device time by the operator that launched it; on a CPU the operators' own time."""
+    microseconds = dict.fromkeys((*PARTS, _OTHER, _PYTHON), 0.0)
+    total = 0.0
+    for event in operators:
+        if event.name == _REGION:
+            total = event.cpu_time_total
+            if device.type == "cpu":
+                microseconds[_PYTHON] += event.self_cpu_time_total
+            continue
+        if device.type == "cpu":
+            spent = event.self_cpu_time_total
+            names = [event.name]
+        else:
+            spent = sum(kernel.duration for kernel in event.kernels)
+            names = [kernel.name for kernel in event.kernels] + [event.name]
+        if spent:
+            microseconds[_part(event, names)] += spent
+    if device.type == "cuda":
+        microseconds[_PYTHON] = max(0.0, total - sum(microseconds.values()))
+    total = sum(microseconds.values())
+    return {part: spent / total if total else 0.0 for part, spent in microseconds.items()}
+
+
+def _part(event: Any, names: list[str]) -> str:
+    while True:
+        for part, pattern in PARTS.items():
+            if any(pattern.search(name) for name in names):
+                return part
+        event = event.cpu_parent
+        if event is None or event.name == _REGION:
+            return _OTHER
+        names = [event.name]

@@ -1,0 +1,175 @@
+"""What a result says about where it was made: the machine, the versions, the commit, the quiet."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+import time
+from pathlib import Path
+
+import torch
+
+from fastgan._native import build_info
+from fastgan._version import __version__
+
+__all__ = [
+    "DisturbanceMeter",
+    "cache_bytes",
+    "commit",
+    "machine_facts",
+    "processor",
+    "utc_now",
+    "versions",
+]
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+#: What a processor is taken to have where it doesn't say: more than most have.
+_UNKNOWN_CACHE = 64 << 20
+
+
+def utc_now() -> str:
+    """The time as results spell it.
+
+    Example:
+        >>> len(utc_now())
+        20
+    """
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+
+
+def processor() -> str:
+    """The CPU's own name."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return platform.processor() or platform.machine()
+    for line in text.splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def machine_facts(device: torch.device) -> dict[str, str | int]:
+    """What the figures depend on: the processor or GPU, the cores, torch's threads.
+
+    Args:
+        device: where the figures are made.
+
+    Example:
+        >>> sorted(machine_facts(torch.device("cpu")))
+        ['cores', 'device', 'memory_bytes', 'processor', 'threads']
+    """
+    facts: dict[str, str | int] = {
+        "device": device.type,
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    }
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        facts["gpu"] = properties.name
+        facts["compute_capability"] = f"{properties.major}.{properties.minor}"
+        facts["gpu_memory_bytes"] = properties.total_memory
+    return facts
+
+
+def versions() -> dict[str, str]:
+    """Of python, torch, triton, fastgan, and what the compiled part was built for."""
+    info = build_info()
+    found = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "fastgan": __version__,
+        "cpu_instruction_set": info.cpu_instruction_set or "none: plain PyTorch",
+    }
+    try:
+        found["triton"] = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        found["triton"] = "not installed"
+    if torch.version.cuda is not None:
+        found["cuda"] = torch.version.cuda
+    return found
+
+
+def commit() -> str | None:
+    """Of the code that runs, with ``-dirty`` where files differ from it; None outside a clone."""
+    answers = []
+    for arguments in (
+        ("rev-parse", "--show-prefix", "HEAD"),
+        ("status", "--porcelain", "--untracked-files=no", "--", "csrc", "fastgan", "benchmarks"),
+    ):
+        try:
+            result = subprocess.run(
+                ["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=False
+            )
+        except OSError:
+            return None
+        if result.returncode != 0:
+            return None
+        answers.append(result.stdout)
+    prefix, head = answers[0].split("\n")[:2]
+    if prefix:
+        # An install inside somebody else's repository: its commit isn't ours.
+        return None
+    return head + ("-dirty" if answers[1].strip() else "")
+
+
+def cache_bytes(device: torch.device) -> int:
+    """The last cache before memory: inputs that together exceed it are not found in it again.
+
+    Example:
+        >>> cache_bytes(torch.device("cpu")) > 0
+        True
+    """
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).L2_cache_size)
+    largest = 0
+    for path in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size"):
+        match = re.fullmatch(r"(\d+)([KM]?)", path.read_text(encoding="ascii").strip())
+        if match is not None:
+            largest = max(largest, int(match[1]) << {"": 0, "K": 10, "M": 20}[match[2]])
+    return largest or _UNKNOWN_CACHE
+
+
+class DisturbanceMeter:
+    """How much of all cores' time other processes used while a block ran.
+
+    Attributes:
+        percent: after the block, of all cores' time; 0 where ``/proc/stat`` isn't there to ask.
+
+    Example:
+        >>> with DisturbanceMeter() as meter:
+        ...     _ = sum(range(1000))
+        >>> 0 <= meter.percent <= 100
+        True
+    """
+
+    def __init__(self) -> None:
+        self.percent = 0.0
+
+    def __enter__(self) -> DisturbanceMeter:
+        self._start = time.monotonic()
+        self._before = _busy_seconds()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        after = _busy_seconds()
+        capacity = (time.monotonic() - self._start) * (os.cpu_count() or 1)
+        others = (after[0] - self._before[0]) - (after[1] - self._before[1])
+        if capacity > 0:
+            self.percent = min(100.0, max(0.0, 100 * others / capacity))
+
+
+def _busy_seconds() -> tuple[float, float]:
+    """Seconds of processor time used by all processes and by this one, so far."""
+    try:
+        first = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0]
+    except OSError:
+        return 0.0, 0.0
+    user, nice, system, _idle, _wait, irq, soft_irq, steal = map(float, first.split()[1:9])
+    ticks = os.sysconf("SC_CLK_TCK")
+    return (user + nice + system + irq + soft_irq + steal) / ticks, sum(os.times()[:2])

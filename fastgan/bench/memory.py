@@ -1,0 +1,111 @@
+"""Peak memory of a call: what it needs at its worst moment beyond what was there before.
+
+On a CUDA device torch's allocator keeps the number. On a CPU the kernel does, for the whole
+process (``VmHWM``, which ``/proc/self/clear_refs`` resets), oneDNN's scratch memory and our own
+loops' included, which torch's profiler doesn't see. It is honest only if freed memory leaves the
+process: glibc keeps blocks below a threshold that it raises by itself up to 32 MiB, and a peak
+inside kept memory wouldn't show. :class:`MemoryMeter` pins the threshold low while it measures.
+That makes allocations slow, so nothing is timed meanwhile. The kernel's count may be off by some
+hundred kilobytes; smaller peaks mean nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from fastgan.errors import FastganError
+
+__all__ = ["MemoryMeter", "can_measure_memory"]
+
+# mallopt's names, from glibc's malloc.h.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+#: Blocks from here on are mapped apart, and unmapped when freed.
+_MAPPED_FROM = 64 << 10
+#: What glibc itself may end with: M_MMAP_THRESHOLD at most 32 MiB, M_TRIM_THRESHOLD twice that.
+_AFTERWARDS = 32 << 20
+_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+def can_measure_memory(device: torch.device) -> str | None:
+    """None where :class:`MemoryMeter` works, else the reason in words.
+
+    Example:
+        >>> can_measure_memory(torch.device("cuda")) is None
+        True
+    """
+    if device.type == "cuda":
+        return None
+    if not hasattr(ctypes.CDLL(None), "mallopt"):
+        return "the C library has no mallopt"
+    try:
+        _CLEAR.write_text("5", encoding="ascii")
+    except OSError as error:
+        return f"{_CLEAR} can't be written: {error.strerror}"
+    return None
+
+
+class MemoryMeter:
+    """Measures peaks of calls; use as a context around all of them.
+
+    Raises:
+        FastganError: where :func:`can_measure_memory` says so.
+
+    Example:
+        >>> cpu = torch.device("cpu")
+        >>> with MemoryMeter(cpu) as meter:
+        ...     peak = meter.peak(lambda: torch.ones(1 << 22).sum())
+        >>> round(peak / (1 << 20))
+        16
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        reason = can_measure_memory(device)
+        if reason is not None:
+            raise FastganError(f"peak memory can't be measured: {reason}")
+        self._device = device
+        self._library = ctypes.CDLL(None)
+
+    def __enter__(self) -> MemoryMeter:
+        if self._device.type == "cpu":
+            self._library.mallopt(_M_MMAP_THRESHOLD, _MAPPED_FROM)
+            self._library.mallopt(_M_TRIM_THRESHOLD, 0)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._device.type == "cpu":
+            self._library.mallopt(_M_MMAP_THRESHOLD, _AFTERWARDS)
+            self._library.mallopt(_M_TRIM_THRESHOLD, 2 * _AFTERWARDS)
+
+    def peak(self, call: Callable[[], object]) -> int:
+        """Bytes that ``call`` needed at its worst moment, beyond those in use before it.
+
+        The call runs twice, and the second time counts: the first one makes what stays, such as
+        an optimiser's state or a compiled kernel.
+        """
+        call()
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+            before = torch.cuda.memory_allocated(self._device)
+            torch.cuda.reset_peak_memory_stats(self._device)
+            call()
+            torch.cuda.synchronize(self._device)
+            return max(0, torch.cuda.max_memory_allocated(self._device) - before)
+        self._library.malloc_trim(0)
+        _CLEAR.write_text("5", encoding="ascii")
+        before = _status_bytes("VmRSS")
+        call()
+        return max(0, _status_bytes("VmHWM") - before)
+
+
+def _status_bytes(name: str) -> int:
+    match = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(encoding="ascii"), re.MULTILINE)
+    if match is None:
+        raise FastganError(f"peak memory can't be measured: {_STATUS} has no {name}")
+    return int(match[1]) << 10

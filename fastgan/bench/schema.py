@@ -1,0 +1,359 @@
+"""The one format of results: what ``fastgan bench`` writes, and the README's tables are made from.
+
+A JSON file holds one object:
+
+    schema      1
+    time        when it was measured, UTC
+    commit      of the code that ran, "-dirty" added where files differed from it; null where there
+                was no git checkout
+    machine     device, processor, cores, threads, memory_bytes; with a GPU also gpu,
+                compute_capability, gpu_memory_bytes
+    versions    of python, torch, fastgan, triton, cuda; the CPU loops' instruction set
+    settings    how it was measured
+    floors      measured bytes_per_second, and flops_per_second by dtype
+    notes       what was left out, and why
+    rows        see :class:`Row`; a number each
+
+A CSV file holds the rows alone, a line each, with ``device``, ``processor`` (or GPU), ``threads``,
+``versions``, ``commit`` and ``time`` repeated in every line, so that files can be put one after the
+other.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastgan.errors import DataError
+
+__all__ = [
+    "METRICS",
+    "SCHEMA",
+    "Change",
+    "Metric",
+    "Result",
+    "Row",
+    "compare",
+    "merged",
+    "read_result",
+]
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a number means.
+
+    Attributes:
+        unit: of the number.
+        better: "higher" or "lower"; "neither" for what only describes.
+        meaning: in words.
+    """
+
+    unit: str
+    better: str
+    meaning: str
+
+
+METRICS: Mapping[str, Metric] = {
+    "seconds": Metric("s", "lower", "one call, Python included, until the device is done; median"),
+    "host_seconds": Metric("s", "lower", "one call until it returns to Python; GPU only"),
+    "times_faster": Metric("x", "higher", "the peer named in detail takes so many times as long"),
+    "percent_of_floor": Metric("%", "higher", "the least time this machine allows, over seconds"),
+    "peak_bytes": Metric("B", "lower", "memory at the worst moment of a call, beyond that before"),
+    "peak_ratio": Metric("x", "lower", "peak_bytes over those of the peer named in detail"),
+    "images_per_second": Metric("1/s", "higher", "real images trained on"),
+    "launches": Metric("1", "lower", "kernels a call launches; on a CPU innermost operator calls"),
+    "convolutions": Metric("1", "lower", "convolution passes of a call"),
+    "share": Metric("1", "neither", "of a call's time, spent in the part named in detail"),
+    "flops": Metric("1", "neither", "operations the call can't do without (provider: floor)"),
+    "bytes": Metric("B", "neither", "bytes the call can't do without moving (provider: floor)"),
+    "disturbance": Metric("%", "neither", "of all cores' time, what other processes used"),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number.
+
+    Attributes:
+        suite: "ops", "models" or "training".
+        op: what was done.
+        provider: who did it: "fastgan", "eager", "torch.compile", ...; "floor" for what the
+            machine allows, "machine" for what is true of all.
+        shape: on what.
+        dtype: in which arithmetic.
+        batch: images a call; 0 where there is no batch.
+        mode: "launched", or "graph" for the replay of a captured CUDA graph.
+        metric: a name of :data:`METRICS`.
+        value: the number, finite.
+        spread: its first and third quartile over the rounds, or None.
+        detail: the peer of a ratio, the part of a share, what bounds a percent of floor.
+    """
+
+    suite: str
+    op: str
+    provider: str
+    shape: str
+    dtype: str
+    batch: int
+    mode: str
+    metric: str
+    value: float
+    spread: tuple[float, float] | None = None
+    detail: str = ""
+
+    @property
+    def case(self) -> tuple[str, str, str, str, int, str]:
+        """What was measured, whoever did it."""
+        return (self.suite, self.op, self.shape, self.dtype, self.batch, self.mode)
+
+    @property
+    def key(self) -> tuple[str | int, ...]:
+        """Everything but the number."""
+        detail = "" if self.metric == "percent_of_floor" else self.detail
+        return (*self.case, self.provider, self.metric, detail)
+
+
+@dataclass(frozen=True)
+class Result:
+    """All that one run measured.
+
+    Attributes:
+        time: see the module, as all that follow.
+        commit: see the module.
+        machine: see the module.
+        versions: see the module.
+        settings: see the module.
+        floors: see the module.
+        rows: see the module.
+        notes: see the module.
+    """
+
+    time: str
+    commit: str | None
+    machine: Mapping[str, str | int]
+    versions: Mapping[str, str]
+    settings: Mapping[str, Any]
+    floors: Mapping[str, Any]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def device_name(self) -> str:
+        """The GPU, else the processor."""
+        return str(self.machine.get("gpu", self.machine.get("processor", "unknown")))
+
+    def to_json(self) -> str:
+        """The file's text."""
+        head = {"schema": SCHEMA}
+        for each in dataclasses.fields(self):
+            if each.name != "rows":
+                head[each.name] = getattr(self, each.name)
+        text = json.dumps(head, indent=2, allow_nan=False)
+        # A row a line: a file of thousands can be read, and a change of one shows as one.
+        rows = ",\n".join(
+            "    " + json.dumps(_without_defaults(row), allow_nan=False) for row in self.rows
+        )
+        return f'{text[:-2]},\n  "rows": [\n{rows}\n  ]\n}}\n'
+
+    def to_csv(self) -> str:
+        """The rows, a line each, under a line of names."""
+        names = [each.name for each in dataclasses.fields(Row) if each.name != "spread"]
+        common = {
+            "device": self.machine.get("device", ""),
+            "processor": self.device_name,
+            "threads": self.machine.get("threads", ""),
+            "versions": " ".join(f"{name}={value}" for name, value in self.versions.items()),
+            "commit": self.commit or "",
+            "time": self.time,
+        }
+        stream = io.StringIO()
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow([*names, "spread_low", "spread_high", "unit", *common])
+        for row in self.rows:
+            low, high = row.spread or ("", "")
+            writer.writerow(
+                [
+                    *(getattr(row, name) for name in names),
+                    low,
+                    high,
+                    METRICS[row.metric].unit,
+                    *common.values(),
+                ]
+            )
+        return stream.getvalue()
+
+    def find(self, **wanted: object) -> list[Row]:
+        """The rows whose fields have these values.
+
+        Example:
+            >>> row = Row("ops", "bn_act", "eager", "s", "float32", 1, "launched", "seconds", 1.0)
+            >>> Result("", None, {}, {}, {}, {}, (row,)).find(op="bn_act", batch=1) == [row]
+            True
+        """
+        return [
+            row
+            for row in self.rows
+            if all(getattr(row, name) == value for name, value in wanted.items())
+        ]
+
+
+def _without_defaults(row: Row) -> dict[str, Any]:
+    return {
+        each.name: getattr(row, each.name)
+        for each in dataclasses.fields(row)
+        if getattr(row, each.name) != each.default
+    }
+
+
+def read_result(path: Path | str) -> Result:
+    """The result in a JSON file of this schema.
+
+    Raises:
+        DataError: it can't be read, or isn't one; the message names the file and what is wrong.
+
+    Example:
+        >>> read_result("/no/such/file.json")
+        Traceback (most recent call last):
+        fastgan.errors.DataError: /no/such/file.json: can't be read: No such file or directory
+    """
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
+    except (UnicodeError, ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is not JSON: {error}") from error
+    if not isinstance(found, dict) or "schema" not in found:
+        raise DataError(f"{path}: is not a result of fastgan bench: it has no 'schema'")
+    if found["schema"] != SCHEMA:
+        raise DataError(f"{path}: has schema {found['schema']!r}; expected {SCHEMA}")
+    try:
+        rows = tuple(_row(values) for values in found["rows"])
+        return Result(
+            time=str(found["time"]),
+            commit=found["commit"],
+            machine=dict(found["machine"]),
+            versions=dict(found["versions"]),
+            settings=dict(found["settings"]),
+            floors=dict(found["floors"]),
+            rows=rows,
+            notes=tuple(map(str, found["notes"])),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path}: is not a result of fastgan bench: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _row(values: Mapping[str, Any]) -> Row:
+    spread = values.get("spread")
+    if spread is not None:
+        low, high = spread
+        spread = (float(low), float(high))
+    row = Row(**{**values, "spread": spread, "value": float(values["value"])})
+    if row.metric not in METRICS:
+        raise ValueError(f"there is no metric {row.metric!r}")
+    if not math.isfinite(row.value):
+        raise ValueError(f"the value of {row.metric} is {row.value}")
+    return row
+
+
+@dataclass(frozen=True)
+class Change:
+    """A number that differs from an earlier run's beyond the spread of both.
+
+    Attributes:
+        old: then.
+        new: now.
+        worse: whether that is a regression.
+    """
+
+    old: Row
+    new: Row
+    worse: bool
+
+    def __str__(self) -> str:
+        row = self.new
+        where = f"{row.op}, {row.shape}, {row.dtype}" + (f", {row.batch}" if row.batch else "")
+        against = f" (against {row.detail})" if row.detail else ""
+        return (
+            f"{'worse' if self.worse else 'better'}: {where}, {row.provider}: {row.metric}"
+            f" {self.old.value:.4g} -> {row.value:.4g} {METRICS[row.metric].unit}{against}"
+        )
+
+
+#: Without a spread of its own, what a number may change by before it counts.
+_TOLERANCE = {"peak_bytes": 0.03, "peak_ratio": 0.03, "launches": 0.0, "convolutions": 0.0}
+#: Mean something only on the machine they were measured on.
+_ABSOLUTE = frozenset({"seconds", "host_seconds", "images_per_second", "percent_of_floor"})
+
+
+def compare(old: Result, new: Result) -> list[Change]:
+    """What of fastgan's numbers changed beyond the spread: the quartiles of the two don't overlap.
+
+    Ratios and counts are compared across machines; seconds, images per second and percent of floor
+    only where processor or GPU, and the number of threads, are the same. Peers' own numbers are
+    not compared.
+
+    Args:
+        old: an earlier result.
+        new: the one to judge.
+
+    Returns:
+        Regressions first, the largest first.
+
+    Example:
+        >>> row = Row("ops", "clip", "fastgan", "s", "float32", 0, "launched", "times_faster", 2.0,
+        ...           (1.9, 2.1), "eager")
+        >>> slow = dataclasses.replace(row, value=1.5, spread=(1.4, 1.6))
+        >>> old, new = (Result("", None, {}, {}, {}, {}, (each,)) for each in (row, slow))
+        >>> print(*compare(old, new))
+        worse: clip, s, float32, fastgan: times_faster 2 -> 1.5 x (against eager)
+    """
+    same_machine = old.device_name == new.device_name and old.machine.get(
+        "threads"
+    ) == new.machine.get("threads")
+    before = {row.key: row for row in old.rows}
+    changes = []
+    for row in new.rows:
+        earlier = before.get(row.key)
+        better = METRICS[row.metric].better
+        if earlier is None or better == "neither" or not row.provider.startswith("fastgan"):
+            continue
+        if row.metric in _ABSOLUTE and not same_machine:
+            continue
+        (low_then, high_then), (low_now, high_now) = map(_interval, (earlier, row))
+        if low_now > high_then or high_now < low_then:
+            rose = row.value > earlier.value
+            changes.append(Change(earlier, row, rose == (better == "lower")))
+    return sorted(changes, key=_size)
+
+
+def _interval(row: Row) -> tuple[float, float]:
+    if row.spread is not None:
+        return row.spread
+    tolerance = _TOLERANCE.get(row.metric, 0.0) * abs(row.value)
+    return row.value - tolerance, row.value + tolerance
+
+
+def _size(change: Change) -> tuple[bool, float]:
+    old, new = (max(abs(row.value), 1e-30) for row in (change.old, change.new))
+    return not change.worse, -abs(math.log(new / old))
+
+
+def merged(results: Iterable[Result]) -> dict[tuple[str | int, ...], tuple[Row, Result]]:
+    """Of each number the newest, with the result it is from."""
+    found: dict[tuple[str | int, ...], tuple[Row, Result]] = {}
+    for result in sorted(results, key=lambda each: each.time):
+        for row in result.rows:
+            found[row.key] = (row, result)
+    return found

@@ -1,0 +1,117 @@
+"""How much a call has to do at least: operations and bytes, counted from its shapes.
+
+A convolution of N images from C_in to C_out channels with a k_h x k_w kernel does
+
+    2 * N * H * W * C_in * C_out * k_h * k_w                                       operations
+
+with H x W the size of its output, of its *input* if it is transposed: as many multiply-adds as
+there are pairs of a weight and a position it is applied at. Each of its two gradients does as many.
+
+Bytes are those that must cross the memory interface if whatever can be fused is: a convolution
+reads its input and weight and writes its output; batch norm and activation around it are free; so
+are numbers per channel. What a real implementation moves more than that is what it loses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+
+__all__ = ["ITEM_BYTES", "Step", "Work", "convolution_steps", "elementwise"]
+
+ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
+
+
+@dataclass(frozen=True)
+class Step:
+    """One kernel's worth of work.
+
+    Attributes:
+        flops: operations that a matrix unit could do; 0 where only memory counts.
+        bytes: read and written.
+    """
+
+    flops: float
+    bytes: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """Steps one after the other: each is bound by arithmetic or by memory on its own.
+
+    Attributes:
+        steps: in the order they run.
+    """
+
+    steps: tuple[Step, ...]
+
+    @property
+    def flops(self) -> float:
+        """Of all steps."""
+        return sum(step.flops for step in self.steps)
+
+    @property
+    def bytes(self) -> float:
+        """Of all steps."""
+        return sum(step.bytes for step in self.steps)
+
+    def __add__(self, other: Work) -> Work:
+        return Work(self.steps + other.steps)
+
+    def times(self, count: int) -> Work:
+        """The same work, so many times.
+
+        Example:
+            >>> Work((Step(1.0, 2.0),)).times(3).bytes
+            6.0
+        """
+        return Work(self.steps * count)
+
+
+def elementwise(elements: int, *, reads: int, writes: int, dtype: str) -> Work:
+    """A pass over memory.
+
+    Example:
+        >>> elementwise(10, reads=2, writes=1, dtype="float32").bytes
+        120.0
+    """
+    return Work((Step(0.0, float(elements * (reads + writes) * ITEM_BYTES[dtype])),))
+
+
+def convolution_steps(
+    batch: int,
+    input_shape: tuple[int, int, int],
+    output_shape: tuple[int, int, int],
+    kernel_size: tuple[int, int],
+    *,
+    transposed: bool,
+    dtype: str,
+    passes: Iterable[str] = ("forward", "input_gradient", "weight_gradient"),
+    groups: int = 1,
+) -> Work:
+    """The passes of one convolution.
+
+    Args:
+        batch: N.
+        input_shape: (C_in, H_in, W_in).
+        output_shape: (C_out, H_out, W_out).
+        kernel_size: (k_h, k_w).
+        transposed: whether it is a transposed convolution.
+        dtype: of input, weight and output.
+        passes: which: "forward", "input_gradient", "weight_gradient"; repeated ones count again.
+        groups: of channels.
+
+    Example:
+        >>> work = convolution_steps(1, (2, 4, 4), (3, 2, 2), (4, 4), transposed=False,
+        ...                          dtype="float32", passes=["forward"])
+        >>> work.flops, work.bytes
+        (768.0, 560.0)
+    """
+    size = ITEM_BYTES[dtype]
+    positions = input_shape[1:] if transposed else output_shape[1:]
+    weights = input_shape[0] * output_shape[0] * prod(kernel_size) // groups
+    flops = 2.0 * batch * prod(positions) * weights
+    # Each pass reads two of the three (input, weight, output or its gradient), writes the third.
+    moved = float(size * (batch * (prod(input_shape) + prod(output_shape)) + weights))
+    return Work(tuple(Step(flops, moved) for _ in passes))

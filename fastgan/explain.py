@@ -13,6 +13,7 @@ from fastgan.errors import ConfigError
 from fastgan.ops import op_paths
 from fastgan.penalty.plan import Plan
 from fastgan.penalty.selection import find_plan, inner_critic
+from fastgan.penalty.steps import Step
 
 __all__ = ["Report", "Row", "explain"]
 
@@ -138,10 +139,16 @@ def _layers(plan: Plan) -> list[Row]:
             planned.layer or planned.kind,
             planned.step.op,
             "aten",
-            "piecewise linear: its mask" if planned.step.bends else "linear",
+            _shape_of(planned.step),
         )
         for planned in plan.steps
     ]
+
+
+def _shape_of(step: Step) -> str:
+    if step.curved:
+        return "smooth: the gradient of its second derivative is carried back from here"
+    return "piecewise linear: its mask" if step.bends else "linear"
 
 
 def _example(critic: nn.Module) -> Tensor:

@@ -250,9 +250,7 @@ class Passes:
                 run.tangents[index] = inputs[0][primal:]
             rows = Rows(primal, None if points is None else points[index], planned.overwrites)
             output, kept = planned.step.run(inputs, self.prepared[index], rows)
-            lasting = (
-                self.shaping[index] or self.curved[index] or self.leads_to_curved[index + 1]
-            )
+            lasting = self.shaping[index] or self.curved[index] or self.leads_to_curved[index + 1]
             if points is not None and not lasting:
                 points[index] = None
             values[index + 1] = output

@@ -48,9 +48,14 @@ class Activation:
     piecewise_linear: bool
 
 
-def _step(output: Tensor, below: float) -> Tensor:
+def _relu_derivative(output: Tensor, negative_slope: float) -> Tensor:
     # torch's relu lets a gradient through where its output is NaN; its leaky_relu scales it.
-    return torch.where(output > 0, 1.0, below).to(output.dtype)
+    return torch.where(output <= 0, output.new_zeros(()), output.new_ones(()))
+
+
+def _leaky_relu_derivative(output: Tensor, negative_slope: float) -> Tensor:
+    # The slope in the output's own precision: a number alone would be rounded to float32.
+    return torch.where(output > 0, output.new_ones(()), output.new_full((), negative_slope))
 
 
 ACTIVATIONS: dict[str, Activation] = {
@@ -61,10 +66,10 @@ ACTIVATIONS: dict[str, Activation] = {
             "relu",
             1,
             lambda x, s: F.relu(x),
-            lambda y, s: torch.where(y <= 0, 0.0, 1.0).to(y.dtype),
+            _relu_derivative,
             True,
         ),
-        Activation("leaky_relu", 2, lambda x, s: F.leaky_relu(x, s), _step, True),
+        Activation("leaky_relu", 2, lambda x, s: F.leaky_relu(x, s), _leaky_relu_derivative, True),
         Activation("tanh", 3, lambda x, s: x.tanh(), lambda y, s: 1 - y * y, False),
         Activation("sigmoid", 4, lambda x, s: x.sigmoid(), lambda y, s: y * (1 - y), False),
     )

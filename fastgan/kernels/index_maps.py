@@ -1,0 +1,67 @@
+"""Which input pixel and which tap make which output pixel: the maps that tell gather from scatter.
+
+Both kernels are one loop over taps and channels; along each axis they differ in a linear map. The
+q-th output of a phase and the j-th tap of that phase are
+
+    output = first_output + q output_step,    tap = first_tap + j tap_step,
+
+and they meet at the input
+
+    first_input + q input_per_output + j input_per_tap.
+
+A map takes a phase and the geometry of an axis and returns (outputs, first_output, output_step,
+taps, first_tap, tap_step, first_input, input_per_output, input_per_tap). For its derivation see
+:mod:`fastgan.kernels.geometry`.
+"""
+
+# mypy: ignore-errors
+# Kernels are written in Triton's language, whose types only its compiler knows.
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["gather_axis", "scatter_axis"]
+
+
+@triton.jit
+def gather_axis(phase, outputs, kernel, stride, padding, dilation, common, inverse):
+    """Output o and tap r meet at input o stride - padding + r dilation; there is one phase."""
+    return outputs, 0, 1, kernel, 0, 1, -padding, stride, dilation
+
+
+@triton.jit
+def scatter_axis(phase, outputs, kernel, stride, padding, dilation, common, inverse):
+    """Input i and tap r meet at output i stride - padding + r dilation; as many phases as stride.
+
+    Args:
+        phase: (output + padding) mod stride.
+        outputs: how many there are in all.
+        kernel: number of taps.
+        stride: of the transposed convolution.
+        padding: of the transposed convolution.
+        dilation: of the transposed convolution.
+        common: gcd(dilation, stride).
+        inverse: of dilation / common, modulo stride / common.
+    """
+    first_output = (phase + stride - padding % stride) % stride
+    phase_outputs = (outputs - first_output + stride - 1) // stride
+    tap_step = stride // common
+    first_tap = (phase // common) * inverse % tap_step
+    # 0 or 1: the taps reach only every common-th phase.
+    reached = (phase % common == 0).to(tl.int32)
+    taps = (kernel - first_tap + tap_step - 1) // tap_step * reached
+    # An exact division, so that its rounding of negative numbers doesn't matter.
+    first_input = (first_output + padding - first_tap * dilation) // stride
+    return (
+        phase_outputs,
+        first_output,
+        stride,
+        taps,
+        first_tap,
+        tap_step,
+        first_input,
+        1,
+        -(dilation // common),
+    )

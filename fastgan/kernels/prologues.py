@@ -1,0 +1,55 @@
+"""What a kernel does with an operand on loading it: :mod:`fastgan.fusion`'s prologues in Triton.
+
+All have one signature, so that a kernel can be given any of them:
+
+    prologue(value, other, mean, scale, bias, slope, offset, negative_slope, FUNCTION) -> value
+
+``value`` is the tile of the operand, [positions, channels] in float32; ``other`` the same tile of
+the second tensor, if the prologue has one; the vectors are [1, channels] float32; FUNCTION is an
+activation or its derivative, of ``fastgan.kernels.activations``. What a prologue has no use for is
+whatever the kernel passes, and costs nothing: the compiler drops the loads.
+"""
+
+# mypy: ignore-errors
+# Kernels are written in Triton's language, whose types only its compiler knows.
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+__all__ = ["activation_gradient", "batch_norm_gradient", "load_vector", "norm_activation"]
+
+
+@triton.jit
+def norm_activation(
+    x, other, mean, scale, bias, slope, offset, negative_slope, FUNCTION: tl.constexpr
+):
+    """z((x - mean) scale + bias)."""
+    return FUNCTION((x - mean) * scale + bias, negative_slope)
+
+
+@triton.jit
+def activation_gradient(
+    g, output, mean, scale, bias, slope, offset, negative_slope, FUNCTION: tl.constexpr
+):
+    """g z', z' from the activation's output."""
+    return g * FUNCTION(output, negative_slope)
+
+
+@triton.jit
+def batch_norm_gradient(
+    g, x, mean, scale, bias, slope, offset, negative_slope, FUNCTION: tl.constexpr
+):
+    """scale g + (x - mean) slope + offset."""
+    return scale * g + (x - mean) * slope + offset
+
+
+@triton.jit
+def load_vector(pointer, channel, known):
+    """[1, channels] of a per-channel vector; 0 past its end, and where there is none."""
+    if pointer is None:
+        vector = tl.zeros(channel.shape, tl.float32)
+    else:
+        vector = tl.load(pointer + channel, mask=known, other=0.0)
+    return vector[None, :]

@@ -1,0 +1,8 @@
+"""Modules that run fused: what ``torch.nn`` is to torch."""
+
+from __future__ import annotations
+
+from fastgan.nn.fuse import fuse
+from fastgan.nn.fused_sequential import FusedSequential
+
+__all__ = ["FusedSequential", "fuse"]

@@ -1,0 +1,498 @@
+"""A chain of stages (:mod:`fastgan.ops.stages`) as one autograd node.
+
+Forward, for each stage: convolve; of a stage with a batch norm keep the *raw* result and its
+statistics, and leave normalising and activating it to the next stage's convolution, on load
+(:mod:`fastgan.fusion`). So between two convolutions one tensor is kept where eager PyTorch keeps
+two, and a kernel that has a prologue reads and writes nothing else.
+
+Backward, from the last stage to the first, with dy the gradient of a stage's raw result:
+
+    dW = weight_gradient(z(norm(y before)), dy)
+    g  = input_gradient(dy, W) * z'                  of the stage before, and on through its norm:
+    dy = scale * g + (y - mean) * slope + offset     (Ioffe and Szegedy 2015, section 3)
+
+Which kernels convolve is each stage's own matter: Triton's (``fastgan.kernels``), which do all of
+this on load and on store, or ATen's with the norm's ops around them.
+
+Order of gradients supported: any. Where a backward pass is itself recorded (``create_graph=True``)
+the chain is run again layer by layer and autograd differentiates that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan.activations import ACTIVATIONS
+from fastgan.fusion import (
+    ActivationGradient,
+    BatchNormGradient,
+    BiasActivation,
+    GradientSums,
+    GradPrologue,
+    NormActivation,
+    NormActivationGradient,
+    PartialStatistics,
+    Statistics,
+)
+from fastgan.ops import aten_convolution, triton_convolution
+from fastgan.ops.stages import Stage, StageTensors
+
+__all__ = ["Chain", "convolution_path", "run_chain", "run_layers"]
+
+_FIELDS = len(StageTensors._fields)
+_ops = torch.ops.fastgan
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What is fixed of a chain.
+
+    Attributes:
+        stages: in the order they run.
+        paths: of each stage, "triton" or "aten": whose convolution.
+        dtype: what inputs, weights and biases are cast to, as autocast does; None: not at all.
+    """
+
+    stages: tuple[Stage, ...]
+    paths: tuple[str, ...]
+    dtype: torch.dtype | None = None
+
+
+@dataclass
+class _Kept:
+    """What the forward pass keeps of a stage: its raw result and norm, or its finished result."""
+
+    value: Tensor
+    norm: NormActivation | None = None
+    invstd: Tensor | None = None
+
+
+def run_chain(chain: Chain, input: Tensor, tensors: Sequence[StageTensors]) -> Tensor:
+    """The chain's output, with its gradients to any order; updates the running statistics.
+
+    Args:
+        chain: stages, and who convolves.
+        input: (N, C, H, W), or (N, C) for linear stages.
+        tensors: of each stage.
+
+    Returns:
+        The last stage's activation, in the dtype that the convolutions ran in.
+    """
+    output: Tensor = _ChainFunction.apply(  # type: ignore[no-untyped-call]
+        chain, input, *(tensor for stage in tensors for tensor in stage)
+    )
+    return output
+
+
+def convolution_path(
+    stage: Stage, weight: Tensor, device: torch.device, dtype: torch.dtype
+) -> tuple[str, str]:
+    """Whose convolution runs a stage, "triton" or "aten", and why."""
+    if device.type != "cuda":
+        return "aten", "on a CPU, oneDNN's convolution"
+    reason = triton_convolution.uncovered(stage, weight, dtype)
+    return ("triton", "") if reason is None else ("aten", reason)
+
+
+def run_layers(
+    stages: Sequence[Stage],
+    input: Tensor,
+    tensors: Sequence[StageTensors],
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """The same by torch's functions, one layer after the other, without the running statistics.
+
+    Example:
+        >>> stage = Stage("linear", activation="relu")
+        >>> run_layers([stage], torch.ones(1, 2), [StageTensors(torch.tensor([[1.0, 2.0]]))])
+        tensor([[3.]])
+    """
+    for stage, of_stage in zip(stages, tensors, strict=True):
+        weight, bias = _cast(of_stage.weight, dtype), _cast(of_stage.bias, dtype)
+        input = aten_convolution.forward(stage, _cast(input, dtype), weight, bias)
+        if stage.norm:
+            input = F.batch_norm(
+                input,
+                None,
+                None,
+                of_stage.norm_weight,
+                of_stage.norm_bias,
+                True,
+                stage.momentum,
+                stage.eps,
+            )
+        input = ACTIVATIONS[stage.activation].forward(input, stage.negative_slope)
+    return input
+
+
+class _ChainFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, chain: Chain, input: Tensor, *flat: Tensor | None) -> Tensor:
+        tensors = _unflatten(flat)
+        output, kept = _forward(chain, input, tensors)
+        ctx.chain = chain
+        # The last value is the output itself where no norm stands between them.
+        saved: list[Tensor | None] = [input, *flat]
+        for stage in kept:
+            norm = stage.norm
+            saved.append(stage.value)
+            saved += [None, None, None] if norm is None else [norm.mean, norm.scale, stage.invstd]
+        ctx.save_for_backward(*saved)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
+        chain: Chain = ctx.chain
+        saved = ctx.saved_tensors
+        count = len(chain.stages) * _FIELDS
+        input, flat, rest = saved[0], saved[1 : 1 + count], saved[1 + count :]
+        wanted = ctx.needs_input_grad[1:]
+        if torch.is_grad_enabled():
+            return None, *_recorded_gradients(chain, input, flat, grad_output, wanted)
+        tensors = _unflatten(flat)
+        kept = []
+        for number, stage in enumerate(chain.stages):
+            value, mean, scale, invstd = rest[4 * number : 4 * number + 4]
+            norm = None
+            if stage.norm:
+                norm = NormActivation(
+                    mean,
+                    scale,
+                    _vector(tensors[number].norm_bias, mean),
+                    stage.activation,
+                    stage.negative_slope,
+                )
+            kept.append(_Kept(value, norm, invstd))
+        return None, *_gradients(chain, input, tensors, kept, grad_output, wanted)
+
+
+# --- Forward --------------------------------------------------------------------------------------
+
+
+def _forward(
+    chain: Chain, input: Tensor, tensors: Sequence[StageTensors]
+) -> tuple[Tensor, list[_Kept]]:
+    kept: list[_Kept] = []
+    value = _cast(input, chain.dtype)
+    before: NormActivation | None = None
+    for stage, path, of_stage in zip(chain.stages, chain.paths, tensors, strict=True):
+        value, before, invstd = _stage_forward(stage, path, chain.dtype, value, before, of_stage)
+        kept.append(_Kept(value, before, invstd))
+    if before is None:
+        return value, kept
+    return _normalised(value, before), kept
+
+
+def _stage_forward(
+    stage: Stage,
+    path: str,
+    dtype: torch.dtype | None,
+    input: Tensor,
+    prologue: NormActivation | None,
+    tensors: StageTensors,
+) -> tuple[Tensor, NormActivation | None, Tensor | None]:
+    """The stage's raw result, its norm and inverse deviation; or its finished result."""
+    weight, bias = _cast(tensors.weight, dtype), _cast(tensors.bias, dtype)
+    partials: PartialStatistics | None
+    if path == "triton":
+        epilogue: Statistics | BiasActivation = (
+            Statistics(bias)
+            if stage.norm
+            else BiasActivation(bias, stage.activation, stage.negative_slope)
+        )
+        value, partials = triton_convolution.forward(stage, input, weight, prologue, epilogue)
+    else:
+        if prologue is not None:
+            input = _normalised(input, prologue)
+        value = aten_convolution.forward(stage, input, weight, bias)
+        partials = None
+        if stage.norm:
+            partials = PartialStatistics(*_ops.batch_norm_partials(value))
+        elif stage.activation != "none":
+            value = _activated_in_place(value, stage)
+    if partials is None:
+        return value, None, None
+    mean, invstd, scale = _ops.batch_norm_finalize(
+        partials.count,
+        partials.mean,
+        partials.m2,
+        tensors.norm_weight,
+        tensors.running_mean,
+        tensors.running_var,
+        stage.momentum,
+        stage.eps,
+    )
+    norm_bias = _vector(tensors.norm_bias, mean)
+    norm = NormActivation(mean, scale, norm_bias, stage.activation, stage.negative_slope)
+    return value, norm, invstd
+
+
+def _normalised(value: Tensor, norm: NormActivation) -> Tensor:
+    code = ACTIVATIONS[norm.activation].code
+    output: Tensor = _ops.norm_act(
+        value, norm.mean, norm.scale, norm.bias, code, norm.negative_slope
+    )
+    return output
+
+
+def _activated_in_place(value: Tensor, stage: Stage) -> Tensor:
+    if stage.activation == "relu":
+        return value.relu_()
+    if stage.activation == "leaky_relu":
+        return F.leaky_relu_(value, stage.negative_slope)
+    if stage.activation == "tanh":
+        return value.tanh_()
+    return value.sigmoid_()
+
+
+# --- Backward -------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Carried:
+    """The gradient of a stage's raw result: a tensor, and what is still to be done on load."""
+
+    grad: Tensor
+    prologue: GradPrologue | None = None
+
+    def finished(self) -> Tensor:
+        """The gradient itself, written over the tensor."""
+        prologue = self.prologue
+        if isinstance(prologue, BatchNormGradient):
+            _ops.norm_act_gradient_(
+                self.grad,
+                prologue.input,
+                prologue.mean,
+                prologue.scale,
+                None,
+                prologue.slope,
+                prologue.offset,
+                ACTIVATIONS["none"].code,
+                0.0,
+            )
+        elif prologue is not None:
+            code = ACTIVATIONS[prologue.activation].code
+            _ops.act_gradient_(self.grad, prologue.output, code, prologue.negative_slope)
+        self.prologue = None
+        return self.grad
+
+
+class _Gradients:
+    """The gradients found so far, of the input and of every tensor that wants one."""
+
+    def __init__(
+        self, input: Tensor, tensors: Sequence[StageTensors], wanted: Sequence[bool]
+    ) -> None:
+        self.found: list[Tensor | None] = [None] * (1 + len(tensors) * _FIELDS)
+        self._input = input
+        self._tensors = tensors
+        self._wanted = wanted
+
+    def wants_input(self) -> bool:
+        return self._wanted[0]
+
+    def wants(self, number: int, *names: str) -> bool:
+        return any(self._wanted[_place(number, name)] for name in names)
+
+    def lowest_stage(self) -> int:
+        """Below it nothing wants a gradient."""
+        return next(
+            number
+            for number in range(len(self._tensors))
+            if (number == 0 and self._wanted[0]) or self.wants(number, *StageTensors._fields)
+        )
+
+    def put_input(self, grad: Tensor) -> None:
+        self.found[0] = grad.to(self._input.dtype)
+
+    def put(self, number: int, name: str, grad: Tensor | None) -> None:
+        if grad is not None and self.wants(number, name):
+            dtype = getattr(self._tensors[number], name).dtype
+            self.found[_place(number, name)] = grad.to(dtype)
+
+
+def _gradients(
+    chain: Chain,
+    input: Tensor,
+    tensors: Sequence[StageTensors],
+    kept: Sequence[_Kept],
+    grad_output: Tensor,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of the input and of every tensor, None where not wanted."""
+    gradients = _Gradients(input, tensors, wanted)
+    stages = chain.stages
+    last, lowest = len(stages) - 1, gradients.lowest_stage()
+    carried = _through_norm(stages, last, kept[last], grad_output, False, gradients)
+    for number in range(last, lowest - 1, -1):
+        path = chain.paths[number]
+        weight = _cast(tensors[number].weight, chain.dtype)
+        before = kept[number - 1] if number > 0 else _Kept(_cast(input, chain.dtype))
+        if gradients.wants(number, "weight", "bias"):
+            grad_weight, grad_bias = _weight_gradient(
+                stages[number], path, carried, before, weight, gradients.wants(number, "bias")
+            )
+            gradients.put(number, "weight", grad_weight)
+            gradients.put(number, "bias", grad_bias)
+            del grad_weight, grad_bias
+        if number > lowest or (number == 0 and gradients.wants_input()):
+            carried = _input_gradient(stages, number, path, carried, before, weight, gradients)
+    if gradients.wants_input():
+        gradients.put_input(carried.grad)
+    return gradients.found
+
+
+def _through_norm(
+    stages: Sequence[Stage],
+    number: int,
+    kept: _Kept,
+    grad: Tensor,
+    own: bool,
+    gradients: _Gradients,
+) -> _Carried:
+    """From the gradient of a stage's output to that of its raw result.
+
+    `own`: whether ``grad`` may be written over.
+    """
+    stage, norm = stages[number], kept.norm
+    code, negative_slope = stage.activation_code, stage.negative_slope
+    if norm is None:
+        if stage.activation == "none":
+            return _Carried(grad)
+        if own:
+            _ops.act_gradient_(grad, kept.value, code, negative_slope)
+            return _Carried(grad)
+        return _Carried(_ops.act_gradient(grad, kept.value, code, negative_slope))
+    sums = _ops.norm_act_gradient_sums(
+        grad, kept.value, norm.mean, kept.invstd, norm.scale, norm.bias, code, negative_slope
+    )
+    slope, offset = _finalize(GradientSums(*sums), number, kept, gradients)
+    rest = (kept.value, norm.mean, norm.scale, norm.bias, slope, offset, code, negative_slope)
+    if own:
+        _ops.norm_act_gradient_(grad, *rest)
+        return _Carried(grad)
+    return _Carried(_ops.norm_act_gradient(grad, *rest))
+
+
+def _finalize(
+    sums: GradientSums, number: int, kept: _Kept, gradients: _Gradients
+) -> tuple[Tensor, Tensor]:
+    """Stores the gradients of the norm's weight and bias; returns slope and offset."""
+    assert kept.norm is not None
+    values_per_channel = kept.value.numel() // kept.value.shape[1]
+    slope, offset, grad_weight, grad_bias = _ops.norm_act_gradient_finalize(
+        sums.grad, sums.grad_xhat, kept.norm.scale, kept.invstd, values_per_channel
+    )
+    gradients.put(number, "norm_weight", grad_weight)
+    gradients.put(number, "norm_bias", grad_bias)
+    return slope, offset
+
+
+def _weight_gradient(
+    stage: Stage, path: str, carried: _Carried, before: _Kept, weight: Tensor, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    if path == "triton":
+        return triton_convolution.weight_gradient(
+            stage, carried.grad, before.value, weight, before.norm, carried.prologue, with_bias
+        )
+    grad = carried.finished()
+    input = before.value if before.norm is None else _normalised(before.value, before.norm)
+    return aten_convolution.weight_gradient(stage, grad, input, weight, with_bias)
+
+
+def _input_gradient(
+    stages: Sequence[Stage],
+    number: int,
+    path: str,
+    carried: _Carried,
+    before: _Kept,
+    weight: Tensor,
+    gradients: _Gradients,
+) -> _Carried:
+    """The gradient of the raw result of the stage before, or of the chain's input."""
+    stage = stages[number]
+    if path != "triton":
+        grad = aten_convolution.input_gradient(stage, carried.finished(), before.value, weight)
+        if number == 0:
+            return _Carried(grad)
+        return _through_norm(stages, number - 1, before, grad, True, gradients)
+    epilogue: NormActivationGradient | ActivationGradient | None = None
+    if before.norm is not None:
+        assert before.invstd is not None
+        epilogue = NormActivationGradient(before.value, before.norm, before.invstd)
+    elif number > 0 and stages[number - 1].activation != "none":
+        previous = stages[number - 1]
+        epilogue = ActivationGradient(before.value, previous.activation, previous.negative_slope)
+    grad, sums = triton_convolution.input_gradient(
+        stage, carried.grad, before.value, weight, carried.prologue, epilogue
+    )
+    if sums is None:
+        return _Carried(grad)
+    assert before.norm is not None
+    slope, offset = _finalize(sums, number - 1, before, gradients)
+    norm = before.norm
+    return _Carried(grad, BatchNormGradient(before.value, norm.mean, norm.scale, slope, offset))
+
+
+def _recorded_gradients(
+    chain: Chain,
+    input: Tensor,
+    flat: Sequence[Tensor | None],
+    grad_output: Tensor,
+    wanted: Sequence[bool],
+) -> list[Tensor | None]:
+    """The same gradients as a differentiable function of everything they depend on."""
+    # Each place gets a name of its own, so that a weight used twice has two gradients here.
+    own = [tensor if tensor is None else tensor.view_as(tensor) for tensor in (input, *flat)]
+    stage_tensors = _unflatten(own[1:])
+    assert own[0] is not None
+    output = run_layers(chain.stages, own[0], stage_tensors, chain.dtype)
+    places = [place for place, is_wanted in enumerate(wanted) if is_wanted]
+    found = torch.autograd.grad(
+        output,
+        [tensor for place in places if (tensor := own[place]) is not None],
+        grad_output,
+        create_graph=True,
+        allow_unused=True,
+    )
+    grads: list[Tensor | None] = [None] * len(own)
+    for place, grad in zip(places, found, strict=True):
+        grads[place] = grad
+    return grads
+
+
+# --- Places and dtypes ----------------------------------------------------------------------------
+
+
+def _unflatten(flat: Sequence[Tensor | None]) -> list[StageTensors]:
+    return [
+        StageTensors(*flat[start : start + _FIELDS])  # type: ignore[arg-type]
+        for start in range(0, len(flat), _FIELDS)
+    ]
+
+
+_PLACES = {name: place for place, name in enumerate(StageTensors._fields)}
+
+
+def _place(number: int, name: str) -> int:
+    """Where the stage's tensor stands among a chain's arguments, the input being the first."""
+    return 1 + number * _FIELDS + _PLACES[name]
+
+
+@overload
+def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor: ...
+@overload
+def _cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None: ...
+def _cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
+    return tensor if tensor is None or dtype is None else tensor.to(dtype)
+
+
+def _vector(tensor: Tensor | None, like: Tensor) -> Tensor | None:
+    """A norm's parameter in the dtype that the norm is computed in."""
+    return tensor if tensor is None else tensor.to(like.dtype)

@@ -1,0 +1,135 @@
+"""A stage's convolution and its two gradients by the Triton kernels of ``fastgan.kernels``.
+
+The same three functions as :mod:`fastgan.ops.aten_convolution`, but for what is done on load and on
+store (:mod:`fastgan.fusion`). A linear layer is a convolution of one place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan import kernels
+from fastgan.fusion import (
+    ActivationGradient,
+    BatchNormGradient,
+    BiasActivation,
+    GradientSums,
+    GradPrologue,
+    NormActivation,
+    NormActivationGradient,
+    PartialStatistics,
+    Statistics,
+)
+from fastgan.ops.stages import Stage
+
+__all__ = ["forward", "input_gradient", "uncovered", "weight_gradient"]
+
+
+def uncovered(stage: Stage, weight: Tensor, dtype: torch.dtype) -> str | None:
+    """Why the kernels can't run the stage, in words; None where they can."""
+    return kernels.covers(_geometry(stage, weight), dtype, stage.groups)
+
+
+def forward(
+    stage: Stage,
+    input: Tensor,
+    weight: Tensor,
+    prologue: NormActivation | None,
+    epilogue: Statistics | BiasActivation,
+) -> tuple[Tensor, PartialStatistics | None]:
+    """The stage's result as the epilogue leaves it, and the statistics it takes."""
+    output, statistics = kernels.forward(
+        _placed(stage, input),
+        _placed(stage, weight),
+        _geometry(stage, weight),
+        prologue=_placed_prologue(stage, prologue),
+        epilogue=epilogue,
+    )
+    return _flat(stage, output), statistics
+
+
+def input_gradient(
+    stage: Stage,
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    prologue: GradPrologue | None,
+    epilogue: NormActivationGradient | ActivationGradient | None,
+) -> tuple[Tensor, GradientSums | None]:
+    """The gradient of the stage's input as the epilogue leaves it, and the norm's sums."""
+    linear = stage.kind == "linear"
+    grad, sums = kernels.input_gradient(
+        _placed(stage, grad_output),
+        _placed(stage, weight),
+        _geometry(stage, weight),
+        (1, 1) if linear else (input.shape[2], input.shape[3]),
+        prologue=_placed_prologue(stage, prologue),
+        epilogue=epilogue,
+    )
+    return _flat(stage, grad), sums
+
+
+def weight_gradient(
+    stage: Stage,
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    input_prologue: NormActivation | None,
+    grad_prologue: GradPrologue | None,
+    with_bias: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of weight and bias."""
+    grad_weight, grad_bias = kernels.weight_gradient(
+        _placed(stage, input),
+        _placed(stage, grad_output),
+        _geometry(stage, weight),
+        _placed(stage, weight),
+        input_prologue=input_prologue,
+        grad_prologue=grad_prologue,
+        with_bias=with_bias,
+    )
+    return _flat(stage, grad_weight), grad_bias
+
+
+def _geometry(stage: Stage, weight: Tensor) -> kernels.ConvGeometry:
+    return _geometry_of(stage, (1, 1) if stage.kind == "linear" else tuple(weight.shape[2:]))
+
+
+@lru_cache(maxsize=1024)
+def _geometry_of(stage: Stage, kernel_size: tuple[int, int]) -> kernels.ConvGeometry:
+    return kernels.ConvGeometry(
+        kernel_size=kernel_size,
+        stride=stage.stride,
+        padding=stage.padding,
+        dilation=stage.dilation,
+        output_padding=stage.output_padding,
+        transposed=stage.kind == "conv_transpose2d",
+    )
+
+
+def _placed_prologue(stage: Stage, prologue: GradPrologue | NormActivation | None) -> Any:
+    if stage.kind != "linear" or prologue is None or isinstance(prologue, NormActivation):
+        return prologue
+    return _placed_fields(prologue)
+
+
+def _placed_fields(fused: Any) -> Any:
+    """With its full-size tensor as a map of one place."""
+    if isinstance(fused, (BatchNormGradient, NormActivationGradient)):
+        return replace(fused, input=fused.input[:, :, None, None])
+    if isinstance(fused, ActivationGradient):
+        return replace(fused, output=fused.output[:, :, None, None])
+    return fused
+
+
+def _placed(stage: Stage, tensor: Tensor) -> Tensor:
+    return tensor[:, :, None, None] if stage.kind == "linear" else tensor
+
+
+def _flat(stage: Stage, tensor: Tensor) -> Tensor:
+    return tensor[:, :, 0, 0] if stage.kind == "linear" else tensor

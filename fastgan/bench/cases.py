@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
+from torch import nn
 
 from fastgan.bench.timing import Call
 from fastgan.bench.work import Work
 
-__all__ = ["DTYPES", "Case", "Setting", "autocast", "is_ours"]
+__all__ = ["DTYPES", "Case", "Setting", "autocast", "is_ours", "placed", "tracing_autograd"]
+
+Network = TypeVar("Network", bound=nn.Module)
 
 #: The dtypes of a case, and what autocast makes of them: float32 stays what the model is in.
 DTYPES: Mapping[str, torch.dtype] = {
@@ -51,6 +55,7 @@ class Case:
         prepare: makes the providers, fastgan's first, and what each does on an input set. All get
             the same weights and the same inputs.
         images: real images that a call trains on, or 0.
+        capturable: whether every provider can be captured in a CUDA graph as it is.
         breakdown: whether it is worth showing which part of it takes how long.
     """
 
@@ -63,6 +68,7 @@ class Case:
     input_bytes: int
     prepare: Callable[[Setting], dict[str, Call]]
     images: int = 0
+    capturable: bool = False
     breakdown: bool = False
 
     @property
@@ -85,3 +91,21 @@ def is_ours(provider: str) -> bool:
 def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]:
     """Mixed precision for "bfloat16" and "float16", nothing for "float32"."""
     return torch.autocast(device.type, dtype=DTYPES[dtype], enabled=dtype != "float32")
+
+
+def placed(
+    network: Network, weights: Mapping[str, Any], device: torch.device, layout: torch.memory_format
+) -> Network:
+    """The network, with these weights, on that device and in that memory format."""
+    network.load_state_dict(weights)
+    arguments: dict[str, Any] = {"device": device, "memory_format": layout}
+    return network.to(**arguments)
+
+
+def tracing_autograd() -> AbstractContextManager[object]:
+    """Lets torch.compile trace ``torch.autograd.grad``, where this torch can."""
+    config: Any = torch._dynamo.config
+    if not hasattr(config, "trace_autograd_ops"):
+        return nullcontext()
+    patch: AbstractContextManager[object] = config.patch(trace_autograd_ops=True)
+    return patch

@@ -70,6 +70,8 @@ METRICS: Mapping[str, Metric] = {
     "percent_of_floor": Metric("%", "higher", "the least time this machine allows, over seconds"),
     "peak_bytes": Metric("B", "lower", "memory at the worst moment of a call, beyond that before"),
     "peak_ratio": Metric("x", "lower", "peak_bytes over those of the peer named in detail"),
+    "saved_bytes": Metric("B", "lower", "what forward passes save for backward, weights aside"),
+    "saved_ratio": Metric("x", "lower", "saved_bytes over those of the peer named in detail"),
     "images_per_second": Metric("1/s", "higher", "real images trained on"),
     "launches": Metric("1", "lower", "kernels a call launches; on a CPU innermost operator calls"),
     "convolutions": Metric("1", "lower", "convolution passes of a call"),
@@ -292,7 +294,7 @@ class Change:
 
 
 #: Without a spread of its own, what a number may change by before it counts.
-_TOLERANCE = {"peak_bytes": 0.03, "peak_ratio": 0.03, "launches": 0.0, "convolutions": 0.0}
+_TOLERANCE = {"peak_bytes": 0.03, "peak_ratio": 0.03, "saved_bytes": 0.01, "saved_ratio": 0.01}
 #: Mean something only on the machine they were measured on.
 _ABSOLUTE = frozenset({"seconds", "host_seconds", "images_per_second", "percent_of_floor"})
 

@@ -1,0 +1,352 @@
+"""From cases to a result: times by turns, then counts, then peaks of memory."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from fastgan.bench.cases import Case, Setting, is_ours
+from fastgan.bench.counting import count
+from fastgan.bench.floors import Floors, measure_floors
+from fastgan.bench.machine import cache_bytes, commit, machine_facts, utc_now, versions
+from fastgan.bench.memory import MemoryMeter, can_measure_memory, saved_bytes
+from fastgan.bench.schema import Result, Row
+from fastgan.bench.timing import Budget, Call, Timing, measure_in_turns, median_and_quartiles
+
+__all__ = ["Listener", "Plan", "copies_beyond_cache", "run_cases"]
+
+#: Input sets of a case take at most this much memory together.
+_MOST_INPUT_BYTES = 1 << 30
+_MOST_COPIES = 64
+#: Below, a peak is the size of the measurement's own error.
+_LEAST_PEAK = 1 << 20
+#: The other inputs of a captured graph are copies of its private pool: a few are enough.
+_MOST_GRAPHS = 4
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to measure.
+
+    Attributes:
+        device: where.
+        budget: rounds and seconds a case.
+        compile_mode: of the torch.compile peers; None leaves them out.
+        memory: whether to measure peaks.
+        settings: said in the result.
+    """
+
+    device: torch.device
+    budget: Budget = field(default_factory=Budget)
+    compile_mode: str | None = "default"
+    memory: bool = True
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Listener:
+    """What :func:`run_cases` tells; override what you need."""
+
+    def on_stage(self, name: str, done: int, total: int) -> None:
+        """So many of so many steps are done, and this one begins."""
+
+    def on_rows(self, case: Case, rows: Sequence[Row]) -> None:
+        """A case was timed."""
+
+    def on_note(self, text: str) -> None:
+        """Something was left out."""
+
+
+def copies_beyond_cache(case: Case, device: torch.device) -> int:
+    """Input sets so that all together exceed the last cache, within reason.
+
+    Example:
+        >>> case = Case("ops", "clip", "s", "float32", 0, None, 0, lambda _: {})
+        >>> copies_beyond_cache(case, torch.device("cpu"))
+        1
+    """
+    if case.input_bytes == 0:
+        return 1
+    wanted = cache_bytes(device) // case.input_bytes + 2
+    return max(1, min(wanted, _MOST_INPUT_BYTES // case.input_bytes, _MOST_COPIES))
+
+
+def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = None) -> Result:
+    """Measures every case, one after the other.
+
+    A provider that can't run (torch.compile without a compiler, say) is left out of its case with
+    a note; so is a case whose own provider can't.
+
+    Args:
+        cases: what to measure.
+        plan: how.
+        listener: is told of progress.
+
+    Returns:
+        The result, all of whose percents of floor refer to the better of the rates measured
+        before and after.
+
+    Example:
+        >>> from fastgan.bench.suites import suite_cases
+        >>> cpu = torch.device("cpu")
+        >>> case = suite_cases("ops", cpu, quick=True)[4]
+        >>> result = run_cases([case], Plan(cpu, Budget(0.1), None, memory=False))
+        >>> result.find(provider="fastgan", metric="seconds")[0].op
+        'clip alone'
+    """
+    listener = listener or Listener()
+    notes: list[str] = []
+
+    def note(text: str) -> None:
+        notes.append(text)
+        listener.on_note(text)
+
+    device = plan.device
+    if device.type == "cuda":
+        # What every user of convolutions on a GPU should set; the peers get it too.
+        torch.backends.cudnn.benchmark = True
+    started = utc_now()
+    dtypes = tuple(sorted({case.dtype for case in cases} | {"float32"}))
+    why_not = can_measure_memory(device) if plan.memory else None
+    memory = plan.memory and why_not is None
+    if why_not is not None:
+        note(f"peak memory is not measured: {why_not}")
+    total = len(cases) * (2 if memory else 1) + 2
+    listener.on_stage("floors", 0, total)
+    floors = measure_floors(device, dtypes=dtypes)
+    rows: list[Row] = []
+    floor_of: dict[tuple[str, str, str, str, int, str], Case] = {}
+    for number, case in enumerate(cases, 1):
+        listener.on_stage(case.name, number, total)
+        found = _measure_case(case, plan, note)
+        rows += found
+        floor_of.update({row.case: case for row in found})
+        listener.on_rows(case, [*found, *_floor_rows(found, floor_of, floors)])
+        _forget()
+    listener.on_stage("floors", len(cases) + 1, total)
+    floors = floors.best(measure_floors(device, dtypes=dtypes))
+    rows += _floor_rows(rows, floor_of, floors)
+    if memory:
+        with MemoryMeter(device) as meter:
+            for number, case in enumerate(cases, len(cases) + 2):
+                listener.on_stage(f"memory: {case.name}", number, total)
+                rows += _memory_rows(case, plan, meter, note)
+                _forget()
+    listener.on_stage("done", total, total)
+    return Result(
+        time=started,
+        commit=commit(),
+        machine=machine_facts(device),
+        versions=versions(),
+        settings=plan.settings,
+        floors={
+            "bytes_per_second": floors.bytes_per_second,
+            "flops_per_second": dict(floors.flops_per_second),
+        },
+        rows=tuple(rows),
+        notes=tuple(notes),
+    )
+
+
+def _forget() -> None:
+    """Frees a case's memory and compiled code before the next one."""
+    torch._dynamo.reset()
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _prepare(
+    case: Case, setting: Setting, note: Callable[[str], None]
+) -> tuple[dict[str, Call], int]:
+    """Those providers that run, and the number of input sets; without ours, none."""
+    calls = case.prepare(setting)
+    working: dict[str, Call] = {}
+    for name, call in calls.items():
+        try:
+            call(0)
+        except Exception as error:  # what a compiler may raise is not ours to list
+            lines = str(error).strip().splitlines() or [""]
+            note(f"{case.name}: {name} is left out: {type(error).__name__}: {lines[0][:200]}")
+            continue
+        working[name] = call
+    if not any(map(is_ours, working)):
+        return {}, setting.copies
+    return working, setting.copies
+
+
+def _measure_case(case: Case, plan: Plan, note: Callable[[str], None]) -> list[Row]:
+    device = plan.device
+    setting = Setting(device, copies_beyond_cache(case, device), plan.compile_mode)
+    calls, copies = _prepare(case, setting, note)
+    if not calls:
+        return []
+    timing = measure_in_turns(calls, device=device, copies=copies, budget=plan.budget)
+    rows = _timing_rows(case, "launched", timing, device)
+    for name, call in calls.items():
+        if is_ours(name) or name == "eager":
+            rows += _count_rows(case, name, call, device)
+    if case.capturable and device.type == "cuda":
+        few = min(copies, _MOST_GRAPHS)
+        graphs = _captured(case, calls, few, note)
+        if any(map(is_ours, graphs)):
+            timing = measure_in_turns(graphs, device=device, copies=few, budget=plan.budget)
+            rows += _timing_rows(case, "graph", timing, device)
+    return rows
+
+
+def _captured(
+    case: Case, calls: Mapping[str, Call], copies: int, note: Callable[[str], None]
+) -> dict[str, Call]:
+    captured: dict[str, Call] = {}
+    for name, call in calls.items():
+        try:
+            captured[name] = _capture(call, copies)
+        except Exception as error:  # as above
+            lines = str(error).strip().splitlines() or [""]
+            note(f"{case.name}: {name} is not captured in a graph: {lines[0][:200]}")
+            torch.cuda.synchronize()
+    return captured
+
+
+def _capture(call: Call, copies: int) -> Call:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call(0)
+    torch.cuda.current_stream().wait_stream(stream)
+    graphs: list[torch.cuda.CUDAGraph] = []
+    for number in range(copies):
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=graphs[0].pool() if graphs else None):
+            call(number)
+        graphs.append(graph)
+    return lambda number: graphs[number].replay()
+
+
+def _timing_rows(case: Case, mode: str, timing: Timing, device: torch.device) -> list[Row]:
+    rows = []
+
+    def add(
+        provider: str,
+        metric: str,
+        value: float,
+        spread: tuple[float, float] | None = None,
+        detail: str = "",
+    ) -> None:
+        rows.append(
+            Row(
+                *(case.suite, case.op, provider, case.shape, case.dtype, case.batch),
+                *(mode, metric, value, spread, detail),
+            )
+        )
+
+    ours = [name for name in timing.seconds if is_ours(name)]
+    for name, seconds in timing.seconds.items():
+        middle, spread = median_and_quartiles(list(seconds))
+        add(name, "seconds", middle, spread)
+        if case.images:
+            add(
+                name,
+                "images_per_second",
+                case.images / middle,
+                (case.images / spread[1], case.images / spread[0]),
+            )
+        if device.type == "cuda":
+            add(name, "host_seconds", *median_and_quartiles(list(timing.host_seconds[name])))
+    for name in ours:
+        for peer in timing.seconds:
+            if not is_ours(peer):
+                add(name, "times_faster", *timing.times_faster(name, peer), peer)
+    add("machine", "disturbance", timing.disturbance)
+    return rows
+
+
+def _count_rows(case: Case, provider: str, call: Call, device: torch.device) -> list[Row]:
+    counts = count(lambda: call(0), device)
+
+    def row(metric: str, value: float, detail: str = "") -> Row:
+        return Row(
+            *(case.suite, case.op, provider, case.shape, case.dtype, case.batch),
+            *("launched", metric, value, None, detail),
+        )
+
+    rows = [row("launches", counts.launches)]
+    if counts.convolutions:
+        rows.append(row("convolutions", counts.convolutions))
+    if case.breakdown:
+        rows += [row("share", share, part) for part, share in counts.shares.items()]
+    return rows
+
+
+def _floor_rows(
+    rows: Sequence[Row],
+    cases: Mapping[tuple[str, str, str, str, int, str], Case],
+    floors: Floors,
+) -> list[Row]:
+    """The floor of every case among ``rows``, and each provider's percent of it."""
+    found = []
+    seen = set()
+    for row in rows:
+        if row.metric != "seconds" or row.provider == "floor":
+            continue
+        case = cases[row.case]
+        least = floors.seconds(case.work, case.dtype)
+        suite, op, shape, dtype, batch, mode = row.case
+        if row.case not in seen:
+            seen.add(row.case)
+            found += [
+                Row(suite, op, "floor", shape, dtype, batch, mode, metric, value)
+                for metric, value in (
+                    ("seconds", least),
+                    ("flops", case.work.flops),
+                    ("bytes", case.work.bytes),
+                )
+            ]
+        spread = None
+        if row.spread is not None:
+            spread = (100 * least / row.spread[1], 100 * least / row.spread[0])
+        found.append(
+            Row(
+                *(suite, op, row.provider, shape, dtype, batch, mode, "percent_of_floor"),
+                *(100 * least / row.value, spread, floors.bound(case.work, case.dtype)),
+            )
+        )
+    return found
+
+
+def _memory_rows(
+    case: Case, plan: Plan, meter: MemoryMeter, note: Callable[[str], None]
+) -> list[Row]:
+    calls, _ = _prepare(case, Setting(plan.device), note)
+    peaks = {name: meter.peak(_first(call)) for name, call in calls.items()}
+    found = {"peak": peaks}
+    if case.suite == "models":
+        found["saved"] = {name: saved_bytes(_first(call)) for name, call in calls.items()}
+
+    def row(provider: str, metric: str, value: float, detail: str = "") -> Row:
+        return Row(
+            *(case.suite, case.op, provider, case.shape, case.dtype, case.batch),
+            *("launched", metric, value, None, detail),
+        )
+
+    rows = []
+    for what, values in found.items():
+        if max(values.values(), default=0) < _LEAST_PEAK:
+            continue
+        rows += [row(name, f"{what}_bytes", value) for name, value in values.items()]
+        rows += [
+            row(name, f"{what}_ratio", value / values[peer], peer)
+            for name, value in values.items()
+            for peer in values
+            if is_ours(name) and not is_ours(peer) and values[peer] >= _LEAST_PEAK
+        ]
+    return rows
+
+
+def _first(call: Call) -> Callable[[], object]:
+    return lambda: call(0)

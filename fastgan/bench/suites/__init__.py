@@ -1,0 +1,54 @@
+"""What is measured: cases by suite, on each kind of device, in full or in a few minutes.
+
+==============  ===================================================================================
+room            cases
+==============  ===================================================================================
+``optimizers``  a step and the clip of the weights, the clip alone
+``penalties``   the gradient penalty and the whole critic loss, value and gradients
+``networks``    a DCGAN's networks, forward and backward
+``iterations``  a whole iteration of training
+``layers``      their layers' shapes, from which their work is counted
+==============  ===================================================================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+
+from fastgan.bench.cases import Case
+from fastgan.bench.suites import iterations, networks, optimizers, penalties
+from fastgan.errors import ConfigError
+
+__all__ = ["SUITES", "suite_cases"]
+
+Maker = Callable[[torch.device, bool], list[Case]]
+
+SUITES: Mapping[str, tuple[Maker, ...]] = {
+    "ops": (optimizers.cases, penalties.cases),
+    "models": (networks.cases,),
+    "training": (iterations.cases,),
+}
+
+
+def suite_cases(suite: str, device: torch.device, *, quick: bool = False) -> list[Case]:
+    """The cases of a suite.
+
+    Args:
+        suite: a name of :data:`SUITES`, or "all".
+        device: where they are to run; on a GPU batches are larger.
+        quick: only what a person with two cores has the patience for.
+
+    Raises:
+        ConfigError: there is no such suite.
+
+    Example:
+        >>> cases = suite_cases("models", torch.device("cpu"), quick=True)
+        >>> {case.suite for case in cases}
+        {'models'}
+    """
+    if suite != "all" and suite not in SUITES:
+        raise ConfigError(f"suite: expected one of {', '.join([*SUITES, 'all'])}, got {suite!r}")
+    names = list(SUITES) if suite == "all" else [suite]
+    return [case for name in names for make in SUITES[name] for case in make(device, quick)]

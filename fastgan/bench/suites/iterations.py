@@ -1,0 +1,236 @@
+"""A whole iteration of training at 64 pixels: the critic's updates, then the generator's.
+
+Ours are the updates that ``fastgan train`` makes. Peers are :mod:`fastgan.reference`'s steps with
+torch's optimisers (Adam the fused one), channels-last, in the same precision, and the same with
+everything that torch.compile takes compiled: the networks, for WGAN-GP the critic's loss too.
+Images come from memory, noise is drawn in the loop; the moving average of the generator is left
+out on all sides.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgan import reference
+from fastgan.bench.cases import Case, Setting, autocast, placed, tracing_autograd
+from fastgan.bench.suites.layers import critic_layers, generator_layers, network_work, penalty_work
+from fastgan.bench.timing import Call
+from fastgan.bench.work import Work
+from fastgan.training.config import TrainConfig
+from fastgan.training.networks import DataShape, build_discriminator, build_generator
+from fastgan.training.updates import Players, build_optimizer
+
+__all__ = ["cases"]
+
+_MODELS = {"dcgan": "DCGAN", "wgan": "WGAN", "wgan-gp": "WGAN-GP"}
+_PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+_IMAGES = DataShape(name="random", channels=3, image_size=64)
+
+
+def cases(device: torch.device, quick: bool) -> list[Case]:
+    """The suite "training"."""
+    if device.type == "cuda":
+        batches = [64] if quick else [64, 128, 512]
+        dtypes = ["bfloat16"]
+    else:
+        batches = [32]
+        dtypes = ["float32"] if quick else ["float32", "bfloat16"]
+    return [_case(model, dtype, n) for model in _MODELS for dtype in dtypes for n in batches]
+
+
+def _case(model: str, dtype: str, batch: int) -> Case:
+    config = TrainConfig(
+        model=model,
+        image_size=64,
+        batch_size=batch,
+        precision=_PRECISIONS[dtype],
+        out="unused",
+        ema_decay=0.0,
+    ).resolved()
+    assert config.n_critic is not None
+
+    def prepare(setting: Setting) -> dict[str, Call]:
+        return _contenders(config, dtype, setting)
+
+    return Case(
+        suite="training",
+        op=f"{_MODELS[model]} iteration",
+        shape=f"64x64, {config.n_critic} critic update{'s' * (config.n_critic > 1)}",
+        dtype=dtype,
+        batch=batch,
+        work=_work(model, config.n_critic, batch, dtype),
+        input_bytes=config.n_critic * batch * 3 * 64 * 64 * 4,
+        prepare=prepare,
+        images=config.n_critic * batch,
+        breakdown=True,
+    )
+
+
+def _work(model: str, n_critic: int, batch: int, dtype: str) -> Work:
+    generator, critic = generator_layers(), critic_layers()
+    if model == "wgan-gp":
+        update = penalty_work(critic, batch, dtype, whole=True)
+    else:
+        update = network_work(critic, 2 * batch, dtype)
+    update += network_work(generator, batch, dtype, backward=False)
+    return (
+        update.times(n_critic)
+        + network_work(generator, batch, dtype)
+        + network_work(critic, batch, dtype, weights=False, input=True)
+    )
+
+
+def _contenders(config: TrainConfig, dtype: str, setting: Setting) -> dict[str, Call]:
+    assert config.batch_size is not None
+    assert config.n_critic is not None
+    torch.manual_seed(0)
+    shape = (setting.copies, config.n_critic, config.batch_size, 3, 64, 64)
+    batches = [
+        [real.contiguous(memory_format=torch.channels_last) for real in each]
+        for each in torch.rand(shape).mul_(2).sub_(1).to(setting.device)
+    ]
+    weights = (
+        build_generator(config, _IMAGES).state_dict(),
+        build_discriminator(config, _IMAGES).state_dict(),
+    )
+    calls = {
+        "fastgan": _ours(config, weights, batches, setting.device),
+        "eager": _plain(config, weights, batches, setting.device, dtype, None),
+    }
+    if setting.compile_mode is not None:
+        calls["torch.compile"] = _plain(
+            config, weights, batches, setting.device, dtype, setting.compile_mode
+        )
+    return calls
+
+
+Weights = tuple[dict[str, Tensor], dict[str, Tensor]]
+
+
+def _ours(
+    config: TrainConfig, weights: Weights, batches: list[list[Tensor]], device: torch.device
+) -> Call:
+    generator = build_generator(config, _IMAGES)
+    discriminator = build_discriminator(config, _IMAGES)
+    for network, values in zip((generator, discriminator), weights, strict=True):
+        placed(network, values, device, torch.channels_last)
+    assert config.lr_g is not None
+    assert config.lr_d is not None
+    players = Players(
+        config=config,
+        generator=generator,
+        discriminator=discriminator,
+        optimizer_g=build_optimizer(config, generator, config.lr_g),
+        optimizer_d=build_optimizer(config, discriminator, config.lr_d),
+        num_classes=None,
+        device=device,
+        random=torch.Generator(device).manual_seed(0),
+    )
+
+    def iteration(number: int) -> None:
+        for real in batches[number]:
+            players.update_discriminator(real, None)
+        players.update_generator(measure_gradient=False)
+
+    return iteration
+
+
+def _plain(
+    config: TrainConfig,
+    weights: Weights,
+    batches: list[list[Tensor]],
+    device: torch.device,
+    dtype: str,
+    mode: str | None,
+) -> Call:
+    generator: nn.Module = reference.DCGANGenerator()
+    discriminator: nn.Module
+    if config.is_wasserstein:
+        discriminator = reference.WGANCritic(norm=config.critic_norm)
+    else:
+        discriminator = reference.DCGANDiscriminator(output="logits")
+    for network, values in zip((generator, discriminator), weights, strict=True):
+        placed(network, values, device, torch.channels_last)
+    optimizer_g, optimizer_d = (
+        _torch_optimizer(config, network.parameters(), lr)
+        for network, lr in ((generator, config.lr_g), (discriminator, config.lr_d))
+    )
+    run_g: Any = generator
+    run_d: Any = discriminator
+    if mode is not None:
+        run_g, run_d = (torch.compile(network, mode=mode) for network in (run_g, run_d))
+    random = torch.Generator(device).manual_seed(0)
+    size = len(batches[0][0])
+
+    def noise() -> Tensor:
+        return torch.randn(size, config.nz, 1, 1, generator=random, device=device)
+
+    if config.model == "wgan-gp":
+        critic_step = _penalised_step(config, run_g, discriminator, optimizer_d, random, mode)
+    elif config.model == "wgan":
+
+        def critic_step(real: Tensor, z: Tensor) -> object:
+            return reference.wgan_critic_step(run_g, run_d, optimizer_d, real, z, clip=config.clip)
+    else:
+
+        def critic_step(real: Tensor, z: Tensor) -> object:
+            return reference.discriminator_step(run_g, run_d, optimizer_d, real, z, output="logits")
+
+    def generator_step(z: Tensor) -> object:
+        if config.is_wasserstein:
+            return reference.wgan_generator_step(run_g, run_d, optimizer_g, z)
+        return reference.generator_step(run_g, run_d, optimizer_g, z, output="logits")
+
+    def iteration(number: int) -> None:
+        with autocast(device, dtype):
+            for real in batches[number]:
+                critic_step(real, noise())
+            generator_step(noise())
+
+    return iteration
+
+
+def _penalised_step(
+    config: TrainConfig,
+    generator: Callable[[Tensor], Tensor],
+    critic: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    random: torch.Generator,
+    mode: str | None,
+) -> Callable[[Tensor, Tensor], object]:
+    """:func:`fastgan.reference.wgan_gp_critic_step`, with a loss that can be compiled."""
+
+    def loss(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
+        return reference.wgan_gp_critic_loss(
+            critic, real, fake, weight=config.gp_weight, eps=eps
+        ).loss
+
+    run: Callable[..., Any] = loss if mode is None else torch.compile(loss, mode=mode)
+
+    def step(real: Tensor, z: Tensor) -> None:
+        with torch.no_grad():
+            fake = generator(z).to(real.dtype)
+        eps = torch.rand(len(real), 1, 1, 1, generator=random, device=real.device)
+        optimizer.zero_grad()
+        if mode is None:
+            value = run(real, fake, eps)
+        else:
+            with tracing_autograd():
+                value = run(real, fake, eps)
+        value.backward()
+        optimizer.step()
+
+    return step
+
+
+def _torch_optimizer(config: TrainConfig, parameters: Any, lr: float | None) -> Any:
+    assert lr is not None
+    if config.optimizer == "adam":
+        assert config.beta1 is not None
+        assert config.beta2 is not None
+        return torch.optim.Adam(parameters, lr=lr, betas=(config.beta1, config.beta2), fused=True)
+    return torch.optim.RMSprop(parameters, lr=lr)

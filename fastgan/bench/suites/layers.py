@@ -1,0 +1,160 @@
+"""The layers of a DCGAN's networks as shapes, and the work of passes through them.
+
+Radford et al. 2015, arXiv 1511.06434, figure 1, with 4x4 kernels as in everybody's versions; see
+:mod:`fastgan.models.layers` for the modules. Written down again here, so that what a network has to
+do doesn't depend on how it does it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fastgan.bench.work import Work, convolution_steps
+
+__all__ = ["Layer", "critic_layers", "generator_layers", "network_work", "penalty_work"]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution with 4x4 kernels.
+
+    Attributes:
+        transposed: whether it is a transposed one.
+        channels_in: C_in.
+        channels_out: C_out.
+        size_in: height and width of its input.
+        size_out: of its output.
+        stride: 2 where the size changes by a factor, else 1.
+        padding: as the module's.
+        normalised: whether batch norm follows it, in a DCGAN.
+        activation: what follows, a name of :data:`fastgan.activations.ACTIVATIONS`.
+    """
+
+    transposed: bool
+    channels_in: int
+    channels_out: int
+    size_in: int
+    size_out: int
+    stride: int
+    padding: int
+    normalised: bool
+    activation: str
+
+    @property
+    def shape(self) -> str:
+        """For people.
+
+        Example:
+            >>> generator_layers()[1].shape
+            '512x4x4 to 256x8x8'
+        """
+        return (
+            f"{self.channels_in}x{self.size_in}x{self.size_in} to"
+            f" {self.channels_out}x{self.size_out}x{self.size_out}"
+        )
+
+    def work(self, batch: int, dtype: str, passes: Iterable[str]) -> Work:
+        """Of these passes over so many images."""
+        return convolution_steps(
+            batch,
+            (self.channels_in, self.size_in, self.size_in),
+            (self.channels_out, self.size_out, self.size_out),
+            (4, 4),
+            transposed=self.transposed,
+            dtype=dtype,
+            passes=passes,
+        )
+
+
+def generator_layers(
+    nz: int = 100, ngf: int = 64, nc: int = 3, image_size: int = 64
+) -> list[Layer]:
+    """From noise to image.
+
+    Example:
+        >>> [layer.channels_out for layer in generator_layers()]
+        [512, 256, 128, 64, 3]
+    """
+    channels, size = ngf * image_size // 8, 4
+    layers = [Layer(True, nz, channels, 1, 4, 1, 0, True, "relu")]
+    while size < image_size // 2:
+        layers.append(Layer(True, channels, channels // 2, size, 2 * size, 2, 1, True, "relu"))
+        channels, size = channels // 2, 2 * size
+    layers.append(Layer(True, channels, nc, size, image_size, 2, 1, False, "tanh"))
+    return layers
+
+
+def critic_layers(nc: int = 3, ndf: int = 64, image_size: int = 64) -> list[Layer]:
+    """From image to score: of a discriminator, and of a critic.
+
+    Example:
+        >>> [layer.channels_out for layer in critic_layers()]
+        [64, 128, 256, 512, 1]
+    """
+    size, channels = image_size // 2, ndf
+    layers = [Layer(False, nc, ndf, image_size, size, 2, 1, False, "leaky_relu")]
+    while size > 4:
+        layers.append(
+            Layer(False, channels, 2 * channels, size, size // 2, 2, 1, True, "leaky_relu")
+        )
+        channels, size = 2 * channels, size // 2
+    layers.append(Layer(False, channels, 1, size, 1, 1, 0, False, "none"))
+    return layers
+
+
+def network_work(
+    layers: Iterable[Layer],
+    batch: int,
+    dtype: str,
+    *,
+    weights: bool = True,
+    input: bool = False,
+    backward: bool = True,
+) -> Work:
+    """A forward pass, and the gradients that are asked for.
+
+    Args:
+        layers: of the network.
+        batch: images.
+        dtype: of the convolutions.
+        weights: whether the weights' gradients are wanted.
+        input: whether the network's input's gradient is wanted, beside those of hidden maps.
+        backward: False for a forward pass alone.
+
+    Example:
+        >>> one = network_work(critic_layers(), 1, "float32", backward=False)
+        >>> all = network_work(critic_layers(), 1, "float32", input=True)
+        >>> all.flops / one.flops
+        3.0
+    """
+    work = Work(())
+    for number, layer in enumerate(layers):
+        passes = ["forward"]
+        if backward and (number > 0 or input):
+            passes.append("input_gradient")
+        if backward and weights:
+            passes.append("weight_gradient")
+        work += layer.work(batch, dtype, passes)
+    return work
+
+
+def penalty_work(layers: Iterable[Layer], batch: int, dtype: str, *, whole: bool) -> Work:
+    """Of a gradient penalty and its gradients without a second backward pass, or a whole loss.
+
+    The penalty: forward, signals, tangent and weight gradient over N points (four passes a layer).
+    The whole critic loss: forward, signals and weight gradient over 3N rows, the tangent over N;
+    the first layer's signals only over the N points. ``docs/gradient-penalty.md`` derives them.
+
+    Example:
+        >>> alone = penalty_work(critic_layers(), 2, "float32", whole=False)
+        >>> alone.flops / network_work(critic_layers(), 2, "float32", backward=False).flops
+        4.0
+    """
+    work = Work(())
+    for number, layer in enumerate(layers):
+        rows = 3 * batch if whole else batch
+        work += layer.work(rows, dtype, ["forward", "weight_gradient"])
+        work += layer.work(rows if number else batch, dtype, ["input_gradient"])
+        work += layer.work(batch, dtype, ["forward"])
+    return work

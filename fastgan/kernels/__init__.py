@@ -1,7 +1,22 @@
-"""The convolutions in Triton."""
+"""The convolutions in Triton: three kernels, each with prologues and epilogues.
+
+======================================  =========================================================
+:mod:`~fastgan.kernels.convolution`     ``forward``, ``input_gradient``, ``weight_gradient``
+:mod:`~fastgan.kernels.geometry`        output sizes, phases and taps
+``implicit_gemm``, ``index_maps``       the gather and the scatter kernel
+``split_reduction``                     the weight gradient, in two stages
+``prologues``, ``epilogues``,           what they do on loading and on storing: the Triton of
+``activations``                         :mod:`fastgan.fusion` and :mod:`fastgan.activations`
+``tiles``, ``tile_tables``              tile choices, as data
+``plans``, ``launch``                   what is worked out once for a problem, and the launch
+======================================  =========================================================
+
+Importing this needs no Triton; running a kernel does. ``covers`` says what can run, and why not.
+"""
 
 from __future__ import annotations
 
+from fastgan.kernels.convolution import covers, forward, input_gradient, weight_gradient
 from fastgan.kernels.geometry import ConvGeometry
 
-__all__ = ["ConvGeometry"]
+__all__ = ["ConvGeometry", "covers", "forward", "input_gradient", "weight_gradient"]

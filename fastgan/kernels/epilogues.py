@@ -1,4 +1,4 @@
-"""What a kernel does with its result before storing it: :mod:`fastgan.fusion`'s epilogues in Triton.
+"""What a kernel does with its result on storing it: :mod:`fastgan.fusion`'s epilogues in Triton.
 
 An epilogue says what is stored:
 
@@ -33,9 +33,7 @@ __all__ = [
 
 
 @triton.jit
-def bias_activation(
-    accumulator, other, bias, mean, scale, negative_slope, FUNCTION: tl.constexpr
-):
+def bias_activation(accumulator, other, bias, mean, scale, negative_slope, FUNCTION: tl.constexpr):
     """z(accumulator + bias)."""
     return FUNCTION(accumulator + bias, negative_slope)
 

@@ -44,15 +44,15 @@ def after_prologue(
     FUNCTION: tl.constexpr,
 ):
     """The operand's tile after its prologue, in its own dtype, and 0 where there is no element."""
-    if PROLOGUE is None:
-        return value
-    else:
+    result = value
+    if PROLOGUE is not None:
         x = value.to(tl.float32)
         other = x
         if other_pointer is not None:
             other = tl.load(other_pointer + offset, mask=inside, other=0.0).to(tl.float32)
         x = PROLOGUE(x, other, mean, scale, bias, slope, shift, negative_slope, FUNCTION)
-        return tl.where(inside, x, 0.0).to(value.dtype)
+        result = tl.where(inside, x, 0.0).to(value.dtype)
+    return result
 
 
 @triton.jit(
@@ -260,16 +260,21 @@ def sum_splits_kernel(
     total,  # (elements,)
     splits,
     elements,
+    BLOCK_SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """total = the sum over the splits, first to last: one fixed order, in float32."""
+    """total = the sum over the splits, in float32 and in an order that is always the same."""
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = element < elements
     accumulator = tl.zeros([BLOCK], tl.float32)
-    row = partial + element
-    for _ in range(splits):
-        accumulator += tl.load(row, mask=exists, other=0.0)
-        row += elements
+    for first in range(0, splits, BLOCK_SPLITS):
+        split = first + tl.arange(0, BLOCK_SPLITS)
+        block = tl.load(
+            partial + (split.to(tl.int64) * elements)[:, None] + element[None, :],
+            mask=(split < splits)[:, None] & exists[None, :],
+            other=0.0,
+        )
+        accumulator += tl.sum(block, axis=0)
     tl.store(total + element, accumulator.to(total.dtype.element_ty), mask=exists)
 
 

@@ -1,0 +1,520 @@
+"""Convolutions forward, and their two gradients, each in one kernel with what surrounds it.
+
+What they compute is in :mod:`fastgan.fusion`, how in ``docs/kernels.md``. Triton is imported when
+the first kernel runs. Nothing here waits for the GPU, so that calls can be captured in CUDA graphs
+(after one call outside, which compiles); they run on torch's current stream. Nothing is recorded by
+autograd.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan.errors import ConfigError, DtypeError
+from fastgan.fusion import (
+    ActivationGradient,
+    BatchNormGradient,
+    BiasActivation,
+    GradientSums,
+    GradPrologue,
+    NormActivation,
+    NormActivationGradient,
+    PartialStatistics,
+    Statistics,
+)
+from fastgan.kernels.geometry import ConvGeometry
+from fastgan.kernels.launch import interpreted
+
+if TYPE_CHECKING:
+    from fastgan.kernels import plans
+
+__all__ = ["covers", "forward", "input_gradient", "weight_gradient"]
+
+Pair = tuple[int, int]
+Four = tuple[int, int, int, int]
+Pointers = tuple[Tensor | None, ...]
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+#: What has been worked out, by everything that it depends on.
+_PLANS: dict[tuple[Any, ...], Any] = {}
+
+
+def covers(
+    geometry: ConvGeometry,
+    dtype: torch.dtype,
+    groups: int = 1,
+    *,
+    input_shape: tuple[int, ...] | None = None,
+    device: torch.device | None = None,
+) -> str | None:
+    """Why the kernels can't do a convolution, in words; None where they can.
+
+    Args:
+        geometry: of the convolution.
+        dtype: of input and weight.
+        groups: as torch's.
+        input_shape: (N, C_in, H, W); without one, sizes are not asked about.
+        device: where the input is; without one, what the device can do is not asked.
+
+    Raises:
+        ConfigError: the geometry leaves no output pixel of this input.
+
+    Example:
+        >>> covers(ConvGeometry((4, 4)), torch.float64)
+        'float64'
+        >>> covers(ConvGeometry((4, 4)), torch.float32, groups=2)
+        'groups = 2'
+    """
+    if groups != 1:
+        return f"groups = {groups}"
+    if dtype not in DTYPES:
+        return str(dtype).removeprefix("torch.")
+    if input_shape is not None:
+        if len(input_shape) != 4:
+            return f"an input of {len(input_shape)} dimensions"
+        if input_shape[1] == 0:
+            return "0 channels"
+        height, width = input_shape[2], input_shape[3]
+        output_height, output_width = geometry.output_size((height, width))
+        if max(height * width, output_height * output_width) >= 2**31:
+            return "an image of 2^31 pixels or more"
+    reason = _triton_is_missing()
+    if reason is not None or device is None:
+        return reason
+    return _device_lacks(device, dtype)
+
+
+@lru_cache(maxsize=1)
+def _triton_is_missing() -> str | None:
+    return "triton is not installed" if importlib.util.find_spec("triton") is None else None
+
+
+@lru_cache(maxsize=64)
+def _device_lacks(device: torch.device, dtype: torch.dtype) -> str | None:
+    if device.type != "cuda":
+        return None if interpreted() else f"device {device.type}"
+    major, minor = torch.cuda.get_device_capability(device)
+    least = 8 if dtype == torch.bfloat16 else 7
+    if major < least:
+        name = str(dtype).removeprefix("torch.")
+        return f"{name} on compute capability {major}.{minor}"
+    return None
+
+
+def _capability(device: torch.device) -> Pair:
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def _float32_precision(dtype: torch.dtype) -> str:
+    """How float32 products are formed: by TF32 exactly where torch's convolutions may."""
+    if dtype != torch.float32:
+        return "ieee"
+    cudnn: Any = torch.backends.cudnn
+    # Follows torch.backends.cudnn.allow_tf32 as well as the newer settings.
+    return "tf32" if cudnn.conv.fp32_precision == "tf32" else "ieee"
+
+
+class _Loaded(NamedTuple):
+    """An operand with what its prologue reads, as the kernels take it."""
+
+    operation: tuple[str | None, str, float]
+    tensor: Tensor
+    pointers: Pointers  # tensor, other, mean, scale, bias, slope, offset
+    strides: Four
+    key: tuple[Any, ...]
+
+
+def _strides(tensor: Tensor) -> Four:
+    """Strides, but 0 (1 for channels) where there is one element: what they are says nothing."""
+    n, c, h, w = tensor.shape
+    stride_n, stride_c, stride_h, stride_w = tensor.stride()
+    return (
+        stride_n if n > 1 else 0,
+        stride_c if c > 1 else 1,
+        stride_h if h > 1 else 0,
+        stride_w if w > 1 else 0,
+    )
+
+
+def _loadable(tensor: Tensor) -> Tensor:
+    # Along the channels the kernels load whole vectors, if these are next to each other. One pass
+    # that makes them so costs less than reading every element for itself, tap after tap; with the
+    # few channels of an image there are no vectors to lose.
+    if tensor.shape[1] > 8 and tensor.stride(1) > 1 and tensor.shape[2] * tensor.shape[3] > 1:
+        return tensor.contiguous(memory_format=torch.channels_last)
+    return tensor
+
+
+def _vector(name: str, vector: Tensor | None, channels: int, like: Tensor) -> Tensor | None:
+    if vector is None:
+        return None
+    if vector.numel() != channels or vector.dim() != 1 or vector.get_device() != like.get_device():
+        raise ConfigError(
+            f"{name} has shape {tuple(vector.shape)} on {vector.device}; expected ({channels},) on "
+            f"{like.device}"
+        )
+    return vector.contiguous()
+
+
+def _load(tensor: Tensor, prologue: NormActivation | GradPrologue | None) -> _Loaded:
+    tensor = _loadable(tensor)
+    channels = tensor.shape[1]
+    other = mean = scale = bias = slope = offset = None
+    operation: tuple[str | None, str, float]
+    if prologue is None:
+        operation = (None, "none", 0.0)
+    elif isinstance(prologue, NormActivation):
+        operation = ("norm_activation", prologue.activation, float(prologue.negative_slope))
+        mean, scale, bias = prologue.mean, prologue.scale, prologue.bias
+    elif isinstance(prologue, BatchNormGradient):
+        operation = ("batch_norm_gradient", "none", 0.0)
+        other, mean, scale = prologue.input, prologue.mean, prologue.scale
+        slope, offset = prologue.slope, prologue.offset
+    else:
+        operation = ("activation_gradient", prologue.activation, float(prologue.negative_slope))
+        other = prologue.output
+    strides = _strides(tensor)
+    if other is not None:
+        _check_same("the prologue's tensor", other, tensor)
+        if _strides(other) != strides:
+            # The kernels go through both with one set of offsets.
+            tensor = tensor.contiguous(memory_format=torch.channels_last)
+            other = other.contiguous(memory_format=torch.channels_last)
+            strides = _strides(tensor)
+    vectors = (
+        _vector("the prologue's mean", mean, channels, tensor),
+        _vector("the prologue's scale", scale, channels, tensor),
+        _vector("the prologue's bias", bias, channels, tensor),
+        _vector("the prologue's slope", slope, channels, tensor),
+        _vector("the prologue's offset", offset, channels, tensor),
+    )
+    key = (operation, tensor.shape, strides, tuple(v if v is None else v.dtype for v in vectors))
+    return _Loaded(operation, tensor, (tensor, other, *vectors), strides, key)
+
+
+def _check_same(name: str, tensor: Tensor, like: Tensor) -> None:
+    if tensor.shape != like.shape or tensor.get_device() != like.get_device():
+        raise ConfigError(
+            f"{name} has shape {tuple(tensor.shape)} on {tensor.device}; expected "
+            f"{tuple(like.shape)} on {like.device}"
+        )
+    if tensor.dtype != like.dtype:
+        raise DtypeError(f"{name} is {tensor.dtype}; expected {like.dtype}")
+
+
+def _check_operands(tensor: Tensor, weight: Tensor, geometry: ConvGeometry, channels: int) -> None:
+    """Of a tensor with the channels that ``weight`` has in dimension ``channels``."""
+    if weight.dim() != 4 or weight.shape[2:] != geometry.kernel_size:
+        raise ConfigError(
+            f"weight has shape {tuple(weight.shape)}; expected four dimensions that end in "
+            f"{geometry.kernel_size}"
+        )
+    if tensor.dim() != 4 or tensor.shape[1] != weight.shape[channels]:
+        raise ConfigError(
+            f"a tensor of shape {tuple(tensor.shape)} with a weight of shape "
+            f"{tuple(weight.shape)}; expected {weight.shape[channels]} channels"
+        )
+    if tensor.dtype not in DTYPES:
+        raise DtypeError(f"a tensor is {tensor.dtype}; expected float32, float16 or bfloat16")
+    if weight.dtype != tensor.dtype:
+        raise DtypeError(f"weight is {weight.dtype}; expected {tensor.dtype}, as the other tensor")
+    if weight.get_device() != tensor.get_device():
+        raise ConfigError(f"weight is on {weight.device}; expected {tensor.device}")
+
+
+def _plans() -> Any:
+    # Imports Triton, which takes a second and which not every machine has.
+    from fastgan.kernels import plans
+
+    return plans
+
+
+def _convolve(
+    operand: Tensor,
+    weight: Tensor,
+    geometry: ConvGeometry,
+    scatter: bool,
+    output_size: Pair,
+    prologue: NormActivation | GradPrologue | None,
+    epilogue: BiasActivation | Statistics | NormActivationGradient | ActivationGradient,
+) -> tuple[Tensor, Pointers]:
+    """The output, and what the tiles left: (count, first, second)."""
+    loaded = _load(operand, prologue)
+    out_channels = weight.shape[1 if scatter else 0]
+    shape = (operand.shape[0], out_channels, *output_size)
+    output = torch.empty(
+        shape, dtype=operand.dtype, device=operand.device, memory_format=torch.channels_last
+    )
+    other = mean = scale = invstd = None
+    operation: tuple[str, str, float]
+    if isinstance(epilogue, BiasActivation):
+        operation = ("bias_activation", epilogue.activation, float(epilogue.negative_slope))
+        bias = epilogue.bias
+    elif isinstance(epilogue, Statistics):
+        operation = ("statistics", "none", 0.0)
+        bias = epilogue.bias
+    elif isinstance(epilogue, NormActivationGradient):
+        norm = epilogue.norm
+        operation = ("norm_activation_gradient", norm.activation, float(norm.negative_slope))
+        other, bias, mean = epilogue.input, norm.bias, norm.mean
+        scale, invstd = norm.scale, epilogue.invstd
+    else:
+        operation = ("activation_gradient", epilogue.activation, float(epilogue.negative_slope))
+        other, bias = epilogue.output, None
+    if other is not None:
+        _check_same("the epilogue's tensor", other, output)
+        other = other.contiguous(memory_format=torch.channels_last)
+    vectors = (
+        _vector("the epilogue's bias", bias, out_channels, operand),
+        _vector("the epilogue's mean", mean, out_channels, operand),
+        _vector("the epilogue's scale", scale, out_channels, operand),
+        _vector("the epilogue's invstd", invstd, out_channels, operand),
+    )
+    precision = _float32_precision(operand.dtype)
+    key = (
+        scatter,
+        loaded.key,
+        weight.shape,
+        weight.stride(),
+        output_size,
+        geometry,
+        operand.dtype,
+        operand.get_device(),
+        operation,
+        tuple(v if v is None else v.dtype for v in vectors),
+        precision,
+    )
+    plan: plans.ConvolutionPlan | None = _PLANS.get(key)
+    if plan is None:
+        module = _plans()
+        plan = _PLANS[key] = module.plan_convolution(
+            scatter=scatter,
+            input_shape=tuple(operand.shape),
+            input_strides=loaded.strides,
+            weight_shape=tuple(weight.shape),
+            weight_strides=weight.stride(),
+            output_size=output_size,
+            geometry=geometry,
+            dtype=operand.dtype,
+            capability=_capability(operand.device),
+            prologue=module.Operation(*loaded.operation),
+            epilogue=module.Operation(*operation),
+            precision=precision,
+        )
+    assert plan is not None
+    count = first = second = None
+    if operation[0] in ("statistics", "norm_activation_gradient"):
+        sums = torch.empty(
+            (2, plan.tiles, out_channels), dtype=torch.float32, device=operand.device
+        )
+        first, second = sums[0], sums[1]
+        if operation[0] == "statistics":
+            count = torch.empty((plan.tiles,), dtype=torch.float32, device=operand.device)
+    plan.launch(*loaded.pointers, weight, output, other, *vectors, count, first, second)
+    return output, (count, first, second)
+
+
+def forward(
+    input: Tensor,
+    weight: Tensor,
+    geometry: ConvGeometry,
+    *,
+    prologue: NormActivation | None = None,
+    epilogue: BiasActivation | Statistics | None = None,
+) -> tuple[Tensor, PartialStatistics | None]:
+    """A convolution of ``prologue(input)``, then ``epilogue``.
+
+    Args:
+        input: (N, C_in, H, W), float32, float16 or bfloat16, in any strides; channels-last is fast.
+        weight: (C_out, C_in, k_h, k_w), or (C_in, C_out, k_h, k_w) if the geometry is transposed;
+            of the input's dtype, in any strides; channels-last is fast.
+        geometry: of the convolution. Zero padding is zero after the prologue.
+        prologue: of the input; None leaves it as it is.
+        epilogue: of the output; None is ``BiasActivation()``, which leaves it as it is.
+
+    Returns:
+        The output, (N, C_out, H', W'), channels-last, of the input's dtype; and with ``Statistics``
+        the statistics of its tiles, as stored. A tile may be empty: its count is 0.
+
+    Raises:
+        ConfigError: shapes or devices that don't fit (a ValueError).
+        DtypeError: dtypes that don't fit (a TypeError).
+    """
+    _check_operands(input, weight, geometry, 0 if geometry.transposed else 1)
+    output, (count, mean, m2) = _convolve(
+        input,
+        weight,
+        geometry,
+        geometry.transposed,
+        geometry.output_size((input.shape[2], input.shape[3])),
+        prologue,
+        BiasActivation() if epilogue is None else epilogue,
+    )
+    if count is None or mean is None or m2 is None:
+        return output, None
+    return output, PartialStatistics(count, mean, m2)
+
+
+def input_gradient(
+    grad_output: Tensor,
+    weight: Tensor,
+    geometry: ConvGeometry,
+    input_size: Pair,
+    *,
+    prologue: GradPrologue | None = None,
+    epilogue: NormActivationGradient | ActivationGradient | None = None,
+) -> tuple[Tensor, GradientSums | None]:
+    """The gradient of a convolution's input from ``prologue(grad_output)``, then ``epilogue``.
+
+    Args:
+        grad_output: (N, C_out, H', W'), float32, float16 or bfloat16, in any strides.
+        weight: as in :func:`forward`.
+        geometry: of the convolution.
+        input_size: (H, W) of its input.
+        prologue: of the gradient; None leaves it as it is.
+        epilogue: of the result; None leaves it as it is.
+
+    Returns:
+        The gradient, (N, C_in, H, W), channels-last, of the same dtype; and with
+        ``NormActivationGradient`` batch norm's two sums over its tiles, as stored.
+
+    Raises:
+        ConfigError: shapes or devices that don't fit (a ValueError).
+        DtypeError: dtypes that don't fit (a TypeError).
+    """
+    _check_operands(grad_output, weight, geometry, 1 if geometry.transposed else 0)
+    _check_output_size(grad_output, geometry, input_size)
+    output, (_, grad, grad_xhat) = _convolve(
+        grad_output,
+        weight,
+        geometry,
+        not geometry.transposed,
+        (input_size[0], input_size[1]),
+        prologue,
+        BiasActivation() if epilogue is None else epilogue,
+    )
+    if grad is None or grad_xhat is None:
+        return output, None
+    return output, GradientSums(grad, grad_xhat)
+
+
+def _check_output_size(grad_output: Tensor, geometry: ConvGeometry, input_size: Pair) -> None:
+    expected = geometry.output_size((input_size[0], input_size[1]))
+    if tuple(grad_output.shape[2:]) != expected:
+        raise ConfigError(
+            f"grad_output has shape {tuple(grad_output.shape)}; expected {expected[0]}x"
+            f"{expected[1]} pixels, from an input of {input_size[0]}x{input_size[1]}"
+        )
+
+
+def weight_gradient(
+    input: Tensor,
+    grad_output: Tensor,
+    geometry: ConvGeometry,
+    weight: Tensor,
+    *,
+    input_prologue: NormActivation | None = None,
+    grad_prologue: GradPrologue | None = None,
+    with_bias: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of a convolution's weight and bias.
+
+    Args:
+        input: (N, C_in, H, W), float32, float16 or bfloat16, in any strides.
+        grad_output: (N, C_out, H', W'), of the same dtype, in any strides.
+        geometry: of the convolution.
+        weight: gives shape, dtype and strides of the result; its values aren't read.
+        input_prologue: of the input; None leaves it as it is.
+        grad_prologue: of the gradient; None leaves it as it is.
+        with_bias: whether the bias has a gradient too.
+
+    Returns:
+        The weight's gradient, and the bias's: the sum of ``grad_prologue(grad_output)`` over all
+        but the channels, (C_out,), or None. Equal to the bit in every run.
+
+    Raises:
+        ConfigError: shapes or devices that don't fit (a ValueError).
+        DtypeError: dtypes that don't fit (a TypeError).
+    """
+    _check_operands(input, weight, geometry, 0 if geometry.transposed else 1)
+    _check_operands(grad_output, weight, geometry, 1 if geometry.transposed else 0)
+    _check_output_size(grad_output, geometry, (input.shape[2], input.shape[3]))
+    if grad_output.shape[0] != input.shape[0]:
+        raise ConfigError(
+            f"grad_output has {grad_output.shape[0]} samples; expected {input.shape[0]}, as input"
+        )
+    if input.shape[0] == 0:
+        grad_bias = grad_output.new_zeros(grad_output.shape[1]) if with_bias else None
+        return torch.zeros_like(weight, requires_grad=False), grad_bias
+    loaded_input = _load(input, input_prologue)
+    loaded_grad = _load(grad_output, grad_prologue)
+    paired, gathered = (
+        (loaded_input, loaded_grad) if geometry.transposed else (loaded_grad, loaded_input)
+    )
+    grad_weight = torch.empty_like(weight, requires_grad=False)
+    precision = _float32_precision(input.dtype)
+    key = (
+        paired.key,
+        gathered.key,
+        grad_weight.stride(),
+        geometry,
+        input.dtype,
+        input.get_device(),
+        precision,
+    )
+    plan: plans.ReductionPlan | None = _PLANS.get(key)
+    if plan is None:
+        module = _plans()
+        plan = _PLANS[key] = module.plan_weight_gradient(
+            paired_shape=tuple(paired.tensor.shape),
+            paired_strides=paired.strides,
+            gathered_shape=tuple(gathered.tensor.shape),
+            gathered_strides=gathered.strides,
+            weight_strides=grad_weight.stride(),
+            geometry=geometry,
+            dtype=input.dtype,
+            capability=_capability(input.device),
+            paired_prologue=module.Operation(*paired.operation),
+            gathered_prologue=module.Operation(*gathered.operation),
+            precision=precision,
+        )
+    assert plan is not None
+    if plan.total is None:
+        plan.launch(*paired.pointers, *gathered.pointers, grad_weight)
+    else:
+        # Dense like the gradient, so that adding up the splits is a sum of flat vectors.
+        partial = torch.empty(
+            (plan.splits, weight.numel()), dtype=torch.float32, device=weight.device
+        )
+        plan.launch(*paired.pointers, *gathered.pointers, partial)
+        plan.total(partial, grad_weight)
+    return grad_weight, _channel_sums(loaded_grad) if with_bias else None
+
+
+def _channel_sums(loaded: _Loaded) -> Tensor:
+    """The sum over N, H and W of the operand after its prologue, in the operand's dtype."""
+    tensor = loaded.tensor
+    key = ("channel sums", loaded.key, tensor.dtype, tensor.get_device())
+    plan: plans.ReductionPlan | None = _PLANS.get(key)
+    if plan is None:
+        module = _plans()
+        plan = _PLANS[key] = module.plan_channel_sums(
+            shape=tuple(tensor.shape),
+            strides=loaded.strides,
+            capability=_capability(tensor.device),
+            prologue=module.Operation(*loaded.operation),
+        )
+    assert plan is not None
+    assert plan.total is not None
+    channels = tensor.shape[1]
+    partial = torch.empty((plan.splits, channels), dtype=torch.float32, device=tensor.device)
+    plan.launch(*loaded.pointers, partial)
+    total = torch.empty((channels,), dtype=tensor.dtype, device=tensor.device)
+    plan.total(partial, total)
+    return total

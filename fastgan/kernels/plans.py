@@ -1,0 +1,295 @@
+"""What is worked out once for a problem: tile, grid, and every argument but the pointers."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import triton.language as tl
+
+from fastgan.kernels import activations, epilogues, index_maps, prologues
+from fastgan.kernels.geometry import ConvGeometry
+from fastgan.kernels.implicit_gemm import implicit_gemm_kernel
+from fastgan.kernels.launch import Launch
+from fastgan.kernels.split_reduction import (
+    channel_sums_kernel,
+    sum_splits_kernel,
+    weight_gradient_kernel,
+)
+from fastgan.kernels.tiles import Problem, Tile, splits_of, tile_for
+
+__all__ = [
+    "ConvolutionPlan",
+    "ReductionPlan",
+    "plan_channel_sums",
+    "plan_convolution",
+    "plan_weight_gradient",
+]
+
+Pair = tuple[int, int]
+#: Of a tensor of four dimensions.
+Four = tuple[int, int, int, int]
+
+#: By name: the Triton function, and the table that its activation is looked up in.
+PROLOGUES = {
+    None: (None, None),
+    "norm_activation": (prologues.norm_activation, activations.FORWARD),
+    "activation_gradient": (prologues.activation_gradient, activations.DERIVATIVE_FROM_OUTPUT),
+    "batch_norm_gradient": (prologues.batch_norm_gradient, activations.FORWARD),
+}
+#: The same, and the reduction.
+EPILOGUES = {
+    "bias_activation": (epilogues.bias_activation, activations.FORWARD, None),
+    "statistics": (epilogues.bias_activation, activations.FORWARD, epilogues.statistics),
+    "activation_gradient": (
+        epilogues.activation_gradient,
+        activations.DERIVATIVE_FROM_OUTPUT,
+        None,
+    ),
+    "norm_activation_gradient": (
+        epilogues.norm_activation_gradient,
+        activations.DERIVATIVE_FROM_INPUT,
+        epilogues.gradient_sums,
+    ),
+}
+
+# Memory bounds the sum over positions and that over splits: any tile will do that reads whole lines
+# and leaves enough programs.
+CHANNEL_SUMS_TILE = Tile(64, 64, 0, 4, 2)
+SUM_SPLITS_BLOCK = (16, 128)
+SUM_SPLITS_TILE = Tile(0, 0, 0, 4, 2)
+
+
+class Operation(NamedTuple):
+    """A prologue or epilogue: its name, its activation, and the slope of a leaky one."""
+
+    name: str | None
+    activation: str
+    negative_slope: float
+
+
+class ConvolutionPlan(NamedTuple):
+    """A launch of ``implicit_gemm_kernel``, and how many tiles leave statistics."""
+
+    launch: Launch
+    tiles: int
+
+
+class ReductionPlan(NamedTuple):
+    """A launch that leaves ``splits`` sums, and the one that adds them up; None for one split."""
+
+    launch: Launch
+    splits: int
+    total: Launch | None
+
+
+def _position_type(positions: int) -> tl.dtype:
+    # A tile's last row may lie beyond the last position.
+    return tl.int32 if positions < 2**31 - 4096 else tl.int64
+
+
+def _stays_in_one_tap(channels: int, block: int) -> bool:
+    # Up to twice the arithmetic is a fair price for whole vectors and masks per row; a few channels
+    # in a block of 64 are not.
+    return 2 * channels >= block
+
+
+def _axis_arguments(geometry: ConvGeometry) -> tuple[int, ...]:
+    """The geometry in the kernels' order: (height, width) of each."""
+    return (
+        *geometry.kernel_size,
+        *geometry.stride,
+        *geometry.padding,
+        *geometry.dilation,
+    )
+
+
+def plan_convolution(
+    *,
+    scatter: bool,
+    input_shape: Four,
+    input_strides: Four,
+    weight_shape: Four,
+    weight_strides: Four,
+    output_size: Pair,
+    geometry: ConvGeometry,
+    dtype: torch.dtype,
+    capability: Pair,
+    prologue: Operation,
+    epilogue: Operation,
+    precision: str,
+) -> ConvolutionPlan:
+    """A gather or a scatter of ``input_shape`` to ``output_size``.
+
+    A gather sums over the weight's second dimension, a scatter over its first: what is the kernel's
+    input is the convolution's output, in an input gradient.
+    """
+    batch, in_channels, *input_size = input_shape
+    in_dimension, out_dimension = (0, 1) if scatter else (1, 0)
+    out_channels = weight_shape[out_dimension]
+    if scatter:
+        geometry = geometry.with_free_strides((input_size[0], input_size[1]))
+    phases = geometry.stride if scatter else (1, 1)
+    problem = Problem(
+        kernel="scatter" if scatter else "gather",
+        bits=dtype.itemsize * 8,
+        rows=batch * output_size[0] * output_size[1],
+        columns=out_channels,
+        reduction=geometry.kernel_size[0] * geometry.kernel_size[1] * in_channels,
+    )
+    tile = tile_for(problem, capability)
+    largest_phase = math.prod(
+        -(-size // count) for size, count in zip(output_size, phases, strict=True)
+    )
+    tiles_m = -(-batch * largest_phase // tile.block_m)
+    tiles_n = -(-out_channels // tile.block_n)
+    tiles = tiles_m * phases[0] * phases[1]
+    stride_n, stride_c, stride_h, stride_w = input_strides
+    load, input_table = PROLOGUES[prologue.name]
+    store, output_table, reduction = EPILOGUES[str(epilogue.name)]
+    arguments = (
+        prologue.negative_slope,
+        epilogue.negative_slope,
+        batch,
+        *input_size,
+        *output_size,
+        in_channels,
+        out_channels,
+        stride_n,
+        stride_h,
+        stride_w,
+        stride_c,
+        weight_strides[in_dimension],
+        weight_strides[out_dimension],
+        weight_strides[2],
+        weight_strides[3],
+        *_axis_arguments(geometry),
+        *(math.gcd(d, s) for d, s in zip(geometry.dilation, geometry.stride, strict=True)),
+        *geometry.inverse_dilation,
+        *phases,
+        tiles_m,
+        tiles_n,
+        index_maps.scatter_axis if scatter else index_maps.gather_axis,
+        load,
+        None if input_table is None else input_table[prologue.activation],
+        store,
+        output_table[epilogue.activation],
+        reduction,
+        _stays_in_one_tap(in_channels, tile.block_k),
+        _position_type(problem.rows),
+        precision,
+        tile.block_m,
+        tile.block_n,
+        tile.block_k,
+    )
+    return ConvolutionPlan(Launch(implicit_gemm_kernel, tiles * tiles_n, arguments, tile), tiles)
+
+
+def plan_weight_gradient(
+    *,
+    paired_shape: Four,
+    paired_strides: Four,
+    gathered_shape: Four,
+    gathered_strides: Four,
+    weight_strides: Four,
+    geometry: ConvGeometry,
+    dtype: torch.dtype,
+    capability: Pair,
+    paired_prologue: Operation,
+    gathered_prologue: Operation,
+    precision: str,
+) -> ReductionPlan:
+    """The weight gradient of a convolution whose paired side has the weight's first dimension."""
+    batch, paired_channels, *paired_size = paired_shape
+    _, gathered_channels, *gathered_size = gathered_shape
+    taps = geometry.kernel_size[0] * geometry.kernel_size[1]
+    positions = batch * paired_size[0] * paired_size[1]
+    problem = Problem(
+        kernel="weight_gradient",
+        bits=dtype.itemsize * 8,
+        rows=gathered_channels,
+        columns=paired_channels,
+        reduction=positions,
+    )
+    tile = tile_for(problem, capability)
+    one_tap = _stays_in_one_tap(gathered_channels, tile.block_m)
+    tiles_m = (
+        taps * -(-gathered_channels // tile.block_m)
+        if one_tap
+        else -(-taps * gathered_channels // tile.block_m)
+    )
+    tiles_n = -(-paired_channels // tile.block_n)
+    steps = -(-positions // tile.block_k)
+    steps_per_split = -(-steps // splits_of(tiles_m * tiles_n, steps, capability))
+    # Rounding up may have left the last splits without a step.
+    splits = -(-steps // steps_per_split)
+    elements = paired_channels * gathered_channels * taps
+    paired_load, paired_table = PROLOGUES[paired_prologue.name]
+    gathered_load, gathered_table = PROLOGUES[gathered_prologue.name]
+    arguments = (
+        paired_prologue.negative_slope,
+        gathered_prologue.negative_slope,
+        batch,
+        *paired_size,
+        *gathered_size,
+        paired_channels,
+        gathered_channels,
+        *(paired_strides[dimension] for dimension in (0, 2, 3, 1)),
+        *(gathered_strides[dimension] for dimension in (0, 2, 3, 1)),
+        elements,
+        *weight_strides,
+        *_axis_arguments(geometry),
+        steps_per_split,
+        tiles_m,
+        tiles_n,
+        paired_load,
+        None if paired_table is None else paired_table[paired_prologue.activation],
+        gathered_load,
+        None if gathered_table is None else gathered_table[gathered_prologue.activation],
+        one_tap,
+        _position_type(positions),
+        precision,
+        tile.block_m,
+        tile.block_n,
+        tile.block_k,
+    )
+    launch = Launch(weight_gradient_kernel, tiles_m * tiles_n * splits, arguments, tile)
+    total = _plan_sum_of_splits(splits, elements) if splits > 1 else None
+    return ReductionPlan(launch, splits, total)
+
+
+def plan_channel_sums(
+    *, shape: Four, strides: Four, capability: Pair, prologue: Operation
+) -> ReductionPlan:
+    """The sum over all positions of each channel."""
+    batch, channels, *size = shape
+    tile = CHANNEL_SUMS_TILE
+    tiles_n = -(-channels // tile.block_n)
+    positions = batch * size[0] * size[1]
+    steps = -(-positions // tile.block_m)
+    steps_per_split = -(-steps // splits_of(tiles_n, steps, capability))
+    splits = -(-steps // steps_per_split)
+    load, table = PROLOGUES[prologue.name]
+    arguments = (
+        prologue.negative_slope,
+        batch,
+        *size,
+        channels,
+        *(strides[dimension] for dimension in (0, 2, 3, 1)),
+        steps_per_split,
+        tiles_n,
+        load,
+        None if table is None else table[prologue.activation],
+        _position_type(positions),
+        tile.block_m,
+        tile.block_n,
+    )
+    launch = Launch(channel_sums_kernel, tiles_n * splits, arguments, tile)
+    return ReductionPlan(launch, splits, _plan_sum_of_splits(splits, channels))
+
+
+def _plan_sum_of_splits(splits: int, elements: int) -> Launch:
+    block_splits, block = SUM_SPLITS_BLOCK
+    arguments = (splits, elements, block_splits, block)
+    return Launch(sum_splits_kernel, -(-elements // block), arguments, SUM_SPLITS_TILE)

@@ -1,0 +1,116 @@
+"""Which tile a kernel works in: chosen from the tables of ``tile_tables.py`` by problem class.
+
+A problem's class is the kernel, the width of its numbers, and the size of its matrix product. A
+table lists, per architecture, tiles with the largest problem that each is for; the first row whose
+bounds hold is taken. The tables are data: ``benchmarks/tune_convolutions.py`` writes them anew from
+measurements on a GPU.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from fastgan.kernels.tile_tables import PROGRAMS, TABLES
+
+__all__ = ["Problem", "Tile", "TileRow", "architecture_of", "rows_of", "splits_of", "tile_for"]
+
+Capability = tuple[int, int]
+
+
+class Problem(NamedTuple):
+    """A matrix product, rows x columns, summed over a reduction.
+
+    Attributes:
+        kernel: "gather", "scatter" or "weight_gradient".
+        bits: of a number: 16 or 32.
+        rows: positions of the output, of all phases; of a weight gradient, the channels of the
+            gathered side.
+        columns: channels of the output; of a weight gradient, those of the paired side.
+        reduction: taps times channels; of a weight gradient, the positions.
+    """
+
+    kernel: str
+    bits: int
+    rows: int
+    columns: int
+    reduction: int
+
+
+class Tile(NamedTuple):
+    """How a program works.
+
+    Attributes:
+        block_m: rows of its tile.
+        block_n: columns of its tile.
+        block_k: how much of the reduction it takes in a step.
+        warps: of 32 threads.
+        stages: steps whose loads are under way at a time.
+    """
+
+    block_m: int
+    block_n: int
+    block_k: int
+    warps: int
+    stages: int
+
+
+class TileRow(NamedTuple):
+    """A tile, and the largest problem it is for; None is no bound."""
+
+    kernel: str
+    bits: int
+    max_rows: int | None
+    max_columns: int | None
+    max_reduction: int | None
+    tile: Tile
+
+    def takes(self, problem: Problem) -> bool:
+        """Whether the problem is of this row's class."""
+        return (
+            self.kernel == problem.kernel
+            and self.bits == problem.bits
+            and (self.max_rows is None or problem.rows <= self.max_rows)
+            and (self.max_columns is None or problem.columns <= self.max_columns)
+            and (self.max_reduction is None or problem.reduction <= self.max_reduction)
+        )
+
+
+def architecture_of(capability: Capability) -> str:
+    """The table for a GPU of this compute capability.
+
+    Example:
+        >>> [architecture_of(c) for c in [(8, 6), (9, 0), (10, 3), (12, 0)]]
+        ['sm_80', 'sm_90', 'sm_100', 'default']
+    """
+    return {8: "sm_80", 9: "sm_90", 10: "sm_100"}.get(capability[0], "default")
+
+
+def rows_of(architecture: str) -> tuple[TileRow, ...]:
+    """The table of an architecture."""
+    return tuple(TileRow(*row[:5], Tile(*row[5])) for row in TABLES[architecture])
+
+
+_ROWS = {architecture: rows_of(architecture) for architecture in TABLES}
+
+
+def tile_for(problem: Problem, capability: Capability) -> Tile:
+    """The tile of the first row that takes the problem.
+
+    Example:
+        >>> tile_for(Problem("gather", 32, 1, 1, 1), (9, 0)).block_k >= 16
+        True
+    """
+    return next(row.tile for row in _ROWS[architecture_of(capability)] if row.takes(problem))
+
+
+def splits_of(tiles: int, steps: int, capability: Capability) -> int:
+    """Into how many splits a reduction of so many steps is cut, for so many tiles.
+
+    Enough to fill the GPU, at least four steps each, so that a split's own cost stays small.
+
+    Example:
+        >>> splits_of(tiles=1, steps=40, capability=(9, 0))
+        10
+    """
+    wanted = PROGRAMS[architecture_of(capability)] // tiles
+    return max(1, min(wanted, steps // 4, 128))

@@ -1,4 +1,5 @@
-// What the implementations of all ops share: how they refuse an argument, and what they ask of torch.
+// What the implementations of all ops share: how they refuse an argument, and what they ask of
+// torch.
 #pragma once
 
 #include <torch/csrc/stable/tensor.h>

@@ -9,7 +9,19 @@ import torch
 
 from fastgan import _native
 from fastgan.errors import ConfigError
-from fastgan.ops import adam_step, clip, clip_tensors, rmsprop_step
+from fastgan.ops import (
+    act_gradient,
+    adam_step,
+    batch_norm_finalize,
+    batch_norm_partials,
+    clip,
+    clip_tensors,
+    norm_act,
+    norm_act_gradient,
+    norm_act_gradient_finalize,
+    norm_act_gradient_sums,
+    rmsprop_step,
+)
 from fastgan.ops.registration import NAMESPACE, why_no_kernel
 
 __all__ = ["OpPath", "check_op", "op_paths"]
@@ -20,6 +32,15 @@ _CHECKS: dict[str, Callable[[torch.device | str], None]] = {
     "clip_tensors_": clip_tensors.check,
     "rmsprop_step_": rmsprop_step.check,
     "adam_step_": adam_step.check,
+    "batch_norm_partials": batch_norm_partials.check,
+    "batch_norm_finalize": batch_norm_finalize.check,
+    "norm_act": norm_act.check,
+    "norm_act_gradient_sums": norm_act_gradient_sums.check,
+    "norm_act_gradient_finalize": norm_act_gradient_finalize.check,
+    "norm_act_gradient": norm_act_gradient.check,
+    "norm_act_gradient_": norm_act_gradient.check_in_place,
+    "act_gradient": act_gradient.check,
+    "act_gradient_": act_gradient.check_in_place,
 }
 
 

@@ -118,8 +118,10 @@ def register_in_place_on_lists(
 ) -> None:
     """As :func:`register_in_place_without_gradient`, for an op that writes lists of tensors.
 
+    Or several tensors; what it returns, if anything, must be new.
+
     Args:
-        op: writes its arguments, returns nothing, has no gradient.
+        op: writes its arguments, has no gradient.
         written: given the op's arguments, the tensors that this call writes.
     """
     name = op._schema.name
@@ -133,7 +135,7 @@ def register_in_place_on_lists(
             elif isinstance(arg, (list, tuple)):
                 yield from (tensor for tensor in arg if isinstance(tensor, torch.Tensor))
 
-    def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> None:
+    def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
         if torch.is_grad_enabled():
             for tensor in tensors_of(args):
                 if tensor.requires_grad:
@@ -148,7 +150,7 @@ def register_in_place_on_lists(
                         f"{name}: a tensor carries a forward-mode tangent, which the op lacks"
                     )
         torch.autograd.graph.increment_version(written(args))
-        redispatch(keyset & below, *args)
+        return redispatch(keyset & below, *args)
 
     library.impl(op._schema.name.partition("::")[2], kernel, "ADInplaceOrView", with_keyset=True)
 

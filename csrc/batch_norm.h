@@ -1,0 +1,168 @@
+// What the batch-norm passes of csrc/cpu and csrc/cuda are given. The formulas: math/batch_norm.h.
+#pragma once
+
+#include <cstdint>
+
+#include "math/batch_norm.h"
+
+namespace fastgan {
+
+// A tensor (N, C, ...) without gaps: value v of channel c in image n lies at
+// (n * channels + c) * image_size + v. A channels-last tensor is one of images of a single value,
+// as many as it has pixels.
+struct ChannelLayout {
+    std::int64_t images = 0;
+    std::int64_t channels = 0;
+    std::int64_t image_size = 0;
+
+    FASTGAN_INLINE std::int64_t values_per_channel() const { return images * image_size; }
+    FASTGAN_INLINE std::int64_t numel() const { return images * image_size * channels; }
+    FASTGAN_INLINE bool is_columns() const { return image_size == 1; }
+};
+
+// A (C,) argument of any of the four types; absent where data is null.
+struct ChannelVector {
+    void* data = nullptr;
+    FloatType type = FloatType::float32;
+
+    FASTGAN_INLINE bool present() const { return data != nullptr; }
+
+    FASTGAN_INLINE double read(std::int64_t c) const {
+        switch (type) {
+            case FloatType::float64:
+                return static_cast<const double*>(data)[c];
+            case FloatType::float32:
+                return static_cast<double>(static_cast<const float*>(data)[c]);
+            case FloatType::float16:
+                return static_cast<double>(to_arithmetic(static_cast<const Half*>(data)[c]));
+            case FloatType::bfloat16:
+                break;
+        }
+        return static_cast<double>(to_arithmetic(static_cast<const BFloat16*>(data)[c]));
+    }
+
+    FASTGAN_INLINE void write(std::int64_t c, double value) const {
+        switch (type) {
+            case FloatType::float64:
+                static_cast<double*>(data)[c] = value;
+                return;
+            case FloatType::float32:
+                static_cast<float*>(data)[c] = static_cast<float>(value);
+                return;
+            case FloatType::float16:
+                static_cast<Half*>(data)[c] = from_arithmetic<Half>(static_cast<float>(value));
+                return;
+            case FloatType::bfloat16:
+                static_cast<BFloat16*>(data)[c] =
+                    from_arithmetic<BFloat16>(static_cast<float>(value));
+                return;
+        }
+    }
+};
+
+// Below, arrays of one value a channel, or a tile and channel, are double where the tensor is, and
+// float for the other types; their element is A.
+
+// The merging of tiles. count: (tiles,); mean, m2: (tiles, channels).
+struct StatisticsTiles {
+    bool is_double;
+    std::int64_t tiles;
+    std::int64_t channels;
+    const void* count;
+    const void* mean;
+    const void* m2;
+};
+
+struct FinalizeSettings {
+    ChannelVector weight;
+    ChannelVector running_mean;
+    ChannelVector running_var;
+    double momentum;
+    double eps;
+};
+
+struct FinalizeResults {
+    void* mean;
+    void* invstd;
+    void* scale;
+};
+
+// What one channel's merged moments make: its results, and the running statistics' next values.
+template <typename A>
+FASTGAN_INLINE void finalize_channel(std::int64_t c, const Moments& moments,
+                                     const FinalizeSettings& settings,
+                                     const FinalizeResults& results) {
+    const FinalStatistics statistics = final_statistics(moments, settings.eps);
+    const double weight = settings.weight.present() ? settings.weight.read(c) : 1.0;
+    static_cast<A*>(results.mean)[c] = static_cast<A>(statistics.mean);
+    static_cast<A*>(results.invstd)[c] = static_cast<A>(statistics.invstd);
+    static_cast<A*>(results.scale)[c] = static_cast<A>(weight * statistics.invstd);
+    if (moments.count == 0) {
+        return;  // as torch: an empty batch leaves them
+    }
+    if (settings.running_mean.present()) {
+        settings.running_mean.write(
+            c, running_mean_after(settings.running_mean.read(c), moments, settings.momentum));
+    }
+    if (settings.running_var.present()) {
+        settings.running_var.write(
+            c, running_variance_after(settings.running_var.read(c), moments, settings.momentum));
+    }
+}
+
+// A tensor's normalisation and activation: z((x - mean) * scale * weight + bias).
+struct NormAct {
+    FloatType type;
+    ChannelLayout layout;
+    const void* mean;
+    const void* scale;
+    ChannelVector weight;  // absent for 1: where it is in `scale` already, or there is none
+    ChannelVector bias;    // absent for 0
+    Activation activation;
+    double negative_slope;
+
+    template <typename A>
+    FASTGAN_INLINE Normalisation<A> of_channel(std::int64_t c) const {
+        const double given = static_cast<double>(static_cast<const A*>(scale)[c]);
+        return Normalisation<A>{static_cast<const A*>(mean)[c],
+                                static_cast<A>(weight.present() ? given * weight.read(c) : given),
+                                static_cast<A>(bias.present() ? bias.read(c) : 0.0)};
+    }
+};
+
+// The second stage of the gradient's sums. grad, grad_xhat: (tiles, channels).
+struct GradientTiles {
+    bool is_double;
+    std::int64_t tiles;
+    std::int64_t channels;
+    const void* grad;
+    const void* grad_xhat;
+    const void* scale;
+    ChannelVector weight;  // a factor of scale; absent for 1
+    const void* invstd;
+    std::int64_t count;  // values per channel; 0 where the statistics are constants
+};
+
+struct GradientResults {
+    void* slope;
+    void* offset;
+    void* grad_weight;
+    void* grad_bias;
+};
+
+template <typename A>
+FASTGAN_INLINE void finalize_gradient_of_channel(std::int64_t c, double grad, double grad_xhat,
+                                                 const GradientTiles& tiles,
+                                                 const GradientResults& results) {
+    const double given = static_cast<double>(static_cast<const A*>(tiles.scale)[c]);
+    const GradientTerms terms = gradient_terms(
+        grad, grad_xhat, tiles.weight.present() ? given * tiles.weight.read(c) : given,
+        static_cast<double>(static_cast<const A*>(tiles.invstd)[c]),
+        static_cast<double>(tiles.count));
+    static_cast<A*>(results.slope)[c] = static_cast<A>(terms.slope);
+    static_cast<A*>(results.offset)[c] = static_cast<A>(terms.offset);
+    static_cast<A*>(results.grad_weight)[c] = static_cast<A>(grad_xhat);
+    static_cast<A*>(results.grad_bias)[c] = static_cast<A>(grad);
+}
+
+}  // namespace fastgan

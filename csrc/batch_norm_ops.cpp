@@ -1,0 +1,768 @@
+// The batch-norm ops of torch.ops.fastgan: schemas, checks of their arguments, registration. What
+// they compute: math/batch_norm.h. As ops.cpp, on LibTorch's stable ABI alone.
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "cpu/batch_norm.h"
+#include "op_arguments.h"
+
+namespace fastgan {
+
+namespace {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+
+// --- Tensors -------------------------------------------------------------------------------------
+
+using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
+
+Tensor empty_strided(Sizes sizes, Sizes strides, std::int32_t dtype, const Tensor& on_device_of) {
+    AtenTensorHandle handle = nullptr;
+    std::int32_t device_type = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on_device_of.get(), &device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(), dtype, device_type,
+        on_device_of.get_device_index(), &handle));
+    return Tensor(handle);
+}
+
+// As `tensor`, whose memory has no gaps, lies.
+Tensor empty_as(const Tensor& tensor) {
+    return empty_strided(tensor.sizes(), tensor.strides(), dtype_code(tensor), tensor);
+}
+
+std::int32_t arithmetic_dtype(FloatType type) {
+    return type == FloatType::float64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
+}
+
+Tensor empty_vector(std::int64_t size, std::int32_t dtype, const Tensor& on_device_of) {
+    const std::int64_t stride = 1;
+    return empty_strided(Sizes(&size, 1), Sizes(&stride, 1), dtype, on_device_of);
+}
+
+Tensor empty_matrix(std::int64_t rows, std::int64_t columns, std::int32_t dtype,
+                    const Tensor& on_device_of) {
+    const std::int64_t sizes[] = {rows, columns};
+    const std::int64_t strides[] = {columns, 1};
+    return empty_strided(Sizes(sizes, 2), Sizes(strides, 2), dtype, on_device_of);
+}
+
+bool same_sizes(const Tensor& a, const Tensor& b) {
+    const auto left = a.sizes();
+    const auto right = b.sizes();
+    return left.size() == right.size() && std::equal(left.begin(), left.end(), right.begin());
+}
+
+bool same_strides(const Tensor& a, const Tensor& b) {
+    const auto sizes = a.sizes();
+    const auto left = a.strides();
+    const auto right = b.strides();
+    for (std::size_t d = 0; d < sizes.size(); ++d) {
+        if (sizes[d] > 1 && left[d] != right[d]) {
+            return false;
+        }
+    }
+    return true;
+}
+
+// Whether the dimensions, fastest first, follow each other without gaps.
+template <typename DimensionAt>
+bool is_dense_in_order(Sizes sizes, Sizes strides, const DimensionAt& dimension_at) {
+    std::int64_t expected = 1;
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+        const std::size_t d = dimension_at(i);
+        if (sizes[d] > 1 && strides[d] != expected) {
+            return false;
+        }
+        expected *= sizes[d];
+    }
+    return true;
+}
+
+bool is_contiguous(Sizes sizes, Sizes strides) {
+    return is_dense_in_order(sizes, strides, [&](std::size_t i) { return sizes.size() - 1 - i; });
+}
+
+bool is_channels_last(Sizes sizes, Sizes strides) {
+    const std::size_t last = sizes.size() - 1;
+    return is_dense_in_order(
+        sizes, strides, [&](std::size_t i) { return i == 0 ? 1 : (i == last ? 0 : last + 1 - i); });
+}
+
+// The tensor, or a copy without gaps, with its layout.
+struct Image {
+    Tensor tensor;
+    ChannelLayout layout;
+};
+
+std::optional<ChannelLayout> channel_layout(const Tensor& tensor) {
+    const auto sizes = tensor.sizes();
+    const auto strides = tensor.strides();
+    const std::int64_t channels = sizes[1];
+    const std::int64_t numel = tensor.numel();
+    if (numel == 0) {
+        return ChannelLayout{0, channels, 1};
+    }
+    const std::int64_t values = numel / channels;
+    if (is_contiguous(sizes, strides)) {
+        // A single channel's images follow each other.
+        return channels == 1 ? ChannelLayout{1, 1, values}
+                             : ChannelLayout{sizes[0], channels, values / sizes[0]};
+    }
+    if (is_channels_last(sizes, strides)) {
+        return ChannelLayout{values, channels, 1};
+    }
+    return std::nullopt;
+}
+
+// In the memory format that the strides suggest.
+Tensor without_gaps(const Tensor& tensor) {
+    using torch::headeronly::MemoryFormat;
+    const bool channels_fastest = tensor.sizes()[1] > 1 && tensor.strides()[1] == 1;
+    const std::int64_t dimensions = tensor.dim();
+    return torch::stable::contiguous(
+        tensor, channels_fastest && dimensions == 4   ? MemoryFormat::ChannelsLast
+                : channels_fastest && dimensions == 5 ? MemoryFormat::ChannelsLast3d
+                                                      : MemoryFormat::Contiguous);
+}
+
+Image image_argument(const char* op, const char* argument, const Tensor& tensor) {
+    if (tensor.dim() < 2) {
+        fail(op, ": ", argument, " has shape ", shape_text(tensor),
+             "; expected (N, C) or (N, C, ...)");
+    }
+    if (const auto layout = channel_layout(tensor)) {
+        return Image{tensor, *layout};
+    }
+    Tensor copy = without_gaps(tensor);
+    const auto layout = channel_layout(copy);
+    return Image{std::move(copy), *layout};
+}
+
+// `tensor`, or a copy of it that lies as `image` does.
+Tensor lying_as(const char* op, const char* argument, const Tensor& tensor, const char* other,
+                const Tensor& image) {
+    if (dtype_code(tensor) != dtype_code(image)) {
+        fail(op, ": ", argument, " has dtype ", dtype_name(dtype_code(tensor)), "; expected ",
+             dtype_name(dtype_code(image)), ", as ", other);
+    }
+    if (!same_sizes(tensor, image)) {
+        fail(op, ": ", argument, " has shape ", shape_text(tensor), "; expected ",
+             shape_text(image), ", as ", other);
+    }
+    if (tensor.device() != image.device()) {
+        fail(op, ": ", argument, " is on another device than ", other);
+    }
+    if (same_strides(tensor, image)) {
+        return tensor;
+    }
+    Tensor copy = empty_as(image);
+    torch::stable::copy_(copy, tensor);
+    return copy;
+}
+
+Tensor without_stride(const Tensor& tensor) {
+    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
+void check_shape(const char* op, const char* argument, const Tensor& tensor,
+                 std::initializer_list<std::int64_t> expected) {
+    const auto sizes = tensor.sizes();
+    if (sizes.size() == expected.size() &&
+        std::equal(sizes.begin(), sizes.end(), expected.begin())) {
+        return;
+    }
+    std::ostringstream shape;
+    const char* separator = "(";
+    for (const std::int64_t size : expected) {
+        shape << separator << size;
+        separator = ", ";
+    }
+    fail(op, ": ", argument, " has shape ", shape_text(tensor), "; expected ", shape.str(), ")");
+}
+
+void check_device(const char* op, const char* argument, const Tensor& tensor, const Tensor& other) {
+    if (tensor.device() != other.device()) {
+        fail(op, ": ", argument, " is not on the same device as the first argument");
+    }
+}
+
+// An array of the arithmetic's type, without gaps.
+Tensor array_argument(const char* op, const char* argument, const Tensor& tensor,
+                      std::initializer_list<std::int64_t> shape, std::int32_t dtype,
+                      const Tensor& first) {
+    if (dtype_code(tensor) != dtype) {
+        fail(op, ": ", argument, " has dtype ", dtype_name(dtype_code(tensor)), "; expected ",
+             dtype_name(dtype));
+    }
+    check_shape(op, argument, tensor, shape);
+    check_device(op, argument, tensor, first);
+    return without_stride(tensor);
+}
+
+Activation activation_argument(const char* op, std::int64_t code) {
+    if (code < 0 || code >= kActivations) {
+        fail(op, ": activation is ", code, "; expected a code from 0 to ", kActivations - 1);
+    }
+    return static_cast<Activation>(code);
+}
+
+const void* data_of(const Tensor& tensor) {
+    return tensor.const_data_ptr();
+}
+
+// A (C,) argument of any float type; written back where it has gaps.
+class VectorArgument {
+  public:
+    VectorArgument(const char* op, const char* argument, const OptionalTensor& tensor,
+                   std::int64_t channels, const Tensor& first, bool written)
+        : original_(tensor) {
+        if (!tensor) {
+            return;
+        }
+        type_ = float_type(op, argument, *tensor);
+        check_shape(op, argument, *tensor, {channels});
+        check_device(op, argument, *tensor, first);
+        dense_ = without_stride(*tensor);
+        written_ = written;
+    }
+
+    ChannelVector vector() const {
+        if (!dense_) {
+            return {};
+        }
+        void* const data =
+            written_ ? dense_->mutable_data_ptr() : const_cast<void*>(dense_->const_data_ptr());
+        return ChannelVector{data, type_};
+    }
+
+    void write_back() {
+        if (written_ && dense_->get() != original_->get() && !original_->is_contiguous()) {
+            torch::stable::copy_(*original_, *dense_);
+        }
+    }
+
+  private:
+    OptionalTensor original_;
+    OptionalTensor dense_;
+    FloatType type_ = FloatType::float32;
+    bool written_ = false;
+};
+
+// The (C,) arguments of a normalisation with its activation; holds what it points to. `scale` has
+// the weight in it, or comes without.
+class NormActTensors {
+  public:
+    NormActTensors(const char* op, const Image& input, const Tensor& mean, const char* scale_name,
+                   const Tensor& scale, const OptionalTensor& weight, const OptionalTensor& bias,
+                   std::int64_t activation, double negative_slope)
+        : type_(float_type(op, "input", input.tensor)),
+          mean_(array_argument(op, "mean", mean, {input.layout.channels}, arithmetic_dtype(type_),
+                               input.tensor)),
+          scale_(array_argument(op, scale_name, scale, {input.layout.channels},
+                                arithmetic_dtype(type_), input.tensor)),
+          weight_(op, "weight", weight, input.layout.channels, input.tensor, false),
+          bias_(op, "bias", bias, input.layout.channels, input.tensor, false),
+          norm_{type_,
+                input.layout,
+                data_of(mean_),
+                data_of(scale_),
+                weight_.vector(),
+                bias_.vector(),
+                activation_argument(op, activation),
+                negative_slope} {}
+
+    const NormAct& norm() const { return norm_; }
+
+  private:
+    FloatType type_;
+    Tensor mean_;
+    Tensor scale_;
+    VectorArgument weight_;
+    VectorArgument bias_;
+    NormAct norm_;
+};
+
+// --- Devices -------------------------------------------------------------------------------------
+
+// Each: run(first, launch) calls launch(passes) where passes has the functions of one device.
+struct OnCpu {
+    template <typename Call>
+    static void run(const Tensor&, const Call& call) {
+        call(OnCpu());
+    }
+    void partials(FloatType type, const ChannelLayout& layout, const void* input, void* count,
+                  void* mean, void* m2) const {
+        cpu::batch_norm_partials(type, layout, input, count, mean, m2);
+    }
+    void finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
+                  const FinalizeResults& results) const {
+        cpu::batch_norm_finalize(tiles, settings, results);
+    }
+    void norm_act(const NormAct& norm, const void* input, void* result) const {
+        cpu::norm_act(norm, input, result);
+    }
+    void gradient_sums(const NormAct& norm, const void* grad, const void* input, const void* invstd,
+                       void* grad_sum, void* grad_xhat_sum) const {
+        cpu::norm_act_gradient_sums(norm, grad, input, invstd, grad_sum, grad_xhat_sum);
+    }
+    void gradient_finalize(const GradientTiles& tiles, const GradientResults& results) const {
+        cpu::norm_act_gradient_finalize(tiles, results);
+    }
+    void gradient(const NormAct& norm, const void* grad, const void* input, const void* slope,
+                  const void* offset, void* result) const {
+        cpu::norm_act_gradient(norm, grad, input, slope, offset, result);
+    }
+    void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* output,
+                      Activation activation, double negative_slope, void* result) const {
+        cpu::act_gradient(type, count, grad, output, activation, negative_slope, result);
+    }
+};
+
+// --- The ops -------------------------------------------------------------------------------------
+
+template <typename Device>
+std::tuple<Tensor, Tensor, Tensor> batch_norm_partials(const Tensor& input) {
+    constexpr const char* op = "fastgan::batch_norm_partials";
+    const FloatType type = float_type(op, "input", input);
+    const Image image = image_argument(op, "input", input);
+    const std::int64_t channels = image.layout.channels;
+    const std::int64_t tiles = tile_count(image.layout.values_per_channel(), channels);
+    const std::int32_t dtype = arithmetic_dtype(type);
+    Tensor count = empty_vector(tiles, dtype, input);
+    Tensor mean = empty_matrix(tiles, channels, dtype, input);
+    Tensor m2 = empty_matrix(tiles, channels, dtype, input);
+    if (image.layout.numel() > 0) {
+        Device::run(input, [&](const Device& device) {
+            device.partials(type, image.layout, data_of(image.tensor), count.mutable_data_ptr(),
+                            mean.mutable_data_ptr(), m2.mutable_data_ptr());
+        });
+    }
+    return {count, mean, m2};
+}
+
+template <typename Device>
+std::tuple<Tensor, Tensor, Tensor> batch_norm_finalize(const Tensor& count, const Tensor& mean,
+                                                       const Tensor& m2,
+                                                       const OptionalTensor& weight,
+                                                       const OptionalTensor& running_mean,
+                                                       const OptionalTensor& running_var,
+                                                       double momentum, double eps) {
+    constexpr const char* op = "fastgan::batch_norm_finalize";
+    const std::int32_t dtype = dtype_code(mean);
+    if (dtype != aoti_torch_dtype_float32() && dtype != aoti_torch_dtype_float64()) {
+        fail(op, ": mean has dtype ", dtype_name(dtype), "; expected float32 or float64");
+    }
+    if (mean.dim() != 2) {
+        fail(op, ": mean has shape ", shape_text(mean), "; expected (tiles, C)");
+    }
+    const std::int64_t tiles = mean.sizes()[0], channels = mean.sizes()[1];
+    const Tensor counts = array_argument(op, "count", count, {tiles}, dtype, mean);
+    const Tensor means = without_stride(mean);
+    const Tensor squares = array_argument(op, "m2", m2, {tiles, channels}, dtype, mean);
+    const VectorArgument weights(op, "weight", weight, channels, mean, false);
+    VectorArgument running_means(op, "running_mean", running_mean, channels, mean, true);
+    VectorArgument running_vars(op, "running_var", running_var, channels, mean, true);
+    Tensor result_mean = empty_vector(channels, dtype, mean);
+    Tensor invstd = empty_vector(channels, dtype, mean);
+    Tensor scale = empty_vector(channels, dtype, mean);
+    if (channels > 0) {
+        Device::run(mean, [&](const Device& device) {
+            device.finalize(
+                {dtype == aoti_torch_dtype_float64(), tiles, channels, data_of(counts),
+                 data_of(means), data_of(squares)},
+                {weights.vector(), running_means.vector(), running_vars.vector(), momentum, eps},
+                {result_mean.mutable_data_ptr(), invstd.mutable_data_ptr(),
+                 scale.mutable_data_ptr()});
+        });
+        running_means.write_back();
+        running_vars.write_back();
+    }
+    return {result_mean, invstd, scale};
+}
+
+template <typename Device>
+Tensor norm_act(const Tensor& input, const Tensor& mean, const Tensor& scale,
+                const OptionalTensor& bias, std::int64_t activation, double negative_slope) {
+    constexpr const char* op = "fastgan::norm_act";
+    const Image image = image_argument(op, "input", input);
+    const NormActTensors tensors(op, image, mean, "scale", scale, std::nullopt, bias, activation,
+                                 negative_slope);
+    Tensor result = empty_as(image.tensor);
+    if (image.layout.numel() > 0) {
+        Device::run(input, [&](const Device& device) {
+            device.norm_act(tensors.norm(), data_of(image.tensor), result.mutable_data_ptr());
+        });
+    }
+    return result;
+}
+
+template <typename Device>
+std::tuple<Tensor, Tensor> norm_act_gradient_sums(const Tensor& grad_output, const Tensor& input,
+                                                  const Tensor& mean, const Tensor& invstd,
+                                                  const Tensor& scale, const OptionalTensor& bias,
+                                                  std::int64_t activation, double negative_slope) {
+    constexpr const char* op = "fastgan::norm_act_gradient_sums";
+    const Image image = image_argument(op, "input", input);
+    const NormActTensors tensors(op, image, mean, "scale", scale, std::nullopt, bias, activation,
+                                 negative_slope);
+    const Tensor grad = lying_as(op, "grad_output", grad_output, "input", image.tensor);
+    const std::int64_t channels = image.layout.channels;
+    const std::int32_t dtype = arithmetic_dtype(tensors.norm().type);
+    const Tensor invstds = array_argument(op, "invstd", invstd, {channels}, dtype, input);
+    const std::int64_t tiles = tile_count(image.layout.values_per_channel(), channels);
+    Tensor grad_sum = empty_matrix(tiles, channels, dtype, input);
+    Tensor grad_xhat_sum = empty_matrix(tiles, channels, dtype, input);
+    if (image.layout.numel() > 0) {
+        Device::run(input, [&](const Device& device) {
+            device.gradient_sums(tensors.norm(), data_of(grad), data_of(image.tensor),
+                                 data_of(invstds), grad_sum.mutable_data_ptr(),
+                                 grad_xhat_sum.mutable_data_ptr());
+        });
+    }
+    return {grad_sum, grad_xhat_sum};
+}
+
+template <typename Device>
+std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_gradient_finalize(const Tensor& grad,
+                                                                      const Tensor& grad_xhat,
+                                                                      const Tensor& scale,
+                                                                      const Tensor& invstd,
+                                                                      std::int64_t count) {
+    constexpr const char* op = "fastgan::norm_act_gradient_finalize";
+    const std::int32_t dtype = dtype_code(grad);
+    if (dtype != aoti_torch_dtype_float32() && dtype != aoti_torch_dtype_float64()) {
+        fail(op, ": grad has dtype ", dtype_name(dtype), "; expected float32 or float64");
+    }
+    if (grad.dim() != 2) {
+        fail(op, ": grad has shape ", shape_text(grad), "; expected (tiles, C)");
+    }
+    if (count < 0) {
+        fail(op, ": count is ", count, "; expected at least 0");
+    }
+    const std::int64_t tiles = grad.sizes()[0], channels = grad.sizes()[1];
+    const Tensor grads = without_stride(grad);
+    const Tensor grads_xhat =
+        array_argument(op, "grad_xhat", grad_xhat, {tiles, channels}, dtype, grad);
+    const Tensor scales = array_argument(op, "scale", scale, {channels}, dtype, grad);
+    const Tensor invstds = array_argument(op, "invstd", invstd, {channels}, dtype, grad);
+    std::array<Tensor, 4> results;
+    for (Tensor& result : results) {
+        result = empty_vector(channels, dtype, grad);
+    }
+    if (channels > 0) {
+        Device::run(grad, [&](const Device& device) {
+            device.gradient_finalize(
+                {dtype == aoti_torch_dtype_float64(),
+                 tiles,
+                 channels,
+                 data_of(grads),
+                 data_of(grads_xhat),
+                 data_of(scales),
+                 {},
+                 data_of(invstds),
+                 count},
+                {results[0].mutable_data_ptr(), results[1].mutable_data_ptr(),
+                 results[2].mutable_data_ptr(), results[3].mutable_data_ptr()});
+        });
+    }
+    return {results[0], results[1], results[2], results[3]};
+}
+
+// Both norm_act_gradient and norm_act_gradient_, given what the result is written to.
+template <typename Device>
+void norm_act_gradient_into(const char* op, const Tensor& grad, const Tensor& input,
+                            const ChannelLayout& layout, const Tensor& mean, const Tensor& scale,
+                            const OptionalTensor& bias, const Tensor& slope, const Tensor& offset,
+                            std::int64_t activation, double negative_slope, Tensor& result) {
+    const NormActTensors tensors(op, Image{input, layout}, mean, "scale", scale, std::nullopt, bias,
+                                 activation, negative_slope);
+    const std::int32_t dtype = arithmetic_dtype(tensors.norm().type);
+    const Tensor slopes = array_argument(op, "slope", slope, {layout.channels}, dtype, input);
+    const Tensor offsets = array_argument(op, "offset", offset, {layout.channels}, dtype, input);
+    if (layout.numel() > 0) {
+        Device::run(input, [&](const Device& device) {
+            device.gradient(tensors.norm(), data_of(grad), data_of(input), data_of(slopes),
+                            data_of(offsets), result.mutable_data_ptr());
+        });
+    }
+}
+
+template <typename Device>
+Tensor norm_act_gradient(const Tensor& grad_output, const Tensor& input, const Tensor& mean,
+                         const Tensor& scale, const OptionalTensor& bias, const Tensor& slope,
+                         const Tensor& offset, std::int64_t activation, double negative_slope) {
+    constexpr const char* op = "fastgan::norm_act_gradient";
+    const Image image = image_argument(op, "input", input);
+    const Tensor grad = lying_as(op, "grad_output", grad_output, "input", image.tensor);
+    Tensor result = empty_as(image.tensor);
+    norm_act_gradient_into<Device>(op, grad, image.tensor, image.layout, mean, scale, bias, slope,
+                                   offset, activation, negative_slope, result);
+    return result;
+}
+
+void check_not_expanded(const char* op, const Tensor& grad_output) {
+    const auto sizes = grad_output.sizes();
+    const auto strides = grad_output.strides();
+    for (std::size_t d = 0; d < sizes.size(); ++d) {
+        if (sizes[d] > 1 && strides[d] == 0 && grad_output.numel() > 0) {
+            fail(op,
+                 ": grad_output is expanded: more than one of its elements refers to a single "
+                 "memory location. Please clone() the tensor before performing the operation.");
+        }
+    }
+}
+
+template <typename Device>
+void norm_act_gradient_in_place(Tensor grad_output, const Tensor& input, const Tensor& mean,
+                                const Tensor& scale, const OptionalTensor& bias,
+                                const Tensor& slope, const Tensor& offset, std::int64_t activation,
+                                double negative_slope) {
+    constexpr const char* op = "fastgan::norm_act_gradient_";
+    check_not_expanded(op, grad_output);
+    const Image grad = image_argument(op, "grad_output", grad_output);
+    const Tensor values = lying_as(op, "input", input, "grad_output", grad.tensor);
+    Tensor result = grad.tensor;
+    norm_act_gradient_into<Device>(op, grad.tensor, values, grad.layout, mean, scale, bias, slope,
+                                   offset, activation, negative_slope, result);
+    if (!same_strides(grad_output, result)) {
+        torch::stable::copy_(grad_output, result);
+    }
+}
+
+// --- The same in whole calls
+// ----------------------------------------------------------------------
+
+// batch_norm_partials and batch_norm_finalize.
+template <typename Device>
+std::tuple<Tensor, Tensor> batch_norm_statistics(const Tensor& input,
+                                                 const OptionalTensor& running_mean,
+                                                 const OptionalTensor& running_var, double momentum,
+                                                 double eps) {
+    constexpr const char* op = "fastgan::batch_norm_statistics";
+    const FloatType type = float_type(op, "input", input);
+    const Image image = image_argument(op, "input", input);
+    const std::int64_t channels = image.layout.channels;
+    const std::int64_t tiles = tile_count(image.layout.values_per_channel(), channels);
+    VectorArgument running_means(op, "running_mean", running_mean, channels, input, true);
+    VectorArgument running_vars(op, "running_var", running_var, channels, input, true);
+    const std::int32_t dtype = arithmetic_dtype(type);
+    // One piece of memory: count, mean and M2 of the tiles, then the scale, which nobody wants.
+    Tensor partials = empty_vector(tiles + 2 * tiles * channels + channels, dtype, input);
+    Tensor mean = empty_vector(channels, dtype, input);
+    Tensor invstd = empty_vector(channels, dtype, input);
+    if (channels > 0) {
+        const std::int64_t bytes = type == FloatType::float64 ? 8 : 4;
+        char* const count = static_cast<char*>(partials.mutable_data_ptr());
+        char* const means = count + tiles * bytes;
+        char* const squares = means + tiles * channels * bytes;
+        char* const scale = squares + tiles * channels * bytes;
+        Device::run(input, [&](const Device& device) {
+            if (tiles > 0) {
+                device.partials(type, image.layout, data_of(image.tensor), count, means, squares);
+            }
+            device.finalize({type == FloatType::float64, tiles, channels, count, means, squares},
+                            {{}, running_means.vector(), running_vars.vector(), momentum, eps},
+                            {mean.mutable_data_ptr(), invstd.mutable_data_ptr(), scale});
+        });
+        running_means.write_back();
+        running_vars.write_back();
+    }
+    return {mean, invstd};
+}
+
+// norm_act with scale = weight * invstd; the op that has a gradient.
+template <typename Device>
+Tensor bn_act(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
+              const Tensor& mean, const Tensor& invstd, bool /*batch_statistics*/,
+              std::int64_t activation, double negative_slope) {
+    constexpr const char* op = "fastgan::bn_act";
+    const Image image = image_argument(op, "input", input);
+    const NormActTensors tensors(op, image, mean, "invstd", invstd, weight, bias, activation,
+                                 negative_slope);
+    Tensor result = empty_as(image.tensor);
+    if (image.layout.numel() > 0) {
+        Device::run(input, [&](const Device& device) {
+            device.norm_act(tensors.norm(), data_of(image.tensor), result.mutable_data_ptr());
+        });
+    }
+    return result;
+}
+
+// Its gradients: norm_act_gradient_sums, norm_act_gradient_finalize and norm_act_gradient.
+template <typename Device>
+std::tuple<Tensor, Tensor, Tensor> bn_act_gradient(const Tensor& grad_output, const Tensor& input,
+                                                   const OptionalTensor& weight,
+                                                   const OptionalTensor& bias, const Tensor& mean,
+                                                   const Tensor& invstd, bool batch_statistics,
+                                                   std::int64_t activation, double negative_slope) {
+    constexpr const char* op = "fastgan::bn_act_gradient";
+    const Image image = image_argument(op, "input", input);
+    const std::int64_t channels = image.layout.channels;
+    const NormActTensors tensors(op, image, mean, "invstd", invstd, weight, bias, activation,
+                                 negative_slope);
+    const Tensor grad = lying_as(op, "grad_output", grad_output, "input", image.tensor);
+    const std::int64_t values = image.layout.values_per_channel();
+    const std::int64_t tiles = tile_count(values, channels);
+    const bool is_double = tensors.norm().type == FloatType::float64;
+    const std::int32_t dtype = arithmetic_dtype(tensors.norm().type);
+    // One piece of memory: the tiles' two sums, slope and offset.
+    Tensor workspace = empty_vector(2 * (tiles + 1) * channels, dtype, input);
+    Tensor result = empty_as(image.tensor);
+    Tensor grad_weight = empty_vector(channels, dtype, input);
+    Tensor grad_bias = empty_vector(channels, dtype, input);
+    if (channels > 0) {
+        const std::int64_t bytes = is_double ? 8 : 4;
+        char* const grad_sum = static_cast<char*>(workspace.mutable_data_ptr());
+        char* const grad_xhat_sum = grad_sum + tiles * channels * bytes;
+        char* const slope = grad_xhat_sum + tiles * channels * bytes;
+        char* const offset = slope + channels * bytes;
+        const NormAct& norm = tensors.norm();
+        Device::run(input, [&](const Device& device) {
+            if (tiles > 0) {
+                device.gradient_sums(norm, data_of(grad), data_of(image.tensor), norm.scale,
+                                     grad_sum, grad_xhat_sum);
+            }
+            device.gradient_finalize(
+                {is_double, tiles, channels, grad_sum, grad_xhat_sum, norm.scale, norm.weight,
+                 norm.scale, batch_statistics ? values : 0},
+                {slope, offset, grad_weight.mutable_data_ptr(), grad_bias.mutable_data_ptr()});
+            if (tiles > 0) {
+                device.gradient(norm, data_of(grad), data_of(image.tensor), slope, offset,
+                                result.mutable_data_ptr());
+            }
+        });
+    }
+    return {result, grad_weight, grad_bias};
+}
+
+// --- The activation alone ------------------------------------------------------------------------
+
+// Of any number of dimensions. The gradient's place in memory decides where results go.
+template <typename Device>
+void act_gradient_into(const char* op, const Tensor& grad, const Tensor& output,
+                       std::int64_t activation, double negative_slope, Tensor& result) {
+    const FloatType type = float_type(op, "grad_output", grad);
+    const Activation known = activation_argument(op, activation);
+    if (known == Activation::leaky_relu && !(negative_slope >= 0)) {
+        fail(op, ": negative_slope is ", negative_slope,
+             "; expected at least 0: the derivative can't be had from the output otherwise");
+    }
+    if (grad.numel() > 0) {
+        Device::run(grad, [&](const Device& device) {
+            device.act_gradient(type, grad.numel(), data_of(grad), data_of(output), known,
+                                negative_slope, result.mutable_data_ptr());
+        });
+    }
+}
+
+// Without gaps, in whatever order of dimensions.
+bool is_dense(const Tensor& tensor) {
+    const auto sizes = tensor.sizes();
+    const auto strides = tensor.strides();
+    if (is_contiguous(sizes, strides) || tensor.numel() == 0) {
+        return true;
+    }
+    return sizes.size() > 2 && is_channels_last(sizes, strides);
+}
+
+template <typename Device>
+Tensor act_gradient(const Tensor& grad_output, const Tensor& output, std::int64_t activation,
+                    double negative_slope) {
+    constexpr const char* op = "fastgan::act_gradient";
+    const Tensor values = is_dense(output)
+                              ? output
+                              : (output.dim() < 2 ? without_stride(output) : without_gaps(output));
+    const Tensor grad = lying_as(op, "grad_output", grad_output, "output", values);
+    Tensor result = empty_as(values);
+    act_gradient_into<Device>(op, grad, values, activation, negative_slope, result);
+    return result;
+}
+
+template <typename Device>
+void act_gradient_in_place(Tensor grad_output, const Tensor& output, std::int64_t activation,
+                           double negative_slope) {
+    constexpr const char* op = "fastgan::act_gradient_";
+    check_not_expanded(op, grad_output);
+    Tensor grad = is_dense(grad_output) ? grad_output
+                                        : (grad_output.dim() < 2 ? without_stride(grad_output)
+                                                                 : without_gaps(grad_output));
+    const Tensor values = lying_as(op, "output", output, "grad_output", grad);
+    act_gradient_into<Device>(op, grad, values, activation, negative_slope, grad);
+    if (!same_strides(grad_output, grad)) {
+        torch::stable::copy_(grad_output, grad);
+    }
+}
+
+}  // namespace
+
+}  // namespace fastgan
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
+    library.def("batch_norm_partials(Tensor input) -> (Tensor count, Tensor mean, Tensor m2)");
+    library.def(
+        "batch_norm_finalize(Tensor count, Tensor mean, Tensor m2, Tensor? weight, "
+        "Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, float eps) -> "
+        "(Tensor mean, Tensor invstd, Tensor scale)");
+    library.def(
+        "norm_act(Tensor input, Tensor mean, Tensor scale, Tensor? bias, int activation, "
+        "float negative_slope) -> Tensor");
+    library.def(
+        "norm_act_gradient_sums(Tensor grad_output, Tensor input, Tensor mean, Tensor invstd, "
+        "Tensor scale, Tensor? bias, int activation, float negative_slope) -> "
+        "(Tensor grad, Tensor grad_xhat)");
+    library.def(
+        "norm_act_gradient_finalize(Tensor grad, Tensor grad_xhat, Tensor scale, Tensor invstd, "
+        "int count) -> (Tensor slope, Tensor offset, Tensor grad_weight, Tensor grad_bias)");
+    library.def(
+        "norm_act_gradient(Tensor grad_output, Tensor input, Tensor mean, Tensor scale, "
+        "Tensor? bias, Tensor slope, Tensor offset, int activation, float negative_slope) -> "
+        "Tensor");
+    library.def(
+        "norm_act_gradient_(Tensor(a!) grad_output, Tensor input, Tensor mean, Tensor scale, "
+        "Tensor? bias, Tensor slope, Tensor offset, int activation, float negative_slope) -> ()");
+    library.def(
+        "batch_norm_statistics(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
+        "float momentum, float eps) -> (Tensor mean, Tensor invstd)");
+    library.def(
+        "bn_act(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor invstd, "
+        "bool batch_statistics, int activation, float negative_slope) -> Tensor");
+    library.def(
+        "bn_act_gradient(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
+        "Tensor mean, Tensor invstd, bool batch_statistics, int activation, "
+        "float negative_slope) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
+    library.def(
+        "act_gradient(Tensor grad_output, Tensor output, int activation, float negative_slope) -> "
+        "Tensor");
+    library.def(
+        "act_gradient_(Tensor(a!) grad_output, Tensor output, int activation, "
+        "float negative_slope) -> ()");
+}
+
+#define FASTGAN_IMPLEMENT_BATCH_NORM(Device)                                                     \
+    library.impl("batch_norm_partials", TORCH_BOX(&fastgan::batch_norm_partials<Device>));       \
+    library.impl("batch_norm_finalize", TORCH_BOX(&fastgan::batch_norm_finalize<Device>));       \
+    library.impl("norm_act", TORCH_BOX(&fastgan::norm_act<Device>));                             \
+    library.impl("norm_act_gradient_sums", TORCH_BOX(&fastgan::norm_act_gradient_sums<Device>)); \
+    library.impl("norm_act_gradient_finalize",                                                   \
+                 TORCH_BOX(&fastgan::norm_act_gradient_finalize<Device>));                       \
+    library.impl("norm_act_gradient", TORCH_BOX(&fastgan::norm_act_gradient<Device>));           \
+    library.impl("norm_act_gradient_", TORCH_BOX(&fastgan::norm_act_gradient_in_place<Device>)); \
+    library.impl("batch_norm_statistics", TORCH_BOX(&fastgan::batch_norm_statistics<Device>));   \
+    library.impl("bn_act", TORCH_BOX(&fastgan::bn_act<Device>));                                 \
+    library.impl("bn_act_gradient", TORCH_BOX(&fastgan::bn_act_gradient<Device>));               \
+    library.impl("act_gradient", TORCH_BOX(&fastgan::act_gradient<Device>));                     \
+    library.impl("act_gradient_", TORCH_BOX(&fastgan::act_gradient_in_place<Device>))
+
+STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
+    FASTGAN_IMPLEMENT_BATCH_NORM(fastgan::OnCpu);
+}

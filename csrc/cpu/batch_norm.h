@@ -1,0 +1,31 @@
+// The batch-norm passes on the CPU. What they compute: ../math/batch_norm.h.
+#pragma once
+
+#include "../batch_norm.h"
+
+namespace fastgan::cpu {
+
+// count: (tiles,); mean, m2: (tiles, channels), tiles = tile_count(...) of the layout.
+void batch_norm_partials(FloatType type, const ChannelLayout& layout, const void* input,
+                         void* count, void* mean, void* m2);
+
+void batch_norm_finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
+                         const FinalizeResults& results);
+
+void norm_act(const NormAct& norm, const void* input, void* result);
+
+// grad_sum, grad_xhat_sum: (tiles, channels).
+void norm_act_gradient_sums(const NormAct& norm, const void* grad, const void* input,
+                            const void* invstd, void* grad_sum, void* grad_xhat_sum);
+
+void norm_act_gradient_finalize(const GradientTiles& tiles, const GradientResults& results);
+
+// result may be grad.
+void norm_act_gradient(const NormAct& norm, const void* grad, const void* input, const void* slope,
+                       const void* offset, void* result);
+
+// result may be grad.
+void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* output,
+                  Activation activation, double negative_slope, void* result);
+
+}  // namespace fastgan::cpu

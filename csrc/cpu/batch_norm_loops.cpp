@@ -1,0 +1,498 @@
+// Compiled once per instruction set: see instruction_sets.h.
+#include "batch_norm_loops.h"
+
+namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET {
+
+namespace {
+
+// What sums are taken in: as torch does on a CPU, in double for float. For 16-bit data float is
+// enough, tiles being small and merged in double.
+template <typename T>
+struct SumOf {
+    using Type = float;
+};
+template <>
+struct SumOf<float> {
+    using Type = double;
+};
+template <>
+struct SumOf<double> {
+    using Type = double;
+};
+
+template <typename T>
+using Sum = typename SumOf<T>::Type;
+
+template <typename T>
+using Arithmetic = decltype(to_arithmetic(T{}));
+
+// Rows added at a time: the sums are fetched and put back once for all of them.
+constexpr std::int64_t kRowsAtATime = 4;
+// Columns at a time: their sums stay in the first-level cache.
+constexpr std::int64_t kColumnsAtATime = 256;
+// A run of one channel is walked as rows of so many columns, each with a sum of its own: the same
+// number on every processor, so that they all give the same.
+constexpr std::int64_t kLanes = 16;
+
+// Adds four rows, or one, to the sums of each column.
+//
+// Adder: operator()(i, c, sum, other) adds what is at i, in column c.
+template <int kRows, typename A, typename Adder>
+FASTGAN_INLINE void add_rows(const Adder& adder, std::int64_t first, std::int64_t stride,
+                             std::int64_t columns, A* __restrict sums, A* __restrict others) {
+    for (std::int64_t c = 0; c < columns; ++c) {
+        A sum = sums[c];
+        A other = others[c];
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) {
+            adder(first + r * stride + c, c, sum, other);
+        }
+        sums[c] = sum;
+        others[c] = other;
+    }
+}
+
+template <typename A, typename Adder>
+FASTGAN_INLINE void add_block(const Adder& adder, std::int64_t first, std::int64_t rows,
+                              std::int64_t stride, std::int64_t columns, A* sums, A* others) {
+    std::int64_t row = 0;
+    for (; row + kRowsAtATime <= rows; row += kRowsAtATime) {
+        add_rows<kRowsAtATime>(adder, first + row * stride, stride, columns, sums, others);
+    }
+    for (; row < rows; ++row) {
+        add_rows<1>(adder, first + row * stride, stride, columns, sums, others);
+    }
+}
+
+// Adds a channel's span: run by run, each run in rows of kLanes columns.
+template <typename A, typename Adder>
+FASTGAN_INLINE void add_span(const Adder& adder, ChannelSpan span, A* sums, A* others) {
+    std::int64_t image = span.begin / span.image_size;
+    std::int64_t within = span.begin - image * span.image_size;
+    for (std::int64_t left = span.count; left > 0; ++image) {
+        const std::int64_t run = span.image_size - within < left ? span.image_size - within : left;
+        const std::int64_t first = image * span.image_stride + within;
+        const std::int64_t rows = run / kLanes;
+        add_block(adder, first, rows, kLanes, kLanes, sums, others);
+        add_rows<1>(adder, first + rows * kLanes, kLanes, run - rows * kLanes, sums, others);
+        left -= run;
+        within = 0;
+    }
+}
+
+// The lanes' sums as one, always in the same order.
+template <typename A>
+FASTGAN_INLINE A sum_of_lanes(A* lanes) {
+    for (std::int64_t half = kLanes / 2; half > 0; half /= 2) {
+        for (std::int64_t lane = 0; lane < half; ++lane) {
+            lanes[lane] += lanes[lane + half];
+        }
+    }
+    return lanes[0];
+}
+
+// --- Statistics ----------------------------------------------------------------------------------
+
+// Adds d = x - shift and d^2.
+template <typename T>
+struct MomentsAdder {
+    using A = Sum<T>;
+    const T* __restrict values;
+    const A* __restrict shifts;
+
+    FASTGAN_INLINE void operator()(std::int64_t i, std::int64_t c, A& sum, A& square) const {
+        const A d = static_cast<A>(to_arithmetic(values[i])) - shifts[c];
+        sum += d;
+        square = multiply_add(d, d, square);
+    }
+};
+
+template <typename T>
+void typed_column_moments(const T* values, std::int64_t rows, std::int64_t channels,
+                          Arithmetic<T>* mean, Arithmetic<T>* m2) {
+    using A = Sum<T>;
+    A shifts[kColumnsAtATime], sums[kColumnsAtATime], squares[kColumnsAtATime];
+    for (std::int64_t begin = 0; begin < channels; begin += kColumnsAtATime) {
+        const std::int64_t columns =
+            channels - begin < kColumnsAtATime ? channels - begin : kColumnsAtATime;
+        for (std::int64_t c = 0; c < columns; ++c) {
+            shifts[c] = shift_by(static_cast<A>(to_arithmetic(values[begin + c])));
+            sums[c] = 0;
+            squares[c] = 0;
+        }
+        add_block(MomentsAdder<T>{values, shifts}, begin, rows, channels, columns, sums, squares);
+        for (std::int64_t c = 0; c < columns; ++c) {
+            const auto moments =
+                TileMoments<A>::of_sums(shifts[c], sums[c], squares[c], static_cast<A>(rows));
+            mean[begin + c] = static_cast<Arithmetic<T>>(moments.mean);
+            m2[begin + c] = static_cast<Arithmetic<T>>(moments.m2);
+        }
+    }
+}
+
+template <typename T>
+void typed_span_moments(const T* values, ChannelSpan span, Arithmetic<T>* mean, Arithmetic<T>* m2) {
+    using A = Sum<T>;
+    const std::int64_t image = span.begin / span.image_size;
+    const T first = values[image * span.image_stride + (span.begin - image * span.image_size)];
+    const A shift = shift_by(static_cast<A>(to_arithmetic(first)));
+    A shifts[kLanes], sums[kLanes] = {}, squares[kLanes] = {};
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+        shifts[lane] = shift;
+    }
+    add_span(MomentsAdder<T>{values, shifts}, span, sums, squares);
+    const auto moments = TileMoments<A>::of_sums(shift, sum_of_lanes(sums), sum_of_lanes(squares),
+                                                 static_cast<A>(span.count));
+    *mean = static_cast<Arithmetic<T>>(moments.mean);
+    *m2 = static_cast<Arithmetic<T>>(moments.m2);
+}
+
+// --- Forward -------------------------------------------------------------------------------------
+
+// A channel's parameters, from arrays or the same for all of a run.
+template <typename A>
+struct Columns {
+    const A* __restrict values;
+    FASTGAN_INLINE A operator[](std::int64_t c) const { return values[c]; }
+};
+
+template <typename A>
+struct Everywhere {
+    A value;
+    FASTGAN_INLINE A operator[](std::int64_t) const { return value; }
+};
+
+// How the (C,) arguments of one call are read.
+template <typename A, template <typename> typename Reader>
+struct ReaderOf;
+
+template <typename A>
+struct ReaderOf<A, Columns> {
+    FASTGAN_INLINE static Columns<A> make(const void* values) {
+        return Columns<A>{static_cast<const A*>(values)};
+    }
+};
+
+template <typename A>
+struct ReaderOf<A, Everywhere> {
+    FASTGAN_INLINE static Everywhere<A> make(const void* values) {
+        return Everywhere<A>{*static_cast<const A*>(values)};
+    }
+};
+
+template <typename A, template <typename> typename Reader>
+FASTGAN_INLINE Reader<A> read(const void* values) {
+    return ReaderOf<A, Reader>::make(values);
+}
+
+// A vector of results is computed from a vector of arguments at the same places: `result` may be an
+// argument, and the loops below say so to the compiler (ivdep).
+
+template <typename T, template <typename> typename Reader>
+void typed_norm_act(const void* input, void* result, std::int64_t rows, std::int64_t columns,
+                    const NormActParameters& parameters) {
+    using A = Arithmetic<T>;
+    const auto mean = read<A, Reader>(parameters.mean);
+    const auto scale = read<A, Reader>(parameters.scale);
+    const auto bias = read<A, Reader>(parameters.bias);
+    const A negative_slope = static_cast<A>(parameters.negative_slope);
+    with_activation(parameters.activation, [&](auto tag) {
+        for (std::int64_t row = 0; row < rows; ++row) {
+            const T* const x = static_cast<const T*>(input) + row * columns;
+            T* const y = static_cast<T*>(result) + row * columns;
+#pragma GCC ivdep
+            for (std::int64_t c = 0; c < columns; ++c) {
+                const Normalisation<A> normalise{mean[c], scale[c], bias[c]};
+                const A u = normalise(to_arithmetic(x[c]));
+                y[c] = from_arithmetic<T>(activate<decltype(tag)::value>(u, negative_slope));
+            }
+        }
+    });
+}
+
+// --- Backward ------------------------------------------------------------------------------------
+
+// Adds g and g * (x - mean).
+template <typename T, Activation kActivation>
+struct GradientAdder {
+    using A = Sum<T>;
+    const T* __restrict grads;
+    const T* __restrict values;
+    const A* __restrict wide_means;
+    const Arithmetic<T>* __restrict means;
+    const Arithmetic<T>* __restrict scales;
+    const Arithmetic<T>* __restrict biases;
+    Arithmetic<T> negative_slope;
+
+    FASTGAN_INLINE void operator()(std::int64_t i, std::int64_t c, A& sum, A& dot) const {
+        const auto x = to_arithmetic(values[i]);
+        const auto u = Normalisation<Arithmetic<T>>{means[c], scales[c], biases[c]}(x);
+        const A g = static_cast<A>(
+            gradient_by_input<kActivation>(to_arithmetic(grads[i]), u, negative_slope));
+        sum += g;
+        dot = multiply_add(g, static_cast<A>(x) - wide_means[c], dot);
+    }
+};
+
+template <typename T>
+void typed_column_gradient_sums(const T* grad, const T* input, std::int64_t rows,
+                                std::int64_t channels, const NormActParameters& parameters,
+                                const Arithmetic<T>* invstd, Arithmetic<T>* grad_sum,
+                                Arithmetic<T>* grad_xhat_sum) {
+    using A = Sum<T>;
+    using B = Arithmetic<T>;
+    A wide_means[kColumnsAtATime], sums[kColumnsAtATime], dots[kColumnsAtATime];
+    with_activation(parameters.activation, [&](auto tag) {
+        for (std::int64_t begin = 0; begin < channels; begin += kColumnsAtATime) {
+            const std::int64_t columns =
+                channels - begin < kColumnsAtATime ? channels - begin : kColumnsAtATime;
+            const B* const mean = static_cast<const B*>(parameters.mean) + begin;
+            for (std::int64_t c = 0; c < columns; ++c) {
+                wide_means[c] = static_cast<A>(mean[c]);
+                sums[c] = 0;
+                dots[c] = 0;
+            }
+            const GradientAdder<T, decltype(tag)::value> adder{
+                grad,
+                input,
+                wide_means,
+                mean,
+                static_cast<const B*>(parameters.scale) + begin,
+                static_cast<const B*>(parameters.bias) + begin,
+                static_cast<B>(parameters.negative_slope)};
+            add_block(adder, begin, rows, channels, columns, sums, dots);
+            for (std::int64_t c = 0; c < columns; ++c) {
+                grad_sum[begin + c] = static_cast<B>(sums[c]);
+                grad_xhat_sum[begin + c] =
+                    static_cast<B>(dots[c] * static_cast<A>(invstd[begin + c]));
+            }
+        }
+    });
+}
+
+template <typename T>
+void typed_span_gradient_sums(const T* grad, const T* input, ChannelSpan span,
+                              const NormActParameters& parameters, const Arithmetic<T>* invstd,
+                              Arithmetic<T>* grad_sum, Arithmetic<T>* grad_xhat_sum) {
+    using A = Sum<T>;
+    using B = Arithmetic<T>;
+    A wide_means[kLanes], sums[kLanes] = {}, dots[kLanes] = {};
+    B means[kLanes], scales[kLanes], biases[kLanes];
+    for (std::int64_t lane = 0; lane < kLanes; ++lane) {
+        means[lane] = *static_cast<const B*>(parameters.mean);
+        wide_means[lane] = static_cast<A>(means[lane]);
+        scales[lane] = *static_cast<const B*>(parameters.scale);
+        biases[lane] = *static_cast<const B*>(parameters.bias);
+    }
+    with_activation(parameters.activation, [&](auto tag) {
+        const GradientAdder<T, decltype(tag)::value> adder{
+            grad,
+            input,
+            wide_means,
+            means,
+            scales,
+            biases,
+            static_cast<B>(parameters.negative_slope)};
+        add_span(adder, span, sums, dots);
+    });
+    *grad_sum = static_cast<B>(sum_of_lanes(sums));
+    *grad_xhat_sum = static_cast<B>(sum_of_lanes(dots) * static_cast<A>(*invstd));
+}
+
+template <typename T, template <typename> typename Reader>
+void typed_gradient(const void* grad, const void* input, void* result, std::int64_t rows,
+                    std::int64_t columns, const NormActParameters& parameters,
+                    const void* slope_values, const void* offset_values) {
+    using A = Arithmetic<T>;
+    const auto mean = read<A, Reader>(parameters.mean);
+    const auto scale = read<A, Reader>(parameters.scale);
+    const auto bias = read<A, Reader>(parameters.bias);
+    const auto slope = read<A, Reader>(slope_values);
+    const auto offset = read<A, Reader>(offset_values);
+    const A negative_slope = static_cast<A>(parameters.negative_slope);
+    with_activation(parameters.activation, [&](auto tag) {
+        for (std::int64_t row = 0; row < rows; ++row) {
+            const T* const g = static_cast<const T*>(grad) + row * columns;
+            const T* const x = static_cast<const T*>(input) + row * columns;
+            T* const y = static_cast<T*>(result) + row * columns;
+#pragma GCC ivdep
+            for (std::int64_t c = 0; c < columns; ++c) {
+                const A value = to_arithmetic(x[c]);
+                const A u = Normalisation<A>{mean[c], scale[c], bias[c]}(value);
+                const A through =
+                    gradient_by_input<decltype(tag)::value>(to_arithmetic(g[c]), u, negative_slope);
+                y[c] = from_arithmetic<T>(
+                    batch_norm_gradient(through, value, mean[c], scale[c], slope[c], offset[c]));
+            }
+        }
+    });
+}
+
+template <typename T>
+void typed_act_gradient(const T* grad, const T* output, T* result, std::int64_t count,
+                        Activation activation, double negative_slope) {
+    using A = Arithmetic<T>;
+    with_activation(activation, [&](auto tag) {
+#pragma GCC ivdep
+        for (std::int64_t i = 0; i < count; ++i) {
+            result[i] = from_arithmetic<T>(gradient_by_output<decltype(tag)::value>(
+                to_arithmetic(grad[i]), to_arithmetic(output[i]), static_cast<A>(negative_slope)));
+        }
+    });
+}
+
+// --- Merging -------------------------------------------------------------------------------------
+
+template <typename A>
+void typed_merge_moments(const A* count, const A* mean, const A* m2, std::int64_t tiles,
+                         std::int64_t channels, double* __restrict total_mean,
+                         double* __restrict total_m2) {
+    for (std::int64_t c = 0; c < channels; ++c) {
+        total_mean[c] = 0;
+        total_m2[c] = 0;
+    }
+    double total = 0;
+    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+        const double tile_count = static_cast<double>(count[tile]);
+        for (std::int64_t c = 0; c < channels; ++c) {
+            Moments moments{total, total_mean[c], total_m2[c]};
+            moments.merge(tile_count, static_cast<double>(mean[tile * channels + c]),
+                          static_cast<double>(m2[tile * channels + c]));
+            total_mean[c] = moments.mean;
+            total_m2[c] = moments.m2;
+        }
+        total += tile_count;
+    }
+}
+
+template <typename A>
+void typed_add_tiles(const A* sums, std::int64_t tiles, std::int64_t channels,
+                     double* __restrict total) {
+    for (std::int64_t c = 0; c < channels; ++c) {
+        total[c] = 0;
+    }
+    for (std::int64_t tile = 0; tile < tiles; ++tile) {
+        for (std::int64_t c = 0; c < channels; ++c) {
+            total[c] += static_cast<double>(sums[tile * channels + c]);
+        }
+    }
+}
+
+// function(T{}) for the type of that number.
+template <typename Function>
+FASTGAN_INLINE void with_type(FloatType type, const Function& function) {
+    switch (type) {
+        case FloatType::float64:
+            return function(double{});
+        case FloatType::float32:
+            return function(float{});
+        case FloatType::float16:
+            return function(Half{});
+        case FloatType::bfloat16:
+            return function(BFloat16{});
+    }
+}
+
+}  // namespace
+
+void column_moments(FloatType type, const void* values, std::int64_t rows, std::int64_t channels,
+                    void* mean, void* m2) {
+    with_type(type, [&](auto example) {
+        using T = decltype(example);
+        typed_column_moments(static_cast<const T*>(values), rows, channels,
+                             static_cast<Arithmetic<T>*>(mean), static_cast<Arithmetic<T>*>(m2));
+    });
+}
+
+void span_moments(FloatType type, const void* values, ChannelSpan span, void* mean, void* m2) {
+    with_type(type, [&](auto example) {
+        using T = decltype(example);
+        typed_span_moments(static_cast<const T*>(values), span, static_cast<Arithmetic<T>*>(mean),
+                           static_cast<Arithmetic<T>*>(m2));
+    });
+}
+
+void norm_act_columns(FloatType type, const void* input, void* result, std::int64_t rows,
+                      std::int64_t channels, const NormActParameters& parameters) {
+    with_type(type, [&](auto example) {
+        typed_norm_act<decltype(example), Columns>(input, result, rows, channels, parameters);
+    });
+}
+
+void norm_act_run(FloatType type, const void* input, void* result, std::int64_t count,
+                  const NormActParameters& parameters) {
+    with_type(type, [&](auto example) {
+        typed_norm_act<decltype(example), Everywhere>(input, result, 1, count, parameters);
+    });
+}
+
+void column_gradient_sums(FloatType type, const void* grad, const void* input, std::int64_t rows,
+                          std::int64_t channels, const NormActParameters& parameters,
+                          const void* invstd, void* grad_sum, void* grad_xhat_sum) {
+    with_type(type, [&](auto example) {
+        using T = decltype(example);
+        using A = Arithmetic<T>;
+        typed_column_gradient_sums(static_cast<const T*>(grad), static_cast<const T*>(input), rows,
+                                   channels, parameters, static_cast<const A*>(invstd),
+                                   static_cast<A*>(grad_sum), static_cast<A*>(grad_xhat_sum));
+    });
+}
+
+void span_gradient_sums(FloatType type, const void* grad, const void* input, ChannelSpan span,
+                        const NormActParameters& parameters, const void* invstd, void* grad_sum,
+                        void* grad_xhat_sum) {
+    with_type(type, [&](auto example) {
+        using T = decltype(example);
+        using A = Arithmetic<T>;
+        typed_span_gradient_sums(static_cast<const T*>(grad), static_cast<const T*>(input), span,
+                                 parameters, static_cast<const A*>(invstd),
+                                 static_cast<A*>(grad_sum), static_cast<A*>(grad_xhat_sum));
+    });
+}
+
+void gradient_columns(FloatType type, const void* grad, const void* input, void* result,
+                      std::int64_t rows, std::int64_t channels, const NormActParameters& parameters,
+                      const void* slope, const void* offset) {
+    with_type(type, [&](auto example) {
+        typed_gradient<decltype(example), Columns>(grad, input, result, rows, channels, parameters,
+                                                   slope, offset);
+    });
+}
+
+void gradient_run(FloatType type, const void* grad, const void* input, void* result,
+                  std::int64_t count, const NormActParameters& parameters, const void* slope,
+                  const void* offset) {
+    with_type(type, [&](auto example) {
+        typed_gradient<decltype(example), Everywhere>(grad, input, result, 1, count, parameters,
+                                                      slope, offset);
+    });
+}
+
+void act_gradient_run(FloatType type, const void* grad, const void* output, void* result,
+                      std::int64_t count, Activation activation, double negative_slope) {
+    with_type(type, [&](auto example) {
+        using T = decltype(example);
+        typed_act_gradient(static_cast<const T*>(grad), static_cast<const T*>(output),
+                           static_cast<T*>(result), count, activation, negative_slope);
+    });
+}
+
+void merge_moments(bool is_double, const void* count, const void* mean, const void* m2,
+                   std::int64_t tiles, std::int64_t channels, double* total_mean,
+                   double* total_m2) {
+    with_type(is_double ? FloatType::float64 : FloatType::float32, [&](auto example) {
+        using A = Arithmetic<decltype(example)>;
+        typed_merge_moments(static_cast<const A*>(count), static_cast<const A*>(mean),
+                            static_cast<const A*>(m2), tiles, channels, total_mean, total_m2);
+    });
+}
+
+void add_tiles(bool is_double, const void* sums, std::int64_t tiles, std::int64_t channels,
+               double* total) {
+    with_type(is_double ? FloatType::float64 : FloatType::float32, [&](auto example) {
+        using A = Arithmetic<decltype(example)>;
+        typed_add_tiles(static_cast<const A*>(sums), tiles, channels, total);
+    });
+}
+
+}  // namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from fastgan.ops import bn_act
 from fastgan.penalty import gradient_penalty, wgan_gp_critic_loss
 from fastgan.weight_clipping import clip_weights_
 
-__all__ = ["clip_weights_", "gradient_penalty", "wgan_gp_critic_loss"]
+__all__ = ["bn_act", "clip_weights_", "gradient_penalty", "wgan_gp_critic_loss"]

@@ -11,8 +11,9 @@ from fastgan import _native
 
 _native.load()
 
-from fastgan.ops.clip import clip_  # noqa: E402 - the op must be defined before it is completed
+from fastgan.ops.bn_act import bn_act  # noqa: E402 - ops must be defined to be completed
+from fastgan.ops.clip import clip_  # noqa: E402
 from fastgan.ops.clip_tensors import clip_tensors_  # noqa: E402
 from fastgan.ops.paths import OpPath, check_op, op_paths  # noqa: E402
 
-__all__ = ["OpPath", "check_op", "clip_", "clip_tensors_", "op_paths"]
+__all__ = ["OpPath", "bn_act", "check_op", "clip_", "clip_tensors_", "op_paths"]

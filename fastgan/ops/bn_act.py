@@ -1,0 +1,381 @@
+"""Batch norm with an activation: :func:`bn_act`, and ``torch.ops.fastgan.bn_act`` beneath it.
+
+::
+
+    y = z((x - mean) * invstd * weight + bias)
+
+per channel (dimension 1), z being the activation (Ioffe and Szegedy 2015, arXiv 1502.03167). A
+forward pass reads x once for the statistics and once for y; a backward pass reads x and the
+gradient twice. Saved for it are x and vectors of C numbers: neither the normalised x nor y.
+
+The op takes mean and invstd as they are, computed beforehand. With ``batch_statistics`` they are
+those of ``input``, and its gradient is the whole one, through them; otherwise they are constants.
+With g = grad_output * z' and n values a channel::
+
+    grad_bias = sum(g),    grad_weight = sum(g * xhat),    xhat = (x - mean) * invstd
+    grad_input = weight * invstd * (g - grad_bias / n - xhat * grad_weight / n)
+
+Order of gradients supported: any. In a backward pass that is itself recorded (``create_graph``) the
+formulas above are composed of torch's differentiable functions; otherwise they are
+:mod:`fastgan.ops.bn_act_gradient`. Forward-mode derivatives and ``torch.func`` transforms raise.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan.activations import ACTIVATIONS, activation_named
+from fastgan.errors import ConfigError, DtypeError
+from fastgan.ops import batch_norm_statistics, bn_act_gradient  # noqa: F401 - define their ops
+from fastgan.ops.batch_norm_formulas import (
+    DTYPES,
+    activation_of_code,
+    arithmetic_dtype,
+    assert_close,
+    check_vectors,
+    gradient_through,
+    per_channel,
+    without_gaps,
+)
+from fastgan.ops.norm_act import check_norm, plain_norm_act
+from fastgan.ops.registration import NAMESPACE, define_if_absent, register_fallback
+
+__all__ = ["SCHEMA", "bn_act", "check"]
+
+#: As in csrc/batch_norm_ops.cpp.
+SCHEMA = (
+    "bn_act(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor invstd, "
+    "bool batch_statistics, int activation, float negative_slope) -> Tensor"
+)
+_CODES = {activation.name: activation.code for activation in ACTIVATIONS.values()}
+_FLOAT64 = frozenset((torch.float64,))
+_FLOAT32 = frozenset((torch.float32,))
+#: Of the (C,) arguments, by the input's dtype; as for torch's batch_norm.
+_VECTOR_DTYPES = {
+    torch.float64: _FLOAT64,
+    torch.float32: _FLOAT32,
+    torch.float16: frozenset((torch.float16, torch.float32)),
+    torch.bfloat16: frozenset((torch.bfloat16, torch.float32)),
+}
+
+
+def bn_act(
+    input: Tensor,
+    *,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    activation: str = "relu",
+    negative_slope: float = 0.2,
+) -> Tensor:
+    """Batch norm and an activation: ``z(F.batch_norm(input, ...))``, fused.
+
+    With n values a channel, mean and variance being those of the batch in training (the variance
+    divided by n) and the running ones otherwise::
+
+        y = z((x - mean) / sqrt(variance + eps) * bn_weight + bn_bias)
+
+    (Ioffe and Szegedy 2015, arXiv 1502.03167). In training the running statistics are updated in
+    place, the variance with n - 1, as torch does:
+    running = (1 - momentum) * running + momentum * new.
+
+    Differentiable to any order with respect to `input`, `bn_weight` and `bn_bias`. Usable under
+    autocast, which leaves the input's dtype alone as it does for torch's batch norm, and under
+    ``torch.compile(fullgraph=True)``. Results don't depend on the number of threads.
+
+    Args:
+        input: (N, C) or (N, C, ...), float64, float32, float16 or bfloat16. Contiguous and
+            channels-last tensors are taken as they lie; others are copied first.
+        bn_weight: (C,), of the input's dtype, or float32 for a 16-bit input; None for 1.
+        bn_bias: as `bn_weight`; None for 0.
+        running_mean: (C,), of dtypes as `bn_weight`. In training None for no running statistics.
+        running_var: as `running_mean`.
+        training: whether to normalise with the batch's statistics, and update the running ones.
+        momentum: share of the new value in the running statistics.
+        eps: added to the variance.
+        activation: "none", "relu", "leaky_relu", "tanh" or "sigmoid".
+        negative_slope: of "leaky_relu"; of either sign.
+
+    Returns:
+        A new tensor of the input's shape, dtype and memory format.
+
+    Raises:
+        ValueError: `activation` is none of these (a ConfigError); the input has one dimension; in
+            training, there is one value a channel.
+        DtypeError: a dtype is none of the above (a TypeError).
+        RuntimeError: an argument is not of shape (C,); a running statistic is missing where
+            `training` is false.
+
+    Example:
+        >>> import torch
+        >>> from fastgan.functional import bn_act
+        >>> x = torch.tensor([[1.0, 2.0], [3.0, 6.0]])
+        >>> mean, var = torch.zeros(2), torch.ones(2)
+        >>> bn_act(x, bn_weight=None, bn_bias=None, running_mean=mean, running_var=var,
+        ...        training=True, eps=0.0)
+        tensor([[0., 0.],
+                [1., 1.]])
+        >>> mean, var
+        (tensor([0.2000, 0.4000]), tensor([1.1000, 1.7000]))
+    """
+    if activation not in _CODES:
+        activation_named(activation)  # raises
+    shape = input.shape
+    if len(shape) < 2:
+        raise ConfigError(f"bn_act: input has shape {tuple(shape)}; expected (N, C) or (N, C, ...)")
+    if input.dtype not in _VECTOR_DTYPES:
+        raise DtypeError(
+            f"bn_act: input has dtype {input.dtype}; expected float64, float32, float16 or bfloat16"
+        )
+    vector_dtypes = _VECTOR_DTYPES[input.dtype]
+    channels = shape[1]
+    for vector in (bn_weight, bn_bias, running_mean, running_var):
+        if vector is not None and (
+            vector.shape != (channels,) or vector.dtype not in vector_dtypes
+        ):
+            _refuse_vectors(input, bn_weight, bn_bias, running_mean, running_var)
+    if training:
+        values = shape[0]
+        for size in shape[2:]:
+            values *= size
+        if values == 1:
+            raise ValueError(
+                "bn_act: expected more than 1 value per channel when training, got input of shape "
+                f"{tuple(shape)}"
+            )
+        mean, invstd = _batch_statistics(input, running_mean, running_var, momentum, eps)
+    else:
+        if running_mean is None or running_var is None:
+            name = "running_mean" if running_mean is None else "running_var"
+            raise RuntimeError(f"bn_act: {name} is None; expected a tensor where training is false")
+        mean, invstd = _running_statistics(running_mean, running_var, eps, input.dtype)
+    code = _CODES[activation]
+    arguments = (input, bn_weight, bn_bias, mean, invstd, training, code, negative_slope)
+    if torch.compiler.is_compiling():
+        output: Tensor = _op(*arguments)
+    elif torch.is_grad_enabled():
+        output = _BnAct.apply(*arguments)  # type: ignore[no-untyped-call]
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            output = _op(*arguments)
+    return output
+
+
+def _refuse_vectors(
+    input: Tensor,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+) -> None:
+    channels = input.shape[1]
+    allowed = _VECTOR_DTYPES[input.dtype]
+    for name, vector in (
+        ("bn_weight", bn_weight),
+        ("bn_bias", bn_bias),
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+    ):
+        if vector is None:
+            continue
+        if tuple(vector.shape) != (channels,):
+            raise RuntimeError(
+                f"bn_act: {name} has shape {tuple(vector.shape)}; expected ({channels},) for input "
+                f"of shape {tuple(input.shape)}"
+            )
+        if vector.dtype not in allowed:
+            expected = " or ".join(sorted(str(dtype) for dtype in allowed))
+            raise DtypeError(
+                f"bn_act: {name} has dtype {vector.dtype}; expected {expected} for input of "
+                f"{input.dtype}"
+            )
+
+
+def _batch_statistics(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    momentum: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Of the batch; the running ones are updated. No gradient flows here: bn_act's has it all."""
+    if torch.compiler.is_compiling():
+        with torch.no_grad():
+            mean, invstd = _statistics_op(input.detach(), running_mean, running_var, momentum, eps)
+        return mean, invstd
+    # Below what autograd has to say, which in Python takes longer than a small tensor's statistics;
+    # all of it that applies here is counting the writes.
+    with torch._C._AutoDispatchBelowADInplaceOrView():
+        mean, invstd = _statistics_op(input, running_mean, running_var, momentum, eps)
+    for running in (running_mean, running_var):
+        if running is not None and not running.is_inference():
+            torch._C._increment_version((running,))
+    return mean, invstd
+
+
+def _running_statistics(
+    running_mean: Tensor, running_var: Tensor, eps: float, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """As constants, in the arithmetic's dtype; 1 / sqrt(running_var + eps) is rounded once."""
+    dtype = arithmetic_dtype(dtype)
+    with torch.no_grad():
+        invstd = running_var.double().add(eps).rsqrt_()
+        return running_mean.detach().to(dtype), invstd.to(dtype)
+
+
+# --- Autograd -------------------------------------------------------------------------------------
+
+
+def _differentiable_gradient(
+    grad_output: Tensor,
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    batch_statistics: bool,
+    activation: int,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What :mod:`fastgan.ops.bn_act_gradient` computes, of differentiable torch functions."""
+    x = input.to(mean.dtype)
+    dimensions = [d for d in range(input.dim()) if d != 1]
+    if batch_statistics:
+        # The values given, with the derivatives of what they were computed from.
+        own_mean = x.mean(dimensions)
+        mean = own_mean + (mean - own_mean).detach()
+        centred = x - per_channel(mean, input)
+        variance = (centred * centred).mean(dimensions)
+        invstd = (variance - variance.detach() + invstd.detach() ** -2).rsqrt()
+    else:
+        centred = x - per_channel(mean, input)
+    xhat = centred * per_channel(invstd, input)
+    scale = invstd if weight is None else invstd * weight.to(mean.dtype)
+    u = centred * per_channel(scale, input)
+    if bias is not None:
+        u = u + per_channel(bias.to(mean.dtype), input)
+    g = gradient_through(grad_output.to(mean.dtype), u, activation, negative_slope)
+    grad_bias = g.sum(dimensions)
+    grad_weight = (g * xhat).sum(dimensions)
+    inner = g
+    if batch_statistics:
+        share = 1 / max(input.numel() // max(input.shape[1], 1), 1)
+        inner = inner - per_channel(grad_bias, input) * share
+        inner = inner - xhat * per_channel(grad_weight, input) * share
+    return (per_channel(scale, input) * inner).to(input.dtype), grad_weight, grad_bias
+
+
+def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    input, weight, bias, mean, invstd = ctx.saved_tensors
+    arguments = (grad_output, input, weight, bias, mean, invstd, *ctx.settings)
+    if torch.is_grad_enabled():
+        grad_input, grad_weight, grad_bias = _differentiable_gradient(*arguments)
+    else:
+        with torch._C._AutoDispatchBelowAutograd():
+            grad_input, grad_weight, grad_bias = _gradient_op(*arguments)
+    wants_input, wants_weight, wants_bias = ctx.needs_input_grad[:3]
+    return (
+        grad_input if wants_input else None,
+        grad_weight.to(weight.dtype) if wants_weight else None,
+        grad_bias.to(bias.dtype) if wants_bias else None,
+        *(None,) * 5,
+    )
+
+
+class _BnAct(torch.autograd.Function):
+    """The op with its gradient, for eager mode: half of the host time of the dispatcher's way."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        invstd: Tensor,
+        *settings: Any,
+    ) -> Tensor:
+        ctx.save_for_backward(input, weight, bias, mean, invstd)
+        ctx.settings = settings
+        with torch._C._AutoDispatchBelowAutograd():
+            output: Tensor = _op(input, weight, bias, mean, invstd, *settings)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        return _backward(ctx, *grad_outputs)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.settings = inputs[5:]
+
+
+# --- The op ---------------------------------------------------------------------------------------
+
+
+def _plain(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    batch_statistics: bool,
+    activation: int,
+    negative_slope: float,
+) -> Tensor:
+    check_norm("bn_act", input, mean, invstd, bias, activation)
+    check_vectors("bn_act", input.shape[1], weight=weight)
+    scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
+    return plain_norm_act(input, mean, scale, bias, activation, negative_slope)
+
+
+def _fake(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    batch_statistics: bool,
+    activation: int,
+    negative_slope: float,
+) -> Tensor:
+    check_norm("bn_act", input, mean, invstd, bias, activation)
+    check_vectors("bn_act", input.shape[1], weight=weight)
+    return torch.empty_like(without_gaps(input))
+
+
+def check(device: torch.device | str) -> None:
+    """Runs the op on `device` and compares with its formula in float64; for ``fastgan doctor``.
+
+    Raises:
+        FastganError: a value is wrong.
+    """
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, mean, invstd = torch.rand((4, 6), generator=generator)
+    for dtype in DTYPES:
+        values = torch.randn((3, 6, 5, 7), generator=generator).to(dtype)
+        vectors = [v.to(arithmetic_dtype(dtype)).to(device) for v in (weight, bias, mean, invstd)]
+        wide = [per_channel(v.double(), values) for v in (weight, bias, mean, invstd)]
+        u = (values.double() - wide[2]) * wide[3] * wide[0] + wide[1]
+        for code in _CODES.values():
+            actual = torch.ops.fastgan.bn_act(values.to(device), *vectors, False, code, 0.2)
+            activation = activation_of_code(code)
+            expected = activation.forward(u, 0.2)
+            assert_close("bn_act", activation.name, actual, expected, dtype)
+
+
+define_if_absent(SCHEMA)
+_op = torch.ops.fastgan.bn_act.default
+_statistics_op = torch.ops.fastgan.batch_norm_statistics.default
+_gradient_op = torch.ops.fastgan.bn_act_gradient.default
+register_fallback("bn_act", _plain)
+torch.library.register_fake(f"{NAMESPACE}::bn_act", _fake)
+torch.library.register_autograd(f"{NAMESPACE}::bn_act", _backward, setup_context=_setup_context)

@@ -55,6 +55,7 @@ class Case:
         prepare: makes the providers, fastgan's first, and what each does on an input set. All get
             the same weights and the same inputs.
         images: real images that a call trains on, or 0.
+        compiled: whether torch.compile is worth its minutes here.
         capturable: whether every provider can be captured in a CUDA graph as it is.
         breakdown: whether it is worth showing which part of it takes how long.
     """
@@ -68,6 +69,7 @@ class Case:
     input_bytes: int
     prepare: Callable[[Setting], dict[str, Call]]
     images: int = 0
+    compiled: bool = True
     capturable: bool = False
     breakdown: bool = False
 

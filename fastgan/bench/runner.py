@@ -180,7 +180,8 @@ def _prepare(
 
 def _measure_case(case: Case, plan: Plan, note: Callable[[str], None]) -> list[Row]:
     device = plan.device
-    setting = Setting(device, copies_beyond_cache(case, device), plan.compile_mode)
+    mode = plan.compile_mode if case.compiled else None
+    setting = Setting(device, copies_beyond_cache(case, device), mode)
     calls, copies = _prepare(case, setting, note)
     if not calls:
         return []
@@ -262,6 +263,9 @@ def _timing_rows(case: Case, mode: str, timing: Timing, device: torch.device) ->
         for peer in timing.seconds:
             if not is_ours(peer):
                 add(name, "times_faster", *timing.times_faster(name, peer), peer)
+                if device.type == "cuda":
+                    ratio = timing.times_faster(name, peer, host=True)
+                    add(name, "host_times_faster", *ratio, peer)
     add("machine", "disturbance", timing.disturbance)
     return rows
 

@@ -67,6 +67,7 @@ METRICS: Mapping[str, Metric] = {
     "seconds": Metric("s", "lower", "one call, Python included, until the device is done; median"),
     "host_seconds": Metric("s", "lower", "one call until it returns to Python; GPU only"),
     "times_faster": Metric("x", "higher", "the peer named in detail takes so many times as long"),
+    "host_times_faster": Metric("x", "higher", "the same of host_seconds; GPU only"),
     "percent_of_floor": Metric("%", "higher", "the least time this machine allows, over seconds"),
     "peak_bytes": Metric("B", "lower", "memory at the worst moment of a call, beyond that before"),
     "peak_ratio": Metric("x", "lower", "peak_bytes over those of the peer named in detail"),

@@ -66,17 +66,23 @@ class Timing:
         """How often each contender ran."""
         return len(next(iter(self.seconds.values())))
 
-    def times_faster(self, name: str, peer: str) -> tuple[float, tuple[float, float]]:
+    def times_faster(
+        self, name: str, peer: str, *, host: bool = False
+    ) -> tuple[float, tuple[float, float]]:
         """How many times as long ``peer`` took, round by round: median and quartiles.
+
+        Args:
+            name: of a contender.
+            peer: of another.
+            host: compare the time until the calls returned.
 
         Example:
             >>> timing = Timing({"a": (1.0, 2.0, 1.0, 1.0), "b": (2.0, 4.0, 2.2, 2.0)}, {}, 0.0)
             >>> timing.times_faster("a", "b")[0]
             2.0
         """
-        return median_and_quartiles(
-            [p / o for o, p in zip(self.seconds[name], self.seconds[peer], strict=True)]
-        )
+        times = self.host_seconds if host else self.seconds
+        return median_and_quartiles([p / o for o, p in zip(times[name], times[peer], strict=True)])
 
 
 def median_and_quartiles(values: list[float]) -> tuple[float, tuple[float, float]]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from fastgan._version import __version__
-from fastgan.cli import doctor, evaluate, interpolate, sample, train
+from fastgan.cli import bench, doctor, evaluate, interpolate, sample, train
 from fastgan.errors import FastganError
 from fastgan.training import TrainingDivergedError
 
@@ -42,7 +42,7 @@ def _build_parser() -> _Parser:
     commands = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True
     )
-    for module in (train, sample, interpolate, evaluate, doctor):
+    for module in (train, sample, interpolate, evaluate, bench, doctor):
         module.add_parser(commands)
     return parser
 

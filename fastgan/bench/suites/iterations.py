@@ -39,10 +39,13 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     else:
         batches = [32]
         dtypes = ["float32"] if quick else ["float32", "bfloat16"]
-    return [_case(model, dtype, n) for model in _MODELS for dtype in dtypes for n in batches]
+    compiled = not quick or device.type == "cuda"
+    return [
+        _case(model, dtype, n, compiled) for model in _MODELS for dtype in dtypes for n in batches
+    ]
 
 
-def _case(model: str, dtype: str, batch: int) -> Case:
+def _case(model: str, dtype: str, batch: int, compiled: bool) -> Case:
     config = TrainConfig(
         model=model,
         image_size=64,
@@ -66,6 +69,7 @@ def _case(model: str, dtype: str, batch: int) -> Case:
         input_bytes=config.n_critic * batch * 3 * 64 * 64 * 4,
         prepare=prepare,
         images=config.n_critic * batch,
+        compiled=compiled,
         breakdown=True,
     )
 

@@ -1,0 +1,193 @@
+"""One HTML page of a result, which needs nothing but itself: pictures are inside, no network."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from fastgan.bench.goals import Verdict
+from fastgan.bench.schema import METRICS, Change, Result
+from fastgan.bench.summary import Line, bytes_text, lines, seconds_text
+from fastgan.bench.tables import goal_cells
+
+__all__ = ["render_page"]
+
+_CAPTIONS = {
+    "speedups": "The median of the ratio within a round, and its quartiles. To the left of the"
+    " line at 1 the peer is faster.",
+    "roofline": "Operations are those that can't be done without, counted from shapes; the roofs"
+    " are the copy bandwidth and matmul rate measured in the same run.",
+    "breakdown": "Shares from torch's profiler, lengths from the undisturbed measurement.",
+}
+_STYLE = """
+:root { --ink: #1f2933; --faint: #e4e9ee; --quiet: #5c677d; --good: #0b6e4f; --bad: #b23a48; }
+* { box-sizing: border-box; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff;
+  max-width: 72rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
+h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
+p.lead { color: var(--quiet); margin: 0 0 1.5rem; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.25rem; margin: 0; }
+dt { color: var(--quiet); } dd { margin: 0; }
+figure { margin: 1.5rem 0; } figure img { max-width: 100%; height: auto; }
+figcaption { color: var(--quiet); font-size: .87rem; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .88rem; width: 100%; }
+th, td { padding: .34rem .7rem; text-align: left; border-bottom: 1px solid var(--faint);
+  white-space: nowrap; }
+th { font-weight: 600; color: var(--quiet); border-bottom-width: 2px; }
+td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+td.good { color: var(--good); font-weight: 600; } td.bad { color: var(--bad); font-weight: 600; }
+td .q { color: var(--quiet); font-weight: 400; font-size: .8rem; }
+ul.changes { padding-left: 1.2rem; } .worse { color: var(--bad); } .better { color: var(--good); }
+footer { margin-top: 3rem; color: var(--quiet); font-size: .85rem; }
+"""
+
+
+def render_page(
+    result: Result,
+    plots: Mapping[str, Path],
+    verdicts: Sequence[Verdict],
+    changes: Sequence[Change] | None = None,
+) -> str:
+    """The page's text.
+
+    Args:
+        result: what was measured.
+        plots: name and SVG of each picture.
+        verdicts: of the goals for this device; those nobody measured are left out.
+        changes: against an earlier result, or None if there was none to compare with.
+
+    Example:
+        >>> empty = Result("2026-01-01T00:00:00Z", None, {}, {}, {}, {}, ())
+        >>> render_page(empty, {}, [])[:15]
+        '<!doctype html>'
+    """
+    parts = [
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        f"<title>fastgan bench: {_text(result.device_name)}</title>",
+        f"<style>{_STYLE}</style></head><body>",
+        "<h1>fastgan bench</h1>",
+        f'<p class="lead">{_text(result.device_name)}, {_text(result.time)}</p>',
+        _facts(result),
+    ]
+    if changes is not None:
+        parts += ["<h2>Compared with the earlier result</h2>", _changes(changes)]
+    if plots:
+        parts.append("<h2>Pictures</h2>")
+        parts += [_picture(name, path) for name, path in plots.items()]
+    suites = dict.fromkeys(row.suite for row in result.rows)
+    parts.append("<h2>Every case</h2>")
+    for suite in suites:
+        of_suite = [line for line in lines(result) if line.row.suite == suite]
+        parts += [f"<h3>{_text(suite)}</h3>", _table(of_suite)]
+    reached = [verdict for verdict in verdicts if verdict.row is not None]
+    if reached:
+        parts += ["<h2>Goals</h2>", _goals(reached)]
+    if result.notes:
+        items = "".join(f"<li>{_text(note)}</li>" for note in result.notes)
+        parts += ["<h2>Left out</h2>", f"<ul>{items}</ul>"]
+    parts.append(
+        "<footer>Contenders take turns within one process; a ratio is the median over the rounds"
+        " of the ratio within a round, with its quartiles beside it. Percent of floor: the least"
+        " time that the measured copy bandwidth and matmul rate allow, over the time taken; data"
+        " still in a cache can exceed 100%. docs/performance.md says more.</footer></body></html>"
+    )
+    return "\n".join(parts) + "\n"
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _facts(result: Result) -> str:
+    facts = {**result.machine, **result.versions, "commit": result.commit or "no git checkout"}
+    if "memory_bytes" in facts:
+        facts["memory_bytes"] = bytes_text(float(facts["memory_bytes"]))
+    if "gpu_memory_bytes" in facts:
+        facts["gpu_memory_bytes"] = bytes_text(float(facts["gpu_memory_bytes"]))
+    if result.floors:
+        facts["copy bandwidth"] = f"{result.floors['bytes_per_second'] / 1e9:.1f} GB/s"
+        for dtype, rate in result.floors["flops_per_second"].items():
+            facts[f"matmul, {dtype}"] = f"{rate / 1e9:,.0f} GFLOP/s"
+    items = "".join(
+        f"<dt>{_text(name.replace('_bytes', '').replace('_', ' '))}</dt><dd>{_text(value)}</dd>"
+        for name, value in facts.items()
+    )
+    return f"<dl>{items}</dl>"
+
+
+def _changes(changes: Sequence[Change]) -> str:
+    if not changes:
+        return "<p>Nothing changed beyond the spread.</p>"
+    items = "".join(
+        f'<li class="{"worse" if change.worse else "better"}">{_text(change)}</li>'
+        for change in changes
+    )
+    return f'<ul class="changes">{items}</ul>'
+
+
+def _picture(name: str, path: Path) -> str:
+    data = base64.b64encode(path.read_bytes()).decode("ascii")
+    caption = _text(_CAPTIONS.get(name, name))
+    return (
+        f'<figure><img alt="{caption}" src="data:image/svg+xml;base64,{data}">'
+        f"<figcaption>{caption}</figcaption></figure>"
+    )
+
+
+def _table(of_suite: Sequence[Line]) -> str:
+    head = (
+        "<tr><th>case</th><th>provider</th><th class=n>time</th><th>fastest peer</th>"
+        "<th class=n>its time</th><th class=n>times faster</th><th class=n>of floor</th>"
+        "<th>bound by</th><th class=n>peak memory, of eager's</th></tr>"
+    )
+    body = []
+    for line in of_suite:
+        cells = [f"<td>{_text(line.label)}</td><td>{_text(line.row.provider)}</td>"]
+        cells.append(f"<td class=n>{seconds_text(line.row.value)}</td>")
+        if line.peer is not None and line.ratio is not None:
+            low, high = line.ratio.spread or (line.ratio.value, line.ratio.value)
+            mark = "good" if low > 1 else "bad" if high < 1 else ""
+            cells += [
+                f"<td>{_text(line.peer.provider)}</td>",
+                f"<td class=n>{seconds_text(line.peer.value)}</td>",
+                f'<td class="n {mark}">{line.ratio.value:.2f}'
+                f' <span class="q">{low:.2f} to {high:.2f}</span></td>',
+            ]
+        else:
+            cells.append("<td></td><td></td><td></td>")
+        floor = line.floor
+        cells.append(f"<td class=n>{floor.value:.0f}%</td>" if floor else "<td></td>")
+        cells.append(f"<td>{_text(floor.detail)}</td>" if floor else "<td></td>")
+        cells.append(f"<td class=n>{line.peak.value:.2f}</td>" if line.peak else "<td></td>")
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return f'<div class="scroll"><table>{head}{"".join(body)}</table></div>'
+
+
+def _goals(verdicts: Sequence[Verdict]) -> str:
+    head = (
+        "<tr><th>what</th><th>number</th><th class=n>goal</th><th class=n>measured</th>"
+        "<th>against</th><th></th></tr>"
+    )
+    body = []
+    for verdict in verdicts:
+        what, metric, bound, value, against = map(_text, goal_cells(verdict))
+        words = verdict.words
+        mark = "good" if words == "pass" else "bad" if words.startswith("falls") else ""
+        body.append(
+            f"<tr><td>{what}</td><td>{metric}</td><td class=n>{bound}</td><td class=n>{value}</td>"
+            f'<td>{against}</td><td class="{mark}">{_text(words)}</td></tr>'
+        )
+    meanings = "; ".join(
+        f"{name.replace('_', ' ')}: {METRICS[name].meaning}"
+        for name in dict.fromkeys(verdict.goal.metric for verdict in verdicts)
+    )
+    return (
+        f'<div class="scroll"><table>{head}{"".join(body)}</table></div>'
+        f"<p><small>{_text(meanings)}.</small></p>"
+    )

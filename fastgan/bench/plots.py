@@ -1,0 +1,312 @@
+"""Pictures of a result, each as PNG and SVG: speed-ups, the roofline, where the time goes.
+
+matplotlib draws them; where it isn't installed, :func:`why_no_plots` says so.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from fastgan.bench.counting import OTHER, PARTS, PYTHON
+from fastgan.bench.goals import GOALS
+from fastgan.bench.schema import Result, Row
+from fastgan.bench.summary import lines, seconds_text
+from fastgan.files import atomic_write
+
+__all__ = ["PLOTS", "save_plots", "why_no_plots"]
+
+_OURS, _EAGER, _COMPILED, _INK, _FAINT = "#0b6e4f", "#5c677d", "#d9772b", "#1f2933", "#d5dbe1"
+_DTYPE_COLOURS = {"float32": "#0b6e4f", "bfloat16": "#6a4c93", "float16": "#b23a48"}
+#: From the part that should take all of the time to the one that should take none.
+_PART_ORDER = (*reversed(tuple(PARTS)), OTHER, PYTHON)
+_PART_COLOURS = ("#2a6f97", "#6fa8c9", "#d08c3f", "#8a9a5b", "#9aa5b1")
+_COMPILE = "torch.compile"
+
+
+def why_no_plots() -> str | None:
+    """None where pictures can be drawn, else the reason and what to install.
+
+    Example:
+        >>> why_no_plots() is None or "pip install matplotlib" in why_no_plots()
+        True
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return "no plots: matplotlib isn't installed (pip install matplotlib)"
+    return None
+
+
+def save_plots(result: Result, folder: Path) -> dict[str, Path]:
+    """Draws whatever the result has numbers for.
+
+    Args:
+        result: what to draw.
+        folder: takes ``NAME.png`` and ``NAME.svg``.
+
+    Returns:
+        Name and SVG of each, in the order of :data:`PLOTS`.
+
+    Raises:
+        OutputError: a file can't be written.
+    """
+    import matplotlib
+
+    saved = {}
+    style: dict[Any, Any] = {
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.edgecolor": _FAINT,
+        "axes.labelcolor": _INK,
+        "xtick.color": _INK,
+        "ytick.color": _INK,
+        "text.color": _INK,
+        "svg.hashsalt": "fastgan",
+    }
+    with matplotlib.rc_context(style):
+        for name, draw in PLOTS.items():
+            figure = draw(result)
+            if figure is None:
+                continue
+            for suffix, options in (
+                ("png", {"dpi": 160}),
+                ("svg", {"metadata": {"Date": None}}),
+            ):
+                path = folder / f"{name}.{suffix}"
+                with atomic_write(path) as file:
+                    figure.savefig(file, format=suffix, bbox_inches="tight", **options)
+                saved[name] = path
+    return saved
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _where(result: Result) -> str:
+    threads = result.machine.get("threads")
+    plural = "" if threads == 1 else "s"
+    cpu = f", {threads} thread{plural}" if result.machine.get("device") == "cpu" else ""
+    return f"{result.device_name}{cpu}, torch {result.versions.get('torch', '?')}"
+
+
+def _title(axes: Any, title: str, result: Result) -> None:
+    axes.set_title(title, loc="left", fontweight="bold", fontsize=11, pad=18)
+    axes.text(
+        0, 1.008, _where(result), transform=axes.transAxes, fontsize=8, color=_EAGER,
+        ha="left", va="bottom",
+    )  # fmt: skip
+
+
+# --- Speed-up by layer and batch ------------------------------------------------------------------
+
+
+def _speedups(result: Result) -> Any:
+    shown = [line for line in lines(result) if line.row.provider == "fastgan" and line.ratio]
+    if not shown:
+        return None
+    figure = _figure(9, 1.4 + 0.3 * len(shown))
+    axes = figure.subplots()
+    goals = {
+        (goal.op, goal.shape, goal.dtype, goal.batch, goal.mode): goal.bound
+        for goal in GOALS
+        if goal.metric == "times_faster" and goal.device == result.machine.get("device")
+    }
+    largest = 1.0
+    for position, line in enumerate(shown):
+        row = line.row
+        ratios = [
+            each
+            for each in result.find(provider="fastgan", metric="times_faster")
+            if each.case == row.case
+        ]
+        if position % 2:
+            axes.axhspan(position - 0.5, position + 0.5, color="#f5f7f9", zorder=0)
+        hardest = [
+            min(group, key=lambda each: each.value)
+            for group in (
+                [each for each in ratios if each.detail != _COMPILE],
+                [each for each in ratios if each.detail == _COMPILE],
+            )
+            if group
+        ]
+        for each in hardest:
+            compiled = each.detail == _COMPILE
+            low, high = each.spread or (each.value, each.value)
+            largest = max(largest, high)
+            y = position + (0.16 if compiled else -0.16) * (len(hardest) > 1)
+            colour = _COMPILED if compiled else _OURS
+            axes.plot([low, high], [y, y], color=colour, linewidth=2, alpha=0.45, zorder=2)
+            axes.plot(each.value, y, "D" if compiled else "o", color=colour, ms=5, zorder=3)
+        bound = goals.get((row.op, row.shape, row.dtype, row.batch, row.mode))
+        if bound is not None:
+            largest = max(largest, bound)
+            axes.plot(
+                [bound, bound], [position - 0.35, position + 0.35], color=_INK, lw=1.2, zorder=4
+            )
+    axes.axvline(1, color=_INK, linewidth=0.8, zorder=1)
+    axes.axvspan(0, 1, color="#b23a48", alpha=0.06, zorder=0, linewidth=0)
+    axes.set_yticks(range(len(shown)), [_short(line.label) for line in shown])
+    axes.set_ylim(len(shown) - 0.5, -0.5)
+    axes.set_xlim(0, 1.08 * largest)
+    axes.tick_params(axis="y", length=0)
+    axes.grid(axis="x", color=_FAINT, linewidth=0.6, zorder=0)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("times faster (to the left of 1, we lose)")
+    _title(axes, "How many times as long the peers take", result)
+    _legend(
+        figure,
+        [
+            ("best of eager PyTorch", {"marker": "o", "color": _OURS, "ls": ""}),
+            ("torch.compile", {"marker": "D", "color": _COMPILED, "ls": ""}),
+            ("quartiles", {"color": _OURS, "lw": 2, "alpha": 0.45}),
+            ("goal", {"marker": "|", "color": _INK, "ls": "", "ms": 9}),
+        ],
+    )
+    return figure
+
+
+def _legend(figure: Any, entries: list[tuple[str, dict[str, Any]]]) -> None:
+    from matplotlib.lines import Line2D
+
+    figure.legend(
+        [Line2D([], [], **options) for _, options in entries],
+        [name for name, _ in entries],
+        loc="outside lower center",
+        ncols=min(len(entries), 5),
+        frameon=False,
+        fontsize=8,
+    )
+
+
+def _short(label: str) -> str:
+    return label.replace(", forward and backward", "")
+
+
+# --- Roofline -------------------------------------------------------------------------------------
+
+
+def _roofline(result: Result) -> Any:
+    points = []
+    for line in lines(result):
+        work = {
+            metric: row.value
+            for metric in ("flops", "bytes")
+            for row in result.find(provider="floor", metric=metric)
+            if row.case == line.row.case
+        }
+        if line.row.provider == "fastgan" and work.get("flops"):
+            points.append((line, work["flops"], work["bytes"]))
+    if not points or not result.floors:
+        return None
+    figure = _figure(8, 5)
+    axes = figure.subplots()
+    bandwidth = float(result.floors["bytes_per_second"])
+    rates: Mapping[str, float] = result.floors["flops_per_second"]
+    intensities = [flops / moved for _, flops, moved in points]
+    left, right = min(intensities) / 4, max(intensities) * 6
+    used = {line.row.dtype for line, _, _ in points}
+    for dtype in sorted(used & set(rates)):
+        rate, colour = rates[dtype], _DTYPE_COLOURS.get(dtype, _INK)
+        ridge = rate / bandwidth
+        x = [min(left, ridge / 2), ridge, max(right, ridge * 2)]
+        axes.plot(x, [bandwidth * x[0], rate, rate], color=colour, lw=1.4, label=f"{dtype} roof")
+        axes.annotate(
+            f"{dtype}: {rate / 1e9:,.0f} GFLOP/s",
+            (x[2], rate),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="right",
+            fontsize=8,
+            color=colour,
+        )
+    ops = list(dict.fromkeys(_short(line.row.op) for line, _, _ in points))
+    markers = dict(zip(ops, "osD^vPX*ph<>" * len(ops), strict=False))
+    for line, flops, moved in points:
+        at, colour = flops / moved, _DTYPE_COLOURS.get(line.row.dtype, _INK)
+        marker = markers[_short(line.row.op)]
+        ours = flops / line.row.value
+        if line.peer is not None:
+            theirs = flops / line.peer.value
+            axes.plot([at, at], [ours, theirs], color=colour, lw=0.8, alpha=0.5)
+            axes.plot(at, theirs, marker, mfc="white", mec=colour, ms=6)
+        axes.plot(at, ours, marker, color=colour, ms=6)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("operations per byte that must be moved (FLOP/B)")
+    axes.set_ylabel("operations per second (FLOP/s)")
+    axes.grid(color=_FAINT, linewidth=0.5, which="major")
+    _title(axes, "Roofline: filled is fastgan, hollow the fastest peer", result)
+    _legend(
+        figure, [(op, {"marker": mark, "color": _INK, "ls": ""}) for op, mark in markers.items()]
+    )
+    return figure
+
+
+# --- Where the time goes --------------------------------------------------------------------------
+
+
+def _breakdown(result: Result) -> Any:
+    groups: dict[tuple[object, ...], dict[str, dict[str, Row]]] = {}
+    for row in result.rows:
+        if row.metric == "share":
+            groups.setdefault(row.case, {}).setdefault(row.provider, {})[row.detail] = row
+    wanted = [
+        (case, providers)
+        for case, providers in groups.items()
+        if case[0] == "training" or not any(key[0] == "training" for key in groups)
+    ]
+    if not wanted:
+        return None
+    bars: list[tuple[str, float, str, dict[str, Row]]] = []
+    for _, providers in wanted:
+        any_row = next(iter(next(iter(providers.values())).values()))
+        times = {
+            row.provider: row.value
+            for row in result.find(metric="seconds")
+            if row.case == any_row.case
+        }
+        whole = times.get("eager", times.get("fastgan", 1.0))
+        for provider, shares in providers.items():
+            dtype = "" if any_row.dtype == "float32" else f", {any_row.dtype}"
+            layer_norm = ", layer norm" if "layer norm" in any_row.shape else ""
+            label = f"{any_row.op}{layer_norm}{dtype}, batch {any_row.batch}: {provider}"
+            bars.append((label, times[provider] / whole, seconds_text(times[provider]), shares))
+    colours = dict(zip(_PART_ORDER, _PART_COLOURS, strict=True))
+    figure = _figure(9, 1.5 + 0.36 * len(bars))
+    axes = figure.subplots()
+    for position, (_, length, text, shares) in enumerate(bars):
+        start = 0.0
+        for part in _PART_ORDER:
+            if part not in shares:
+                continue
+            share = 100 * shares[part].value
+            width = length * share
+            axes.barh(position, width, left=start, height=0.72, color=colours[part])
+            if width > 6:
+                axes.text(
+                    start + width / 2, position, f"{share:.0f}%",
+                    ha="center", va="center", fontsize=7.5, color="white",
+                )  # fmt: skip
+            start += width
+        axes.text(start + 1, position, text, va="center", fontsize=8)
+    axes.set_yticks(range(len(bars)), [_short(bar[0]) for bar in bars])
+    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_xlim(0, 112 * max(length for _, length, _, _ in bars))
+    axes.tick_params(axis="y", length=0)
+    axes.set_xlabel("percent of eager's time")
+    _title(axes, "Where the time of an iteration goes", result)
+    _legend(figure, [(part, {"color": colour, "lw": 7}) for part, colour in colours.items()])
+    return figure
+
+
+#: File name -> what draws it; each returns None where the result has no numbers for it.
+PLOTS: Mapping[str, Callable[[Result], Any]] = {
+    "speedups": _speedups,
+    "roofline": _roofline,
+    "breakdown": _breakdown,
+}

@@ -1,0 +1,103 @@
+"""What of a result a person reads: one line a case, ours beside the hardest peer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fastgan.bench.cases import is_ours
+from fastgan.bench.schema import Result, Row
+
+__all__ = ["Line", "bytes_text", "lines", "seconds_text"]
+
+
+@dataclass(frozen=True)
+class Line:
+    """A case.
+
+    Attributes:
+        row: fastgan's time.
+        peer: the fastest peer's, or None.
+        ratio: against that peer, or None.
+        floor: fastgan's percent of floor, or None.
+        peak: of memory against eager, or None.
+    """
+
+    row: Row
+    peer: Row | None
+    ratio: Row | None
+    floor: Row | None
+    peak: Row | None
+
+    @property
+    def label(self) -> str:
+        """What was measured, short."""
+        row = self.row
+        parts = [row.op, row.shape]
+        parts += [row.dtype] if row.dtype != "float32" else []
+        parts += [f"batch {row.batch}"] if row.batch else []
+        parts += ["graph"] if row.mode == "graph" else []
+        return ", ".join(parts)
+
+
+def lines(result: Result | Iterable[Row]) -> list[Line]:
+    """One line for each of our providers of each case, in the order they were measured."""
+    rows = result.rows if isinstance(result, Result) else tuple(result)
+    by_case: dict[object, list[Row]] = {}
+    for row in rows:
+        by_case.setdefault(row.case, []).append(row)
+    found = []
+    for of_case in by_case.values():
+        times = [row for row in of_case if row.metric == "seconds" and row.provider != "floor"]
+        peers = [row for row in times if not is_ours(row.provider)]
+        best = min(peers, key=lambda row: row.value, default=None)
+        for ours in (row for row in times if is_ours(row.provider)):
+            mine = [row for row in of_case if row.provider == ours.provider]
+            ratios = [row for row in mine if row.metric == "times_faster"]
+            found.append(
+                Line(
+                    row=ours,
+                    peer=best,
+                    ratio=min(ratios, key=lambda row: row.value, default=None),
+                    floor=_first(mine, "percent_of_floor"),
+                    peak=_first(mine, "peak_ratio", "eager"),
+                )
+            )
+    return found
+
+
+def _first(rows: list[Row], metric: str, detail: str | None = None) -> Row | None:
+    for row in rows:
+        if row.metric == metric and detail in (None, row.detail):
+            return row
+    return None
+
+
+def seconds_text(seconds: float) -> str:
+    """Three digits and a unit.
+
+    Example:
+        >>> seconds_text(0.0123), seconds_text(2.5), seconds_text(0.0000041)
+        ('12.3 ms', '2.50 s', '4.10 µs')
+    """
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{_three(seconds / size)} {unit}"
+    return f"{_three(seconds / 1e-6)} µs"
+
+
+def bytes_text(count: float) -> str:
+    """Three digits and a unit.
+
+    Example:
+        >>> bytes_text(38_113_280)
+        '36.3 MiB'
+    """
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
+        if count >= size:
+            return f"{_three(count / size)} {unit}"
+    return f"{count:.0f} B"
+
+
+def _three(value: float) -> str:
+    return f"{value:.2f}" if value < 9.995 else f"{value:.1f}" if value < 99.95 else f"{value:.0f}"

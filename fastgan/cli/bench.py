@@ -1,0 +1,230 @@
+"""``fastgan bench``: the tables and pictures of ``docs/performance.md``, on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Column, Table
+from rich.text import Text
+
+from fastgan.bench.cases import Case
+from fastgan.bench.goals import GOALS, judge
+from fastgan.bench.output import check_folder, write_result
+from fastgan.bench.plots import why_no_plots
+from fastgan.bench.runner import Listener, Plan, run_cases
+from fastgan.bench.schema import Change, Result, Row, compare, read_result
+from fastgan.bench.suites import SUITES, suite_cases
+from fastgan.bench.summary import Line, lines, seconds_text
+from fastgan.bench.tables import goal_cells
+from fastgan.bench.timing import Budget
+from fastgan.cli.arguments import positive
+from fastgan.errors import ConfigError
+
+__all__ = ["add_parser", "run"]
+
+#: Seconds a case may take, without preparing and compiling.
+_SECONDS, _QUICK_SECONDS = 20.0, 3.0
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the parser's sub-commands."""
+    parser = commands.add_parser(
+        "bench",
+        help="time fastgan against eager PyTorch and torch.compile on this machine",
+        description="Times every case by turns with its peers, and writes results.json,"
+        " results.csv, plots and index.html. Exits with 1 if --compare finds a regression.",
+    )
+    parser.add_argument(
+        "--suite", choices=(*SUITES, "all"), default="all", help="what to measure (default all)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer shapes and rounds: minutes on two cores"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--compare", metavar="OLD.json", help="an earlier results.json, to find regressions"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default auto)"
+    )
+    parser.add_argument(
+        "--threads", type=positive, metavar="N", help="torch's threads; its own choice by default"
+    )
+    parser.add_argument(
+        "--only", metavar="TEXT", help="only cases whose name, as in the table, contains this"
+    )
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave torch.compile out: compiling takes longest"
+    )
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures, shows and writes; returns 0, or 1 if there is a regression."""
+    console = Console(highlight=False, width=None if os.isatty(1) else 120)
+    folder = Path(options.out)
+    check_folder(folder)
+    earlier = read_result(options.compare) if options.compare else None
+    device = _device(options.device)
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    cases = suite_cases(options.suite, device, quick=options.quick)
+    if options.only:
+        cases = [case for case in cases if options.only in case.name]
+    if not cases:
+        raise ConfigError(f"only: no case of suite {options.suite} has {options.only!r} in it")
+    plan = _plan(options, device)
+    with _Display(console) as display:
+        no_plots = why_no_plots()
+        if no_plots is not None:
+            display.on_note(no_plots)
+        result = run_cases(cases, plan, display)
+    changes = None if earlier is None else compare(earlier, result)
+    written = write_result(result, folder, changes)
+    _show(console, result, changes)
+    console.print(f"\nwrote {len(written)} files; look at {folder / 'index.html'}", soft_wrap=True)
+    return int(any(change.worse for change in changes or ()))
+
+
+def _device(name: str) -> torch.device:
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device here")
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
+    seconds = _QUICK_SECONDS if options.quick else _SECONDS
+    mode = None
+    if not options.no_compile:
+        # Graphs we capture ourselves, for all alike.
+        mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
+    return Plan(
+        device=device,
+        budget=Budget(seconds),
+        compile_mode=mode,
+        settings={
+            "suite": options.suite,
+            "quick": options.quick,
+            "only": options.only,
+            "seconds_per_case": seconds,
+            "compile_mode": mode,
+        },
+    )
+
+
+class _Display(Listener):
+    """A live bar in a terminal, a line a case elsewhere; both on stderr."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._started = time.monotonic()
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> _Display:
+        if self._console.is_terminal:
+            self._progress = Progress(
+                TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
+                BarColumn(bar_width=20),
+                TimeElapsedColumn(),
+                TextColumn(
+                    "{task.fields[name]}", table_column=Column(no_wrap=True, overflow="ellipsis")
+                ),
+                console=self._console,
+            )
+            self._task = self._progress.add_task("bench", total=None, name="")
+            self._progress.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def on_stage(self, name: str, done: int, total: int) -> None:
+        """Moves the bar."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total, name=name)
+        elif name.startswith("memory") or name in ("floors", "done"):
+            seconds = time.monotonic() - self._started
+            self._print(f"{done}/{total}  {seconds:4.0f} s  {name}")
+
+    def on_rows(self, case: Case, rows: Sequence[Row]) -> None:
+        """A line for what was just measured."""
+        for line in lines(rows):
+            ratio = "" if line.ratio is None else f"  {line.ratio.value:.2f}x {line.ratio.detail}"
+            self._print(f"{seconds_text(line.row.value):>8}{ratio}  {line.label}")
+
+    def on_note(self, text: str) -> None:
+        """A warning."""
+        self._console.print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False)
+
+    def _print(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, markup=False)
+
+
+def _show(console: Console, result: Result, changes: list[Change] | None) -> None:
+    for suite in dict.fromkeys(row.suite for row in result.rows):
+        console.print()
+        console.print(_case_table(suite, [x for x in lines(result) if x.row.suite == suite]))
+    device = result.machine["device"]
+    verdicts = [
+        verdict
+        for verdict in judge([result], [goal for goal in GOALS if goal.device == device])
+        if verdict.row is not None
+    ]
+    if verdicts:
+        table = _table("goals", ("what", "number", "goal", "measured", "against", ""))
+        for verdict in verdicts:
+            words = verdict.words
+            style = "green" if words == "pass" else "red" if words.startswith("falls") else "yellow"
+            table.add_row(*goal_cells(verdict), Text(words, style=style))
+        console.print()
+        console.print(table)
+    if changes is not None:
+        console.print("\ncompared with the earlier result:" if changes else "")
+        for change in changes:
+            style = "red" if change.worse else "green"
+            console.print(f"  {change}", style=style, markup=False, soft_wrap=True)
+        if not changes:
+            console.print("compared with the earlier result: nothing changed beyond the spread")
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, overflow="fold", ratio=2 if number == 0 else None)
+    return table
+
+
+def _case_table(suite: str, of_suite: Sequence[Line]) -> Table:
+    table = Table(title=suite, title_justify="left", box=None, pad_edge=False)
+    table.add_column("case", overflow="fold")
+    for column in ("fastgan", "fastest peer", "times faster", "of floor", "peak"):
+        table.add_column(column, justify="right", overflow="fold")
+    for line in of_suite:
+        ratio = Text()
+        if line.ratio is not None:
+            low, high = line.ratio.spread or (line.ratio.value, line.ratio.value)
+            style = "green" if low > 1 else "red" if high < 1 else "yellow"
+            ratio = Text(f"{line.ratio.value:.2f}", style=style)
+            ratio.append(f" {low:.2f}-{high:.2f}", style="dim")
+        peer = line.peer
+        table.add_row(
+            line.label,
+            seconds_text(line.row.value),
+            f"{seconds_text(peer.value)} {peer.provider}" if peer is not None else "",
+            ratio,
+            f"{line.floor.value:.0f}% {line.floor.detail}" if line.floor is not None else "",
+            f"{line.peak.value:.2f}" if line.peak is not None else "",
+        )
+    return table

@@ -1,0 +1,226 @@
+"""``fastgan bench``: what it writes, what it refuses, and that a regression ends in exit code 1."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fastgan import functional
+from fastgan.bench import runner
+from fastgan.bench.cases import Case, Setting
+from fastgan.bench.goals import GOALS, Goal, judge
+from fastgan.bench.runner import Plan, run_cases
+from fastgan.bench.schema import METRICS, Result, Row, read_result
+from fastgan.bench.suites import suite_cases
+from fastgan.bench.timing import Budget, Call
+from fastgan.bench.work import Step, Work
+from fastgan.cli import main
+
+CPU = torch.device("cpu")
+MATRIX = torch.randn(128, 128)
+
+
+def squares(n: int) -> None:
+    for _ in range(n):
+        torch.mm(MATRIX, MATRIX)
+
+
+def broken(_: int) -> None:
+    raise RuntimeError("no compiler\nhere")
+
+
+def prepare(setting: Setting) -> dict[str, Call]:
+    calls = {"fastgan": lambda _: squares(2), "eager": lambda _: squares(6)}
+    return {**calls, "torch.compile": broken} if setting.compile_mode else calls
+
+
+CASE = Case(
+    "ops", "squares", "128x128", "float32", 2, Work((Step(4 * 128**3, 3 * 4 * 128**2),)), 0,
+    prepare, images=2, breakdown=True,
+)  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    """A suite of one small case, and floors that are measured in no time."""
+    monkeypatch.setattr("fastgan.bench.floors._MOST_COPY", 64 << 20)
+    measure = runner.measure_floors
+    monkeypatch.setattr(runner, "measure_floors", lambda device, dtypes: measure(device, matrix=64))
+    monkeypatch.setattr("fastgan.cli.bench.suite_cases", lambda *_, **__: [CASE])
+    # Peaks are measured in a test of their own: malloc stays slower afterwards.
+    monkeypatch.setattr(runner, "can_measure_memory", lambda _: "not here")
+
+
+def bench(*arguments: str) -> int:
+    return main(["bench", "--quick", *arguments])
+
+
+def test_every_file_is_written_and_the_page_needs_no_other(tmp_path: Path, capsys) -> None:
+    out = tmp_path / "new" / "results"
+    assert bench("--out", str(out)) == 0
+    names = {path.name for path in out.iterdir()}
+    assert {"results.json", "results.csv", "index.html", "speedups.png", "speedups.svg"} <= names
+    assert not [name for name in names if name.startswith(".")]
+    result = read_result(out / "results.json")
+    (ratio,) = result.find(provider="fastgan", metric="times_faster")
+    assert ratio.detail == "eager"
+    assert 1.5 < ratio.value < 6
+    low, high = ratio.spread
+    assert low <= ratio.value <= high
+    assert {row.metric for row in result.rows} <= set(METRICS)
+    assert {"percent_of_floor", "launches", "share", "images_per_second"} <= {
+        row.metric for row in result.rows
+    }
+    page = (out / "index.html").read_text(encoding="utf-8")
+    assert "squares, 128x128, batch 2" in page
+    assert page.count("data:image/svg+xml;base64,") == 3
+    assert not re.search(r"""(src|href)=["']?(https?:|//)""", page)
+    shown = capsys.readouterr()
+    assert "squares" in shown.out
+    assert "torch.compile is left out: RuntimeError: no compiler" in shown.err
+    assert "peak memory is not measured: not here" in shown.err
+
+
+def test_regression_beyond_the_spread_ends_in_exit_code_1(tmp_path: Path, capsys) -> None:
+    assert bench("--out", str(tmp_path / "a"), "--no-compile") == 0
+    good = read_result(tmp_path / "a" / "results.json")
+    # Two and three times as fast as it was: no measurement of the same code explains that.
+    rows = [
+        dataclasses.replace(row, value=3 * row.value, spread=(2.9 * row.value, 3.1 * row.value))
+        if row.metric == "times_faster"
+        else row
+        for row in good.rows
+    ]
+    old = tmp_path / "old.json"
+    old.write_text(dataclasses.replace(good, rows=tuple(rows)).to_json(), encoding="utf-8")
+    assert bench("--out", str(tmp_path / "b"), "--no-compile", "--compare", str(old)) == 1
+    assert "worse: squares, 128x128, float32, 2, fastgan: times_faster" in capsys.readouterr().out
+    assert "worse: squares" in (tmp_path / "b" / "index.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--out", "{}/file"], "is a file, expected a folder"),
+        (["--out", "{}/file/results"], "can't be made"),
+        (["--out", "{}/new", "--compare", "{}/none.json"], "none.json: can't be read"),
+        (["--out", "{}/new", "--compare", "{}/file"], "file: is not JSON"),
+        (["--out", "{}/new", "--only", "cubes"], "no case of suite all has 'cubes' in it"),
+        (["--out", "{}/new", "--suite", "kernels"], "invalid choice: 'kernels'"),
+        (["--out", "{}/new", "--threads", "0"], "expected at least 1, got 0"),
+        ([], "--out"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_no_file(
+    tmp_path: Path, capsys, arguments: list[str], message: str
+) -> None:
+    (tmp_path / "file").write_text("{", encoding="utf-8")
+    try:
+        code = bench(*(argument.format(tmp_path) for argument in arguments))
+    except SystemExit as end:
+        code = end.code
+    assert code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_without_matplotlib_the_rest_is_written_and_it_says_what_to_install(
+    tmp_path: Path, capsys, monkeypatch
+) -> None:
+    monkeypatch.setattr("fastgan.bench.plots.importlib.util.find_spec", lambda _: None)
+    assert bench("--out", str(tmp_path)) == 0
+    assert "pip install matplotlib" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "results.json",
+        "results.csv",
+        "index.html",
+    }
+
+
+def test_case_whose_own_provider_fails_is_left_out_with_a_note() -> None:
+    case = dataclasses.replace(CASE, prepare=lambda _: {"fastgan": broken, "eager": squares})
+    result = run_cases([case], Plan(CPU, Budget(0.01), None))
+    assert result.rows == ()
+    assert any("fastgan is left out: RuntimeError: no compiler" in note for note in result.notes)
+
+
+# --- Suites and goals -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("quick", [True, False])
+def test_cases_have_names_of_their_own_and_work_to_do(device: str, quick: bool) -> None:
+    cases = suite_cases("all", torch.device(device), quick=quick)
+    names = [case.name for case in cases]
+    assert len(set(names)) == len(names)
+    assert {case.suite for case in cases} == {"ops", "models", "training"}
+    assert all(case.work.bytes > 0 for case in cases)
+    assert (
+        set(names) <= {case.name for case in suite_cases("all", torch.device(device))}
+        or device == "cpu"
+    )
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_every_goal_is_about_a_case_that_is_measured(device: str) -> None:
+    """A goal for an op that isn't there yet waits for it."""
+    cases = {
+        (case.op, case.shape, case.dtype, case.batch)
+        for case in suite_cases("all", torch.device(device))
+    }
+    for goal in GOALS:
+        coming = goal.op.startswith("bn_act") and not hasattr(functional, "bn_act")
+        if goal.device == device and not coming:
+            assert (goal.op, goal.shape, goal.dtype, goal.batch) in cases, goal
+
+
+def result_with(*rows: Row, device: str = "cpu") -> Result:
+    return Result("2026", None, {"device": device}, {}, {}, {}, rows)
+
+
+GOAL = Goal("cpu", "clip", "critic", "float32", 0, "times_faster", 2.0)
+
+
+def ratio(value: float, peer: str, spread: tuple[float, float] | None = None) -> Row:
+    return Row(
+        "ops", "clip", "fastgan", "critic", "float32", 0, "launched", "times_faster", value, spread,
+        peer,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        ([], "not measured"),
+        ([ratio(2.5, "eager")], "pass"),
+        ([ratio(2.5, "eager"), ratio(1.5, "torch.compile")], "falls short by 25%"),
+        ([ratio(1.9, "eager", (1.8, 2.1))], "within the spread"),
+        ([ratio(1.9, "eager", (1.8, 1.95))], "falls short by 5%"),
+    ],
+)
+def test_goal_is_judged_against_the_hardest_peer(rows: list[Row], words: str) -> None:
+    (verdict,) = judge([result_with(*rows)], [GOAL])
+    assert verdict.words == words
+
+
+def test_goal_about_named_peers_or_another_device_ignores_the_others() -> None:
+    rows = [ratio(2.5, "fused and clamp_"), ratio(1.5, "foreach and clamp_")]
+    named = dataclasses.replace(GOAL, peers="fused")
+    assert judge([result_with(*rows)], [named])[0].words == "pass"
+    assert judge([result_with(*rows, device="cuda")], [named])[0].words == "not measured"
+
+
+def test_goal_of_a_number_that_is_better_lower() -> None:
+    goal = dataclasses.replace(GOAL, metric="peak_ratio", bound=0.7)
+    rows = [
+        dataclasses.replace(ratio(value, str(value)), metric="peak_ratio") for value in (0.5, 0.9)
+    ]
+    (verdict,) = judge([result_with(*rows)], [goal])
+    assert verdict.words == "falls short by 29%"
+    assert judge([result_with(rows[0])], [goal])[0].words == "pass"

@@ -8,13 +8,20 @@ A discriminator's logit l stands for the probability D = sigmoid(l), so that
 never takes the logarithm of a rounded zero. Half-precision scores are widened to float32 first:
 a mean over a batch in bfloat16 keeps no more than two or three digits.
 
-Sources: Goodfellow et al. 2014 (arXiv 1406.2661, equation 1 and section 3) for the first two,
-Arjovsky et al. 2017 (arXiv 1701.07875, equation 3) for the others.
+The hinge and least-squares losses take the same number as a score that is to be beyond +1 or -1,
+or near 1 or 0.
+
+Sources: Goodfellow et al. 2014 (arXiv 1406.2661, equation 1 and section 3) for the logarithms, Lim
+and Ye 2017 (arXiv 1705.02894, section 3.1) for the hinge, Mao et al. 2017 (arXiv 1611.04076,
+equation 2 with a = 0, b = c = 1) for the squares, Arjovsky et al. 2017 (arXiv 1701.07875,
+equation 3) for the critic's.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+import types
+from collections.abc import Callable, Mapping
+from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -23,8 +30,13 @@ from torch import Tensor
 from fastgan.errors import ConfigError
 
 __all__ = [
+    "PLAYERS_LOSSES",
     "bce_discriminator_loss",
     "bce_generator_loss",
+    "hinge_discriminator_loss",
+    "hinge_generator_loss",
+    "least_squares_discriminator_loss",
+    "least_squares_generator_loss",
     "wasserstein_critic_loss",
     "wasserstein_generator_loss",
     "widened",
@@ -117,3 +129,83 @@ def wasserstein_generator_loss(fake_scores: Tensor) -> Tensor:
         -2.0
     """
     return -widened(fake_scores).mean()
+
+
+def hinge_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """mean max(0, 1 - f(x)) + mean max(0, 1 + f(G(z))).
+
+    Args:
+        real_scores: scores of real images, any floating dtype and shape.
+        fake_scores: scores of generated images, any floating dtype and shape.
+
+    Returns:
+        A scalar, float32 or the scores' wider dtype.
+
+    Example:
+        >>> hinge_discriminator_loss(torch.tensor([0.5, 3.0]), torch.tensor([-2.0])).item()
+        0.25
+    """
+    return F.relu(1 - widened(real_scores)).mean() + F.relu(1 + widened(fake_scores)).mean()
+
+
+def hinge_generator_loss(fake_scores: Tensor) -> Tensor:
+    """-mean f(G(z)).
+
+    Args:
+        fake_scores: scores of generated images, any floating dtype and shape.
+
+    Returns:
+        A scalar, float32 or the scores' wider dtype.
+
+    Example:
+        >>> hinge_generator_loss(torch.tensor([1.0, 3.0])).item()
+        -2.0
+    """
+    return -widened(fake_scores).mean()
+
+
+def least_squares_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """mean (f(x) - 1)^2 / 2 + mean f(G(z))^2 / 2.
+
+    Args:
+        real_scores: scores of real images, any floating dtype and shape.
+        fake_scores: scores of generated images, any floating dtype and shape.
+
+    Returns:
+        A scalar, float32 or the scores' wider dtype.
+
+    Example:
+        >>> least_squares_discriminator_loss(torch.tensor([3.0]), torch.tensor([1.0])).item()
+        2.5
+    """
+    return ((widened(real_scores) - 1).square().mean() + widened(fake_scores).square().mean()) / 2
+
+
+def least_squares_generator_loss(fake_scores: Tensor) -> Tensor:
+    """mean (f(G(z)) - 1)^2 / 2.
+
+    Args:
+        fake_scores: scores of generated images, any floating dtype and shape.
+
+    Returns:
+        A scalar, float32 or the scores' wider dtype.
+
+    Example:
+        >>> least_squares_generator_loss(torch.tensor([3.0])).item()
+        2.0
+    """
+    return (widened(fake_scores) - 1).square().mean() / 2
+
+
+DiscriminatorLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+GeneratorLoss: TypeAlias = Callable[[Tensor], Tensor]
+
+PLAYERS_LOSSES: Mapping[str, tuple[DiscriminatorLoss, GeneratorLoss]] = types.MappingProxyType(
+    {
+        "bce": (bce_discriminator_loss, bce_generator_loss),
+        "hinge": (hinge_discriminator_loss, hinge_generator_loss),
+        "least-squares": (least_squares_discriminator_loss, least_squares_generator_loss),
+        "wasserstein": (wasserstein_critic_loss, wasserstein_generator_loss),
+    }
+)
+"""What the second player and the generator descend, by name; real scores come before fake ones."""

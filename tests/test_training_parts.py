@@ -28,7 +28,7 @@ def test_the_average_follows_its_recursion() -> None:
             for parameter in module.parameters():
                 parameter.add_(torch.randn_like(parameter))
         module(torch.randn(4, 3))
-        average.update(module, step)
+        average.update(module)
         decay = min(0.9, (1 + step) / (10 + step))
         expected = [
             decay * e + (1 - decay) * p.detach().double()

@@ -40,6 +40,7 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "load_generator",
+    "remove_leftovers",
     "save_checkpoint",
 ]
 
@@ -47,6 +48,10 @@ FORMAT = "fastgan-checkpoint"
 VERSION = 1
 
 _NAME = re.compile(r"checkpoint-(\d{7,})\.pt")
+# What atomic_write calls a file until it is whole.
+_LEFTOVER = re.compile(
+    r"\.(checkpoint-\d{7,}\.pt|samples(-\d{7,})?\.png|losses\.png|metrics\.csv|config\.toml)\..+"
+)
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
@@ -58,6 +63,13 @@ def list_checkpoints(folder: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
     found = [(int(m[1]), path) for path in folder.glob("*.pt") if (m := _NAME.fullmatch(path.name))]
     return [path for _, path in sorted(found)]
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Removes the half-written files that a killed run left; they never took their names."""
+    for path in folder.glob(".*"):
+        if _LEFTOVER.fullmatch(path.name):
+            path.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:

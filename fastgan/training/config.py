@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastgan.errors import ConfigError, ImageSizeError
+from fastgan.training.augmentation import augmentation_kinds
 from fastgan.training.config_files import format_settings, parse_settings
 
 __all__ = ["MODELS", "PAPER_DEFAULTS", "TrainConfig", "default_image_size"]
@@ -91,6 +92,8 @@ RESUMABLE_CHANGES = frozenset(
         "n_samples",
         "max_minutes",
         "data",
+        "graphs",
+        "profile",
     }
 )
 
@@ -103,6 +106,7 @@ READ_BY: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
         "clip": ("wgan",),
         "clip_when": ("wgan",),
         "gp_weight": ("wgan-gp",),
+        "penalty_every": ("wgan-gp",),
         "beta1": ("adam", "sgd"),
         "beta2": ("adam",),
     }
@@ -172,6 +176,10 @@ class TrainConfig:
     beta1: float | None = _option(None, "first moment's decay (Adam), or momentum (sgd)")
     beta2: float | None = _option(None, "second moment's decay (Adam)")
 
+    accumulate: int = _option(
+        1, "parts that each batch is passed in, for batches that memory can't hold at once"
+    )
+
     nz: int = _option(100, "length of the noise vector")
     noise: str | None = _option(None, "distribution of the noise", ("normal", "uniform"))
     ngf: int = _option(64, "generator width: channels of its last hidden layer")
@@ -185,6 +193,11 @@ class TrainConfig:
         False, "condition both networks on the class label (cgan always does)"
     )
 
+    loss: str = _option(
+        "auto",
+        "what discriminators descend: bce on logits unless asked otherwise; critics have wasserstein",
+        ("auto", "bce", "hinge", "least-squares", "wasserstein"),
+    )
     n_critic: int | None = _option(None, "critic updates for each generator update")
     critic_schedule: str = _option(
         "constant",
@@ -200,6 +213,17 @@ class TrainConfig:
         ("after", "before"),
     )
     gp_weight: float = _option(10.0, "wgan-gp: weight of the gradient penalty")
+    penalty_every: int = _option(
+        1, "wgan-gp: penalise only every so many critic updates, by as many times the weight"
+    )
+    one_stage: bool = _option(
+        False,
+        "update both players from one pass over the fakes, at the weights before both (Shen et al."
+        " 2021)",
+    )
+    augment: str = _option(
+        "none", "augment what both players see: some of color,translation,cutout (DiffAugment)"
+    )
     ema_decay: float = _option(
         0.999, "decay of the generator's moving average, which samples are drawn from; 0 for none"
     )
@@ -210,6 +234,10 @@ class TrainConfig:
         "arithmetic of the convolutions; auto is fp32",
         ("auto", "fp32", "bf16", "fp16"),
     )
+    sync_batch_norm: bool = _option(
+        False, "several processes: batch norm takes its statistics from the whole batch"
+    )
+    graphs: bool = _option(True, "on CUDA: replay whole steps as CUDA graphs")
     workers: int | None = _option(None, "data loading processes; by default as many as help")
 
     log_every: int = _option(25, "generator updates between two rows of metrics.csv")
@@ -217,6 +245,7 @@ class TrainConfig:
     checkpoint_every: int = _option(1000, "generator updates between two checkpoints")
     keep_checkpoints: int = _option(2, "how many of the newest checkpoints to keep")
     n_samples: int = _option(64, "images in a sample grid")
+    profile: bool = _option(False, "trace a few steps and write where their time goes")
     max_minutes: float | None = _option(
         None, "stop, as if interrupted, after this many minutes of training"
     )
@@ -238,6 +267,8 @@ class TrainConfig:
             filled["critic_norm"] = "batch" if self.model == "wgan" else "none"
         if self.model == "cgan":
             filled["conditional"] = True
+        if self.loss == "auto":
+            filled["loss"] = "wasserstein" if self.is_wasserstein else "bce"
         if self.precision == "auto":
             filled["precision"] = "fp32"
         config = dataclasses.replace(self, **filled)
@@ -261,6 +292,7 @@ class TrainConfig:
             1,
             ("steps", "batch_size", "nz", "ngf", "ndf", "n_critic", "log_every"),
             ("sample_every", "checkpoint_every", "keep_checkpoints", "n_samples"),
+            ("accumulate", "penalty_every"),
         )
         for name in ("nz", "ngf", "ndf"):
             if getattr(self, name) > LARGEST_WIDTH:
@@ -283,10 +315,28 @@ class TrainConfig:
             raise ImageSizeError(f"image_size: expected a power of two from 16 to 256, got {size}")
         if self.channels not in (None, 1, 3):
             raise ConfigError(f"channels: expected 1 or 3, got {self.channels}")
-        if self.batch_size == 1 and self.uses_batch_norm:
+        augmentation_kinds(self.augment)
+        if self.loss != "auto" and (self.loss == "wasserstein") != self.is_wasserstein:
             raise ConfigError(
-                f"batch_size: {self.model} normalises over the batch, which needs at least 2"
-                " images; got 1"
+                f"loss: {self.model} has {'critics' if self.is_wasserstein else 'discriminators'},"
+                f" which {self.loss} is not for"
+            )
+        if self.batch_size is not None:
+            part, rest = divmod(self.batch_size, self.accumulate)
+            if rest:
+                raise ConfigError(
+                    f"accumulate: expected a divisor of batch_size {self.batch_size}, got"
+                    f" {self.accumulate}"
+                )
+            if part == 1 and self.uses_batch_norm:
+                raise ConfigError(
+                    f"batch_size: {self.model} normalises over the batch, which needs at least 2"
+                    " images; got 1"
+                )
+        if self.sync_batch_norm and self.model == "wgan-gp" and self.critic_norm == "batch":
+            raise ConfigError(
+                "sync_batch_norm: has no second derivative, which wgan-gp takes of its critic;"
+                " expected another critic_norm than batch"
             )
 
     @property

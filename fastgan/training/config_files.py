@@ -55,9 +55,10 @@ def parse_settings(text: str) -> dict[str, Any]:
         {'model': 'wgan'}
     """
     try:
-        return tomllib.loads(text)
+        settings: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"config: expected TOML, got: {error}") from error
+    return settings
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:

@@ -17,9 +17,13 @@ class ExponentialMovingAverage:
     random initial weights are forgotten at once. Buffers (batch norm's running statistics,
     averages already) are copied.
 
+    On a CUDA device the number of updates is counted there too, so that an update can be part of a
+    CUDA graph.
+
     Args:
         module: the module to follow.
         decay: from 0 to below 1.
+        updates: how many there were before.
 
     Attributes:
         module: a copy of the module in eval mode that holds the average.
@@ -27,20 +31,33 @@ class ExponentialMovingAverage:
     Example:
         >>> layer = nn.Linear(2, 1)
         >>> average = ExponentialMovingAverage(layer, decay=0.9)
-        >>> average.update(layer, step=1)
+        >>> average.update(layer)
         >>> average.module.weight.requires_grad
         False
     """
 
-    def __init__(self, module: nn.Module, decay: float) -> None:
+    def __init__(self, module: nn.Module, decay: float, updates: int = 0) -> None:
         self.decay = decay
         self.module = copy.deepcopy(module).eval().requires_grad_(False)
         self._averaged: list[Tensor] = list(self.module.parameters())
+        self._buffers: list[Tensor] = list(self.module.buffers())
+        device = self._averaged[0].device
+        self._updates: Tensor | int = updates
+        if device.type == "cuda":
+            self._updates = torch.full((), updates, dtype=torch.float32, device=device)
 
     @torch.no_grad()
-    def update(self, module: nn.Module, step: int) -> None:
-        """Takes in the parameters after update number ``step``, counted from 1."""
-        decay = min(self.decay, (1 + step) / (10 + step))
-        torch._foreach_lerp_(self._averaged, list(module.parameters()), 1 - decay)
-        for averaged, buffer in zip(self.module.buffers(), module.buffers(), strict=True):
-            averaged.copy_(buffer)
+    def update(self, module: nn.Module) -> None:
+        """Takes in the parameters after one more update."""
+        self._updates += 1
+        weights = list(module.parameters())
+        if isinstance(self._updates, Tensor):
+            share = 1 - ((1 + self._updates) / (10 + self._updates)).clamp(max=self.decay)
+            change = torch._foreach_sub(weights, self._averaged)
+            torch._foreach_mul_(change, share)
+            torch._foreach_add_(self._averaged, change)
+        else:
+            decay = min(self.decay, (1 + self._updates) / (10 + self._updates))
+            torch._foreach_lerp_(self._averaged, weights, 1 - decay)
+        if self._buffers:
+            torch._foreach_copy_(self._buffers, list(module.buffers()))

@@ -6,15 +6,17 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.profiler import record_function
 
-from fastgan.data import ImageSource, load_data, open_stream
+from fastgan.data import ImageSource, load_data
 from fastgan.errors import CheckpointError, ConfigError, DataError, FastganError, OutputError
 from fastgan.evaluation.diversity import SampleDiversity
 from fastgan.files import atomic_write
@@ -30,16 +32,23 @@ from fastgan.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,
     read_description,
+    remove_leftovers,
     restore_module,
     save_checkpoint,
 )
 from fastgan.training.config import RESUMABLE_CHANGES, TrainConfig
 from fastgan.training.config_files import read_settings
 from fastgan.training.ema import ExponentialMovingAverage
+from fastgan.training.feed import BatchFeed, open_feed
+from fastgan.training.graphs import CapturedIteration, CudaCapture
 from fastgan.training.health import HealthMonitor
 from fastgan.training.interrupt import stop_on_signals
+from fastgan.training.iteration import Iteration, MetricTotals, Shape
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
+from fastgan.training.processes import Processes
+from fastgan.training.profiling import StepProfiler
 from fastgan.training.recorder import COLUMNS, MetricsRecorder, plot_losses, read_metrics
+from fastgan.training.sync_batch_norm import synchronize_batch_norm
 from fastgan.training.updates import Players, build_optimizer
 
 __all__ = ["Trainer", "TrainingDivergedError", "TrainingResult"]
@@ -48,6 +57,8 @@ __all__ = ["Trainer", "TrainingDivergedError", "TrainingResult"]
 # which draws weights and dropout, is seeded with the seed itself.
 NOISE_STREAM = 1 << 62
 PICTURE_STREAM = NOISE_STREAM + 1
+# The global generators of processes after the first, which keeps the seed itself; one a process.
+PROCESS_STREAM = NOISE_STREAM + 2
 
 # Generator updates after which samples that are all alike are a collapse, not a beginning: WGAN's
 # small learning rate needs about half of these on digits.
@@ -103,7 +114,9 @@ class Trainer:
         explicit: with ``resume``, the names of fields that were set on purpose: one that
             contradicts the checkpoint is an error, except those that only say where, how long and
             how often.
-        callbacks: listeners.
+        callbacks: listeners; in each of several processes, only the first of which writes files.
+        processes: who train together, of :func:`fastgan.training.joined_processes`; by default
+            this process alone.
 
     Raises:
         ConfigError: for settings that can't be, or that contradict the run to resume.
@@ -127,6 +140,7 @@ class Trainer:
         resume: bool = False,
         explicit: frozenset[str] = frozenset(),
         callbacks: Sequence[Callback] = (),
+        processes: Processes | None = None,
     ) -> None:
         if not config.out:
             raise ConfigError("out: expected a folder for the run's results, got none")
@@ -136,6 +150,9 @@ class Trainer:
         self._batches = 0
         self._stop_reason: str | None = None
         self._logged: dict[str, list[float | Tensor]] = {}
+        self._mid_step = False
+        self._saved_step: int | None = None
+        self.processes = Processes() if processes is None else processes
 
         existing = list_checkpoints(self.out) if self.out.is_dir() else []
         description = _description(self.out)
@@ -156,9 +173,11 @@ class Trainer:
             config = _continued(_read_config(description), config, explicit, description)
         config = dataclasses.replace(config, data=_absolute(config.data)).resolved()
         self.config = config
-        self.device = _choose_device(config.device)
+        self.device = self.processes.device or _choose_device(config.device)
 
         assert config.image_size is not None
+        assert config.batch_size is not None
+        _check_share(config, self.processes)
         if source is None:
             source = load_data(
                 config.data,
@@ -205,106 +224,74 @@ class Trainer:
         self._stop_reason = None
         if self.step >= config.steps and self.resumed_from is not None:
             return self._finished_before()
-        self._save_description()
-        recorder = MetricsRecorder(self.out, self.step)
-        rows = read_metrics(recorder.path)
-        seconds_before = rows[-1]["seconds"] if rows else 0.0
-        totals: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
-        started = time.perf_counter()
-        paused = 0.0
-        last_log = started
-        images_since_log = 0
+        # Every process has looked at the folder before one writes there.
+        self._agree()
+        self.processes.broadcast_(self._weights())
+        recorder: MetricsRecorder | None = None
+        if self.processes.leads:
+            remove_leftovers(self.out)
+            self._save_description()
+            recorder = MetricsRecorder(self.out, self.step)
+        clock = _Clock(seconds_before=_last_seconds(self.out))
         row: dict[str, float] = {}
-        assert config.batch_size is not None
-        assert self.source is not None
-
-        def add(metrics: Mapping[str, Tensor]) -> None:
-            for name, value in metrics.items():
-                totals[name] = totals[name] + value if name in totals else value
-                counts[name] = counts.get(name, 0) + 1
-
         try:
             with (
                 stop_on_signals(self.request_stop),
-                open_stream(
-                    self.source,
-                    batch_size=config.batch_size,
-                    seed=config.seed,
-                    device=self.device,
-                    start_step=self._batches,
-                    workers=config.workers,
-                ) as stream,
+                open_feed(self.source, config, self.device, self.processes, self._batches) as feed,
+                self._profiler() as profiler,
             ):
                 self._tell("on_start")
-                while self.step < config.steps and self._stop_reason is None:
-                    self._set_learning_rates()
-                    for _ in range(config.critic_updates(self.step)):
-                        real, labels = next(stream)
-                        add(self.players.update_discriminator(real, labels))
-                        self._batches += 1
-                        images_since_log += len(real)
+                iteration = self._iteration()
+                self._set_learning_rates()
+                while self.step < config.steps:
+                    batches = self._next_batches(feed)
+                    if self._stop_reason is not None:
+                        break
+                    shape = self._shape()
+                    self._mid_step = True
+                    iteration.run(batches, shape)
+                    self._batches += len(batches)
                     self.step += 1
-                    last = self.step == config.steps
-                    log = last or self.step % config.log_every == 0
-                    add(self.players.update_generator(measure_gradient=log))
-                    if self.ema is not None:
-                        self.ema.update(self.players.generator, self.step)
-                    if log:
-                        row = {name: float(totals[name]) / counts[name] for name in totals}
-                        totals.clear()
-                        counts.clear()
-                        now = time.perf_counter()
-                        row = {
-                            "step": self.step,
-                            "images": self._batches * config.batch_size,
-                            "seconds": seconds_before + now - started,
-                            "images_per_second": images_since_log / (now - last_log - paused),
-                            "lr_g": self.players.optimizer_g.param_groups[0]["lr"],
-                            "lr_d": self.players.optimizer_d.param_groups[0]["lr"],
-                            **row,
-                        }
-                        last_log, paused, images_since_log = now, 0.0, 0
-                        self._check_finite(row)
-                        for text in self._monitor.observe_metrics(self.step, row):
-                            self._tell("on_warning", text)
-                    pause = time.perf_counter()
-                    if last or self.step % config.sample_every == 0:
-                        row_diversity = self._draw_samples(recorder, final=last)
-                        if log:
-                            row["diversity"] = row_diversity
-                    self._tell("on_step")
-                    if log:
-                        row.update(self._take_logged())
-                        recorder.record(row)
-                        self._tell("on_metrics", row)
-                    if self.step % config.checkpoint_every == 0 and not last:
-                        self.save()
-                    paused += time.perf_counter() - pause
+                    self._mid_step = False
+                    self._set_learning_rates()
+                    if self.step < config.steps:
+                        feed.stage(config.critic_updates(self.step))
+                    clock.count(len(batches) * config.batch_size)
+                    row = self._after_step(clock, recorder) or row
+                    profiler.step()
                     limit = config.max_minutes
-                    if limit is not None and time.perf_counter() - started > limit * 60:
+                    if limit is not None and clock.seconds > limit * 60:
                         self.request_stop("max_minutes")
                 if self.step == config.steps:
                     # Asked to stop during the very last step: the run is complete all the same.
                     self._stop_reason = None
                 checkpoint = self.save()
-        finally:
-            recorder.close()
-        seconds = time.perf_counter() - started
+        except Exception as error:
+            self._rescue(error)
+            if recorder is not None:
+                with suppress(OutputError):  # the first error is the one to tell
+                    recorder.close()
+            raise
+        except BaseException:
+            if recorder is not None:
+                recorder.close()
+            raise
         samples = self.out / "samples.png"
-        save_grid(self._fixed_samples(), samples, columns=self._columns)
-        plot_losses(
-            read_metrics(recorder.path),
-            self.out / "losses.png",
-            title=f"{config.model} on {self.data.name}, {self.step} steps",
-            opponent="critic" if config.is_wasserstein else "discriminator",
-        )
+        if recorder is not None:
+            recorder.close()
+            save_grid(self._fixed_samples(), samples, columns=self._columns)
+            plot_losses(
+                read_metrics(recorder.path),
+                self.out / "losses.png",
+                title=f"{config.model} on {self.data.name}, {self.step} steps",
+                opponent="critic" if config.is_wasserstein else "discriminator",
+            )
         result = TrainingResult(
             out=self.out,
             checkpoint=checkpoint,
             samples=samples,
             step=self.step,
-            seconds=seconds,
+            seconds=clock.seconds,
             stopped_by=self._stop_reason,
             metrics=row,
         )
@@ -357,6 +344,13 @@ class Trainer:
     def save(self) -> Path:
         """Writes a checkpoint of this moment and removes the oldest ones beyond the limit."""
         path = checkpoint_path(self.out, self.step)
+        random = self._random_state()
+        if self.processes.leads:
+            self._write_checkpoint(path, random)
+            self._tell("on_checkpoint", path)
+        return path
+
+    def _write_checkpoint(self, path: Path, random: dict[str, Any]) -> None:
         self._check_finite_weights()
         save_checkpoint(
             path,
@@ -366,13 +360,31 @@ class Trainer:
                 "step": self.step,
                 "batches": self._batches,
                 "ema_generator": None if self.ema is None else self.ema.module.state_dict(),
-                "random": self._random_state(),
+                "random": random,
             },
         )
+        self._saved_step = self.step
         for old in list_checkpoints(self.out)[: -self.config.keep_checkpoints]:
             old.unlink(missing_ok=True)
-        self._tell("on_checkpoint", path)
-        return path
+
+    def _rescue(self, error: Exception) -> None:
+        """Saves what was trained before an error that came between two steps."""
+        alone = self.processes.world_size == 1
+        if (
+            self._mid_step
+            or self.step in (0, self._saved_step)
+            or isinstance(error, TrainingDivergedError)
+            or not (alone or self.processes.agreed_to_fail)
+        ):
+            return
+        path = checkpoint_path(self.out, self.step)
+        # Whatever goes wrong now, a full disk for one, the error that brought us here is the one
+        # to tell; the checkpoint before this one is still there.
+        with suppress(Exception):
+            random = self._random_state()
+            if self.processes.leads:
+                self._write_checkpoint(path, random)
+                self._tell("on_warning", f"cut short after step {self.step}; saved {path}")
 
     # Construction -------------------------------------------------------------------------------
 
@@ -410,8 +422,10 @@ class Trainer:
                     lambda: build_generator(config, self.data),
                     saved.get("ema_generator"),
                 )
-        generator = generator.to(self.device)
-        discriminator = discriminator.to(self.device)
+        # Convolutions are at their best with channels innermost, on CPUs and GPUs alike.
+        layout = torch.channels_last
+        generator = generator.to(self.device, memory_format=layout)  # type: ignore[call-overload]
+        discriminator = discriminator.to(self.device, memory_format=layout)  # type: ignore[call-overload]
         self.players = Players(
             config=config,
             generator=generator,
@@ -421,29 +435,37 @@ class Trainer:
             num_classes=self.data.num_classes if config.conditional else None,
             device=self.device,
             random=seeded_generator(config.seed, NOISE_STREAM, self.device),
+            processes=self.processes,
+            rates_on_device=self._captures,
         )
-        self.ema = (
-            ExponentialMovingAverage(generator, config.ema_decay) if config.ema_decay > 0 else None
-        )
+        self._reseed(self.processes.rank, 0)
         if saved is not None:
             self._restore(saved)
-            if self.ema is not None and average is not None:
+        self.ema = None
+        if config.ema_decay > 0:
+            self.ema = ExponentialMovingAverage(generator, config.ema_decay, self.step)
+            if average is not None:
                 self.ema.module.load_state_dict(average.state_dict())
+        if config.sync_batch_norm and self.processes.world_size > 1:
+            # After the average was made: its copy only draws, and needs nobody else to do so.
+            for network in (generator, discriminator):
+                synchronize_batch_norm(network, self.processes)
+
+    def _reseed(self, rank: int, step: int) -> None:
+        """Gives each process but the first a stream of its own for dropout."""
+        if rank > 0:
+            seed = seeded_generator(self.config.seed, PROCESS_STREAM + rank).initial_seed()
+            torch.manual_seed((seed + step) % 2**63)
 
     def _restore(self, saved: dict[str, Any]) -> None:
         players = self.players
         try:
-            players.optimizer_g.load_state_dict(saved["optimizer_g"])
-            players.optimizer_d.load_state_dict(saved["optimizer_d"])
-            players.scaler_g.load_state_dict(saved["scaler_g"])
-            players.scaler_d.load_state_dict(saved["scaler_d"])
+            players.load_optimizers(saved)
             self.step, self._batches = int(saved["step"]), int(saved["batches"])
             if self.step < 0 or self._batches < 0:
                 raise ValueError(f"step {self.step} after {self._batches} batches")
             states = saved["random"]
-            torch.set_rng_state(states["torch"])
-            if self.device.type == "cuda" and "cuda" in states:
-                torch.cuda.set_rng_state(states["cuda"], self.device)
+            self._restore_global_generators(states)
             if states["device"] == self.device.type:
                 players.random.set_state(states["players"])
             else:
@@ -458,17 +480,124 @@ class Trainer:
         check_optimizer(self.resumed_from, "optimizer_g", players.optimizer_g, self.step)
         check_optimizer(self.resumed_from, "optimizer_d", players.optimizer_d, self.step)
 
+    def _restore_global_generators(self, states: Mapping[str, Any]) -> None:
+        everyone = [states, *states.get("others", ())]
+        rank = self.processes.rank
+        if rank >= len(everyone):
+            self._reseed(rank, self.step)  # more processes than there were
+            return
+        torch.set_rng_state(everyone[rank]["torch"])
+        if self.device.type == "cuda" and "cuda" in everyone[rank]:
+            torch.cuda.set_rng_state(everyone[rank]["cuda"], self.device)
+
     def _random_state(self) -> dict[str, Any]:
+        own: dict[str, Any] = {"torch": torch.get_rng_state()}
+        if self.device.type == "cuda":
+            own["cuda"] = torch.cuda.get_rng_state(self.device)
+        first, *others = self.processes.gather(own)
         states = {
-            "torch": torch.get_rng_state(),
+            **first,
             "players": self.players.random.get_state(),
             "device": self.device.type,
         }
-        if self.device.type == "cuda":
-            states["cuda"] = torch.cuda.get_rng_state(self.device)
-        return states
+        return {**states, "others": others} if others else states
 
     # The loop's parts ---------------------------------------------------------------------------
+
+    @property
+    def _captures(self) -> bool:
+        return self.config.graphs and self.device.type == "cuda"
+
+    def _iteration(self) -> Iteration | CapturedIteration:
+        self._totals = MetricTotals()
+        iteration = Iteration(self.players, self.ema, self._totals)
+        if not self._captures:
+            return iteration
+        return CapturedIteration(iteration, CudaCapture(self.device, [self.players.random]))
+
+    def _profiler(self) -> Any:
+        if not (self.config.profile and self.processes.leads):
+            return nullcontext(_NoProfiler())
+        return StepProfiler(self.out / "profile", self.device)
+
+    def _weights(self) -> list[Tensor]:
+        networks = [self.players.generator, self.players.discriminator]
+        if self.ema is not None:
+            networks.append(self.ema.module)
+        return [tensor for network in networks for tensor in network.state_dict().values()]
+
+    def _agree(self, error: FastganError | None = None) -> None:
+        self._stop_reason = self.processes.agree(self._stop_reason, error)
+
+    def _next_batches(self, feed: BatchFeed) -> list[tuple[Tensor, Tensor | None]]:
+        """A batch for each critic update to come; none if the run is to stop."""
+        batches: list[tuple[Tensor, Tensor | None]] = []
+        error: FastganError | None = None
+        if self._stop_reason is None:
+            with record_function("data"):
+                try:
+                    batches = feed.take(self.config.critic_updates(self.step))
+                except DataError as caught:
+                    error = caught
+        self._agree(error)
+        return batches
+
+    def _shape(self) -> Shape:
+        """What the step to come is like."""
+        config = self.config
+        first = self._batches
+        return Shape(
+            penalized=tuple(
+                update % config.penalty_every == 0
+                for update in range(first, first + config.critic_updates(self.step))
+            ),
+            # Every graph measures: that costs it little, and one graph serves all steps.
+            measured=self._captures or self._is_logged(self.step + 1),
+        )
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.config.log_every == 0 or step == self.config.steps
+
+    def _after_step(
+        self, clock: _Clock, recorder: MetricsRecorder | None
+    ) -> dict[str, float] | None:
+        """Numbers, pictures, callbacks and the checkpoint of the step just done."""
+        config = self.config
+        last = self.step == config.steps
+        row: dict[str, float] | None = None
+        if self._is_logged(self.step):
+            means = self.processes.mean(self._totals.take())
+            row = {
+                "step": self.step,
+                "images": self._batches * self._batch_size,
+                "seconds": clock.seconds_in_all,
+                "images_per_second": clock.lap(),
+                "lr_g": self._rates[0],
+                "lr_d": self._rates[1],
+                **means,
+            }
+            self._check_finite(row)
+            for text in self._monitor.observe_metrics(self.step, row):
+                self._tell("on_warning", text)
+        with clock.paused():
+            if recorder is not None and (last or self.step % config.sample_every == 0):
+                diversity = self._draw_samples(recorder, final=last)
+                if row is not None:
+                    row["diversity"] = diversity
+            self._tell("on_step")
+            if row is not None:
+                row.update(self._take_logged())
+                if recorder is not None:
+                    recorder.record(row)
+                self._tell("on_metrics", row)
+            if self.step % config.checkpoint_every == 0 and not last:
+                self.save()
+        return row
+
+    @property
+    def _batch_size(self) -> int:
+        assert self.config.batch_size is not None
+        return self.config.batch_size
 
     def _set_learning_rates(self) -> None:
         config = self.config
@@ -477,13 +606,8 @@ class Trainer:
         factor = 1.0
         if config.lr_decay == "linear":
             factor = max(0.0, 1 - self.step / config.steps)
-        players = self.players
-        for optimizer, lr in (
-            (players.optimizer_g, config.lr_g),
-            (players.optimizer_d, config.lr_d),
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = lr * factor
+        self._rates = (config.lr_g * factor, config.lr_d * factor)
+        self.players.set_learning_rates(*self._rates)
 
     def _check_finite(self, row: Mapping[str, float]) -> None:
         for name in ("loss_d", "loss_g"):
@@ -561,6 +685,70 @@ class Trainer:
     def _tell(self, event: str, *arguments: object) -> None:
         for callback in self.callbacks:
             getattr(callback, event)(self, *arguments)
+
+
+class _Clock:
+    """The time spent training: in all, and since the last row without what isn't training."""
+
+    def __init__(self, seconds_before: float) -> None:
+        self._before = seconds_before
+        self._started = self._lap = time.perf_counter()
+        self._paused = 0.0
+        self._images = 0
+
+    @property
+    def seconds(self) -> float:
+        """Since the start of this call."""
+        return time.perf_counter() - self._started
+
+    @property
+    def seconds_in_all(self) -> float:
+        """Of this call and those that it continues."""
+        return self._before + self.seconds
+
+    def count(self, images: int) -> None:
+        """So many more images were trained on."""
+        self._images += images
+
+    def lap(self) -> float:
+        """Images per second since the last lap."""
+        now = time.perf_counter()
+        rate = self._images / (now - self._lap - self._paused)
+        self._lap, self._paused, self._images = now, 0.0, 0
+        return rate
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """What happens in this block is not training."""
+        began = time.perf_counter()
+        yield
+        self._paused += time.perf_counter() - began
+
+
+class _NoProfiler:
+    def step(self) -> None:
+        """Nothing is traced."""
+
+
+def _last_seconds(folder: Path) -> float:
+    rows = read_metrics(folder / "metrics.csv")
+    return rows[-1]["seconds"] if rows else 0.0
+
+
+def _check_share(config: TrainConfig, processes: Processes) -> None:
+    assert config.batch_size is not None
+    parts = processes.world_size * config.accumulate
+    size, rest = divmod(config.batch_size, parts)
+    if rest:
+        raise ConfigError(
+            f"batch_size: expected a multiple of {parts}, {processes.world_size} processes times"
+            f" {config.accumulate} parts, got {config.batch_size}"
+        )
+    if size == 1 and config.uses_batch_norm and not config.sync_batch_norm:
+        raise ConfigError(
+            f"batch_size: batch norm needs at least 2 images in each process's part, got"
+            f" {config.batch_size} for {parts}"
+        )
 
 
 def _choose_device(name: str) -> torch.device:

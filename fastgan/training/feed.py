@@ -1,0 +1,144 @@
+"""Where a step's batches come from: this process's rows, all of a step's before its first update.
+
+A step takes ``n_critic`` batches. They are read before the first of its updates: a file that can't
+be read then stops the run between two steps, where everything can be saved, not in the middle of
+one. On a GPU the next step's batches are fetched while the device is at work on this one's: on a
+stream of their own, so that the copies wait for nothing and nothing waits for them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+from fastgan.data import ImageSource, ImageStream, InfiniteSampler, open_stream
+from fastgan.errors import DataError
+from fastgan.training.config import TrainConfig
+from fastgan.training.processes import Processes
+
+__all__ = ["Batch", "BatchFeed", "ShardSampler", "open_feed"]
+
+Batch: TypeAlias = "tuple[Tensor, Tensor | None]"
+
+
+class ShardSampler(InfiniteSampler):
+    """One process's rows of the batches that all processes share.
+
+    Batch k is rows ``rank * n .. (rank + 1) * n - 1`` of the whole batch k, n being the process's
+    share: what is trained on doesn't depend on how many processes there are.
+
+    Args:
+        length: as :class:`fastgan.data.InfiniteSampler`'s.
+        batch_size: of the whole batch.
+        seed: as :class:`fastgan.data.InfiniteSampler`'s.
+        processes: who share it.
+
+    Example:
+        >>> whole = InfiniteSampler(length=10, batch_size=6, seed=0).indices(0)
+        >>> parts = [ShardSampler(10, 6, 0, Processes(rank, 2)).indices(0) for rank in (0, 1)]
+        >>> bool((torch.cat(parts) == whole).all())
+        True
+    """
+
+    def __init__(self, length: int, batch_size: int, seed: int, processes: Processes) -> None:
+        super().__init__(length, batch_size, seed)
+        self._processes = Processes(processes.rank, processes.world_size)
+
+    def indices(self, step: int) -> Tensor:
+        """Give this process's part of batch number ``step``: int64 (batch_size / processes,)."""
+        return self._processes.rows(super().indices(step))
+
+
+class BatchFeed:
+    """Gives the batches of one step at a time.
+
+    Args:
+        stream: where they come from.
+        device: where they are wanted.
+    """
+
+    def __init__(self, stream: ImageStream, device: torch.device) -> None:
+        self._stream = stream
+        self._device = device
+        self._staged: list[Batch] = []
+        self._error: DataError | None = None
+        self._copies: torch.cuda.Stream | None = None
+        if device.type == "cuda":
+            self._copies = torch.cuda.Stream(device)
+            # A set held on the device was copied there on the present stream.
+            self._copies.wait_stream(torch.cuda.current_stream(device))
+
+    def take(self, count: int) -> list[Batch]:
+        """The next ``count`` batches, staged or not.
+
+        Raises:
+            DataError: one of them can't be read; the same again at the next call.
+        """
+        self.stage(count)
+        if self._error is not None:
+            raise self._error
+        taken, self._staged = self._staged[:count], self._staged[count:]
+        if self._copies is not None:
+            # Their memory belongs to the copies' stream, and must outlive its use on this one.
+            current = torch.cuda.current_stream(self._device)
+            current.wait_stream(self._copies)
+            for tensor in (tensor for batch in taken for tensor in batch if tensor is not None):
+                tensor.record_stream(current)
+        return taken
+
+    def stage(self, count: int) -> None:
+        """Fetches batches ahead until ``count`` lie ready; an error waits for :meth:`take`."""
+        if self._error is not None:
+            return
+        try:
+            if self._copies is None:
+                self._fetch(count)
+            else:
+                with torch.cuda.stream(self._copies):
+                    self._fetch(count)
+        except DataError as error:
+            self._error = error
+
+    def _fetch(self, count: int) -> None:
+        while len(self._staged) < count:
+            self._staged.append(next(self._stream))
+
+
+@contextmanager
+def open_feed(
+    source: ImageSource,
+    config: TrainConfig,
+    device: torch.device,
+    processes: Processes,
+    start: int,
+) -> Iterator[BatchFeed]:
+    """Opens the run's data at batch number ``start``; closes it at the end of the block."""
+    assert config.batch_size is not None
+    if processes.world_size == 1:
+        stream = open_stream(
+            source,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            device=device,
+            start_step=start,
+            workers=config.workers,
+        )
+    else:
+        # Processes share the machine's processors; one reader each keeps up with training.
+        workers = config.workers
+        if workers is None:
+            workers = 0 if source.in_memory else 1
+        stream = ImageStream(
+            source,
+            ShardSampler(len(source), config.batch_size, config.seed, processes),
+            device=device,
+            start_step=start,
+            workers=workers,
+            start_method=None,
+        )
+    with stream:
+        yield BatchFeed(stream, device)

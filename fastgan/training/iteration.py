@@ -1,0 +1,112 @@
+"""One step of training: the critic's updates, the generator's, the moving average.
+
+An iteration is a function of batches alone; what it leaves behind (weights, optimiser states, the
+moving average, sums of the metrics, random states) lies in tensors that keep their places. So it
+can be called, or captured once in a CUDA graph and replayed: :mod:`fastgan.training.graphs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.profiler import record_function
+
+from fastgan.training.ema import ExponentialMovingAverage
+from fastgan.training.feed import Batch
+from fastgan.training.updates import Players
+
+__all__ = ["PHASES", "Iteration", "MetricTotals", "Shape"]
+
+# What a profile is cut into, besides the loop itself.
+PHASES = ("data", "critic update", "generator update", "both updates", "moving average")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What differs between two steps beside their data; a graph holds steps of one shape.
+
+    Attributes:
+        penalized: for each critic update, whether its loss has the gradient penalty.
+        measured: whether the norm of the generator's gradient is wanted.
+    """
+
+    penalized: tuple[bool, ...]
+    measured: bool
+
+
+class MetricTotals:
+    """Sums of metrics since the last row, on the device, read by nobody until a row is due.
+
+    Attributes:
+        counts: how many values each sum has.
+
+    Example:
+        >>> totals = MetricTotals()
+        >>> totals.add({"loss": torch.tensor(1.0)})
+        >>> totals.add({"loss": torch.tensor(2.0)})
+        >>> totals.take(), totals.take()
+        ({'loss': 1.5}, {})
+    """
+
+    def __init__(self) -> None:
+        self.counts: dict[str, int] = {}
+        self._sums: dict[str, Tensor] = {}
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Adds each metric to its sum, in place."""
+        for name, value in metrics.items():
+            if name not in self._sums:
+                self._sums[name] = torch.zeros_like(value)
+            self._sums[name].add_(value)
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means, and begins anew. Waits for the device."""
+        means = {name: float(self._sums[name]) / n for name, n in self.counts.items() if n}
+        for total in self._sums.values():
+            total.zero_()
+        self.counts.clear()
+        return means
+
+
+class Iteration:
+    """All updates of one step.
+
+    Args:
+        players: who are updated.
+        average: the generator's moving average, or ``None``.
+        totals: where the metrics are added up.
+    """
+
+    def __init__(
+        self, players: Players, average: ExponentialMovingAverage | None, totals: MetricTotals
+    ) -> None:
+        self.players = players
+        self.average = average
+        self.totals = totals
+
+    def run(self, batches: Sequence[Batch], shape: Shape) -> None:
+        """One step, on a batch for each of the critic's updates."""
+        players, measured = self.players, shape.measured
+        together = players.config.one_stage
+        for index, ((real, labels), penalize) in enumerate(
+            zip(batches, shape.penalized, strict=True)
+        ):
+            if together and index == len(batches) - 1:
+                with record_function("both updates"):
+                    metrics = players.update_both(
+                        real, labels, penalize=penalize, measure_gradient=measured
+                    )
+            else:
+                with record_function("critic update"):
+                    metrics = players.update_discriminator(real, labels, penalize=penalize)
+            self.totals.add(metrics)
+        if not together:
+            with record_function("generator update"):
+                self.totals.add(players.update_generator(measure_gradient=measured))
+        if self.average is not None:
+            with record_function("moving average"):
+                self.average.update(players.generator)

@@ -36,7 +36,7 @@ PARTS: Mapping[str, re.Pattern[str]] = {
         re.IGNORECASE,
     ),
     "convolutions": re.compile(
-        r"conv|cudnn|gemm|aten::(mm|addmm|bmm|linear)$|gather_kernel|scatter_kernel"
+        r"conv|cudnn|gemm|aten::(mm|addmm|bmm|linear)$|implicit_gemm"
         r"|weight_gradient",
         re.IGNORECASE,
     ),
@@ -46,7 +46,7 @@ _FORWARD = re.compile(
 )
 _BACKWARD = "aten::convolution_backward"
 #: Triton's own kernels have no operator of torch around each convolution.
-_TRITON_CONVOLUTION = re.compile(r"^_?(gather|scatter|weight_gradient)\w*kernel")
+_TRITON_CONVOLUTION = re.compile(r"^(implicit_gemm|weight_gradient)_kernel")
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ _STYLE = """
 :root { --ink: #1f2933; --faint: #e4e9ee; --quiet: #5c677d; --good: #0b6e4f; --bad: #b23a48; }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff;
-  max-width: 72rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+  max-width: 80rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; } h2 { font-size: 1.2rem; margin: 2.5rem 0 .75rem; }
 h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
 p.lead { color: var(--quiet); margin: 0 0 1.5rem; }
@@ -142,13 +142,15 @@ def _picture(name: str, path: Path) -> str:
 
 def _table(of_suite: Sequence[Line]) -> str:
     head = (
-        "<tr><th>case</th><th>provider</th><th class=n>time</th><th>fastest peer</th>"
+        "<tr><th>case</th><th class=n>time</th><th>fastest peer</th>"
         "<th class=n>its time</th><th class=n>times faster</th><th class=n>of floor</th>"
-        "<th>bound by</th><th class=n>peak memory, of eager's</th></tr>"
+        "<th>bound by</th><th class=n>peak, of eager's</th></tr>"
     )
     body = []
     for line in of_suite:
-        cells = [f"<td>{_text(line.label)}</td><td>{_text(line.row.provider)}</td>"]
+        name = line.label.replace(", forward and backward", "")
+        provider = "" if line.row.provider == "fastgan" else f" ({line.row.provider})"
+        cells = [f"<td>{_text(name + provider)}</td>"]
         cells.append(f"<td class=n>{seconds_text(line.row.value)}</td>")
         if line.peer is not None and line.ratio is not None:
             low, high = line.ratio.spread or (line.ratio.value, line.ratio.value)

@@ -1,14 +1,15 @@
 """What is measured: cases by suite, on each kind of device, in full or in a few minutes.
 
-==============  ===================================================================================
-room            cases
-==============  ===================================================================================
-``optimizers``  a step and the clip of the weights, the clip alone
-``penalties``   the gradient penalty and the whole critic loss, value and gradients
-``networks``    a DCGAN's networks, forward and backward
-``iterations``  a whole iteration of training
-``layers``      their layers' shapes, from which their work is counted
-==============  ===================================================================================
+================  =================================================================================
+room              cases
+================  =================================================================================
+``optimizers``    a step and the clip of the weights, the clip alone
+``fused_layers``  a DCGAN's layers one by one, forward and backward
+``penalties``     the gradient penalty and the whole critic loss, value and gradients
+``networks``      a DCGAN's networks, forward and backward
+``iterations``    a whole iteration of training
+``layers``        their layers' shapes, from which their work is counted
+================  =================================================================================
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from fastgan.bench.cases import Case
-from fastgan.bench.suites import iterations, networks, optimizers, penalties
+from fastgan.bench.suites import fused_layers, iterations, networks, optimizers, penalties
 from fastgan.errors import ConfigError
 
 __all__ = ["SUITES", "suite_cases"]
@@ -26,7 +27,7 @@ __all__ = ["SUITES", "suite_cases"]
 Maker = Callable[[torch.device, bool], list[Case]]
 
 SUITES: Mapping[str, tuple[Maker, ...]] = {
-    "ops": (optimizers.cases, penalties.cases),
+    "ops": (optimizers.cases, fused_layers.cases, penalties.cases),
     "models": (networks.cases,),
     "training": (iterations.cases,),
 }

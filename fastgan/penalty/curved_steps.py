@@ -10,6 +10,7 @@ layers before them (:mod:`fastgan.penalty.passes`). It starts at each of them wi
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import fastgan.ops.penalty_norm  # noqa: F401 - defines the ops that are called here
 from fastgan.losses import widened
 from fastgan.penalty.steps import (
     Gradients,
@@ -28,6 +30,8 @@ from fastgan.penalty.steps import (
     Target,
     Tensors,
 )
+
+ops = torch.ops.fastgan
 
 __all__ = ["CurvedStep", "GroupNorm", "LayerNorm", "SmoothActivation"]
 
@@ -92,144 +96,175 @@ class SmoothActivation(CurvedStep):
 
 @dataclass
 class Normalised:
-    """What a norm keeps of its points: xhat in the input's shape, and 1 / deviation."""
+    """What a norm keeps of its points: xhat in the input's shape, 1 / deviation of each group."""
 
     xhat: Tensor
     invstd: Tensor
 
 
 class _Norm(CurvedStep):
-    """y = weight * xhat + bias, xhat = (x - mean) r, r = (var + eps)^(-1/2), within each sample.
+    """y = weight * xhat + bias, xhat = (x - mean) / deviation, over groups within each sample.
 
-    Mean and variance are those of a group of M elements. With T(p) = r (p - mean p - xhat mean(xhat
-    p)), which is symmetric, and p = weight * grad,
+    The formulas, of the derivatives too, are those of :mod:`fastgan.ops.penalty_norm`, whose ops
+    see maps (M, C, ...) with a weight and a bias for each of C channels. Parameters: weight, bias.
 
-        J t = weight * T(t)             J^T grad = T(p)
-        curvature of <p, T(u)>  =  -r^2 (C (p - mean p) + B (u - mean u) + (A - 3 B C) xhat)
-        with A = mean(p (u - mean u)),  B = mean(xhat p),  C = mean(xhat u)
-
-    which follows from <p, T(u)> = M r (A - B C), d xhat = T(dx) and dr = -r^2 mean(xhat dx).
-
-    Arithmetic is float32 or wider. Parameters: weight, bias; their shapes are the subclass's.
+    Args:
+        groups: of channels, each normalised by itself.
+        eps: what the variance is increased by.
     """
 
     offsets = (1,)
 
-    def __init__(self, eps: float) -> None:
+    def __init__(self, groups: int, eps: float) -> None:
+        self.groups = groups
         self.eps = eps
 
     @abstractmethod
-    def _grouped(self, maps: Tensor) -> Tensor:
-        """A view in which a group lies along :meth:`_within`."""
+    def _maps(self, input: Tensor) -> Tensor:
+        """``input``, or a view of it, as the ops' maps; a copy only if its memory has gaps."""
 
     @abstractmethod
-    def _within(self, grouped: Tensor) -> list[int]:
-        """The dimensions that make up a group."""
+    def _vector(self, parameter: Tensor, like: Tensor) -> Tensor:
+        """A weight or bias of the layer as the ops' vector, for inputs such as ``like``."""
 
     @abstractmethod
-    def _spread(self, vector: Tensor, grouped: Tensor) -> Tensor:
-        """A weight or bias as it broadcasts over ``grouped``."""
-
-    @abstractmethod
-    def _gathered(self, product: Tensor) -> Tensor:
-        """The sum over all that a weight is spread over; of a grouped tensor."""
+    def _parameter(self, vector: Tensor, like: Tensor) -> Tensor:
+        """The inverse of ``_vector``."""
 
     def apply(self, inputs: Tensors, parameters: Parameters) -> Tensor:
         # Not torch's own: its instance_norm and layer_norm have wrong third derivatives (2.13).
         input = inputs[0]
-        weight, bias = parameters
-        grouped = widened(self._grouped(input))
-        within = self._within(grouped)
-        centred = grouped - grouped.mean(within, keepdim=True)
-        result = centred * (centred.square().mean(within, keepdim=True) + self.eps).rsqrt()
+        maps = widened(self._maps(input))
+        grouped = maps.reshape(maps.size(0), self.groups, maps.size(1) // self.groups, -1)
+        centred = grouped - grouped.mean((2, 3), keepdim=True)
+        result = centred * (centred.square().mean((2, 3), keepdim=True) + self.eps).rsqrt()
+        weight, bias = (
+            None if p is None else self._vector(p, input).view(self.groups, -1, 1)
+            for p in parameters
+        )
         if weight is not None:
-            result = result * self._spread(weight, result)
+            result = result * weight
         if bias is not None:
-            result = result + self._spread(bias, result)
-        return result.reshape(input.shape).to(input.dtype)
+            result = result + bias
+        return self._unmapped(result.reshape(maps.shape), input).to(input.dtype)
+
+    @abstractmethod
+    def _unmapped(self, maps: Tensor, like: Tensor) -> Tensor:
+        """The inverse of ``_maps``."""
 
     def example(self, inputs: Tensors, parameters: Parameters) -> Tensor:
         return inputs[0]
 
-    def _weighted(self, maps: Tensor, parameters: Parameters) -> Tensor:
-        weight = parameters[0]
-        grouped = widened(self._grouped(maps))
-        return grouped if weight is None else grouped * self._spread(widened(weight), grouped)
-
-    def _projected(self, grouped: Tensor, kept: Normalised) -> Tensor:
-        """T of a tensor that nobody else reads if it is wide enough."""
-        xhat = widened(self._grouped(kept.xhat))
-        within = self._within(grouped)
-        along = (xhat * grouped).mean(within, keepdim=True)
-        centred = grouped - grouped.mean(within, keepdim=True)
-        return centred.addcmul_(xhat, along, value=-1).mul_(kept.invstd)
-
-    def _normalised(self, values: Tensor, overwrite: bool) -> Normalised:
-        grouped = widened(self._grouped(values))
-        variance, mean = torch.var_mean(grouped, self._within(grouped), correction=0, keepdim=True)
-        invstd = (variance + self.eps).rsqrt()
-        wide = grouped.dtype == values.dtype
-        # Widened values are a copy already; values that may be overwritten need none.
-        centred = grouped - mean if wide and not overwrite else grouped.sub_(mean)
-        xhat = centred.mul_(invstd).reshape(values.shape)
-        if not wide:
-            xhat = values.copy_(xhat) if overwrite else xhat.to(values.dtype)
-        return Normalised(xhat, invstd)
+    def _vectors(self, parameters: Parameters, like: Tensor) -> list[Tensor | None]:
+        wide = torch.float64 if like.dtype == torch.float64 else torch.float32
+        return [
+            None if p is None else self._vector(p, like).to(wide).contiguous() for p in parameters
+        ]
 
     def run(self, inputs: Tensors, parameters: Parameters, rows: Rows) -> tuple[Tensor, Any]:
-        input = inputs[0]
-        weight, bias = parameters
+        input = self._dense(inputs[0])
+        weight, bias = self._vectors(parameters, input)
         output = torch.empty_like(input)
         kept = None
         if rows.primal:
-            kept = self._normalised(input[: rows.primal], rows.overwrite)
-            xhat = widened(self._grouped(kept.xhat))
-            if weight is not None:
-                xhat = xhat * self._spread(widened(weight), xhat)
-            if bias is not None:
-                xhat = xhat.add_(self._spread(widened(bias), xhat))
-            self._grouped(output[: rows.primal]).copy_(xhat)
+            values = input[: rows.primal]
+            ours = rows.overwrite or input is not inputs[0]
+            maps = self._maps(values)
+            wide = torch.float64 if input.dtype == torch.float64 else torch.float32
+            kept = Normalised(
+                values if ours else torch.empty_like(values),
+                torch.empty(maps.size(0), self.groups, dtype=wide, device=input.device),
+            )
+            ops.penalty_norm_forward_(
+                maps,
+                weight,
+                bias,
+                self.groups,
+                self.eps,
+                self._maps(kept.xhat),
+                kept.invstd,
+                self._maps(output[: rows.primal]),
+            )
         if rows.primal < input.size(0):
-            moved = self._projected(widened(self._grouped(input[rows.primal :])), rows.points)
-            if weight is not None:
-                moved.mul_(self._spread(widened(weight), moved))
-            self._grouped(output[rows.primal :]).copy_(moved)
+            self._project(input[rows.primal :], rows.points, weight, True, output[rows.primal :])
         return output, kept
 
+    def _project(
+        self, grad: Tensor, kept: Normalised, weight: Tensor | None, tangent: bool, out: Tensor
+    ) -> None:
+        ops.penalty_norm_project_(
+            self._maps(grad),
+            self._maps(kept.xhat),
+            kept.invstd,
+            weight,
+            self.groups,
+            tangent,
+            self._maps(out),
+        )
+
+    def _dense(self, input: Tensor) -> Tensor:
+        """``input``, or a copy, laid out as maps here are."""
+        layout = torch.contiguous_format
+        if self.channels_last and input.dim() == 4:
+            layout = torch.channels_last
+        return input.contiguous(memory_format=layout)
+
     def signal(self, grad: Tensor, parameters: Parameters, to: Target) -> Gradients:
-        result = self._projected(self._weighted(grad, parameters), to.kept)
-        return [result.reshape(grad.shape).to(grad.dtype)]
+        weight, _ = self._vectors(parameters, grad)
+        dense = self._dense(grad)
+        out = dense if to.overwrite or dense is not grad else torch.empty_like(dense)
+        self._project(dense, to.kept, weight, False, out)
+        return [out]
+
+    def _summed(
+        self, grad: Tensor, tangent: Tensor | None, kept: Normalised
+    ) -> tuple[Tensor, Tensor]:
+        """The gradients of weight and bias, of rows of values or of tangents."""
+        maps = self._maps(grad)
+        sums = torch.empty(
+            2, maps.size(0), maps.size(1), dtype=kept.invstd.dtype, device=grad.device
+        )
+        means = sums.new_empty(2, *kept.invstd.shape)
+        ops.penalty_norm_gradients_(
+            maps,
+            None if tangent is None else self._maps(tangent),
+            self._maps(kept.xhat),
+            kept.invstd,
+            self.groups,
+            sums[0],
+            sums[1],
+            means,
+        )
+        weight_grad, bias_grad = sums.sum(1)
+        return self._parameter(weight_grad, grad), self._parameter(bias_grad, grad)
 
     def gradients(
         self, inputs: Tensors, grad: Tensor, parameters: Parameters, rows: PairedRows
     ) -> Gradients:
-        weight_grad: Tensor | None = None
-        bias_grad: Tensor | None = None
-        values = widened(self._grouped(grad[: rows.primal]))
-        if rows.wanted[0]:
-            if rows.primal:
-                xhat = widened(self._grouped(rows.kept.xhat))
-                weight_grad = self._gathered(values * xhat)
-            if rows.primal < grad.size(0):
-                tangents = widened(self._grouped(inputs[0][rows.primal :]))
-                moved = self._projected(tangents, rows.points)
-                signals = widened(self._grouped(grad[rows.primal :]))
-                part = self._gathered(moved.mul_(signals))
-                weight_grad = part if weight_grad is None else weight_grad.add_(part)
-        if rows.wanted[1]:
-            bias_grad = self._gathered(values)
+        grad = self._dense(grad)
+        weight_grad = bias_grad = None
+        if rows.primal:
+            weight_grad, bias_grad = self._summed(grad[: rows.primal], None, rows.kept)
+        if rows.wanted[0] and rows.primal < grad.size(0):
+            tangents = self._dense(inputs[0][rows.primal :])
+            part, _ = self._summed(grad[rows.primal :], tangents, rows.points)
+            weight_grad = part if weight_grad is None else weight_grad.add_(part)
         return [weight_grad, bias_grad]
 
     def curvature(self, grad: Tensor, tangent: Tensor, parameters: Parameters, kept: Any) -> Tensor:
-        p = self._weighted(grad, parameters)
-        u = widened(self._grouped(tangent))
-        xhat = widened(self._grouped(kept.xhat))
-        within = self._within(p)
-        p = p - p.mean(within, keepdim=True)
-        u = u - u.mean(within, keepdim=True)
-        a, b, c = ((x * y).mean(within, keepdim=True) for x, y in ((p, u), (xhat, p), (xhat, u)))
-        result = p.mul_(c).addcmul_(u, b).addcmul_(xhat, a - 3 * b * c)
-        return result.mul_(-kept.invstd.square()).reshape(grad.shape).to(grad.dtype)
+        weight, _ = self._vectors(parameters, grad)
+        grad, tangent = self._dense(grad), self._dense(tangent)
+        result = torch.empty_like(grad)
+        ops.penalty_norm_curvature_(
+            self._maps(grad),
+            self._maps(tangent),
+            self._maps(kept.xhat),
+            kept.invstd,
+            weight,
+            self.groups,
+            self._maps(result),
+        )
+        return result
 
 
 class GroupNorm(_Norm):
@@ -237,40 +272,54 @@ class GroupNorm(_Norm):
     channels instance norm. One weight and bias per channel."""
 
     def __init__(self, op: str, groups: int, eps: float) -> None:
-        super().__init__(eps)
+        super().__init__(groups, eps)
         self.op = op
-        self.groups = groups
 
-    def _grouped(self, maps: Tensor) -> Tensor:
-        return maps.unflatten(1, (self.groups, -1))
+    def _maps(self, input: Tensor) -> Tensor:
+        return input
 
-    def _within(self, grouped: Tensor) -> list[int]:
-        return list(range(2, grouped.dim()))
+    def _unmapped(self, maps: Tensor, like: Tensor) -> Tensor:
+        return maps
 
-    def _spread(self, vector: Tensor, grouped: Tensor) -> Tensor:
-        return vector.view(self.groups, -1, *[1] * (grouped.dim() - 3))
+    def _vector(self, parameter: Tensor, like: Tensor) -> Tensor:
+        return parameter
 
-    def _gathered(self, product: Tensor) -> Tensor:
-        return product.sum([0, *range(3, product.dim())]).flatten()
+    def _parameter(self, vector: Tensor, like: Tensor) -> Tensor:
+        return vector
 
 
 class LayerNorm(_Norm):
-    """Over the last dimensions, as many as ``shape`` has, with a weight and bias per element."""
+    """Over the last dimensions, as many as ``shape`` has, with a weight and bias per element.
+
+    To the ops, each element is a channel, and each group of elements a sample.
+    """
 
     op = "layer_norm"
 
     def __init__(self, shape: Sequence[int], eps: float) -> None:
-        super().__init__(eps)
+        super().__init__(1, eps)
         self.shape = list(shape)
 
-    def _grouped(self, maps: Tensor) -> Tensor:
+    def _in_memory_order(self, maps: Tensor, dimensions: int) -> Tensor:
+        """Channels of channels-last maps go last; ``dimensions`` are those of a batch."""
+        if self.channels_last and dimensions == 4 and len(self.shape) == 3:
+            return maps.movedim(-3, -1)
         return maps
 
-    def _within(self, grouped: Tensor) -> list[int]:
-        return list(range(grouped.dim() - len(self.shape), grouped.dim()))
+    def _maps(self, input: Tensor) -> Tensor:
+        elements = math.prod(self.shape)
+        return self._in_memory_order(input, input.dim()).reshape(-1, elements)
 
-    def _spread(self, vector: Tensor, grouped: Tensor) -> Tensor:
-        return vector
+    def _unmapped(self, maps: Tensor, like: Tensor) -> Tensor:
+        ordered = self._in_memory_order(like, like.dim())
+        maps = maps.reshape(ordered.shape)
+        return maps.movedim(-1, -3) if ordered is not like else maps
 
-    def _gathered(self, product: Tensor) -> Tensor:
-        return product.sum(list(range(product.dim() - len(self.shape))))
+    def _vector(self, parameter: Tensor, like: Tensor) -> Tensor:
+        return self._in_memory_order(parameter, like.dim()).reshape(-1)
+
+    def _parameter(self, vector: Tensor, like: Tensor) -> Tensor:
+        if self.channels_last and like.dim() == 4 and len(self.shape) == 3:
+            channels, height, width = self.shape
+            return vector.view(height, width, channels).movedim(-1, -3)
+        return vector.view(self.shape)

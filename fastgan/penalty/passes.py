@@ -168,7 +168,8 @@ class Passes:
         primal = 2 * count
         learning = any(map(any, self.wanted))
         images = batch[primal:]
-        if any(self.curved):  # whose values are wanted after their tangents are there
+        if any(planned.step.curved for planned in self.plan.steps):
+            # They keep their inputs, which may be these, until after the tangents are there.
             images = images.clone(memory_format=torch.preserve_format)
         penalty, tangent, points, signals = self._first_order(images, formula)
         if learning:

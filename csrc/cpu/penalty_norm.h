@@ -1,0 +1,27 @@
+// The norms of the gradient penalty on the CPU; formulas and shapes: math/penalty_norm.h. Maps are
+// of shape.type; weight, bias (channels,) and statistics (samples, groups) of the type that is
+// computed in: double for float64, else float. A null weight is 1, a null bias 0. Outputs may be
+// where an input is.
+#pragma once
+
+#include "../math/penalty_norm.h"
+
+namespace fastgan::cpu {
+
+// xhat, 1 / deviation and the output of `input`.
+void norm_forward(const NormShape& shape, const void* input, const void* weight, const void* bias,
+                  double eps, void* xhat, void* invstd, void* output);
+
+// The tangent weight * T(grad), or the signal T(weight * grad).
+void norm_project(const NormShape& shape, const void* grad, const void* xhat, const void* invstd,
+                  const void* weight, bool tangent, void* output);
+
+void norm_curvature(const NormShape& shape, const void* grad, const void* tangent,
+                    const void* xhat, const void* invstd, const void* weight, void* output);
+
+// Of each sample and channel, sums over positions: weight_grad (samples, channels) of grad * xhat
+// or, with a tangent, of grad * T(tangent); bias_grad, if not null, of grad.
+void norm_gradients(const NormShape& shape, const void* grad, const void* tangent,
+                    const void* xhat, const void* invstd, void* weight_grad, void* bias_grad);
+
+}  // namespace fastgan::cpu

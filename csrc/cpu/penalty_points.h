@@ -1,0 +1,18 @@
+// The gradient penalty's points and formula on the CPU; what they compute: math/penalty_points.h.
+#pragma once
+
+#include "../math/penalty_points.h"
+
+namespace fastgan::cpu {
+
+// batch (3 samples, elements), dense, of type `to`: fakes, reals, points. eps (samples,) as doubles.
+void mix(const MixShape& shape, FloatType from, FloatType to, const void* real, const void* fake,
+         const double* eps, void* batch);
+
+// gradient (samples, elements) of type `from` and tangent of type `to`, both dense, perhaps in the
+// same memory; norms (samples,) and value (1,) of the type that is computed in.
+void penalty_tangent(const PenaltySettings& settings, std::int64_t samples, std::int64_t elements,
+                     FloatType from, FloatType to, const void* gradient, void* tangent,
+                     void* norms, void* value);
+
+}  // namespace fastgan::cpu

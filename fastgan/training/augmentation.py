@@ -106,8 +106,8 @@ def _translation(images: Tensor, u: Tensor) -> Tensor:
         shape = [len(images), 1, 1, 1]
         shape[dimension] = side
         index = source.clamp(0, side - 1).view(shape).expand_as(images)
-        # Rows from beyond the edge are zeros; what the gather's gradient adds up there is zeros too,
-        # in whatever order.
+        # Rows from beyond the edge are zeros; what the gather's gradient adds up there is zeros
+        # too, in whatever order.
         images = images.gather(dimension, index) * inside.view(shape).to(images.dtype)
     return images
 

@@ -195,7 +195,8 @@ class TrainConfig:
 
     loss: str = _option(
         "auto",
-        "what discriminators descend: bce on logits unless asked otherwise; critics have wasserstein",
+        "what discriminators descend, bce on logits unless asked otherwise; critics have"
+        " wasserstein",
         ("auto", "bce", "hinge", "least-squares", "wasserstein"),
     )
     n_critic: int | None = _option(None, "critic updates for each generator update")

@@ -50,7 +50,7 @@ class ExponentialMovingAverage:
     def update(self, module: nn.Module) -> None:
         """Takes in the parameters after one more update."""
         self._updates += 1
-        weights = list(module.parameters())
+        weights: list[Tensor] = list(module.parameters())
         if isinstance(self._updates, Tensor):
             share = 1 - ((1 + self._updates) / (10 + self._updates)).clamp(max=self.decay)
             change = torch._foreach_sub(weights, self._averaged)

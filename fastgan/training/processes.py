@@ -75,7 +75,7 @@ class Processes:
         world_size: int = 1,
         *,
         device: torch.device | None = None,
-        store: dist.Store | None = None,
+        store: Any = None,
         control: dist.ProcessGroup | None = None,
     ) -> None:
         self.rank = rank
@@ -228,7 +228,7 @@ class Processes:
         while self._store is not None and time.monotonic() < deadline:
             try:
                 if self._store.check([_FAILURE]):
-                    text = self._store.get(_FAILURE).decode()
+                    text: str = self._store.get(_FAILURE).decode()
                     self._store.add(_HEARD, 1)
                     return text
             except RuntimeError:
@@ -283,9 +283,13 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
+    # Here, as not every build of torch has them.
+    from torch._C._distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
     own = _own_device(device)
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=timedelta(minutes=5)))
-    group_store = dist.PrefixStore("fastgan", store)
+    store, rank, world_size = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+    group_store = PrefixStore("fastgan", store)
     if own.type == "cuda":
         torch.cuda.set_device(own)
         dist.init_process_group("nccl", store=group_store, rank=rank, world_size=world_size)

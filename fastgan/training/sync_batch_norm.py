@@ -4,7 +4,8 @@ Per channel, process r has n_r values x with mean mu_r and M_r = sum (x - mu_r)^
 to all, and merge them in the same order (Chan, Golub and LeVeque 1983, "Algorithms for computing
 the sample variance", (2.1)):
 
-    delta = mu_r - mu,   n' = n + n_r,   mu' = mu + delta n_r / n',   M' = M + M_r + delta^2 n n_r / n'
+    delta = mu_r - mu,    n' = n + n_r
+    mu' = mu + delta n_r / n',    M' = M + M_r + delta^2 n n_r / n'
 
 Then xhat = (x - mu) invstd with invstd = (M / n + eps)^(-1/2), as in one process, and backwards
 (Ioffe and Szegedy 2015, arXiv 1502.03167, section 3), with g the gradient of the result, w the

@@ -245,7 +245,7 @@ class Trainer:
                 self._set_learning_rates()
                 while self.step < config.steps:
                     batches = self._next_batches(feed)
-                    if self._stop_reason is not None:
+                    if not batches:
                         break
                     shape = self._shape()
                     self._mid_step = True
@@ -256,7 +256,7 @@ class Trainer:
                     self._set_learning_rates()
                     if self.step < config.steps:
                         feed.stage(config.critic_updates(self.step))
-                    clock.count(len(batches) * config.batch_size)
+                    clock.count(len(batches) * self._batch_size)
                     row = self._after_step(clock, recorder) or row
                     profiler.step()
                     limit = config.max_minutes
@@ -540,7 +540,7 @@ class Trainer:
                 except DataError as caught:
                     error = caught
         self._agree(error)
-        return batches
+        return batches if self._stop_reason is None else []
 
     def _shape(self) -> Shape:
         """What the step to come is like."""

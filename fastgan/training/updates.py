@@ -349,7 +349,7 @@ class Players:
         self.scaler_g.step(self.optimizer_g)
         return metrics
 
-    # Random numbers, drawn for the whole batch in every process ------------------------------------
+    # Random numbers, drawn for the whole batch in every process --------------------------------
 
     def _drawn_for_critic(self, real: Tensor, labels: Tensor | None, penalize: bool) -> _Drawn:
         count = len(real) * self.processes.world_size

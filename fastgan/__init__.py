@@ -7,7 +7,7 @@ DCGAN, WGAN and WGAN-GP models; every one is checked against :mod:`fastgan.refer
 
 from __future__ import annotations
 
-from fastgan import functional, models, optim, reference
+from fastgan import functional, models, nn, optim, reference
 from fastgan._native import BuildInfo, build_info
 from fastgan._version import __version__
 from fastgan.errors import (
@@ -24,6 +24,7 @@ from fastgan.errors import (
 )
 from fastgan.explain import Report, explain
 from fastgan.fallback import FallbackWarning
+from fastgan.nn import fuse
 from fastgan.penalty import CriticLoss, gradient_penalty, wgan_gp_critic_loss
 from fastgan.weight_clipping import clip_weights_
 
@@ -47,8 +48,10 @@ __all__ = [
     "clip_weights_",
     "explain",
     "functional",
+    "fuse",
     "gradient_penalty",
     "models",
+    "nn",
     "optim",
     "reference",
     "wgan_gp_critic_loss",

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.errors import ConfigError
+from fastgan.nn.placement import placements
 from fastgan.ops import op_paths
 from fastgan.penalty.plan import Plan
 from fastgan.penalty.selection import find_plan, inner_critic
@@ -68,10 +69,10 @@ def explain(
     *,
     critic_args: Sequence[Any] | None = None,
 ) -> Report:
-    """Which path a critic takes for the gradient penalty, layer by layer; or what the ops take.
+    """Which path a module's layers take, and a critic's for the gradient penalty; or the ops.
 
     Args:
-        module_or_critic: a critic, or None for the ops of this build on every kind of device.
+        module_or_critic: a module, or None for the ops of this build on every kind of device.
         images: a batch such as the critic is called with, of which only shape, dtype and device
             count. None: the size is taken from the critic's own ``nc`` and ``image_size``, or
             tried out on its first layer.
@@ -79,11 +80,13 @@ def explain(
             ``num_classes``.
 
     Returns:
-        A report. Of a critic: one row for the penalty ("aten" is the fused pass over aten's
-        convolutions, "autograd" double backward), one for the critic loss, and one per layer.
+        A report. Of a module: one row per layer, for its forward and backward pass. Before these,
+        if it is a critic (it takes images and returns one score for each): one row for the penalty
+        ("aten" is the fused pass over aten's convolutions, "autograd" double backward), one for
+        the critic loss, and one per layer of the penalty's plan.
 
     Raises:
-        ConfigError: no input can be found that fits the critic (a ValueError).
+        ConfigError: it is no module, nor a function (a ValueError).
 
     Example:
         >>> from fastgan.models import WGANCritic
@@ -92,10 +95,19 @@ def explain(
         ('gradient_penalty', 'aten')
         >>> print(explain(WGANCritic(nc=1, ndf=4, image_size=16, norm="batch")).rows[0].reason)
         layer 'main.3' (BatchNorm2d): batch norm in training mode couples the samples of a batch
+        >>> from fastgan.models import DCGANGenerator
+        >>> row = explain(DCGANGenerator(nz=8, ngf=4, nc=1, image_size=16)).rows[1]
+        >>> print(row.layer, "|", row.op, "|", row.reason)
+        main.1 | BatchNorm2d | statistics of the batch; normalised and activated on the load of '3'
     """
     if module_or_critic is None:
         return Report(
             tuple(Row(f"{op.op} on {op.device}", op.op, op.path, op.reason) for op in op_paths())
+        )
+    if not callable(module_or_critic):
+        raise ConfigError(
+            f"module_or_critic is {type(module_or_critic).__name__}; expected a module or a "
+            "function"
         )
     critic = inner_critic(module_or_critic)
     name = getattr(critic, "__name__", type(critic).__name__)
@@ -103,22 +115,33 @@ def explain(
         reason = find_plan(critic, torch.empty(2, 1), ())
         assert isinstance(reason, str)
         return Report(_functions(name, "autograd", reason))
+    layers = tuple(
+        Row(placed.layer, placed.op, placed.path, placed.reason) for placed in placements(critic)
+    )
     if images is None:
         images = _example(critic)
+        if images is None:
+            return Report(layers)
     if critic_args is None:
         classes = getattr(critic, "num_classes", None)
         labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
         critic_args = (labels,) if classes is not None else ()
     found = find_plan(critic, images, tuple(critic_args))
     if isinstance(found, Plan):
-        return Report((*_functions(name, "aten", _FUSED, found.moving), *_layers(found)))
+        rows = [*_functions(name, "aten", _FUSED, found.moving), *_layers(found)]
+        return Report((*rows, *layers))
     rows = [*_functions(name, "autograd", found)]
     rows += [
-        Row(path, type(module).__name__, "autograd", found if repr(path) in found else "")
+        Row(
+            path,
+            type(module).__name__,
+            "autograd",
+            f"penalty: {found}" if repr(path) in found else "penalty",
+        )
         for path, module in critic.named_modules()
         if path and not list(module.children())
     ]
-    return Report(tuple(rows))
+    return Report((*rows, *layers))
 
 
 def _functions(name: str, path: str, reason: str, moving: str | None = None) -> tuple[Row, ...]:
@@ -147,12 +170,12 @@ def _layers(plan: Plan) -> list[Row]:
 
 def _shape_of(step: Step) -> str:
     if step.curved:
-        return "smooth: the gradient of its second derivative is carried back from here"
-    return "piecewise linear: its mask" if step.bends else "linear"
+        return "penalty: smooth; the gradient of its second derivative is carried back from here"
+    return f"penalty: {'piecewise linear, its mask' if step.bends else 'linear'}"
 
 
-def _example(critic: nn.Module) -> Tensor:
-    """A batch of two whose size the critic takes."""
+def _example(critic: nn.Module) -> Tensor | None:
+    """A batch of two whose size the critic takes; None where no such size is found."""
     first = next(iter(critic.parameters()), torch.empty(()))
     for shape in _candidate_shapes(critic):
         images = torch.empty(2, *shape, dtype=first.dtype, device=first.device)
@@ -160,10 +183,7 @@ def _example(critic: nn.Module) -> Tensor:
             continue
         if _fits(critic, images):
             return images
-    raise ConfigError(
-        f"images is None, and no size was found that {type(critic).__name__} takes; expected a "
-        "batch such as it is called with"
-    )
+    return None
 
 
 def _candidate_shapes(critic: nn.Module) -> list[tuple[int, ...]]:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from fastgan.ops import bn_act
+from fastgan.ops.conv_bn_act import conv2d_bn_act, conv_transpose2d_bn_act
 from fastgan.penalty import gradient_penalty, wgan_gp_critic_loss
 from fastgan.weight_clipping import clip_weights_
 
-__all__ = ["bn_act", "clip_weights_", "gradient_penalty", "wgan_gp_critic_loss"]
+__all__ = [
+    "bn_act",
+    "clip_weights_",
+    "conv2d_bn_act",
+    "conv_transpose2d_bn_act",
+    "gradient_penalty",
+    "wgan_gp_critic_loss",
+]

@@ -923,9 +923,10 @@ def test_explain_tells_of_parameters_that_move() -> None:
     assert "spectral norm" in report.rows[1].reason
 
 
-def test_explain_wants_an_input_where_it_finds_none() -> None:
-    with pytest.raises(fastgan.ConfigError, match="images is None"):
-        fastgan.explain(nn.Flatten())
+def test_explain_leaves_the_penalty_out_where_it_finds_no_input() -> None:
+    assert [row.op for row in fastgan.explain(nn.Flatten()).rows] == ["Flatten"]
+    with pytest.raises(fastgan.ConfigError, match="module_or_critic is int"):
+        fastgan.explain(3)
     critic, shape = make("residual")
     assert fastgan.explain(critic, images(shape, 2)[0]).rows[0].path == "aten"
     assert {row.op for row in fastgan.explain().rows} >= {"clip_"}

@@ -1,10 +1,12 @@
 """Networks that are ready to train: DCGAN, WGAN critics and MLPs, conditional or not.
 
-Each keeps its layers, plain ``torch.nn`` modules in the paper's order, in an ``nn.Sequential``
-called ``main``, so that ``state_dict`` keys read ``main.0.weight``, ... and ``apply``, hooks,
+Each keeps its layers, plain ``torch.nn`` modules in the paper's order, in a
+:class:`fastgan.nn.FusedSequential` called ``main``, which runs them fused and is in all else an
+``nn.Sequential``: ``state_dict`` keys read ``main.0.weight``, ... and ``apply``, hooks,
 ``deepcopy`` and ``pickle`` work as for any module. The convolutional ones are built with the
-DCGAN's initialisation. :mod:`fastgan.models.compat` has the classes of two well-known
-repositories under their own names, for changing one import line.
+DCGAN's initialisation, and keep their weights in channels-last memory.
+:mod:`fastgan.models.compat` has the classes of two well-known repositories under their own names,
+for changing one import line.
 
 Example:
     >>> import torch

@@ -15,8 +15,9 @@ from fastgan.models.checks import (
     latent_map,
 )
 from fastgan.models.conditioning import check_num_classes, with_labels
-from fastgan.models.initialisation import weights_init
+from fastgan.models.initialisation import keep_channels_last, weights_init
 from fastgan.models.layers import critic_layers, generator_layers
+from fastgan.nn import FusedSequential
 
 __all__ = ["DCGANDiscriminator", "DCGANGenerator"]
 
@@ -67,8 +68,9 @@ class DCGANGenerator(nn.Module):
         self.image_size = image_size
         self.num_classes = num_classes
         channels_in = nz + check_num_classes(num_classes)
-        self.main = nn.Sequential(*generator_layers(channels_in, ngf, nc, image_size))
+        self.main = FusedSequential(*generator_layers(channels_in, ngf, nc, image_size))
         self.apply(weights_init)
+        keep_channels_last(self)
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
         """Images of noise.
@@ -133,10 +135,11 @@ class DCGANDiscriminator(nn.Module):
         self.output = output
         self.num_classes = num_classes
         channels_in = nc + check_num_classes(num_classes)
-        self.main = nn.Sequential(*critic_layers(channels_in, ndf, image_size, "batch"))
+        self.main = FusedSequential(*critic_layers(channels_in, ndf, image_size, "batch"))
         if output == "probability":
             self.main.append(nn.Sigmoid())
         self.apply(weights_init)
+        keep_channels_last(self)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """How real images look.

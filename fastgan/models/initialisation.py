@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-__all__ = ["weights_init"]
+__all__ = ["keep_channels_last", "weights_init"]
 
 
 @torch.no_grad()
@@ -36,3 +36,21 @@ def weights_init(module: nn.Module) -> None:
     elif "BatchNorm" in name:
         nn.init.normal_(layer.weight, 1.0, 0.02)
         nn.init.zeros_(layer.bias)
+
+
+def keep_channels_last(module: nn.Module) -> None:
+    """Puts a network's weights into channels-last memory, where convolutions want them.
+
+    To be called after :func:`weights_init`, which on weights in another order would take the same
+    random numbers for other places. The values, and ``state_dict``, are not touched.
+
+    Args:
+        module: any module; changed in place.
+
+    Example:
+        >>> layer = nn.Conv2d(8, 4, 3)
+        >>> keep_channels_last(layer)
+        >>> layer.weight.is_contiguous(memory_format=torch.channels_last)
+        True
+    """
+    module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]

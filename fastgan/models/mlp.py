@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastgan.models.checks import check_choice, check_images, check_positive, latent_map
 from fastgan.models.conditioning import check_num_classes, with_labels
+from fastgan.nn import FusedSequential
 
 __all__ = ["MLPDiscriminator", "MLPGenerator"]
 
@@ -56,7 +57,7 @@ class MLPGenerator(nn.Module):
         self.nc = nc
         self.image_size = image_size
         self.num_classes = num_classes
-        self.main = nn.Sequential(
+        self.main = FusedSequential(
             nn.Linear(nz + check_num_classes(num_classes), hidden),
             nn.ReLU(inplace=True),
             nn.Linear(hidden, hidden),
@@ -125,7 +126,7 @@ class MLPDiscriminator(nn.Module):
         self.output = output
         self.num_classes = num_classes
         pixels = nc * image_size * image_size
-        self.main = nn.Sequential(
+        self.main = FusedSequential(
             nn.Dropout(INPUT_DROPOUT),
             nn.Linear(pixels + check_num_classes(num_classes), hidden),
             nn.LeakyReLU(0.2, inplace=True),

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from fastgan.models.checks import check_choice, check_image_size, check_images, check_positive
 from fastgan.models.conditioning import check_num_classes, with_labels
 from fastgan.models.dcgan import LARGEST_IMAGE
-from fastgan.models.initialisation import weights_init
+from fastgan.models.initialisation import keep_channels_last, weights_init
 from fastgan.models.layers import critic_layers
+from fastgan.nn import FusedSequential
 
 __all__ = ["WGANCritic"]
 
@@ -60,8 +61,9 @@ class WGANCritic(nn.Module):
         self.norm = norm
         self.num_classes = num_classes
         channels_in = nc + check_num_classes(num_classes)
-        self.main = nn.Sequential(*critic_layers(channels_in, ndf, image_size, norm))
+        self.main = FusedSequential(*critic_layers(channels_in, ndf, image_size, norm))
         self.apply(weights_init)
+        keep_channels_last(self)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """The critic's scores.

@@ -42,6 +42,9 @@ class FusedSequential(nn.Sequential):
         ['0.weight', '1.weight']
     """
 
+    #: For code that walks modules: its forward is its children's, one after the other.
+    fused_sequential = True
+
     def forward(self, input: Any) -> Any:
         """As ``nn.Sequential``'s.
 
@@ -59,10 +62,10 @@ class FusedSequential(nn.Sequential):
             for module in self:
                 input = module(input)
             return input
-        for part in plan_of(self._children()):
+        for part in plan_of(self.all_children()):
             input = part.module(input) if isinstance(part, Single) else run_stretch(part, input)
         return input
 
-    def _children(self) -> list[tuple[str, nn.Module]]:
-        """All of them: ``named_children`` leaves out one that occurs twice."""
+    def all_children(self) -> list[tuple[str, nn.Module]]:
+        """Names and children in the order they run; one that occurs twice comes twice."""
         return [(name, child) for name, child in self._modules.items() if child is not None]

@@ -12,7 +12,7 @@ from fastgan.ops.chain import Chain, convolution_path, run_chain
 from fastgan.ops.eligibility import autocast_dtype, why_not_chained
 from fastgan.ops.stages import Stage, StageTensors, fold_running_norm
 
-__all__ = ["run_stretch", "why_not_fused"]
+__all__ = ["path_of_layer", "run_stretch", "why_not_fused"]
 
 _KIND_OF = {nn.Conv2d: "conv2d", nn.ConvTranspose2d: "conv_transpose2d", nn.Linear: "linear"}
 _NAME_OF = {
@@ -45,6 +45,15 @@ def run_stretch(stretch: Stretch, input: Tensor) -> Tensor:
         tensors.append(of_stage)
         paths.append(convolution_path(stage, of_stage.weight, input.device, run_dtype)[0])
     return run_chain(Chain(tuple(stages), tuple(paths), dtype), input, tensors)
+
+
+def path_of_layer(planned: PlannedStage) -> tuple[str, str]:
+    """Whose convolution runs a stage's layer as it is now, "triton" or "aten", and why."""
+    kind = class_of(planned.layer)
+    assert kind is not None
+    weight, _ = _tensors_of(planned.layer)
+    stage = Stage(_KIND_OF[kind], *_geometry(planned.layer))
+    return convolution_path(stage, weight, weight.device, weight.dtype)
 
 
 def why_not_fused(

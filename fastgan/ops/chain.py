@@ -20,6 +20,7 @@ the chain is run again layer by layer and autograd differentiates that.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, overload
@@ -95,8 +96,8 @@ def convolution_path(
 ) -> tuple[str, str]:
     """Whose convolution runs a stage, "triton" or "aten", and why."""
     if device.type != "cuda":
-        return "aten", "on a CPU, oneDNN's convolution"
-    reason = triton_convolution.uncovered(stage, weight, dtype)
+        return "aten", "on a CPU oneDNN's convolution is the fastest"
+    reason = triton_convolution.uncovered(stage, weight, device, dtype)
     return ("triton", "") if reason is None else ("aten", reason)
 
 
@@ -137,8 +138,11 @@ class _ChainFunction(torch.autograd.Function):
         tensors = _unflatten(flat)
         output, kept = _forward(chain, input, tensors)
         ctx.chain = chain
-        # The last value is the output itself where no norm stands between them.
-        saved: list[Tensor | None] = [input, *flat]
+        # Not the running statistics: the next forward pass, of which there may be several before a
+        # backward pass, writes them.
+        saved: list[Tensor | None] = [input]
+        for of_stage in tensors:
+            saved += of_stage._replace(running_mean=None, running_var=None)
         for stage in kept:
             norm = stage.norm
             saved.append(stage.value)
@@ -218,6 +222,10 @@ def _stage_forward(
             value = _activated_in_place(value, stage)
     if partials is None:
         return value, None, None
+    if value.numel() == value.shape[1]:
+        raise ValueError(  # torch's batch norm, word for word
+            f"Expected more than 1 value per channel when training, got input size {value.size()}"
+        )
     mean, invstd, scale = _ops.batch_norm_finalize(
         partials.count,
         partials.mean,
@@ -448,8 +456,13 @@ def _recorded_gradients(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """The same gradients as a differentiable function of everything they depend on."""
-    # Each place gets a name of its own, so that a weight used twice has two gradients here.
-    own = [tensor if tensor is None else tensor.view_as(tensor) for tensor in (input, *flat)]
+    # A tensor that is used twice gets a name of its own each time, so that it has two gradients.
+    # (No others: of a channels-last weight with one channel, ATen takes no view in float64.)
+    uses = Counter(id(tensor) for tensor in (input, *flat))
+    own = [
+        tensor.view_as(tensor) if tensor is not None and uses[id(tensor)] > 1 else tensor
+        for tensor in (input, *flat)
+    ]
     stage_tensors = _unflatten(own[1:])
     assert own[0] is not None
     output = run_layers(chain.stages, own[0], stage_tensors, chain.dtype)

@@ -17,7 +17,7 @@ _PLAIN = (Tensor, nn.Parameter)
 def autocast_dtype(input: Tensor) -> torch.dtype | None:
     """What autocast would cast a convolution's arguments to; None where it is off."""
     device = input.device.type
-    if not torch.is_autocast_enabled(device):
+    if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
 

@@ -30,9 +30,9 @@ from fastgan.ops.stages import Stage
 __all__ = ["forward", "input_gradient", "uncovered", "weight_gradient"]
 
 
-def uncovered(stage: Stage, weight: Tensor, dtype: torch.dtype) -> str | None:
+def uncovered(stage: Stage, weight: Tensor, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why the kernels can't run the stage, in words; None where they can."""
-    return kernels.covers(_geometry(stage, weight), dtype, stage.groups)
+    return kernels.covers(_geometry(stage, weight), dtype, stage.groups, device=device)
 
 
 def forward(

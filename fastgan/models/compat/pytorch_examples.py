@@ -14,6 +14,7 @@ from fastgan.models.checks import check_images, check_positive
 from fastgan.models.compat.parallel import run
 from fastgan.models.initialisation import weights_init
 from fastgan.models.layers import critic_layers, generator_layers
+from fastgan.nn import FusedSequential
 
 __all__ = ["Discriminator", "Generator", "weights_init"]
 
@@ -45,7 +46,7 @@ class Generator(nn.Module):
         check_positive(nz=nz, ngf=ngf, nc=nc)
         self.ngpu = ngpu
         self.nz = nz
-        self.main = nn.Sequential(*generator_layers(nz, ngf, nc, IMAGE_SIZE))
+        self.main = FusedSequential(*generator_layers(nz, ngf, nc, IMAGE_SIZE))
 
     def forward(self, input: Tensor) -> Tensor:
         """Images of noise.
@@ -90,7 +91,7 @@ class Discriminator(nn.Module):
         check_positive(ndf=ndf, nc=nc)
         self.ngpu = ngpu
         self.nc = nc
-        self.main = nn.Sequential(*critic_layers(nc, ndf, IMAGE_SIZE, "batch"), nn.Sigmoid())
+        self.main = FusedSequential(*critic_layers(nc, ndf, IMAGE_SIZE, "batch"), nn.Sigmoid())
 
     def forward(self, input: Tensor) -> Tensor:
         """How real images look.

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from fastgan.errors import ConfigError, ImageSizeError
 from fastgan.models.checks import check_image_size, check_images, check_positive, latent_map
 from fastgan.models.compat.parallel import run
+from fastgan.nn import FusedSequential
 
 __all__ = ["DCGAN_D", "DCGAN_G", "MLP_D", "MLP_G", "DCGAN_D_nobn", "DCGAN_G_nobn"]
 
@@ -63,7 +64,7 @@ class _Generator(_Network):
 
         # ngf // 2 doubled once per doubling of the image, which for an odd ngf isn't ngf again.
         channels = ngf // 2 * (isize // 4)
-        main = nn.Sequential()
+        main = FusedSequential()
         main.add_module(
             f"initial:{nz}-{channels}:convt", nn.ConvTranspose2d(nz, channels, 4, 1, 0, bias=False)
         )
@@ -167,7 +168,7 @@ class _ConvolutionalCritic(_Critic):
         _check_extra_layers(n_extra_layers)
         check_positive(ndf=ndf)
 
-        main = nn.Sequential()
+        main = FusedSequential()
         main.add_module(f"initial:{nc}-{ndf}:conv", nn.Conv2d(nc, ndf, 4, 2, 1, bias=False))
         main.add_module(f"initial:{ndf}:{self.first_activation}", nn.LeakyReLU(0.2, inplace=True))
 
@@ -353,7 +354,7 @@ class MLP_D(_Critic):
 
 
 def _dense(features_in: int, hidden: int, features_out: int) -> nn.Sequential:
-    return nn.Sequential(
+    return FusedSequential(
         nn.Linear(features_in, hidden),
         nn.ReLU(inplace=True),
         nn.Linear(hidden, hidden),

@@ -1,0 +1,133 @@
+"""Layer by layer, what runs a module's forward and backward pass; :func:`fastgan.explain` shows it.
+
+The findings are of the module as it is now: its children, their modes, hooks and devices. What only
+a call can tell (an input of an unusual kind) is not among them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from fastgan.nn.fused_sequential import FusedSequential
+from fastgan.nn.plan import PlannedStage, Single, plan_of
+from fastgan.nn.stretch import path_of_layer
+from fastgan.ops import op_paths
+
+__all__ = ["Placement", "placements"]
+
+NOT_FUSED = "not in a FusedSequential, which fastgan.fuse makes of an nn.Sequential"
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Who runs one layer.
+
+    Attributes:
+        layer: its name, as in ``named_modules``.
+        op: its class.
+        path: "triton", "cuda", "cpu" or "aten".
+        reason: how, or why not better.
+    """
+
+    layer: str
+    op: str
+    path: str
+    reason: str
+
+
+def placements(module: nn.Module) -> list[Placement]:
+    """One for every layer without children, in the order of ``named_modules``.
+
+    Example:
+        >>> block = FusedSequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
+        >>> for found in placements(block):
+        ...     print(found.op, "|", found.reason)
+        Conv2d | on a CPU oneDNN's convolution is the fastest
+        BatchNorm2d | statistics of the batch; normalised, activated by the last step
+        ReLU | together with '1'
+        Flatten | Flatten is not one of the layers that are fused
+    """
+    found: dict[str, Placement] = {}
+    for prefix, parent in module.named_modules():
+        if isinstance(parent, FusedSequential):
+            for placement in _of_sequence(prefix, parent):
+                found[placement.layer] = placement
+    for name, layer in module.named_modules():
+        if name not in found and not list(layer.children()):
+            found[name] = Placement(name, type(layer).__name__, "aten", NOT_FUSED)
+    order = {name: number for number, (name, _) in enumerate(module.named_modules())}
+    return sorted(
+        (each for each in found.values() if each.op != "ParametrizationList"),
+        key=lambda each: order.get(each.layer, len(order)),
+    )
+
+
+def _of_sequence(prefix: str, sequence: FusedSequential) -> list[Placement]:
+    found: list[Placement] = []
+    for part in plan_of(sequence.all_children()):
+        if isinstance(part, Single):
+            if not list(part.module.children()):
+                name = _joined(prefix, part.name)
+                found.append(Placement(name, type(part.module).__name__, "aten", part.reason))
+            continue
+        for planned, following in zip(part.stages, [*part.stages[1:], None], strict=True):
+            found += _of_stage(prefix, planned, following)
+    return found
+
+
+def _of_stage(
+    prefix: str, planned: PlannedStage, following: PlannedStage | None
+) -> list[Placement]:
+    device = next(
+        (each.device for module in planned.modules() for each in module.parameters()),
+        torch.device("cpu"),
+    )
+    path, reason = path_of_layer(planned)
+    found = [Placement(_joined(prefix, planned.names[0]), _title(planned.layer), path, reason)]
+    names = iter(planned.names[1:])
+    beside = planned.names[0]
+    if planned.norm is not None:
+        beside = next(names)
+        name, title = _joined(prefix, beside), _title(planned.norm)
+        if _uses_running_statistics(planned.norm):
+            folded = f"folded into the weight and bias of {planned.names[0]!r}"
+            found.append(Placement(name, title, path, folded))
+            beside = planned.names[0]
+        else:
+            where = (
+                "normalised, activated by the last step"
+                if following is None
+                else f"normalised and activated on the load of {following.names[0]!r}"
+            )
+            by = path if path == "triton" and following is not None else _norm_path(device)
+            found.append(Placement(name, title, by, f"statistics of the batch; {where}"))
+    if planned.activation is not None:
+        by = found[-1].path
+        if by == "aten":
+            reason = f"in place, on the result of {beside!r}"
+        else:
+            reason = f"together with {beside!r}"
+        name = _joined(prefix, next(names))
+        found.append(Placement(name, _title(planned.activation), by, reason))
+    return found
+
+
+def _uses_running_statistics(norm: nn.Module) -> bool:
+    return not norm.training and norm.running_mean is not None
+
+
+def _norm_path(device: torch.device) -> str:
+    return next(
+        row.path for row in op_paths() if row.op == "norm_act" and row.device == device.type
+    )
+
+
+def _title(module: nn.Module) -> str:
+    return type(module).__name__
+
+
+def _joined(prefix: str, name: str) -> str:
+    return f"{prefix}.{name}" if prefix else name

@@ -1,0 +1,251 @@
+"""``conv_transpose2d_bn_act`` and ``conv2d_bn_act``: a convolution, batch norm and activation.
+
+    y   = conv(x, W) + b
+    out = z((y - mean) / sqrt(var + eps) * bn_weight + bn_bias)          per channel
+
+z being the activation. Mean and (biased) variance are those of the batch in training, and else the
+running ones, which are then folded into W and b: Ioffe and Szegedy 2015, arXiv 1502.03167,
+algorithms 1 and 2. They are chains of one stage (:mod:`fastgan.ops.chain`); several layers in a row
+are better off in a :class:`fastgan.nn.FusedSequential`, where no normalised tensor is ever stored.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan.activations import activation_named
+from fastgan.ops import aten_convolution
+from fastgan.ops.bn_act import bn_act
+from fastgan.ops.chain import Chain, convolution_path, run_chain
+from fastgan.ops.eligibility import autocast_dtype, why_not_chained
+from fastgan.ops.stages import Stage, StageTensors, fold_running_norm
+
+__all__ = ["conv2d_bn_act", "conv_transpose2d_bn_act"]
+
+Size = int | tuple[int, int]
+
+
+def conv_transpose2d_bn_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+    activation: str = "relu",
+    negative_slope: float = 0.2,
+) -> Tensor:
+    """``F.conv_transpose2d``, ``F.batch_norm`` and an activation in one.
+
+    The formula is this module's. Differentiable to any order in ``input``, ``weight``, ``bias``,
+    ``bn_weight`` and ``bn_bias``. On a GPU, float32 (in TF32 where torch's settings for
+    convolutions allow it), bfloat16 and float16 run in the Triton kernel; elsewhere, and with
+    ``groups`` above 1 or float64, the convolution is ATen's. Autocast casts as it does for
+    ``F.conv_transpose2d``.
+
+    Args:
+        input: (N, C_in, H, W); float64, float32, bfloat16 or float16.
+        weight: (C_in, C_out / groups, kH, kW), of the input's dtype. Fastest in channels-last
+            memory, as the input.
+        bias: (C_out,) or None.
+        bn_weight: scale, (C_out,), or None for 1; as the next three of float32 or the input's
+            dtype.
+        bn_bias: shift, (C_out,), or None for 0.
+        running_mean: (C_out,), updated in place in training; None keeps no statistics.
+        running_var: (C_out,), as ``running_mean``; takes the unbiased variance.
+        training: normalise with the batch's statistics (True) or the running ones (False).
+        momentum: share of the new value in the running statistics.
+        eps: added to the variance.
+        stride: as in ``F.conv_transpose2d``, and so the next four.
+        padding: rows and columns cut from each side of the result.
+        output_padding: rows and columns added to one side of it.
+        groups: of channels that don't mix.
+        dilation: distance of the kernel's taps.
+        activation: "none", "relu", "leaky_relu", "tanh" or "sigmoid".
+        negative_slope: slope of "leaky_relu" below zero.
+
+    Returns:
+        (N, C_out, H_out, W_out), in the dtype that the convolution ran in.
+
+    Raises:
+        ConfigError: an unknown activation (a ValueError).
+        ValueError: one value per channel in training, or no running statistics in evaluation.
+        RuntimeError: shapes, dtypes or devices that torch refuses.
+
+    Example:
+        >>> x, weight = torch.randn(2, 8, 4, 4), torch.randn(8, 5, 4, 4)
+        >>> conv_transpose2d_bn_act(
+        ...     x, weight, bn_weight=torch.ones(5), bn_bias=torch.zeros(5), running_mean=None,
+        ...     running_var=None, training=True, stride=2, padding=1).shape
+        torch.Size([2, 5, 8, 8])
+    """
+    stage = Stage(
+        "conv_transpose2d",
+        _pair(stride),
+        _pair(padding),
+        _pair(dilation),
+        _pair(output_padding),
+        groups,
+        training,
+        momentum,
+        eps,
+        activation_named(activation).name,
+        negative_slope,
+    )
+    tensors = StageTensors(weight, bias, bn_weight, bn_bias, running_mean, running_var)
+    return _conv_bn_act(stage, tensors, input)
+
+
+def conv2d_bn_act(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    bn_weight: Tensor | None,
+    bn_bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    training: bool,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+    activation: str = "relu",
+    negative_slope: float = 0.2,
+) -> Tensor:
+    """``F.conv2d``, ``F.batch_norm`` and an activation in one.
+
+    As :func:`conv_transpose2d_bn_act`, with the differences below.
+
+    Args:
+        input: (N, C_in, H, W); float64, float32, bfloat16 or float16.
+        weight: (C_out, C_in / groups, kH, kW), of the input's dtype.
+        bias: (C_out,) or None.
+        bn_weight: as there, and so the next seven.
+        bn_bias: shift, (C_out,), or None for 0.
+        running_mean: (C_out,), updated in place in training; None keeps no statistics.
+        running_var: (C_out,), as ``running_mean``; takes the unbiased variance.
+        training: normalise with the batch's statistics (True) or the running ones (False).
+        momentum: share of the new value in the running statistics.
+        eps: added to the variance.
+        stride: as in ``F.conv2d``, and so the next three.
+        padding: rows and columns of zeros on each side, or "valid" or "same".
+        groups: of channels that don't mix.
+        dilation: distance of the kernel's taps.
+        activation: "none", "relu", "leaky_relu", "tanh" or "sigmoid".
+        negative_slope: slope of "leaky_relu" below zero.
+
+    Returns:
+        (N, C_out, H_out, W_out), in the dtype that the convolution ran in.
+
+    Raises:
+        ConfigError: an unknown activation (a ValueError).
+        ValueError: one value per channel in training, or no running statistics in evaluation.
+        RuntimeError: shapes, dtypes or devices that torch refuses.
+
+    Example:
+        >>> x, weight = torch.randn(2, 3, 8, 8), torch.randn(5, 3, 4, 4)
+        >>> conv2d_bn_act(
+        ...     x, weight, bn_weight=None, bn_bias=None, running_mean=torch.zeros(5),
+        ...     running_var=torch.ones(5), training=False, stride=2, padding=1,
+        ...     activation="leaky_relu").shape
+        torch.Size([2, 5, 4, 4])
+    """
+    tensors = StageTensors(weight, bias, bn_weight, bn_bias, running_mean, running_var)
+    rest = (groups, training, momentum, eps, activation_named(activation).name, negative_slope)
+    if isinstance(padding, str):
+        padded = _padding_of(padding, weight, _pair(dilation))
+        if padded is None:
+            output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+            return _norm_act(
+                Stage("conv2d", (1, 1), (0, 0), (1, 1), (0, 0), *rest), tensors, output
+            )
+        padding = padded
+    stage = Stage("conv2d", _pair(stride), _pair(padding), _pair(dilation), (0, 0), *rest)
+    return _conv_bn_act(stage, tensors, input)
+
+
+def _conv_bn_act(stage: Stage, tensors: StageTensors, input: Tensor) -> Tensor:
+    if torch.compiler.is_compiling() or _why_not(stage, tensors, input) is not None:
+        output = aten_convolution.forward(stage, input, tensors.weight, tensors.bias)
+        return _norm_act(stage, tensors, output)
+    if not stage.norm:
+        weight, bias, norm_weight, norm_bias, mean, variance = tensors
+        assert mean is not None
+        assert variance is not None
+        tensors = StageTensors(
+            *fold_running_norm(stage, weight, bias, norm_weight, norm_bias, mean, variance)
+        )
+    dtype = autocast_dtype(input)
+    path, _ = convolution_path(
+        stage, tensors.weight, input.device, input.dtype if dtype is None else dtype
+    )
+    return run_chain(Chain((stage,), (path,), dtype), input, [tensors])
+
+
+def _norm_act(stage: Stage, tensors: StageTensors, input: Tensor) -> Tensor:
+    """What follows the convolution, by itself; ``stage.norm`` says whether in training."""
+    return bn_act(
+        input,
+        bn_weight=tensors.norm_weight,
+        bn_bias=tensors.norm_bias,
+        running_mean=tensors.running_mean,
+        running_var=tensors.running_var,
+        training=stage.norm,
+        momentum=stage.momentum,
+        eps=stage.eps,
+        activation=stage.activation,
+        negative_slope=stage.negative_slope,
+    )
+
+
+def _why_not(stage: Stage, tensors: StageTensors, input: Tensor) -> str | None:
+    """Why the two run one after the other. What torch refuses, it says best itself."""
+    weight, bias, *of_norm = tensors
+    reason = why_not_chained(input, 4, autocast_dtype(input), (weight, bias), of_norm)
+    if reason is not None:
+        return reason
+    if weight.dim() != 4:
+        return f"its weight has {weight.dim()} dimensions, not 4"
+    transposed = stage.kind == "conv_transpose2d"
+    channels = weight.shape[1] * stage.groups if transposed else weight.shape[0]
+    if any(tensor is not None and tensor.shape != (channels,) for tensor in of_norm):
+        return "a tensor of the norm does not have one value per channel"
+    if (tensors.running_mean is None) != (tensors.running_var is None):
+        return "it has one running statistic of two"
+    if not stage.norm and tensors.running_mean is None:
+        return "it has no running statistics"
+    if stage.activation == "leaky_relu" and not stage.negative_slope >= 0:
+        return "its negative_slope is below 0"
+    return None
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    if isinstance(size, int):
+        return size, size
+    rows, columns = size if len(size) == 2 else (size[0], size[0])
+    return rows, columns
+
+
+def _padding_of(name: str, weight: Tensor, dilation: tuple[int, int]) -> tuple[int, int] | None:
+    """The padding that a name stands for; None where it isn't the same on either side."""
+    if name == "valid":
+        return 0, 0
+    added = [reach * (size - 1) for reach, size in zip(dilation, weight.shape[2:], strict=True)]
+    if name != "same" or any(rows % 2 != 0 for rows in added):
+        return None
+    return added[0] // 2, added[1] // 2

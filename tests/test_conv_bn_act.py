@@ -1,0 +1,284 @@
+"""conv_transpose2d_bn_act and conv2d_bn_act against the reference's, of torch's functions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fastgan.functional as ours
+import fastgan.reference.functional as reference
+
+ACTIVATIONS = ("none", "relu", "leaky_relu", "tanh", "sigmoid")
+FUNCTIONS = ("conv2d_bn_act", "conv_transpose2d_bn_act")
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    """Shapes and settings that both functions take."""
+    pair = st.tuples(st.integers(1, 3), st.integers(1, 3))
+    stride, dilation = draw(pair), draw(pair)
+    groups = draw(st.sampled_from([1, 1, 1, 2]))
+    return {
+        "function": draw(st.sampled_from(FUNCTIONS)),
+        "batch": draw(st.integers(1, 3)),
+        "channels": groups * draw(st.integers(1, 3)),
+        "channels_out": groups * draw(st.integers(1, 4)),
+        "size": draw(st.tuples(st.integers(1, 7), st.integers(1, 7))),
+        "kernel": draw(st.tuples(st.integers(1, 4), st.integers(1, 4))),
+        "settings": {
+            "stride": draw(st.sampled_from([stride, stride[0]])),
+            "padding": draw(st.tuples(st.integers(0, 2), st.integers(0, 2))),
+            "dilation": dilation,
+            "groups": groups,
+        },
+        "output_padding": draw(st.integers(0, 1)),
+        "bias": draw(st.booleans()),
+        "affine": draw(st.booleans()),
+        "running": draw(st.booleans()),
+        "training": draw(st.booleans()),
+        "activation": draw(st.sampled_from(ACTIVATIONS)),
+        "channels_last": draw(st.booleans()),
+        "seed": draw(st.integers(0, 2**31)),
+    }
+
+
+def arguments(
+    case: dict[str, Any], dtype: torch.dtype
+) -> tuple[list[Tensor | None], dict[str, Any]]:
+    """input, weight, bias, bn_weight, bn_bias as leaves; and the keywords."""
+    torch.manual_seed(case["seed"])
+    settings_ = dict(case["settings"])
+    groups, wide = settings_["groups"], case["channels_out"]
+    if case["function"] == "conv2d_bn_act":
+        shape = (wide, case["channels"] // groups, *case["kernel"])
+    else:
+        shape = (case["channels"], wide // groups, *case["kernel"])
+        settings_["output_padding"] = case["output_padding"]
+    x = torch.randn(case["batch"], case["channels"], *case["size"], dtype=dtype)
+    weight = torch.randn(shape, dtype=dtype)
+    if case["channels_last"]:
+        x = x.contiguous(memory_format=torch.channels_last)
+        weight = weight.contiguous(memory_format=torch.channels_last)
+    tensors = [
+        x,
+        weight,
+        torch.randn(wide, dtype=dtype) if case["bias"] else None,
+        torch.randn(wide, dtype=dtype) if case["affine"] else None,
+        torch.randn(wide, dtype=dtype) if case["affine"] else None,
+    ]
+    keywords = {
+        **settings_,
+        "training": case["training"],
+        "activation": case["activation"],
+        "running_mean": torch.randn(wide, dtype=dtype) if case["running"] else None,
+        "running_var": torch.rand(wide, dtype=dtype) + 0.5 if case["running"] else None,
+    }
+    return [t if t is None else t.requires_grad_() for t in tensors], keywords
+
+
+def call(
+    module: Any, case: dict[str, Any], tensors: list[Tensor | None], **keywords: Any
+) -> Tensor:
+    x, weight, bias, bn_weight, bn_bias = tensors
+    function = getattr(module, case["function"])
+    output: Tensor = function(x, weight, bias, bn_weight=bn_weight, bn_bias=bn_bias, **keywords)
+    return output
+
+
+def run(module: Any, case: dict[str, Any], dtype: torch.dtype) -> dict[str, Tensor]:
+    """Output, gradients of first and second order, running statistics."""
+    tensors, keywords = arguments(case, dtype)
+    leaves = [t for t in tensors if t is not None]
+    output = call(module, case, tensors, **keywords)
+    weights = torch.linspace(-1, 1, output.numel(), dtype=dtype).view(output.shape)
+    grads = torch.autograd.grad(output, leaves, weights, create_graph=True)
+    twice = torch.autograd.grad(
+        sum(grad.square().sum() for grad in grads), leaves, allow_unused=True
+    )
+    found = {"output": output.detach()}
+    found |= {f"grad {i}": grad.detach() for i, grad in enumerate(grads)}
+    found |= {f"second {i}": grad for i, grad in enumerate(twice) if grad is not None}
+    for name in ("running_mean", "running_var"):
+        if keywords[name] is not None:
+            found[name] = keywords[name]
+    return found
+
+
+def is_possible(case: dict[str, Any]) -> bool:
+    try:
+        run(reference, case, torch.float64)
+    except (RuntimeError, ValueError):
+        return False
+    return True
+
+
+@given(cases())
+@settings(max_examples=80, deadline=None, derandomize=True)
+def test_values_and_gradients_of_both_orders_in_float64(case: dict[str, Any]) -> None:
+    assume(is_possible(case))
+    expected, found = run(reference, case, torch.float64), run(ours, case, torch.float64)
+    assert found.keys() == expected.keys()
+    for name, exact in expected.items():
+        scale = float(exact.abs().max()) if exact.numel() else 0.0
+        torch.testing.assert_close(
+            found[name],
+            exact,
+            rtol=1e-7,
+            atol=1e-7 * max(scale, 1),
+            msg=lambda m, n=name: f"{n}: {m}",
+        )
+
+
+@given(cases())
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_what_the_reference_refuses_is_refused(case: dict[str, Any]) -> None:
+    assume(not is_possible(case))
+    tensors, keywords = arguments(case, torch.float64)
+    with pytest.raises((RuntimeError, ValueError)):
+        call(ours, case, tensors, **keywords)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("training", [True, False])
+def test_gradcheck_and_gradgradcheck(function: str, activation: str, training: bool) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(2, 2, 3, 3, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(2, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+    rest = [torch.randn(2, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    running = torch.randn(2, dtype=torch.float64), torch.rand(2, dtype=torch.float64) + 0.5
+
+    def compute(*tensors: Tensor) -> Tensor:
+        x, weight, bias, bn_weight, bn_bias = tensors
+        output: Tensor = getattr(ours, function)(
+            x,
+            weight,
+            bias,
+            bn_weight=bn_weight,
+            bn_bias=bn_bias,
+            training=training,
+            running_mean=running[0].clone(),
+            running_var=running[1].clone(),
+            stride=2,
+            padding=1,
+            activation=activation,
+        )
+        return output
+
+    assert torch.autograd.gradcheck(compute, (x, weight, *rest))
+    assert torch.autograd.gradgradcheck(compute, (x, weight, *rest))
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_a_third_derivative(function: str) -> None:
+    values = {}
+    for module in (ours, reference):
+        torch.manual_seed(2)
+        x = torch.randn(2, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+        weight = torch.randn(2, 2, 2, 2, dtype=torch.float64)
+        output = getattr(module, function)(
+            x,
+            weight,
+            bn_weight=None,
+            bn_bias=None,
+            running_mean=None,
+            running_var=None,
+            training=True,
+            activation="tanh",
+        )
+        derivative = (output * torch.randn_like(output)).sum()
+        for _ in range(3):
+            (derivative,) = torch.autograd.grad(derivative, x, create_graph=True)
+            derivative = (derivative * torch.randn_like(derivative)).sum()
+        values[module] = derivative.detach()
+    assert abs(values[reference]) > 1e-3
+    torch.testing.assert_close(values[ours], values[reference], rtol=1e-8, atol=0)
+
+
+@pytest.mark.parametrize("function", FUNCTIONS)
+def test_compiled_in_one_graph(function: str) -> None:
+    torch.manual_seed(0)
+    x, weight = torch.randn(2, 4, 5, 5), torch.randn(4, 4, 3, 3)
+
+    def compute(module: Any, x: Tensor, mean: Tensor, var: Tensor, training: bool) -> Tensor:
+        output: Tensor = getattr(module, function)(
+            x,
+            weight,
+            bn_weight=None,
+            bn_bias=None,
+            running_mean=mean,
+            running_var=var,
+            training=training,
+            stride=2,
+            padding=1,
+        )
+        return output
+
+    compiled = torch.compile(compute, fullgraph=True, backend="aot_eager")
+    for training in (True, False):
+        results = []
+        for run_, module in ((compiled, ours), (compute, reference)):
+            leaf = x.clone().requires_grad_()
+            mean, var = torch.zeros(4), torch.ones(4)
+            output = run_(module, leaf, mean, var, training)
+            output.square().sum().backward()
+            results.append([output.detach(), leaf.grad, mean, var])
+        for mine, expected in zip(*results, strict=True):
+            torch.testing.assert_close(mine, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_padding_by_name(padding: str, kernel: int) -> None:
+    x, weight = torch.randn(2, 3, 6, 6).double(), torch.randn(4, 3, kernel, kernel).double()
+    keywords: dict[str, Any] = {
+        "bn_weight": None,
+        "bn_bias": None,
+        "running_mean": None,
+        "running_var": None,
+        "training": True,
+        "padding": padding,
+    }
+    torch.testing.assert_close(
+        ours.conv2d_bn_act(x, weight, **keywords), reference.conv2d_bn_act(x, weight, **keywords)
+    )
+    with pytest.raises(RuntimeError):
+        ours.conv2d_bn_act(x, weight, **keywords | {"padding": "full"})
+
+
+def test_a_negative_slope_below_zero_and_an_unknown_activation() -> None:
+    x, weight = torch.randn(2, 3, 6, 6).double(), torch.randn(4, 3, 3, 3).double()
+    for training in (True, False):
+        results = []
+        for module in (ours, reference):
+            leaf = x.clone().requires_grad_()
+            out = module.conv2d_bn_act(
+                leaf,
+                weight,
+                bn_weight=None,
+                bn_bias=None,
+                running_mean=torch.zeros(4).double(),
+                running_var=torch.ones(4).double(),
+                training=training,
+                activation="leaky_relu",
+                negative_slope=-0.5,
+            )
+            out.square().sum().backward()
+            results.append((out.detach(), leaf.grad))
+        torch.testing.assert_close(*results)
+    with pytest.raises(ValueError, match="activation is 'gelu'; expected one of none, relu"):
+        ours.conv2d_bn_act(
+            x,
+            weight,
+            bn_weight=None,
+            bn_bias=None,
+            running_mean=None,
+            running_var=None,
+            training=True,
+            activation="gelu",
+        )

@@ -40,7 +40,7 @@ def tap_and_channel(
     """
     if ONE_TAP:
         steps_per_tap = tl.cdiv(channels, BLOCK_K)
-        tap = step // steps_per_tap + tl.zeros([1], tl.int32)
+        tap = step // steps_per_tap + tl.full([1], 0, tl.int32)
         channel = step % steps_per_tap * BLOCK_K + tl.arange(0, BLOCK_K)
         known = channel < channels
     else:
@@ -221,7 +221,7 @@ def implicit_gemm_kernel(
         steps = tl.cdiv(taps_h * taps_w * in_channels, BLOCK_K)
     # The last tiles of a smaller phase are empty.
     steps = tl.where(tile_m.to(POSITION) * BLOCK_M < positions, steps, 0)
-    accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    accumulator = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
     for step in range(steps):
         tap_h, tap_w, channel, known = tap_and_channel(
             step, taps_h, taps_w, in_channels, BLOCK_K, ONE_TAP

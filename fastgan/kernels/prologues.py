@@ -49,7 +49,5 @@ def batch_norm_gradient(
 def load_vector(pointer, channel, known):
     """[1, channels] of a per-channel vector; 0 past its end, and where there is none."""
     if pointer is None:
-        vector = tl.zeros(channel.shape, tl.float32)
-    else:
-        vector = tl.load(pointer + channel, mask=known, other=0.0)
-    return vector[None, :]
+        return 0.0
+    return tl.load(pointer + channel, mask=known, other=0.0)[None, :].to(tl.float32)

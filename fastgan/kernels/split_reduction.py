@@ -145,7 +145,7 @@ def weight_gradient_kernel(
 
     if ONE_TAP:
         tiles_per_tap = tl.cdiv(gathered_channels, BLOCK_M)
-        tap = tile_m // tiles_per_tap + tl.zeros([1], tl.int32)
+        tap = tile_m // tiles_per_tap + tl.full([1], 0, tl.int32)
         channel = tile_m % tiles_per_tap * BLOCK_M + tl.arange(0, BLOCK_M)
         known = channel < gathered_channels
     else:
@@ -181,7 +181,7 @@ def weight_gradient_kernel(
     per_sample = paired_height.to(POSITION) * paired_width
     positions = batch.to(POSITION) * per_sample
     start = split.to(POSITION) * steps_per_split * BLOCK_K
-    accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    accumulator = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
     for step in range(steps_per_split):
         position = start + step * BLOCK_K + tl.arange(0, BLOCK_K)
         exists = position < positions
@@ -266,7 +266,7 @@ def sum_splits_kernel(
     """total = the sum over the splits, in float32 and in an order that is always the same."""
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = element < elements
-    accumulator = tl.zeros([BLOCK], tl.float32)
+    accumulator = tl.full([BLOCK], 0.0, tl.float32)
     for first in range(0, splits, BLOCK_SPLITS):
         split = first + tl.arange(0, BLOCK_SPLITS)
         block = tl.load(
@@ -320,7 +320,7 @@ def channel_sums_kernel(
     per_sample = height.to(POSITION) * width
     positions = batch.to(POSITION) * per_sample
     start = split.to(POSITION) * steps_per_split * BLOCK_M
-    accumulator = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    accumulator = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
     for step in range(steps_per_split):
         position = start + step * BLOCK_M + tl.arange(0, BLOCK_M)
         inside = (position < positions)[:, None] & column_exists[None, :]

@@ -1,0 +1,39 @@
+"""Tests that run the kernels: on the GPU if there is one, else in Triton's interpreter.
+
+Whether Triton compiles or interprets is settled when it is first imported. So where there is no GPU
+nothing is collected here, but in the process that tests/kernels/test_in_the_interpreter.py starts
+with TRITON_INTERPRET=1.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+collect_ignore_glob = [] if INTERPRETED or torch.cuda.is_available() else ["test_*.py"]
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the kernels run."""
+    return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture(autouse=True)
+def full_float32():
+    """float32 as it is: eager's errors are what ours are compared with, so both without TF32."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    # The interpreter multiplies bfloat16 wrongly in tl.dot (seen with Triton 3.7.1).
+    if "dtype" in metafunc.fixturenames:
+        dtypes = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])
+        metafunc.parametrize("dtype", dtypes, ids=lambda dtype: str(dtype).split(".")[1])

@@ -4,6 +4,9 @@
     python benchmarks/record_optimizers.py --device cuda --results DIR    # leaves the page alone
     python benchmarks/record_optimizers.py --table-only    # the table again, nothing measured
 
+The measuring is fastgan.bench's. `fastgan bench` has these cases too; here they run longer, until
+nobody disturbs them, and beside a copy of their own size.
+
 benchmarks/results/optimizers-<device>.json holds:
 
     time        when it was measured, UTC
@@ -19,6 +22,7 @@ benchmarks/results/optimizers-<device>.json holds:
         best_peer                       the peer with the least median
         times_faster                    its median over fastgan's
         times_faster_by_minima          the least minimum of any peer over fastgan's
+        times_faster_by_turn            median and quartiles of the ratio to best_peer in a round
         gigabytes_per_second            20, 28 or 8 bytes a weight over fastgan's median
         copy_gigabytes_per_second       8 bytes over the median of Tensor.copy_ of as many weights,
                                         measured in the same rounds
@@ -35,7 +39,6 @@ import argparse
 import json
 import os
 import platform
-import subprocess
 import time
 from pathlib import Path
 
@@ -43,6 +46,7 @@ import torch
 from optimizer_cases import CASES, Case, measure
 
 import fastgan
+from fastgan.bench.machine import commit, processor, utc_now
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -50,47 +54,10 @@ PAGE = ROOT / "docs" / "optimisers.md"
 MARKS = ("<!-- table: benchmarks/record_optimizers.py -->", "<!-- end of table -->")
 
 
-def processor() -> str:
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor()
-
-
-def commit() -> str | None:
-    """Of the code that runs; None outside a git checkout, as on a machine it was copied to."""
-    sources = ("csrc", "fastgan", "benchmarks")
-    answers = []
-    for arguments in (
-        ("rev-parse", "HEAD"),
-        ("status", "--porcelain", "--untracked-files=no", "--", *sources),
-    ):
-        result = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
-        )
-        if result.returncode != 0:
-            return None
-        answers.append(result.stdout.strip())
-    return answers[0] + ("-dirty" if answers[1] else "")
-
-
-def busy_seconds() -> tuple[float, float]:
-    """Seconds of processor time used by all processes and by this one, so far."""
-    fields = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:]
-    user, nice, system, _idle, _wait, irq, soft_irq, steal = map(float, fields[:8])
-    ticks = os.sysconf("SC_CLK_TCK")
-    return (user + nice + system + irq + soft_irq + steal) / ticks, sum(os.times()[:2])
-
-
 def measure_undisturbed(case: Case, device: str, tries: int) -> dict[str, object]:
     best: dict[str, object] = {}
     for _ in range(tries):
-        start, (all_before, own_before) = time.monotonic(), busy_seconds()
         row = measure(case, device)
-        all_after, own_after = busy_seconds()
-        capacity = (time.monotonic() - start) * (os.cpu_count() or 1)
-        others = (all_after - all_before) - (own_after - own_before)
-        row["disturbance_percent"] = round(max(0.0, 100 * others / capacity), 1)
         if not best or row["disturbance_percent"] < best["disturbance_percent"]:
             best = row
         if best["disturbance_percent"] <= 3:
@@ -103,7 +70,7 @@ def measure_undisturbed(case: Case, device: str, tries: int) -> dict[str, object
 def record(device: str, tries: int) -> dict[str, object]:
     rows = [measure_undisturbed(case, device, tries) for case in CASES]
     return {
-        "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "time": utc_now(),
         "commit": commit(),
         "machine": {
             "processor": torch.cuda.get_device_name() if device == "cuda" else processor(),

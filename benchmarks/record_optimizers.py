@@ -1,8 +1,7 @@
-"""Measures the optimisers and writes the results, and docs/optimisers.md's table from them.
+"""Measures the optimisers and writes the results; `make tables` makes docs/optimisers.md's of them.
 
     python benchmarks/record_optimizers.py [--device cpu|cuda] [--threads N] [--tries N]
-    python benchmarks/record_optimizers.py --device cuda --results DIR    # leaves the page alone
-    python benchmarks/record_optimizers.py --table-only    # the table again, nothing measured
+    python benchmarks/record_optimizers.py --device cuda --results DIR
 
 The measuring is fastgan.bench's. `fastgan bench` has these cases too; here they run longer, until
 nobody disturbs them, and beside a copy of their own size.
@@ -50,8 +49,6 @@ from fastgan.bench.machine import commit, processor, utc_now
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
-PAGE = ROOT / "docs" / "optimisers.md"
-MARKS = ("<!-- table: benchmarks/record_optimizers.py -->", "<!-- end of table -->")
 
 
 def measure_undisturbed(case: Case, device: str, tries: int) -> dict[str, object]:
@@ -87,32 +84,6 @@ def record(device: str, tries: int) -> dict[str, object]:
     }
 
 
-def table(device: str) -> str:
-    path = RESULTS / f"optimizers-{device}.json"
-    if not path.exists():
-        return f"`{device}`: not measured."
-    result = json.loads(path.read_text(encoding="utf-8"))
-    machine, versions = result["machine"], result["versions"]
-    lines = [
-        f"{machine['processor']}, {machine['threads']} threads, torch {versions['torch']}, "
-        f"{versions['cpu_instruction_set']}; {result['time'][:10]}, "
-        f"[`{path.name}`](../benchmarks/results/{path.name}):",
-        "",
-        "| work | weights | fastgan | best of torch's | which | times faster | of copy bandwidth |",
-        "|---|---|---|---|---|---|---|",
-    ]
-    for row in result["rows"]:
-        median = row["median_us"]
-        best = row["best_peer"]
-        shapes = row["shapes"] + ", cold" * (row["cold"] and row["weights"] < 10_000_000)
-        lines.append(
-            f"| {row['work']} | {shapes} | {median['fastgan'] / 1000:.2f} ms | "
-            f"{median[best] / 1000:.2f} ms | {best} | {row['times_faster']:.2f} | "
-            f"{row['percent_of_copy']}% |"
-        )
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -120,24 +91,14 @@ def main() -> None:
     parser.add_argument(
         "--tries", type=int, default=5, help="how often to measure a disturbed case"
     )
-    parser.add_argument(
-        "--results", type=Path, help="write the results there, and leave the page's table alone"
-    )
-    parser.add_argument("--table-only", action="store_true")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="folder for the file")
     arguments = parser.parse_args()
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
-    if not arguments.table_only:
-        results = arguments.results or RESULTS
-        results.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(record(arguments.device, arguments.tries), indent=2) + "\n"
-        (results / f"optimizers-{arguments.device}.json").write_text(text, encoding="utf-8")
-    if arguments.results is not None:
-        return
-    page = PAGE.read_text(encoding="utf-8")
-    start, end = (page.index(mark) for mark in MARKS)
-    tables = "\n\n".join(table(device) for device in ("cpu", "cuda"))
-    PAGE.write_text(f"{page[:start]}{MARKS[0]}\n{tables}\n{page[end:]}", encoding="utf-8")
+    arguments.results.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(record(arguments.device, arguments.tries), indent=2) + "\n"
+    path = arguments.results / f"optimizers-{arguments.device}.json"
+    path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

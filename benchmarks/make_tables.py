@@ -1,0 +1,324 @@
+"""Writes the tables of the README and the docs from the committed results, and from nothing else.
+
+    python benchmarks/make_tables.py           # make tables
+    python benchmarks/make_tables.py --check   # exit code 1 if a table isn't what it would write
+
+A table stands between two marks, `<!-- table: NAME -->` and `<!-- end of table -->`, in README.md
+or a page of docs/. What is between them is replaced. The names:
+
+    summary     the README's: every goal on this project's machines, those not measured too
+    goals-cpu, goals-cuda    the same in full, for one kind of device
+    cases-cpu-ops, ...       every case of a suite, rows where a peer is faster included
+    static-sm_80, ...        what the compiler made of each kernel
+    optimizers  docs/optimisers.md's, from optimizers-*.json
+
+The README's figures of the demo, between marks of their own, are record_demo.py's.
+
+Results are benchmarks/results/bench-*.json (schema: fastgan/bench/schema.py) and, for what they
+lack, optimizers-*.json and penalty-*.json (fields: the recorders of that name).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import record_demo
+
+from fastgan.bench.goals import GOALS, Verdict, judge
+from fastgan.bench.schema import Result, Row, read_result
+from fastgan.bench.tables import case_table, goal_cells, goal_table, markdown_table
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+DEMO = ("<!-- demo figures: begin -->", "<!-- demo figures: end -->")
+BLOCK = re.compile(r"<!-- table: ([a-z0-9_-]+) -->\n(.*?)<!-- end of table -->", flags=re.S)
+
+
+# --- Results --------------------------------------------------------------------------------------
+
+
+def load_results(folder: Path = RESULTS) -> list[tuple[Path, Result]]:
+    """All of them, each with its file."""
+    readers: dict[str, Callable[[Path], Result]] = {
+        "bench-*.json": read_result,
+        "optimizers-*.json": read_optimizers,
+        "penalty-*.json": read_penalty,
+    }
+    return [
+        (path, read(path))
+        for pattern, read in readers.items()
+        for path in sorted(folder.glob(pattern))
+    ]
+
+
+def read_optimizers(path: Path) -> Result:
+    """What record_optimizers.py wrote, as rows of the schema."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    rows = []
+    for row in found["rows"]:
+        shape = row["shapes"] + ", cold" * (row["cold"] and row["weights"] < 10_000_000)
+        case = {"suite": "ops", "op": row["work"], "shape": shape, "dtype": "float32", "batch": 0}
+        medians = row["median_us"]
+        rows += _times(case, {name: value * 1e-6 for name, value in medians.items()}, "fastgan")
+        rows.append(
+            Row(
+                **case,
+                provider="fastgan",
+                mode="launched",
+                metric="percent_of_floor",
+                value=row["percent_of_copy"],
+                detail="bandwidth",
+            )
+        )
+    return _result(found, path, rows)
+
+
+#: record_penalty.py's names for what the schema's providers are.
+_PENALTY_PEERS = {
+    "eager": "eager, contiguous",
+    "eager, channels-last": "eager",
+    "compile, channels-last": "torch.compile",
+}
+
+
+def read_penalty(path: Path) -> Result:
+    """What record_penalty.py wrote, as rows of the schema."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    names = {"gradient_penalty": "gradient penalty", "wgan_gp_critic_loss": "critic loss"}
+    rows = []
+    for row in found["rows"]:
+        case = {
+            "suite": "ops",
+            "op": names[row["op"]],
+            "shape": "DCGAN-64 critic" + (", layer norm" if row.get("norm") == "layer" else ""),
+            "dtype": row["dtype"],
+            "batch": row["shape"][0],
+        }
+        times = {
+            _PENALTY_PEERS.get(name, name): value * 1e-3 for name, value in row["median_ms"].items()
+        }
+        rows += _times(case, times, "fused, channels-last")
+    return _result(found, path, rows)
+
+
+def _times(case: dict[str, object], seconds: dict[str, float], ours: str) -> list[Row]:
+    """Medians only: these files keep quartiles of no ratio but one."""
+    peers = {name: t for name, t in seconds.items() if not name.startswith(("fastgan", "fused,"))}
+    peers.pop("fused", None)
+    rows = [Row(**case, provider="fastgan", mode="launched", metric="seconds", value=seconds[ours])]
+    for name, value in peers.items():
+        rows += [
+            Row(**case, provider=name, mode="launched", metric="seconds", value=value),
+            Row(
+                **case,
+                provider="fastgan",
+                mode="launched",
+                metric="times_faster",
+                value=round(value / seconds[ours], 3),
+                detail=name,
+            ),
+        ]
+    return rows
+
+
+def _result(found: dict, path: Path, rows: list[Row]) -> Result:
+    device = "cuda" if path.stem.endswith("cuda") else "cpu"
+    machine = {**found["machine"], "device": device}
+    if device == "cuda":
+        machine["gpu"] = machine["processor"]
+    return Result(
+        time=found["time"],
+        commit=found["commit"],
+        machine=machine,
+        versions=found["versions"],
+        settings={},
+        floors={},
+        rows=tuple(rows),
+    )
+
+
+# --- Tables ---------------------------------------------------------------------------------------
+
+
+def make_table(name: str, results: list[tuple[Path, Result]], up: str = "") -> str:
+    """The table of that name; ``up`` leads from its page to the repository's root.
+
+    Raises:
+        ValueError: there is no such table.
+    """
+    kind, _, rest = name.partition("-")
+    if name == "summary":
+        return summary(results, up)
+    if kind == "goals" and rest in ("cpu", "cuda"):
+        goals = [goal for goal in GOALS if goal.device == rest]
+        verdicts = judge([result for _, result in results], goals)
+        return sources(verdicts, results, up) + "\n\n" + goal_table(verdicts)
+    if kind == "cases":
+        device, _, suite = rest.partition("-")
+        parts = [
+            f"{where(result)}, [`{path.name}`]({up}benchmarks/results/{path.name}):\n\n"
+            + case_table(result, suite)
+            for path, result in results
+            if result.machine["device"] == device
+            and path.name.startswith("bench-")
+            and result.find(suite=suite)
+        ]
+        return "\n\n".join(parts) or f"`{device}`, suite {suite}: not measured."
+    if name == "optimizers":
+        return "\n\n".join(optimizers(device) for device in ("cpu", "cuda"))
+    if kind == "static":
+        from static_report import table
+
+        return table(rest)
+    raise ValueError(f"there is no table {name!r}")
+
+
+def optimizers(device: str) -> str:
+    """Every case of optimizers-<device>.json, each against the best of torch's."""
+    path = RESULTS / f"optimizers-{device}.json"
+    if not path.exists():
+        return f"`{device}`: not measured."
+    result = json.loads(path.read_text(encoding="utf-8"))
+    machine, versions = result["machine"], result["versions"]
+    body = []
+    for row in result["rows"]:
+        median, best = row["median_us"], row["best_peer"]
+        shapes = row["shapes"] + ", cold" * (row["cold"] and row["weights"] < 10_000_000)
+        body.append(
+            (
+                *(row["work"], shapes, f"{median['fastgan'] / 1000:.2f} ms"),
+                *(f"{median[best] / 1000:.2f} ms", best, f"{row['times_faster']:.2f}"),
+                f"{row['percent_of_copy']}%",
+            )
+        )
+    head = ("work", "weights", "fastgan", "best of torch's", "which", "times faster")
+    return (
+        f"{machine['processor']}, {machine['threads']} threads, torch {versions['torch']}, "
+        f"{versions['cpu_instruction_set']}; {result['time'][:10]}, "
+        f"[`{path.name}`](../benchmarks/results/{path.name}):\n\n"
+        + markdown_table((*head, "of copy bandwidth"), body)
+    )
+
+
+def where(result: Result) -> str:
+    threads = result.machine.get("threads")
+    cpu = f", {threads} threads" if result.machine["device"] == "cpu" else ""
+    return f"{result.device_name}{cpu}, torch {result.versions['torch']}, {result.time[:10]}"
+
+
+def sources(verdicts: list[Verdict], results: list[tuple[Path, Result]], up: str) -> str:
+    """Where the numbers are from."""
+    used = [verdict.result for verdict in verdicts if verdict.result is not None]
+    lines = [
+        f"{where(result)}: [`{path.name}`]({up}benchmarks/results/{path.name})"
+        for path, result in results
+        if any(result is each for each in used)
+    ]
+    return "; ".join(lines) + "." if lines else "Not measured."
+
+
+def summary(results: list[tuple[Path, Result]], up: str) -> str:
+    """Of every op: what was measured, from the hardest case to the easiest, on CPU and GPU."""
+    verdicts = judge([result for _, result in results])
+    order: dict[tuple[str, str, str], dict[str, list[Verdict]]] = {}
+    for verdict in verdicts:
+        goal = verdict.goal
+        if goal.metric not in ("times_faster", "peak_ratio"):
+            continue
+        what = goal.op.replace(", forward and backward", "")
+        layer = ", layer norm" if "layer norm" in goal.shape else ""
+        key = (what + layer, goal.metric, goal.dtype)
+        order.setdefault(key, {}).setdefault(goal.device, []).append(verdict)
+    body = []
+    for (what, metric, dtype), devices in order.items():
+        if "cpu" not in devices:
+            continue
+        cpu = devices["cpu"]
+        bound = goal_cells(cpu[0])[2]
+        number = "times faster" if metric == "times_faster" else "peak memory, of eager's"
+        cuda = [
+            verdict
+            for verdict in verdicts
+            if verdict.goal.device == "cuda"
+            and verdict.goal.metric == metric
+            and verdict.goal.op == cpu[0].goal.op
+            and verdict.row is not None
+        ]
+        body.append((what, dtype, number, bound, _range(cpu), _verdict(cpu), _range(cuda)))
+    head = ["what", "in", "number", "goal", "2 CPU cores", "", "GPU"]
+    text = markdown_table(head, body)
+    return f"{text}\n\n{sources(verdicts, results, up)}"
+
+
+def _range(verdicts: list[Verdict]) -> str:
+    values = sorted(verdict.row.value for verdict in verdicts if verdict.row is not None)
+    if not values:
+        return "not measured"
+    low, high = f"{values[0]:.2f}", f"{values[-1]:.2f}"
+    return low if low == high else f"{low} to {high}"
+
+
+def _verdict(verdicts: list[Verdict]) -> str:
+    words = [verdict.words for verdict in verdicts]
+    measured = [word for word in words if word != "not measured"]
+    if not measured:
+        return ""
+    passed = sum(word == "pass" for word in measured)
+    said = "pass" if passed == len(measured) else f"{passed} of {len(measured)} pass"
+    if passed < len(measured):
+        short = [word for word in measured if word.startswith("falls")]
+        worst = max(short, key=lambda word: int(re.findall(r"\d+", word)[0]), default="")
+        said += f", {worst.replace('falls', 'the worst falls')}" if worst else ", the rest within"
+        said += "" if worst else " the spread"
+    missing = len(words) - len(measured)
+    return said + (f"; {missing} not measured" if missing else "")
+
+
+# --- Pages ----------------------------------------------------------------------------------------
+
+
+def filled(text: str, results: list[tuple[Path, Result]], up: str) -> str:
+    """A page's text with its tables made anew."""
+
+    def block(match: re.Match[str]) -> str:
+        table = make_table(match[1], results, up)
+        return f"<!-- table: {match[1]} -->\n{table}\n<!-- end of table -->"
+
+    text = BLOCK.sub(block, text)
+    if DEMO[0] in text:
+        before, rest = text.split(DEMO[0])
+        demo = json.loads((RESULTS / "demo-cpu.json").read_text(encoding="utf-8"))
+        text = f"{before}{DEMO[0]}\n{record_demo.table(demo)}\n{DEMO[1]}{rest.split(DEMO[1])[1]}"
+    return text
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit code 1 if a table differs"
+    )
+    check = parser.parse_args().check
+    results = load_results()
+    differing = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        new = filled(text, results, "" if page.parent == ROOT else "../")
+        if new != text:
+            differing.append(str(page.relative_to(ROOT)))
+            if not check:
+                page.write_text(new, encoding="utf-8")
+    if differing and check:
+        print(f"not as the results have it: {', '.join(differing)}; run `make tables`")
+        return 1
+    print(f"wrote {', '.join(differing)}" if differing else "every table is as the results have it")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,114 @@
+"""The README's and the docs' tables are those that the committed results give."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import make_tables  # noqa: E402
+
+from fastgan.bench.schema import Result, Row  # noqa: E402
+
+
+def test_every_table_is_as_the_committed_results_have_it() -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "make_tables.py"), "--check"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_check_finds_a_figure_that_was_edited(tmp_path: Path, monkeypatch, capsys) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    page = tmp_path / "README.md"
+    page.write_text(text.replace("| 2.74 to ", "| 3.74 to ").replace("| pass |", "| Pass |"))
+    monkeypatch.setattr(make_tables, "ROOT", tmp_path)
+    monkeypatch.setattr(make_tables, "PAGES", (page,))
+    monkeypatch.setattr(sys, "argv", ["make_tables.py", "--check"])
+    assert make_tables.main() == 1
+    assert "README.md; run `make tables`" in capsys.readouterr().out
+    monkeypatch.setattr(sys, "argv", ["make_tables.py"])
+    assert make_tables.main() == 0
+    assert page.read_text(encoding="utf-8") == text
+
+
+def result(*rows: Row, device: str = "cpu") -> Result:
+    machine = {"device": device, "processor": "a processor", "gpu": "a GPU", "threads": 2}
+    return Result("2026-01-02", None, machine, {"torch": "2.11"}, {}, {}, rows)
+
+
+def critic_loss(value: float, peer: str, batch: int, metric: str = "times_faster") -> Row:
+    return Row(
+        *("ops", "critic loss", "fastgan", "DCGAN-64 critic", "float32", batch, "launched"),
+        *(metric, value, None, peer),
+    )
+
+
+def test_summary_shows_losses_and_what_nobody_measured() -> None:
+    rows = [critic_loss(1.2, "eager", 16), critic_loss(1.6, "eager", 32)]
+    text = make_tables.make_table("summary", [(Path("bench-cpu.json"), result(*rows))])
+    (line,) = (each for each in text.splitlines() if each.startswith("| critic loss | float32 | t"))
+    assert "| 1.20 to 1.60 |" in line
+    assert "1 of 2 pass, the worst falls short by 17%; 1 not measured" in line
+    assert line.endswith("| not measured |")
+    assert "[`bench-cpu.json`](benchmarks/results/bench-cpu.json)" in text
+
+
+def test_case_table_keeps_rows_where_a_peer_is_faster() -> None:
+    seconds = [
+        Row("ops", "clip", name, "critic", "float32", 0, "launched", "seconds", value)
+        for name, value in (("fastgan", 2e-3), ("eager", 1e-3))
+    ]
+    ratio = Row(
+        *("ops", "clip", "fastgan", "critic", "float32", 0, "launched"),
+        *("times_faster", 0.5, (0.4, 0.6), "eager"),
+    )
+    text = make_tables.make_table(
+        "cases-cpu-ops", [(Path("bench-cpu.json"), result(*seconds, ratio))], "../"
+    )
+    assert "| clip, critic | 2.00 ms | 1.00 ms, eager | 0.50 (0.40 to 0.60) |" in text
+    assert "(../benchmarks/results/bench-cpu.json)" in text
+    assert make_tables.make_table("cases-cuda-ops", []) == "`cuda`, suite ops: not measured."
+
+
+def test_older_recorders_files_become_rows_of_the_schema(tmp_path: Path) -> None:
+    recorded = {
+        "time": "2026-01-01T00:00:00Z",
+        "commit": None,
+        "machine": {"processor": "one", "threads": 2},
+        "versions": {"torch": "2.11"},
+        "rows": [
+            {
+                "op": "gradient_penalty",
+                "shape": [16, 3, 64, 64],
+                "dtype": "float32",
+                "median_ms": {
+                    "fused": 9.0,
+                    "fused, channels-last": 10.0,
+                    "eager": 18.0,
+                    "eager, channels-last": 20.0,
+                },
+            }
+        ],
+    }
+    path = tmp_path / "penalty-cpu.json"
+    path.write_text(json.dumps(recorded), encoding="utf-8")
+    ((_, found),) = make_tables.load_results(tmp_path)
+    ratios = {row.detail: row.value for row in found.find(metric="times_faster")}
+    assert ratios == {"eager, contiguous": 1.8, "eager": 2.0}
+    assert found.rows[0].batch == 16
+
+
+def test_unknown_table_is_an_error() -> None:
+    with pytest.raises(ValueError, match="no table 'speed'"):
+        make_tables.make_table("speed", [])

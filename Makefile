@@ -3,7 +3,10 @@
 PYTHON ?= python3
 VENV   ?= .venv
 OUT    ?= gpu-check
+PARTS  ?=
 DEMO   ?= runs/demo
+BENCH  ?= runs/bench
+QUICK  ?=
 
 BIN      := $(VENV)/bin
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
@@ -11,7 +14,7 @@ INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c 
 SOURCES  := $(shell find csrc -type f 2>/dev/null) setup.py native_build.py pyproject.toml constraints.txt fastgan/_version.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench gpu-check wheel clean
+.PHONY: help demo test lint format bench tables gpu-check wheel clean
 
 help:  ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -56,13 +59,17 @@ format: $(VENV)/.installed  ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## time the ops against torch's own, as ratios
-	$(BIN)/python -m pytest benchmarks --benchmark-only
+# All of it takes an hour on two cores, QUICK=1 minutes.
+bench: $(DEMO_NEEDS)  ## time it all against PyTorch, table and page into BENCH=dir; QUICK=1 for less
+	$(BIN)/fastgan bench --out "$(BENCH)" $(if $(QUICK),--quick)
+
+tables: $(DEMO_NEEDS)  ## make the README's and the docs' tables from benchmarks/results
+	$(BIN)/python benchmarks/make_tables.py
 
 # With the machine's own python3 and packages: a GPU machine has the torch it needs, and may have
 # no network.
-gpu-check:  ## on a machine with a GPU: build and test there, results into OUT=dir
-	benchmarks/gpu_check.sh "$(OUT)"
+gpu-check:  ## on a machine with a GPU: build, test, measure there, into OUT=dir; PARTS=build,tests
+	PARTS="$(PARTS)" benchmarks/gpu_check.sh "$(OUT)"
 
 wheel: $(VENV)/.installed  ## build a wheel and an sdist into dist/
 	$(BIN)/python -m pip install --quiet -c constraints.txt build

@@ -48,6 +48,10 @@ class TrainingDisplay(Callback):
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Takes leave of the bar; harmless when repeated."""
         if self._progress is not None:
             self._progress.stop()
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 import typing
 from types import NoneType
 from typing import Any
+
+from rich.console import Console
 
 from fastgan.cli.progress import TrainingDisplay
 from fastgan.errors import ConfigError
 from fastgan.training import TrainConfig, Trainer
 from fastgan.training.config_files import read_settings
+from fastgan.training.processes import Processes, joined_processes
 
 __all__ = ["add_parser", "run"]
 
@@ -77,16 +79,29 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains; returns 0, or 128 plus the signal's number when a signal ended the run."""
+    """Trains; returns 0, or 128 plus the signal's number when a signal ended the run.
+
+    Under ``torchrun`` every process does this; only the first one writes, and says how it goes.
+    """
     names = {each.name for each in dataclasses.fields(TrainConfig)}
     given = {} if options.config is None else _settings(options.config)
     given |= {name: value for name, value in vars(options).items() if name in names}
-    display = TrainingDisplay()
+    with joined_processes(str(given.get("device", "auto"))) as processes:
+        trainer, display = _prepared(given, options.resume, processes)
+        with display:
+            return _trained(trainer, display)
+
+
+def _prepared(
+    given: dict[str, Any], resume: bool, processes: Processes
+) -> tuple[Trainer, TrainingDisplay]:
+    display = TrainingDisplay(Console(stderr=True, highlight=False, quiet=not processes.leads))
     trainer = Trainer(
         TrainConfig(**given),
-        resume=options.resume,
+        resume=resume,
         explicit=frozenset(given),
         callbacks=[display],
+        processes=processes,
     )
     for name in trainer.config.ignored(given):
         flag = "--" + name.replace("_", "-")
@@ -96,31 +111,38 @@ def run(options: argparse.Namespace) -> int:
             "batch norm couples the samples whose gradients the penalty takes one by one; the"
             " paper's advice is --critic-norm layer"
         )
+    if resume and trainer.resumed_from is None:
+        display.say(f"no checkpoint in {trainer.out} yet: starting from the beginning")
+    elif trainer.resumed_from is not None and trainer.step < trainer.config.steps:
+        display.say(f"resuming from {trainer.resumed_from} at step {trainer.step}")
+    return trainer, display
+
+
+def _trained(trainer: Trainer, display: TrainingDisplay) -> int:
+    def report(text: str) -> None:
+        if trainer.processes.leads:
+            print(text, flush=True)
+
     if trainer.resumed_from is not None and trainer.step >= trainer.config.steps:
-        print(
+        report(
             f"nothing to do: {trainer.resumed_from} is at step {trainer.step}, and --steps is"
             f" {trainer.config.steps}"
         )
         return 0
-    if options.resume and trainer.resumed_from is None:
-        display.say(f"no checkpoint in {trainer.out} yet: starting from the beginning")
-    elif trainer.resumed_from is not None:
-        display.say(f"resuming from {trainer.resumed_from} at step {trainer.step}")
-    with display:
-        result = trainer.run()
+    result = trainer.run()
+    display.stop()
     if result.stopped_by is None:
-        print(
+        report(
             f"done: {result.step} steps in {result.seconds:.0f} s; grid {result.samples}, losses"
             f" {result.out / 'losses.png'}, metrics {result.out / 'metrics.csv'}, events"
             f" {result.out / 'tensorboard'}, checkpoint {result.checkpoint}"
         )
         return 0
     reason = "the time limit" if result.stopped_by == "max_minutes" else result.stopped_by
-    print(
+    report(
         f"stopped by {reason} at step {result.step} of {trainer.config.steps}; saved"
         f" {result.checkpoint}; go on with: fastgan train --resume --out {result.out}"
     )
-    sys.stdout.flush()
     return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped_by, 0)
 
 

@@ -19,6 +19,7 @@ Horovod's and PyTorch's averaging, in one page: Li et al. 2020, arXiv 2006.15704
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -238,25 +239,34 @@ class Processes:
 
     def _tell_failure(self, error: BaseException) -> None:
         """Leaves word of a failure, and waits until the others have it."""
-        if self._store is None or isinstance(error, ProcessFailedError):
+        if isinstance(error, ProcessFailedError):
             return
         text = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, FastganError):
             text = f"{type(error).__name__}: {text}"
         try:
             self._store.set(_FAILURE, f"process {self.rank} failed: {text}")
+            if self.device is not None and self.device.type == "cpu":
+                # Breaks the others' exchanges, which else wait for this process. (NCCL's groups
+                # would first wait for kernels that never end: there the end of the process does.)
+                dist.destroy_process_group()
+            deadline = time.monotonic() + _PATIENCE
+            while (
+                not self.agreed_to_fail
+                and time.monotonic() < deadline
+                and self._store.add(_HEARD, 0) < self.world_size - 1
+            ):
+                time.sleep(0.05)
         except RuntimeError:
-            return
+            return  # The process that held the store is gone, and so is who would listen.
 
-    def _wait_until_heard(self) -> None:
-        deadline = time.monotonic() + _PATIENCE
-        while self._store is not None and time.monotonic() < deadline:
-            try:
-                if self._store.add(_HEARD, 0) >= self.world_size - 1:
-                    return
-            except RuntimeError:
-                return
-            time.sleep(0.05)
+    def _leave(self) -> None:
+        """Lets go of the others."""
+        if dist.is_initialized() and (self.device is None or self.device.type == "cpu"):
+            dist.destroy_process_group()
+        # Their threads end with these objects, which must not be when the interpreter ends.
+        self._store = self._control = None
+        gc.collect()
 
 
 @contextmanager
@@ -298,19 +308,16 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
         dist.init_process_group("gloo", store=group_store, rank=rank, world_size=world_size)
         control = dist.group.WORLD
     processes = Processes(rank, world_size, device=own, store=store, control=control)
+    del store, group_store, control
     try:
         yield processes
+        # The one that holds the store must not leave before the others are done with it.
+        processes.gather(None)
     except BaseException as error:
         processes._tell_failure(error)
-        if own.type == "cpu":
-            # The others' exchanges break only now. (NCCL's would wait for kernels that never end.)
-            dist.destroy_process_group()
-        if not isinstance(error, ProcessFailedError):
-            processes._wait_until_heard()
         raise
-    # The one that holds the store must not leave before the others are done with it.
-    processes.gather(None)
-    dist.destroy_process_group()
+    finally:
+        processes._leave()
 
 
 def _own_device(device: str) -> torch.device:

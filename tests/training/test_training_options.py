@@ -1,0 +1,266 @@
+"""The options: losses, parts of a batch, lazy penalties, one-stage updates."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastgan import losses
+from fastgan.errors import ConfigError
+from fastgan.training.config import MODELS, TrainConfig
+from fastgan.training.networks import DataShape, build_discriminator, build_generator
+from fastgan.training.updates import Players, build_optimizer
+
+BATCH, CHANNELS, SIZE, CLASSES = 8, 3, 16, 4
+
+
+def configured(**changes: object) -> TrainConfig:
+    small = {"out": "unused", "nz": 5, "ngf": 4, "ndf": 4, "batch_size": BATCH}
+    return TrainConfig(**{**small, **changes}).resolved()
+
+
+def make_players(config: TrainConfig, seed: int = 0) -> Players:
+    torch.manual_seed(seed)
+    data = DataShape("random", CHANNELS, SIZE, CLASSES)
+    generator, discriminator = build_generator(config, data), build_discriminator(config, data)
+    return Players(
+        config=config,
+        generator=generator,
+        discriminator=discriminator,
+        optimizer_g=build_optimizer(config, generator, config.lr_g),
+        optimizer_d=build_optimizer(config, discriminator, config.lr_d),
+        num_classes=CLASSES if config.conditional else None,
+        device=torch.device("cpu"),
+        random=torch.Generator().manual_seed(seed),
+    )
+
+
+def real_batch(seed: int = 5) -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(seed)
+    images = torch.rand(BATCH, CHANNELS, SIZE, SIZE, generator=random) * 2 - 1
+    return images, torch.randint(CLASSES, (BATCH,), generator=random)
+
+
+def gradients(module: nn.Module) -> list[Tensor]:
+    return [p.grad.clone() for p in module.parameters() if p.grad is not None]
+
+
+def assert_all_close(ours: list[Tensor], theirs: list[Tensor], rtol: float = 1e-4) -> None:
+    assert len(ours) == len(theirs) > 0
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a, b, rtol=rtol, atol=1e-6)
+
+
+# --- Losses ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("seed", range(5))
+def test_losses_are_their_formulas(seed: int, dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(seed)
+    real = (3 * torch.randn(17, generator=random)).to(dtype)
+    fake = (3 * torch.randn(23, generator=random)).to(dtype)
+    x, y = real.double().tolist(), fake.double().tolist()
+
+    def mean(values: list[float]) -> float:
+        return math.fsum(values) / len(values)
+
+    def log_sigmoid(s: float) -> float:
+        return -math.log1p(math.exp(-s))
+
+    expected = {
+        "bce": (
+            -mean([log_sigmoid(s) for s in x]) - mean([log_sigmoid(-s) for s in y]),
+            -mean([log_sigmoid(s) for s in y]),
+        ),
+        "hinge": (mean([max(0, 1 - s) for s in x]) + mean([max(0, 1 + s) for s in y]), -mean(y)),
+        "least-squares": (
+            mean([(s - 1) ** 2 for s in x]) / 2 + mean([s**2 for s in y]) / 2,
+            mean([(s - 1) ** 2 for s in y]) / 2,
+        ),
+        "wasserstein": (mean(y) - mean(x), -mean(y)),
+    }
+    assert expected.keys() == losses.PLAYERS_LOSSES.keys()
+    for name, (discriminator_loss, generator_loss) in losses.PLAYERS_LOSSES.items():
+        found = (discriminator_loss(real, fake).item(), generator_loss(fake).item())
+        assert found == pytest.approx(expected[name], rel=1e-5, abs=1e-5), name
+
+
+@pytest.mark.parametrize("loss", ["hinge", "least-squares"])
+@pytest.mark.parametrize("model", ["gan", "dcgan", "cgan"])
+def test_discriminators_descend_the_loss_asked_for(model: str, loss: str) -> None:
+    players = make_players(configured(model=model, loss=loss, optimizer="adam"))
+    generator = copy.deepcopy(players.generator)
+    discriminator = copy.deepcopy(players.discriminator)
+    real, labels = real_batch()
+    condition = (labels,) if players.config.conditional else ()
+    torch.manual_seed(1)  # dropout
+    metrics = players.update_discriminator(real, labels)
+    random = torch.Generator().manual_seed(0)
+    z = (torch.rand(BATCH * 5, generator=random) * 2 - 1).view(BATCH, 5, 1, 1)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        fake = generator(z, *condition)
+    x, y = discriminator(real, *condition), discriminator(fake, *condition)
+    if loss == "hinge":
+        expected = F.relu(1 - x).mean() + F.relu(1 + y).mean()
+    else:
+        expected = ((x - 1) ** 2).mean() / 2 + (y**2).mean() / 2
+    expected.backward()
+    torch.testing.assert_close(metrics["loss_d"], expected.detach())
+    torch.testing.assert_close(metrics["d_real"], x.detach().mean())
+    assert_all_close(gradients(players.discriminator), gradients(discriminator))
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"model": "wgan", "loss": "hinge"}, "loss"),
+        ({"model": "dcgan", "loss": "wasserstein"}, "loss"),
+        ({"loss": "log"}, "loss"),
+        ({"penalty_every": 0}, "penalty_every"),
+        ({"accumulate": 0}, "accumulate"),
+        ({"accumulate": 3}, "accumulate"),
+        ({"accumulate": BATCH}, "batch_size"),
+        ({"augment": "flip"}, "augment"),
+        ({"model": "wgan-gp", "critic_norm": "batch", "sync_batch_norm": True}, "sync_batch_norm"),
+    ],
+)
+def test_impossible_options_are_refused_by_name(changes: dict[str, object], named: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{named}: "):
+        configured(**changes)
+
+
+# --- Parts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_a_batch_in_parts_has_the_whole_batch_s_gradients(conditional: bool, parts: int) -> None:
+    # Without batch norm, whose statistics are each part's own: the WGAN-GP's critic.
+    found = []
+    for count in (1, parts):
+        config = configured(
+            model="wgan-gp",
+            conditional=conditional,
+            accumulate=count,
+            augment="color,translation,cutout",
+        )
+        players = make_players(config)
+        players.generator.eval()
+        metrics = players.update_discriminator(*real_batch())
+        found.append((gradients(players.discriminator), metrics))
+        metrics = players.update_generator(measure_gradient=True)
+        found[-1] = (*found[-1], gradients(players.generator), metrics)
+    whole, in_parts = found
+    assert_all_close(in_parts[0], whole[0])
+    assert_all_close(in_parts[2], whole[2], rtol=1e-3)
+    for ours, theirs in ((in_parts[1], whole[1]), (in_parts[3], whole[3])):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, rtol=1e-3, atol=1e-5)
+
+
+# --- Lazy penalties -------------------------------------------------------------------------------
+
+
+def test_a_lazy_penalty_is_the_penalty_weighted_up_now_and_none_else() -> None:
+    lazy = make_players(configured(model="wgan-gp", penalty_every=4, gp_weight=2.5))
+    full = make_players(configured(model="wgan-gp", gp_weight=10.0))
+    real, labels = real_batch()
+    ours = lazy.update_discriminator(real, labels, penalize=True)
+    theirs = full.update_discriminator(real, labels)
+    assert_all_close(gradients(lazy.discriminator), gradients(full.discriminator))
+    torch.testing.assert_close(ours["penalty"], theirs["penalty"])
+    plain = lazy.update_discriminator(real, labels, penalize=False)
+    assert "penalty" not in plain
+    torch.testing.assert_close(plain["loss_d"], -plain["wasserstein"])
+
+
+# --- One stage ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+@pytest.mark.parametrize(
+    ("model", "loss"),
+    [
+        *((model, "auto") for model in MODELS),
+        *((model, loss) for model in ("gan", "dcgan") for loss in ("hinge", "least-squares")),
+    ],
+)
+def test_one_stage_gradients_are_those_of_two_stages_at_the_same_weights(
+    model: str, loss: str, conditional: bool
+) -> None:
+    config = configured(
+        model=model,
+        loss=loss,
+        conditional=conditional,
+        one_stage=True,
+        augment="color,translation",
+        lr=1e-30,  # the weights stay, so that both updates below are at the same ones
+        optimizer="sgd",
+    )
+    players, reference = make_players(config), make_players(config)
+    for each in (*players.discriminator.modules(), *reference.discriminator.modules()):
+        if isinstance(each, nn.Dropout):
+            each.p = 0.0  # the two below pass through it in another order
+    real, labels = real_batch()
+    metrics = players.update_both(real, labels, penalize=True, measure_gradient=True)
+
+    # The same by plain autograd: one graph a player, from the same random numbers.
+    drawn = reference._drawn_for_critic(real, labels, penalize=True)
+    fake = reference.generator(drawn.noise, *drawn.condition)
+    loss_d, _, _ = reference._critic_loss(drawn, fake.detach())
+    _, _, scores = reference._critic_loss(drawn, fake, for_both=True)
+    loss_g = reference.generator_loss(scores)
+    generator, discriminator = reference.generator, reference.discriminator
+    expected_d = torch.autograd.grad(loss_d, list(discriminator.parameters()))
+    expected_g = torch.autograd.grad(loss_g, list(generator.parameters()))
+    torch.testing.assert_close(metrics["loss_d"], loss_d.detach(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(metrics["loss_g"], loss_g.detach(), rtol=1e-4, atol=1e-5)
+    assert_all_close(gradients(players.discriminator), list(expected_d), rtol=1e-3)
+    assert_all_close(gradients(players.generator), list(expected_g), rtol=1e-3)
+    norm = torch.nn.utils.get_total_norm(gradients(players.generator))
+    torch.testing.assert_close(metrics["grad_norm_g"], norm)
+
+
+def test_one_stage_passes_the_fakes_once_through_each_network() -> None:
+    config = configured(model="wgan", one_stage=True)
+    players = make_players(config)
+    passes = {"generator": 0, "discriminator": 0}
+
+    def counting(name: str) -> object:
+        def count(*arguments: object) -> None:
+            passes[name] += 1
+
+        return count
+
+    players.generator.register_forward_hook(counting("generator"))
+    players.discriminator.register_forward_hook(counting("discriminator"))
+    players.update_both(*real_batch(), penalize=True, measure_gradient=False)
+    assert passes == {"generator": 1, "discriminator": 2}
+
+
+@pytest.mark.parametrize("one_stage", [False, True])
+@pytest.mark.parametrize("model", ["dcgan", "wgan"])
+def test_fp16_skips_both_steps_and_halves_the_scale_when_a_gradient_overflows(
+    model: str, one_stage: bool
+) -> None:
+    players = make_players(configured(model=model, precision="fp16", one_stage=one_stage))
+    players.scaler_d._init_scale = players.scaler_g._init_scale = 2.0**60
+    before = copy.deepcopy(players.state_dict())
+    real, labels = real_batch()
+    if one_stage:
+        players.update_both(real, labels, penalize=True, measure_gradient=True)
+    else:
+        players.update_discriminator(real, labels)
+        players.update_generator(measure_gradient=True)
+    assert players.scaler_d.get_scale() == players.scaler_g.get_scale() == 2.0**59
+    for network in ("generator", "discriminator"):
+        for name, parameter in getattr(players, network).named_parameters():
+            assert torch.equal(parameter, before[network][name]), name

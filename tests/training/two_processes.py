@@ -1,0 +1,96 @@
+"""What each process does in test_training_processes.py: ``python two_processes.py TASK OUT``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.errors import FastganError
+from fastgan.training import Callback, Processes, TrainConfig, Trainer, joined_processes
+from fastgan.training.networks import DataShape, build_discriminator, build_generator
+from fastgan.training.sync_batch_norm import synchronize_batch_norm
+from fastgan.training.updates import Players, build_optimizer
+
+BATCH, CHANNELS, SIZE, CLASSES = 8, 1, 16, 4
+
+# The settings of each case. Plain SGD, so that weights show gradients as they are.
+CASES = {
+    **{model: {"model": model} for model in ("gan", "dcgan", "cgan", "wgan", "wgan-gp")},
+    "one stage": {"model": "dcgan", "one_stage": True, "augment": "color,translation,cutout"},
+    "layer norm": {"model": "wgan-gp", "critic_norm": "layer"},
+    # Without batch norm, which takes its statistics from each part.
+    "parts": {"model": "gan", "accumulate": 2},
+    "hinge": {"model": "dcgan", "loss": "hinge", "conditional": True},
+}
+
+
+def updated(case: str, processes: Processes) -> dict[str, Tensor]:
+    """Weights, buffers and metrics after two updates of each player on the same whole batches."""
+    settings = {"out": "unused", "nz": 5, "ngf": 4, "ndf": 4, "batch_size": BATCH, "lr": 0.05}
+    config = TrainConfig(**settings, optimizer="sgd", **CASES[case]).resolved()
+    torch.manual_seed(3)
+    data = DataShape("random", CHANNELS, SIZE, CLASSES)
+    generator, discriminator = build_generator(config, data), build_discriminator(config, data)
+    for module in discriminator.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0  # drawn by each process on its own
+    for network in (generator, discriminator):
+        synchronize_batch_norm(network, processes)
+    players = Players(
+        config=config,
+        generator=generator,
+        discriminator=discriminator,
+        optimizer_g=build_optimizer(config, generator, config.lr_g),
+        optimizer_d=build_optimizer(config, discriminator, config.lr_d),
+        num_classes=CLASSES if config.conditional else None,
+        device=torch.device("cpu"),
+        random=torch.Generator().manual_seed(1),
+        processes=processes,
+    )
+    batches = torch.Generator().manual_seed(2)
+    found: dict[str, Tensor] = {}
+    for step in range(2):
+        real = torch.rand(BATCH, CHANNELS, SIZE, SIZE, generator=batches) * 2 - 1
+        labels = torch.randint(CLASSES, (BATCH,), generator=batches)
+        real, labels = processes.rows(real), processes.rows(labels)
+        if config.one_stage:
+            metrics = players.update_both(real, labels, penalize=True, measure_gradient=True)
+        else:
+            metrics = players.update_discriminator(real, labels)
+            metrics |= players.update_generator(measure_gradient=True)
+        means = processes.mean({name: float(value) for name, value in metrics.items()})
+        found |= {f"{name} {step}": torch.tensor(value) for name, value in means.items()}
+        for network in (generator, discriminator):
+            for name, parameter in network.named_parameters():
+                found[f"{type(network).__name__} {name} {step}"] = parameter.detach().clone()
+            for name, buffer in network.named_buffers():
+                found[f"{type(network).__name__} {name} {step}"] = buffer.clone()
+    return found
+
+
+class Fail(Callback):
+    """The second process can't go on after its second step."""
+
+    def on_step(self, trainer: Trainer) -> None:
+        if trainer.step == 2 and trainer.processes.rank == 1:
+            raise FastganError("the disk of this machine is on fire")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    task, out = sys.argv[1], Path(sys.argv[2])
+    with joined_processes("cpu") as processes:
+        if task == "update":
+            results = {case: updated(case, processes) for case in CASES}
+            torch.save(results, out / f"{processes.rank}.pt")
+        elif task == "fail":
+            settings = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "steps": 50}
+            config = TrainConfig(out=str(out / "run"), **settings)
+            Trainer(config, callbacks=[Fail()], processes=processes).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+import fastgan.ops.penalty_tangent  # noqa: F401 - defines the op that is called here
 from fastgan.losses import widened
 
 __all__ = ["Formula"]
@@ -48,25 +49,31 @@ class Formula:
             excess = excess.relu()
         return self.weight * excess.square().mean()
 
-    def value_and_tangent(self, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        """P, and N dP/dg in ``gradient``'s shape; neither carries a graph.
+    def value_and_tangent(self, gradient: Tensor, out: Tensor) -> Tensor:
+        """P, and N dP/dg written into ``out``; neither carries a graph.
 
         The factor N keeps the tangents of a large batch within a half-precision number's range.
+
+        Args:
+            gradient: g, (N, ...), any floating dtype.
+            out: the same shape, samples without gaps.
+
+        Returns:
+            A scalar, float32 or, for a float64 gradient, float64.
         """
-        elements = tuple(range(1, gradient.dim()))
-        gradient = widened(gradient)
-        norm = torch.linalg.vector_norm(gradient, dim=elements)
-        if self.target == 0:
-            excess = norm
-            slope = torch.ones_like(norm)
-        else:
-            excess = norm - self.target
-            if self.one_sided:
-                excess = excess.relu()
-            slope = torch.where(norm == 0, 0, excess / norm)
-        value = self.weight * excess.square().mean()
-        factor = (2 * self.weight * slope).view(-1, *[1] * len(elements))
-        return value, gradient * factor
+        dtypes = (gradient.dtype, out.dtype)
+        if gradient.dtype != out.dtype and (torch.float64 in dtypes or torch.float32 not in dtypes):
+            # A critic that casts its images; the op takes a half to float32 and back, no more.
+            gradient = gradient.to(torch.float64 if out.dtype == torch.float64 else torch.float32)
+        if gradient.stride() != out.stride():
+            gradient = torch.empty_like(out, dtype=gradient.dtype).copy_(gradient)
+        wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
+        numbers = torch.empty(len(gradient) + 1, dtype=wide, device=gradient.device)
+        norms, value = numbers[1:], numbers[:1]
+        torch.ops.fastgan.penalty_tangent_(
+            gradient, out, norms, value, self.weight, self.target, self.one_sided
+        )
+        return value.view(())
 
 
 def _safe_root(squared: Tensor) -> Tensor:

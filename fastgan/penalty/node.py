@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import fastgan.ops.penalty_mix  # noqa: F401 - defines the op that is called here
 from fastgan.losses import wasserstein_critic_loss
 from fastgan.penalty.double_backward import penalty_by_double_backward
 from fastgan.penalty.formula import Formula
@@ -93,15 +94,16 @@ class CriticLossTask(_Task):
     def run(self, passes: Passes) -> tuple[Tensor, ...]:
         """Loss, Wasserstein estimate, penalty."""
         count = self.count
+        real = self.real
         batch = torch.empty(
-            (3 * count, *self.real.shape[1:]),
-            dtype=self.real.dtype,
-            device=self.real.device,
-            memory_format=_layout(self.plan, self.real),
+            (3 * count, *real.shape[1:]),
+            dtype=passes.dtype_of_images(real.dtype),
+            device=real.device,
+            memory_format=_layout(self.plan, real),
         )
-        batch[:count] = self.fake
-        batch[count : 2 * count] = self.real
-        interpolate_into(batch[2 * count :], self.real, self.fake, self.eps)
+        wide = torch.float64 if real.dtype == torch.float64 else torch.float32
+        eps = self.eps.to(wide).contiguous()
+        torch.ops.fastgan.penalty_mix_(batch, real, self.fake.to(real.dtype), eps)
         return passes.critic_loss(batch, self.formula)
 
     def composed(self, parameters: Sequence[Tensor], held: Sequence[Tensor]) -> Tensor:

@@ -127,11 +127,21 @@ class Passes:
             for planned in plan.steps
         ]
 
+    def dtype_of_images(self, dtype: torch.dtype) -> torch.dtype:
+        """In which dtype images do best: of what they meet first, if that is all the same."""
+        first = [planned.step for planned in self.plan.steps if 0 in planned.inputs]
+        if self.dtype is None or dtype not in _NARROWED or not all(step.casts for step in first):
+            return dtype
+        return self.dtype if torch.float32 in (dtype, self.dtype) else dtype
+
     # The two things that are asked for.
 
     def penalty(self, points: Tensor, formula: Formula) -> Tensor:
         """P at ``points`` (N, ...)."""
-        value, tangent, run, signals = self._first_order(points, formula)
+        run, signals, gradient = self._first_order(points)
+        tangent = torch.empty_like(points)
+        value = formula.value_and_tangent(gradient, tangent)
+        del gradient
         last = max((i for i in range(len(self.shaping)) if self._needs_signal(i)), default=-1)
         values: dict[int, Tensor] = {0: tangent}
         del tangent
@@ -171,9 +181,11 @@ class Passes:
         if any(planned.step.curved for planned in self.plan.steps):
             # They keep their inputs, which may be these, until after the tangents are there.
             images = images.clone(memory_format=torch.preserve_format)
-        penalty, tangent, points, signals = self._first_order(images, formula)
+        points, signals, gradient = self._first_order(images)
+        tangent = batch[primal:]
+        penalty = formula.value_and_tangent(gradient, tangent)
+        del gradient, images
         if learning:
-            batch[primal:] = tangent
             # The first layer's largest signals needn't wait for its part of fakes and reals.
             first = [i for i in signals if self.shaping[i] and self.plan.steps[i].inputs == (0,)]
             for index in first:
@@ -221,10 +233,8 @@ class Passes:
 
     # What they are made of.
 
-    def _first_order(
-        self, points: Tensor, formula: Formula
-    ) -> tuple[Tensor, Tensor, _Run, dict[int, Tensor]]:
-        """P, N dP/dg, what the forward pass kept, and the signals that gradients will need."""
+    def _first_order(self, points: Tensor) -> tuple[_Run, dict[int, Tensor], Tensor]:
+        """What the forward pass kept, the signals that gradients will need, and g."""
         keep_inputs = self.leads_to_curved[1:]
         run = self._forward(points, points.size(0), None, keep_inputs)
         signals: dict[int, Tensor] = {}
@@ -234,9 +244,7 @@ class Passes:
                 signals[index] = grad
 
         start = torch.ones_like(run.output)
-        gradient = self._signals(start, run, on_gradient, None, to_images=True)
-        value, tangent = formula.value_and_tangent(gradient)
-        return value, tangent.to(points.dtype), run, signals
+        return run, signals, self._signals(start, run, on_gradient, None, to_images=True)
 
     def _forward(
         self, input: Tensor, primal: int, points: list[Any] | None, keep_inputs: Sequence[bool]

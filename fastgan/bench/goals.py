@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fastgan.bench.schema import METRICS, Result, Row, merged
+from fastgan.bench.suites.layers import critic_layers, generator_layers
 
 __all__ = ["GOALS", "Goal", "Verdict", "judge"]
 
@@ -145,6 +146,10 @@ _CPU: list[Goal] = [
     Goal("cpu", "DCGAN iteration", "64x64, 1 critic update", "float32", 32, "times_faster", 1.0),
 ]
 
+#: Nearly cuDNN's speed, in a graph, is what a convolution alone is to have: what it gains is what
+#: is fused around it.
+_LEVEL = ("times_faster", 0.9, "", "graph")
+
 _CUDA: list[Goal] = [
     Goal("cuda", "RMSprop and clip", _MANY, "float32", 0, "percent_of_floor", 85),
     Goal("cuda", "RMSprop and clip", _CRITIC, "float32", 0, "times_faster", 5, "foreach"),
@@ -152,6 +157,13 @@ _CUDA: list[Goal] = [
         Goal("cuda", _GENERATOR, "DCGAN-64", dtype, batch, "times_faster", 1.5, "", "graph")
         for dtype in ("bfloat16", "float16")
         for batch in (64, 128, 512)
+    ),
+    *(
+        Goal(
+            "cuda", f"convolution, {each}", layer, "bfloat16", 128, "times_faster", 0.9, "", "graph"
+        )
+        for layer in (layer.shape for layer in (*generator_layers(), *critic_layers()))
+        for each in ("forward", "input gradient", "weight gradient")
     ),
     Goal("cuda", _GENERATOR, "DCGAN-64", "bfloat16", 128, "saved_ratio", 0.6, "eager"),
     *(

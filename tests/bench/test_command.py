@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from fastgan import functional
 from fastgan.bench import runner
 from fastgan.bench.cases import Case, Setting
 from fastgan.bench.goals import GOALS, Goal, judge
@@ -169,14 +171,12 @@ def test_cases_have_names_of_their_own_and_work_to_do(device: str, quick: bool) 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
 def test_every_goal_is_about_a_case_that_is_measured(device: str) -> None:
-    """A goal for an op that isn't there yet waits for it."""
     cases = {
         (case.op, case.shape, case.dtype, case.batch)
         for case in suite_cases("all", torch.device(device))
     }
     for goal in GOALS:
-        coming = goal.op.startswith("bn_act") and not hasattr(functional, "bn_act")
-        if goal.device == device and not coming:
+        if goal.device == device:
             assert (goal.op, goal.shape, goal.dtype, goal.batch) in cases, goal
 
 
@@ -224,3 +224,33 @@ def test_goal_of_a_number_that_is_better_lower() -> None:
     (verdict,) = judge([result_with(*rows)], [goal])
     assert verdict.words == "falls short by 29%"
     assert judge([result_with(rows[0])], [goal])[0].words == "pass"
+
+
+CONVOLUTIONS = """
+import torch
+from fastgan.bench.cases import Setting
+from fastgan.bench.suites.convolutions import PASSES, contenders
+from fastgan.bench.suites.layers import Layer
+layers = [
+    Layer(True, 6, 3, 4, 8, 2, 1, False, "tanh"),
+    Layer(False, 3, 8, 8, 4, 2, 1, True, "relu"),
+]
+for layer in layers:
+    for each in PASSES:
+        calls = contenders(layer, each, "float32", 2, Setting(torch.device("cpu"), 2))
+        torch.testing.assert_close(calls["fastgan"](1), calls["eager"](1), rtol=1e-4, atol=1e-5)
+"""
+
+
+def test_both_sides_of_a_lone_convolution_compute_the_same() -> None:
+    pytest.importorskip("triton", reason="Triton is a dependency on Linux only")
+    # The interpreter is chosen when Triton is imported, so in a process of its own.
+    done = subprocess.run(
+        [sys.executable, "-c", CONVOLUTIONS],
+        env={**os.environ, "TRITON_INTERPRET": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr

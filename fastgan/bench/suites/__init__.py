@@ -4,6 +4,7 @@
 room              cases
 ================  =================================================================================
 ``optimizers``    a step and the clip of the weights, the clip alone
+``convolutions``  each pass of each of a DCGAN's convolutions alone, on a GPU
 ``fused_layers``  a DCGAN's layers one by one, forward and backward
 ``penalties``     the gradient penalty and the whole critic loss, value and gradients
 ``networks``      a DCGAN's networks, forward and backward
@@ -19,7 +20,14 @@ from collections.abc import Callable, Mapping
 import torch
 
 from fastgan.bench.cases import Case
-from fastgan.bench.suites import fused_layers, iterations, networks, optimizers, penalties
+from fastgan.bench.suites import (
+    convolutions,
+    fused_layers,
+    iterations,
+    networks,
+    optimizers,
+    penalties,
+)
 from fastgan.errors import ConfigError
 
 __all__ = ["SUITES", "suite_cases"]
@@ -27,7 +35,7 @@ __all__ = ["SUITES", "suite_cases"]
 Maker = Callable[[torch.device, bool], list[Case]]
 
 SUITES: Mapping[str, tuple[Maker, ...]] = {
-    "ops": (optimizers.cases, fused_layers.cases, penalties.cases),
+    "ops": (optimizers.cases, convolutions.cases, fused_layers.cases, penalties.cases),
     "models": (networks.cases,),
     "training": (iterations.cases,),
 }

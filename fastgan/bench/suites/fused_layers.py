@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastgan import functional, reference
 from fastgan.bench.cases import DTYPES, Case, Setting
-from fastgan.bench.suites.layers import Layer, generator_layers
+from fastgan.bench.suites.layers import Layer, critic_layers, generator_layers
 from fastgan.bench.timing import Call
 from fastgan.bench.work import ITEM_BYTES, elementwise
 
@@ -33,11 +33,18 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         batches = [64]
         dtypes = ["float32"] if quick else ["float32", "bfloat16"]
     generator = [layer for layer in generator_layers() if layer.normalised]
-    return [
+    critic = [layer for layer in critic_layers() if layer.normalised]
+    found = [
         _bn_act_case(layer, dtype, batch)
         for dtype in dtypes
         for batch in batches
         for layer in generator
+    ]
+    return found + [
+        _fused_case(layer, dtype, 16 if quick and device.type == "cpu" else batch)
+        for dtype in dtypes
+        for batch in batches
+        for layer in (*generator, *critic)
     ]
 
 
@@ -62,7 +69,6 @@ def _bn_act_case(layer: Layer, dtype: str, batch: int) -> Case:
         work=elementwise(elements, reads=6, writes=2, dtype=dtype),
         input_bytes=2 * elements * ITEM_BYTES[dtype],
         prepare=prepare,
-        compiled=True,
         capturable=True,
     )
 
@@ -125,3 +131,33 @@ def _contenders(
     if setting.compile_mode is not None:
         calls["torch.compile"] = call(plain, last, setting.compile_mode)
     return calls
+
+
+def _fused_case(layer: Layer, dtype: str, batch: int) -> Case:
+    """With the convolution: the generator's are transposed, the critic's are not."""
+    name = "conv_transpose2d_bn_act" if layer.transposed else "conv2d_bn_act"
+    shape = (batch, layer.channels_in, layer.size_in, layer.size_in)
+    output_shape = (batch, layer.channels_out, layer.size_out, layer.size_out)
+    ends = (layer.channels_in, layer.channels_out)
+    weight_shape = (*(ends if layer.transposed else ends[::-1]), 4, 4)
+    options = {"stride": layer.stride, "padding": layer.padding}
+
+    def prepare(setting: Setting) -> dict[str, Call]:
+        return _contenders(
+            getattr(functional, name),
+            getattr(reference, name),
+            *(shape, weight_shape, options, output_shape, layer, dtype, setting),
+        )
+
+    elements = shape[1] * shape[2] ** 2 + output_shape[1] * output_shape[2] ** 2
+    return Case(
+        suite="ops",
+        op=f"{name}, forward and backward",
+        shape=layer.shape,
+        dtype=dtype,
+        batch=batch,
+        work=layer.work(batch, dtype, ("forward", "input_gradient", "weight_gradient")),
+        input_bytes=batch * elements * ITEM_BYTES[dtype],
+        prepare=prepare,
+        capturable=True,
+    )

@@ -1,0 +1,382 @@
+"""What compilers make of every kernel, without a GPU: registers, spills, occupancy, instructions.
+
+    python benchmarks/static_report.py                          # all; ten minutes on two cores
+    python benchmarks/static_report.py --architecture sm_90 --only clip.cu --out DIR
+    python benchmarks/static_report.py --check --only clip.cu    # exit code 1 if it differs
+
+Every CUDA source is compiled by nvcc with the build's own flags, every distinct Triton tile that is
+shipped by Triton, with the most that is fused around it. Nothing depends on the machine, only on
+the code and on the compilers, whose versions are in the file: so a change that costs registers or
+loses a 16-byte access shows as a change of benchmarks/results/static-<architecture>.json, which
+holds
+
+    architecture    "sm_80", "sm_90" or "sm_100"
+    compilers       versions of nvcc and Triton
+    kernels         one for each kernel, a template's instances each:
+        source          the .cu file, or "triton"
+        kernel          its name, with the template's arguments, or the tile
+        threads         of a block
+        registers       of a thread
+        shared          bytes of a block: static for CUDA, all for Triton
+        spilled         bytes of a thread's stack and local memory
+        occupancy       percent of a multiprocessor's warps that registers, shared memory and
+                        threads allow
+        instructions    machine instructions by group (GROUPS below), and in all
+
+Counts are of the code, not of what runs: a loop's body counts once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import native_build  # noqa: E402
+from fastgan.bench.tables import markdown_table  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = "../benchmarks/results"
+
+#: What the build compiles CUDA for; Triton takes the plain name.
+TARGETS = {"sm_80": "8.0", "sm_90": "9.0a", "sm_100": "10.0"}
+#: Of a multiprocessor: shared memory in bytes, of which CUDA takes 1 KiB a block for itself. All
+#: three have 65,536 registers, 64 warps and 32 blocks.
+SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}
+REGISTERS, WARPS, BLOCKS, SHARED_OF_CUDA = 65536, 64, 32, 1 << 10
+
+#: First match counts.
+GROUPS: dict[str, str] = {
+    "tensor core": r"HMMA|HGMMA|QGMMA|IMMA|IGMMA|BMMA|DMMA|UTC\w*MMA|WARPGROUP\.ARRIVE",
+    "LDG.128": r"LDG\.\S*128",
+    "LDG": r"LDG|LD\b|LD\.",
+    "STG.128": r"STG\.\S*128",
+    "STG": r"STG|ST\b|ST\.",
+    "copy to shared": r"LDGSTS|UTMA|UBLKCP|CP\.ASYNC",
+    "shared memory": r"LDS|STS|LDSM|STSM|LDTM|STTM|UTCCP",
+    "local memory": r"LDL|STL",
+    "atomic": r"ATOM|RED\b|RED\.|REDG",
+    "shuffle": r"SHFL|VOTE|MATCH|REDUX",
+    "barrier": r"BAR|SYNCS|WARPSYNC|DEPBAR|LDGDEPBAR|WARPGROUP|MEMBAR|FENCE",
+    "float32": r"FFMA|FADD|FMUL|FSEL|FSETP|FSET|FMNMX|FCHK|FFMA2|FADD2|FMUL2",
+    "float16": r"HADD|HFMA|HMUL|HSET|HMNMX",
+    "float64": r"D(ADD|MUL|FMA|SETP|MNMX)",
+    "special function": r"MUFU",
+    "conversion": r"F2F|F2I|I2F|F2FP|I2I|FRND|I2FP",
+    "branch": r"BRA|BRX|EXIT|CALL|RET|BSSY|BSYNC|JMP|NANOSLEEP|YIELD|BREAK|KILL|WARPEXIT",
+}
+OTHER = "integer and moves"
+INSTRUCTION = re.compile(
+    r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*)", flags=re.M
+)
+
+
+# --- Machine code ---------------------------------------------------------------------------------
+
+
+def find_cuobjdump() -> str:
+    """Beside nvcc, on PATH, or where Triton brings its own."""
+    folders = [os.environ.get("PATH", "")]
+    nvcc = native_build.find_nvcc(os.environ)
+    if nvcc is not None:
+        folders.insert(0, str(Path(nvcc).resolve().parent))
+    try:
+        import triton
+    except ImportError:
+        pass
+    else:
+        folders.append(str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin"))
+    found = shutil.which("cuobjdump", path=os.pathsep.join(folders))
+    if found is None:
+        raise SystemExit("static_report: no cuobjdump beside nvcc, on PATH or in Triton")
+    return found
+
+
+def output(*command: str | Path) -> str:
+    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise SystemExit(f"static_report: {' '.join(map(str, command))}:\n{done.stderr}")
+    return done.stdout
+
+
+def instructions_of(code: str) -> dict[str, int]:
+    """How many of which group, of a kernel's disassembly.
+
+    Padding after the last instruction doesn't count.
+    """
+    counts = dict.fromkeys((*GROUPS, OTHER), 0)
+    for name in INSTRUCTION.findall(code):
+        if name == "NOP":
+            continue
+        group = next((g for g, pattern in GROUPS.items() if re.match(pattern, name)), OTHER)
+        counts[group] += 1
+    found = {group: number for group, number in counts.items() if number}
+    return {"all": sum(counts.values()), **found}
+
+
+def occupancy(architecture: str, threads: int, registers: int, shared: int) -> int:
+    """Percent of the multiprocessor's warps, from CUDA's rules of allocation.
+
+    Registers are given to warps in units of 256, warps come in multiples of four.
+    """
+    warps = -(-threads // 32)
+    per_warp = -(-registers * 32 // 256) * 256
+    by_registers = (REGISTERS // per_warp) // 4 * 4 // warps if registers else BLOCKS
+    by_shared = SHARED[architecture] // (shared + SHARED_OF_CUDA)
+    blocks = min(BLOCKS, WARPS // warps, by_registers, by_shared)
+    return round(100 * blocks * warps / WARPS)
+
+
+def read_cubin(path: Path, cuobjdump: str) -> dict[str, dict]:
+    """Mangled name -> registers, shared, spilled, threads, instructions, of each kernel."""
+    usage = output(cuobjdump, "--dump-resource-usage", path)
+    kernels: dict[str, dict] = {}
+    for name, line in re.findall(r"Function (\S+):\n\s*(.*)", usage):
+        numbers = {key: int(value) for key, value in re.findall(r"([A-Z]+):(\d+)", line)}
+        kernels[name] = {
+            "registers": numbers["REG"],
+            "shared": numbers["SHARED"],
+            "spilled": numbers["STACK"] + numbers["LOCAL"],
+        }
+    for part in output(cuobjdump, "--dump-sass", path).split("Function : ")[1:]:
+        name, _, code = part.partition("\n")
+        kernels[name.strip()]["instructions"] = instructions_of(code)
+    elf = output(cuobjdump, "--dump-elf", path)
+    for name, section in re.findall(r"^\.nv\.info\.(\S+)\n(.*?)(?=^\.|\Z)", elf, flags=re.M | re.S):
+        match = re.search(r"EIATTR_MAX_THREADS\s+Format:.*\s+Value:\s+0x([0-9a-f]+)", section)
+        if match is not None and name in kernels:
+            kernels[name]["threads"] = int(match[1], 16)
+    return kernels
+
+
+# --- CUDA -----------------------------------------------------------------------------------------
+
+
+def cuda_kernels(architecture: str, sources: Iterable[str], folder: Path) -> list[dict]:
+    """Every kernel of these sources, compiled as the build compiles them."""
+    nvcc = native_build.find_nvcc(os.environ)
+    if nvcc is None:
+        raise SystemExit("static_report: nvcc was not found in CUDA_HOME or on PATH")
+    (target,) = native_build.parse_cuda_architectures(TARGETS[architecture])
+    cuobjdump = find_cuobjdump()
+    rows = []
+    for source in sources:
+        cubin = folder / f"{Path(source).stem}.cubin"
+        virtual = f"-gencode=arch=compute_{target.capability},code=sm_{target.capability}"
+        output(nvcc, *native_build.CUDA_FLAGS, virtual, "-cubin", ROOT / source, "-o", cubin)
+        found = read_cubin(cubin, cuobjdump)
+        names = demangled(found)
+        rows += [
+            row(architecture, source, names[mangled], facts) for mangled, facts in found.items()
+        ]
+    return rows
+
+
+def demangled(names: Iterable[str]) -> dict[str, str]:
+    """Without namespaces and parameters: a template's arguments tell its instances apart."""
+    names = list(names)
+    done = subprocess.run(
+        ["c++filt"], input="\n".join(names), capture_output=True, text=True, check=True
+    )
+    short = {}
+    for mangled, name in zip(names, done.stdout.splitlines(), strict=True):
+        name = re.sub(r"\(anonymous namespace\)::", "", name)
+        name = re.sub(r"\b(fastgan|cuda|math)::", "", name)
+        name = re.sub(r"^\w+ (?=\w+<)", "", name)  # the return type of a template
+        short[mangled] = without_parameters(name)
+    return short
+
+
+def without_parameters(name: str) -> str:
+    """``f<A (*)(B)>(C)`` is ``f<A (*)(B)>``."""
+    depth = 0
+    for index, letter in enumerate(name):
+        depth += {"<": 1, ">": -1}.get(letter, 0)
+        if letter == "(" and depth == 0:
+            return name[:index]
+    return name
+
+
+def row(architecture: str, source: str, kernel: str, facts: dict) -> dict:
+    threads = facts.get("threads", 1024)
+    allowed = occupancy(architecture, threads, facts["registers"], facts["shared"])
+    return {
+        "source": source,
+        "kernel": kernel,
+        "threads": threads,
+        "registers": facts["registers"],
+        "shared": facts["shared"],
+        "spilled": facts["spilled"],
+        "occupancy": allowed,
+        "instructions": facts["instructions"],
+    }
+
+
+# --- Triton ---------------------------------------------------------------------------------------
+
+
+def triton_kernels(architecture: str, folder: Path) -> list[dict]:
+    """Every distinct tile, with the most that is fused around it; the tests compile the same."""
+    import torch
+
+    from tests.kernels import test_compiled as shipped
+
+    cuobjdump = find_cuobjdump()
+    rows = []
+    for tile_row in shipped.distinct_rows(architecture):
+        tile, own = tile_row.tile, folder / f"tile-{len(rows)}"
+        own.mkdir()
+        dtype = torch.bfloat16 if tile_row.bits == 16 else torch.float32
+        if tile_row.kernel == "weight_gradient":
+            fused = (shipped.GRADIENT_PROLOGUES[-1], shipped.FORWARD_PROLOGUES[-1])
+            compiled = shipped.compile_weight_gradient(
+                architecture, tile_row, *fused, dtype, "ieee", own
+            )
+        else:
+            compiled = shipped.compile_convolution(
+                architecture, tile_row, *shipped.HEAVIEST, dtype, "ieee", own
+            )
+        (cubin,) = own.glob("*.cubin")
+        (facts,) = read_cubin(cubin, cuobjdump).values()
+        facts |= {"threads": 32 * tile.warps, "shared": compiled.shared}
+        name = f"{tile_row.kernel}, {str(dtype).removeprefix('torch.')},"
+        name += f" {tile.block_m}x{tile.block_n}x{tile.block_k}, {tile.stages} stages"
+        rows.append(row(architecture, "triton", name, facts))
+    return rows
+
+
+# --- The file, and its table ----------------------------------------------------------------------
+
+
+def compilers() -> dict[str, str]:
+    nvcc = native_build.find_nvcc(os.environ)
+    version = re.search(r"V([\d.]+)", output(nvcc, "--version")) if nvcc else None
+    found = {"nvcc": version[1] if version else "none"}
+    try:
+        found["triton"] = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        found["triton"] = "none"
+    return found
+
+
+def report(architecture: str, only: str = "") -> dict:
+    """As the module says; ``only`` keeps the sources whose names contain it."""
+    sources = [source for source in native_build.CUDA_SOURCES if only in source]
+    with tempfile.TemporaryDirectory() as folder:
+        rows = cuda_kernels(architecture, sources, Path(folder))
+        if only in "triton":
+            rows += triton_kernels(architecture, Path(folder))
+    rows.sort(key=lambda each: (each["source"], each["kernel"]))
+    return {"architecture": architecture, "compilers": compilers(), "kernels": rows}
+
+
+def path_of(architecture: str) -> Path:
+    return RESULTS / f"static-{architecture}.json"
+
+
+def text_of(found: dict) -> str:
+    """A kernel a line, so that a diff names the kernel."""
+    head = json.dumps({key: found[key] for key in ("architecture", "compilers")}, indent=2)
+    rows = ",\n".join("    " + json.dumps(each) for each in found["kernels"])
+    return f'{head[:-2]},\n  "kernels": [\n{rows}\n  ]\n}}\n'
+
+
+def table(architecture: str) -> str:
+    """A kernel a line, of a template's instances the one with the most registers."""
+    path = path_of(architecture)
+    if not path.exists():
+        return f"{architecture}: not compiled."
+    found = json.loads(path.read_text(encoding="utf-8"))
+    groups: dict[tuple[str, str], list[dict]] = {}
+    for each in found["kernels"]:
+        name = each["kernel"]
+        if each["source"] != "triton":
+            name = name.partition("<")[0]
+        groups.setdefault((each["source"], name), []).append(each)
+    body = []
+    for (source, name), rows in groups.items():
+        worst = max(rows, key=lambda each: each["registers"])
+        counts = worst["instructions"]
+        mix = sorted(
+            ((group, number) for group, number in counts.items() if group not in ("all", OTHER)),
+            key=lambda each: -each[1],
+        )
+        body.append(
+            (
+                f"`{Path(source).name}`" if source != "triton" else source,
+                name + (f" ({len(rows)})" if len(rows) > 1 else ""),
+                str(worst["threads"]),
+                str(worst["registers"]),
+                f"{max(each['shared'] for each in rows):,}",
+                str(max(each["spilled"] for each in rows)),
+                f"{min(each['occupancy'] for each in rows)}%",
+                str(counts["all"]),
+                ", ".join(f"{group} {number}" for group, number in mix[:6]),
+            )
+        )
+    versions = ", ".join(f"{name} {version}" for name, version in found["compilers"].items())
+    head = ("source", "kernel", "threads", "registers", "shared", "spilled", "occupancy")
+    return (
+        f"{versions}; [`{path.name}`]({PAGE}/{path.name}), {len(found['kernels'])} kernels:\n\n"
+        + markdown_table((*head, "instructions", "of which"), body)
+    )
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--architecture", choices=list(TARGETS), nargs="+", default=list(TARGETS))
+    parser.add_argument("--only", default="", help="sources that contain this; triton is one")
+    parser.add_argument("--check", action="store_true", help="compare with the files, write none")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the files")
+    options = parser.parse_args()
+    if options.only and not options.check and options.out == RESULTS:
+        parser.error("--only writes part of a report: name another folder with --out, or --check")
+    differing = 0
+    for architecture in options.architecture:
+        new = report(architecture, options.only)
+        if options.check:
+            old = json.loads(path_of(architecture).read_text(encoding="utf-8"))
+            for line in differences(old, new, options.only):
+                differing += 1
+                print(f"{architecture}: {line}")
+            continue
+        options.out.mkdir(parents=True, exist_ok=True)
+        path = options.out / path_of(architecture).name
+        path.write_text(text_of(new), encoding="utf-8")
+        print(f"{path}: {len(new['kernels'])} kernels")
+    return int(differing > 0)
+
+
+def differences(old: dict, new: dict, only: str = "") -> list[str]:
+    """In words; empty where the two agree on all kernels of the sources that ``only`` keeps."""
+
+    def by_name(found: dict) -> dict[tuple[str, str], dict]:
+        return {(k["source"], k["kernel"]): k for k in found["kernels"] if only in k["source"]}
+
+    then, now = by_name(old), by_name(new)
+    lines = [f"{' '.join(key)}: not in the committed report" for key in now.keys() - then.keys()]
+    lines += [f"{' '.join(key)}: in the committed report only" for key in then.keys() - now.keys()]
+    for key in then.keys() & now.keys():
+        changed = [
+            f"{name} {then[key][name]} -> {now[key][name]}"
+            for name in then[key]
+            if then[key][name] != now[key].get(name)
+        ]
+        if changed:
+            lines.append(f"{' '.join(key)}: {', '.join(changed)}")
+    return sorted(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,124 @@
+"""Each pass of each of a DCGAN's convolutions alone: our Triton kernels against cuDNN.
+
+Only on a GPU: on a CPU the convolutions are torch's own. Both sides take channels-last images and
+weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastgan import kernels
+from fastgan.bench.cases import DTYPES, Case, Setting
+from fastgan.bench.suites.layers import Layer, critic_layers, generator_layers
+from fastgan.bench.timing import Call
+from fastgan.bench.work import ITEM_BYTES
+
+__all__ = ["PASSES", "cases", "contenders"]
+
+#: Name -> what :func:`fastgan.bench.work.convolution_steps` calls it.
+PASSES = {
+    "forward": "forward",
+    "input gradient": "input_gradient",
+    "weight gradient": "weight_gradient",
+}
+
+
+def cases(device: torch.device, quick: bool) -> list[Case]:
+    """Of the suite "ops"; none on a CPU."""
+    if device.type != "cuda":
+        return []
+    dtypes = ["bfloat16"] if quick else ["bfloat16", "float16"]
+    batches = [128] if quick else [128, 512]
+    return [
+        _case(layer, each, dtype, batch)
+        for dtype in dtypes
+        for batch in batches
+        for layer in (*generator_layers(), *critic_layers())
+        for each in PASSES
+    ]
+
+
+def _case(layer: Layer, each: str, dtype: str, batch: int) -> Case:
+    def prepare(setting: Setting) -> dict[str, Call]:
+        return contenders(layer, each, dtype, batch, setting)
+
+    elements = layer.channels_in * layer.size_in**2 + layer.channels_out * layer.size_out**2
+    return Case(
+        suite="ops",
+        op=f"convolution, {each}",
+        shape=layer.shape,
+        dtype=dtype,
+        batch=batch,
+        work=layer.work(batch, dtype, [PASSES[each]]),
+        input_bytes=batch * elements * ITEM_BYTES[dtype],
+        prepare=prepare,
+        compiled=False,
+        capturable=True,
+    )
+
+
+def contenders(
+    layer: Layer, each: str, dtype: str, batch: int, setting: Setting
+) -> dict[str, Call]:
+    """Ours and ATen's; both return what the pass computes.
+
+    Args:
+        layer: of which network.
+        each: a name of :data:`PASSES`.
+        dtype: of all tensors.
+        batch: images.
+        setting: device and number of input sets.
+    """
+    torch.manual_seed(0)
+
+    def images(channels: int, size: int) -> list[Tensor]:
+        return [
+            torch.randn(batch, channels, size, size)
+            .to(setting.device, DTYPES[dtype])
+            .contiguous(memory_format=torch.channels_last)
+            for _ in range(setting.copies)
+        ]
+
+    inputs = images(layer.channels_in, layer.size_in)
+    gradients = images(layer.channels_out, layer.size_out)
+    ends = (layer.channels_in, layer.channels_out)
+    shape = (*(ends if layer.transposed else ends[::-1]), 4, 4)
+    weight = (
+        torch.randn(shape)
+        .mul_(0.02)
+        .to(setting.device, DTYPES[dtype])
+        .contiguous(memory_format=torch.channels_last)
+    )
+    stride, padding = (layer.stride, layer.stride), (layer.padding, layer.padding)
+    geometry = kernels.ConvGeometry((4, 4), stride, padding, transposed=layer.transposed)
+
+    def backward(number: int, wanted: int) -> Tensor:
+        found: list[Tensor] = torch.ops.aten.convolution_backward(
+            *(gradients[number], inputs[number], weight, None, stride, padding, (1, 1)),
+            *(layer.transposed, (0, 0), 1, [wanted == 0, wanted == 1, False]),
+        )
+        return found[wanted]
+
+    size = (layer.size_in, layer.size_in)
+    calls: dict[str, tuple[Callable[[int], Tensor], Callable[[int], Tensor]]] = {
+        "forward": (
+            lambda n: kernels.forward(inputs[n], weight, geometry)[0],
+            lambda n: torch.ops.aten.convolution(
+                *(inputs[n], weight, None, stride, padding, (1, 1), layer.transposed, (0, 0), 1)
+            ),
+        ),
+        "input gradient": (
+            lambda n: kernels.input_gradient(gradients[n], weight, geometry, size)[0],
+            lambda n: backward(n, 0),
+        ),
+        "weight gradient": (
+            lambda n: kernels.weight_gradient(inputs[n], gradients[n], geometry, weight)[0],
+            lambda n: backward(n, 1),
+        ),
+    }
+    ours, theirs = calls[each]
+    return {"fastgan": ours, "eager": theirs}

@@ -18,5 +18,6 @@ from __future__ import annotations
 
 from fastgan.kernels.convolution import covers, forward, input_gradient, weight_gradient
 from fastgan.kernels.geometry import ConvGeometry
+from fastgan.kernels.launch import interpreted
 
-__all__ = ["ConvGeometry", "covers", "forward", "input_gradient", "weight_gradient"]
+__all__ = ["ConvGeometry", "covers", "forward", "input_gradient", "interpreted", "weight_gradient"]

@@ -22,13 +22,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgan import kernels
 from fastgan.activations import ACTIVATIONS
 from fastgan.fusion import (
     ActivationGradient,
@@ -74,6 +75,10 @@ class _Kept:
     invstd: Tensor | None = None
 
 
+#: In the place of a value that is kept by ``save_for_backward``.
+_ELSEWHERE = torch.empty(0)
+
+
 def run_chain(chain: Chain, input: Tensor, tensors: Sequence[StageTensors]) -> Tensor:
     """The chain's output, with its gradients to any order; updates the running statistics.
 
@@ -94,8 +99,11 @@ def run_chain(chain: Chain, input: Tensor, tensors: Sequence[StageTensors]) -> T
 def convolution_path(
     stage: Stage, weight: Tensor, device: torch.device, dtype: torch.dtype
 ) -> tuple[str, str]:
-    """Whose convolution runs a stage, "triton" or "aten", and why."""
-    if device.type != "cuda":
+    """Whose convolution runs a stage, "triton" or "aten", and why.
+
+    On a CPU that is ATen's, but where ``TRITON_INTERPRET=1`` asks for Triton's interpreter.
+    """
+    if device.type == "cpu" and not kernels.interpreted():
         return "aten", "on a CPU oneDNN's convolution is the fastest"
     reason = triton_convolution.uncovered(stage, weight, device, dtype)
     return ("triton", "") if reason is None else ("aten", reason)
@@ -133,6 +141,13 @@ def run_layers(
 
 
 class _ChainFunction(torch.autograd.Function):
+    """What the forward pass keeps between stages is let go of as the backward pass consumes it.
+
+    Autograd would hold it all until the whole node is through. So it is kept on the node itself,
+    and not by ``save_for_backward``: but for what users can reach (arguments and the output), and
+    where saved-tensor hooks want to see it (offloading, activation checkpointing).
+    """
+
     @staticmethod
     def forward(ctx: Any, chain: Chain, input: Tensor, *flat: Tensor | None) -> Tensor:
         tensors = _unflatten(flat)
@@ -143,10 +158,12 @@ class _ChainFunction(torch.autograd.Function):
         saved: list[Tensor | None] = [input]
         for of_stage in tensors:
             saved += of_stage._replace(running_mean=None, running_var=None)
+        ctx.values_are_saved = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         for stage in kept:
-            norm = stage.norm
-            saved.append(stage.value)
-            saved += [None, None, None] if norm is None else [norm.mean, norm.scale, stage.invstd]
+            if ctx.values_are_saved or stage.value is output:
+                saved.append(stage.value)
+                stage.value = _ELSEWHERE
+        ctx.kept = kept
         ctx.save_for_backward(*saved)
         return output
 
@@ -155,25 +172,18 @@ class _ChainFunction(torch.autograd.Function):
         chain: Chain = ctx.chain
         saved = ctx.saved_tensors
         count = len(chain.stages) * _FIELDS
-        input, flat, rest = saved[0], saved[1 : 1 + count], saved[1 + count :]
+        input, flat, values = saved[0], saved[1 : 1 + count], list(saved[1 + count :])
         wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
             return None, *_recorded_gradients(chain, input, flat, grad_output, wanted)
-        tensors = _unflatten(flat)
-        kept = []
-        for number, stage in enumerate(chain.stages):
-            value, mean, scale, invstd = rest[4 * number : 4 * number + 4]
-            norm = None
-            if stage.norm:
-                norm = NormActivation(
-                    mean,
-                    scale,
-                    _vector(tensors[number].norm_bias, mean),
-                    stage.activation,
-                    stage.negative_slope,
-                )
-            kept.append(_Kept(value, norm, invstd))
-        return None, *_gradients(chain, input, tensors, kept, grad_output, wanted)
+        kept = [
+            replace(stage, value=values.pop(0)) if stage.value is _ELSEWHERE else stage
+            for stage in ctx.kept
+        ]
+        if not torch._C._autograd._get_current_graph_task_keep_graph():
+            ctx.kept = None
+        del saved, values
+        return None, *_gradients(chain, input, _unflatten(flat), kept, grad_output, wanted)
 
 
 # --- Forward --------------------------------------------------------------------------------------
@@ -329,19 +339,22 @@ def _gradients(
     chain: Chain,
     input: Tensor,
     tensors: Sequence[StageTensors],
-    kept: Sequence[_Kept],
+    kept: list[_Kept],
     grad_output: Tensor,
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients of the input and of every tensor, None where not wanted."""
+    """The gradients of the input and of every tensor, None where not wanted.
+
+    Takes from `kept` as it goes, so that each stage's memory is free for the next one's.
+    """
     gradients = _Gradients(input, tensors, wanted)
     stages = chain.stages
     last, lowest = len(stages) - 1, gradients.lowest_stage()
-    carried = _through_norm(stages, last, kept[last], grad_output, False, gradients)
+    carried = _through_norm(stages, last, kept.pop(), grad_output, False, gradients)
     for number in range(last, lowest - 1, -1):
         path = chain.paths[number]
         weight = _cast(tensors[number].weight, chain.dtype)
-        before = kept[number - 1] if number > 0 else _Kept(_cast(input, chain.dtype))
+        before = kept.pop() if number > 0 else _Kept(_cast(input, chain.dtype))
         if gradients.wants(number, "weight", "bias"):
             grad_weight, grad_bias = _weight_gradient(
                 stages[number], path, carried, before, weight, gradients.wants(number, "bias")

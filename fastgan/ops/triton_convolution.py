@@ -47,7 +47,7 @@ def forward(
         _placed(stage, input),
         _placed(stage, weight),
         _geometry(stage, weight),
-        prologue=_placed_prologue(stage, prologue),
+        prologue=prologue,
         epilogue=epilogue,
     )
     return _flat(stage, output), statistics
@@ -68,8 +68,8 @@ def input_gradient(
         _placed(stage, weight),
         _geometry(stage, weight),
         (1, 1) if linear else (input.shape[2], input.shape[3]),
-        prologue=_placed_prologue(stage, prologue),
-        epilogue=epilogue,
+        prologue=_placed_fusion(stage, prologue),
+        epilogue=_placed_fusion(stage, epilogue),
     )
     return _flat(stage, grad), sums
 
@@ -90,7 +90,7 @@ def weight_gradient(
         _geometry(stage, weight),
         _placed(stage, weight),
         input_prologue=input_prologue,
-        grad_prologue=grad_prologue,
+        grad_prologue=_placed_fusion(stage, grad_prologue),
         with_bias=with_bias,
     )
     return _flat(stage, grad_weight), grad_bias
@@ -112,19 +112,14 @@ def _geometry_of(stage: Stage, kernel_size: tuple[int, int]) -> kernels.ConvGeom
     )
 
 
-def _placed_prologue(stage: Stage, prologue: GradPrologue | NormActivation | None) -> Any:
-    if stage.kind != "linear" or prologue is None or isinstance(prologue, NormActivation):
-        return prologue
-    return _placed_fields(prologue)
-
-
-def _placed_fields(fused: Any) -> Any:
-    """With its full-size tensor as a map of one place."""
-    if isinstance(fused, (BatchNormGradient, NormActivationGradient)):
-        return replace(fused, input=fused.input[:, :, None, None])
-    if isinstance(fused, ActivationGradient):
-        return replace(fused, output=fused.output[:, :, None, None])
-    return fused
+def _placed_fusion(stage: Stage, fusion: Any) -> Any:
+    """A prologue or epilogue with its full-size tensor, if it has one, as a map of one place."""
+    if stage.kind == "linear":
+        if isinstance(fusion, (BatchNormGradient, NormActivationGradient)):
+            return replace(fusion, input=_placed(stage, fusion.input))
+        if isinstance(fusion, ActivationGradient):
+            return replace(fusion, output=_placed(stage, fusion.output))
+    return fusion
 
 
 def _placed(stage: Stage, tensor: Tensor) -> Tensor:

@@ -1,0 +1,130 @@
+"""Whole networks on the Triton kernels, forward and backward, against nn.Sequential.
+
+What the kernels do alone is tested beside this; here it is that prologues, epilogues and the norms'
+small steps fit together.
+"""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastgan.nn import fuse
+from fastgan.nn.placement import placements
+
+
+def generator() -> tuple[nn.Sequential, tuple[int, ...]]:
+    layers = nn.Sequential(
+        nn.ConvTranspose2d(7, 8, 4, 1, 0, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.ConvTranspose2d(8, 6, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(6),
+        nn.LeakyReLU(0.2),
+        nn.ConvTranspose2d(6, 3, 3, 2, 1, 1, bias=False),
+        nn.Tanh(),
+    )
+    return layers, (3, 7, 1, 1)
+
+
+def critic() -> tuple[nn.Sequential, tuple[int, ...]]:
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 4, 2, 1),
+        nn.LeakyReLU(0.2, inplace=True),
+        nn.Conv2d(4, 6, 3, 2, 1, dilation=2, bias=False),
+        nn.BatchNorm2d(6),
+        nn.Sigmoid(),
+        nn.Conv2d(6, 5, 1, bias=False),
+        nn.BatchNorm2d(5, affine=False),
+        nn.Tanh(),
+        nn.Conv2d(5, 1, (2, 3), bias=False),
+    )
+    return layers, (3, 3, 12, 14)
+
+
+def dense() -> tuple[nn.Sequential, tuple[int, ...]]:
+    layers = nn.Sequential(
+        nn.Linear(5, 6, bias=False),
+        nn.BatchNorm1d(6),
+        nn.ReLU(),
+        nn.Linear(6, 4),
+        nn.LeakyReLU(0.1),
+        nn.Linear(4, 1),
+        nn.Sigmoid(),
+    )
+    return layers, (6, 5)
+
+
+def mixed() -> tuple[nn.Sequential, tuple[int, ...]]:
+    """The layer with groups is not the kernels'; it takes and gives what they leave to be done."""
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, groups=2, bias=False),
+        nn.BatchNorm2d(6),
+        nn.LeakyReLU(0.2),
+        nn.ConvTranspose2d(6, 2, 3, bias=False),
+        nn.BatchNorm2d(2),
+        nn.ReLU(),
+    )
+    return layers, (2, 3, 7, 7)
+
+
+def results(network: nn.Module, input: Tensor) -> list[Tensor]:
+    """Output, gradients and buffers."""
+    x = input.detach().clone().requires_grad_()
+    output = network(x)
+    weights = torch.linspace(-1, 1, output.numel(), device=x.device).view(output.shape)
+    grads = torch.autograd.grad(output, [x, *network.parameters()], weights.to(output.dtype))
+    buffers = [buffer for buffer in network.buffers() if buffer.is_floating_point()]
+    return [output.detach(), *grads, *buffers]
+
+
+@pytest.mark.parametrize("make", [generator, critic, dense, mixed])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_is_as_exact_as_eager(
+    make, training: bool, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Against float64, by the worst of each quantity over several draws."""
+    errors = []
+    for seed in range(2):
+        torch.manual_seed(seed)
+        layers, shape = make()
+        for layer in layers:
+            if isinstance(layer, nn.BatchNorm1d | nn.BatchNorm2d) and layer.affine:
+                nn.init.normal_(layer.weight)
+                nn.init.normal_(layer.bias)
+        low = layers.to(device, dtype).train(training)
+        exact, ours = copy.deepcopy(low).double(), fuse(copy.deepcopy(low))
+        layers_ = ("Conv2d", "ConvTranspose2d", "Linear")
+        paths = {found.path for found in placements(ours) if found.op in layers_}
+        assert paths == ({"triton", "aten"} if make is mixed else {"triton"})
+        input = torch.randn(shape, device=device).to(dtype)
+        expected = results(exact, input.double())
+        errors.append(
+            [
+                [
+                    float((found.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-3))
+                    for found, truth in zip(results(network, input), expected, strict=True)
+                ]
+                for network in (low, ours)
+            ]
+        )
+    eager, own = torch.tensor(errors).amax(0)
+    # Of quantities this small each error by itself is a matter of luck; the largest is not.
+    roundoff = torch.finfo(dtype).eps
+    assert own.max() <= 2 * eager.max() + roundoff, torch.stack([own, eager])
+    assert bool((own <= 4 * eager + 8 * roundoff).all()), torch.stack([own, eager])
+
+
+def test_two_runs_are_the_same_to_the_bit(device: torch.device) -> None:
+    torch.manual_seed(0)
+    layers, shape = generator()
+    network = fuse(layers.to(device))
+    input = torch.randn(shape, device=device)
+    runs = [results(copy.deepcopy(network), input) for _ in range(2)]
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))

@@ -87,7 +87,7 @@ def covers(
     reason = _triton_is_missing()
     if reason is not None or device is None:
         return reason
-    return _device_lacks(device, dtype)
+    return _device_lacks(device)
 
 
 @lru_cache(maxsize=1)
@@ -96,15 +96,12 @@ def _triton_is_missing() -> str | None:
 
 
 @lru_cache(maxsize=64)
-def _device_lacks(device: torch.device, dtype: torch.dtype) -> str | None:
+def _device_lacks(device: torch.device) -> str | None:
     if device.type != "cuda":
         return None if interpreted() else f"device {device.type}"
     major, minor = torch.cuda.get_device_capability(device)
-    least = 8 if dtype == torch.bfloat16 else 7
-    if major < least:
-        name = str(dtype).removeprefix("torch.")
-        return f"{name} on compute capability {major}.{minor}"
-    return None
+    # Below, Triton has no matrix instructions to compile to.
+    return f"compute capability {major}.{minor}" if major < 8 else None
 
 
 def _capability(device: torch.device) -> Pair:

@@ -48,6 +48,7 @@ def batch_norm_gradient(
 @triton.jit
 def load_vector(pointer, channel, known):
     """[1, channels] of a per-channel vector; 0 past its end, and where there is none."""
-    if pointer is None:
-        return 0.0
-    return tl.load(pointer + channel, mask=known, other=0.0)[None, :].to(tl.float32)
+    vector = 0.0
+    if pointer is not None:
+        vector = tl.load(pointer + channel, mask=known, other=0.0).to(tl.float32)[None, :]
+    return vector

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from fastgan.fusion import Statistics
@@ -45,6 +45,8 @@ def convolutions(draw_from: st.DrawFn) -> Case:
 @settings(
     max_examples=EXAMPLES,
     deadline=None,
+    # Without shrinking, which would take as many minutes as it tries hundreds of examples.
+    phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(conv=convolutions(), seed=st.integers(0, 2**16))

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -17,12 +17,19 @@ from torch import nn
 from fastgan.errors import ConfigError
 from fastgan.training import Processes, TrainConfig, Trainer
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
+from fastgan.training.recorder import read_metrics
 from fastgan.training.sync_batch_norm import SynchronizedBatchNorm, _merge, synchronize_batch_norm
 
 sys.path.insert(0, str(Path(__file__).parent))
 import two_processes
 
-SMALL = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 8, "n_critic": 1, "log_every": 1}
+
+@dataclass
+class Two:
+    """Two processes that have ended: the folder that they wrote into, and how they ended."""
+
+    out: Path
+    done: list[subprocess.CompletedProcess[str]]
 
 
 def free_port() -> int:
@@ -60,26 +67,20 @@ def start_two(*arguments: str) -> list[subprocess.CompletedProcess[str]]:
     return results
 
 
-def train_with_two(out: Path, *arguments: str) -> list[subprocess.CompletedProcess[str]]:
-    small = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
-    command = ["-m", "fastgan", "train", "--out", str(out), *small, "--device", "cpu", *arguments]
-    return start_two(*command)
-
-
 @pytest.fixture(scope="module")
-def updates(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
-    out = tmp_path_factory.mktemp("updates")
-    for done in start_two(two_processes.__file__, "update", str(out)):
-        assert done.returncode == 0, done.stderr
-    return [torch.load(out / f"{rank}.pt") for rank in (0, 1)]
+def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
+    """What became of two processes that did all there is in two_processes.py."""
+    out = tmp_path_factory.mktemp("two")
+    (out / "images").mkdir()
+    for index in range(24):
+        Image.new("L", (16, 16), 10 * index).save(out / "images" / f"{index:02}.png")
+    return Two(out, start_two(two_processes.__file__, str(out)))
 
 
 @pytest.mark.parametrize("case", two_processes.CASES)
-def test_two_processes_take_the_steps_of_one_with_the_whole_batch(
-    case: str, updates: list[dict[str, dict[str, torch.Tensor]]]
-) -> None:
+def test_two_processes_take_the_steps_of_one_with_the_whole_batch(case: str, two: Two) -> None:
     alone = two_processes.updated(case, Processes())
-    first, second = (each[case] for each in updates)
+    first, second = (torch.load(two.out / f"updates-{rank}.pt")[case] for rank in (0, 1))
     assert alone.keys() == first.keys() == second.keys()
     for name, expected in alone.items():
         assert torch.equal(first[name], second[name]), name
@@ -88,87 +89,30 @@ def test_two_processes_take_the_steps_of_one_with_the_whole_batch(
         )
 
 
-def test_a_run_of_two_is_that_of_one_and_each_goes_on_with_the_other_s(tmp_path: Path) -> None:
+def test_data_that_fail_in_one_process_end_both_with_its_words_and_saved(two: Two) -> None:
+    first, second = ((two.out / f"error-{rank}.txt").read_text() for rank in (0, 1))
+    assert second.startswith("DataError: ")
+    assert ".gone" in second
+    assert first == "ProcessFailedError: process 1 failed: " + second.removeprefix("DataError: ")
+    (saved,) = list_checkpoints(two.out / "without data")
+    assert 2 <= load_checkpoint(saved)["step"] < 50
+
+
+def test_one_process_s_failure_stops_the_other_with_its_message(two: Two) -> None:
+    first, second = two.done
+    assert (first.returncode, second.returncode) == (1, 1), first.stderr + second.stderr
+    assert first.stderr.strip().endswith("process 1 failed: the disk of this machine is on fire")
+    assert second.stderr.strip().endswith("the disk of this machine is on fire")
+
+
+def test_torchrun_goes_on_with_a_run_of_one_and_one_with_a_run_of_two(tmp_path: Path) -> None:
+    small = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 8, "log_every": 1}
     options = {"model": "dcgan", "optimizer": "sgd", "lr": 0.05, "sync_batch_norm": True}
     alone, together = tmp_path / "alone", tmp_path / "together"
-    Trainer(TrainConfig(out=str(alone), steps=4, **SMALL, **options)).run()
-    flags = ["--model=dcgan", "--optimizer=sgd", "--lr=0.05", "--sync-batch-norm"]
-    first, second = train_with_two(together, *flags, "--steps=2")
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert "done: 2 steps" in first.stdout
-    assert (second.stdout, second.stderr) == ("", "")  # the first alone speaks
-    assert len(load_checkpoint(list_checkpoints(together)[-1])["random"]["others"]) == 1
-    asked = TrainConfig(out=str(together), steps=3)
-    Trainer(asked, resume=True, explicit=frozenset({"steps"})).run()
-    first, second = train_with_two(together, *flags, "--steps=4", "--resume")
-    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
-    assert sorted(path.name for path in together.iterdir()) == sorted(
-        {path.name for path in alone.iterdir()}
-        | {f"checkpoint-000000{n}.pt" for n in (3, 4)}
-        | {f"samples-000000{n}.png" for n in (2, 3, 4)}
-    )
-    ours, theirs = (load_checkpoint(list_checkpoints(run)[-1]) for run in (together, alone))
-    for network in ("generator", "discriminator", "ema_generator"):
-        for name, value in theirs[network].items():
-            torch.testing.assert_close(ours[network][name], value, rtol=1e-2, atol=1e-4)
-
-
-def test_data_that_fail_in_one_process_end_both_with_its_words_and_saved(tmp_path: Path) -> None:
-    # More files than are read at the start would be slow to make; the same by a set of its own.
-    folder, out = tmp_path / "images", tmp_path / "run"
-    folder.mkdir()
-    for index in range(16):
-        Image.new("L", (16, 16), 10 * index).save(folder / f"{index:02}.png")
-    script = tmp_path / "train.py"
-    script.write_text(
-        f"""
-from pathlib import Path
-from fastgan.cli import main
-from fastgan.data import folder
-folder.VERIFIED_FILES = 4  # as if it were a large folder: read as it is needed
-from fastgan.training import Callback, TrainConfig, Trainer, joined_processes
-
-class Spoil(Callback):
-    def on_step(self, trainer):
-        # The same file for both, but only the second process comes to it in its part of a batch.
-        if trainer.step == 2 and trainer.processes.rank == 1:
-            for path in Path({str(folder)!r}).iterdir():
-                path.rename(path.with_suffix(".gone"))
-            trainer.source.files = [path.with_suffix(".nowhere") for path in trainer.source.files]
-        if trainer.step == 2 and trainer.processes.rank == 0:
-            trainer.source.read = lambda indices: __import__("torch").zeros(len(indices), 1, 16, 16)
-
-with joined_processes("cpu") as processes:
-    config = TrainConfig(out={str(out)!r}, data="folder:{folder}", image_size=16, workers=0,
-        steps=50, nz=4, ngf=4, ndf=4, batch_size=4)
-    Trainer(config, callbacks=[Spoil()], processes=processes).run()
-"""
-    )
-    first, second = start_two(str(script))
-    assert first.returncode == second.returncode == 1
-    last_lines = [done.stderr.strip().splitlines()[-1] for done in (first, second)]
-    assert "process 1 failed" in last_lines[0], first.stderr
-    assert ".nowhere" in last_lines[0]
-    assert ".nowhere" in last_lines[1]
-    (saved,) = list_checkpoints(out)
-    assert load_checkpoint(saved)["step"] in (2, 3)
-
-
-def test_one_process_s_failure_stops_the_other_with_its_message(tmp_path: Path) -> None:
-    began = time.monotonic()
-    first, second = start_two(two_processes.__file__, "fail", str(tmp_path))
-    assert time.monotonic() - began < 60
-    assert first.returncode == second.returncode == 1
-    assert "process 1 failed: the disk of this machine is on fire" in first.stderr
-    assert "the disk of this machine is on fire" in second.stderr
-
-
-@pytest.mark.slow
-def test_torchrun_trains(tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    small = [f"--{name.replace('_', '-')}={value}" for name, value in SMALL.items()]
+    Trainer(TrainConfig(out=str(alone), steps=5, **small, **options)).run()
+    Trainer(TrainConfig(out=str(together), steps=2, **small, **options)).run()
     command = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    command += ["-m", "fastgan", "train", "--out", str(out), "--steps=2", "--device=cpu", *small]
+    command += ["-m", "fastgan", "train", "--out", str(together), "--resume", "--steps=4"]
     done = subprocess.run(
         [sys.executable, *command],
         capture_output=True,
@@ -178,8 +122,15 @@ def test_torchrun_trains(tmp_path: Path) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("done: 2 steps") == 1
-    assert load_checkpoint(list_checkpoints(out)[-1])["step"] == 2
+    assert done.stdout.count("done: 4 steps") == 1  # the first process alone speaks
+    assert len(load_checkpoint(list_checkpoints(together)[-1])["random"]["others"]) == 1
+    asked = TrainConfig(out=str(together), steps=5)
+    Trainer(asked, resume=True, explicit=frozenset({"steps"})).run()
+    assert len(read_metrics(together / "metrics.csv")) == 5
+    ours, theirs = (load_checkpoint(list_checkpoints(run)[-1]) for run in (together, alone))
+    for network in ("generator", "discriminator", "ema_generator"):
+        for name, value in theirs[network].items():
+            torch.testing.assert_close(ours[network][name], value, rtol=1e-2, atol=1e-4)
 
 
 def test_a_batch_that_does_not_divide_is_refused() -> None:

@@ -1,4 +1,8 @@
-"""What each process does in test_training_processes.py: ``python two_processes.py TASK OUT``."""
+"""What each process does in test_training_processes.py: ``python two_processes.py OUT``.
+
+Updates, then a run whose data fail in one process, then one that fails in one without a word to the
+others: in one go, as starting a process takes longer than all of them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from fastgan.data import load_data
 from fastgan.errors import FastganError
 from fastgan.training import Callback, Processes, TrainConfig, Trainer, joined_processes
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
@@ -71,6 +76,15 @@ def updated(case: str, processes: Processes) -> dict[str, Tensor]:
     return found
 
 
+class LoseTheData(Callback):
+    """The second process's files go away after its second step."""
+
+    def on_step(self, trainer: Trainer) -> None:
+        if trainer.step == 2 and trainer.processes.rank == 1:
+            source = trainer.source
+            source.files = [path.with_suffix(".gone") for path in source.files]
+
+
 class Fail(Callback):
     """The second process can't go on after its second step."""
 
@@ -81,15 +95,24 @@ class Fail(Callback):
 
 def main() -> None:
     torch.set_num_threads(1)
-    task, out = sys.argv[1], Path(sys.argv[2])
+    out = Path(sys.argv[1])
+    small = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "steps": 50}
     with joined_processes("cpu") as processes:
-        if task == "update":
-            results = {case: updated(case, processes) for case in CASES}
-            torch.save(results, out / f"{processes.rank}.pt")
-        elif task == "fail":
-            settings = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "steps": 50}
-            config = TrainConfig(out=str(out / "run"), **settings)
-            Trainer(config, callbacks=[Fail()], processes=processes).run()
+        results = {case: updated(case, processes) for case in CASES}
+        torch.save(results, out / f"updates-{processes.rank}.pt")
+
+        data = f"folder:{out / 'images'}"
+        config = TrainConfig(
+            out=str(out / "without data"), data=data, image_size=16, workers=0, **small
+        )
+        source = load_data(data, image_size=16, in_memory=False)
+        try:
+            Trainer(config, source=source, callbacks=[LoseTheData()], processes=processes).run()
+        except FastganError as error:
+            (out / f"error-{processes.rank}.txt").write_text(f"{type(error).__name__}: {error}")
+
+        config = TrainConfig(out=str(out / "on fire"), **small)
+        Trainer(config, callbacks=[Fail()], processes=processes).run()
 
 
 if __name__ == "__main__":

@@ -1,46 +1,62 @@
 #!/usr/bin/env bash
 # On a machine with a GPU: builds with its own python3 and packages (no network), runs the whole
-# test suite there, and leaves machine-readable results.
+# test suite there, the sanitizers and the benchmarks, and leaves machine-readable results.
 #
 #   benchmarks/gpu_check.sh DIR             or: make gpu-check OUT=DIR
-#   PARTS="build tests" benchmarks/gpu_check.sh DIR
+#   PARTS=build,tests benchmarks/gpu_check.sh DIR
 #
-# Parts: build, tests, sanitizers (compute-sanitizer over the CUDA ops), benchmarks. A part that
-# fails doesn't keep the others from running; the exit code is 0 only if all passed. DIR receives
-# environment.json, one log a part, tests.xml, benchmarks.json, optimizers-cuda.json and
-# summary.txt.
+# Parts, in this order unless PARTS says otherwise:
+#   build        the compiled part, for this GPU alone
+#   tests        every test file, several at a time, and the docstrings' examples
+#   sanitizers   compute-sanitizer's memcheck, racecheck and initcheck over every CUDA op and the
+#                Triton kernels
+#   benchmarks   every suite of `fastgan bench --quick`, and the optimisers' own recorder
+#   tune         not by default: refills the tile tables of fastgan/kernels, into DIR
+#
+# A part that fails, or takes longer than its limit (below), doesn't keep the others from running,
+# and keeps what it has written. The exit code is 0 only if all passed. All default parts together
+# end within nine minutes. DIR receives
+#   environment.json       machine, versions, commit
+#   PART.log, tests.json   what each part said; of the tests how many ran, failed, were skipped
+#   bench-SUITE/           results.json, results.csv, plots, index.html
+#   optimizers-cuda.json   see record_optimizers.py
+#   summary.txt            a line a part, as printed last
 set -uo pipefail
 
 out=${1:?usage: gpu_check.sh DIR}
-parts=${PARTS:-build tests sanitizers benchmarks}
+parts=${PARTS:-build,tests,sanitizers,benchmarks}
 python=${PYTHON:-python3}
 cd "$(dirname "$0")/.."
 mkdir -p "$out"
 out=$(cd "$out" && pwd)
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 
+# Seconds.
+declare -A limits=([build]=110 [tests]=150 [sanitizers]=90 [benchmarks]=180 [tune]=480)
+
+for part in ${parts//,/ }; do
+    if [[ ! -v limits[$part] ]]; then
+        echo "gpu-check: no part is called $part; there are build, tests, sanitizers, benchmarks, tune" >&2
+        exit 2
+    fi
+done
+
 "$python" - "$out/environment.json" <<'PYTHON' || exit 1
 import json
-import platform
-import subprocess
 import sys
-import time
 
 import torch
 
 if not torch.cuda.is_available():
     sys.exit("gpu-check: torch sees no CUDA device here; `make test` is for machines without one")
-commit = subprocess.run(
-    ["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False
-).stdout.strip()
-properties = torch.cuda.get_device_properties(0)
+
+from fastgan.bench.machine import commit, machine_facts, utc_now
+
 facts = {
-    "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    "commit": commit or None,
-    "gpu": properties.name,
-    "compute_capability": f"{properties.major}.{properties.minor}",
-    "gpu_memory_bytes": properties.total_memory,
-    "python": platform.python_version(),
+    "time": utc_now(),
+    "commit": commit(),
+    **machine_facts(torch.device("cuda")),
+    "python": sys.version.split()[0],
     "torch": torch.__version__,
     "cuda": torch.version.cuda,
 }
@@ -49,51 +65,78 @@ with open(sys.argv[1], "w") as file:
 print(f"gpu-check: {facts['gpu']}, torch {facts['torch']}, commit {facts['commit']}")
 PYTHON
 
+# What this GPU runs, with its own instructions where it has some: compiling for others takes as
+# long again each.
+architecture() {
+    "$python" -c 'import torch
+major, minor = torch.cuda.get_device_capability()
+print(f"{major}.{minor}" + "a" * ((major, minor) == (9, 0)))'
+}
+
 # egg_info lets the machine's python3 find the command line's entry point without an install.
 build() {
-    FASTGAN_BUILD_CUDA=1 "$python" setup.py -q egg_info build_ext --inplace
+    FASTGAN_CUDA_ARCHS=${FASTGAN_CUDA_ARCHS:-$(architecture)} FASTGAN_BUILD_CUDA=1 \
+        "$python" setup.py -q egg_info build_ext --inplace
 }
 
+# The machine may lack pytest-timeout and pytest-xdist: addopts, which makes an unknown setting an
+# error, is left out, and files run side by side as processes.
 tests() {
-    "$python" -m pytest tests --junitxml "$out/tests.xml" -p no:cacheprovider &&
-        "$python" -m pytest --doctest-modules fastgan -p no:cacheprovider
+    "$python" benchmarks/run_tests.py --json "$out/tests.json" --limit $((limits[tests] - 10))
 }
 
-# The ops' own tests under each tool, without those that compile or that measure with subprocesses.
 # torch's caching allocator would hide an access beyond a tensor inside a larger block.
 sanitizers() {
     local tool status=0
+    local -A running=()
     for tool in memcheck racecheck initcheck; do
-        echo "== $tool"
         PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool "$tool" --error-exitcode 99 \
             --target-processes application-only \
-            "$python" -m pytest tests/test_clip_op.py tests/test_optim.py -x -q \
-            -k "cuda and not compile and not graph" -p no:cacheprovider --timeout 600 || status=1
+            "$python" benchmarks/run_every_kernel.py >"$out/sanitizer-$tool.log" 2>&1 &
+        running[$tool]=$!
     done
+    for tool in "${!running[@]}"; do
+        if wait "${running[$tool]}"; then
+            echo "$tool: clean"
+        else
+            echo "$tool: FAILED, see sanitizer-$tool.log"
+            tail -n 20 "$out/sanitizer-$tool.log"
+            status=1
+        fi
+    done
+    [ "$status" = 0 ] && echo "memcheck, racecheck, initcheck: clean"
     return "$status"
 }
 
 benchmarks() {
-    local status=0
-    "$python" -m pytest benchmarks --benchmark-only --benchmark-json "$out/benchmarks.json" \
-        -p no:cacheprovider || status=1
-    "$python" benchmarks/record_optimizers.py --device cuda --results "$out" || status=1
+    local suite status=0
+    for suite in models ops training; do
+        "$python" -m fastgan bench --quick --suite "$suite" --device cuda --max-minutes 0.8 \
+            --out "$out/bench-$suite" || status=1
+    done
+    "$python" benchmarks/record_optimizers.py --device cuda --tries 1 --results "$out" || status=1
     return "$status"
 }
 
+tune() {
+    "$python" benchmarks/tune_convolutions.py --out "$out/tile_tables.py"
+}
+
+# A part runs in a process group of its own, so that the limit ends all it has started.
+export out python
+export -f architecture build tests sanitizers benchmarks tune
 failed=0
 : >"$out/summary.txt"
-for part in $parts; do
-    case $part in
-    build | tests | sanitizers | benchmarks) ;;
-    *)
-        echo "gpu-check: no part is called $part; there are build, tests, sanitizers, benchmarks" >&2
-        exit 2
-        ;;
-    esac
+for part in ${parts//,/ }; do
     started=$SECONDS
-    if "$part" >"$out/$part.log" 2>&1; then verdict=ok; else verdict=FAILED failed=1; fi
-    last=$(tail -n 1 "$out/$part.log")
+    timeout --kill-after=5 "${limits[$part]}" \
+        bash -c "$(declare -p limits); $part" >"$out/$part.log" 2>&1
+    case $? in
+    0) verdict=ok ;;
+    124 | 137) verdict="FAILED (stopped after ${limits[$part]} s)" failed=1 ;;
+    *) verdict=FAILED failed=1 ;;
+    esac
+    last=$(grep -v '^[[:space:]]*$' "$out/$part.log" | tail -n 1)
     echo "$part: $verdict in $((SECONDS - started)) s  $last" | tee -a "$out/summary.txt"
 done
 exit "$failed"

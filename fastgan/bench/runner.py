@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,6 +38,8 @@ class Plan:
         budget: rounds and seconds a case.
         compile_mode: of the torch.compile peers; None leaves them out.
         memory: whether to measure peaks.
+        seconds: about how long all may take: after four fifths of it no further case begins, at
+            its end no further peak is measured; None for no limit.
         settings: said in the result.
     """
 
@@ -44,6 +47,7 @@ class Plan:
     budget: Budget = field(default_factory=Budget)
     compile_mode: str | None = "default"
     memory: bool = True
+    seconds: float | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -108,7 +112,11 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
     if device.type == "cuda":
         # What every user of convolutions on a GPU should set; the peers get it too.
         torch.backends.cudnn.benchmark = True
-    started = utc_now()
+    started, clock = utc_now(), time.monotonic()
+
+    def late(share: float) -> bool:
+        return plan.seconds is not None and time.monotonic() - clock > share * plan.seconds
+
     dtypes = tuple(sorted({case.dtype for case in cases} | {"float32"}))
     why_not = can_measure_memory(device) if plan.memory else None
     memory = plan.memory and why_not is None
@@ -120,6 +128,9 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
     rows: list[Row] = []
     floor_of: dict[tuple[str, str, str, str, int, str], Case] = {}
     for number, case in enumerate(cases, 1):
+        if late(0.8):
+            note(f"{case.name} is left out: the time was up")
+            continue
         listener.on_stage(case.name, number, total)
         found = _measure_case(case, plan, note)
         rows += found
@@ -132,6 +143,9 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
     if memory:
         with MemoryMeter(device) as meter:
             for number, case in enumerate(cases, len(cases) + 2):
+                if late(1.0):
+                    note(f"{case.name}: peak memory is left out: the time was up")
+                    continue
                 listener.on_stage(f"memory: {case.name}", number, total)
                 rows += _memory_rows(case, plan, meter, note)
                 _forget()

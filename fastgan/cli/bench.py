@@ -31,7 +31,8 @@ from fastgan.errors import ConfigError
 __all__ = ["add_parser", "run"]
 
 #: Seconds a case may take, without preparing and compiling.
-_SECONDS, _QUICK_SECONDS = 20.0, 3.0
+_SECONDS = 20.0
+_QUICK_SECONDS = {"cpu": 3.0, "cuda": 0.5}
 
 
 def add_parser(commands: Any) -> None:
@@ -62,6 +63,12 @@ def add_parser(commands: Any) -> None:
         "--only", metavar="TEXT", help="only cases whose name, as in the table, contains this"
     )
     parser.add_argument(
+        "--max-minutes",
+        type=float,
+        metavar="M",
+        help="about how long all may take: cases that don't fit are left out, with a note",
+    )
+    parser.add_argument(
         "--no-compile", action="store_true", help="leave torch.compile out: compiling takes longest"
     )
     parser.set_defaults(run=run)
@@ -81,6 +88,8 @@ def run(options: argparse.Namespace) -> int:
         cases = [case for case in cases if options.only in case.name]
     if not cases:
         raise ConfigError(f"only: no case of suite {options.suite} has {options.only!r} in it")
+    if options.max_minutes is not None and not options.max_minutes > 0:
+        raise ConfigError(f"max_minutes: expected a number above 0, got {options.max_minutes}")
     plan = _plan(options, device)
     with _Display(console) as display:
         no_plots = why_no_plots()
@@ -103,15 +112,19 @@ def _device(name: str) -> torch.device:
 
 
 def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
-    seconds = _QUICK_SECONDS if options.quick else _SECONDS
+    seconds = _SECONDS
+    if options.quick:
+        seconds = _QUICK_SECONDS[device.type]
     mode = None
     if not options.no_compile:
-        # Graphs we capture ourselves, for all alike.
-        mode = "max-autotune-no-cudagraphs" if device.type == "cuda" else "default"
+        # Graphs we capture ourselves, for all alike. Autotuning takes minutes a case.
+        tuned = device.type == "cuda" and not options.quick
+        mode = "max-autotune-no-cudagraphs" if tuned else "default"
     return Plan(
         device=device,
         budget=Budget(seconds),
         compile_mode=mode,
+        seconds=None if options.max_minutes is None else 60 * options.max_minutes,
         settings={
             "suite": options.suite,
             "quick": options.quick,

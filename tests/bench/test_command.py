@@ -114,6 +114,7 @@ def test_regression_beyond_the_spread_ends_in_exit_code_1(tmp_path: Path, capsys
         (["--out", "{}/new", "--only", "cubes"], "no case of suite all has 'cubes' in it"),
         (["--out", "{}/new", "--suite", "kernels"], "invalid choice: 'kernels'"),
         (["--out", "{}/new", "--threads", "0"], "expected at least 1, got 0"),
+        (["--out", "{}/new", "--max-minutes", "0"], "expected a number above 0, got 0.0"),
         ([], "--out"),
     ],
 )
@@ -150,6 +151,12 @@ def test_case_whose_own_provider_fails_is_left_out_with_a_note() -> None:
     result = run_cases([case], Plan(CPU, Budget(0.01), None))
     assert result.rows == ()
     assert any("fastgan is left out: RuntimeError: no compiler" in note for note in result.notes)
+
+
+def test_cases_that_dont_fit_the_time_are_left_out_with_a_note() -> None:
+    result = run_cases([CASE], Plan(CPU, Budget(0.01), None, seconds=1e-9))
+    assert result.rows == ()
+    assert "squares, 128x128, float32, batch 2 is left out: the time was up" in result.notes
 
 
 # --- Suites and goals -----------------------------------------------------------------------------

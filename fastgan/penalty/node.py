@@ -93,18 +93,31 @@ class CriticLossTask(_Task):
 
     def run(self, passes: Passes) -> tuple[Tensor, ...]:
         """Loss, Wasserstein estimate, penalty."""
+        real, fake = self.real, self.fake.to(self.real.dtype)
         count = self.count
-        real = self.real
-        batch = torch.empty(
-            (3 * count, *real.shape[1:]),
-            dtype=passes.dtype_of_images(real.dtype),
-            device=real.device,
-            memory_format=_layout(self.plan, real),
-        )
-        wide = torch.float64 if real.dtype == torch.float64 else torch.float32
-        eps = self.eps.to(wide).contiguous()
-        torch.ops.fastgan.penalty_mix_(batch, real, self.fake.to(real.dtype), eps)
-        return passes.critic_loss(batch, self.formula)
+
+        def empty(thirds: int) -> Tensor:
+            return torch.empty(
+                (thirds * count, *real.shape[1:]),
+                dtype=passes.dtype_of_images(real.dtype),
+                device=real.device,
+                memory_format=_layout(self.plan, real),
+            )
+
+        def whole_batch() -> Tensor:
+            batch = empty(3)
+            wide = torch.float64 if real.dtype == torch.float64 else torch.float32
+            eps = self.eps.to(wide).contiguous()
+            torch.ops.fastgan.penalty_mix_(batch, real, fake, eps)
+            return batch
+
+        def fakes_and_reals() -> Tensor:
+            images = empty(2)
+            images[:count].copy_(fake)
+            images[count:].copy_(real)
+            return images
+
+        return passes.critic_loss(whole_batch, fakes_and_reals, self.formula)
 
     def composed(self, parameters: Sequence[Tensor], held: Sequence[Tensor]) -> Tensor:
         """The loss by differentiable functions."""

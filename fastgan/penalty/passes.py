@@ -62,7 +62,7 @@ class _Run:
         tangents: the rows of tangents that went into each curved step.
     """
 
-    output: Tensor
+    output: Tensor = field(init=False)
     kept: list[Any] = field(default_factory=list)
     dtypes: list[torch.dtype] = field(default_factory=list)
     inputs: dict[int, list[Tensor]] = field(default_factory=dict)
@@ -168,12 +168,21 @@ class Passes:
         self._zeros_for_offsets()
         return value
 
-    def critic_loss(self, batch: Tensor, formula: Formula) -> tuple[Tensor, Tensor, Tensor]:
+    def critic_loss(
+        self,
+        whole_batch: Callable[[], Tensor],
+        fakes_and_reals: Callable[[], Tensor],
+        formula: Formula,
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Loss, Wasserstein estimate and penalty.
 
         Args:
-            batch: 3 N rows, fakes, reals and points; the points are written over.
+            whole_batch: makes 3 N rows, fakes, reals and points, that are ours to write over.
+            fakes_and_reals: makes the first 2 N of these rows once more, when the others are long
+                gone: the first layer wants them at the very end.
+            formula: what the penalty is.
         """
+        batch = whole_batch()
         count = batch.size(0) // 3
         primal = 2 * count
         learning = any(map(any, self.wanted))
@@ -199,8 +208,10 @@ class Passes:
                 )
         else:
             batch = batch[:primal]
-        del tangent
-        run = self._forward(batch, primal, points.kept, [learning] * len(self.wanted))
+        values = {0: batch}
+        del tangent, batch
+        keep_inputs = [learning and planned.inputs != (0,) for planned in self.plan.steps]
+        run = self._forward(values, primal, points.kept, keep_inputs)
         fake_mean, real_mean = widened(run.output[:primal]).reshape(2, count).mean(1)
         if learning:
             self._curvature(points, run.tangents, signals)
@@ -209,7 +220,10 @@ class Passes:
             def on_gradient(index: int, grad: Tensor) -> None:
                 if not any(self.wanted[index]):
                     return
-                inputs = run.inputs.pop(index)
+                if index in run.inputs:
+                    inputs = run.inputs.pop(index)
+                else:
+                    inputs = self._inputs(index, {0: fakes_and_reals()})
                 masks = None
                 if index in signals:
                     grad = _joined(grad, signals.pop(index), buffers.pop(index, None))
@@ -236,7 +250,7 @@ class Passes:
     def _first_order(self, points: Tensor) -> tuple[_Run, dict[int, Tensor], Tensor]:
         """What the forward pass kept, the signals that gradients will need, and g."""
         keep_inputs = self.leads_to_curved[1:]
-        run = self._forward(points, points.size(0), None, keep_inputs)
+        run = self._forward({0: points}, points.size(0), None, keep_inputs)
         signals: dict[int, Tensor] = {}
 
         def on_gradient(index: int, grad: Tensor) -> None:
@@ -247,10 +261,14 @@ class Passes:
         return run, signals, self._signals(start, run, on_gradient, None, to_images=True)
 
     def _forward(
-        self, input: Tensor, primal: int, points: list[Any] | None, keep_inputs: Sequence[bool]
+        self,
+        values: dict[int, Tensor],
+        primal: int,
+        points: list[Any] | None,
+        keep_inputs: Sequence[bool],
     ) -> _Run:
-        values = {0: input}
-        run = _Run(input)
+        """``values`` are the images alone, and used up: their memory is free once nobody asks."""
+        run = _Run()
         for index, planned in enumerate(self.plan.steps):
             inputs = self._inputs(index, values)
             if keep_inputs[index] and any(self.wanted[index]):

@@ -135,6 +135,11 @@ class Step(ABC):
 
 def over_samples_and_positions(input: Tensor) -> Tensor:
     """The sum over every dimension but the channels', in float32 or wider: shape (C,)."""
-    half = input.dtype in (torch.float16, torch.bfloat16)
     others = [i for i in range(input.dim()) if i != 1]
-    return input.sum(dim=others, dtype=torch.float32 if half else input.dtype)
+    if input.dtype not in (torch.float16, torch.bfloat16):
+        return input.sum(dim=others)
+    if input.device.type != "cpu":
+        return input.sum(dim=others, dtype=torch.float32)
+    # On the CPU, torch widens all before it sums: in pieces, which are small enough for its caches.
+    pieces = input.split(max(1, input.size(0) // 16))
+    return torch.stack([piece.sum(dim=others, dtype=torch.float32) for piece in pieces]).sum(0)

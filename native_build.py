@@ -51,8 +51,11 @@ LOOP_SOURCES = (
 #: Compiled by nvcc, where CUDA is built.
 CUDA_SOURCES = (
     "csrc/cuda/adam.cu",
+    "csrc/cuda/batch_norm_statistics.cu",
     "csrc/cuda/clip.cu",
     "csrc/cuda/clip_tensors.cu",
+    "csrc/cuda/norm_act.cu",
+    "csrc/cuda/norm_act_gradient.cu",
     "csrc/cuda/penalty_norm.cu",
     "csrc/cuda/penalty_points.cu",
     "csrc/cuda/rmsprop.cu",

@@ -14,6 +14,10 @@
 #include "cpu/batch_norm.h"
 #include "op_arguments.h"
 
+#if defined(FASTGAN_WITH_CUDA)
+#include "cuda/batch_norm.h"
+#endif
+
 namespace fastgan {
 
 namespace {
@@ -327,6 +331,44 @@ struct OnCpu {
         cpu::act_gradient(type, count, grad, output, activation, negative_slope, result);
     }
 };
+
+#if defined(FASTGAN_WITH_CUDA)
+struct OnCuda {
+    template <typename Call>
+    static void run(const Tensor& first, const Call& call) {
+        const std::int32_t device_index = first.get_device_index();
+        const torch::stable::accelerator::DeviceGuard guard(device_index);
+        call(OnCuda{current_cuda_stream(device_index)});
+    }
+    void partials(FloatType type, const ChannelLayout& layout, const void* input, void* count,
+                  void* mean, void* m2) const {
+        cuda::batch_norm_partials(type, layout, input, count, mean, m2, stream);
+    }
+    void finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
+                  const FinalizeResults& results) const {
+        cuda::batch_norm_finalize(tiles, settings, results, stream);
+    }
+    void norm_act(const NormAct& norm, const void* input, void* result) const {
+        cuda::norm_act(norm, input, result, stream);
+    }
+    void gradient_sums(const NormAct& norm, const void* grad, const void* input, const void* invstd,
+                       void* grad_sum, void* grad_xhat_sum) const {
+        cuda::norm_act_gradient_sums(norm, grad, input, invstd, grad_sum, grad_xhat_sum, stream);
+    }
+    void gradient_finalize(const GradientTiles& tiles, const GradientResults& results) const {
+        cuda::norm_act_gradient_finalize(tiles, results, stream);
+    }
+    void gradient(const NormAct& norm, const void* grad, const void* input, const void* slope,
+                  const void* offset, void* result) const {
+        cuda::norm_act_gradient(norm, grad, input, slope, offset, result, stream);
+    }
+    void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* output,
+                      Activation activation, double negative_slope, void* result) const {
+        cuda::act_gradient(type, count, grad, output, activation, negative_slope, result, stream);
+    }
+    void* stream;
+};
+#endif
 
 // --- The ops -------------------------------------------------------------------------------------
 
@@ -766,3 +808,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
     FASTGAN_IMPLEMENT_BATCH_NORM(fastgan::OnCpu);
 }
+
+#if defined(FASTGAN_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, library) {
+    FASTGAN_IMPLEMENT_BATCH_NORM(fastgan::OnCuda);
+}
+#endif

@@ -151,7 +151,7 @@ FASTGAN_INLINE A activate(A u, [[maybe_unused]] A negative_slope) {
     } else if constexpr (kActivation == Activation::tanh) {
         return hyperbolic_tangent(u);
     } else if constexpr (kActivation == Activation::sigmoid) {
-        return A(1) / (A(1) + exponential_of(-u));
+        return quick_quotient(A(1), A(1) + exponential_of(-u));
     } else {
         return u;
     }

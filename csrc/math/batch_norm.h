@@ -62,7 +62,7 @@ struct TileMoments {
     A m2;
 
     FASTGAN_INLINE static TileMoments of_sums(A shift, A sum, A square, A count) {
-        const A mean_of_d = sum / count;
+        const A mean_of_d = quick_quotient(sum, count);
         const A m2 = square - sum * mean_of_d;
         return TileMoments{shift + mean_of_d, m2 < A(0) ? A(0) : m2};  // NaN stays
     }

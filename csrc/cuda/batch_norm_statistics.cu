@@ -1,0 +1,195 @@
+// Batch norm's statistics on CUDA devices: a kernel that takes those of tiles, bound by reading the
+// tensor once, and one that merges them.
+#include "batch_norm.h"
+#include "channel_tiles.h"
+#include "launch.h"
+
+namespace fastgan::cuda {
+
+namespace {
+
+// Rows that a thread loads before it uses the first: hides the memory's latency.
+constexpr int kRowsInFlight = 4;
+
+// mean, m2: (tiles, channels). A block has a tile of `lanes` vectors of channels; see ColumnBlocks.
+template <typename T, int kVector>
+__global__ void __launch_bounds__(kTileThreads)
+    column_moments(const T* input, ChannelLayout layout, std::int64_t tile_rows,
+                   ColumnBlocks blocks, Arithmetic<T>* count, Arithmetic<T>* mean,
+                   Arithmetic<T>* m2) {
+    using A = Arithmetic<T>;
+    __shared__ A shared[kTileThreads * kVector];
+    const ColumnThread place = ColumnThread::of<kVector>(blocks);
+    const std::int64_t channels = layout.channels;
+    const std::int64_t begin = place.part * tile_rows;
+    const std::int64_t left = layout.images - begin;
+    const std::int64_t rows = left < tile_rows ? left : tile_rows;
+    const bool active = place.channel < channels;
+
+    A shift[kVector] = {};
+    A sum[kVector] = {};
+    A square[kVector] = {};
+    if (active) {
+        const T* const tile = input + begin * channels + place.channel;
+        const auto first = load<kVector>(tile);
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) {
+            shift[v] = shift_by(to_arithmetic(first.elements[v]));
+        }
+#pragma unroll 1
+        for (std::int64_t row = place.row; row < rows; row += place.rows * kRowsInFlight) {
+            Vector<T, kVector> loaded[kRowsInFlight];
+#pragma unroll
+            for (int r = 0; r < kRowsInFlight; ++r) {
+                const std::int64_t at = row + r * place.rows;
+                if (at < rows) {
+                    loaded[r] = load<kVector>(tile + at * channels);
+                }
+            }
+#pragma unroll
+            for (int r = 0; r < kRowsInFlight; ++r) {
+                if (row + r * place.rows < rows) {
+#pragma unroll
+                    for (int v = 0; v < kVector; ++v) {
+                        const A d = to_arithmetic(loaded[r].elements[v]) - shift[v];
+                        sum[v] += d;
+                        square[v] = multiply_add(d, d, square[v]);
+                    }
+                }
+            }
+        }
+    }
+    add_rows_of_block<kVector>(place, blocks.lanes, sum, shared);
+    add_rows_of_block<kVector>(place, blocks.lanes, square, shared);
+    if (place.row == 0 && active) {
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) {
+            const auto moments =
+                TileMoments<A>::of_sums(shift[v], sum[v], square[v], static_cast<A>(rows));
+            mean[place.part * channels + place.channel + v] = moments.mean;
+            m2[place.part * channels + place.channel + v] = moments.m2;
+        }
+    }
+    if (threadIdx.x == 0 && place.channel == 0) {
+        count[place.part] = static_cast<A>(rows);
+    }
+}
+
+// mean, m2: (tiles, channels). A warp has a tile of one channel.
+template <typename T, int kVector>
+__global__ void __launch_bounds__(kTileThreads)
+    channel_moments(const T* input, ChannelLayout layout, LayoutDivisors divisors,
+                    std::int64_t tile_values, std::int64_t pairs, Arithmetic<T>* count,
+                    Arithmetic<T>* mean, Arithmetic<T>* m2) {
+    using A = Arithmetic<T>;
+    const int lane = static_cast<int>(threadIdx.x) % warpSize;
+    const std::int64_t pair = static_cast<std::int64_t>(blockIdx.x) * (kTileThreads / warpSize) +
+                              static_cast<int>(threadIdx.x) / warpSize;
+    if (pair >= pairs) {
+        return;  // the whole warp
+    }
+    const std::int64_t tile = divisors.channels.quotient(pair);
+    const std::int64_t channel = pair - tile * layout.channels;
+    const std::int64_t begin = tile * tile_values;
+    const std::int64_t left = layout.values_per_channel() - begin;
+    const std::int64_t values = left < tile_values ? left : tile_values;
+    const ChannelTile place = ChannelTile::of(divisors, begin, channel);
+
+    const A shift = shift_by(to_arithmetic(input[place.offset(0)]));
+    A sum = 0;
+    A square = 0;
+#pragma unroll 1
+    for (std::int64_t i = lane * kVector; i < values; i += warpSize * kVector) {
+        const auto loaded = load<kVector>(input + place.offset(i));
+#pragma unroll
+        for (int v = 0; v < kVector; ++v) {
+            const A d = to_arithmetic(loaded.elements[v]) - shift;
+            sum += d;
+            square = multiply_add(d, d, square);
+        }
+    }
+    sum = sum_of_warp(sum);
+    square = sum_of_warp(square);
+    if (lane == 0) {
+        const auto moments = TileMoments<A>::of_sums(shift, sum, square, static_cast<A>(values));
+        mean[pair] = moments.mean;
+        m2[pair] = moments.m2;
+        if (channel == 0) {
+            count[tile] = static_cast<A>(values);
+        }
+    }
+}
+
+// A thread merges every 32nd tile of a channel; then 32 threads merge what they have.
+template <typename A>
+__global__ void __launch_bounds__(kMergeChannels* kMergeThreads)
+    merge_moments(StatisticsTiles tiles, FinalizeSettings settings, FinalizeResults results) {
+    __shared__ double counts[kMergeThreads][kMergeChannels];
+    __shared__ double means[kMergeThreads][kMergeChannels];
+    __shared__ double squares[kMergeThreads][kMergeChannels];
+    const int x = static_cast<int>(threadIdx.x);
+    const int y = static_cast<int>(threadIdx.y);
+    const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kMergeChannels + x;
+    Moments moments;
+    if (c < tiles.channels) {
+        for (std::int64_t tile = y; tile < tiles.tiles; tile += kMergeThreads) {
+            const std::int64_t at = tile * tiles.channels + c;
+            moments.merge(static_cast<double>(static_cast<const A*>(tiles.count)[tile]),
+                          static_cast<double>(static_cast<const A*>(tiles.mean)[at]),
+                          static_cast<double>(static_cast<const A*>(tiles.m2)[at]));
+        }
+    }
+    counts[y][x] = moments.count;
+    means[y][x] = moments.mean;
+    squares[y][x] = moments.m2;
+    __syncthreads();
+    for (int half = kMergeThreads / 2; half > 0; half /= 2) {
+        if (y < half) {
+            moments.merge(counts[y + half][x], means[y + half][x], squares[y + half][x]);
+            counts[y][x] = moments.count;
+            means[y][x] = moments.mean;
+            squares[y][x] = moments.m2;
+        }
+        __syncthreads();
+    }
+    if (y == 0 && c < tiles.channels) {
+        finalize_channel<A>(c, moments, settings, results);
+    }
+}
+
+}  // namespace
+
+void batch_norm_partials(FloatType type, const ChannelLayout& layout, const void* input,
+                         void* count, void* mean, void* m2, void* stream) {
+    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+    const std::int64_t values = layout.values_per_channel();
+    const std::int64_t size = tile_size(values, layout.channels);
+    const std::int64_t tiles = tile_count(values, layout.channels);
+    with_vectors(type, layout, is_aligned(input), [&](auto example, auto vector) {
+        using T = decltype(example);
+        using A = Arithmetic<T>;
+        constexpr int kVector = decltype(vector)::value;
+        const T* const typed = static_cast<const T*>(input);
+        if (layout.is_columns()) {
+            const ColumnBlocks blocks = column_blocks(layout.channels, kVector);
+            launch("column_moments", column_moments<T, kVector>, blocks.count(tiles), kTileThreads,
+                   0, cuda_stream, typed, layout, size, blocks, static_cast<A*>(count),
+                   static_cast<A*>(mean), static_cast<A*>(m2));
+        } else {
+            const std::int64_t pairs = tiles * layout.channels;
+            launch("channel_moments", channel_moments<T, kVector>,
+                   blocks_for(pairs, kTileThreads / 32), kTileThreads, 0, cuda_stream, typed,
+                   layout, LayoutDivisors::of(layout), size, pairs, static_cast<A*>(count),
+                   static_cast<A*>(mean), static_cast<A*>(m2));
+        }
+    });
+}
+
+void batch_norm_finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
+                         const FinalizeResults& results, void* stream) {
+    launch("merge_moments", tiles.is_double ? merge_moments<double> : merge_moments<float>,
+           blocks_for(tiles.channels, kMergeChannels), dim3(kMergeChannels, kMergeThreads), 0,
+           static_cast<cudaStream_t>(stream), tiles, settings, results);
+}
+
+}  // namespace fastgan::cuda

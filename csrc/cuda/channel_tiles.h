@@ -1,0 +1,219 @@
+// How the batch-norm kernels share a tensor out over threads.
+//
+// A tensor of columns (channels-last): a block is `lanes` threads wide, each with a vector of
+// channels of its own, and as many rows high as its threads allow. So neighbours read neighbours, a
+// thread meets the same channels in every row, and their parameters stay in its registers.
+//
+// A contiguous tensor is walked in vectors of one channel's values; which channel follows from the
+// vector's place.
+//
+// Vectors are of 16 bytes where channels (or an image's values) are a multiple of that and all
+// memory begins at one; of one element else.
+#pragma once
+
+#include "../batch_norm.h"
+#include "launch.h"
+
+namespace fastgan::cuda {
+
+inline constexpr int kTileThreads = 256;
+inline constexpr int kVectorBytes = 16;
+
+template <typename T>
+inline constexpr int kFullVector = kVectorBytes / static_cast<int>(sizeof(T));
+
+template <typename T, int kSize>
+struct alignas(sizeof(T) * kSize) Vector {
+    T elements[kSize];
+};
+
+template <typename T>
+using Arithmetic = decltype(to_arithmetic(T{}));
+
+template <int kVector, typename T>
+__device__ __forceinline__ Vector<T, kVector> load(const T* values) {
+    return *reinterpret_cast<const Vector<T, kVector>*>(values);
+}
+
+template <int kVector, typename T>
+__device__ __forceinline__ void store(T* values, const Vector<T, kVector>& vector) {
+    *reinterpret_cast<Vector<T, kVector>*>(values) = vector;
+}
+
+// Divides by a number that the host knows. The device's own division of 64 bits is a function call,
+// for which a kernel has to save its registers.
+struct Divisor {
+    std::int64_t value;
+    double inverse;
+
+    static Divisor of(std::int64_t value) {
+        return Divisor{value, 1.0 / static_cast<double>(value)};
+    }
+
+    // dividend / value, for 0 <= dividend < 2^52.
+    __device__ __forceinline__ std::int64_t quotient(std::int64_t dividend) const {
+        if (((dividend | value) >> 32) == 0) {
+            return static_cast<std::uint32_t>(dividend) / static_cast<std::uint32_t>(value);
+        }
+        // Off by one at most, both roundings being of 2^-53.
+        const std::int64_t guess =
+            static_cast<std::int64_t>(static_cast<double>(dividend) * inverse);
+        const std::int64_t remainder = dividend - guess * value;
+        return remainder < 0 ? guess - 1 : (remainder >= value ? guess + 1 : guess);
+    }
+};
+
+// The numbers of a layout that kernels divide by.
+struct LayoutDivisors {
+    Divisor image_size;
+    Divisor channels;
+
+    static LayoutDivisors of(const ChannelLayout& layout) {
+        return LayoutDivisors{Divisor::of(layout.image_size), Divisor::of(layout.channels)};
+    }
+};
+
+// A block over columns; one thread's place in it.
+struct ColumnBlocks {
+    int lanes;       // threads next to each other: a power of two, up to 32
+    Divisor groups;  // so many blocks next to each other cover all channels
+
+    // How many blocks cover so many parts of the rows.
+    unsigned count(std::int64_t parts) const { return blocks_for(parts * groups.value, 1); }
+};
+
+inline ColumnBlocks column_blocks(std::int64_t channels, int vector) {
+    const std::int64_t vectors = (channels + vector - 1) / vector;
+    int lanes = 1;
+    while (lanes < 32 && lanes < vectors) {
+        lanes *= 2;
+    }
+    return ColumnBlocks{lanes, Divisor::of((vectors + lanes - 1) / lanes)};
+}
+
+struct ColumnThread {
+    std::int64_t part;     // which part of the rows the block has
+    std::int64_t channel;  // the first of the thread's vector
+    int lane;
+    int row;   // among the block's
+    int rows;  // the block's height
+
+    template <int kVector>
+    __device__ __forceinline__ static ColumnThread of(const ColumnBlocks& blocks) {
+        const int thread = static_cast<int>(threadIdx.x);
+        const std::int64_t block = blockIdx.x;
+        const std::int64_t part = blocks.groups.quotient(block);
+        const std::int64_t group = block - part * blocks.groups.value;
+        const int row = thread / blocks.lanes;
+        const int lane = thread - row * blocks.lanes;
+        return ColumnThread{part, (group * blocks.lanes + lane) * kVector, lane, row,
+                            kTileThreads / blocks.lanes};
+    }
+};
+
+// Adds what the threads of a block's column have, in a fixed order, into its first row's.
+// shared: kTileThreads * kVector elements.
+template <int kVector, typename A>
+__device__ __forceinline__ void add_rows_of_block(const ColumnThread& place, int lanes,
+                                                  A (&values)[kVector], A* shared) {
+    const int thread = static_cast<int>(threadIdx.x);
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+        shared[v * kTileThreads + thread] = values[v];
+    }
+    __syncthreads();
+    for (int half = place.rows / 2; half > 0; half /= 2) {
+        if (place.row < half) {
+#pragma unroll
+            for (int v = 0; v < kVector; ++v) {
+                shared[v * kTileThreads + thread] +=
+                    shared[v * kTileThreads + thread + half * lanes];
+            }
+        }
+        __syncthreads();
+    }
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+        values[v] = shared[v * kTileThreads + thread];
+    }
+    // The next call writes what this one reads.
+    __syncthreads();
+}
+
+// The sum over a warp, in a fixed order, in every lane.
+template <typename A>
+__device__ __forceinline__ A sum_of_warp(A value) {
+#pragma unroll
+    for (int distance = 16; distance > 0; distance /= 2) {
+        value += __shfl_xor_sync(0xffffffffu, value, distance);
+    }
+    return value;
+}
+
+// A tile of one channel of a contiguous tensor: where its i-th value lies.
+struct ChannelTile {
+    std::int64_t first_image;
+    std::int64_t within;  // of the first image, where the tile begins
+    Divisor image_size;
+    std::int64_t image_stride;
+    std::int64_t channel_start;
+
+    __device__ __forceinline__ static ChannelTile of(const LayoutDivisors& layout,
+                                                     std::int64_t begin, std::int64_t channel) {
+        const std::int64_t size = layout.image_size.value;
+        const std::int64_t image = layout.image_size.quotient(begin);
+        return ChannelTile{image, begin - image * size, layout.image_size,
+                           size * layout.channels.value, channel * size};
+    }
+
+    __device__ __forceinline__ std::int64_t offset(std::int64_t i) const {
+        const std::int64_t place = within + i;
+        const std::int64_t images = image_size.quotient(place);
+        return (first_image + images) * image_stride + channel_start +
+               (place - images * image_size.value);
+    }
+};
+
+inline bool is_aligned(const void* pointer) {
+    return reinterpret_cast<std::uintptr_t>(pointer) % kVectorBytes == 0;
+}
+
+// Whether vectors of 16 bytes fit the layout, given that the memory is aligned.
+template <typename T>
+bool takes_vectors(const ChannelLayout& layout) {
+    return (layout.is_columns() ? layout.channels : layout.image_size) % kFullVector<T> == 0;
+}
+
+template <int kVector>
+struct VectorTag {
+    static constexpr int value = kVector;
+};
+
+// call(T{}, VectorTag<...>{}) for the tensor's type and the widest vectors that serve.
+template <typename Call>
+void with_vectors(FloatType type, const ChannelLayout& layout, bool aligned, const Call& call) {
+    const auto typed = [&](auto example) {
+        using T = decltype(example);
+        if (aligned && takes_vectors<T>(layout)) {
+            call(example, VectorTag<kFullVector<T>>());
+        } else {
+            call(example, VectorTag<1>());
+        }
+    };
+    switch (type) {
+        case FloatType::float64:
+            return typed(double{});
+        case FloatType::float32:
+            return typed(float{});
+        case FloatType::float16:
+            return typed(Half{});
+        case FloatType::bfloat16:
+            return typed(BFloat16{});
+    }
+}
+
+// The merging of tiles: a block has 32 channels, and of each 32 threads that share its tiles.
+inline constexpr int kMergeChannels = 32;
+inline constexpr int kMergeThreads = 32;
+
+}  // namespace fastgan::cuda

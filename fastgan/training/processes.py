@@ -197,6 +197,7 @@ class Processes:
             FastganError: ``error`` itself, or in the others a :class:`ProcessFailedError` with its
                 message.
         """
+        self.agreed_to_fail = False
         if self.world_size > 1:
             news = torch.tensor([stop is not None or error is not None], dtype=torch.int32)
             with self._surviving():

@@ -348,6 +348,7 @@ class Trainer:
         if self.processes.leads:
             self._write_checkpoint(path, random)
             self._tell("on_checkpoint", path)
+        self._saved_step = self.step
         return path
 
     def _write_checkpoint(self, path: Path, random: dict[str, Any]) -> None:
@@ -363,7 +364,6 @@ class Trainer:
                 "random": random,
             },
         )
-        self._saved_step = self.step
         for old in list_checkpoints(self.out)[: -self.config.keep_checkpoints]:
             old.unlink(missing_ok=True)
 

@@ -23,7 +23,7 @@ BATCH, CHANNELS, SIZE, CLASSES = 8, 1, 16, 4
 
 # The settings of each case. Plain SGD, so that weights show gradients as they are.
 CASES = {
-    **{model: {"model": model} for model in ("gan", "dcgan", "cgan", "wgan", "wgan-gp")},
+    **{model: {"model": model} for model in ("dcgan", "cgan", "wgan", "wgan-gp")},
     "one stage": {"model": "dcgan", "one_stage": True, "augment": "color,translation,cutout"},
     "layer norm": {"model": "wgan-gp", "critic_norm": "layer"},
     # Without batch norm, which takes its statistics from each part.

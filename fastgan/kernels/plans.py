@@ -136,7 +136,7 @@ def plan_convolution(
         bits=dtype.itemsize * 8,
         rows=batch * output_size[0] * output_size[1],
         columns=out_channels,
-        reduction=geometry.kernel_size[0] * geometry.kernel_size[1] * in_channels,
+        channels=in_channels,
     )
     tile = tile_for(problem, capability)
     largest_phase = math.prod(
@@ -210,7 +210,7 @@ def plan_weight_gradient(
         bits=dtype.itemsize * 8,
         rows=gathered_channels,
         columns=paired_channels,
-        reduction=positions,
+        channels=gathered_channels,
     )
     tile = tile_for(problem, capability)
     one_tap = _stays_in_one_tap(gathered_channels, tile.block_m)

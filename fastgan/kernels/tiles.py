@@ -26,14 +26,14 @@ class Problem(NamedTuple):
         rows: positions of the output, of all phases; of a weight gradient, the channels of the
             gathered side.
         columns: channels of the output; of a weight gradient, those of the paired side.
-        reduction: taps times channels; of a weight gradient, the positions.
+        channels: what the product is summed over at each tap; of a weight gradient, as rows.
     """
 
     kernel: str
     bits: int
     rows: int
     columns: int
-    reduction: int
+    channels: int
 
 
 class Tile(NamedTuple):
@@ -61,7 +61,7 @@ class TileRow(NamedTuple):
     bits: int
     max_rows: int | None
     max_columns: int | None
-    max_reduction: int | None
+    max_channels: int | None
     tile: Tile
 
     def takes(self, problem: Problem) -> bool:
@@ -71,7 +71,7 @@ class TileRow(NamedTuple):
             and self.bits == problem.bits
             and (self.max_rows is None or problem.rows <= self.max_rows)
             and (self.max_columns is None or problem.columns <= self.max_columns)
-            and (self.max_reduction is None or problem.reduction <= self.max_reduction)
+            and (self.max_channels is None or problem.channels <= self.max_channels)
         )
 
 

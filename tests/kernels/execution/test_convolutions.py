@@ -19,11 +19,12 @@ from fastgan.fusion import (
     Statistics,
 )
 from fastgan.kernels import ConvGeometry, forward, input_gradient, plans, weight_gradient
+from fastgan.kernels.launch import interpreted
 from fastgan.kernels.tile_tables import TABLES
 from fastgan.kernels.tiles import Tile, rows_of
 
 NAMES = list(ACTIVATIONS)
-INTERPRETED = not torch.cuda.is_available()
+INTERPRETED = interpreted()
 SLOPE = 0.2
 
 
@@ -557,3 +558,37 @@ def test_a_vector_in_half_precision_is_read_as_it_is(device):
     input = draw(conv.input_shape, torch.float16, device, 0)
     weight = draw(conv.weight_shape, torch.float16, device, 1)
     check_forward(conv, input, weight, None, BiasActivation(draw((7,), torch.float16, device, 2)))
+
+
+def test_offsets_beyond_32_bits(device, monkeypatch):
+    """Samples further apart than 2^31 elements, and positions numbered in 64 bits.
+
+    The memory between them is asked for, but never touched.
+    """
+    conv = case(False, channels=(17, 18), size=(4, 4))
+    apart = 2**31 + 64
+    storage = torch.empty(apart + 2048, dtype=torch.float16, device=device)
+
+    def far(tensor: Tensor) -> Tensor:
+        _, c, _, w = tensor.shape
+        return storage.as_strided(tensor.shape, (apart, 1, c * w, c)).copy_(tensor)
+
+    input = draw(conv.input_shape, torch.float16, device, 0)
+    weight = draw(conv.weight_shape, torch.float16, device, 1)
+    grad_output = draw(conv.output_shape, torch.float16, device, 2)
+    expected = [
+        forward(input, weight, conv.geometry)[0],
+        input_gradient(grad_output, weight, conv.geometry, conv.size)[0],
+        *weight_gradient(input, grad_output, conv.geometry, weight, with_bias=True),
+    ]
+    monkeypatch.setattr(plans, "_position_type", lambda positions: plans.tl.int64)
+    monkeypatch.setattr("fastgan.kernels.convolution._PLANS", {})
+    found = [forward(far(input), weight, conv.geometry)[0]]
+    distant = far(grad_output)
+    found += [
+        input_gradient(distant, weight, conv.geometry, conv.size)[0],
+        *weight_gradient(input, distant, conv.geometry, weight, with_bias=True),
+    ]
+    found.append(weight_gradient(far(input), grad_output, conv.geometry, weight)[0])
+    for ours, same in zip(found, [*expected, expected[2]], strict=True):
+        assert torch.equal(ours, same)

@@ -18,6 +18,7 @@ from typing import Any
 from fastgan.errors import ConfigError, ImageSizeError
 from fastgan.training.augmentation import augmentation_kinds
 from fastgan.training.config_files import format_settings, parse_settings
+from fastgan.training.precision import automatic_precision
 
 __all__ = ["MODELS", "PAPER_DEFAULTS", "TrainConfig", "default_image_size"]
 
@@ -232,7 +233,8 @@ class TrainConfig:
     device: str = _option("auto", "where to train", ("auto", "cpu", "cuda"))
     precision: str = _option(
         "auto",
-        "arithmetic of the convolutions; auto is fp32",
+        "arithmetic of the convolutions; auto is bf16 where that is fast and shown to train as well"
+        " (see docs/training.md), else fp32",
         ("auto", "fp32", "bf16", "fp16"),
     )
     sync_batch_norm: bool = _option(
@@ -271,7 +273,7 @@ class TrainConfig:
         if self.loss == "auto":
             filled["loss"] = "wasserstein" if self.is_wasserstein else "bce"
         if self.precision == "auto":
-            filled["precision"] = "fp32"
+            filled["precision"] = automatic_precision(self.device)
         config = dataclasses.replace(self, **filled)
         config.validate()
         return config

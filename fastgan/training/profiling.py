@@ -32,7 +32,8 @@ LONGEST_TABLE = 20
 class StepProfiler:
     """Traces :data:`TRACED` steps after the first ten; used in a ``with`` statement.
 
-    A run too short for that is traced as far as it goes after its first step.
+    A run too short for that is traced as far as it goes after its first step; one of a single step
+    is not traced.
 
     Args:
         folder: receives ``trace.json`` and ``summary.txt``.

@@ -518,7 +518,8 @@ class Trainer:
     def _profiler(self) -> Any:
         if not (self.config.profile and self.processes.leads):
             return nullcontext(_NoProfiler())
-        return StepProfiler(self.out / "profile", self.device)
+        remaining = self.config.steps - self.step
+        return StepProfiler(self.out / "profile", self.device, remaining)
 
     def _weights(self) -> list[Tensor]:
         networks = [self.players.generator, self.players.discriminator]

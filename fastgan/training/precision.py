@@ -1,0 +1,65 @@
+"""What ``--precision auto`` is: bf16 where the hardware is fast at it, once it is shown to train
+as well as fp32, and fp32 everywhere else.
+
+Fast: CUDA devices of compute capability 8.0 and above, and processors with AMX or AVX512-BF16,
+unless torch was told to leave their instructions alone (``ATEN_CPU_CAPABILITY``).
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import torch
+
+__all__ = ["BF16_TRAINS_AS_WELL", "automatic_precision", "bf16_is_fast"]
+
+BF16_TRAINS_AS_WELL: dict[str, bool] = {"cpu": False, "cuda": False}
+"""By kind of device: whether benchmarks/results/precision-KIND.json shows bf16 no worse than fp32.
+
+Set by hand to what that file's ``no_worse`` says; a test holds the two together.
+"""
+
+_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
+
+
+def automatic_precision(device: str) -> str:
+    """What "auto" stands for on a device.
+
+    Args:
+        device: "auto", "cpu" or "cuda".
+
+    Returns:
+        "bf16" or "fp32".
+
+    Example:
+        >>> automatic_precision("cpu") in ("bf16", "fp32")
+        True
+    """
+    kind = device
+    if device == "auto":
+        kind = "cuda" if torch.cuda.is_available() else "cpu"
+    return "bf16" if BF16_TRAINS_AS_WELL[kind] and bf16_is_fast(kind) else "fp32"
+
+
+def bf16_is_fast(kind: str) -> bool:
+    """Whether this machine multiplies bfloat16 matrices faster than float32 ones.
+
+    Args:
+        kind: "cpu" or "cuda".
+    """
+    if kind == "cuda":
+        return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    wide = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
+    return wide and bool(_FLAGS & _processor_flags())
+
+
+@functools.cache
+def _processor_flags() -> frozenset[str]:
+    """The processor's features, as Linux names them; none where it doesn't say."""
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return frozenset()
+    lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))
+    return frozenset(next(lines, "").partition(":")[2].split())

@@ -1,0 +1,285 @@
+"""Whole steps, recorded and replayed: by CUDA graphs on a GPU, by a stand-in for them anywhere.
+
+The stand-in plays back the very call that was recorded, with the buffers it was recorded with. What
+it can't show, a GPU does: the last test. What makes a step fit for recording is shown on the CPU:
+it reads no value back, and it leaves all its results in tensors that stay where they are.
+"""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import fastgan.fallback
+from fastgan.fallback import FallbackWarning
+from fastgan.training import TrainConfig, Trainer
+from fastgan.training.checkpoint import load_checkpoint
+from fastgan.training.config import MODELS
+from fastgan.training.ema import ExponentialMovingAverage
+from fastgan.training.graphs import WARM_UP, CapturedIteration, Step
+from fastgan.training.iteration import Iteration, MetricTotals, Shape
+from fastgan.training.networks import DataShape, build_discriminator, build_generator
+from fastgan.training.updates import Players, build_optimizer
+
+BATCH, SIZE, CLASSES = 4, 16, 3
+
+
+class Playback:
+    """Records a step by keeping it, and plays it again by calling it."""
+
+    def __init__(self) -> None:
+        self.warm = 0
+        self.recorded = 0
+
+    def warm_up(self, step: Step) -> None:
+        self.warm += 1
+        step()
+
+    def capture(self, step: Step) -> Step:
+        self.recorded += 1
+        # As a graph's, Python's side of a recording happens once, its tensors' side not yet.
+        return step
+
+
+class Refusal(Playback):
+    """Fails halfway through, as a capture does when a step waits for the device."""
+
+    def __init__(self, players: Players) -> None:
+        super().__init__()
+        self._players = players
+
+    def capture(self, step: Step) -> Step:
+        self._players.random = torch.Generator().manual_seed(99)
+        self._players.optimizer_d.grad_scale = torch.ones(())  # as left by a scaler's step
+        raise RuntimeError("operation not permitted when stream is capturing\nand so on")
+
+
+def make(**changes: Any) -> Iteration:
+    small = {"out": "unused", "nz": 5, "ngf": 4, "ndf": 4, "batch_size": BATCH}
+    config = TrainConfig(**{**small, **changes}).resolved()
+    torch.manual_seed(0)
+    data = DataShape("random", 1, SIZE, CLASSES)
+    generator, discriminator = build_generator(config, data), build_discriminator(config, data)
+    players = Players(
+        config=config,
+        generator=generator,
+        discriminator=discriminator,
+        optimizer_g=build_optimizer(config, generator, config.lr_g),
+        optimizer_d=build_optimizer(config, discriminator, config.lr_d),
+        num_classes=CLASSES if config.conditional else None,
+        device=torch.device("cpu"),
+        random=torch.Generator().manual_seed(0),
+        rates_on_device=True,
+    )
+    return Iteration(players, ExponentialMovingAverage(generator, 0.9), MetricTotals())
+
+
+def batches(count: int) -> Callable[[], list[tuple[Tensor, Tensor]]]:
+    random = torch.Generator().manual_seed(1)
+
+    def next_ones() -> list[tuple[Tensor, Tensor]]:
+        return [
+            (
+                torch.rand(BATCH, 1, SIZE, SIZE, generator=random) * 2 - 1,
+                torch.randint(CLASSES, (BATCH,), generator=random),
+            )
+            for _ in range(count)
+        ]
+
+    return next_ones
+
+
+def state(iteration: Iteration) -> dict[str, Tensor]:
+    assert iteration.average is not None
+    networks = {
+        "generator": iteration.players.generator,
+        "discriminator": iteration.players.discriminator,
+        "average": iteration.average.module,
+    }
+    return {
+        f"{kind}.{name}": value.clone()
+        for kind, network in networks.items()
+        for name, value in network.state_dict().items()
+    }
+
+
+def trained(iteration: Any, inner: Iteration, n_critic: int, steps: int) -> dict[str, float]:
+    """Trains with falling rates and a penalty in turns; gives the mean metrics."""
+    taken = batches(n_critic)
+    torch.manual_seed(7)  # dropout
+    lazily = itertools.cycle([True, False, False])
+    for step in range(steps):
+        inner.players.set_learning_rates(1e-3 / (step + 1), 2e-3 / (step + 1))
+        penalized = tuple(next(lazily) for _ in range(n_critic))
+        iteration.run(taken(), Shape(penalized, measured=True))
+    return inner.totals.take()
+
+
+CASES: list[dict[str, Any]] = [
+    *({"model": model} for model in MODELS),
+    {"model": "wgan-gp", "conditional": True, "penalty_every": 2, "augment": "color,cutout"},
+    {"model": "dcgan", "one_stage": True, "accumulate": 2},
+    {"model": "wgan", "optimizer": "sgd", "clip_when": "before"},
+    {"model": "dcgan", "precision": "fp16"},
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_replayed_steps_take_the_trajectory_of_steps_run_one_by_one(case: dict[str, Any]) -> None:
+    eager, replayed = make(**case), make(**case)
+    playback = Playback()
+    captured = CapturedIteration(replayed, playback)
+    steps = 3 * (WARM_UP + 1)
+    metrics = trained(eager, eager, 2, steps)
+    found = trained(captured, replayed, 2, steps)
+    assert captured.failure is None
+    assert playback.recorded == 3  # one for each place of the penalty in a step
+    assert playback.warm == 3 * WARM_UP
+    assert found == pytest.approx(metrics, rel=0, abs=0, nan_ok=True)  # fp16 may overflow at first
+    expected = state(eager)
+    for name, value in state(replayed).items():
+        assert torch.equal(value, expected[name]), name
+    assert torch.equal(replayed.players.random.get_state(), eager.players.random.get_state())
+
+
+class NoReading(TorchDispatchMode):
+    """Refuses every op whose result in Python depends on a value: on CUDA it would wait for it."""
+
+    def __torch_dispatch__(
+        self, function: Any, types: Any, arguments: Any = (), options: Any = None
+    ) -> Any:
+        name = function.name()
+        refused = (
+            "_local_scalar_dense",
+            "nonzero",
+            "masked_select",
+            "equal",
+            "unique",
+            "is_nonzero",
+        )
+        if any(name in (f"aten::{each}", f"aten::_{each}") for each in refused):
+            # Labels out of range are looked for on the CPU alone.
+            raise AssertionError(f"{name} reads a value back")
+        return function(*arguments, **(options or {}))
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "conditional" not in case], ids=str)
+def test_a_step_reads_nothing_back_and_its_results_stay_in_their_places(
+    case: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from fastgan.models import conditioning
+
+    # The one check of the labels that reads values does so on the CPU only.
+    monkeypatch.setattr(conditioning, "_refuse_labels_outside", lambda *arguments: None)
+    iteration = make(**case)
+    if case.get("precision") == "fp16":
+        iteration.players.make_scalers()
+    taken, shape = batches(2), Shape((True, False), measured=True)
+    iteration.players.set_learning_rates(1e-3, 1e-3)
+    iteration.run(taken(), shape)  # makes the optimisers' states
+
+    def places() -> list[int]:
+        players = iteration.players
+        assert iteration.average is not None
+        tensors = [
+            *players.generator.state_dict().values(),
+            *players.discriminator.state_dict().values(),
+            *iteration.average.module.state_dict().values(),
+            *iteration.totals._sums.values(),
+        ]
+        for optimizer in (players.optimizer_g, players.optimizer_d):
+            for values in optimizer.state.values():
+                tensors += [value for value in values.values() if isinstance(value, Tensor)]
+            tensors += [group["lr"] for group in optimizer.param_groups]
+        return [tensor.data_ptr() for tensor in tensors]
+
+    before = places()
+    given = taken()
+    # torch's SGD reads a rate in a tensor where its fused kernel, taken on CUDA, doesn't.
+    reads_on_cpu = isinstance(iteration.players.optimizer_d, torch.optim.SGD)
+    if not reads_on_cpu:
+        with NoReading():
+            iteration.run(given, shape)
+    else:
+        iteration.run(given, shape)
+    iteration.players.set_learning_rates(5e-4, 5e-4)
+    iteration.run(taken(), shape)
+    assert places() == before
+
+
+def test_reading_a_value_back_is_noticed() -> None:
+    for read in (Tensor.item, Tensor.nonzero, bool):
+        with NoReading(), pytest.raises(AssertionError, match="reads a value back"):
+            read(torch.ones(()))
+
+
+def test_a_step_that_can_not_be_recorded_is_run_with_one_warning_and_nothing_lost() -> None:
+    fastgan.fallback._seen.clear()
+    eager, refused = make(model="wgan"), make(model="wgan")
+    captured = CapturedIteration(refused, Refusal(refused.players))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = trained(captured, refused, 1, WARM_UP * 3 + 6)
+    texts = [str(each.message) for each in caught if each.category is FallbackWarning]
+    assert [text for text in texts if "captured" in text] == [
+        "steps run one by one, they can't be captured as a CUDA graph: RuntimeError: operation not"
+        " permitted when stream is capturing"
+    ]
+    assert found == trained(eager, eager, 1, WARM_UP * 3 + 6)
+    expected = state(eager)
+    for name, value in state(refused).items():
+        assert torch.equal(value, expected[name]), name
+
+
+def test_the_average_on_a_device_is_the_average() -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(3, 2)
+    ours, theirs = (ExponentialMovingAverage(layer, 0.8, updates=2) for _ in range(2))
+    ours._updates = torch.tensor(2.0)  # as on a CUDA device
+    for _ in range(30):
+        with torch.no_grad():
+            layer.weight.normal_()
+        ours.update(layer)
+        theirs.update(layer)
+        torch.testing.assert_close(ours.module.weight, theirs.module.weight)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.gpu
+def test_graphs_and_single_steps_train_alike_on_a_gpu(
+    model: str, precision: str, cuda: torch.device, tmp_path: Path
+) -> None:
+    small = {"nz": 8, "ngf": 8, "ndf": 8, "batch_size": 8, "n_critic": 2, "log_every": 4}
+    checkpoints = []
+    for name, graphs in (("graphs", True), ("steps", False)):
+        config = TrainConfig(
+            out=str(tmp_path / name),
+            model=model,
+            steps=12,
+            graphs=graphs,
+            precision=precision,
+            device="cuda",
+            lr_decay="linear",
+            **small,
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", FallbackWarning)
+            checkpoints.append(load_checkpoint(Trainer(config).run().checkpoint))
+    ours, theirs = checkpoints
+    assert torch.equal(ours["random"]["players"], theirs["random"]["players"])
+    tolerance = {"fp32": 1e-3, "bf16": 2e-2, "fp16": 2e-2}[precision]
+    for network in ("generator", "discriminator", "ema_generator"):
+        for key, value in theirs[network].items():
+            # Adam turns a rounding difference of a small gradient into one of up to the rate.
+            torch.testing.assert_close(
+                ours[network][key], value, rtol=tolerance, atol=tolerance, msg=f"{network} {key}"
+            )

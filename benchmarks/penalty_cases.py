@@ -8,6 +8,7 @@ layers in torch's default memory format and channels-last, and, if asked for, un
 from __future__ import annotations
 
 import copy
+import itertools
 import statistics
 import time
 from collections.abc import Callable
@@ -21,9 +22,11 @@ OPS = ("gradient_penalty", "wgan_gp_critic_loss")
 DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
 
-def contenders(op: str, dtype: str, batch: int, compiled: bool) -> dict[str, Callable[[], None]]:
+def contenders(
+    op: str, dtype: str, batch: int, compiled: bool, norm: str = "none"
+) -> dict[str, Callable[[], None]]:
     torch.manual_seed(0)
-    critic = WGANCritic(nc=3, ndf=64, image_size=64)
+    critic = WGANCritic(nc=3, ndf=64, image_size=64, norm=norm)
     real, fake = torch.randn(2, batch, 3, 64, 64).unbind(0)
     eps = torch.rand(batch, 1, 1, 1)
 
@@ -57,9 +60,20 @@ def contenders(op: str, dtype: str, batch: int, compiled: bool) -> dict[str, Cal
     return found
 
 
-def measure(op: str, dtype: str, batch: int, rounds: int, compiled: bool = False) -> dict:
+def peak_bytes(step: Callable[[], None]) -> int:
+    """The most that torch's allocator has held during a step, beyond what it held before."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        step()
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = itertools.accumulate(e.nbytes() for e in sorted(events, key=lambda e: e.start_ns()))
+    return max(held, default=0)
+
+
+def measure(
+    op: str, dtype: str, batch: int, rounds: int, compiled: bool = False, norm: str = "none"
+) -> dict:
     """Milliseconds of each contender, and how many times the best peer takes fastgan's best."""
-    running = contenders(op, dtype, batch, compiled)
+    running = contenders(op, dtype, batch, compiled, norm)
     names = list(running)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for name in names:
@@ -83,7 +97,9 @@ def measure(op: str, dtype: str, batch: int, rounds: int, compiled: bool = False
         p / o for p, o in zip(seconds[best_peer], seconds["fused, channels-last"], strict=True)
     ]
     quartiles = statistics.quantiles(turns, n=4)
+    peaks = {name: peak_bytes(running[name]) for name in (best_peer, "fused, channels-last")}
     return {
+        "peak_mib": {name: round(peak / 2**20, 1) for name, peak in peaks.items()},
         "median_ms": {n: round(statistics.median(s) * 1e3, 1) for n, s in seconds.items()},
         "min_ms": {n: round(min(s) * 1e3, 1) for n, s in seconds.items()},
         "best_peer": best_peer,

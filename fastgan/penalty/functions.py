@@ -12,6 +12,7 @@ from torch import Tensor
 from fastgan.errors import ConfigError, UnsupportedCriticError
 from fastgan.fallback import warn_once
 from fastgan.losses import wasserstein_critic_loss
+from fastgan.penalty.data_parallel import run_within
 from fastgan.penalty.double_backward import penalty_by_double_backward
 from fastgan.penalty.formula import Formula
 from fastgan.penalty.node import CriticLossTask, PenaltyTask, run_fused
@@ -226,7 +227,9 @@ def _fused_penalty(
 ) -> Tensor:
     dtype, device = _autocast_dtype(points)
     task = PenaltyTask(plan, formula, dtype, device, points=points)
-    return run_fused(task, plan.parameters(inner_critic(critic), critic_args))[0]
+    return run_within(
+        critic, points, lambda: run_fused(task, plan.parameters(inner_critic(critic), critic_args))
+    )[0]
 
 
 @_eager
@@ -243,7 +246,13 @@ def _fused_critic_loss(
     task = CriticLossTask(
         plan, formula, dtype, device, real=real.detach(), fake=fake.detach(), eps=eps
     )
-    return CriticLoss(*run_fused(task, plan.parameters(inner_critic(critic), critic_args)))
+    return CriticLoss(
+        *run_within(
+            critic,
+            real,
+            lambda: run_fused(task, plan.parameters(inner_critic(critic), critic_args)),
+        )
+    )
 
 
 def _autocast_dtype(images: Tensor) -> tuple[torch.dtype | None, str]:

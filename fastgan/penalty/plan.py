@@ -117,15 +117,15 @@ class Plan:
     def parameters(self, critic: nn.Module, arguments: Sequence[Any]) -> list[Tensor]:
         """The effective parameters, one per slot."""
         known = self._constants(critic, arguments) if self.constants else {}
-        refreshed = set()
+        modules: dict[str, nn.Module] = {}
         found: list[Tensor] = []
         for slot in self.slots:
             if isinstance(slot, Constant):
                 found.append(known[slot.node])
                 continue
-            module = critic.get_submodule(slot.path)
-            if slot.path not in refreshed:
-                refreshed.add(slot.path)
+            module = modules.get(slot.path)
+            if module is None:
+                module = modules[slot.path] = _submodule(critic, slot.path)
                 for hook in module._forward_pre_hooks.values():
                     if isinstance(hook, REPARAMETRISING_HOOKS):
                         hook(module, ())
@@ -149,6 +149,15 @@ class Plan:
                 args, kwargs = resolve(node.args), resolve(node.kwargs)
                 known[node] = _call(critic, node, args, kwargs)
         return known
+
+
+def _submodule(critic: nn.Module, path: str) -> nn.Module:
+    """``critic.get_submodule(path)``, which checks at every step what a plan knows."""
+    for name in path.split(".") if path else ():
+        child = critic._modules[name]
+        assert child is not None
+        critic = child
+    return critic
 
 
 def _call(critic: nn.Module, node: fx.Node, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:

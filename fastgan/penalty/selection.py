@@ -22,15 +22,21 @@ _plans: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Plan | str]] 
     weakref.WeakKeyDictionary()
 )
 _PLANS_PER_CRITIC = 16
-_SCALARS = (bool, int, float, str, type(None))
+_SCALARS = frozenset((bool, int, float, str, type(None)))
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 #: What every module holds, and is walked or of no consequence to what forward computes.
 _COMMON = set(vars(nn.Module())) - {"training"}
 
 
 def inner_critic(critic: Any) -> Any:
-    """The module inside what ``torch.compile`` returns; anything else as it is."""
-    return getattr(critic, "_orig_mod", critic)
+    """The module inside what ``torch.compile`` or DistributedDataParallel made of it."""
+    while True:
+        if isinstance(critic, nn.parallel.DistributedDataParallel):
+            critic = critic.module
+        elif hasattr(critic, "_orig_mod"):
+            critic = critic._orig_mod
+        else:
+            return critic
 
 
 def find_plan(critic: Any, images: Tensor, arguments: Sequence[Any]) -> Plan | str:
@@ -46,8 +52,8 @@ def find_plan(critic: Any, images: Tensor, arguments: Sequence[Any]) -> Plan | s
             "it is a function, whose layers can't be seen; pass the module itself, and what else "
             "it takes as critic_args"
         )
-    if isinstance(critic, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-        return f"{type(critic).__name__} does its work in its own forward"
+    if isinstance(critic, nn.DataParallel):
+        return "DataParallel splits the batch in its own forward"
     if any(
         (
             nn_module._global_forward_hooks,
@@ -62,7 +68,7 @@ def find_plan(critic: Any, images: Tensor, arguments: Sequence[Any]) -> Plan | s
     for position, argument in enumerate(arguments):
         if isinstance(argument, Tensor):
             described.append((tuple(argument.shape), argument.dtype, argument.device))
-        elif isinstance(argument, _SCALARS):
+        elif type(argument) in _SCALARS:
             described.append((type(argument), argument))
         else:
             return f"argument {position} of critic_args is a {type(argument).__name__}"
@@ -98,21 +104,40 @@ def _fingerprint(critic: nn.Module) -> Hashable:
     tensors there are counts, but not what they hold.
     """
     found: list[Hashable] = []
-    for name, module in critic.named_modules(remove_duplicate=False):
-        found.append((name, id(module), type(module)))
-        for key, value in vars(module).items():
-            if key not in _COMMON and not isinstance(value, Tensor):
-                found.append((key, _identified(value)))
-        for tensors in (module._parameters, module._buffers):
-            found.extend((key, tensor is None) for key, tensor in tensors.items())
-        for hooks in _HOOKS:
-            found.append(tuple(getattr(module, hooks)))
+    add = found.append
+
+    # Once per call of the penalty, so it counts: no generators, no names of modules.
+    def look_at(module: nn.Module) -> None:
+        attributes = module.__dict__
+        add(id(module))
+        add(id(type(module)))
+        for key, value in attributes.items():
+            if key in _COMMON or isinstance(value, Tensor):
+                continue
+            add(key)
+            kind = type(value)
+            plain = kind in _SCALARS or (kind is tuple and _SCALARS.issuperset(map(type, value)))
+            add(value if plain else _identified(value))
+        for tensors in (attributes["_parameters"], attributes["_buffers"]):
+            for key, tensor in tensors.items():
+                add(key)
+                add(tensor is None)
+        for name in _HOOKS:
+            hooks = attributes[name]
+            add(tuple(hooks) if hooks else ())
+        for key, child in attributes["_modules"].items():
+            add(key)
+            if child is not None:
+                look_at(child)
+        add(None)  # where the children end
+
+    look_at(critic)
     return tuple(found)
 
 
 def _identified(value: Any) -> Hashable:
-    if isinstance(value, _SCALARS):
-        return value
+    if type(value) in _SCALARS:
+        return (value,)
     if isinstance(value, (tuple, list)):
         return (type(value), *(_identified(item) for item in value))
     if isinstance(value, dict):

@@ -1,0 +1,50 @@
+"""The fused pass of a critic inside DistributedDataParallel.
+
+DDP averages gradients over processes by hooks on the parameters, which fire for whatever writes
+their ``.grad``; the fused node's inputs are the parameters, so they fire for it. But DDP wants to
+be told of each step by a call of its ``forward``: there it sends buffers around, gets its buckets
+ready and looks through the output's graph for parameters that won't get a gradient. So the fused
+pass runs *as* the forward pass of the module inside, and its loss is what DDP sees come out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+__all__ = ["run_within"]
+
+
+def run_within(
+    critic: Any, images: Tensor, run: Callable[[], tuple[Tensor, ...]]
+) -> tuple[Tensor, ...]:
+    """``run()``, by way of ``critic``'s forward if that is data parallel.
+
+    Args:
+        critic: what the user passed.
+        images: what a forward pass would take.
+        run: gives the loss first, as a function of the parameters.
+    """
+    wrapper = _data_parallel(critic)
+    if wrapper is None:
+        return run()
+    attributes = vars(wrapper.module)
+    earlier = attributes.get("forward")
+    attributes["forward"] = lambda *args, **kwargs: run()
+    try:
+        results: tuple[Tensor, ...] = wrapper(images)
+    finally:
+        del attributes["forward"]
+        if earlier is not None:
+            attributes["forward"] = earlier
+    return results
+
+
+def _data_parallel(critic: Any) -> nn.parallel.DistributedDataParallel | None:
+    while not isinstance(critic, nn.parallel.DistributedDataParallel):
+        if not hasattr(critic, "_orig_mod"):
+            return None
+        critic = critic._orig_mod
+    return critic

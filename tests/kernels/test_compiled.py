@@ -12,11 +12,12 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is a dependency on Linux only")
 
+from compiling import Compiled, compile_for
+
 from fastgan.kernels import ConvGeometry, plans
 from fastgan.kernels.plans import Operation
 from fastgan.kernels.tile_tables import TABLES
 from fastgan.kernels.tiles import Problem, TileRow, rows_of, tile_for
-from tests.kernels.compiling import Compiled, compile_for
 
 #: Compute capability; bytes of shared memory that a program may have. sm_80's tiles serve 8.6 and
 #: 8.9 too, which have less of it than 8.0.

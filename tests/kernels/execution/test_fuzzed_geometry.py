@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
+from test_convolutions import Case, check_forward, check_gradients, draw
 
 from fastgan.fusion import Statistics
 from fastgan.kernels import ConvGeometry
-from tests.kernels.execution.test_convolutions import Case, check_forward, check_gradients, draw
 
 # Each is compiled on a GPU, or takes a third of a second in the interpreter.
 EXAMPLES = 20

@@ -18,7 +18,8 @@ holds
         threads         of a block
         registers       of a thread
         shared          bytes of a block: static for CUDA, all for Triton
-        spilled         bytes of a thread's stack and local memory
+        stack           bytes of a thread's local memory: what was spilled, and arrays whose
+                        elements aren't known by number when compiling
         occupancy       percent of a multiprocessor's warps that registers, shared memory and
                         threads allow
         instructions    machine instructions by group (GROUPS below), and in all
@@ -56,24 +57,24 @@ TARGETS = {"sm_80": "8.0", "sm_90": "9.0a", "sm_100": "10.0"}
 SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}
 REGISTERS, WARPS, BLOCKS, SHARED_OF_CUDA = 65536, 64, 32, 1 << 10
 
-#: First match counts.
+#: What an instruction is called up to its first dot. Accesses of 16 bytes have their own group.
 GROUPS: dict[str, str] = {
-    "tensor core": r"HMMA|HGMMA|QGMMA|IMMA|IGMMA|BMMA|DMMA|UTC\w*MMA|WARPGROUP\.ARRIVE",
-    "LDG.128": r"LDG\.\S*128",
-    "LDG": r"LDG|LD\b|LD\.",
-    "STG.128": r"STG\.\S*128",
-    "STG": r"STG|ST\b|ST\.",
-    "copy to shared": r"LDGSTS|UTMA|UBLKCP|CP\.ASYNC",
-    "shared memory": r"LDS|STS|LDSM|STSM|LDTM|STTM|UTCCP",
+    "tensor core": r"[HQIBD]G?MMA|UTC\w*MMA",
+    "LDG.128": r"",
+    "LDG": r"LDG?",
+    "STG.128": r"",
+    "STG": r"STG?",
+    "copy to shared": r"LDGSTS|UTMA\w+|UBLK\w+",
+    "shared memory": r"LDSM?|STSM?|LDTM?|STTM?|UTCCP|ATOMS",
     "local memory": r"LDL|STL",
-    "atomic": r"ATOM|RED\b|RED\.|REDG",
+    "atomic": r"ATOMG?|REDG?|REDAS",
     "shuffle": r"SHFL|VOTE|MATCH|REDUX",
-    "barrier": r"BAR|SYNCS|WARPSYNC|DEPBAR|LDGDEPBAR|WARPGROUP|MEMBAR|FENCE",
-    "float32": r"FFMA|FADD|FMUL|FSEL|FSETP|FSET|FMNMX|FCHK|FFMA2|FADD2|FMUL2",
-    "float16": r"HADD|HFMA|HMUL|HSET|HMNMX",
+    "barrier": r"BAR|SYNCS|WARPSYNC|DEPBAR|LDGDEPBAR|WARPGROUP|MEMBAR|FENCE|UCGABAR\w*",
+    "float32": r"F(FMA|ADD|MUL|SEL|SETP|SET|MNMX|CHK|FMA2|ADD2|MUL2)|FMNMX3",
+    "float16": r"H(ADD|FMA|MUL|SET|SETP|MNMX)2?",
     "float64": r"D(ADD|MUL|FMA|SETP|MNMX)",
     "special function": r"MUFU",
-    "conversion": r"F2F|F2I|I2F|F2FP|I2I|FRND|I2FP",
+    "conversion": r"F2F|F2I|I2F|F2FP|I2I|FRND|I2FP|F2IP",
     "branch": r"BRA|BRX|EXIT|CALL|RET|BSSY|BSYNC|JMP|NANOSLEEP|YIELD|BREAK|KILL|WARPEXIT",
 }
 OTHER = "integer and moves"
@@ -119,8 +120,10 @@ def instructions_of(code: str) -> dict[str, int]:
     for name in INSTRUCTION.findall(code):
         if name == "NOP":
             continue
-        group = next((g for g, pattern in GROUPS.items() if re.match(pattern, name)), OTHER)
-        counts[group] += 1
+        base, *modifiers = name.split(".")
+        group = next((g for g, pattern in GROUPS.items() if re.fullmatch(pattern, base)), OTHER)
+        wide = f"{group}.128"
+        counts[wide if wide in GROUPS and "128" in modifiers else group] += 1
     found = {group: number for group, number in counts.items() if number}
     return {"all": sum(counts.values()), **found}
 
@@ -139,7 +142,7 @@ def occupancy(architecture: str, threads: int, registers: int, shared: int) -> i
 
 
 def read_cubin(path: Path, cuobjdump: str) -> dict[str, dict]:
-    """Mangled name -> registers, shared, spilled, threads, instructions, of each kernel."""
+    """Mangled name -> registers, shared, stack, threads, instructions, of each kernel."""
     usage = output(cuobjdump, "--dump-resource-usage", path)
     kernels: dict[str, dict] = {}
     for name, line in re.findall(r"Function (\S+):\n\s*(.*)", usage):
@@ -147,7 +150,7 @@ def read_cubin(path: Path, cuobjdump: str) -> dict[str, dict]:
         kernels[name] = {
             "registers": numbers["REG"],
             "shared": numbers["SHARED"],
-            "spilled": numbers["STACK"] + numbers["LOCAL"],
+            "stack": numbers["STACK"] + numbers["LOCAL"],
         }
     for part in output(cuobjdump, "--dump-sass", path).split("Function : ")[1:]:
         name, _, code = part.partition("\n")
@@ -217,7 +220,7 @@ def row(architecture: str, source: str, kernel: str, facts: dict) -> dict:
         "threads": threads,
         "registers": facts["registers"],
         "shared": facts["shared"],
-        "spilled": facts["spilled"],
+        "stack": facts["stack"],
         "occupancy": allowed,
         "instructions": facts["instructions"],
     }
@@ -234,24 +237,32 @@ def triton_kernels(architecture: str, folder: Path) -> list[dict]:
 
     cuobjdump = find_cuobjdump()
     rows = []
-    for tile_row in shipped.distinct_rows(architecture):
+    tile_rows = [
+        tile_row
+        for kernel in ("gather", "scatter", "weight_gradient")
+        for tile_row in shipped.distinct_rows(architecture, kernel)
+    ]
+    if not tile_rows:
+        raise SystemExit(f"static_report: no tile is shipped for {architecture}")
+    for tile_row in tile_rows:
         tile, own = tile_row.tile, folder / f"tile-{len(rows)}"
         own.mkdir()
         dtype = torch.bfloat16 if tile_row.bits == 16 else torch.float32
+        name = f"{tile_row.kernel}, {str(dtype).removeprefix('torch.')},"
+        name += f" {tile.block_m}x{tile.block_n}x{tile.block_k}, {tile.stages} stages"
         if tile_row.kernel == "weight_gradient":
             fused = (shipped.GRADIENT_PROLOGUES[-1], shipped.FORWARD_PROLOGUES[-1])
             compiled = shipped.compile_weight_gradient(
                 architecture, tile_row, *fused, dtype, "ieee", own
             )
         else:
+            name += "" if tile_row.max_channels is None else ", few channels"
             compiled = shipped.compile_convolution(
                 architecture, tile_row, *shipped.HEAVIEST, dtype, "ieee", own
             )
         (cubin,) = own.glob("*.cubin")
         (facts,) = read_cubin(cubin, cuobjdump).values()
         facts |= {"threads": 32 * tile.warps, "shared": compiled.shared}
-        name = f"{tile_row.kernel}, {str(dtype).removeprefix('torch.')},"
-        name += f" {tile.block_m}x{tile.block_n}x{tile.block_k}, {tile.stages} stages"
         rows.append(row(architecture, "triton", name, facts))
     return rows
 
@@ -319,14 +330,14 @@ def table(architecture: str) -> str:
                 str(worst["threads"]),
                 str(worst["registers"]),
                 f"{max(each['shared'] for each in rows):,}",
-                str(max(each["spilled"] for each in rows)),
+                str(max(each["stack"] for each in rows)),
                 f"{min(each['occupancy'] for each in rows)}%",
                 str(counts["all"]),
                 ", ".join(f"{group} {number}" for group, number in mix[:6]),
             )
         )
     versions = ", ".join(f"{name} {version}" for name, version in found["compilers"].items())
-    head = ("source", "kernel", "threads", "registers", "shared", "spilled", "occupancy")
+    head = ("source", "kernel", "threads", "registers", "shared", "stack", "occupancy")
     return (
         f"{versions}; [`{path.name}`]({PAGE}/{path.name}), {len(found['kernels'])} kernels:\n\n"
         + markdown_table((*head, "instructions", "of which"), body)

@@ -306,11 +306,26 @@ struct OnCpu {
     }
     void partials(FloatType type, const ChannelLayout& layout, const void* input, void* count,
                   void* mean, void* m2) const {
-        cpu::batch_norm_partials(type, layout, input, count, mean, m2);
+        cpu::batch_norm_partials(type, layout, input, false, count, mean, m2);
     }
     void finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
                   const FinalizeResults& results) const {
-        cpu::batch_norm_finalize(tiles, settings, results);
+        cpu::batch_norm_finalize(tiles, settings, tiles.is_double, results);
+    }
+    // Both at once, where nobody sees what the tiles' statistics are kept in. workspace: room
+    // for as many doubles as there are of them.
+    void statistics(FloatType type, const ChannelLayout& layout, const void* input,
+                    const FinalizeSettings& settings, void* workspace,
+                    const FinalizeResults& results) const {
+        const std::int64_t tiles = tile_count(layout.values_per_channel(), layout.channels);
+        double* const count = static_cast<double*>(workspace);
+        double* const mean = count + tiles;
+        double* const m2 = mean + tiles * layout.channels;
+        if (tiles > 0) {
+            cpu::batch_norm_partials(type, layout, input, true, count, mean, m2);
+        }
+        cpu::batch_norm_finalize({true, tiles, layout.channels, count, mean, m2}, settings,
+                                 type == FloatType::float64, results);
     }
     void norm_act(const NormAct& norm, const void* input, void* result) const {
         cpu::norm_act(norm, input, result);
@@ -347,6 +362,20 @@ struct OnCuda {
     void finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
                   const FinalizeResults& results) const {
         cuda::batch_norm_finalize(tiles, settings, results, stream);
+    }
+    void statistics(FloatType type, const ChannelLayout& layout, const void* input,
+                    const FinalizeSettings& settings, void* workspace,
+                    const FinalizeResults& results) const {
+        const std::int64_t tiles = tile_count(layout.values_per_channel(), layout.channels);
+        const bool is_double = type == FloatType::float64;
+        const std::int64_t bytes = is_double ? 8 : 4;
+        char* const count = static_cast<char*>(workspace);
+        char* const mean = count + tiles * bytes;
+        char* const m2 = mean + tiles * layout.channels * bytes;
+        if (tiles > 0) {
+            partials(type, layout, input, count, mean, m2);
+        }
+        finalize({is_double, tiles, layout.channels, count, mean, m2}, settings, results);
     }
     void norm_act(const NormAct& norm, const void* input, void* result) const {
         cuda::norm_act(norm, input, result, stream);
@@ -586,40 +615,38 @@ void norm_act_gradient_in_place(Tensor grad_output, const Tensor& input, const T
 
 // batch_norm_partials and batch_norm_finalize.
 template <typename Device>
-std::tuple<Tensor, Tensor> batch_norm_statistics(const Tensor& input,
-                                                 const OptionalTensor& running_mean,
-                                                 const OptionalTensor& running_var, double momentum,
-                                                 double eps) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_statistics(const Tensor& input,
+                                                         const OptionalTensor& weight,
+                                                         const OptionalTensor& running_mean,
+                                                         const OptionalTensor& running_var,
+                                                         double momentum, double eps) {
     constexpr const char* op = "fastgan::batch_norm_statistics";
     const FloatType type = float_type(op, "input", input);
     const Image image = image_argument(op, "input", input);
     const std::int64_t channels = image.layout.channels;
     const std::int64_t tiles = tile_count(image.layout.values_per_channel(), channels);
+    const VectorArgument weights(op, "weight", weight, channels, input, false);
     VectorArgument running_means(op, "running_mean", running_mean, channels, input, true);
     VectorArgument running_vars(op, "running_var", running_var, channels, input, true);
     const std::int32_t dtype = arithmetic_dtype(type);
-    // One piece of memory: count, mean and M2 of the tiles, then the scale, which nobody wants.
-    Tensor partials = empty_vector(tiles + 2 * tiles * channels + channels, dtype, input);
+    // Count, mean and M2 of the tiles.
+    Tensor workspace =
+        empty_vector(tiles + 2 * tiles * channels, aoti_torch_dtype_float64(), input);
     Tensor mean = empty_vector(channels, dtype, input);
     Tensor invstd = empty_vector(channels, dtype, input);
+    Tensor scale = empty_vector(channels, dtype, input);
     if (channels > 0) {
-        const std::int64_t bytes = type == FloatType::float64 ? 8 : 4;
-        char* const count = static_cast<char*>(partials.mutable_data_ptr());
-        char* const means = count + tiles * bytes;
-        char* const squares = means + tiles * channels * bytes;
-        char* const scale = squares + tiles * channels * bytes;
         Device::run(input, [&](const Device& device) {
-            if (tiles > 0) {
-                device.partials(type, image.layout, data_of(image.tensor), count, means, squares);
-            }
-            device.finalize({type == FloatType::float64, tiles, channels, count, means, squares},
-                            {{}, running_means.vector(), running_vars.vector(), momentum, eps},
-                            {mean.mutable_data_ptr(), invstd.mutable_data_ptr(), scale});
+            device.statistics(
+                type, image.layout, data_of(image.tensor),
+                {weights.vector(), running_means.vector(), running_vars.vector(), momentum, eps},
+                workspace.mutable_data_ptr(),
+                {mean.mutable_data_ptr(), invstd.mutable_data_ptr(), scale.mutable_data_ptr()});
         });
         running_means.write_back();
         running_vars.write_back();
     }
-    return {mean, invstd};
+    return {mean, invstd, scale};
 }
 
 // norm_act with scale = weight * invstd; the op that has a gradient.
@@ -773,8 +800,9 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
         "norm_act_gradient_(Tensor(a!) grad_output, Tensor input, Tensor mean, Tensor scale, "
         "Tensor? bias, Tensor slope, Tensor offset, int activation, float negative_slope) -> ()");
     library.def(
-        "batch_norm_statistics(Tensor input, Tensor(a!)? running_mean, Tensor(b!)? running_var, "
-        "float momentum, float eps) -> (Tensor mean, Tensor invstd)");
+        "batch_norm_statistics(Tensor input, Tensor? weight, Tensor(a!)? running_mean, "
+        "Tensor(b!)? running_var, float momentum, float eps) -> "
+        "(Tensor mean, Tensor invstd, Tensor scale)");
     library.def(
         "bn_act(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor invstd, "
         "bool batch_statistics, int activation, float negative_slope) -> Tensor");

@@ -115,14 +115,14 @@ void for_each_part(const ChannelLayout& layout, const ColumnsBody& columns, cons
 
 }  // namespace
 
-void batch_norm_partials(FloatType type, const ChannelLayout& layout, const void* input,
+void batch_norm_partials(FloatType type, const ChannelLayout& layout, const void* input, bool wide,
                          void* count, void* mean, void* m2) {
     const auto column_moments = FASTGAN_SELECT(column_moments);
     const auto span_moments = FASTGAN_SELECT(span_moments);
-    const std::int64_t bytes = bytes_of(type), partial_bytes = arithmetic_bytes(type);
+    const std::int64_t bytes = bytes_of(type), partial_bytes = wide ? 8 : arithmetic_bytes(type);
     const std::int64_t channels = layout.channels;
     for_each_tile(layout, [&](std::int64_t tile, std::int64_t begin, std::int64_t values) {
-        if (type == FloatType::float64) {
+        if (partial_bytes == 8) {
             static_cast<double*>(count)[tile] = static_cast<double>(values);
         } else {
             static_cast<float*>(count)[tile] = static_cast<float>(values);
@@ -130,20 +130,20 @@ void batch_norm_partials(FloatType type, const ChannelLayout& layout, const void
         void* const tile_mean = at(mean, tile * channels, partial_bytes);
         void* const tile_m2 = at(m2, tile * channels, partial_bytes);
         if (layout.is_columns()) {
-            column_moments(type, at(input, begin * channels, bytes), values, channels, tile_mean,
-                           tile_m2);
+            column_moments(type, at(input, begin * channels, bytes), values, channels, wide,
+                           tile_mean, tile_m2);
             return;
         }
         const ChannelSpan span{begin, values, layout.image_size, layout.image_size * channels};
         for (std::int64_t c = 0; c < channels; ++c) {
-            span_moments(type, at(input, c * layout.image_size, bytes), span,
+            span_moments(type, at(input, c * layout.image_size, bytes), span, wide,
                          at(tile_mean, c, partial_bytes), at(tile_m2, c, partial_bytes));
         }
     });
 }
 
 void batch_norm_finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
-                         const FinalizeResults& results) {
+                         bool is_double, const FinalizeResults& results) {
     double total = 0;
     for (std::int64_t tile = 0; tile < tiles.tiles; ++tile) {
         total += tiles.is_double ? static_cast<const double*>(tiles.count)[tile]
@@ -157,7 +157,7 @@ void batch_norm_finalize(const StatisticsTiles& tiles, const FinalizeSettings& s
     (tiles.is_double, tiles.count, tiles.mean, tiles.m2, tiles.tiles, tiles.channels, mean, m2);
     for (std::int64_t c = 0; c < tiles.channels; ++c) {
         const Moments moments{total, mean[c], m2[c]};
-        if (tiles.is_double) {
+        if (is_double) {
             finalize_channel<double>(c, moments, settings, results);
         } else {
             finalize_channel<float>(c, moments, settings, results);

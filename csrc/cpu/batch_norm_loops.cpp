@@ -107,9 +107,22 @@ struct MomentsAdder {
     }
 };
 
+// A tile's moments, where its caller wants them.
+template <typename T, typename A>
+FASTGAN_INLINE void put(const TileMoments<A>& moments, std::int64_t c, bool wide, void* mean,
+                        void* m2) {
+    if (wide) {
+        static_cast<double*>(mean)[c] = static_cast<double>(moments.mean);
+        static_cast<double*>(m2)[c] = static_cast<double>(moments.m2);
+    } else {
+        static_cast<Arithmetic<T>*>(mean)[c] = static_cast<Arithmetic<T>>(moments.mean);
+        static_cast<Arithmetic<T>*>(m2)[c] = static_cast<Arithmetic<T>>(moments.m2);
+    }
+}
+
 template <typename T>
-void typed_column_moments(const T* values, std::int64_t rows, std::int64_t channels,
-                          Arithmetic<T>* mean, Arithmetic<T>* m2) {
+void typed_column_moments(const T* values, std::int64_t rows, std::int64_t channels, bool wide,
+                          void* mean, void* m2) {
     using A = Sum<T>;
     A shifts[kColumnsAtATime], sums[kColumnsAtATime], squares[kColumnsAtATime];
     for (std::int64_t begin = 0; begin < channels; begin += kColumnsAtATime) {
@@ -122,16 +135,14 @@ void typed_column_moments(const T* values, std::int64_t rows, std::int64_t chann
         }
         add_block(MomentsAdder<T>{values, shifts}, begin, rows, channels, columns, sums, squares);
         for (std::int64_t c = 0; c < columns; ++c) {
-            const auto moments =
-                TileMoments<A>::of_sums(shifts[c], sums[c], squares[c], static_cast<A>(rows));
-            mean[begin + c] = static_cast<Arithmetic<T>>(moments.mean);
-            m2[begin + c] = static_cast<Arithmetic<T>>(moments.m2);
+            put<T>(TileMoments<A>::of_sums(shifts[c], sums[c], squares[c], static_cast<A>(rows)),
+                   begin + c, wide, mean, m2);
         }
     }
 }
 
 template <typename T>
-void typed_span_moments(const T* values, ChannelSpan span, Arithmetic<T>* mean, Arithmetic<T>* m2) {
+void typed_span_moments(const T* values, ChannelSpan span, bool wide, void* mean, void* m2) {
     using A = Sum<T>;
     const std::int64_t image = span.begin / span.image_size;
     const T first = values[image * span.image_stride + (span.begin - image * span.image_size)];
@@ -141,10 +152,9 @@ void typed_span_moments(const T* values, ChannelSpan span, Arithmetic<T>* mean, 
         shifts[lane] = shift;
     }
     add_span(MomentsAdder<T>{values, shifts}, span, sums, squares);
-    const auto moments = TileMoments<A>::of_sums(shift, sum_of_lanes(sums), sum_of_lanes(squares),
-                                                 static_cast<A>(span.count));
-    *mean = static_cast<Arithmetic<T>>(moments.mean);
-    *m2 = static_cast<Arithmetic<T>>(moments.m2);
+    put<T>(TileMoments<A>::of_sums(shift, sum_of_lanes(sums), sum_of_lanes(squares),
+                                   static_cast<A>(span.count)),
+           0, wide, mean, m2);
 }
 
 // --- Forward -------------------------------------------------------------------------------------
@@ -396,19 +406,18 @@ FASTGAN_INLINE void with_type(FloatType type, const Function& function) {
 }  // namespace
 
 void column_moments(FloatType type, const void* values, std::int64_t rows, std::int64_t channels,
-                    void* mean, void* m2) {
+                    bool wide, void* mean, void* m2) {
     with_type(type, [&](auto example) {
         using T = decltype(example);
-        typed_column_moments(static_cast<const T*>(values), rows, channels,
-                             static_cast<Arithmetic<T>*>(mean), static_cast<Arithmetic<T>*>(m2));
+        typed_column_moments(static_cast<const T*>(values), rows, channels, wide, mean, m2);
     });
 }
 
-void span_moments(FloatType type, const void* values, ChannelSpan span, void* mean, void* m2) {
+void span_moments(FloatType type, const void* values, ChannelSpan span, bool wide, void* mean,
+                  void* m2) {
     with_type(type, [&](auto example) {
         using T = decltype(example);
-        typed_span_moments(static_cast<const T*>(values), span, static_cast<Arithmetic<T>*>(mean),
-                           static_cast<Arithmetic<T>*>(m2));
+        typed_span_moments(static_cast<const T*>(values), span, wide, mean, m2);
     });
 }
 

@@ -208,12 +208,14 @@ def _batch_statistics(
     """Of the batch; the running ones are updated. No gradient flows here: bn_act's has it all."""
     if torch.compiler.is_compiling():
         with torch.no_grad():
-            mean, invstd = _statistics_op(input.detach(), running_mean, running_var, momentum, eps)
+            mean, invstd, _ = _statistics_op(
+                input.detach(), None, running_mean, running_var, momentum, eps
+            )
         return mean, invstd
     # Below what autograd has to say, which in Python takes longer than a small tensor's statistics;
     # all of it that applies here is counting the writes.
     with torch._C._AutoDispatchBelowADInplaceOrView():
-        mean, invstd = _statistics_op(input, running_mean, running_var, momentum, eps)
+        mean, invstd, _ = _statistics_op(input, None, running_mean, running_var, momentum, eps)
     for running in (running_mean, running_var):
         if running is not None and not running.is_inference():
             torch._C._increment_version((running,))

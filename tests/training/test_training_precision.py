@@ -1,4 +1,4 @@
-"""What "auto" means: fp32 until a record shows bf16 to be no worse, and then only where it is fast."""
+"""What "auto" means: fp32 until a record shows bf16 no worse, and then only where bf16 is fast."""
 
 from __future__ import annotations
 

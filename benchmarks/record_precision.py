@@ -1,0 +1,231 @@
+"""Trains every model on digits in fp32, in bf16 and by fastgan.reference, and measures the samples.
+
+    python benchmarks/record_precision.py [--device cpu|cuda] [--steps N] [--seeds 0 1 2]
+        [--models gan dcgan cgan wgan wgan-gp]
+
+Writes benchmarks/results/precision-KIND.json: time, commit, machine, versions, and
+
+    rows        one for each model, contender and seed: what `fastgan evaluate` finds
+                (docs/evaluation.md), and how long the training took
+    verdicts    for each model and contender other than fp32, and each of MEASURES: the difference
+                of the means over the seeds, the noise (twice its standard error), and whether the
+                contender is no worse, which is no further on the worse side than the noise
+    no_worse    whether bf16 is no worse for any model: then, and only then, `--precision auto` is
+                bf16 on this kind of device (fastgan/training/precision.py; a test ties the two)
+    as_good_as_the_reference    whether fp32 is no worse than the reference for any model
+
+The reference is trained by fastgan.reference's steps with torch's optimisers on the same images in
+the same order, from the same settings; its samples come from a moving average of the same decay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastgan import reference
+from fastgan.bench.machine import commit, machine_facts, utc_now, versions
+from fastgan.data import load_data, open_stream
+from fastgan.evaluation.report import evaluate_samples
+from fastgan.noise import sample_noise
+from fastgan.sampling import generate_images
+from fastgan.training import TrainConfig, Trainer
+from fastgan.training.config import MODELS
+
+RESULTS = Path(__file__).resolve().parent / "results"
+SAMPLES = 1000
+# What is compared, and which way is worse: 1 for up.
+MEASURES = {"frechet_distance": 1, "coverage": -1, "confidence_ratio": -1}
+CONTENDERS = ("fp32", "bf16", "reference")
+# Settings under which a small set is learnt in minutes; docs/training.md.
+SETTINGS = {
+    "gan": {},
+    "dcgan": {"batch_size": 64},
+    "cgan": {"batch_size": 64},
+    "wgan": {"lr": 5e-4, "n_critic": 2, "batch_size": 64},
+    "wgan-gp": {"lr": 1e-3, "beta1": 0.5, "n_critic": 2, "lr_decay": "linear", "batch_size": 64},
+}
+
+
+def settings(model: str, seed: int, options: argparse.Namespace) -> dict:
+    small = {"ngf": 32, "ndf": 32, "ema_decay": 0.99}
+    run = {"model": model, "steps": options.steps, "seed": seed, "device": options.device}
+    never = {"sample_every": 10**9, "checkpoint_every": 10**9}
+    return {**small, **run, **never, **SETTINGS[model]}
+
+
+def trained_by_us(model: str, seed: int, precision: str, options: argparse.Namespace) -> tuple:
+    with tempfile.TemporaryDirectory() as folder:
+        config = TrainConfig(out=folder, precision=precision, **settings(model, seed, options))
+        trainer = Trainer(config)
+        seconds = trainer.run().seconds
+    return trainer.ema.module, trainer.config, seconds
+
+
+def trained_by_the_reference(model: str, seed: int, options: argparse.Namespace) -> tuple:
+    config = TrainConfig(out="unused", **settings(model, seed, options)).resolved()
+    source = load_data("digits", image_size=config.image_size)
+    torch.manual_seed(seed)
+    generator, discriminator = reference_networks(config, source.num_classes)
+    generator, discriminator = generator.to(options.device), discriminator.to(options.device)
+    optimizer_g = torch_optimizer(config, generator, config.lr_g)
+    optimizer_d = torch_optimizer(config, discriminator, config.lr_d)
+    average = copy.deepcopy(generator).eval().requires_grad_(False)
+    random = torch.Generator(options.device).manual_seed(seed)
+
+    def noise() -> Tensor:
+        size = config.batch_size
+        return sample_noise(size, config.nz, config.noise, generator=random, device=options.device)
+
+    began = time.perf_counter()
+    with open_stream(
+        source, batch_size=config.batch_size, seed=seed, device=options.device
+    ) as stream:
+        for step in range(config.steps):
+            for optimizer, lr in ((optimizer_g, config.lr_g), (optimizer_d, config.lr_d)):
+                for group in optimizer.param_groups:
+                    decay = 1 - step / config.steps if config.lr_decay == "linear" else 1.0
+                    group["lr"] = lr * decay
+            for _ in range(config.n_critic):
+                real, labels = next(stream)
+                given = labels if config.conditional else None
+                players = (generator, discriminator, optimizer_d, real, noise())
+                if model == "wgan-gp":
+                    reference.wgan_gp_critic_step(*players, labels=given, random=random)
+                elif model == "wgan":
+                    reference.wgan_critic_step(*players, clip=config.clip, labels=given)
+                else:
+                    reference.discriminator_step(*players, labels=given, output="logits")
+            given = None
+            if config.conditional:
+                shape, where = (config.batch_size,), options.device
+                given = torch.randint(source.num_classes, shape, generator=random, device=where)
+            if config.is_wasserstein:
+                reference.wgan_generator_step(
+                    generator, discriminator, optimizer_g, noise(), labels=given
+                )
+            else:
+                reference.generator_step(
+                    generator, discriminator, optimizer_g, noise(), labels=given, output="logits"
+                )
+            with torch.no_grad():
+                decay = min(config.ema_decay, (2 + step) / (11 + step))
+                for ours, theirs in zip(average.parameters(), generator.parameters(), strict=True):
+                    ours.lerp_(theirs, 1 - decay)
+                for ours, theirs in zip(average.buffers(), generator.buffers(), strict=True):
+                    ours.copy_(theirs)
+    return average, config, time.perf_counter() - began
+
+
+def reference_networks(config: TrainConfig, classes: int) -> tuple[nn.Module, nn.Module]:
+    shape = {"nc": 1, "image_size": config.image_size}
+    if config.conditional:
+        shape["num_classes"] = classes
+    if config.model == "gan":
+        return (
+            reference.MLPGenerator(nz=config.nz, **shape),
+            reference.MLPDiscriminator(output="logits", **shape),
+        )
+    generator = reference.DCGANGenerator(nz=config.nz, ngf=config.ngf, **shape)
+    if config.is_wasserstein:
+        return generator, reference.WGANCritic(ndf=config.ndf, norm=config.critic_norm, **shape)
+    return generator, reference.DCGANDiscriminator(ndf=config.ndf, output="logits", **shape)
+
+
+def torch_optimizer(config: TrainConfig, network: nn.Module, lr: float) -> torch.optim.Optimizer:
+    parameters = network.parameters()
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=lr, betas=(config.beta1, config.beta2))
+    if config.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=lr)
+    return torch.optim.SGD(parameters, lr=lr, momentum=config.beta1)
+
+
+def evaluated(generator: nn.Module, config: TrainConfig, seed: int) -> dict:
+    source = load_data("digits", image_size=config.image_size)
+    random = torch.Generator().manual_seed(seed)
+    z = sample_noise(SAMPLES, config.nz, config.noise, generator=random)
+    labels = None
+    if config.conditional:
+        labels = torch.randint(source.num_classes, (SAMPLES,), generator=random)
+    generated = generate_images(generator, z, labels)
+    real, real_labels = source.get(range(len(source)))
+    report = evaluate_samples(generated, real, labels=real_labels, num_classes=source.num_classes)
+    found = report.to_dict()
+    names = (*MEASURES, "precision", "recall", "density")
+    return {name: found[name] for name in names}
+
+
+def verdict(rows: list[dict], model: str, ours: str, theirs: str) -> dict:
+    """Whether the model trained by ``ours`` is no worse than by ``theirs``, within noise."""
+    judged = {"model": model, "contender": ours, "against": theirs, "measures": {}}
+    for name, worse in MEASURES.items():
+        a, b = (
+            [row[name] for row in rows if (row["model"], row["contender"]) == (model, contender)]
+            for contender in (ours, theirs)
+        )
+        difference = statistics.fmean(a) - statistics.fmean(b)
+        noise = math.inf
+        if len(a) > 1:
+            noise = 2 * math.sqrt((statistics.variance(a) + statistics.variance(b)) / len(a))
+        judged["measures"][name] = {
+            "difference": difference,
+            "noise": noise,
+            "no_worse": worse * difference <= noise,
+        }
+    judged["no_worse"] = all(each["no_worse"] for each in judged["measures"].values())
+    return judged
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS))
+    parser.add_argument("--out", type=Path, help="the result file")
+    options = parser.parse_args()
+    if len(options.seeds) < 2:
+        parser.error("--seeds: expected at least two, whose spread is the noise")
+    rows = []
+    for model in options.models:
+        for seed in options.seeds:
+            for contender in CONTENDERS:
+                if contender == "reference":
+                    generator, config, seconds = trained_by_the_reference(model, seed, options)
+                else:
+                    generator, config, seconds = trained_by_us(model, seed, contender, options)
+                found = evaluated(generator, config, seed)
+                rows.append({"model": model, "contender": contender, "seed": seed, **found})
+                rows[-1]["training_seconds"] = round(seconds, 1)
+                print(rows[-1], flush=True)
+    against_fp32 = [verdict(rows, model, "bf16", "fp32") for model in options.models]
+    against_reference = [verdict(rows, model, "fp32", "reference") for model in options.models]
+    complete = set(options.models) == set(MODELS) and len(options.seeds) >= 3
+    report = {
+        "time": utc_now(),
+        "commit": commit(),
+        "machine": machine_facts(torch.device(options.device)),
+        "versions": versions(),
+        "settings": {"steps": options.steps, "samples": SAMPLES, "models": SETTINGS},
+        "rows": rows,
+        "verdicts": against_fp32 + against_reference,
+        "no_worse": complete and all(each["no_worse"] for each in against_fp32),
+        "as_good_as_the_reference": complete and all(e["no_worse"] for e in against_reference),
+    }
+    path = options.out or RESULTS / f"precision-{options.device}.json"
+    path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(f"no worse: {report['no_worse']}; wrote {path}; set BF16_TRAINS_AS_WELL accordingly")
+
+
+if __name__ == "__main__":
+    main()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import fastgan.ops.penalty_mix  # noqa: F401 - defines the op that is called here
-from fastgan.losses import wasserstein_critic_loss
+from fastgan.losses import wasserstein_critic_loss, widened
 from fastgan.penalty.double_backward import penalty_by_double_backward
 from fastgan.penalty.formula import Formula
 from fastgan.penalty.passes import Passes
@@ -188,7 +188,7 @@ class _Fused(torch.autograd.Function):
             return (
                 None,
                 *(
-                    None if g is None else g.mul_(factor).to(p.dtype)
+                    None if g is None else widened(g).mul_(factor).to(p.dtype)
                     for g, p in zip(gradients, parameters, strict=True)
                 ),
             )

@@ -12,6 +12,7 @@ since the second derivative of phi is zero: four convolutions a layer, where dou
 six. Of the Wasserstein loss mean f(fake) - mean f(real), the tangent pass is just another forward
 pass through the same linear maps, and its weight gradients another batch of pairs (a_(i-1), d_i).
 So fakes and reals join the tangents: one convolution over 3 N rows for pass 3, one for pass 4.
+(Not where pass 5 below is needed, for the points' activations would stay in memory beside theirs.)
 
 Signals start at +1 and -1 and tangents at N dP/dg; what comes out is N times the gradient. Only
 then does fp16 not underflow where a batch is large.
@@ -79,8 +80,9 @@ class Passes:
         dtype: what matrix products compute in; None for the inputs' own dtype.
 
     Attributes:
-        gradients: after :meth:`penalty` or :meth:`critic_loss`, N times each slot's gradient; None
-            where none is wanted, or where double backward would give none.
+        gradients: after :meth:`penalty` or :meth:`critic_loss`, N times each slot's gradient, in
+            the dtype it was computed in; None where none is wanted, or where double backward would
+            give none.
     """
 
     def __init__(
@@ -136,8 +138,8 @@ class Passes:
 
     # The two things that are asked for.
 
-    def penalty(self, points: Tensor, formula: Formula) -> Tensor:
-        """P at ``points`` (N, ...)."""
+    def penalty(self, points: Tensor, formula: Formula, *, alone: bool = True) -> Tensor:
+        """P at ``points`` (N, ...); unless ``alone``, another pass follows."""
         run, signals, gradient = self._first_order(points)
         tangent = torch.empty_like(points)
         value = formula.value_and_tangent(gradient, tangent)
@@ -161,10 +163,11 @@ class Passes:
                 )
             if not self.leads_to_curved[index + 1] and not self.curved[index]:
                 run.kept[index] = None
-                self.prepared[index] = []
+                if alone:
+                    self.prepared[index] = []
             self._drop(values, index)
         values.clear()
-        self._curvature(run, run.tangents, signals)
+        self._curvature(run, signals)
         self._zeros_for_offsets()
         return value
 
@@ -186,51 +189,38 @@ class Passes:
         count = batch.size(0) // 3
         primal = 2 * count
         learning = any(map(any, self.wanted))
-        images = batch[primal:]
+        masks: list[Any] | None = None
+        signals: dict[int, Tensor] = {}
         if any(planned.step.curved for planned in self.plan.steps):
-            # They keep their inputs, which may be these, until after the tangents are there.
-            images = images.clone(memory_format=torch.preserve_format)
-        points, signals, gradient = self._first_order(images)
-        tangent = batch[primal:]
-        penalty = formula.value_and_tangent(gradient, tangent)
-        del gradient, images
-        if learning:
-            # The first layer's largest signals needn't wait for its part of fakes and reals.
-            first = [i for i in signals if self.shaping[i] and self.plan.steps[i].inputs == (0,)]
-            for index in first:
-                self._accumulate(
-                    index,
-                    [self._cast(tangent, self.plan.steps[index].step.casts)],
-                    self._taken(signals, index),
-                    0,
-                    None,
-                    points.kept[index],
-                )
-        else:
+            # The points' activations are wanted until the very end of their passes: by the time
+            # that fakes and reals come, all of that had better be gone.
+            penalty = self.penalty(batch[primal:], formula, alone=False)
             batch = batch[:primal]
+        else:
+            penalty, masks, signals = self._first_order_and_tangents(batch[primal:], formula)
+            if not learning:
+                batch = batch[:primal]
         values = {0: batch}
-        del tangent, batch
+        del batch
         keep_inputs = [learning and planned.inputs != (0,) for planned in self.plan.steps]
-        run = self._forward(values, primal, points.kept, keep_inputs)
+        run = self._forward(values, primal, masks, keep_inputs)
         fake_mean, real_mean = widened(run.output[:primal]).reshape(2, count).mean(1)
         if learning:
-            self._curvature(points, run.tangents, signals)
             buffers: dict[int, Tensor] = {}
 
             def on_gradient(index: int, grad: Tensor) -> None:
-                if not any(self.wanted[index]):
-                    return
                 if index in run.inputs:
                     inputs = run.inputs.pop(index)
                 else:
                     inputs = self._inputs(index, {0: fakes_and_reals()})
-                masks = None
+                mask = None
                 if index in signals:
+                    assert masks is not None
                     grad = _joined(grad, signals.pop(index), buffers.pop(index, None))
-                    masks, points.kept[index] = points.kept[index], None
+                    mask, masks[index] = masks[index], None
                 else:
                     inputs = [input[:primal] for input in inputs]
-                self._accumulate(index, inputs, grad, primal, run.kept[index], masks)
+                self._accumulate(index, inputs, grad, primal, run.kept[index], mask)
 
             def room(maker: int, output: Tensor) -> Tensor | None:
                 """Where the rows of fakes and reals stand before those of the points: in the
@@ -246,6 +236,18 @@ class Passes:
         return fake_mean - real_mean + penalty, real_mean - fake_mean, penalty
 
     # What they are made of.
+
+    def _first_order_and_tangents(
+        self, points: Tensor, formula: Formula
+    ) -> tuple[Tensor, list[Any], dict[int, Tensor]]:
+        """P, what the points' pass kept and their signals; ``points`` become their tangents."""
+        run, signals, gradient = self._first_order(points)
+        value = formula.value_and_tangent(gradient, points)
+        # The first layer's largest signals needn't wait for its part of fakes and reals.
+        for index in [i for i in signals if self.plan.steps[i].inputs == (0,)]:
+            inputs = self._inputs(index, {0: points})
+            self._accumulate(index, inputs, signals.pop(index), 0, None, run.kept[index])
+        return value, run.kept, signals
 
     def _first_order(self, points: Tensor) -> tuple[_Run, dict[int, Tensor], Tensor]:
         """What the forward pass kept, the signals that gradients will need, and g."""
@@ -273,8 +275,6 @@ class Passes:
             inputs = self._inputs(index, values)
             if keep_inputs[index] and any(self.wanted[index]):
                 run.inputs[index] = inputs
-            if points is not None and self.curved[index]:
-                run.tangents[index] = inputs[0][primal:]
             rows = Rows(primal, None if points is None else points[index], planned.overwrites)
             output, kept = planned.step.run(inputs, self.prepared[index], rows)
             lasting = self.shaping[index] or self.curved[index] or self.leads_to_curved[index + 1]
@@ -297,8 +297,8 @@ class Passes:
     ) -> Tensor:
         """From the scores back: to the images, or only as far as parameters want gradients.
 
-        Calls ``on_gradient`` with every step whose parameters want one, or that is curved, and its
-        output's signal.
+        Calls ``on_gradient`` with every step whose parameters want one (or, to the images, that is
+        curved), and its output's signal.
         Returns the images' signal, or the last one.
         """
         found: dict[int, tuple[Tensor, bool]] = {len(self.plan.steps): (start, True)}
@@ -309,7 +309,7 @@ class Passes:
                 continue  # nothing behind it wants a gradient
             grad, owned = found.pop(index + 1)
             grad = grad.to(run.dtypes[index])
-            if any(self.wanted[index]) or self.curved[index]:
+            if any(self.wanted[index]) or (to_images and self.curved[index]):
                 on_gradient(index, grad)
                 # The first order's signals are kept for the gradients.
                 owned = owned and not (to_images and self._needs_signal(index))
@@ -343,20 +343,17 @@ class Passes:
         """The signal, which stays only where curvature will want it."""
         return signals[index] if self.curved[index] else signals.pop(index)
 
-    def _curvature(
-        self, points: _Run, tangents: dict[int, Tensor], signals: dict[int, Tensor]
-    ) -> None:
+    def _curvature(self, points: _Run, signals: dict[int, Tensor]) -> None:
         """Pass 5, and the gradients that come of it.
 
         Args:
-            points: what the points' forward pass left behind; used up.
-            tangents: what went into each curved step.
-            signals: of each curved step's output.
+            points: what the points' passes left behind; used up.
+            signals: of each curved step's output; used up.
         """
         found: dict[int, tuple[Tensor, bool]] = {}
         for index in reversed(range(len(self.plan.steps))):
             planned = self.plan.steps[index]
-            kept = points.kept[index]
+            kept, points.kept[index] = points.kept[index], None
             if index + 1 in found:
                 grad, owned = found.pop(index + 1)
                 grad = grad.to(points.dtypes[index])
@@ -376,14 +373,10 @@ class Passes:
                 step = planned.step
                 assert isinstance(step, CurvedStep)
                 result = step.curvature(
-                    signals[index], tangents.pop(index), self.prepared[index], kept
+                    signals.pop(index), points.tangents.pop(index), self.prepared[index], kept
                 )
                 _add(found, planned.inputs[0], result, True)
                 del result
-                if not self.shaping[index]:
-                    del signals[index]
-            if index not in signals:
-                points.kept[index] = None
 
     def _spread(
         self,
@@ -436,9 +429,11 @@ class Passes:
         for slot, want, gradient in zip(planned.parameters, wanted, found, strict=True):
             if slot is None or not want or gradient is None:
                 continue
-            gradient = widened(gradient)
             earlier = self.gradients[slot]
-            self.gradients[slot] = gradient if earlier is None else earlier + gradient
+            # A half stays one, which takes less memory, unless something is added to it.
+            self.gradients[slot] = (
+                gradient if earlier is None else widened(earlier).add_(widened(gradient))
+            )
 
     def _zeros_for_offsets(self) -> None:
         """Zeros for biases that double backward reaches, through the derivative of a mask."""

@@ -11,7 +11,7 @@
 #   sanitizers   compute-sanitizer's memcheck, racecheck and initcheck over every CUDA op and the
 #                Triton kernels
 #   benchmarks   every suite of `fastgan bench --quick`, and the optimisers' own recorder
-#   tune         not by default: refills the tile tables of fastgan/kernels, into DIR
+#   tune         not by default: refills fastgan/kernels/tile_tables.py, and copies it into DIR
 #
 # A part that fails, or takes longer than its limit (below), doesn't keep the others from running,
 # and keeps what it has written. The exit code is 0 only if all passed. All default parts together
@@ -118,8 +118,9 @@ benchmarks() {
     return "$status"
 }
 
+# Into the tree, where the parts after it find it, and from there into DIR.
 tune() {
-    "$python" benchmarks/tune_convolutions.py --out "$out/tile_tables.py"
+    "$python" benchmarks/tune_convolutions.py && cp fastgan/kernels/tile_tables.py "$out/"
 }
 
 # A part runs in a process group of its own, so that the limit ends all it has started.

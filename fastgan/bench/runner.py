@@ -177,19 +177,27 @@ def _prepare(
     case: Case, setting: Setting, note: Callable[[str], None]
 ) -> tuple[dict[str, Call], int]:
     """Those providers that run, and the number of input sets; without ours, none."""
-    calls = case.prepare(setting)
+    try:
+        calls = case.prepare(setting)
+    except Exception as error:  # what memory or a compiler may raise is not ours to list
+        note(f"{case.name} is left out: {_first_line(error)}")
+        return {}, setting.copies
     working: dict[str, Call] = {}
     for name, call in calls.items():
         try:
             call(0)
-        except Exception as error:  # what a compiler may raise is not ours to list
-            lines = str(error).strip().splitlines() or [""]
-            note(f"{case.name}: {name} is left out: {type(error).__name__}: {lines[0][:200]}")
+        except Exception as error:  # as above
+            note(f"{case.name}: {name} is left out: {_first_line(error)}")
             continue
         working[name] = call
     if not any(map(is_ours, working)):
         return {}, setting.copies
     return working, setting.copies
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:200]}"
 
 
 def _measure_case(case: Case, plan: Plan, note: Callable[[str], None]) -> list[Row]:
@@ -220,9 +228,8 @@ def _captured(
     for name, call in calls.items():
         try:
             captured[name] = _capture(call, copies)
-        except Exception as error:  # as above
-            lines = str(error).strip().splitlines() or [""]
-            note(f"{case.name}: {name} is not captured in a graph: {lines[0][:200]}")
+        except Exception as error:  # as in _prepare
+            note(f"{case.name}: {name} is not captured in a graph: {_first_line(error)}")
             torch.cuda.synchronize()
     return captured
 

@@ -153,6 +153,16 @@ def test_case_whose_own_provider_fails_is_left_out_with_a_note() -> None:
     assert any("fastgan is left out: RuntimeError: no compiler" in note for note in result.notes)
 
 
+def test_case_that_cant_be_prepared_is_left_out_and_the_next_one_measured() -> None:
+    def too_large(_: Setting) -> dict[str, Call]:
+        raise MemoryError("no room")
+
+    case = dataclasses.replace(CASE, shape="larger", prepare=too_large)
+    result = run_cases([case, CASE], Plan(CPU, Budget(0.01), None))
+    assert any("larger" in note and "MemoryError: no room" in note for note in result.notes)
+    assert {row.shape for row in result.rows} == {"128x128"}
+
+
 def test_cases_that_dont_fit_the_time_are_left_out_with_a_note() -> None:
     result = run_cases([CASE], Plan(CPU, Budget(0.01), None, seconds=1e-9))
     assert result.rows == ()

@@ -1,6 +1,7 @@
 """A whole iteration of training at 64 pixels: the critic's updates, then the generator's.
 
-Ours are the updates that ``fastgan train`` makes. Peers are :mod:`fastgan.reference`'s steps with
+Ours is the iteration that ``fastgan train`` makes, on a GPU replayed from a CUDA graph as there.
+Peers are :mod:`fastgan.reference`'s steps with
 torch's optimisers (Adam the fused one), channels-last, in the same precision, and the same with
 everything that torch.compile takes compiled: the networks, for WGAN-GP the critic's loss too.
 Images come from memory, noise is drawn in the loop; the moving average of the generator is left
@@ -20,7 +21,11 @@ from fastgan.bench.cases import Case, Setting, autocast, placed, tracing_autogra
 from fastgan.bench.suites.layers import critic_layers, generator_layers, network_work, penalty_work
 from fastgan.bench.timing import Call
 from fastgan.bench.work import Work
+from fastgan.errors import FastganError
 from fastgan.training.config import TrainConfig
+from fastgan.training.feed import Batch
+from fastgan.training.graphs import WARM_UP, CapturedIteration, CudaCapture
+from fastgan.training.iteration import Iteration, MetricTotals, Shape
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
 from fastgan.training.updates import Players, build_optimizer
 
@@ -101,8 +106,9 @@ def _contenders(config: TrainConfig, dtype: str, setting: Setting) -> dict[str, 
         build_generator(config, _IMAGES).state_dict(),
         build_discriminator(config, _IMAGES).state_dict(),
     )
+    device = setting.device
     calls = {
-        "fastgan": _ours(config, weights, batches, setting.device),
+        "fastgan": _ours(config, weights, batches, device, captured=device.type == "cuda"),
         "eager": _plain(config, weights, batches, setting.device, dtype, None),
     }
     if setting.compile_mode is not None:
@@ -116,7 +122,12 @@ Weights = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
 def _ours(
-    config: TrainConfig, weights: Weights, batches: list[list[Tensor]], device: torch.device
+    config: TrainConfig,
+    weights: Weights,
+    batches: list[list[Tensor]],
+    device: torch.device,
+    *,
+    captured: bool,
 ) -> Call:
     generator = build_generator(config, _IMAGES)
     discriminator = build_discriminator(config, _IMAGES)
@@ -124,6 +135,7 @@ def _ours(
         placed(network, values, device, torch.channels_last)
     assert config.lr_g is not None
     assert config.lr_d is not None
+    random = torch.Generator(device).manual_seed(0)
     players = Players(
         config=config,
         generator=generator,
@@ -132,15 +144,25 @@ def _ours(
         optimizer_d=build_optimizer(config, discriminator, config.lr_d),
         num_classes=None,
         device=device,
-        random=torch.Generator(device).manual_seed(0),
+        random=random,
+        rates_on_device=captured,
     )
+    plain = Iteration(players, None, MetricTotals())
+    iteration = CapturedIteration(plain, CudaCapture(device, [random])) if captured else plain
+    assert config.n_critic is not None
+    shape = Shape(penalized=(config.model == "wgan-gp",) * config.n_critic, measured=False)
+    sets: list[list[Batch]] = [[(real, None) for real in each] for each in batches]
 
-    def iteration(number: int) -> None:
-        for real in batches[number]:
-            players.update_discriminator(real, None)
-        players.update_generator(measure_gradient=False)
+    def call(number: int) -> None:
+        iteration.run(sets[number], shape)
 
-    return iteration
+    if captured:
+        # Until the graph is there: it is what a run of thousands of steps consists of.
+        for _ in range(WARM_UP + 1):
+            call(0)
+        if isinstance(iteration, CapturedIteration) and iteration.failure is not None:
+            raise FastganError(f"the iteration could not be captured: {iteration.failure}")
+    return call
 
 
 def _plain(

@@ -15,9 +15,9 @@ With g = grad_output * z' and n values a channel::
     grad_bias = sum(g),    grad_weight = sum(g * xhat),    xhat = (x - mean) * invstd
     grad_input = weight * invstd * (g - grad_bias / n - xhat * grad_weight / n)
 
-Order of gradients supported: any. In a backward pass that is itself recorded (``create_graph``) the
-formulas above are composed of torch's differentiable functions; otherwise they are
-:mod:`fastgan.ops.bn_act_gradient`. Forward-mode derivatives and ``torch.func`` transforms raise.
+Order of gradients supported: any. The first is :mod:`fastgan.ops.bn_act_gradient`; the second and
+further ones are autograd's, of the formulas above composed of torch's functions. Forward-mode
+derivatives and ``torch.func`` transforms raise.
 """
 
 from __future__ import annotations
@@ -274,11 +274,59 @@ def _differentiable_gradient(
     return (per_channel(scale, input) * inner).to(input.dtype), grad_weight, grad_bias
 
 
+class _BnActGradient(torch.autograd.Function):
+    """The first-order gradient, by the op, where it is itself to be differentiated.
+
+    So it has the same bits whether it is or not. Its own gradient is autograd's, of the formulas.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Any:
+        ctx.save_for_backward(*arguments[:6])
+        ctx.settings = arguments[6:]
+        ctx.set_materialize_grads(False)
+        with torch._C._AutoDispatchBelowAutograd():
+            return _gradient_op(*arguments)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
+        recorded = torch.is_grad_enabled()
+        with torch.enable_grad():
+            # Partial derivatives are wanted, and one argument may have been computed from another:
+            # each is a node of its own, which nothing else depends on.
+            tensors = [
+                tensor
+                if not wanted
+                else tensor.view_as(tensor)
+                if recorded
+                else tensor.detach().requires_grad_()
+                for tensor, wanted in zip(ctx.saved_tensors, ctx.needs_input_grad[:6], strict=True)
+            ]
+            results = _differentiable_gradient(*tensors, *ctx.settings)
+            given = [
+                (result, grad)
+                for result, grad in zip(results, grad_outputs, strict=True)
+                if grad is not None and result.requires_grad
+            ]
+            places = [i for i in range(4) if ctx.needs_input_grad[i]]
+            gradients = torch.autograd.grad(
+                [result for result, _ in given],
+                [tensors[i] for i in places],
+                [grad for _, grad in given],
+                create_graph=recorded,
+                allow_unused=True,
+            )
+        by_place: dict[int, Tensor | None] = dict(zip(places, gradients, strict=True))
+        return tuple(by_place.get(i) for i in range(6 + len(ctx.settings)))
+
+
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
     input, weight, bias, mean, invstd = ctx.saved_tensors
     arguments = (grad_output, input, weight, bias, mean, invstd, *ctx.settings)
     if torch.is_grad_enabled():
-        grad_input, grad_weight, grad_bias = _differentiable_gradient(*arguments)
+        grad_input, grad_weight, grad_bias = _BnActGradient.apply(  # type: ignore[no-untyped-call]
+            *arguments
+        )
     else:
         with torch._C._AutoDispatchBelowAutograd():
             grad_input, grad_weight, grad_bias = _gradient_op(*arguments)

@@ -147,7 +147,7 @@ class _ShapedProxy(fx.Proxy):
         return self._example.is_floating_point()
 
     def __len__(self) -> int:
-        return len(self._example)
+        return self._example.size(0)
 
     # Without these, Python would make x = x + y of x += y, which other names of x don't see.
 

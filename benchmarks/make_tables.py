@@ -15,7 +15,7 @@ or a page of docs/. What is between them is replaced. The names:
 The README's figures of the demo, between marks of their own, are record_demo.py's.
 
 Results are benchmarks/results/bench-*.json (schema: fastgan/bench/schema.py) and, for what they
-lack, optimizers-*.json and penalty-*.json (fields: the recorders of that name).
+lack, optimizers-*.json, penalty-*.json and training-*.json (fields: the recorders of that name).
 """
 
 from __future__ import annotations
@@ -49,6 +49,7 @@ def load_results(folder: Path = RESULTS) -> list[tuple[Path, Result]]:
         "bench-*.json": read_result,
         "optimizers-*.json": read_optimizers,
         "penalty-*.json": read_penalty,
+        "training-*.json": read_training,
     }
     return [
         (path, read(path))
@@ -65,17 +66,11 @@ def read_optimizers(path: Path) -> Result:
         shape = row["shapes"] + ", cold" * (row["cold"] and row["weights"] < 10_000_000)
         case = {"suite": "ops", "op": row["work"], "shape": shape, "dtype": "float32", "batch": 0}
         medians = row["median_us"]
-        rows += _times(case, {name: value * 1e-6 for name, value in medians.items()}, "fastgan")
-        rows.append(
-            Row(
-                **case,
-                provider="fastgan",
-                mode="launched",
-                metric="percent_of_floor",
-                value=row["percent_of_copy"],
-                detail="bandwidth",
-            )
-        )
+        seconds = {name: value * 1e-6 for name, value in medians.items()}
+        turns = row.get("times_faster_by_turn")
+        turns = None if turns is None else (turns["median"], *turns["quartiles"])
+        rows += _times(case, seconds, row["best_peer"], turns)
+        rows.append(_ours(case, "percent_of_floor", row["percent_of_copy"], detail="bandwidth"))
     return _result(found, path, rows)
 
 
@@ -84,6 +79,7 @@ _PENALTY_PEERS = {
     "eager": "eager, contiguous",
     "eager, channels-last": "eager",
     "compile, channels-last": "torch.compile",
+    "fused, channels-last": "fastgan",
 }
 
 
@@ -100,30 +96,72 @@ def read_penalty(path: Path) -> Result:
             "dtype": row["dtype"],
             "batch": row["shape"][0],
         }
-        times = {
-            _PENALTY_PEERS.get(name, name): value * 1e-3 for name, value in row["median_ms"].items()
-        }
-        rows += _times(case, times, "fused, channels-last")
+        times, peaks = (
+            {_PENALTY_PEERS.get(name, name): value for name, value in row.get(key, {}).items()}
+            for key in ("median_ms", "peak_mib")
+        )
+        seconds = {name: value * 1e-3 for name, value in times.items()}
+        best = _PENALTY_PEERS.get(row["best_peer"], row["best_peer"])
+        turns = row["times_faster_by_turn"]
+        rows += _times(case, seconds, best, (turns["median"], *turns["quartiles"]))
+        if best in peaks:
+            ratio = round(peaks["fastgan"] / peaks[best], 3)
+            rows.append(_ours(case, "peak_ratio", ratio, detail=best))
     return _result(found, path, rows)
 
 
-def _times(case: dict[str, object], seconds: dict[str, float], ours: str) -> list[Row]:
-    """Medians only: these files keep quartiles of no ratio but one."""
-    peers = {name: t for name, t in seconds.items() if not name.startswith(("fastgan", "fused,"))}
-    peers.pop("fused", None)
-    rows = [Row(**case, provider="fastgan", mode="launched", metric="seconds", value=seconds[ours])]
-    for name, value in peers.items():
-        rows += [
-            Row(**case, provider=name, mode="launched", metric="seconds", value=value),
-            Row(
-                **case,
-                provider="fastgan",
-                mode="launched",
-                metric="times_faster",
-                value=round(value / seconds[ours], 3),
-                detail=name,
-            ),
-        ]
+def read_training(path: Path) -> Result:
+    """What record_training.py wrote, as rows of the schema."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    names = {"dcgan": ("DCGAN", 1), "wgan": ("WGAN", 5), "wgan-gp": ("WGAN-GP", 5)}
+    rows = []
+    for row in found["rows"]:
+        model, updates = names[row["model"]]
+        case = {
+            "suite": "training",
+            "op": f"{model} iteration",
+            "shape": f"64x64, {updates} critic update{'s' * (updates > 1)}",
+            "dtype": row["dtype"],
+            "batch": row["batch"],
+        }
+        seconds = {name: value * 1e-3 for name, value in row["median_ms"].items()}
+        low, middle, high = row["times_faster_by_turn"]
+        rows += _times(case, seconds, row["best_peer"], (middle, low, high))
+        for name, rate in row["images_per_second"].items():
+            rows.append(
+                Row(**case, provider=name, mode="launched", metric="images_per_second", value=rate)
+            )
+    return _result(found, path, rows)
+
+
+def _ours(case: dict, metric: str, value: float, spread=None, detail: str = "") -> Row:
+    return Row(
+        **case,
+        provider="fastgan",
+        mode="launched",
+        metric=metric,
+        value=value,
+        spread=spread,
+        detail=detail,
+    )
+
+
+def _times(
+    case: dict,
+    seconds: dict[str, float],
+    best: str = "",
+    turns: tuple[float, float, float] | None = None,
+) -> list[Row]:
+    """Of every contender; these files keep the ratio within turns of the best peer alone."""
+    rows = [_ours(case, "seconds", seconds["fastgan"])]
+    for name, value in seconds.items():
+        if name.startswith(("fastgan", "fused")):
+            continue
+        rows.append(Row(**case, provider=name, mode="launched", metric="seconds", value=value))
+        ratio, spread = round(value / seconds["fastgan"], 3), None
+        if name == best and turns is not None:
+            ratio, spread = turns[0], turns[1:]
+        rows.append(_ours(case, "times_faster", ratio, spread, name))
     return rows
 
 

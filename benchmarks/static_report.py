@@ -233,7 +233,8 @@ def triton_kernels(architecture: str, folder: Path) -> list[dict]:
     """Every distinct tile, with the most that is fused around it; the tests compile the same."""
     import torch
 
-    from tests.kernels import test_compiled as shipped
+    sys.path.insert(0, str(ROOT / "tests" / "kernels"))
+    import test_compiled as shipped
 
     cuobjdump = find_cuobjdump()
     rows = []

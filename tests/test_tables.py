@@ -98,6 +98,9 @@ def test_older_recorders_files_become_rows_of_the_schema(tmp_path: Path) -> None
                     "eager": 18.0,
                     "eager, channels-last": 20.0,
                 },
+                "peak_mib": {"eager": 100.0, "fused, channels-last": 60.0},
+                "best_peer": "eager",
+                "times_faster_by_turn": {"median": 1.7, "quartiles": [1.6, 1.9]},
             }
         ],
     }
@@ -105,8 +108,38 @@ def test_older_recorders_files_become_rows_of_the_schema(tmp_path: Path) -> None
     path.write_text(json.dumps(recorded), encoding="utf-8")
     ((_, found),) = make_tables.load_results(tmp_path)
     ratios = {row.detail: row.value for row in found.find(metric="times_faster")}
-    assert ratios == {"eager, contiguous": 1.8, "eager": 2.0}
+    assert ratios == {"eager, contiguous": 1.7, "eager": 2.0}
+    (row,) = found.find(metric="times_faster", detail="eager, contiguous")
+    assert row.spread == (1.6, 1.9)
+    (peak,) = found.find(metric="peak_ratio")
+    assert (peak.value, peak.detail) == (0.6, "eager, contiguous")
     assert found.rows[0].batch == 16
+
+
+def test_training_runs_become_rows_of_the_schema(tmp_path: Path) -> None:
+    recorded = {
+        "time": "2026-01-01T00:00:00Z",
+        "commit": None,
+        "machine": {"processor": "one", "threads": 2},
+        "versions": {"torch": "2.11"},
+        "rows": [
+            {
+                "model": "wgan-gp",
+                "dtype": "float32",
+                "batch": 32,
+                "median_ms": {"fastgan": 100.0, "eager": 150.0, "torch.compile": 160.0},
+                "images_per_second": {"fastgan": 1600.0, "eager": 1066.7},
+                "best_peer": "eager",
+                "times_faster_by_turn": [1.4, 1.5, 1.6],
+            }
+        ],
+    }
+    path = tmp_path / "training-cpu.json"
+    path.write_text(json.dumps(recorded), encoding="utf-8")
+    results = make_tables.load_results(tmp_path)
+    text = make_tables.make_table("goals-cpu", results)
+    (line,) = (line for line in text.splitlines() if line.startswith("| WGAN-GP iteration"))
+    assert "| at least 1.40 | 1.50 (1.40 to 1.60) | eager | pass |" in line
 
 
 def test_unknown_table_is_an_error() -> None:

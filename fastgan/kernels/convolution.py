@@ -151,7 +151,7 @@ def _loadable(tensor: Tensor) -> Tensor:
 def _vector(name: str, vector: Tensor | None, channels: int, like: Tensor) -> Tensor | None:
     if vector is None:
         return None
-    if vector.numel() != channels or vector.dim() != 1 or vector.get_device() != like.get_device():
+    if vector.shape != (channels,) or vector.get_device() != like.get_device():
         raise ConfigError(
             f"{name} has shape {tuple(vector.shape)} on {vector.device}; expected ({channels},) on "
             f"{like.device}"
@@ -307,10 +307,9 @@ def _convolve(
     assert plan is not None
     count = first = second = None
     if operation[0] in ("statistics", "norm_activation_gradient"):
-        sums = torch.empty(
-            (2, plan.tiles, out_channels), dtype=torch.float32, device=operand.device
-        )
-        first, second = sums[0], sums[1]
+        sums = (plan.tiles, out_channels)
+        first = torch.empty(sums, dtype=torch.float32, device=operand.device)
+        second = torch.empty(sums, dtype=torch.float32, device=operand.device)
         if operation[0] == "statistics":
             count = torch.empty((plan.tiles,), dtype=torch.float32, device=operand.device)
     plan.launch(*loaded.pointers, weight, output, other, *vectors, count, first, second)

@@ -211,6 +211,9 @@ def implicit_gemm_kernel(
         + input_h.to(tl.int64) * input_stride_h
         + input_w.to(tl.int64) * input_stride_w
     )
+    output_h = (first_output_h + q_h * output_step_h).to(tl.int64)
+    output_w = (first_output_w + q_w * output_step_w).to(tl.int64)
+    output_row = ((sample * output_height + output_h) * output_width + output_w) * out_channels
     column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     column_exists = column < out_channels
     column_offset = column.to(tl.int64) * weight_stride_n
@@ -269,9 +272,6 @@ def implicit_gemm_kernel(
         accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
 
     kept = exists[:, None] & column_exists[None, :]
-    output_h = (first_output_h + q_h * output_step_h).to(tl.int64)
-    output_w = (first_output_w + q_w * output_step_w).to(tl.int64)
-    output_row = ((sample * output_height + output_h) * output_width + output_w) * out_channels
     output_offset = output_row[:, None] + column[None, :]
     output_value = accumulator
     if output_other is not None:

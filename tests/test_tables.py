@@ -116,6 +116,14 @@ def test_older_recorders_files_become_rows_of_the_schema(tmp_path: Path) -> None
     assert found.rows[0].batch == 16
 
 
+def test_every_implementation_of_torchs_is_a_peer() -> None:
+    found = make_tables.read_optimizers(ROOT / "benchmarks" / "results" / "optimizers-cpu.json")
+    peers = {row.detail for row in found.find(op="Adam and clip", metric="times_faster")}
+    implementations = ("single-tensor", "foreach", "fused")
+    clamps = ("clamp_", "_foreach_clamp_")
+    assert peers == {f"{each} and {clamp}" for each in implementations for clamp in clamps}
+
+
 def test_training_runs_become_rows_of_the_schema(tmp_path: Path) -> None:
     recorded = {
         "time": "2026-01-01T00:00:00Z",

@@ -22,7 +22,7 @@ _GROUPS = {
     "out": "what to train, on what",
     "optimizer": "optimisers",
     "nz": "networks",
-    "n_critic": "the rules of the game",
+    "loss": "the rules of the game",
     "device": "machine",
     "log_every": "what is written and when",
 }

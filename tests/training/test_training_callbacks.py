@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -93,3 +94,10 @@ def test_an_error_in_a_callback_surfaces(event: str, tmp_path: Path) -> None:
     setattr(Broken, event, fail)
     with pytest.raises(LookupError, match="the user's own mistake"):
         Trainer(config(tmp_path / "run", checkpoint_every=2), callbacks=[Broken()]).run()
+
+
+def test_the_example_measures_and_may_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    examples = Path(__file__).resolve().parents[2] / "examples"
+    monkeypatch.syspath_prepend(str(examples))
+    result = importlib.import_module("train_from_python").main(steps=10)
+    assert 0 <= result.metrics["decided_pixels"] <= 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -118,3 +119,12 @@ def test_a_run_described_in_json_by_an_older_release_goes_on(tmp_path: Path) -> 
 def test_a_folder_whose_name_no_file_can_hold_is_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="out"):
         TrainConfig(out="caf\udce9").to_toml()
+
+
+def test_the_example_of_the_docs_runs(tmp_path: Path) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text()
+    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    assert len([line for line in block.splitlines() if line]) <= 10
+    small = block.replace("steps=2000", "steps=1, ngf=4, ndf=4, batch_size=4")
+    exec(compile(small.replace("runs/digits", str(tmp_path / "run")), "training.md", "exec"), {})
+    assert (tmp_path / "run" / "samples.png").exists()

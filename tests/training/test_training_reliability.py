@@ -27,7 +27,7 @@ from fastgan.training import checkpoint as checkpoint_module
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
 
 SMALL = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "n_critic": 2, "log_every": 3}
-STEPS = 160
+STEPS = 100
 
 
 def config(out: Path, **changes: object) -> TrainConfig:
@@ -108,8 +108,8 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_never_was(
             server.stdin.write("go\n")
             server.stdin.flush()
             child = int(server.stdout.readline())
-            if attempt < 8:
-                time.sleep(moments.uniform(0.05, 0.6))
+            if attempt < 6:
+                time.sleep(moments.uniform(0.05, 0.5))
                 subprocess.run(["kill", "-9", str(child)], check=False, capture_output=True)
             code = int(server.stdout.readline())
             kills += code == -signal.SIGKILL

@@ -218,6 +218,15 @@ def test_gradients_of_first_second_and_third_order_are_exact(training, activatio
         torch.testing.assert_close(actual, expected, rtol=1e-6, atol=1e-6)
 
 
+def test_a_gradient_that_depends_on_nothing_has_none():
+    """With running statistics and no activation the gradient is linear in grad_output alone."""
+    input = torch.randn(3, 2, 4, requires_grad=True)
+    output = ours(input, None, None, torch.zeros(2), torch.ones(2), False, "none", 0.0)
+    (gradient,) = torch.autograd.grad(output.sum(), input, create_graph=True)
+    second = torch.autograd.grad(gradient.sum(), input, allow_unused=True)[0]
+    assert second is None or second.eq(0).all()
+
+
 @pytest.mark.parametrize("shape", [(0, 3, 4, 4), (2, 3, 0, 4)])
 @pytest.mark.parametrize("training", [True, False])
 def test_empty_batch_does_as_in_torch(shape, training):

@@ -142,10 +142,7 @@ def bn_act(
         ):
             _refuse_vectors(input, bn_weight, bn_bias, running_mean, running_var)
     if training:
-        values = shape[0]
-        for size in shape[2:]:
-            values *= size
-        if values == 1:
+        if input.numel() == channels > 0:
             raise ValueError(
                 "bn_act: expected more than 1 value per channel when training, got input of shape "
                 f"{tuple(shape)}"
@@ -216,9 +213,9 @@ def _batch_statistics(
     # all of it that applies here is counting the writes.
     with torch._C._AutoDispatchBelowADInplaceOrView():
         mean, invstd, _ = _statistics_op(input, None, running_mean, running_var, momentum, eps)
-    for running in (running_mean, running_var):
-        if running is not None and not running.is_inference():
-            torch._C._increment_version((running,))
+    written = [r for r in (running_mean, running_var) if r is not None and not r.is_inference()]
+    if written:
+        torch._C._increment_version(written)
     return mean, invstd
 
 
@@ -309,6 +306,8 @@ class _BnActGradient(torch.autograd.Function):
                 if grad is not None and result.requires_grad
             ]
             places = [i for i in range(4) if ctx.needs_input_grad[i]]
+            if not given:  # what was asked of depends on nothing that requires a gradient
+                return (None,) * (6 + len(ctx.settings))
             gradients = torch.autograd.grad(
                 [result for result, _ in given],
                 [tensors[i] for i in places],

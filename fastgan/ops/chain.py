@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any, overload
 
 import torch
@@ -42,7 +43,7 @@ from fastgan.fusion import (
     PartialStatistics,
     Statistics,
 )
-from fastgan.ops import aten_convolution, triton_convolution
+from fastgan.ops import aten_convolution, matrix_convolution, triton_convolution
 from fastgan.ops.stages import Stage, StageTensors
 
 __all__ = ["Chain", "convolution_path", "run_chain", "run_layers"]
@@ -224,7 +225,7 @@ def _stage_forward(
     else:
         if prologue is not None:
             input = _normalised(input, prologue)
-        value = aten_convolution.forward(stage, input, weight, bias)
+        value = _without_kernels(stage, input, weight).forward(stage, input, weight, bias)
         partials = None
         if stage.norm:
             partials = PartialStatistics(*_ops.batch_norm_partials(value))
@@ -249,6 +250,13 @@ def _stage_forward(
     norm_bias = _vector(tensors.norm_bias, mean)
     norm = NormActivation(mean, scale, norm_bias, stage.activation, stage.negative_slope)
     return value, norm, invstd
+
+
+def _without_kernels(stage: Stage, input: Tensor, weight: Tensor) -> ModuleType:
+    """Who convolves on the path called "aten": all it takes is torch's."""
+    if matrix_convolution.pays(stage, input, weight):
+        return matrix_convolution
+    return aten_convolution
 
 
 def _normalised(value: Tensor, norm: NormActivation) -> Tensor:
@@ -424,7 +432,11 @@ def _weight_gradient(
         )
     grad = carried.finished()
     input = before.value if before.norm is None else _normalised(before.value, before.norm)
-    return aten_convolution.weight_gradient(stage, grad, input, weight, with_bias)
+    convolution = _without_kernels(stage, input, weight)
+    gradients: tuple[Tensor, Tensor | None] = convolution.weight_gradient(
+        stage, grad, input, weight, with_bias
+    )
+    return gradients
 
 
 def _input_gradient(
@@ -439,7 +451,8 @@ def _input_gradient(
     """The gradient of the raw result of the stage before, or of the chain's input."""
     stage = stages[number]
     if path != "triton":
-        grad = aten_convolution.input_gradient(stage, carried.finished(), before.value, weight)
+        convolution = _without_kernels(stage, before.value, weight)
+        grad = convolution.input_gradient(stage, carried.finished(), before.value, weight)
         if number == 0:
             return _Carried(grad)
         return _through_norm(stages, number - 1, before, grad, True, gradients)

@@ -1,0 +1,247 @@
+"""A stage's convolution and its two gradients as products of matrices, on CPUs, where that pays.
+
+A convolution relates a small map S of (h, w) places to a wide one V: a Conv2d's output and input, a
+ConvTranspose2d's input and output. With patches(V) the matrix whose row for each place of S holds
+the kH * kW * C values of V that the kernel meets there, fold its adjoint (it adds the rows up where
+they overlap), and W the weight as a matrix of (channels of S, kH * kW * channels of V):
+
+    gather            S  = patches(V) W^T        Conv2d forward, ConvTranspose2d input gradient
+    scatter           V  = fold(S W)             ConvTranspose2d forward, Conv2d input gradient
+    weight gradient   W' = S^T patches(V)        of both
+
+oneDNN, whose convolutions fastgan otherwise uses on CPUs, brings the weights into an order of its
+own first, and its loops are over rows of places. Where an image has 4x4 places and hundreds of
+channels both cost: at 256 to 512 channels, float32, the products take two thirds of its time, and
+a generator's first layer, one place, a quarter (Sapphire Rapids). At 8x8 places, and in
+bfloat16, the two are even or oneDNN is ahead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan.ops.stages import Stage
+
+__all__ = ["forward", "input_gradient", "pays", "weight_gradient"]
+
+#: Measured: up to so many places a small map, and from so many channels on either side.
+MOST_PLACES = 16
+FEWEST_CHANNELS = 64
+#: What the patches of a portion of the batch take, at most.
+PATCHES_BYTES = 4 << 20
+
+
+def pays(stage: Stage, input: Tensor, weight: Tensor) -> bool:
+    """Whether the products are the faster way.
+
+    Args:
+        stage: geometry.
+        input: (N, C, H, W), what the layer takes.
+        weight: the layer's.
+    """
+    if input.device.type != "cpu" or stage.kind == "linear" or stage.groups != 1:
+        return False
+    if stage.dilation != (1, 1):
+        return False
+    if _is_one_patch(stage, input, weight):
+        return True
+    if input.dtype != torch.float32 or min(weight.shape[:2]) < FEWEST_CHANNELS:
+        return False
+    if not weight.is_contiguous(memory_format=torch.channels_last):
+        return False
+    rows, columns = _small_places(stage, input, weight)
+    return 0 < rows * columns <= MOST_PLACES
+
+
+def forward(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """conv(input, weight) + bias; not differentiable by autograd.
+
+    Args:
+        stage: geometry.
+        input: (N, C_in, H, W).
+        weight: as the layer's.
+        bias: (C_out,) or None.
+
+    Returns:
+        (N, C_out, H_out, W_out).
+    """
+    if stage.kind == "conv2d":
+        output = _gather(stage, input, weight, _small_places(stage, input, weight))
+    else:
+        output = _scatter(stage, input, weight, _wide_places(stage, input, weight))
+    return output if bias is None else output.add_(bias[:, None, None])
+
+
+def input_gradient(stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of ``forward``'s input.
+
+    Arguments as of :func:`fastgan.ops.aten_convolution.input_gradient`.
+    """
+    rows, columns = input.shape[2:]
+    if stage.kind == "conv2d":
+        return _scatter(stage, grad_output, weight, (rows, columns))
+    return _gather(stage, grad_output, weight, (rows, columns))
+
+
+def weight_gradient(
+    stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor, with_bias: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The gradients of ``forward``'s weight and bias.
+
+    Arguments as of :func:`fastgan.ops.aten_convolution.weight_gradient`.
+    """
+    small, wide = (grad_output, input) if stage.kind == "conv2d" else (input, grad_output)
+    places = (small.shape[2], small.shape[3])
+    matrix: Tensor | None = None
+    for samples in _portions(small, weight):
+        rows = _places_as_rows(small[samples]).t()
+        patches = _patches(stage, wide[samples], weight, places)
+        matrix = rows @ patches if matrix is None else matrix.addmm_(rows, patches)
+    assert matrix is not None
+    grad_bias = grad_output.sum((0, 2, 3)) if with_bias else None
+    covered = _covers(weight, stage, (wide.shape[2], wide.shape[3]))
+    return _as_maps(matrix, weight, covered), grad_bias
+
+
+def _gather(stage: Stage, wide: Tensor, weight: Tensor, places: tuple[int, int]) -> Tensor:
+    matrix = _as_matrix(weight, _covers(weight, stage, (wide.shape[2], wide.shape[3]))).t()
+    small = wide.new_empty(len(wide), *places, len(weight))
+    for samples in _portions(small.permute(0, 3, 1, 2), weight):
+        patches = _patches(stage, wide[samples], weight, places)
+        torch.mm(patches, matrix, out=small[samples].view(len(patches), -1))
+    return small.permute(0, 3, 1, 2)
+
+
+def _scatter(stage: Stage, small: Tensor, weight: Tensor, places: tuple[int, int]) -> Tensor:
+    if _covers(weight, stage, places):
+        return _as_maps(_places_as_rows(small) @ _as_matrix(weight, True), weight, True)
+    matrix = _as_matrix(weight)
+    channels = weight.shape[1]
+    above, left = stage.padding
+    wide = small.new_empty(len(small), *places, channels)
+    for samples in _portions(small, weight):
+        patches = _places_as_rows(small[samples]) @ matrix
+        padded = _folded(stage, patches, weight, small[samples], places)
+        wide[samples] = padded[:, above : above + places[0], left : left + places[1]]
+    return wide.permute(0, 3, 1, 2)
+
+
+def _folded(
+    stage: Stage, patches: Tensor, weight: Tensor, small: Tensor, places: tuple[int, int]
+) -> Tensor:
+    """The patches added up, (n, H, W, C), padding included."""
+    channels, kernel_rows, kernel_columns = weight.shape[1:]
+    down, right = stage.stride
+    rows, columns = small.shape[2:]
+    each = patches.view(len(small), rows, columns, kernel_rows, kernel_columns, channels)
+    # With whatever the last patches reach beyond the padding.
+    height = max(places[0] + 2 * stage.padding[0], (rows - 1) * down + kernel_rows)
+    width = max(places[1] + 2 * stage.padding[1], (columns - 1) * right + kernel_columns)
+    padded = patches.new_zeros(len(small), height, width, channels)
+    for row in range(kernel_rows):
+        for column in range(kernel_columns):
+            padded[
+                :,
+                row : row + (rows - 1) * down + 1 : down,
+                column : column + (columns - 1) * right + 1 : right,
+            ].add_(each[:, :, :, row, column])
+    return padded
+
+
+def _portions(small: Tensor, weight: Tensor) -> Iterator[slice]:
+    """Of the batch, so many samples at a time that their patches stay in a cache."""
+    count, _, rows, columns = small.shape
+    bytes_each = rows * columns * weight[0].numel() * small.element_size()
+    at_once = max(PATCHES_BYTES // max(bytes_each, 1), 1)
+    for first in range(0, count, at_once):
+        yield slice(first, first + at_once)
+
+
+def _patches(stage: Stage, wide: Tensor, weight: Tensor, places: tuple[int, int]) -> Tensor:
+    """(N * h * w, kH * kW * C), in the order of :func:`_as_matrix`'s columns."""
+    if _covers(weight, stage, (wide.shape[2], wide.shape[3])):
+        return (wide.permute(0, 2, 3, 1) if _is_channels_last(weight) else wide).flatten(1)
+    channels, kernel_rows, kernel_columns = weight.shape[1:]
+    down, right = stage.stride
+    above, left = stage.padding
+    rows, columns = places
+    below = max((rows - 1) * down + kernel_rows - wide.shape[2] - above, 0)
+    beyond = max((columns - 1) * right + kernel_columns - wide.shape[3] - left, 0)
+    padded = F.pad(wide.permute(0, 2, 3, 1), (0, 0, left, beyond, above, below)).contiguous()
+    sample, row, column, _ = padded.stride()
+    # A kernel's row of values lies in one piece, columns and channels together.
+    return padded.as_strided(
+        (len(wide), rows, columns, kernel_rows, kernel_columns * channels),
+        (sample, down * row, right * column, row, 1),
+    ).reshape(len(wide) * rows * columns, -1)
+
+
+def _is_one_patch(stage: Stage, input: Tensor, weight: Tensor) -> bool:
+    """Whether the kernel lies on the whole of the wide map, which it meets in one place."""
+    if stage.kind == "conv2d":
+        return _covers(weight, stage, (input.shape[2], input.shape[3]))
+    return _covers(weight, stage, _wide_places(stage, input, weight))
+
+
+def _covers(weight: Tensor, stage: Stage, wide_places: tuple[int, int]) -> bool:
+    return stage.padding == (0, 0) and wide_places == tuple(weight.shape[2:])
+
+
+def _small_places(stage: Stage, input: Tensor, weight: Tensor) -> tuple[int, int]:
+    if stage.kind == "conv_transpose2d":
+        return input.shape[2], input.shape[3]
+    rows, columns = (
+        (places + 2 * padding - kernel) // stride + 1
+        for places, padding, kernel, stride in zip(
+            input.shape[2:], stage.padding, weight.shape[2:], stage.stride, strict=True
+        )
+    )
+    return rows, columns
+
+
+def _wide_places(stage: Stage, input: Tensor, weight: Tensor) -> tuple[int, int]:
+    if stage.kind == "conv2d":
+        return input.shape[2], input.shape[3]
+    rows, columns = (
+        (places - 1) * stride - 2 * padding + kernel + extra
+        for places, stride, padding, kernel, extra in zip(
+            input.shape[2:],
+            stage.stride,
+            stage.padding,
+            weight.shape[2:],
+            stage.output_padding,
+            strict=True,
+        )
+    )
+    return rows, columns
+
+
+def _is_channels_last(weight: Tensor) -> bool:
+    return weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def _as_matrix(weight: Tensor, in_its_order: bool = False) -> Tensor:
+    """One row for each channel of the small map; columns as patches have them, channels last.
+
+    `in_its_order`: as the weight lies in memory, whichever way that is.
+    """
+    if in_its_order and not _is_channels_last(weight):
+        return weight.flatten(1)
+    return weight.permute(0, 2, 3, 1).flatten(1)
+
+
+def _as_maps(matrix: Tensor, weight: Tensor, in_its_order: bool) -> Tensor:
+    """Rows in :func:`_as_matrix`'s order, as (N, C, kH, kW)."""
+    channels, rows, columns = weight.shape[1:]
+    if in_its_order and not _is_channels_last(weight):
+        return matrix.view(len(matrix), channels, rows, columns)
+    return matrix.view(len(matrix), rows, columns, channels).permute(0, 3, 1, 2)
+
+
+def _places_as_rows(small: Tensor) -> Tensor:
+    """(N * h * w, C)."""
+    return small.permute(0, 2, 3, 1).reshape(-1, small.shape[1])

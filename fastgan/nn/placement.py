@@ -46,7 +46,7 @@ def placements(module: nn.Module) -> list[Placement]:
         >>> for found in placements(block):
         ...     print(found.op, "|", found.reason)
         Conv2d | on a CPU oneDNN's convolution is the fastest
-        BatchNorm2d | statistics of the batch; normalised, activated by the last step
+        BatchNorm2d | statistics of the batch; normalised and activated as the last step
         ReLU | together with '1'
         Flatten | Flatten is not one of the layers that are fused
     """
@@ -97,11 +97,12 @@ def _of_stage(
             found.append(Placement(name, title, path, folded))
             beside = planned.names[0]
         else:
-            where = (
-                "normalised, activated by the last step"
-                if following is None
-                else f"normalised and activated on the load of {following.names[0]!r}"
-            )
+            if following is None:
+                where = "normalised and activated as the last step"
+            elif path == "triton":
+                where = f"normalised and activated on the load of {following.names[0]!r}"
+            else:
+                where = f"normalised and activated for {following.names[0]!r} alone, and not kept"
             by = path if path == "triton" and following is not None else _norm_path(device)
             found.append(Placement(name, title, by, f"statistics of the batch; {where}"))
     if planned.activation is not None:

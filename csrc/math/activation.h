@@ -175,12 +175,16 @@ FASTGAN_INLINE A gradient_by_output(A grad, [[maybe_unused]] A y,
     }
 }
 
-// grad * z', from the input u.
+// grad * z', from the input u. Those of tanh and sigmoid by exp, without the difference from 1 that
+// the outputs' formulas have: q = exp(-2|u|) or exp(-|u|), z' = 4 q / (1 + q)^2 or q / (1 + q)^2.
 template <Activation kActivation, typename A>
 FASTGAN_INLINE A gradient_by_input(A grad, A u, A negative_slope) {
     if constexpr (kActivation == Activation::tanh || kActivation == Activation::sigmoid) {
-        return gradient_by_output<kActivation>(grad, activate<kActivation>(u, negative_slope),
-                                               negative_slope);
+        constexpr bool is_tanh = kActivation == Activation::tanh;
+        const A downwards = u > A(0) ? -u : u;
+        const A q = exponential_of(is_tanh ? downwards + downwards : downwards);
+        const A root = A(1) + q;
+        return grad * quick_quotient(is_tanh ? A(4) * q : q, root * root);
     } else {
         // Their tables by input and by output are the same, for either sign of the slope.
         return gradient_by_output<kActivation>(grad, u, negative_slope);

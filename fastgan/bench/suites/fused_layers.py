@@ -35,20 +35,20 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     generator = [layer for layer in generator_layers() if layer.normalised]
     critic = [layer for layer in critic_layers() if layer.normalised]
     found = [
-        _bn_act_case(layer, dtype, batch)
+        _bn_act_case(layer, dtype, batch, not quick or device.type == "cpu")
         for dtype in dtypes
         for batch in batches
         for layer in generator
     ]
     return found + [
-        _fused_case(layer, dtype, 16 if quick and device.type == "cpu" else batch)
+        _fused_case(layer, dtype, 16 if quick and device.type == "cpu" else batch, not quick)
         for dtype in dtypes
         for batch in batches
         for layer in (*generator, *critic)
     ]
 
 
-def _bn_act_case(layer: Layer, dtype: str, batch: int) -> Case:
+def _bn_act_case(layer: Layer, dtype: str, batch: int, compiled: bool) -> Case:
     channels, size = layer.channels_out, layer.size_out
     shape = (batch, channels, size, size)
     elements = batch * channels * size * size
@@ -69,6 +69,7 @@ def _bn_act_case(layer: Layer, dtype: str, batch: int) -> Case:
         work=elementwise(elements, reads=6, writes=2, dtype=dtype),
         input_bytes=2 * elements * ITEM_BYTES[dtype],
         prepare=prepare,
+        compiled=compiled,
         capturable=True,
     )
 
@@ -133,7 +134,7 @@ def _contenders(
     return calls
 
 
-def _fused_case(layer: Layer, dtype: str, batch: int) -> Case:
+def _fused_case(layer: Layer, dtype: str, batch: int, compiled: bool) -> Case:
     """With the convolution: the generator's are transposed, the critic's are not."""
     name = "conv_transpose2d_bn_act" if layer.transposed else "conv2d_bn_act"
     shape = (batch, layer.channels_in, layer.size_in, layer.size_in)
@@ -159,5 +160,6 @@ def _fused_case(layer: Layer, dtype: str, batch: int) -> Case:
         work=layer.work(batch, dtype, ("forward", "input_gradient", "weight_gradient")),
         input_bytes=batch * elements * ITEM_BYTES[dtype],
         prepare=prepare,
+        compiled=compiled,
         capturable=True,
     )

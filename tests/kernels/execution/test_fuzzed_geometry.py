@@ -10,7 +10,7 @@ from fastgan.fusion import Statistics
 from fastgan.kernels import ConvGeometry
 
 # Each is compiled on a GPU, or takes a third of a second in the interpreter.
-EXAMPLES = 20
+EXAMPLES = 15
 
 
 @st.composite

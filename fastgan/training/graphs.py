@@ -128,7 +128,7 @@ class CapturedIteration:
 
     def _record(self, batches: Sequence[Batch], shape: Shape) -> _Recorded | None:
         buffers: list[Batch] = [
-            (torch.empty_like(real), None if labels is None else torch.empty_like(labels))
+            (torch.zeros_like(real), None if labels is None else torch.zeros_like(labels))
             for real, labels in batches
         ]
         players, counts = self._iteration.players, self._iteration.totals.counts

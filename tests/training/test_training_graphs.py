@@ -33,11 +33,16 @@ BATCH, SIZE, CLASSES = 4, 16, 3
 
 
 class Playback:
-    """Records a step by keeping it, and plays it again by calling it."""
+    """Records a step by keeping it, and plays it again by calling it.
 
-    def __init__(self) -> None:
+    As with a graph, what Python does of a step happens when it is recorded, and only then; what
+    happens to tensors happens when it is played, and only then.
+    """
+
+    def __init__(self, iteration: Iteration) -> None:
         self.warm = 0
         self.recorded = 0
+        self._iteration = iteration
 
     def warm_up(self, step: Step) -> None:
         self.warm += 1
@@ -45,20 +50,55 @@ class Playback:
 
     def capture(self, step: Step) -> Step:
         self.recorded += 1
-        # As a graph's, Python's side of a recording happens once, its tensors' side not yet.
-        return step
+        players = self._iteration.players
+        tensors = results_of(self._iteration)
+        before = [tensor.clone() for tensor in tensors]
+        drawn, dropped = players.random.get_state(), torch.get_rng_state()
+        step()
+        for tensor, value in zip(tensors, before, strict=True):
+            tensor.detach().copy_(value)
+        players.random.set_state(drawn)
+        torch.set_rng_state(dropped)
+
+        def play() -> None:
+            counts = dict(self._iteration.totals.counts)
+            step()
+            self._iteration.totals.counts.clear()
+            self._iteration.totals.counts.update(counts)
+
+        return play
+
+
+def results_of(iteration: Iteration) -> list[Tensor]:
+    """Every tensor in which a step leaves something."""
+    players, average = iteration.players, iteration.average
+    assert average is not None
+    tensors = [
+        *players.generator.state_dict().values(),
+        *players.discriminator.state_dict().values(),
+        *average.module.state_dict().values(),
+        *iteration.totals._sums.values(),
+    ]
+    if isinstance(average._updates, Tensor):
+        tensors.append(average._updates)
+    for optimizer in (players.optimizer_g, players.optimizer_d):
+        for values in optimizer.state.values():
+            tensors += [value for value in values.values() if isinstance(value, Tensor)]
+        tensors += [group["lr"] for group in optimizer.param_groups]
+    for scaler in (players.scaler_g, players.scaler_d):
+        held = (getattr(scaler, name, None) for name in ("_scale", "_growth_tracker"))
+        tensors += [each for each in held if each is not None]
+    return tensors
 
 
 class Refusal(Playback):
     """Fails halfway through, as a capture does when a step waits for the device."""
 
-    def __init__(self, players: Players) -> None:
-        super().__init__()
-        self._players = players
-
     def capture(self, step: Step) -> Step:
-        self._players.random = torch.Generator().manual_seed(99)
-        self._players.optimizer_d.grad_scale = torch.ones(())  # as left by a scaler's step
+        self._iteration.players.random = torch.Generator().manual_seed(99)
+        self._iteration.players.optimizer_d.grad_scale = torch.ones(
+            ()
+        )  # as left by a scaler's step
         raise RuntimeError("operation not permitted when stream is capturing\nand so on")
 
 
@@ -79,7 +119,9 @@ def make(**changes: Any) -> Iteration:
         random=torch.Generator().manual_seed(0),
         rates_on_device=True,
     )
-    return Iteration(players, ExponentialMovingAverage(generator, 0.9), MetricTotals())
+    average = ExponentialMovingAverage(generator, 0.9)
+    average._updates = torch.zeros(())  # counted in a tensor, as on a CUDA device
+    return Iteration(players, average, MetricTotals())
 
 
 def batches(count: int) -> Callable[[], list[tuple[Tensor, Tensor]]]:
@@ -135,7 +177,7 @@ CASES: list[dict[str, Any]] = [
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_replayed_steps_take_the_trajectory_of_steps_run_one_by_one(case: dict[str, Any]) -> None:
     eager, replayed = make(**case), make(**case)
-    playback = Playback()
+    playback = Playback(replayed)
     captured = CapturedIteration(replayed, playback)
     steps = 3 * (WARM_UP + 1)
     metrics = trained(eager, eager, 2, steps)
@@ -187,19 +229,7 @@ def test_a_step_reads_nothing_back_and_its_results_stay_in_their_places(
     iteration.run(taken(), shape)  # makes the optimisers' states
 
     def places() -> list[int]:
-        players = iteration.players
-        assert iteration.average is not None
-        tensors = [
-            *players.generator.state_dict().values(),
-            *players.discriminator.state_dict().values(),
-            *iteration.average.module.state_dict().values(),
-            *iteration.totals._sums.values(),
-        ]
-        for optimizer in (players.optimizer_g, players.optimizer_d):
-            for values in optimizer.state.values():
-                tensors += [value for value in values.values() if isinstance(value, Tensor)]
-            tensors += [group["lr"] for group in optimizer.param_groups]
-        return [tensor.data_ptr() for tensor in tensors]
+        return [tensor.data_ptr() for tensor in results_of(iteration)]
 
     before = places()
     given = taken()
@@ -224,7 +254,7 @@ def test_reading_a_value_back_is_noticed() -> None:
 def test_a_step_that_can_not_be_recorded_is_run_with_one_warning_and_nothing_lost() -> None:
     fastgan.fallback._seen.clear()
     eager, refused = make(model="wgan"), make(model="wgan")
-    captured = CapturedIteration(refused, Refusal(refused.players))
+    captured = CapturedIteration(refused, Refusal(refused))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = trained(captured, refused, 1, WARM_UP * 3 + 6)

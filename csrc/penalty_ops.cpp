@@ -1,7 +1,7 @@
-// The gradient penalty's ops of torch.ops.fastgan: schemas, checks of their arguments, registration.
-// What they compute: math/penalty_points.h and math/penalty_norm.h. As ops.cpp, on LibTorch's stable
-// ABI alone. They write into tensors that they are given and return nothing; an output may be the
-// very tensor that an input is.
+// The gradient penalty's ops of torch.ops.fastgan: schemas, checks of arguments, registration. What
+// they compute: math/penalty_points.h and math/penalty_norm.h. As ops.cpp, on LibTorch's stable ABI
+// alone. They write into tensors that they are given and return nothing; an output may be the very
+// tensor that an input is.
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>

@@ -5,7 +5,7 @@
 
 namespace fastgan::cpu {
 
-// batch (3 samples, elements), dense, of type `to`: fakes, reals, points. eps (samples,) as doubles.
+// batch (3 samples, elements), dense, of type `to`: fakes, reals, points. eps (samples,): doubles.
 void mix(const MixShape& shape, FloatType from, FloatType to, const void* real, const void* fake,
          const double* eps, void* batch);
 

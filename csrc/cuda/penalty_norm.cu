@@ -1,5 +1,5 @@
-// The norms of the gradient penalty on CUDA devices: a block owns one group of one sample, sums over
-// it in a fixed order, and then writes its elements, which the cache still holds.
+// The norms of the gradient penalty on CUDA devices: a block owns one group of one sample, sums
+// over it in a fixed order, and then writes its elements, which the cache still holds.
 #include "penalty_norm.h"
 
 #include "../math/float_pairs.h"

@@ -5,7 +5,8 @@
 
 namespace {
 
-fastgan::NormShape shape_of(const fastgan_host::Request& request, const fastgan_host::Tensor& maps) {
+fastgan::NormShape shape_of(const fastgan_host::Request& request,
+                            const fastgan_host::Tensor& maps) {
     const bool channels_last = maps.strides[1] == 1 && maps.sizes[1] > 1;
     return {maps.sizes[0], maps.sizes[1], maps.sizes[2], request.integer("groups"), channels_last,
             maps.type};

@@ -93,7 +93,10 @@ def _of_stage(
         beside = next(names)
         name, title = _joined(prefix, beside), _title(planned.norm)
         if _uses_running_statistics(planned.norm):
-            folded = f"folded into the weight and bias of {planned.names[0]!r}"
+            folded = (
+                f"running statistics, folded into the weight and bias of {planned.names[0]!r} where "
+                "the batch is worth it"
+            )
             found.append(Placement(name, title, path, folded))
             beside = planned.names[0]
         else:

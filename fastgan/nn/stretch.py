@@ -10,9 +10,11 @@ from torch import Tensor, nn
 from fastgan.nn.plan import PlannedStage, Stretch, class_of
 from fastgan.ops.chain import Chain, convolution_path, run_chain
 from fastgan.ops.eligibility import autocast_dtype, why_not_chained
-from fastgan.ops.stages import Stage, StageTensors, fold_running_norm
+from fastgan.ops.stages import Stage, StageTensors, folded, folding_pays
 
 __all__ = ["path_of_layer", "run_stretch", "why_not_fused"]
+
+_Pair = tuple[int, int]
 
 _KIND_OF = {nn.Conv2d: "conv2d", nn.ConvTranspose2d: "conv_transpose2d", nn.Linear: "linear"}
 _NAME_OF = {
@@ -39,8 +41,10 @@ def run_stretch(stretch: Stretch, input: Tensor) -> Tensor:
         return input
     stages, tensors, paths = [], [], []
     run_dtype = input.dtype if dtype is None else dtype
+    batch, places = len(input), (1, 1) if input.dim() == 2 else (input.shape[2], input.shape[3])
     for planned, (weight, bias) in zip(stretch.stages, layers, strict=True):
-        stage, of_stage = _stage(planned, weight, bias)
+        stage, of_stage = _stage(planned, weight, bias, batch, places)
+        places = stage.output_places(places, weight)
         stages.append(stage)
         tensors.append(of_stage)
         paths.append(convolution_path(stage, of_stage.weight, input.device, run_dtype)[0])
@@ -116,7 +120,7 @@ def _fits(planned: PlannedStage, channels: int) -> bool:
 
 
 def _stage(
-    planned: PlannedStage, weight: Tensor, bias: Tensor | None
+    planned: PlannedStage, weight: Tensor, bias: Tensor | None, batch: int, places: _Pair
 ) -> tuple[Stage, StageTensors]:
     """The stage as a chain takes it; counts the batch where running statistics are kept."""
     kind = class_of(planned.layer)
@@ -129,17 +133,20 @@ def _stage(
         negative_slope = getattr(planned.activation, "negative_slope", 0.0)
     norm = cast("nn.BatchNorm2d | None", planned.norm)
     running: tuple[Tensor | None, Tensor | None] = (None, None)
-    is_folded, momentum, eps = False, 0.0, 0.0
+    uses_running, momentum, eps = False, 0.0, 0.0
     if norm is not None:
         eps = norm.eps
-        is_folded = not norm.training and norm.running_mean is not None
-        if norm.training and norm.track_running_stats:
+        uses_running = not norm.training and norm.running_mean is not None
+        if uses_running:
+            running = (norm.running_mean, norm.running_var)
+        elif norm.training and norm.track_running_stats:
             running = (norm.running_mean, norm.running_var)
             momentum = _momentum(norm)
     stage = Stage(
         _KIND_OF[kind],
         *_geometry(planned.layer),
-        norm=norm is not None and not is_folded,
+        norm=norm is not None,
+        batch_statistics=not uses_running,
         momentum=momentum,
         eps=eps,
         activation=activation,
@@ -147,16 +154,10 @@ def _stage(
     )
     if norm is None:
         return stage, StageTensors(weight, bias)
-    if is_folded:
-        mean, variance = norm.running_mean, norm.running_var
-        assert mean is not None
-        assert variance is not None
-        folded = fold_running_norm(stage, weight, bias, norm.weight, norm.bias, mean, variance)
-        return stage, StageTensors(*folded)
-    return stage, StageTensors(weight, bias, norm.weight, norm.bias, *running)
-
-
-_Pair = tuple[int, int]
+    tensors = StageTensors(weight, bias, norm.weight, norm.bias, *running)
+    if uses_running and folding_pays(stage, weight, batch, places):
+        return folded(stage, tensors)
+    return stage, tensors
 
 
 def _geometry(layer: nn.Module) -> tuple[_Pair, _Pair, _Pair, _Pair, int]:

@@ -136,9 +136,10 @@ def bn_act(
         )
     vector_dtypes = _VECTOR_DTYPES[input.dtype]
     channels = shape[1]
+    vector_shape = (channels,)
     for vector in (bn_weight, bn_bias, running_mean, running_var):
         if vector is not None and (
-            vector.shape != (channels,) or vector.dtype not in vector_dtypes
+            vector.shape != vector_shape or vector.dtype not in vector_dtypes
         ):
             _refuse_vectors(input, bn_weight, bn_bias, running_mean, running_var)
     if training:
@@ -222,11 +223,15 @@ def _batch_statistics(
 def _running_statistics(
     running_mean: Tensor, running_var: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """As constants, in the arithmetic's dtype; 1 / sqrt(running_var + eps) is rounded once."""
+    """As constants, in the arithmetic's dtype."""
     dtype = arithmetic_dtype(dtype)
-    with torch.no_grad():
-        invstd = running_var.double().add(eps).rsqrt_()
-        return running_mean.detach().to(dtype), invstd.to(dtype)
+    mean, variance = (
+        running.detach() if running.requires_grad else running
+        for running in (running_mean, running_var)
+    )
+    # A copy where a backward pass may follow: a later batch in training would change the values.
+    mean = mean.to(dtype, copy=torch.is_grad_enabled())
+    return mean, torch.rsqrt(variance.to(dtype) + eps)
 
 
 # --- Autograd -------------------------------------------------------------------------------------

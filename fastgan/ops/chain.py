@@ -116,7 +116,7 @@ def run_layers(
     tensors: Sequence[StageTensors],
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The same by torch's functions, one layer after the other, without the running statistics.
+    """The same by torch's functions, one layer after the other; updates no running statistics.
 
     Example:
         >>> stage = Stage("linear", activation="relu")
@@ -127,13 +127,14 @@ def run_layers(
         weight, bias = _cast(of_stage.weight, dtype), _cast(of_stage.bias, dtype)
         input = aten_convolution.forward(stage, _cast(input, dtype), weight, bias)
         if stage.norm:
+            training = stage.batch_statistics
             input = F.batch_norm(
                 input,
-                None,
-                None,
+                None if training else of_stage.running_mean,
+                None if training else of_stage.running_var,
                 of_stage.norm_weight,
                 of_stage.norm_bias,
-                True,
+                training,
                 stage.momentum,
                 stage.eps,
             )
@@ -154,16 +155,18 @@ class _ChainFunction(torch.autograd.Function):
         tensors = _unflatten(flat)
         output, kept = _forward(chain, input, tensors)
         ctx.chain = chain
-        # Not the running statistics: the next forward pass, of which there may be several before a
-        # backward pass, writes them.
         saved: list[Tensor | None] = [input]
-        for of_stage in tensors:
-            saved += of_stage._replace(running_mean=None, running_var=None)
+        for stage, of_stage in zip(chain.stages, tensors, strict=True):
+            if stage.batch_statistics:
+                # The next forward pass, of which there may be several before a backward pass,
+                # writes the running ones.
+                of_stage = of_stage._replace(running_mean=None, running_var=None)
+            saved += of_stage
         ctx.values_are_saved = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        for stage in kept:
-            if ctx.values_are_saved or stage.value is output:
-                saved.append(stage.value)
-                stage.value = _ELSEWHERE
+        for of_kept in kept:
+            if ctx.values_are_saved or of_kept.value is output:
+                saved.append(of_kept.value)
+                of_kept.value = _ELSEWHERE
         ctx.kept = kept
         ctx.save_for_backward(*saved)
         return output
@@ -218,6 +221,8 @@ def _stage_forward(
     if path == "triton":
         epilogue: Statistics | BiasActivation = (
             Statistics(bias)
+            if stage.norm and stage.batch_statistics
+            else BiasActivation(bias)
             if stage.norm
             else BiasActivation(bias, stage.activation, stage.negative_slope)
         )
@@ -227,17 +232,35 @@ def _stage_forward(
             input = _normalised(input, prologue)
         value = _without_kernels(stage, input, weight).forward(stage, input, weight, bias)
         partials = None
-        if stage.norm:
+        if stage.norm and stage.batch_statistics:
             partials = PartialStatistics(*_ops.batch_norm_partials(value))
-        elif stage.activation != "none":
+        elif not stage.norm and stage.activation != "none":
             value = _activated_in_place(value, stage)
-    if partials is None:
+    if not stage.norm:
         return value, None, None
+    mean, invstd, scale = _vectors_of_norm(stage, value, partials, tensors)
+    norm_bias = _vector(tensors.norm_bias, mean)
+    norm = NormActivation(mean, scale, norm_bias, stage.activation, stage.negative_slope)
+    return value, norm, invstd
+
+
+def _vectors_of_norm(
+    stage: Stage, value: Tensor, partials: PartialStatistics | None, tensors: StageTensors
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean, inverse deviation, and that times the norm's weight; updates running statistics."""
+    if partials is None:
+        assert tensors.running_mean is not None
+        assert tensors.running_var is not None
+        dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
+        invstd = torch.rsqrt(tensors.running_var.to(dtype) + stage.eps)
+        weight = tensors.norm_weight
+        scale = invstd if weight is None else invstd * weight.to(dtype)
+        return tensors.running_mean.to(dtype), invstd, scale
     if value.numel() == value.shape[1]:
         raise ValueError(  # torch's batch norm, word for word
             f"Expected more than 1 value per channel when training, got input size {value.size()}"
         )
-    mean, invstd, scale = _ops.batch_norm_finalize(
+    vectors: tuple[Tensor, Tensor, Tensor] = _ops.batch_norm_finalize(
         partials.count,
         partials.mean,
         partials.m2,
@@ -247,9 +270,7 @@ def _stage_forward(
         stage.momentum,
         stage.eps,
     )
-    norm_bias = _vector(tensors.norm_bias, mean)
-    norm = NormActivation(mean, scale, norm_bias, stage.activation, stage.negative_slope)
-    return value, norm, invstd
+    return vectors
 
 
 def _without_kernels(stage: Stage, input: Tensor, weight: Tensor) -> ModuleType:
@@ -401,7 +422,7 @@ def _through_norm(
     sums = _ops.norm_act_gradient_sums(
         grad, kept.value, norm.mean, kept.invstd, norm.scale, norm.bias, code, negative_slope
     )
-    slope, offset = _finalize(GradientSums(*sums), number, kept, gradients)
+    slope, offset = _finalize(GradientSums(*sums), stages, number, kept, gradients)
     rest = (kept.value, norm.mean, norm.scale, norm.bias, slope, offset, code, negative_slope)
     if own:
         _ops.norm_act_gradient_(grad, *rest)
@@ -410,13 +431,18 @@ def _through_norm(
 
 
 def _finalize(
-    sums: GradientSums, number: int, kept: _Kept, gradients: _Gradients
+    sums: GradientSums,
+    stages: Sequence[Stage],
+    number: int,
+    kept: _Kept,
+    gradients: _Gradients,
 ) -> tuple[Tensor, Tensor]:
     """Stores the gradients of the norm's weight and bias; returns slope and offset."""
     assert kept.norm is not None
-    values_per_channel = kept.value.numel() // kept.value.shape[1]
+    # Statistics that are constants have no gradient, as those of infinitely many values.
+    count = kept.value.numel() // kept.value.shape[1] if stages[number].batch_statistics else 0
     slope, offset, grad_weight, grad_bias = _ops.norm_act_gradient_finalize(
-        sums.grad, sums.grad_xhat, kept.norm.scale, kept.invstd, values_per_channel
+        sums.grad, sums.grad_xhat, kept.norm.scale, kept.invstd, count
     )
     gradients.put(number, "norm_weight", grad_weight)
     gradients.put(number, "norm_bias", grad_bias)
@@ -469,7 +495,7 @@ def _input_gradient(
     if sums is None:
         return _Carried(grad)
     assert before.norm is not None
-    slope, offset = _finalize(sums, number - 1, before, gradients)
+    slope, offset = _finalize(sums, stages, number - 1, before, gradients)
     norm = before.norm
     return _Carried(grad, BatchNormGradient(before.value, norm.mean, norm.scale, slope, offset))
 

@@ -20,7 +20,7 @@ from fastgan.ops import aten_convolution
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.chain import Chain, convolution_path, run_chain
 from fastgan.ops.eligibility import autocast_dtype, why_not_chained
-from fastgan.ops.stages import Stage, StageTensors, fold_running_norm
+from fastgan.ops.stages import Stage, StageTensors, folded, folding_pays
 
 __all__ = ["conv2d_bn_act", "conv_transpose2d_bn_act"]
 
@@ -98,6 +98,7 @@ def conv_transpose2d_bn_act(
         _pair(dilation),
         _pair(output_padding),
         groups,
+        True,
         training,
         momentum,
         eps,
@@ -166,7 +167,15 @@ def conv2d_bn_act(
         torch.Size([2, 5, 4, 4])
     """
     tensors = StageTensors(weight, bias, bn_weight, bn_bias, running_mean, running_var)
-    rest = (groups, training, momentum, eps, activation_named(activation).name, negative_slope)
+    rest = (
+        groups,
+        True,
+        training,
+        momentum,
+        eps,
+        activation_named(activation).name,
+        negative_slope,
+    )
     if isinstance(padding, str):
         padded = _padding_of(padding, weight, _pair(dilation))
         if padded is None:
@@ -183,13 +192,9 @@ def _conv_bn_act(stage: Stage, tensors: StageTensors, input: Tensor) -> Tensor:
     if torch.compiler.is_compiling() or _why_not(stage, tensors, input) is not None:
         output = aten_convolution.forward(stage, input, tensors.weight, tensors.bias)
         return _norm_act(stage, tensors, output)
-    if not stage.norm:
-        weight, bias, norm_weight, norm_bias, mean, variance = tensors
-        assert mean is not None
-        assert variance is not None
-        tensors = StageTensors(
-            *fold_running_norm(stage, weight, bias, norm_weight, norm_bias, mean, variance)
-        )
+    places = (input.shape[2], input.shape[3])
+    if not stage.batch_statistics and folding_pays(stage, tensors.weight, len(input), places):
+        stage, tensors = folded(stage, tensors)
     dtype = autocast_dtype(input)
     path, _ = convolution_path(
         stage, tensors.weight, input.device, input.dtype if dtype is None else dtype
@@ -198,14 +203,14 @@ def _conv_bn_act(stage: Stage, tensors: StageTensors, input: Tensor) -> Tensor:
 
 
 def _norm_act(stage: Stage, tensors: StageTensors, input: Tensor) -> Tensor:
-    """What follows the convolution, by itself; ``stage.norm`` says whether in training."""
+    """What follows the convolution, by itself."""
     return bn_act(
         input,
         bn_weight=tensors.norm_weight,
         bn_bias=tensors.norm_bias,
         running_mean=tensors.running_mean,
         running_var=tensors.running_var,
-        training=stage.norm,
+        training=stage.batch_statistics,
         momentum=stage.momentum,
         eps=stage.eps,
         activation=stage.activation,
@@ -227,7 +232,7 @@ def _why_not(stage: Stage, tensors: StageTensors, input: Tensor) -> str | None:
         return "a tensor of the norm does not have one value per channel"
     if (tensors.running_mean is None) != (tensors.running_var is None):
         return "it has one running statistic of two"
-    if not stage.norm and tensors.running_mean is None:
+    if not stage.batch_statistics and tensors.running_mean is None:
         return "it has no running statistics"
     if stage.activation == "leaky_relu" and not stage.negative_slope >= 0:
         return "its negative_slope is below 0"

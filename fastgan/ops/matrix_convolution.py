@@ -192,32 +192,13 @@ def _covers(weight: Tensor, stage: Stage, wide_places: tuple[int, int]) -> bool:
 
 
 def _small_places(stage: Stage, input: Tensor, weight: Tensor) -> tuple[int, int]:
-    if stage.kind == "conv_transpose2d":
-        return input.shape[2], input.shape[3]
-    rows, columns = (
-        (places + 2 * padding - kernel) // stride + 1
-        for places, padding, kernel, stride in zip(
-            input.shape[2:], stage.padding, weight.shape[2:], stage.stride, strict=True
-        )
-    )
-    return rows, columns
+    places = (input.shape[2], input.shape[3])
+    return places if stage.kind == "conv_transpose2d" else stage.output_places(places, weight)
 
 
 def _wide_places(stage: Stage, input: Tensor, weight: Tensor) -> tuple[int, int]:
-    if stage.kind == "conv2d":
-        return input.shape[2], input.shape[3]
-    rows, columns = (
-        (places - 1) * stride - 2 * padding + kernel + extra
-        for places, stride, padding, kernel, extra in zip(
-            input.shape[2:],
-            stage.stride,
-            stage.padding,
-            weight.shape[2:],
-            stage.output_padding,
-            strict=True,
-        )
-    )
-    return rows, columns
+    places = (input.shape[2], input.shape[3])
+    return places if stage.kind == "conv2d" else stage.output_places(places, weight)
 
 
 def _is_channels_last(weight: Tensor) -> bool:

@@ -5,13 +5,14 @@ A stage is a convolution (or a linear layer) with the batch norm and the activat
     y   = conv(x, W) + b
     out = z((y - mean(y)) / sqrt(var(y) + eps) * norm_weight + norm_bias)
 
-With a batch norm the statistics are those of the batch; one that normalises with its running
-statistics is folded into ``W`` and ``b`` before a chain sees them (:func:`fold_running_norm`).
+The statistics are those of the batch, or the running ones. With these the batch norm can be made
+part of the convolution (:func:`fold_running_norm`), which pays unless the weight is larger than
+what the convolution makes, as of a generator's first layer that draws one image.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -19,7 +20,9 @@ from torch import Tensor
 
 from fastgan.activations import ACTIVATIONS
 
-__all__ = ["KINDS", "Stage", "StageTensors", "fold_running_norm"]
+__all__ = ["KINDS", "Stage", "StageTensors", "fold_running_norm", "folded", "folding_pays"]
+
+Pair = tuple[int, int]
 
 KINDS = ("conv2d", "conv_transpose2d", "linear")
 
@@ -35,7 +38,8 @@ class Stage:
         dilation: distance of the kernel's taps.
         output_padding: of a transposed convolution.
         groups: of the convolution.
-        norm: whether a batch norm with the batch's statistics follows.
+        norm: whether a batch norm follows.
+        batch_statistics: whether it normalises with the batch's statistics; else the running ones.
         momentum: share of the new value in the running statistics.
         eps: added to the variance.
         activation: a name of :data:`fastgan.activations.ACTIVATIONS`.
@@ -43,12 +47,13 @@ class Stage:
     """
 
     kind: str
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    output_padding: tuple[int, int] = (0, 0)
+    stride: Pair = (1, 1)
+    padding: Pair = (0, 0)
+    dilation: Pair = (1, 1)
+    output_padding: Pair = (0, 0)
     groups: int = 1
     norm: bool = False
+    batch_statistics: bool = True
     momentum: float = 0.1
     eps: float = 1e-5
     activation: str = "none"
@@ -58,6 +63,27 @@ class Stage:
     def activation_code(self) -> int:
         """The activation's number in C++ and in Triton."""
         return ACTIVATIONS[self.activation].code
+
+    def output_places(self, places: Pair, weight: Tensor) -> Pair:
+        """Rows and columns of the convolution's output; of a linear layer there is one place."""
+        if self.kind == "linear":
+            return 1, 1
+        along = zip(
+            places,
+            weight.shape[2:],
+            self.stride,
+            self.padding,
+            self.dilation,
+            self.output_padding,
+            strict=True,
+        )
+        rows, columns = (
+            (n - 1) * stride - 2 * padding + dilation * (kernel - 1) + extra + 1
+            if self.kind == "conv_transpose2d"
+            else (n + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+            for n, kernel, stride, padding, dilation, extra in along
+        )
+        return rows, columns
 
 
 class StageTensors(NamedTuple):
@@ -78,6 +104,36 @@ class StageTensors(NamedTuple):
     norm_bias: Tensor | None = None
     running_mean: Tensor | None = None
     running_var: Tensor | None = None
+
+
+def folding_pays(stage: Stage, weight: Tensor, batch: int, places: Pair) -> bool:
+    """Whether the weight is no larger than the output, which a norm by itself would go over.
+
+    Args:
+        stage: geometry.
+        weight: the convolution's.
+        batch: samples.
+        places: rows and columns of the input.
+    """
+    rows, columns = stage.output_places(places, weight)
+    per_place = weight.shape[1] * stage.groups if stage.kind == "conv_transpose2d" else len(weight)
+    return weight.numel() <= batch * per_place * rows * columns
+
+
+def folded(stage: Stage, tensors: StageTensors) -> tuple[Stage, StageTensors]:
+    """The stage without its norm, which is in weight and bias then (:func:`fold_running_norm`)."""
+    assert tensors.running_mean is not None
+    assert tensors.running_var is not None
+    weight, bias = fold_running_norm(
+        stage,
+        tensors.weight,
+        tensors.bias,
+        tensors.norm_weight,
+        tensors.norm_bias,
+        tensors.running_mean,
+        tensors.running_var,
+    )
+    return replace(stage, norm=False), StageTensors(weight, bias)
 
 
 def fold_running_norm(

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from fastgan.nn import FusedSequential, fuse
+from fastgan.ops.stages import Stage, folding_pays
 
 
 def generator_block(channels: int = 6) -> list[nn.Module]:
@@ -251,6 +252,21 @@ def test_training_and_evaluation_agree(
         fused.train(training),
         torch.randn(3, channels, size, size, dtype=torch.float64),
     )
+
+
+@pytest.mark.parametrize("batch", [1, 64])
+def test_evaluation_folds_norms_only_where_that_is_less_work(batch: int) -> None:
+    """One image makes less than there are weights, 64 images make more."""
+    plain, fused = pair([nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.Sigmoid()])
+    stage = Stage("conv2d", stride=(2, 2))
+    assert folding_pays(stage, plain[0].weight, batch, (5, 5)) == (batch == 64)
+    x = torch.randn(batch, 3, 5, 5, dtype=torch.float64)
+    agree(plain.eval(), fused.eval(), x)
+    out = fused(x)
+    fused.train()(x)  # writes what the backward pass of a norm left unfolded needs
+    if batch == 1:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.sum().backward()
 
 
 def test_a_switch_between_modes_takes_effect_at_once() -> None:

@@ -278,6 +278,18 @@ def test_only_the_input_and_vectors_are_kept_for_backward():
     assert output.grad_fn is not None
 
 
+def test_running_statistics_may_change_between_an_evaluation_and_its_backward():
+    input, running = torch.randn(4, 3, 5), (torch.zeros(3), torch.ones(3))
+    weight = torch.ones(3, requires_grad=True)
+    gradients = []
+    for train_between in (False, True):
+        output = ours(input, weight, None, *running, False, "tanh", 0.0)
+        if train_between:
+            ours(input + 1, weight, None, *running, True, "tanh", 0.0)
+        gradients.append(torch.autograd.grad(output.sum(), weight)[0])
+    assert torch.equal(*gradients)
+
+
 def test_gradients_only_where_wanted():
     input = torch.randn(4, 3, 5)
     weight = torch.ones(3, requires_grad=True)

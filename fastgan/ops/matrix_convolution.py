@@ -40,7 +40,7 @@ def pays(stage: Stage, input: Tensor, weight: Tensor) -> bool:
 
     Args:
         stage: geometry.
-        input: (N, C, H, W), what the layer takes.
+        input: (N, C, H, W), of what the layer takes; its values are not read, N may be 0.
         weight: the layer's.
     """
     if input.device.type != "cpu" or stage.kind == "linear" or stage.groups != 1:

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgan.ops import matrix_convolution
+from fastgan.ops.stages import Stage
 from fastgan.penalty.steps import (
     Gradients,
     PairedRows,
@@ -69,6 +71,29 @@ class Convolution(Step):
         self.transposed = transposed
         self.output_padding = list(output_padding)
         self.groups = groups
+        self.stage = self._as_stage()
+
+    def _as_stage(self) -> Stage | None:
+        """The convolution as :mod:`fastgan.ops` has it; None in other than two dimensions."""
+        if len(self.stride) != 2:
+            return None
+        return Stage(
+            "conv_transpose2d" if self.transposed else "conv2d",
+            (self.stride[0], self.stride[1]),
+            (self.padding[0], self.padding[1]),
+            (self.dilation[0], self.dilation[1]),
+            (self.output_padding[0], self.output_padding[1]),
+            self.groups,
+        )
+
+    def _as_product(self, input: Tensor, weight: Tensor) -> Stage | None:
+        """The stage, where products of matrices are the faster way and nothing is recorded."""
+        stage = self.stage
+        if stage is None or (
+            torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
+        ):
+            return None
+        return stage if matrix_convolution.pays(stage, input, weight) else None
 
     def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         output: Tensor = aten.convolution(
@@ -129,7 +154,11 @@ class Convolution(Step):
         weight, bias = parameters
         assert weight is not None
         whole = rows.primal == inputs[0].size(0)
-        output = self._convolve(inputs[0], weight, bias if whole else None)
+        stage = self._as_product(inputs[0], weight)
+        if stage is not None:
+            output = matrix_convolution.forward(stage, inputs[0], weight, bias if whole else None)
+        else:
+            output = self._convolve(inputs[0], weight, bias if whole else None)
         if bias is not None and not whole and rows.primal:
             output[: rows.primal].add_(bias.view(-1, *[1] * (output.dim() - 2)))
         return output, None
@@ -138,6 +167,10 @@ class Convolution(Step):
         weight = parameters[0]
         assert weight is not None
         size = to.shapes[0][1:]
+        input = grad.new_empty((0, *to.shapes[0]))
+        stage = self._as_product(input, weight)
+        if stage is not None:
+            return [matrix_convolution.input_gradient(stage, grad, input, weight)]
         if self.transposed:
             input_grad = aten.convolution(
                 grad,
@@ -185,11 +218,18 @@ class Convolution(Step):
         self, inputs: Tensors, grad: Tensor, parameters: Parameters, rows: PairedRows
     ) -> Gradients:
         weight_grad = bias_grad = None
-        if rows.wanted[0]:
+        weight = parameters[0]
+        assert weight is not None
+        stage = self._as_product(inputs[0], weight)
+        if rows.wanted[0] and stage is not None:
+            weight_grad, _ = matrix_convolution.weight_gradient(
+                stage, grad, inputs[0], weight, False
+            )
+        elif rows.wanted[0]:
             weight_grad = aten.convolution_backward(
                 grad,
                 inputs[0],
-                parameters[0],
+                weight,
                 None,
                 self.stride,
                 self.padding,

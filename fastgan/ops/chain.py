@@ -232,9 +232,7 @@ def _stage_forward(
             input = _normalised(input, prologue)
         value = _without_kernels(stage, input, weight).forward(stage, input, weight, bias)
         partials = None
-        if stage.norm and stage.batch_statistics:
-            partials = PartialStatistics(*_ops.batch_norm_partials(value))
-        elif not stage.norm and stage.activation != "none":
+        if not stage.norm and stage.activation != "none":
             value = _activated_in_place(value, stage)
     if not stage.norm:
         return value, None, None
@@ -248,7 +246,7 @@ def _vectors_of_norm(
     stage: Stage, value: Tensor, partials: PartialStatistics | None, tensors: StageTensors
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Mean, inverse deviation, and that times the norm's weight; updates running statistics."""
-    if partials is None:
+    if not stage.batch_statistics:
         assert tensors.running_mean is not None
         assert tensors.running_var is not None
         dtype = torch.float64 if value.dtype == torch.float64 else torch.float32
@@ -260,15 +258,17 @@ def _vectors_of_norm(
         raise ValueError(  # torch's batch norm, word for word
             f"Expected more than 1 value per channel when training, got input size {value.size()}"
         )
-    vectors: tuple[Tensor, Tensor, Tensor] = _ops.batch_norm_finalize(
-        partials.count,
-        partials.mean,
-        partials.m2,
+    rest = (
         tensors.norm_weight,
         tensors.running_mean,
         tensors.running_var,
         stage.momentum,
         stage.eps,
+    )
+    vectors: tuple[Tensor, Tensor, Tensor] = (
+        _ops.batch_norm_statistics(value, *rest)
+        if partials is None
+        else _ops.batch_norm_finalize(partials.count, partials.mean, partials.m2, *rest)
     )
     return vectors
 

@@ -163,7 +163,7 @@ def fold_running_norm(
         running_var: (C,).
 
     Returns:
-        The weight and bias of the convolution that does both.
+        The weight and bias of the convolution that does both, in the weight's dtype.
 
     Example:
         >>> layer, norm = torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2).eval()
@@ -181,12 +181,14 @@ def fold_running_norm(
     shift = shift * scale
     if norm_bias is not None:
         shift = shift + norm_bias
+    dtype = weight.dtype  # a norm in float32 may follow a convolution in 16 bits
     if stage.kind == "linear":
-        return weight * scale[:, None], shift
+        return (weight * scale[:, None]).to(dtype), shift.to(dtype)
     if stage.kind == "conv2d":
-        return weight * scale[:, None, None, None], shift
+        return (weight * scale[:, None, None, None]).to(dtype), shift.to(dtype)
     # (C_in, C / groups, kH, kW): output channel g * C / groups + j is column j of group g's rows.
     per_group = scale.view(stage.groups, 1, -1).expand(
         stage.groups, weight.shape[0] // stage.groups, -1
     )
-    return weight * per_group.reshape(weight.shape[0], -1)[:, :, None, None], shift
+    folded_weight = weight * per_group.reshape(weight.shape[0], -1)[:, :, None, None]
+    return folded_weight.to(dtype), shift.to(dtype)

@@ -585,7 +585,8 @@ def test_autocast_can_be_differentiated_twice() -> None:
     torch.testing.assert_close(results[1], results[0], rtol=0.1, atol=0.05 * scale)
 
 
-def test_norms_in_float32_beside_convolutions_in_bfloat16() -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_norms_in_float32_beside_convolutions_in_bfloat16(training: bool) -> None:
     torch.manual_seed(0)
     plain, fused = pair(generator_block(), torch.bfloat16)
     for network in (plain, fused):
@@ -593,7 +594,7 @@ def test_norms_in_float32_beside_convolutions_in_bfloat16() -> None:
             if isinstance(layer, nn.BatchNorm2d):
                 layer.float()
     x = torch.randn(4, 5, 2, 2).bfloat16()
-    found, expected = fused(x), plain(x)
+    found, expected = fused.train(training)(x), plain.train(training)(x)
     assert chains_in(found) == 1
     torch.testing.assert_close(found, expected, rtol=0.05, atol=0.05)
 

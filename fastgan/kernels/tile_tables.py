@@ -72,7 +72,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
         ("weight_gradient", 16, None, 64, None, (128, 64, 32, 8, 3)),
         ("weight_gradient", 16, None, None, None, (128, 128, 32, 8, 3)),
         ("weight_gradient", 32, None, 16, None, (128, 16, 32, 4, 3)),
-        ("weight_gradient", 32, None, None, None, (64, 64, 32, 4, 3)),
+        ("weight_gradient", 32, None, None, None, (64, 64, 16, 8, 3)),
     ),
     "sm_90": (
         ("gather", 16, None, None, 31, (64, 64, 32, 4, 2)),
@@ -119,7 +119,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
         ("weight_gradient", 16, None, 64, None, (128, 64, 64, 8, 3)),
         ("weight_gradient", 16, None, None, None, (128, 128, 32, 8, 4)),
         ("weight_gradient", 32, None, 16, None, (128, 16, 32, 4, 3)),
-        ("weight_gradient", 32, None, None, None, (64, 64, 32, 4, 3)),
+        ("weight_gradient", 32, None, None, None, (64, 64, 16, 8, 3)),
     ),
     "sm_100": (
         ("gather", 16, None, None, 31, (64, 64, 32, 4, 2)),
@@ -166,7 +166,7 @@ TABLES: dict[str, tuple[Row, ...]] = {
         ("weight_gradient", 16, None, 64, None, (128, 64, 64, 8, 3)),
         ("weight_gradient", 16, None, None, None, (128, 128, 32, 8, 4)),
         ("weight_gradient", 32, None, 16, None, (128, 16, 32, 4, 3)),
-        ("weight_gradient", 32, None, None, None, (64, 64, 32, 4, 3)),
+        ("weight_gradient", 32, None, None, None, (64, 64, 16, 8, 3)),
     ),
     "default": (
         ("gather", 16, None, 16, None, (64, 16, 32, 4, 2)),
@@ -180,6 +180,6 @@ TABLES: dict[str, tuple[Row, ...]] = {
         ("weight_gradient", 16, None, 16, None, (64, 16, 32, 4, 2)),
         ("weight_gradient", 16, None, None, None, (64, 64, 32, 4, 2)),
         ("weight_gradient", 32, None, 16, None, (64, 16, 32, 4, 2)),
-        ("weight_gradient", 32, None, None, None, (64, 32, 32, 4, 2)),
+        ("weight_gradient", 32, None, None, None, (64, 32, 16, 4, 2)),
     ),
 }

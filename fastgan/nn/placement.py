@@ -45,7 +45,7 @@ def placements(module: nn.Module) -> list[Placement]:
         >>> block = FusedSequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
         >>> for found in placements(block):
         ...     print(found.op, "|", found.reason)
-        Conv2d | on a CPU oneDNN's convolution is the fastest
+        Conv2d | on a CPU: oneDNN, or products of matrices where places are few
         BatchNorm2d | statistics of the batch; normalised and activated as the last step
         ReLU | together with '1'
         Flatten | Flatten is not one of the layers that are fused
@@ -124,9 +124,8 @@ def _uses_running_statistics(norm: nn.Module) -> bool:
 
 
 def _norm_path(device: torch.device) -> str:
-    return next(
-        row.path for row in op_paths() if row.op == "norm_act" and row.device == device.type
-    )
+    paths = (row.path for row in op_paths() if row.op == "norm_act" and row.device == device.type)
+    return next(paths, "aten")
 
 
 def _title(module: nn.Module) -> str:

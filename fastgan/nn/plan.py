@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
-__all__ = ["PlannedStage", "Single", "Stretch", "class_of", "plan_of"]
+__all__ = ["PlannedStage", "Single", "Stretch", "class_of", "pair", "plan_of"]
 
 _LAYERS: tuple[type[nn.Module], ...] = (nn.ConvTranspose2d, nn.Conv2d, nn.Linear)
 _NORM_OF: dict[type[nn.Module], type[nn.Module]] = {
@@ -26,6 +26,7 @@ _NORM_OF: dict[type[nn.Module], type[nn.Module]] = {
 }
 _ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid)
 _KNOWN = frozenset((*_LAYERS, *_NORM_OF.values(), *_ACTIVATIONS))
+_FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in _KNOWN}
 
 
 @dataclass
@@ -143,6 +144,16 @@ def plan_of(children: Iterable[tuple[str, nn.Module]]) -> list[Stretch | Single]
     return plan
 
 
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """A convolution's setting along rows and columns; as torch's functions, one number is both.
+
+    Example:
+        >>> pair(2), pair((2, 3))
+        ((2, 2), (2, 3))
+    """
+    return (size, size) if isinstance(size, int) else size
+
+
 def _takes_norm(stretch: list[PlannedStage], kind: type[nn.Module] | None) -> bool:
     if not stretch or stretch[-1].norm is not None or stretch[-1].activation is not None:
         return False
@@ -153,8 +164,8 @@ def _takes_norm(stretch: list[PlannedStage], kind: type[nn.Module] | None) -> bo
 def _why_single(module: Any, kind: type[nn.Module] | None) -> str | None:
     if kind is None:
         return f"{type(module).__name__} is not one of the layers that are fused"
-    if "forward" in vars(module):
-        return "its forward was replaced on the object itself"
+    if "forward" in vars(module) or kind.forward is not _FORWARDS[kind]:
+        return "its forward was replaced"
     if (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -167,12 +178,14 @@ def _why_single(module: Any, kind: type[nn.Module] | None) -> str | None:
     if kind in (nn.Conv2d, nn.ConvTranspose2d) and module.padding_mode != "zeros":
         return f"its padding_mode is {module.padding_mode!r}"
     if kind is nn.Conv2d and module.padding == "same" and _is_lopsided(module):
-        return "its padding='same' is not the same on either side"
+        return "its padding='same' is not the same on either side, or strided"
     return None
 
 
 def _is_lopsided(convolution: Any) -> bool:
-    sizes = zip(convolution.dilation, convolution.kernel_size, strict=True)
+    if convolution.stride not in (1, (1, 1)):
+        return True
+    sizes = zip(pair(convolution.dilation), pair(convolution.kernel_size), strict=True)
     return any(dilation * (size - 1) % 2 != 0 for dilation, size in sizes)
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from fastgan.nn.plan import PlannedStage, Stretch, class_of
+from fastgan.fallback import warn_once
+from fastgan.nn.plan import PlannedStage, Stretch, class_of, pair
 from fastgan.ops.chain import Chain, convolution_path, run_chain
-from fastgan.ops.eligibility import autocast_dtype, why_not_chained
+from fastgan.ops.eligibility import autocast_dtype, why_not_chained, why_not_this_stage
 from fastgan.ops.stages import Stage, StageTensors, folded, folding_pays
 
-__all__ = ["path_of_layer", "run_stretch", "why_not_fused"]
+__all__ = ["path_of_layer", "run_stretch"]
 
 _Pair = tuple[int, int]
 
@@ -25,6 +27,21 @@ _NAME_OF = {
 }
 
 
+@dataclass
+class _Read:
+    """The tensors of a planned stage, each read once: reading a parametrised one computes it."""
+
+    weight: Tensor
+    bias: Tensor | None
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    running_mean: Tensor | None = None
+    running_var: Tensor | None = None
+
+    def of_norm(self) -> tuple[Tensor | None, ...]:
+        return self.norm_weight, self.norm_bias, self.running_mean, self.running_var
+
+
 def run_stretch(stretch: Stretch, input: Tensor) -> Tensor:
     """The stretch's output: by one chain where that is known to be right, else module by module.
 
@@ -32,19 +49,31 @@ def run_stretch(stretch: Stretch, input: Tensor) -> Tensor:
         stretch: of a plan made for this call.
         input: what its first layer takes.
     """
-    layers = [_tensors_of(stage.layer) for stage in stretch.stages]
     dtype = autocast_dtype(input)
-    if why_not_fused(stretch, input, layers, dtype) is not None:
+    dimensions = 2 if class_of(stretch.stages[0].layer) is nn.Linear else 4
+    # Of the input first: what is asked of it needs no weight to be computed.
+    reason = why_not_chained(input, dimensions, dtype, (), ())
+    if reason is None:
+        read = [_read(planned) for planned in stretch.stages]
+        reason = why_not_chained(
+            input,
+            dimensions,
+            dtype,
+            (tensor for each in read for tensor in (each.weight, each.bias)),
+            (tensor for each in read for tensor in each.of_norm()),
+        ) or _why_not_matching(stretch, read, input.shape[1])
+    if reason is not None:
+        warn_once(f"FusedSequential runs layers one by one: {reason}", stacklevel=6)
         for planned in stretch.stages:
             for module in planned.modules():
                 input = module(input)
         return input
     stages, tensors, paths = [], [], []
     run_dtype = input.dtype if dtype is None else dtype
-    batch, places = len(input), (1, 1) if input.dim() == 2 else (input.shape[2], input.shape[3])
-    for planned, (weight, bias) in zip(stretch.stages, layers, strict=True):
-        stage, of_stage = _stage(planned, weight, bias, batch, places)
-        places = stage.output_places(places, weight)
+    batch, places = len(input), (1, 1) if dimensions == 2 else (input.shape[2], input.shape[3])
+    for planned, each in zip(stretch.stages, read, strict=True):
+        stage, of_stage = _stage(planned, each, batch, places)
+        places = stage.output_places(places, each.weight)
         stages.append(stage)
         tensors.append(of_stage)
         paths.append(convolution_path(stage, of_stage.weight, input.device, run_dtype)[0])
@@ -52,75 +81,63 @@ def run_stretch(stretch: Stretch, input: Tensor) -> Tensor:
 
 
 def path_of_layer(planned: PlannedStage) -> tuple[str, str]:
-    """Whose convolution runs a stage's layer as it is now, "triton" or "aten", and why."""
-    kind = class_of(planned.layer)
+    """Whose convolution runs a stage's layer as it is now, "triton" or "aten", and why.
+
+    Reads no weight, since that of a parametrised layer changes by being read.
+    """
+    layer = planned.layer
+    kind = class_of(layer)
     assert kind is not None
-    weight, _ = _tensors_of(planned.layer)
-    stage = Stage(_KIND_OF[kind], *_geometry(planned.layer))
-    return convolution_path(stage, weight, weight.device, weight.dtype)
+    one = next(layer.parameters())
+    size: tuple[int, ...] = ()
+    if kind is not nn.Linear:
+        size = pair(cast("_Pair", layer.kernel_size))
+    stage = Stage(_KIND_OF[kind], *_geometry(layer, size))
+    shape = torch.empty((1, 1, *size), device="meta")
+    return convolution_path(stage, shape, one.device, one.dtype)
 
 
-def why_not_fused(
-    stretch: Stretch,
-    input: Tensor,
-    layers: list[tuple[Tensor, Tensor | None]],
-    dtype: torch.dtype | None,
-) -> str | None:
-    """Why the stretch's modules are called one by one, for this input; None where they are not."""
-    reason = why_not_chained(
-        input,
-        2 if class_of(stretch.stages[0].layer) is nn.Linear else 4,
-        dtype,
-        (tensor for pair in layers for tensor in pair),
-        (tensor for planned in stretch.stages for tensor in _norm_tensors(planned.norm)),
-    )
-    if reason is not None:
-        return reason
-    channels = input.shape[1]
-    for planned in stretch.stages:
-        wanted, channels_out = _channels(planned.layer)
-        if channels != wanted or not _fits(planned, channels_out):
+def _read(planned: PlannedStage) -> _Read:
+    layer = cast("nn.Conv2d", planned.layer)
+    norm = cast("nn.BatchNorm2d | None", planned.norm)
+    if norm is None:
+        return _Read(layer.weight, layer.bias)
+    vectors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    return _Read(layer.weight, layer.bias, *vectors)
+
+
+def _why_not_matching(stretch: Stretch, read: list[_Read], channels: int) -> str | None:
+    """Where shapes or settings are such that torch has to say what is wrong with them."""
+    for planned, each in zip(stretch.stages, read, strict=True):
+        kind = class_of(planned.layer)
+        assert kind is not None
+        weight = each.weight
+        if weight.dim() != (2 if kind is nn.Linear else 4):
+            return f"a weight has {weight.dim()} dimensions"
+        kernel_size = tuple(weight.shape[2:])
+        if getattr(planned.layer, "padding", None) == "same" and kernel_size != pair(
+            cast("_Pair", planned.layer.kernel_size)
+        ):
+            return "a weight is of another kernel size than its layer"
+        stage = Stage(_KIND_OF[kind], *_geometry(planned.layer, kernel_size))
+        reason = why_not_this_stage(stage)
+        if reason is not None:
+            return reason
+        if kind is nn.ConvTranspose2d:
+            takes, makes = weight.shape[0], weight.shape[1] * stage.groups
+        else:
+            takes, makes = weight.shape[1] * stage.groups, weight.shape[0]
+        vectors = (each.bias, *each.of_norm())
+        if channels != takes or any(v is not None and v.shape != (makes,) for v in vectors):
             return "channels don't match"
-        channels = channels_out
+        if (each.running_mean is None) != (each.running_var is None):
+            return "a norm has one running statistic of two"
+        channels = makes
     return None
 
 
-def _tensors_of(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias, each read once: reading a parametrised one computes it."""
-    return cast("Tensor", layer.weight), cast("Tensor | None", layer.bias)
-
-
-def _norm_tensors(norm: nn.Module | None) -> tuple[Tensor | None, ...]:
-    if norm is None:
-        return ()
-    batch_norm = cast("nn.BatchNorm2d", norm)
-    return (
-        batch_norm.weight,
-        batch_norm.bias,
-        batch_norm.running_mean,
-        batch_norm.running_var,
-    )
-
-
-def _channels(layer: nn.Module) -> tuple[int, int]:
-    if isinstance(layer, nn.Linear):
-        return layer.in_features, layer.out_features
-    convolution = cast("nn.Conv2d", layer)
-    return convolution.in_channels, convolution.out_channels
-
-
-def _fits(planned: PlannedStage, channels: int) -> bool:
-    if planned.norm is None:
-        return True
-    norm = cast("nn.BatchNorm2d", planned.norm)
-    tensors = _norm_tensors(norm)
-    if (norm.running_mean is None) != (norm.running_var is None):
-        return False
-    return all(tensor is None or tensor.shape == (channels,) for tensor in tensors)
-
-
 def _stage(
-    planned: PlannedStage, weight: Tensor, bias: Tensor | None, batch: int, places: _Pair
+    planned: PlannedStage, read: _Read, batch: int, places: _Pair
 ) -> tuple[Stage, StageTensors]:
     """The stage as a chain takes it; counts the batch where running statistics are kept."""
     kind = class_of(planned.layer)
@@ -136,15 +153,14 @@ def _stage(
     uses_running, momentum, eps = False, 0.0, 0.0
     if norm is not None:
         eps = norm.eps
-        uses_running = not norm.training and norm.running_mean is not None
-        if uses_running:
-            running = (norm.running_mean, norm.running_var)
-        elif norm.training and norm.track_running_stats:
-            running = (norm.running_mean, norm.running_var)
+        uses_running = not norm.training and read.running_mean is not None
+        if uses_running or (norm.training and norm.track_running_stats):
+            running = (read.running_mean, read.running_var)
+        if norm.training and norm.track_running_stats:
             momentum = _momentum(norm)
     stage = Stage(
         _KIND_OF[kind],
-        *_geometry(planned.layer),
+        *_geometry(planned.layer, tuple(read.weight.shape[2:])),
         norm=norm is not None,
         batch_statistics=not uses_running,
         momentum=momentum,
@@ -152,24 +168,31 @@ def _stage(
         activation=activation,
         negative_slope=negative_slope,
     )
-    if norm is None:
-        return stage, StageTensors(weight, bias)
-    tensors = StageTensors(weight, bias, norm.weight, norm.bias, *running)
-    if uses_running and folding_pays(stage, weight, batch, places):
+    tensors = StageTensors(read.weight, read.bias, read.norm_weight, read.norm_bias, *running)
+    if uses_running and folding_pays(stage, read.weight, batch, places):
         return folded(stage, tensors)
     return stage, tensors
 
 
-def _geometry(layer: nn.Module) -> tuple[_Pair, _Pair, _Pair, _Pair, int]:
+def _geometry(
+    layer: nn.Module, kernel_size: tuple[int, ...]
+) -> tuple[_Pair, _Pair, _Pair, _Pair, int]:
     """Stride, padding, dilation, output padding and groups."""
     if isinstance(layer, nn.Linear):
         return (1, 1), (0, 0), (1, 1), (0, 0), 1
     convolution = cast("nn.Conv2d", layer)
+    dilation = pair(cast("_Pair", convolution.dilation))
+    padding = convolution.padding
+    if padding == "valid":
+        padding = (0, 0)
+    elif padding == "same":  # the plan has seen to it that it is as much on either side
+        rows, columns = (d * (size - 1) // 2 for d, size in zip(dilation, kernel_size, strict=True))
+        padding = (rows, columns)
     return (
-        cast("_Pair", convolution.stride),
-        _padding(convolution),
-        cast("_Pair", convolution.dilation),
-        cast("_Pair", convolution.output_padding),
+        pair(cast("_Pair", convolution.stride)),
+        pair(cast("_Pair", padding)),
+        dilation,
+        pair(cast("_Pair", convolution.output_padding)),
         convolution.groups,
     )
 
@@ -181,16 +204,3 @@ def _momentum(norm: nn.BatchNorm2d) -> float:
         if norm.momentum is None:
             return 1.0 / float(norm.num_batches_tracked)
     return 0.0 if norm.momentum is None else norm.momentum
-
-
-def _padding(convolution: nn.Conv2d) -> _Pair:
-    padding = convolution.padding
-    if padding == "valid":
-        return (0, 0)
-    if padding == "same":  # the plan has seen to it that it is as much on either side
-        rows, columns = (
-            dilation * (size - 1) // 2
-            for dilation, size in zip(convolution.dilation, convolution.kernel_size, strict=True)
-        )
-        return rows, columns
-    return cast("_Pair", padding)

@@ -161,9 +161,20 @@ def bn_act(
     elif torch.is_grad_enabled():
         output = _BnAct.apply(*arguments)  # type: ignore[no-untyped-call]
     else:
+        _refuse_tangents(input, bn_weight, bn_bias)
         with torch._C._AutoDispatchBelowAutograd():
             output = _op(*arguments)
     return output
+
+
+def _refuse_tangents(*tensors: Tensor | None) -> None:
+    """Below autograd a forward-mode tangent would be lost without a word."""
+    forward_ad = torch.autograd.forward_ad
+    if forward_ad._current_level < 0:
+        return
+    for tensor in tensors:
+        if tensor is not None and forward_ad.unpack_dual(tensor).tangent is not None:
+            raise RuntimeError("bn_act: an argument carries a forward-mode tangent, which it lacks")
 
 
 def _refuse_vectors(

@@ -20,7 +20,6 @@ the chain is run again layer by layer and autograd differentiates that.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -80,8 +79,8 @@ class _Kept:
     cast_weight: Tensor | None = None
 
 
-#: In the place of a value that is kept by ``save_for_backward``.
-_ELSEWHERE = torch.empty(0)
+#: In the place of a value that is kept by ``save_for_backward``, and of one that is not kept.
+_ELSEWHERE, _NOT_READ = torch.empty(0), torch.empty(0)
 
 
 def run_chain(chain: Chain, input: Tensor, tensors: Sequence[StageTensors]) -> Tensor:
@@ -109,8 +108,16 @@ def convolution_path(
     On a CPU that is ATen's, but where ``TRITON_INTERPRET=1`` asks for Triton's interpreter.
     """
     if device.type == "cpu" and not kernels.interpreted():
-        return "aten", "on a CPU oneDNN's convolution is the fastest"
+        reason = triton_convolution.uncovered(stage, weight, None, dtype)
+        also = "" if reason is None else f"; on a GPU too, for the kernels leave out {reason}"
+        return "aten", f"on a CPU: oneDNN, or products of matrices where places are few{also}"
     reason = triton_convolution.uncovered(stage, weight, device, dtype)
+    if reason is None and stage.kind == "linear" and device.type == "cuda":
+        # The kernels go by the setting for convolutions.
+        backends: Any = torch.backends
+        ours, theirs = backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
+        if dtype == torch.float32 and ours != theirs:
+            reason = "a float32 product whose TF32 setting is not that of convolutions"
     return ("triton", "") if reason is None else ("aten", reason)
 
 
@@ -152,23 +159,28 @@ class _ChainFunction(torch.autograd.Function):
     Autograd would hold it all until the whole node is through. So it is kept on the node itself,
     and not by ``save_for_backward``: but for what users can reach (arguments and the output), and
     where saved-tensor hooks want to see it (offloading, activation checkpointing).
+
+    The vectors (biases, a norm's parameters) are arguments too, but the first order doesn't read
+    them again, as eager's doesn't: they may be written between forward and backward, and only a
+    recorded backward pass asks whether they were.
     """
 
     @staticmethod
     def forward(ctx: Any, chain: Chain, input: Tensor, *flat: Tensor | None) -> Tensor:
         tensors = _unflatten(flat)
-        output, kept = _forward(chain, input, tensors)
+        with _OneDispatch():
+            output, kept = _forward(chain, input, tensors)
         ctx.chain = chain
-        saved: list[Tensor | None] = [input]
-        for stage, of_stage in zip(chain.stages, tensors, strict=True):
-            if stage.batch_statistics:
-                # The next forward pass, of which there may be several before a backward pass,
-                # writes the running ones.
-                of_stage = of_stage._replace(running_mean=None, running_var=None)
-            saved += of_stage
+        ctx.vectors = [
+            _Vectors(of_stage, copied=not stage.batch_statistics)
+            for stage, of_stage in zip(chain.stages, tensors, strict=True)
+        ]
+        saved: list[Tensor] = [input, *(of_stage.weight for of_stage in tensors)]
         ctx.values_are_saved = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
-        for of_kept in kept:
-            if ctx.values_are_saved or of_kept.value is output:
+        for stage, of_kept in zip(chain.stages, kept, strict=True):
+            if of_kept.value is output and stage.activation == "none":
+                of_kept.value = _NOT_READ
+            elif ctx.values_are_saved or of_kept.value is output:
                 saved.append(of_kept.value)
                 of_kept.value = _ELSEWHERE
             if ctx.values_are_saved:
@@ -181,11 +193,20 @@ class _ChainFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Any, ...]:
         chain: Chain = ctx.chain
         saved = ctx.saved_tensors
-        count = len(chain.stages) * _FIELDS
-        input, flat, values = saved[0], saved[1 : 1 + count], list(saved[1 + count :])
+        count = len(chain.stages)
+        input, weights, values = saved[0], saved[1 : 1 + count], list(saved[1 + count :])
         wanted = ctx.needs_input_grad[1:]
         if torch.is_grad_enabled():
-            return None, *_recorded_gradients(chain, input, flat, grad_output, wanted)
+            tensors = [
+                vectors.unchanged(weight)
+                for vectors, weight in zip(ctx.vectors, weights, strict=True)
+            ]
+            with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+                return None, *_recorded_gradients(chain, input, tensors, grad_output, wanted)
+        tensors = [
+            vectors.of_stage._replace(weight=weight)
+            for vectors, weight in zip(ctx.vectors, weights, strict=True)
+        ]
         kept = [
             replace(stage, value=values.pop(0)) if stage.value is _ELSEWHERE else stage
             for stage in ctx.kept
@@ -193,7 +214,63 @@ class _ChainFunction(torch.autograd.Function):
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.kept = None
         del saved, values
-        return None, *_gradients(chain, input, _unflatten(flat), kept, grad_output, wanted)
+        with _OneDispatch():
+            return None, *_gradients(chain, input, tensors, kept, grad_output, wanted)
+
+
+class _Vectors:
+    """The arguments of a stage but its weight, and how often each had been written."""
+
+    def __init__(self, of_stage: StageTensors, copied: bool) -> None:
+        mean, variance = of_stage.running_mean, of_stage.running_var
+        if copied:  # a norm that uses them: the next pass in training mode writes them
+            mean = None if mean is None else mean.clone()
+            variance = None if variance is None else variance.clone()
+        else:
+            mean = variance = None
+        self.of_stage = of_stage._replace(
+            weight=_ELSEWHERE, running_mean=mean, running_var=variance
+        )
+        self.versions = [_version(tensor) for tensor in self.of_stage]
+
+    def unchanged(self, weight: Tensor) -> StageTensors:
+        """With the weight; raises where one has been written since."""
+        for name, tensor, version in zip(
+            StageTensors._fields, self.of_stage, self.versions, strict=True
+        ):
+            if _version(tensor) != version:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an "
+                    f"inplace operation: the {name} of a fused layer, which a backward pass with "
+                    "create_graph=True reads again"
+                )
+        return self.of_stage._replace(weight=weight)
+
+
+def _version(tensor: Tensor | None) -> int:
+    return 0 if tensor is None or tensor.is_inference() else tensor._version
+
+
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
+    torch._C.DispatchKey.AutocastCUDA
+)
+
+
+class _OneDispatch:
+    """Calls within go straight to the kernels: past autograd, which the chain itself is for, past
+    the counting of writes to tensors that nobody else has, and past autocast, which would cast
+    again what has been cast, or a backward pass that happens to run under it.
+    """
+
+    def __enter__(self) -> None:
+        self._below = torch._C._AutoDispatchBelowADInplaceOrView()
+        self._uncast = torch._C._ExcludeDispatchKeyGuard(_AUTOCAST)
+        self._below.__enter__()
+        self._uncast.__enter__()
+
+    def __exit__(self, *error: object) -> None:
+        self._uncast.__exit__(*error)
+        self._below.__exit__(*error)
 
 
 # --- Forward --------------------------------------------------------------------------------------
@@ -260,7 +337,8 @@ def _vectors_of_norm(
         invstd = torch.rsqrt(tensors.running_var.to(dtype) + stage.eps)
         weight = tensors.norm_weight
         scale = invstd if weight is None else invstd * weight.to(dtype)
-        return tensors.running_mean.to(dtype), invstd, scale
+        # A copy: a pass in training mode may write it before this one's backward pass.
+        return tensors.running_mean.to(dtype, copy=True), invstd, scale
     if value.numel() == value.shape[1]:
         raise ValueError(  # torch's batch norm, word for word
             f"Expected more than 1 value per channel when training, got input size {value.size()}"
@@ -513,21 +591,20 @@ def _input_gradient(
 def _recorded_gradients(
     chain: Chain,
     input: Tensor,
-    flat: Sequence[Tensor | None],
+    tensors: Sequence[StageTensors],
     grad_output: Tensor,
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """The same gradients as a differentiable function of everything they depend on."""
-    # A tensor that is used twice gets a name of its own each time, so that it has two gradients.
-    # (No others: of a channels-last weight with one channel, ATen takes no view in float64.)
-    uses = Counter(id(tensor) for tensor in (input, *flat))
+    # Under names of their own: one argument may depend on another, or be it, and may have hooks;
+    # what is asked for is each one's own gradient here. (Not by view_as, which gives a dimension of
+    # size 1 another stride: ATen then refuses a channels-last weight of one channel in float64.)
     own = [
-        tensor.view_as(tensor) if tensor is not None and uses[id(tensor)] > 1 else tensor
-        for tensor in (input, *flat)
+        tensor if tensor is None else torch.ops.aten.alias(tensor)
+        for tensor in (input, *(tensor for of_stage in tensors for tensor in of_stage))
     ]
-    stage_tensors = _unflatten(own[1:])
     assert own[0] is not None
-    output = run_layers(chain.stages, own[0], stage_tensors, chain.dtype)
+    output = run_layers(chain.stages, own[0], _unflatten(own[1:]), chain.dtype)
     places = [place for place, is_wanted in enumerate(wanted) if is_wanted]
     found = torch.autograd.grad(
         output,
@@ -569,5 +646,5 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
 
 
 def _vector(tensor: Tensor | None, like: Tensor) -> Tensor | None:
-    """A norm's parameter in the dtype that the norm is computed in."""
-    return tensor if tensor is None else tensor.to(like.dtype)
+    """A norm's parameter as it is now, in the dtype that the norm is computed in."""
+    return tensor if tensor is None else tensor.to(like.dtype, copy=True)

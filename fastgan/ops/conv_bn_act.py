@@ -16,10 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.activations import activation_named
+from fastgan.fallback import warn_once
 from fastgan.ops import aten_convolution
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.chain import Chain, convolution_path, run_chain
-from fastgan.ops.eligibility import autocast_dtype, why_not_chained
+from fastgan.ops.eligibility import autocast_dtype, why_not_chained, why_not_this_stage
 from fastgan.ops.stages import Stage, StageTensors, folded, folding_pays
 
 __all__ = ["conv2d_bn_act", "conv_transpose2d_bn_act"]
@@ -177,7 +178,7 @@ def conv2d_bn_act(
         negative_slope,
     )
     if isinstance(padding, str):
-        padded = _padding_of(padding, weight, _pair(dilation))
+        padded = _padding_of(padding, weight, _pair(dilation)) if _pair(stride) == (1, 1) else None
         if padded is None:
             output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
             return _norm_act(
@@ -189,7 +190,11 @@ def conv2d_bn_act(
 
 
 def _conv_bn_act(stage: Stage, tensors: StageTensors, input: Tensor) -> Tensor:
-    if torch.compiler.is_compiling() or _why_not(stage, tensors, input) is not None:
+    compiling = torch.compiler.is_compiling()
+    reason = None if compiling else _why_not(stage, tensors, input)
+    if compiling or reason is not None:
+        if reason is not None:
+            warn_once(f"{stage.kind}_bn_act runs as two functions: {reason}", stacklevel=4)
         output = aten_convolution.forward(stage, input, tensors.weight, tensors.bias)
         return _norm_act(stage, tensors, output)
     places = (input.shape[2], input.shape[3])
@@ -234,9 +239,7 @@ def _why_not(stage: Stage, tensors: StageTensors, input: Tensor) -> str | None:
         return "it has one running statistic of two"
     if not stage.batch_statistics and tensors.running_mean is None:
         return "it has no running statistics"
-    if stage.activation == "leaky_relu" and not stage.negative_slope >= 0:
-        return "its negative_slope is below 0"
-    return None
+    return why_not_this_stage(stage)
 
 
 def _pair(size: Size) -> tuple[int, int]:

@@ -8,10 +8,17 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.ops.clip import DTYPES
+from fastgan.ops.stages import Stage
 
-__all__ = ["autocast_dtype", "why_not_chained"]
+__all__ = ["autocast_dtype", "why_not_chained", "why_not_this_stage"]
 
 _PLAIN = (Tensor, nn.Parameter)
+_NORM_DTYPES = {
+    torch.float64: (torch.float64,),
+    torch.float32: (torch.float32,),
+    torch.float16: (torch.float16, torch.float32),
+    torch.bfloat16: (torch.bfloat16, torch.float32),
+}
 
 
 def autocast_dtype(input: Tensor) -> torch.dtype | None:
@@ -38,7 +45,7 @@ def why_not_chained(
         dimensions: how many the layer's input has with a batch.
         dtype: autocast's, or None.
         convolved: weights and biases, which must be of the input's dtype but under autocast.
-        others: the norms' tensors.
+        others: the norms' tensors, of the dtype that is run in, or float32 beside 16 bits.
     """
     if type(input) not in _PLAIN:
         return f"its input is a {type(input).__name__}"
@@ -66,7 +73,24 @@ def why_not_chained(
             return "input and weights differ in dtype"
         if dtype is not None and tensor.dtype == torch.float64:
             return "autocast does not cast float64"
+    allowed = _NORM_DTYPES[input.dtype if dtype is None else dtype]
     for tensor in others:
-        if tensor is not None and (type(tensor) not in _PLAIN or tensor.device != device):
+        if tensor is None:
+            continue
+        if type(tensor) not in _PLAIN or tensor.device != device:
             return "a tensor of a norm is of another kind or on another device"
+        if tensor.dtype not in allowed:
+            return f"a tensor of a norm is {tensor.dtype}"
+    return None
+
+
+def why_not_this_stage(stage: Stage) -> str | None:
+    """Why a chain can't have such a stage, in words; None where it can."""
+    if stage.activation == "leaky_relu" and not stage.negative_slope >= 0:
+        return "its negative_slope is below 0"
+    along = zip(stage.output_padding, stage.stride, stage.dilation, strict=True)
+    if any(extra >= max(stride, dilation) > 0 for extra, stride, dilation in along):
+        return "its output_padding is not below its stride or dilation"
+    if min(stage.stride) < 1 or min(stage.dilation) < 1 or min(stage.padding) < 0:
+        return "its stride, dilation or padding is not one that a convolution can have"
     return None

@@ -47,6 +47,10 @@ def pays(stage: Stage, input: Tensor, weight: Tensor) -> bool:
         return False
     if stage.dilation != (1, 1):
         return False
+    if any(
+        extra >= stride for extra, stride in zip(stage.output_padding, stage.stride, strict=True)
+    ):
+        return False  # which torch refuses
     if _is_one_patch(stage, input, weight):
         return True
     if input.dtype != torch.float32 or min(weight.shape[:2]) < FEWEST_CHANNELS:
@@ -109,25 +113,30 @@ def weight_gradient(
 
 def _gather(stage: Stage, wide: Tensor, weight: Tensor, places: tuple[int, int]) -> Tensor:
     matrix = _as_matrix(weight, _covers(weight, stage, (wide.shape[2], wide.shape[3]))).t()
-    small = wide.new_empty(len(wide), *places, len(weight))
-    for samples in _portions(small.permute(0, 3, 1, 2), weight):
+    small = _empty_maps(wide, len(weight), places)
+    rows = small.permute(0, 2, 3, 1)
+    for samples in _portions(small, weight):
         patches = _patches(stage, wide[samples], weight, places)
-        torch.mm(patches, matrix, out=small[samples].view(len(patches), -1))
-    return small.permute(0, 3, 1, 2)
+        torch.mm(patches, matrix, out=rows[samples].view(len(patches), -1))
+    return small
 
 
 def _scatter(stage: Stage, small: Tensor, weight: Tensor, places: tuple[int, int]) -> Tensor:
     if _covers(weight, stage, places):
-        return _as_maps(_places_as_rows(small) @ _as_matrix(weight, True), weight, True)
+        wide = _empty_maps(small, weight.shape[1], places, _is_channels_last(weight))
+        rows = (wide.permute(0, 2, 3, 1) if _is_channels_last(weight) else wide).flatten(1)
+        torch.mm(_places_as_rows(small), _as_matrix(weight, True), out=rows)
+        return wide
     matrix = _as_matrix(weight)
     channels = weight.shape[1]
     above, left = stage.padding
-    wide = small.new_empty(len(small), *places, channels)
+    wide = _empty_maps(small, channels, places)
     for samples in _portions(small, weight):
         patches = _places_as_rows(small[samples]) @ matrix
         padded = _folded(stage, patches, weight, small[samples], places)
-        wide[samples] = padded[:, above : above + places[0], left : left + places[1]]
-    return wide.permute(0, 3, 1, 2)
+        inner = padded[:, above : above + places[0], left : left + places[1]]
+        wide[samples] = inner.permute(0, 3, 1, 2)
+    return wide
 
 
 def _folded(
@@ -155,6 +164,9 @@ def _folded(
 def _portions(small: Tensor, weight: Tensor) -> Iterator[slice]:
     """Of the batch, so many samples at a time that their patches stay in a cache."""
     count, _, rows, columns = small.shape
+    if (rows, columns) == (1, 1):
+        yield slice(0, count)  # each patch is a whole map, and lies there already
+        return
     bytes_each = rows * columns * weight[0].numel() * small.element_size()
     at_once = max(PATCHES_BYTES // max(bytes_each, 1), 1)
     for first in range(0, count, at_once):
@@ -221,6 +233,18 @@ def _as_maps(matrix: Tensor, weight: Tensor, in_its_order: bool) -> Tensor:
     if in_its_order and not _is_channels_last(weight):
         return matrix.view(len(matrix), channels, rows, columns)
     return matrix.view(len(matrix), rows, columns, channels).permute(0, 3, 1, 2)
+
+
+def _empty_maps(
+    like: Tensor, channels: int, places: tuple[int, int], channels_last: bool = True
+) -> Tensor:
+    """(N, C, H, W), no view of anything: autograd lets nobody write into a view it is given."""
+    return torch.empty(
+        (len(like), channels, *places),
+        dtype=like.dtype,
+        device=like.device,
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
+    )
 
 
 def _places_as_rows(small: Tensor) -> Tensor:

@@ -163,7 +163,8 @@ def fold_running_norm(
         running_var: (C,).
 
     Returns:
-        The weight and bias of the convolution that does both, in the weight's dtype.
+        The weight and bias of the convolution that does both, in the weight's dtype; computed in
+        float32 where that has 16 bits.
 
     Example:
         >>> layer, norm = torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2).eval()
@@ -174,14 +175,15 @@ def fold_running_norm(
         >>> torch.allclose(x @ weight.T + bias, norm(layer(x)), atol=1e-6)
         True
     """
-    scale = torch.rsqrt(running_var + stage.eps)
+    dtype = weight.dtype
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    scale = torch.rsqrt(running_var.to(wide) + stage.eps)
     if norm_weight is not None:
         scale = scale * norm_weight
-    shift = -running_mean if bias is None else bias - running_mean
+    shift = -running_mean.to(wide) if bias is None else bias - running_mean.to(wide)
     shift = shift * scale
     if norm_bias is not None:
         shift = shift + norm_bias
-    dtype = weight.dtype  # a norm in float32 may follow a convolution in 16 bits
     if stage.kind == "linear":
         return (weight * scale[:, None]).to(dtype), shift.to(dtype)
     if stage.kind == "conv2d":

@@ -30,7 +30,9 @@ from fastgan.ops.stages import Stage
 __all__ = ["forward", "input_gradient", "uncovered", "weight_gradient"]
 
 
-def uncovered(stage: Stage, weight: Tensor, device: torch.device, dtype: torch.dtype) -> str | None:
+def uncovered(
+    stage: Stage, weight: Tensor, device: torch.device | None, dtype: torch.dtype
+) -> str | None:
     """Why the kernels can't run the stage, in words; None where they can."""
     return kernels.covers(_geometry(stage, weight), dtype, stage.groups, device=device)
 
@@ -127,4 +129,8 @@ def _placed(stage: Stage, tensor: Tensor) -> Tensor:
 
 
 def _flat(stage: Stage, tensor: Tensor) -> Tensor:
-    return tensor[:, :, 0, 0] if stage.kind == "linear" else tensor
+    if stage.kind != "linear":
+        return tensor
+    # Not a view in autograd's eyes, which lets nobody write into one that it is given.
+    flat: Tensor = torch.ops.aten._unsafe_view(tensor, tensor.shape[:2])
+    return flat

@@ -351,6 +351,59 @@ def test_every_kind_of_penalty_matches(name: str, asked: dict[str, Any]) -> None
     assert torch.equal(streams[0].get_state(), streams[1].get_state())
 
 
+def assert_as_exact_as_autograd(
+    exact: nn.Module, real: Tensor, fake: Tensor, eps: Tensor, floor: float
+) -> None:
+    """In float32, all gradients together are at most twice as far from float64's."""
+    expected = gradients(exact, reference.wgan_gp_critic_loss(exact, real, fake, eps=eps).loss)
+    wanted = [name for name, g in expected.items() if g is not None]
+    target = torch.cat([expected[name].flatten() for name in wanted])  # type: ignore[union-attr]
+    single = copy.deepcopy(exact).float()
+    errors = {}
+    for path in ("fused", "autograd"):
+        found = gradients(
+            single,
+            fastgan.wgan_gp_critic_loss(
+                single, real.float(), fake.float(), eps=eps.float(), path=path
+            ).loss,
+        )
+        flat = torch.cat([found[name].flatten().double() for name in wanted])  # type: ignore[union-attr]
+        errors[path] = float((flat - target).norm() / target.norm().clamp_min(1))
+    assert errors["fused"] <= 2 * errors["autograd"] + floor, errors
+
+
+class ChannelNorm(nn.Module):
+    """Layer norm over the channels of each position."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        lambda: nn.LayerNorm(5),
+        lambda: nn.LayerNorm([4, 5]),
+        lambda: nn.LayerNorm([6, 4, 5]),
+        lambda: ChannelNorm(6),
+    ],
+    ids=["width", "height and width", "whole maps", "channels"],
+)
+def test_layer_norm_over_any_dimensions_of_channels_last_maps(
+    norm: Callable[[], nn.Module],
+) -> None:
+    torch.manual_seed(0)
+    critic = sequential(
+        nn.Conv2d(3, 6, 3, 2, 1), norm(), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(120, 1)
+    ).double()
+    real, fake, eps = images((3, 8, 10), 4)
+    assert_as_exact_as_autograd(critic, real, fake, eps, floor=1e-6)
+
+
 @pytest.mark.parametrize(
     "name",
     ["dcgan-32", "residual", "grouped-dilated", "mlp", "dcgan-layer-norm", "dcgan-instance-norm"],
@@ -375,7 +428,8 @@ def test_float32_is_as_exact_as_autograd(name: str) -> None:
 
 
 KINDS = """conv strided grouped transposed prelu relu leaky hardtanh abs
-    average maximum upsample norm layernorm groupnorm instancenorm tanh softplus identity"""
+    average maximum upsample norm layernorm rownorm groupnorm instancenorm tanh softplus
+    identity"""
 LAYERS = st.sampled_from(KINDS.split())
 
 
@@ -387,9 +441,10 @@ LAYERS = st.sampled_from(KINDS.split())
     width=st.integers(4, 7),
     channels=st.sampled_from([1, 2, 3]),
     n=st.integers(1, 3),
+    single=st.booleans(),
 )
 def test_random_critics_match_double_backward(
-    kinds: list[str], seed: int, height: int, width: int, channels: int, n: int
+    kinds: list[str], seed: int, height: int, width: int, channels: int, n: int, single: bool
 ) -> None:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
@@ -411,6 +466,7 @@ def test_random_critics_match_double_backward(
             "upsample": lambda: nn.Upsample(scale_factor=(2, 1)),
             "norm": lambda c=c: nn.BatchNorm2d(c),
             "layernorm": lambda s=example.shape: nn.LayerNorm(s[2 - s.numel() % 2 :]),
+            "rownorm": lambda s=example.shape: nn.LayerNorm(s[3]),
             "groupnorm": lambda c=c: nn.GroupNorm(c if c % 2 else c // 2, c),
             "instancenorm": lambda c=c: nn.InstanceNorm2d(c, affine=True),
             "tanh": lambda: nn.Tanh(),
@@ -428,6 +484,9 @@ def test_random_critics_match_double_backward(
     critic = trained_statistics(critic).double()
     twin = copy.deepcopy(critic)
     real, fake, eps = images((channels, height, width), n, seed)
+    if single:  # only then are maps channels-last
+        assert_as_exact_as_autograd(critic, real, fake, eps, floor=1e-4)
+        return
     ours = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused")
     theirs = reference.wgan_gp_critic_loss(twin, real, fake, eps=eps)
     torch.testing.assert_close(ours.loss, theirs.loss, rtol=1e-9, atol=1e-12)

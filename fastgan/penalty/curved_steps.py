@@ -121,7 +121,10 @@ class _Norm(CurvedStep):
 
     @abstractmethod
     def _maps(self, input: Tensor) -> Tensor:
-        """``input``, or a view of it, as the ops' maps; a copy only if its memory has gaps."""
+        """``input``, laid out as :meth:`_dense` has it, or a view of it, as the ops' maps.
+
+        Never a copy: what the ops write there would be lost.
+        """
 
     @abstractmethod
     def _vector(self, parameter: Tensor, like: Tensor) -> Tensor:
@@ -134,7 +137,7 @@ class _Norm(CurvedStep):
     def apply(self, inputs: Tensors, parameters: Parameters) -> Tensor:
         # Not torch's own: its instance_norm and layer_norm have wrong third derivatives (2.13).
         input = inputs[0]
-        maps = widened(self._maps(input))
+        maps = widened(self._maps(self._dense(input)))
         grouped = maps.reshape(maps.size(0), self.groups, maps.size(1) // self.groups, -1)
         centred = grouped - grouped.mean((2, 3), keepdim=True)
         result = centred * (centred.square().mean((2, 3), keepdim=True) + self.eps).rsqrt()
@@ -204,10 +207,13 @@ class _Norm(CurvedStep):
 
     def _dense(self, input: Tensor) -> Tensor:
         """``input``, or a copy, laid out as maps here are."""
-        layout = torch.contiguous_format
-        if self.channels_last and input.dim() == 4:
-            layout = torch.channels_last
+        channels_last = self._channels_go_last(input.dim())
+        layout = torch.channels_last if channels_last else torch.contiguous_format
         return input.contiguous(memory_format=layout)
+
+    def _channels_go_last(self, dimensions: int) -> bool:
+        """Whether a batch of so many dimensions lies channels-last in memory."""
+        return self.channels_last and dimensions == 4
 
     def signal(self, grad: Tensor, parameters: Parameters, to: Target) -> Gradients:
         weight, _ = self._vectors(parameters, grad)
@@ -300,15 +306,17 @@ class LayerNorm(_Norm):
         super().__init__(1, eps)
         self.shape = list(shape)
 
+    def _channels_go_last(self, dimensions: int) -> bool:
+        # Channels-last, the last one or two dimensions of a map are no stretch of memory.
+        return super()._channels_go_last(dimensions) and len(self.shape) == 3
+
     def _in_memory_order(self, maps: Tensor, dimensions: int) -> Tensor:
         """Channels of channels-last maps go last; ``dimensions`` are those of a batch."""
-        if self.channels_last and dimensions == 4 and len(self.shape) == 3:
-            return maps.movedim(-3, -1)
-        return maps
+        return maps.movedim(-3, -1) if self._channels_go_last(dimensions) else maps
 
     def _maps(self, input: Tensor) -> Tensor:
         elements = math.prod(self.shape)
-        return self._in_memory_order(input, input.dim()).reshape(-1, elements)
+        return self._in_memory_order(input, input.dim()).view(-1, elements)
 
     def _unmapped(self, maps: Tensor, like: Tensor) -> Tensor:
         ordered = self._in_memory_order(like, like.dim())
@@ -319,7 +327,7 @@ class LayerNorm(_Norm):
         return self._in_memory_order(parameter, like.dim()).reshape(-1)
 
     def _parameter(self, vector: Tensor, like: Tensor) -> Tensor:
-        if self.channels_last and like.dim() == 4 and len(self.shape) == 3:
+        if self._channels_go_last(like.dim()):
             channels, height, width = self.shape
             return vector.view(height, width, channels).movedim(-1, -3)
         return vector.view(self.shape)

@@ -562,6 +562,35 @@ def test_embeddings_of_labels_are_learnt_too() -> None:
     agree(Projection().double(), (2, 4, 4), (torch.tensor([0, 2, 1, 1]),))
 
 
+class TwiceConditioned(nn.Module):
+    """A label's embedding beside the images, and again beside features that a shortcut joins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(3, 4)
+        self.shortcut = nn.Linear(5, 10)
+        self.first = nn.Linear(9, 6)
+        self.head = nn.Linear(10, 1)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        beside = self.embedding(labels)
+        shortcut = self.shortcut(x)
+        h = torch.tanh(self.first(torch.cat([x, beside], 1)))
+        return self.head(torch.tanh(shortcut + torch.cat([h, beside], 1))).view(-1)
+
+
+def test_a_constant_used_twice_leaves_the_signals_alone() -> None:
+    torch.manual_seed(0)
+    critic, labels = scaled(TwiceConditioned()).double(), (torch.tensor([0, 2, 1, 1]),)
+    agree(critic, (5,), labels)
+    real, fake, eps = images((5,), 4)
+    asked: dict[str, Any] = {"eps": eps, "critic_args": labels}
+    ours = fastgan.gradient_penalty(critic, real, fake, path="fused", **asked)
+    theirs = fastgan.gradient_penalty(critic, real, fake, path="autograd", **asked)
+    found = {k: g.clone() for k, g in gradients(critic, ours).items() if g is not None}
+    assert_same(found, {k: g for k, g in gradients(critic, theirs).items() if k in found})
+
+
 @pytest.mark.parametrize(
     "name",
     ["dcgan-16", "residual", "bound", "grouped-dilated", "dcgan-layer-norm", "smooth"],

@@ -429,6 +429,10 @@ class Passes:
         for slot, want, gradient in zip(planned.parameters, wanted, found, strict=True):
             if slot is None or not want or gradient is None:
                 continue
+            if any(_share_memory(gradient, tensor) for tensor in (grad, *inputs)):
+                # A constant's gradient may be a piece of the signal, which others still want;
+                # what is kept here is added to, and scaled, in place.
+                gradient = gradient.clone()
             earlier = self.gradients[slot]
             # A half stays one, which takes less memory, unless something is added to it.
             self.gradients[slot] = (

@@ -43,6 +43,13 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 #: What has been worked out, by everything that it depends on.
 _PLANS: dict[tuple[Any, ...], Any] = {}
+#: A training run has tens of problems; shapes that never come back shouldn't pile up.
+_MOST_PLANS = 4096
+
+
+def _make_room() -> None:
+    if len(_PLANS) >= _MOST_PLANS:
+        _PLANS.clear()
 
 
 def covers(
@@ -290,6 +297,7 @@ def _convolve(
     plan: plans.ConvolutionPlan | None = _PLANS.get(key)
     if plan is None:
         module = _plans()
+        _make_room()
         plan = _PLANS[key] = module.plan_convolution(
             scatter=scatter,
             input_shape=tuple(operand.shape),
@@ -467,6 +475,7 @@ def weight_gradient(
     plan: plans.ReductionPlan | None = _PLANS.get(key)
     if plan is None:
         module = _plans()
+        _make_room()
         plan = _PLANS[key] = module.plan_weight_gradient(
             paired_shape=tuple(paired.tensor.shape),
             paired_strides=paired.strides,
@@ -500,6 +509,7 @@ def _channel_sums(loaded: _Loaded) -> Tensor:
     plan: plans.ReductionPlan | None = _PLANS.get(key)
     if plan is None:
         module = _plans()
+        _make_room()
         plan = _PLANS[key] = module.plan_channel_sums(
             shape=tuple(tensor.shape),
             strides=loaded.strides,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import cast
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from fastgan.ops.stages import Stage, StageTensors, folded, folding_pays
 __all__ = ["path_of_layer", "run_stretch"]
 
 _Pair = tuple[int, int]
+_Norm = nn.BatchNorm2d
 
 _KIND_OF = {nn.Conv2d: "conv2d", nn.ConvTranspose2d: "conv_transpose2d", nn.Linear: "linear"}
 _NAME_OF = {
@@ -25,21 +27,6 @@ _NAME_OF = {
     nn.Tanh: "tanh",
     nn.Sigmoid: "sigmoid",
 }
-
-
-@dataclass
-class _Read:
-    """The tensors of a planned stage, each read once: reading a parametrised one computes it."""
-
-    weight: Tensor
-    bias: Tensor | None
-    norm_weight: Tensor | None = None
-    norm_bias: Tensor | None = None
-    running_mean: Tensor | None = None
-    running_var: Tensor | None = None
-
-    def of_norm(self) -> tuple[Tensor | None, ...]:
-        return self.norm_weight, self.norm_bias, self.running_mean, self.running_var
 
 
 def run_stretch(stretch: Stretch, input: Tensor) -> Tensor:
@@ -59,24 +46,44 @@ def run_stretch(stretch: Stretch, input: Tensor) -> Tensor:
             input,
             dimensions,
             dtype,
-            (tensor for each in read for tensor in (each.weight, each.bias)),
-            (tensor for each in read for tensor in each.of_norm()),
-        ) or _why_not_matching(stretch, read, input.shape[1])
+            [tensor for each in read for tensor in each[:2]],
+            [tensor for each in read for tensor in each[2:]],
+        )
+    stages: list[Stage] = []
+    channels = input.shape[1] if reason is None else 0
+    for planned, each in zip(stretch.stages, read if reason is None else (), strict=reason is None):
+        found = _matched(*_settings(planned, each))
+        if isinstance(found, str):
+            reason = found
+            break
+        stage, takes, makes = found
+        if channels != takes:
+            reason = "channels don't match"
+            break
+        stages.append(stage)
+        channels = makes
     if reason is not None:
         warn_once(f"FusedSequential runs layers one by one: {reason}", stacklevel=6)
         for planned in stretch.stages:
             for module in planned.modules():
                 input = module(input)
         return input
-    stages, tensors, paths = [], [], []
+    tensors, paths = [], []
     run_dtype = input.dtype if dtype is None else dtype
     batch, places = len(input), (1, 1) if dimensions == 2 else (input.shape[2], input.shape[3])
-    for planned, each in zip(stretch.stages, read, strict=True):
-        stage, of_stage = _stage(planned, each, batch, places)
-        places = stage.output_places(places, each.weight)
-        stages.append(stage)
+    evaluates = any(stage.norm and not stage.batch_statistics for stage in stages)
+    for number, (planned, of_stage) in enumerate(zip(stretch.stages, read, strict=True)):
+        stage = stages[number]
+        weight = of_stage.weight
+        if stage.norm and stage.batch_statistics:
+            stages[number], of_stage = _counted(stage, of_stage, cast("_Norm", planned.norm))
+        if evaluates:
+            here, places = places, stage.output_places(places, weight)
+            uses_running = stage.norm and not stage.batch_statistics
+            if uses_running and folding_pays(stage, weight, batch, here):
+                stages[number], of_stage = folded(stage, of_stage)
         tensors.append(of_stage)
-        paths.append(convolution_path(stage, of_stage.weight, input.device, run_dtype)[0])
+        paths.append(convolution_path(stage, weight, input.device, run_dtype)[0])
     return run_chain(Chain(tuple(stages), tuple(paths), dtype), input, tensors)
 
 
@@ -90,111 +97,153 @@ def path_of_layer(planned: PlannedStage) -> tuple[str, str]:
     assert kind is not None
     one = next(layer.parameters())
     size: tuple[int, ...] = ()
+    stage = Stage("linear")
     if kind is not nn.Linear:
-        size = pair(cast("_Pair", layer.kernel_size))
-    stage = Stage(_KIND_OF[kind], *_geometry(layer, size))
+        convolution: Any = layer
+        size = pair(convolution.kernel_size)
+        geometry = _geometry(
+            convolution.stride,
+            convolution.padding,
+            convolution.dilation,
+            convolution.output_padding,
+            convolution.groups,
+            size,
+        )
+        stage = Stage(_KIND_OF[kind], *geometry)
     shape = torch.empty((1, 1, *size), device="meta")
     return convolution_path(stage, shape, one.device, one.dtype)
 
 
-def _read(planned: PlannedStage) -> _Read:
-    layer = cast("nn.Conv2d", planned.layer)
-    norm = cast("nn.BatchNorm2d | None", planned.norm)
+def _read(planned: PlannedStage) -> StageTensors:
+    """The tensors of a planned stage, each read once: reading a parametrised one computes it."""
+    layer = planned.layer
+    weight, bias = _parameter(layer, "weight"), _parameter(layer, "bias")
+    assert weight is not None
+    norm = planned.norm
     if norm is None:
-        return _Read(layer.weight, layer.bias)
-    vectors = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-    return _Read(layer.weight, layer.bias, *vectors)
+        return StageTensors(weight, bias)
+    buffers = norm._buffers
+    return StageTensors(
+        weight,
+        bias,
+        _parameter(norm, "weight"),
+        _parameter(norm, "bias"),
+        buffers["running_mean"],
+        buffers["running_var"],
+    )
 
 
-def _why_not_matching(stretch: Stretch, read: list[_Read], channels: int) -> str | None:
-    """Where shapes or settings are such that torch has to say what is wrong with them."""
-    for planned, each in zip(stretch.stages, read, strict=True):
-        kind = class_of(planned.layer)
-        assert kind is not None
-        weight = each.weight
-        if weight.dim() != (2 if kind is nn.Linear else 4):
-            return f"a weight has {weight.dim()} dimensions"
-        kernel_size = tuple(weight.shape[2:])
-        if getattr(planned.layer, "padding", None) == "same" and kernel_size != pair(
-            cast("_Pair", planned.layer.kernel_size)
-        ):
+def _parameter(module: nn.Module, name: str) -> Tensor | None:
+    # Found here without nn.Module's search, unless it is parametrised or was deleted.
+    parameters = module._parameters
+    if name in parameters:
+        return parameters[name]
+    return cast("Tensor | None", getattr(module, name))
+
+
+def _settings(planned: PlannedStage, read: StageTensors) -> tuple[Any, ...]:
+    """All that a stage depends on, as :func:`_matched` takes it."""
+    layer: Any = planned.layer
+    kind = class_of(layer)
+    geometry: tuple[Any, ...] = ()
+    if kind is not nn.Linear:
+        geometry = (
+            layer.stride,
+            layer.padding,
+            layer.dilation,
+            layer.output_padding,
+            layer.groups,
+            layer.kernel_size,
+        )
+    activation = planned.activation
+    norm: Any = planned.norm
+    return (
+        kind,
+        geometry,
+        None if activation is None else class_of(activation),
+        getattr(activation, "negative_slope", 0.0),
+        None if norm is None else (norm.training, norm.track_running_stats, norm.eps),
+        tuple(None if tensor is None else tensor.shape for tensor in read),
+    )
+
+
+@lru_cache(maxsize=4096)
+def _matched(
+    kind: type[nn.Module],
+    settings: tuple[Any, ...],
+    activation: type[nn.Module] | None,
+    negative_slope: float,
+    norm: tuple[bool, bool, float] | None,
+    shapes: tuple[torch.Size | None, ...],
+) -> tuple[Stage, int, int] | str:
+    """The stage, the channels that it takes and those that it makes.
+
+    Or in words why there is none: where shapes or settings are such that torch has to say what is
+    wrong with them.
+    """
+    weight, *vectors = shapes
+    assert weight is not None
+    if len(weight) != (2 if kind is nn.Linear else 4):
+        return f"a weight has {len(weight)} dimensions"
+    kernel_size = tuple(weight[2:])
+    geometry = ((1, 1), (0, 0), (1, 1), (0, 0), 1)
+    if settings:
+        stride, padding, dilation, output_padding, groups, own_kernel_size = settings
+        if padding == "same" and kernel_size != pair(own_kernel_size):
             return "a weight is of another kernel size than its layer"
-        stage = Stage(_KIND_OF[kind], *_geometry(planned.layer, kernel_size))
-        reason = why_not_this_stage(stage)
-        if reason is not None:
-            return reason
-        if kind is nn.ConvTranspose2d:
-            takes, makes = weight.shape[0], weight.shape[1] * stage.groups
-        else:
-            takes, makes = weight.shape[1] * stage.groups, weight.shape[0]
-        vectors = (each.bias, *each.of_norm())
-        if channels != takes or any(v is not None and v.shape != (makes,) for v in vectors):
-            return "channels don't match"
-        if (each.running_mean is None) != (each.running_var is None):
-            return "a norm has one running statistic of two"
-        channels = makes
-    return None
-
-
-def _stage(
-    planned: PlannedStage, read: _Read, batch: int, places: _Pair
-) -> tuple[Stage, StageTensors]:
-    """The stage as a chain takes it; counts the batch where running statistics are kept."""
-    kind = class_of(planned.layer)
-    assert kind is not None
-    activation, negative_slope = "none", 0.0
-    if planned.activation is not None:
-        activation_class = class_of(planned.activation)
-        assert activation_class is not None
-        activation = _NAME_OF[activation_class]
-        negative_slope = getattr(planned.activation, "negative_slope", 0.0)
-    norm = cast("nn.BatchNorm2d | None", planned.norm)
-    running: tuple[Tensor | None, Tensor | None] = (None, None)
-    uses_running, momentum, eps = False, 0.0, 0.0
-    if norm is not None:
-        eps = norm.eps
-        uses_running = not norm.training and read.running_mean is not None
-        if uses_running or (norm.training and norm.track_running_stats):
-            running = (read.running_mean, read.running_var)
-        if norm.training and norm.track_running_stats:
-            momentum = _momentum(norm)
+        geometry = _geometry(stride, padding, dilation, output_padding, groups, kernel_size)
+    # Its own parameters' shapes, then the running statistics'.
+    has_running = vectors[3] is not None
+    if has_running != (vectors[4] is not None):
+        return "a norm has one running statistic of two"
+    uses_running = norm is not None and not norm[0] and has_running
     stage = Stage(
         _KIND_OF[kind],
-        *_geometry(planned.layer, tuple(read.weight.shape[2:])),
+        *geometry,
         norm=norm is not None,
         batch_statistics=not uses_running,
-        momentum=momentum,
-        eps=eps,
-        activation=activation,
+        eps=0.0 if norm is None else norm[2],
+        activation="none" if activation is None else _NAME_OF[activation],
         negative_slope=negative_slope,
     )
-    tensors = StageTensors(read.weight, read.bias, read.norm_weight, read.norm_bias, *running)
-    if uses_running and folding_pays(stage, read.weight, batch, places):
-        return folded(stage, tensors)
-    return stage, tensors
+    reason = why_not_this_stage(stage)
+    if reason is not None:
+        return reason
+    if kind is nn.ConvTranspose2d:
+        takes, makes = weight[0], weight[1] * stage.groups
+    else:
+        takes, makes = weight[1] * stage.groups, weight[0]
+    if any(shape is not None and shape != (makes,) for shape in vectors):
+        return "channels don't match"
+    return stage, takes, makes
+
+
+def _counted(
+    stage: Stage, tensors: StageTensors, norm: nn.BatchNorm2d
+) -> tuple[Stage, StageTensors]:
+    """With the running statistics' share, the batch counted; without them, where none are kept."""
+    if not (norm.training and norm.track_running_stats):
+        return stage, tensors._replace(running_mean=None, running_var=None)
+    momentum = _momentum(norm)
+    return (stage if momentum == stage.momentum else replace(stage, momentum=momentum)), tensors
 
 
 def _geometry(
-    layer: nn.Module, kernel_size: tuple[int, ...]
+    stride: int | _Pair,
+    padding: int | _Pair | str,
+    dilation: int | _Pair,
+    output_padding: int | _Pair,
+    groups: int,
+    kernel_size: tuple[int, ...],
 ) -> tuple[_Pair, _Pair, _Pair, _Pair, int]:
-    """Stride, padding, dilation, output padding and groups."""
-    if isinstance(layer, nn.Linear):
-        return (1, 1), (0, 0), (1, 1), (0, 0), 1
-    convolution = cast("nn.Conv2d", layer)
-    dilation = pair(cast("_Pair", convolution.dilation))
-    padding = convolution.padding
+    """A convolution's settings as pairs of numbers, in the order of a stage's."""
+    reach = pair(dilation)
     if padding == "valid":
         padding = (0, 0)
     elif padding == "same":  # the plan has seen to it that it is as much on either side
-        rows, columns = (d * (size - 1) // 2 for d, size in zip(dilation, kernel_size, strict=True))
+        rows, columns = (d * (size - 1) // 2 for d, size in zip(reach, kernel_size, strict=True))
         padding = (rows, columns)
-    return (
-        pair(cast("_Pair", convolution.stride)),
-        pair(cast("_Pair", padding)),
-        dilation,
-        pair(cast("_Pair", convolution.output_padding)),
-        convolution.groups,
-    )
+    return pair(stride), pair(cast("_Pair", padding)), reach, pair(output_padding), groups
 
 
 def _momentum(norm: nn.BatchNorm2d) -> float:

@@ -70,13 +70,14 @@ class Chain:
 class _Kept:
     """What the forward pass keeps of a stage: its raw result and norm, or its finished result.
 
-    And its weight as it was cast for autocast, if it was.
+    And its weight as it was cast for autocast, if it was, and who convolved on the "aten" path.
     """
 
     value: Tensor
     norm: NormActivation | None = None
     invstd: Tensor | None = None
     cast_weight: Tensor | None = None
+    convolution: ModuleType = aten_convolution
 
 
 #: In the place of a value that is kept by ``save_for_backward``, and of one that is not kept.
@@ -301,6 +302,7 @@ def _stage_forward(
 ) -> _Kept:
     weight, bias = _cast(tensors.weight, dtype), _cast(tensors.bias, dtype)
     partials: PartialStatistics | None
+    convolution: ModuleType = aten_convolution
     if path == "triton":
         epilogue: Statistics | BiasActivation = (
             Statistics(bias)
@@ -313,17 +315,18 @@ def _stage_forward(
     else:
         if prologue is not None:
             input = _normalised(input, prologue)
-        value = _without_kernels(stage, input, weight).forward(stage, input, weight, bias)
+        convolution = _without_kernels(stage, input, weight)
+        value = convolution.forward(stage, input, weight, bias)
         partials = None
         if not stage.norm and stage.activation != "none":
             value = _activated_in_place(value, stage)
     cast_weight = None if weight is tensors.weight else weight
     if not stage.norm:
-        return _Kept(value, cast_weight=cast_weight)
+        return _Kept(value, cast_weight=cast_weight, convolution=convolution)
     mean, invstd, scale = _vectors_of_norm(stage, value, partials, tensors)
     norm_bias = _vector(tensors.norm_bias, mean)
     norm = NormActivation(mean, scale, norm_bias, stage.activation, stage.negative_slope)
-    return _Kept(value, norm, invstd, cast_weight)
+    return _Kept(value, norm, invstd, cast_weight, convolution)
 
 
 def _vectors_of_norm(
@@ -445,8 +448,8 @@ class _Gradients:
 
     def put(self, number: int, name: str, grad: Tensor | None) -> None:
         if grad is not None and self.wants(number, name):
-            dtype = getattr(self._tensors[number], name).dtype
-            self.found[_place(number, name)] = grad.to(dtype)
+            dtype = self._tensors[number][_PLACES[name]].dtype  # type: ignore[union-attr]
+            self.found[_place(number, name)] = grad if grad.dtype == dtype else grad.to(dtype)
 
 
 def _gradients(
@@ -468,19 +471,27 @@ def _gradients(
     carried = _through_norm(stages, last, current, grad_output, False, gradients)
     for number in range(last, lowest - 1, -1):
         path = chain.paths[number]
-        weight = current.cast_weight
+        weight, convolution = current.cast_weight, current.convolution
         if weight is None:
             weight = _cast(tensors[number].weight, chain.dtype)
         current = before = kept.pop() if number > 0 else _Kept(_cast(input, chain.dtype))
         if gradients.wants(number, "weight", "bias"):
             grad_weight, grad_bias = _weight_gradient(
-                stages[number], path, carried, before, weight, gradients.wants(number, "bias")
+                stages[number],
+                path,
+                convolution,
+                carried,
+                before,
+                weight,
+                gradients.wants(number, "bias"),
             )
             gradients.put(number, "weight", grad_weight)
             gradients.put(number, "bias", grad_bias)
             del grad_weight, grad_bias
         if number > lowest or (number == 0 and gradients.wants_input()):
-            carried = _input_gradient(stages, number, path, carried, before, weight, gradients)
+            carried = _input_gradient(
+                stages, number, path, convolution, carried, before, weight, gradients
+            )
     if gradients.wants_input():
         gradients.put_input(carried.grad)
     return gradients.found
@@ -538,7 +549,13 @@ def _finalize(
 
 
 def _weight_gradient(
-    stage: Stage, path: str, carried: _Carried, before: _Kept, weight: Tensor, with_bias: bool
+    stage: Stage,
+    path: str,
+    convolution: ModuleType,
+    carried: _Carried,
+    before: _Kept,
+    weight: Tensor,
+    with_bias: bool,
 ) -> tuple[Tensor, Tensor | None]:
     if path == "triton":
         return triton_convolution.weight_gradient(
@@ -546,7 +563,6 @@ def _weight_gradient(
         )
     grad = carried.finished()
     input = before.value if before.norm is None else _normalised(before.value, before.norm)
-    convolution = _without_kernels(stage, input, weight)
     gradients: tuple[Tensor, Tensor | None] = convolution.weight_gradient(
         stage, grad, input, weight, with_bias
     )
@@ -557,6 +573,7 @@ def _input_gradient(
     stages: Sequence[Stage],
     number: int,
     path: str,
+    convolution: ModuleType,
     carried: _Carried,
     before: _Kept,
     weight: Tensor,
@@ -565,7 +582,6 @@ def _input_gradient(
     """The gradient of the raw result of the stage before, or of the chain's input."""
     stage = stages[number]
     if path != "triton":
-        convolution = _without_kernels(stage, before.value, weight)
         grad = convolution.input_gradient(stage, carried.finished(), before.value, weight)
         if number == 0:
             return _Carried(grad)

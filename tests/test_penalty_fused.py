@@ -6,7 +6,10 @@ import copy
 import gc
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -20,6 +23,7 @@ import fastgan
 from fastgan import reference
 from fastgan.models import DCGANDiscriminator, MLPDiscriminator, WGANCritic
 from fastgan.models.compat.wasserstein_gan import DCGAN_D, MLP_D, DCGAN_D_nobn
+from fastgan.penalty import selection, tracing
 
 
 class Residual(nn.Module):
@@ -864,6 +868,100 @@ def test_a_plan_follows_changes_of_the_critic() -> None:
     nn.utils.parametrizations.weight_norm(critic[0])  # type: ignore[index]
     agree(critic, shape)
     agree(critic, (4, 8, 9))
+
+
+class Slotted:
+    __slots__ = ("slope",)
+
+    def __init__(self, slope: float) -> None:
+        self.slope = slope
+
+
+@dataclass
+class Settings:
+    inner: SimpleNamespace
+
+
+class Configured(nn.Module):
+    """Reads its settings wherever Python keeps some."""
+
+    slope = 0.2
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(3, 4)
+        self.second = nn.Linear(4, 1)
+        self.config = Settings(SimpleNamespace(skip=1))
+        self.slotted = Slotted(0.5)
+        self.factor = lambda x: x * (1 + self.config.inner.skip)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.leaky_relu(self.first(x), self.slope)
+        if self.config.inner.skip:
+            h = h + F.leaky_relu(h, self.slotted.slope)
+        return self.second(self.factor(h)).view(-1)
+
+
+def test_a_plan_follows_settings_in_objects_and_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    critic = Configured().double()
+    agree(critic, (3,))
+    critic.slotted.slope = 0.9
+    agree(critic, (3,))
+    critic.config.inner.skip = 0
+    agree(critic, (3,))
+    monkeypatch.setattr(Configured, "slope", 0.7)
+    agree(critic, (3,))
+    for factor in (2.0, 3.0, 5.0):  # the third may lie where the first lay
+        critic.factor = lambda x, factor=factor: x * factor  # type: ignore[assignment]
+        agree(critic, (3,))
+        gc.collect()
+
+
+def count_traces(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    counted = [0]
+
+    def trace(*args: Any) -> Any:
+        counted[0] += 1
+        return tracing.trace(*args)
+
+    monkeypatch.setattr(selection, "trace", trace)
+    return counted
+
+
+def test_a_plan_is_kept_while_nothing_changes(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    for critic, shape in (
+        (Configured().double(), (3,)),
+        (WGANCritic(1, 4, 16).double(), (1, 16, 16)),
+        (spectral(WGANCritic(1, 4, 16)).double().eval(), (1, 16, 16)),
+        (nn.Sequential(nn.Flatten(), nn.Linear(4, 1)).double(), (1, 2, 2)),
+    ):
+        counted = count_traces(monkeypatch)
+        for _ in range(3):
+            agree(critic, shape)
+        assert counted == [1]
+
+
+def test_a_critic_with_an_opaque_setting_is_read_at_every_call(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Opaque(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 1)
+            self.factors = deque([2.0])
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.layer(F.relu(x) * self.factors[0]).view(-1)
+
+    torch.manual_seed(0)
+    counted = count_traces(monkeypatch)
+    critic = Opaque().double()
+    agree(critic, (3,))
+    critic.factors[0] = 0.3
+    agree(critic, (3,))
+    assert counted == [2]
 
 
 def test_another_view_of_what_changes_in_place_is_seen() -> None:

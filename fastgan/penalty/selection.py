@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from fastgan.penalty.conversion import Refused
+from fastgan.penalty.fingerprint import fingerprint
 from fastgan.penalty.plan import Plan
 from fastgan.penalty.tracing import trace
 
@@ -23,9 +24,6 @@ _plans: weakref.WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Plan | str]] 
 )
 _PLANS_PER_CRITIC = 16
 _SCALARS = frozenset((bool, int, float, str, type(None)))
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-#: What every module holds, and is walked or of no consequence to what forward computes.
-_COMMON = set(vars(nn.Module())) - {"training"}
 
 
 def inner_critic(critic: Any) -> Any:
@@ -72,6 +70,10 @@ def find_plan(critic: Any, images: Tensor, arguments: Sequence[Any]) -> Plan | s
             described.append((type(argument), argument))
         else:
             return f"argument {position} of critic_args is a {type(argument).__name__}"
+    state = fingerprint(critic)
+    if state is None:
+        # It holds something that may have changed unseen: read anew at every call.
+        return _traced(critic, method, images, arguments)
     device = images.device
     key = (
         method,
@@ -80,16 +82,12 @@ def find_plan(critic: Any, images: Tensor, arguments: Sequence[Any]) -> Plan | s
         device,
         torch.is_autocast_enabled(device.type),
         tuple(described),
-        _fingerprint(critic),
+        state,
     )
     known = _plans.setdefault(critic, OrderedDict())
     found = known.get(key)
     if found is None:
-        try:
-            found = trace(critic, method, images, arguments)
-        except Refused as refusal:
-            found = str(refusal)
-        known[key] = found
+        known[key] = found = _traced(critic, method, images, arguments)
         if len(known) > _PLANS_PER_CRITIC:
             known.popitem(last=False)
     else:
@@ -97,49 +95,8 @@ def find_plan(critic: Any, images: Tensor, arguments: Sequence[Any]) -> Plan | s
     return found
 
 
-def _fingerprint(critic: nn.Module) -> Hashable:
-    """What a plan depends on beside the input: structure, modes, settings and hooks.
-
-    Plain attributes are compared by value if they are numbers or words, else by identity; which
-    tensors there are counts, but not what they hold.
-    """
-    found: list[Hashable] = []
-    add = found.append
-
-    # Once per call of the penalty, so it counts: no generators, no names of modules.
-    def look_at(module: nn.Module) -> None:
-        attributes = module.__dict__
-        add(id(module))
-        add(id(type(module)))
-        for key, value in attributes.items():
-            if key in _COMMON or isinstance(value, Tensor):
-                continue
-            add(key)
-            kind = type(value)
-            plain = kind in _SCALARS or (kind is tuple and _SCALARS.issuperset(map(type, value)))
-            add(value if plain else _identified(value))
-        for tensors in (attributes["_parameters"], attributes["_buffers"]):
-            for key, tensor in tensors.items():
-                add(key)
-                add(tensor is None)
-        for name in _HOOKS:
-            hooks = attributes[name]
-            add(tuple(hooks) if hooks else ())
-        for key, child in attributes["_modules"].items():
-            add(key)
-            if child is not None:
-                look_at(child)
-        add(None)  # where the children end
-
-    look_at(critic)
-    return tuple(found)
-
-
-def _identified(value: Any) -> Hashable:
-    if type(value) in _SCALARS:
-        return (value,)
-    if isinstance(value, (tuple, list)):
-        return (type(value), *(_identified(item) for item in value))
-    if isinstance(value, dict):
-        return (dict, *((key, _identified(item)) for key, item in value.items()))
-    return id(value)
+def _traced(critic: nn.Module, method: str, images: Tensor, arguments: Sequence[Any]) -> Plan | str:
+    try:
+        return trace(critic, method, images, arguments)
+    except Refused as refusal:
+        return str(refusal)

@@ -708,6 +708,31 @@ def test_autocast_matches_float32_and_keeps_norms_wide(dtype: torch.dtype, name:
     assert errors["fused"] <= 2 * errors["autograd"] + 1e-3
 
 
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 0.7), (torch.float16, 0.8)])
+def test_hardtanh_is_flat_beyond_bounds_that_its_dtype_rounds(
+    dtype: torch.dtype, bound: float
+) -> None:
+    assert torch.tensor(bound, dtype=dtype).item() < bound
+    critic = sequential(
+        nn.Conv2d(2, 6, 3), nn.Hardtanh(-bound, bound), nn.Flatten(), nn.Linear(96, 1)
+    )
+    real, fake, eps = images((2, 6, 6), 8, dtype=torch.float32)
+    expected = gradients(
+        critic, fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="autograd").loss
+    )
+    errors = {}
+    for path in ("fused", "autograd"):
+        with torch.autocast("cpu", dtype=dtype):
+            loss = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path=path).loss
+        found = gradients(critic, loss)
+        errors[path] = sum(
+            float((found[k] - g).norm() / g.norm())  # type: ignore[operator, union-attr]
+            for k, g in expected.items()
+            if g is not None
+        )
+    assert errors["fused"] <= 2 * errors["autograd"] + 1e-4, errors
+
+
 def test_grad_scaler_unscales_to_the_same_gradient() -> None:
     critic, shape = make("dcgan-16")
     critic = critic.float()

@@ -6,6 +6,7 @@ raises :class:`Refused` with the reason. Whatever isn't in a table is refused.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -66,14 +67,24 @@ def _leaky_relu(slope: float) -> Step:
     )
 
 
+@functools.cache
+def _rounded(value: float, dtype: torch.dtype) -> float:
+    return float(torch.tensor(value, dtype=dtype).item())
+
+
 def _hardtanh(low: float, high: float) -> Step:
     return bent.Activation(
         "hardtanh",
         lambda x: F.hardtanh(x, low, high),
         lambda x: aten.hardtanh_(x, low, high),
-        # A value that was cut lies on the bound now, where the derivative is 0 as well.
+        # A value that was cut lies on the bound now, where the derivative is 0 as well: on the
+        # bound as the output's dtype has it, which may be nearer to zero than the given one.
         lambda grad, output, out: aten.hardtanh_backward.grad_input(
-            grad, output, low, high, grad_input=out
+            grad,
+            output,
+            _rounded(low, output.dtype),
+            _rounded(high, output.dtype),
+            grad_input=out,
         ),
     )
 

@@ -98,8 +98,19 @@ def test_values_and_gradients(
         assert grad_bias is None
 
 
-def is_product(stage: Stage, shape: tuple[int, ...], weight: Tensor, dtype: torch.dtype) -> bool:
-    return matrix_convolution.pays(stage, torch.empty(shape, dtype=dtype), weight.to(dtype))
+def is_product(
+    stage: Stage,
+    shape: tuple[int, ...],
+    weight: Tensor,
+    dtype: torch.dtype,
+    for_weight_gradient: bool = False,
+) -> bool:
+    return matrix_convolution.pays(
+        stage,
+        torch.empty(shape, dtype=dtype),
+        weight.to(dtype),
+        for_weight_gradient=for_weight_gradient,
+    )
 
 
 def test_products_are_taken_where_they_were_measured_to_pay() -> None:
@@ -108,6 +119,8 @@ def test_products_are_taken_where_they_were_measured_to_pay() -> None:
     assert is_product(halving, (64, 256, 8, 8), deep, torch.float32)
     assert not is_product(halving, (64, 256, 16, 16), deep, torch.float32)
     assert not is_product(halving, (64, 256, 8, 8), deep, torch.bfloat16)
+    assert is_product(halving, (64, 256, 8, 8), deep, torch.bfloat16, for_weight_gradient=True)
+    assert not is_product(halving, (64, 256, 16, 16), deep, torch.bfloat16, True)
     assert not is_product(halving, (64, 256, 8, 8), deep.contiguous(), torch.float32)
     doubling = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
     assert is_product(doubling, (64, 512, 4, 4), deep, torch.float32)

@@ -728,7 +728,7 @@ def test_hardtanh_is_flat_beyond_bounds_that_its_dtype_rounds(
         errors[path] = sum(
             float((found[k] - g).norm() / g.norm())  # type: ignore[operator, union-attr]
             for k, g in expected.items()
-            if g is not None
+            if g is not None and g.norm() > 1e-6
         )
     assert errors["fused"] <= 2 * errors["autograd"] + 1e-4, errors
 

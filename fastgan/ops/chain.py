@@ -563,6 +563,8 @@ def _weight_gradient(
         )
     grad = carried.finished()
     input = before.value if before.norm is None else _normalised(before.value, before.norm)
+    if matrix_convolution.pays(stage, input, weight, for_weight_gradient=True):
+        convolution = matrix_convolution
     gradients: tuple[Tensor, Tensor | None] = convolution.weight_gradient(
         stage, grad, input, weight, with_bias
     )

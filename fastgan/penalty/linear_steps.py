@@ -86,14 +86,19 @@ class Convolution(Step):
             self.groups,
         )
 
-    def _as_product(self, input: Tensor, weight: Tensor) -> Stage | None:
+    def _as_product(
+        self, input: Tensor, weight: Tensor, *, for_weight_gradient: bool = False
+    ) -> Stage | None:
         """The stage, where products of matrices are the faster way and nothing is recorded."""
         stage = self.stage
         if stage is None or (
             torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
         ):
             return None
-        return stage if matrix_convolution.pays(stage, input, weight) else None
+        pays = matrix_convolution.pays(
+            stage, input, weight, for_weight_gradient=for_weight_gradient
+        )
+        return stage if pays else None
 
     def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         output: Tensor = aten.convolution(
@@ -220,7 +225,7 @@ class Convolution(Step):
         weight_grad = bias_grad = None
         weight = parameters[0]
         assert weight is not None
-        stage = self._as_product(inputs[0], weight)
+        stage = self._as_product(inputs[0], weight, for_weight_gradient=True)
         if rows.wanted[0] and stage is not None:
             weight_grad, _ = matrix_convolution.weight_gradient(
                 stage, grad, inputs[0], weight, False

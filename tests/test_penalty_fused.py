@@ -817,6 +817,52 @@ class Stopped(nn.Module):
         return self.layer(x.flatten(1)).view(-1)
 
 
+class CrossedBatches(nn.Module):
+    """(N,) + (N, 1) is (N, N): each row has every sample."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows = x.flatten(1)
+        return (rows.sum(1) + rows.relu().sum(1, keepdim=True)).mean(1)
+
+
+class FlatMaxima(nn.Module):
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.first = nn.Linear(6, 6)
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.first(x.flatten(2)), 2).flatten(1).sum(1)
+
+
+def test_sums_in_which_batches_cross_take_autograds_path() -> None:
+    assert "(3,) and (3, 1), whose batches don't meet" in refusal(CrossedBatches(), (1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [F.max_pool2d, torch.max_pool2d],
+    ids=["F", "torch"],
+)
+def test_max_pooling_without_a_batch_dimension_of_maps_takes_autograds_path(
+    function: Callable[..., Tensor],
+) -> None:
+    torch.manual_seed(0)
+    critic = FlatMaxima(function).double()
+    refusal(critic, (4, 2, 3))
+    real, fake, eps = images((4, 2, 3), 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps)
+    theirs = reference.wgan_gp_critic_loss(critic, real, fake, eps=eps)
+    torch.testing.assert_close(ours.loss, theirs.loss)
+
+
+def test_a_max_pooling_layer_takes_maps_only() -> None:
+    critic = nn.Sequential(nn.Flatten(2), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(6, 1))
+    assert "'1' (MaxPool2d): the input has shape (3, 4, 6)" in refusal(critic, (4, 2, 3))
+
+
 @pytest.mark.parametrize(
     ("critic", "named"),
     [

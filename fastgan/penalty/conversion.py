@@ -239,12 +239,19 @@ def _dropout_module(module: Any, path: str, node: fx.Node) -> Conversion:
 def _max_pool_module(module: nn.MaxPool2d, path: str, node: fx.Node) -> Conversion:
     if module.return_indices:
         raise Refused("return_indices is set")
+    _check_maps(node)
     return _plain(
         _max_pool(
             module.kernel_size, module.stride, module.padding, module.dilation, module.ceil_mode
         ),
         node,
     )
+
+
+def _check_maps(node: fx.Node) -> None:
+    shape = tuple(node.meta["example"].shape)
+    if len(shape) != 4:
+        raise Refused(f"the input has shape {shape}; only (N, C, H, W) is taken")
 
 
 def _max_pool(
@@ -617,6 +624,8 @@ def _pool(build: Callable[..., Step], **defaults: Any) -> Function:
         del given["input"]
         if given.pop("return_indices", False):
             raise Refused("return_indices is set")
+        if build is _max_pool:
+            _check_maps(input)
         return _plain(build(*given.values()), input)
 
     return convert
@@ -771,6 +780,11 @@ def _addition(sign: float, *, in_place: bool = False, reflected: bool = False) -
         if reflected:
             left, right = right, left
         if is_live(left) and is_live(right):
+            shapes = [tuple(term.meta["example"].shape) for term in (left, right)]
+            if len(shapes[0]) != len(shapes[1]):
+                raise Refused(
+                    f"it adds shapes {shapes[0]} and {shapes[1]}, whose batches don't meet"
+                )
             return linear.Sum("add", factors), [left, right], [], [], in_place
         live, other = (left, right) if is_live(left) else (right, left)
         live_factor, other_factor = factors if is_live(left) else factors[::-1]

@@ -191,6 +191,52 @@ def smooth_critic(seed: int) -> nn.Module:
     ).double()
 
 
+def with_norm(norm: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(2, 4, 2), norm, nn.Tanh(), nn.Flatten(), nn.Linear(36, 1)
+    ).double()
+
+
+@pytest.mark.parametrize(
+    "norm",
+    [
+        nn.LayerNorm([4, 3, 3]),
+        nn.LayerNorm(3, elementwise_affine=False),
+        nn.InstanceNorm2d(4),
+        nn.BatchNorm2d(4),
+    ],
+    ids=lambda norm: type(norm).__name__,
+)
+def test_autograd_refuses_third_derivatives_that_torch_has_wrong(norm: nn.Module) -> None:
+    critic = with_norm(norm)
+    real, fake = batches(20, 3, 2, 4, 4)
+    parameters = list(critic.parameters())
+    for function in (
+        lambda: fastgan.gradient_penalty(critic, real, fake, path="autograd"),
+        lambda: fastgan.wgan_gp_critic_loss(critic, real, fake, path="autograd").loss,
+    ):
+        # Once is right, and allowed.
+        torch.autograd.grad(function(), parameters, allow_unused=True)
+        with pytest.raises(RuntimeError, match=rf"layer '1' \({type(norm).__name__}\).*'fused'"):
+            torch.autograd.grad(function(), parameters, create_graph=True, allow_unused=True)
+
+
+@pytest.mark.parametrize(
+    "norm", [nn.GroupNorm(2, 4), nn.BatchNorm2d(4).eval()], ids=lambda norm: type(norm).__name__
+)
+def test_autograd_records_third_derivatives_that_are_right(norm: nn.Module) -> None:
+    critic = with_norm(norm)
+    real, fake = batches(20, 3, 2, 4, 4)
+    eps = torch.rand(3, 1, 1, 1, dtype=torch.float64)
+    found = []
+    for path in ("autograd", "fused"):
+        value = fastgan.gradient_penalty(critic, real, fake, eps=eps, path=path)  # type: ignore[arg-type]
+        (first,) = torch.autograd.grad(value, critic[0].weight, create_graph=True)  # type: ignore[index, union-attr]
+        found.append(torch.autograd.grad(first.square().sum(), critic[0].weight)[0])  # type: ignore[index, union-attr]
+    torch.testing.assert_close(found[0], found[1])
+
+
 @penalties
 @pytest.mark.parametrize(
     "settings",

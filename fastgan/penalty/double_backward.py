@@ -1,15 +1,22 @@
-"""The penalty as PyTorch writes it: a gradient with a graph, differentiated again."""
+"""The penalty as PyTorch writes it: a gradient with a graph, differentiated again.
+
+Differentiated a third time, torch's own layer norm, instance norm and batch norm of a batch's own
+statistics are wrong (2.13; so finite differences say): :func:`refuse_wrong_derivatives`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fastgan.penalty.formula import Formula
 
-__all__ = ["penalty_by_double_backward"]
+__all__ = ["penalty_by_double_backward", "refuse_wrong_derivatives"]
 
 
 def penalty_by_double_backward(
@@ -37,3 +44,51 @@ def penalty_by_double_backward(
         else:  # the critic is constant
             gradient = torch.zeros_like(points)
     return formula.value(gradient)
+
+
+def refuse_wrong_derivatives(penalty: Tensor, critic: Any) -> Tensor:
+    """``penalty``, which raises where its derivative is to be differentiated and would be wrong.
+
+    Within a transform of ``torch.func``, which never says whether it will, it is left alone.
+
+    Args:
+        penalty: by :func:`penalty_by_double_backward`.
+        critic: the module inside any wrapper, or a function, whose layers can't be seen.
+    """
+    if not penalty.requires_grad or not isinstance(critic, nn.Module):
+        return penalty
+    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+        return penalty
+    for name, module in critic.named_modules():
+        if _has_wrong_third_derivative(module):
+            layer = f"layer {name!r} ({type(module).__name__})" if name else type(module).__name__
+            guarded: Tensor = _OnceDifferentiable.apply(penalty, layer)  # type: ignore[no-untyped-call]
+            return guarded
+    return penalty
+
+
+def _has_wrong_third_derivative(module: nn.Module) -> bool:
+    if isinstance(module, nn.LayerNorm):
+        return True
+    if isinstance(module, _BatchNorm):
+        return module.training or module.running_mean is None
+    if isinstance(module, _InstanceNorm):
+        return module.training or not module.track_running_stats
+    return False
+
+
+class _OnceDifferentiable(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, penalty: Tensor, layer: str) -> Tensor:
+        ctx.layer = layer
+        return penalty.view_as(penalty)
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                f"create_graph is set, but {ctx.layer} is torch's own norm, whose third derivative "
+                "is wrong, and so would be the derivative of this gradient; expected path='fused', "
+                "which has the right one where it takes the critic, or create_graph=False"
+            )
+        return grad_outputs[0], None

@@ -13,7 +13,10 @@ from fastgan.errors import ConfigError, UnsupportedCriticError
 from fastgan.fallback import warn_once
 from fastgan.losses import wasserstein_critic_loss
 from fastgan.penalty.data_parallel import run_within
-from fastgan.penalty.double_backward import penalty_by_double_backward
+from fastgan.penalty.double_backward import (
+    penalty_by_double_backward,
+    refuse_wrong_derivatives,
+)
 from fastgan.penalty.formula import Formula
 from fastgan.penalty.node import CriticLossTask, PenaltyTask, run_fused
 from fastgan.penalty.plan import Plan
@@ -80,8 +83,10 @@ def gradient_penalty(
         critic_args: what the critic takes beside the images, such as ``(labels,)``.
 
     Returns:
-        A scalar, differentiable in the critic's parameters to any order; float32, or float64
-        where the gradient is. A gradient of zero has the norm 0 and the subgradient 0, never NaN.
+        A scalar, differentiable in the critic's parameters to any order (but on autograd's path
+        once only for a critic with torch's layer or instance norm, or batch norm in training mode:
+        a RuntimeError says that their third derivatives are wrong); float32, or float64 where the
+        gradient is. A gradient of zero has the norm 0 and the subgradient 0, never NaN.
 
     Raises:
         ConfigError: an unknown ``sided``, ``at`` or ``path`` (a ValueError).
@@ -104,9 +109,10 @@ def gradient_penalty(
     plan = _choose(critic, real, critic_args, path)
     points = points_at(at, real, fake, eps, generator)
     if plan is None:
-        return penalty_by_double_backward(
+        penalty = penalty_by_double_backward(
             lambda images: _scores_per_sample(critic, images, critic_args), points, formula
         )
+        return refuse_wrong_derivatives(penalty, inner_critic(critic))
     return _fused_penalty(plan, formula, critic, critic_args, points)
 
 

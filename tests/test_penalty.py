@@ -7,6 +7,7 @@ must each move the value far enough that these tests would see it.
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -466,3 +467,74 @@ def test_unfit_batches_are_refused() -> None:
     for unfit in (real[:0], real[0], real.long()):
         with pytest.raises(ValueError, match="expected a floating tensor"):
             fastgan.gradient_penalty(critic, unfit, unfit)
+
+
+BOTH = pytest.mark.parametrize(
+    "function", [fastgan.gradient_penalty, fastgan.wgan_gp_critic_loss], ids=lambda f: f.__name__
+)
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("wrong", "error", "message"),
+    [
+        (
+            {"eps": 0.5},
+            TypeError,
+            r"eps is 0.5, of type float; expected a tensor of shape \(2, 1\)",
+        ),
+        ({"real": np.zeros((2, 3))}, TypeError, "real is of type ndarray; expected a floating"),
+        ({"fake": np.zeros((2, 3))}, TypeError, r"fake is of type ndarray; .*shape, \(2, 3\)"),
+        ({"fake": [0.0]}, TypeError, "fake is of type list; expected a tensor"),
+        (
+            {"critic_args": torch.zeros(2)},
+            TypeError,
+            r"critic_args is of type Tensor; .*such as \(labels,\)",
+        ),
+        ({"weight": "a"}, ValueError, "weight is 'a'; expected a finite number"),
+        ({"weight": float("nan")}, ValueError, "weight is nan; expected a finite number"),
+        ({"weight": torch.ones(2)}, ValueError, "weight is tensor.*; expected a finite number"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_unfit_arguments_are_named(
+    function: Callable[..., Any], wrong: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    real, fake = batches(21, 2, 3)
+    asked = {"real": real, "fake": fake, **wrong}
+    for path in ("auto", "autograd"):
+        with pytest.raises(error, match=message) as caught:
+            function(nn.Linear(3, 1).double(), path=path, **asked)
+        assert isinstance(caught.value, fastgan.FastganError)
+        assert "\n" not in str(caught.value)
+
+
+def test_transforms_of_torch_func_take_autograds_path() -> None:
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)).double()
+    real, fake = batches(22, 5, 3)
+    eps = torch.rand(5, 1, dtype=torch.float64)
+    parameters = dict(critic.named_parameters())
+
+    def penalty(parameters: dict[str, Tensor]) -> Tensor:
+        return fastgan.gradient_penalty(
+            lambda x: torch.func.functional_call(critic, parameters, (x,)), real, fake, eps=eps
+        )
+
+    value = fastgan.gradient_penalty(critic, real, fake, eps=eps, path="fused")
+    value.backward()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", fastgan.FallbackWarning)
+        found, shown = torch.func.grad_and_value(penalty)(parameters)
+    torch.testing.assert_close(shown, value)
+    for name, parameter in critic.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(found[name], parameter.grad)
+
+    def of_images(real: Tensor, fake: Tensor) -> Tensor:
+        return fastgan.gradient_penalty(critic, real, fake, eps=eps)
+
+    with pytest.warns(fastgan.FallbackWarning, match="within a transform of torch.func"):
+        both = torch.func.vmap(of_images)(torch.stack([real, fake]), torch.stack([fake, real]))
+    expected = [of_images(real, fake), of_images(fake, real)]
+    torch.testing.assert_close(both, torch.stack(expected))

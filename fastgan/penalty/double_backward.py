@@ -15,6 +15,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from fastgan.penalty.formula import Formula
+from fastgan.penalty.points import within_transform
 
 __all__ = ["penalty_by_double_backward", "refuse_wrong_derivatives"]
 
@@ -29,6 +30,11 @@ def penalty_by_double_backward(
         points: (N, ...).
         formula: weight, target and side.
     """
+    if within_transform():
+        # There, a tensor can't be asked to require a gradient.
+        result: tuple[Any, ...] = torch.func.vjp(scores, points.detach())
+        output, pull_back = result
+        return formula.value(pull_back(torch.ones_like(output))[0])
     keep_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         points = points.detach().requires_grad_()
@@ -57,7 +63,7 @@ def refuse_wrong_derivatives(penalty: Tensor, critic: Any) -> Tensor:
     """
     if not penalty.requires_grad or not isinstance(critic, nn.Module):
         return penalty
-    if torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active():
+    if torch.compiler.is_compiling() or within_transform():
         return penalty
     for name, module in critic.named_modules():
         if _has_wrong_third_derivative(module):

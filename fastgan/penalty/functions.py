@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
+import math
+import numbers
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from fastgan.errors import ConfigError, UnsupportedCriticError
+from fastgan.errors import ConfigError, DtypeError, UnsupportedCriticError
 from fastgan.fallback import warn_once
 from fastgan.losses import wasserstein_critic_loss
 from fastgan.penalty.data_parallel import run_within
@@ -89,7 +91,10 @@ def gradient_penalty(
         gradient is. A gradient of zero has the norm 0 and the subgradient 0, never NaN.
 
     Raises:
-        ConfigError: an unknown ``sided``, ``at`` or ``path`` (a ValueError).
+        ConfigError: an unknown ``sided``, ``at`` or ``path``, or a ``weight`` or ``target`` that
+            isn't a finite number (a ValueError).
+        DtypeError: ``real``, ``fake`` or ``eps`` isn't a tensor, or ``critic_args`` neither tuple
+            nor list (a TypeError).
         UnsupportedCriticError: ``path="fused"`` and a layer, named, that it doesn't take; or a
             critic whose output isn't one score per sample, such as a batch mean (a ValueError).
         ValueError: ``real``, ``fake`` or ``eps`` of an unfit shape or dtype.
@@ -105,6 +110,7 @@ def gradient_penalty(
     """
     formula = _formula(weight, target, sided)
     _check_path(path)
+    _check_arguments(critic_args)
     check_batch(real)
     plan = _choose(critic, real, critic_args, path)
     points = points_at(at, real, fake, eps, generator)
@@ -148,7 +154,8 @@ def wgan_gp_critic_loss(
         ``CriticLoss(loss, wasserstein, penalty)``; only ``loss`` carries a graph.
 
     Raises:
-        ConfigError: an unknown ``path`` (a ValueError).
+        ConfigError: an unknown ``path``, or a ``weight`` that isn't a finite number (a ValueError).
+        DtypeError: as in :func:`gradient_penalty` (a TypeError).
         UnsupportedCriticError: as in :func:`gradient_penalty` (a ValueError).
         ValueError: ``real``, ``fake`` or ``eps`` of an unfit shape or dtype.
 
@@ -162,6 +169,7 @@ def wgan_gp_critic_loss(
         1.4
     """
     _check_path(path)
+    _check_arguments(critic_args)
     check_batch(real)
     check_pair(real, fake)
     formula = _formula(weight, 1.0, "two")
@@ -269,9 +277,22 @@ def _autocast_dtype(images: Tensor) -> tuple[torch.dtype | None, str]:
 
 
 def _formula(weight: float, target: float, sided: str) -> Formula:
+    given: dict[str, object] = {"weight": weight, "target": target}
+    for name, value in given.items():
+        if not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise ConfigError(f"{name} is {value!r}; expected a finite number")
     if sided not in ("two", "one"):
         raise ConfigError(f"sided is {sided!r}; expected 'two' or 'one'")
     return Formula(weight, target, sided == "one")
+
+
+def _check_arguments(critic_args: object) -> None:
+    if not isinstance(critic_args, (tuple, list)):
+        # A tensor would be taken apart, sample by sample.
+        raise DtypeError(
+            f"critic_args is of type {type(critic_args).__name__}; expected a tuple of what the "
+            "critic takes beside the images, such as (labels,)"
+        )
 
 
 def _check_path(path: str) -> None:

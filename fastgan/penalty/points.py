@@ -7,19 +7,39 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastgan.errors import ConfigError
+from fastgan.errors import ConfigError, DtypeError
 
-__all__ = ["Points", "check_batch", "check_pair", "interpolate_into", "mixing_weights", "points_at"]
+__all__ = [
+    "Points",
+    "check_batch",
+    "check_pair",
+    "interpolate_into",
+    "mixing_weights",
+    "points_at",
+    "within_transform",
+]
 
 Points = Literal["interpolates", "real", "fake", "dragan"]
+
+
+def _check_tensor(name: str, value: object, expected: str) -> None:
+    if not isinstance(value, Tensor):
+        raise DtypeError(f"{name} is {_described(value)}; expected {expected}")
+
+
+def _described(value: object) -> str:
+    kind = f"of type {type(value).__name__}"
+    return f"{value!r}, {kind}" if isinstance(value, (int, float, str)) else kind
 
 
 def check_batch(real: Tensor) -> None:
     """Refuses what isn't a batch of images or vectors.
 
     Raises:
+        DtypeError: no tensor at all (a TypeError).
         ValueError: no floating dtype, an empty batch, or no dimension beside the batch's.
     """
+    _check_tensor("real", real, "a floating tensor with a batch dimension and at least one more")
     if real.dim() < 2 or real.size(0) == 0 or not real.is_floating_point():
         raise ValueError(
             f"real has shape {tuple(real.shape)} and dtype {real.dtype}; expected a floating "
@@ -31,8 +51,10 @@ def check_pair(real: Tensor, fake: Tensor) -> None:
     """Refuses batches of different shapes.
 
     Raises:
+        DtypeError: ``fake`` isn't a tensor (a TypeError).
         ValueError: naming both shapes.
     """
+    _check_tensor("fake", fake, f"a tensor of real's shape, {tuple(real.shape)}")
     if real.shape != fake.shape:
         raise ValueError(
             f"real has shape {tuple(real.shape)} and fake {tuple(fake.shape)}; expected the same"
@@ -79,8 +101,18 @@ def points_at(
     return interpolate_into(torch.empty_like(real), real, fake, eps)
 
 
+def within_transform() -> bool:
+    """Whether the call is within ``grad``, ``vmap`` or another transform of ``torch.func``."""
+    return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
+
+
 def interpolate_into(out: Tensor, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
-    """eps * real + (1 - eps) * fake, written into ``out`` and nowhere else."""
+    """eps * real + (1 - eps) * fake, written into ``out`` and nowhere else.
+
+    In a transform of ``torch.func``, which can't write, a new tensor instead.
+    """
+    if within_transform():
+        return (real - fake) * eps + fake
     return torch.sub(real, fake, out=out).mul_(eps).add_(fake)
 
 
@@ -88,11 +120,13 @@ def mixing_weights(real: Tensor, eps: Tensor | None, generator: torch.Generator 
     """One eps per sample, broadcastable over its elements: given, or uniform in [0, 1).
 
     Raises:
+        DtypeError: ``eps`` is neither a tensor nor None (a TypeError).
         ValueError: ``eps`` of another shape than (N, 1, ..., 1).
     """
     shape = (real.size(0),) + (1,) * (real.dim() - 1)
     if eps is None:
         return torch.rand(shape, dtype=real.dtype, device=real.device, generator=generator)
+    _check_tensor("eps", eps, f"a tensor of shape {shape}, one number per sample, or None")
     if tuple(eps.shape) != shape:
         # Anything else that broadcasts would share eps between samples, or split a sample.
         raise ValueError(f"eps has shape {tuple(eps.shape)}; expected {shape}, one per sample")

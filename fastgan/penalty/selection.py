@@ -14,6 +14,7 @@ from torch.nn.modules import module as nn_module
 from fastgan.penalty.conversion import Refused
 from fastgan.penalty.fingerprint import fingerprint
 from fastgan.penalty.plan import Plan
+from fastgan.penalty.points import within_transform
 from fastgan.penalty.tracing import trace
 
 __all__ = ["find_plan", "inner_critic"]
@@ -50,6 +51,8 @@ def find_plan(critic: Any, images: Tensor, arguments: Sequence[Any]) -> Plan | s
             "it is a function, whose layers can't be seen; pass the module itself, and what else "
             "it takes as critic_args"
         )
+    if within_transform():
+        return "it is called within a transform of torch.func, which takes no gradients as they are"
     if isinstance(critic, nn.DataParallel):
         return "DataParallel splits the batch in its own forward"
     if any(

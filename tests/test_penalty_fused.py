@@ -24,6 +24,8 @@ from fastgan import reference
 from fastgan.models import DCGANDiscriminator, MLPDiscriminator, WGANCritic
 from fastgan.models.compat.wasserstein_gan import DCGAN_D, MLP_D, DCGAN_D_nobn
 from fastgan.penalty import selection, tracing
+from fastgan.penalty.linear_steps import BatchNorm
+from fastgan.penalty.steps import Rows, Target
 
 
 class Residual(nn.Module):
@@ -731,6 +733,33 @@ def test_hardtanh_is_flat_beyond_bounds_that_its_dtype_rounds(
             if g is not None and g.norm() > 1e-6
         )
     assert errors["fused"] <= 2 * errors["autograd"] + 1e-4, errors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fixed_batch_norm_of_a_half_rounds_once(dtype: torch.dtype) -> None:
+    random = torch.Generator().manual_seed(0)
+    weight, bias, mean = torch.randn(3, 4, generator=random).to(dtype)
+    variance = (torch.rand(4, generator=random) + 0.5).to(dtype)
+    maps = (torch.randn(6, 4, 5, 5, generator=random) + mean.float().view(-1, 1, 1)).bfloat16()
+    exact = F.batch_norm(
+        maps.double(), mean.double(), variance.double(), weight.double(), bias.double()
+    )
+    slope = weight.double() / (variance.double() + 1e-5).sqrt()
+    step = BatchNorm(1e-5)
+    prepared = step.prepare([weight, bias, mean, variance])
+    values, _ = step.run([maps], prepared, Rows(6))
+    tangents, _ = step.run([maps], prepared, Rows(0))
+    (signal,) = step.signal(maps, prepared, Target(None, [(4, 5, 5)], [True]))
+    assert signal is not None
+    for found, expected in (
+        (values, exact),
+        (tangents, maps.double() * slope.view(-1, 1, 1)),
+        (signal, maps.double() * slope.view(-1, 1, 1)),
+    ):
+        assert found.dtype == torch.bfloat16
+        best = (expected.bfloat16().double() - expected).abs()
+        # Float32's own error may tip a number that lies halfway.
+        assert ((found.double() - expected).abs() <= best + 1e-6).all()
 
 
 def test_grad_scaler_unscales_to_the_same_gradient() -> None:

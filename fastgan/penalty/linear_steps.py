@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgan.losses import widened
 from fastgan.ops import matrix_convolution
 from fastgan.ops.stages import Stage
 from fastgan.penalty.steps import (
@@ -359,6 +360,7 @@ class BatchNorm(Step):
         weight, bias, mean, variance = parameters
         assert mean is not None
         assert variance is not None
+        mean, variance = widened(mean), widened(variance)
         invstd = (variance + self.eps).rsqrt()
         scale = invstd if weight is None else invstd * weight
         shift = -mean * scale if bias is None else bias - mean * scale
@@ -367,18 +369,20 @@ class BatchNorm(Step):
     @staticmethod
     def _per_channel(vector: Tensor | None, maps: Tensor) -> Tensor:
         assert vector is not None
-        return vector.to(maps.dtype).view(-1, *[1] * (maps.dim() - 2))
+        # Float32 with maps of halves, too: what is computed with it is, and rounded once.
+        wide = torch.float64 if maps.dtype == torch.float64 else torch.float32
+        return vector.to(wide).view(-1, *[1] * (maps.dim() - 2))
 
     def run(self, inputs: Tensors, parameters: Parameters, rows: Rows) -> tuple[Tensor, Any]:
         scale, shift = (self._per_channel(v, inputs[0]) for v in parameters[:2])
         output = inputs[0] * scale
         if rows.primal:
             output[: rows.primal].add_(shift)
-        return output, None
+        return output.to(inputs[0].dtype), None
 
     def signal(self, grad: Tensor, parameters: Parameters, to: Target) -> Gradients:
         scale = self._per_channel(parameters[0], grad)
-        return [grad.mul_(scale) if to.overwrite else grad * scale]
+        return [grad.mul_(scale) if to.overwrite else (grad * scale).to(grad.dtype)]
 
     def gradients(
         self, inputs: Tensors, grad: Tensor, parameters: Parameters, rows: PairedRows
@@ -386,7 +390,7 @@ class BatchNorm(Step):
         mean, invstd = (self._per_channel(v, inputs[0]) for v in parameters[2:])
         weight_grad = bias_grad = None
         if rows.wanted[0]:
-            centred = inputs[0].clone()
+            centred = inputs[0].to(mean.dtype, copy=True)
             centred[: rows.primal].sub_(mean)
             weight_grad = over_samples_and_positions(centred.mul_(invstd).mul_(grad))
         if rows.wanted[1]:

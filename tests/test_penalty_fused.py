@@ -714,6 +714,7 @@ def test_autocast_matches_float32_and_keeps_norms_wide(dtype: torch.dtype, name:
 def test_hardtanh_is_flat_beyond_bounds_that_its_dtype_rounds(
     dtype: torch.dtype, bound: float
 ) -> None:
+    torch.manual_seed(0)
     assert torch.tensor(bound, dtype=dtype).item() < bound
     critic = sequential(
         nn.Conv2d(2, 6, 3), nn.Hardtanh(-bound, bound), nn.Flatten(), nn.Linear(96, 1)

@@ -41,7 +41,8 @@ class Activation(Step):
         op: torch's name.
         function: f in plain torch.
         overwriting: f in place.
-        masked: (grad, output, out) -> J^T grad = J grad, into ``out``.
+        masked: (grad, output, out) -> J^T grad = J grad, into ``out``; right with the input, too.
+        telling: whether an output of this dtype tells the mask; else a copy of the input is kept.
     """
 
     bends = True
@@ -53,11 +54,13 @@ class Activation(Step):
         function: Callable[[Tensor], Tensor],
         overwriting: Callable[[Tensor], Tensor],
         masked: Callable[[Tensor, Tensor, Tensor], Tensor],
+        telling: Callable[[torch.dtype], bool] = lambda dtype: True,
     ) -> None:
         self.op = op
         self.function = function
         self.overwriting = overwriting
         self.masked = masked
+        self.telling = telling
 
     def apply(self, inputs: Tensors, parameters: Parameters) -> Tensor:
         return self.function(inputs[0])
@@ -67,6 +70,7 @@ class Activation(Step):
 
     def run(self, inputs: Tensors, parameters: Parameters, rows: Rows) -> tuple[Tensor, Any]:
         input = inputs[0]
+        kept = None if self.telling(input.dtype) else input.clone()
         if not rows.overwrite:
             # One copy of the values; the tangents' rows are written by their mask.
             output = torch.empty_like(input)
@@ -77,7 +81,7 @@ class Activation(Step):
             self.overwriting(output[: rows.primal])
         if rows.primal < input.size(0):
             self.masked(input[rows.primal :], rows.points, output[rows.primal :])
-        return output, output
+        return output, output if kept is None else kept
 
     def signal(self, grad: Tensor, parameters: Parameters, to: Target) -> Gradients:
         out = to.out

@@ -77,14 +77,14 @@ def _hardtanh(low: float, high: float) -> Step:
         "hardtanh",
         lambda x: F.hardtanh(x, low, high),
         lambda x: aten.hardtanh_(x, low, high),
-        # A value that was cut lies on the bound now, where the derivative is 0 as well: on the
-        # bound as the output's dtype has it, which may be nearer to zero than the given one.
+        # A value that was cut lies on the bound now, where the derivative is 0 as well; but not if
+        # the output's dtype rounds the bound towards zero, to where it is 1.
         lambda grad, output, out: aten.hardtanh_backward.grad_input(
-            grad,
-            output,
-            _rounded(low, output.dtype),
-            _rounded(high, output.dtype),
-            grad_input=out,
+            grad, output, low, high, grad_input=out
+        ),
+        lambda dtype: (
+            dtype in (torch.float32, torch.float64)
+            or (_rounded(low, dtype) <= low and _rounded(high, dtype) >= high)
         ),
     )
 

@@ -15,7 +15,7 @@ Which kernels convolve is each stage's own matter: Triton's (``fastgan.kernels``
 this on load and on store, or ATen's with the norm's ops around them.
 
 Order of gradients supported: any. Where a backward pass is itself recorded (``create_graph=True``)
-the chain is run again layer by layer and autograd differentiates that.
+the chain is run again layer by layer (:func:`run_layers`) and autograd differentiates that.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ from fastgan.fusion import (
     Statistics,
 )
 from fastgan.ops import aten_convolution, matrix_convolution, triton_convolution
+from fastgan.ops.bn_act import bn_act
 from fastgan.ops.stages import Stage, StageTensors
 
 __all__ = ["Chain", "convolution_path", "run_chain", "run_layers"]
@@ -128,7 +129,7 @@ def run_layers(
     tensors: Sequence[StageTensors],
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The same by torch's functions, one layer after the other; updates no running statistics.
+    """The same, one layer after the other; updates no running statistics.
 
     Example:
         >>> stage = Stage("linear", activation="relu")
@@ -139,18 +140,21 @@ def run_layers(
         weight, bias = _cast(of_stage.weight, dtype), _cast(of_stage.bias, dtype)
         input = aten_convolution.forward(stage, _cast(input, dtype), weight, bias)
         if stage.norm:
+            # Not torch's, whose third derivative is wrong in training mode (torch 2.13).
             training = stage.batch_statistics
-            input = F.batch_norm(
+            input = bn_act(
                 input,
-                None if training else of_stage.running_mean,
-                None if training else of_stage.running_var,
-                of_stage.norm_weight,
-                of_stage.norm_bias,
-                training,
-                stage.momentum,
-                stage.eps,
+                bn_weight=of_stage.norm_weight,
+                bn_bias=of_stage.norm_bias,
+                running_mean=None if training else of_stage.running_mean,
+                running_var=None if training else of_stage.running_var,
+                training=training,
+                eps=stage.eps,
+                activation=stage.activation,
+                negative_slope=stage.negative_slope,
             )
-        input = ACTIVATIONS[stage.activation].forward(input, stage.negative_slope)
+        else:
+            input = ACTIVATIONS[stage.activation].forward(input, stage.negative_slope)
     return input
 
 
@@ -177,14 +181,14 @@ class _ChainFunction(torch.autograd.Function):
             for stage, of_stage in zip(chain.stages, tensors, strict=True)
         ]
         saved: list[Tensor] = [input, *(of_stage.weight for of_stage in tensors)]
-        ctx.values_are_saved = torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+        hooks: object = torch._C._autograd._top_saved_tensors_default_hooks(True)
         for stage, of_kept in zip(chain.stages, kept, strict=True):
             if of_kept.value is output and stage.activation == "none":
                 of_kept.value = _NOT_READ
-            elif ctx.values_are_saved or of_kept.value is output:
+            elif hooks is not None or of_kept.value is output:
                 saved.append(of_kept.value)
                 of_kept.value = _ELSEWHERE
-            if ctx.values_are_saved:
+            if hooks is not None:
                 of_kept.cast_weight = None  # cheap to make again
         ctx.kept = kept
         ctx.save_for_backward(*saved)

@@ -16,7 +16,9 @@ from torch import nn
 from torch.nn.modules import module as torch_module
 from torch.nn.utils import parametrize
 
-__all__ = ["PlannedStage", "Single", "Stretch", "class_of", "pair", "plan_of"]
+from fastgan.ops.stages import padding_named, pair
+
+__all__ = ["PlannedStage", "Single", "Stretch", "class_of", "plan_of"]
 
 _LAYERS: tuple[type[nn.Module], ...] = (nn.ConvTranspose2d, nn.Conv2d, nn.Linear)
 _NORM_OF: dict[type[nn.Module], type[nn.Module]] = {
@@ -144,16 +146,6 @@ def plan_of(children: Iterable[tuple[str, nn.Module]]) -> list[Stretch | Single]
     return plan
 
 
-def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """A convolution's setting along rows and columns; as torch's functions, one number is both.
-
-    Example:
-        >>> pair(2), pair((2, 3))
-        ((2, 2), (2, 3))
-    """
-    return (size, size) if isinstance(size, int) else size
-
-
 def _takes_norm(stretch: list[PlannedStage], kind: type[nn.Module] | None) -> bool:
     if not stretch or stretch[-1].norm is not None or stretch[-1].activation is not None:
         return False
@@ -177,16 +169,11 @@ def _why_single(module: Any, kind: type[nn.Module] | None) -> str | None:
         return "its negative_slope is below 0"
     if kind in (nn.Conv2d, nn.ConvTranspose2d) and module.padding_mode != "zeros":
         return f"its padding_mode is {module.padding_mode!r}"
-    if kind is nn.Conv2d and module.padding == "same" and _is_lopsided(module):
-        return "its padding='same' is not the same on either side, or strided"
+    if kind is nn.Conv2d and isinstance(module.padding, str):
+        sizes = (module.kernel_size, module.dilation, module.stride)
+        if padding_named(module.padding, *map(pair, sizes)) is None:
+            return f"its padding={module.padding!r} is not the same on either side, or strided"
     return None
-
-
-def _is_lopsided(convolution: Any) -> bool:
-    if convolution.stride not in (1, (1, 1)):
-        return True
-    sizes = zip(pair(convolution.dilation), pair(convolution.kernel_size), strict=True)
-    return any(dilation * (size - 1) % 2 != 0 for dilation, size in sizes)
 
 
 def _global_hooks() -> str | None:

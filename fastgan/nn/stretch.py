@@ -10,14 +10,21 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.fallback import warn_once
-from fastgan.nn.plan import PlannedStage, Stretch, class_of, pair
+from fastgan.nn.plan import PlannedStage, Stretch, class_of
 from fastgan.ops.chain import Chain, convolution_path, run_chain
 from fastgan.ops.eligibility import autocast_dtype, why_not_chained, why_not_this_stage
-from fastgan.ops.stages import Stage, StageTensors, folded, folding_pays
+from fastgan.ops.stages import (
+    Pair,
+    Stage,
+    StageTensors,
+    folded,
+    folding_pays,
+    padding_named,
+    pair,
+)
 
 __all__ = ["path_of_layer", "run_stretch"]
 
-_Pair = tuple[int, int]
 _Norm = nn.BatchNorm2d
 
 _KIND_OF = {nn.Conv2d: "conv2d", nn.ConvTranspose2d: "conv_transpose2d", nn.Linear: "linear"}
@@ -95,23 +102,17 @@ def path_of_layer(planned: PlannedStage) -> tuple[str, str]:
     layer = planned.layer
     kind = class_of(layer)
     assert kind is not None
-    one = next(layer.parameters())
+    one = next(layer.parameters(), torch.empty(()))
     size: tuple[int, ...] = ()
-    stage = Stage("linear")
+    stage = Stage(_KIND_OF[kind])
     if kind is not nn.Linear:
         convolution: Any = layer
         size = pair(convolution.kernel_size)
-        geometry = _geometry(
-            convolution.stride,
-            convolution.padding,
-            convolution.dilation,
-            convolution.output_padding,
-            convolution.groups,
-            size,
-        )
+        geometry = _geometry(*_settings_of_convolution(convolution), size)
+        assert geometry is not None  # the plan has no other
         stage = Stage(_KIND_OF[kind], *geometry)
-    shape = torch.empty((1, 1, *size), device="meta")
-    return convolution_path(stage, shape, one.device, one.dtype)
+    weight = torch.empty((1, 1, *size), device="meta")
+    return convolution_path(stage, weight, one.device, one.dtype)
 
 
 def _read(planned: PlannedStage) -> StageTensors:
@@ -145,21 +146,11 @@ def _settings(planned: PlannedStage, read: StageTensors) -> tuple[Any, ...]:
     """All that a stage depends on, as :func:`_matched` takes it."""
     layer: Any = planned.layer
     kind = class_of(layer)
-    geometry: tuple[Any, ...] = ()
-    if kind is not nn.Linear:
-        geometry = (
-            layer.stride,
-            layer.padding,
-            layer.dilation,
-            layer.output_padding,
-            layer.groups,
-            layer.kernel_size,
-        )
     activation = planned.activation
     norm: Any = planned.norm
     return (
         kind,
-        geometry,
+        None if kind is nn.Linear else _settings_of_convolution(layer),
         None if activation is None else class_of(activation),
         getattr(activation, "negative_slope", 0.0),
         None if norm is None else (norm.training, norm.track_running_stats, norm.eps),
@@ -170,7 +161,7 @@ def _settings(planned: PlannedStage, read: StageTensors) -> tuple[Any, ...]:
 @lru_cache(maxsize=4096)
 def _matched(
     kind: type[nn.Module],
-    settings: tuple[Any, ...],
+    settings: _Settings | None,
     activation: type[nn.Module] | None,
     negative_slope: float,
     norm: tuple[bool, bool, float] | None,
@@ -186,12 +177,12 @@ def _matched(
     if len(weight) != (2 if kind is nn.Linear else 4):
         return f"a weight has {len(weight)} dimensions"
     kernel_size = tuple(weight[2:])
-    geometry = ((1, 1), (0, 0), (1, 1), (0, 0), 1)
-    if settings:
-        stride, padding, dilation, output_padding, groups, own_kernel_size = settings
-        if padding == "same" and kernel_size != pair(own_kernel_size):
-            return "a weight is of another kernel size than its layer"
-        geometry = _geometry(stride, padding, dilation, output_padding, groups, kernel_size)
+    geometry: _Geometry = ((1, 1), (0, 0), (1, 1), (0, 0), 1)
+    if settings is not None:
+        found = _geometry(*settings, kernel_size)
+        if found is None:
+            return "its padding is not the same on either side"
+        geometry = found
     # Its own parameters' shapes, then the running statistics'.
     has_running = vectors[3] is not None
     if has_running != (vectors[4] is not None):
@@ -209,10 +200,7 @@ def _matched(
     reason = why_not_this_stage(stage)
     if reason is not None:
         return reason
-    if kind is nn.ConvTranspose2d:
-        takes, makes = weight[0], weight[1] * stage.groups
-    else:
-        takes, makes = weight[1] * stage.groups, weight[0]
+    takes, makes = stage.channels(weight)
     if any(shape is not None and shape != (makes,) for shape in vectors):
         return "channels don't match"
     return stage, takes, makes
@@ -228,22 +216,35 @@ def _counted(
     return (stage if momentum == stage.momentum else replace(stage, momentum=momentum)), tensors
 
 
+_Geometry = tuple[Pair, Pair, Pair, Pair, int]
+
+
 def _geometry(
-    stride: int | _Pair,
-    padding: int | _Pair | str,
-    dilation: int | _Pair,
-    output_padding: int | _Pair,
+    stride: int | Pair,
+    padding: int | Pair | str,
+    dilation: int | Pair,
+    output_padding: int | Pair,
     groups: int,
     kernel_size: tuple[int, ...],
-) -> tuple[_Pair, _Pair, _Pair, _Pair, int]:
-    """A convolution's settings as pairs of numbers, in the order of a stage's."""
-    reach = pair(dilation)
-    if padding == "valid":
-        padding = (0, 0)
-    elif padding == "same":  # the plan has seen to it that it is as much on either side
-        rows, columns = (d * (size - 1) // 2 for d, size in zip(reach, kernel_size, strict=True))
-        padding = (rows, columns)
-    return pair(stride), pair(cast("_Pair", padding)), reach, pair(output_padding), groups
+) -> _Geometry | None:
+    """A convolution's settings as pairs, in the order of a stage's; None with lopsided padding."""
+    reach, steps = pair(dilation), pair(stride)
+    if isinstance(padding, str):
+        named = padding_named(padding, kernel_size, reach, steps)
+        return None if named is None else (steps, named, reach, pair(output_padding), groups)
+    return steps, pair(padding), reach, pair(output_padding), groups
+
+
+_Settings = tuple[Any, Any, Any, Any, int]
+
+
+def _settings_of_convolution(layer: Any) -> _Settings:
+    """As :func:`_geometry` takes them, and hashable: torch takes lists too."""
+    stride, padding, dilation, output_padding = (
+        tuple(each) if isinstance(each, list) else each
+        for each in (layer.stride, layer.padding, layer.dilation, layer.output_padding)
+    )
+    return stride, padding, dilation, output_padding, layer.groups
 
 
 def _momentum(norm: nn.BatchNorm2d) -> float:

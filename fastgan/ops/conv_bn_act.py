@@ -21,7 +21,14 @@ from fastgan.ops import aten_convolution
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.chain import Chain, convolution_path, run_chain
 from fastgan.ops.eligibility import autocast_dtype, why_not_chained, why_not_this_stage
-from fastgan.ops.stages import Stage, StageTensors, folded, folding_pays
+from fastgan.ops.stages import (
+    Stage,
+    StageTensors,
+    folded,
+    folding_pays,
+    padding_named,
+    pair,
+)
 
 __all__ = ["conv2d_bn_act", "conv_transpose2d_bn_act"]
 
@@ -94,17 +101,17 @@ def conv_transpose2d_bn_act(
     """
     stage = Stage(
         "conv_transpose2d",
-        _pair(stride),
-        _pair(padding),
-        _pair(dilation),
-        _pair(output_padding),
+        pair(stride),
+        pair(padding),
+        pair(dilation),
+        pair(output_padding),
         groups,
-        True,
-        training,
-        momentum,
-        eps,
-        activation_named(activation).name,
-        negative_slope,
+        norm=True,
+        batch_statistics=training,
+        momentum=momentum,
+        eps=eps,
+        activation=activation_named(activation).name,
+        negative_slope=negative_slope,
     )
     tensors = StageTensors(weight, bias, bn_weight, bn_bias, running_mean, running_var)
     return _conv_bn_act(stage, tensors, input)
@@ -167,25 +174,28 @@ def conv2d_bn_act(
         ...     activation="leaky_relu").shape
         torch.Size([2, 5, 4, 4])
     """
-    tensors = StageTensors(weight, bias, bn_weight, bn_bias, running_mean, running_var)
-    rest = (
-        groups,
-        True,
-        training,
-        momentum,
-        eps,
-        activation_named(activation).name,
-        negative_slope,
+    named = (
+        padding_named(padding, weight.shape[2:], pair(dilation), pair(stride))
+        if isinstance(padding, str)
+        else pair(padding)
     )
-    if isinstance(padding, str):
-        padded = _padding_of(padding, weight, _pair(dilation)) if _pair(stride) == (1, 1) else None
-        if padded is None:
-            output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
-            return _norm_act(
-                Stage("conv2d", (1, 1), (0, 0), (1, 1), (0, 0), *rest), tensors, output
-            )
-        padding = padded
-    stage = Stage("conv2d", _pair(stride), _pair(padding), _pair(dilation), (0, 0), *rest)
+    stage = Stage(
+        "conv2d",
+        pair(stride),
+        (0, 0) if named is None else named,
+        pair(dilation),
+        groups=groups,
+        norm=True,
+        batch_statistics=training,
+        momentum=momentum,
+        eps=eps,
+        activation=activation_named(activation).name,
+        negative_slope=negative_slope,
+    )
+    tensors = StageTensors(weight, bias, bn_weight, bn_bias, running_mean, running_var)
+    if named is None:  # lopsided, or one that torch refuses
+        output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+        return _norm_act(stage, tensors, output)
     return _conv_bn_act(stage, tensors, input)
 
 
@@ -231,8 +241,7 @@ def _why_not(stage: Stage, tensors: StageTensors, input: Tensor) -> str | None:
         return reason
     if weight.dim() != 4:
         return f"its weight has {weight.dim()} dimensions, not 4"
-    transposed = stage.kind == "conv_transpose2d"
-    channels = weight.shape[1] * stage.groups if transposed else weight.shape[0]
+    _, channels = stage.channels(weight.shape)
     if any(tensor is not None and tensor.shape != (channels,) for tensor in of_norm):
         return "a tensor of the norm does not have one value per channel"
     if (tensors.running_mean is None) != (tensors.running_var is None):
@@ -240,20 +249,3 @@ def _why_not(stage: Stage, tensors: StageTensors, input: Tensor) -> str | None:
     if not stage.batch_statistics and tensors.running_mean is None:
         return "it has no running statistics"
     return why_not_this_stage(stage)
-
-
-def _pair(size: Size) -> tuple[int, int]:
-    if isinstance(size, int):
-        return size, size
-    rows, columns = size if len(size) == 2 else (size[0], size[0])
-    return rows, columns
-
-
-def _padding_of(name: str, weight: Tensor, dilation: tuple[int, int]) -> tuple[int, int] | None:
-    """The padding that a name stands for; None where it isn't the same on either side."""
-    if name == "valid":
-        return 0, 0
-    added = [reach * (size - 1) for reach, size in zip(dilation, weight.shape[2:], strict=True)]
-    if name != "same" or any(rows % 2 != 0 for rows in added):
-        return None
-    return added[0] // 2, added[1] // 2

@@ -11,9 +11,8 @@ they overlap), and W the weight as a matrix of (channels of S, kH * kW * channel
 
 oneDNN, whose convolutions fastgan otherwise uses on CPUs, brings the weights into an order of its
 own first, and its loops are over rows of places. Where an image has 4x4 places and hundreds of
-channels both cost: at 256 to 512 channels, float32, the products take two thirds of its time, and
-a generator's first layer, one place, a quarter (Sapphire Rapids). At 8x8 places the two are even.
-In bfloat16 oneDNN is ahead, but in the weight gradient, where the product takes four fifths.
+channels both cost, and the products are faster: most at one place, a generator's first layer; at
+8x8 places the two are even. In bfloat16 oneDNN is ahead, but in the weight gradient.
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ what the convolution makes, as of a generator's first layer that draws one image
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -20,11 +21,52 @@ from torch import Tensor
 
 from fastgan.activations import ACTIVATIONS
 
-__all__ = ["KINDS", "Stage", "StageTensors", "fold_running_norm", "folded", "folding_pays"]
+__all__ = [
+    "KINDS",
+    "Stage",
+    "StageTensors",
+    "fold_running_norm",
+    "folded",
+    "folding_pays",
+    "padding_named",
+    "pair",
+]
 
 Pair = tuple[int, int]
 
 KINDS = ("conv2d", "conv_transpose2d", "linear")
+
+
+def pair(size: int | Sequence[int]) -> Pair:
+    """A convolution's setting along rows and columns; as for torch, one number stands for both.
+
+    Example:
+        >>> pair(2), pair([3]), pair((2, 3))
+        ((2, 2), (3, 3), (2, 3))
+    """
+    if isinstance(size, int):
+        return size, size
+    rows, columns = size if len(size) == 2 else (size[0], size[0])
+    return rows, columns
+
+
+def padding_named(
+    name: str, kernel_size: Sequence[int], dilation: Pair, stride: Pair
+) -> Pair | None:
+    """The padding that "valid" or "same" stands for; None where it isn't as much on either side.
+
+    Example:
+        >>> padding_named("same", (3, 5), (1, 1), (1, 1))
+        (1, 2)
+        >>> padding_named("same", (4, 4), (1, 1), (1, 1)) is None
+        True
+    """
+    if name == "valid":
+        return 0, 0
+    added = [reach * (size - 1) for reach, size in zip(dilation, kernel_size, strict=True)]
+    if name != "same" or stride != (1, 1) or any(places % 2 != 0 for places in added):
+        return None
+    return added[0] // 2, added[1] // 2
 
 
 @dataclass(frozen=True)
@@ -63,6 +105,12 @@ class Stage:
     def activation_code(self) -> int:
         """The activation's number in C++ and in Triton."""
         return ACTIVATIONS[self.activation].code
+
+    def channels(self, weight: torch.Size) -> Pair:
+        """The channels that a weight of that shape takes and makes."""
+        if self.kind == "conv_transpose2d":
+            return weight[0], weight[1] * self.groups
+        return weight[1] * self.groups, weight[0]
 
     def output_places(self, places: Pair, weight: Tensor) -> Pair:
         """Rows and columns of the convolution's output; of a linear layer there is one place."""
@@ -116,8 +164,8 @@ def folding_pays(stage: Stage, weight: Tensor, batch: int, places: Pair) -> bool
         places: rows and columns of the input.
     """
     rows, columns = stage.output_places(places, weight)
-    per_place = weight.shape[1] * stage.groups if stage.kind == "conv_transpose2d" else len(weight)
-    return weight.numel() <= batch * per_place * rows * columns
+    _, channels = stage.channels(weight.shape)
+    return weight.numel() <= batch * channels * rows * columns
 
 
 def folded(stage: Stage, tensors: StageTensors) -> tuple[Stage, StageTensors]:

@@ -23,7 +23,13 @@ __all__ = [
 
 
 class FastganError(Exception):
-    """Base class of every error fastgan raises on purpose."""
+    """Base class of every error fastgan raises on purpose.
+
+    Attributes:
+        said_elsewhere: whether another process of the run fails with the same words, and says them.
+    """
+
+    said_elsewhere = False
 
 
 class ConfigError(FastganError, ValueError):

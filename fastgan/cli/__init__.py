@@ -73,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
-def _complain(error: Exception, code: int) -> int:
-    print(f"fastgan: error: {' '.join(str(error).split())}", file=sys.stderr)
+def _complain(error: FastganError, code: int) -> int:
+    if not error.said_elsewhere:
+        print(f"fastgan: error: {' '.join(str(error).split())}", file=sys.stderr)
     return code

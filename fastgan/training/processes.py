@@ -12,7 +12,8 @@ hands out all its gradients at once at the end of its own pass, where hooks have
 overlap with. Buckets are under way together, and one is copied back while the next travels.
 
 A process that fails says why in the store that all were started with, and the others, whose next
-exchange breaks, read it there: each ends with the message of the first.
+exchange breaks, read it there: each ends with the message of the first. Where several fail with the
+same words, as all do of a bad setting, the first alone is to say them.
 
 Horovod's and PyTorch's averaging, in one page: Li et al. 2020, arXiv 2006.15704, section 3.
 """
@@ -42,6 +43,8 @@ _FAILURE = "fastgan/failure"
 _HEARD = "fastgan/heard"
 # How long a failing process waits for the others to have read why, and they for it to have said so.
 _PATIENCE = 10.0
+# torchrun ends all once one has ended: by so much the one that speaks goes before those that don't.
+_HEAD_START = 1.0
 
 
 class ProcessFailedError(FastganError, RuntimeError):
@@ -230,23 +233,28 @@ class Processes:
         while self._store is not None and time.monotonic() < deadline:
             try:
                 if self._store.check([_FAILURE]):
-                    text: str = self._store.get(_FAILURE).decode()
+                    rank, _, text = self._store.get(_FAILURE).decode().partition(" ")
                     self._store.add(_HEARD, 1)
-                    return text
+                    return f"process {rank} failed: {text}"
             except RuntimeError:
                 break  # The process that held the store is gone.
             time.sleep(0.05)
         return "another process of the run ended without a word; was it killed?"
 
     def _tell_failure(self, error: BaseException) -> None:
-        """Leaves word of a failure, and waits until the others have it."""
+        """Leaves word of a failure, and waits until all others have it or fail themselves."""
         if isinstance(error, ProcessFailedError):
             return
         text = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, FastganError):
             text = f"{type(error).__name__}: {text}"
         try:
-            self._store.set(_FAILURE, f"process {self.rank} failed: {text}")
+            # The first word stays.
+            first = self._store.compare_set(_FAILURE, "", f"{self.rank} {text}").decode()
+            rank, _, words = first.partition(" ")
+            if isinstance(error, FastganError):
+                error.said_elsewhere = int(rank) != self.rank and words == text
+            self._store.add(_HEARD, 1)
             if self.device is not None and self.device.type == "cpu":
                 # Breaks the others' exchanges, which else wait for this process. (NCCL's groups
                 # would first wait for kernels that never end: there the end of the process does.)
@@ -255,11 +263,13 @@ class Processes:
             while (
                 not self.agreed_to_fail
                 and time.monotonic() < deadline
-                and self._store.add(_HEARD, 0) < self.world_size - 1
+                and self._store.add(_HEARD, 0) < self.world_size
             ):
                 time.sleep(0.05)
         except RuntimeError:
-            return  # The process that held the store is gone, and so is who would listen.
+            pass  # The process that held the store is gone, and so is who would listen.
+        if isinstance(error, FastganError) and error.said_elsewhere:
+            time.sleep(_HEAD_START)
 
     def _leave(self) -> None:
         """Lets go of the others."""

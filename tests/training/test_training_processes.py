@@ -105,6 +105,16 @@ def test_one_process_s_failure_stops_the_other_with_its_message(two: Two) -> Non
     assert second.stderr.strip().endswith("the disk of this machine is on fire")
 
 
+def test_a_bad_setting_is_named_once(tmp_path: Path) -> None:
+    options = ["train", "--out", str(tmp_path / "never"), "--device=cpu", "--batch-size=3"]
+    done = start_two("-m", "fastgan", *options)
+    assert [each.returncode for each in done] == [2, 2]
+    said = [line for each in done for line in each.stderr.splitlines() if "batch_size" in line]
+    (line,) = said
+    assert line.startswith("fastgan: error: batch_size: expected a multiple of 2")
+    assert not (tmp_path / "never").exists()
+
+
 def test_torchrun_goes_on_with_a_run_of_one_and_one_with_a_run_of_two(tmp_path: Path) -> None:
     small = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 8, "log_every": 1}
     options = {"model": "dcgan", "optimizer": "sgd", "lr": 0.05, "sync_batch_norm": True}

@@ -11,11 +11,12 @@ or a page of docs/. What is between them is replaced. The names:
     cases-cpu-ops, ...       every case of a suite, rows where a peer is faster included
     static-sm_80, ...        what the compiler made of each kernel
     optimizers  docs/optimisers.md's, from optimizers-*.json
+    penalty     docs/gradient-penalty.md's: the goals of the penalty, by batch
 
 The README's figures of the demo, between marks of their own, are record_demo.py's.
 
 Results are benchmarks/results/bench-*.json (schema: fastgan/bench/schema.py) and, for what they
-lack, optimizers-*.json, penalty-*.json and training-*.json (fields: the recorders of that name).
+lack, optimizers-*.json and training-*.json (fields: the recorders of that name).
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from pathlib import Path
 
 import record_demo
 
-from fastgan.bench.goals import GOALS, Verdict, judge
+from fastgan.bench.goals import GOALS, Goal, Verdict, judge
 from fastgan.bench.schema import Result, Row, read_result
 from fastgan.bench.tables import case_table, goal_cells, goal_table, markdown_table
 
@@ -48,7 +49,6 @@ def load_results(folder: Path = RESULTS) -> list[tuple[Path, Result]]:
     readers: dict[str, Callable[[Path], Result]] = {
         "bench-*.json": read_result,
         "optimizers-*.json": read_optimizers,
-        "penalty-*.json": read_penalty,
         "training-*.json": read_training,
     }
     return [
@@ -71,42 +71,6 @@ def read_optimizers(path: Path) -> Result:
         turns = None if turns is None else (turns["median"], *turns["quartiles"])
         rows += _times(case, seconds, row["best_peer"], turns)
         rows.append(_ours(case, "percent_of_floor", row["percent_of_copy"], detail="bandwidth"))
-    return _result(found, path, rows)
-
-
-#: record_penalty.py's names for what the schema's providers are.
-_PENALTY_PEERS = {
-    "eager": "eager, contiguous",
-    "eager, channels-last": "eager",
-    "compile, channels-last": "torch.compile",
-    "fused, channels-last": "fastgan",
-}
-
-
-def read_penalty(path: Path) -> Result:
-    """What record_penalty.py wrote, as rows of the schema."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    names = {"gradient_penalty": "gradient penalty", "wgan_gp_critic_loss": "critic loss"}
-    rows = []
-    for row in found["rows"]:
-        case = {
-            "suite": "ops",
-            "op": names[row["op"]],
-            "shape": "DCGAN-64 critic" + (", layer norm" if row.get("norm") == "layer" else ""),
-            "dtype": row["dtype"],
-            "batch": row["shape"][0],
-        }
-        times, peaks = (
-            {_PENALTY_PEERS.get(name, name): value for name, value in row.get(key, {}).items()}
-            for key in ("median_ms", "peak_mib")
-        )
-        seconds = {name: value * 1e-3 for name, value in times.items()}
-        best = _PENALTY_PEERS.get(row["best_peer"], row["best_peer"])
-        turns = row["times_faster_by_turn"]
-        rows += _times(case, seconds, best, (turns["median"], *turns["quartiles"]))
-        if best in peaks:
-            ratio = round(peaks["fastgan"] / peaks[best], 3)
-            rows.append(_ours(case, "peak_ratio", ratio, detail=best))
     return _result(found, path, rows)
 
 
@@ -155,8 +119,7 @@ def _times(
     """Of every contender; these files keep the ratio within turns of the best peer alone."""
     rows = [_ours(case, "seconds", seconds["fastgan"])]
     for name, value in seconds.items():
-        # record_penalty.py's "fused" is fastgan in torch's default layout.
-        if name.startswith("fastgan") or name == "fused":
+        if name == "fastgan":
             continue
         rows.append(Row(**case, provider=name, mode="launched", metric="seconds", value=value))
         ratio, spread = round(value / seconds["fastgan"], 3), None
@@ -211,6 +174,8 @@ def make_table(name: str, results: list[tuple[Path, Result]], up: str = "") -> s
         return "\n\n".join(parts) or f"`{device}`, suite {suite}: not measured."
     if name == "optimizers":
         return "\n\n".join(optimizers(device) for device in ("cpu", "cuda"))
+    if name == "penalty":
+        return penalty(results, up)
     if kind == "static":
         from static_report import table
 
@@ -245,6 +210,27 @@ def optimizers(device: str) -> str:
     )
 
 
+def penalty(results: list[tuple[Path, Result]], up: str) -> str:
+    """How many times faster the penalty and the critic loss are, a column a batch."""
+    goals = [
+        goal
+        for goal in GOALS
+        if goal.device == "cpu"
+        and goal.op in ("gradient penalty", "critic loss")
+        and goal.metric == "times_faster"
+    ]
+    verdicts = judge([result for _, result in results], goals)
+    by_case: dict[tuple[str, str], dict[int, str]] = {}
+    for verdict in verdicts:
+        goal = verdict.goal
+        of_batch = by_case.setdefault((_what(goal), goal.dtype), {})
+        of_batch[goal.batch] = _range([verdict])
+    batches = sorted({goal.batch for goal in goals})
+    body = [(*case, *(of[batch] for batch in batches)) for case, of in by_case.items()]
+    head = ["", "in", *(f"N = {batch}" for batch in batches)]
+    return f"{sources(verdicts, results, up)}\n\n{markdown_table(head, body)}"
+
+
 def where(result: Result) -> str:
     threads = result.machine.get("threads")
     cpu = f", {threads} threads" if result.machine["device"] == "cpu" else ""
@@ -263,36 +249,40 @@ def sources(verdicts: list[Verdict], results: list[tuple[Path, Result]], up: str
 
 
 def summary(results: list[tuple[Path, Result]], up: str) -> str:
-    """Of every op: what was measured, from the hardest case to the easiest, on CPU and GPU."""
+    """Of every op: what was measured, from the hardest case to the easiest, by kind of device."""
     verdicts = judge([result for _, result in results])
-    order: dict[tuple[str, str, str], dict[str, list[Verdict]]] = {}
-    for verdict in verdicts:
-        goal = verdict.goal
-        if goal.metric not in ("times_faster", "peak_ratio"):
+    parts = []
+    for device, title in (("cpu", "2 CPU cores"), ("cuda", "GPU")):
+        cases: dict[tuple[str, ...], list[Verdict]] = {}
+        for verdict in verdicts:
+            if verdict.goal.device == device and verdict.goal.metric in _NUMBERS:
+                cases.setdefault(_group(verdict.goal), []).append(verdict)
+        if all(verdict.row is None for each in cases.values() for verdict in each):
+            parts.append(
+                f"{title}: not measured; [goals]({up}docs/performance.md#{title.lower()})."
+            )
             continue
-        what = goal.op.replace(", forward and backward", "")
-        layer = ", layer norm" if "layer norm" in goal.shape else ""
-        key = (what + layer, goal.metric, goal.dtype)
-        order.setdefault(key, {}).setdefault(goal.device, []).append(verdict)
-    body = []
-    for (what, metric, dtype), devices in order.items():
-        if "cpu" not in devices:
-            continue
-        cpu = devices["cpu"]
-        bound = goal_cells(cpu[0])[2]
-        number = "times faster" if metric == "times_faster" else "peak memory, of eager's"
-        cuda = [
-            verdict
-            for verdict in verdicts
-            if verdict.goal.device == "cuda"
-            and verdict.goal.metric == metric
-            and verdict.goal.op == cpu[0].goal.op
-            and verdict.row is not None
-        ]
-        body.append((what, dtype, number, bound, _range(cpu), _verdict(cpu), _range(cuda)))
-    head = ["what", "in", "number", "goal", "2 CPU cores", "", "GPU"]
-    text = markdown_table(head, body)
-    return f"{text}\n\n{sources(verdicts, results, up)}"
+        body = [(*case, _range(each), _verdict(each)) for case, each in cases.items()]
+        parts.append(markdown_table(["what", "in", "number", "goal", title, ""], body))
+    return "\n\n".join([*parts, sources(verdicts, results, up)])
+
+
+#: Metric -> its name in the summary.
+_NUMBERS = {"times_faster": "times faster", "peak_ratio": "peak memory, of eager's"}
+
+
+def _what(goal: Goal) -> str:
+    what = goal.op.replace(", forward and backward", "")
+    return what + (", layer norm" if "layer norm" in goal.shape else "")
+
+
+def _group(goal: Goal) -> tuple[str, str, str, str]:
+    """The line of the summary that a goal is told in: goals that differ in nothing else."""
+    number = _NUMBERS[goal.metric] + (", in a CUDA graph" if goal.mode == "graph" else "")
+    if goal.device == "cuda" and goal.peers:
+        number += f" than {goal.peers}"
+    bound = goal_cells(Verdict(goal, None, None))[2]
+    return _what(goal), goal.dtype, number, bound
 
 
 def _range(verdicts: list[Verdict]) -> str:

@@ -105,19 +105,7 @@ _CPU: list[Goal] = [
         Goal("cpu", "clip alone", shape, "float32", 0, "times_faster", 1.0)
         for shape in (_CRITIC, _MANY)
     ),
-    *(
-        Goal(
-            "cpu",
-            "bn_act, forward and backward",
-            shape,
-            "float32",
-            64,
-            "times_faster",
-            1.5,
-            "eager",
-        )
-        for shape in _MAPS
-    ),
+    *(Goal("cpu", _BN_ACT, shape, "float32", 64, "times_faster", 1.5, "eager") for shape in _MAPS),
     *(
         Goal("cpu", op, "DCGAN-64", dtype, 64, "times_faster", 1.0)
         for op in (_GENERATOR, _DISCRIMINATOR)
@@ -132,8 +120,13 @@ _CPU: list[Goal] = [
         for batch in (16, 32, 64)
     ),
     *(
-        Goal("cpu", op, _CRITIC, "float32", batch, "peak_ratio", 0.7, "eager")
-        for op in ("gradient penalty", "critic loss")
+        Goal("cpu", op, shape, dtype, batch, "peak_ratio", 0.7, "eager")
+        for op, shape in (
+            ("gradient penalty", _CRITIC),
+            ("critic loss", _CRITIC),
+            ("critic loss", f"{_CRITIC}, layer norm"),
+        )
+        for dtype in _BOTH
         for batch in (16, 32, 64)
     ),
     *(

@@ -22,10 +22,11 @@ from fastgan.errors import (
     OutputError,
     UnsupportedCriticError,
 )
-from fastgan.explain import Report, explain
+from fastgan.explain import explain
 from fastgan.fallback import FallbackWarning
 from fastgan.nn import fuse
 from fastgan.penalty import CriticLoss, gradient_penalty, wgan_gp_critic_loss
+from fastgan.report import Report
 from fastgan.weight_clipping import clip_weights_
 
 __all__ = [

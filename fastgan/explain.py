@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,52 +14,11 @@ from fastgan.ops import op_paths
 from fastgan.penalty.plan import Plan
 from fastgan.penalty.selection import find_plan, inner_critic
 from fastgan.penalty.steps import Step
+from fastgan.report import Report, Row
 
-__all__ = ["Report", "Row", "explain"]
+__all__ = ["explain"]
 
 _FUSED = "fused: one forward, one signal, one tangent pass, no second backward"
-
-
-@dataclass(frozen=True)
-class Row:
-    """How one thing runs.
-
-    Attributes:
-        layer: a layer's name as in ``named_modules``, or a function's or an op's.
-        op: what it computes.
-        path: "triton", "cuda", "cpu", "aten" or "autograd".
-        reason: why that one; empty where there is nothing to say.
-    """
-
-    layer: str
-    op: str
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class Report:
-    """What :func:`explain` found; ``str`` of it is a table.
-
-    Attributes:
-        rows: the findings.
-    """
-
-    rows: tuple[Row, ...]
-
-    def __str__(self) -> str:
-        table = [("layer", "op", "path", "reason")]
-        table += [(row.layer, row.op, row.path, row.reason) for row in self.rows]
-        widths = [max(len(line[column]) for line in table) for column in range(3)]
-        return "\n".join(
-            "  ".join(
-                [
-                    *(cell.ljust(width) for cell, width in zip(line[:3], widths, strict=True)),
-                    line[3],
-                ]
-            ).rstrip()
-            for line in table
-        )
 
 
 def explain(
@@ -115,13 +73,11 @@ def explain(
         reason = find_plan(critic, torch.empty(2, 1), ())
         assert isinstance(reason, str)
         return Report(_functions(name, "autograd", reason))
-    layers = tuple(
-        Row(placed.layer, placed.op, placed.path, placed.reason) for placed in placements(critic)
-    )
+    layers = placements(critic)
     if images is None:
         images = _example(critic)
         if images is None:
-            return Report(layers)
+            return Report(tuple(layers))
     if critic_args is None:
         classes = getattr(critic, "num_classes", None)
         labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)

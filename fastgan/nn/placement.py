@@ -6,8 +6,6 @@ a call can tell (an input of an unusual kind) is not among them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
@@ -15,31 +13,15 @@ from fastgan.nn.fused_sequential import FusedSequential
 from fastgan.nn.plan import PlannedStage, Single, plan_of
 from fastgan.nn.stretch import path_of_layer
 from fastgan.ops import op_paths
+from fastgan.report import Row
 
-__all__ = ["Placement", "placements"]
+__all__ = ["placements"]
 
 NOT_FUSED = "not in a FusedSequential, which fastgan.fuse makes of an nn.Sequential"
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Who runs one layer.
-
-    Attributes:
-        layer: its name, as in ``named_modules``.
-        op: its class.
-        path: "triton", "cuda", "cpu" or "aten".
-        reason: how, or why not better.
-    """
-
-    layer: str
-    op: str
-    path: str
-    reason: str
-
-
-def placements(module: nn.Module) -> list[Placement]:
-    """One for every layer without children, in the order of ``named_modules``.
+def placements(module: nn.Module) -> list[Row]:
+    """One row for every layer without children, in the order of ``named_modules``.
 
     Example:
         >>> block = FusedSequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
@@ -50,14 +32,14 @@ def placements(module: nn.Module) -> list[Placement]:
         ReLU | together with '1'
         Flatten | Flatten is not one of the layers that are fused
     """
-    found: dict[str, Placement] = {}
+    found: dict[str, Row] = {}
     for prefix, parent in module.named_modules():
         if isinstance(parent, FusedSequential):
-            for placement in _of_sequence(prefix, parent):
-                found[placement.layer] = placement
+            for row in _of_sequence(prefix, parent):
+                found[row.layer] = row
     for name, layer in module.named_modules():
         if name not in found and not list(layer.children()):
-            found[name] = Placement(name, type(layer).__name__, "aten", NOT_FUSED)
+            found[name] = Row(name, type(layer).__name__, "aten", NOT_FUSED)
     order = {name: number for number, (name, _) in enumerate(module.named_modules())}
     return sorted(
         (each for each in found.values() if each.op != "ParametrizationList"),
@@ -65,28 +47,26 @@ def placements(module: nn.Module) -> list[Placement]:
     )
 
 
-def _of_sequence(prefix: str, sequence: FusedSequential) -> list[Placement]:
-    found: list[Placement] = []
+def _of_sequence(prefix: str, sequence: FusedSequential) -> list[Row]:
+    found: list[Row] = []
     for part in plan_of(sequence.all_children()):
         if isinstance(part, Single):
             if not list(part.module.children()):
                 name = _joined(prefix, part.name)
-                found.append(Placement(name, type(part.module).__name__, "aten", part.reason))
+                found.append(Row(name, type(part.module).__name__, "aten", part.reason))
             continue
         for planned, following in zip(part.stages, [*part.stages[1:], None], strict=True):
             found += _of_stage(prefix, planned, following)
     return found
 
 
-def _of_stage(
-    prefix: str, planned: PlannedStage, following: PlannedStage | None
-) -> list[Placement]:
+def _of_stage(prefix: str, planned: PlannedStage, following: PlannedStage | None) -> list[Row]:
     device = next(
         (each.device for module in planned.modules() for each in module.parameters()),
         torch.device("cpu"),
     )
     path, reason = path_of_layer(planned)
-    found = [Placement(_joined(prefix, planned.names[0]), _title(planned.layer), path, reason)]
+    found = [Row(_joined(prefix, planned.names[0]), _title(planned.layer), path, reason)]
     names = iter(planned.names[1:])
     beside = planned.names[0]
     if planned.norm is not None:
@@ -97,7 +77,7 @@ def _of_stage(
                 f"running statistics, folded into the weight and bias of {planned.names[0]!r} "
                 "where the batch is worth it"
             )
-            found.append(Placement(name, title, path, folded))
+            found.append(Row(name, title, path, folded))
             beside = planned.names[0]
         else:
             if following is None:
@@ -107,7 +87,7 @@ def _of_stage(
             else:
                 where = f"normalised and activated for {following.names[0]!r} alone, and not kept"
             by = path if path == "triton" and following is not None else _norm_path(device)
-            found.append(Placement(name, title, by, f"statistics of the batch; {where}"))
+            found.append(Row(name, title, by, f"statistics of the batch; {where}"))
     if planned.activation is not None:
         by = found[-1].path
         if by == "aten":
@@ -115,7 +95,7 @@ def _of_stage(
         else:
             reason = f"together with {beside!r}"
         name = _joined(prefix, next(names))
-        found.append(Placement(name, _title(planned.activation), by, reason))
+        found.append(Row(name, _title(planned.activation), by, reason))
     return found
 
 

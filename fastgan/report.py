@@ -1,0 +1,54 @@
+"""How layers and ops run, as rows of a table: what :func:`fastgan.explain` gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Report", "Row"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """How one thing runs.
+
+    Attributes:
+        layer: a layer's name as in ``named_modules``, or a function's or an op's.
+        op: what it computes: a layer's class, a function's or an op's name.
+        path: "triton", "cuda", "cpu", "aten" or "autograd".
+        reason: how, or why not better; empty where there is nothing to say.
+    """
+
+    layer: str
+    op: str
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What :func:`fastgan.explain` found; ``str`` of it is a table.
+
+    Attributes:
+        rows: the findings.
+
+    Example:
+        >>> print(Report((Row("main.0", "Conv2d", "aten", "groups = 2"),)))
+        layer   op      path  reason
+        main.0  Conv2d  aten  groups = 2
+    """
+
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        table = [("layer", "op", "path", "reason")]
+        table += [(row.layer, row.op, row.path, row.reason) for row in self.rows]
+        widths = [max(len(line[column]) for line in table) for column in range(3)]
+        return "\n".join(
+            "  ".join(
+                [
+                    *(cell.ljust(width) for cell, width in zip(line[:3], widths, strict=True)),
+                    line[3],
+                ]
+            ).rstrip()
+            for line in table
+        )

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastgan.errors import ConfigError
 from fastgan.nn.placement import placements
-from fastgan.ops import op_paths
+from fastgan.ops import op_path, op_paths
 from fastgan.penalty.plan import Plan
 from fastgan.penalty.selection import find_plan, inner_critic
 from fastgan.penalty.steps import Step
@@ -41,7 +41,8 @@ def explain(
         A report. Of a module: one row per layer, for its forward and backward pass. Before these,
         if it is a critic (it takes images and returns one score for each): one row for the penalty
         ("aten" is the fused pass over aten's convolutions, "autograd" double backward), one for
-        the critic loss, and one per layer of the penalty's plan.
+        the critic loss, one for each op of fastgan's that either calls beside the layers, and one
+        per layer of the penalty's plan ("cpu" or "cuda" where fastgan's kernels compute it).
 
     Raises:
         ConfigError: it is no module, nor a function (a ValueError).
@@ -51,6 +52,8 @@ def explain(
         >>> report = explain(WGANCritic(nc=1, ndf=4, image_size=16))
         >>> report.rows[0].op, report.rows[0].path
         ('gradient_penalty', 'aten')
+        >>> report.rows[2].op, report.rows[2].reason.split(";")[0]
+        ('penalty_tangent_', "the penalty's value, and its tangent of the points' gradient")
         >>> print(explain(WGANCritic(nc=1, ndf=4, image_size=16, norm="batch")).rows[0].reason)
         layer 'main.3' (BatchNorm2d): batch norm in training mode couples the samples of a batch
         >>> from fastgan.models import DCGANGenerator
@@ -84,7 +87,12 @@ def explain(
         critic_args = (labels,) if classes is not None else ()
     found = find_plan(critic, images, tuple(critic_args))
     if isinstance(found, Plan):
-        rows = [*_functions(name, "aten", _FUSED, found.moving), *_layers(found)]
+        device = images.device.type
+        rows = [
+            *_functions(name, "aten", _FUSED, found.moving),
+            *_beside_layers(name, found, device),
+            *_layers(found, device),
+        ]
         return Report((*rows, *layers))
     rows = [*_functions(name, "autograd", found)]
     rows += [
@@ -112,16 +120,27 @@ def _functions(name: str, path: str, reason: str, moving: str | None = None) -> 
     )
 
 
-def _layers(plan: Plan) -> list[Row]:
-    return [
-        Row(
-            planned.layer or planned.kind,
-            planned.step.op,
-            "aten",
-            _shape_of(planned.step),
-        )
-        for planned in plan.steps
-    ]
+def _beside_layers(name: str, plan: Plan, device: str) -> list[Row]:
+    purposes = {"penalty_tangent_": "the penalty's value, and its tangent of the points' gradient"}
+    if plan.moving is None:
+        purposes["penalty_mix_"] = "the critic loss's batch of fakes, reals and points"
+    return [_by_kernel(name, op, op, device, purpose) for op, purpose in purposes.items()]
+
+
+def _layers(plan: Plan, device: str) -> list[Row]:
+    rows = []
+    for planned in plan.steps:
+        step, layer = planned.step, planned.layer or planned.kind
+        if step.kernel is None:
+            rows.append(Row(layer, step.op, "aten", _shape_of(step)))
+        else:
+            rows.append(_by_kernel(layer, step.op, step.kernel, device, _shape_of(step)))
+    return rows
+
+
+def _by_kernel(layer: str, op: str, kernel: str, device: str, purpose: str) -> Row:
+    found = op_path(kernel, device)
+    return Row(layer, op, found.path, f"{purpose}; {found.reason}")
 
 
 def _shape_of(step: Step) -> str:

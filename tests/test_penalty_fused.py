@@ -1194,18 +1194,44 @@ def test_explain_names_every_layer_of_a_fused_critic() -> None:
     critic = WGANCritic(3, 4, 32, num_classes=2)
     report = fastgan.explain(critic)
     assert [row.op for row in report.rows[:2]] == ["gradient_penalty", "wgan_gp_critic_loss"]
-    assert {row.path for row in report.rows} == {"aten"}
+    assert {row.path for row in report.rows if not row.op.startswith("penalty_")} == {"aten"}
     named = {row.layer for row in report.rows}
     assert {f"main.{i}" for i in range(len(critic.main))} <= named
     assert str(report).splitlines()[0].split() == ["layer", "op", "path", "reason"]
 
 
-def test_explain_names_the_norms_of_a_fused_critic() -> None:
-    report = fastgan.explain(WGANCritic(3, 4, 32, norm="layer"))
-    norms = [row for row in report.rows if row.op == "group_norm"]
+def path_of_kernels(device: torch.device) -> str:
+    info = fastgan.build_info()
+    return device.type if info.native and (device.type == "cpu" or info.cuda) else "aten"
+
+
+@pytest.mark.parametrize("norm", ["layer", "instance"])
+def test_explain_says_who_computes_a_fused_critics_norms(norm: str, device: torch.device) -> None:
+    report = fastgan.explain(WGANCritic(3, 4, 32, norm=norm).to(device))
+    norms = [row for row in report.rows if "second derivative" in row.reason]
     assert [row.layer for row in norms] == ["main.3", "main.6"]
-    assert {row.path for row in norms} == {"aten"}
-    assert all("second derivative" in row.reason for row in norms)
+    assert {row.op for row in norms} == {{"layer": "group_norm", "instance": "instance_norm"}[norm]}
+    assert {row.path for row in norms} == {path_of_kernels(device)}
+    said = {"cpu": "; C++, ", "cuda": "; CUDA ", "aten": "; this "}[path_of_kernels(device)]
+    assert all(said in row.reason for row in norms)
+
+
+def test_explain_says_who_computes_a_layer_norm(device: torch.device) -> None:
+    critic = nn.Sequential(nn.Linear(5, 4), nn.LayerNorm(4), nn.Linear(4, 1)).to(device)
+    (norm,) = (row for row in fastgan.explain(critic).rows if row.op == "layer_norm")
+    assert (norm.layer, norm.path) == ("1", path_of_kernels(device))
+
+
+def test_explain_says_who_mixes_and_who_takes_the_tangent(device: torch.device) -> None:
+    name, path = "WGANCritic", path_of_kernels(device)
+    report = fastgan.explain(WGANCritic(1, 4, 16).to(device))
+    beside = [row for row in report.rows if row.op.startswith("penalty_")]
+    assert [(row.layer, row.op, row.path) for row in beside] == [
+        (name, "penalty_tangent_", path),
+        (name, "penalty_mix_", path),
+    ]
+    moving = fastgan.explain(spectral(WGANCritic(1, 4, 16)).to(device))
+    assert "penalty_mix_" not in {row.op for row in moving.rows}
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from torch import nn
 from fastgan.nn.fused_sequential import FusedSequential
 from fastgan.nn.plan import PlannedStage, Single, plan_of
 from fastgan.nn.stretch import path_of_layer
-from fastgan.ops import op_paths
+from fastgan.ops import op_path
 from fastgan.report import Row
 
 __all__ = ["placements"]
@@ -86,7 +86,9 @@ def _of_stage(prefix: str, planned: PlannedStage, following: PlannedStage | None
                 where = f"normalised and activated on the load of {following.names[0]!r}"
             else:
                 where = f"normalised and activated for {following.names[0]!r} alone, and not kept"
-            by = path if path == "triton" and following is not None else _norm_path(device)
+            by = path
+            if path != "triton" or following is None:
+                by = op_path("norm_act", device.type).path
             found.append(Row(name, title, by, f"statistics of the batch; {where}"))
     if planned.activation is not None:
         by = found[-1].path
@@ -101,11 +103,6 @@ def _of_stage(prefix: str, planned: PlannedStage, following: PlannedStage | None
 
 def _uses_running_statistics(norm: nn.Module) -> bool:
     return not norm.training and norm.running_mean is not None
-
-
-def _norm_path(device: torch.device) -> str:
-    paths = (row.path for row in op_paths() if row.op == "norm_act" and row.device == device.type)
-    return next(paths, "aten")
 
 
 def _title(module: nn.Module) -> str:

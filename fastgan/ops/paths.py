@@ -30,7 +30,7 @@ from fastgan.ops import (
 from fastgan.ops.bn_act import check as check_bn_act
 from fastgan.ops.registration import NAMESPACE, why_no_kernel
 
-__all__ = ["OpPath", "check_op", "op_paths"]
+__all__ = ["OpPath", "check_op", "op_path", "op_paths"]
 
 #: For each op, a function that runs it on a device and raises FastganError on a wrong value.
 _CHECKS: dict[str, Callable[[torch.device | str], None]] = {
@@ -65,7 +65,7 @@ class OpPath:
 
     Attributes:
         op: the op's name under ``torch.ops.fastgan``.
-        device: ``"cpu"`` or ``"cuda"``.
+        device: its kind: ``"cpu"``, ``"cuda"`` or another of torch's.
         path: ``"cpu"`` or ``"cuda"`` for a kernel of fastgan's own, ``"aten"`` for plain PyTorch.
         usable: whether this machine and this torch have such a device.
         reason: what the kernel was compiled for, or why there is none.
@@ -87,24 +87,37 @@ def op_paths() -> list[OpPath]:
         ...     "cpu", "aten")
         True
     """
+    return [op_path(op, device) for op in _CHECKS for device in ("cpu", "cuda")]
+
+
+def op_path(op: str, device: str) -> OpPath:
+    """One op on one kind of device.
+
+    Args:
+        op: the op's name under ``torch.ops.fastgan``, such as ``"clip_"``.
+        device: the kind, as ``torch.device`` has it in ``type``.
+
+    Raises:
+        ConfigError: there is no such op.
+
+    Example:
+        >>> from fastgan.ops import op_path
+        >>> op_path("clip_", "mps").reason.startswith("fastgan has kernels for the CPU and")
+        True
+    """
+    _check_name(op)
+    usable = device != "cuda" or torch.cuda.is_available()
+    if device not in ("cpu", "cuda") or not torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"{NAMESPACE}::{op}", device.upper()
+    ):
+        return OpPath(op, device, "aten", usable, why_no_kernel(device))
     info = _native.build_info()
-    rows = []
-    for op in _CHECKS:
-        for device in ("cpu", "cuda"):
-            usable = device == "cpu" or torch.cuda.is_available()
-            has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key(
-                f"{NAMESPACE}::{op}", device.upper()
-            )
-            if not has_kernel:
-                rows.append(OpPath(op, device, "aten", usable, why_no_kernel(device)))
-                continue
-            if device == "cpu":
-                reason = f"C++, {info.cpu_instruction_set}"
-            else:
-                reason = f"CUDA {info.cuda_toolkit}, {' '.join(info.cuda_architectures)}"
-                reason += "" if usable else "; torch finds no CUDA device here"
-            rows.append(OpPath(op, device, device, usable, reason))
-    return rows
+    if device == "cpu":
+        reason = f"C++, {info.cpu_instruction_set}"
+    else:
+        reason = f"CUDA {info.cuda_toolkit}, {' '.join(info.cuda_architectures)}"
+        reason += "" if usable else "; torch finds no CUDA device here"
+    return OpPath(op, device, device, usable, reason)
 
 
 def check_op(op: str, device: torch.device | str) -> None:
@@ -123,6 +136,10 @@ def check_op(op: str, device: torch.device | str) -> None:
         >>> from fastgan.ops import check_op
         >>> check_op("clip_", "cpu")
     """
+    _check_name(op)
+    _CHECKS[op](device)
+
+
+def _check_name(op: str) -> None:
     if op not in _CHECKS:
         raise ConfigError(f"op is {op!r}; expected one of {', '.join(_CHECKS)}")
-    _CHECKS[op](device)

@@ -114,6 +114,7 @@ class _Norm(CurvedStep):
     """
 
     offsets = (1,)
+    kernel = "penalty_norm_forward_"
 
     def __init__(self, groups: int, eps: float) -> None:
         self.groups = groups

@@ -95,6 +95,8 @@ class Step(ABC):
         offsets: which of its parameters only shift the output: no penalty depends on them.
         keeps_output: whether ``run`` keeps the output, which so must not be written over.
         channels_last: whether maps (N, C, H, W) lie channels-last in memory; the plan says.
+        kernel: an op of ``torch.ops.fastgan`` that stands for those which do its arithmetic; None
+            where aten's ops do.
     """
 
     op = "map"
@@ -105,6 +107,7 @@ class Step(ABC):
     offsets: tuple[int, ...] = ()
     keeps_output = False
     channels_last = False
+    kernel: str | None = None
 
     @abstractmethod
     def apply(self, inputs: Tensors, parameters: Parameters) -> Tensor:

@@ -1,8 +1,10 @@
-"""The activations of :mod:`fastgan.activations` in Triton: the function, and its derivative.
+"""The activations of :mod:`fastgan.activations` in Triton: the function, and a gradient through it.
 
-Each is a function of float32 values and of the negative slope. The derivative comes in two forms:
-from the output, as a gradient's prologue has it, and from the input, as the epilogue that
-recomputes the normalised value has it. Formulas, and what NaN does, are those of the table there.
+Each is a function of float32 values and of the negative slope. A gradient comes in two forms: by
+the activation's output, as a gradient's prologue has it, and by its input, as the epilogue that
+recomputes the normalised value has it. Where a ReLU's is masked it is replaced by 0, not
+multiplied: an infinite one would become NaN. Formulas, and what NaN does, are those of the table
+there.
 """
 
 # mypy: ignore-errors
@@ -13,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["DERIVATIVE_FROM_INPUT", "DERIVATIVE_FROM_OUTPUT", "FORWARD"]
+__all__ = ["FORWARD", "GRADIENT_BY_INPUT", "GRADIENT_BY_OUTPUT"]
 
 
 @triton.jit
@@ -60,47 +62,47 @@ def sigmoid(x, negative_slope):
 
 
 @triton.jit
-def none_from_output(y, negative_slope):
-    """1, in y's shape."""
-    return tl.full(y.shape, 1.0, tl.float32)
+def none_gradient(grad, y, negative_slope):
+    """grad."""
+    return grad
 
 
 @triton.jit
-def relu_from_output(y, negative_slope):
-    """0 where y <= 0, else 1: torch lets a gradient through where y is NaN."""
-    return tl.where(y <= 0, 0.0, 1.0)
+def relu_gradient(grad, y, negative_slope):
+    """0 where y <= 0, else grad: torch lets a gradient through where y is NaN."""
+    return tl.where(y <= 0, 0.0, grad)
 
 
 @triton.jit
-def leaky_relu_from_output(y, negative_slope):
-    """1 where y > 0, else negative_slope."""
-    return tl.where(y > 0, 1.0, negative_slope)
+def leaky_relu_gradient(grad, y, negative_slope):
+    """grad where y > 0, else grad * negative_slope."""
+    # One product of a choice, where a choice of grad or a product would give the same: the latter
+    # takes up to 39 registers more (sm_90, scatter, float32, 64x64x32).
+    return grad * tl.where(y > 0, 1.0, negative_slope)
 
 
 @triton.jit
-def tanh_from_output(y, negative_slope):
-    """1 - y^2."""
-    return 1.0 - y * y
+def tanh_gradient(grad, y, negative_slope):
+    """grad (1 - y^2)."""
+    return grad * (1.0 - y * y)
 
 
 @triton.jit
-def sigmoid_from_output(y, negative_slope):
-    """y (1 - y)."""
-    return y * (1.0 - y)
+def sigmoid_gradient(grad, y, negative_slope):
+    """grad y (1 - y)."""
+    return grad * (y * (1.0 - y))
 
 
 @triton.jit
-def tanh_from_input(x, negative_slope):
-    """1 - tanh(x)^2."""
-    y = tanh(x, negative_slope)
-    return 1.0 - y * y
+def tanh_gradient_by_input(grad, x, negative_slope):
+    """grad (1 - tanh(x)^2)."""
+    return tanh_gradient(grad, tanh(x, negative_slope), negative_slope)
 
 
 @triton.jit
-def sigmoid_from_input(x, negative_slope):
-    """sigmoid(x) (1 - sigmoid(x))."""
-    y = sigmoid(x, negative_slope)
-    return y * (1.0 - y)
+def sigmoid_gradient_by_input(grad, x, negative_slope):
+    """grad sigmoid(x) (1 - sigmoid(x))."""
+    return sigmoid_gradient(grad, sigmoid(x, negative_slope), negative_slope)
 
 
 #: By the names of :data:`fastgan.activations.ACTIVATIONS`.
@@ -111,19 +113,17 @@ FORWARD = {
     "tanh": tanh,
     "sigmoid": sigmoid,
 }
-DERIVATIVE_FROM_OUTPUT = {
-    "none": none_from_output,
-    "relu": relu_from_output,
-    "leaky_relu": leaky_relu_from_output,
-    "tanh": tanh_from_output,
-    "sigmoid": sigmoid_from_output,
+GRADIENT_BY_OUTPUT = {
+    "none": none_gradient,
+    "relu": relu_gradient,
+    "leaky_relu": leaky_relu_gradient,
+    "tanh": tanh_gradient,
+    "sigmoid": sigmoid_gradient,
 }
 #: A ReLU's output has the sign of its input; a leaky one's too, unless the slope is negative, and
 #: then the input is what counts.
-DERIVATIVE_FROM_INPUT = {
-    "none": none_from_output,
-    "relu": relu_from_output,
-    "leaky_relu": leaky_relu_from_output,
-    "tanh": tanh_from_input,
-    "sigmoid": sigmoid_from_input,
+GRADIENT_BY_INPUT = {
+    **GRADIENT_BY_OUTPUT,
+    "tanh": tanh_gradient_by_input,
+    "sigmoid": sigmoid_gradient_by_input,
 }

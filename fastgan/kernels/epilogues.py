@@ -10,9 +10,9 @@ and a reduction which two numbers per channel the tile leaves beside it:
 
 ``accumulator`` is the tile of the product, [positions, channels] in float32; ``other`` the same
 tile of the second tensor, if the epilogue has one; the vectors are [1, channels] float32; FUNCTION
-is an activation or its derivative, of ``fastgan.kernels.activations``. A reduction sees the value
-*as stored*, rounded to the output's dtype: it is what the next layer will read. ``kept`` says which
-elements of the tile exist, and ``count`` how many of a channel.
+is an activation or the gradient through it, of ``fastgan.kernels.activations``. A reduction sees
+the value *as stored*, rounded to the output's dtype: it is what the next layer will read. ``kept``
+says which elements of the tile exist, and ``count`` how many of a channel.
 """
 
 # mypy: ignore-errors
@@ -42,16 +42,16 @@ def bias_activation(accumulator, other, bias, mean, scale, negative_slope, FUNCT
 def activation_gradient(
     accumulator, output, bias, mean, scale, negative_slope, FUNCTION: tl.constexpr
 ):
-    """accumulator z', z' from the activation's output."""
-    return accumulator * FUNCTION(output, negative_slope)
+    """accumulator z', by the activation's output."""
+    return FUNCTION(accumulator, output, negative_slope)
 
 
 @triton.jit
 def norm_activation_gradient(
     accumulator, x, bias, mean, scale, negative_slope, FUNCTION: tl.constexpr
 ):
-    """accumulator z'((x - mean) scale + bias), z' from the activation's input."""
-    return accumulator * FUNCTION((x - mean) * scale + bias, negative_slope)
+    """accumulator z'((x - mean) scale + bias), by the activation's input."""
+    return FUNCTION(accumulator, (x - mean) * scale + bias, negative_slope)
 
 
 @triton.jit

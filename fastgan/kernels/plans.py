@@ -35,7 +35,7 @@ Four = tuple[int, int, int, int]
 PROLOGUES = {
     None: (None, None),
     "norm_activation": (prologues.norm_activation, activations.FORWARD),
-    "activation_gradient": (prologues.activation_gradient, activations.DERIVATIVE_FROM_OUTPUT),
+    "activation_gradient": (prologues.activation_gradient, activations.GRADIENT_BY_OUTPUT),
     "batch_norm_gradient": (prologues.batch_norm_gradient, activations.FORWARD),
 }
 #: The same, and the reduction.
@@ -44,12 +44,12 @@ EPILOGUES = {
     "statistics": (epilogues.bias_activation, activations.FORWARD, epilogues.statistics),
     "activation_gradient": (
         epilogues.activation_gradient,
-        activations.DERIVATIVE_FROM_OUTPUT,
+        activations.GRADIENT_BY_OUTPUT,
         None,
     ),
     "norm_activation_gradient": (
         epilogues.norm_activation_gradient,
-        activations.DERIVATIVE_FROM_INPUT,
+        activations.GRADIENT_BY_INPUT,
         epilogues.gradient_sums,
     ),
 }

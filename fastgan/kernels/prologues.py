@@ -6,8 +6,8 @@ All have one signature, so that a kernel can be given any of them:
 
 ``value`` is the tile of the operand, [positions, channels] in float32; ``other`` the same tile of
 the second tensor, if the prologue has one; the vectors are [1, channels] float32; FUNCTION is an
-activation or its derivative, of ``fastgan.kernels.activations``. What a prologue has no use for is
-whatever the kernel passes, and costs nothing: the compiler drops the loads.
+activation or the gradient through it, of ``fastgan.kernels.activations``. What a prologue has no
+use for is whatever the kernel passes, and costs nothing: the compiler drops the loads.
 """
 
 # mypy: ignore-errors
@@ -33,8 +33,8 @@ def norm_activation(
 def activation_gradient(
     g, output, mean, scale, bias, slope, offset, negative_slope, FUNCTION: tl.constexpr
 ):
-    """g z', z' from the activation's output."""
-    return g * FUNCTION(output, negative_slope)
+    """g z', by the activation's output."""
+    return FUNCTION(g, output, negative_slope)
 
 
 @triton.jit

@@ -320,6 +320,67 @@ def test_gradient_epilogues(name, transposed, dtype, device):
             assert ((found.double().sum(0) - value.sum((0, 2, 3))).abs() <= bound).all()
 
 
+ONE_TO_ONE = Case(ConvGeometry((1, 1)), 1, (1, 1), (4, 3))
+
+
+#: NumPy's, of what inf - inf and 0 inf are.
+IN_THE_INTERPRETER = pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")
+
+
+def at_the_kinks(name, device) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients, infinite ones too, and what the activation took at each; what torch makes of it.
+
+    As images of one channel: through a 1x1 convolution by 1 nothing meets anything else.
+    """
+    inputs = torch.tensor([-1.0, 0.0, 2.0], device=device)
+    gradients = torch.tensor([torch.inf, -torch.inf, torch.nan, 0.5], device=device)
+    grad, x = (
+        t.reshape(ONE_TO_ONE.output_shape) for t in torch.meshgrid(gradients, inputs, indexing="ij")
+    )
+    y = x.clone().requires_grad_()
+    (expected,) = torch.autograd.grad(ACTIVATIONS[name].forward(y, SLOPE), y, grad)
+    return grad, x, expected
+
+
+@IN_THE_INTERPRETER
+@pytest.mark.parametrize("name", NAMES)
+def test_infinite_gradients_are_let_through_or_not_as_by_torch(name, device):
+    grad, x, expected = at_the_kinks(name, device)
+    one = torch.ones(1, device=device)
+    norm = NormActivation(0 * one, one, None, name, SLOPE)
+    weight = torch.ones(1, 1, 1, 1, device=device)
+    by_output = ActivationGradient(ACTIVATIONS[name].forward(x, SLOPE), name, SLOPE)
+    geometry, size = ONE_TO_ONE.geometry, ONE_TO_ONE.size
+    for fused in (
+        {"prologue": by_output},
+        {"epilogue": by_output},
+        {"epilogue": NormActivationGradient(x, norm, one)},
+    ):
+        ours, _ = input_gradient(grad, weight, geometry, size, **fused)
+        torch.testing.assert_close(ours, expected, equal_nan=True)
+
+
+@IN_THE_INTERPRETER
+def test_infinite_gradients_that_are_masked_reach_no_sum(device):
+    grad, x, expected = at_the_kinks("relu", device)
+    let_through = x > 0
+    grad = grad.masked_fill(let_through, 0.5)
+    expected = expected.masked_fill(let_through, 0.5)
+    one = torch.ones(1, device=device)
+    weight = torch.ones(1, 1, 1, 1, device=device)
+    geometry, size = ONE_TO_ONE.geometry, ONE_TO_ONE.size
+    norm = NormActivation(0 * one, one, None, "relu", 0.0)
+    _, sums = input_gradient(
+        grad, weight, geometry, size, epilogue=NormActivationGradient(x, norm, one)
+    )
+    by_output = ActivationGradient(x.relu(), "relu", 0.0)
+    of_weight, of_bias = weight_gradient(
+        x, grad, geometry, weight, grad_prologue=by_output, with_bias=True
+    )
+    assert sums.grad.sum() == of_bias == expected.sum() == 2.0
+    assert sums.grad_xhat.sum() == of_weight == (expected * x).sum() == 4.0
+
+
 @TRANSPOSED
 def test_all_at_once(transposed, dtype, device):
     conv = case(transposed, channels=(20, 17), size=(4, 4))

@@ -16,7 +16,7 @@ or a page of docs/. What is between them is replaced. The names:
 The README's figures of the demo, between marks of their own, are record_demo.py's.
 
 Results are benchmarks/results/bench-*.json (schema: fastgan/bench/schema.py) and, for what they
-lack, optimizers-*.json and training-*.json (fields: the recorders of that name).
+lack, optimizers-*.json (fields: record_optimizers.py).
 """
 
 from __future__ import annotations
@@ -49,7 +49,6 @@ def load_results(folder: Path = RESULTS) -> list[tuple[Path, Result]]:
     readers: dict[str, Callable[[Path], Result]] = {
         "bench-*.json": read_result,
         "optimizers-*.json": read_optimizers,
-        "training-*.json": read_training,
     }
     return [
         (path, read(path))
@@ -71,30 +70,6 @@ def read_optimizers(path: Path) -> Result:
         turns = None if turns is None else (turns["median"], *turns["quartiles"])
         rows += _times(case, seconds, row["best_peer"], turns)
         rows.append(_ours(case, "percent_of_floor", row["percent_of_copy"], detail="bandwidth"))
-    return _result(found, path, rows)
-
-
-def read_training(path: Path) -> Result:
-    """What record_training.py wrote, as rows of the schema."""
-    found = json.loads(path.read_text(encoding="utf-8"))
-    names = {"dcgan": ("DCGAN", 1), "wgan": ("WGAN", 5), "wgan-gp": ("WGAN-GP", 5)}
-    rows = []
-    for row in found["rows"]:
-        model, updates = names[row["model"]]
-        case = {
-            "suite": "training",
-            "op": f"{model} iteration",
-            "shape": f"64x64, {updates} critic update{'s' * (updates > 1)}",
-            "dtype": row["dtype"],
-            "batch": row["batch"],
-        }
-        seconds = {name: value * 1e-3 for name, value in row["median_ms"].items()}
-        low, middle, high = row["times_faster_by_turn"]
-        rows += _times(case, seconds, row["best_peer"], (middle, low, high))
-        for name, rate in row["images_per_second"].items():
-            rows.append(
-                Row(**case, provider=name, mode="launched", metric="images_per_second", value=rate)
-            )
     return _result(found, path, rows)
 
 

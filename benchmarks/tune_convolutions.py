@@ -72,20 +72,24 @@ CANDIDATES = {
 
 HEADER = '''"""The tiles per architecture, and how many programs fill one: data, see ``tiles.py``.
 
-A row: kernel, bits, max_rows, max_columns, max_channels, then the tile (block_m, block_n,
-block_k, warps, stages). Written by ``benchmarks/tune_convolutions.py``. MEASURED says on which GPU
-a table was measured; one that names none was chosen by what compiles without spilling.
+A row: bits, max_rows, max_columns, max_channels, then the tile (block_m, block_n, block_k, warps,
+stages). Written by ``benchmarks/tune_convolutions.py``; rows that several kernels or architectures
+have in common are named after the first. MEASURED says on which GPU a table was measured; one that
+names none was chosen by what compiles without spilling.
 """
 
 from __future__ import annotations
 
 __all__ = ["MEASURED", "PROGRAMS", "TABLES"]
 
-Row = tuple[str, int, int | None, int | None, int | None, tuple[int, int, int, int, int]]
+Row = tuple[int, int | None, int | None, int | None, tuple[int, int, int, int, int]]
+Rows = tuple[Row, ...]
 
 '''
 
-Row = tuple[str, int, int | None, int | None, int | None, tuple[int, ...]]
+Row = tuple[int, int | None, int | None, int | None, tuple[int, ...]]
+#: By kernel.
+Table = dict[str, tuple[Row, ...]]
 
 
 class Layer(NamedTuple):
@@ -215,16 +219,18 @@ def measure(work: Work, candidates: Iterable[Tile], rounds: int) -> dict[Tile, f
     return {tile: statistics.median(values) for tile, values in times.items()}
 
 
-def rows_from(best: dict[Problem, Tile], old: Iterable[Row]) -> tuple[Row, ...]:
+def table_from(best: dict[Problem, Tile], old: Table) -> Table:
     """The table in which every problem finds its tile; old rows stay where nothing was measured.
 
     Problems of a kernel and width are classed by their columns, a power of two; within a class a
     row reaches up to its problem's rows, and the last row of all to any problem.
     """
-    rows: list[Row] = []
     measured = {(problem.kernel, problem.bits, problem.channels < FEW) for problem in best}
-    kept = [row for row in old if (row[0], row[1], row[4] is not None) not in measured]
-    for kernel, bits, few in sorted(measured, key=lambda group: (group[0], group[1], not group[2])):
+    table = {
+        kernel: [row for row in rows if (kernel, row[0], row[3] is not None) not in measured]
+        for kernel, rows in old.items()
+    }
+    for kernel, bits, few in measured:
         group = {
             problem: tile
             for problem, tile in best.items()
@@ -244,9 +250,8 @@ def rows_from(best: dict[Problem, Tile], old: Iterable[Row]) -> tuple[Row, ...]:
                 merged.append((count, tile))
             for count, tile in merged:
                 last = (count, tile) == merged[-1]
-                rows.append(
+                table[kernel].append(
                     (
-                        kernel,
                         bits,
                         None if last else count,
                         None if columns == classes[-1] else columns,
@@ -255,7 +260,10 @@ def rows_from(best: dict[Problem, Tile], old: Iterable[Row]) -> tuple[Row, ...]:
                     )
                 )
     # First match: the rows for few channels come before those for any.
-    return tuple(sorted([*rows, *kept], key=lambda row: (row[0], row[1], row[4] is None)))
+    return {
+        kernel: tuple(sorted(rows, key=lambda row: (row[0], row[3] is None)))
+        for kernel, rows in table.items()
+    }
 
 
 def _class_of(columns: int) -> int:
@@ -263,21 +271,27 @@ def _class_of(columns: int) -> int:
 
 
 def render(
-    measured: dict[str, str | None], programs: dict[str, int], tables: dict[str, tuple[Row, ...]]
+    measured: dict[str, str | None], programs: dict[str, int], tables: dict[str, Table]
 ) -> str:
     """The text of tile_tables.py."""
     lines = ["MEASURED: dict[str, str | None] = {"]
     lines += [f"    {_quoted(name)}: {_quoted(gpu)}," for name, gpu in measured.items()]
     lines += ["}", "", "# Two for each multiprocessor.", "PROGRAMS: dict[str, int] = {"]
     lines += [f"    {_quoted(name)}: {count}," for name, count in programs.items()]
-    lines += ["}", "", "TABLES: dict[str, tuple[Row, ...]] = {"]
-    for name, rows in tables.items():
-        lines.append(f"    {_quoted(name)}: (")
-        lines += [
-            f"        ({_quoted(row[0])}, {', '.join(str(value) for value in row[1:])}),"
-            for row in rows
-        ]
-        lines.append("    ),")
+    lines += ["}", ""]
+    names: dict[tuple[Row, ...], str] = {}
+    for architecture, table in tables.items():
+        for kernel, rows in table.items():
+            if rows not in names:
+                names[rows] = f"{architecture}_{kernel}".upper()
+                lines.append(f"{names[rows]}: Rows = (")
+                lines += [f"    {row}," for row in rows]
+                lines.append(")")
+    lines += ["", "TABLES: dict[str, dict[str, Rows]] = {"]
+    for architecture, table in tables.items():
+        lines.append(f"    {_quoted(architecture)}: {{")
+        lines += [f"        {_quoted(kernel)}: {names[rows]}," for kernel, rows in table.items()]
+        lines.append("    },")
     return HEADER + "\n".join([*lines, "}", ""])
 
 
@@ -311,7 +325,7 @@ def main() -> None:
                     best[problem] = ranked[0]
                     shown = ", ".join(f"{tuple(t)} {1e3 * times[t]:.1f} us" for t in ranked[:3])
                     print(f"batch {batch} {problem}: {shown}", flush=True)
-    tables = {**TABLES, architecture: rows_from(best, TABLES[architecture])}
+    tables = {**TABLES, architecture: table_from(best, TABLES[architecture])}
     measured = {**MEASURED, architecture: torch.cuda.get_device_name(device)}
     multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
     programs = {**PROGRAMS, architecture: 2 * multiprocessors}

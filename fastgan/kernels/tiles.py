@@ -87,7 +87,11 @@ def architecture_of(capability: Capability) -> str:
 
 def rows_of(architecture: str) -> tuple[TileRow, ...]:
     """The table of an architecture."""
-    return tuple(TileRow(*row[:5], Tile(*row[5])) for row in TABLES[architecture])
+    return tuple(
+        TileRow(kernel, *row[:4], Tile(*row[4]))
+        for kernel, rows in TABLES[architecture].items()
+        for row in rows
+    )
 
 
 _ROWS = {architecture: rows_of(architecture) for architecture in TABLES}

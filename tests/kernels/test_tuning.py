@@ -60,8 +60,10 @@ def test_every_problem_finds_the_tile_that_won_it(seed, tuner):
     chance = random.Random(seed)
     problems = problems_of_dcgan(tuner)
     best = {problem: chance.choice(tuner.CANDIDATES[16]) for problem in problems}
-    rows = tuner.rows_from(best, tile_tables.TABLES["sm_90"])
-    table = [TileRow(*row[:5], Tile(*row[5])) for row in rows]
+    found = tuner.table_from(best, tile_tables.TABLES["sm_90"])
+    table = [
+        TileRow(kernel, *row[:4], Tile(*row[4])) for kernel, rows in found.items() for row in rows
+    ]
     for problem, tile in best.items():
         assert next(row.tile for row in table if row.takes(problem)) == tile
     for kernel in ("gather", "scatter", "weight_gradient"):
@@ -73,16 +75,29 @@ def test_every_problem_finds_the_tile_that_won_it(seed, tuner):
 def test_rows_of_what_was_not_measured_stay(tuner):
     best = {Problem("gather", 16, 4096, 64, 64): Tile(64, 64, 32, 4, 4)}
     old = tile_tables.TABLES["sm_90"]
-    rows = tuner.rows_from(best, old)
-    replaced = {row for row in old if row[:2] == ("gather", 16) and row[4] is None}
-    assert set(rows) == (set(old) - replaced) | {
-        ("gather", 16, None, None, None, (64, 64, 32, 4, 4))
+    new = tuner.table_from(best, old)
+    replaced = {row for row in old["gather"] if row[0] == 16 and row[3] is None}
+    assert set(new.pop("gather")) == (set(old["gather"]) - replaced) | {
+        (16, None, None, None, (64, 64, 32, 4, 4))
     }
+    assert new == {kernel: rows for kernel, rows in old.items() if kernel != "gather"}
 
 
 def test_what_is_rendered_is_the_file(tuner):
     text = tuner.render(tile_tables.MEASURED, tile_tables.PROGRAMS, tile_tables.TABLES)
     assert text == Path(tile_tables.__file__).read_text(encoding="utf-8")
+
+
+def test_what_is_rendered_says_each_table_whoever_has_it(tuner):
+    best = {Problem("gather", 16, 4096, 64, 64): Tile(64, 64, 32, 4, 4)}
+    tables = dict(tile_tables.TABLES)
+    tables["sm_90"] = tuner.table_from(best, tables["sm_90"])
+    text = tuner.render(tile_tables.MEASURED, tile_tables.PROGRAMS, tables)
+    written: dict = {}
+    exec(compile(text, "tile_tables.py", "exec"), written)
+    assert written["TABLES"] == tables
+    assert written["TABLES"]["sm_90"]["gather"] != written["TABLES"]["sm_100"]["gather"]
+    assert max(map(len, text.splitlines())) <= 100
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU: it would be tuned for")

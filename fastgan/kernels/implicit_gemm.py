@@ -23,34 +23,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastgan.kernels.prologues import load_vector
+from fastgan.kernels.index_maps import pixel_of, tap_and_channel
+from fastgan.kernels.prologues import after_prologue, load_vector, load_vectors
 
-__all__ = ["implicit_gemm_kernel", "tap_and_channel"]
-
-
-@triton.jit
-def tap_and_channel(
-    step, tap_rows, tap_columns, channels, BLOCK_K: tl.constexpr, ONE_TAP: tl.constexpr
-):
-    """What the step sums over: tap row, tap column, channel, and whether there is such a one.
-
-    With ONE_TAP every step stays within one tap, and the taps are [1]: its masks are made per row,
-    and the loads along the channels are whole vectors. Else, for a few channels, taps and channels
-    are numbered through and the taps are [BLOCK_K].
-    """
-    if ONE_TAP:
-        steps_per_tap = tl.cdiv(channels, BLOCK_K)
-        tap = step // steps_per_tap + tl.full([1], 0, tl.int32)
-        channel = step % steps_per_tap * BLOCK_K + tl.arange(0, BLOCK_K)
-        known = channel < channels
-    else:
-        k = step * BLOCK_K + tl.arange(0, BLOCK_K)
-        tap = k // channels
-        channel = k % channels
-        known = tap < tap_rows * tap_columns
-    # A phase without taps has no columns to divide by, and no step that asks.
-    tap_columns = tl.maximum(tap_columns, 1)
-    return tap // tap_columns, tap % tap_columns, channel, known
+__all__ = ["implicit_gemm_kernel"]
 
 
 @triton.jit(
@@ -197,13 +173,7 @@ def implicit_gemm_kernel(
     positions = batch.to(POSITION) * outputs_h * outputs_w
     position = tile_m.to(POSITION) * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = position < positions
-    # Phases may differ in size; one without outputs has nothing to divide by.
-    per_row = tl.maximum(outputs_w, 1)
-    per_sample = tl.maximum(outputs_h, 1).to(POSITION) * per_row
-    sample = (position // per_sample).to(tl.int64)
-    in_sample = (position % per_sample).to(tl.int32)
-    q_h = in_sample // per_row
-    q_w = in_sample % per_row
+    sample, q_h, q_w = pixel_of(position, outputs_h, outputs_w, POSITION)
     input_h = first_input_h + q_h * input_per_output_h
     input_w = first_input_w + q_w * input_per_output_w
     row_offset = (
@@ -252,23 +222,12 @@ def implicit_gemm_kernel(
             other=0.0,
         )
 
-        if PROLOGUE is not None:
-            value = a.to(tl.float32)
-            other = value
-            if input_other is not None:
-                other = tl.load(input_other + offset, mask=inside, other=0.0).to(tl.float32)
-            value = PROLOGUE(
-                value,
-                other,
-                load_vector(input_mean, channel, known),
-                load_vector(input_scale, channel, known),
-                load_vector(input_bias, channel, known),
-                load_vector(input_slope, channel, known),
-                load_vector(input_offset, channel, known),
-                input_negative_slope,
-                INPUT_FUNCTION,
-            )
-            a = tl.where(inside, value, 0.0).to(b.dtype)
+        vectors = load_vectors(
+            input_mean, input_scale, input_bias, input_slope, input_offset, channel, known
+        )
+        a = after_prologue(
+            a, input_other, offset, inside, vectors, input_negative_slope, PROLOGUE, INPUT_FUNCTION
+        )
         accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
 
     kept = exists[:, None] & column_exists[None, :]

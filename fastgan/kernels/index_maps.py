@@ -12,6 +12,8 @@ and they meet at the input
 A map takes a phase and the geometry of an axis and returns (outputs, first_output, output_step,
 taps, first_tap, tap_step, first_input, input_per_output, input_per_tap). For its derivation see
 :mod:`fastgan.kernels.geometry`.
+
+How positions number pixels, and blocks taps and channels, is here too, for all three kernels.
 """
 
 # mypy: ignore-errors
@@ -22,7 +24,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["gather_axis", "scatter_axis"]
+__all__ = ["gather_axis", "pixel_of", "scatter_axis", "tap_and_channel"]
 
 
 @triton.jit
@@ -65,3 +67,38 @@ def scatter_axis(phase, outputs, kernel, stride, padding, dilation, common, inve
         1,
         -(dilation // common),
     )
+
+
+@triton.jit
+def pixel_of(position, height, width, POSITION: tl.constexpr):
+    """Sample, row and column of a position among the pixels of a batch of images."""
+    # Phases may differ in size; one without outputs has nothing to divide by.
+    per_row = tl.maximum(width, 1)
+    per_sample = tl.maximum(height, 1).to(POSITION) * per_row
+    in_sample = (position % per_sample).to(tl.int32)
+    return (position // per_sample).to(tl.int64), in_sample // per_row, in_sample % per_row
+
+
+@triton.jit
+def tap_and_channel(
+    block, tap_rows, tap_columns, channels, BLOCK: tl.constexpr, ONE_TAP: tl.constexpr
+):
+    """A block of (tap, channel), taps slow: tap row, tap column, channel, whether there is such.
+
+    With ONE_TAP every block stays within one tap, and the taps are [1]: its masks are made per
+    position, and the loads along the channels are whole vectors. Else, for a few channels, taps and
+    channels are numbered through and the taps are [BLOCK].
+    """
+    if ONE_TAP:
+        blocks_per_tap = tl.cdiv(channels, BLOCK)
+        tap = block // blocks_per_tap + tl.full([1], 0, tl.int32)
+        channel = block % blocks_per_tap * BLOCK + tl.arange(0, BLOCK)
+        known = channel < channels
+    else:
+        k = block * BLOCK + tl.arange(0, BLOCK)
+        tap = k // channels
+        channel = k % channels
+        known = tap < tap_rows * tap_columns
+    # A phase without taps has no columns to divide by, and no block that asks.
+    tap_columns = tl.maximum(tap_columns, 1)
+    return tap // tap_columns, tap % tap_columns, channel, known

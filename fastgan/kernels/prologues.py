@@ -18,7 +18,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["activation_gradient", "batch_norm_gradient", "load_vector", "norm_activation"]
+__all__ = [
+    "activation_gradient",
+    "after_prologue",
+    "batch_norm_gradient",
+    "load_vector",
+    "load_vectors",
+    "norm_activation",
+]
 
 
 @triton.jit
@@ -52,3 +59,39 @@ def load_vector(pointer, channel, known):
     if pointer is not None:
         vector = tl.load(pointer + channel, mask=known, other=0.0).to(tl.float32)[None, :]
     return vector
+
+
+@triton.jit
+def load_vectors(mean, scale, bias, slope, offset, channel, known):
+    """What a prologue reads per channel, in its order."""
+    return (
+        load_vector(mean, channel, known),
+        load_vector(scale, channel, known),
+        load_vector(bias, channel, known),
+        load_vector(slope, channel, known),
+        load_vector(offset, channel, known),
+    )
+
+
+@triton.jit
+def after_prologue(
+    value,
+    other_pointer,
+    offset,
+    inside,
+    vectors,
+    negative_slope,
+    PROLOGUE: tl.constexpr,
+    FUNCTION: tl.constexpr,
+):
+    """The operand's tile after its prologue, in its own dtype, and 0 where there is no element."""
+    result = value
+    if PROLOGUE is not None:
+        x = value.to(tl.float32)
+        other = x
+        if other_pointer is not None:
+            other = tl.load(other_pointer + offset, mask=inside, other=0.0).to(tl.float32)
+        mean, scale, bias, slope, shift = vectors
+        x = PROLOGUE(x, other, mean, scale, bias, slope, shift, negative_slope, FUNCTION)
+        result = tl.where(inside, x, 0.0).to(value.dtype)
+    return result

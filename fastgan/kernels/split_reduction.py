@@ -23,36 +23,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastgan.kernels.prologues import load_vector
+from fastgan.kernels.index_maps import pixel_of, tap_and_channel
+from fastgan.kernels.prologues import after_prologue, load_vectors
 
 __all__ = ["channel_sums_kernel", "sum_splits_kernel", "weight_gradient_kernel"]
-
-
-@triton.jit
-def after_prologue(
-    value,
-    other_pointer,
-    offset,
-    inside,
-    mean,
-    scale,
-    bias,
-    slope,
-    shift,
-    negative_slope,
-    PROLOGUE: tl.constexpr,
-    FUNCTION: tl.constexpr,
-):
-    """The operand's tile after its prologue, in its own dtype, and 0 where there is no element."""
-    result = value
-    if PROLOGUE is not None:
-        x = value.to(tl.float32)
-        other = x
-        if other_pointer is not None:
-            other = tl.load(other_pointer + offset, mask=inside, other=0.0).to(tl.float32)
-        x = PROLOGUE(x, other, mean, scale, bias, slope, shift, negative_slope, FUNCTION)
-        result = tl.where(inside, x, 0.0).to(value.dtype)
-    return result
 
 
 @triton.jit(
@@ -143,18 +117,9 @@ def weight_gradient_kernel(
     tile_m = program // tiles_n % tiles_m
     split = program // tiles_n // tiles_m
 
-    if ONE_TAP:
-        tiles_per_tap = tl.cdiv(gathered_channels, BLOCK_M)
-        tap = tile_m // tiles_per_tap + tl.full([1], 0, tl.int32)
-        channel = tile_m % tiles_per_tap * BLOCK_M + tl.arange(0, BLOCK_M)
-        known = channel < gathered_channels
-    else:
-        row = tile_m * BLOCK_M + tl.arange(0, BLOCK_M)
-        tap = row // gathered_channels
-        channel = row % gathered_channels
-        known = tap < kernel_height * kernel_width
-    tap_h = tap // kernel_width
-    tap_w = tap % kernel_width
+    tap_h, tap_w, channel, known = tap_and_channel(
+        tile_m, kernel_height, kernel_width, gathered_channels, BLOCK_M, ONE_TAP
+    )
     from_h = tap_h * dilation_height - padding_height
     from_w = tap_w * dilation_width - padding_width
     # From the paired pixel, scaled by the stride, to the element that its tap reads.
@@ -167,28 +132,32 @@ def weight_gradient_kernel(
     column_exists = column < paired_channels
     column_offset = column.to(tl.int64) * paired_stride_c
 
-    gathered_mean_row = load_vector(gathered_mean, channel, known)
-    gathered_scale_row = load_vector(gathered_scale, channel, known)
-    gathered_bias_row = load_vector(gathered_bias, channel, known)
-    gathered_slope_row = load_vector(gathered_slope, channel, known)
-    gathered_offset_row = load_vector(gathered_offset, channel, known)
-    paired_mean_row = load_vector(paired_mean, column, column_exists)
-    paired_scale_row = load_vector(paired_scale, column, column_exists)
-    paired_bias_row = load_vector(paired_bias, column, column_exists)
-    paired_slope_row = load_vector(paired_slope, column, column_exists)
-    paired_offset_row = load_vector(paired_offset, column, column_exists)
+    gathered_vectors = load_vectors(
+        gathered_mean,
+        gathered_scale,
+        gathered_bias,
+        gathered_slope,
+        gathered_offset,
+        channel,
+        known,
+    )
+    paired_vectors = load_vectors(
+        paired_mean,
+        paired_scale,
+        paired_bias,
+        paired_slope,
+        paired_offset,
+        column,
+        column_exists,
+    )
 
-    per_sample = paired_height.to(POSITION) * paired_width
-    positions = batch.to(POSITION) * per_sample
+    positions = batch.to(POSITION) * paired_height * paired_width
     start = split.to(POSITION) * steps_per_split * BLOCK_K
     accumulator = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
     for step in range(steps_per_split):
         position = start + step * BLOCK_K + tl.arange(0, BLOCK_K)
         exists = position < positions
-        sample = (position // per_sample).to(tl.int64)
-        in_sample = (position % per_sample).to(tl.int32)
-        q_h = in_sample // paired_width
-        q_w = in_sample % paired_width
+        sample, q_h, q_w = pixel_of(position, paired_height, paired_width, POSITION)
 
         paired_offset_2d = (
             sample * paired_stride_n
@@ -216,11 +185,7 @@ def weight_gradient_kernel(
             gathered_other,
             gathered_offset_2d,
             inside,
-            gathered_mean_row,
-            gathered_scale_row,
-            gathered_bias_row,
-            gathered_slope_row,
-            gathered_offset_row,
+            gathered_vectors,
             gathered_negative_slope,
             GATHERED_PROLOGUE,
             GATHERED_FUNCTION,
@@ -230,11 +195,7 @@ def weight_gradient_kernel(
             paired_other,
             paired_offset_2d,
             paired_inside,
-            paired_mean_row,
-            paired_scale_row,
-            paired_bias_row,
-            paired_slope_row,
-            paired_offset_row,
+            paired_vectors,
             paired_negative_slope,
             PAIRED_PROLOGUE,
             PAIRED_FUNCTION,
@@ -312,41 +273,21 @@ def channel_sums_kernel(
     column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     column_exists = column < channels
     column_offset = column.to(tl.int64) * stride_c
-    mean_row = load_vector(mean, column, column_exists)
-    scale_row = load_vector(scale, column, column_exists)
-    bias_row = load_vector(bias, column, column_exists)
-    slope_row = load_vector(slope, column, column_exists)
-    offset_row = load_vector(offset, column, column_exists)
-    per_sample = height.to(POSITION) * width
-    positions = batch.to(POSITION) * per_sample
+    vectors = load_vectors(mean, scale, bias, slope, offset, column, column_exists)
+    positions = batch.to(POSITION) * height * width
     start = split.to(POSITION) * steps_per_split * BLOCK_M
     accumulator = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
     for step in range(steps_per_split):
         position = start + step * BLOCK_M + tl.arange(0, BLOCK_M)
         inside = (position < positions)[:, None] & column_exists[None, :]
-        sample = (position // per_sample).to(tl.int64)
-        in_sample = (position % per_sample).to(tl.int32)
+        sample, row, pixel_column = pixel_of(position, height, width, POSITION)
         offset_2d = (
-            sample * stride_n
-            + (in_sample // width).to(tl.int64) * stride_h
-            + (in_sample % width).to(tl.int64) * stride_w
+            sample * stride_n + row.to(tl.int64) * stride_h + pixel_column.to(tl.int64) * stride_w
         )[:, None] + column_offset[None, :]
         x = tl.load(value + offset_2d, mask=inside, other=0.0)
         # Rounded to the storage dtype after the prologue, as the weight gradient sees it.
-        accumulator += after_prologue(
-            x,
-            other,
-            offset_2d,
-            inside,
-            mean_row,
-            scale_row,
-            bias_row,
-            slope_row,
-            offset_row,
-            negative_slope,
-            PROLOGUE,
-            FUNCTION,
-        ).to(tl.float32)
+        x = after_prologue(x, other, offset_2d, inside, vectors, negative_slope, PROLOGUE, FUNCTION)
+        accumulator += x.to(tl.float32)
     tl.store(
         partial + split.to(tl.int64) * channels + column,
         tl.sum(accumulator, axis=0),

@@ -29,15 +29,10 @@ from fastgan.ops.batch_norm_formulas import (
     assert_close,
     check_activation,
     check_alike,
+    gradient_by_output,
     without_gaps,
 )
-from fastgan.ops.registration import (
-    NAMESPACE,
-    define_if_absent,
-    register_fallback,
-    register_in_place_on_lists,
-)
-from fastgan.ops.without_gradient import register_without_gradient
+from fastgan.ops.both_forms import define_both_forms, returning_what_it_writes
 
 __all__ = ["IN_PLACE_SCHEMA", "SCHEMA", "check", "check_in_place", "plain_act_gradient"]
 
@@ -69,41 +64,18 @@ def _check_arguments(
         )
 
 
-def plain_act_gradient(
-    grad_output: Tensor, output: Tensor, activation: int, negative_slope: float
-) -> Tensor:
-    """The op in plain PyTorch."""
-    _check_arguments("act_gradient", grad_output, output, activation, negative_slope)
-    name = activation_of_code(activation).name
-    wide_grad = grad_output.to(arithmetic_dtype(output.dtype))
-    if name == "relu":
-        gradient = torch.where(output <= 0, 0.0, wide_grad)
-    elif name == "leaky_relu":
-        gradient = torch.where(output > 0, wide_grad, wide_grad * negative_slope)
-    else:
-        wide = output.to(wide_grad.dtype)
-        gradient = wide_grad * activation_of_code(activation).derivative(wide, negative_slope)
-    return torch.empty_like(_dense(output)).copy_(gradient)
+def _formula(grad_output: Tensor, output: Tensor, activation: int, negative_slope: float) -> Tensor:
+    dtype = arithmetic_dtype(output.dtype)
+    return gradient_by_output(grad_output.to(dtype), output.to(dtype), activation, negative_slope)
 
 
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor.contiguous() if tensor.dim() < 2 else without_gaps(tensor)
+def _empty(grad_output: Tensor, output: Tensor, activation: int, negative_slope: float) -> Tensor:
+    return torch.empty_like(output.contiguous() if output.dim() < 2 else without_gaps(output))
 
 
-def _plain_act_gradient_(
-    grad_output: Tensor, output: Tensor, activation: int, negative_slope: float
-) -> None:
-    _check_arguments("act_gradient_", grad_output, output, activation, negative_slope)
-    grad_output.copy_(plain_act_gradient(grad_output, output, activation, negative_slope))
-
-
-def _fake(grad_output: Tensor, output: Tensor, activation: int, negative_slope: float) -> Tensor:
-    _check_arguments("act_gradient", grad_output, output, activation, negative_slope)
-    return torch.empty_like(_dense(output))
-
-
-def _fake_(grad_output: Tensor, output: Tensor, activation: int, negative_slope: float) -> None:
-    _check_arguments("act_gradient_", grad_output, output, activation, negative_slope)
+plain_act_gradient, _plain_act_gradient_ = define_both_forms(
+    SCHEMA, IN_PLACE_SCHEMA, check=_check_arguments, formula=_formula, empty=_empty
+)
 
 
 def _check_values(device: torch.device | str, name: str, call: Callable[..., Tensor]) -> None:
@@ -136,19 +108,5 @@ def check_in_place(device: torch.device | str) -> None:
     Raises:
         FastganError: a value is wrong.
     """
-
-    def call(grad_output: Tensor, *arguments: object) -> Tensor:
-        torch.ops.fastgan.act_gradient_(grad_output, *arguments)
-        return grad_output
-
-    _check_values(device, "act_gradient_", call)
-
-
-define_if_absent(SCHEMA)
-define_if_absent(IN_PLACE_SCHEMA)
-register_fallback("act_gradient", plain_act_gradient)
-register_fallback("act_gradient_", _plain_act_gradient_)
-torch.library.register_fake(f"{NAMESPACE}::act_gradient", _fake)
-torch.library.register_fake(f"{NAMESPACE}::act_gradient_", _fake_)
-register_without_gradient(torch.ops.fastgan.act_gradient.default)
-register_in_place_on_lists(torch.ops.fastgan.act_gradient_.default, lambda args: [args[0]])
+    in_place = returning_what_it_writes(torch.ops.fastgan.act_gradient_)
+    _check_values(device, "act_gradient_", in_place)

@@ -19,6 +19,7 @@ __all__ = [
     "check_activation",
     "check_arrays",
     "check_image",
+    "gradient_by_output",
     "gradient_through",
     "normalise",
     "per_channel",
@@ -166,10 +167,21 @@ def normalise(input: Tensor, mean: Tensor, scale: Tensor, bias: Tensor | None) -
 
 
 def gradient_through(grad: Tensor, u: Tensor, code: int, negative_slope: float) -> Tensor:
-    """grad * z'(u); where z' is 0 or 1 the gradient is chosen, not multiplied."""
+    """grad * z'(u)."""
+    activation = _BY_CODE[code]
+    # Of the piecewise linear ones the table is the same by input and by output, and by input right
+    # for either sign of the slope.
+    y = u if activation.piecewise_linear else activation.forward(u, negative_slope)
+    return gradient_by_output(grad, y, code, negative_slope)
+
+
+def gradient_by_output(grad: Tensor, output: Tensor, code: int, negative_slope: float) -> Tensor:
+    """grad * z', from the output; where z' is 0 or 1 the gradient is chosen, not multiplied."""
     name = _BY_CODE[code].name
+    if name == "none":
+        return grad
     if name == "relu":
-        return torch.where(u <= 0, 0.0, grad)
+        return torch.where(output <= 0, 0.0, grad)
     if name == "leaky_relu":
-        return torch.where(u > 0, grad, grad * negative_slope)
-    return grad * _BY_CODE[code].derivative(_BY_CODE[code].forward(u, negative_slope), 0.0)
+        return torch.where(output > 0, grad, grad * negative_slope)
+    return grad * _BY_CODE[code].derivative(output, negative_slope)

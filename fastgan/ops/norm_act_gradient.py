@@ -33,14 +33,8 @@ from fastgan.ops.batch_norm_formulas import (
     per_channel,
     without_gaps,
 )
+from fastgan.ops.both_forms import define_both_forms, returning_what_it_writes
 from fastgan.ops.norm_act import check_norm
-from fastgan.ops.registration import (
-    NAMESPACE,
-    define_if_absent,
-    register_fallback,
-    register_in_place_on_lists,
-)
-from fastgan.ops.without_gradient import register_without_gradient
 
 __all__ = ["IN_PLACE_SCHEMA", "SCHEMA", "check", "check_in_place", "plain_gradient"]
 
@@ -65,6 +59,7 @@ def _check_arguments(
     slope: Tensor,
     offset: Tensor,
     activation: int,
+    negative_slope: float,
 ) -> None:
     check_norm(op, input, mean, scale, bias, activation)
     check_alike(op, "grad_output", grad_output, "input", input)
@@ -72,7 +67,7 @@ def _check_arguments(
     check_arrays(op, dtype, (input.shape[1],), slope=slope, offset=offset)
 
 
-def plain_gradient(
+def _formula(
     grad_output: Tensor,
     input: Tensor,
     mean: Tensor,
@@ -83,66 +78,20 @@ def plain_gradient(
     activation: int,
     negative_slope: float,
 ) -> Tensor:
-    """The op in plain PyTorch."""
-    op = "norm_act_gradient"
-    _check_arguments(op, grad_output, input, mean, scale, bias, slope, offset, activation)
-    input = without_gaps(input)
     u = normalise(input, mean, scale, bias)
     g = gradient_through(grad_output.to(mean.dtype), u, activation, negative_slope)
     centred = input.to(mean.dtype) - per_channel(mean, input)
     result = centred * per_channel(slope, input) + per_channel(offset, input)
-    return torch.empty_like(input).copy_(g * per_channel(scale, input) + result)
+    return g * per_channel(scale, input) + result
 
 
-def _plain_gradient_(
-    grad_output: Tensor,
-    input: Tensor,
-    mean: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    slope: Tensor,
-    offset: Tensor,
-    activation: int,
-    negative_slope: float,
-) -> None:
-    op = "norm_act_gradient_"
-    _check_arguments(op, grad_output, input, mean, scale, bias, slope, offset, activation)
-    grad_output.copy_(
-        plain_gradient(
-            grad_output, input, mean, scale, bias, slope, offset, activation, negative_slope
-        )
-    )
-
-
-def _fake(
-    grad_output: Tensor,
-    input: Tensor,
-    mean: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    slope: Tensor,
-    offset: Tensor,
-    activation: int,
-    negative_slope: float,
-) -> Tensor:
-    op = "norm_act_gradient"
-    _check_arguments(op, grad_output, input, mean, scale, bias, slope, offset, activation)
+def _empty(grad_output: Tensor, input: Tensor, *others: object) -> Tensor:
     return torch.empty_like(without_gaps(input))
 
 
-def _fake_(
-    grad_output: Tensor,
-    input: Tensor,
-    mean: Tensor,
-    scale: Tensor,
-    bias: Tensor | None,
-    slope: Tensor,
-    offset: Tensor,
-    activation: int,
-    negative_slope: float,
-) -> None:
-    op = "norm_act_gradient_"
-    _check_arguments(op, grad_output, input, mean, scale, bias, slope, offset, activation)
+plain_gradient, _plain_gradient_ = define_both_forms(
+    SCHEMA, IN_PLACE_SCHEMA, check=_check_arguments, formula=_formula, empty=_empty
+)
 
 
 def _check_values(device: torch.device | str, name: str, call: Callable[..., Tensor]) -> None:
@@ -184,19 +133,5 @@ def check_in_place(device: torch.device | str) -> None:
     Raises:
         FastganError: a value is wrong.
     """
-
-    def call(grad_output: Tensor, *arguments: object) -> Tensor:
-        torch.ops.fastgan.norm_act_gradient_(grad_output, *arguments)
-        return grad_output
-
-    _check_values(device, "norm_act_gradient_", call)
-
-
-define_if_absent(SCHEMA)
-define_if_absent(IN_PLACE_SCHEMA)
-register_fallback("norm_act_gradient", plain_gradient)
-register_fallback("norm_act_gradient_", _plain_gradient_)
-torch.library.register_fake(f"{NAMESPACE}::norm_act_gradient", _fake)
-torch.library.register_fake(f"{NAMESPACE}::norm_act_gradient_", _fake_)
-register_without_gradient(torch.ops.fastgan.norm_act_gradient.default)
-register_in_place_on_lists(torch.ops.fastgan.norm_act_gradient_.default, lambda args: [args[0]])
+    in_place = returning_what_it_writes(torch.ops.fastgan.norm_act_gradient_)
+    _check_values(device, "norm_act_gradient_", in_place)

@@ -37,8 +37,10 @@ CPU_SOURCES = (
     "csrc/cpu/parallel.cpp",
     "csrc/cpu/penalty_norm.cpp",
     "csrc/cpu/penalty_points.cpp",
+    "csrc/cpu/winograd.cpp",
     "csrc/op_arguments.cpp",
     "csrc/penalty_ops.cpp",
+    "csrc/winograd_ops.cpp",
 )
 #: Compiled once per instruction set (csrc/cpu/instruction_sets.h).
 LOOP_SOURCES = (
@@ -47,6 +49,7 @@ LOOP_SOURCES = (
     "csrc/cpu/multi_tensor_loops.cpp",
     "csrc/cpu/penalty_norm_loops.cpp",
     "csrc/cpu/penalty_points_loops.cpp",
+    "csrc/cpu/winograd_loops.cpp",
 )
 #: Compiled by nvcc, where CUDA is built.
 CUDA_SOURCES = (

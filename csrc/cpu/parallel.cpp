@@ -4,7 +4,17 @@
 
 #include <stdexcept>
 
-namespace fastgan::cpu::detail {
+namespace fastgan::cpu {
+
+std::int64_t thread_count() {
+    std::uint32_t threads = 1;
+    if (torch_get_num_threads(&threads) != 0) {
+        throw std::runtime_error("fastgan: torch does not say how many threads it has");
+    }
+    return threads;
+}
+
+namespace detail {
 
 void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain, RangeFunction function,
                   void* context) {
@@ -13,4 +23,6 @@ void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain, Rang
     }
 }
 
-}  // namespace fastgan::cpu::detail
+}  // namespace detail
+
+}  // namespace fastgan::cpu

@@ -12,6 +12,9 @@ void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain, Rang
                   void* context);
 }  // namespace detail
 
+// How many threads a loop may run on.
+std::int64_t thread_count();
+
 // Below this many elements a second thread costs more than it saves.
 inline constexpr std::int64_t kGrain = 32768;
 

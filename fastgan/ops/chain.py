@@ -42,8 +42,9 @@ from fastgan.fusion import (
     PartialStatistics,
     Statistics,
 )
-from fastgan.ops import aten_convolution, matrix_convolution, triton_convolution
+from fastgan.ops import aten_convolution, triton_convolution
 from fastgan.ops.bn_act import bn_act
+from fastgan.ops.convolution_choice import fastest
 from fastgan.ops.stages import Stage, StageTensors
 
 __all__ = ["Chain", "convolution_path", "run_chain", "run_layers"]
@@ -112,7 +113,7 @@ def convolution_path(
     if device.type == "cpu" and not kernels.interpreted():
         reason = triton_convolution.uncovered(stage, weight, None, dtype)
         also = "" if reason is None else f"; on a GPU too, for the kernels leave out {reason}"
-        return "aten", f"on a CPU: oneDNN, or products of matrices where places are few{also}"
+        return "aten", f"on a CPU: oneDNN, or what is faster there for the shapes that come{also}"
     reason = triton_convolution.uncovered(stage, weight, device, dtype)
     if reason is None and stage.kind == "linear" and device.type == "cuda":
         # The kernels go by the setting for convolutions.
@@ -319,7 +320,7 @@ def _stage_forward(
     else:
         if prologue is not None:
             input = _normalised(input, prologue)
-        convolution = _without_kernels(stage, input, weight)
+        convolution = fastest(stage, input, weight)
         value = convolution.forward(stage, input, weight, bias)
         partials = None
         if not stage.norm and stage.activation != "none":
@@ -363,13 +364,6 @@ def _vectors_of_norm(
         else _ops.batch_norm_finalize(partials.count, partials.mean, partials.m2, *rest)
     )
     return vectors
-
-
-def _without_kernels(stage: Stage, input: Tensor, weight: Tensor) -> ModuleType:
-    """Who convolves on the path called "aten": all it takes is torch's."""
-    if matrix_convolution.pays(stage, input, weight):
-        return matrix_convolution
-    return aten_convolution
 
 
 def _normalised(value: Tensor, norm: NormActivation) -> Tensor:
@@ -483,7 +477,6 @@ def _gradients(
             grad_weight, grad_bias = _weight_gradient(
                 stages[number],
                 path,
-                convolution,
                 carried,
                 before,
                 weight,
@@ -555,7 +548,6 @@ def _finalize(
 def _weight_gradient(
     stage: Stage,
     path: str,
-    convolution: ModuleType,
     carried: _Carried,
     before: _Kept,
     weight: Tensor,
@@ -567,8 +559,7 @@ def _weight_gradient(
         )
     grad = carried.finished()
     input = before.value if before.norm is None else _normalised(before.value, before.norm)
-    if matrix_convolution.pays(stage, input, weight, for_weight_gradient=True):
-        convolution = matrix_convolution
+    convolution = fastest(stage, input, weight, for_weight_gradient=True)
     gradients: tuple[Tensor, Tensor | None] = convolution.weight_gradient(
         stage, grad, input, weight, with_bias
     )

@@ -26,6 +26,7 @@ from fastgan.ops import (
     penalty_norm,
     penalty_tangent,
     rmsprop_step,
+    winograd,
 )
 from fastgan.ops.bn_act import check as check_bn_act
 from fastgan.ops.registration import NAMESPACE, why_no_kernel
@@ -56,6 +57,9 @@ _CHECKS: dict[str, Callable[[torch.device | str], None]] = {
     "penalty_norm_project_": penalty_norm.check_project,
     "penalty_norm_curvature_": penalty_norm.check_curvature,
     "penalty_norm_gradients_": penalty_norm.check_gradients,
+    "winograd_gather": winograd.check_gather,
+    "winograd_scatter": winograd.check_scatter,
+    "winograd_weight_gradient": winograd.check_weight_gradient,
 }
 
 

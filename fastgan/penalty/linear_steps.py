@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.losses import widened
-from fastgan.ops import matrix_convolution
+from fastgan.ops import aten_convolution
+from fastgan.ops.convolution_choice import fastest
 from fastgan.ops.stages import Stage
 from fastgan.penalty.steps import (
     Gradients,
@@ -87,19 +88,17 @@ class Convolution(Step):
             self.groups,
         )
 
-    def _as_product(
+    def _faster(
         self, input: Tensor, weight: Tensor, *, for_weight_gradient: bool = False
-    ) -> Stage | None:
-        """The stage, where products of matrices are the faster way and nothing is recorded."""
+    ) -> tuple[Stage, Any] | None:
+        """The stage, and who convolves faster than ATen does; None where autograd records."""
         stage = self.stage
         if stage is None or (
             torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
         ):
             return None
-        pays = matrix_convolution.pays(
-            stage, input, weight, for_weight_gradient=for_weight_gradient
-        )
-        return stage if pays else None
+        convolution = fastest(stage, input, weight, for_weight_gradient=for_weight_gradient)
+        return None if convolution is aten_convolution else (stage, convolution)
 
     def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         output: Tensor = aten.convolution(
@@ -160,9 +159,9 @@ class Convolution(Step):
         weight, bias = parameters
         assert weight is not None
         whole = rows.primal == inputs[0].size(0)
-        stage = self._as_product(inputs[0], weight)
-        if stage is not None:
-            output = matrix_convolution.forward(stage, inputs[0], weight, bias if whole else None)
+        if (faster := self._faster(inputs[0], weight)) is not None:
+            stage, convolution = faster
+            output = convolution.forward(stage, inputs[0], weight, bias if whole else None)
         else:
             output = self._convolve(inputs[0], weight, bias if whole else None)
         if bias is not None and not whole and rows.primal:
@@ -173,10 +172,10 @@ class Convolution(Step):
         weight = parameters[0]
         assert weight is not None
         size = to.shapes[0][1:]
-        input = grad.new_empty((0, *to.shapes[0]))
-        stage = self._as_product(input, weight)
-        if stage is not None:
-            return [matrix_convolution.input_gradient(stage, grad, input, weight)]
+        input = grad.new_empty(()).expand(grad.size(0), *to.shapes[0])
+        if (faster := self._faster(input, weight)) is not None:
+            stage, convolution = faster
+            return [convolution.input_gradient(stage, grad, input, weight)]
         if self.transposed:
             input_grad = aten.convolution(
                 grad,
@@ -226,11 +225,10 @@ class Convolution(Step):
         weight_grad = bias_grad = None
         weight = parameters[0]
         assert weight is not None
-        stage = self._as_product(inputs[0], weight, for_weight_gradient=True)
-        if rows.wanted[0] and stage is not None:
-            weight_grad, _ = matrix_convolution.weight_gradient(
-                stage, grad, inputs[0], weight, False
-            )
+        faster = self._faster(inputs[0], weight, for_weight_gradient=True)
+        if rows.wanted[0] and faster is not None:
+            stage, convolution = faster
+            weight_grad, _ = convolution.weight_gradient(stage, grad, inputs[0], weight, False)
         elif rows.wanted[0]:
             weight_grad = aten.convolution_backward(
                 grad,

@@ -1,0 +1,219 @@
+// The convolution ops of torch.ops.fastgan that save products: schemas, checks of arguments,
+// registration. What they compute: cpu/winograd.h. As ops.cpp, on LibTorch's stable ABI alone.
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <optional>
+
+#include "cpu/winograd.h"
+#include "op_arguments.h"
+
+namespace fastgan {
+
+namespace {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using FourSizes = std::array<std::int64_t, 4>;
+
+FourSizes channels_last_strides(const FourSizes& sizes) {
+    const auto [n, channels, rows, columns] = sizes;
+    return {channels * rows * columns, 1, channels * columns, channels};
+}
+
+Tensor empty_channels_last(const FourSizes& sizes, const Tensor& like) {
+    const FourSizes strides = channels_last_strides(sizes);
+    AtenTensorHandle handle = nullptr;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+        4, sizes.data(), strides.data(), dtype_code(like), aoti_torch_device_type_cpu(),
+        like.get_device_index(), &handle));
+    return Tensor(handle);
+}
+
+void require_four_dimensions(const char* op, const char* argument, const Tensor& tensor) {
+    if (tensor.dim() != 4) {
+        fail(op, ": ", argument, " has shape ", shape_text(tensor), "; expected four dimensions");
+    }
+}
+
+// The tensor, or a copy of it with channels last.
+Tensor channels_last(const Tensor& tensor) {
+    const FourSizes sizes{tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3)};
+    const FourSizes strides = channels_last_strides(sizes);
+    bool lies_so = true;
+    for (int d = 0; d < 4; ++d) {
+        lies_so = lies_so && (sizes[d] <= 1 || tensor.stride(d) == strides[d]);
+    }
+    if (lies_so || tensor.numel() == 0) {
+        return tensor;
+    }
+    Tensor copy = empty_channels_last(sizes, tensor);
+    torch::stable::copy_(copy, tensor);
+    return copy;
+}
+
+FloatType map_type(const char* op, const char* argument, const Tensor& tensor) {
+    const FloatType type = float_type(op, argument, tensor);
+    if (type != FloatType::float32 && type != FloatType::bfloat16) {
+        fail(op, ": ", argument, " has dtype ", dtype_name(dtype_code(tensor)),
+             "; expected float32 or bfloat16");
+    }
+    return type;
+}
+
+void require_channels(const char* op, const char* argument, std::int64_t channels) {
+    if (channels < 1 || channels % cpu::kWinogradChannels != 0) {
+        fail(op, ": ", argument, " has ", channels, " channels; expected a multiple of ",
+             cpu::kWinogradChannels);
+    }
+}
+
+void require_same_type(const char* op, const char* argument, const Tensor& tensor,
+                       const Tensor& other) {
+    if (dtype_code(tensor) != dtype_code(other)) {
+        fail(op, ": ", argument, " has dtype ", dtype_name(dtype_code(tensor)), "; expected ",
+             dtype_name(dtype_code(other)));
+    }
+}
+
+// Of one map and a weight (small channels, wide channels, 4, 4).
+void require_map_and_weight(const char* op, const char* argument, const Tensor& map,
+                            const Tensor& weight, int channels_of_weight) {
+    require_four_dimensions(op, argument, map);
+    require_four_dimensions(op, "weight", weight);
+    require_same_type(op, "weight", weight, map);
+    if (weight.size(2) != 4 || weight.size(3) != 4 ||
+        weight.size(channels_of_weight) != map.size(1)) {
+        fail(op, ": weight has shape ", shape_text(weight), " and ", argument, " ",
+             shape_text(map), "; expected 4 by 4 taps, and channels to match");
+    }
+    require_channels(op, "weight", weight.size(0));
+    require_channels(op, "weight", weight.size(1));
+}
+
+// Refuses places that no convolution of these settings relates.
+void require_places(const char* op, const cpu::WinogradShape& shape) {
+    const auto fit = [](std::int64_t small, std::int64_t wide, std::int64_t padding) {
+        const std::int64_t left_over = wide + 2 * padding - 4 - 2 * (small - 1);
+        return small >= 1 && wide >= 1 && padding >= 0 && left_over >= 0 && left_over <= 1;
+    };
+    if (!fit(shape.small_rows, shape.wide_rows, shape.row_padding) ||
+        !fit(shape.small_columns, shape.wide_columns, shape.column_padding)) {
+        fail(op, ": a map of (", shape.small_rows, ", ", shape.small_columns,
+             ") places and one of (", shape.wide_rows, ", ", shape.wide_columns, ") do not belong together at padding (",
+             shape.row_padding, ", ", shape.column_padding, "), 4 by 4 taps and stride 2");
+    }
+}
+
+// A bias in float32, which the output adds before it is rounded.
+struct Bias {
+    OptionalTensor tensor;
+
+    const float* data() const {
+        return tensor ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
+    }
+};
+
+Bias bias_argument(const char* op, const OptionalTensor& bias, std::int64_t channels) {
+    if (!bias) {
+        return {};
+    }
+    if (bias->dim() != 1 || bias->size(0) != channels) {
+        fail(op, ": bias has shape ", shape_text(*bias), "; expected (", channels, ")");
+    }
+    map_type(op, "bias", *bias);
+    AtenTensorHandle handle = nullptr;
+    const std::int64_t stride = 1;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &channels, &stride,
+                                                    aoti_torch_dtype_float32(),
+                                                    aoti_torch_device_type_cpu(), -1, &handle));
+    Tensor copy(handle);
+    torch::stable::copy_(copy, *bias);
+    return {copy};
+}
+
+Tensor gather(Tensor wide, Tensor weight, OptionalTensor bias, std::int64_t row_padding,
+              std::int64_t column_padding, std::int64_t rows, std::int64_t columns) {
+    constexpr const char* op = "fastgan::winograd_gather";
+    const FloatType type = map_type(op, "wide", wide);
+    require_map_and_weight(op, "wide", wide, weight, 1);
+    const cpu::WinogradShape shape{wide.size(0), rows,         columns,
+                                   weight.size(0), wide.size(2), wide.size(3),
+                                   wide.size(1), row_padding,  column_padding};
+    require_places(op, shape);
+    const Bias added = bias_argument(op, bias, shape.small_channels);
+    Tensor small = empty_channels_last({shape.batch, shape.small_channels, rows, columns}, wide);
+    const Tensor values = channels_last(wide);
+    const Tensor taps = channels_last(weight);
+    cpu::winograd_gather(shape, type, values.const_data_ptr(), taps.const_data_ptr(), added.data(),
+                         small.mutable_data_ptr());
+    return small;
+}
+
+Tensor scatter(Tensor small, Tensor weight, OptionalTensor bias, std::int64_t row_padding,
+               std::int64_t column_padding, std::int64_t rows, std::int64_t columns) {
+    constexpr const char* op = "fastgan::winograd_scatter";
+    const FloatType type = map_type(op, "small", small);
+    require_map_and_weight(op, "small", small, weight, 0);
+    const cpu::WinogradShape shape{small.size(0), small.size(2),  small.size(3),
+                                   small.size(1), rows,           columns,
+                                   weight.size(1), row_padding,   column_padding};
+    require_places(op, shape);
+    const Bias added = bias_argument(op, bias, shape.wide_channels);
+    Tensor wide = empty_channels_last({shape.batch, shape.wide_channels, rows, columns}, small);
+    const Tensor values = channels_last(small);
+    const Tensor taps = channels_last(weight);
+    cpu::winograd_scatter(shape, type, values.const_data_ptr(), taps.const_data_ptr(), added.data(),
+                          wide.mutable_data_ptr());
+    return wide;
+}
+
+Tensor weight_gradient(Tensor small, Tensor wide, std::int64_t row_padding,
+                       std::int64_t column_padding) {
+    constexpr const char* op = "fastgan::winograd_weight_gradient";
+    const FloatType type = map_type(op, "small", small);
+    require_four_dimensions(op, "small", small);
+    require_four_dimensions(op, "wide", wide);
+    require_same_type(op, "wide", wide, small);
+    require_channels(op, "small", small.size(1));
+    require_channels(op, "wide", wide.size(1));
+    if (small.size(0) != wide.size(0)) {
+        fail(op, ": small has shape ", shape_text(small), " and wide ", shape_text(wide),
+             "; expected as many samples");
+    }
+    const cpu::WinogradShape shape{small.size(0), small.size(2), small.size(3),
+                                   small.size(1), wide.size(2),  wide.size(3),
+                                   wide.size(1),  row_padding,   column_padding};
+    require_places(op, shape);
+    Tensor gradient = empty_channels_last({shape.small_channels, shape.wide_channels, 4, 4}, small);
+    const Tensor factors = channels_last(small);
+    const Tensor values = channels_last(wide);
+    cpu::winograd_weight_gradient(shape, type, factors.const_data_ptr(), values.const_data_ptr(),
+                                  gradient.mutable_data_ptr());
+    return gradient;
+}
+
+}  // namespace
+
+}  // namespace fastgan
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
+    library.def(
+        "winograd_gather(Tensor wide, Tensor weight, Tensor? bias, int row_padding, "
+        "int column_padding, int rows, int columns) -> Tensor");
+    library.def(
+        "winograd_scatter(Tensor small, Tensor weight, Tensor? bias, int row_padding, "
+        "int column_padding, int rows, int columns) -> Tensor");
+    library.def(
+        "winograd_weight_gradient(Tensor small, Tensor wide, int row_padding, "
+        "int column_padding) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
+    library.impl("winograd_gather", TORCH_BOX(&fastgan::gather));
+    library.impl("winograd_scatter", TORCH_BOX(&fastgan::scatter));
+    library.impl("winograd_weight_gradient", TORCH_BOX(&fastgan::weight_gradient));
+}

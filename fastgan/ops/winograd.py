@@ -1,0 +1,244 @@
+"""``torch.ops.fastgan.winograd_gather``, ``winograd_scatter`` and ``winograd_weight_gradient``.
+
+Convolutions of 4x4 taps and stride 2 with 9 products in place of 16, on CPUs::
+
+    gather            small = conv2d(wide, weight, bias, stride=2, padding)
+    scatter           wide  = conv_transpose2d(small, weight, bias, stride=2, padding)
+    weight gradient   of either's weight, given the two maps, one of them a gradient
+
+``wide`` (N, C, H, W), ``small`` (N, O, h, w), ``weight`` (O, C, 4, 4), of float32 or bfloat16, C
+and O multiples of 32; ``bias`` of either dtype or None. ``rows`` and ``columns`` are those of the
+output, where H + 2 * padding is 2 * h + 2 or one more. Sums are taken in float32. What is returned
+lies channels last, as arguments do at best. Formulas: ``csrc/cpu/winograd.h``, after Winograd 1980
+and Lavin and Gray 2016 (arXiv 1509.09308). Kernels for the CPU alone; elsewhere, and without a
+compiled part, torch's convolutions.
+
+Order of gradients supported: none. They raise where autograd would have to record them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.grad import conv2d_weight
+
+from fastgan.errors import FastganError
+from fastgan.ops.registration import NAMESPACE, define_if_absent, register_fallback
+from fastgan.ops.without_gradient import register_without_gradient
+
+__all__ = [
+    "CHANNELS",
+    "SCHEMAS",
+    "check_gather",
+    "check_scatter",
+    "check_weight_gradient",
+]
+
+#: What counts of channels must be multiples of.
+CHANNELS = 32
+
+#: As in csrc/winograd_ops.cpp.
+SCHEMAS = (
+    "winograd_gather(Tensor wide, Tensor weight, Tensor? bias, int row_padding, "
+    "int column_padding, int rows, int columns) -> Tensor",
+    "winograd_scatter(Tensor small, Tensor weight, Tensor? bias, int row_padding, "
+    "int column_padding, int rows, int columns) -> Tensor",
+    "winograd_weight_gradient(Tensor small, Tensor wide, int row_padding, "
+    "int column_padding) -> Tensor",
+)
+
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def _check_arguments(
+    op: str, small: tuple[int, ...], wide: tuple[int, ...], padding: tuple[int, int], *of: Tensor
+) -> None:
+    """Of the two maps' shapes, (N, channels, rows, columns)."""
+    for tensor in of:
+        if tensor.dtype not in _DTYPES or tensor.dtype != of[0].dtype:
+            raise RuntimeError(
+                f"fastgan::{op}: a tensor has dtype {tensor.dtype}; expected float32 or bfloat16, "
+                "the same for all"
+            )
+    if len(small) != 4 or len(wide) != 4 or small[0] != wide[0]:
+        raise RuntimeError(f"fastgan::{op}: maps {small} and {wide}; expected (N, C, H, W), one N")
+    if any(count < 1 or count % CHANNELS != 0 for count in (small[1], wide[1])):
+        raise RuntimeError(
+            f"fastgan::{op}: {small[1]} and {wide[1]} channels; expected multiples of {CHANNELS}"
+        )
+    for few, many, added in zip(small[2:], wide[2:], padding, strict=True):
+        if few < 1 or many < 1 or added < 0 or not 0 <= many + 2 * added - 2 * few - 2 <= 1:
+            raise RuntimeError(
+                f"fastgan::{op}: maps {small} and {wide} do not belong together at padding "
+                f"{padding}, 4 by 4 taps and stride 2"
+            )
+
+
+def _check_weight(op: str, weight: Tensor, small: int | None, wide: int | None) -> None:
+    expected = (small or weight.shape[0], wide or weight.shape[1], 4, 4)
+    if weight.dim() != 4 or tuple(weight.shape) != expected:
+        raise RuntimeError(
+            f"fastgan::{op}: weight has shape {tuple(weight.shape)}; expected {expected}"
+        )
+
+
+def _empty(like: Tensor, *size: int) -> Tensor:
+    return torch.empty(
+        size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
+    )
+
+
+def _fake_gather(
+    wide: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_padding: int,
+    column_padding: int,
+    rows: int,
+    columns: int,
+) -> Tensor:
+    _check_weight("winograd_gather", weight, None, wide.shape[1])
+    small = (wide.shape[0], weight.shape[0], rows, columns)
+    padding = (row_padding, column_padding)
+    _check_arguments("winograd_gather", small, tuple(wide.shape), padding, wide, weight)
+    return _empty(wide, *small)
+
+
+def _fake_scatter(
+    small: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_padding: int,
+    column_padding: int,
+    rows: int,
+    columns: int,
+) -> Tensor:
+    _check_weight("winograd_scatter", weight, small.shape[1], None)
+    wide = (small.shape[0], weight.shape[1], rows, columns)
+    padding = (row_padding, column_padding)
+    _check_arguments("winograd_scatter", tuple(small.shape), wide, padding, small, weight)
+    return _empty(small, *wide)
+
+
+def _fake_weight_gradient(
+    small: Tensor, wide: Tensor, row_padding: int, column_padding: int
+) -> Tensor:
+    shapes = tuple(small.shape), tuple(wide.shape)
+    padding = (row_padding, column_padding)
+    _check_arguments("winograd_weight_gradient", *shapes, padding, small, wide)
+    return _empty(small, small.shape[1], wide.shape[1], 4, 4)
+
+
+def _plain_gather(
+    wide: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_padding: int,
+    column_padding: int,
+    rows: int,
+    columns: int,
+) -> Tensor:
+    output = _fake_gather(wide, weight, bias, row_padding, column_padding, rows, columns)
+    bias = None if bias is None else bias.to(wide.dtype)
+    padding = (row_padding, column_padding)
+    return output.copy_(torch.conv2d(wide, weight, bias, stride=2, padding=padding))
+
+
+def _plain_scatter(
+    small: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_padding: int,
+    column_padding: int,
+    rows: int,
+    columns: int,
+) -> Tensor:
+    output = _fake_scatter(small, weight, bias, row_padding, column_padding, rows, columns)
+    padding = (row_padding, column_padding)
+    left_over = [
+        places + 2 * added - 2 * few - 2
+        for places, added, few in zip((rows, columns), padding, small.shape[2:], strict=True)
+    ]
+    bias = None if bias is None else bias.to(small.dtype)
+    return output.copy_(
+        torch.conv_transpose2d(
+            small, weight, bias, stride=2, padding=padding, output_padding=left_over
+        )
+    )
+
+
+def _plain_weight_gradient(
+    small: Tensor, wide: Tensor, row_padding: int, column_padding: int
+) -> Tensor:
+    output = _fake_weight_gradient(small, wide, row_padding, column_padding)
+    padding = (row_padding, column_padding)
+    gradient = conv2d_weight(
+        wide, (small.shape[1], wide.shape[1], 4, 4), small, stride=2, padding=padding
+    )
+    return output.copy_(gradient)
+
+
+# --- For `fastgan doctor` -------------------------------------------------------------------------
+
+
+def _drawn(*size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(sum(size))
+    return torch.randn(size, generator=generator)
+
+
+def _compare(op: str, device: torch.device | str, found: Tensor, expected: Tensor) -> None:
+    if not torch.allclose(found.cpu(), expected, rtol=1e-4, atol=1e-3):
+        raise FastganError(f"fastgan::{op} gives wrong values on {device}")
+
+
+def check_gather(device: torch.device | str) -> None:
+    """Runs the op on `device` and compares with torch's; for ``fastgan doctor``.
+
+    Raises:
+        FastganError: a value is wrong.
+    """
+    wide, weight, bias = _drawn(3, 32, 9, 6), _drawn(64, 32, 4, 4), _drawn(64)
+    arguments = (tensor.to(device) for tensor in (wide, weight, bias))
+    found = torch.ops.fastgan.winograd_gather(*arguments, 1, 1, 4, 3)
+    expected = torch.conv2d(wide, weight, bias, stride=2, padding=1)
+    _compare("winograd_gather", device, found, expected)
+
+
+def check_scatter(device: torch.device | str) -> None:
+    """As :func:`check_gather`.
+
+    Raises:
+        FastganError: a value is wrong.
+    """
+    small, weight, bias = _drawn(3, 64, 4, 3), _drawn(64, 32, 4, 4), _drawn(32)
+    arguments = (tensor.to(device) for tensor in (small, weight, bias))
+    found = torch.ops.fastgan.winograd_scatter(*arguments, 1, 1, 9, 6)
+    expected = torch.conv_transpose2d(
+        small, weight, bias, stride=2, padding=1, output_padding=(1, 0)
+    )
+    _compare("winograd_scatter", device, found, expected)
+
+
+def check_weight_gradient(device: torch.device | str) -> None:
+    """As :func:`check_gather`.
+
+    Raises:
+        FastganError: a value is wrong.
+    """
+    small, wide = _drawn(3, 64, 4, 3), _drawn(3, 32, 9, 6)
+    found = torch.ops.fastgan.winograd_weight_gradient(small.to(device), wide.to(device), 1, 1)
+    expected = conv2d_weight(wide, (64, 32, 4, 4), small, stride=2, padding=1)
+    _compare("winograd_weight_gradient", device, found, expected)
+
+
+for _schema in SCHEMAS:
+    define_if_absent(_schema)
+register_fallback("winograd_gather", _plain_gather)
+register_fallback("winograd_scatter", _plain_scatter)
+register_fallback("winograd_weight_gradient", _plain_weight_gradient)
+torch.library.register_fake(f"{NAMESPACE}::winograd_gather", _fake_gather)
+torch.library.register_fake(f"{NAMESPACE}::winograd_scatter", _fake_scatter)
+torch.library.register_fake(f"{NAMESPACE}::winograd_weight_gradient", _fake_weight_gradient)
+register_without_gradient(torch.ops.fastgan.winograd_gather.default)
+register_without_gradient(torch.ops.fastgan.winograd_scatter.default)
+register_without_gradient(torch.ops.fastgan.winograd_weight_gradient.default)

@@ -1,0 +1,259 @@
+"""The convolution ops that save products, against torch's in float64."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn.grad import conv2d_input, conv2d_weight
+
+import fastgan
+from fastgan.ops import winograd, winograd_convolution
+from fastgan.ops.stages import Stage
+
+ops = torch.ops.fastgan
+NAMES = ("gather", "scatter", "weight gradient")
+Biases = list[Tensor | None]
+DTYPES = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
+
+
+@st.composite
+def shapes(draw: st.DrawFn) -> dict[str, Any]:
+    small = draw(st.integers(1, 6)), draw(st.integers(1, 6))
+    padding = draw(st.integers(0, 3)), draw(st.integers(0, 3))
+    extra = draw(st.integers(0, 1)), draw(st.integers(0, 1))
+    wide = tuple(
+        max(2 * s + 2 - 2 * p + e, 1) for s, p, e in zip(small, padding, extra, strict=True)
+    )
+    small = tuple((w + 2 * p - 4) // 2 + 1 for w, p in zip(wide, padding, strict=True))
+    return {
+        "batch": draw(st.integers(0, 3)),
+        "small": (32 * draw(st.integers(1, 4)), *small),
+        "wide": (32 * draw(st.integers(1, 4)), *wide),
+        "padding": padding,
+        "bias": draw(st.booleans()),
+        "seed": draw(st.integers(0, 2**31)),
+    }
+
+
+def drawn(case: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Biases]:
+    """Maps, weight, and a bias for either map, of numbers that `dtype` has."""
+    torch.manual_seed(case["seed"])
+    small, wide = (torch.randn(case["batch"], *case[name]).to(dtype) for name in ("small", "wide"))
+    weight = torch.randn(case["small"][0], case["wide"][0], 4, 4).to(dtype)
+    biases = [torch.randn(case[name][0]) if case["bias"] else None for name in ("small", "wide")]
+    return small, wide, weight, biases
+
+
+def call(
+    case: dict[str, Any], small: Tensor, wide: Tensor, weight: Tensor, biases: Biases
+) -> list[Tensor]:
+    padding = case["padding"]
+    return [
+        ops.winograd_gather(wide, weight, biases[0], *padding, *case["small"][1:]),
+        ops.winograd_scatter(small, weight, biases[1], *padding, *case["wide"][1:]),
+        ops.winograd_weight_gradient(small, wide, *padding),
+    ]
+
+
+def by_torch(
+    case: dict[str, Any], small: Tensor, wide: Tensor, weight: Tensor, biases: Biases
+) -> list[Tensor]:
+    given_ = {"stride": 2, "padding": case["padding"]}
+    scattered = conv2d_input(wide.shape, weight, small, **given_)
+    if biases[1] is not None:
+        scattered = scattered + biases[1].to(weight.dtype)[:, None, None]
+    bias = None if biases[0] is None else biases[0].to(weight.dtype)
+    return [
+        F.conv2d(wide, weight, bias, **given_),
+        scattered,
+        conv2d_weight(wide, weight.shape, small, **given_),
+    ]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(case=shapes())
+@settings(max_examples=40, deadline=None, derandomize=True)
+def test_values(dtype: torch.dtype, case: dict[str, Any]) -> None:
+    small, wide, weight, biases = drawn(case, dtype)
+    truths = by_torch(case, small.double(), wide.double(), weight.double(), biases)
+    for name, found, truth in zip(
+        NAMES, call(case, small, wide, weight, biases), truths, strict=True
+    ):
+        assert found.dtype == dtype
+        assert found.shape == truth.shape
+        assert found.is_contiguous(memory_format=torch.channels_last)
+        if truth.numel() > 0:
+            error = (found.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-30)
+            assert float(error) <= DTYPES[dtype], name
+
+
+def test_errors_are_at_most_twice_those_of_torch() -> None:
+    """In float32, against float64: of the layers of a DCGAN-64, and of the smallest there is."""
+    for few, many, places in ((32, 32, 8), (128, 64, 16), (512, 256, 4)):
+        case = {
+            "batch": 4,
+            "small": (few, places, places),
+            "wide": (many, 2 * places, 2 * places),
+            "padding": (1, 1),
+            "bias": False,
+            "seed": places,
+        }
+        tensors = drawn(case, torch.float32)
+        truths = by_torch(case, *(t.double() for t in tensors[:3]), tensors[3])
+        rows = zip(NAMES, call(case, *tensors), by_torch(case, *tensors), truths, strict=True)
+        for name, ours, theirs, truth in rows:
+            own, eager = ((t.double() - truth).square().mean().sqrt() for t in (ours, theirs))
+            assert own <= 2 * eager, f"{name} of {few} and {many}: {own:.2e}, torch's {eager:.2e}"
+
+
+def test_arguments_in_any_layout() -> None:
+    case = {"batch": 2, "small": (32, 3, 4), "wide": (64, 6, 8), "padding": (1, 1)}
+    small, wide, weight, biases = drawn(case | {"bias": True, "seed": 3}, torch.float32)
+    expected = call(case, small, wide, weight, biases)
+    last = [t.contiguous(memory_format=torch.channels_last) for t in (small, wide, weight)]
+    strided = [torch.stack([t, t], -1)[..., 1] for t in (small, wide, weight)]
+    for other in (last, strided):
+        for found, value in zip(call(case, *other, biases), expected, strict=True):
+            assert torch.equal(found, value)
+    constant = small[:, :1, :1, :1].expand_as(small)
+    found = ops.winograd_scatter(constant, weight, None, 1, 1, 6, 8)
+    assert torch.equal(found, ops.winograd_scatter(constant.clone(), weight, None, 1, 1, 6, 8))
+
+
+def test_the_same_bits_in_every_run_and_on_any_number_of_threads() -> None:
+    case = {"batch": 5, "small": (160, 7, 6), "wide": (96, 14, 12), "padding": (1, 1)}
+    tensors = drawn(case | {"bias": True, "seed": 4}, torch.float32)
+    threads = torch.get_num_threads()
+    runs = []
+    try:
+        for count in (1, 1, 2, 3):
+            torch.set_num_threads(count)
+            runs.append(call(case, *tensors))
+    finally:
+        torch.set_num_threads(threads)
+    for run in runs[1:]:
+        for found, value in zip(run, runs[0], strict=True):
+            assert torch.equal(found, value)
+
+
+@pytest.mark.parametrize("place", [(0, 0), (7, 7), (3, 4)])
+def test_what_is_not_finite_reaches_the_places_it_should(place: tuple[int, int]) -> None:
+    wide, weight = torch.ones(1, 32, 8, 8), torch.ones(32, 32, 4, 4)
+    wide[0, 3, place[0], place[1]] = float("nan")
+    found = ops.winograd_gather(wide, weight, None, 1, 1, 4, 4)
+    expected = F.conv2d(wide, weight, stride=2, padding=1)
+    assert bool((found.isnan() | ~expected.isnan()).all())
+
+
+def test_misfits_are_refused() -> None:
+    small, wide, weight = torch.ones(2, 32, 4, 4), torch.ones(2, 64, 8, 8), torch.ones(32, 64, 4, 4)
+    with pytest.raises(RuntimeError, match=r"do not belong together"):
+        ops.winograd_gather(wide, weight, None, 1, 1, 5, 4)
+    with pytest.raises(RuntimeError, match=r"4 by 4 taps, and channels to match"):
+        ops.winograd_gather(small, weight, None, 1, 1, 2, 2)
+    with pytest.raises(RuntimeError, match=r"expected a multiple of 32"):
+        ops.winograd_weight_gradient(small[:, :16], wide, 1, 1)
+    with pytest.raises(RuntimeError, match=r"expected float32 or bfloat16"):
+        ops.winograd_scatter(small.double(), weight.double(), None, 1, 1, 8, 8)
+    with pytest.raises(RuntimeError, match=r"weight has dtype"):
+        ops.winograd_scatter(small, weight.bfloat16(), None, 1, 1, 8, 8)
+    with pytest.raises(RuntimeError, match=r"bias has shape \(3\); expected \(64\)"):
+        ops.winograd_scatter(small, weight, torch.ones(3), 1, 1, 8, 8)
+    with pytest.raises(RuntimeError, match=r"no gradient"):
+        ops.winograd_scatter(small.requires_grad_(), weight, None, 1, 1, 8, 8)
+
+
+def test_opcheck() -> None:
+    case = {"batch": 2, "small": (32, 3, 4), "wide": (64, 6, 8), "padding": (1, 1)}
+    small, wide, weight, biases = drawn(case | {"bias": True, "seed": 5}, torch.float32)
+    torch.library.opcheck(ops.winograd_gather.default, (wide, weight, biases[0], 1, 1, 3, 4))
+    torch.library.opcheck(ops.winograd_scatter.default, (small, weight, None, 1, 1, 6, 8))
+    torch.library.opcheck(ops.winograd_weight_gradient.default, (small, wide, 1, 1))
+
+
+@pytest.mark.parametrize("plain", ["_plain_gather", "_plain_scatter", "_plain_weight_gradient"])
+def test_the_plain_version_agrees(plain: str) -> None:
+    case = {"batch": 2, "small": (32, 3, 4), "wide": (64, 7, 8), "padding": (1, 1)}
+    small, wide, weight, biases = drawn(case | {"bias": True, "seed": 6}, torch.float32)
+    arguments: tuple[Any, ...] = {
+        "_plain_gather": (wide, weight, biases[0], 1, 1, 3, 4),
+        "_plain_scatter": (small, weight, biases[1], 1, 1, 7, 8),
+        "_plain_weight_gradient": (small, wide, 1, 1),
+    }[plain]
+    found = getattr(winograd, plain)(*arguments)
+    compiled = getattr(ops, plain.replace("_plain", "winograd"))(*arguments)
+    assert found.stride() == compiled.stride()
+    torch.testing.assert_close(found, compiled, rtol=1e-4, atol=1e-4)
+
+
+CHECK = """
+import torch
+from fastgan.ops import check_op
+for name in ("winograd_gather", "winograd_scatter", "winograd_weight_gradient"):
+    check_op(name, "cpu")
+"""
+
+
+@pytest.mark.skipif(not fastgan.build_info().native, reason="there is one version, torch's")
+@pytest.mark.parametrize("instructions", fastgan.build_info().cpu_instruction_sets or ("none",))
+def test_every_instruction_set_has_it_right(
+    instructions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTGAN_CPU_INSTRUCTION_SET", instructions)
+    done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# --- When it is taken -----------------------------------------------------------------------------
+
+
+def channels_last(*size: int) -> Tensor:
+    return torch.empty(size).contiguous(memory_format=torch.channels_last)
+
+
+def test_it_is_taken_for_the_inner_layers_of_a_dcgan(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd_convolution, "_dtypes", lambda: (torch.float32, torch.bfloat16))
+    weight = channels_last(512, 256, 4, 4)
+    halving = Stage("conv2d", stride=(2, 2), padding=(1, 1))
+    doubling = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
+    pays = winograd_convolution.pays
+    assert pays(halving, torch.empty(16, 256, 8, 8), weight)
+    assert pays(doubling, torch.empty(16, 512, 4, 4), weight)
+    assert pays(doubling, torch.empty(16, 512, 4, 4).bfloat16(), weight.bfloat16())
+    no = {
+        "few tiles": (halving, torch.empty(4, 256, 8, 8), weight),
+        "another stride": (Stage("conv2d", padding=(1, 1)), torch.empty(16, 256, 8, 8), weight),
+        "dilated": (
+            Stage("conv2d", (2, 2), (3, 3), (2, 2)),
+            torch.empty(16, 256, 8, 8),
+            weight,
+        ),
+        "grouped": (Stage("conv2d", (2, 2), (1, 1), groups=2), torch.empty(16, 512, 8, 8), weight),
+        "another kernel": (halving, torch.empty(16, 256, 8, 8), channels_last(512, 256, 3, 3)),
+        "colours": (halving, torch.empty(16, 3, 64, 64), channels_last(64, 3, 4, 4)),
+        "float64": (halving, torch.empty(16, 256, 8, 8).double(), weight.double()),
+        "float16": (halving, torch.empty(16, 256, 8, 8).half(), weight.half()),
+        "another layout": (halving, torch.empty(16, 256, 8, 8), weight.contiguous()),
+        "one place": (halving, torch.empty(64, 256, 2, 2), weight),
+        "tiles half empty": (halving, torch.empty(64, 256, 6, 6), weight),
+        "elsewhere": (halving, torch.empty(16, 256, 8, 8, device="meta"), weight),
+    }
+    for why, arguments in no.items():
+        assert not pays(*arguments), why
+
+
+def test_bfloat16_is_left_to_processors_with_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    winograd_convolution._dtypes.cache_clear()
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
+    try:
+        assert torch.bfloat16 not in winograd_convolution._dtypes()
+    finally:
+        winograd_convolution._dtypes.cache_clear()

@@ -8,11 +8,16 @@ Writes benchmarks/results/precision-KIND.json: time, commit, machine, versions, 
     rows        one for each model, contender and seed: what `fastgan evaluate` finds
                 (docs/evaluation.md), and how long the training took
     verdicts    for each model and contender other than fp32, and each of MEASURES: the difference
-                of the means over the seeds, the noise (twice its standard error), and whether the
-                contender is no worse, which is no further on the worse side than the noise
+                of the means over the seeds, the noise, and whether the contender is no worse, which
+                is no further on the worse side than the noise
     no_worse    whether bf16 is no worse for any model: then, and only then, `--precision auto` is
                 bf16 on this kind of device (fastgan/training/precision.py; a test ties the two)
     as_good_as_the_reference    whether fp32 is no worse than the reference for any model
+
+The noise is what the difference of two means of equal truth exceeds in one of 20 such records: a
+quantile of Student's t with Welch's degrees of freedom, at 0.05 over the number of comparisons
+(Bonferroni), times the difference's standard error. With two standard errors for each comparison,
+of fifteen that tell nothing one or two would be called worse.
 
 The reference is trained by fastgan.reference's steps with torch's optimisers on the same images in
 the same order, from the same settings; its samples come from a moving average of the same decay.
@@ -30,6 +35,7 @@ import time
 from pathlib import Path
 
 import torch
+from scipy import stats
 from torch import Tensor, nn
 
 from fastgan import reference
@@ -45,6 +51,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 SAMPLES = 1000
 # What is compared, and which way is worse: 1 for up.
 MEASURES = {"frechet_distance": 1, "coverage": -1, "confidence_ratio": -1}
+LEVEL = 0.05
 CONTENDERS = ("fp32", "bf16", "reference")
 # Settings under which a small set is learnt in minutes; docs/training.md.
 SETTINGS = {
@@ -165,7 +172,18 @@ def evaluated(generator: nn.Module, config: TrainConfig, seed: int) -> dict:
     return {name: found[name] for name in names}
 
 
-def verdict(rows: list[dict], model: str, ours: str, theirs: str) -> dict:
+def noise_of(a: list[float], b: list[float], comparisons: int) -> float:
+    """How far the means may lie apart, on the worse side, by chance."""
+    shares = [statistics.variance(values) / len(values) for values in (a, b)]
+    if sum(shares) == 0:
+        return 0.0
+    freedom = sum(shares) ** 2 / sum(
+        share**2 / (len(values) - 1) for share, values in zip(shares, (a, b), strict=True)
+    )
+    return float(stats.t.ppf(1 - LEVEL / comparisons, freedom)) * math.sqrt(sum(shares))
+
+
+def verdict(rows: list[dict], model: str, ours: str, theirs: str, comparisons: int) -> dict:
     """Whether the model trained by ``ours`` is no worse than by ``theirs``, within noise."""
     judged = {"model": model, "contender": ours, "against": theirs, "measures": {}}
     for name, worse in MEASURES.items():
@@ -174,9 +192,7 @@ def verdict(rows: list[dict], model: str, ours: str, theirs: str) -> dict:
             for contender in (ours, theirs)
         )
         difference = statistics.fmean(a) - statistics.fmean(b)
-        noise = math.inf
-        if len(a) > 1:
-            noise = 2 * math.sqrt((statistics.variance(a) + statistics.variance(b)) / len(a))
+        noise = noise_of(a, b, comparisons)
         judged["measures"][name] = {
             "difference": difference,
             "noise": noise,
@@ -208,8 +224,11 @@ def main() -> None:
                 rows.append({"model": model, "contender": contender, "seed": seed, **found})
                 rows[-1]["training_seconds"] = round(seconds, 1)
                 print(rows[-1], flush=True)
-    against_fp32 = [verdict(rows, model, "bf16", "fp32") for model in options.models]
-    against_reference = [verdict(rows, model, "fp32", "reference") for model in options.models]
+    comparisons = len(options.models) * len(MEASURES)
+    against_fp32, against_reference = (
+        [verdict(rows, model, ours, theirs, comparisons) for model in options.models]
+        for ours, theirs in (("bf16", "fp32"), ("fp32", "reference"))
+    )
     complete = set(options.models) == set(MODELS) and len(options.seeds) >= 3
     report = {
         "time": utc_now(),

@@ -29,24 +29,26 @@ ROOT = Path(__file__).resolve().parent
 #: Compiled once, for any processor of the architecture.
 CPU_SOURCES = (
     "csrc/batch_norm_ops.cpp",
+    "csrc/convolution_ops.cpp",
     "csrc/ops.cpp",
     "csrc/cpu/batch_norm.cpp",
     "csrc/cpu/clip.cpp",
     "csrc/cpu/instruction_sets.cpp",
     "csrc/cpu/optimizers.cpp",
     "csrc/cpu/parallel.cpp",
+    "csrc/cpu/patches.cpp",
     "csrc/cpu/penalty_norm.cpp",
     "csrc/cpu/penalty_points.cpp",
     "csrc/cpu/winograd.cpp",
     "csrc/op_arguments.cpp",
     "csrc/penalty_ops.cpp",
-    "csrc/winograd_ops.cpp",
 )
 #: Compiled once per instruction set (csrc/cpu/instruction_sets.h).
 LOOP_SOURCES = (
     "csrc/cpu/batch_norm_loops.cpp",
     "csrc/cpu/clip_loops.cpp",
     "csrc/cpu/multi_tensor_loops.cpp",
+    "csrc/cpu/patches_loops.cpp",
     "csrc/cpu/penalty_norm_loops.cpp",
     "csrc/cpu/penalty_points_loops.cpp",
     "csrc/cpu/winograd_loops.cpp",

@@ -1,5 +1,5 @@
-// The convolution ops of torch.ops.fastgan that save products: schemas, checks of arguments,
-// registration. What they compute: cpu/winograd.h. As ops.cpp, on LibTorch's stable ABI alone.
+// The convolution ops of torch.ops.fastgan for CPUs: schemas, checks of arguments, registration.
+// What they compute: cpu/winograd.h and cpu/patches.h. As ops.cpp, on LibTorch's stable ABI alone.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -8,6 +8,7 @@
 #include <array>
 #include <optional>
 
+#include "cpu/patches.h"
 #include "cpu/winograd.h"
 #include "op_arguments.h"
 
@@ -64,10 +65,10 @@ FloatType map_type(const char* op, const char* argument, const Tensor& tensor) {
     return type;
 }
 
-void require_channels(const char* op, const char* argument, std::int64_t channels) {
-    if (channels < 1 || channels % cpu::kWinogradChannels != 0) {
-        fail(op, ": ", argument, " has ", channels, " channels; expected a multiple of ",
-             cpu::kWinogradChannels);
+void require_channels(const char* op, const char* argument, std::int64_t channels,
+                      std::int64_t unit = cpu::kWinogradChannels) {
+    if (channels < 1 || channels % unit != 0) {
+        fail(op, ": ", argument, " has ", channels, " channels; expected a multiple of ", unit);
     }
 }
 
@@ -196,6 +197,48 @@ Tensor weight_gradient(Tensor small, Tensor wide, std::int64_t row_padding,
     return gradient;
 }
 
+// Refuses places that no convolution of these settings relates.
+void require_places(const char* op, const cpu::PatchDimension& along) {
+    const std::int64_t left_over =
+        along.wide + 2 * along.padding - along.taps - along.stride * (along.small - 1);
+    if (along.small < 1 || along.wide < 1 || along.padding < 0 || along.stride < 1 ||
+        left_over < 0 || left_over >= along.stride) {
+        fail(op, ": ", along.small, " places and ", along.wide, " do not belong together at padding ",
+             along.padding, ", stride ", along.stride, " and ", along.taps, " taps");
+    }
+}
+
+Tensor scatter_patches(Tensor small, Tensor weight, OptionalTensor bias, std::int64_t row_stride,
+                       std::int64_t column_stride, std::int64_t row_padding,
+                       std::int64_t column_padding, std::int64_t rows, std::int64_t columns) {
+    constexpr const char* op = "fastgan::patch_scatter";
+    const FloatType type = map_type(op, "small", small);
+    require_four_dimensions(op, "small", small);
+    require_four_dimensions(op, "weight", weight);
+    require_same_type(op, "weight", weight, small);
+    require_channels(op, "small", small.size(1), cpu::kPatchChannels);
+    const cpu::PatchShape shape{
+        small.size(0),
+        small.size(1),
+        weight.size(1),
+        {small.size(2), rows, weight.size(2), row_stride, row_padding},
+        {small.size(3), columns, weight.size(3), column_stride, column_padding}};
+    const std::int64_t patch = weight.size(1) * weight.size(2) * weight.size(3);
+    if (weight.size(0) != shape.small_channels || patch < 1 || patch > cpu::kPatchSize) {
+        fail(op, ": weight has shape ", shape_text(weight), "; expected (", shape.small_channels,
+             ", C, kH, kW) with C * kH * kW at most ", cpu::kPatchSize);
+    }
+    require_places(op, shape.rows);
+    require_places(op, shape.columns);
+    const Bias added = bias_argument(op, bias, shape.wide_channels);
+    Tensor wide = empty_channels_last({shape.batch, shape.wide_channels, rows, columns}, small);
+    const Tensor values = channels_last(small);
+    const Tensor taps = channels_last(weight);
+    cpu::patch_scatter(shape, type, values.const_data_ptr(), taps.const_data_ptr(), added.data(),
+                       wide.mutable_data_ptr());
+    return wide;
+}
+
 }  // namespace
 
 }  // namespace fastgan
@@ -210,10 +253,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
     library.def(
         "winograd_weight_gradient(Tensor small, Tensor wide, int row_padding, "
         "int column_padding) -> Tensor");
+    library.def(
+        "patch_scatter(Tensor small, Tensor weight, Tensor? bias, int row_stride, "
+        "int column_stride, int row_padding, int column_padding, int rows, int columns) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
     library.impl("winograd_gather", TORCH_BOX(&fastgan::gather));
     library.impl("winograd_scatter", TORCH_BOX(&fastgan::scatter));
     library.impl("winograd_weight_gradient", TORCH_BOX(&fastgan::weight_gradient));
+    library.impl("patch_scatter", TORCH_BOX(&fastgan::scatter_patches));
 }

@@ -103,13 +103,13 @@ def is_product(
     shape: tuple[int, ...],
     weight: Tensor,
     dtype: torch.dtype,
-    for_weight_gradient: bool = False,
+    of: str = "forward",
 ) -> bool:
     return matrix_convolution.pays(
         stage,
         torch.empty(shape, dtype=dtype),
         weight.to(dtype),
-        for_weight_gradient=for_weight_gradient,
+        of,
     )
 
 
@@ -119,8 +119,8 @@ def test_products_are_taken_where_they_were_measured_to_pay() -> None:
     assert is_product(halving, (64, 256, 8, 8), deep, torch.float32)
     assert not is_product(halving, (64, 256, 16, 16), deep, torch.float32)
     assert not is_product(halving, (64, 256, 8, 8), deep, torch.bfloat16)
-    assert is_product(halving, (64, 256, 8, 8), deep, torch.bfloat16, for_weight_gradient=True)
-    assert not is_product(halving, (64, 256, 16, 16), deep, torch.bfloat16, True)
+    assert is_product(halving, (64, 256, 8, 8), deep, torch.bfloat16, "weight_gradient")
+    assert not is_product(halving, (64, 256, 16, 16), deep, torch.bfloat16, "weight_gradient")
     assert not is_product(halving, (64, 256, 8, 8), deep.contiguous(), torch.float32)
     doubling = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
     assert is_product(doubling, (64, 512, 4, 4), deep, torch.float32)

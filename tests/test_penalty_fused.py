@@ -1134,12 +1134,25 @@ def test_the_critic_is_left_as_it_was() -> None:
 # What it costs ---------------------------------------------------------------------------------
 
 
+CONVOLUTIONS = {
+    "aten::convolution",
+    "aten::convolution_backward",
+    "fastgan::patch_scatter",
+    "fastgan::winograd_gather",
+    "fastgan::winograd_scatter",
+    "fastgan::winograd_weight_gradient",
+}
+
+
 @pytest.mark.parametrize("whole", [False, True], ids=["penalty", "critic loss"])
+@pytest.mark.parametrize("width", [4, 32])
 @pytest.mark.parametrize("norm", ["none", "layer"])
-def test_at_most_four_convolutions_a_layer_and_none_dilated(norm: str, whole: bool) -> None:
+def test_at_most_four_convolutions_a_layer_and_none_dilated(
+    norm: str, width: int, whole: bool
+) -> None:
     # What bends has two more for the second signal, and its fakes and reals come by themselves.
     limit = 4 if norm == "none" else 9 if whole else 6
-    critic = WGANCritic(3, 4, 64, norm=norm)
+    critic = WGANCritic(3, width, 64, norm=norm)
     layers = sum(isinstance(m, nn.Conv2d) for m in critic.modules())
     real, fake, _ = images((3, 64, 64), 2, dtype=torch.float32)
     function: Any = fastgan.wgan_gp_critic_loss if whole else fastgan.gradient_penalty
@@ -1152,7 +1165,7 @@ def test_at_most_four_convolutions_a_layer_and_none_dilated(norm: str, whole: bo
         calls[path] = [
             (event.name, event.input_shapes[1])
             for event in profile.events()
-            if event.name in ("aten::convolution", "aten::convolution_backward")
+            if event.name in CONVOLUTIONS
         ]
     assert 0 < len(calls["fused"]) <= limit * layers
     # Double backward convolves with a map as the filter, dilated by the stride.

@@ -220,7 +220,8 @@ def channels_last(*size: int) -> Tensor:
 
 
 def test_it_is_taken_for_the_inner_layers_of_a_dcgan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd_convolution, "_dtypes", lambda: (torch.float32, torch.bfloat16))
+    monkeypatch.setattr(winograd_convolution, "has_vectors", lambda: True)
+    monkeypatch.setattr(winograd_convolution, "has_bfloat16_tiles", lambda: False)
     weight = channels_last(512, 256, 4, 4)
     halving = Stage("conv2d", stride=(2, 2), padding=(1, 1))
     doubling = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
@@ -250,10 +251,13 @@ def test_it_is_taken_for_the_inner_layers_of_a_dcgan(monkeypatch: pytest.MonkeyP
         assert not pays(*arguments), why
 
 
-def test_bfloat16_is_left_to_processors_with_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
-    winograd_convolution._dtypes.cache_clear()
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: True)
-    try:
-        assert torch.bfloat16 not in winograd_convolution._dtypes()
-    finally:
-        winograd_convolution._dtypes.cache_clear()
+def test_what_the_processor_has_decides(monkeypatch: pytest.MonkeyPatch) -> None:
+    stage = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
+    input, weight = torch.empty(16, 512, 4, 4), channels_last(512, 256, 4, 4)
+    pays = winograd_convolution.pays
+    monkeypatch.setattr(winograd_convolution, "has_vectors", lambda: True)
+    monkeypatch.setattr(winograd_convolution, "has_bfloat16_tiles", lambda: True)
+    assert pays(stage, input, weight)
+    assert not pays(stage, input.bfloat16(), weight.bfloat16())
+    monkeypatch.setattr(winograd_convolution, "has_vectors", lambda: False)
+    assert not pays(stage, input, weight)

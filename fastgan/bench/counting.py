@@ -37,12 +37,13 @@ PARTS: Mapping[str, re.Pattern[str]] = {
     ),
     "convolutions": re.compile(
         r"conv|cudnn|gemm|aten::(mm|addmm|bmm|linear)$|implicit_gemm"
-        r"|weight_gradient",
+        r"|weight_gradient|winograd_|patch_scatter",
         re.IGNORECASE,
     ),
 }
 _FORWARD = re.compile(
-    r"^(aten::convolution|mkldnn::_convolution(_transpose)?_pointwise|fastgan::.*convolution.*)$"
+    r"^(aten::convolution|mkldnn::_convolution(_transpose)?_pointwise"
+    r"|fastgan::(winograd_\w+|patch_scatter))$"
 )
 _BACKWARD = "aten::convolution_backward"
 #: Triton's own kernels have no operator of torch around each convolution.

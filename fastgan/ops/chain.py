@@ -22,7 +22,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, overload
 
 import torch
@@ -72,14 +71,13 @@ class Chain:
 class _Kept:
     """What the forward pass keeps of a stage: its raw result and norm, or its finished result.
 
-    And its weight as it was cast for autocast, if it was, and who convolved on the "aten" path.
+    And its weight as it was cast for autocast, if it was.
     """
 
     value: Tensor
     norm: NormActivation | None = None
     invstd: Tensor | None = None
     cast_weight: Tensor | None = None
-    convolution: ModuleType = aten_convolution
 
 
 #: In the place of a value that is kept by ``save_for_backward``, and of one that is not kept.
@@ -307,7 +305,6 @@ def _stage_forward(
 ) -> _Kept:
     weight, bias = _cast(tensors.weight, dtype), _cast(tensors.bias, dtype)
     partials: PartialStatistics | None
-    convolution: ModuleType = aten_convolution
     if path == "triton":
         epilogue: Statistics | BiasActivation = (
             Statistics(bias)
@@ -320,18 +317,17 @@ def _stage_forward(
     else:
         if prologue is not None:
             input = _normalised(input, prologue)
-        convolution = fastest(stage, input, weight)
-        value = convolution.forward(stage, input, weight, bias)
+        value = fastest(stage, input, weight, "forward").forward(stage, input, weight, bias)
         partials = None
         if not stage.norm and stage.activation != "none":
             value = _activated_in_place(value, stage)
     cast_weight = None if weight is tensors.weight else weight
     if not stage.norm:
-        return _Kept(value, cast_weight=cast_weight, convolution=convolution)
+        return _Kept(value, cast_weight=cast_weight)
     mean, invstd, scale = _vectors_of_norm(stage, value, partials, tensors)
     norm_bias = _vector(tensors.norm_bias, mean)
     norm = NormActivation(mean, scale, norm_bias, stage.activation, stage.negative_slope)
-    return _Kept(value, norm, invstd, cast_weight, convolution)
+    return _Kept(value, norm, invstd, cast_weight)
 
 
 def _vectors_of_norm(
@@ -469,7 +465,7 @@ def _gradients(
     carried = _through_norm(stages, last, current, grad_output, False, gradients)
     for number in range(last, lowest - 1, -1):
         path = chain.paths[number]
-        weight, convolution = current.cast_weight, current.convolution
+        weight = current.cast_weight
         if weight is None:
             weight = _cast(tensors[number].weight, chain.dtype)
         current = before = kept.pop() if number > 0 else _Kept(_cast(input, chain.dtype))
@@ -486,9 +482,7 @@ def _gradients(
             gradients.put(number, "bias", grad_bias)
             del grad_weight, grad_bias
         if number > lowest or (number == 0 and gradients.wants_input()):
-            carried = _input_gradient(
-                stages, number, path, convolution, carried, before, weight, gradients
-            )
+            carried = _input_gradient(stages, number, path, carried, before, weight, gradients)
     if gradients.wants_input():
         gradients.put_input(carried.grad)
     return gradients.found
@@ -559,7 +553,7 @@ def _weight_gradient(
         )
     grad = carried.finished()
     input = before.value if before.norm is None else _normalised(before.value, before.norm)
-    convolution = fastest(stage, input, weight, for_weight_gradient=True)
+    convolution = fastest(stage, input, weight, "weight_gradient")
     gradients: tuple[Tensor, Tensor | None] = convolution.weight_gradient(
         stage, grad, input, weight, with_bias
     )
@@ -570,7 +564,6 @@ def _input_gradient(
     stages: Sequence[Stage],
     number: int,
     path: str,
-    convolution: ModuleType,
     carried: _Carried,
     before: _Kept,
     weight: Tensor,
@@ -579,6 +572,7 @@ def _input_gradient(
     """The gradient of the raw result of the stage before, or of the chain's input."""
     stage = stages[number]
     if path != "triton":
+        convolution = fastest(stage, before.value, weight, "input_gradient")
         grad = convolution.input_gradient(stage, carried.finished(), before.value, weight)
         if number == 0:
             return _Carried(grad)

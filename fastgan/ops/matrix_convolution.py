@@ -34,14 +34,14 @@ FEWEST_CHANNELS = 64
 PATCHES_BYTES = 4 << 20
 
 
-def pays(stage: Stage, input: Tensor, weight: Tensor, *, for_weight_gradient: bool = False) -> bool:
+def pays(stage: Stage, input: Tensor, weight: Tensor, of: str) -> bool:
     """Whether the products are the faster way.
 
     Args:
         stage: geometry.
         input: (N, C, H, W), of what the layer takes; its values are not read, N may be 0.
         weight: the layer's.
-        for_weight_gradient: asked of that pass alone.
+        of: which pass, "forward", "input_gradient" or "weight_gradient".
     """
     if input.device.type != "cpu" or stage.kind == "linear" or stage.groups != 1:
         return False
@@ -53,7 +53,7 @@ def pays(stage: Stage, input: Tensor, weight: Tensor, *, for_weight_gradient: bo
         return False  # which torch refuses
     if _is_one_patch(stage, input, weight):
         return True
-    if input.dtype != torch.float32 and not (for_weight_gradient and input.dtype == torch.bfloat16):
+    if input.dtype != torch.float32 and (of, input.dtype) != ("weight_gradient", torch.bfloat16):
         return False
     if min(weight.shape[:2]) < FEWEST_CHANNELS:
         return False

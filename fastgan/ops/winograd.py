@@ -37,7 +37,7 @@ __all__ = [
 #: What counts of channels must be multiples of.
 CHANNELS = 32
 
-#: As in csrc/winograd_ops.cpp.
+#: As in csrc/convolution_ops.cpp.
 SCHEMAS = (
     "winograd_gather(Tensor wide, Tensor weight, Tensor? bias, int row_padding, "
     "int column_padding, int rows, int columns) -> Tensor",

@@ -10,14 +10,12 @@ The same functions as :mod:`fastgan.ops.aten_convolution`, with the same argumen
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
 
-from fastgan import _native
 from fastgan.ops import winograd
 from fastgan.ops.stages import Stage
+from fastgan.ops.vector_units import has_bfloat16_tiles, has_vectors
 
 __all__ = ["forward", "input_gradient", "pays", "weight_gradient"]
 
@@ -47,7 +45,12 @@ def pays(stage: Stage, input: Tensor, weight: Tensor) -> bool:
         or not weight.is_contiguous(memory_format=torch.channels_last)
     ):
         return False
-    if input.dtype not in _dtypes() or weight.dtype != input.dtype:
+    if input.dtype == torch.bfloat16:
+        if has_bfloat16_tiles():
+            return False
+    elif input.dtype != torch.float32:
+        return False
+    if weight.dtype != input.dtype or not has_vectors():
         return False
     rows, columns = _small_places(stage, input)
     if rows < 1 or columns < 1:
@@ -56,15 +59,6 @@ def pays(stage: Stage, input: Tensor, weight: Tensor) -> bool:
     # Of a map with an odd number of places some tiles lie outside in part.
     products, products_of_formula = 36 * tiles, 16 * len(input) * rows * columns
     return tiles >= FEWEST_TILES and products * 5 <= products_of_formula * 4
-
-
-@cache
-def _dtypes() -> tuple[torch.dtype, ...]:
-    """Those in which this processor is the faster for it."""
-    if _native.build_info().cpu_instruction_set not in ("avx2", "avx512"):
-        return ()
-    has_tiles = torch.cpu._is_amx_tile_supported()
-    return (torch.float32,) if has_tiles else (torch.float32, torch.bfloat16)
 
 
 def forward(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

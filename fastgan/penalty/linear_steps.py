@@ -88,16 +88,14 @@ class Convolution(Step):
             self.groups,
         )
 
-    def _faster(
-        self, input: Tensor, weight: Tensor, *, for_weight_gradient: bool = False
-    ) -> tuple[Stage, Any] | None:
-        """The stage, and who convolves faster than ATen does; None where autograd records."""
+    def _faster(self, input: Tensor, weight: Tensor, of: str) -> tuple[Stage, Any] | None:
+        """The stage, and who does a pass faster than ATen; None where autograd records."""
         stage = self.stage
         if stage is None or (
             torch.is_grad_enabled() and (input.requires_grad or weight.requires_grad)
         ):
             return None
-        convolution = fastest(stage, input, weight, for_weight_gradient=for_weight_gradient)
+        convolution = fastest(stage, input, weight, of)
         return None if convolution is aten_convolution else (stage, convolution)
 
     def _convolve(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -159,7 +157,7 @@ class Convolution(Step):
         weight, bias = parameters
         assert weight is not None
         whole = rows.primal == inputs[0].size(0)
-        if (faster := self._faster(inputs[0], weight)) is not None:
+        if (faster := self._faster(inputs[0], weight, "forward")) is not None:
             stage, convolution = faster
             output = convolution.forward(stage, inputs[0], weight, bias if whole else None)
         else:
@@ -173,7 +171,7 @@ class Convolution(Step):
         assert weight is not None
         size = to.shapes[0][1:]
         input = grad.new_empty(()).expand(grad.size(0), *to.shapes[0])
-        if (faster := self._faster(input, weight)) is not None:
+        if (faster := self._faster(input, weight, "input_gradient")) is not None:
             stage, convolution = faster
             return [convolution.input_gradient(stage, grad, input, weight)]
         if self.transposed:
@@ -225,7 +223,7 @@ class Convolution(Step):
         weight_grad = bias_grad = None
         weight = parameters[0]
         assert weight is not None
-        faster = self._faster(inputs[0], weight, for_weight_gradient=True)
+        faster = self._faster(inputs[0], weight, "weight_gradient")
         if rows.wanted[0] and faster is not None:
             stage, convolution = faster
             weight_grad, _ = convolution.weight_gradient(stage, grad, inputs[0], weight, False)

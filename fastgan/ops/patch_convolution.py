@@ -1,0 +1,67 @@
+"""Of a stage whose wide map is an image: the pass that makes the image, on CPUs.
+
+That is the forward pass of a generator's last layer, and the input gradient of a critic's first, by
+:mod:`fastgan.ops.patches`. oneDNN vectorises both over the image's channels, of which there are
+three. In the other passes it is fast.
+
+The same functions as :mod:`fastgan.ops.aten_convolution`, with the same arguments, but for the
+weight gradient.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgan.ops import patches
+from fastgan.ops.stages import Stage
+from fastgan.ops.vector_units import has_vectors
+
+__all__ = ["forward", "input_gradient", "pays"]
+
+_MAKES_THE_IMAGE = {"conv2d": "input_gradient", "conv_transpose2d": "forward"}
+_DTYPES = (torch.float32, torch.bfloat16)
+
+
+def pays(stage: Stage, input: Tensor, weight: Tensor, of: str) -> bool:
+    """Whether a pass can be done, and is faster, this way.
+
+    Args:
+        stage: geometry.
+        input: (N, C, H, W), of what the layer takes; its values are not read.
+        weight: the layer's.
+        of: "forward", "input_gradient" or "weight_gradient".
+    """
+    return (
+        _MAKES_THE_IMAGE.get(stage.kind) == of
+        and weight.shape[1] <= 4
+        and weight[0].numel() <= patches.PATCH_SIZE
+        and weight.shape[0] % patches.CHANNELS == 0
+        and stage.dilation == (1, 1)
+        and stage.groups == 1
+        and all(e < s for e, s in zip(stage.output_padding, stage.stride, strict=True))
+        and input.device.type == "cpu"
+        and input.dtype in _DTYPES
+        and weight.dtype == input.dtype
+        and has_vectors()
+    )
+
+
+def forward(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """conv(input, weight) + bias; not differentiable by autograd."""
+    places = stage.output_places((input.shape[2], input.shape[3]), weight)
+    return _scatter(stage, input, weight, bias, places)
+
+
+def input_gradient(stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of ``forward``'s input."""
+    return _scatter(stage, grad_output, weight, None, (input.shape[2], input.shape[3]))
+
+
+def _scatter(
+    stage: Stage, small: Tensor, weight: Tensor, bias: Tensor | None, places: tuple[int, int]
+) -> Tensor:
+    wide: Tensor = torch.ops.fastgan.patch_scatter(
+        small, weight, bias, *stage.stride, *stage.padding, *places
+    )
+    return wide

@@ -1,0 +1,140 @@
+"""``torch.ops.fastgan.patch_scatter``: the convolution that makes an image, on CPUs.
+
+::
+
+    wide = conv_transpose2d(small, weight, bias, stride, padding)
+
+``small`` (N, O, h, w) and ``weight`` (O, C, kH, kW) of float32 or bfloat16, O a multiple of 16 and
+C * kH * kW at most 64; ``bias`` (C,) of either dtype or None. ``rows`` and ``columns`` are those of
+``wide``, (N, C, rows, columns), which lies channels last, as arguments do at best. Sums are taken
+in float32. Formula: ``csrc/cpu/patches.h``. A kernel for the CPU alone; elsewhere, and without a
+compiled part, torch's convolution.
+
+Order of gradients supported: none. It raises where autograd would have to record it.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan.errors import FastganError
+from fastgan.ops.registration import NAMESPACE, define_if_absent, register_fallback
+from fastgan.ops.without_gradient import register_without_gradient
+
+__all__ = ["CHANNELS", "PATCH_SIZE", "SCHEMA", "check"]
+
+#: What the count of ``small``'s channels must be a multiple of, and what a patch may hold.
+CHANNELS, PATCH_SIZE = 16, 64
+
+#: As in csrc/convolution_ops.cpp.
+SCHEMA = (
+    "patch_scatter(Tensor small, Tensor weight, Tensor? bias, int row_stride, int column_stride, "
+    "int row_padding, int column_padding, int rows, int columns) -> Tensor"
+)
+
+
+def _left_over(
+    small: Tensor,
+    weight: Tensor,
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    places: tuple[int, int],
+) -> tuple[int, ...]:
+    """The output padding that makes the convolution as wide; checks all arguments."""
+    if small.dtype not in (torch.float32, torch.bfloat16) or weight.dtype != small.dtype:
+        raise RuntimeError(
+            f"fastgan::patch_scatter: dtypes {small.dtype} and {weight.dtype}; expected float32 or "
+            "bfloat16, the same for both"
+        )
+    if small.dim() != 4 or small.shape[1] < 1 or small.shape[1] % CHANNELS != 0:
+        raise RuntimeError(
+            f"fastgan::patch_scatter: small has shape {tuple(small.shape)}; expected (N, O, h, w), "
+            f"O a multiple of {CHANNELS}"
+        )
+    if weight.dim() != 4 or len(weight) != small.shape[1] or weight[0].numel() > PATCH_SIZE:
+        raise RuntimeError(
+            f"fastgan::patch_scatter: weight has shape {tuple(weight.shape)}; expected "
+            f"({small.shape[1]}, C, kH, kW) with C * kH * kW at most {PATCH_SIZE}"
+        )
+    left_over = tuple(
+        wide + 2 * added - taps - step * (few - 1)
+        for wide, added, taps, step, few in zip(
+            places, padding, weight.shape[2:], stride, small.shape[2:], strict=True
+        )
+    )
+    if any(not 0 <= rest < step for rest, step in zip(left_over, stride, strict=True)):
+        raise RuntimeError(
+            f"fastgan::patch_scatter: places {tuple(small.shape[2:])} and {places} do not belong "
+            f"together at padding {padding}, stride {stride} and {tuple(weight.shape[2:])} taps"
+        )
+    return left_over
+
+
+def _empty(small: Tensor, weight: Tensor, places: tuple[int, int]) -> Tensor:
+    return torch.empty(
+        (len(small), weight.shape[1], *places),
+        dtype=small.dtype,
+        device=small.device,
+        memory_format=torch.channels_last,
+    )
+
+
+def _fake(
+    small: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_stride: int,
+    column_stride: int,
+    row_padding: int,
+    column_padding: int,
+    rows: int,
+    columns: int,
+) -> Tensor:
+    stride, padding = (row_stride, column_stride), (row_padding, column_padding)
+    _left_over(small, weight, stride, padding, (rows, columns))
+    return _empty(small, weight, (rows, columns))
+
+
+def _plain(
+    small: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    row_stride: int,
+    column_stride: int,
+    row_padding: int,
+    column_padding: int,
+    rows: int,
+    columns: int,
+) -> Tensor:
+    stride, padding = (row_stride, column_stride), (row_padding, column_padding)
+    left_over = _left_over(small, weight, stride, padding, (rows, columns))
+    bias = None if bias is None else bias.to(small.dtype)
+    wide = F.conv_transpose2d(
+        small, weight, bias, stride=stride, padding=padding, output_padding=left_over
+    )
+    return _empty(small, weight, (rows, columns)).copy_(wide)
+
+
+def check(device: torch.device | str) -> None:
+    """Runs the op on `device` and compares with torch's; for ``fastgan doctor``.
+
+    Raises:
+        FastganError: a value is wrong.
+    """
+    generator = torch.Generator().manual_seed(0)
+    small = torch.randn(3, 96, 5, 7, generator=generator)
+    weight = torch.randn(96, 3, 4, 4, generator=generator)
+    bias = torch.randn(3, generator=generator)
+    arguments = (tensor.to(device) for tensor in (small, weight, bias))
+    found = torch.ops.fastgan.patch_scatter(*arguments, 2, 2, 1, 1, 10, 14)
+    expected = F.conv_transpose2d(small, weight, bias, stride=2, padding=1)
+    if not torch.allclose(found.cpu(), expected, rtol=1e-4, atol=1e-3):
+        raise FastganError(f"fastgan::patch_scatter gives wrong values on {device}")
+
+
+define_if_absent(SCHEMA)
+register_fallback("patch_scatter", _plain)
+torch.library.register_fake(f"{NAMESPACE}::patch_scatter", _fake)
+register_without_gradient(torch.ops.fastgan.patch_scatter.default)

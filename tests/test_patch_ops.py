@@ -1,0 +1,179 @@
+"""The convolution that makes an image on CPUs, against torch's in float64."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import fastgan
+from fastgan.ops import patch_convolution, patches
+from fastgan.ops.convolution_choice import fastest
+from fastgan.ops.stages import Stage
+
+scatter = torch.ops.fastgan.patch_scatter
+DTYPES = {torch.float32: 1e-6, torch.bfloat16: 2**-8}
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> dict[str, Any]:
+    channels = draw(st.integers(1, 4))
+    taps = draw(st.integers(1, 4)), draw(st.integers(1, 4))
+    stride = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    small = draw(st.integers(1, 9)), draw(st.integers(1, 9))
+    extra = tuple(draw(st.integers(0, s - 1)) for s in stride)
+    most = [
+        min(3, ((n - 1) * s + t + e - 1) // 2)
+        for n, s, t, e in zip(small, stride, taps, extra, strict=True)
+    ]
+    return {
+        "batch": draw(st.integers(0, 3)),
+        "small": (16 * draw(st.integers(1, 9)), *small),
+        "weight": (channels, *taps),
+        "settings": {
+            "stride": stride,
+            "padding": tuple(draw(st.integers(0, m)) for m in most),
+            "output_padding": extra,
+        },
+        "bias": draw(st.booleans()),
+        "seed": draw(st.integers(0, 2**31)),
+    }
+
+
+def drawn(case: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None]:
+    torch.manual_seed(case["seed"])
+    small = torch.randn(case["batch"], *case["small"]).to(dtype)
+    weight = torch.randn(case["small"][0], *case["weight"]).to(dtype)
+    return small, weight, torch.randn(case["weight"][0]) if case["bias"] else None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(case=cases())
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_values(dtype: torch.dtype, case: dict[str, Any]) -> None:
+    small, weight, bias = drawn(case, dtype)
+    wide_bias = None if bias is None else bias.double()
+    truth = F.conv_transpose2d(small.double(), weight.double(), wide_bias, **case["settings"])
+    around = case["settings"]["stride"] + case["settings"]["padding"]
+    found = scatter(small, weight, bias, *around, *truth.shape[2:])
+    assert found.dtype == dtype
+    assert found.shape == truth.shape
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    if truth.numel() > 0:
+        error = (found.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-30)
+        assert float(error) <= DTYPES[dtype]
+
+
+def test_errors_are_at_most_twice_those_of_torch() -> None:
+    torch.manual_seed(0)
+    small, weight = torch.randn(4, 64, 32, 32), torch.randn(64, 3, 4, 4)
+    truth = F.conv_transpose2d(small.double(), weight.double(), stride=2, padding=1)
+    ours = scatter(small, weight, None, 2, 2, 1, 1, 64, 64)
+    theirs = F.conv_transpose2d(small, weight, stride=2, padding=1)
+    own, eager = ((t.double() - truth).square().mean().sqrt() for t in (ours, theirs))
+    assert own <= 2 * eager
+
+
+def test_any_layout_and_number_of_threads_gives_the_same_bits() -> None:
+    torch.manual_seed(1)
+    small, weight, bias = torch.randn(5, 48, 7, 9), torch.randn(48, 3, 4, 4), torch.randn(3)
+    expected = scatter(small, weight, bias, 2, 2, 1, 1, 14, 18)
+    last = [t.contiguous(memory_format=torch.channels_last) for t in (small, weight)]
+    strided = [torch.stack([t, t], -1)[..., 1] for t in (small, weight)]
+    threads = torch.get_num_threads()
+    try:
+        for count, pair in ((1, last), (2, strided), (3, [small, weight])):
+            torch.set_num_threads(count)
+            assert torch.equal(scatter(*pair, bias, 2, 2, 1, 1, 14, 18), expected)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_misfits_are_refused() -> None:
+    small, weight = torch.ones(2, 32, 4, 4), torch.ones(32, 3, 4, 4)
+    with pytest.raises(RuntimeError, match=r"do not belong together"):
+        scatter(small, weight, None, 2, 2, 1, 1, 10, 8)
+    with pytest.raises(RuntimeError, match=r"C \* kH \* kW at most 64"):
+        scatter(small, torch.ones(32, 5, 4, 4), None, 2, 2, 1, 1, 8, 8)
+    with pytest.raises(RuntimeError, match=r"expected a multiple of 16"):
+        scatter(small[:, :20], weight[:20], None, 2, 2, 1, 1, 8, 8)
+    with pytest.raises(RuntimeError, match=r"expected float32 or bfloat16"):
+        scatter(small.double(), weight.double(), None, 2, 2, 1, 1, 8, 8)
+    with pytest.raises(RuntimeError, match=r"bias has shape \(2\); expected \(3\)"):
+        scatter(small, weight, torch.ones(2), 2, 2, 1, 1, 8, 8)
+    with pytest.raises(RuntimeError, match=r"no gradient"):
+        scatter(small, weight.requires_grad_(), None, 2, 2, 1, 1, 8, 8)
+
+
+def test_opcheck_and_the_plain_version() -> None:
+    torch.manual_seed(2)
+    small, weight, bias = torch.randn(2, 32, 3, 4), torch.randn(32, 3, 3, 4), torch.randn(3)
+    arguments = (small, weight, bias, 2, 3, 1, 0, 6, 14)
+    torch.library.opcheck(scatter.default, arguments)
+    plain, compiled = patches._plain(*arguments), scatter(*arguments)
+    assert plain.stride() == compiled.stride()
+    torch.testing.assert_close(plain, compiled, rtol=1e-4, atol=1e-5)
+
+
+CHECK = 'from fastgan.ops import check_op; check_op("patch_scatter", "cpu")'
+
+
+@pytest.mark.skipif(not fastgan.build_info().native, reason="there is one version, torch's")
+@pytest.mark.parametrize("instructions", fastgan.build_info().cpu_instruction_sets or ("none",))
+def test_every_instruction_set_has_it_right(
+    instructions: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FASTGAN_CPU_INSTRUCTION_SET", instructions)
+    done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_it_is_taken_for_the_pass_that_makes_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patch_convolution, "has_vectors", lambda: True)
+    last = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
+    first = Stage("conv2d", stride=(2, 2), padding=(1, 1))
+    weight = torch.empty(64, 3, 4, 4)
+    for dtype in DTYPES:
+        maps, image = torch.empty(2, 64, 8, 8, dtype=dtype), torch.empty(2, 3, 16, 16, dtype=dtype)
+        taken = {
+            (stage.kind, of)
+            for stage, input in ((last, maps), (first, image))
+            for of in ("forward", "input_gradient", "weight_gradient")
+            if fastest(stage, input, weight.to(dtype), of) is patch_convolution
+        }
+        assert taken == {("conv_transpose2d", "forward"), ("conv2d", "input_gradient")}
+    maps = torch.empty(2, 64, 8, 8)
+    no = {
+        "many channels": (last, maps, torch.empty(64, 5, 4, 4)),
+        "odd channels": (last, maps[:, :20], weight[:20]),
+        "large patches": (last, maps, torch.empty(64, 4, 5, 5)),
+        "dilated": (Stage("conv_transpose2d", dilation=(2, 1)), maps, weight),
+        "grouped": (Stage("conv_transpose2d", groups=2), maps, weight),
+        "float64": (last, maps.double(), weight.double()),
+        "elsewhere": (last, maps.to("meta"), weight.to("meta")),
+    }
+    for why, arguments in no.items():
+        assert not patch_convolution.pays(*arguments, "forward"), why
+
+
+@pytest.mark.parametrize("kind", ["conv2d", "conv_transpose2d"])
+def test_a_stage_of_it_agrees_with_torch(kind: str) -> None:
+    torch.manual_seed(3)
+    stage = Stage(kind, (2, 1), (1, 0), output_padding=(1, 0) if kind != "conv2d" else (0, 0))
+    weight, maps = torch.randn(32, 3, 4, 3), torch.randn(2, 32, 5, 6)
+    bias = torch.randn(3)
+    wide = F.conv_transpose2d(maps, weight, bias, (2, 1), (1, 0), (1, 0))
+    if kind == "conv2d":
+        image = torch.empty_like(wide)
+        found = patch_convolution.input_gradient(stage, maps, image, weight)
+        found = found + bias[:, None, None]
+    else:
+        found = patch_convolution.forward(stage, maps, weight, bias)
+    torch.testing.assert_close(found, wide, rtol=1e-4, atol=1e-4)

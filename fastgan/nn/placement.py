@@ -91,11 +91,10 @@ def _of_stage(prefix: str, planned: PlannedStage, following: PlannedStage | None
                 by = op_path("norm_act", device.type).path
             found.append(Row(name, title, by, f"statistics of the batch; {where}"))
     if planned.activation is not None:
-        by = found[-1].path
-        if by == "aten":
-            reason = f"in place, on the result of {beside!r}"
-        else:
-            reason = f"together with {beside!r}"
+        by, reason = "aten", f"in place, on the result of {beside!r}"
+        # Behind a convolution of its own kind, or a norm that is not folded into one.
+        if path == "triton" or beside != planned.names[0]:
+            by, reason = found[-1].path, f"together with {beside!r}"
         name = _joined(prefix, next(names))
         found.append(Row(name, _title(planned.activation), by, reason))
     return found

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastgan.fallback import warn_once
 from fastgan.nn.plan import PlannedStage, Stretch, class_of
 from fastgan.ops.chain import Chain, convolution_path, run_chain
+from fastgan.ops.convolution_choice import explained
 from fastgan.ops.eligibility import autocast_dtype, why_not_chained, why_not_this_stage
 from fastgan.ops.stages import (
     Pair,
@@ -111,8 +112,20 @@ def path_of_layer(planned: PlannedStage) -> tuple[str, str]:
         geometry = _geometry(*_settings_of_convolution(convolution), size)
         assert geometry is not None  # the plan has no other
         stage = Stage(_KIND_OF[kind], *geometry)
-    weight = torch.empty((1, 1, *size), device="meta")
-    return convolution_path(stage, weight, one.device, one.dtype)
+    weight = _weight_without_values(layer, size)
+    path, reason = convolution_path(stage, weight, one.device, one.dtype)
+    if path == "aten" and one.device.type == "cpu":
+        path, why = explained(stage, weight, one.dtype)
+        reason = f"{why}{reason}"
+    return path, reason
+
+
+def _weight_without_values(layer: nn.Module, size: tuple[int, ...]) -> Tensor:
+    """Of its shape and layout. Its values may be computed from others' at every call."""
+    for parameter in layer.parameters():
+        if parameter.dim() == 2 + len(size):
+            return torch.empty_like(parameter, device="meta")
+    return torch.empty((1, 1, *size), device="meta")
 
 
 def _read(planned: PlannedStage) -> StageTensors:

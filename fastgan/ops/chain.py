@@ -106,12 +106,13 @@ def convolution_path(
 ) -> tuple[str, str]:
     """Whose convolution runs a stage, "triton" or "aten", and why.
 
-    On a CPU that is ATen's, but where ``TRITON_INTERPRET=1`` asks for Triton's interpreter.
+    On a CPU that is "aten", but where ``TRITON_INTERPRET=1`` asks for Triton's interpreter; which
+    way it takes there, :mod:`fastgan.ops.convolution_choice` says.
     """
     if device.type == "cpu" and not kernels.interpreted():
         reason = triton_convolution.uncovered(stage, weight, None, dtype)
-        also = "" if reason is None else f"; on a GPU too, for the kernels leave out {reason}"
-        return "aten", f"on a CPU: oneDNN, or what is faster there for the shapes that come{also}"
+        also = "" if reason is None else f"; on a GPU ATen's, for the kernels leave out {reason}"
+        return "aten", also
     reason = triton_convolution.uncovered(stage, weight, device, dtype)
     if reason is None and stage.kind == "linear" and device.type == "cuda":
         # The kernels go by the setting for convolutions.

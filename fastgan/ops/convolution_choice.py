@@ -10,8 +10,10 @@ from __future__ import annotations
 
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
+from fastgan import _native
 from fastgan.ops import (
     aten_convolution,
     matrix_convolution,
@@ -20,7 +22,7 @@ from fastgan.ops import (
 )
 from fastgan.ops.stages import Stage
 
-__all__ = ["fastest"]
+__all__ = ["explained", "fastest"]
 
 
 def fastest(stage: Stage, input: Tensor, weight: Tensor, of: str) -> ModuleType:
@@ -43,3 +45,32 @@ def fastest(stage: Stage, input: Tensor, weight: Tensor, of: str) -> ModuleType:
         if matrix_convolution.pays(stage, input, weight, of):
             return matrix_convolution
     return aten_convolution
+
+
+def explained(stage: Stage, weight: Tensor, dtype: torch.dtype) -> tuple[str, str]:
+    """Of a stage on a CPU the path, "cpu" or "aten", and why.
+
+    Args:
+        stage: geometry.
+        weight: of the layer's shape and layout; its values are not read.
+        dtype: of the layer's input.
+    """
+    compiled = f"C++, {_native.build_info().cpu_instruction_set}"
+    if stage.kind != "linear":
+        if winograd_convolution.can(stage, weight, dtype):
+            fewest = winograd_convolution.FEWEST_TILES
+            return "cpu", (
+                f"9 products in place of 16 ({compiled}) from {fewest} tiles of 2x2 places on; "
+                "smaller batches: oneDNN or products of matrices"
+            )
+        makes_image = patch_convolution.PASSES.get(stage.kind)
+        image = torch.empty((1, 1, 1, 1), dtype=dtype)
+        if makes_image and patch_convolution.pays(stage, image, weight.to(dtype), makes_image):
+            return "cpu", f"the pass that makes the image by patches ({compiled}); else oneDNN"
+        rearranged = weight.contiguous(memory_format=torch.channels_last)
+        if winograd_convolution.can(stage, rearranged, dtype):
+            return "aten", (
+                "on a CPU: oneDNN; faster with the weight channels last, "
+                "module.to(memory_format=torch.channels_last)"
+            )
+    return "aten", "on a CPU: oneDNN, or products of matrices where places are few"

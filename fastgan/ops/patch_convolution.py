@@ -17,9 +17,10 @@ from fastgan.ops import patches
 from fastgan.ops.stages import Stage
 from fastgan.ops.vector_units import has_vectors
 
-__all__ = ["forward", "input_gradient", "pays"]
+__all__ = ["PASSES", "forward", "input_gradient", "pays"]
 
-_MAKES_THE_IMAGE = {"conv2d": "input_gradient", "conv_transpose2d": "forward"}
+#: Kind of a stage -> the pass that makes its wide map.
+PASSES = {"conv2d": "input_gradient", "conv_transpose2d": "forward"}
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
@@ -33,7 +34,7 @@ def pays(stage: Stage, input: Tensor, weight: Tensor, of: str) -> bool:
         of: "forward", "input_gradient" or "weight_gradient".
     """
     return (
-        _MAKES_THE_IMAGE.get(stage.kind) == of
+        PASSES.get(stage.kind) == of
         and weight.shape[1] <= 4
         and weight[0].numel() <= patches.PATCH_SIZE
         and weight.shape[0] % patches.CHANNELS == 0

@@ -17,12 +17,34 @@ from fastgan.ops import winograd
 from fastgan.ops.stages import Stage
 from fastgan.ops.vector_units import has_bfloat16_tiles, has_vectors
 
-__all__ = ["forward", "input_gradient", "pays", "weight_gradient"]
+__all__ = ["can", "forward", "input_gradient", "pays", "weight_gradient"]
 
 #: Measured: from so many tiles on, what is saved is more than what transforming the weight costs.
 FEWEST_TILES = 48
 
 _ops = torch.ops.fastgan
+
+
+def can(stage: Stage, weight: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a batch on a CPU may come for which it pays.
+
+    Args:
+        stage: geometry.
+        weight: of the layer's shape and layout; its values are not read.
+        dtype: of both maps and the weight.
+    """
+    return (
+        stage.stride == (2, 2)
+        and weight.shape[2:] == (4, 4)
+        and stage.dilation == (1, 1)
+        and stage.groups == 1
+        and weight.shape[0] % winograd.CHANNELS == 0
+        and weight.shape[1] % winograd.CHANNELS == 0
+        and max(stage.output_padding) <= 1
+        and weight.is_contiguous(memory_format=torch.channels_last)
+        and (dtype == torch.float32 or (dtype == torch.bfloat16 and not has_bfloat16_tiles()))
+        and has_vectors()
+    )
 
 
 def pays(stage: Stage, input: Tensor, weight: Tensor) -> bool:
@@ -33,24 +55,9 @@ def pays(stage: Stage, input: Tensor, weight: Tensor) -> bool:
         input: (N, C, H, W), of what the layer takes; its values are not read.
         weight: the layer's.
     """
-    if (
-        stage.stride != (2, 2)
-        or weight.shape[2:] != (4, 4)
-        or stage.dilation != (1, 1)
-        or stage.groups != 1
-        or weight.shape[0] % winograd.CHANNELS != 0
-        or weight.shape[1] % winograd.CHANNELS != 0
-        or input.device.type != "cpu"
-        or max(stage.output_padding) > 1
-        or not weight.is_contiguous(memory_format=torch.channels_last)
-    ):
+    if weight.dtype != input.dtype or input.device.type != "cpu":
         return False
-    if input.dtype == torch.bfloat16:
-        if has_bfloat16_tiles():
-            return False
-    elif input.dtype != torch.float32:
-        return False
-    if weight.dtype != input.dtype or not has_vectors():
+    if not can(stage, weight, input.dtype):
         return False
     rows, columns = _small_places(stage, input)
     if rows < 1 or columns < 1:

@@ -18,9 +18,12 @@ from fastgan.bench.goals import GOALS, Goal, judge
 from fastgan.bench.runner import Plan, run_cases
 from fastgan.bench.schema import METRICS, Result, Row, read_result
 from fastgan.bench.suites import suite_cases
+from fastgan.bench.suites.convolutions import PASSES, contenders
+from fastgan.bench.suites.layers import critic_layers, generator_layers
 from fastgan.bench.timing import Budget, Call
 from fastgan.bench.work import Step, Work
 from fastgan.cli import main
+from fastgan.ops.vector_units import has_vectors
 
 CPU = torch.device("cpu")
 MATRIX = torch.randn(128, 128)
@@ -257,6 +260,24 @@ for layer in layers:
         calls = contenders(layer, each, "float32", 2, Setting(torch.device("cpu"), 2))
         torch.testing.assert_close(calls["fastgan"](1), calls["eager"](1), rtol=1e-4, atol=1e-5)
 """
+
+
+@pytest.mark.parametrize("each", PASSES)
+def test_both_sides_of_a_lone_convolution_on_a_cpu(each: str) -> None:
+    for layer in (*generator_layers(ngf=16), *critic_layers(ndf=16)):
+        calls = contenders(layer, each, "float32", 16, Setting(torch.device("cpu"), 2))
+        torch.testing.assert_close(calls["fastgan"](1), calls["eager"](1), rtol=1e-3, atol=1e-3)
+
+
+def test_lone_convolutions_on_a_cpu_are_those_of_our_own_kernels() -> None:
+    cpu = torch.device("cpu")
+    if not has_vectors():
+        pytest.skip("without AVX2 or AVX-512 oneDNN does all of them")
+    found = {(case.op, case.shape) for case in suite_cases("ops", cpu, quick=True)}
+    assert ("convolution, weight gradient", "512x4x4 to 256x8x8") in found
+    every = {(case.op, case.shape) for case in suite_cases("ops", cpu)}
+    assert ("convolution, forward", "64x32x32 to 3x64x64") in every
+    assert ("convolution, weight gradient", "64x32x32 to 3x64x64") not in every
 
 
 def test_both_sides_of_a_lone_convolution_compute_the_same() -> None:

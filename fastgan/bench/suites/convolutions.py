@@ -1,6 +1,7 @@
-"""Each pass of each of a DCGAN's convolutions alone: our Triton kernels against cuDNN.
+"""Each pass of each of a DCGAN's convolutions alone, against torch's, which are cuDNN's or oneDNN's.
 
-Only on a GPU: on a CPU the convolutions are torch's own. Both sides take channels-last images and
+Ours on a GPU are the Triton kernels, on a CPU the fastest of the ways there are; of these only the
+layers are cases in which one of our own kernels does it. Both sides take channels-last images and
 weights.
 """
 
@@ -16,6 +17,9 @@ from fastgan.bench.cases import DTYPES, Case, Setting
 from fastgan.bench.suites.layers import Layer, critic_layers, generator_layers
 from fastgan.bench.timing import Call
 from fastgan.bench.work import ITEM_BYTES
+from fastgan.ops import aten_convolution
+from fastgan.ops.convolution_choice import fastest
+from fastgan.ops.stages import Stage
 
 __all__ = ["PASSES", "cases", "contenders"]
 
@@ -28,18 +32,40 @@ PASSES = {
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    """Of the suite "ops"; none on a CPU."""
-    if device.type != "cuda":
-        return []
-    dtypes = ["bfloat16"] if quick else ["bfloat16", "float16"]
-    batches = [128] if quick else [128, 512]
+    """Of the suite "ops"."""
+    layers = (*generator_layers(), *critic_layers())
+    if device.type == "cuda":
+        dtypes = ["bfloat16"] if quick else ["bfloat16", "float16"]
+        batches = [128] if quick else [128, 512]
+    else:
+        dtypes = ["float32"] if quick else ["float32", "bfloat16"]
+        batches = [64]
+        layers = layers[1:4] if quick else layers[1:]
     return [
         _case(layer, each, dtype, batch)
         for dtype in dtypes
         for batch in batches
-        for layer in (*generator_layers(), *critic_layers())
+        for layer in layers
         for each in PASSES
+        if device.type == "cuda" or _on_our_own_kernels(layer, each, dtype, batch)
     ]
+
+
+def _on_our_own_kernels(layer: Layer, each: str, dtype: str, batch: int) -> bool:
+    input = torch.empty((), dtype=DTYPES[dtype]).expand(
+        batch, layer.channels_in, layer.size_in, layer.size_in
+    )
+    weight = torch.empty(layer.weight_shape, dtype=DTYPES[dtype])
+    weight = weight.contiguous(memory_format=torch.channels_last)
+    return fastest(_stage(layer), input, weight, PASSES[each]) is not aten_convolution
+
+
+def _stage(layer: Layer) -> Stage:
+    return Stage(
+        "conv_transpose2d" if layer.transposed else "conv2d",
+        (layer.stride, layer.stride),
+        (layer.padding, layer.padding),
+    )
 
 
 def _case(layer: Layer, each: str, dtype: str, batch: int) -> Case:
@@ -85,10 +111,8 @@ def contenders(
 
     inputs = images(layer.channels_in, layer.size_in)
     gradients = images(layer.channels_out, layer.size_out)
-    ends = (layer.channels_in, layer.channels_out)
-    shape = (*(ends if layer.transposed else ends[::-1]), 4, 4)
     weight = (
-        torch.randn(shape)
+        torch.randn(layer.weight_shape)
         .mul_(0.02)
         .to(setting.device, DTYPES[dtype])
         .contiguous(memory_format=torch.channels_last)
@@ -103,6 +127,17 @@ def contenders(
         )
         return found[wanted]
 
+    if setting.device.type == "cpu" and not kernels.interpreted():
+        return {
+            "fastgan": _on_a_cpu(_stage(layer), PASSES[each], inputs, gradients, weight),
+            "eager": {
+                "forward": lambda n: torch.ops.aten.convolution(
+                    *(inputs[n], weight, None, stride, padding, (1, 1), layer.transposed, (0, 0), 1)
+                ),
+                "input gradient": lambda n: backward(n, 0),
+                "weight gradient": lambda n: backward(n, 1),
+            }[each],
+        }
     size = (layer.size_in, layer.size_in)
     calls: dict[str, tuple[Callable[[int], Tensor], Callable[[int], Tensor]]] = {
         "forward": (
@@ -122,3 +157,23 @@ def contenders(
     }
     ours, theirs = calls[each]
     return {"fastgan": ours, "eager": theirs}
+
+
+def _on_a_cpu(
+    stage: Stage, of: str, inputs: list[Tensor], gradients: list[Tensor], weight: Tensor
+) -> Callable[[int], Tensor]:
+    def call(number: int) -> Tensor:
+        input = inputs[number]
+        convolution = fastest(stage, input, weight, of)
+        if of == "forward":
+            output: Tensor = convolution.forward(stage, input, weight, None)
+            return output
+        if of == "input_gradient":
+            gradient: Tensor = convolution.input_gradient(stage, gradients[number], input, weight)
+            return gradient
+        found: tuple[Tensor, Tensor | None] = convolution.weight_gradient(
+            stage, gradients[number], input, weight, False
+        )
+        return found[0]
+
+    return call

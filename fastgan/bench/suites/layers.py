@@ -54,6 +54,18 @@ class Layer:
             f" {self.channels_out}x{self.size_out}x{self.size_out}"
         )
 
+    @property
+    def weight_shape(self) -> tuple[int, int, int, int]:
+        """As the module's.
+
+        Example:
+            >>> generator_layers()[1].weight_shape, critic_layers()[1].weight_shape
+            ((512, 256, 4, 4), (128, 64, 4, 4))
+        """
+        if self.transposed:
+            return self.channels_in, self.channels_out, 4, 4
+        return self.channels_out, self.channels_in, 4, 4
+
     def work(self, batch: int, dtype: str, passes: Iterable[str]) -> Work:
         """Of these passes over so many images."""
         return convolution_steps(

@@ -1,4 +1,4 @@
-"""Each pass of each of a DCGAN's convolutions alone, against torch's, which are cuDNN's or oneDNN's.
+"""Each pass of each of a DCGAN's convolutions alone, against cuDNN or oneDNN.
 
 Ours on a GPU are the Triton kernels, on a CPU the fastest of the ways there are; of these only the
 layers are cases in which one of our own kernels does it. Both sides take channels-last images and

@@ -20,7 +20,7 @@ from fastgan.ops.vector_units import has_bfloat16_tiles, has_vectors
 __all__ = ["can", "forward", "input_gradient", "pays", "weight_gradient"]
 
 #: Measured: from so many tiles on, what is saved is more than what transforming the weight costs.
-FEWEST_TILES = 48
+FEWEST_TILES = 32
 
 _ops = torch.ops.fastgan
 

@@ -20,7 +20,8 @@ the chain is run again layer by layer (:func:`run_layers`) and autograd differen
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, overload
 
@@ -46,7 +47,7 @@ from fastgan.ops.bn_act import bn_act
 from fastgan.ops.convolution_choice import fastest
 from fastgan.ops.stages import Stage, StageTensors
 
-__all__ = ["Chain", "convolution_path", "run_chain", "run_layers"]
+__all__ = ["Chain", "convolution_path", "run_chain", "run_layers", "weights_left_out"]
 
 _FIELDS = len(StageTensors._fields)
 _ops = torch.ops.fastgan
@@ -158,6 +159,25 @@ def run_layers(
     return input
 
 
+_weights_are_left_out = False
+
+
+@contextmanager
+def weights_left_out() -> Iterator[None]:
+    """Within it backward passes through chains find the gradients of inputs alone.
+
+    For ``torch.autograd.grad(loss, images)``: what is asked for, torch does not tell a node, which
+    would find the gradients of all its weights for nothing. It holds for the whole process, since a
+    GPU's backward pass runs on threads of its own.
+    """
+    global _weights_are_left_out
+    before, _weights_are_left_out = _weights_are_left_out, True
+    try:
+        yield
+    finally:
+        _weights_are_left_out = before
+
+
 class _ChainFunction(torch.autograd.Function):
     """What the forward pass keeps between stages is let go of as the backward pass consumes it.
 
@@ -201,6 +221,10 @@ class _ChainFunction(torch.autograd.Function):
         count = len(chain.stages)
         input, weights, values = saved[0], saved[1 : 1 + count], list(saved[1 + count :])
         wanted = ctx.needs_input_grad[1:]
+        if _weights_are_left_out:
+            wanted = (wanted[0], *(False for _ in wanted[1:]))
+            if not wanted[0]:
+                return (None,) * (1 + len(wanted))
         if torch.is_grad_enabled():
             tensors = [
                 vectors.unchanged(weight)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fastgan.losses import PLAYERS_LOSSES
 from fastgan.noise import sample_noise
+from fastgan.ops.chain import weights_left_out
 from fastgan.optim import Adam, RMSprop
 from fastgan.penalty import gradient_penalty, wgan_gp_critic_loss
 from fastgan.training.augmentation import augment, augmentation_kinds, draw_augmentation
@@ -237,7 +238,8 @@ class Players:
                 gradient = -images.grad
             else:
                 scaled = self._scaled(self.scaler_d, loss_g)
-                (gradient,) = torch.autograd.grad(scaled, images, retain_graph=True)
+                with weights_left_out():
+                    (gradient,) = torch.autograd.grad(scaled, images, retain_graph=True)
                 torch.autograd.backward(self._scaled(self.scaler_d, loss), inputs=weights)
             fake.backward(gradient.to(fake.dtype))
             parts.append({**metrics, "loss_g": loss_g.detach()})

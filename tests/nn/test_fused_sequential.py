@@ -23,6 +23,7 @@ from fastgan import fallback
 from fastgan.fallback import FallbackWarning
 from fastgan.nn import FusedSequential, fuse
 from fastgan.nn.placement import placements
+from fastgan.ops.chain import weights_left_out
 from fastgan.ops.stages import Stage, folding_pays
 
 
@@ -470,6 +471,33 @@ def test_frozen_weights_get_no_gradient_and_cost_none() -> None:
     out = fused(torch.randn(2, 5, 1, 1, dtype=torch.float64))
     out.sum().backward()
     assert fused[0].weight.grad is None
+
+
+def weight_gradients(call: Callable[[], object]) -> int:
+    with torch.profiler.profile(record_shapes=True) as profile:
+        call()
+    return sum(
+        event.name == "aten::convolution_backward" and bool(event.concrete_inputs[-1][1])
+        for event in profile.events()
+    )
+
+
+def test_weights_can_be_left_out_of_a_backward_pass() -> None:
+    _, fused = pair(critic_block())
+    x = torch.randn(2, 3, 16, 16, dtype=torch.float64, requires_grad=True)
+    score = fused(x).square().sum()
+
+    def gradient() -> Tensor:
+        return torch.autograd.grad(score, x, retain_graph=True)[0]
+
+    expected = gradient()
+    assert weight_gradients(gradient) > 0
+    with weights_left_out():
+        assert torch.equal(gradient(), expected)
+        assert weight_gradients(gradient) == 0
+        fused(x.detach()).sum().backward()
+        assert fused[0].weight.grad is None
+    assert weight_gradients(gradient) > 0
 
 
 def test_a_module_that_occurs_twice() -> None:

@@ -6,10 +6,14 @@ torch's optimisers (Adam the fused one), channels-last, in the same precision, a
 everything that torch.compile takes compiled: the networks, for WGAN-GP the critic's loss too.
 Images come from memory, noise is drawn in the loop; the moving average of the generator is left
 out on all sides.
+
+What one-stage updates save (Shen et al. 2021, arXiv 2103.00430) is a case of its own, of our
+iteration with them against our iteration without.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -45,12 +49,15 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         batches = [32]
         dtypes = ["float32"] if quick else ["float32", "bfloat16"]
     compiled = not quick or device.type == "cuda"
-    return [
+    found = [
         _case(model, dtype, n, compiled) for model in _MODELS for dtype in dtypes for n in batches
     ]
+    if not quick:
+        found += [_case("dcgan", dtypes[0], n, compiled=False, one_stage=True) for n in batches]
+    return found
 
 
-def _case(model: str, dtype: str, batch: int, compiled: bool) -> Case:
+def _case(model: str, dtype: str, batch: int, compiled: bool, one_stage: bool = False) -> Case:
     config = TrainConfig(
         model=model,
         image_size=64,
@@ -58,6 +65,7 @@ def _case(model: str, dtype: str, batch: int, compiled: bool) -> Case:
         precision=_PRECISIONS[dtype],
         out="unused",
         ema_decay=0.0,
+        one_stage=one_stage,
     ).resolved()
     assert config.n_critic is not None
 
@@ -66,7 +74,7 @@ def _case(model: str, dtype: str, batch: int, compiled: bool) -> Case:
 
     return Case(
         suite="training",
-        op=f"{_MODELS[model]} iteration",
+        op=f"{_MODELS[model]} iteration{', one-stage updates' if one_stage else ''}",
         shape=f"64x64, {config.n_critic} critic update{'s' * (config.n_critic > 1)}",
         dtype=dtype,
         batch=batch,
@@ -107,10 +115,14 @@ def _contenders(config: TrainConfig, dtype: str, setting: Setting) -> dict[str, 
         build_discriminator(config, _IMAGES).state_dict(),
     )
     device = setting.device
-    calls = {
-        "fastgan": _ours(config, weights, batches, device, captured=device.type == "cuda"),
-        "eager": _plain(config, weights, batches, setting.device, dtype, None),
-    }
+    captured = device.type == "cuda"
+    calls = {"fastgan": _ours(config, weights, batches, device, captured=captured)}
+    if config.one_stage:
+        two = dataclasses.replace(config, one_stage=False)
+        return calls | {
+            "fastgan, two stages": _ours(two, weights, batches, device, captured=captured)
+        }
+    calls["eager"] = _plain(config, weights, batches, setting.device, dtype, None)
     if setting.compile_mode is not None:
         calls["torch.compile"] = _plain(
             config, weights, batches, setting.device, dtype, setting.compile_mode

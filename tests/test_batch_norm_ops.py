@@ -304,6 +304,39 @@ def test_an_outlier_as_first_value_costs_no_accuracy():
         assert_near(m2[0], expected, torch.float32, 8 * slack(dtype), scale=0)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("half_way", [True, False])
+def test_sums_that_cancel_keep_what_is_left(memory_format, half_way):
+    """Large gradients of either sign, alternating or the one half after the other.
+
+    The bound is a few roundings, each of one term, adding up at random: twice what tiles' sums
+    rounded to float lose. Channels-last tiles summed in float all through lose three times it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shape = (64, 40, 16, 16)
+    values, small = torch.randn((2, *shape), generator=generator, dtype=torch.float64)
+    place = torch.arange(64 * 16 * 16).view(64, 1, 16, 16)
+    negative = place >= 64 * 16 * 8 if half_way else place % 2 == 1
+    large = 1000 * (1 + torch.rand(1, 40, 1, 1, generator=generator, dtype=torch.float64))
+    input, grad = (
+        t.float().contiguous(memory_format=memory_format)
+        for t in (values + 2, small + torch.where(negative, -large, large))
+    )
+    mean, invstd = values.mean((0, 2, 3)).float() + 2, torch.full((40,), 0.75)
+    x = input.double() - wide(mean, input)
+    terms = grad.double(), grad.double() * x * 0.75
+    for activation in ("none", "relu"):
+        # All are beyond 0, so that relu lets all through.
+        bias = torch.full((40,), 10.0)
+        sums = OPS.norm_act_gradient_sums(
+            grad, input, mean, invstd, invstd, bias, CODES[activation], 0.0
+        )
+        for actual, term in zip(sums, terms, strict=True):
+            error = (actual.double().sum(0) - term.sum((0, 2, 3))).square().mean().sqrt()
+            rounding = torch.finfo(torch.float32).eps * term.square().sum((0, 2, 3)).mean().sqrt()
+            assert error <= 8 * rounding, (activation, error / rounding)
+
+
 @settings(max_examples=25, deadline=None)
 @given(
     shape=st.lists(st.integers(1, 9), min_size=2, max_size=5),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fastgan
-from fastgan.ops import patch_convolution, patches
+from fastgan.ops import op_path, op_paths, patch_convolution, patches
 from fastgan.ops.convolution_choice import fastest
 from fastgan.ops.stages import Stage
 
@@ -177,3 +177,11 @@ def test_a_stage_of_it_agrees_with_torch(kind: str) -> None:
     else:
         found = patch_convolution.forward(stage, maps, weight, bias)
     torch.testing.assert_close(found, wide, rtol=1e-4, atol=1e-4)
+
+
+def test_doctor_looks_for_it_on_cpus_alone() -> None:
+    found = {(row.op, row.device) for row in op_paths()}
+    assert ("patch_scatter", "cpu") in found
+    assert ("winograd_gather", "cuda") not in found
+    assert ("clip_", "cuda") in found
+    assert "(None)" not in op_path("patch_scatter", "cuda").reason

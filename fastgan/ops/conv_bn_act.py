@@ -60,7 +60,8 @@ def conv_transpose2d_bn_act(
     The formula is this module's. Differentiable to any order in ``input``, ``weight``, ``bias``,
     ``bn_weight`` and ``bn_bias``. On a GPU, float32 (in TF32 where torch's settings for
     convolutions allow it), bfloat16 and float16 run in the Triton kernel; elsewhere, and with
-    ``groups`` above 1 or float64, the convolution is ATen's. Autocast casts as it does for
+    ``groups`` above 1 or float64, the convolution is ATen's or what is faster than ATen's on a CPU
+    (:func:`fastgan.explain` says which). Autocast casts as it does for
     ``F.conv_transpose2d``.
 
     Args:

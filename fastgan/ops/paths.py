@@ -65,6 +65,10 @@ _CHECKS: dict[str, Callable[[torch.device | str], None]] = {
 }
 
 
+#: What nobody calls on a GPU, where other kernels do it.
+_ON_CPUS_ALONE = frozenset(op for op in _CHECKS if op.startswith(("patch_", "winograd_")))
+
+
 @dataclass(frozen=True)
 class OpPath:
     """How one op runs on one kind of device.
@@ -85,7 +89,7 @@ class OpPath:
 
 
 def op_paths() -> list[OpPath]:
-    """Every op on every kind of device.
+    """Every op on every kind of device that it is for.
 
     Example:
         >>> from fastgan.ops import op_paths
@@ -93,7 +97,12 @@ def op_paths() -> list[OpPath]:
         ...     "cpu", "aten")
         True
     """
-    return [op_path(op, device) for op in _CHECKS for device in ("cpu", "cuda")]
+    return [
+        op_path(op, device)
+        for op in _CHECKS
+        for device in ("cpu", "cuda")
+        if device == "cpu" or op not in _ON_CPUS_ALONE
+    ]
 
 
 def op_path(op: str, device: str) -> OpPath:

@@ -61,6 +61,8 @@ def why_no_kernel(device_type: str) -> str:
         return "this install of fastgan has no compiled part (FASTGAN_BUILD_NATIVE=0)"
     if device_type == "cuda":
         reason = _native.build_info().cuda_left_out_because
+        if reason is None:
+            return "it has a kernel for CPUs alone"
         return f"this build of fastgan has no CUDA kernels ({reason})"
     return "fastgan has kernels for the CPU and for CUDA only"
 

@@ -2,7 +2,8 @@
 
 A convolution pass is one traversal of a layer's arithmetic: a forward convolution is one, the
 gradient of its input another, the gradient of its weight a third, whether one operator call
-computes the two gradients or two do.
+computes the two gradients or two do. Passes made of torch's products of matrices alone can't be
+told from other products, and aren't counted.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ _FORWARD = re.compile(
     r"|fastgan::(winograd_\w+|patch_scatter))$"
 )
 _BACKWARD = "aten::convolution_backward"
+#: What has no namespace and isn't a gradient that torch defines ("MulBackward0") is Python code: a
+#: function of ``torch.autograd.Function``, a ``record_function``.
+_OPERATOR = re.compile(r"::|Backward\d+$")
 #: Triton's own kernels have no operator of torch around each convolution.
 _TRITON_CONVOLUTION = re.compile(r"^(implicit_gemm|weight_gradient)_kernel")
 
@@ -169,7 +173,10 @@ def _shares(operators: list[Any], device: torch.device) -> dict[str, float]:
             spent = sum(kernel.duration for kernel in event.kernels)
             names = [kernel.name for kernel in event.kernels] + [event.name]
         if spent:
-            microseconds[_part(event, names)] += spent
+            part = _part(event, names)
+            if part == OTHER and device.type == "cpu" and not _OPERATOR.search(event.name):
+                part = PYTHON
+            microseconds[part] += spent
     if device.type == "cuda":
         microseconds[PYTHON] = max(0.0, total - sum(microseconds.values()))
     total = sum(microseconds.values())

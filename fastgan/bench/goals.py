@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from fastgan.bench.cases import Case
 from fastgan.bench.schema import METRICS, Result, Row, merged
 from fastgan.bench.suites.layers import critic_layers, generator_layers
 
-__all__ = ["GOALS", "Goal", "Verdict", "judge"]
+__all__ = ["GOALS", "Goal", "Verdict", "has_goal", "judge"]
 
 
 @dataclass(frozen=True)
@@ -187,6 +188,26 @@ _CUDA: list[Goal] = [
 ]
 
 GOALS: tuple[Goal, ...] = (*_CPU, *_CUDA)
+
+
+def has_goal(case: Case, device: str) -> bool:
+    """Whether a goal is about such a case, whatever the batch: `quick` cases have smaller ones.
+
+    Args:
+        case: what may be measured.
+        device: "cpu" or "cuda", where.
+
+    Example:
+        >>> import torch
+        >>> from fastgan.bench.suites import suite_cases
+        >>> cases = suite_cases("ops", torch.device("cpu"), quick=True)
+        >>> [has_goal(case, "cpu") for case in cases if "DCGAN-64 critic, cold" in case.name]
+        [False, False, False]
+    """
+    return any(
+        (goal.device, goal.op, goal.shape, goal.dtype) == (device, case.op, case.shape, case.dtype)
+        for goal in GOALS
+    )
 
 
 def judge(results: Iterable[Result], goals: Sequence[Goal] = GOALS) -> list[Verdict]:

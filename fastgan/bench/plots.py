@@ -6,6 +6,7 @@ matplotlib draws them; where it isn't installed, :func:`why_no_plots` says so.
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from fastgan.bench.counting import OTHER, PARTS, PYTHON
 from fastgan.bench.goals import GOALS
 from fastgan.bench.schema import Result, Row
-from fastgan.bench.summary import lines, seconds_text
+from fastgan.bench.summary import Line, lines, seconds_text, without_passes
 from fastgan.files import atomic_write
 
 __all__ = ["PLOTS", "save_plots", "why_no_plots"]
@@ -96,9 +97,10 @@ def _where(result: Result) -> str:
 
 def _title(axes: Any, title: str, result: Result) -> None:
     axes.set_title(title, loc="left", fontweight="bold", fontsize=11, pad=18)
-    axes.text(
-        0, 1.008, _where(result), transform=axes.transAxes, fontsize=8, color=_EAGER,
-        ha="left", va="bottom",
+    # A distance in points: a share of a tall figure would be anywhere.
+    axes.annotate(
+        _where(result), (0, 1), xycoords="axes fraction", xytext=(0, 4),
+        textcoords="offset points", fontsize=8, color=_EAGER, ha="left", va="bottom",
     )  # fmt: skip
 
 
@@ -117,6 +119,7 @@ def _speedups(result: Result) -> Any:
         if goal.metric == "times_faster" and goal.device == result.machine.get("device")
     }
     largest = 1.0
+    drawn = set()
     for position, line in enumerate(shown):
         row = line.row
         ratios = [
@@ -136,6 +139,7 @@ def _speedups(result: Result) -> Any:
         ]
         for each in hardest:
             compiled = each.detail == _COMPILE
+            drawn.add("torch.compile" if compiled else "best of eager PyTorch")
             low, high = each.spread or (each.value, each.value)
             largest = max(largest, high)
             y = position + (0.16 if compiled else -0.16) * (len(hardest) > 1)
@@ -144,13 +148,14 @@ def _speedups(result: Result) -> Any:
             axes.plot(each.value, y, "D" if compiled else "o", color=colour, ms=5, zorder=3)
         bound = goals.get((row.op, row.shape, row.dtype, row.batch, row.mode))
         if bound is not None:
+            drawn.add("goal")
             largest = max(largest, bound)
             axes.plot(
                 [bound, bound], [position - 0.35, position + 0.35], color=_INK, lw=1.2, zorder=4
             )
     axes.axvline(1, color=_INK, linewidth=0.8, zorder=1)
     axes.axvspan(0, 1, color="#b23a48", alpha=0.06, zorder=0, linewidth=0)
-    axes.set_yticks(range(len(shown)), [_short(line.label) for line in shown])
+    axes.set_yticks(range(len(shown)), [line.short_label for line in shown])
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(0, 1.08 * largest)
     axes.tick_params(axis="y", length=0)
@@ -158,15 +163,13 @@ def _speedups(result: Result) -> Any:
     axes.set_axisbelow(True)
     axes.set_xlabel("times faster (to the left of 1, we lose)")
     _title(axes, "How many times as long the peers take", result)
-    _legend(
-        figure,
-        [
-            ("best of eager PyTorch", {"marker": "o", "color": _OURS, "ls": ""}),
-            ("torch.compile", {"marker": "D", "color": _COMPILED, "ls": ""}),
-            ("quartiles", {"color": _OURS, "lw": 2, "alpha": 0.45}),
-            ("goal", {"marker": "|", "color": _INK, "ls": "", "ms": 9}),
-        ],
-    )
+    entries: list[tuple[str, dict[str, Any]]] = [
+        ("best of eager PyTorch", {"marker": "o", "color": _OURS, "ls": ""}),
+        ("torch.compile", {"marker": "D", "color": _COMPILED, "ls": ""}),
+        ("quartiles", {"color": _EAGER, "lw": 2, "alpha": 0.45}),
+        ("goal", {"marker": "|", "color": _INK, "ls": "", "ms": 9}),
+    ]
+    _legend(figure, [entry for entry in entries if entry[0] in {*drawn, "quartiles"}])
     return figure
 
 
@@ -181,10 +184,6 @@ def _legend(figure: Any, entries: list[tuple[str, dict[str, Any]]]) -> None:
         frameon=False,
         fontsize=8,
     )
-
-
-def _short(label: str) -> str:
-    return label.replace(", forward and backward", "")
 
 
 # --- Roofline -------------------------------------------------------------------------------------
@@ -203,48 +202,99 @@ def _roofline(result: Result) -> Any:
             points.append((line, work["flops"], work["bytes"]))
     if not points or not result.floors:
         return None
-    figure = _figure(8, 5)
+    figure = _figure(9, 5.4)
     axes = figure.subplots()
     bandwidth = float(result.floors["bytes_per_second"])
     rates: Mapping[str, float] = result.floors["flops_per_second"]
     intensities = [flops / moved for _, flops, moved in points]
-    left, right = min(intensities) / 4, max(intensities) * 6
-    used = {line.row.dtype for line, _, _ in points}
-    for dtype in sorted(used & set(rates)):
-        rate, colour = rates[dtype], _DTYPE_COLOURS.get(dtype, _INK)
-        ridge = rate / bandwidth
-        x = [min(left, ridge / 2), ridge, max(right, ridge * 2)]
-        axes.plot(x, [bandwidth * x[0], rate, rate], color=colour, lw=1.4, label=f"{dtype} roof")
-        axes.annotate(
-            f"{dtype}: {rate / 1e9:,.0f} GFLOP/s",
-            (x[2], rate),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="right",
-            fontsize=8,
-            color=colour,
+    roofs = {dtype: rates[dtype] for dtype in sorted({line.row.dtype for line, _, _ in points})}
+    ridges = [rate / bandwidth for rate in roofs.values()]
+    left = min(min(intensities) / 2, min(ridges) / 3)
+    right = max(max(intensities) * 4, max(ridges) * 3)
+    speeds = [
+        flops / row.value for line, flops, _ in points for row in (line.row, line.peer) if row
+    ]
+    top = 2.5 * max(*speeds, *roofs.values())
+    bottom = min(min(speeds) / 1.6, top / 30)
+    for dtype, rate in roofs.items():
+        colour, ridge = _DTYPE_COLOURS.get(dtype, _INK), rate / bandwidth
+        axes.plot(
+            [left, ridge, right], [bandwidth * left, rate, rate], color=colour, lw=1.4, zorder=1
         )
-    ops = list(dict.fromkeys(_short(line.row.op) for line, _, _ in points))
+    places = _side_by_side(intensities)
+    ops = list(dict.fromkeys(without_passes(line.row.op) for line, _, _ in points))
     markers = dict(zip(ops, "osD^vPX*ph<>" * len(ops), strict=False))
-    for line, flops, moved in points:
-        at, colour = flops / moved, _DTYPE_COLOURS.get(line.row.dtype, _INK)
-        marker = markers[_short(line.row.op)]
+    for (line, flops, _), at in zip(points, places, strict=True):
+        colour = _DTYPE_COLOURS.get(line.row.dtype, _INK)
+        marker = markers[without_passes(line.row.op)]
         ours = flops / line.row.value
         if line.peer is not None:
             theirs = flops / line.peer.value
-            axes.plot([at, at], [ours, theirs], color=colour, lw=0.8, alpha=0.5)
+            axes.plot([at, at], [ours, theirs], color=colour, lw=0.8, alpha=0.5, zorder=2)
             axes.plot(at, theirs, marker, mfc="white", mec=colour, ms=6)
         axes.plot(at, ours, marker, color=colour, ms=6)
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+    axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
+    _label_plainly(axes.xaxis, math.log10(right / left), 1.0)
+    _label_plainly(axes.yaxis, math.log10(top / bottom), 1e9)
     axes.set_xlabel("operations per byte that must be moved (FLOP/B)")
-    axes.set_ylabel("operations per second (FLOP/s)")
+    axes.set_ylabel("operations of the formulas per second (GFLOP/s)")
     axes.grid(color=_FAINT, linewidth=0.5, which="major")
+    axes.set_axisbelow(True)
+    if any(_exceeds_the_roof(line, flops, rates) for line, flops, _ in points):
+        # Low intensity allows no high rate: nothing else is ever drawn in this corner.
+        axes.text(
+            0.012, 0.975, ABOVE_THE_ROOF, transform=axes.transAxes, fontsize=8, color=_EAGER,
+            ha="left", va="top", linespacing=1.4,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 3},
+        )  # fmt: skip
     _title(axes, "Roofline: filled is fastgan, hollow the fastest peer", result)
-    _legend(
-        figure, [(op, {"marker": mark, "color": _INK, "ls": ""}) for op, mark in markers.items()]
-    )
+    entries: list[tuple[str, dict[str, Any]]] = [
+        (f"{dtype}: {rate / 1e9:,.0f} GFLOP/s", {"color": _DTYPE_COLOURS.get(dtype, _INK)})
+        for dtype, rate in roofs.items()
+    ]
+    entries += [(op, {"marker": mark, "color": _INK, "ls": ""}) for op, mark in markers.items()]
+    _legend(figure, entries)
     return figure
+
+
+#: What a reader has to know of points that a roofline otherwise doesn't have.
+ABOVE_THE_ROOF = (
+    "Points above the roof: operations are those of a convolution's formula,\n"
+    "for all alike; convolutions that save products do fewer of them."
+)
+#: Decades between two markers, and over which those of the same intensity may spread.
+_APART, _SPREAD = 0.04, 0.3
+
+
+def _exceeds_the_roof(line: Line, flops: float, rates: Mapping[str, float]) -> bool:
+    best = min(row.value for row in (line.row, line.peer) if row is not None)
+    return flops / best > rates[line.row.dtype]
+
+
+def _side_by_side(intensities: list[float]) -> list[float]:
+    """Intensities moved a little, so that markers of nearly the same one don't hide each other."""
+    logarithms = [math.log10(each) for each in intensities]
+    groups: list[list[int]] = []
+    for index in sorted(range(len(logarithms)), key=lambda index: logarithms[index]):
+        if groups and logarithms[index] - logarithms[groups[-1][-1]] < _APART:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    for group in groups:
+        middle = sum(logarithms[index] for index in group) / len(group)
+        step = min(_APART, _SPREAD / len(group))
+        for place, index in enumerate(group):
+            logarithms[index] = middle + step * (place - (len(group) - 1) / 2)
+    return [10**each for each in logarithms]
+
+
+def _label_plainly(axis: Any, decades: float, unit: float) -> None:
+    """Labels a logarithmic scale with plain numbers of ``unit``."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if decades < 3 else (1.0,)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value / unit:,.12g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 # --- Where the time goes --------------------------------------------------------------------------
@@ -263,7 +313,8 @@ def _breakdown(result: Result) -> Any:
     if not wanted:
         return None
     bars: list[tuple[str, float, str, dict[str, Row]]] = []
-    for _, providers in wanted:
+    places: list[float] = []
+    for number, (_, providers) in enumerate(wanted):
         any_row = next(iter(next(iter(providers.values())).values()))
         times = {
             row.provider: row.value
@@ -275,18 +326,20 @@ def _breakdown(result: Result) -> Any:
             dtype = "" if any_row.dtype == "float32" else f", {any_row.dtype}"
             layer_norm = ", layer norm" if "layer norm" in any_row.shape else ""
             label = f"{any_row.op}{layer_norm}{dtype}, batch {any_row.batch}: {provider}"
+            # What belongs together stands together.
+            places.append(len(bars) + 0.45 * number)
             bars.append((label, times[provider] / whole, seconds_text(times[provider]), shares))
     colours = dict(zip(_PART_ORDER, _PART_COLOURS, strict=True))
-    figure = _figure(9, 1.5 + 0.36 * len(bars))
+    figure = _figure(9, 1.5 + 0.36 * (places[-1] + 1))
     axes = figure.subplots()
-    for position, (_, length, text, shares) in enumerate(bars):
+    for position, (_, length, text, shares) in zip(places, bars, strict=True):
         start = 0.0
         for part in _PART_ORDER:
             if part not in shares:
                 continue
             share = 100 * shares[part].value
             width = length * share
-            axes.barh(position, width, left=start, height=0.72, color=colours[part])
+            axes.barh(position, width, left=start, height=0.8, color=colours[part])
             if width > 6:
                 axes.text(
                     start + width / 2, position, f"{share:.0f}%",
@@ -294,12 +347,13 @@ def _breakdown(result: Result) -> Any:
                 )  # fmt: skip
             start += width
         axes.text(start + 1, position, text, va="center", fontsize=8)
-    axes.set_yticks(range(len(bars)), [_short(bar[0]) for bar in bars])
-    axes.set_ylim(len(bars) - 0.5, -0.5)
+    axes.set_yticks(places, [without_passes(bar[0]) for bar in bars])
+    axes.set_ylim(places[-1] + 0.55, -0.55)
     axes.set_xlim(0, 112 * max(length for _, length, _, _ in bars))
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("percent of eager's time")
-    _title(axes, "Where the time of an iteration goes", result)
+    iterations = all(case[0] == "training" for case, _ in wanted)
+    _title(axes, f"Where the time {'of an iteration ' if iterations else ''}goes", result)
     _legend(figure, [(part, {"color": colour, "lw": 7}) for part, colour in colours.items()])
     return figure
 

@@ -40,6 +40,8 @@ class Plan:
         memory: whether to measure peaks.
         seconds: about how long all may take: after a fifth of it no further peak is measured,
             after four fifths no further case begins; None for no limit.
+        urgent: of a case, whether it is measured before those that aren't, so that it isn't what
+            a limit leaves out.
         settings: said in the result.
     """
 
@@ -48,6 +50,7 @@ class Plan:
     compile_mode: str | None = "default"
     memory: bool = True
     seconds: float | None = None
+    urgent: Callable[[Case], bool] = lambda _: False
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -79,7 +82,7 @@ def copies_beyond_cache(case: Case, device: torch.device) -> int:
 
 
 def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = None) -> Result:
-    """Measures every case, one after the other.
+    """Measures every case, one after the other: the urgent ones first, all reported as given.
 
     A provider that can't run (torch.compile without a compiler, say) is left out of its case with
     a note; so is a case whose own provider can't.
@@ -123,25 +126,30 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
     if why_not is not None:
         note(f"peak memory is not measured: {why_not}")
     total = len(cases) * (2 if memory else 1) + 2
+    in_turn = sorted(cases, key=lambda case: not plan.urgent(case))
     rows: list[Row] = []
     if memory:
         # First, while the process is young: what compiling and timing leave in the allocator would
         # be taken for memory that a call needs, or hide what it does.
+        without_peak = []
         with MemoryMeter(device) as meter:
-            for number, case in enumerate(cases):
+            for number, case in enumerate(in_turn):
                 if late(0.2):
-                    note(f"{case.name}: peak memory is left out: a fifth of the time was up")
+                    without_peak.append(case)
                     continue
                 listener.on_stage(f"memory: {case.name}", number, total)
                 rows += _memory_rows(case, plan, meter, note)
                 _forget()
+        if without_peak:
+            note(f"peak memory is left out, a fifth of the time was up: {_names(without_peak)}")
     before = len(cases) if memory else 0
     listener.on_stage("floors", before, total)
     floors = measure_floors(device, dtypes=dtypes)
     floor_of: dict[tuple[str, str, str, str, int, str], Case] = {}
-    for number, case in enumerate(cases, before + 1):
+    too_late = []
+    for number, case in enumerate(in_turn, before + 1):
         if late(0.8):
-            note(f"{case.name} is left out: the time was up")
+            too_late.append(case)
             continue
         listener.on_stage(case.name, number, total)
         found = _measure_case(case, plan, note)
@@ -149,9 +157,13 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
         floor_of.update({row.case: case for row in found})
         listener.on_rows(case, [*found, *_floor_rows(found, floor_of, floors)])
         _forget()
+    if too_late:
+        note(f"left out, the time was up: {_names(too_late)}")
     listener.on_stage("floors", total - 1, total)
     floors = floors.best(measure_floors(device, dtypes=dtypes))
     rows += _floor_rows(rows, floor_of, floors)
+    place = {_subject(case): number for number, case in enumerate(cases)}
+    rows.sort(key=lambda row: place[_subject(row)])
     listener.on_stage("done", total, total)
     return Result(
         time=started,
@@ -166,6 +178,15 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
         rows=tuple(rows),
         notes=tuple(notes),
     )
+
+
+def _subject(of: Case | Row) -> tuple[str, str, str, str, int]:
+    """What a case and its rows have in common."""
+    return (of.suite, of.op, of.shape, of.dtype, of.batch)
+
+
+def _names(cases: Sequence[Case]) -> str:
+    return "; ".join(case.name for case in cases)
 
 
 def _forget() -> None:

@@ -68,16 +68,22 @@ METRICS: Mapping[str, Metric] = {
     "host_seconds": Metric("s", "lower", "one call until it returns to Python; GPU only"),
     "times_faster": Metric("x", "higher", "the peer named in detail takes so many times as long"),
     "host_times_faster": Metric("x", "higher", "the same of host_seconds; GPU only"),
-    "percent_of_floor": Metric("%", "higher", "the least time this machine allows, over seconds"),
+    "percent_of_floor": Metric(
+        "%", "higher", "the least time this machine allows for flops and bytes, over seconds"
+    ),
     "peak_bytes": Metric("B", "lower", "memory at the worst moment of a call, beyond that before"),
     "peak_ratio": Metric("x", "lower", "peak_bytes over those of the peer named in detail"),
     "saved_bytes": Metric("B", "lower", "what forward passes save for backward, weights aside"),
     "saved_ratio": Metric("x", "lower", "saved_bytes over those of the peer named in detail"),
     "images_per_second": Metric("1/s", "higher", "real images trained on"),
     "launches": Metric("1", "lower", "kernels a call launches; on a CPU innermost operator calls"),
-    "convolutions": Metric("1", "lower", "convolution passes of a call"),
+    "convolutions": Metric(
+        "1", "lower", "convolution passes of a call; not those made of plain products of matrices"
+    ),
     "share": Metric("1", "neither", "of a call's time, spent in the part named in detail"),
-    "flops": Metric("1", "neither", "operations the call can't do without (provider: floor)"),
+    "flops": Metric(
+        "1", "neither", "operations by the formulas, whoever saves some (provider: floor)"
+    ),
     "bytes": Metric("B", "neither", "bytes the call can't do without moving (provider: floor)"),
     "disturbance": Metric("%", "neither", "of all cores' time, what other processes used"),
 }

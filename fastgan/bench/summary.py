@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastgan.bench.cases import is_ours
 from fastgan.bench.schema import Result, Row
 
-__all__ = ["Line", "bytes_text", "lines", "seconds_text"]
+__all__ = ["Line", "bytes_text", "lines", "seconds_text", "without_passes"]
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,21 @@ class Line:
         parts += [f"batch {row.batch}"] if row.batch else []
         parts += ["graph"] if row.mode == "graph" else []
         return ", ".join(parts)
+
+    @property
+    def short_label(self) -> str:
+        """The same without what most cases have in common."""
+        return without_passes(self.label)
+
+
+def without_passes(label: str) -> str:
+    """Leaves out the passes that go without saying.
+
+    Example:
+        >>> without_passes("bn_act, forward and backward, 64x8x8")
+        'bn_act, 64x8x8'
+    """
+    return label.replace(", forward and backward", "")
 
 
 def lines(result: Result | Iterable[Row]) -> list[Line]:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from fastgan.bench.goals import Verdict
 from fastgan.bench.schema import METRICS, Result
-from fastgan.bench.summary import lines, seconds_text
+from fastgan.bench.summary import lines, seconds_text, without_passes
 
 __all__ = ["case_table", "goal_cells", "goal_table", "markdown_table"]
 
@@ -29,7 +29,7 @@ def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 def goal_cells(verdict: Verdict) -> tuple[str, str, str, str, str]:
     """What, which number, the bound, the number and the peer, as words."""
     goal, row = verdict.goal, verdict.row
-    what = f"{goal.op.replace(', forward and backward', '')}, {goal.shape}"
+    what = f"{without_passes(goal.op)}, {goal.shape}"
     what += f", {goal.dtype}" if goal.dtype != "float32" else ""
     what += f", batch {goal.batch}" if goal.batch else ""
     what += ", in a CUDA graph" if goal.mode == "graph" else ""

@@ -16,7 +16,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fastgan.bench.cases import Case
-from fastgan.bench.goals import GOALS, judge
+from fastgan.bench.goals import GOALS, Verdict, has_goal, judge
 from fastgan.bench.output import check_folder, write_result
 from fastgan.bench.plots import why_no_plots
 from fastgan.bench.runner import Listener, Plan, run_cases
@@ -35,6 +35,10 @@ _SECONDS = 20.0
 _QUICK_SECONDS = {"cpu": 3.0, "cuda": 0.5}
 #: So that it ends within ten, with the last case and the pictures, however slow the machine.
 _QUICK_MINUTES = 9.0
+
+_ABOVE_THE_FLOOR = (
+    "more than 100% of floor: data still in a cache, or convolutions that save products"
+)
 
 
 def add_parser(commands: Any) -> None:
@@ -131,6 +135,7 @@ def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
         budget=Budget(seconds),
         compile_mode=mode,
         seconds=None if minutes is None else 60 * minutes,
+        urgent=lambda case: has_goal(case, device.type),
         settings={
             "suite": options.suite,
             "quick": options.quick,
@@ -202,13 +207,8 @@ def _show(console: Console, result: Result, changes: list[Change] | None) -> Non
         if verdict.row is not None
     ]
     if verdicts:
-        table = _table("goals", ("what", "number", "goal", "measured", "against", ""))
-        for verdict in verdicts:
-            words = verdict.words
-            style = "green" if words == "pass" else "red" if words.startswith("falls") else "yellow"
-            table.add_row(*goal_cells(verdict), Text(words, style=style))
         console.print()
-        console.print(table)
+        console.print(_goal_table(verdicts))
     if changes is not None:
         console.print("\ncompared with the earlier result:" if changes else "")
         for change in changes:
@@ -218,18 +218,34 @@ def _show(console: Console, result: Result, changes: list[Change] | None) -> Non
             console.print("compared with the earlier result: nothing changed beyond the spread")
 
 
-def _table(title: str, columns: Sequence[str]) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, overflow="fold", ratio=2 if number == 0 else None)
+def _goal_table(verdicts: Sequence[Verdict]) -> Table:
+    table = Table(title="goals", title_justify="left", box=None, pad_edge=False)
+    for column in ("what", "goal", "measured", "against", ""):
+        # Names may take several lines, numbers may not.
+        table.add_column(column, overflow="fold", no_wrap=column not in ("what", "against"))
+    for verdict in verdicts:
+        what, number, bound, measured, against = goal_cells(verdict)
+        bound = bound.replace("at least", ">=").replace("at most", "<=")
+        words = verdict.words
+        style = "green" if words == "pass" else "red" if words.startswith("falls") else "yellow"
+        table.add_row(
+            *(what, f"{number} {bound}", measured.replace(" to ", "-"), against),
+            Text(words, style=style),
+        )
     return table
 
 
 def _case_table(suite: str, of_suite: Sequence[Line]) -> Table:
-    table = Table(title=suite, title_justify="left", box=None, pad_edge=False)
+    above = any(line.floor is not None and line.floor.value > 100 for line in of_suite)
+    table = Table(
+        title=suite, title_justify="left", box=None, pad_edge=False,
+        caption=_ABOVE_THE_FLOOR if above else None, caption_justify="left",
+    )  # fmt: skip
     table.add_column("case", overflow="fold")
-    for column in ("fastgan", "fastest peer", "times faster", "of floor", "peak"):
-        table.add_column(column, justify="right", overflow="fold")
+    table.add_column("fastgan", justify="right", no_wrap=True)
+    table.add_column("fastest peer", overflow="fold", max_width=18)
+    for column in ("its time", "times faster", "of floor", "peak"):
+        table.add_column(column, justify="right", no_wrap=True)
     for line in of_suite:
         ratio = Text()
         if line.ratio is not None:
@@ -239,11 +255,12 @@ def _case_table(suite: str, of_suite: Sequence[Line]) -> Table:
             ratio.append(f" {low:.2f}-{high:.2f}", style="dim")
         peer = line.peer
         table.add_row(
-            line.label,
+            line.short_label,
             seconds_text(line.row.value),
-            f"{seconds_text(peer.value)} {peer.provider}" if peer is not None else "",
+            peer.provider if peer is not None else "",
+            seconds_text(peer.value) if peer is not None else "",
             ratio,
-            f"{line.floor.value:.0f}% {line.floor.detail}" if line.floor is not None else "",
+            f"{line.floor.value:.0f}%" if line.floor is not None else "",
             f"{line.peak.value:.2f}" if line.peak is not None else "",
         )
     return table

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,9 @@ import torch
 
 from fastgan.bench import runner
 from fastgan.bench.cases import Case, Setting
-from fastgan.bench.goals import GOALS, Goal, judge
+from fastgan.bench.floors import Floors
+from fastgan.bench.goals import GOALS, Goal, has_goal, judge
+from fastgan.bench.plots import ABOVE_THE_ROOF, PLOTS
 from fastgan.bench.runner import Plan, run_cases
 from fastgan.bench.schema import METRICS, Result, Row, read_result
 from fastgan.bench.suites import suite_cases
@@ -107,6 +110,37 @@ def test_regression_beyond_the_spread_ends_in_exit_code_1(tmp_path: Path, capsys
     assert "worse: squares" in (tmp_path / "b" / "index.html").read_text(encoding="utf-8")
 
 
+def roofline_of(floor: float) -> str:
+    """The roofline's text, of a case that needs 1e9 operations in a second, under that roof."""
+    case = ("ops", "squares", "128x128", "float32", 2, "launched")
+    rows = [
+        Row(*case[:2], provider, *case[2:], metric, value)
+        for provider, metric, value in (
+            ("fastgan", "seconds", 1.0),
+            ("eager", "seconds", 2.0),
+            ("floor", "flops", 1e9),
+            ("floor", "bytes", 1e7),
+        )
+    ]
+    floors = {"bytes_per_second": 1e9, "flops_per_second": {"float32": floor}}
+    figure = PLOTS["roofline"](Result("", None, {"device": "cpu"}, {}, {}, floors, tuple(rows)))
+    assert figure is not None
+    return "\n".join(text.get_text() for text in figure.axes[0].texts)
+
+
+def test_points_above_the_roof_are_explained_where_there_are_any() -> None:
+    assert ABOVE_THE_ROOF in roofline_of(0.9e9)
+    assert ABOVE_THE_ROOF not in roofline_of(1.1e9)
+
+
+def test_terminal_explains_more_than_the_floor(tmp_path: Path, capsys, monkeypatch) -> None:
+    words = "convolutions that save products"
+    for least, explained in ((1e-12, False), (1e3, True)):
+        monkeypatch.setattr(Floors, "seconds", lambda *_, least=least: least)
+        assert bench("--out", str(tmp_path), "--no-compile") == 0
+        assert (words in capsys.readouterr().out) == explained
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -169,7 +203,28 @@ def test_case_that_cant_be_prepared_is_left_out_and_the_next_one_measured() -> N
 def test_cases_that_dont_fit_the_time_are_left_out_with_a_note() -> None:
     result = run_cases([CASE], Plan(CPU, Budget(0.01), None, seconds=1e-9))
     assert result.rows == ()
-    assert "squares, 128x128, float32, batch 2 is left out: the time was up" in result.notes
+    assert "left out, the time was up: squares, 128x128, float32, batch 2" in result.notes
+
+
+def test_urgent_cases_are_measured_first_and_all_are_reported_as_given() -> None:
+    other = dataclasses.replace(CASE, op="cubes")
+    told = []
+
+    class Order(runner.Listener):
+        def on_rows(self, case: Case, rows: Sequence[Row]) -> None:
+            told.append(case.op)
+
+    plan = Plan(CPU, Budget(0.01), None, urgent=lambda case: case.op == "cubes")
+    result = run_cases([CASE, other], plan, Order())
+    assert told == ["cubes", "squares"]
+    assert list(dict.fromkeys(row.op for row in result.rows)) == ["squares", "cubes"]
+
+
+def test_a_quick_run_on_a_cpu_leaves_lone_convolutions_for_last() -> None:
+    cases = suite_cases("all", CPU, quick=True)
+    urgent = {case.op for case in cases if has_goal(case, "cpu")}
+    assert {"critic loss", "gradient penalty", "WGAN-GP iteration", "RMSprop and clip"} <= urgent
+    assert not any(op.startswith("conv") for op in urgent)
 
 
 # --- Suites and goals -----------------------------------------------------------------------------

@@ -11,9 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastgan.bench.counting import count
+from fastgan.bench.cases import Setting
+from fastgan.bench.counting import OTHER, PYTHON, count
 from fastgan.bench.floors import Floors, measure_floors
 from fastgan.bench.memory import can_measure_memory
+from fastgan.bench.suites.convolutions import PASSES, contenders
+from fastgan.bench.suites.layers import Layer, critic_layers, generator_layers
 from fastgan.bench.timing import Budget, measure_in_turns
 from fastgan.bench.work import Step, Work, convolution_steps, elementwise
 from fastgan.errors import ConfigError
@@ -151,6 +154,33 @@ def test_shares_name_where_the_time_goes_and_sum_to_one() -> None:
     assert counts.launches > 10
     normalised = count(lambda: F.batch_norm(images, None, None, training=True), CPU)
     assert normalised.shares["normalisation and activation"] > 0.3
+
+
+class Slow(torch.autograd.Function):
+    """Spends its time in Python."""
+
+    @staticmethod
+    def forward(ctx, input: torch.Tensor) -> torch.Tensor:
+        time.sleep(0.05)
+        return input.clone()
+
+    @staticmethod
+    def backward(ctx, grad_output: torch.Tensor) -> torch.Tensor:
+        return grad_output
+
+
+def test_python_code_of_a_differentiable_function_is_no_operator() -> None:
+    input = torch.randn(4, requires_grad=True)
+    shares = count(lambda: Slow.apply(input), CPU).shares
+    assert shares[PYTHON] > 0.8
+    assert shares[OTHER] < 0.2
+
+
+@pytest.mark.parametrize("each", PASSES)
+@pytest.mark.parametrize("layer", [critic_layers()[1], generator_layers()[-1]])
+def test_time_of_every_way_to_convolve_counts_as_convolutions(layer: Layer, each: str) -> None:
+    call = contenders(layer, each, "float32", 4, Setting(CPU))["fastgan"]
+    assert count(lambda: call(0), CPU).shares["convolutions"] > 0.5
 
 
 # --- Work and floors ------------------------------------------------------------------------------

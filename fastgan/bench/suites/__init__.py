@@ -4,7 +4,7 @@
 room              cases
 ================  =================================================================================
 ``optimizers``    a step and the clip of the weights, the clip alone
-``convolutions``  each pass of each of a DCGAN's convolutions alone, on a GPU
+``convolutions``  each pass of a DCGAN's convolutions alone; on a CPU those of our kernels
 ``fused_layers``  a DCGAN's layers one by one, forward and backward
 ``penalties``     the gradient penalty and the whole critic loss, value and gradients
 ``networks``      a DCGAN's networks, forward and backward

@@ -8,6 +8,7 @@ these only their alignment matters for which compiled kernel is right.
 from __future__ import annotations
 
 import os
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,8 +19,12 @@ from fastgan.kernels.tiles import Tile
 __all__ = ["Launch", "interpreted"]
 
 
+@cache
 def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET=1."""
+    """Whether kernels run in Triton's interpreter, on the CPU: TRITON_INTERPRET=1.
+
+    Read once, as Triton does.
+    """
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 

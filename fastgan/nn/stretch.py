@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fastgan.fallback import warn_once
 from fastgan.nn.plan import PlannedStage, Stretch, class_of
+from fastgan.ops import triton_convolution
 from fastgan.ops.chain import Chain, convolution_path, run_chain
 from fastgan.ops.convolution_choice import explained
 from fastgan.ops.eligibility import autocast_dtype, why_not_chained, why_not_this_stage
@@ -115,8 +116,10 @@ def path_of_layer(planned: PlannedStage) -> tuple[str, str]:
     weight = _weight_without_values(layer, size)
     path, reason = convolution_path(stage, weight, one.device, one.dtype)
     if path == "aten" and one.device.type == "cpu":
-        path, why = explained(stage, weight, one.dtype)
-        reason = f"{why}{reason}"
+        path, reason = explained(stage, weight, one.dtype)
+        left_out = triton_convolution.uncovered(stage, weight, None, one.dtype)
+        if left_out is not None:
+            reason += f"; on a GPU ATen's, for the kernels leave out {left_out}"
     return path, reason
 
 

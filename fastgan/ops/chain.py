@@ -111,9 +111,7 @@ def convolution_path(
     way it takes there, :mod:`fastgan.ops.convolution_choice` says.
     """
     if device.type == "cpu" and not kernels.interpreted():
-        reason = triton_convolution.uncovered(stage, weight, None, dtype)
-        also = "" if reason is None else f"; on a GPU ATen's, for the kernels leave out {reason}"
-        return "aten", also
+        return "aten", ""
     reason = triton_convolution.uncovered(stage, weight, device, dtype)
     if reason is None and stage.kind == "linear" and device.type == "cuda":
         # The kernels go by the setting for convolutions.

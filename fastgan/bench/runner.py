@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,8 @@ _MOST_COPIES = 64
 _LEAST_PEAK = 1 << 20
 #: The other inputs of a captured graph are copies of its private pool: a few are enough.
 _MOST_GRAPHS = 4
+#: Calls that counting launches takes.
+_PROFILED = 3
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Plan:
         compile_mode: of the torch.compile peers; None leaves them out.
         memory: whether to measure peaks.
         seconds: about how long all may take: after a fifth of it no further peak is measured,
-            after four fifths no further case begins; None for no limit.
+            after four fifths no further case begins, and none is timed whose fewest rounds would
+            take longer than what is left; None for no limit.
         urgent: of a case, whether it is measured before those that aren't, so that it isn't what
             a limit leaves out.
         settings: said in the result.
@@ -152,7 +156,11 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
             too_late.append(case)
             continue
         listener.on_stage(case.name, number, total)
-        found = _measure_case(case, plan, note)
+        deadline = math.inf if plan.seconds is None else clock + 0.95 * plan.seconds
+        found = _measure_case(case, plan, deadline, note)
+        if found is None:
+            too_late.append(case)
+            found = []
         rows += found
         floor_of.update({row.case: case for row in found})
         listener.on_rows(case, [*found, *_floor_rows(found, floor_of, floors)])
@@ -224,13 +232,20 @@ def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {lines[0][:200]}"
 
 
-def _measure_case(case: Case, plan: Plan, note: Callable[[str], None]) -> list[Row]:
+def _measure_case(
+    case: Case, plan: Plan, deadline: float, note: Callable[[str], None]
+) -> list[Row] | None:
+    """The case's rows; None where it would take beyond the deadline, of ``time.monotonic``."""
     device = plan.device
     mode = plan.compile_mode if case.compiled else None
     setting = Setting(device, copies_beyond_cache(case, device), mode)
     calls, copies = _prepare(case, setting, note)
     if not calls:
         return []
+    if deadline < math.inf:
+        rounds = plan.budget.warm_up + plan.budget.fewest + _PROFILED
+        if time.monotonic() + rounds * _seconds_of_a_round(calls, device) > deadline:
+            return None
     timing = measure_in_turns(calls, device=device, copies=copies, budget=plan.budget)
     rows = _timing_rows(case, "launched", timing, device)
     for name, call in calls.items():
@@ -243,6 +258,15 @@ def _measure_case(case: Case, plan: Plan, note: Callable[[str], None]) -> list[R
             timing = measure_in_turns(graphs, device=device, copies=few, budget=plan.budget)
             rows += _timing_rows(case, "graph", timing, device)
     return rows
+
+
+def _seconds_of_a_round(calls: Mapping[str, Call], device: torch.device) -> float:
+    start = time.monotonic()
+    for call in calls.values():
+        call(0)
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.monotonic() - start
 
 
 def _captured(

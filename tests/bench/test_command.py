@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -204,6 +205,19 @@ def test_cases_that_dont_fit_the_time_are_left_out_with_a_note() -> None:
     result = run_cases([CASE], Plan(CPU, Budget(0.01), None, seconds=1e-9))
     assert result.rows == ()
     assert "left out, the time was up: squares, 128x128, float32, batch 2" in result.notes
+
+
+def test_case_whose_rounds_would_take_beyond_the_time_is_left_out() -> None:
+    def slow(_: int) -> None:
+        time.sleep(0.5)
+
+    case = dataclasses.replace(CASE, prepare=lambda _: {"fastgan": slow, "eager": slow})
+    start = time.monotonic()
+    result = run_cases([case], Plan(CPU, Budget(0.01), None, seconds=8))
+    assert result.rows == ()
+    assert "left out, the time was up: squares, 128x128, float32, batch 2" in result.notes
+    # Five rounds, two to warm up and three to count would be ten seconds.
+    assert time.monotonic() - start < 8
 
 
 def test_urgent_cases_are_measured_first_and_all_are_reported_as_given() -> None:

@@ -12,7 +12,10 @@ namespace {
 
 // --- Places of a map -----------------------------------------------------------------------------
 
-alignas(64) const float kZeros[kWinogradWidth] = {};
+// In the place of what lies outside a map. As many as channels are transformed at a time, which in
+// the weight gradient's small map are more than kWinogradWidth.
+alignas(64) const float kZeros[kWinogradTiles] = {};
+static_assert(kWinogradTiles >= kWinogradWidth && kWinogradTiles >= kWinogradDepth);
 
 // The offset of place P along one dimension, in places; -1 outside the map.
 FASTGAN_INLINE std::int64_t place(const Phase& phase, std::int64_t p) {

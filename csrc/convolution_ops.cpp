@@ -95,17 +95,26 @@ void require_map_and_weight(const char* op, const char* argument, const Tensor& 
     require_channels(op, "weight", weight.size(1));
 }
 
-// Refuses places that no convolution of these settings relates.
+// Whether a convolution of these settings relates so many places.
+bool fit(const cpu::PatchDimension& along) {
+    // Settings beyond this are mistakes, and offsets computed from them would overflow.
+    constexpr std::int64_t largest = std::int64_t{1} << 31;
+    if (along.small < 1 || along.wide < 1 || along.padding < 0 || along.padding > largest ||
+        along.stride < 1 || along.stride > largest) {
+        return false;
+    }
+    const auto padded = static_cast<__int128>(along.wide) + 2 * along.padding;
+    const auto reached = static_cast<__int128>(along.stride) * (along.small - 1) + along.taps;
+    return padded >= reached && padded - reached < along.stride;
+}
+
 void require_places(const char* op, const cpu::WinogradShape& shape) {
-    const auto fit = [](std::int64_t small, std::int64_t wide, std::int64_t padding) {
-        const std::int64_t left_over = wide + 2 * padding - 4 - 2 * (small - 1);
-        return small >= 1 && wide >= 1 && padding >= 0 && left_over >= 0 && left_over <= 1;
-    };
-    if (!fit(shape.small_rows, shape.wide_rows, shape.row_padding) ||
-        !fit(shape.small_columns, shape.wide_columns, shape.column_padding)) {
+    if (!fit({shape.small_rows, shape.wide_rows, 4, 2, shape.row_padding}) ||
+        !fit({shape.small_columns, shape.wide_columns, 4, 2, shape.column_padding})) {
         fail(op, ": a map of (", shape.small_rows, ", ", shape.small_columns,
-             ") places and one of (", shape.wide_rows, ", ", shape.wide_columns, ") do not belong together at padding (",
-             shape.row_padding, ", ", shape.column_padding, "), 4 by 4 taps and stride 2");
+             ") places and one of (", shape.wide_rows, ", ", shape.wide_columns,
+             ") do not belong together at padding (", shape.row_padding, ", ",
+             shape.column_padding, "), 4 by 4 taps and stride 2");
     }
 }
 
@@ -197,14 +206,11 @@ Tensor weight_gradient(Tensor small, Tensor wide, std::int64_t row_padding,
     return gradient;
 }
 
-// Refuses places that no convolution of these settings relates.
 void require_places(const char* op, const cpu::PatchDimension& along) {
-    const std::int64_t left_over =
-        along.wide + 2 * along.padding - along.taps - along.stride * (along.small - 1);
-    if (along.small < 1 || along.wide < 1 || along.padding < 0 || along.stride < 1 ||
-        left_over < 0 || left_over >= along.stride) {
-        fail(op, ": ", along.small, " places and ", along.wide, " do not belong together at padding ",
-             along.padding, ", stride ", along.stride, " and ", along.taps, " taps");
+    if (!fit(along)) {
+        fail(op, ": ", along.small, " places and ", along.wide,
+             " do not belong together at padding ", along.padding, ", stride ", along.stride,
+             " and ", along.taps, " taps");
     }
 }
 

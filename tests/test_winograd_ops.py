@@ -114,6 +114,7 @@ def test_errors_are_at_most_twice_those_of_torch() -> None:
             assert own <= 2 * eager, f"{name} of {few} and {many}: {own:.2e}, torch's {eager:.2e}"
 
 
+@pytest.mark.skipif(not fastgan.build_info().native, reason="torch's bits depend on the layout")
 def test_arguments_in_any_layout() -> None:
     case = {"batch": 2, "small": (32, 3, 4), "wide": (64, 6, 8), "padding": (1, 1)}
     small, wide, weight, biases = drawn(case | {"bias": True, "seed": 3}, torch.float32)
@@ -169,6 +170,28 @@ def test_misfits_are_refused() -> None:
         ops.winograd_scatter(small, weight, torch.ones(3), 1, 1, 8, 8)
     with pytest.raises(RuntimeError, match=r"no gradient"):
         ops.winograd_scatter(small.requires_grad_(), weight, None, 1, 1, 8, 8)
+
+
+def test_a_padding_at_which_offsets_would_overflow_is_refused() -> None:
+    wide, weight = torch.ones(1, 32, 10, 10), torch.ones(32, 32, 4, 4)
+    with pytest.raises(RuntimeError, match=r"do not belong together"):
+        ops.winograd_gather(wide, weight, None, 2**63 - 1, 1, 3, 5)
+
+
+@pytest.mark.parametrize("shape", [(), (32,), (32, 64), (32, 64, 4)])
+def test_misfits_are_refused_without_values_too(shape: tuple[int, ...]) -> None:
+    """By the version that compilers trace, and that runs without a compiled part."""
+    small, wide = torch.ones(2, 32, 4, 4, device="meta"), torch.ones(2, 64, 8, 8, device="meta")
+    whole, few = torch.ones(32, 64, 4, 4, device="meta"), torch.ones(shape, device="meta")
+    for op, map, places in (("gather", wide, (4, 4)), ("scatter", small, (8, 8))):
+        for pair in ((map, few), (few, whole)):
+            with pytest.raises(RuntimeError, match=r"expected four dimensions"):
+                getattr(ops, f"winograd_{op}")(*pair, None, 1, 1, *places)
+        bias = torch.ones(3, device="meta")
+        with pytest.raises(RuntimeError, match=r"bias has shape \(3\); expected"):
+            getattr(ops, f"winograd_{op}")(map, whole, bias, 1, 1, *places)
+        with pytest.raises(RuntimeError, match=r"channels to match"):
+            getattr(ops, f"winograd_{op}")(map, whole.mT.contiguous()[..., :3], None, 1, 1, *places)
 
 
 def test_opcheck() -> None:

@@ -2,7 +2,9 @@
 // competes with the first for the cores.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
+#include <exception>
 
 namespace fastgan::cpu {
 
@@ -19,15 +21,32 @@ std::int64_t thread_count();
 inline constexpr std::int64_t kGrain = 32768;
 
 // body(begin, end) over disjoint ranges that cover [begin, end), each of at least `grain` indices
-// except the last. body must not throw.
+// except the last. Of what bodies throw, as where scratch memory is not to be had, one exception is
+// thrown on after the loop. None passes through torch's pool, which would lose what it was.
 template <typename Body>
 void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain, const Body& body) {
+    struct Loop {
+        const Body& body;
+        std::atomic_flag failed;
+        std::exception_ptr error;
+    };
+    Loop loop{body, {}, nullptr};
     detail::parallel_for(
         begin, end, grain,
         [](std::int64_t range_begin, std::int64_t range_end, void* context) {
-            (*static_cast<const Body*>(context))(range_begin, range_end);
+            Loop& loop = *static_cast<Loop*>(context);
+            try {
+                loop.body(range_begin, range_end);
+            } catch (...) {
+                if (!loop.failed.test_and_set()) {
+                    loop.error = std::current_exception();
+                }
+            }
         },
-        const_cast<void*>(static_cast<const void*>(&body)));
+        &loop);
+    if (loop.error != nullptr) {
+        std::rethrow_exception(loop.error);
+    }
 }
 
 }  // namespace fastgan::cpu

@@ -5,8 +5,8 @@
 //
 //     scatter           V = fold(S W) + b          ConvTranspose2d forward, Conv2d input gradient
 //
-// where a row of S W, a patch, holds what a place of S adds to the places of V that the kernel meets
-// there, and fold adds patches up where they overlap. Patches never leave a core's cache. A
+// where a row of S W, a patch, holds what a place of S adds to the places of V that the kernel
+// meets there, and fold adds patches up where they overlap. Patches never leave a core's cache. A
 // library's convolution vectorises over the output's channels, of which there are too few here.
 #pragma once
 

@@ -27,6 +27,7 @@ __all__ = ["CHANNELS", "PATCH_SIZE", "SCHEMA", "check"]
 
 #: What the count of ``small``'s channels must be a multiple of, and what a patch may hold.
 CHANNELS, PATCH_SIZE = 16, 64
+_DTYPES = (torch.float32, torch.bfloat16)
 
 #: As in csrc/convolution_ops.cpp.
 SCHEMA = (
@@ -38,25 +39,44 @@ SCHEMA = (
 def _left_over(
     small: Tensor,
     weight: Tensor,
+    bias: Tensor | None,
     stride: tuple[int, int],
     padding: tuple[int, int],
     places: tuple[int, int],
 ) -> tuple[int, ...]:
     """The output padding that makes the convolution as wide; checks all arguments."""
-    if small.dtype not in (torch.float32, torch.bfloat16) or weight.dtype != small.dtype:
+    if small.dtype not in _DTYPES or weight.dtype != small.dtype:
         raise RuntimeError(
             f"fastgan::patch_scatter: dtypes {small.dtype} and {weight.dtype}; expected float32 or "
             "bfloat16, the same for both"
         )
-    if small.dim() != 4 or small.shape[1] < 1 or small.shape[1] % CHANNELS != 0:
+    if small.dim() != 4:
         raise RuntimeError(
-            f"fastgan::patch_scatter: small has shape {tuple(small.shape)}; expected (N, O, h, w), "
-            f"O a multiple of {CHANNELS}"
+            f"fastgan::patch_scatter: small has shape {tuple(small.shape)}; expected four "
+            "dimensions"
         )
-    if weight.dim() != 4 or len(weight) != small.shape[1] or weight[0].numel() > PATCH_SIZE:
+    if small.shape[1] < 1 or small.shape[1] % CHANNELS != 0:
+        raise RuntimeError(
+            f"fastgan::patch_scatter: small has {small.shape[1]} channels; expected a multiple of "
+            f"{CHANNELS}"
+        )
+    if (
+        weight.dim() != 4
+        or len(weight) != small.shape[1]
+        or not 1 <= weight[0].numel() <= PATCH_SIZE
+    ):
         raise RuntimeError(
             f"fastgan::patch_scatter: weight has shape {tuple(weight.shape)}; expected "
             f"({small.shape[1]}, C, kH, kW) with C * kH * kW at most {PATCH_SIZE}"
+        )
+    if bias is not None and tuple(bias.shape) != (weight.shape[1],):
+        shape = ", ".join(map(str, bias.shape))
+        raise RuntimeError(
+            f"fastgan::patch_scatter: bias has shape ({shape}); expected ({weight.shape[1]})"
+        )
+    if bias is not None and bias.dtype not in _DTYPES:
+        raise RuntimeError(
+            f"fastgan::patch_scatter: bias has dtype {bias.dtype}; expected float32 or bfloat16"
         )
     left_over = tuple(
         wide + 2 * added - taps - step * (few - 1)
@@ -64,7 +84,8 @@ def _left_over(
             places, padding, weight.shape[2:], stride, small.shape[2:], strict=True
         )
     )
-    if any(not 0 <= rest < step for rest, step in zip(left_over, stride, strict=True)):
+    fit = all(0 <= rest < step for rest, step in zip(left_over, stride, strict=True))
+    if not fit or min(*small.shape[2:], *places) < 1 or min(padding) < 0:
         raise RuntimeError(
             f"fastgan::patch_scatter: places {tuple(small.shape[2:])} and {places} do not belong "
             f"together at padding {padding}, stride {stride} and {tuple(weight.shape[2:])} taps"
@@ -93,7 +114,7 @@ def _fake(
     columns: int,
 ) -> Tensor:
     stride, padding = (row_stride, column_stride), (row_padding, column_padding)
-    _left_over(small, weight, stride, padding, (rows, columns))
+    _left_over(small, weight, bias, stride, padding, (rows, columns))
     return _empty(small, weight, (rows, columns))
 
 
@@ -109,7 +130,7 @@ def _plain(
     columns: int,
 ) -> Tensor:
     stride, padding = (row_stride, column_stride), (row_padding, column_padding)
-    left_over = _left_over(small, weight, stride, padding, (rows, columns))
+    left_over = _left_over(small, weight, bias, stride, padding, (rows, columns))
     bias = None if bias is None else bias.to(small.dtype)
     wide = F.conv_transpose2d(
         small, weight, bias, stride=stride, padding=padding, output_padding=left_over

@@ -51,20 +51,28 @@ _DTYPES = (torch.float32, torch.bfloat16)
 
 
 def _check_arguments(
-    op: str, small: tuple[int, ...], wide: tuple[int, ...], padding: tuple[int, int], *of: Tensor
+    op: str,
+    small: tuple[int, ...],
+    wide: tuple[int, ...],
+    padding: tuple[int, int],
+    first: Tensor,
+    second: Tensor,
 ) -> None:
-    """Of the two maps' shapes, (N, channels, rows, columns)."""
-    for tensor in of:
-        if tensor.dtype not in _DTYPES or tensor.dtype != of[0].dtype:
-            raise RuntimeError(
-                f"fastgan::{op}: a tensor has dtype {tensor.dtype}; expected float32 or bfloat16, "
-                "the same for all"
-            )
+    """Of the two maps' shapes, (N, channels, rows, columns), and the tensors given."""
+    if first.dtype not in _DTYPES:
+        raise RuntimeError(
+            f"fastgan::{op}: a map has dtype {first.dtype}; expected float32 or bfloat16"
+        )
+    if second.dtype != first.dtype:
+        name = "wide" if op == "winograd_weight_gradient" else "weight"
+        raise RuntimeError(
+            f"fastgan::{op}: {name} has dtype {second.dtype}; expected {first.dtype}"
+        )
     if len(small) != 4 or len(wide) != 4 or small[0] != wide[0]:
         raise RuntimeError(f"fastgan::{op}: maps {small} and {wide}; expected (N, C, H, W), one N")
     if any(count < 1 or count % CHANNELS != 0 for count in (small[1], wide[1])):
         raise RuntimeError(
-            f"fastgan::{op}: {small[1]} and {wide[1]} channels; expected multiples of {CHANNELS}"
+            f"fastgan::{op}: {small[1]} and {wide[1]} channels; expected a multiple of {CHANNELS}"
         )
     for few, many, added in zip(small[2:], wide[2:], padding, strict=True):
         if few < 1 or many < 1 or added < 0 or not 0 <= many + 2 * added - 2 * few - 2 <= 1:
@@ -74,11 +82,29 @@ def _check_arguments(
             )
 
 
-def _check_weight(op: str, weight: Tensor, small: int | None, wide: int | None) -> None:
-    expected = (small or weight.shape[0], wide or weight.shape[1], 4, 4)
-    if weight.dim() != 4 or tuple(weight.shape) != expected:
+def _check_weight(op: str, weight: Tensor, map: Tensor, dimension: int) -> None:
+    """Of one map and a weight, in whose `dimension` stand the map's channels."""
+    if map.dim() != 4 or weight.dim() != 4:
         raise RuntimeError(
-            f"fastgan::{op}: weight has shape {tuple(weight.shape)}; expected {expected}"
+            f"fastgan::{op}: a map has shape {tuple(map.shape)} and the weight "
+            f"{tuple(weight.shape)}; expected four dimensions"
+        )
+    if weight.shape[dimension] != map.shape[1] or tuple(weight.shape[2:]) != (4, 4):
+        raise RuntimeError(
+            f"fastgan::{op}: weight has shape {tuple(weight.shape)} and a map {tuple(map.shape)}; "
+            "expected 4 by 4 taps, and channels to match"
+        )
+
+
+def _check_bias(op: str, bias: Tensor | None, channels: int) -> None:
+    if bias is None:
+        return
+    if tuple(bias.shape) != (channels,):
+        shape = ", ".join(map(str, bias.shape))
+        raise RuntimeError(f"fastgan::{op}: bias has shape ({shape}); expected ({channels})")
+    if bias.dtype not in _DTYPES:
+        raise RuntimeError(
+            f"fastgan::{op}: bias has dtype {bias.dtype}; expected float32 or bfloat16"
         )
 
 
@@ -97,10 +123,11 @@ def _fake_gather(
     rows: int,
     columns: int,
 ) -> Tensor:
-    _check_weight("winograd_gather", weight, None, wide.shape[1])
+    _check_weight("winograd_gather", weight, wide, 1)
     small = (wide.shape[0], weight.shape[0], rows, columns)
     padding = (row_padding, column_padding)
     _check_arguments("winograd_gather", small, tuple(wide.shape), padding, wide, weight)
+    _check_bias("winograd_gather", bias, small[1])
     return _empty(wide, *small)
 
 
@@ -113,10 +140,11 @@ def _fake_scatter(
     rows: int,
     columns: int,
 ) -> Tensor:
-    _check_weight("winograd_scatter", weight, small.shape[1], None)
+    _check_weight("winograd_scatter", weight, small, 0)
     wide = (small.shape[0], weight.shape[1], rows, columns)
     padding = (row_padding, column_padding)
     _check_arguments("winograd_scatter", tuple(small.shape), wide, padding, small, weight)
+    _check_bias("winograd_scatter", bias, wide[1])
     return _empty(small, *wide)
 
 

@@ -112,6 +112,29 @@ def test_misfits_are_refused() -> None:
         scatter(small, weight.requires_grad_(), None, 2, 2, 1, 1, 8, 8)
 
 
+@pytest.mark.skipif(not fastgan.build_info().native, reason="torch's takes no such memory")
+def test_sums_that_no_memory_holds_are_refused() -> None:
+    """They reach as far as the padding does, which a large stride lets be large."""
+    small, weight = torch.ones(2, 16, 1, 1), torch.ones(16, 3, 4, 4)
+    for most in (2**25, 2**31):
+        with pytest.raises((RuntimeError, MemoryError), match=r"bad_alloc"):
+            scatter(small, weight, None, most, most, most // 2, most // 2, 3, 3)
+    with pytest.raises(RuntimeError, match=r"do not belong together"):
+        scatter(small, weight, None, 2**33, 2**33, 2**32 - 1, 2**32 - 1, 1, 1)
+
+
+@pytest.mark.parametrize("where", ["cpu", "meta"])
+def test_maps_without_places_are_refused_with_values_and_without(where: str) -> None:
+    small, weight = torch.ones(2, 32, 2, 4), torch.ones(32, 3, 4, 4)
+    small, weight = small.to(where), weight.to(where)
+    with pytest.raises(RuntimeError, match=r"do not belong together"):
+        scatter(small, weight, None, 2, 2, 3, 1, 0, 8)
+    with pytest.raises(RuntimeError, match=r"do not belong together"):
+        scatter(small[:, :, :0], weight, None, 2, 2, 1, 1, 0, 8)
+    with pytest.raises(RuntimeError, match=r"C \* kH \* kW at most 64"):
+        scatter(small, weight[:, :0], None, 2, 2, 1, 1, 4, 8)
+
+
 def test_opcheck_and_the_plain_version() -> None:
     torch.manual_seed(2)
     small, weight, bias = torch.randn(2, 32, 3, 4), torch.randn(32, 3, 3, 4), torch.randn(3)
@@ -137,6 +160,7 @@ def test_every_instruction_set_has_it_right(
 
 def test_it_is_taken_for_the_pass_that_makes_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(patch_convolution, "has_vectors", lambda: True)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     last = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
     first = Stage("conv2d", stride=(2, 2), padding=(1, 1))
     weight = torch.empty(64, 3, 4, 4)
@@ -161,6 +185,22 @@ def test_it_is_taken_for_the_pass_that_makes_an_image(monkeypatch: pytest.Monkey
     }
     for why, arguments in no.items():
         assert not patch_convolution.pays(*arguments, "forward"), why
+
+
+def test_it_is_left_where_most_threads_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread makes whole images, and on one thread they take less than half of oneDNN's time."""
+    monkeypatch.setattr(patch_convolution, "has_vectors", lambda: True)
+    stage = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
+    weight = torch.empty(64, 3, 4, 4)
+    taken = {1: [1, 2, 3], 2: [1, 2, 3], 8: [4, 7, 8, 9], 64: [32, 64, 65, 128]}
+    left = {8: [1, 3], 64: [1, 16, 31]}
+    for expected, cases in ((True, taken), (False, left)):
+        for threads, batches in cases.items():
+            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+            for batch in batches:
+                maps = torch.empty(batch, 64, 4, 4)
+                assert patch_convolution.pays(stage, maps, weight, "forward") is expected
+        assert patch_convolution.can(stage, weight, torch.float32)
 
 
 @pytest.mark.parametrize("kind", ["conv2d", "conv_transpose2d"])

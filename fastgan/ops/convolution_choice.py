@@ -63,10 +63,11 @@ def explained(stage: Stage, weight: Tensor, dtype: torch.dtype) -> tuple[str, st
                 f"9 products in place of 16 ({compiled}) from {fewest} tiles of 2x2 places on; "
                 "smaller batches: oneDNN or products of matrices"
             )
-        makes_image = patch_convolution.PASSES.get(stage.kind)
-        image = torch.empty((1, 1, 1, 1), dtype=dtype)
-        if makes_image and patch_convolution.pays(stage, image, weight.to(dtype), makes_image):
-            return "cpu", f"the pass that makes the image by patches ({compiled}); else oneDNN"
+        if patch_convolution.can(stage, weight, dtype):
+            return "cpu", (
+                f"the pass that makes the image by patches ({compiled}), of as many images as keep "
+                "the threads at work; else oneDNN"
+            )
         rearranged = weight.contiguous(memory_format=torch.channels_last)
         if winograd_convolution.can(stage, rearranged, dtype):
             return "aten", (

@@ -44,11 +44,12 @@ th { font-weight: 600; color: var(--quiet); border-bottom-width: 2px; }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
 /* The first column takes what the others leave, in as many lines as it needs. */
 .cases td:first-child { white-space: normal; min-width: 15rem; width: 40%; }
-.cases td:nth-child(3) { white-space: normal; min-width: 6rem; }
+.cases td:nth-child(3) { white-space: normal; min-width: 10.5rem; }
 .cases th:last-child { white-space: normal; }
 td.good { color: var(--good); font-weight: 600; } td.bad { color: var(--bad); font-weight: 600; }
 td .q { color: var(--quiet); font-weight: 400; font-size: .8rem; }
 ul.changes { padding-left: 1.2rem; } .worse { color: var(--bad); } .better { color: var(--good); }
+ul.names { columns: 30rem; font-size: .88rem; color: var(--quiet); margin-bottom: .75rem; }
 footer { margin-top: 3rem; color: var(--quiet); font-size: .85rem; }
 """
 
@@ -96,7 +97,7 @@ def render_page(
     if reached:
         parts += ["<h2>Goals</h2>", _goals(reached)]
     if result.notes:
-        items = "".join(f"<li>{_text(note)}</li>" for note in result.notes)
+        items = "".join(f"<li>{_note(note)}</li>" for note in result.notes)
         parts += ["<h2>Left out</h2>", f"<ul>{items}</ul>"]
     parts.append(
         "<footer>Contenders take turns within one process; a ratio is the median over the rounds"
@@ -106,6 +107,15 @@ def render_page(
         " says more.</footer></body></html>"
     )
     return "\n".join(parts) + "\n"
+
+
+def _note(note: str) -> str:
+    """A reason, and the cases it is about as a list where there are several."""
+    reason, _, names = note.partition(": ")
+    if "; " not in names:
+        return _text(note)
+    items = "".join(f"<li>{_text(name)}</li>" for name in names.split("; "))
+    return f'{_text(reason)}:<ul class="names">{items}</ul>'
 
 
 def _text(value: object) -> str:
@@ -156,9 +166,7 @@ def _table(of_suite: Sequence[Line]) -> str:
     )
     body = []
     for line in of_suite:
-        name = line.short_label
-        provider = "" if line.row.provider == "fastgan" else f" ({line.row.provider})"
-        cells = [f"<td>{_text(name + provider)}</td>"]
+        cells = [f"<td>{_text(line.short_label)}</td>"]
         cells.append(f"<td class=n>{seconds_text(line.row.value)}</td>")
         if line.peer is not None and line.ratio is not None:
             low, high = line.ratio.spread or (line.ratio.value, line.ratio.value)

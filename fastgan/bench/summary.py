@@ -31,13 +31,14 @@ class Line:
 
     @property
     def label(self) -> str:
-        """What was measured, short."""
+        """What was measured, short; and by which of ours where there are several."""
         row = self.row
         parts = [row.op, row.shape]
         parts += [row.dtype] if row.dtype != "float32" else []
         parts += [f"batch {row.batch}"] if row.batch else []
         parts += ["graph"] if row.mode == "graph" else []
-        return ", ".join(parts)
+        which = "" if row.provider == "fastgan" else f" ({row.provider})"
+        return ", ".join(parts) + which
 
     @property
     def short_label(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -189,7 +190,8 @@ class _Display(Listener):
             self._print(f"{seconds_text(line.row.value):>8}{ratio}  {line.label}")
 
     def on_note(self, text: str) -> None:
-        """A warning."""
+        """A warning, of a length that can be read in passing: the result has the whole."""
+        text = textwrap.shorten(text, 400, placeholder=" ... (the rest is in the result)")
         self._console.print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False)
 
     def _print(self, text: str) -> None:

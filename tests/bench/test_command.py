@@ -18,12 +18,14 @@ from fastgan.bench import runner
 from fastgan.bench.cases import Case, Setting
 from fastgan.bench.floors import Floors
 from fastgan.bench.goals import GOALS, Goal, has_goal, judge
+from fastgan.bench.page import render_page
 from fastgan.bench.plots import ABOVE_THE_ROOF, PLOTS
 from fastgan.bench.runner import Plan, run_cases
 from fastgan.bench.schema import METRICS, Result, Row, read_result
 from fastgan.bench.suites import suite_cases
 from fastgan.bench.suites.convolutions import PASSES, contenders
 from fastgan.bench.suites.layers import critic_layers, generator_layers
+from fastgan.bench.summary import lines
 from fastgan.bench.timing import Budget, Call
 from fastgan.bench.work import Step, Work
 from fastgan.cli import main
@@ -132,6 +134,23 @@ def roofline_of(floor: float) -> str:
 def test_points_above_the_roof_are_explained_where_there_are_any() -> None:
     assert ABOVE_THE_ROOF in roofline_of(0.9e9)
     assert ABOVE_THE_ROOF not in roofline_of(1.1e9)
+
+
+def test_page_lists_what_is_left_out_once_a_reason() -> None:
+    notes = ("left out, the time was up: clip; squares & cubes", "eager is left out: <no; room>")
+    page = render_page(dataclasses.replace(result_with(), notes=notes), {}, [])
+    assert "the time was up:<ul" in page
+    assert "<li>clip</li><li>squares &amp; cubes</li>" in page
+    assert "<no" not in page
+
+
+def test_two_providers_of_ours_are_told_apart() -> None:
+    rows = [
+        Row("ops", "clip", provider, "critic", "float32", 0, "launched", "seconds", 1.0)
+        for provider in ("fastgan", "fastgan, two stages")
+    ]
+    labels = [line.label for line in lines(rows)]
+    assert labels == ["clip, critic", "clip, critic (fastgan, two stages)"]
 
 
 def test_terminal_explains_more_than_the_floor(tmp_path: Path, capsys, monkeypatch) -> None:

@@ -105,7 +105,7 @@ def run(
     tensors, keywords = arguments(case, dtype, drawn)
     leaves = [t for t in tensors if t is not None]
     output = call(module, case, tensors, **keywords)
-    weights = torch.linspace(-1, 1, output.numel(), dtype=dtype).view(output.shape)
+    weights = torch.randn(output.shape, dtype=drawn or dtype).to(dtype)
     grads = torch.autograd.grad(output, leaves, weights, create_graph=True)
     twice = torch.autograd.grad(
         sum(grad.square().sum() for grad in grads), leaves, materialize_grads=True
@@ -231,10 +231,10 @@ def drawn_case(seed: int) -> dict[str, Any]:
 
     return {
         "function": FUNCTIONS[among(0, 1)],
-        "batch": among(2, 4),
+        "batch": among(4, 6),
         "channels": among(1, 5),
         "channels_out": among(1, 5),
-        "size": (among(3, 7), among(3, 7)),
+        "size": (among(6, 9), among(6, 9)),  # so that a norm has values enough
         "kernel": (among(1, 3), among(1, 3)),
         "settings": {
             "stride": (among(1, 2), among(1, 2)),
@@ -254,20 +254,23 @@ def drawn_case(seed: int) -> dict[str, Any]:
 
 
 def test_float32_errors_are_at_most_twice_those_of_eager_in_both_orders() -> None:
-    """Against float64 on the same numbers: the worst over many shapes, for each quantity."""
-    worst: dict[str, list[float]] = {}
-    for seed in range(120):
+    """Against float64 on the same numbers: the middle and the ninth decile over many shapes."""
+    errors: dict[str, list[list[float]]] = {}
+    for seed in range(160):
         case = drawn_case(seed)
         exact = run(reference, case, torch.float64, torch.float32)
         found = [run(module, case, torch.float32) for module in (ours, reference)]
+        mode = "training" if case["training"] else "evaluation"
         for name, truth in exact.items():
             scale = float(truth.abs().max().clamp_min(1e-6))
-            errors = [float((each[name].double() - truth).abs().max()) / scale for each in found]
-            so_far = worst.get(name, [0.0, 0.0])
-            worst[name] = [max(pair) for pair in zip(so_far, errors, strict=True)]
-    assert {"output", "grad 1", "second 0", "second 1", "running_var"} <= worst.keys()
-    for name, (own, eager) in worst.items():
-        assert own <= 2 * eager, f"{name}: {own:.2e}, eager {eager:.2e}"
+            of_both = [float((each[name].double() - truth).abs().max()) / scale for each in found]
+            errors.setdefault(f"{name}, {mode}", []).append(of_both)
+    assert {"output, training", "grad 3, evaluation", "second 2, training"} <= errors.keys()
+    for name, of_cases in errors.items():
+        own, eager = torch.tensor(of_cases).sort(0).values.unbind(1)
+        for share in (0.5, 0.9):
+            place = int(share * len(of_cases))
+            assert own[place] <= 2 * eager[place], f"{name}, {share}"
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

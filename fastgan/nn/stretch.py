@@ -89,7 +89,7 @@ def run_stretch(stretch: Stretch, input: Tensor) -> Tensor:
         if evaluates:
             here, places = places, stage.output_places(places, weight)
             uses_running = stage.norm and not stage.batch_statistics
-            if uses_running and folding_pays(stage, weight, batch, here):
+            if uses_running and folding_pays(stage, of_stage, batch, here):
                 stages[number], of_stage = folded(stage, of_stage)
         tensors.append(of_stage)
         paths.append(convolution_path(stage, weight, input.device, run_dtype)[0])

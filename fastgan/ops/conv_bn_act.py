@@ -209,7 +209,7 @@ def _conv_bn_act(stage: Stage, tensors: StageTensors, input: Tensor) -> Tensor:
         output = aten_convolution.forward(stage, input, tensors.weight, tensors.bias)
         return _norm_act(stage, tensors, output)
     places = (input.shape[2], input.shape[3])
-    if not stage.batch_statistics and folding_pays(stage, tensors.weight, len(input), places):
+    if not stage.batch_statistics and folding_pays(stage, tensors, len(input), places):
         stage, tensors = folded(stage, tensors)
     dtype = autocast_dtype(input)
     path, _ = convolution_path(

@@ -154,15 +154,22 @@ class StageTensors(NamedTuple):
     running_var: Tensor | None = None
 
 
-def folding_pays(stage: Stage, weight: Tensor, batch: int, places: Pair) -> bool:
+def folding_pays(stage: Stage, tensors: StageTensors, batch: int, places: Pair) -> bool:
     """Whether the weight is no larger than the output, which a norm by itself would go over.
+
+    And nobody wants gradients of the norm's own weight and bias: through a folded weight these
+    would be differences of large sums, sum(g y) - mean sum(g), with errors several times those of
+    sum(g (y - mean)).
 
     Args:
         stage: geometry.
-        weight: the convolution's.
+        tensors: the stage's.
         batch: samples.
         places: rows and columns of the input.
     """
+    weight, of_norm = tensors.weight, (tensors.norm_weight, tensors.norm_bias)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in of_norm):
+        return False
     rows, columns = stage.output_places(places, weight)
     _, channels = stage.channels(weight.shape)
     return weight.numel() <= batch * channels * rows * columns

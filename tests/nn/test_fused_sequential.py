@@ -24,7 +24,7 @@ from fastgan.fallback import FallbackWarning
 from fastgan.nn import FusedSequential, fuse
 from fastgan.nn.placement import placements
 from fastgan.ops.chain import weights_left_out
-from fastgan.ops.stages import Stage, folding_pays
+from fastgan.ops.stages import Stage, StageTensors, folding_pays
 
 
 def generator_block(channels: int = 6) -> list[nn.Module]:
@@ -382,7 +382,7 @@ def test_folding_in_16_bits_is_as_exact_as_eager(dtype: torch.dtype) -> None:
     errors: list[list[float]] = []
     for seed in range(4):
         torch.manual_seed(seed)
-        exact = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)).eval()
+        exact = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)).eval().requires_grad_(False)
         exact[1].running_var.fill_(1e-6)
         exact[1].running_mean.normal_()
         low = exact.to(dtype)
@@ -419,7 +419,13 @@ def test_evaluation_folds_norms_only_where_that_is_less_work(batch: int) -> None
     """One image makes less than there are weights, 64 images make more."""
     plain, fused = pair([nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.Sigmoid()])
     stage = Stage("conv2d", stride=(2, 2))
-    assert folding_pays(stage, plain[0].weight, batch, (5, 5)) == (batch == 64)
+    tensors = StageTensors(plain[0].weight, plain[0].bias, plain[1].weight, plain[1].bias)
+    assert not folding_pays(stage, tensors, batch, (5, 5))  # the norm's gradients would be poor
+    with torch.no_grad():
+        assert folding_pays(stage, tensors, batch, (5, 5)) == (batch == 64)
+    for network in (plain, fused):
+        network[1].requires_grad_(False)
+    assert folding_pays(stage, tensors, batch, (5, 5)) == (batch == 64)
     x = torch.randn(batch, 3, 5, 5, dtype=torch.float64)
     agree(plain.eval(), fused.eval(), x)
     (expected,) = torch.autograd.grad(fused(leaf := x.clone().requires_grad_()).sum(), leaf)

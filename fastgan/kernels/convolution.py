@@ -239,6 +239,23 @@ def _plans() -> Any:
     return plans
 
 
+def _output(shape: Four, operand: Tensor, out: Tensor | None) -> Tensor:
+    if out is None:
+        return torch.empty(
+            shape, dtype=operand.dtype, device=operand.device, memory_format=torch.channels_last
+        )
+    if out.shape != shape or out.get_device() != operand.get_device():
+        raise ConfigError(
+            f"out has shape {tuple(out.shape)} on {out.device}; expected {shape} on "
+            f"{operand.device}"
+        )
+    if out.dtype != operand.dtype:
+        raise DtypeError(f"out is {out.dtype}; expected {operand.dtype}")
+    if not out.is_contiguous(memory_format=torch.channels_last):
+        raise ConfigError(f"out has strides {out.stride()}; expected channels-last memory")
+    return out
+
+
 def _convolve(
     operand: Tensor,
     weight: Tensor,
@@ -247,14 +264,12 @@ def _convolve(
     output_size: Pair,
     prologue: NormActivation | GradPrologue | None,
     epilogue: BiasActivation | Statistics | NormActivationGradient | ActivationGradient,
+    out: Tensor | None,
 ) -> tuple[Tensor, Pointers]:
     """The output, and what the tiles left: (count, first, second)."""
     loaded = _load(operand, prologue)
     out_channels = weight.shape[1 if scatter else 0]
-    shape = (operand.shape[0], out_channels, *output_size)
-    output = torch.empty(
-        shape, dtype=operand.dtype, device=operand.device, memory_format=torch.channels_last
-    )
+    output = _output((operand.shape[0], out_channels, *output_size), operand, out)
     other = mean = scale = invstd = None
     operation: tuple[str, str, float]
     if isinstance(epilogue, BiasActivation):
@@ -330,7 +345,8 @@ def forward(
     geometry: ConvGeometry,
     *,
     prologue: NormActivation | None = None,
-    epilogue: BiasActivation | Statistics | None = None,
+    epilogue: BiasActivation | Statistics | ActivationGradient | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, PartialStatistics | None]:
     """A convolution of ``prologue(input)``, then ``epilogue``.
 
@@ -340,7 +356,11 @@ def forward(
             of the input's dtype, in any strides; channels-last is fast.
         geometry: of the convolution. Zero padding is zero after the prologue.
         prologue: of the input; None leaves it as it is.
-        epilogue: of the output; None is ``BiasActivation()``, which leaves it as it is.
+        epilogue: of the output; None is ``BiasActivation()``, which leaves it as it is. With
+            ``ActivationGradient`` a tangent goes through the layer: J of convolution and activation
+            at a point, of which the activation's output tells the mask.
+        out: where to write the output, channels-last; it may be the epilogue's own tensor, but not
+            share memory with ``input`` or ``weight``. None makes a new tensor.
 
     Returns:
         The output, (N, C_out, H', W'), channels-last, of the input's dtype; and with ``Statistics``
@@ -359,6 +379,7 @@ def forward(
         geometry.output_size((input.shape[2], input.shape[3])),
         prologue,
         BiasActivation() if epilogue is None else epilogue,
+        out,
     )
     if count is None or mean is None or m2 is None:
         return output, None
@@ -373,6 +394,7 @@ def input_gradient(
     *,
     prologue: GradPrologue | None = None,
     epilogue: NormActivationGradient | ActivationGradient | None = None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, GradientSums | None]:
     """The gradient of a convolution's input from ``prologue(grad_output)``, then ``epilogue``.
 
@@ -383,6 +405,8 @@ def input_gradient(
         input_size: (H, W) of its input.
         prologue: of the gradient; None leaves it as it is.
         epilogue: of the result; None leaves it as it is.
+        out: where to write the gradient, channels-last; it may be the epilogue's own tensor, but
+            not share memory with ``grad_output`` or ``weight``. None makes a new tensor.
 
     Returns:
         The gradient, (N, C_in, H, W), channels-last, of the same dtype; and with
@@ -402,6 +426,7 @@ def input_gradient(
         (input_size[0], input_size[1]),
         prologue,
         BiasActivation() if epilogue is None else epilogue,
+        out,
     )
     if grad is None or grad_xhat is None:
         return output, None

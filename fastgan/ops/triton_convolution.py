@@ -42,15 +42,20 @@ def forward(
     input: Tensor,
     weight: Tensor,
     prologue: NormActivation | None,
-    epilogue: Statistics | BiasActivation,
+    epilogue: Statistics | BiasActivation | ActivationGradient,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, PartialStatistics | None]:
-    """The stage's result as the epilogue leaves it, and the statistics it takes."""
+    """The stage's result as the epilogue leaves it, in ``out`` if given; the statistics it takes.
+
+    ``out``, as that of the kernels, is for maps and not for linear layers.
+    """
     output, statistics = kernels.forward(
         _placed(stage, input),
         _placed(stage, weight),
         _geometry(stage, weight),
         prologue=prologue,
-        epilogue=epilogue,
+        epilogue=_placed_fusion(stage, epilogue),
+        out=out,
     )
     return _flat(stage, output), statistics
 
@@ -62,8 +67,12 @@ def input_gradient(
     weight: Tensor,
     prologue: GradPrologue | None,
     epilogue: NormActivationGradient | ActivationGradient | None,
+    out: Tensor | None = None,
 ) -> tuple[Tensor, GradientSums | None]:
-    """The gradient of the stage's input as the epilogue leaves it, and the norm's sums."""
+    """The gradient of the stage's input as the epilogue leaves it, and the norm's sums.
+
+    ``out``, as that of the kernels, is for maps and not for linear layers.
+    """
     linear = stage.kind == "linear"
     grad, sums = kernels.input_gradient(
         _placed(stage, grad_output),
@@ -72,6 +81,7 @@ def input_gradient(
         (1, 1) if linear else (input.shape[2], input.shape[3]),
         prologue=_placed_fusion(stage, prologue),
         epilogue=_placed_fusion(stage, epilogue),
+        out=out,
     )
     return _flat(stage, grad), sums
 

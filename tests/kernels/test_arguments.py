@@ -123,6 +123,28 @@ def norm(channels: int) -> NormActivation:
             "the prologue's tensor is torch.float16; expected torch.float32",
         ),
         (
+            lambda: forward(
+                INPUT, WEIGHT, GEOMETRY, epilogue=ActivationGradient(INPUT, "relu", 0.0)
+            ),
+            ConfigError,
+            "the epilogue's tensor has shape (2, 3, 8, 8) on cpu; expected (2, 5, 4, 4) on cpu",
+        ),
+        (
+            lambda: forward(INPUT, WEIGHT, GEOMETRY, out=GRAD[:1]),
+            ConfigError,
+            "out has shape (1, 5, 4, 4) on cpu; expected (2, 5, 4, 4) on cpu",
+        ),
+        (
+            lambda: forward(INPUT, WEIGHT, GEOMETRY, out=GRAD),
+            ConfigError,
+            "out has strides (80, 16, 4, 1); expected channels-last memory",
+        ),
+        (
+            lambda: input_gradient(GRAD, WEIGHT, GEOMETRY, (8, 8), out=INPUT.half()),
+            DtypeError,
+            "out is torch.float16; expected torch.float32",
+        ),
+        (
             lambda: weight_gradient(INPUT[:1], GRAD, GEOMETRY, WEIGHT),
             ConfigError,
             "grad_output has 2 samples; expected 1, as input",

@@ -34,7 +34,11 @@ PLAIN = Operation(None, "none", 0.0)
 F32 = torch.float32
 
 FORWARD_PROLOGUES = [PLAIN, Operation("norm_activation", "relu", 0.0)]
-FORWARD_EPILOGUES = [Operation("bias_activation", "tanh", 0.0), Operation("statistics", "none", 0)]
+FORWARD_EPILOGUES = [
+    Operation("bias_activation", "tanh", 0.0),
+    Operation("statistics", "none", 0),
+    Operation("activation_gradient", "leaky_relu", 0.2),
+]
 GRADIENT_PROLOGUES = [
     PLAIN,
     Operation("activation_gradient", "tanh", 0.0),

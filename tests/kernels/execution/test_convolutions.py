@@ -320,6 +320,48 @@ def test_gradient_epilogues(name, transposed, dtype, device):
             assert ((found.double().sum(0) - value.sum((0, 2, 3))).abs() <= bound).all()
 
 
+@TRANSPOSED
+@pytest.mark.parametrize("name", NAMES)
+def test_tangents_are_masked_on_store(name, transposed, dtype, device):
+    conv = case(transposed)
+    tangent = draw(conv.input_shape, dtype, device, 0)
+    weight = draw(conv.weight_shape, dtype, device, 1)
+    at = ACTIVATIONS[name].forward(draw(conv.output_shape, dtype, device, 2), SLOPE)
+    epilogue = ActivationGradient(at, name, SLOPE)
+    plain = check_forward(conv, tangent, weight, None, epilogue)
+    prologue = norm_of(5, "leaky_relu", device, 3)
+    assert not torch.equal(check_forward(conv, tangent, weight, prologue, epilogue), plain)
+
+
+@TRANSPOSED
+def test_results_are_written_where_asked(transposed, dtype, device):
+    """Into some rows of a larger tensor, over the very tensor that the mask is read from."""
+    conv = case(transposed, channels=(5, 7), batch=2)
+    input = draw(conv.input_shape, dtype, device, 0)
+    weight = draw(conv.weight_shape, dtype, device, 1)
+    grad_output = draw(conv.output_shape, dtype, device, 2)
+    for shape, into in (
+        (conv.output_shape, lambda e, out: forward(input, weight, conv.geometry, **e, out=out)),
+        (
+            conv.input_shape,
+            lambda e, out: input_gradient(
+                grad_output, weight, conv.geometry, conv.size, **e, out=out
+            ),
+        ),
+    ):
+        rows = draw((5, *shape[1:]), dtype, device, 3)
+        before = rows.clone()
+        mask = ActivationGradient(rows[1:3], "leaky_relu", SLOPE)
+        for fused in ({}, {"epilogue": mask}):
+            rows.copy_(before)
+            expected, _ = into(fused, None)
+            found, _ = into(fused, rows[1:3])
+            assert found.data_ptr() == rows[1:3].data_ptr()
+            assert torch.equal(rows[1:3], expected)
+            assert torch.equal(rows[:1], before[:1])
+            assert torch.equal(rows[3:], before[3:])
+
+
 ONE_TO_ONE = Case(ConvGeometry((1, 1)), 1, (1, 1), (4, 3))
 
 

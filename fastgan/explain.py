@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastgan.errors import ConfigError
 from fastgan.nn.placement import placements
 from fastgan.ops import op_path, op_paths
-from fastgan.penalty.plan import Plan
+from fastgan.penalty.plan import Plan, PlannedStep
 from fastgan.penalty.selection import find_plan, inner_critic
 from fastgan.penalty.steps import Step
 from fastgan.report import Report, Row
@@ -40,9 +40,10 @@ def explain(
     Returns:
         A report. Of a module: one row per layer, for its forward and backward pass. Before these,
         if it is a critic (it takes images and returns one score for each): one row for the penalty
-        ("aten" is the fused pass over aten's convolutions, "autograd" double backward), one for
-        the critic loss, one for each op of fastgan's that either calls beside the layers, and one
-        per layer of the penalty's plan ("cpu" or "cuda" where fastgan's kernels compute it).
+        ("aten" is the fused pass over aten's convolutions, "triton" that over convolutions some of
+        which are ``fastgan.kernels``'s, "autograd" double backward), one for the critic loss, one
+        for each op of fastgan's that either calls beside the layers, and one per layer of the
+        penalty's plan ("triton", "cpu" or "cuda" where fastgan's kernels compute it).
 
     Raises:
         ConfigError: it is no module, nor a function (a ValueError).
@@ -89,7 +90,7 @@ def explain(
     if isinstance(found, Plan):
         device = images.device.type
         rows = [
-            *_functions(name, "aten", _FUSED, found.moving),
+            *_functions(name, _convolutions_of(found), _FUSED, found.moving),
             *_beside_layers(name, found, device),
             *_layers(found, device),
         ]
@@ -112,7 +113,7 @@ def _functions(name: str, path: str, reason: str, moving: str | None = None) -> 
     whole = reason
     if moving is not None:
         whole = f"the penalty as above, fakes and reals by autograd: {moving}"
-    elif path == "aten":
+    elif path != "autograd":
         whole = "fused: fakes, reals and the penalty's tangents in one batch"
     return (
         Row(name, "gradient_penalty", path, reason),
@@ -129,13 +130,38 @@ def _beside_layers(name: str, plan: Plan, device: str) -> list[Row]:
 
 def _layers(plan: Plan, device: str) -> list[Row]:
     rows = []
-    for planned in plan.steps:
-        step, layer = planned.step, planned.layer or planned.kind
+    for index, planned in enumerate(plan.steps):
+        step, layer = planned.step, _name_of(planned)
         if step.kernel is None:
-            rows.append(Row(layer, step.op, "aten", _shape_of(step)))
+            reason = "; ".join([_shape_of(step), *_on_storing(plan, index)])
+            rows.append(Row(layer, step.op, step.path, reason))
         else:
             rows.append(_by_kernel(layer, step.op, step.kernel, device, _shape_of(step)))
     return rows
+
+
+def _convolutions_of(plan: Plan) -> str:
+    return "triton" if any(planned.step.path == "triton" for planned in plan.steps) else "aten"
+
+
+def _name_of(planned: PlannedStep) -> str:
+    return planned.layer or planned.kind
+
+
+def _on_storing(plan: Plan, index: int) -> list[str]:
+    """What a convolution of ``fastgan.kernels`` does beside, or which one does this step."""
+    planned = plan.steps[index]
+    said = []
+    if planned.applies is not None:
+        after = plan.steps[planned.applies]
+        said.append(f"{after.step.op} of {_name_of(after)!r} on storing its result")
+    if planned.masks is not None:
+        before = plan.steps[planned.masks]
+        said.append(f"the mask of {_name_of(before)!r} on storing its signal")
+    for user in plan.steps:
+        if user.applies == index:
+            said.append(f"together with {_name_of(user)!r}")
+    return said
 
 
 def _by_kernel(layer: str, op: str, kernel: str, device: str, purpose: str) -> Row:

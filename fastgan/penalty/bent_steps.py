@@ -43,6 +43,8 @@ class Activation(Step):
         overwriting: f in place.
         masked: (grad, output, out) -> J^T grad = J grad, into ``out``; right with the input, too.
         telling: whether an output of this dtype tells the mask; else a copy of the input is kept.
+        fusion: its name and slope in :data:`fastgan.activations.ACTIVATIONS`; None if it isn't
+            there.
     """
 
     bends = True
@@ -55,12 +57,14 @@ class Activation(Step):
         overwriting: Callable[[Tensor], Tensor],
         masked: Callable[[Tensor, Tensor, Tensor], Tensor],
         telling: Callable[[torch.dtype], bool] = lambda dtype: True,
+        fusion: tuple[str, float] | None = None,
     ) -> None:
         self.op = op
         self.function = function
         self.overwriting = overwriting
         self.masked = masked
         self.telling = telling
+        self.fusion = fusion
 
     def apply(self, inputs: Tensors, parameters: Parameters) -> Tensor:
         return self.function(inputs[0])

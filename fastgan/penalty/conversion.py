@@ -47,6 +47,7 @@ def _relu() -> Step:
         lambda grad, output, out: aten.threshold_backward.grad_input(
             grad, output, 0, grad_input=out
         ),
+        fusion=("relu", 0.0),
     )
 
 
@@ -64,6 +65,7 @@ def _leaky_relu(slope: float) -> Step:
         lambda grad, output, out: aten.leaky_relu_backward.grad_input(
             grad, output, slope, True, grad_input=out
         ),
+        fusion=("leaky_relu", float(slope)),
     )
 
 

@@ -158,9 +158,8 @@ class Passes:
             if index < last:
                 # Tangents that a curved step took are wanted once more.
                 overwrites = planned.overwrites and not self.curved[index]
-                values[index + 1], _ = planned.step.run(
-                    inputs, self.prepared[index], Rows(0, kept, overwrites)
-                )
+                rows = Rows(0, self._points(run.kept, index), overwrites)
+                values[index + 1], _ = planned.step.run(inputs, self.prepared[index], rows)
             if not self.leads_to_curved[index + 1] and not self.curved[index]:
                 run.kept[index] = None
                 if alone:
@@ -275,7 +274,8 @@ class Passes:
             inputs = self._inputs(index, values)
             if keep_inputs[index] and any(self.wanted[index]):
                 run.inputs[index] = inputs
-            rows = Rows(primal, None if points is None else points[index], planned.overwrites)
+            of_points = None if points is None else self._points(points, index)
+            rows = Rows(primal, of_points, planned.overwrites)
             output, kept = planned.step.run(inputs, self.prepared[index], rows)
             lasting = self.shaping[index] or self.curved[index] or self.leads_to_curved[index + 1]
             if points is not None and not lasting:
@@ -301,6 +301,7 @@ class Passes:
         curved), and its output's signal.
         Returns the images' signal, or the last one.
         """
+        masked: set[int] = set()
         found: dict[int, tuple[Tensor, bool]] = {len(self.plan.steps): (start, True)}
         grad = start
         for index in reversed(range(len(self.plan.steps))):
@@ -315,17 +316,7 @@ class Passes:
                 owned = owned and not (to_images and self._needs_signal(index))
             wanted = [to_images or self.upstream[value] for value in planned.inputs]
             if any(wanted):
-                out = None
-                if room is not None and planned.step.keeps_output and planned.overwrites:
-                    out = room(planned.inputs[0] - 1, run.kept[index])
-                target = Target(
-                    run.kept[index],
-                    [self.shapes[value] for value in planned.inputs],
-                    wanted,
-                    owned,
-                    out,
-                )
-                results = planned.step.signal(grad, self.prepared[index], target)
+                results = self._signal(index, grad, owned, wanted, run, masked, room)
                 self._spread(found, planned.inputs, wanted, results, grad, owned)
                 del results
             if not to_images:  # while the points' masks and the weights are the tangents' as well
@@ -334,6 +325,39 @@ class Passes:
         if to_images:
             return found[0][0]
         return grad
+
+    def _signal(
+        self,
+        index: int,
+        grad: Tensor,
+        owned: bool,
+        wanted: Sequence[bool],
+        run: _Run,
+        masked: set[int],
+        room: Callable[[int, Tensor], Tensor | None] | None = None,
+    ) -> Sequence[Tensor | None]:
+        """A step's signals; ``masked`` are activations whose masks these have been through."""
+        if index in masked:
+            return [grad]
+        planned = self.plan.steps[index]
+        shapes = [self.shapes[value] for value in planned.inputs]
+        target = Target(run.kept[index], shapes, wanted, owned)
+        # The activation that the result has been through the mask of, if any.
+        bent = index
+        # Under autocast the two may differ in dtype: then the mask is a step of its own.
+        if planned.masks is not None and run.dtypes[planned.masks] == run.dtypes[index]:
+            bent = planned.masks
+            masked.add(bent)
+            target.mask = run.kept[bent]
+        activation = self.plan.steps[bent]
+        if room is not None and activation.step.keeps_output and activation.overwrites:
+            target.out = room(activation.inputs[0] - 1, run.kept[bent])
+        return planned.step.signal(grad, self.prepared[index], target)
+
+    def _points(self, kept: Sequence[Any], index: int) -> Any:
+        """What the points kept of a step, or of the activation that it does as well."""
+        applies = self.plan.steps[index].applies
+        return kept[index if applies is None else applies]
 
     def _needs_signal(self, index: int) -> bool:
         """Whether the points' signal is wanted once tangents are there."""
@@ -350,10 +374,11 @@ class Passes:
             points: what the points' passes left behind; used up.
             signals: of each curved step's output; used up.
         """
+        masked: set[int] = set()
         found: dict[int, tuple[Tensor, bool]] = {}
         for index in reversed(range(len(self.plan.steps))):
             planned = self.plan.steps[index]
-            kept, points.kept[index] = points.kept[index], None
+            kept = points.kept[index]
             if index + 1 in found:
                 grad, owned = found.pop(index + 1)
                 grad = grad.to(points.dtypes[index])
@@ -363,11 +388,9 @@ class Passes:
                     del inputs
                 wanted = [self.upstream[value] for value in planned.inputs]
                 if any(wanted):
-                    shapes = [self.shapes[value] for value in planned.inputs]
-                    target = Target(kept, shapes, wanted, owned)
-                    results = planned.step.signal(grad, self.prepared[index], target)
+                    results = self._signal(index, grad, owned, wanted, points, masked)
                     self._spread(found, planned.inputs, wanted, results, grad, owned)
-                    del results, target
+                    del results
                 del grad
             if self.curved[index]:
                 step = planned.step
@@ -377,6 +400,7 @@ class Passes:
                 )
                 _add(found, planned.inputs[0], result, True)
                 del result
+            points.kept[index] = None
 
     def _spread(
         self,

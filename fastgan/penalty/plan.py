@@ -51,6 +51,9 @@ class PlannedStep:
         parameters: slots of the plan, or None where the layer has no such parameter.
         shape: of its output, without the batch.
         overwrites: whether it may reuse its input's memory.
+        covered: whether ``fastgan.kernels`` can run it, and do on the critic's device.
+        applies: the step after it, an activation, that it does as well; or None.
+        masks: the step before it, an activation, whose mask it applies to its signals; or None.
     """
 
     step: Step
@@ -60,6 +63,9 @@ class PlannedStep:
     parameters: tuple[int | None, ...]
     shape: tuple[int, ...]
     overwrites: bool = False
+    covered: bool = False
+    applies: int | None = None
+    masks: int | None = None
 
 
 @dataclass

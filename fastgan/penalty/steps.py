@@ -56,6 +56,8 @@ class Target:
         wanted: which inputs' signals are asked for.
         overwrite: whether the incoming signal's memory may be reused.
         out: where the result is wanted; a step may ignore it.
+        mask: what the activation kept whose output the step takes, if the step is to apply that
+            one's mask to the result.
     """
 
     kept: Any
@@ -63,6 +65,7 @@ class Target:
     wanted: Sequence[bool]
     overwrite: bool = False
     out: Tensor | None = None
+    mask: Tensor | None = None
 
 
 @dataclass
@@ -97,6 +100,7 @@ class Step(ABC):
         channels_last: whether maps (N, C, H, W) lie channels-last in memory; the plan says.
         kernel: an op of ``torch.ops.fastgan`` that stands for those which do its arithmetic; None
             where aten's ops do.
+        path: whose arithmetic it is where ``kernel`` is None: :class:`fastgan.report.Row`'s word.
     """
 
     op = "map"
@@ -108,6 +112,7 @@ class Step(ABC):
     keeps_output = False
     channels_last = False
     kernel: str | None = None
+    path = "aten"
 
     @abstractmethod
     def apply(self, inputs: Tensors, parameters: Parameters) -> Tensor:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from fastgan.errors import FastganError
+from fastgan.penalty.activated_steps import beside_convolutions, covered
 from fastgan.penalty.conversion import FUNCTIONS, METHODS, MODULES, Conversion, Refused
 from fastgan.penalty.plan import (
     REPARAMETRISING_HOOKS,
@@ -410,6 +411,7 @@ class _Tracer(fx.Tracer):
                 inputs=tuple(self.values[n] for n in inputs),
                 parameters=tuple(None if p is None else self._slot(p) for p in parameters),
                 shape=tuple(example.shape[1:]),
+                covered=covered(step, examples, self.device, taken[0].dtype),
             )
         )
         node.meta["example"] = example
@@ -502,6 +504,7 @@ def _pruned(tracer: _Tracer, last: int, moving: str | None) -> Plan:
         numbers[value] = len(steps) + 1
         planned.inputs = tuple(numbers[v] for v in planned.inputs)
         steps.append(planned)
+    beside_convolutions(steps)
     used_twice: dict[int, str] = {}
     for planned in steps:
         for slot in planned.parameters:

@@ -158,8 +158,11 @@ class Passes:
             if index < last:
                 # Tangents that a curved step took are wanted once more.
                 overwrites = planned.overwrites and not self.curved[index]
-                rows = Rows(0, self._points(run.kept, index), overwrites)
-                values[index + 1], _ = planned.step.run(inputs, self.prepared[index], rows)
+                values[index + 1], _ = planned.step.run(
+                    inputs,
+                    self.prepared[index],
+                    Rows(0, self._points(run.kept, index), overwrites),
+                )
             if not self.leads_to_curved[index + 1] and not self.curved[index]:
                 run.kept[index] = None
                 if alone:

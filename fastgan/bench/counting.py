@@ -38,13 +38,13 @@ PARTS: Mapping[str, re.Pattern[str]] = {
     ),
     "convolutions": re.compile(
         r"conv|cudnn|gemm|aten::(mm|addmm|bmm|linear)$|implicit_gemm"
-        r"|weight_gradient|winograd_|patch_scatter",
+        r"|weight_gradient|winograd_|matrix_|patch_scatter",
         re.IGNORECASE,
     ),
 }
 _FORWARD = re.compile(
     r"^(aten::convolution|mkldnn::_convolution(_transpose)?_pointwise"
-    r"|fastgan::(winograd_\w+|patch_scatter))$"
+    r"|fastgan::((winograd|matrix)_\w+|patch_scatter))$"
 )
 _BACKWARD = "aten::convolution_backward"
 #: What has no namespace and isn't a gradient that torch defines ("MulBackward0") is Python code: a

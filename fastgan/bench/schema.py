@@ -78,7 +78,7 @@ METRICS: Mapping[str, Metric] = {
     "images_per_second": Metric("1/s", "higher", "real images trained on"),
     "launches": Metric("1", "lower", "kernels a call launches; on a CPU innermost operator calls"),
     "convolutions": Metric(
-        "1", "lower", "convolution passes of a call; not those made of plain products of matrices"
+        "1", "lower", "convolution passes of a call, products of matrices included"
     ),
     "share": Metric("1", "neither", "of a call's time, spent in the part named in detail"),
     "flops": Metric(

@@ -18,14 +18,16 @@ channels both cost, and the products are faster: most at one place, a generator'
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.profiler import record_function
 
 from fastgan.ops.stages import Stage
 
-__all__ = ["forward", "input_gradient", "pays", "weight_gradient"]
+__all__ = ["forward", "input_gradient", "pays", "traced", "weight_gradient"]
 
 #: Measured: up to so many places a small map, and from so many channels on either side.
 MOST_PLACES = 16
@@ -63,6 +65,16 @@ def pays(stage: Stage, input: Tensor, weight: Tensor, of: str) -> bool:
     return 0 < rows * columns <= MOST_PLACES
 
 
+def traced(name: str) -> AbstractContextManager[object]:
+    """A pass under its own name in a profiler's trace, which would show some products alone.
+
+    Args:
+        name: of the pass; the trace has it as "fastgan::matrix_" and this.
+    """
+    profiled = torch.autograd._profiler_enabled()
+    return record_function(f"fastgan::matrix_{name}") if profiled else nullcontext()
+
+
 def forward(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """conv(input, weight) + bias; not differentiable by autograd.
 
@@ -75,10 +87,11 @@ def forward(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) ->
     Returns:
         (N, C_out, H_out, W_out).
     """
-    if stage.kind == "conv2d":
-        output = _gather(stage, input, weight, _small_places(stage, input, weight))
-    else:
-        output = _scatter(stage, input, weight, _wide_places(stage, input, weight))
+    with traced("forward"):
+        if stage.kind == "conv2d":
+            output = _gather(stage, input, weight, _small_places(stage, input, weight))
+        else:
+            output = _scatter(stage, input, weight, _wide_places(stage, input, weight))
     return output if bias is None else output.add_(bias[:, None, None])
 
 
@@ -88,9 +101,10 @@ def input_gradient(stage: Stage, grad_output: Tensor, input: Tensor, weight: Ten
     Arguments as of :func:`fastgan.ops.aten_convolution.input_gradient`.
     """
     rows, columns = input.shape[2:]
-    if stage.kind == "conv2d":
-        return _scatter(stage, grad_output, weight, (rows, columns))
-    return _gather(stage, grad_output, weight, (rows, columns))
+    with traced("input_gradient"):
+        if stage.kind == "conv2d":
+            return _scatter(stage, grad_output, weight, (rows, columns))
+        return _gather(stage, grad_output, weight, (rows, columns))
 
 
 def weight_gradient(
@@ -105,10 +119,11 @@ def weight_gradient(
     matrix: Tensor | None = None
     # In 16 bits the whole batch at once: portions would be added up in 16 bits.
     whole = [slice(0, len(small))]
-    for samples in _portions(small, weight) if small.element_size() > 2 else whole:
-        rows = _places_as_rows(small[samples]).t()
-        patches = _patches(stage, wide[samples], weight, places)
-        matrix = rows @ patches if matrix is None else matrix.addmm_(rows, patches)
+    with traced("weight_gradient"):
+        for samples in _portions(small, weight) if small.element_size() > 2 else whole:
+            rows = _places_as_rows(small[samples]).t()
+            patches = _patches(stage, wide[samples], weight, places)
+            matrix = rows @ patches if matrix is None else matrix.addmm_(rows, patches)
     assert matrix is not None
     grad_bias = grad_output.sum((0, 2, 3)) if with_bias else None
     covered = _covers(weight, stage, (wide.shape[2], wide.shape[3]))

@@ -17,6 +17,7 @@ from torch import Tensor
 from fastgan.losses import widened
 from fastgan.ops import aten_convolution
 from fastgan.ops.convolution_choice import fastest
+from fastgan.ops.matrix_convolution import traced
 from fastgan.ops.stages import Stage
 from fastgan.penalty.steps import (
     Gradients,
@@ -275,7 +276,8 @@ class FullConvolution(Step):
     def run(self, inputs: Tensors, parameters: Parameters, rows: Rows) -> tuple[Tensor, Any]:
         weight, bias = parameters
         assert weight is not None
-        output = self._rows(inputs[0]) @ self._rows(weight).t()
+        with traced("forward"):
+            output = self._rows(inputs[0]) @ self._rows(weight).t()
         if bias is not None and rows.primal:
             output[: rows.primal].add_(bias)
         return output.view(*output.shape, *[1] * (weight.dim() - 2)), None
@@ -283,7 +285,8 @@ class FullConvolution(Step):
     def signal(self, grad: Tensor, parameters: Parameters, to: Target) -> Gradients:
         weight = parameters[0]
         assert weight is not None
-        return [self._maps(grad.flatten(1) @ self._rows(weight), to.shapes[0])]
+        with traced("input_gradient"):
+            return [self._maps(grad.flatten(1) @ self._rows(weight), to.shapes[0])]
 
     def gradients(
         self, inputs: Tensors, grad: Tensor, parameters: Parameters, rows: PairedRows
@@ -293,7 +296,8 @@ class FullConvolution(Step):
         grad = grad.flatten(1)
         weight_grad = bias_grad = None
         if rows.wanted[0]:
-            weight_grad = self._maps(grad.t() @ self._rows(inputs[0]), weight.shape[1:])
+            with traced("weight_gradient"):
+                weight_grad = self._maps(grad.t() @ self._rows(inputs[0]), weight.shape[1:])
         if rows.wanted[1]:
             bias_grad = grad[: rows.primal].sum(0)
         return [weight_grad, bias_grad]

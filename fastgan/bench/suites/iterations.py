@@ -119,9 +119,7 @@ def _contenders(config: TrainConfig, dtype: str, setting: Setting) -> dict[str, 
     calls = {"fastgan": _ours(config, weights, batches, device, captured=captured)}
     if config.one_stage:
         two = dataclasses.replace(config, one_stage=False)
-        return calls | {
-            "fastgan, two stages": _ours(two, weights, batches, device, captured=captured)
-        }
+        return calls | {"two stages": _ours(two, weights, batches, device, captured=captured)}
     calls["eager"] = _plain(config, weights, batches, setting.device, dtype, None)
     if setting.compile_mode is not None:
         calls["torch.compile"] = _plain(

@@ -71,7 +71,7 @@ def traced(name: str) -> AbstractContextManager[object]:
     Args:
         name: of the pass; the trace has it as "fastgan::matrix_" and this.
     """
-    profiled = torch.autograd._profiler_enabled()
+    profiled = torch._C._autograd._profiler_enabled()
     return record_function(f"fastgan::matrix_{name}") if profiled else nullcontext()
 
 

@@ -1,8 +1,10 @@
 """What ``--precision auto`` is: bf16 where the hardware is fast at it, once it is shown to train
 as well as fp32, and fp32 everywhere else.
 
-Fast: CUDA devices of compute capability 8.0 and above, and processors with AMX or AVX512-BF16,
-unless torch was told to leave their instructions alone (``ATEN_CPU_CAPABILITY``).
+Fast: CUDA devices of compute capability 8.0 and above, and processors with AMX, unless torch was
+told to leave its instructions alone (``ATEN_CPU_CAPABILITY``). Those with AVX512-BF16 alone multiply
+bfloat16 at half float32's rate (benchmarks/results/bench-cpu-training.json: iterations of
+torch's own take longer in it), and small networks, whose time goes into casts, lose by it.
 """
 
 from __future__ import annotations
@@ -14,13 +16,13 @@ import torch
 
 __all__ = ["BF16_TRAINS_AS_WELL", "automatic_precision", "bf16_is_fast"]
 
-BF16_TRAINS_AS_WELL: dict[str, bool] = {"cpu": False, "cuda": False}
+BF16_TRAINS_AS_WELL: dict[str, bool] = {"cpu": True, "cuda": False}
 """By kind of device: whether benchmarks/results/precision-KIND.json shows bf16 no worse than fp32.
 
 Set by hand to what that file's ``no_worse`` says; a test holds the two together.
 """
 
-_FLAGS = frozenset({"amx_bf16", "avx512_bf16"})
+_FLAGS = frozenset({"amx_bf16"})
 
 
 def automatic_precision(device: str) -> str:

@@ -1153,11 +1153,8 @@ CONVOLUTIONS = {
 def test_at_most_four_convolutions_a_layer_and_none_dilated(
     norm: str, width: int, whole: bool
 ) -> None:
-    # A critic loss takes the signals of the points and of fakes and reals apart, for the sake of
-    # memory. What bends has two more for the second signal, and fakes and reals by themselves.
-    limit = {("none", False): 4, ("none", True): 5, ("layer", False): 6, ("layer", True): 9}[
-        norm, whole
-    ]
+    # What curves has two more for the second signal, and its fakes and reals come by themselves.
+    limit = 4 if norm == "none" else 9 if whole else 6
     critic = WGANCritic(3, width, 64, norm=norm)
     layers = sum(isinstance(m, nn.Conv2d) for m in critic.modules())
     real, fake, _ = images((3, 64, 64), 2, dtype=torch.float32)

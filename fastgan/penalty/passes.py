@@ -11,8 +11,10 @@ P(g) at the points x has the gradient
 since the second derivative of phi is zero: four convolutions a layer, where double backward needs
 six. Of the Wasserstein loss mean f(fake) - mean f(real), the tangent pass is just another forward
 pass through the same linear maps, and its weight gradients another batch of pairs (a_(i-1), d_i).
-So fakes and reals join the tangents: one convolution over 3 N rows for pass 3, one for pass 4.
-(Not where pass 5 below is needed, for the points' activations would stay in memory beside theirs.)
+So fakes and reals join in: one convolution over 3 N rows for passes 1, 2 and 4, where each step
+takes the one before it. In other graphs they join the tangents instead, 3 N rows for passes 3 and
+4, and their signals are a pass of their own, since the points' passes have to be over before. (Not
+where pass 5 below is needed, for the points' activations would stay in memory beside theirs.)
 
 Signals start at +1 and -1 and tangents at N dP/dg; what comes out is N times the gradient. Only
 then does fp16 not underflow where a batch is large.
@@ -26,8 +28,8 @@ tangent of the scores along v, and its reverse carries a second signal beside d:
 
 which is zero down to the last step that is curved, and only goes on from there.
 
-The passes take little memory because the points' activations, of which only masks are wanted, are
-gone before those of fakes and reals are there, and because everything else is dropped once used.
+The passes take little memory because everything is dropped once used, and because activations,
+signals and tangents are written over what nobody wants any more.
 """
 
 from __future__ import annotations
@@ -40,14 +42,17 @@ import torch
 from torch import Tensor
 
 from fastgan.losses import widened
+from fastgan.penalty.bent_steps import Activation
 from fastgan.penalty.curved_steps import CurvedStep
 from fastgan.penalty.formula import Formula
+from fastgan.penalty.linear_steps import Convolution, FullConvolution, Linear, Reshape
 from fastgan.penalty.plan import Plan
 from fastgan.penalty.steps import PairedRows, Rows, Target
 
 __all__ = ["Passes"]
 
 OnGradient = Callable[[int, Tensor], None]
+_IN_LINE = (Activation, Convolution, FullConvolution, Linear, Reshape)
 _NARROWED = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -191,6 +196,8 @@ class Passes:
         count = batch.size(0) // 3
         primal = 2 * count
         learning = any(map(any, self.wanted))
+        if learning and self._in_line():
+            return self._critic_loss_in_line(batch, formula)
         masks: list[Any] | None = None
         signals: dict[int, Tensor] = {}
         if any(planned.step.curved for planned in self.plan.steps):
@@ -238,6 +245,71 @@ class Passes:
         return fake_mean - real_mean + penalty, real_mean - fake_mean, penalty
 
     # What they are made of.
+
+    def _in_line(self) -> bool:
+        """Whether each step takes the one before it, and none keeps anything but its output."""
+        steps = self.plan.steps
+        return not isinstance(steps[0].step, Activation) and all(
+            planned.inputs == (index,) and isinstance(planned.step, _IN_LINE)
+            for index, planned in enumerate(steps)
+        )
+
+    def _critic_loss_in_line(
+        self, batch: Tensor, formula: Formula
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """:meth:`critic_loss` of a critic without branches, whose points join fakes and reals.
+
+        Args:
+            batch: 3 N rows, fakes, reals and points; the points become their tangents.
+            formula: what the penalty is.
+        """
+        steps = self.plan.steps
+        count = batch.size(0) // 3
+        primal = 2 * count
+        keep_inputs = [index > 0 for index in range(len(steps))]
+        run = self._forward({0: batch}, batch.size(0), None, keep_inputs)
+        fake_mean, real_mean = widened(run.output[:primal]).reshape(2, count).mean(1)
+        grad = torch.ones_like(run.output)
+        grad[count:primal] = -1
+        owned = True
+        signals: dict[int, Tensor] = {}
+        masked: set[int] = set()
+        for index in reversed(range(len(steps))):
+            grad = grad.to(run.dtypes[index])
+            if any(self.wanted[index]):
+                signals[index] = grad
+                owned = False
+            # Nobody wants the signals of the fakes and reals themselves.
+            taken = grad if index > 0 else grad[primal:]
+            (found,) = self._signal(index, taken, owned, [True], run, masked)
+            assert found is not None
+            owned = (owned or not _share_memory(found, grad)) and 0 not in found.stride()
+            grad = found
+        points = batch[primal:]
+        penalty = formula.value_and_tangent(grad, points)
+        del grad, taken, found
+        last = max((i for i in range(len(steps)) if self._needs_signal(i)), default=-1)
+        tangents = points
+        for index, planned in enumerate(steps):
+            if index <= last:
+                tangents = self._cast(tangents, planned.step.casts)
+            if any(self.wanted[index]):
+                (input,) = run.inputs.pop(index) if index > 0 else self._inputs(0, {0: batch})
+                if index <= last:
+                    # Where the points' activations were: of these only the masks were wanted.
+                    input[primal:] = tangents
+                self._accumulate(index, [input], signals.pop(index), primal, None, None)
+                del input
+            else:
+                run.inputs.pop(index, None)
+            if index < last:
+                kept = self._points(run.kept, index)
+                rows = Rows(0, None if kept is None else kept[primal:], planned.overwrites)
+                tangents, _ = planned.step.run([tangents], self.prepared[index], rows)
+            if index > 0:
+                run.kept[index - 1] = None
+            self.prepared[index] = []
+        return fake_mean - real_mean + penalty, real_mean - fake_mean, penalty
 
     def _first_order_and_tangents(
         self, points: Tensor, formula: Formula

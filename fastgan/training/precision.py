@@ -2,9 +2,9 @@
 as well as fp32, and fp32 everywhere else.
 
 Fast: CUDA devices of compute capability 8.0 and above, and processors with AMX, unless torch was
-told to leave its instructions alone (``ATEN_CPU_CAPABILITY``). Those with AVX512-BF16 alone multiply
-bfloat16 at half float32's rate (benchmarks/results/bench-cpu-training.json: iterations of
-torch's own take longer in it), and small networks, whose time goes into casts, lose by it.
+told to leave its instructions alone (``ATEN_CPU_CAPABILITY``). Those with AVX512-BF16 alone
+multiply bfloat16 at half float32's rate (benchmarks/results/bench-cpu-training.json: torch's own
+iterations take longer in it), and small networks, whose time goes into casts, lose by it.
 """
 
 from __future__ import annotations

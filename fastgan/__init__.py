@@ -25,7 +25,13 @@ from fastgan.errors import (
 from fastgan.explain import explain
 from fastgan.fallback import FallbackWarning
 from fastgan.nn import fuse
-from fastgan.penalty import CriticLoss, gradient_penalty, wgan_gp_critic_loss
+from fastgan.penalty import (
+    CriticLoss,
+    DiscriminatorLoss,
+    discriminator_loss,
+    gradient_penalty,
+    wgan_gp_critic_loss,
+)
 from fastgan.report import Report
 from fastgan.weight_clipping import clip_weights_
 
@@ -35,6 +41,7 @@ __all__ = [
     "ConfigError",
     "CriticLoss",
     "DataError",
+    "DiscriminatorLoss",
     "DtypeError",
     "FallbackWarning",
     "FastganError",
@@ -47,6 +54,7 @@ __all__ = [
     "__version__",
     "build_info",
     "clip_weights_",
+    "discriminator_loss",
     "explain",
     "functional",
     "fuse",

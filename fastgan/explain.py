@@ -1,4 +1,4 @@
-"""Which path a critic's layers and the ops take, and why."""
+"""Which path a critic's ops, a module's layers and the library's ops take, and why."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
 
-from fastgan.errors import ConfigError
+from fastgan.errors import ConfigError, UnsupportedCriticError
 from fastgan.nn.placement import placements
 from fastgan.ops import op_path, op_paths
-from fastgan.penalty.plan import Plan, PlannedStep
-from fastgan.penalty.selection import find_plan, inner_critic
-from fastgan.penalty.steps import Step
+from fastgan.penalty.critics import Critic, Recording, inner_critic, record
+from fastgan.penalty.tape import Node, Tape, Unrecordable
 from fastgan.report import Report, Row
 
 __all__ = ["explain"]
@@ -23,15 +23,18 @@ _FUSED = "fused: one forward, one signal, one tangent pass, no second backward"
 
 def explain(
     module_or_critic: Any = None,
-    images: Tensor | None = None,
+    input: Tensor | None = None,
     *,
     critic_args: Sequence[Any] | None = None,
 ) -> Report:
-    """Which path a module's layers take, and a critic's for the gradient penalty; or the ops.
+    """Which path a module's layers take, and a critic's ops for the gradient penalty; or the ops.
+
+    A critic is run once, on a sample of the input's shape, and left as it was.
 
     Args:
-        module_or_critic: a module, or None for the ops of this build on every kind of device.
-        images: a batch such as the critic is called with, of which only shape, dtype and device
+        module_or_critic: a module or a function, or None for the ops of this build on every kind of
+            device.
+        input: a batch such as the critic is called with, of which only shape, dtype and device
             count. None: the size is taken from the critic's own ``nc`` and ``image_size``, or
             tried out on its first layer.
         critic_args: what the critic takes beside the images; None tries labels where it has
@@ -39,11 +42,12 @@ def explain(
 
     Returns:
         A report. Of a module: one row per layer, for its forward and backward pass. Before these,
-        if it is a critic (it takes images and returns one score for each): one row for the penalty
-        ("aten" is the fused pass over aten's convolutions, "triton" that over convolutions some of
-        which are ``fastgan.kernels``'s, "autograd" double backward), one for the critic loss, one
-        for each op of fastgan's that either calls beside the layers, and one per layer of the
-        penalty's plan ("triton", "cpu" or "cuda" where fastgan's kernels compute it).
+        if it is a critic (it takes images and returns scores with a row for each): one row for the
+        penalty ("aten" is the fused pass over aten's convolutions, "triton" that over convolutions
+        some of which are ``fastgan.kernels``'s, "autograd" double backward), one for the whole
+        loss, one for each op of fastgan's that either calls beside the layers, and one for each op
+        on the tape: whose arithmetic its derivatives are ("autograd" asks autograd for this op
+        alone), and what is known of it.
 
     Raises:
         ConfigError: it is no module, nor a function (a ValueError).
@@ -55,8 +59,8 @@ def explain(
         ('gradient_penalty', 'aten')
         >>> report.rows[2].op, report.rows[2].reason.split(";")[0]
         ('penalty_tangent_', "the penalty's value, and its tangent of the points' gradient")
-        >>> print(explain(WGANCritic(nc=1, ndf=4, image_size=16, norm="batch")).rows[0].reason)
-        layer 'main.3' (BatchNorm2d): batch norm in training mode couples the samples of a batch
+        >>> print(explain(WGANCritic(nc=1, ndf=4, image_size=16, norm="batch")).rows[1].reason)
+        fused, batch by batch: native_batch_norm may mix the samples of a batch
         >>> from fastgan.models import DCGANGenerator
         >>> row = explain(DCGANGenerator(nz=8, ngf=4, nc=1, image_size=16)).rows[1]
         >>> print(row.layer, row.op, row.reason.split(";")[0])
@@ -72,127 +76,124 @@ def explain(
             "function"
         )
     critic = inner_critic(module_or_critic)
-    name = getattr(critic, "__name__", type(critic).__name__)
-    if not isinstance(critic, nn.Module):
-        reason = find_plan(critic, torch.empty(2, 1), ())
-        assert isinstance(reason, str)
-        return Report(_functions(name, "autograd", reason))
-    layers = placements(critic)
-    if images is None:
-        images = _example(critic)
-        if images is None:
-            return Report(tuple(layers))
-    if critic_args is None:
+    layers = placements(critic) if isinstance(critic, nn.Module) else []
+    shapes = _candidate_shapes(critic) if input is None else [tuple(input.shape[1:])]
+    for shape in shapes:
+        like = input if input is not None else next(_parameters(critic), torch.empty(()))
+        if not like.is_floating_point():
+            continue
+        random = torch.Generator(like.device).manual_seed(0)
+        images = torch.rand(2, *shape, dtype=like.dtype, device=like.device, generator=random)
+        rows = _of_critic(critic, images, critic_args, certain=input is not None)
+        if rows is not None:
+            return Report((*rows, *layers))
+    if not layers:
+        raise ConfigError("input is None; expected a batch such as the function is called with")
+    return Report(tuple(layers))
+
+
+def _of_critic(
+    critic: Any, images: Tensor, args: Sequence[Any] | None, *, certain: bool
+) -> list[Row] | None:
+    """The rows of a critic; None where images of that size are nothing for it."""
+    if args is None:
         classes = getattr(critic, "num_classes", None)
-        labels = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        critic_args = (labels,) if classes is not None else ()
-    found = find_plan(critic, images, tuple(critic_args))
-    if isinstance(found, Plan):
-        device = images.device.type
-        rows = [
-            *_functions(name, _convolutions_of(found), _FUSED, found.moving),
-            *_beside_layers(name, found, device),
-            *_layers(found, device),
-        ]
-        return Report((*rows, *layers))
-    rows = [*_functions(name, "autograd", found)]
-    rows += [
-        Row(
-            path,
-            type(module).__name__,
-            "autograd",
-            f"penalty: {found}" if repr(path) in found else "penalty",
-        )
-        for path, module in critic.named_modules()
-        if path and not list(module.children())
+        args = () if classes is None else (torch.zeros(2, dtype=torch.int64, device=images.device),)
+    called = Critic(critic, args)
+    try:
+        recording = _named_recording(called, images)
+    except Unrecordable as refusal:
+        return _functions(called.name, "autograd", str(refusal), str(refusal))
+    except UnsupportedCriticError as error:
+        return _functions(called.name, "autograd", str(error), str(error)) if certain else None
+    except Exception:
+        if certain:
+            raise
+        return None
+    tape = recording.tape
+    device = images.device.type
+    nodes = [_of_node(node) for node in tape.nodes if node.by_images]
+    whole = "fused: fakes, reals and points in one batch, from the second call on"
+    apart = tape.moves or tape.mixes
+    if apart is not None:
+        whole = f"fused, batch by batch: {apart}"
+    path = "triton" if any(row.path == "triton" for row in nodes) else "aten"
+    beside = {"penalty_tangent_": "the penalty's value, and its tangent of the points' gradient"}
+    if apart is None:
+        beside["penalty_mix_"] = "the critic loss's batch of fakes, reals and points"
+    return [
+        *_functions(called.name, path, _FUSED, whole),
+        *(_by_kernel(called.name, op, device, purpose) for op, purpose in beside.items()),
+        *nodes,
     ]
-    return Report((*rows, *layers))
 
 
-def _functions(name: str, path: str, reason: str, moving: str | None = None) -> tuple[Row, ...]:
-    whole = reason
-    if moving is not None:
-        whole = f"the penalty as above, fakes and reals by autograd: {moving}"
-    elif path != "autograd":
-        whole = "fused: fakes, reals and the penalty's tangents in one batch"
-    return (
-        Row(name, "gradient_penalty", path, reason),
-        Row(name, "wgan_gp_critic_loss", path, whole),
+def _named_recording(critic: Critic, images: Tensor) -> Recording:
+    """A recording whose entries know the module that made them."""
+    inner = critic.inner
+    names = (
+        {module: name for name, module in inner.named_modules()}
+        if isinstance(inner, nn.Module)
+        else {}
     )
+    running: list[str] = []
+    tapes: list[Tape] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        running.append(names.get(module, ""))
+        tapes[0].layer = running[-1]
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        running.pop()
+        tapes[0].layer = running[-1] if running else ""
+
+    handles = [
+        nn_module.register_module_forward_pre_hook(enter),
+        nn_module.register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
+        return record(critic, images, leave=True, on_tape=tapes.append)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def _beside_layers(name: str, plan: Plan, device: str) -> list[Row]:
-    purposes = {"penalty_tangent_": "the penalty's value, and its tangent of the points' gradient"}
-    if plan.moving is None:
-        purposes["penalty_mix_"] = "the critic loss's batch of fakes, reals and points"
-    return [_by_kernel(name, op, op, device, purpose) for op, purpose in purposes.items()]
+def _of_node(node: Node) -> Row:
+    rule = node.rule
+    name = rule.name or str(node.func).removeprefix("aten.").rpartition(".")[0] or str(node.func)
+    path, reason = rule.backend(node)
+    if not rule.ours:
+        kind = "nothing is known of it"
+    elif rule.curved(node):
+        kind = "smooth; the gradient of its second derivative is carried back from here"
+    else:
+        kind = "piecewise linear, its mask" if rule.bends else "linear"
+    said = "; ".join(part for part in (f"penalty: {kind}", reason) if part)
+    return Row(node.layer or name, name, path, said)
 
 
-def _layers(plan: Plan, device: str) -> list[Row]:
-    rows = []
-    for index, planned in enumerate(plan.steps):
-        step, layer = planned.step, _name_of(planned)
-        if step.kernel is None:
-            reason = "; ".join([_shape_of(step), *_on_storing(plan, index)])
-            rows.append(Row(layer, step.op, step.path, reason))
-        else:
-            rows.append(_by_kernel(layer, step.op, step.kernel, device, _shape_of(step)))
-    return rows
+def _functions(name: str, path: str, reason: str, whole: str) -> list[Row]:
+    return [
+        Row(name, "gradient_penalty", path, reason),
+        Row(name, "discriminator_loss", path, whole),
+    ]
 
 
-def _convolutions_of(plan: Plan) -> str:
-    return "triton" if any(planned.step.path == "triton" for planned in plan.steps) else "aten"
-
-
-def _name_of(planned: PlannedStep) -> str:
-    return planned.layer or planned.kind
-
-
-def _on_storing(plan: Plan, index: int) -> list[str]:
-    """What a convolution of ``fastgan.kernels`` does beside, or which one does this step."""
-    planned = plan.steps[index]
-    said = []
-    if planned.applies is not None:
-        after = plan.steps[planned.applies]
-        said.append(f"{after.step.op} of {_name_of(after)!r} on storing its result")
-    if planned.masks is not None:
-        before = plan.steps[planned.masks]
-        said.append(f"the mask of {_name_of(before)!r} on storing its signal")
-    for user in plan.steps:
-        if user.applies == index:
-            said.append(f"together with {_name_of(user)!r}")
-    return said
-
-
-def _by_kernel(layer: str, op: str, kernel: str, device: str, purpose: str) -> Row:
-    found = op_path(kernel, device)
+def _by_kernel(layer: str, op: str, device: str, purpose: str) -> Row:
+    found = op_path(op, device)
     return Row(layer, op, found.path, f"{purpose}; {found.reason}")
 
 
-def _shape_of(step: Step) -> str:
-    if step.curved:
-        return "penalty: smooth; the gradient of its second derivative is carried back from here"
-    return f"penalty: {'piecewise linear, its mask' if step.bends else 'linear'}"
+def _parameters(critic: Any) -> Any:
+    return critic.parameters() if isinstance(critic, nn.Module) else iter(())
 
 
-def _example(critic: nn.Module) -> Tensor | None:
-    """A batch of two whose size the critic takes; None where no such size is found."""
-    first = next(iter(critic.parameters()), torch.empty(()))
-    for shape in _candidate_shapes(critic):
-        images = torch.empty(2, *shape, dtype=first.dtype, device=first.device)
-        if not images.is_floating_point():
-            continue
-        if _fits(critic, images):
-            return images
-    return None
-
-
-def _candidate_shapes(critic: nn.Module) -> list[tuple[int, ...]]:
+def _candidate_shapes(critic: Any) -> list[tuple[int, ...]]:
     channels = getattr(critic, "nc", None)
     size = getattr(critic, "image_size", getattr(critic, "isize", None))
     if isinstance(channels, int) and isinstance(size, int):
         return [(channels, size, size)]
-    for module in critic.modules():
+    for module in critic.modules() if isinstance(critic, nn.Module) else ():
         if isinstance(module, nn.Linear):
             side = int(module.in_features**0.5)
             square = [(1, side, side)] if side * side == module.in_features else []
@@ -200,16 +201,3 @@ def _candidate_shapes(critic: nn.Module) -> list[tuple[int, ...]]:
         if isinstance(module, nn.Conv2d):
             return [(module.in_channels, s, s) for s in (64, 32, 128, 28, 16, 256, 8, 4)]
     return []
-
-
-def _fits(critic: nn.Module, images: Tensor) -> bool:
-    """Whether tracing gets as far as one score per sample, or to a layer that is refused."""
-    classes = getattr(critic, "num_classes", None)
-    args = () if classes is None else (torch.zeros(2, dtype=torch.int64, device=images.device),)
-    try:
-        found = find_plan(critic, images, args)
-    except ValueError:
-        return False
-    return isinstance(found, Plan) or not any(
-        sign in found for sign in ("torch.fx can't trace", "it returns shape")
-    )

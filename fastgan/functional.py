@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fastgan.ops import bn_act
 from fastgan.ops.conv_bn_act import conv2d_bn_act, conv_transpose2d_bn_act
-from fastgan.penalty import gradient_penalty, wgan_gp_critic_loss
+from fastgan.penalty import discriminator_loss, gradient_penalty, wgan_gp_critic_loss
 from fastgan.weight_clipping import clip_weights_
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "clip_weights_",
     "conv2d_bn_act",
     "conv_transpose2d_bn_act",
+    "discriminator_loss",
     "gradient_penalty",
     "wgan_gp_critic_loss",
 ]

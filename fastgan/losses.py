@@ -31,12 +31,14 @@ from fastgan.errors import ConfigError
 
 __all__ = [
     "PLAYERS_LOSSES",
+    "SCORES_LOSSES",
     "bce_discriminator_loss",
     "bce_generator_loss",
     "hinge_discriminator_loss",
     "hinge_generator_loss",
     "least_squares_discriminator_loss",
     "least_squares_generator_loss",
+    "relativistic_discriminator_loss",
     "wasserstein_critic_loss",
     "wasserstein_generator_loss",
     "widened",
@@ -209,3 +211,35 @@ PLAYERS_LOSSES: Mapping[str, tuple[DiscriminatorLoss, GeneratorLoss]] = types.Ma
     }
 )
 """What the second player and the generator descend, by name; real scores come before fake ones."""
+
+
+def relativistic_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """mean softplus(-(f(x) - f(G(z)))): real image n against generated image n.
+
+    Jolicoeur-Martineau 2018 (arXiv 1807.00734), in the paired form of Huang et al. 2025 (R3GAN,
+    arXiv 2501.05441, equation 2).
+
+    Args:
+        real_scores: scores of real images, any floating dtype and shape.
+        fake_scores: scores of generated images, of the same shape.
+
+    Returns:
+        A scalar, float32 or the scores' wider dtype.
+
+    Example:
+        >>> round(relativistic_discriminator_loss(torch.zeros(4), torch.zeros(4)).item(), 4)
+        0.6931
+    """
+    return F.softplus(widened(fake_scores) - widened(real_scores)).mean()
+
+
+SCORES_LOSSES: Mapping[str, DiscriminatorLoss] = types.MappingProxyType(
+    {
+        "wasserstein": wasserstein_critic_loss,
+        "logistic": bce_discriminator_loss,
+        "hinge": hinge_discriminator_loss,
+        "least_squares": least_squares_discriminator_loss,
+        "relativistic": relativistic_discriminator_loss,
+    }
+)
+"""What :func:`fastgan.discriminator_loss` can be told to compute of (real scores, fake scores)."""

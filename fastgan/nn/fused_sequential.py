@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastgan.nn.plan import Single, plan_of
 from fastgan.nn.stretch import run_stretch
+from fastgan.recording import is_recording
 
 __all__ = ["FusedSequential"]
 
@@ -58,6 +59,7 @@ class FusedSequential(nn.Sequential):
             not isinstance(input, Tensor)
             or torch.compiler.is_compiling()
             or torch._C._get_tracing_state() is not None
+            or is_recording()
         ):
             for module in self:
                 input = module(input)

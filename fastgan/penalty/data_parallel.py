@@ -17,9 +17,7 @@ from torch import Tensor, nn
 __all__ = ["run_within"]
 
 
-def run_within(
-    critic: Any, images: Tensor, run: Callable[[], tuple[Tensor, ...]]
-) -> tuple[Tensor, ...]:
+def run_within(critic: Any, images: Tensor, run: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
     """``run()``, by way of ``critic``'s forward if that is data parallel.
 
     Args:
@@ -32,13 +30,21 @@ def run_within(
         return run()
     attributes = vars(wrapper.module)
     earlier = attributes.get("forward")
-    attributes["forward"] = lambda *args, **kwargs: run()
-    try:
-        results: tuple[Tensor, ...] = wrapper(images)
-    finally:
-        del attributes["forward"]
+
+    def put_back() -> None:
+        attributes.pop("forward", None)
         if earlier is not None:
             attributes["forward"] = earlier
+
+    def forward(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        put_back()  # the pass calls the critic's own
+        return run()
+
+    attributes["forward"] = forward
+    try:
+        results: tuple[Any, ...] = wrapper(images)
+    finally:
+        put_back()
     return results
 
 

@@ -1,11 +1,11 @@
-"""The two functions of :mod:`fastgan.penalty`, and how they choose a path."""
+"""The functions of :mod:`fastgan.penalty`, and how they choose a path."""
 
 from __future__ import annotations
 
 import functools
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
@@ -13,22 +13,36 @@ from torch import Tensor
 
 from fastgan.errors import ConfigError, DtypeError, UnsupportedCriticError
 from fastgan.fallback import warn_once
-from fastgan.losses import wasserstein_critic_loss
-from fastgan.penalty.data_parallel import run_within
+from fastgan.losses import SCORES_LOSSES
+from fastgan.penalty.critics import Critic as _Critic
+from fastgan.penalty.critics import Scores
 from fastgan.penalty.double_backward import (
     penalty_by_double_backward,
     refuse_wrong_derivatives,
 )
 from fastgan.penalty.formula import Formula
-from fastgan.penalty.node import CriticLossTask, PenaltyTask, run_fused
-from fastgan.penalty.plan import Plan
-from fastgan.penalty.points import Points, check_batch, check_pair, mixing_weights, points_at
-from fastgan.penalty.selection import find_plan, inner_critic
+from fastgan.penalty.fused import Asked, fused_loss, fused_penalty
+from fastgan.penalty.points import (
+    Points,
+    check_batch,
+    check_pair,
+    interpolate_into,
+    mixing_weights,
+    points_at,
+)
+from fastgan.penalty.tape import Unrecordable
 
-__all__ = ["Critic", "CriticLoss", "gradient_penalty", "wgan_gp_critic_loss"]
+__all__ = [
+    "Critic",
+    "CriticLoss",
+    "DiscriminatorLoss",
+    "discriminator_loss",
+    "gradient_penalty",
+    "wgan_gp_critic_loss",
+]
 
-Critic = Callable[..., Tensor]
-"""A module or function: a batch (N, ...) to one score per sample, or with ``scores(x)``."""
+Critic = Callable[..., Any]
+"""A module or function: a batch (N, ...) to scores with a row for each sample."""
 
 Result = TypeVar("Result")
 Sided = Literal["two", "one"]
@@ -46,6 +60,16 @@ class CriticLoss(NamedTuple):
     """The gradient penalty, detached."""
 
 
+class DiscriminatorLoss(NamedTuple):
+    """A discriminator's loss, a scalar, and its parts."""
+
+    loss: Tensor
+    """The sum of the adversarial loss and the penalties; the one to call ``backward`` on."""
+    terms: dict[str, Tensor]
+    """Detached scalars: ``adversarial``; ``real`` and ``fake``, the mean scores; ``gp``, ``r1`` and
+    ``r2`` where asked for."""
+
+
 def gradient_penalty(
     critic: Critic,
     real: Tensor,
@@ -59,14 +83,17 @@ def gradient_penalty(
     generator: torch.Generator | None = None,
     path: Path = "auto",
     critic_args: tuple[Any, ...] = (),
+    scores: Scores | None = None,
 ) -> Tensor:
     """weight * mean over samples of (||gradient|| - target)^2.
 
+    The gradient is that of the sum of the scores, per sample, over all its elements.
     ``target=0, at="real", weight=gamma / 2`` is R1, ``at="fake"`` R2.
 
     Args:
-        critic: a module or function that returns one score per sample, or that offers
-            ``scores(x)``, which does. Only a module can take the fused pass.
+        critic: a module or function that returns a tensor of scores with a row for each sample
+            (one score each, or a map), or a tuple, list or dict of such; if its class has a method
+            ``scores``, that is called instead.
         real: floating, (N, C, H, W), or any shape with a batch dimension and at least one more;
             taken as a constant, as ``fake`` is.
         fake: same shape as ``real``; may be None where ``at`` doesn't use it.
@@ -78,11 +105,13 @@ def gradient_penalty(
         eps: shape (N, 1, ..., 1), as many dimensions as ``real``; None draws it uniformly from
             [0, 1), one for each sample.
         generator: the random stream to draw from; None is torch's default one.
-        path: "fused" is the pass of :mod:`fastgan.penalty.passes`, for critics of linear and
-            piecewise-linear layers; "autograd" is double backward; "auto" takes the first where
-            it can, and otherwise the second with a :class:`fastgan.FallbackWarning` that says why.
-            Value and gradients are the same. :func:`fastgan.explain` shows what a critic takes.
+        path: "fused" records the critic and computes the penalty's gradient from the recording
+            (:mod:`fastgan.penalty`); "autograd" is double backward; "auto" takes the first where a
+            recording can be made, and otherwise the second with a
+            :class:`fastgan.FallbackWarning` that says why. Value and gradients are the same.
+            :func:`fastgan.explain` shows what a critic takes.
         critic_args: what the critic takes beside the images, such as ``(labels,)``.
+        scores: takes the scores from what the critic returns; None takes all tensors in it.
 
     Returns:
         A scalar, differentiable in the critic's parameters to any order (but on autograd's path
@@ -95,8 +124,8 @@ def gradient_penalty(
             isn't a finite number (a ValueError).
         DtypeError: ``real``, ``fake`` or ``eps`` isn't a tensor, or ``critic_args`` neither tuple
             nor list (a TypeError).
-        UnsupportedCriticError: ``path="fused"`` and a layer, named, that it doesn't take; or a
-            critic whose output isn't one score per sample, such as a batch mean (a ValueError).
+        UnsupportedCriticError: ``path="fused"`` and a critic that can't be recorded, with the
+            reason; or an output without a row for each sample, such as a batch mean (a ValueError).
         ValueError: ``real``, ``fake`` or ``eps`` of an unfit shape or dtype.
 
     Example:
@@ -110,16 +139,15 @@ def gradient_penalty(
     """
     formula = _formula(weight, target, sided)
     _check_path(path)
-    _check_arguments(critic_args)
+    asked = _critic(critic, critic_args, scores)
     check_batch(real)
-    plan = _choose(critic, real, critic_args, path)
     points = points_at(at, real, fake, eps, generator)
-    if plan is None:
-        penalty = penalty_by_double_backward(
-            lambda images: _scores_per_sample(critic, images, critic_args), points, formula
-        )
-        return refuse_wrong_derivatives(penalty, inner_critic(critic))
-    return _fused_penalty(plan, formula, critic, critic_args, points)
+
+    def by_autograd() -> Tensor:
+        penalty = penalty_by_double_backward(lambda x: _summed(asked(x)), points, formula)
+        return refuse_wrong_derivatives(penalty, asked.inner)
+
+    return _by_path(path, asked, lambda: fused_penalty(asked, points, formula), by_autograd)
 
 
 def wgan_gp_critic_loss(
@@ -132,12 +160,11 @@ def wgan_gp_critic_loss(
     generator: torch.Generator | None = None,
     path: Path = "auto",
     critic_args: tuple[Any, ...] = (),
+    scores: Scores | None = None,
 ) -> CriticLoss:
     """mean f(fake) - mean f(real) + penalty, at interpolates and with target 1.
 
-    By autograd's path the critic sees fakes, reals and interpolates as three batches, in this
-    order. So it does where a forward pass moves the parameters (spectral norm in training mode).
-    The fused pass runs them together, which changes nothing: no sample sees another.
+    :func:`discriminator_loss` with ``loss="wasserstein", gp=weight``.
 
     Args:
         critic: as in :func:`gradient_penalty`.
@@ -149,6 +176,7 @@ def wgan_gp_critic_loss(
         generator: as in :func:`gradient_penalty`.
         path: as in :func:`gradient_penalty`.
         critic_args: as in :func:`gradient_penalty`; fakes, reals and interpolates share them.
+        scores: as in :func:`gradient_penalty`.
 
     Returns:
         ``CriticLoss(loss, wasserstein, penalty)``; only ``loss`` carries a graph.
@@ -168,41 +196,180 @@ def wgan_gp_critic_loss(
         >>> round(result.wasserstein.item(), 4)
         1.4
     """
-    _check_path(path)
-    _check_arguments(critic_args)
-    check_batch(real)
-    check_pair(real, fake)
-    formula = _formula(weight, 1.0, "two")
-    plan = _choose(critic, real, critic_args, path)
-    if plan is not None and plan.moving is None:
-        eps = mixing_weights(real, eps, generator)
-        return _fused_critic_loss(plan, formula, critic, critic_args, real, fake, eps)
-    negative_wasserstein = wasserstein_critic_loss(
-        fake_scores=_scores_per_sample(critic, fake.detach(), critic_args),
-        real_scores=_scores_per_sample(critic, real.detach(), critic_args),
-    )
-    penalty = gradient_penalty(
+    _formula(weight, 1.0, "two")
+    loss, terms = discriminator_loss(
         critic,
         real,
         fake,
-        weight=weight,
+        gp=weight,
+        critic_args=critic_args,
+        scores=scores,
         eps=eps,
         generator=generator,
-        path="autograd" if plan is None else path,
-        critic_args=critic_args,
+        path=path,
     )
-    return CriticLoss(
-        loss=negative_wasserstein + penalty,
-        wasserstein=-negative_wasserstein.detach(),
-        penalty=penalty.detach(),
+    return CriticLoss(loss, -terms["adversarial"], terms["gp"])
+
+
+def discriminator_loss(
+    critic: Critic,
+    real: Tensor,
+    fake: Tensor,
+    *,
+    loss: str | Callable[[Any, Any], Tensor] = "wasserstein",
+    gp: float | None = None,
+    r1: float = 0.0,
+    r2: float = 0.0,
+    critic_args: tuple[Any, ...] = (),
+    scores: Scores | None = None,
+    eps: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    path: Path = "auto",
+) -> DiscriminatorLoss:
+    """A discriminator's loss with its gradient penalties, in one pass.
+
+        adversarial loss  +  gp * mean (||grad f(x^)|| - 1)^2        x^ interpolates
+                          +  r1 / 2 * mean ||grad f(real)||^2  +  r2 / 2 * mean ||grad f(fake)||^2
+
+    R1 and R2 at every step cost one forward, one signal, one tangent pass and one weight gradient
+    for each layer, where each sample has one score and sees no other: four convolutions.
+
+    By autograd's path the critic sees fakes, then reals, then interpolates. So does the fused one
+    where a forward pass moves anything (spectral norm, batch norm, counters, random numbers);
+    elsewhere they may be one batch, which changes nothing.
+
+    Args:
+        critic: as in :func:`gradient_penalty`.
+        real: floating, (N, C, H, W), or any shape with a batch dimension and at least one more;
+            taken as a constant, as ``fake`` is.
+        fake: same shape as ``real``.
+        loss: with real scores a, fake scores b: "wasserstein" is mean b - mean a; "logistic" mean
+            softplus(-a) + mean softplus(b); "hinge" mean relu(1 - a) + mean relu(1 + b);
+            "least_squares" (mean (a - 1)^2 + mean b^2) / 2; "relativistic" mean softplus(b - a),
+            R3GAN's. Of several tensors of scores (scales), the sum of their losses. Or a function
+            of (real scores, fake scores) that returns a scalar; it gets a tensor, or a list where
+            the critic returns several.
+        gp: weight of the penalty at interpolates; None or 0 for none (Gulrajani et al. 2017,
+            arXiv 1704.00028).
+        r1: gamma of the penalty at real images (Mescheder et al. 2018, arXiv 1801.04406).
+        r2: gamma of that at fake images.
+        critic_args: as in :func:`gradient_penalty`; fakes, reals and interpolates share them.
+        scores: as in :func:`gradient_penalty`.
+        eps: as in :func:`gradient_penalty`.
+        generator: as in :func:`gradient_penalty`.
+        path: as in :func:`gradient_penalty`.
+
+    Returns:
+        ``DiscriminatorLoss(loss, terms)``; only ``loss`` carries a graph. float32, or float64 where
+        the scores are.
+
+    Raises:
+        ConfigError: an unknown ``loss`` or ``path``, or a weight that isn't a finite number (a
+            ValueError).
+        DtypeError: as in :func:`gradient_penalty` (a TypeError).
+        UnsupportedCriticError: as in :func:`gradient_penalty` (a ValueError).
+        ValueError: ``real``, ``fake`` or ``eps`` of an unfit shape or dtype; a ``loss`` function
+            that returns no scalar.
+
+    Example:
+        >>> critic = torch.nn.Linear(2, 1)
+        >>> real, fake = torch.ones(5, 2), torch.zeros(5, 2)
+        >>> loss, terms = discriminator_loss(critic, real, fake, loss="logistic", r1=1.0, r2=1.0)
+        >>> loss.backward()
+        >>> sorted(terms)
+        ['adversarial', 'fake', 'r1', 'r2', 'real']
+    """
+    _check_path(path)
+    asked = _critic(critic, critic_args, scores)
+    check_batch(real)
+    check_pair(real, fake)
+    wanted = _asked(loss, gp, r1, r2)
+    real, fake = real.detach(), fake.detach().to(real.dtype)
+    mixing = None if wanted.gp is None else mixing_weights(real, eps, generator)
+    found, terms = _by_path(
+        path,
+        asked,
+        lambda: fused_loss(asked, wanted, real, fake, mixing),
+        lambda: _loss_by_autograd(asked, wanted, real, fake, mixing),
     )
+    return DiscriminatorLoss(found, terms)
+
+
+def _loss_by_autograd(
+    critic: _Critic, asked: Asked, real: Tensor, fake: Tensor, eps: Tensor | None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss as PyTorch writes it, and its terms."""
+    penalties: dict[str, Tensor] = {}
+
+    def run(images: Tensor, term: str, formula: Formula | None) -> list[Tensor]:
+        if formula is None:
+            return critic(images)
+        kept: list[Tensor] = []
+
+        def summed(points: Tensor) -> Tensor:
+            kept.extend(critic(points))
+            return _summed(kept)
+
+        penalties[term] = penalty_by_double_backward(summed, images, formula)
+        return kept
+
+    fake_scores = run(fake, "r2", asked.r2)
+    real_scores = run(real, "r1", asked.r1)
+    adversarial = asked.loss(real_scores, fake_scores)
+    if asked.gp is not None:
+        assert eps is not None
+        run(interpolate_into(torch.empty_like(real), real, fake, eps), "gp", asked.gp)
+    total = adversarial
+    for penalty in penalties.values():
+        total = total + refuse_wrong_derivatives(penalty, critic.inner)
+    terms = {"adversarial": adversarial.detach()}
+    for name, found in (("real", real_scores), ("fake", fake_scores)):
+        terms[name] = torch.cat([s.detach().flatten().float() for s in found]).mean()
+    terms.update((name, penalty.detach()) for name, penalty in penalties.items())
+    return total, terms
+
+
+def _asked(
+    loss: str | Callable[[Any, Any], Tensor], gp: float | None, r1: float, r2: float
+) -> Asked:
+    linear = (-1.0, 1.0) if loss == "wasserstein" else None
+    if isinstance(loss, str):
+        if loss not in SCORES_LOSSES:
+            names = ", ".join(map(repr, SCORES_LOSSES))
+            raise ConfigError(f"loss is {loss!r}; expected {names}, or a function")
+        each = SCORES_LOSSES[loss]
+
+        def of_scores(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+            parts = [each(a, b) for a, b in zip(real, fake, strict=True)]
+            return sum(parts[1:], parts[0])
+
+    else:
+        if not callable(loss):
+            raise ConfigError(f"loss is {type(loss).__name__}; expected a name or a function")
+
+        def of_scores(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+            given = (real[0], fake[0]) if len(real) == 1 else (list(real), list(fake))
+            found = loss(*given)
+            if not isinstance(found, Tensor) or found.numel() != 1:
+                raise ValueError("loss returned no scalar; expected a tensor of one number")
+            return found.reshape(())
+
+    formulas = []
+    for name, weight, target in (("gp", gp, 1.0), ("r1", r1, 0.0), ("r2", r2, 0.0)):
+        _check_number(name, 0.0 if weight is None else weight)
+        scale = 1.0 if name == "gp" else 0.5
+        asked_for = weight is not None if name == "gp" else bool(weight)
+        formulas.append(
+            Formula(scale * weight, target, False) if asked_for and weight is not None else None
+        )
+    return Asked(of_scores, *formulas, linear=linear)
 
 
 def _eager(function: Callable[..., Result]) -> Callable[..., Result]:
     """``torch.compiler.disable``, whose import takes a second, only once something is compiled.
 
-    A pass that reads the critic's structure and computes its own gradients isn't for torch.compile
-    to trace: it breaks the graph there.
+    A pass that records the critic and computes its own gradients isn't for torch.compile to trace:
+    it breaks the graph there.
     """
 
     @functools.wraps(function)
@@ -216,83 +383,49 @@ def _eager(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 @_eager
-def _choose(critic: Critic, real: Tensor, critic_args: tuple[Any, ...], path: str) -> Plan | None:
-    """The fused pass's plan, or None for autograd's path."""
+def _by_path(
+    path: str, critic: _Critic, fused: Callable[[], Result], by_autograd: Callable[[], Result]
+) -> Result:
+    """The fused pass, or autograd's where it is asked for or nothing else is possible."""
     if path == "autograd":
-        return None
-    found = find_plan(inner_critic(critic), real, critic_args)
-    if isinstance(found, Plan):
-        return found
-    name = _name(critic)
+        return by_autograd()
+    try:
+        return fused()
+    except Unrecordable as refusal:
+        reason = str(refusal)
     if path == "fused":
         raise UnsupportedCriticError(
-            f"path is 'fused', but critic {name} can't take the fused gradient-penalty pass: "
-            f"{found}; expected another critic, or path='auto' or 'autograd'"
+            f"path is 'fused', but critic {critic.name} can't be recorded: {reason}; expected "
+            "another critic, or path='auto' or 'autograd'"
         )
     warn_once(
-        f"critic {name} takes autograd's path for the gradient penalty: {found}", stacklevel=4
+        f"critic {critic.name} takes autograd's path for the gradient penalty: {reason}",
+        stacklevel=4,
     )
-    return None
+    return by_autograd()
 
 
-@_eager
-def _fused_penalty(
-    plan: Plan, formula: Formula, critic: Any, critic_args: tuple[Any, ...], points: Tensor
-) -> Tensor:
-    dtype, device = _autocast_dtype(points)
-    task = PenaltyTask(plan, formula, dtype, device, points=points)
-    return run_within(
-        critic, points, lambda: run_fused(task, plan.parameters(inner_critic(critic), critic_args))
-    )[0]
-
-
-@_eager
-def _fused_critic_loss(
-    plan: Plan,
-    formula: Formula,
-    critic: Any,
-    critic_args: tuple[Any, ...],
-    real: Tensor,
-    fake: Tensor,
-    eps: Tensor,
-) -> CriticLoss:
-    dtype, device = _autocast_dtype(real)
-    task = CriticLossTask(
-        plan, formula, dtype, device, real=real.detach(), fake=fake.detach(), eps=eps
-    )
-    return CriticLoss(
-        *run_within(
-            critic,
-            real,
-            lambda: run_fused(task, plan.parameters(inner_critic(critic), critic_args)),
-        )
-    )
-
-
-def _autocast_dtype(images: Tensor) -> tuple[torch.dtype | None, str]:
-    device = images.device.type
-    if torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device), device
-    return None, device
-
-
-def _formula(weight: float, target: float, sided: str) -> Formula:
-    given: dict[str, object] = {"weight": weight, "target": target}
-    for name, value in given.items():
-        if not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise ConfigError(f"{name} is {value!r}; expected a finite number")
-    if sided not in ("two", "one"):
-        raise ConfigError(f"sided is {sided!r}; expected 'two' or 'one'")
-    return Formula(weight, target, sided == "one")
-
-
-def _check_arguments(critic_args: object) -> None:
+def _critic(critic: Critic, critic_args: object, scores: Scores | None) -> _Critic:
     if not isinstance(critic_args, (tuple, list)):
         # A tensor would be taken apart, sample by sample.
         raise DtypeError(
             f"critic_args is of type {type(critic_args).__name__}; expected a tuple of what the "
             "critic takes beside the images, such as (labels,)"
         )
+    return _Critic(critic, critic_args, scores)
+
+
+def _formula(weight: float, target: float, sided: str) -> Formula:
+    _check_number("weight", weight)
+    _check_number("target", target)
+    if sided not in ("two", "one"):
+        raise ConfigError(f"sided is {sided!r}; expected 'two' or 'one'")
+    return Formula(weight, target, sided == "one")
+
+
+def _check_number(name: str, value: object) -> None:
+    if not isinstance(value, numbers.Real) or not math.isfinite(value):
+        raise ConfigError(f"{name} is {value!r}; expected a finite number")
 
 
 def _check_path(path: str) -> None:
@@ -300,20 +433,5 @@ def _check_path(path: str) -> None:
         raise ConfigError(f"path is {path!r}; expected 'auto', 'autograd' or 'fused'")
 
 
-def _scores_per_sample(critic: Critic, input: Tensor, critic_args: tuple[Any, ...]) -> Tensor:
-    """``critic.scores(input)`` if it has that, else ``critic(input)``, checked: shape (N,)."""
-    scores = getattr(critic, "scores", critic)(input, *critic_args)
-    batch = input.size(0)
-    if scores.dim() == 0 or scores.size(0) != batch or scores.numel() != batch:
-        raise UnsupportedCriticError(
-            f"critic {_name(critic)} returned shape {tuple(scores.shape)} for {batch} samples; "
-            f"expected one score per sample, shape ({batch},) or ({batch}, 1), or a scores(x) "
-            "method that gives it: an output without the batch dimension, such as a batch mean, "
-            "has no per-sample gradient"
-        )
-    flat: Tensor = scores.reshape(batch)
-    return flat
-
-
-def _name(critic: Critic) -> str:
-    return getattr(critic, "__name__", type(inner_critic(critic)).__name__)
+def _summed(scores: Sequence[Tensor]) -> Tensor:
+    return sum((s.sum() for s in scores[1:]), scores[0].sum())

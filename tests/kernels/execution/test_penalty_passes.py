@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from fastgan.penalty.plan import Plan
+from fastgan.penalty.selection import find_plan
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgan
 from fastgan.kernels import interpreted
-from fastgan.penalty.plan import Plan
-from fastgan.penalty.selection import find_plan
 
 CHANNELS, SIZE, BATCH = 3, 8, 3
 FUNCTIONS = [fastgan.gradient_penalty, fastgan.wgan_gp_critic_loss]

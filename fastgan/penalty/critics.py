@@ -1,0 +1,384 @@
+"""Runs critics for the record: what they are called, what they return, what moves meanwhile."""
+
+from __future__ import annotations
+
+import random
+import sys
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as nn_module
+
+from fastgan.errors import UnsupportedCriticError
+from fastgan.penalty.points import within_transform
+from fastgan.penalty.rule import layout_of
+from fastgan.penalty.tape import Changed, Tape, Unrecordable, Value
+
+__all__ = [
+    "Critic",
+    "Joined",
+    "Joining",
+    "Recording",
+    "Scores",
+    "checked_scores",
+    "inner_critic",
+    "record",
+]
+
+Scores = Callable[[Any], Any]
+
+
+def inner_critic(critic: Any) -> Any:
+    """The module inside what ``torch.compile`` or DistributedDataParallel made of it."""
+    while True:
+        if isinstance(critic, nn.parallel.DistributedDataParallel):
+            critic = critic.module
+        elif hasattr(critic, "_orig_mod"):
+            critic = critic._orig_mod
+        else:
+            return critic
+
+
+class Critic:
+    """A critic as users pass it, and how to ask it for scores.
+
+    Args:
+        critic: a module or function; if its class has a method ``scores``, that is asked.
+        args: what it takes beside the images.
+        scores: takes the scores from what it returns; None for all tensors in it.
+    """
+
+    def __init__(self, critic: Any, args: Sequence[Any] = (), scores: Scores | None = None) -> None:
+        self.given = critic
+        self.inner = inner_critic(critic)
+        self.args = tuple(args)
+        self.scores = scores
+
+    @property
+    def name(self) -> str:
+        """For messages."""
+        return str(getattr(self.inner, "__name__", type(self.inner).__name__))
+
+    def __call__(self, images: Tensor, *, inner: bool = False, args: Any = None) -> list[Tensor]:
+        """The scores of a batch, checked: each a tensor with a row for each sample."""
+        critic = self.inner if inner else self.given
+        function = critic
+        if callable(getattr(type(self.inner), "scores", None)):
+            function = self.inner.scores
+        output = function(images, *(self.args if args is None else args))
+        return checked_scores(self.name, output, self.scores, images.size(0))
+
+
+def checked_scores(name: str, output: Any, scores: Scores | None, samples: int) -> list[Tensor]:
+    """The tensors of scores in what a critic returned.
+
+    Raises:
+        UnsupportedCriticError: one without a row for each sample, or none at all (a ValueError).
+    """
+    chosen = output if scores is None else scores(output)
+    found = list(_tensors(chosen))
+    for tensor in found or [None]:
+        if tensor is None or tensor.dim() == 0 or tensor.size(0) != samples:
+            shape = "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
+            raise UnsupportedCriticError(
+                f"critic {name} returned {shape} for {samples} samples; expected one score per "
+                f"sample, or a map of scores, with {samples} rows: an output without the batch "
+                "dimension, such as a batch mean, has no per-sample gradient. Return scores, give "
+                "the class a scores(x) method that does, or take them from the output by "
+                "scores=lambda out: ..."
+            )
+        if not tensor.is_floating_point():
+            raise UnsupportedCriticError(
+                f"critic {name} returned scores of dtype {tensor.dtype}; expected a floating dtype"
+            )
+    return found
+
+
+def _tensors(structure: Any) -> list[Tensor]:
+    if isinstance(structure, Tensor):
+        return [structure]
+    if isinstance(structure, dict):
+        structure = list(structure.values())
+    if isinstance(structure, (tuple, list)):
+        return [tensor for item in structure for tensor in _tensors(item)]
+    return []
+
+
+@dataclass
+class Recording:
+    """One run of a critic.
+
+    Attributes:
+        tape: what it did.
+        scores: what it returned, without a graph.
+        values: the same as values of the tape.
+    """
+
+    tape: Tape
+    scores: list[Tensor]
+    values: list[Value]
+
+    @property
+    def apart(self) -> bool:
+        """Whether no sample sees another."""
+        return self.tape.mixes is None and all(v.batched and v.by_images for v in self.values)
+
+    @property
+    def one_score_each(self) -> bool:
+        """Whether, beside that, each sample has one score: its signals are multiples of one."""
+        return self.apart and [score.numel() for score in self.scores] == [len(self.scores[0])]
+
+
+def record(
+    critic: Critic,
+    images: Tensor,
+    *,
+    times: int = 1,
+    divided: bool = False,
+    leave: bool = False,
+    on_tape: Callable[[Tape], object] | None = None,
+) -> Recording:
+    """Runs a critic and records what it does.
+
+    Args:
+        critic: what to run.
+        images: (N, ...); left as they are, unless there are several batches.
+        times: how many batches these are, one after the other, in a tensor of ours; the critic's
+            other arguments are repeated as often.
+        divided: as of :class:`fastgan.penalty.tape.Tape`.
+        leave: whether to put back whatever the critic moves.
+        on_tape: called with the tape before the critic runs.
+
+    Raises:
+        Unrecordable: no tape can be made.
+        Changed: in a joined batch, the critic does what it mustn't.
+        UnsupportedCriticError: as :func:`checked_scores`.
+    """
+    refuse_what_no_tape_sees()
+    joined = times > 1
+    if not joined:
+        images = torch.empty_like(
+            images, memory_format=layout_of(images.shape, images.dtype)
+        ).copy_(images.detach())
+    state = _State(critic.inner)
+    tape = Tape(images, joined=joined, divided=divided)
+    del images
+    if on_tape is not None:
+        on_tape(tape)
+    given = tape.images
+    assert given is not None
+    args = critic.args if times == 1 else _repeated(critic.args, len(given) // times, times)
+    try:
+        with torch.enable_grad(), tape:
+            found = critic(given, inner=True, args=args)
+            if tape.refused is not None:
+                raise tape.refused
+        outcomes = [(score.detach(), tape.outcome(score)) for score in found]
+    except (Unrecordable, Changed):
+        state.put_back(tape)
+        tape.close()
+        raise
+    except Exception:
+        tape.close()
+        if leave or tape.refused is not None:
+            state.put_back(tape)
+        if tape.refused is not None:
+            raise tape.refused from None
+        raise
+    del given, found
+    tape.close()
+    if tape.moves is None:
+        tape.moves = state.moved()
+    if leave or (joined and tape.moves is not None):
+        state.put_back(tape)
+    if joined and tape.moves is not None:
+        raise Changed(tape.moves)
+    return Recording(tape, [score for score, _ in outcomes], [value for _, value in outcomes])
+
+
+def refuse_what_no_tape_sees() -> None:
+    """Raises :class:`Unrecordable` where torch's modes don't see what happens."""
+    if within_transform():
+        raise Unrecordable("it is called within a transform of torch.func, which takes no tape")
+    if nn_module._global_backward_hooks or nn_module._global_backward_pre_hooks:
+        raise Unrecordable("a backward hook is registered for all modules")
+
+
+def _repeated(args: Sequence[Any], samples: int, times: int) -> list[Any]:
+    """Arguments with a row for each sample, as often as the images are there."""
+    return [
+        torch.cat([arg] * times)
+        if isinstance(arg, Tensor) and arg.dim() > 0 and arg.size(0) == samples
+        else arg
+        for arg in args
+    ]
+
+
+class _State:
+    """What a critic's modules and Python's random numbers are before a recording."""
+
+    def __init__(self, critic: Any) -> None:
+        modules = list(critic.modules()) if isinstance(critic, nn.Module) else []
+        self.attributes = [(module, dict(vars(module))) for module in modules]
+        self.registered = [
+            (registry, dict(registry))
+            for module in modules
+            for registry in (module._parameters, module._buffers, module._modules)
+            if registry
+        ]
+        self.lengths = [
+            (value, len(value))
+            for _, attributes in self.attributes
+            for value in attributes.values()
+            if type(value) in (list, set, dict)
+        ]
+        self.pointers = [
+            (tensor, tensor.data_ptr())
+            for registry, _ in self.registered
+            for tensor in registry.values()
+            if type(tensor) in (Tensor, nn.Parameter)
+        ]
+        self.python = random.getstate()
+        numpy = sys.modules.get("numpy")
+        self.numpy = None if numpy is None else numpy.random.get_state()
+        self.torch = torch.get_rng_state()
+
+    def moved(self) -> str | None:
+        """What is no longer as it was, or None."""
+        for module, before in self.attributes:
+            after = vars(module)
+            if len(after) != len(before) or any(
+                after.get(name, self) is not value for name, value in before.items()
+            ):
+                return f"the forward of {type(module).__name__} assigns to its attributes"
+        for registry, before in self.registered:
+            if any(registry.get(name) is not value for name, value in before.items()):
+                return "a forward replaces a parameter or buffer"
+        if any(len(value) != length for value, length in self.lengths):
+            return "a forward adds to what a module keeps"
+        if any(tensor.data_ptr() != pointer for tensor, pointer in self.pointers):
+            return "a forward assigns to the .data of a parameter or buffer"
+        if random.getstate() != self.python or self._numpy_moved():
+            return "a forward draws random numbers in Python"
+        return None
+
+    def _numpy_moved(self) -> bool:
+        if self.numpy is None:
+            return False
+        before, after = self.numpy, sys.modules["numpy"].random.get_state()
+        return bool(before[2] != after[2] or (before[1] != after[1]).any())
+
+    def put_back(self, tape: Tape) -> None:
+        """Everything that a recording moved, as it was."""
+        for module, before in self.attributes:
+            vars(module).clear()
+            vars(module).update(before)
+        for registry, before in self.registered:
+            registry.clear()
+            registry.update(before)
+        with torch.no_grad():
+            for tensor, held in reversed(tape.undo):
+                tensor.copy_(held)
+        random.setstate(self.python)
+        if self.numpy is not None:
+            sys.modules["numpy"].random.set_state(self.numpy)
+        torch.set_rng_state(self.torch)
+
+
+#: How a critic's batches may be joined, by how it was called.
+_known: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Found]] = weakref.WeakKeyDictionary()
+#: A first call may move what later ones leave alone (modules that initialise themselves).
+_TRIES = 2
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A way to run several batches as one.
+
+    Attributes:
+        batches: their names, in order.
+        divided: whether derivatives are asked of some of them alone.
+    """
+
+    batches: tuple[str, ...]
+    divided: bool
+
+
+class Joining:
+    """What is known of how a critic's batches may be joined.
+
+    Only modules are remembered, and none with a hook, which would run once for all batches.
+
+    Args:
+        critic: of which the module counts, and whether it is in training.
+        images: of which shape, dtype and device count.
+        ways: those that would do, the best first.
+    """
+
+    def __init__(self, critic: Critic, images: Tensor, ways: Sequence[Joined]) -> None:
+        inner = critic.inner
+        modules = list(inner.modules()) if isinstance(inner, nn.Module) else []
+        hooked = any(
+            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
+            for m in modules
+        )
+        globally = nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks
+        self.possible = bool(modules) and not hooked and not globally
+        self.critic = critic
+        self.ways = ways
+        self.key = (
+            images.shape,
+            images.dtype,
+            images.device,
+            torch.is_autocast_enabled(images.device.type),
+            tuple(type(arg) for arg in critic.args),
+            any(module.training for module in modules),
+            tuple(ways),
+        )
+
+    @property
+    def known(self) -> bool:
+        """Whether earlier calls have settled it."""
+        return not self.possible or self._found().tries >= _TRIES or self.way is not None
+
+    @property
+    def way(self) -> Joined | None:
+        """What an earlier call found."""
+        return self._found().way if self.possible else None
+
+    def _found(self) -> _Found:
+        return _known.setdefault(self.critic.inner, {}).setdefault(self.key, _Found())
+
+    def learn(self, recordings: Sequence[Recording]) -> Joined | None:
+        """How batches that were run one by one might as well be joined.
+
+        Args:
+            recordings: of them.
+        """
+        self._found().tries += 1
+        if any(r.tape.moves is not None or not r.apart for r in recordings):
+            return None
+        nodes = [node for each in recordings for node in each.tape.nodes if node.by_images]
+        divisible = all(node.rule.by_rows and not node.rule.curved(node) for node in nodes)
+        return next((way for way in self.ways if divisible or not way.divided), None)
+
+    def remember(self, way: Joined | None) -> None:
+        """Whether it came out as it does one by one; None where it didn't, or does no longer."""
+        self._found().way = way
+
+
+@dataclass
+class _Found:
+    """What is known of a critic that is called in one way.
+
+    Attributes:
+        way: how its batches are joined.
+        tries: how often they were run one by one to find that out.
+    """
+
+    way: Joined | None = None
+    tries: int = 0

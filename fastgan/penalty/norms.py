@@ -1,0 +1,470 @@
+"""Rules of norms: layer, group and instance norm, batch norm in training and with fixed statistics.
+
+With xhat = (x - mean) r over groups of M elements, r = (var + eps)^(-1/2), and
+
+    T(p) = r (p - mean(p) - xhat mean(xhat p))
+
+which is the derivative of xhat and symmetric:
+
+    vjp         T(w d) for x;  sum(d xhat) for w;  sum(d) for b
+    jvp         w T(u)
+    gradients   x: d/dx <p, T(u)> = -r^2 (C (p - mean p) + B (u - mean u) + (A - 3 B C) xhat)
+                w: sum(d T(u))
+                with p = w d, A = mean(p (u - mean u)), B = mean(xhat p), C = mean(xhat u)
+
+Ioffe and Szegedy 2015 (arXiv 1502.03167) for T; the second derivative by differentiating it.
+"""
+
+# ruff: noqa: D102
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+import fastgan.ops.penalty_norm  # noqa: F401 - defines the ops that are called here
+from fastgan.losses import widened
+from fastgan.ops.paths import op_path
+from fastgan.penalty.rule import Autograd, Found, Rule, elements, sum_to
+
+if TYPE_CHECKING:
+    from fastgan.penalty.tape import Node
+
+__all__ = ["BatchNorm", "GroupNorm", "LayerNorm"]
+
+aten = torch.ops.aten
+ops = torch.ops.fastgan
+_PLAIN = Autograd()
+
+
+@dataclass
+class Normalised:
+    """What a norm keeps: xhat in the input's shape, r of each group."""
+
+    xhat: Tensor
+    invstd: Tensor
+
+
+class _Norm(Rule):
+    """Within each sample, by ``fastgan::penalty_norm_*``: maps (M, C, ...), C in groups.
+
+    Attributes:
+        weight: the argument that is w; the next one is b.
+    """
+
+    by_rows = False
+    weight = 1
+
+    @abstractmethod
+    def groups(self, node: Node) -> int:
+        """Groups of channels within a sample."""
+
+    @abstractmethod
+    def maps(self, node: Node, tensor: Tensor) -> Tensor:
+        """A tensor as :meth:`dense` lays it out, as the ops' maps: a view, never a copy."""
+
+    @abstractmethod
+    def vector(self, node: Node, parameter: Tensor) -> Tensor:
+        """A weight or bias as the ops' vector."""
+
+    @abstractmethod
+    def parameter(self, node: Node, vector: Tensor) -> Tensor:
+        """The inverse of :meth:`vector`."""
+
+    def for_node(self, node: Node) -> Rule:
+        others = [v for slot, v in node.slots.items() if slot != 0]
+        return self if 0 in node.slots and not any(v.by_images for v in others) else _PLAIN
+
+    def slots_read(self, node: Node) -> Iterable[Any]:
+        return (self.weight,)
+
+    def batched(self, node: Node, samples: int) -> bool:
+        return True
+
+    def curved(self, node: Node) -> bool:
+        return True
+
+    def backend(self, node: Node) -> tuple[str, str]:
+        found = op_path("penalty_norm_forward_", node.slots[0].device_type)
+        return found.path, found.reason
+
+    def dense(self, node: Node, tensor: Tensor) -> Tensor:
+        """A tensor, or a copy of it, laid out as the ops want it."""
+        last = self.channels_last(node, tensor.dtype)
+        return tensor.contiguous(
+            memory_format=torch.channels_last if last else torch.contiguous_format
+        )
+
+    def channels_last(self, node: Node, dtype: torch.dtype) -> bool:
+        """Whether maps are laid out channels-last."""
+        return len(node.slots[0].shape) == 4 and dtype != torch.float64
+
+    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        input = self.dense(node, args[0])
+        maps = self.maps(node, input)
+        eps = args[-1]
+        xhat, output = torch.empty_like(input), torch.empty_like(input)
+        invstd = torch.empty(
+            maps.size(0), self.groups(node), dtype=_wide(input), device=input.device
+        )
+        weight, bias = (self._vector(node, args[i], input) for i in (self.weight, self.weight + 1))
+        ops.penalty_norm_forward_(
+            maps,
+            weight,
+            bias,
+            self.groups(node),
+            eps,
+            self.maps(node, xhat),
+            invstd,
+            self.maps(node, output),
+        )
+        node.kept = Normalised(xhat, invstd)
+        # Statistics that the functions of torch.nn.functional leave aside.
+        return output, invstd.new_empty(0), invstd.new_empty(0)
+
+    def replay(self, node: Node, args: Sequence[Any]) -> Any:
+        # Not torch's own: its layer and instance norm have wrong third derivatives (2.13).
+        input, eps = args[0], args[-1]
+        maps = widened(self.maps(node, self.dense(node, input)))
+        groups = self.groups(node)
+        grouped = maps.reshape(maps.size(0), groups, maps.size(1) // groups, -1)
+        centred = grouped - grouped.mean((2, 3), keepdim=True)
+        result = centred * (centred.square().mean((2, 3), keepdim=True) + eps).rsqrt()
+        for parameter, combine in zip(
+            args[self.weight : self.weight + 2], (torch.mul, torch.add), strict=True
+        ):
+            if parameter is not None:
+                spread = self.vector(node, parameter).view(groups, -1, 1)
+                result = combine(result, spread)
+        return (self.unmapped(node, result.reshape(maps.shape), input).to(input.dtype), None, None)
+
+    def unmapped(self, node: Node, maps: Tensor, like: Tensor) -> Tensor:
+        """The inverse of :meth:`maps`."""
+        return maps.reshape(like.shape)
+
+    def _vector(self, node: Node, parameter: Tensor | None, like: Tensor) -> Tensor | None:
+        if parameter is None:
+            return None
+        return self.vector(node, parameter).to(_wide(like)).contiguous()
+
+    def _project(self, node: Node, grad: Tensor, tangent: bool) -> Tensor:
+        grad = self.dense(node, grad)
+        output = grad if node.overwrite else torch.empty_like(grad)
+        ops.penalty_norm_project_(
+            self.maps(node, grad),
+            self.maps(node, node.kept.xhat),
+            node.kept.invstd,
+            self._vector(node, node.arg(self.weight), grad),
+            self.groups(node),
+            tangent,
+            self.maps(node, output),
+        )
+        return output
+
+    def _sums(self, node: Node, grad: Tensor, tangent: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The gradients of weight and bias, of a tangent or of the values."""
+        maps, kept = self.maps(node, self.dense(node, grad)), node.kept
+        sums = kept.invstd.new_empty(2, maps.size(0), maps.size(1))
+        means = sums.new_empty(2, *kept.invstd.shape)
+        ops.penalty_norm_gradients_(
+            maps,
+            None if tangent is None else self.maps(node, self.dense(node, tangent)),
+            self.maps(node, kept.xhat),
+            kept.invstd,
+            self.groups(node),
+            sums[0],
+            sums[1],
+            means,
+        )
+        weight_grad, bias_grad = sums.sum(1)
+        return self.parameter(node, weight_grad), self.parameter(node, bias_grad)
+
+    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
+        grad, slots = grads[0], set(wanted)
+        assert grad is not None
+        found: Found = {}
+        if slots - {0}:
+            found[self.weight], found[self.weight + 1] = self._sums(node, grad, None)
+        if 0 in slots:
+            found[0] = self._project(node, grad, tangent=False)
+        return {slot: found[slot] for slot in slots}
+
+    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+        tangent = tangents.get(0)
+        output = None if tangent is None else self._project(node, tangent, tangent=True)
+        return [output, None, None]
+
+    def gradients(
+        self,
+        node: Node,
+        tangents: Found,
+        grads: Sequence[Tensor | None],
+        wanted: Iterable[Any],
+    ) -> Found:
+        grad, tangent, slots = grads[0], tangents.get(0), set(wanted)
+        if grad is None or tangent is None:
+            return {}
+        found: Found = {}
+        if self.weight in slots:
+            found[self.weight] = self._sums(node, grad, tangent)[0]
+        if 0 in slots:
+            grad, tangent = self.dense(node, grad), self.dense(node, tangent)
+            result = torch.empty_like(grad)
+            ops.penalty_norm_curvature_(
+                self.maps(node, grad),
+                self.maps(node, tangent),
+                self.maps(node, node.kept.xhat),
+                node.kept.invstd,
+                self._vector(node, node.arg(self.weight), grad),
+                self.groups(node),
+                self.maps(node, result),
+            )
+            found[0] = result
+        return found
+
+
+class GroupNorm(_Norm):
+    """native_group_norm(x, w, b, N, C, positions, groups, eps): w and b a number for each channel."""
+
+    name = "group_norm"
+
+    def groups(self, node: Node) -> int:
+        return int(node.args[6])
+
+    def maps(self, node: Node, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def vector(self, node: Node, parameter: Tensor) -> Tensor:
+        return parameter
+
+    def parameter(self, node: Node, vector: Tensor) -> Tensor:
+        return vector
+
+
+class LayerNorm(_Norm):
+    """native_layer_norm(x, shape, w, b, eps): over the last dimensions, w and b for each element.
+
+    To the ops each element is a channel, and each group of elements a sample.
+    """
+
+    name = "layer_norm"
+    weight = 2
+
+    def groups(self, node: Node) -> int:
+        return 1
+
+    def batched(self, node: Node, samples: int) -> bool:
+        return len(node.slots[0].shape) > len(node.args[1])
+
+    def channels_last(self, node: Node, dtype: torch.dtype) -> bool:
+        # Channels-last, the last one or two dimensions of a map are no stretch of memory.
+        return super().channels_last(node, dtype) and len(node.args[1]) == 3
+
+    def _ordered(self, node: Node, tensor: Tensor) -> Tensor:
+        last = self.channels_last(node, node.slots[0].dtype)
+        return tensor.movedim(-3, -1) if last else tensor
+
+    def maps(self, node: Node, tensor: Tensor) -> Tensor:
+        return self._ordered(node, tensor).view(-1, elements(node.args[1]))
+
+    def unmapped(self, node: Node, maps: Tensor, like: Tensor) -> Tensor:
+        ordered = self._ordered(node, like)
+        maps = maps.reshape(ordered.shape)
+        return maps.movedim(-1, -3) if ordered is not like else maps
+
+    def vector(self, node: Node, parameter: Tensor) -> Tensor:
+        return self._ordered(node, parameter).reshape(-1)
+
+    def parameter(self, node: Node, vector: Tensor) -> Tensor:
+        shape = node.args[1]
+        if self.channels_last(node, node.slots[0].dtype):
+            channels, height, width = shape
+            return vector.view(height, width, channels).movedim(-1, -3)
+        return vector.view(shape)
+
+
+class BatchNorm(Rule):
+    """native_batch_norm(x, w, b, running mean, running variance, training, momentum, eps).
+
+    In training the groups are channels over the whole batch, which couples its samples; with fixed
+    statistics the op is linear.
+    """
+
+    name = "batch_norm"
+
+    def for_node(self, node: Node) -> Rule:
+        others = [v for slot, v in node.slots.items() if slot != 0]
+        fits = 0 in node.slots and not any(v.by_images for v in others)
+        if not fits or len(node.slots[0].shape) < 2:
+            return _PLAIN
+        return FIXED if not node.args[5] else TRAINING
+
+    def slots_read(self, node: Node) -> Iterable[Any]:
+        return (1,)
+
+    @staticmethod
+    def spread(vector: Tensor | None, like: Tensor) -> Tensor:
+        """One number per channel, to be multiplied with maps."""
+        if vector is None:
+            return torch.ones((), dtype=_wide(like), device=like.device)
+        return vector.to(_wide(like)).view(-1, *[1] * (like.dim() - 2))
+
+    @staticmethod
+    def per_channel(product: Tensor) -> Tensor:
+        """Sums over all but the channels."""
+        return sum_to(product, (1, product.size(1), *[1] * (product.dim() - 2))).view(-1)
+
+
+class _Training(BatchNorm):
+    by_rows = False
+
+    def curved(self, node: Node) -> bool:
+        return True
+
+    def moves(self, node: Node, args: Sequence[Any]) -> Iterable[Tensor]:
+        return [tensor for tensor in args[3:5] if tensor is not None]
+
+    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        output, mean, invstd = func(*args, **kwargs)
+        input = args[0]
+        wide = input.to(_wide(input))
+        xhat = (wide - self.spread(mean, input)) * self.spread(invstd, input)
+        node.kept = Normalised(xhat, invstd)
+        # The op has no need of them again, and they have moved.
+        node.args[3] = node.args[4] = None
+        return output, mean, invstd
+
+    def replay(self, node: Node, args: Sequence[Any]) -> Any:
+        # Not torch's own, whose third derivative is wrong (2.13).
+        input, weight, bias, eps = args[0], args[1], args[2], args[7]
+        dims = [d for d in range(input.dim()) if d != 1]
+        maps = widened(input)
+        centred = maps - maps.mean(dims, keepdim=True)
+        result = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+        if weight is not None:
+            result = result * self.spread(weight, input)
+        if bias is not None:
+            result = result + self.spread(bias, input)
+        return result.to(input.dtype), None, None
+
+    def _mean(self, maps: Tensor) -> Tensor:
+        return maps.mean([d for d in range(maps.dim()) if d != 1], keepdim=True)
+
+    def _project(self, node: Node, p: Tensor) -> Tensor:
+        xhat = node.kept.xhat
+        centred = p - self._mean(p)
+        return centred.sub_(xhat * self._mean(xhat * p)).mul_(self.spread(node.kept.invstd, p))
+
+    def _scaled(self, node: Node, grad: Tensor) -> Tensor:
+        return grad.to(_wide(grad)) * self.spread(node.arg(1), grad)
+
+    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
+        grad, found = grads[0], Found()
+        assert grad is not None
+        for slot in wanted:
+            if slot == 0:
+                found[0] = self._project(node, self._scaled(node, grad)).to(grad.dtype)
+            elif slot == 1:
+                found[1] = self.per_channel(node.kept.xhat * grad)
+            else:
+                found[slot] = self.per_channel(grad)
+        return found
+
+    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+        tangent = tangents.get(0)
+        if tangent is None:
+            return [None, None, None]
+        wide = tangent.to(_wide(tangent))
+        output = self._project(node, wide).mul_(self.spread(node.arg(1), wide))
+        return [output.to(tangent.dtype), None, None]
+
+    def gradients(
+        self,
+        node: Node,
+        tangents: Found,
+        grads: Sequence[Tensor | None],
+        wanted: Iterable[Any],
+    ) -> Found:
+        grad, tangent, slots = grads[0], tangents.get(0), set(wanted)
+        if grad is None or tangent is None:
+            return {}
+        xhat, mean, found = node.kept.xhat, self._mean, Found()
+        u = tangent.to(_wide(tangent))
+        if 1 in slots:
+            found[1] = self.per_channel(self._project(node, u) * grad)
+        if 0 in slots:
+            p = self._scaled(node, grad)
+            p, u = p - mean(p), u - mean(u)
+            a, b, c = mean(p * u), mean(xhat * p), mean(xhat * u)
+            result = p.mul_(c).add_(u.mul_(b)).add_(xhat * (a - 3 * b * c))
+            scale = self.spread(node.kept.invstd, p).square().neg()
+            found[0] = result.mul_(scale).to(grad.dtype)
+        return found
+
+
+class _Fixed(BatchNorm):
+    bends = False
+
+    def batched(self, node: Node, samples: int) -> bool:
+        return True
+
+    def slots_read(self, node: Node) -> Iterable[Any]:
+        return (0, 1) if 1 in node.slots else ()
+
+    def replay(self, node: Node, args: Sequence[Any]) -> Any:
+        return (
+            torch.nn.functional.batch_norm(
+                args[0], args[3], args[4], args[1], args[2], False, args[6], args[7]
+            ),
+            None,
+            None,
+        )
+
+    def _invstd(self, node: Node, like: Tensor) -> Tensor:
+        return (self.spread(node.arg(4), like) + node.args[7]).rsqrt()
+
+    def _times(self, node: Node, grad: Tensor) -> Tensor:
+        scale = self._invstd(node, grad) * self.spread(node.arg(1), grad)
+        return grad.mul_(scale) if node.overwrite else (grad * scale).to(grad.dtype)
+
+    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
+        grad, found = grads[0], Found()
+        assert grad is not None
+        # Weight and bias first: the product may be written over the signal.
+        for slot in sorted(wanted, reverse=True):
+            if slot == 2:
+                found[2] = self.per_channel(grad)
+            elif slot == 1:
+                centred = node.arg(0) - self.spread(node.arg(3), grad)
+                found[1] = self.per_channel(centred * self._invstd(node, grad) * grad)
+            else:
+                found[0] = self._times(node, grad)
+        return found
+
+    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+        tangent = tangents.get(0)
+        return [None if tangent is None else self._times(node, tangent), None, None]
+
+    def gradients(
+        self,
+        node: Node,
+        tangents: Found,
+        grads: Sequence[Tensor | None],
+        wanted: Iterable[Any],
+    ) -> Found:
+        grad, tangent = grads[0], tangents.get(0)
+        if grad is None or tangent is None or 1 not in wanted:
+            return {}
+        return {1: self.per_channel(tangent * self._invstd(node, grad) * grad)}
+
+
+FIXED, TRAINING = _Fixed(), _Training()
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

@@ -1,0 +1,376 @@
+"""Rules of products: convolutions, products of matrices, products element by element.
+
+    y = f(a, b) + c,  f linear in a and in b
+
+    vjp         a: f^T(d, b)       b: f^T(a, d)       c: d, summed over what c is repeated for
+    jvp         f(u_a, b) + f(a, u_b)
+    gradients   a: f^T(d, u_b)         b: f^T(u_a, d)
+
+where f^T is f's transpose in one of its factors. Usually a comes of the images and b is a
+parameter; then the gradient of <d, J u> in b is that of <d, y> with u in the place of a, so that
+one product serves both (``merges``).
+"""
+
+# ruff: noqa: D102
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from fastgan.fusion import BiasActivation
+from fastgan.ops import aten_convolution, triton_convolution
+from fastgan.ops.chain import convolution_path
+from fastgan.ops.convolution_choice import explained, fastest
+from fastgan.ops.stages import Stage
+from fastgan.penalty.rule import Autograd, Found, Rule, aligned, sum_to
+
+if TYPE_CHECKING:
+    from fastgan.penalty.tape import Node
+
+__all__ = ["Convolution", "Divide", "MatrixProduct", "Multiply"]
+
+aten = torch.ops.aten
+_PLAIN = Autograd()
+_POINTWISE = Autograd(pointwise=True)
+
+
+class Product(Rule):
+    """y = f(a, b) + c.
+
+    Attributes:
+        left: the argument that is a.
+        right: the argument that is b.
+        bias: the argument that is c, or None.
+    """
+
+    left = 0
+    right = 1
+    bias: int | None = None
+    bends = False
+    merges = True
+
+    @abstractmethod
+    def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
+        """f(a, b)."""
+
+    @abstractmethod
+    def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
+        """f^T(d, b), in the shape of a."""
+
+    @abstractmethod
+    def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
+        """f^T(a, d), in the shape of b."""
+
+    def to_bias(self, node: Node, grad: Tensor) -> Tensor:
+        """The sum of d over what c is repeated for."""
+        assert self.bias is not None
+        return sum_to(grad, node.slots[self.bias].shape)
+
+    def slots_read(self, node: Node) -> Iterable[Any]:
+        left, right = node.slots.get(self.left), node.slots.get(self.right)
+        if left is not None and right is not None and (right.by_parameters or right.by_images):
+            yield self.left
+        if right is not None and left is not None:
+            yield self.right
+
+    def curved(self, node: Node) -> bool:
+        return all(s in node.slots and node.slots[s].by_images for s in (self.left, self.right))
+
+    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
+        (grad,) = grads
+        assert grad is not None
+        found: Found = {}
+        for slot in wanted:
+            if slot == self.left:
+                found[slot] = self.to_left(node, grad, node.arg(self.right))
+            elif slot == self.right:
+                found[slot] = self.to_right(node, node.arg(self.left), grad)
+            elif slot == self.bias:
+                found[slot] = self.to_bias(node, grad)
+        return found
+
+    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+        result: Tensor | None = None
+        left, right = tangents.get(self.left), tangents.get(self.right)
+        if left is not None:
+            result = self.product(node, left, node.arg(self.right))
+        if right is not None:
+            part = self.product(node, node.arg(self.left), right)
+            result = part if result is None else result.add_(part)
+        bias = None if self.bias is None else tangents.get(self.bias)
+        if bias is not None:
+            result = bias if result is None else result + bias
+        (output,) = node.outputs
+        assert output is not None
+        if result is not None and result.shape[1:] != output.shape[1:]:
+            result = result.expand(node.shape_of(output, result) if result.dim() else output.shape)
+        return [result]
+
+    def gradients(
+        self,
+        node: Node,
+        tangents: Found,
+        grads: Sequence[Tensor | None],
+        wanted: Iterable[Any],
+    ) -> Found:
+        (grad,) = grads
+        assert grad is not None
+        left, right = tangents.get(self.left), tangents.get(self.right)
+        found: Found = {}
+        for slot in wanted:
+            if slot == self.left and right is not None:
+                found[slot] = self.to_left(node, grad, right)
+            elif slot == self.right and left is not None:
+                found[slot] = self.to_right(node, left, grad)
+        return found
+
+
+class MatrixProduct(Product):
+    """mm, bmm and, with a bias, addmm, baddbmm.
+
+    Args:
+        bias: whether the first argument is one.
+    """
+
+    def __init__(self, *, bias: bool = False) -> None:
+        self.left, self.right = (1, 2) if bias else (0, 1)
+        self.bias = 0 if bias else None
+
+    def for_node(self, node: Node) -> Rule:
+        scaled = any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta"))
+        return _PLAIN if scaled else self
+
+    def batched(self, node: Node, samples: int) -> bool:
+        value, output = node.slots.get(self.left), node.outputs[0]
+        other = node.slots.get(self.right)
+        assert output is not None
+        if value is None or not value.by_images:
+            return False
+        if len(output.shape) == 2 and other is not None and other.by_images:
+            return False
+        return value.shape[0] == output.shape[0]
+
+    def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
+        return left @ right
+
+    def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
+        return grad @ right.mT
+
+    def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
+        return left.mT @ grad
+
+
+class Multiply(Product):
+    """a * b, element by element, with broadcasting."""
+
+    broadcasts = True
+
+    def for_node(self, node: Node) -> Rule:
+        if 0 not in node.slots:  # a constant times what is on the tape
+            node.args[0], node.args[1] = node.args[1], node.args[0]
+            node.slots = {0: node.slots[1]}
+        elif 1 in node.slots and node.slots[1].by_images and not node.slots[0].by_images:
+            node.args[0], node.args[1] = node.args[1], node.args[0]
+            node.slots = {0: node.slots[1], 1: node.slots[0]}
+        return self
+
+    def batched(self, node: Node, samples: int) -> bool:
+        return aligned(node)
+
+    def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
+        return (left * right).to(self._dtype(node))
+
+    def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
+        if node.overwrite and not isinstance(right, Tensor):
+            return grad.mul_(right)
+        value = node.slots[0]
+        return sum_to(grad * right, node.shape_of(value, grad)).to(value.dtype)
+
+    def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
+        value = node.slots[1]
+        return sum_to(left * grad, node.shape_of(value, grad))
+
+    @staticmethod
+    def _dtype(node: Node) -> torch.dtype:
+        (output,) = node.outputs
+        assert output is not None
+        return output.dtype
+
+
+class Divide(Multiply):
+    """a / b, which is linear in a and in 1 / b."""
+
+    def for_node(self, node: Node) -> Rule:
+        divisor = node.slots.get(1)
+        fits = 0 in node.slots and not (divisor is not None and divisor.by_images)
+        fits = fits and not node.kwargs.get("rounding_mode") and node.slots[0].by_images
+        return self if fits else _POINTWISE
+
+    def slots_read(self, node: Node) -> Iterable[Any]:
+        yield from super().slots_read(node)
+        if 1 in node.slots:
+            yield 1
+
+    def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
+        return (left / right).to(self._dtype(node))
+
+    def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
+        value = node.slots[0]
+        return sum_to(grad / right, node.shape_of(value, grad)).to(value.dtype)
+
+    def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
+        return -super().to_right(node, left, grad) / node.arg(1).square()
+
+
+class Convolution(Product):
+    """Convolution and transposed convolution in any number of dimensions.
+
+    Runs where the library's choice of backends sends it: Triton's kernels, C++ on CPUs, or ATen.
+    The node keeps its weight as that backend wants it.
+    """
+
+    bias = 2
+
+    def for_node(self, node: Node) -> Rule:
+        others = [node.slots.get(i) for i in (1, 2)]
+        if 0 not in node.slots or any(v is not None and v.by_images for v in others):
+            return _PLAIN
+        return self if len(node.slots[0].shape) == len(node.args[1].shape) else _PLAIN
+
+    def batched(self, node: Node, samples: int) -> bool:
+        return True
+
+    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        input, weight, bias = args[:3]
+        node.kept = self._laid_out(weight.detach())
+        return self._forward(node, input, node.kept, bias)
+
+    def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
+        return self._forward(node, left, self._kept(node, right), None)
+
+    def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
+        weight = self._kept(node, right)
+        shape = node.shape_of(node.slots[0], grad)
+        input = grad.new_empty(()).expand(shape)
+        stage = self._stage(node)
+        if stage is None:
+            return self._backward(node, grad, input, weight, [True, False, False])[0]
+        if self._by_triton(stage, input, weight):
+            return triton_convolution.input_gradient(stage, grad, input, weight, None, None)[0]
+        backend = fastest(stage, input, weight, "input_gradient")
+        if backend is aten_convolution:
+            return self._transpose(node, grad, input, weight)
+        found: Tensor = backend.input_gradient(stage, grad, input, weight)
+        return found
+
+    def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
+        weight = self._kept(node, None)
+        stage = self._stage(node)
+        if stage is None:
+            return self._backward(node, grad, left, weight, [False, True, False])[1]
+        if self._by_triton(stage, left, weight):
+            return triton_convolution.weight_gradient(stage, grad, left, weight, None, None, False)[
+                0
+            ]
+        backend = fastest(stage, left, weight, "weight_gradient")
+        found: Tensor = backend.weight_gradient(stage, grad, left, weight, False)[0]
+        return found
+
+    def to_bias(self, node: Node, grad: Tensor) -> Tensor:
+        (channels,) = node.slots[2].shape
+        return sum_to(grad, (1, channels, *[1] * (grad.dim() - 2))).view(channels)
+
+    def backend(self, node: Node) -> tuple[str, str]:
+        stage = self._stage(node)
+        if stage is None:
+            return "aten", "a convolution in other than two dimensions"
+        weight = self._kept(node, None)
+        path, reason = convolution_path(stage, weight, weight.device, node.slots[0].dtype)
+        if path == "aten" and weight.device.type == "cpu":
+            path, reason = explained(stage, weight, node.slots[0].dtype)
+        return path, reason
+
+    def _forward(self, node: Node, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        stage = self._stage(node)
+        if stage is None:
+            output: Tensor = aten.convolution(input, weight, bias, *node.args[3:])
+            return output
+        if self._by_triton(stage, input, weight):
+            return triton_convolution.forward(stage, input, weight, None, BiasActivation(bias))[0]
+        backend = fastest(stage, input, weight, "forward")
+        output = backend.forward(stage, input, weight, bias)
+        return output
+
+    @staticmethod
+    def _by_triton(stage: Stage, input: Tensor, weight: Tensor) -> bool:
+        return convolution_path(stage, weight, input.device, input.dtype)[0] == "triton"
+
+    @staticmethod
+    def _laid_out(weight: Tensor) -> Tensor:
+        if weight.dim() == 4 and weight.dtype != torch.float64:
+            return weight.contiguous(memory_format=torch.channels_last)
+        return weight
+
+    def _kept(self, node: Node, weight: Tensor | None) -> Tensor:
+        if node.kept is None:
+            node.kept = self._laid_out(node.arg(1) if weight is None else weight)
+        kept: Tensor = node.kept
+        return kept
+
+    @staticmethod
+    def _stage(node: Node) -> Stage | None:
+        stride, padding, dilation, transposed, output_padding, groups = node.args[3:9]
+        if len(node.slots[0].shape) != 4:
+            return None
+        kind = "conv_transpose2d" if transposed else "conv2d"
+        pairs = [_pair(setting) for setting in (stride, padding, dilation, output_padding)]
+        return Stage(kind, pairs[0], pairs[1], pairs[2], pairs[3], groups)
+
+    @staticmethod
+    def _transpose(node: Node, grad: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+        """ATen's transpose of the convolution: the forward pass of the other kind."""
+        stride, padding, dilation, transposed, _, groups = node.args[3:9]
+        size = input.shape[2:]
+        if transposed:
+            found: Tensor = aten.convolution(
+                grad, weight, None, stride, padding, dilation, False, [0] * len(size), groups
+            )
+            for dim, length in enumerate(size):
+                # An output padding beyond the stride (dilation allows it) makes some too many.
+                found = found.narrow(dim + 2, 0, length)
+            return found
+        # The rows and columns that the stride skipped come back as padding.
+        skipped = [
+            n - ((m - 1) * s - 2 * p + r * (k - 1) + 1)
+            for n, m, s, p, r, k in zip(
+                size,
+                grad.shape[2:],
+                _pair(stride),
+                _pair(padding),
+                _pair(dilation),
+                weight.shape[2:],
+                strict=True,
+            )
+        ]
+        found = aten.convolution(
+            grad, weight, None, stride, padding, dilation, True, skipped, groups
+        )
+        return found
+
+    @staticmethod
+    def _backward(
+        node: Node, grad: Tensor, input: Tensor, weight: Tensor, mask: list[bool]
+    ) -> Sequence[Any]:
+        found: Sequence[Any] = aten.convolution_backward(
+            grad, input, weight, None, *node.args[3:9], mask
+        )
+        return found
+
+
+def _pair(setting: Sequence[int]) -> tuple[int, int]:
+    return (setting[0], setting[-1])

@@ -1,0 +1,338 @@
+"""What a tape has to know of an op: its derivatives.
+
+With J the derivative of the op's results in what it takes, d the gradient of the results (a
+signal), u a tangent of what it takes:
+
+    vjp         J^T d                                    from results to inputs and parameters
+    jvp         J u                                      from inputs to results
+    gradients   the gradient of <d, J u> in what the op takes, with d and u held fixed
+
+:class:`Autograd` asks autograd for all three, one op at a time; so there is no op without them.
+Ops that are worth it have rules of their own (:mod:`fastgan.penalty.rules` is their table).
+
+Where arguments are meant, a slot is the position of one, or of a list and an item in it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from fastgan.penalty.tape import Node, Value
+
+__all__ = [
+    "Autograd",
+    "Found",
+    "Graph",
+    "Rule",
+    "aligned",
+    "dimension",
+    "elements",
+    "layout_of",
+    "sum_to",
+    "with_random",
+]
+
+Found = dict[Any, "Tensor | None"]
+
+
+class Rule:
+    """The derivatives of an op.
+
+    Attributes:
+        name: for tables; empty for the op's own.
+        bends: whether the op isn't linear in the images.
+        by_rows: whether the derivatives can be had of some of the rows alone.
+        broadcasts: whether what the op takes meets row by row, so that a constant may have rows.
+        merges: whether ``gradients`` is linear in the tangent as it is in the input itself, so that
+            a sum of both may stand for it.
+        ours: whether it is this library's, and not autograd's.
+        left: the argument that ``merges`` speaks of.
+        bias: the argument that is only added; None if there is none.
+    """
+
+    name = ""
+    bends = True
+    by_rows = True
+    broadcasts = False
+    merges = False
+    ours = True
+    left = 0
+    bias: int | None = None
+
+    def for_node(self, node: Node) -> Rule:
+        """This rule, or another one that fits the node's arguments."""
+        return self
+
+    def slots_read(self, node: Node) -> Iterable[Any]:
+        """Of which inputs the derivatives want the data."""
+        return node.slots
+
+    def reads_output(self, node: Node) -> bool:
+        """Whether the derivatives want the first result's data."""
+        return False
+
+    def reads(self, node: Node) -> Iterator[Value]:
+        """The values whose data the derivatives want."""
+        for slot in self.slots_read(node):
+            if slot in node.slots:
+                yield node.slots[slot]
+        if self.reads_output(node) and node.outputs and node.outputs[0] is not None:
+            yield node.outputs[0]
+
+    def moves(self, node: Node, args: Sequence[Any]) -> Iterable[Tensor]:
+        """The tensors that the op changes beside its results, though its schema says nothing."""
+        return ()
+
+    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """The op itself."""
+        return func(*args, **kwargs)
+
+    def replay(self, node: Node, args: Sequence[Any]) -> Any:
+        """The op in functions that autograd differentiates to any order."""
+        return node.func(*args, **node.kwargs)
+
+    def batched(self, node: Node, samples: int) -> bool:
+        """Whether each row of the result comes of the same row of the (batched) inputs."""
+        return False
+
+    def curved(self, node: Node) -> bool:
+        """Whether the derivative depends on the images."""
+        return False
+
+    def backend(self, node: Node) -> tuple[str, str]:
+        """Whose arithmetic it is, in :class:`fastgan.report.Row`'s word, and why."""
+        return "aten", ""
+
+    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
+        """J^T d for the wanted slots."""
+        raise NotImplementedError(type(self).__name__)
+
+    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+        """J u, for each result."""
+        raise NotImplementedError(type(self).__name__)
+
+    def gradients(
+        self,
+        node: Node,
+        tangents: Found,
+        grads: Sequence[Tensor | None],
+        wanted: Iterable[Any],
+    ) -> Found:
+        """The gradient of <d, J u>."""
+        return {}
+
+
+class Autograd(Rule):
+    """Asks autograd for the derivatives of one op.
+
+    Args:
+        pointwise: whether the op works element by element.
+    """
+
+    ours = False
+
+    def __init__(self, *, pointwise: bool = False) -> None:
+        self.pointwise = pointwise
+        self.by_rows = self.broadcasts = pointwise
+
+    def batched(self, node: Node, samples: int) -> bool:
+        return self.pointwise and aligned(node)
+
+    def curved(self, node: Node) -> bool:
+        return True
+
+    def backend(self, node: Node) -> tuple[str, str]:
+        return "autograd", "autograd, of this op alone"
+
+    def graph(self, node: Node) -> tuple[list[Tensor | None], dict[Any, Tensor]]:
+        """The op run anew under autograd: its results, and what it took."""
+        inputs = {slot: node.data(v).detach().requires_grad_() for slot, v in node.slots.items()}
+        arguments = [node.arg(position) for position in range(len(node.args))]
+        for slot, tensor in inputs.items():
+            if isinstance(slot, tuple):
+                arguments[slot[0]][slot[1]] = tensor
+            else:
+                arguments[slot] = tensor
+        results = with_random(node, lambda: node.func(*arguments, **node.kwargs))
+        if not isinstance(results, (tuple, list)):
+            results = [results]
+        return list(results), inputs
+
+    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
+        with torch.enable_grad():
+            results, inputs = self.graph(node)
+        slots = list(wanted)
+        pairs = _recorded(results, grads)
+        if not pairs or not slots:
+            return {}
+        found = torch.autograd.grad(
+            [result for result, _ in pairs],
+            [inputs[slot] for slot in slots],
+            [grad for _, grad in pairs],
+            allow_unused=True,
+            retain_graph=True,
+        )
+        return dict(zip(slots, found, strict=True))
+
+    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+        with torch.enable_grad():
+            results, inputs = self.graph(node)
+            probes = [
+                torch.zeros_like(result, requires_grad=True)
+                if isinstance(result, Tensor) and result.requires_grad
+                else None
+                for result in results
+            ]
+            product = _product(results, probes, inputs, tangents)
+        wanted = [probe for probe in probes if probe is not None]
+        if product is None or not wanted:
+            return [None] * len(results)
+        found = iter(torch.autograd.grad(product, wanted, allow_unused=True, retain_graph=True))
+        return [None if probe is None else next(found) for probe in probes]
+
+    def gradients(
+        self,
+        node: Node,
+        tangents: Found,
+        grads: Sequence[Tensor | None],
+        wanted: Iterable[Any],
+    ) -> Found:
+        slots = list(wanted)
+        with torch.enable_grad():
+            results, inputs = self.graph(node)
+            product = _product(results, grads, inputs, tangents)
+        if product is None or not product.requires_grad or not slots:
+            return {}
+        found = torch.autograd.grad(
+            product, [inputs[slot] for slot in slots], allow_unused=True, retain_graph=True
+        )
+        return dict(zip(slots, found, strict=True))
+
+
+class Graph(Autograd):
+    """The autograd graph of what torch's modes don't see, as it was recorded."""
+
+    def graph(self, node: Node) -> tuple[list[Tensor | None], dict[Any, Tensor]]:
+        result, leaves = node.kept
+        return [result], dict(enumerate(leaves))
+
+    def replay(self, node: Node, args: Sequence[Any]) -> Any:
+        raise RuntimeError(
+            f"create_graph is set, but the critic calls what can't be run a second time "
+            f"({node.func}); expected path='autograd', or create_graph=False"
+        )
+
+
+def with_random(node: Node, call: Callable[[], Any]) -> Any:
+    """``call()``, drawing the numbers that the node drew."""
+    if node.random is None:
+        return call()
+    device, state = node.random
+    cuda = device.type == "cuda"
+    with torch.random.fork_rng([device] if cuda else []):
+        if cuda:
+            torch.cuda.set_rng_state(state, device)
+        else:
+            torch.set_rng_state(state)
+        return call()
+
+
+def _recorded(
+    results: Sequence[Any], grads: Sequence[Tensor | None]
+) -> list[tuple[Tensor, Tensor]]:
+    return [
+        (result, grad)
+        for result, grad in zip(results, grads, strict=False)
+        if isinstance(result, Tensor) and result.requires_grad and grad is not None
+    ]
+
+
+def _product(
+    results: Sequence[Any],
+    grads: Sequence[Tensor | None],
+    inputs: dict[Any, Tensor],
+    tangents: Found,
+) -> Tensor | None:
+    """<d, J u> as a function of the inputs, or None where it is zero."""
+    pairs = _recorded(results, grads)
+    slots = [slot for slot, tangent in tangents.items() if tangent is not None]
+    if not pairs or not slots:
+        return None
+    found = torch.autograd.grad(
+        [result for result, _ in pairs],
+        [inputs[slot] for slot in slots],
+        [grad for _, grad in pairs],
+        create_graph=True,
+        allow_unused=True,
+    )
+    total: Tensor | None = None
+    for slot, grad in zip(slots, found, strict=True):
+        tangent = tangents[slot]
+        if grad is None or tangent is None:
+            continue
+        part = _inner(grad, tangent)
+        total = part if total is None else total + part
+    return total
+
+
+def _inner(left: Tensor, right: Tensor) -> Tensor:
+    if left.is_complex():
+        left, right = torch.view_as_real(left), torch.view_as_real(right.to(left.dtype))
+    return (left * right).sum()
+
+
+def aligned(node: Node) -> bool:
+    """Whether the first dimension of what depends on the images is that of the result."""
+    shapes = [value.shape for value in node.slots.values() if value.by_images]
+    outputs = [value.shape for value in node.outputs if value is not None] or shapes[:1]
+    return all(
+        len(shape) == len(output) and shape[0] == output[0]
+        for shape in shapes
+        for output in outputs
+        if output
+    ) and all(shapes)
+
+
+def sum_to(grad: Tensor, shape: Sequence[int]) -> Tensor:
+    """``grad`` summed over what ``shape`` was broadcast along; halves are summed in float32."""
+    if tuple(grad.shape) == tuple(shape):
+        return grad
+    if grad.dtype in (torch.float16, torch.bfloat16):
+        return _sum_halves(grad, shape)
+    return grad.sum_to_size(tuple(shape))
+
+
+def _sum_halves(grad: Tensor, shape: Sequence[int]) -> Tensor:
+    extra = grad.dim() - len(shape)
+    summed = [d for d in range(grad.dim()) if d < extra or shape[d - extra] != grad.shape[d]]
+    if grad.device.type != "cpu" or 0 not in summed:
+        return grad.sum(summed, keepdim=True, dtype=torch.float32).view(tuple(shape))
+    # On the CPU torch widens all before it sums: in pieces, which are small enough for its caches.
+    pieces = grad.split(max(1, grad.size(0) // 16))
+    sums = [piece.sum(summed, keepdim=True, dtype=torch.float32) for piece in pieces]
+    return torch.stack(sums).sum(0).view(tuple(shape))
+
+
+def dimension(node: Node, position: int, default: int = 0, slot: Any = 0) -> int:
+    """An argument that names a dimension, counted from the first."""
+    dim = node.args[position] if position < len(node.args) else default
+    rank = len(node.slots[slot].shape)
+    return int(dim) % max(rank, 1)
+
+
+def elements(shape: Sequence[int]) -> int:
+    """How many numbers a tensor of that shape holds."""
+    return math.prod(shape)
+
+
+def layout_of(shape: Sequence[int], dtype: torch.dtype) -> torch.memory_format:
+    """Of images: channels-last for maps in the dtypes that convolutions are fast in."""
+    if len(shape) == 4 and dtype != torch.float64:
+        return torch.channels_last
+    return torch.contiguous_format

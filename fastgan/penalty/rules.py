@@ -1,0 +1,122 @@
+"""The table of rules: a line for each ATen op. Of the others, autograd is asked."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan.penalty.elementwise import PIECEWISE_LINEAR, SMOOTH, Dropout, PReLU
+from fastgan.penalty.linear import LINEAR, REGION
+from fastgan.penalty.norms import BatchNorm, GroupNorm, LayerNorm
+from fastgan.penalty.products import Convolution, Divide, MatrixProduct, Multiply
+from fastgan.penalty.rule import Autograd, Graph, Rule
+
+__all__ = ["GRAPH", "REGION", "RULES", "Op", "rule_of"]
+
+aten = torch.ops.aten
+GRAPH = Graph()
+_AUTOGRAD, _POINTWISE = Autograd(), Autograd(pointwise=True)
+
+RULES: dict[Any, Rule] = {
+    aten.convolution.default: Convolution(),
+    aten.mm.default: MatrixProduct(),
+    aten.bmm.default: MatrixProduct(),
+    aten.addmm.default: MatrixProduct(bias=True),
+    aten.baddbmm.default: MatrixProduct(bias=True),
+    aten.mul.Tensor: Multiply(),
+    aten.mul.Scalar: Multiply(),
+    aten.div.Tensor: Divide(),
+    aten.div.Scalar: Divide(),
+    aten._prelu_kernel.default: PReLU(),
+    aten.native_dropout.default: Dropout(),
+    aten.native_layer_norm.default: LayerNorm(),
+    aten.native_group_norm.default: GroupNorm(),
+    aten.native_batch_norm.default: BatchNorm(),
+    **PIECEWISE_LINEAR,
+    **SMOOTH,
+    **LINEAR,
+}
+
+#: What takes a tensor for its shape alone.
+_CONSTANT = {
+    "aten::bernoulli",
+    "aten::empty_like",
+    "aten::full_like",
+    "aten::new_empty",
+    "aten::new_empty_strided",
+    "aten::new_full",
+    "aten::new_ones",
+    "aten::new_zeros",
+    "aten::ones_like",
+    "aten::rand_like",
+    "aten::randint_like",
+    "aten::randn_like",
+    "aten::zeros_like",
+}
+_VIEWS = {aten.view.default, aten._unsafe_view.default}
+
+
+@dataclass(frozen=True)
+class Op:
+    """What a tape has to know of an op before it runs.
+
+    Attributes:
+        rule: its derivatives.
+        writes: names or positions of the arguments that it writes to.
+        functional: the same without writing; None if there is none.
+        random: whether it draws random numbers.
+        constant: whether it takes its tensors for their shape alone.
+        view: whether its result shares its first argument's memory.
+    """
+
+    rule: Rule
+    writes: tuple[tuple[int, str], ...]
+    functional: Any
+    random: bool
+    constant: bool
+    view: bool
+
+    def written(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
+        """The tensors that a call writes to."""
+        for position, name in self.writes:
+            found = args[position] if position < len(args) else kwargs.get(name)
+            for tensor in found if isinstance(found, (list, tuple)) else (found,):
+                if isinstance(tensor, Tensor):
+                    yield tensor
+
+
+@functools.cache
+def rule_of(func: Any) -> Op:
+    """What is known of an ATen op, or of another library's."""
+    schema = func._schema
+    writes = tuple(
+        (position, argument.name)
+        for position, argument in enumerate(schema.arguments)
+        if argument.alias_info is not None and argument.alias_info.is_write
+    )
+    rule = RULES.get(func)
+    if rule is None:
+        rule = _POINTWISE if torch.Tag.pointwise in func.tags else _AUTOGRAD
+    return Op(
+        rule,
+        writes,
+        _functional(func) if writes else None,
+        torch.Tag.nondeterministic_seeded in func.tags,
+        schema.name in _CONSTANT,
+        func in _VIEWS,
+    )
+
+
+def _functional(func: Any) -> Any:
+    """aten.relu_.default -> aten.relu.default."""
+    namespace, _, name = func._schema.name.partition("::")
+    if not name.endswith("_"):
+        return None
+    packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
+    overload = func._overloadname
+    return None if packet is None else getattr(packet, overload, None)

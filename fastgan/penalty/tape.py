@@ -1,0 +1,894 @@
+"""Records what a critic does to its images: a tape of ATen ops.
+
+The critic runs once, as it is, on real tensors, while two of torch's modes watch. A function mode
+sees every call of a torch function. One that meets the images, or what came of them, runs without
+autograd and under a dispatch mode, which writes its ATen ops to the tape. Everything else (spectral
+norm, embeddings of labels, counters) runs as ever, under autograd: a tensor that requires grad and
+meets the tape becomes one of the tape's parameters, with its graph behind it.
+
+What the critic is handed are plain tensors. They require grad, as they would in a double backward,
+so what torch's modes don't see (a ``torch.autograd.Function``, a scripted module) leaves an
+autograd graph that leads back to them; the tape takes such a graph as one entry (:class:`Graph`).
+
+In-place ops, and views that change with them, are recorded as new values: :meth:`Tape._write`.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from fastgan import recording
+from fastgan.penalty.rule import Rule, layout_of, with_random
+from fastgan.penalty.rules import GRAPH, REGION, rule_of
+
+__all__ = ["Changed", "Node", "Samples", "Tape", "Unrecordable", "Value"]
+
+
+class Unrecordable(BaseException):
+    """No tape can be made; the message says why.
+
+    Not an ``Exception``: a critic's own ``except Exception`` must not take it for its own.
+    """
+
+
+class Changed(BaseException):
+    """A joined batch meets an op after which it can't go on: state moves, or samples mix."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Some of a batch's samples, next to one another.
+
+    Attributes:
+        start: the first.
+        stop: one after the last.
+        batch: how many the batch has.
+    """
+
+    start: int
+    stop: int
+    batch: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """Their rows of a tensor that has as many for each sample."""
+        each = tensor.size(0) // self.batch
+        return tensor[self.start * each : self.stop * each]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+class Value:
+    """A tensor on the tape.
+
+    Attributes:
+        shape: its shape.
+        dtype: its dtype.
+        device_type: "cpu" or "cuda".
+        by_images: whether it depends on the images.
+        by_parameters: whether it depends on a parameter.
+        leaf: the parameter itself, if it is one.
+        batched: whether row n of it, or the n-th group of as many rows, depends on sample n alone.
+        tensor: its data, kept if a rule reads them.
+        readers: how many entries of the tape still want the data.
+    """
+
+    __slots__ = (
+        "batched",
+        "by_images",
+        "by_parameters",
+        "device_type",
+        "dtype",
+        "leaf",
+        "readers",
+        "shape",
+        "tensor",
+    )
+
+    def __init__(self, tensor: Tensor, by_images: bool, by_parameters: bool, batched: bool) -> None:
+        self.shape = tensor.shape
+        self.dtype = tensor.dtype
+        self.device_type = tensor.device.type
+        self.by_images = by_images
+        self.by_parameters = by_parameters
+        self.batched = batched
+        self.leaf: Tensor | None = None
+        self.tensor: Tensor | None = None
+        self.readers = 0
+
+
+class Node:
+    """An op on the tape.
+
+    Attributes:
+        func: the ATen op.
+        args: its arguments, with a :class:`Value` for each tensor on the tape.
+        kwargs: its keyword arguments.
+        slots: where it takes values, and which.
+        outputs: its results; None for those that aren't differentiable.
+        rule: its derivatives.
+        by_images: whether it depends on the images.
+        rows: the samples that the rule is to work on; None for all.
+        overwrite: whether a rule may write its result over the signal or tangent it is given.
+        kept: what the rule's own forward pass kept.
+        random: the random state that it began with, if it draws numbers.
+        layer: the module that called it, if anybody asked (:func:`fastgan.explain`).
+    """
+
+    __slots__ = (
+        "args",
+        "by_images",
+        "func",
+        "kept",
+        "kwargs",
+        "layer",
+        "outputs",
+        "overwrite",
+        "random",
+        "rows",
+        "rule",
+        "slots",
+    )
+
+    def __init__(self, func: Any, rule: Rule, args: list[Any], kwargs: dict[str, Any]) -> None:
+        self.func = func
+        self.rule = rule
+        self.args = args
+        self.kwargs = kwargs
+        self.slots: dict[Any, Value] = {}
+        self.outputs: list[Value | None] = []
+        self.by_images = False
+        self.rows: Samples | None = None
+        self.overwrite = False
+        self.kept: Any = None
+        self.random: tuple[torch.device, Tensor] | None = None
+        self.layer = ""
+
+    def arg(self, position: int, default: Any = None) -> Any:
+        """An argument; of a tensor the data, of rows only if only some are asked for."""
+        if position >= len(self.args):
+            return default
+        found = self.args[position]
+        if isinstance(found, Value):
+            return self.data(found)
+        if isinstance(found, Tensor):
+            return self._constant(found)
+        if isinstance(found, list):
+            return [self.data(v) if isinstance(v, Value) else self._constant(v) for v in found]
+        return found
+
+    def resolved(self, data: dict[Value, Tensor]) -> list[Any]:
+        """The arguments, with other tensors for the values."""
+
+        def one(argument: Any) -> Any:
+            if isinstance(argument, Value):
+                return data[argument]
+            return [one(item) for item in argument] if isinstance(argument, list) else argument
+
+        return [one(argument) for argument in self.args]
+
+    def data(self, value: Value) -> Tensor:
+        """A value's data, or the rows of it that are asked for."""
+        assert value.tensor is not None
+        return self.windowed(value.tensor) if self.has_rows(value) else value.tensor
+
+    def windowed(self, tensor: Tensor) -> Tensor:
+        """The rows of a tensor that are asked for."""
+        return tensor if self.rows is None else self.rows.of(tensor)
+
+    def has_rows(self, taken: Value | Tensor) -> bool:
+        """Whether what the op takes has rows that go with those of the result."""
+        (output, *_) = self.outputs
+        if isinstance(taken, Value) and taken.by_images:
+            return True
+        return (
+            self.rule.broadcasts
+            and output is not None
+            and len(taken.shape) == len(output.shape) > 0
+            and taken.shape[0] == output.shape[0]
+        )
+
+    def _constant(self, found: Any) -> Any:
+        cut = self.rows is not None and isinstance(found, Tensor) and self.has_rows(found)
+        return self.windowed(found) if cut else found
+
+    @property
+    def output(self) -> Tensor:
+        """The first result's data."""
+        (value, *_) = self.outputs
+        assert value is not None
+        return self.data(value)
+
+    def shape_of(self, value: Value, like: Tensor) -> tuple[int, ...]:
+        """A value's shape, with as many rows as go with ``like``, a tensor of the first output."""
+        (output, *_) = self.outputs
+        assert output is not None
+        if self.rows is None or not value.shape or not output.shape or not self.has_rows(value):
+            return tuple(value.shape)
+        return (value.shape[0] * like.size(0) // output.shape[0], *value.shape[1:])
+
+    def released(self) -> None:
+        """The op's derivatives are done with."""
+        for value in self._read():
+            value.readers -= 1
+            if value.readers == 0 and value.leaf is None:
+                value.tensor = None
+        if self.rule is not GRAPH:
+            self.kept = None
+
+    def reading(self) -> None:
+        """The op's derivatives will want what its rule reads."""
+        for value in self._read():
+            value.readers += 1
+
+    def _read(self) -> Iterator[Value]:
+        return self.rule.reads(self)
+
+
+@dataclass
+class _Storage:
+    """What a storage that was written to in place holds.
+
+    Attributes:
+        owner: the value and the geometry of the tensor that was there first; None if that isn't on
+            the tape.
+        before: a copy of the storage as it was, where the owner isn't on the tape.
+        writes: the values written since, and where.
+    """
+
+    owner: tuple[Value, tuple[Any, ...]] | None
+    before: Tensor | None
+    writes: list[tuple[Value, tuple[Any, ...]]] = field(default_factory=list)
+
+
+def _geometry(tensor: Tensor) -> tuple[Any, ...]:
+    return tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
+
+
+def _storage(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _tensors(structure: Any) -> Iterator[Tensor]:
+    if isinstance(structure, Tensor):
+        yield structure
+    elif isinstance(structure, (tuple, list)):
+        for item in structure:
+            yield from _tensors(item)
+    elif isinstance(structure, dict):
+        for item in structure.values():
+            yield from _tensors(item)
+
+
+def _differentiable(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() or tensor.is_complex()
+
+
+class Tape(TorchFunctionMode):
+    """What came of the images, op by op. Enter it, run the critic on :attr:`images`, leave it.
+
+    Args:
+        images: (N, ...), a tensor that nobody else holds.
+        joined: whether the batch holds several batches one after the other, which must not notice
+            one another: then :class:`Changed` is raised before anything moves or mixes.
+        divided: whether derivatives will be asked of some of the rows alone: then it is raised,
+            too, before what can't be taken of rows.
+
+    Attributes:
+        images: what to call the critic with.
+        nodes: the ops in order.
+        parameters: leaves, in the order in which they were met.
+        moves: why another forward pass may come out otherwise, or None.
+        mixes: where samples may see one another, or None.
+        undo: tensors that moved, and what they held.
+    """
+
+    def __init__(self, images: Tensor, *, joined: bool = False, divided: bool = False) -> None:
+        super().__init__()
+        self.nodes: list[Node] = []
+        self.parameters: list[Value] = []
+        self.moves: str | None = None
+        self.mixes: str | None = None
+        self.undo: list[tuple[Tensor, Tensor]] = []
+        self.refused: Unrecordable | Changed | None = None
+        self.joined = joined
+        self.divided = divided
+        self.layer = ""
+        self.trace_ops = _Ops(self)
+        self._active = False
+        self._entries: dict[int, tuple[weakref.ref[Tensor], Value, int]] = {}
+        self._owners: dict[int, tuple[Value, tuple[Any, ...]]] = {}
+        self._saved: dict[int, list[Value]] = {}
+        self._constants: dict[int, list[tuple[list[Any], int]]] = {}
+        self._written: dict[int, _Storage] = {}
+        self._copied_views: set[int] = set()
+        self._born: set[int] = set()
+        self._clean: dict[Any, bool] = {}
+        self._stack = ExitStack()
+        self.device = images.device
+        self.images: Tensor | None = images.requires_grad_()
+        self.root = self._add(images, Value(images, True, False, True))
+        self._born.add(_storage(images))
+
+    # Entering and leaving ------------------------------------------------------------------------
+
+    def __enter__(self) -> Tape:
+        # A cast that is made here has no graph; autocast must not hand it out again later.
+        cached = torch.is_autocast_cache_enabled()
+        torch.set_autocast_cache_enabled(False)
+        self._stack.callback(torch.set_autocast_cache_enabled, cached)
+        self._stack.enter_context(recording.active())
+        self._stack.enter_context(self.trace_ops)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *details: Any) -> None:
+        super().__exit__(*details)
+        self._stack.close()
+
+    def outcome(self, tensor: Tensor) -> Value:
+        """A result of the critic's as a value: of the images, or a constant, or a parameter."""
+        found = self._find(tensor)
+        if found is None:
+            if tensor.grad_fn is not None and self._from_tape(tensor.grad_fn):
+                return self._graph(tensor)
+            found = Value(tensor, False, False, False)
+            if tensor.requires_grad:
+                found = self._parameter(tensor)
+        return found
+
+    def empty_images(self, rows: int) -> Tensor:
+        """A tensor for so many images, laid out as the tape's are."""
+        root = self.root
+        return torch.empty(
+            (rows, *root.shape[1:]),
+            dtype=root.dtype,
+            device=self.device,
+            memory_format=layout_of(root.shape, root.dtype),
+        )
+
+    def close(self) -> None:
+        """Ends the recording; what the critic kept of its tensors takes no gradient any more."""
+        survivors = [
+            tensor
+            for ref, value, _ in self._entries.values()
+            if value.by_images and (tensor := ref()) is not None and tensor is not self.images
+        ]
+        self._entries.clear()
+        self._owners.clear()
+        self._constants.clear()
+        self._clean.clear()
+        self._saved.clear()
+        self.images = None
+        for tensor in survivors:
+            if tensor.grad_fn is None:
+                tensor.requires_grad_(False)
+
+    # What the function mode sees -------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self._active or func in _ASKING or torch._C._are_functorch_transforms_active():
+            return func(*args, **kwargs)
+        if self.refused is not None:
+            raise self.refused
+        if not torch.is_grad_enabled() or not (self._touched(args) or self._touched(kwargs)):
+            return func(*args, **kwargs)
+        if func in _REFUSED:
+            self._refuse(f"its forward calls {_REFUSED[func]} on what comes of the images")
+        if func in _STOPPING:
+            return func(*args, **kwargs)
+        if func is torch.Tensor.requires_grad_:
+            return args[0]
+        replaced = _REPLACED.get(func)
+        self._active = True
+        try:
+            with torch.no_grad():
+                if replaced is None:
+                    result = func(*args, **kwargs)
+                else:
+                    result = replaced(self, func, *args, **kwargs)
+        finally:
+            self._active = False
+        for tensor in _tensors(result):
+            found = self._entries.get(id(tensor))
+            if found is not None and found[1].by_images and not tensor.requires_grad:
+                tensor.requires_grad_()
+        return result
+
+    def _touched(self, structure: Any) -> bool:
+        """Whether any tensor in it came of the images."""
+        for tensor in _tensors(structure):
+            found = self._entries.get(id(tensor))
+            if found is not None and found[0]() is tensor and found[1].by_images:
+                return True
+            if tensor.grad_fn is not None and self._from_tape(tensor.grad_fn):
+                return True
+            if self._written and _storage(tensor) in self._written:
+                return True
+        return False
+
+    # What the dispatch mode sees -------------------------------------------------------------------
+
+    def op(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Runs an ATen op, and records it if it is to be."""
+        info = rule_of(func)
+        if not self._active:
+            self._look_out(func, info, args, kwargs)
+            return self._bear(func(*args, **kwargs))
+        if info.writes:
+            return self._write(func, info, args, kwargs)
+        values = self._values(args)
+        if not values or info.constant:
+            self._look_out(func, info, args, kwargs)
+            return self._bear(func(*args, **kwargs))
+        if any(isinstance(a, Tensor) and self._find(a) for a in kwargs.values()):
+            self._refuse(f"{func} takes what comes of the images by keyword")
+        random = None
+        if info.random:
+            self._moving(f"{func} draws random numbers")
+            random = _random_state(args)
+        node = self._node(func, info.rule, args, kwargs, values)
+        node.random = random
+        for tensor in node.rule.moves(node, args):
+            self._moving(f"{func} changes in place what the critic keeps", tensor)
+        result = node.rule.run(node, func, args, kwargs)
+        self._record(node, args, result)
+        if info.view and isinstance(result, Tensor) and isinstance(args[0], Tensor):
+            if _storage(result) != _storage(args[0]):
+                self._copied_views.add(_storage(result))
+        return self._bear(result)
+
+    def _bear(self, result: Any) -> Any:
+        for tensor in _tensors(result):
+            if tensor.layout == torch.strided:
+                self._born.add(_storage(tensor))
+        return result
+
+    def _values(self, args: Sequence[Any]) -> dict[Any, Value]:
+        """The arguments that are on the tape, or get there as parameters."""
+        found: dict[Any, Value] = {}
+        for position, argument in enumerate(args):
+            if isinstance(argument, Tensor):
+                value = self._look_up(argument)
+                if value is not None:
+                    found[position] = value
+            elif isinstance(argument, (list, tuple)):
+                for item, tensor in enumerate(argument):
+                    if isinstance(tensor, Tensor):
+                        value = self._look_up(tensor)
+                        if value is not None:
+                            found[position, item] = value
+        return found
+
+    def _look_up(self, tensor: Tensor) -> Value | None:
+        found = self._find(tensor)
+        if found is None and tensor.requires_grad:
+            if tensor.grad_fn is not None and self._from_tape(tensor.grad_fn):
+                return self._graph(tensor)
+            return self._parameter(tensor)
+        return found
+
+    def _find(self, tensor: Tensor) -> Value | None:
+        entry = self._entries.get(id(tensor))
+        known = entry is not None and entry[0]() is tensor
+        if self._written:
+            written = self._written.get(_storage(tensor))
+            if written is not None and not (known and entry[2] == len(written.writes)):  # type: ignore[index]
+                return self._reread(tensor, written)
+        return entry[1] if known else None  # type: ignore[index]
+
+    def _node(
+        self,
+        func: Any,
+        rule: Rule,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        values: dict[Any, Value],
+    ) -> Node:
+        node = Node(func, rule, list(args), kwargs)
+        node.layer = self.layer
+        node.slots = values
+        node.by_images = any(value.by_images for value in values.values())
+        for position, argument in enumerate(args):
+            if isinstance(argument, (list, tuple)) and any(isinstance(a, Tensor) for a in argument):
+                node.args[position] = list(argument)
+        for slot, value in values.items():
+            if isinstance(slot, tuple):
+                node.args[slot[0]][slot[1]] = value
+            else:
+                node.args[slot] = value
+        for position, argument in enumerate(node.args):
+            if isinstance(argument, Tensor):
+                # Its own data pointer: a later `.data = ` of the same tensor changes nothing here.
+                node.args[position] = argument.detach()
+                self._constants.setdefault(_storage(argument), []).append((node.args, position))
+        node.rule = rule.for_node(node)
+        return node
+
+    def _record(self, node: Node, args: Sequence[Any], result: Any) -> None:
+        rule = node.rule
+        by_parameters = any(value.by_parameters for value in node.slots.values())
+        results = result if isinstance(result, (tuple, list)) else [result]
+        mixed = node.by_images and not all(v.batched for v in node.slots.values() if v.by_images)
+        for tensor in results:
+            value = None
+            if isinstance(tensor, Tensor) and _differentiable(tensor):
+                value = self._add(tensor, Value(tensor, node.by_images, by_parameters, False))
+            node.outputs.append(value)
+        if node.by_images:
+            batched = not mixed and rule.batched(node, self.root.shape[0])
+            if not batched and self.mixes is None:
+                self.mixes = f"{node.func} may mix the samples of a batch"
+            if self.joined and not (batched and (rule.by_rows or not self.divided)):
+                self._changed(f"{node.func} may mix the samples of a batch")
+            for value in node.outputs:
+                if value is not None:
+                    value.batched = batched
+        if by_parameters or node.by_images:
+            self._keep(node, args, results)
+            self.nodes.append(node)
+
+    def _keep(self, node: Node, args: Sequence[Any], results: Sequence[Any]) -> None:
+        for slot in node.rule.slots_read(node):
+            value = node.slots.get(slot)
+            if value is not None and value.tensor is None:
+                tensor = args[slot[0]][slot[1]] if isinstance(slot, tuple) else args[slot]
+                self._hold(value, tensor)
+        if node.rule.reads_output(node):
+            value = node.outputs[0]
+            if value is not None and value.tensor is None:
+                self._hold(value, results[0])
+        node.reading()
+
+    def _hold(self, value: Value, tensor: Tensor) -> None:
+        value.tensor = tensor
+        self._saved.setdefault(_storage(tensor), []).append(value)
+
+    def _add(self, tensor: Tensor, value: Value) -> Value:
+        self._entries[id(tensor)] = (weakref.ref(tensor), value, 0)
+        storage = _storage(tensor)
+        written = self._written.get(storage)
+        if written is not None:
+            self._entries[id(tensor)] = (weakref.ref(tensor), value, len(written.writes))
+        elif storage not in self._owners:
+            self._owners[storage] = (value, _geometry(tensor))
+        return value
+
+    def _parameter(self, tensor: Tensor) -> Value:
+        value = self._add(tensor, Value(tensor, False, True, False))
+        value.leaf = tensor
+        value.tensor = tensor.detach()
+        self._saved.setdefault(_storage(tensor), []).append(value)
+        self.parameters.append(value)
+        return value
+
+    def refill(self, images: Tensor) -> None:
+        """Runs the recorded ops anew, for whatever their derivatives read.
+
+        Args:
+            images: what the critic was called with.
+        """
+        data: dict[Value, Tensor] = {self.root: images}
+        data.update((v, v.tensor) for v in self.parameters if v.tensor is not None)
+        for node in self.nodes:
+            args = node.resolved(data)
+            for slot in node.rule.slots_read(node):
+                node.slots[slot].tensor = data.get(node.slots[slot])
+            if node.rule is GRAPH:
+                result = node.kept[0]
+            else:
+                result = with_random(
+                    node,
+                    lambda node=node, args=args: node.rule.run(node, node.func, args, node.kwargs),
+                )
+            results = result if isinstance(result, (tuple, list)) else [result]
+            for value, tensor in zip(node.outputs, results, strict=False):
+                if value is not None:
+                    data[value] = tensor
+            value = node.outputs[0]
+            if node.rule.reads_output(node) and value is not None:
+                value.tensor = data[value]
+            node.reading()
+
+    # Graphs that were made unseen ------------------------------------------------------------------
+
+    def _from_tape(self, grad_fn: Any) -> bool:
+        """Whether an autograd graph leads back to the tape."""
+        known = self._clean
+        pending = [grad_fn]
+        seen = []
+        while pending:
+            function = pending.pop()
+            if function in known:
+                if known[function]:
+                    return True
+                continue
+            known[function] = False
+            seen.append(function)
+            variable = getattr(function, "variable", None)
+            if variable is not None:
+                entry = self._entries.get(id(variable))
+                if entry is not None and entry[0]() is variable and entry[1].by_images:
+                    for each in seen:  # looked at anew when asked about again
+                        del known[each]
+                    return True
+            pending.extend(f for f, _ in function.next_functions if f is not None)
+        return False
+
+    def _graph(self, tensor: Tensor) -> Value:
+        """An entry for an autograd graph that ends in ``tensor``."""
+        if self.joined:
+            self._changed("a graph that torch's modes don't see may mix the samples of a batch")
+        leaves: list[Tensor] = []
+        pending, seen = [tensor.grad_fn], set()
+        while pending:
+            function = pending.pop()
+            if function is None or function in seen:
+                continue
+            seen.add(function)
+            if type(function).__name__ == "BackwardHookFunctionBackward":
+                self._refuse("a module has a backward hook")
+            variable = getattr(function, "variable", None)
+            if variable is not None and all(variable is not leaf for leaf in leaves):
+                leaves.append(variable)
+            pending.extend(f for f, _ in function.next_functions)
+        values: dict[Any, Value] = {}
+        for position, leaf in enumerate(leaves):
+            value = self._find(leaf)
+            values[position] = self._parameter(leaf) if value is None else value
+        node = Node(type(tensor.grad_fn).__name__, GRAPH, list(values.values()), {})
+        node.slots = values
+        node.by_images = True
+        node.layer = self.layer
+        node.kept = (tensor, leaves)
+        self._record(node, leaves, tensor)
+        (value,) = node.outputs
+        assert value is not None
+        return value
+
+    # Writing in place ------------------------------------------------------------------------------
+
+    def _look_out(self, func: Any, info: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+        """Before an op that isn't recorded: does it change what others see?"""
+        if info.random:
+            self._moving(f"{func} draws random numbers")
+        for tensor in info.written(args, kwargs):
+            storage = _storage(tensor)
+            if storage not in self._born:
+                self._moving(f"{func} changes in place what the critic keeps", tensor)
+            if storage in self._owners or storage in self._written:
+                owner = self._owners.get(storage)
+                if owner is None or owner[0].by_images:
+                    self._refuse(
+                        f"{func} changes in place, unseen by autograd, what comes of the images"
+                    )
+            self._preserve(storage)
+
+    def _preserve(self, storage: int) -> None:
+        """Copies what entries keep of a storage that is about to be written to."""
+        for args, position in self._constants.pop(storage, ()):
+            args[position] = args[position].clone()
+        for value in self._saved.pop(storage, ()):
+            if value.tensor is not None:
+                value.tensor = value.tensor.clone()
+
+    def _write(self, func: Any, info: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """An in-place op: a new value for the tensor that it writes to."""
+        values = self._values(args)
+        written = list(info.written(args, kwargs))
+        if not any(value.by_images for value in values.values()):
+            self._look_out(func, info, args, kwargs)
+            return self._bear(func(*args, **kwargs))
+        if len(written) != 1 or written[0] is not args[0] or info.functional is None:
+            self._refuse(f"{func} writes what comes of the images to a tensor of the critic's")
+        target = written[0]
+        storage = _storage(target)
+        if storage in self._copied_views:
+            self._refuse(f"{func} writes to a view of what lies otherwise in memory")
+        if storage not in self._born:
+            self._moving(f"{func} changes in place what the critic keeps", target)
+        functional = rule_of(info.functional)
+        node = self._node(info.functional, functional.rule, args, kwargs, values)
+        given = list(args)
+        if 0 in node.rule.slots_read(node):
+            given[0] = target.clone()
+            held = node.slots.get(0)
+            if held is not None and held.tensor is None:
+                self._hold(held, given[0])
+        if functional.random:
+            self._moving(f"{func} draws random numbers")
+            node.random = _random_state(args)
+        if storage not in self._written:
+            owner = self._owners.get(storage)
+            before = None
+            if owner is None:
+                before = target.as_strided(
+                    (target.untyped_storage().nbytes() // target.element_size(),), (1,), 0
+                ).clone()
+            self._written[storage] = _Storage(owner, before)
+        self._preserve(storage)
+        if isinstance(node.args[0], Tensor):
+            node.args[0] = given[0].detach()
+        result = func(*args, **kwargs)
+        self._record(node, given, target)
+        history = self._written[storage]
+        (value,) = node.outputs
+        assert value is not None
+        history.writes.append((value, _geometry(target)))
+        self._entries[id(target)] = (weakref.ref(target), value, len(history.writes))
+        return result
+
+    def _reread(self, tensor: Tensor, history: _Storage) -> Value | None:
+        """The value of a tensor whose memory was written to through another."""
+        geometry = _geometry(tensor)
+        last, where = history.writes[-1]
+        if where == geometry and last.dtype == tensor.dtype:
+            value = last
+        else:
+            elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+            if self.joined:
+                self._changed("a view of what is written to may mix the samples of a batch")
+            flat: Value | None = None
+            pieces = history.writes if history.owner is None else [history.owner, *history.writes]
+            for piece, place in pieces:
+                flat = self._region(tensor, flat, piece, (*place, elements))
+            assert flat is not None
+            value = self._region(tensor, flat, None, (*geometry, elements))
+        self._entries[id(tensor)] = (weakref.ref(tensor), value, len(history.writes))
+        return value
+
+    def _region(
+        self, like: Tensor, flat: Value | None, piece: Value | None, place: tuple[Any, ...]
+    ) -> Value:
+        """``piece`` written to its place in a flat storage, or a place of it read."""
+        node = Node(REGION, REGION, [flat, piece, place], {})
+        node.slots = {i: v for i, v in enumerate((flat, piece)) if v is not None}
+        node.by_images = any(value.by_images for value in node.slots.values())
+        shape = place[0] if piece is None else (place[3],)
+        by_parameters = any(value.by_parameters for value in node.slots.values())
+        value = Value(like.new_empty(0).expand(0), node.by_images, by_parameters, False)
+        value.shape = torch.Size(shape)
+        node.outputs = [value]
+        self.nodes.append(node)
+        return value
+
+    # Giving up -------------------------------------------------------------------------------------
+
+    def _moving(self, reason: str, tensor: Tensor | None = None) -> None:
+        """State moves: of a tensor, what it holds is kept, in case the recording comes to nothing."""
+        if tensor is not None and not self.joined:
+            self.undo.append((tensor, tensor.detach().clone()))
+        if self.moves is None:
+            self.moves = reason
+        if self.joined:
+            self._changed(reason)
+
+    def _changed(self, reason: str) -> None:
+        self.refused = Changed(reason)
+        raise self.refused
+
+    def _refuse(self, reason: str) -> None:
+        self.refused = Unrecordable(reason)
+        raise self.refused
+
+
+class _Ops(TorchDispatchMode):
+    """Hands ATen ops to the tape."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self.tape = weakref.proxy(tape)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return self.tape.op(func, args, kwargs or {})
+
+
+def _random_state(args: Iterable[Any]) -> tuple[torch.device, Tensor]:
+    """Where an op draws its numbers, and the state before it does."""
+    for tensor in _tensors(tuple(args)):
+        if tensor.device.type == "cuda":
+            return tensor.device, torch.cuda.get_rng_state(tensor.device)
+    return torch.device("cpu"), torch.get_rng_state()
+
+
+def _by_products(tape: Tape, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """Attention as products of matrices: the fused kernels have no second derivative."""
+    with sdpa_kernel(SDPBackend.MATH):
+        result: Tensor = func(*args, **kwargs)
+    return result
+
+
+def _convolution(
+    tape: Tape,
+    func: Any,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: int = 1,
+) -> Tensor:
+    """A convolution as ATen has it, without another way through the dispatcher."""
+    rank = weight.dim() - 2
+    plain = input.dim() == weight.dim() and not isinstance(padding, str)
+    if not plain or torch.is_autocast_enabled(input.device.type):
+        result: Tensor = func(input, weight, bias, stride, padding, dilation, groups)
+        return result
+    settings = [_listed(setting, rank) for setting in (stride, padding, dilation)]
+    args = (input, weight, bias, *settings, False, [0] * rank, groups)
+    with torch._C._DisableTorchDispatch():
+        result = tape.op(torch.ops.aten.convolution.default, args, {})
+    return result
+
+
+def _listed(setting: Any, rank: int) -> list[int]:
+    if isinstance(setting, int):
+        return [setting] * rank
+    return list(setting) * (rank if len(setting) == 1 else 1)
+
+
+def _instance_norm(tape: Tape, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Instance norm by its own statistics is group norm with a group for each channel."""
+    names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
+    given = {**dict(zip(names, args, strict=False)), **kwargs}
+    own = given.get("use_input_stats", True) and given.get("running_mean") is None
+    if not own or input.dim() < 3 or input[0, 0].numel() < 2:
+        result: Tensor = func(input, *args, **kwargs)
+        return result
+    return F.group_norm(
+        input, input.size(1), given.get("weight"), given.get("bias"), given.get("eps", 1e-5)
+    )
+
+
+#: Questions about a tensor that its values don't answer, and that so aren't recorded.
+_ASKING = {
+    *(
+        getattr(torch.Tensor, name).__get__
+        for name in ("shape", "dtype", "device", "ndim", "is_cuda", "layout", "requires_grad")
+    ),
+    torch.Tensor.size,
+    torch.Tensor.dim,
+    torch.Tensor.numel,
+    torch.Tensor.is_floating_point,
+    torch.Tensor.stride,
+    torch.Tensor.is_contiguous,
+}
+#: What comes of these is a constant, as with autograd.
+_STOPPING = {torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__}
+#: What a tape can't stand for.
+_REFUSED = {
+    torch.autograd.grad: "torch.autograd.grad",
+    torch.autograd.backward: "backward",
+    torch.Tensor.backward: "backward",
+    torch.Tensor.register_hook: "register_hook",
+    torch.Tensor.register_post_accumulate_grad_hook: "register_post_accumulate_grad_hook",
+    torch.Tensor.retain_grad: "retain_grad",
+    torch.Tensor.detach_: "detach_",
+    torch.Tensor.data.__set__: "an assignment to .data",
+    torch.Tensor.set_: "set_",
+}
+_REPLACED = {
+    torch.conv1d: _convolution,
+    torch.conv2d: _convolution,
+    torch.conv3d: _convolution,
+    F.scaled_dot_product_attention: _by_products,
+    F.instance_norm: _instance_norm,
+    torch.instance_norm: _instance_norm,
+}

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.profiler import record_function
 
-from fastgan.ops.memory_format import empty_map, gives_channels_last
+from fastgan.ops.memory_format import empty_map, gives_channels_last, laid_out
 from fastgan.ops.stages import Stage
 
 __all__ = ["forward", "input_gradient", "pays", "traced", "weight_gradient"]
@@ -139,13 +139,15 @@ def _gather(
     stage: Stage, wide: Tensor, weight: Tensor, places: tuple[int, int], channels_last: bool
 ) -> Tensor:
     matrix = _as_matrix(weight, _covers(weight, stage, (wide.shape[2], wide.shape[3]))).t()
-    # One place, or channels-last: `pays` asks for a channels-last weight where there are more.
-    small = empty_map(wide, (len(wide), len(weight), *places), channels_last)
+    # Written channels-last, which with one place is the same memory as contiguous.
+    small = empty_map(
+        wide, (len(wide), len(weight), *places), channels_last or places != (1, 1)
+    )
     rows = small.permute(0, 2, 3, 1)
     for samples in _portions(small, weight):
         patches = _patches(stage, wide[samples], weight, places)
         torch.mm(patches, matrix, out=rows[samples].view(len(patches), -1))
-    return small
+    return laid_out(small, channels_last)
 
 
 def _scatter(

@@ -110,7 +110,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Sequential], tuple[int, ...]]] = {
         (8, 5, 5),
     ),
     "with layers that run alone": (
-        lambda: nn.Sequential(nn.Conv2d(3, 8, 4, 2, 1), nn.Softplus(), nn.Conv2d(8, 3, 3), nn.ReLU()),
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 4, 2), nn.Softplus(), nn.Conv2d(8, 3, 3), nn.ReLU()),
         (3, 8, 8),
     ),
 }  # fmt: skip

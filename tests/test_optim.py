@@ -527,8 +527,16 @@ def test_are_torchs_optimisers_with_torchs_arguments():
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize(
     "choice",
-    [{}, {"foreach": True}, {"foreach": False}, {"fused": True}, {"fused": False}]
-    + [{"capturable": True}, {"differentiable": False}, {"capturable": True, "foreach": True}],
+    [
+        {},
+        {"foreach": True},
+        {"foreach": False},
+        {"fused": True},
+        {"fused": False},
+        {"capturable": True},
+        {"capturable": True, "foreach": True},
+        {"differentiable": False},
+    ],
 )
 @pytest.mark.parametrize("where", ["argument", "group", "state dict"])
 def test_torchs_choices_of_an_implementation_are_taken_and_change_nothing(name, choice, where):

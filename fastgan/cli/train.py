@@ -67,8 +67,8 @@ def add_parser(commands: Any) -> None:
                 "--resume",
                 action="store_true",
                 default=False,
-                help="continue the run in --out from its newest checkpoint, or from its beginning if it"
-                " has none yet",
+                help="continue the run in --out from its newest checkpoint, or from the start if"
+                " it has none yet",
             )
             group.add_argument(
                 "--config",

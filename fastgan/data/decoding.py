@@ -24,9 +24,7 @@ from fastgan.errors import DataError
 
 __all__ = ["EXTENSIONS", "decode_image", "is_grey_image", "quiet_about_bombs"]
 
-EXTENSIONS = frozenset(
-    {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff"}
-)
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 """Endings (in lower case) of the files that count as images."""
 
 # By content, whatever the name says: a PostScript file called x.png must not start Ghostscript.
@@ -209,7 +207,9 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     if isinstance(error, DataError):
         return error
     if isinstance(error, UnidentifiedImageError):
-        return DataError(f"{quoted(path)}: not an image; expected PNG, JPEG, BMP, WebP, GIF or TIFF")
+        return DataError(
+            f"{quoted(path)}: not an image; expected PNG, JPEG, BMP, WebP, GIF or TIFF"
+        )
     return DataError(f"{quoted(path)}: corrupt or unreadable image: {one_line(error)}")
 
 

@@ -327,14 +327,14 @@ def _gives_channels_last(
     stages: Sequence[Stage], input: Tensor, tensors: Sequence[StageTensors]
 ) -> bool:
     """Whether the chain's output would be channels-last if torch's convolutions made it."""
-    channels_last, sizes = is_channels_last(input), input.shape[2:]
+    if input.dim() != 4:
+        return False
+    channels_last, places = is_channels_last(input), (input.shape[2], input.shape[3])
     for stage, (weight, *_) in zip(stages, tensors, strict=True):
-        channels_last = channels_last or is_channels_last(weight)
-        if stage.kind != "linear":
-            sizes = stage.output_places(sizes, weight)
-            # One value a sample has the same strides either way, and torch takes it for contiguous.
-            one_value = (stage.channels(weight.shape)[1], *sizes) == (1, 1, 1)
-            channels_last = channels_last and not one_value
+        places = stage.output_places(places, weight)
+        # One value a sample has the same strides either way, and torch takes it for contiguous.
+        one_value = (stage.channels(weight.shape)[1], *places) == (1, 1, 1)
+        channels_last = (channels_last or is_channels_last(weight)) and not one_value
     return channels_last
 
 

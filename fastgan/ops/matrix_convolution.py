@@ -140,9 +140,7 @@ def _gather(
 ) -> Tensor:
     matrix = _as_matrix(weight, _covers(weight, stage, (wide.shape[2], wide.shape[3]))).t()
     # Written channels-last, which with one place is the same memory as contiguous.
-    small = empty_map(
-        wide, (len(wide), len(weight), *places), channels_last or places != (1, 1)
-    )
+    small = empty_map(wide, (len(wide), len(weight), *places), channels_last or places != (1, 1))
     rows = small.permute(0, 2, 3, 1)
     for samples in _portions(small, weight):
         patches = _patches(stage, wide[samples], weight, places)

@@ -23,7 +23,7 @@ def is_channels_last(tensor: Tensor) -> bool:
 
     Example:
         >>> image = torch.zeros(2, 1, 4, 4)
-        >>> is_channels_last(image), is_channels_last(torch.empty_strided((2, 1, 4, 4), (16, 1, 4, 1)))
+        >>> is_channels_last(image), is_channels_last(image.as_strided(image.shape, (16, 1, 4, 1)))
         (False, True)
     """
     if tensor.dim() != 4:
@@ -55,7 +55,7 @@ def laid_out(map: Tensor, channels_last: bool) -> Tensor:
     """``map`` itself if it is laid out so, to the strides of dimensions of size 1; else a copy."""
     if map.dim() != 4:
         return map
-    n, channels, rows, columns = map.shape
+    _, channels, rows, columns = map.shape
     image = channels * rows * columns
     strides = (
         (image, 1, columns * channels, channels)

@@ -34,7 +34,8 @@ _DTYPES = (torch.float32, torch.bfloat16)
 #: As in csrc/convolution_ops.cpp.
 SCHEMA = (
     "patch_scatter(Tensor small, Tensor weight, Tensor? bias, int row_stride, int column_stride, "
-    "int row_padding, int column_padding, int rows, int columns, bool? channels_last=None) -> Tensor"
+    "int row_padding, int column_padding, int rows, int columns, bool? channels_last=None) "
+    "-> Tensor"
 )
 
 

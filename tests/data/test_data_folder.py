@@ -242,9 +242,7 @@ def test_an_orientation_in_a_text_is_obeyed(tmp_path, kind):
     chunk = {
         "zTXt": png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile)),
         "iTXt": png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
-        "iTXt, packed": png_chunk(
-            b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0\0" + zlib.compress(xmp)
-        ),
+        "iTXt, packed": png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0\0" + zlib.compress(xmp)),
     }[kind]
     path = png_with(tmp_path / "a.png", pixels, chunk)
     decoded = decode_image(path, image_size=8, channels=1)

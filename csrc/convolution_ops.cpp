@@ -25,13 +25,54 @@ FourSizes channels_last_strides(const FourSizes& sizes) {
     return {channels * rows * columns, 1, channels * columns, channels};
 }
 
-Tensor empty_channels_last(const FourSizes& sizes, const Tensor& like) {
-    const FourSizes strides = channels_last_strides(sizes);
+FourSizes contiguous_strides(const FourSizes& sizes) {
+    const auto [n, channels, rows, columns] = sizes;
+    return {channels * rows * columns, rows * columns, columns, 1};
+}
+
+Tensor empty_map(const FourSizes& sizes, const Tensor& like, bool channels_last) {
+    const FourSizes strides =
+        channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes);
     AtenTensorHandle handle = nullptr;
     TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
         4, sizes.data(), strides.data(), dtype_code(like), aoti_torch_device_type_cpu(),
         like.get_device_index(), &handle));
     return Tensor(handle);
+}
+
+Tensor empty_channels_last(const FourSizes& sizes, const Tensor& like) {
+    return empty_map(sizes, like, true);
+}
+
+// Whether torch takes a map for channels-last; its suggest_memory_format.
+bool is_channels_last(const Tensor& map) {
+    if (map.stride(1) == 0) {
+        return false;
+    }
+    std::int64_t least = 0;
+    for (const int d : {1, 3, 2, 0}) {
+        const std::int64_t stride = map.stride(d);
+        if (map.size(d) == 0 || stride < least || (d == 0 && least == map.stride(1))) {
+            return false;
+        }
+        least = stride * map.size(d);
+    }
+    return true;
+}
+
+// Whether torch's convolution of the two is channels-last: fastgan/ops/memory_format.py.
+bool gives_channels_last(const Tensor& map, const Tensor& weight) {
+    return is_channels_last(map) || is_channels_last(weight);
+}
+
+// `map`, which is channels-last, laid out as torch's convolution of `argument` and `weight` is.
+Tensor as_convolved(const Tensor& map, const Tensor& argument, const Tensor& weight) {
+    if (gives_channels_last(argument, weight)) {
+        return map;
+    }
+    Tensor copy = empty_map({map.size(0), map.size(1), map.size(2), map.size(3)}, map, false);
+    torch::stable::copy_(copy, map);
+    return copy;
 }
 
 void require_four_dimensions(const char* op, const char* argument, const Tensor& tensor) {
@@ -160,7 +201,7 @@ Tensor gather(Tensor wide, Tensor weight, OptionalTensor bias, std::int64_t row_
     const Tensor taps = channels_last(weight);
     cpu::winograd_gather(shape, type, values.const_data_ptr(), taps.const_data_ptr(), added.data(),
                          small.mutable_data_ptr());
-    return small;
+    return as_convolved(small, wide, weight);
 }
 
 Tensor scatter(Tensor small, Tensor weight, OptionalTensor bias, std::int64_t row_padding,
@@ -178,7 +219,7 @@ Tensor scatter(Tensor small, Tensor weight, OptionalTensor bias, std::int64_t ro
     const Tensor taps = channels_last(weight);
     cpu::winograd_scatter(shape, type, values.const_data_ptr(), taps.const_data_ptr(), added.data(),
                           wide.mutable_data_ptr());
-    return wide;
+    return as_convolved(wide, small, weight);
 }
 
 Tensor weight_gradient(Tensor small, Tensor wide, std::int64_t row_padding,
@@ -216,19 +257,23 @@ void require_places(const char* op, const cpu::PatchDimension& along) {
 
 Tensor scatter_patches(Tensor small, Tensor weight, OptionalTensor bias, std::int64_t row_stride,
                        std::int64_t column_stride, std::int64_t row_padding,
-                       std::int64_t column_padding, std::int64_t rows, std::int64_t columns) {
+                       std::int64_t column_padding, std::int64_t rows, std::int64_t columns,
+                       std::optional<bool> wanted_channels_last) {
     constexpr const char* op = "fastgan::patch_scatter";
     const FloatType type = map_type(op, "small", small);
     require_four_dimensions(op, "small", small);
     require_four_dimensions(op, "weight", weight);
     require_same_type(op, "weight", weight, small);
     require_channels(op, "small", small.size(1), cpu::kPatchChannels);
+    const bool lies_channels_last =
+        wanted_channels_last.value_or(gives_channels_last(small, weight));
     const cpu::PatchShape shape{
         small.size(0),
         small.size(1),
         weight.size(1),
         {small.size(2), rows, weight.size(2), row_stride, row_padding},
-        {small.size(3), columns, weight.size(3), column_stride, column_padding}};
+        {small.size(3), columns, weight.size(3), column_stride, column_padding},
+        !lies_channels_last};
     const std::int64_t patch = weight.size(1) * weight.size(2) * weight.size(3);
     if (weight.size(0) != shape.small_channels || patch < 1 || patch > cpu::kPatchSize) {
         fail(op, ": weight has shape ", shape_text(weight), "; expected (", shape.small_channels,
@@ -237,7 +282,8 @@ Tensor scatter_patches(Tensor small, Tensor weight, OptionalTensor bias, std::in
     require_places(op, shape.rows);
     require_places(op, shape.columns);
     const Bias added = bias_argument(op, bias, shape.wide_channels);
-    Tensor wide = empty_channels_last({shape.batch, shape.wide_channels, rows, columns}, small);
+    Tensor wide =
+        empty_map({shape.batch, shape.wide_channels, rows, columns}, small, lies_channels_last);
     const Tensor values = channels_last(small);
     const Tensor taps = channels_last(weight);
     cpu::patch_scatter(shape, type, values.const_data_ptr(), taps.const_data_ptr(), added.data(),
@@ -261,7 +307,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
         "int column_padding) -> Tensor");
     library.def(
         "patch_scatter(Tensor small, Tensor weight, Tensor? bias, int row_stride, "
-        "int column_stride, int row_padding, int column_padding, int rows, int columns) -> Tensor");
+        "int column_stride, int row_padding, int column_padding, int rows, int columns, "
+        "bool? channels_last=None) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {

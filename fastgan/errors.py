@@ -12,6 +12,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "DataWarning",
     "DtypeError",
     "FastganError",
     "ImageSizeError",
@@ -42,6 +43,10 @@ class ImageSizeError(FastganError, ValueError):
 
 class DataError(FastganError, ValueError):
     """Data that is missing, corrupt or of the wrong kind; the message names the file."""
+
+
+class DataWarning(UserWarning):
+    """Part of the data is left out; the message says what, how much, and why."""
 
 
 class CheckpointError(FastganError, ValueError):

@@ -24,7 +24,7 @@ import fastgan
 from fastgan.cli import main
 from fastgan.cli.progress import TrainingDisplay
 from fastgan.training import TrainConfig
-from fastgan.training.checkpoint import load_checkpoint
+from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
 
 FASTGAN = (sys.executable, "-m", "fastgan")
 SMALL = ["--nz", "4", "--ngf", "4", "--ndf", "4", "--batch-size", "4", "--n-critic", "1"]
@@ -403,11 +403,58 @@ def test_evaluating_against_data_of_other_channels(
     assert "channel" in text
 
 
-def test_resume_says_when_there_is_nothing_to_resume(
+def test_files_that_are_skipped_are_said_in_one_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert train(tmp_path / "run", "--resume") == 0
+    images = tmp_path / "images"
+    images.mkdir()
+    for number in range(4):
+        Image.new("L", (16, 16), 50 * number).save(images / f"{number}.tiff")
+    (images / "5.heic").write_bytes(b"not read")
+    data = ["--data", f"folder:{images}", "--image-size", "16"]
+    assert train(tmp_path / "run", *data) == 0
+    (said,) = (line for line in capsys.readouterr().err.splitlines() if ": skipped " in line)
+    assert said.startswith(f"fastgan: warning: '{images}': skipped 1 of 5 files")
+    assert said.endswith(": 1 .heic")
+
+
+@pytest.mark.parametrize("holds", ["nothing, not even itself", "nothing", "something else"])
+def test_a_folder_without_a_run_cannot_be_resumed(
+    holds: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "typo"
+    if holds != "nothing, not even itself":
+        out.mkdir()
+    if holds == "something else":
+        (out / "config.toml").write_text("colour = 3\n")
+        (out / "checkpoint.pt").write_bytes(b"another program's")
+    before = sorted(tmp_path.rglob("*"))
+    for arguments in ([], ["--model", "wgan-gp", "--steps", "1"]):
+        complaint(["train", "--resume", "--out", str(out), *arguments], capsys)
+        assert sorted(tmp_path.rglob("*")) == before
+    if holds != "something else":
+        said = complaint(["train", "--resume", "--out", str(out)], capsys)
+        assert "typo: holds no run to resume" in said
+
+
+def test_a_settings_file_of_another_program_is_no_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.toml").write_text("# nothing in it\n")
+    said = complaint(["train", "--resume", "--out", str(tmp_path)], capsys)
+    assert "names no model" in said
+
+
+def test_resume_says_when_a_run_has_no_checkpoint_yet(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train(tmp_path / "run", "--seed", "7") == 0
+    for path in list_checkpoints(tmp_path / "run"):
+        path.unlink()
+    capsys.readouterr()
+    assert main(["train", "--resume", "--out", str(tmp_path / "run")]) == 0
     assert "starting from the beginning" in capsys.readouterr().err
+    assert "seed = 7" in (tmp_path / "run" / "config.toml").read_text()
     assert train(tmp_path / "run", "--resume", "--steps", "3") == 0
     assert "resuming from" in capsys.readouterr().err
 

@@ -505,8 +505,15 @@ def test_are_torchs_optimisers_with_torchs_arguments():
     for name in OPTIMIZERS:
         ours = getattr(fastgan.optim, name)
         assert issubclass(ours, getattr(torch.optim, name))
-        assert list(inspect.signature(ours).parameters)[-3:-1] == ["clip", "clip_when"]
-    rmsprop = fastgan.optim.RMSprop([torch.zeros(1)], 0.1, 0.9, 1e-3, 0.2, 0.3, True, True, 0.4)
+        theirs = inspect.signature(getattr(torch.optim, name)).parameters
+        own = inspect.signature(ours).parameters
+        assert theirs.keys() <= own.keys()
+        assert all(own[key].default == theirs[key].default for key in theirs)
+        positional = [key for key in theirs if theirs[key].kind is not theirs[key].KEYWORD_ONLY]
+        assert list(own)[: len(positional)] == positional
+    settings = [0.1, 0.9, 1e-3, 0.2, 0.3, True, False, None, True]
+    torch.optim.RMSprop([torch.zeros(1)], *settings)
+    rmsprop = fastgan.optim.RMSprop([torch.zeros(1)], *settings, clip=0.4)
     expected = {"lr": 0.1, "alpha": 0.9, "eps": 1e-3, "weight_decay": 0.2, "momentum": 0.3}
     expected |= {"centered": True, "maximize": True, "clip": 0.4, "clip_when": "after"}
     assert expected.items() <= rmsprop.param_groups[0].items()
@@ -515,6 +522,46 @@ def test_are_torchs_optimisers_with_torchs_arguments():
     expected |= {"amsgrad": True, "maximize": True, "clip": (0, 1), "clip_when": "after"}
     assert expected.items() <= adam.param_groups[0].items()
     assert expected.items() <= adam.defaults.items()
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {},
+        {"foreach": True},
+        {"foreach": False},
+        {"fused": True},
+        {"fused": False},
+        {"capturable": True},
+        {"capturable": True, "foreach": True},
+        {"differentiable": False},
+    ],
+)
+@pytest.mark.parametrize("where", ["argument", "group", "state dict"])
+def test_torchs_choices_of_an_implementation_are_taken_and_change_nothing(name, choice, where):
+    params = parameters([(3,), (2, 2)], torch.float32)
+    expected = copies(params)
+    kind = getattr(fastgan.optim, name)
+    if where == "argument":
+        optimizer = kind(params, clip=0.5, **choice)
+    elif where == "group":
+        optimizer = kind([{"params": params, **choice}], clip=0.5)
+    else:
+        optimizer = kind(params, clip=0.5)
+        loaded = optimizer.state_dict()
+        loaded["param_groups"][0].update(choice)
+        optimizer.load_state_dict(loaded)
+    plain = kind(expected, clip=0.5)
+    for seed in range(3):
+        set_gradients((params, expected), seed)
+        optimizer.step()
+        plain.step()
+    assert all(torch.equal(a, b) for a, b in zip(params, expected, strict=True))
+    settings = optimizer.state_dict()["param_groups"][0]
+    if name == "Adam" or "fused" not in choice:
+        assert choice.items() <= settings.items()
+        getattr(torch.optim, name)(expected).load_state_dict(optimizer.state_dict())
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
@@ -695,6 +742,9 @@ def test_step_works_in_inference_mode_and_keeps_grad_mode(name):
         ({"clip": (-1, 10**5000)}, "clip has a number beyond what a float holds"),
         ({"clip_when": "never"}, "clip_when is 'never'; expected 'after' or 'before'"),
         ({"shadow_dtype": torch.float32}, "shadow_dtype is torch.float32"),
+        ({"differentiable": True}, "differentiable is True; .* take torch.optim"),
+        ({"foreach": 0.01}, "foreach is 0.01; expected True, False or None"),
+        ({"fused": "yes"}, "fused is 'yes'"),
         ({"lr": -1.0}, "Invalid learning rate: -1.0"),
         ({"eps": -1.0}, "Invalid epsilon value"),
         ({"lr": torch.ones(2)}, "Tensor lr must be 1-element"),
@@ -779,7 +829,10 @@ def test_rmsprop_switched_from_momentum_to_centered_makes_the_state_it_lacks():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("bad", [{"clip": (1, -1)}, {"clip_when": "never"}, {"shadow_dtype": 16}])
+@pytest.mark.parametrize(
+    "bad",
+    [{"clip": (1, -1)}, {"clip_when": "never"}, {"shadow_dtype": 16}, {"differentiable": True}],
+)
 def test_state_dict_with_a_bad_setting_is_refused_and_changes_nothing(name, bad):
     params = parameters([(3,), (2,)], torch.float32)
     set_gradients((params,), 0)

@@ -65,7 +65,6 @@ def test_values(dtype: torch.dtype, case: dict[str, Any]) -> None:
     found = scatter(small, weight, bias, *around, *truth.shape[2:])
     assert found.dtype == dtype
     assert found.shape == truth.shape
-    assert found.is_contiguous(memory_format=torch.channels_last)
     if truth.numel() > 0:
         error = (found.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-30)
         assert float(error) <= DTYPES[dtype]

@@ -128,10 +128,10 @@ def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_differ(tmp_path: Path) 
     )
 
 
-def test_resume_without_a_checkpoint_starts_from_the_beginning(tmp_path: Path) -> None:
-    trainer = Trainer(small_config(tmp_path / "new", steps=2), resume=True)
-    assert trainer.resumed_from is None
-    assert trainer.run().step == 2
+def test_only_a_folder_that_holds_a_run_is_resumed(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="new: holds no run to resume"):
+        Trainer(small_config(tmp_path / "new", steps=2), resume=True)
+    assert not (tmp_path / "new").exists()
 
 
 def test_more_steps_can_be_asked_of_a_finished_run(tmp_path: Path) -> None:

@@ -28,13 +28,14 @@ struct PatchDimension {
     std::int64_t padding;
 };
 
-// Maps and weight without gaps, channels last.
+// Maps and weight without gaps, channels last; the wide map contiguous if `wide_contiguous`.
 struct PatchShape {
     std::int64_t batch;
     std::int64_t small_channels;
     std::int64_t wide_channels;
     PatchDimension rows;
     PatchDimension columns;
+    bool wide_contiguous = false;
 };
 
 // Maps and weight of float32 or bfloat16; bias of float32, or null.

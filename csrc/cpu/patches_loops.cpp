@@ -153,6 +153,16 @@ void scatter(const PatchShape& shape, const T* small, const T* weight, const flo
         for (std::int64_t row = 0; row < rows.wide; ++row) {
             const float* const from =
                 sums + (row + rows.padding) * line + columns.padding * channels;
+            if (shape.wide_contiguous) {
+                for (std::int64_t c = 0; c < channels; ++c) {
+                    T* const to =
+                        wide + ((image * channels + c) * rows.wide + row) * columns.wide;
+                    for (std::int64_t i = 0; i < columns.wide; ++i) {
+                        to[i] = from_arithmetic<T>(from[i * channels + c]);
+                    }
+                }
+                continue;
+            }
             T* const to = wide + (image * rows.wide + row) * columns.wide * channels;
             for (std::int64_t i = 0; i < columns.wide * channels; ++i) {
                 to[i] = from_arithmetic<T>(from[i]);

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from fastgan._version import __version__
 from fastgan.cli import bench, doctor, evaluate, interpolate, sample, train
-from fastgan.errors import FastganError
+from fastgan.errors import DataWarning, FastganError
+from fastgan.fallback import FallbackWarning
 from fastgan.training import TrainingDivergedError
 
 __all__ = ["main"]
@@ -58,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = _build_parser().parse_args(arguments)
     try:
-        code: int = options.run(options)
+        with warnings.catch_warnings():
+            warnings.showwarning = _one_line(warnings.showwarning)
+            code: int = options.run(options)
     except TrainingDivergedError as error:
         return _complain(error, 1)
     except FastganError as error:
@@ -71,6 +75,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = None
         return 141
     return code
+
+
+def _one_line(show: Callable[..., None]) -> Callable[..., None]:
+    """``show``, a ``warnings.showwarning``, but for our own: those get one line, as errors do."""
+
+    def showwarning(
+        message: Warning | str, category: type[Warning], *arguments: Any, **options: Any
+    ) -> None:
+        if issubclass(category, (DataWarning, FallbackWarning)):
+            print(f"fastgan: warning: {message}", file=sys.stderr)
+        else:
+            show(message, category, *arguments, **options)
+
+    return showwarning
 
 
 def _complain(error: FastganError, code: int) -> int:

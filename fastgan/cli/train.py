@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import typing
+import warnings
 from types import NoneType
 from typing import Any
 
 from rich.console import Console
 
 from fastgan.cli.progress import TrainingDisplay
-from fastgan.errors import ConfigError
+from fastgan.errors import ConfigError, DataWarning
 from fastgan.training import TrainConfig, Trainer
 from fastgan.training.config_files import read_settings
 from fastgan.training.processes import Processes, joined_processes
@@ -67,7 +68,8 @@ def add_parser(commands: Any) -> None:
                 "--resume",
                 action="store_true",
                 default=False,
-                help="continue the run in --out from its newest checkpoint",
+                help="continue the run in --out from its newest checkpoint, or from the start if"
+                " it has none yet",
             )
             group.add_argument(
                 "--config",
@@ -86,7 +88,10 @@ def run(options: argparse.Namespace) -> int:
     names = {each.name for each in dataclasses.fields(TrainConfig)}
     given = {} if options.config is None else _settings(options.config)
     given |= {name: value for name, value in vars(options).items() if name in names}
-    with joined_processes(str(given.get("device", "auto"))) as processes:
+    device = str(given.get("device", "auto"))
+    with joined_processes(device) as processes, warnings.catch_warnings():
+        if not processes.leads:  # the first one says it
+            warnings.simplefilter("ignore", DataWarning)
         trainer, display = _prepared(given, options.resume, processes)
         with display:
             return _trained(trainer, display)

@@ -7,10 +7,13 @@ be, and what becomes of orientation tags, transparency, palettes and 16-bit valu
 from __future__ import annotations
 
 import io
+import struct
 import warnings
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -21,11 +24,19 @@ from fastgan.errors import DataError
 
 __all__ = ["EXTENSIONS", "decode_image", "is_grey_image", "quiet_about_bombs"]
 
-EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".webp"})
+EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 """Endings (in lower case) of the files that count as images."""
 
 # By content, whatever the name says: a PostScript file called x.png must not start Ghostscript.
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+_FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
+
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+# Chunks that don't make the picture: texts and the colour profile. Pillow unpacks them and refuses
+# the file where one has more than a megabyte, so they are left out before it looks.
+_PNG_METADATA = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})
+# But for the two texts in which Pillow looks for an orientation, up to Pillow's own limit.
+_ORIENTATION_KEYWORDS = frozenset({b"Raw profile type exif", b"XML:com.adobe.xmp"})
+_MAX_TEXT_BYTES = 2**20
 
 _GREY_MODES = frozenset({"1", "L", "LA", "La", "I", "F"})
 _ALPHA_MODES = frozenset({"RGBA", "RGBa", "LA", "La", "PA"})
@@ -45,12 +56,15 @@ _UPRIGHT = {
 
 @contextmanager
 def quiet_about_bombs() -> Iterator[None]:
-    """Silence Pillow's warning about large images: here they are an error, said once.
+    """Silence Pillow's warnings about large images and malformed EXIF.
+
+    Large images are an error here, said once; a malformed EXIF block is passed over.
 
     Python's warning filters belong to the process, so this wraps whole passes, not single files.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)
         yield
 
 
@@ -62,7 +76,10 @@ def is_grey_image(path: Path) -> bool:
     """
     _check_file(path)
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with (
+            path.open("rb") as file,
+            Image.open(_without_metadata(file, header_only=True), formats=_FORMATS) as image,
+        ):
             _check_pixels(image, path)
             return _is_grey(image)
     except Exception as error:
@@ -88,7 +105,8 @@ def decode_image(path: Path, *, image_size: int, channels: int) -> npt.NDArray[n
     """
     _check_file(path)
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = _without_metadata(file, header_only=False).read()
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             _check_pixels(image, path)
             if image.format == "PNG":
@@ -96,7 +114,7 @@ def decode_image(path: Path, *, image_size: int, channels: int) -> npt.NDArray[n
                 image.verify()
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             image.load()
-            upright = _UPRIGHT.get(image.getexif().get(_ORIENTATION_TAG, 1))
+            upright = _UPRIGHT.get(_orientation(image))
             plain = _without_alpha(_to_eight_bits(image)).convert("L" if channels == 1 else "RGB")
     except Exception as error:
         # Whatever a decoder raises on a hostile file (struct.error, SyntaxError, KeyError...).
@@ -111,6 +129,61 @@ def decode_image(path: Path, *, image_size: int, channels: int) -> npt.NDArray[n
     # Pillow lends its own memory, read-only; the copy belongs to the caller.
     pixels = np.array(square, dtype=np.uint8).reshape(image_size, image_size, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def _without_metadata(file: BinaryIO, *, header_only: bool) -> BinaryIO:
+    """A PNG without the chunks of :data:`_PNG_METADATA`; any other file as it is.
+
+    Args:
+        file: at its beginning.
+        header_only: stop at the pixels.
+    """
+    start = file.read(len(_PNG_SIGNATURE))
+    if start != _PNG_SIGNATURE:
+        file.seek(0)
+        return file
+    kept = io.BytesIO()
+    kept.write(start)
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if header_only and kind == b"IDAT":
+            break
+        if kind not in _PNG_METADATA:
+            kept.write(head + file.read(length + 4))
+        elif kind == b"iCCP" or length > _MAX_TEXT_BYTES:
+            file.seek(length + 4, io.SEEK_CUR)
+        else:
+            content = file.read(length + 4)
+            if _may_tell_orientation(kind, content[:length]):
+                kept.write(head + content)
+    kept.write(head)
+    kept.seek(0)
+    return kept
+
+
+def _may_tell_orientation(kind: bytes, text: bytes) -> bool:
+    """Whether a PNG's text is one that Pillow looks at, and of a size that it takes."""
+    keyword, _, rest = text.partition(b"\0")
+    if keyword not in _ORIENTATION_KEYWORDS:
+        return False
+    if kind == b"tEXt" or (kind == b"iTXt" and rest[:1] != b"\1"):
+        return True
+    # zTXt: method, text. iTXt: flag, method, language, 0, translated keyword, 0, text.
+    packed = rest[1:] if kind == b"zTXt" else rest[2:].split(b"\0", 2)[-1]
+    inflating = zlib.decompressobj()
+    try:
+        inflating.decompress(packed, _MAX_TEXT_BYTES)
+    except zlib.error:
+        return False
+    return not inflating.unconsumed_tail
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1, upright, where there is none or the block is malformed."""
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1))
+    except Exception:  # whatever a parser raises on bytes of any kind; the picture is good
+        return 1
 
 
 def _check_file(path: Path) -> None:
@@ -134,7 +207,9 @@ def _unreadable(path: Path, error: Exception) -> DataError:
     if isinstance(error, DataError):
         return error
     if isinstance(error, UnidentifiedImageError):
-        return DataError(f"{quoted(path)}: not an image; expected PNG, JPEG, BMP or WebP")
+        return DataError(
+            f"{quoted(path)}: not an image; expected PNG, JPEG, BMP, WebP, GIF or TIFF"
+        )
     return DataError(f"{quoted(path)}: corrupt or unreadable image: {one_line(error)}")
 
 
@@ -155,6 +230,8 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
         if low < 0 or high > 65535:
             raise ValueError(f"grey values from {low} to {high}; expected 16 bits, 0 to 65535")
         return Image.fromarray(((values + 128) // 257).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("floating-point pixels; expected whole numbers of 8 or 16 bits")
     return image
 
 

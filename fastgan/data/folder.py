@@ -7,6 +7,8 @@ and a corrupt file is found before training begins. Large ones are read as they 
 from __future__ import annotations
 
 import os
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -21,7 +23,7 @@ from fastgan.data.decoding import EXTENSIONS, decode_image, is_grey_image, quiet
 from fastgan.data.limits import one_line, quoted
 from fastgan.data.pixels import bytes_to_unit_range
 from fastgan.data.source import ImageSource, MemorySource, choose_channels, fits_in_memory
-from fastgan.errors import DataError
+from fastgan.errors import DataError, DataWarning
 
 __all__ = [
     "VERIFIED_FILES",
@@ -43,6 +45,9 @@ _Result = TypeVar("_Result")
 
 # Files handed to the threads at once: enough to keep them busy, few enough that Ctrl-C is prompt.
 _FILES_AT_ONCE = 256
+
+# Of the endings of files that are skipped.
+_ENDINGS_NAMED = 5
 
 
 class FolderSource(ImageSource):
@@ -93,7 +98,9 @@ def load_folder(
     in_memory: bool | None = None,
     progress: Progress | None = None,
 ) -> ImageSource:
-    """Open a folder of PNG, JPEG, BMP and WebP files.
+    """Open a folder of PNG, JPEG, BMP, WebP, GIF and TIFF files.
+
+    A :class:`fastgan.DataWarning` says how many files are skipped because of their endings.
 
     Args:
         folder: searched at any depth; hidden files and folders are passed over.
@@ -154,10 +161,24 @@ def find_images(folder: Path) -> tuple[list[Path], Tensor | None, list[str] | No
         raise DataError(f"{quoted(folder)}: not found; expected a folder of images")
     if not folder.is_dir():
         raise DataError(f"{quoted(folder)}: not a folder; expected a folder of images")
-    files = sorted(_walk(folder), key=lambda path: path.parts)
+    found = sorted(_walk(folder), key=lambda path: path.parts)
+    files = [path for path in found if path.suffix.lower() in EXTENSIONS]
+    skipped = Counter(
+        path.suffix.lower() for path in found if path.suffix.lower() not in EXTENSIONS
+    )
+    endings = " ".join(sorted(ending[1:] for ending in EXTENSIONS))
     if not files:
-        endings = " ".join(sorted(ending[1:] for ending in EXTENSIONS))
-        raise DataError(f"{quoted(folder)}: holds no images; expected files ending in {endings}")
+        also = f"; found {_counted(skipped)}" if skipped else ""
+        raise DataError(
+            f"{quoted(folder)}: holds no images; expected files ending in {endings}{also}"
+        )
+    if skipped:
+        warnings.warn(
+            f"{quoted(folder)}: skipped {skipped.total()} of {len(found)} files, which don't end "
+            f"in {endings}: {_counted(skipped)}",
+            DataWarning,
+            stacklevel=2,
+        )
     depth = len(folder.parts)
     first_parts = [path.parts[depth] for path in files]
     class_names = sorted(set(first_parts))
@@ -191,8 +212,16 @@ def _walk(folder: Path) -> Iterator[Path]:
         # Sorted, so that of two links to one folder the same one always counts.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
-            if not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS:
+            if not name.startswith("."):
                 yield Path(place, name)
+
+
+def _counted(endings: Counter[str]) -> str:
+    """Endings with how many files have them, the most frequent first, on one line."""
+    most = endings.most_common(_ENDINGS_NAMED)
+    parts = [f"{count} {repr(ending)[1:-1] or 'without an ending'}" for ending, count in most]
+    rest = endings.total() - sum(count for _, count in most)
+    return ", ".join([*parts, f"{rest} others"] if rest else parts)
 
 
 def _in_threads(

@@ -4,7 +4,8 @@ Each keeps its layers, plain ``torch.nn`` modules in the paper's order, in a
 :class:`fastgan.nn.FusedSequential` called ``main``, which runs them fused and is in all else an
 ``nn.Sequential``: ``state_dict`` keys read ``main.0.weight``, ... and ``apply``, hooks,
 ``deepcopy`` and ``pickle`` work as for any module. The convolutional ones are built with the
-DCGAN's initialisation, and keep their weights in channels-last memory.
+DCGAN's initialisation, and keep their weights in channels-last memory; their images are
+channels-last too, as any convolution's with such weights.
 :mod:`fastgan.models.compat` has the classes of two well-known repositories under their own names,
 for changing one import line.
 

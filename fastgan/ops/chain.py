@@ -45,6 +45,7 @@ from fastgan.fusion import (
 from fastgan.ops import aten_convolution, triton_convolution
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.convolution_choice import fastest
+from fastgan.ops.memory_format import gives_channels_last, is_channels_last, laid_out
 from fastgan.ops.stages import Stage, StageTensors
 
 __all__ = ["Chain", "convolution_path", "run_chain", "run_layers", "weights_left_out"]
@@ -313,9 +314,28 @@ def _forward(
         of_kept = _stage_forward(stage, path, chain.dtype, value, before, of_stage)
         kept.append(of_kept)
         value, before = of_kept.value, of_kept.norm
-    if before is None:
-        return value, kept
-    return _normalised(value, before), kept
+    output = value if before is None else _normalised(value, before)
+    if "triton" in chain.paths:
+        # Triton's kernels write channels-last; the others lay out each map as torch would.
+        output = laid_out(output, _gives_channels_last(chain.stages, input, tensors))
+        if before is None:
+            kept[-1].value = output  # whose identity tells what autograd saves
+    return output, kept
+
+
+def _gives_channels_last(
+    stages: Sequence[Stage], input: Tensor, tensors: Sequence[StageTensors]
+) -> bool:
+    """Whether the chain's output would be channels-last if torch's convolutions made it."""
+    if input.dim() != 4:
+        return False
+    channels_last, places = is_channels_last(input), (input.shape[2], input.shape[3])
+    for stage, (weight, *_) in zip(stages, tensors, strict=True):
+        places = stage.output_places(places, weight)
+        # One value a sample has the same strides either way, and torch takes it for contiguous.
+        one_value = (stage.channels(weight.shape)[1], *places) == (1, 1, 1)
+        channels_last = (channels_last or is_channels_last(weight)) and not one_value
+    return channels_last
 
 
 def _stage_forward(
@@ -610,6 +630,8 @@ def _input_gradient(
     grad, sums = triton_convolution.input_gradient(
         stage, carried.grad, before.value, weight, carried.prologue, epilogue
     )
+    if number == 0:
+        grad = laid_out(grad, gives_channels_last(before.value, weight))
     if sums is None:
         return _Carried(grad)
     assert before.norm is not None

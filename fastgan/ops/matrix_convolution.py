@@ -25,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.profiler import record_function
 
+from fastgan.ops.memory_format import empty_map, gives_channels_last, laid_out
 from fastgan.ops.stages import Stage
 
 __all__ = ["forward", "input_gradient", "pays", "traced", "weight_gradient"]
@@ -87,11 +88,14 @@ def forward(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) ->
     Returns:
         (N, C_out, H_out, W_out).
     """
+    channels_last = gives_channels_last(input, weight)
     with traced("forward"):
         if stage.kind == "conv2d":
-            output = _gather(stage, input, weight, _small_places(stage, input, weight))
+            places = _small_places(stage, input, weight)
+            output = _gather(stage, input, weight, places, channels_last)
         else:
-            output = _scatter(stage, input, weight, _wide_places(stage, input, weight))
+            places = _wide_places(stage, input, weight)
+            output = _scatter(stage, input, weight, places, channels_last)
     return output if bias is None else output.add_(bias[:, None, None])
 
 
@@ -100,11 +104,12 @@ def input_gradient(stage: Stage, grad_output: Tensor, input: Tensor, weight: Ten
 
     Arguments as of :func:`fastgan.ops.aten_convolution.input_gradient`.
     """
-    rows, columns = input.shape[2:]
+    places = (input.shape[2], input.shape[3])
+    channels_last = gives_channels_last(input, weight)
     with traced("input_gradient"):
         if stage.kind == "conv2d":
-            return _scatter(stage, grad_output, weight, (rows, columns))
-        return _gather(stage, grad_output, weight, (rows, columns))
+            return _scatter(stage, grad_output, weight, places, channels_last)
+        return _gather(stage, grad_output, weight, places, channels_last)
 
 
 def weight_gradient(
@@ -130,26 +135,31 @@ def weight_gradient(
     return _as_maps(matrix, weight, covered), grad_bias
 
 
-def _gather(stage: Stage, wide: Tensor, weight: Tensor, places: tuple[int, int]) -> Tensor:
+def _gather(
+    stage: Stage, wide: Tensor, weight: Tensor, places: tuple[int, int], channels_last: bool
+) -> Tensor:
     matrix = _as_matrix(weight, _covers(weight, stage, (wide.shape[2], wide.shape[3]))).t()
-    small = _empty_maps(wide, len(weight), places)
+    # Written channels-last, which with one place is the same memory as contiguous.
+    small = empty_map(wide, (len(wide), len(weight), *places), channels_last or places != (1, 1))
     rows = small.permute(0, 2, 3, 1)
     for samples in _portions(small, weight):
         patches = _patches(stage, wide[samples], weight, places)
         torch.mm(patches, matrix, out=rows[samples].view(len(patches), -1))
-    return small
+    return laid_out(small, channels_last)
 
 
-def _scatter(stage: Stage, small: Tensor, weight: Tensor, places: tuple[int, int]) -> Tensor:
+def _scatter(
+    stage: Stage, small: Tensor, weight: Tensor, places: tuple[int, int], channels_last: bool
+) -> Tensor:
+    wide = empty_map(small, (len(small), weight.shape[1], *places), channels_last)
     if _covers(weight, stage, places):
-        wide = _empty_maps(small, weight.shape[1], places, _is_channels_last(weight))
-        rows = (wide.permute(0, 2, 3, 1) if _is_channels_last(weight) else wide).flatten(1)
-        torch.mm(_places_as_rows(small), _as_matrix(weight, True), out=rows)
+        of_wide, of_weight = (
+            (map.permute(0, 2, 3, 1) if channels_last else map).flatten(1) for map in (wide, weight)
+        )
+        torch.mm(_places_as_rows(small), of_weight, out=of_wide)
         return wide
     matrix = _as_matrix(weight)
-    channels = weight.shape[1]
     above, left = stage.padding
-    wide = _empty_maps(small, channels, places)
     for samples in _portions(small, weight):
         patches = _places_as_rows(small[samples]) @ matrix
         padded = _folded(stage, patches, weight, small[samples], places)
@@ -252,18 +262,6 @@ def _as_maps(matrix: Tensor, weight: Tensor, in_its_order: bool) -> Tensor:
     if in_its_order and not _is_channels_last(weight):
         return matrix.view(len(matrix), channels, rows, columns)
     return matrix.view(len(matrix), rows, columns, channels).permute(0, 3, 1, 2)
-
-
-def _empty_maps(
-    like: Tensor, channels: int, places: tuple[int, int], channels_last: bool = True
-) -> Tensor:
-    """(N, C, H, W), no view of anything: autograd lets nobody write into a view it is given."""
-    return torch.empty(
-        (len(like), channels, *places),
-        dtype=like.dtype,
-        device=like.device,
-        memory_format=torch.channels_last if channels_last else torch.contiguous_format,
-    )
 
 
 def _places_as_rows(small: Tensor) -> Tensor:

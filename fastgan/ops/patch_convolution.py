@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastgan.ops import patches
+from fastgan.ops.memory_format import gives_channels_last
 from fastgan.ops.stages import Stage
 from fastgan.ops.vector_units import has_vectors
 
@@ -76,18 +77,26 @@ def _keeps_threads_at_work(images: int) -> bool:
 def forward(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """conv(input, weight) + bias; not differentiable by autograd."""
     places = stage.output_places((input.shape[2], input.shape[3]), weight)
-    return _scatter(stage, input, weight, bias, places)
+    channels_last = gives_channels_last(input, weight)
+    return _scatter(stage, input, weight, bias, places, channels_last)
 
 
 def input_gradient(stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor) -> Tensor:
     """The gradient of ``forward``'s input."""
-    return _scatter(stage, grad_output, weight, None, (input.shape[2], input.shape[3]))
+    places = (input.shape[2], input.shape[3])
+    channels_last = gives_channels_last(input, weight)
+    return _scatter(stage, grad_output, weight, None, places, channels_last)
 
 
 def _scatter(
-    stage: Stage, small: Tensor, weight: Tensor, bias: Tensor | None, places: tuple[int, int]
+    stage: Stage,
+    small: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    places: tuple[int, int],
+    channels_last: bool,
 ) -> Tensor:
     wide: Tensor = torch.ops.fastgan.patch_scatter(
-        small, weight, bias, *stage.stride, *stage.padding, *places
+        small, weight, bias, *stage.stride, *stage.padding, *places, channels_last
     )
     return wide

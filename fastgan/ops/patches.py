@@ -6,9 +6,10 @@
 
 ``small`` (N, O, h, w) and ``weight`` (O, C, kH, kW) of float32 or bfloat16, O a multiple of 16 and
 C * kH * kW at most 64; ``bias`` (C,) of either dtype or None. ``rows`` and ``columns`` are those of
-``wide``, (N, C, rows, columns), which lies channels last, as arguments do at best. Sums are taken
-in float32. Formula: ``csrc/cpu/patches.h``. A kernel for the CPU alone; elsewhere, and without a
-compiled part, torch's convolution.
+``wide``, (N, C, rows, columns). Arguments are channels-last at best. ``wide`` is written
+channels-last or contiguous as ``channels_last`` says; None: as torch's convolution lays it out
+(:mod:`fastgan.ops.memory_format`). Sums are taken in float32. Formula: ``csrc/cpu/patches.h``. A
+kernel for the CPU alone; elsewhere, and without a compiled part, torch's convolution.
 
 Order of gradients supported: none. It raises where autograd would have to record it.
 """
@@ -20,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.errors import FastganError
+from fastgan.ops.memory_format import empty_map, gives_channels_last
 from fastgan.ops.registration import NAMESPACE, define_if_absent, register_fallback
 from fastgan.ops.without_gradient import register_without_gradient
 
@@ -32,7 +34,8 @@ _DTYPES = (torch.float32, torch.bfloat16)
 #: As in csrc/convolution_ops.cpp.
 SCHEMA = (
     "patch_scatter(Tensor small, Tensor weight, Tensor? bias, int row_stride, int column_stride, "
-    "int row_padding, int column_padding, int rows, int columns) -> Tensor"
+    "int row_padding, int column_padding, int rows, int columns, bool? channels_last=None) "
+    "-> Tensor"
 )
 
 
@@ -93,13 +96,12 @@ def _left_over(
     return left_over
 
 
-def _empty(small: Tensor, weight: Tensor, places: tuple[int, int]) -> Tensor:
-    return torch.empty(
-        (len(small), weight.shape[1], *places),
-        dtype=small.dtype,
-        device=small.device,
-        memory_format=torch.channels_last,
-    )
+def _empty(
+    small: Tensor, weight: Tensor, places: tuple[int, int], channels_last: bool | None
+) -> Tensor:
+    if channels_last is None:
+        channels_last = gives_channels_last(small, weight)
+    return empty_map(small, (len(small), weight.shape[1], *places), channels_last)
 
 
 def _fake(
@@ -112,10 +114,11 @@ def _fake(
     column_padding: int,
     rows: int,
     columns: int,
+    channels_last: bool | None = None,
 ) -> Tensor:
     stride, padding = (row_stride, column_stride), (row_padding, column_padding)
     _left_over(small, weight, bias, stride, padding, (rows, columns))
-    return _empty(small, weight, (rows, columns))
+    return _empty(small, weight, (rows, columns), channels_last)
 
 
 def _plain(
@@ -128,6 +131,7 @@ def _plain(
     column_padding: int,
     rows: int,
     columns: int,
+    channels_last: bool | None = None,
 ) -> Tensor:
     stride, padding = (row_stride, column_stride), (row_padding, column_padding)
     left_over = _left_over(small, weight, bias, stride, padding, (rows, columns))
@@ -135,7 +139,7 @@ def _plain(
     wide = F.conv_transpose2d(
         small, weight, bias, stride=stride, padding=padding, output_padding=left_over
     )
-    return _empty(small, weight, (rows, columns)).copy_(wide)
+    return _empty(small, weight, (rows, columns), channels_last).copy_(wide)
 
 
 def check(device: torch.device | str) -> None:

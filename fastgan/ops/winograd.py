@@ -8,10 +8,12 @@ Convolutions of 4x4 taps and stride 2 with 9 products in place of 16, on CPUs::
 
 ``wide`` (N, C, H, W), ``small`` (N, O, h, w), ``weight`` (O, C, 4, 4), of float32 or bfloat16, C
 and O multiples of 32; ``bias`` of either dtype or None. ``rows`` and ``columns`` are those of the
-output, where H + 2 * padding is 2 * h + 2 or one more. Sums are taken in float32. What is returned
-lies channels last, as arguments do at best. Formulas: ``csrc/cpu/winograd.h``, after Winograd 1980
-and Lavin and Gray 2016 (arXiv 1509.09308). Kernels for the CPU alone; elsewhere, and without a
-compiled part, torch's convolutions.
+output, where H + 2 * padding is 2 * h + 2 or one more. Sums are taken in float32. Arguments
+are channels-last at best. Maps are laid out as torch's convolution lays them out
+(:mod:`fastgan.ops.memory_format`), which costs a copy where both arguments are contiguous; a
+weight's gradient is channels-last. Formulas: ``csrc/cpu/winograd.h``, after Winograd 1980 and Lavin
+and Gray 2016 (arXiv 1509.09308). Kernels for the CPU alone; elsewhere, and without a compiled part,
+torch's convolutions.
 
 Order of gradients supported: none. They raise where autograd would have to record them.
 """
@@ -23,6 +25,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_weight
 
 from fastgan.errors import FastganError
+from fastgan.ops.memory_format import empty_map, gives_channels_last
 from fastgan.ops.registration import NAMESPACE, define_if_absent, register_fallback
 from fastgan.ops.without_gradient import register_without_gradient
 
@@ -108,12 +111,6 @@ def _check_bias(op: str, bias: Tensor | None, channels: int) -> None:
         )
 
 
-def _empty(like: Tensor, *size: int) -> Tensor:
-    return torch.empty(
-        size, dtype=like.dtype, device=like.device, memory_format=torch.channels_last
-    )
-
-
 def _fake_gather(
     wide: Tensor,
     weight: Tensor,
@@ -128,7 +125,7 @@ def _fake_gather(
     padding = (row_padding, column_padding)
     _check_arguments("winograd_gather", small, tuple(wide.shape), padding, wide, weight)
     _check_bias("winograd_gather", bias, small[1])
-    return _empty(wide, *small)
+    return empty_map(wide, small, gives_channels_last(wide, weight))
 
 
 def _fake_scatter(
@@ -145,7 +142,7 @@ def _fake_scatter(
     padding = (row_padding, column_padding)
     _check_arguments("winograd_scatter", tuple(small.shape), wide, padding, small, weight)
     _check_bias("winograd_scatter", bias, wide[1])
-    return _empty(small, *wide)
+    return empty_map(small, wide, gives_channels_last(small, weight))
 
 
 def _fake_weight_gradient(
@@ -154,7 +151,7 @@ def _fake_weight_gradient(
     shapes = tuple(small.shape), tuple(wide.shape)
     padding = (row_padding, column_padding)
     _check_arguments("winograd_weight_gradient", *shapes, padding, small, wide)
-    return _empty(small, small.shape[1], wide.shape[1], 4, 4)
+    return empty_map(small, (small.shape[1], wide.shape[1], 4, 4), True)
 
 
 def _plain_gather(

@@ -39,11 +39,19 @@ class Adam(ClippingOptimizer, torch.optim.Adam):
         clip: c for weights in [-c, c], or (lo, hi); None for no clip. Clips every parameter of the
             group, also those without a gradient.
         clip_when: ``"after"`` or ``"before"`` the step, see :class:`fastgan.optim.RMSprop`.
+        foreach: torch's choice of an implementation, as `capturable` and `fused`. There is one
+            here, which is fused and can be captured in a CUDA graph: all are accepted and change
+            nothing.
+        capturable: as `foreach`.
+        differentiable: False; autograd can't see into this step.
+        fused: as `foreach`.
+        decoupled_weight_decay: False; the weight decay is the L2 penalty.
         shadow_dtype: ``torch.bfloat16`` or ``torch.float16``: each step also writes a copy of the
             weights in that dtype; see :meth:`shadow`.
 
     Raises:
-        ConfigError: `clip`, `clip_when` or `shadow_dtype` is malformed, such as lo > hi.
+        ConfigError: `clip`, `clip_when` or `shadow_dtype` is malformed, such as lo > hi; or
+            `differentiable` or `decoupled_weight_decay` is True.
         DtypeError: a parameter has another dtype than the four.
         ValueError: another argument is out of its range, as torch says.
 
@@ -69,6 +77,11 @@ class Adam(ClippingOptimizer, torch.optim.Adam):
         clip: Clip = None,
         clip_when: ClipWhen = "after",
         *,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
         shadow_dtype: torch.dtype | None = None,
     ) -> None:
         self._remember_defaults(clip, clip_when, shadow_dtype)
@@ -81,6 +94,11 @@ class Adam(ClippingOptimizer, torch.optim.Adam):
             weight_decay=weight_decay,
             amsgrad=amsgrad,
             maximize=maximize,
+            foreach=foreach,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=decoupled_weight_decay,
         )
 
     def _check_settings(self, settings: dict[str, Any]) -> None:

@@ -28,6 +28,9 @@ ClipWhen: TypeAlias = Literal["after", "before"]
 ParamGroup: TypeAlias = "dict[str, Any]"
 
 _SHADOW_DTYPES = (torch.bfloat16, torch.float16)
+#: torch.optim's arguments that choose among its implementations. There is one here, which is fused
+#: and can be captured whatever they say; they are kept in the groups, as torch keeps them.
+_CHOICES = ("foreach", "fused", "capturable", "differentiable")
 _NO_CLIP = (-math.inf, math.inf)
 
 
@@ -76,7 +79,7 @@ class ClippingOptimizer(torch.optim.Optimizer):
         """Steps the lists' parameters by the subclass's op."""
 
     def _remember_defaults(self, clip: Clip, clip_when: str, shadow_dtype: object) -> None:
-        """To be called before torch's ``__init__``, which adds the param groups."""
+        """Must be called before torch's ``__init__``, which adds the param groups."""
         self._own_defaults: dict[str, Any] = {
             "clip": clip,
             "clip_when": clip_when,
@@ -86,7 +89,15 @@ class ClippingOptimizer(torch.optim.Optimizer):
         self._check_settings(self._own_defaults)
 
     def _check_settings(self, settings: ParamGroup) -> None:
-        """Raises ConfigError for a setting that torch knows nothing of; absent ones pass."""
+        """Raises ConfigError for a setting that torch doesn't check; absent ones pass."""
+        for name in _CHOICES:
+            if settings.get(name) not in (None, True, False):
+                raise ConfigError(f"{name} is {settings[name]!r}; expected True, False or None")
+        if settings.get("differentiable"):
+            raise ConfigError(
+                "differentiable is True; autograd can't see into fastgan.optim's step: take "
+                f"torch.optim.{type(self).__name__} for that"
+            )
         if settings.get("clip") is not None:
             clip_bounds(settings["clip"])
         _clip_first(settings.get("clip_when", "after"))
@@ -102,7 +113,7 @@ class ClippingOptimizer(torch.optim.Optimizer):
         """As torch's; a group may have its own ``clip``, ``clip_when`` and ``shadow_dtype``.
 
         Raises:
-            ConfigError: one of these three is malformed.
+            ConfigError: one of these three is malformed, or ``differentiable`` is True.
             DtypeError: a parameter is not float64, float32, float16 or bfloat16.
         """
         for key, value in self._own_defaults.items():

@@ -42,7 +42,13 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
         weight_decay: L2 penalty.
         momentum: momentum factor.
         centered: normalise by the gradient's estimated variance.
+        capturable: torch's choice of an implementation, as `foreach` and `fused`. There is one
+            here, which is fused and can be captured in a CUDA graph: all are accepted and change
+            nothing.
+        foreach: as `capturable`.
         maximize: ascend.
+        differentiable: False; autograd can't see into this step.
+        fused: as `capturable`.
         clip: c for weights in [-c, c], or (lo, hi); None for no clip. Clips every parameter of the
             group, also those without a gradient.
         clip_when: ``"after"`` the step, as in the paper; or ``"before"`` it, which leaves weights
@@ -54,7 +60,8 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
             weights in that dtype; see :meth:`shadow`.
 
     Raises:
-        ConfigError: `clip`, `clip_when` or `shadow_dtype` is malformed, such as lo > hi.
+        ConfigError: `clip`, `clip_when` or `shadow_dtype` is malformed, such as lo > hi; or
+            `differentiable` is True.
         DtypeError: a parameter has another dtype than the four.
         ValueError: another argument is out of its range, as torch says.
 
@@ -77,13 +84,18 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
         weight_decay: float = 0,
         momentum: float = 0,
         centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
         maximize: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         clip: Clip = None,
         clip_when: ClipWhen = "after",
         *,
         shadow_dtype: torch.dtype | None = None,
     ) -> None:
         self._remember_defaults(clip, clip_when, shadow_dtype)
+        self._check_settings({"fused": fused})  # which torch's has not: no group keeps it
         torch.optim.RMSprop.__init__(
             self,
             params,
@@ -93,7 +105,10 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
             weight_decay=weight_decay,
             momentum=momentum,
             centered=centered,
+            capturable=capturable,
+            foreach=foreach,
             maximize=maximize,
+            differentiable=differentiable,
         )
 
     def _state_names(self, group: dict[str, Any]) -> list[str]:

@@ -109,7 +109,8 @@ class Trainer:
     Args:
         config: settings; unset ones take the paper's defaults.
         source: data to use instead of loading ``config.data``.
-        resume: continue the run in ``config.out`` from its newest checkpoint. Settings that shape
+        resume: continue the run in ``config.out`` from its newest checkpoint, or from its
+            beginning if it ended before the first one. Settings that shape
             the trajectory are taken from there; see ``explicit``.
         explicit: with ``resume``, the names of fields that were set on purpose: one that
             contradicts the checkpoint is an error, except those that only say where, how long and
@@ -122,7 +123,8 @@ class Trainer:
         ConfigError: for settings that can't be, or that contradict the run to resume.
         DataError: for data that can't be read.
         CheckpointError: for a damaged checkpoint to resume from.
-        OutputError: for a folder that can't be written or already holds a run.
+        OutputError: for a folder that can't be written, already holds a run, or, with ``resume``,
+            holds none.
 
     Example:
         >>> import tempfile
@@ -160,6 +162,10 @@ class Trainer:
             raise OutputError(
                 f"{self.out}: already holds a run; add --resume to continue it, or choose another"
                 " folder"
+            )
+        if resume and not existing and description is None:
+            raise OutputError(
+                f"{self.out}: holds no run to resume; leave out --resume to begin one there"
             )
         self.resumed_from = existing[-1] if resume and existing else None
         saved: dict[str, Any] | None = None
@@ -783,6 +789,8 @@ def _description(folder: Path) -> Path | None:
 def _read_config(path: Path) -> TrainConfig:
     try:
         settings = json.loads(path.read_text()) if path.suffix == ".json" else read_settings(path)
+        if isinstance(settings, dict) and "model" not in settings:
+            raise ConfigError("names no model, as every run's does")
         return TrainConfig.from_dict(settings).resolved()
     except (OSError, UnicodeError, json.JSONDecodeError, FastganError) as error:
         reason = str(error).removeprefix(f"{path}: ")

@@ -10,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+import fastgan
 from fastgan.data import decoding as decoding_module
 from fastgan.data import folder as folder_module
 from fastgan.data import load_data
@@ -118,6 +120,138 @@ def test_one_subfolder_or_images_beside_them_are_no_classes(tmp_path, places):
     assert len(source) == len(places)
     assert source.num_classes is None
     assert source.labels is None
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("b.gif", {}), ("b.tif", {"compression": "tiff_lzw"}), ("b.TIFF", {})],
+)
+def test_other_formats_are_read_pixel_by_pixel(tmp_path, name, options):
+    grey = random_pixels(3, 8, 8)
+    save(grey, tmp_path / "a.png")
+    save(grey, tmp_path / name, **options)
+    images, _ = open_folder(tmp_path).get([0, 1])
+    assert torch.equal(images[0], images[1])
+
+
+def test_a_jpeg_called_jfif_and_the_first_picture_of_an_animation_are_read(tmp_path):
+    first, second = (np.full((8, 8), value, np.uint8) for value in (40, 200))
+    frames = [Image.fromarray(second)]
+    Image.fromarray(first).save(tmp_path / "a.gif", save_all=True, append_images=frames)
+    Image.fromarray(first).save(tmp_path / "b.tif", save_all=True, append_images=frames)
+    Image.fromarray(first).save(tmp_path / "c.jfif", format="JPEG", quality=100)
+    source = open_folder(tmp_path)
+    assert (len(source), source.channels) == (3, 1)
+    images, _ = source.get([0, 1, 2])
+    assert (images - (40 / 127.5 - 1)).abs().max() < 0.01
+
+
+def test_classes_of_gif_and_tiff_files_are_classes(tmp_path):
+    for number, ending in enumerate(("gif", "tiff", "png")):
+        save(random_pixels(number, 8, 8), tmp_path / ending / f"a.{ending}")
+    assert open_folder(tmp_path).class_names == ["gif", "png", "tiff"]
+
+
+def test_what_is_skipped_is_said_in_one_line(tmp_path):
+    save(random_pixels(0, 8, 8), tmp_path / "a" / "a.png")
+    (tmp_path / "b").mkdir()
+    for number in range(3):
+        (tmp_path / "b" / f"{number}.HEIC").write_bytes(b"not read")
+    (tmp_path / "README").write_text("about")
+    with pytest.warns(fastgan.DataWarning) as caught:
+        assert len(open_folder(tmp_path)) == 1
+    (said,) = (str(warning.message) for warning in caught)
+    assert "skipped 4 of 5 files" in said
+    assert "3 .heic, 1 without an ending" in said
+    assert "\n" not in said
+    (tmp_path / "a" / "a.png").unlink()
+    assert "3 .heic" in refusal(tmp_path)
+
+
+def test_nothing_is_said_where_nothing_is_skipped(tmp_path):
+    save(random_pixels(0, 8, 8), tmp_path / "a.png")
+    (tmp_path / ".hidden").write_text("by intent")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        open_folder(tmp_path)
+
+
+MALFORMED_EXIF = [
+    b"no TIFF header at all",
+    b"Exif\0\0",
+    b"II*\0\xff\xff\xff\xff",
+    b"MM\0*\0\0\0\x08\xff\xff\x01\x12\0\x03\0\0\0\x01\0",
+    b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04abc\0",
+]
+
+
+@pytest.mark.parametrize("extension", ["png", "jpg", "webp"])
+@pytest.mark.parametrize("exif", MALFORMED_EXIF)
+def test_a_picture_with_malformed_exif_is_upright(tmp_path, extension, exif):
+    pixels = random_pixels(4, 8, 8, 3)
+    marked = b"Exif\0\0" + exif if extension == "jpg" else exif
+    save(pixels, tmp_path / f"a.{extension}", exif=marked)
+    save(pixels, tmp_path / f"b.{extension}")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        images, _ = open_folder(tmp_path).get([0, 1])
+    assert torch.equal(images[0], images[1])
+
+
+def png_with(path: Path, pixels: np.ndarray, *chunks: bytes) -> Path:
+    """A PNG with these chunks before its pixels."""
+    content = save(pixels, path).read_bytes()
+    path.write_bytes(content[:33] + b"".join(chunks) + content[33:])
+    return path
+
+
+LARGE_CHUNKS = {
+    "text": lambda: png_chunk(b"tEXt", b"parameters\0" + bytes([65]) * (70 << 20)),
+    "packed text": lambda: png_chunk(b"zTXt", b"prompt\0\0" + zlib.compress(bytes(3 << 20))),
+    "international": lambda: png_chunk(b"iTXt", b"a\0\1\0\0\0" + zlib.compress(bytes(3 << 20))),
+    "profile": lambda: png_chunk(b"iCCP", b"ICC\0\0" + zlib.compress(bytes(3 << 20))),
+    "bomb": lambda: png_chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(64 << 20))) * 3,
+    "exif": lambda: png_chunk(
+        b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(b"\nexif\n 8\n" + b"00" * (1 << 20))
+    ),
+    "xmp": lambda: png_chunk(
+        b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(b" " * (3 << 20))
+    ),
+    "no deflate": lambda: png_chunk(b"zTXt", b"Raw profile type exif\0\0nonsense"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGE_CHUNKS)
+def test_a_png_with_a_large_text_or_profile_is_read(tmp_path, name):
+    pixels = random_pixels(5, 8, 8)
+    png_with(tmp_path / "a.png", pixels, LARGE_CHUNKS[name]())
+    source = open_folder(tmp_path)
+    assert source.channels == 1
+    images, _ = source.get([0])
+    expected = (pixels / 127.5 - 1).astype(np.float32)
+    np.testing.assert_array_equal(images[0, 0].numpy(), expected)
+
+
+@pytest.mark.parametrize("kind", ["zTXt", "iTXt", "iTXt, packed"])
+def test_an_orientation_in_a_text_is_obeyed(tmp_path, kind):
+    pixels = random_pixels(6, 8, 8)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    profile = b"\nexif\n      %d\n%s\n" % (len(exif.tobytes()), exif.tobytes().hex().encode())
+    xmp = b'<x tiff:Orientation="3"/>'
+    chunk = {
+        "zTXt": png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile)),
+        "iTXt": png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        "iTXt, packed": png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0en\0\0" + zlib.compress(xmp)),
+    }[kind]
+    path = png_with(tmp_path / "a.png", pixels, chunk)
+    decoded = decode_image(path, image_size=8, channels=1)
+    np.testing.assert_array_equal(decoded[0], pixels[::-1, ::-1])
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "a.tif")
+    assert "floating-point" in refusal(tmp_path)
 
 
 def test_other_and_hidden_files_are_passed_over(tmp_path):
@@ -280,7 +414,7 @@ def test_files_that_are_no_images_are_named(tmp_path, content, said):
     assert "b.png" in message
 
 
-@pytest.mark.parametrize("extension", ["png", "jpg", "bmp", "webp"])
+@pytest.mark.parametrize("extension", ["png", "jpg", "bmp", "webp", "gif", "tif"])
 @pytest.mark.parametrize("kept", [0.02, 0.3, 0.7, 0.9])
 @pytest.mark.parametrize("in_memory", [True, False])
 def test_truncated_files_are_found_at_opening(tmp_path, extension, kept, in_memory):
@@ -317,6 +451,26 @@ def test_decompression_bombs_are_refused_by_their_header(tmp_path):
             warnings.simplefilter("always")
             assert "bomb.png" in refusal(tmp_path)
         assert not caught
+
+
+def tiff_header(width: int, height: int) -> bytes:
+    entries = [(256, width), (257, height), (258, 8), (259, 1), (262, 1), (273, 8), (279, 1)]
+    table = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in entries)
+    return b"II*\0" + struct.pack("<IH", 8, len(entries)) + table + bytes(64)
+
+
+@pytest.mark.parametrize("side", [9000, 20000, 65535])
+@pytest.mark.parametrize("name", ["bomb.gif", "bomb.tif"])
+def test_decompression_bombs_of_other_formats_are_refused(tmp_path, name, side):
+    frame = b"GIF89a" + struct.pack("<HHBBB", side, side, 0x80, 0, 0) + bytes(6)
+    frame += b"," + struct.pack("<HHHHB", 0, 0, side, side, 0) + b"\2\2\x4c\1\0;"
+    (tmp_path / name).write_bytes(frame if name.endswith("gif") else tiff_header(side, side))
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        said = refusal(tmp_path)
+    assert name in said
+    assert "bomb" in said.replace(name, "")
+    assert not caught
 
 
 def test_files_larger_than_any_image_are_not_read(tmp_path):

@@ -105,6 +105,19 @@ def test_one_process_s_failure_stops_the_other_with_its_message(two: Two) -> Non
     assert second.stderr.strip().endswith("the disk of this machine is on fire")
 
 
+def test_skipped_files_are_said_once(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for number in range(8):
+        Image.new("L", (16, 16), 30 * number).save(tmp_path / "images" / f"{number}.gif")
+    (tmp_path / "images" / "8.heic").write_bytes(b"not read")
+    options = ["train", "--out", str(tmp_path / "run"), "--device=cpu", "--steps=1", "--nz=4"]
+    options += [f"--data=folder:{tmp_path / 'images'}", "--image-size=16", "--ngf=4", "--ndf=4"]
+    done = start_two("-m", "fastgan", *options, "--batch-size=8", "--sync-batch-norm")
+    assert [each.returncode for each in done] == [0, 0], done
+    said = [line for each in done for line in each.stderr.splitlines() if ": skipped " in line]
+    assert len(said) == 1
+
+
 def test_a_bad_setting_is_named_once(tmp_path: Path) -> None:
     options = ["train", "--out", str(tmp_path / "never"), "--device=cpu", "--batch-size=3"]
     done = start_two("-m", "fastgan", *options)

@@ -268,13 +268,24 @@ void check_patches(const Convolution& of, FloatType type, bool with_bias) {
     const auto dimension = [](const Dimension& d) {
         return fastgan::cpu::PatchDimension{d.small, d.wide, d.taps, d.stride, d.padding};
     };
-    const PatchShape shape{of.batch, of.small_channels, of.wide_channels, dimension(of.rows),
-                           dimension(of.columns)};
-    const Buffer scattered(type, of.wide_size());
-    patch_scatter(shape, type, operands.small.data(), operands.weight.data(),
-                  operands.bias(operands.wide_bias), scattered.data());
-    require_equal("patch_scatter, " + of.text(type, with_bias), type, scattered,
-                  operands.scattered(of));
+    const Exact channels_last = operands.scattered(of);
+    Exact contiguous(channels_last.size());
+    const std::int64_t places = of.rows.wide * of.columns.wide;
+    for (std::int64_t i = 0; i < of.wide_size(); ++i) {
+        const std::int64_t channel = i % of.wide_channels;
+        const std::int64_t place = i / of.wide_channels % places;
+        const std::int64_t image = i / of.wide_channels / places;
+        contiguous[(image * of.wide_channels + channel) * places + place] = channels_last[i];
+    }
+    for (const bool wide_contiguous : {false, true}) {
+        const PatchShape shape{of.batch,           of.small_channels,     of.wide_channels,
+                               dimension(of.rows), dimension(of.columns), wide_contiguous};
+        const Buffer scattered(type, of.wide_size());
+        patch_scatter(shape, type, operands.small.data(), operands.weight.data(),
+                      operands.bias(operands.wide_bias), scattered.data());
+        require_equal("patch_scatter, " + of.text(type, with_bias), type, scattered,
+                      wide_contiguous ? contiguous : channels_last);
+    }
 }
 
 // Of `small` places, one with a wide map of at least one place.

@@ -130,3 +130,37 @@ def test_two_runs_are_the_same_to_the_bit(device: torch.device) -> None:
     input = torch.randn(shape, device=device)
     runs = [results(copy.deepcopy(network), input) for _ in range(2)]
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+
+
+@pytest.mark.parametrize("of_weights", LAYOUTS)
+@pytest.mark.parametrize("of_input", LAYOUTS)
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("ends_in", ["image", "norm", "score"])
+def test_results_are_laid_out_as_eager_s(
+    ends_in: str,
+    batch: int,
+    of_input: torch.memory_format,
+    of_weights: torch.memory_format,
+    device: torch.device,
+) -> None:
+    """The kernels write channels-last; ``view`` must work where it works without fastgan."""
+    layers = {
+        "image": [nn.ConvTranspose2d(16, 16, 4, 2, 1), nn.ReLU(), nn.ConvTranspose2d(16, 3, 4)],
+        "norm": [nn.Conv2d(16, 16, 3, 1, 1), nn.ReLU(), nn.Conv2d(16, 16, 3), nn.BatchNorm2d(16)],
+        "score": [nn.Conv2d(16, 16, 3), nn.LeakyReLU(0.2), nn.Conv2d(16, 1, 2)],
+    }[ends_in]
+    eager = nn.Sequential(*layers).to(device)
+    for parameter in eager.parameters():
+        if parameter.dim() == 4:
+            parameter.data = torch.empty_like(parameter, memory_format=of_weights).normal_()
+    ours = fuse(copy.deepcopy(eager))
+    found = []
+    for network in (eager, ours):
+        input = torch.empty(batch, 16, 4, 4, device=device, memory_format=of_input).normal_()
+        output = network(input.requires_grad_())
+        (gradient,) = torch.autograd.grad(output.square().sum(), input)
+        found.append((output.stride(), output.is_contiguous(), gradient.stride()))
+    assert found[0] == found[1]

@@ -1,0 +1,73 @@
+"""How torch's convolutions lay out their results, which ours then do too.
+
+A convolution's output and the gradient of its input are channels-last if its input or its weight
+is, and contiguous otherwise: torch's rule, on CPUs and with cuDNN
+(``aten/src/ATen/native/ConvUtils.h``). Code that calls ``view`` on either relies on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+__all__ = ["empty_map", "gives_channels_last", "is_channels_last", "laid_out"]
+
+
+def is_channels_last(tensor: Tensor) -> bool:
+    """Whether torch takes a tensor for channels-last: its ``suggest_memory_format``.
+
+    Not ``is_contiguous(memory_format=torch.channels_last)``, which is true as well for contiguous
+    tensors with one channel, or of one row and column.
+
+    Example:
+        >>> image = torch.zeros(2, 1, 4, 4)
+        >>> is_channels_last(image), is_channels_last(image.as_strided(image.shape, (16, 1, 4, 1)))
+        (False, True)
+    """
+    if tensor.dim() != 4:
+        return False
+    sizes, strides = tensor.shape, tensor.stride()
+    if strides[1] == 0:
+        return False
+    least = 0
+    for d in (1, 3, 2, 0):
+        if sizes[d] == 0 or strides[d] < least or (d == 0 and least == strides[1]):
+            return False
+        least = strides[d] * max(sizes[d], 1)
+    return True
+
+
+def gives_channels_last(input: Tensor, weight: Tensor) -> bool:
+    """Whether torch's convolution of the two is channels-last, and the gradient of its input."""
+    return is_channels_last(input) or is_channels_last(weight)
+
+
+def empty_map(like: Tensor, sizes: Sequence[int], channels_last: bool) -> Tensor:
+    """An uninitialised (N, C, H, W) of ``like``'s dtype and device; no view of anything."""
+    return torch.empty(
+        sizes, dtype=like.dtype, device=like.device, memory_format=_format(channels_last)
+    )
+
+
+def laid_out(map: Tensor, channels_last: bool) -> Tensor:
+    """``map`` itself if it is laid out so, to the strides of dimensions of size 1; else a copy."""
+    if map.dim() != 4:
+        return map
+    _, channels, rows, columns = map.shape
+    image = channels * rows * columns
+    strides = (
+        (image, 1, columns * channels, channels)
+        if channels_last
+        else (image, rows * columns, columns, 1)
+    )
+    if map.stride() == strides:
+        return map
+    if map.is_contiguous(memory_format=_format(channels_last)):
+        return map.as_strided(map.shape, strides)
+    return map.contiguous(memory_format=_format(channels_last))
+
+
+def _format(channels_last: bool) -> torch.memory_format:
+    return torch.channels_last if channels_last else torch.contiguous_format

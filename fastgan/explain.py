@@ -152,7 +152,7 @@ def _named_recording(critic: Critic, images: Tensor) -> Recording:
         nn_module.register_module_forward_hook(leave, always_call=True),
     ]
     try:
-        return record(critic, images, leave=True, on_tape=tapes.append)
+        return record(critic, images, watching=True, leave=True, on_tape=tapes.append)
     finally:
         for handle in handles:
             handle.remove()

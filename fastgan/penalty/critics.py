@@ -139,6 +139,7 @@ def record(
     *,
     times: int = 1,
     divided: bool = False,
+    watching: bool = False,
     leave: bool = False,
     on_tape: Callable[[Tape], object] | None = None,
 ) -> Recording:
@@ -150,6 +151,8 @@ def record(
         times: how many batches these are, one after the other, in a tensor of ours; the critic's
             other arguments are repeated as often.
         divided: as of :class:`fastgan.penalty.tape.Tape`.
+        watching: whether :attr:`fastgan.penalty.tape.Tape.moves` is to tell of what Python code
+            moves as well.
         leave: whether to put back whatever the critic moves.
         on_tape: called with the tape before the critic runs.
 
@@ -164,7 +167,7 @@ def record(
         images = torch.empty_like(
             images, memory_format=layout_of(images.shape, images.dtype)
         ).copy_(images.detach())
-    state = _State(critic.inner)
+    state = _State(critic.inner, watching=watching)
     tape = Tape(images, joined=joined, divided=divided)
     del images
     if on_tape is not None:
@@ -191,7 +194,7 @@ def record(
         raise
     del given, found
     tape.close()
-    if tape.moves is None:
+    if watching and tape.moves is None:
         tape.moves = state.moved()
     if leave or (joined and tape.moves is not None):
         state.put_back(tape)
@@ -218,50 +221,65 @@ def _repeated(args: Sequence[Any], samples: int, times: int) -> list[Any]:
     ]
 
 
-class _State:
-    """What a critic's modules and Python's random numbers are before a recording."""
+_CONTAINERS = (list, set, dict)
 
-    def __init__(self, critic: Any) -> None:
+
+class _State:
+    """What a critic's modules and random numbers are before a recording.
+
+    Args:
+        critic: of which only modules can be looked into.
+        watching: whether :meth:`moved` will be asked for.
+    """
+
+    def __init__(self, critic: Any, *, watching: bool) -> None:
         modules = list(critic.modules()) if isinstance(critic, nn.Module) else []
         self.attributes = [(module, dict(vars(module))) for module in modules]
-        self.registered = [
+        self.registered: list[tuple[dict[str, Any], dict[str, Any]]] = [
             (registry, dict(registry))
             for module in modules
             for registry in (module._parameters, module._buffers, module._modules)
             if registry
         ]
+        self.torch = torch.get_rng_state()
+        self.watching = watching
+        if not watching:
+            return
         self.lengths = [
             (value, len(value))
             for _, attributes in self.attributes
             for value in attributes.values()
-            if type(value) in (list, set, dict)
+            if type(value) in _CONTAINERS
         ]
         self.pointers = [
             (tensor, tensor.data_ptr())
             for registry, _ in self.registered
             for tensor in registry.values()
-            if type(tensor) in (Tensor, nn.Parameter)
+            if isinstance(tensor, Tensor) and type(tensor) in (Tensor, nn.Parameter)
         ]
         self.python = random.getstate()
         numpy = sys.modules.get("numpy")
         self.numpy = None if numpy is None else numpy.random.get_state()
-        self.torch = torch.get_rng_state()
 
     def moved(self) -> str | None:
         """What is no longer as it was, or None."""
         for module, before in self.attributes:
             after = vars(module)
-            if len(after) != len(before) or any(
-                after.get(name, self) is not value for name, value in before.items()
-            ):
+            if len(after) != len(before):
                 return f"the forward of {type(module).__name__} assigns to its attributes"
-        for registry, before in self.registered:
-            if any(registry.get(name) is not value for name, value in before.items()):
-                return "a forward replaces a parameter or buffer"
-        if any(len(value) != length for value, length in self.lengths):
-            return "a forward adds to what a module keeps"
-        if any(tensor.data_ptr() != pointer for tensor, pointer in self.pointers):
-            return "a forward assigns to the .data of a parameter or buffer"
+            for name, value in before.items():
+                if after.get(name, self) is not value:
+                    return f"the forward of {type(module).__name__} assigns to its attributes"
+        for registry, entries in self.registered:
+            for name, value in entries.items():
+                if registry.get(name) is not value:
+                    return "a forward replaces a parameter or buffer"
+        for container, length in self.lengths:
+            if len(container) != length:
+                return "a forward adds to what a module keeps"
+        for tensor, pointer in self.pointers:
+            if tensor.data_ptr() != pointer:
+                return "a forward assigns to the .data of a parameter or buffer"
         if random.getstate() != self.python or self._numpy_moved():
             return "a forward draws random numbers in Python"
         return None
@@ -277,16 +295,17 @@ class _State:
         for module, before in self.attributes:
             vars(module).clear()
             vars(module).update(before)
-        for registry, before in self.registered:
+        for registry, entries in self.registered:
             registry.clear()
-            registry.update(before)
+            registry.update(entries)
         with torch.no_grad():
             for tensor, held in reversed(tape.undo):
                 tensor.copy_(held)
-        random.setstate(self.python)
-        if self.numpy is not None:
-            sys.modules["numpy"].random.set_state(self.numpy)
         torch.set_rng_state(self.torch)
+        if self.watching:
+            random.setstate(self.python)
+            if self.numpy is not None:
+                sys.modules["numpy"].random.set_state(self.numpy)
 
 
 #: How a critic's batches may be joined, by how it was called.

@@ -168,6 +168,7 @@ class _Run:
         self.count = len(real)
         self.total = _Sum()
         self.learning = False
+        self.watching = False
         self.terms: dict[str, Tensor] = {}
         self.computed: list[tuple[Recording, str | Sequence[str], Callable[[], object]]] = []
         self.sources: dict[str, Callable[[Tensor, Leaves], list[Tensor]]] = {}
@@ -175,6 +176,7 @@ class _Run:
     def result(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms."""
         joining = Joining(self.critic, self.real, self._ways())
+        self.watching = not joining.known
         if joining.way is None:
             loss = self._apart(joining)
         else:
@@ -268,7 +270,8 @@ class _Run:
             return None
 
     def _record(self, name: str) -> Recording:
-        recording = record(self.critic, self._points() if name == "points" else getattr(self, name))
+        images = self._points() if name == "points" else getattr(self, name)
+        recording = record(self.critic, images, watching=self.watching)
         self._meet(name, recording)
         return recording
 
@@ -368,7 +371,9 @@ class _Run:
 
     def _joined(self, way: Joined, expected: Sequence[Tensor] | None = None) -> Tensor:
         asked, count, names = self.asked, self.count, way.batches
-        whole = record(self.critic, self._batch(names), times=len(names), divided=way.divided)
+        whole = record(
+            self.critic, self._batch(names), times=len(names), divided=way.divided, watching=True
+        )
         if expected is not None:
             _compare(whole.scores, expected)
         batch = len(names) * count

@@ -3,7 +3,6 @@
 The tangent of a linear map is the map of the tangent. Its transpose is given, or found by autograd.
 """
 
-
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
@@ -622,5 +621,25 @@ LINEAR: dict[Any, Rule] = {
     ),
     aten.roll.default: Linear(batched=_not_among(2)),
     aten.cumsum.default: Linear(batched=_not_first(1)),
-    **dict.fromkeys((aten.avg_pool2d.default, aten.avg_pool1d.default, aten.avg_pool3d.default, aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default, aten.upsample_nearest1d.default, aten.upsample_nearest2d.default, aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default, aten.reflection_pad1d.default, aten.reflection_pad2d.default, aten.replication_pad1d.default, aten.replication_pad2d.default, aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.im2col.default), _maps),
+    **dict.fromkeys(
+        (
+            aten.avg_pool2d.default,
+            aten.avg_pool1d.default,
+            aten.avg_pool3d.default,
+            aten._adaptive_avg_pool2d.default,
+            aten._adaptive_avg_pool3d.default,
+            aten.upsample_nearest1d.default,
+            aten.upsample_nearest2d.default,
+            aten.upsample_bilinear2d.default,
+            aten.upsample_bicubic2d.default,
+            aten.reflection_pad1d.default,
+            aten.reflection_pad2d.default,
+            aten.replication_pad1d.default,
+            aten.replication_pad2d.default,
+            aten.pixel_shuffle.default,
+            aten.pixel_unshuffle.default,
+            aten.im2col.default,
+        ),
+        _maps,
+    ),
 }

@@ -17,11 +17,13 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from fastgan import kernels
 from fastgan.fusion import BiasActivation
 from fastgan.ops import aten_convolution, triton_convolution
 from fastgan.ops.chain import convolution_path
@@ -247,17 +249,15 @@ class Convolution(Product):
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         input, weight, bias = args[:3]
-        node.kept = self._laid_out(weight.detach())
-        return self._forward(node, input, node.kept, bias)
+        return self._forward(node, input, self._prepared(node, weight.detach()), bias)
 
     def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
-        return self._forward(node, left, self._kept(node, right), None)
+        return self._forward(node, left, self._prepared(node, right), None)
 
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
-        weight = self._kept(node, right)
-        shape = node.shape_of(node.slots[0], grad)
-        input = grad.new_empty(()).expand(shape)
-        stage = self._stage(node)
+        prepared = self._prepared(node, right)
+        stage, weight = prepared.stage, prepared.weight
+        input = grad.new_empty(()).expand(node.shape_of(node.slots[0], grad))
         if stage is None:
             return self._backward(node, grad, input, weight, [True, False, False])[0]
         if self._by_triton(stage, input, weight):
@@ -269,8 +269,8 @@ class Convolution(Product):
         return found
 
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
-        weight = self._kept(node, None)
-        stage = self._stage(node)
+        prepared = self._prepared(node, None)
+        stage, weight = prepared.stage, prepared.weight
         if stage is None:
             return self._backward(node, grad, left, weight, [False, True, False])[1]
         if self._by_triton(stage, left, weight):
@@ -286,50 +286,46 @@ class Convolution(Product):
         return sum_to(grad, (1, channels, *[1] * (grad.dim() - 2))).view(channels)
 
     def backend(self, node: Node) -> tuple[str, str]:
-        stage = self._stage(node)
+        prepared = self._prepared(node, None)
+        stage, weight = prepared.stage, prepared.weight
         if stage is None:
             return "aten", "a convolution in other than two dimensions"
-        weight = self._kept(node, None)
         path, reason = convolution_path(stage, weight, weight.device, node.slots[0].dtype)
         if path == "aten" and weight.device.type == "cpu":
             path, reason = explained(stage, weight, node.slots[0].dtype)
         return path, reason
 
-    def _forward(self, node: Node, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        stage = self._stage(node)
+    def _forward(
+        self, node: Node, input: Tensor, prepared: _Prepared, bias: Tensor | None
+    ) -> Tensor:
+        stage, weight = prepared.stage, prepared.weight
         if stage is None:
             output: Tensor = aten.convolution(input, weight, bias, *node.args[3:])
-            return output
-        if self._by_triton(stage, input, weight):
-            return triton_convolution.forward(stage, input, weight, None, BiasActivation(bias))[0]
-        backend = fastest(stage, input, weight, "forward")
-        output = backend.forward(stage, input, weight, bias)
+        elif self._by_triton(stage, input, weight):
+            epilogue = BiasActivation(bias)
+            output = triton_convolution.forward(stage, input, weight, None, epilogue)[0]
+        else:
+            output = fastest(stage, input, weight, "forward").forward(stage, input, weight, bias)
         return output
 
     @staticmethod
     def _by_triton(stage: Stage, input: Tensor, weight: Tensor) -> bool:
+        if input.device.type == "cpu" and not kernels.interpreted():
+            return False
         return convolution_path(stage, weight, input.device, input.dtype)[0] == "triton"
 
     @staticmethod
-    def _laid_out(weight: Tensor) -> Tensor:
-        if weight.dim() == 4 and weight.dtype != torch.float64:
-            return weight.contiguous(memory_format=torch.channels_last)
-        return weight
-
-    def _kept(self, node: Node, weight: Tensor | None) -> Tensor:
-        if node.kept is None:
-            node.kept = self._laid_out(node.arg(1) if weight is None else weight)
-        kept: Tensor = node.kept
-        return kept
-
-    @staticmethod
-    def _stage(node: Node) -> Stage | None:
-        stride, padding, dilation, transposed, output_padding, groups = node.args[3:9]
-        if len(node.slots[0].shape) != 4:
-            return None
-        kind = "conv_transpose2d" if transposed else "conv2d"
-        pairs = [_pair(setting) for setting in (stride, padding, dilation, output_padding)]
-        return Stage(kind, pairs[0], pairs[1], pairs[2], pairs[3], groups)
+    def _prepared(node: Node, weight: Tensor | None) -> _Prepared:
+        prepared: _Prepared | None = node.kept
+        if prepared is None:
+            weight = node.arg(1) if weight is None else weight
+            assert weight is not None
+            if weight.dim() == 4 and weight.dtype != torch.float64:
+                weight = weight.contiguous(memory_format=torch.channels_last)
+            prepared = node.kept = _Prepared(
+                weight, _stage(node.args) if weight.dim() == 4 else None
+            )
+        return prepared
 
     @staticmethod
     def _transpose(node: Node, grad: Tensor, input: Tensor, weight: Tensor) -> Tensor:
@@ -370,6 +366,26 @@ class Convolution(Product):
             grad, input, weight, None, *node.args[3:9], mask
         )
         return found
+
+
+@dataclass
+class _Prepared:
+    """What a convolution's node keeps.
+
+    Attributes:
+        weight: laid out as its backends want it.
+        stage: its geometry; None in other than two dimensions.
+    """
+
+    weight: Tensor
+    stage: Stage | None
+
+
+def _stage(args: Sequence[Any]) -> Stage:
+    stride, padding, dilation, transposed, output_padding, groups = args[3:9]
+    kind = "conv_transpose2d" if transposed else "conv2d"
+    pairs = [_pair(setting) for setting in (stride, padding, dilation, output_padding)]
+    return Stage(kind, pairs[0], pairs[1], pairs[2], pairs[3], groups)
 
 
 def _pair(setting: Sequence[int]) -> tuple[int, int]:

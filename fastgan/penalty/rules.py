@@ -58,7 +58,11 @@ _CONSTANT = {
     "aten::randn_like",
     "aten::zeros_like",
 }
-_VIEWS = {aten.view.default, aten._unsafe_view.default}
+
+
+#: Where a schema doesn't say it, or says it of a tensor that nobody has seen.
+_SHARING = {aten._unsafe_view.default, aten._reshape_alias.default}
+_ALONE = {aten.lift_fresh.default}
 
 
 @dataclass(frozen=True)
@@ -71,7 +75,7 @@ class Op:
         functional: the same without writing; None if there is none.
         random: whether it draws random numbers.
         constant: whether it takes its tensors for their shape alone.
-        view: whether its result shares its first argument's memory.
+        view: whether its result may share an argument's memory.
     """
 
     rule: Rule
@@ -108,7 +112,8 @@ def rule_of(func: Any) -> Op:
         _functional(func) if writes else None,
         torch.Tag.nondeterministic_seeded in func.tags,
         schema.name in _CONSTANT,
-        func in _VIEWS,
+        func in _SHARING
+        or (func not in _ALONE and any(result.alias_info is not None for result in schema.returns)),
     )
 
 

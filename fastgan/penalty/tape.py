@@ -271,6 +271,10 @@ def _tensors(structure: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
+def _holds_tensors(items: Sequence[Any]) -> bool:
+    return isinstance(items[0], Tensor) or any(isinstance(item, Tensor) for item in items)
+
+
 def _differentiable(tensor: Tensor) -> bool:
     return tensor.is_floating_point() or tensor.is_complex()
 
@@ -319,7 +323,6 @@ class Tape(TorchFunctionMode):
         self.device = images.device
         self.images: Tensor | None = images.requires_grad_()
         self.root = self._add(images, Value(images, True, False, True))
-        self._born.add(_storage(images))
 
     # Entering and leaving ------------------------------------------------------------------------
 
@@ -395,13 +398,14 @@ class Tape(TorchFunctionMode):
             return args[0]
         replaced = _REPLACED.get(func)
         self._active = True
+        torch._C._set_grad_enabled(False)  # the context manager's own, at a fifth of the time
         try:
-            with torch.no_grad():
-                if replaced is None:
-                    result = func(*args, **kwargs)
-                else:
-                    result = replaced(self, func, *args, **kwargs)
+            if replaced is None:
+                result = func(*args, **kwargs)
+            else:
+                result = replaced(self, func, *args, **kwargs)
         finally:
+            torch._C._set_grad_enabled(True)
             self._active = False
         for tensor in _tensors(result):
             found = self._entries.get(id(tensor))
@@ -427,36 +431,49 @@ class Tape(TorchFunctionMode):
         """Runs an ATen op, and records it if it is to be."""
         info = rule_of(func)
         if not self._active:
-            self._look_out(func, info, args, kwargs)
-            return self._bear(func(*args, **kwargs))
+            return self._beside(func, info, args, kwargs)
         if info.writes:
             return self._write(func, info, args, kwargs)
         values = self._values(args)
         if not values or info.constant:
-            self._look_out(func, info, args, kwargs)
-            return self._bear(func(*args, **kwargs))
-        if any(isinstance(a, Tensor) and self._find(a) for a in kwargs.values()):
-            self._refuse(f"{func} takes what comes of the images by keyword")
-        random = None
+            return self._beside(func, info, args, kwargs)
+        for argument in kwargs.values():
+            if isinstance(argument, Tensor) and self._find(argument) is not None:
+                self._refuse(f"{func} takes what comes of the images by keyword")
+        node = self._node(func, info.rule, args, kwargs, values)
         if info.random:
             self._moving(f"{func} draws random numbers")
-            random = _random_state(args)
-        node = self._node(func, info.rule, args, kwargs, values)
-        node.random = random
+            node.random = _random_state(args)
         for tensor in node.rule.moves(node, args):
             self._moving(f"{func} changes in place what the critic keeps", tensor)
         result = node.rule.run(node, func, args, kwargs)
+        if not info.view:
+            self._fresh(result)
+        elif func in _RESHAPING and _storage(result) != _storage(args[0]):
+            self._fresh(result)
+            self._copied_views.add(_storage(result))
         self._record(node, args, result)
-        if info.view and isinstance(result, Tensor) and isinstance(args[0], Tensor):
-            if _storage(result) != _storage(args[0]):
-                self._copied_views.add(_storage(result))
-        return self._bear(result)
+        return result
 
-    def _bear(self, result: Any) -> Any:
+    def _beside(self, func: Any, info: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        """Runs an op that isn't recorded."""
+        if info.random or info.writes:
+            self._look_out(func, info, args, kwargs)
+        result = func(*args, **kwargs)
+        if not info.view:
+            self._fresh(result)
+        return result
+
+    def _fresh(self, result: Any) -> None:
+        """A result has memory of its own, whatever was there before."""
         for tensor in _tensors(result):
             if tensor.layout == torch.strided:
-                self._born.add(_storage(tensor))
-        return result
+                storage = _storage(tensor)
+                self._born.add(storage)
+                if storage in self._owners:
+                    del self._owners[storage]
+                self._written.pop(storage, None)
+                self._copied_views.discard(storage)
 
     def _values(self, args: Sequence[Any]) -> dict[Any, Value]:
         """The arguments that are on the tape, or get there as parameters."""
@@ -499,45 +516,53 @@ class Tape(TorchFunctionMode):
         kwargs: dict[str, Any],
         values: dict[Any, Value],
     ) -> Node:
-        node = Node(func, rule, list(args), kwargs)
+        given = list(args)
+        node = Node(func, rule, given, kwargs)
         node.layer = self.layer
         node.slots = values
-        node.by_images = any(value.by_images for value in values.values())
-        for position, argument in enumerate(args):
-            if isinstance(argument, (list, tuple)) and any(isinstance(a, Tensor) for a in argument):
-                node.args[position] = list(argument)
-        for slot, value in values.items():
-            if isinstance(slot, tuple):
-                node.args[slot[0]][slot[1]] = value
-            else:
-                node.args[slot] = value
-        for position, argument in enumerate(node.args):
-            if isinstance(argument, Tensor):
+        for position, argument in enumerate(given):
+            if position in values:
+                given[position] = values[position]
+            elif isinstance(argument, Tensor):
                 # Its own data pointer: a later `.data = ` of the same tensor changes nothing here.
-                node.args[position] = argument.detach()
-                self._constants.setdefault(_storage(argument), []).append((node.args, position))
+                given[position] = argument.detach()
+                self._constants.setdefault(_storage(argument), []).append((given, position))
+            elif isinstance(argument, (list, tuple)) and argument and _holds_tensors(argument):
+                given[position] = items = list(argument)
+                for item, tensor in enumerate(items):
+                    if (position, item) in values:
+                        items[item] = values[position, item]
+                    elif isinstance(tensor, Tensor):
+                        items[item] = tensor.detach()
+                        self._constants.setdefault(_storage(tensor), []).append((items, item))
+        for value in values.values():
+            if value.by_images:
+                node.by_images = True
         node.rule = rule.for_node(node)
         return node
 
     def _record(self, node: Node, args: Sequence[Any], result: Any) -> None:
         rule = node.rule
-        by_parameters = any(value.by_parameters for value in node.slots.values())
         results = result if isinstance(result, (tuple, list)) else [result]
-        mixed = node.by_images and not all(v.batched for v in node.slots.values() if v.by_images)
+        by_parameters = mixed = False
+        for value in node.slots.values():
+            by_parameters = by_parameters or value.by_parameters
+            mixed = mixed or (value.by_images and not value.batched)
+        outputs = node.outputs
         for tensor in results:
-            value = None
+            found = None
             if isinstance(tensor, Tensor) and _differentiable(tensor):
-                value = self._add(tensor, Value(tensor, node.by_images, by_parameters, False))
-            node.outputs.append(value)
+                found = self._add(tensor, Value(tensor, node.by_images, by_parameters, False))
+            outputs.append(found)
         if node.by_images:
             batched = not mixed and rule.batched(node, self.root.shape[0])
             if not batched and self.mixes is None:
                 self.mixes = f"{node.func} may mix the samples of a batch"
             if self.joined and not (batched and (rule.by_rows or not self.divided)):
                 self._changed(f"{node.func} may mix the samples of a batch")
-            for value in node.outputs:
-                if value is not None:
-                    value.batched = batched
+            for found in outputs:
+                if found is not None:
+                    found.batched = batched
         if by_parameters or node.by_images:
             self._keep(node, args, results)
             self.nodes.append(node)
@@ -564,7 +589,7 @@ class Tape(TorchFunctionMode):
         written = self._written.get(storage)
         if written is not None:
             self._entries[id(tensor)] = (weakref.ref(tensor), value, len(written.writes))
-        elif storage not in self._owners:
+        elif value.by_images and storage not in self._owners:
             self._owners[storage] = (value, _geometry(tensor))
         return value
 
@@ -668,14 +693,12 @@ class Tape(TorchFunctionMode):
             self._moving(f"{func} draws random numbers")
         for tensor in info.written(args, kwargs):
             storage = _storage(tensor)
+            if storage in self._owners or storage in self._written:
+                self._refuse(
+                    f"{func} changes in place, unseen by autograd, what comes of the images"
+                )
             if storage not in self._born:
                 self._moving(f"{func} changes in place what the critic keeps", tensor)
-            if storage in self._owners or storage in self._written:
-                owner = self._owners.get(storage)
-                if owner is None or owner[0].by_images:
-                    self._refuse(
-                        f"{func} changes in place, unseen by autograd, what comes of the images"
-                    )
             self._preserve(storage)
 
     def _preserve(self, storage: int) -> None:
@@ -691,15 +714,14 @@ class Tape(TorchFunctionMode):
         values = self._values(args)
         written = list(info.written(args, kwargs))
         if not any(value.by_images for value in values.values()):
-            self._look_out(func, info, args, kwargs)
-            return self._bear(func(*args, **kwargs))
+            return self._beside(func, info, args, kwargs)
         if len(written) != 1 or written[0] is not args[0] or info.functional is None:
             self._refuse(f"{func} writes what comes of the images to a tensor of the critic's")
         target = written[0]
         storage = _storage(target)
         if storage in self._copied_views:
             self._refuse(f"{func} writes to a view of what lies otherwise in memory")
-        if storage not in self._born:
+        if storage not in self._born and storage not in self._owners:
             self._moving(f"{func} changes in place what the critic keeps", target)
         functional = rule_of(info.functional)
         node = self._node(info.functional, functional.rule, args, kwargs, values)
@@ -786,6 +808,10 @@ class Tape(TorchFunctionMode):
         raise self.refused
 
 
+#: Views that become copies where the layout in memory asks for it.
+_RESHAPING = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
+
+
 class _Ops(TorchDispatchMode):
     """Hands ATen ops to the tape."""
 
@@ -793,10 +819,19 @@ class _Ops(TorchDispatchMode):
         super().__init__()
         self.tape = weakref.proxy(tape)
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return self.tape.op(func, args, kwargs or {})
+
+def _to_tape(
+    self: _Ops,
+    func: Any,
+    types: Any,
+    args: Sequence[Any] = (),
+    kwargs: dict[str, Any] | None = None,
+) -> Any:
+    return self.tape.op(func, args, kwargs or {})
+
+
+# In the class's body it would be wrapped for torch.compile, which takes longer than a small op.
+_Ops.__torch_dispatch__ = _to_tape
 
 
 def _random_state(args: Iterable[Any]) -> tuple[torch.device, Tensor]:

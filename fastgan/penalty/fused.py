@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 import fastgan.ops.penalty_mix  # noqa: F401 - defines the op that is called here
+from fastgan.losses import widened
 from fastgan.penalty.critics import Critic, Joined, Joining, Recording, record
 from fastgan.penalty.data_parallel import run_within
 from fastgan.penalty.double_backward import penalty_by_double_backward
@@ -31,6 +33,10 @@ __all__ = ["Asked", "ScoresLoss", "fused_loss", "fused_penalty"]
 Result = TypeVar("Result")
 ScoresLoss = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 """(real scores, fake scores) -> a scalar; each the tensors that the critic returned."""
+
+
+Computed = tuple[Recording, "str | Sequence[str]", Callable[[], object]]
+"""A recording, the batches in it, and the passes over it."""
 
 
 @dataclass(frozen=True)
@@ -170,7 +176,7 @@ class _Run:
         self.learning = False
         self.watching = False
         self.terms: dict[str, Tensor] = {}
-        self.computed: list[tuple[Recording, str | Sequence[str], Callable[[], object]]] = []
+        self.computed: list[Computed] = []
         self.sources: dict[str, Callable[[Tensor, Leaves], list[Tensor]]] = {}
 
     def result(self) -> tuple[Tensor, dict[str, Tensor]]:
@@ -186,14 +192,12 @@ class _Run:
                 joining.remember(None)
                 self._start_again()
                 loss = self._apart(joining)
-        terms = {name: value.detach() for name, value in self.terms.items()}
         held = [t for t in (self.real, self.fake, self.eps) if t is not None]
-        return (
-            _finished(
-                loss, self.total, self.learning, self.count, held, self._again, self._composed
-            ),
-            terms,
-        )
+        # Closures that hold this object, and so mustn't be held by it.
+        computed, self.computed = self.computed, []
+        again = partial(self._again, computed)
+        loss = _finished(loss, self.total, self.learning, self.count, held, again, self._composed)
+        return loss, {name: value.detach() for name, value in self.terms.items()}
 
     def _start_again(self) -> None:
         self.total = _Sum()
@@ -316,10 +320,10 @@ class _Run:
         with torch.no_grad(), _without_autocast(self.real):
             return compute()
 
-    def _again(self, held: Sequence[Tensor]) -> dict[int, Tensor]:
+    def _again(self, computed: Sequence[Computed], held: Sequence[Tensor]) -> dict[int, Tensor]:
         """The gradients anew."""
         self.total = _Sum()
-        for recording, name, compute in self.computed:
+        for recording, name, compute in computed:
             if not isinstance(name, str):
                 images = self._batch(name)
             else:
@@ -333,6 +337,19 @@ class _Run:
         self, real: Sequence[Tensor], fake: Sequence[Tensor]
     ) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]]]:
         """The loss of the scores, and N times its gradient in the real and in the fake ones."""
+        linear = self.asked.linear
+        if linear is not None:
+            with _without_autocast(self.real):
+                loss = self.asked.loss(real, fake)
+            gradients = [
+                torch.full_like(s, weight * self.count / s.numel())
+                for weight, each in zip(linear, (real, fake), strict=True)
+                for s in each
+            ]
+            return self._noted(loss, real, fake), (
+                gradients[: len(real)],
+                gradients[len(real) :],
+            )
         with torch.enable_grad(), _without_autocast(self.real):
             leaves = [[s.detach().requires_grad_() for s in each] for each in (real, fake)]
             loss = self.asked.loss(*leaves)
@@ -344,10 +361,14 @@ class _Run:
             )
         gradients = [g * self.count for g in found]
         reals, fakes = gradients[: len(real)], gradients[len(real) :]
-        self._add("adversarial", loss.detach())
+        return self._noted(loss.detach(), real, fake), (reals, fakes)
+
+    def _noted(self, loss: Tensor, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+        """``loss``, with which the terms begin."""
+        self._add("adversarial", loss)
         for name, scores in (("real", real), ("fake", fake)):
-            self._add(name, torch.cat([s.detach().flatten().float() for s in scores]).mean())
-        return loss.detach(), (reals, fakes)
+            self._add(name, _mean(scores))
+        return loss
 
     # Several in one batch ----------------------------------------------------------------------------
 
@@ -470,6 +491,12 @@ class _Run:
                 lambda x, source=source: _summed(source(x, leaves)), images, formula
             )
         return loss
+
+
+def _mean(scores: Sequence[Tensor]) -> Tensor:
+    if len(scores) == 1:
+        return widened(scores[0]).mean()
+    return torch.cat([widened(s).flatten() for s in scores]).mean()
 
 
 def _compare(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:

@@ -42,7 +42,10 @@ from fastgan.penalty.tape import Node, Samples, Tape, Value
 
 __all__ = ["Join", "Passes"]
 
-Signals = "dict[Value, tuple[Tensor, bool]]"
+Store = dict[Value, tuple[Tensor, bool]]
+"""Signals or tangents, and whether they may be written over."""
+Second = dict[Node, tuple[dict[Any, "Tensor | None"], list["Tensor | None"]]]
+"""Of curved ops the tangents they took and the signals of their results."""
 
 
 @dataclass(frozen=True)
@@ -74,18 +77,13 @@ class Passes:
         self.tape = tape
         self.scores = scores
         self.join = join
-        self.extra: dict[Value, tuple[Tensor, bool]] = {}
+        self.extra: Store = {}
         self.done: set[Node] = set()
-        self.parameters = {
-            node: [s for s, v in node.slots.items() if v.by_parameters and not v.by_images]
-            for node in tape.nodes
-            if node.by_images
-        }
+        # Where a second signal starts: what it goes back to depends on parameters.
         self.curved = {
             node
-            for node in self.parameters
-            if node.rule.curved(node)
-            and any(v.by_parameters and v.by_images for v in node.slots.values())
+            for node in tape.nodes
+            if len(node.outer) > len(node.own) and node.rule.curved(node)
         }
 
     @property
@@ -109,20 +107,19 @@ class Passes:
             if value.by_parameters:
                 _add(self.extra, value, seed.to(value.dtype), False)
 
-    def _back(
-        self, second: dict[Node, tuple[dict[Any, Tensor | None], list[Tensor | None]]]
-    ) -> None:
+    def _back(self, second: Second) -> None:
+        extra = self.extra
         for node in reversed(self.tape.nodes):
-            grads, owned = _take(self.extra, node)
-            wanted = [slot for slot, value in node.slots.items() if value.by_parameters]
-            if grads is not None:
-                node.rows = None
-                node.overwrite = owned and node not in second and len(wanted) == 1
-                _spread(self.extra, node, node.rule.vjp(node, grads, wanted), grads, owned)
-            if node in second:
-                tangents, signals = second.pop(node)
-                found = node.rule.gradients(node, tangents, signals, wanted)
-                _spread(self.extra, node, found, signals, False)
+            if extra or second:
+                grads, owned = _take(extra, node)
+                waiting = second.pop(node, None) if second else None
+                if grads is not None:
+                    node.overwrite = owned and waiting is None and len(node.outer) == 1
+                    _spread(extra, node, node.rule.vjp(node, grads, node.outer), grads, owned)
+                if waiting is not None:
+                    tangents, signals = waiting
+                    found = node.rule.gradients(node, tangents, signals, node.outer)
+                    _spread(extra, node, found, signals, False)
             self._release(node)
 
     def _release(self, node: Node) -> None:
@@ -184,25 +181,25 @@ class Passes:
         """g; and in :attr:`signals` those that gradients will be made of."""
         self.signals: dict[Node, list[Tensor | None]] = {}
         root = self.tape.root
-        store: dict[Value, tuple[Tensor, bool]] = {}
+        store: Store = {}
         for value, start in zip(self.scores, starts, strict=True):
             if value.by_images:
                 _add(store, value, start, True)
+        join, curved = self.join, self.curved
         for node in reversed(self.tape.nodes):
             if not node.by_images:
                 continue
             grads, owned = _take(store, node)
             if grads is None:
                 continue
-            kept = learning and (bool(self.parameters[node]) or node in self.curved)
+            kept = learning and (bool(node.own) or node in curved)
             self.signals[node] = grads if kept else []
-            wanted = [slot for slot, value in node.slots.items() if value.by_images]
-            if self.join is not None and all(node.slots[slot] is root for slot in wanted):
+            if join is not None and all(node.slots[slot] is root for slot in node.inner):
                 # Nobody asks for the gradient of the other images.
-                node.rows = self.join.points
-                grads = [_of_rows(grad, node.rows) for grad in grads]
-            node.overwrite = owned and not kept and len(wanted) == 1
-            found = node.rule.vjp(node, grads, wanted)
+                node.rows = join.points
+                grads = [_of_rows(grad, join.points) for grad in grads]
+            node.overwrite = owned and not kept and len(node.inner) == 1
+            found = node.rule.vjp(node, grads, node.inner)
             node.rows = None
             _spread(store, node, found, grads, owned and not kept)
         if root not in store:
@@ -210,48 +207,58 @@ class Passes:
             return self.tape.empty_images(rows).zero_()
         return store[root][0]
 
-    def _tangents(
-        self, tangent: Tensor, factors: Tensor | None, *, everywhere: bool
-    ) -> dict[Node, tuple[dict[Any, Tensor | None], list[Tensor | None]]]:
+    def _tangents(self, tangent: Tensor, factors: Tensor | None, *, everywhere: bool) -> Second:
         """Gradients of parameters; returns what goes on from where the tape is curved."""
         nodes = [node for node in self.tape.nodes if node.by_images]
-        last = max((i for i, node in enumerate(nodes) if self.signals.get(node)), default=-1)
+        last = -1
         uses: dict[Value, int] = {}
         for index, node in enumerate(nodes):
-            for value in node.slots.values():
-                uses[value] = index
-        again = set(self.tape.nodes) if everywhere else self._gone_over_again()
-        store: dict[Value, tuple[Tensor, bool]] = {self.tape.root: (tangent, True)}
+            if self.signals.get(node):
+                last = index
+            for slot in node.inner:
+                uses[node.slots[slot]] = index
+        again = set(nodes) if everywhere else self._gone_over_again()
+        store: Store = {self.tape.root: (tangent, True)}
         del tangent
-        second: dict[Node, tuple[dict[Any, Tensor | None], list[Tensor | None]]] = {}
+        second: Second = {}
+        rows = None if self.join is None else self.join.points
         for index, node in enumerate(nodes):
-            if index > last or node not in self.signals:
-                if node not in again:
-                    self._release(node)
-                continue
-            given = {slot: store.get(v) for slot, v in node.slots.items() if v.by_images}
-            tangents = {slot: None if each is None else each[0] for slot, each in given.items()}
-            signals = self.signals.pop(node)
-            if signals:
-                if node in self.curved:
-                    second[node] = (tangents, signals)
-                self._of_parameters(node, tangents, signals, factors)
-            for value in {v for v in node.slots.values() if uses[v] == index}:
-                store.pop(value, None)
-            if index < last and any(tangent is not None for tangent in tangents.values()):
-                (*each,) = (each for each in given.values() if each is not None)
-                dying = all(uses[v] == index for v in node.slots.values())
-                owned = len(each) == 1 and each[0][1] and dying and node not in second
-                node.overwrite = owned
-                node.rows = None if self.join is None else self.join.points
-                results = node.rule.jvp(node, tangents)
-                node.rows = None
-                for value, result in zip(node.outputs, results, strict=False):
-                    if value is not None and result is not None:
-                        result = result.to(value.dtype)
-                        mine = owned or not any(_share_memory(result, t) for t, _ in each)
-                        store[value] = (result, mine and 0 not in result.stride())
-            del given, tangents
+            if index <= last and node in self.signals:
+                signals = self.signals.pop(node)
+                tangents: dict[Any, Tensor | None] = {}
+                given = None
+                dying = True
+                for slot in node.inner:
+                    value = node.slots[slot]
+                    given = store.get(value)
+                    tangents[slot] = None if given is None else given[0]
+                    dying = dying and uses[value] == index
+                if signals:
+                    if node in self.curved:
+                        second[node] = (tangents, signals)
+                    if node.own:
+                        self._of_parameters(node, tangents, signals, factors)
+                for slot in node.inner:
+                    if uses[node.slots[slot]] == index:
+                        store.pop(node.slots[slot], None)
+                if index < last:
+                    owned = (
+                        given is not None
+                        and given[1]
+                        and dying
+                        and len(node.inner) == 1
+                        and node not in second
+                    )
+                    del given
+                    node.overwrite = owned
+                    node.rows = rows
+                    results = node.rule.jvp(node, tangents)
+                    node.rows = None
+                    for value, result in zip(node.outputs, results, strict=False):
+                        if value is not None and result is not None:
+                            result = result.to(value.dtype)
+                            mine = owned or not _shares_memory(result, tangents.values())
+                            store[value] = (result, mine and 0 not in result.stride())
             if node not in again:
                 self._release(node)
         return second
@@ -264,11 +271,7 @@ class Passes:
         factors: Tensor | None,
     ) -> None:
         """The gradients of an op's own parameters, but for those that wait for a second signal."""
-        wanted = self.parameters[node]
-        rule = node.rule
-        if not wanted:
-            return
-        spread = self.extra
+        wanted, rule, spread = node.own, node.rule, self.extra
         if self.join is not None:
             self._of_joined(node, tangents, signals, factors)
             return
@@ -296,7 +299,7 @@ class Passes:
         factors: Tensor | None,
     ) -> None:
         """The same in a joined batch, where nothing waits for a second signal."""
-        join, rule, wanted = self.join, node.rule, self.parameters[node]
+        join, rule, wanted = self.join, node.rule, node.own
         assert join is not None
         points, others = (
             [_of_rows(s, rows) for s in signals] for rows in (join.points, join.others)
@@ -333,17 +336,16 @@ class Passes:
         node.rows = None
 
     def _gone_over_again(self) -> set[Node]:
-        """Ops that a second signal comes back through, and those of parameters alone."""
-        reached: set[Value] = set()
+        """The ops that a second signal comes back through."""
         found: set[Node] = set()
+        if not self.curved:
+            return found
+        reached: set[Value] = set()
         for node in reversed(self.tape.nodes):
-            if not node.by_images:
+            hit = node in self.curved and bool(self.signals.get(node))
+            if hit or any(value in reached for value in node.outputs):
                 found.add(node)
-                continue
-            hit = any(value in reached for value in node.outputs if value is not None)
-            if hit or (node in self.curved and self.signals.get(node)):
-                found.add(node)
-                reached.update(v for v in node.slots.values() if v.by_parameters)
+                reached.update(node.slots[slot] for slot in node.outer)
         return found
 
     def _zeros(self) -> None:
@@ -358,39 +360,39 @@ class Passes:
                 self.extra[value] = (torch.zeros_like(value.leaf), True)
 
 
-def _take(
-    store: dict[Value, tuple[Tensor, bool]], node: Node
-) -> tuple[list[Tensor | None] | None, bool]:
+def _take(store: Store, node: Node) -> tuple[list[Tensor | None] | None, bool]:
     """The signals of an op's results, and whether they may be written over."""
-    taken = [None if value is None else store.pop(value, None) for value in node.outputs]
-    if all(each is None for each in taken):
-        return None, False
     grads: list[Tensor | None] = []
-    for value, each in zip(node.outputs, taken, strict=True):
-        grads.append(None if each is None or value is None else each[0].to(value.dtype))
-    return grads, len(taken) == 1 and taken[0] is not None and taken[0][1]
+    owned = found = False
+    for value in node.outputs:
+        taken = None if value is None else store.pop(value, None)
+        if taken is None or value is None:
+            grads.append(None)
+            continue
+        grad, owned = taken
+        found = True
+        grads.append(grad if grad.dtype == value.dtype else grad.to(value.dtype))
+    if not found:
+        return None, False
+    return grads, owned and len(grads) == 1
 
 
 def _spread(
-    store: dict[Value, tuple[Tensor, bool]],
+    store: Store,
     node: Node,
     found: dict[Any, Tensor | None],
     grads: Iterable[Tensor | None],
     owned: bool,
 ) -> None:
     """Adds what comes back through an op to what its inputs have already."""
-    alone = len(found) == 1
+    alone = owned and len(found) == 1
     for slot, result in found.items():
-        if result is None:
-            continue
-        shared = any(grad is not None and _share_memory(result, grad) for grad in grads)
-        mine = (owned and alone) or not shared
-        _add(store, node.slots[slot], result, mine and 0 not in result.stride())
+        if result is not None:
+            mine = alone or not _shares_memory(result, grads)
+            _add(store, node.slots[slot], result, mine and 0 not in result.stride())
 
 
-def _add(
-    store: dict[Value, tuple[Tensor, bool]], value: Value, signal: Tensor, owned: bool
-) -> None:
+def _add(store: Store, value: Value, signal: Tensor, owned: bool) -> None:
     if value not in store:
         if value.leaf is not None and not owned:
             signal = signal.clone()  # added to, and scaled, in place
@@ -405,8 +407,12 @@ def _add(
         store[value] = (earlier + signal, True)
 
 
-def _share_memory(left: Tensor, right: Tensor) -> bool:
-    return left.untyped_storage().data_ptr() == right.untyped_storage().data_ptr()
+def _shares_memory(tensor: Tensor, others: Iterable[Tensor | None]) -> bool:
+    pointer = tensor.untyped_storage().data_ptr()
+    for other in others:
+        if other is not None and other.untyped_storage().data_ptr() == pointer:
+            return True
+    return False
 
 
 def _padded(node: Node, found: dict[Any, Tensor | None]) -> dict[Any, Tensor | None]:

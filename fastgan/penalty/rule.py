@@ -16,14 +16,14 @@ Where arguments are meant, a slot is the position of one, or of a list and an it
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from fastgan.penalty.tape import Node, Value
+    from fastgan.penalty.tape import Node
 
 __all__ = [
     "Autograd",
@@ -76,14 +76,6 @@ class Rule:
     def reads_output(self, node: Node) -> bool:
         """Whether the derivatives want the first result's data."""
         return False
-
-    def reads(self, node: Node) -> Iterator[Value]:
-        """The values whose data the derivatives want."""
-        for slot in self.slots_read(node):
-            if slot in node.slots:
-                yield node.slots[slot]
-        if self.reads_output(node) and node.outputs and node.outputs[0] is not None:
-            yield node.outputs[0]
 
     def moves(self, node: Node, args: Sequence[Any]) -> Iterable[Tensor]:
         """The tensors that the op changes beside its results, though its schema says nothing."""

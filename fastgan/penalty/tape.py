@@ -115,9 +115,11 @@ class Node:
         func: the ATen op.
         args: its arguments, with a :class:`Value` for each tensor on the tape.
         kwargs: its keyword arguments.
-        slots: where it takes values, and which.
+        slots: where it takes values, and which: those of images (``inner``), of parameters alone
+            (``own``), and all that depend on parameters (``outer``).
         outputs: its results; None for those that aren't differentiable.
         rule: its derivatives.
+        reads: the values whose data its derivatives want.
         by_images: whether it depends on the images.
         rows: the samples that the rule is to work on; None for all.
         overwrite: whether a rule may write its result over the signal or tangent it is given.
@@ -130,12 +132,16 @@ class Node:
         "args",
         "by_images",
         "func",
+        "inner",
         "kept",
         "kwargs",
         "layer",
+        "outer",
         "outputs",
         "overwrite",
+        "own",
         "random",
+        "reads",
         "rows",
         "rule",
         "slots",
@@ -147,13 +153,29 @@ class Node:
         self.args = args
         self.kwargs = kwargs
         self.slots: dict[Any, Value] = {}
+        self.inner: list[Any] = []
+        self.own: list[Any] = []
+        self.outer: list[Any] = []
         self.outputs: list[Value | None] = []
+        self.reads: list[Value] = []
         self.by_images = False
         self.rows: Samples | None = None
         self.overwrite = False
         self.kept: Any = None
         self.random: tuple[torch.device, Tensor] | None = None
         self.layer = ""
+
+    def take(self, slots: dict[Any, Value]) -> None:
+        """Sets :attr:`slots`, and what follows from them."""
+        self.slots = slots
+        for slot, value in slots.items():
+            if value.by_images:
+                self.by_images = True
+                self.inner.append(slot)
+            elif value.by_parameters:
+                self.own.append(slot)
+            if value.by_parameters:
+                self.outer.append(slot)
 
     def arg(self, position: int, default: Any = None) -> Any:
         """An argument; of a tensor the data, of rows only if only some are asked for."""
@@ -220,7 +242,7 @@ class Node:
 
     def released(self) -> None:
         """The op's derivatives are done with."""
-        for value in self._read():
+        for value in self.reads:
             value.readers -= 1
             if value.readers == 0 and value.leaf is None:
                 value.tensor = None
@@ -229,11 +251,8 @@ class Node:
 
     def reading(self) -> None:
         """The op's derivatives will want what its rule reads."""
-        for value in self._read():
+        for value in self.reads:
             value.readers += 1
-
-    def _read(self) -> Iterator[Value]:
-        return self.rule.reads(self)
 
 
 @dataclass
@@ -314,7 +333,6 @@ class Tape(TorchFunctionMode):
         self._entries: dict[int, tuple[weakref.ref[Tensor], Value, int]] = {}
         self._owners: dict[int, tuple[Value, tuple[Any, ...]]] = {}
         self._saved: dict[int, list[Value]] = {}
-        self._constants: dict[int, list[tuple[list[Any], int]]] = {}
         self._written: dict[int, _Storage] = {}
         self._copied_views: set[int] = set()
         self._born: set[int] = set()
@@ -370,7 +388,6 @@ class Tape(TorchFunctionMode):
         ]
         self._entries.clear()
         self._owners.clear()
-        self._constants.clear()
         self._clean.clear()
         self._saved.clear()
         self.images = None
@@ -526,7 +543,6 @@ class Tape(TorchFunctionMode):
             elif isinstance(argument, Tensor):
                 # Its own data pointer: a later `.data = ` of the same tensor changes nothing here.
                 given[position] = argument.detach()
-                self._constants.setdefault(_storage(argument), []).append((given, position))
             elif isinstance(argument, (list, tuple)) and argument and _holds_tensors(argument):
                 given[position] = items = list(argument)
                 for item, tensor in enumerate(items):
@@ -534,20 +550,17 @@ class Tape(TorchFunctionMode):
                         items[item] = values[position, item]
                     elif isinstance(tensor, Tensor):
                         items[item] = tensor.detach()
-                        self._constants.setdefault(_storage(tensor), []).append((items, item))
-        for value in values.values():
-            if value.by_images:
-                node.by_images = True
         node.rule = rule.for_node(node)
+        node.take(node.slots)
         return node
 
     def _record(self, node: Node, args: Sequence[Any], result: Any) -> None:
         rule = node.rule
         results = result if isinstance(result, (tuple, list)) else [result]
-        by_parameters = mixed = False
-        for value in node.slots.values():
-            by_parameters = by_parameters or value.by_parameters
-            mixed = mixed or (value.by_images and not value.batched)
+        by_parameters = bool(node.outer)
+        mixed = False
+        for slot in node.inner:
+            mixed = mixed or not node.slots[slot].batched
         outputs = node.outputs
         for tensor in results:
             found = None
@@ -570,13 +583,17 @@ class Tape(TorchFunctionMode):
     def _keep(self, node: Node, args: Sequence[Any], results: Sequence[Any]) -> None:
         for slot in node.rule.slots_read(node):
             value = node.slots.get(slot)
-            if value is not None and value.tensor is None:
-                tensor = args[slot[0]][slot[1]] if isinstance(slot, tuple) else args[slot]
-                self._hold(value, tensor)
+            if value is not None:
+                node.reads.append(value)
+                if value.tensor is None:
+                    tensor = args[slot[0]][slot[1]] if isinstance(slot, tuple) else args[slot]
+                    self._hold(value, tensor)
         if node.rule.reads_output(node):
             value = node.outputs[0]
-            if value is not None and value.tensor is None:
-                self._hold(value, results[0])
+            if value is not None:
+                node.reads.append(value)
+                if value.tensor is None:
+                    self._hold(value, results[0])
         node.reading()
 
     def _hold(self, value: Value, tensor: Tensor) -> None:
@@ -584,20 +601,21 @@ class Tape(TorchFunctionMode):
         self._saved.setdefault(_storage(tensor), []).append(value)
 
     def _add(self, tensor: Tensor, value: Value) -> Value:
-        self._entries[id(tensor)] = (weakref.ref(tensor), value, 0)
-        storage = _storage(tensor)
-        written = self._written.get(storage)
-        if written is not None:
-            self._entries[id(tensor)] = (weakref.ref(tensor), value, len(written.writes))
-        elif value.by_images and storage not in self._owners:
-            self._owners[storage] = (value, _geometry(tensor))
+        version = 0
+        if value.by_images:
+            storage = _storage(tensor)
+            written = self._written.get(storage) if self._written else None
+            if written is not None:
+                version = len(written.writes)
+            elif storage not in self._owners:
+                self._owners[storage] = (value, _geometry(tensor))
+        self._entries[id(tensor)] = (weakref.ref(tensor), value, version)
         return value
 
     def _parameter(self, tensor: Tensor) -> Value:
         value = self._add(tensor, Value(tensor, False, True, False))
         value.leaf = tensor
         value.tensor = tensor.detach()
-        self._saved.setdefault(_storage(tensor), []).append(value)
         self.parameters.append(value)
         return value
 
@@ -611,8 +629,9 @@ class Tape(TorchFunctionMode):
         data.update((v, v.tensor) for v in self.parameters if v.tensor is not None)
         for node in self.nodes:
             args = node.resolved(data)
-            for slot in node.rule.slots_read(node):
-                node.slots[slot].tensor = data.get(node.slots[slot])
+            for value in node.reads:
+                if value in data:
+                    value.tensor = data[value]
             if node.rule is GRAPH:
                 result = node.kept[0]
             else:
@@ -624,8 +643,7 @@ class Tape(TorchFunctionMode):
             for value, tensor in zip(node.outputs, results, strict=False):
                 if value is not None:
                     data[value] = tensor
-            value = node.outputs[0]
-            if node.rule.reads_output(node) and value is not None:
+            for value in node.reads:
                 value.tensor = data[value]
             node.reading()
 
@@ -676,8 +694,7 @@ class Tape(TorchFunctionMode):
             value = self._find(leaf)
             values[position] = self._parameter(leaf) if value is None else value
         node = Node(type(tensor.grad_fn).__name__, GRAPH, list(values.values()), {})
-        node.slots = values
-        node.by_images = True
+        node.take(values)
         node.layer = self.layer
         node.kept = (tensor, leaves)
         self._record(node, leaves, tensor)
@@ -703,11 +720,20 @@ class Tape(TorchFunctionMode):
 
     def _preserve(self, storage: int) -> None:
         """Copies what entries keep of a storage that is about to be written to."""
-        for args, position in self._constants.pop(storage, ()):
-            args[position] = args[position].clone()
         for value in self._saved.pop(storage, ()):
             if value.tensor is not None:
                 value.tensor = value.tensor.clone()
+        if storage in self._owners:
+            return
+        # One of the critic's own, which is rare: a look through all that was recorded.
+        for value in self.parameters:
+            if value.tensor is not None and _storage(value.tensor) == storage:
+                value.tensor = value.tensor.clone()
+        for node in self.nodes:
+            for args in (node.args, *(a for a in node.args if isinstance(a, list))):
+                for position, argument in enumerate(args):
+                    if isinstance(argument, Tensor) and _storage(argument) == storage:
+                        args[position] = argument.clone()
 
     def _write(self, func: Any, info: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """An in-place op: a new value for the tensor that it writes to."""
@@ -778,10 +804,9 @@ class Tape(TorchFunctionMode):
     ) -> Value:
         """``piece`` written to its place in a flat storage, or a place of it read."""
         node = Node(REGION, REGION, [flat, piece, place], {})
-        node.slots = {i: v for i, v in enumerate((flat, piece)) if v is not None}
-        node.by_images = any(value.by_images for value in node.slots.values())
+        node.take({i: v for i, v in enumerate((flat, piece)) if v is not None})
         shape = place[0] if piece is None else (place[3],)
-        by_parameters = any(value.by_parameters for value in node.slots.values())
+        by_parameters = bool(node.outer)
         value = Value(like.new_empty(0).expand(0), node.by_images, by_parameters, False)
         value.shape = torch.Size(shape)
         node.outputs = [value]

@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 
-__all__ = ["active", "is_recording"]
+__all__ = ["end", "is_recording", "start"]
 
 _state = threading.local()
 
 
-@contextmanager
-def active() -> Iterator[None]:
-    """Within it, :func:`is_recording` is true in this thread."""
+def start() -> bool:
+    """From here on :func:`is_recording` is true in this thread; returns what it was."""
     earlier = is_recording()
     _state.recording = True
-    try:
-        yield
-    finally:
-        _state.recording = earlier
+    return earlier
+
+
+def end(earlier: bool) -> None:
+    """As it was before.
+
+    Args:
+        earlier: what :func:`start` returned.
+    """
+    _state.recording = earlier
 
 
 def is_recording() -> bool:

@@ -90,7 +90,10 @@ def forward(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) ->
     """
     channels_last = gives_channels_last(input, weight)
     with traced("forward"):
-        if stage.kind == "conv2d":
+        if _is_one_row(stage, input, weight):
+            output = _row(input, weight) @ _row(weight, weight).t()
+            output = output[:, :, None, None]
+        elif stage.kind == "conv2d":
             places = _small_places(stage, input, weight)
             output = _gather(stage, input, weight, places, channels_last)
         else:
@@ -107,6 +110,9 @@ def input_gradient(stage: Stage, grad_output: Tensor, input: Tensor, weight: Ten
     places = (input.shape[2], input.shape[3])
     channels_last = gives_channels_last(input, weight)
     with traced("input_gradient"):
+        if _is_one_row(stage, input, weight):
+            rows = grad_output.flatten(1) @ _row(weight, weight)
+            return laid_out(_maps(rows, weight), channels_last)
         if stage.kind == "conv2d":
             return _scatter(stage, grad_output, weight, places, channels_last)
         return _gather(stage, grad_output, weight, places, channels_last)
@@ -119,6 +125,10 @@ def weight_gradient(
 
     Arguments as of :func:`fastgan.ops.aten_convolution.weight_gradient`.
     """
+    if _is_one_row(stage, input, weight):
+        with traced("weight_gradient"):
+            rows = grad_output.flatten(1)
+            return _maps(rows.t() @ _row(input, weight), weight), rows.sum(0) if with_bias else None
     small, wide = (grad_output, input) if stage.kind == "conv2d" else (input, grad_output)
     places = (small.shape[2], small.shape[3])
     matrix: Tensor | None = None
@@ -219,6 +229,21 @@ def _patches(stage: Stage, wide: Tensor, weight: Tensor, places: tuple[int, int]
         (len(wide), rows, columns, kernel_rows, kernel_columns * channels),
         (sample, down * row, right * column, row, 1),
     ).reshape(len(wide) * rows * columns, -1)
+
+
+def _is_one_row(stage: Stage, input: Tensor, weight: Tensor) -> bool:
+    """Whether a Conv2d's kernel is as large as its input: a dot product for each channel."""
+    return stage.kind == "conv2d" and _covers(weight, stage, (input.shape[2], input.shape[3]))
+
+
+def _row(maps: Tensor, weight: Tensor) -> Tensor:
+    """Each map as a row, in the weight's order in memory."""
+    return (maps.permute(0, 2, 3, 1) if _is_channels_last(weight) else maps).flatten(1)
+
+
+def _maps(rows: Tensor, weight: Tensor) -> Tensor:
+    """The inverse of :func:`_row`."""
+    return _as_maps(rows, weight, in_its_order=True)
 
 
 def _is_one_patch(stage: Stage, input: Tensor, weight: Tensor) -> bool:

@@ -70,7 +70,7 @@ class Formula:
         wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
         numbers = torch.empty(len(gradient) + 1, dtype=wide, device=gradient.device)
         norms, value = numbers[1:], numbers[:1]
-        torch.ops.fastgan.penalty_tangent_(
+        torch.ops.fastgan.penalty_tangent_.default(
             gradient, out, norms, value, self.weight, self.target, self.one_sided
         )
         return value.view(())

@@ -9,6 +9,7 @@ another, gets them as one batch from its second call on; each such call is check
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
@@ -534,4 +535,7 @@ def _finished(
 
 
 def _without_autocast(images: Tensor) -> Any:
-    return torch.autocast(images.device.type, enabled=False)
+    device = images.device.type
+    if not torch.is_autocast_enabled(device):
+        return nullcontext()
+    return torch.autocast(device, enabled=False)

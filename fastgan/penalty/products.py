@@ -300,7 +300,7 @@ class Convolution(Product):
     ) -> Tensor:
         stage, weight = prepared.stage, prepared.weight
         if stage is None:
-            output: Tensor = aten.convolution(input, weight, bias, *node.args[3:])
+            output: Tensor = torch.convolution(input, weight, bias, *node.args[3:])
         elif self._by_triton(stage, input, weight):
             epilogue = BiasActivation(bias)
             output = triton_convolution.forward(stage, input, weight, None, epilogue)[0]
@@ -333,7 +333,7 @@ class Convolution(Product):
         stride, padding, dilation, transposed, _, groups = node.args[3:9]
         size = input.shape[2:]
         if transposed:
-            found: Tensor = aten.convolution(
+            found: Tensor = torch.convolution(
                 grad, weight, None, stride, padding, dilation, False, [0] * len(size), groups
             )
             for dim, length in enumerate(size):
@@ -353,7 +353,7 @@ class Convolution(Product):
                 strict=True,
             )
         ]
-        found = aten.convolution(
+        found = torch.convolution(
             grad, weight, None, stride, padding, dilation, True, skipped, groups
         )
         return found
@@ -362,7 +362,7 @@ class Convolution(Product):
     def _backward(
         node: Node, grad: Tensor, input: Tensor, weight: Tensor, mask: list[bool]
     ) -> Sequence[Any]:
-        found: Sequence[Any] = aten.convolution_backward(
+        found: Sequence[Any] = aten.convolution_backward.default(
             grad, input, weight, None, *node.args[3:9], mask
         )
         return found

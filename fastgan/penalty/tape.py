@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -328,7 +327,7 @@ class Tape(TorchFunctionMode):
         self.joined = joined
         self.divided = divided
         self.layer = ""
-        self.trace_ops = _Ops(self)
+        self._ops = _Ops(self)
         self._active = False
         self._entries: dict[int, tuple[weakref.ref[Tensor], Value, int]] = {}
         self._owners: dict[int, tuple[Value, tuple[Any, ...]]] = {}
@@ -337,7 +336,6 @@ class Tape(TorchFunctionMode):
         self._copied_views: set[int] = set()
         self._born: set[int] = set()
         self._clean: dict[Any, bool] = {}
-        self._stack = ExitStack()
         self.device = images.device
         self.images: Tensor | None = images.requires_grad_()
         self.root = self._add(images, Value(images, True, False, True))
@@ -346,17 +344,18 @@ class Tape(TorchFunctionMode):
 
     def __enter__(self) -> Tape:
         # A cast that is made here has no graph; autocast must not hand it out again later.
-        cached = torch.is_autocast_cache_enabled()
+        self._cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
-        self._stack.callback(torch.set_autocast_cache_enabled, cached)
-        self._stack.enter_context(recording.active())
-        self._stack.enter_context(self.trace_ops)
+        self._recording = recording.start()
+        self._ops.__enter__()
         super().__enter__()
         return self
 
     def __exit__(self, *details: Any) -> None:
         super().__exit__(*details)
-        self._stack.close()
+        self._ops.__exit__(*details)
+        recording.end(self._recording)
+        torch.set_autocast_cache_enabled(self._cached)
 
     def outcome(self, tensor: Tensor) -> Value:
         """A result of the critic's as a value: of the images, or a constant, or a parameter."""

@@ -13,7 +13,8 @@ from fastgan.errors import ConfigError, UnsupportedCriticError
 from fastgan.nn.placement import placements
 from fastgan.ops import op_path, op_paths
 from fastgan.penalty.critics import Critic, Recording, inner_critic, record
-from fastgan.penalty.tape import Node, Tape, Unrecordable
+from fastgan.penalty.entries import Node
+from fastgan.penalty.tape import Tape, Unrecordable
 from fastgan.report import Report, Row
 
 __all__ = ["explain"]

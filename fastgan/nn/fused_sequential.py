@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgan import recording
 from fastgan.nn.plan import Single, plan_of
 from fastgan.nn.stretch import run_stretch
-from fastgan.recording import is_recording
 
 __all__ = ["FusedSequential"]
 
@@ -59,15 +59,34 @@ class FusedSequential(nn.Sequential):
             not isinstance(input, Tensor)
             or torch.compiler.is_compiling()
             or torch._C._get_tracing_state() is not None
-            or is_recording()
         ):
             for module in self:
                 input = module(input)
             return input
+        if recording.is_recording():
+            return self._recorded(input)
         for part in plan_of(self.all_children()):
             input = part.module(input) if isinstance(part, Single) else run_stretch(part, input)
+        return input
+
+    def _recorded(self, input: Tensor) -> Any:
+        """The children one by one; what passes from one of torch's to the next is theirs alone."""
+        maker: nn.Module | None = None
+        for module in self:
+            alone = maker is not None and _keeps_nothing(maker) and _keeps_nothing(module)
+            recording.offer(input if alone else None)
+            input = module(input)
+            maker = module
+        recording.offer(None)
         return input
 
     def all_children(self) -> list[tuple[str, nn.Module]]:
         """Names and children in the order they run; one that occurs twice comes twice."""
         return [(name, child) for name, child in self._modules.items() if child is not None]
+
+
+def _keeps_nothing(module: nn.Module) -> bool:
+    """Whether no one but a layer itself sees what it takes and returns."""
+    return type(module).__module__.startswith("torch.nn.modules") and not (
+        module._forward_hooks or module._forward_pre_hooks
+    )

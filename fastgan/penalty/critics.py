@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from fastgan.errors import UnsupportedCriticError
+from fastgan.penalty.entries import Value
 from fastgan.penalty.points import within_transform
 from fastgan.penalty.rule import layout_of
-from fastgan.penalty.tape import Changed, Tape, Unrecordable, Value
+from fastgan.penalty.tape import Changed, Tape, Unrecordable
 
 __all__ = [
     "Critic",
@@ -81,16 +82,18 @@ def checked_scores(name: str, output: Any, scores: Scores | None, samples: int) 
     """
     chosen = output if scores is None else scores(output)
     found = list(_tensors(chosen))
-    for tensor in found or [None]:
-        if tensor is None or tensor.dim() == 0 or tensor.size(0) != samples:
-            shape = "nothing" if tensor is None else f"shape {tuple(tensor.shape)}"
+    shapes: list[tuple[int, ...] | None] = [tuple(tensor.shape) for tensor in found]
+    for shape in shapes or [None]:
+        if not shape or shape[0] != samples:
+            said = "no tensor" if shape is None else f"shape {shape}"
             raise UnsupportedCriticError(
-                f"critic {name} returned {shape} for {samples} samples; expected one score per "
+                f"critic {name} returned {said} for {samples} samples; expected one score per "
                 f"sample, or a map of scores, with {samples} rows: an output without the batch "
                 "dimension, such as a batch mean, has no per-sample gradient. Return scores, give "
                 "the class a scores(x) method that does, or take them from the output by "
                 "scores=lambda out: ..."
             )
+    for tensor in found:
         if not tensor.is_floating_point():
             raise UnsupportedCriticError(
                 f"critic {name} returned scores of dtype {tensor.dtype}; expected a floating dtype"

@@ -10,15 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastgan.penalty.entries import Node
 from fastgan.penalty.rule import Autograd, Found, Rule, aligned, sum_to
-
-if TYPE_CHECKING:
-    from fastgan.penalty.tape import Node
 
 __all__ = ["PIECEWISE_LINEAR", "SMOOTH", "Dropout", "PReLU", "PiecewiseLinear", "Smooth"]
 
@@ -97,7 +95,9 @@ class Smooth(_Elementwise):
 
     def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
         (grad,) = grads
-        return {0: self._of(node, self.first) * grad} if 0 in wanted else {}
+        if grad is None or 0 not in wanted:
+            return {}
+        return {0: self._of(node, self.first) * grad}
 
     def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
         tangent = tangents.get(0)
@@ -219,7 +219,8 @@ def _density(x: Tensor) -> Tensor:
 
 
 def _gelu(x: Tensor) -> Tensor:
-    return torch.special.ndtr(x) + x * _density(x)
+    cumulative: Tensor = torch.special.ndtr(x)
+    return cumulative + x * _density(x)
 
 
 def _gelu_second(x: Tensor) -> Tensor:

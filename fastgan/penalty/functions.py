@@ -147,7 +147,10 @@ def gradient_penalty(
         penalty = penalty_by_double_backward(lambda x: _summed(asked(x)), points, formula)
         return refuse_wrong_derivatives(penalty, asked.inner)
 
-    return _by_path(path, asked, lambda: fused_penalty(asked, points, formula), by_autograd)
+    penalty: Tensor = _by_path(
+        path, asked, lambda: fused_penalty(asked, points, formula), by_autograd
+    )
+    return penalty
 
 
 def wgan_gp_critic_loss(
@@ -354,7 +357,7 @@ def _asked(
                 raise ValueError("loss returned no scalar; expected a tensor of one number")
             return found.reshape(())
 
-    formulas = []
+    formulas: list[Formula | None] = []
     for name, weight, target in (("gp", gp, 1.0), ("r1", r1, 0.0), ("r2", r2, 0.0)):
         _check_number(name, 0.0 if weight is None else weight)
         scale = 1.0 if name == "gp" else 0.5
@@ -362,7 +365,8 @@ def _asked(
         formulas.append(
             Formula(scale * weight, target, False) if asked_for and weight is not None else None
         )
-    return Asked(of_scores, *formulas, linear=linear)
+    at_points, at_real, at_fake = formulas
+    return Asked(of_scores, at_points, at_real, at_fake, linear)
 
 
 def _eager(function: Callable[..., Result]) -> Callable[..., Result]:

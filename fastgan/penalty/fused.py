@@ -22,12 +22,13 @@ from fastgan.losses import widened
 from fastgan.penalty.critics import Critic, Joined, Joining, Recording, record
 from fastgan.penalty.data_parallel import run_within
 from fastgan.penalty.double_backward import penalty_by_double_backward
+from fastgan.penalty.entries import Samples
 from fastgan.penalty.formula import Formula
 from fastgan.penalty.node import Leaves, Replay, attached
 from fastgan.penalty.passes import Join, Passes
 from fastgan.penalty.points import interpolate_into
 from fastgan.penalty.rule import layout_of
-from fastgan.penalty.tape import Changed, Samples
+from fastgan.penalty.tape import Changed
 
 __all__ = ["Asked", "ScoresLoss", "fused_loss", "fused_penalty"]
 
@@ -82,23 +83,9 @@ class _Sum:
             self.leaves.setdefault(id(leaf), leaf)
         return wanted and torch.is_grad_enabled()
 
-    def take(self, passes: Passes) -> None:
-        for value, gradient in passes.gradients.items():
-            key = id(value.leaf)
-            earlier = self.gradients.get(key)
-            if earlier is None:
-                self.gradients[key] = gradient
-            elif earlier.dtype == gradient.dtype and earlier.dtype in _WIDE:
-                earlier.add_(gradient)
-            else:
-                self.gradients[key] = (
-                    earlier.to(torch.promote_types(earlier.dtype, torch.float32)) + gradient
-                )
-
 
 #: A penalty's name, by where it is taken.
 _TERMS = {"points": "gp", "real": "r1", "fake": "r2"}
-_WIDE = (torch.float32, torch.float64)
 
 
 def fused_penalty(critic: Critic, points: Tensor, formula: Formula) -> Tensor:
@@ -118,9 +105,8 @@ def fused_penalty(critic: Critic, points: Tensor, formula: Formula) -> Tensor:
 
         def compute(into: _Sum) -> Tensor:
             with torch.no_grad(), _without_autocast(points):
-                passes = Passes(recording.tape, recording.values)
+                passes = Passes(recording.tape, recording.values, into.gradients)
                 (value,) = passes.penalty([(None, formula)], learning=learning)
-                into.take(passes)
             return value
 
         value = compute(total)
@@ -224,7 +210,7 @@ class _Run:
         self.terms[name] = value
         return value
 
-    # One batch after the other -----------------------------------------------------------------------
+    # One batch after the other -------------------------------------------------------------------
 
     def _apart(self, joining: Joining) -> Tensor:
         asked = self.asked
@@ -300,14 +286,13 @@ class _Run:
             factors, seeds = seeds[0].reshape(-1), None
 
         def compute() -> Tensor:
-            passes = Passes(recording.tape, recording.values)
+            passes = Passes(recording.tape, recording.values, self.total.gradients)
             value = zero
             if formula is None:
                 assert seeds is not None
                 passes.backpropagate(seeds)
             else:
                 (value,) = passes.penalty([(None, formula)], seeds, factors, learning=self.learning)
-            self.total.take(passes)
             return value
 
         value = self._compute(recording, name, compute)
@@ -371,7 +356,7 @@ class _Run:
             self._add(name, _mean(scores))
         return loss
 
-    # Several in one batch ----------------------------------------------------------------------------
+    # Several in one batch ------------------------------------------------------------------------
 
     def _batch(self, names: Sequence[str]) -> Tensor:
         """Fakes, reals and perhaps interpolates, one after the other."""
@@ -411,7 +396,7 @@ class _Run:
         join, factors, named = self._roles(whole, rows, seeds)
 
         def compute() -> Sequence[Tensor]:
-            passes = Passes(whole.tape, whole.values, join)
+            passes = Passes(whole.tape, whole.values, self.total.gradients, join)
             values: Sequence[Tensor] = ()
             if join is not None and passes.curved:
                 raise Changed("of these rows alone, a second signal comes back")
@@ -424,7 +409,6 @@ class _Run:
                 )
             elif self.learning:
                 passes.backpropagate(seeds)
-            self.total.take(passes)
             return values
 
         values = self._compute(whole, names, compute)
@@ -458,7 +442,7 @@ class _Run:
         other = rows["fake" if name == "real" else "real"]
         return Join(other, rows[name]), rows[name].of(factors), named
 
-    # Derivatives of higher order ---------------------------------------------------------------------
+    # Derivatives of higher order -----------------------------------------------------------------
 
     def _source(self, name: str, recording: Recording, rows: Samples | None = None) -> None:
         """How to run a batch again."""
@@ -487,10 +471,8 @@ class _Run:
                 continue
             if images is None:
                 images = interpolate_into(torch.empty_like(real), real, fake, held[2])
-            source = self.sources[name]
-            loss = loss + penalty_by_double_backward(
-                lambda x, source=source: _summed(source(x, leaves)), images, formula
-            )
+            summed = partial(_summed_at, self.sources[name], leaves)
+            loss = loss + penalty_by_double_backward(summed, images, formula)
         return loss
 
 
@@ -506,6 +488,12 @@ def _compare(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
         scale = 1e-3 * float(apart.abs().max()) + 1e-6
         if ours.shape != apart.shape or not torch.allclose(ours, apart, 1e-3, scale):
             raise Changed("samples come out otherwise in a larger batch")
+
+
+def _summed_at(
+    source: Callable[[Tensor, Leaves], list[Tensor]], leaves: Leaves, images: Tensor
+) -> Tensor:
+    return _summed(source(images, leaves))
 
 
 def _summed(scores: Sequence[Tensor]) -> Tensor:

@@ -6,11 +6,12 @@ The tangent of a linear map is the map of the tangent. Its transpose is given, o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastgan.penalty.entries import Node, Value
 from fastgan.penalty.rule import (
     Autograd,
     Found,
@@ -21,9 +22,6 @@ from fastgan.penalty.rule import (
     layout_of,
     sum_to,
 )
-
-if TYPE_CHECKING:
-    from fastgan.penalty.tape import Node, Value
 
 __all__ = ["LINEAR", "REGION"]
 
@@ -104,7 +102,7 @@ def _listed(result: Any) -> list[Any]:
     return list(result) if isinstance(result, (tuple, list)) else [result]
 
 
-# Which of them keep samples apart ------------------------------------------------------------------
+# Which of them keep samples apart ---------------------------------------------------------------
 
 
 def _not_first(position: int, default: int = 0) -> Batched:
@@ -157,11 +155,11 @@ def _never(node: Node, samples: int) -> bool:
     return False
 
 
-# Transposes ------------------------------------------------------------------------------------------
+# Transposes -------------------------------------------------------------------------------------
 
 
 class _View(Linear):
-    """The same numbers in another shape; a copy where their layout in memory doesn't allow a view."""
+    """The same numbers in another shape; a copy where the layout doesn't allow a view."""
 
     def __init__(self) -> None:
         super().__init__(lambda node, grad, shape: grad.reshape(shape), batched=_whole_samples)
@@ -170,7 +168,7 @@ class _View(Linear):
         try:
             return func(*args, **kwargs)
         except RuntimeError:
-            # Images are laid out channels-last here, whatever they were: what was a view may not be.
+            # Images are laid out channels-last here, whatever they were: no view may be possible.
             return args[0].contiguous().view(args[1])
 
     def mapped(self, node: Node, input: Tensor) -> Any:
@@ -356,8 +354,8 @@ class _Join(Rule):
     def _pieces(self, node: Node, grad: Tensor) -> Sequence[Tensor]:
         dim = self._dim(node)
         if self.new_dimension:
-            return grad.unbind(dim)
-        return grad.split([_length(piece, dim) for piece in node.args[0]], dim)
+            return list(grad.unbind(dim))
+        return list(torch.split(grad, [_length(piece, dim) for piece in node.args[0]], dim))
 
     def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
         (grad,) = grads

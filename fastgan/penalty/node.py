@@ -10,14 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastgan.losses import widened
+from fastgan.penalty.entries import Value
 from fastgan.penalty.rule import with_random
-from fastgan.penalty.tape import Tape, Value
+from fastgan.penalty.tape import Tape
 
 __all__ = ["Leaves", "Replay", "attached"]
 
@@ -48,11 +50,11 @@ class Replay:
 
         for node in self.tape.nodes:
             args = node.resolved(known)
-            result = with_random(node, lambda node=node, args=args: node.rule.replay(node, args))
+            result = with_random(node, partial(node.rule.replay, node, args))
             results = result if isinstance(result, (tuple, list)) else [result]
-            for value, tensor in zip(node.outputs, results, strict=False):
-                if value is not None:
-                    known[value] = tensor
+            for output, tensor in zip(node.outputs, results, strict=False):
+                if output is not None:
+                    known[output] = tensor
         return [known[value] for value in self.scores if value in known]
 
 

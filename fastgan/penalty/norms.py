@@ -22,7 +22,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,10 +30,8 @@ from torch import Tensor
 import fastgan.ops.penalty_norm  # noqa: F401 - defines the ops that are called here
 from fastgan.losses import widened
 from fastgan.ops.paths import op_path
+from fastgan.penalty.entries import Node
 from fastgan.penalty.rule import Autograd, Found, Rule, elements, sum_to
-
-if TYPE_CHECKING:
-    from fastgan.penalty.tape import Node
 
 __all__ = ["BatchNorm", "GroupNorm", "LayerNorm"]
 
@@ -108,7 +106,8 @@ class _Norm(Rule):
         input = self.dense(node, args[0])
         maps = self.maps(node, input)
         eps = args[-1]
-        xhat, output = torch.empty_like(input), torch.empty_like(input)
+        mine = node.overwrite or input is not args[0]
+        xhat, output = input if mine else torch.empty_like(input), torch.empty_like(input)
         invstd = torch.empty(
             maps.size(0), self.groups(node), dtype=_wide(input), device=input.device
         )
@@ -135,12 +134,11 @@ class _Norm(Rule):
         grouped = maps.reshape(maps.size(0), groups, maps.size(1) // groups, -1)
         centred = grouped - grouped.mean((2, 3), keepdim=True)
         result = centred * (centred.square().mean((2, 3), keepdim=True) + eps).rsqrt()
-        for parameter, combine in zip(
-            args[self.weight : self.weight + 2], (torch.mul, torch.add), strict=True
-        ):
-            if parameter is not None:
-                spread = self.vector(node, parameter).view(groups, -1, 1)
-                result = combine(result, spread)
+        weight, bias = args[self.weight : self.weight + 2]
+        if weight is not None:
+            result = result * self.vector(node, weight).view(groups, -1, 1)
+        if bias is not None:
+            result = result + self.vector(node, bias).view(groups, -1, 1)
         return (self.unmapped(node, result.reshape(maps.shape), input).to(input.dtype), None, None)
 
     def unmapped(self, node: Node, maps: Tensor, like: Tensor) -> Tensor:
@@ -229,7 +227,7 @@ class _Norm(Rule):
 
 
 class GroupNorm(_Norm):
-    """native_group_norm(x, w, b, N, C, positions, groups, eps): w and b a number for each channel."""
+    """native_group_norm(x, w, b, N, C, positions, groups, eps): w and b of C numbers."""
 
     name = "group_norm"
 
@@ -426,7 +424,8 @@ class _Fixed(BatchNorm):
         )
 
     def _invstd(self, node: Node, like: Tensor) -> Tensor:
-        return (self.spread(node.arg(4), like) + node.args[7]).rsqrt()
+        variance: Tensor = self.spread(node.arg(4), like)
+        return (variance + float(node.args[7])).rsqrt()
 
     def _times(self, node: Node, grad: Tensor) -> Tensor:
         scale = self._invstd(node, grad) * self.spread(node.arg(1), grad)

@@ -37,8 +37,9 @@ import torch
 from torch import Tensor
 
 from fastgan.losses import widened
+from fastgan.penalty.entries import Node, Samples, Value
 from fastgan.penalty.formula import Formula
-from fastgan.penalty.tape import Node, Samples, Tape, Value
+from fastgan.penalty.tape import Tape
 
 __all__ = ["Join", "Passes"]
 
@@ -67,14 +68,20 @@ class Passes:
     Args:
         tape: a recording.
         scores: the values that the critic returned.
+        gradients: N times each parameter's, by its identity: what is found is added to these, in
+            the dtype it was computed in.
         join: where only some rows are penalised.
-
-    Attributes:
-        gradients: of each leaf, N times as large, in the dtype it was computed in.
     """
 
-    def __init__(self, tape: Tape, scores: Sequence[Value], join: Join | None = None) -> None:
+    def __init__(
+        self,
+        tape: Tape,
+        scores: Sequence[Value],
+        gradients: dict[int, Tensor],
+        join: Join | None = None,
+    ) -> None:
         self.tape = tape
+        self.gradients = gradients
         self.scores = scores
         self.join = join
         self.extra: Store = {}
@@ -86,12 +93,7 @@ class Passes:
             if len(node.outer) > len(node.own) and node.rule.curved(node)
         }
 
-    @property
-    def gradients(self) -> dict[Value, Tensor]:
-        """Of each leaf that has one."""
-        return {v: g for v, (g, _) in self.extra.items() if v.leaf is not None}
-
-    # Back from the scores, as plain backpropagation ------------------------------------------------
+    # Back from the scores, as plain backpropagation ----------------------------------------------
 
     def backpropagate(self, seeds: Sequence[Tensor]) -> None:
         """Adds the gradient of <seeds, scores>, and of what pass 4 left behind.
@@ -105,7 +107,7 @@ class Passes:
     def _seed(self, seeds: Sequence[Tensor]) -> None:
         for value, seed in zip(self.scores, seeds, strict=True):
             if value.by_parameters:
-                _add(self.extra, value, seed.to(value.dtype), False)
+                self._add(value, seed.to(value.dtype), False)
 
     def _back(self, second: Second) -> None:
         extra = self.extra
@@ -115,11 +117,11 @@ class Passes:
                 waiting = second.pop(node, None) if second else None
                 if grads is not None:
                     node.overwrite = owned and waiting is None and len(node.outer) == 1
-                    _spread(extra, node, node.rule.vjp(node, grads, node.outer), grads, owned)
+                    self._give(node, node.rule.vjp(node, grads, node.outer), grads, owned)
                 if waiting is not None:
                     tangents, signals = waiting
                     found = node.rule.gradients(node, tangents, signals, node.outer)
-                    _spread(extra, node, found, signals, False)
+                    self._give(node, found, signals, False)
             self._release(node)
 
     def _release(self, node: Node) -> None:
@@ -127,7 +129,7 @@ class Passes:
             self.done.add(node)
             node.released()
 
-    # The penalty -------------------------------------------------------------------------------------
+    # The penalty ---------------------------------------------------------------------------------
 
     def penalty(
         self,
@@ -238,6 +240,7 @@ class Passes:
                         second[node] = (tangents, signals)
                     if node.own:
                         self._of_parameters(node, tangents, signals, factors)
+                del signals
                 for slot in node.inner:
                     if uses[node.slots[slot]] == index:
                         store.pop(node.slots[slot], None)
@@ -254,11 +257,11 @@ class Passes:
                     node.rows = rows
                     results = node.rule.jvp(node, tangents)
                     node.rows = None
-                    for value, result in zip(node.outputs, results, strict=False):
-                        if value is not None and result is not None:
-                            result = result.to(value.dtype)
+                    for output, result in zip(node.outputs, results, strict=False):
+                        if output is not None and result is not None:
+                            result = result.to(output.dtype)
                             mine = owned or not _shares_memory(result, tangents.values())
-                            store[value] = (result, mine and 0 not in result.stride())
+                            store[output] = (result, mine and 0 not in result.stride())
             if node not in again:
                 self._release(node)
         return second
@@ -271,12 +274,12 @@ class Passes:
         factors: Tensor | None,
     ) -> None:
         """The gradients of an op's own parameters, but for those that wait for a second signal."""
-        wanted, rule, spread = node.own, node.rule, self.extra
+        wanted, rule = node.own, node.rule
         if self.join is not None:
             self._of_joined(node, tangents, signals, factors)
             return
-        merged = factors is not None and rule.merges and node not in self.curved
-        if merged:
+        merged = rule.merges and node not in self.curved
+        if factors is not None and merged:
             left = rule.left
             input = node.arg(left)
             mixed = _rows(factors, input).to(input.dtype) * input
@@ -284,12 +287,12 @@ class Passes:
             tangents = {left: mixed if tangent is None else mixed.add_(tangent)}
         if node not in self.curved:
             found = rule.gradients(node, tangents, signals, wanted)
-            _spread(spread, node, found, signals, False)
+            self._give(node, found, signals, False)
         if factors is not None:
             scaled = [None if s is None else s * _rows(factors, s).to(s.dtype) for s in signals]
             slots = [slot for slot in wanted if slot == rule.bias] if merged else wanted
             if slots:
-                _spread(spread, node, rule.vjp(node, scaled, slots), scaled, False)
+                self._give(node, rule.vjp(node, scaled, slots), scaled, False)
 
     def _of_joined(
         self,
@@ -323,16 +326,16 @@ class Passes:
         else:
             node.rows = join.points
             found = _padded(node, rule.gradients(node, tangents, points, wanted))
-        _spread(self.extra, node, found, signals, False)
+        self._give(node, found, signals, False)
         if wanted:
             node.rows = join.others
             found = _padded(node, rule.vjp(node, others, wanted))
-            _spread(self.extra, node, found, others, False)
+            self._give(node, found, others, False)
         if wanted and factors is not None:
             node.rows = join.points
             scaled = [None if s is None else s * _rows(factors, s).to(s.dtype) for s in points]
             found = _padded(node, rule.vjp(node, scaled, wanted))
-            _spread(self.extra, node, found, scaled, False)
+            self._give(node, found, scaled, False)
         node.rows = None
 
     def _gone_over_again(self) -> set[Node]:
@@ -356,8 +359,36 @@ class Passes:
             if ahead or (node.by_images and (node.rule.bends or node.rule.curved(node))):
                 bent.update(node.slots.values())
         for value in self.tape.parameters:
-            if value in bent and value not in self.extra and value.leaf is not None:
-                self.extra[value] = (torch.zeros_like(value.leaf), True)
+            leaf = value.leaf
+            if value in bent and leaf is not None and id(leaf) not in self.gradients:
+                self.gradients[id(leaf)] = torch.zeros_like(leaf)
+
+    def _give(
+        self,
+        node: Node,
+        found: dict[Any, Tensor | None],
+        grads: Iterable[Tensor | None],
+        owned: bool,
+    ) -> None:
+        """Adds what comes back through an op to what its inputs, parameters perhaps, have."""
+        alone = owned and len(found) == 1
+        for slot, result in found.items():
+            if result is not None:
+                mine = alone or not _shares_memory(result, grads)
+                self._add(node.slots[slot], result, mine and 0 not in result.stride())
+
+    def _add(self, value: Value, signal: Tensor, owned: bool) -> None:
+        if value.leaf is None:
+            _add(self.extra, value, signal, owned)
+            return
+        key = id(value.leaf)
+        earlier = self.gradients.get(key)
+        if earlier is None:
+            # Added to, and scaled, in place.
+            self.gradients[key] = signal if owned else signal.clone()
+        else:
+            # A half stays one, which takes less memory, unless something is added to it.
+            self.gradients[key] = widened(earlier).add_(widened(signal))
 
 
 def _take(store: Store, node: Node) -> tuple[list[Tensor | None] | None, bool]:
@@ -393,18 +424,13 @@ def _spread(
 
 
 def _add(store: Store, value: Value, signal: Tensor, owned: bool) -> None:
-    if value not in store:
-        if value.leaf is not None and not owned:
-            signal = signal.clone()  # added to, and scaled, in place
-        store[value] = (signal, True if value.leaf is not None else owned)
-        return
-    earlier, earlier_owned = store[value]
-    if value.leaf is not None:
-        earlier, signal = widened(earlier), widened(signal)
-    if earlier_owned and earlier.dtype == signal.dtype:
-        store[value] = (earlier.add_(signal), True)
+    earlier = store.get(value)
+    if earlier is None:
+        store[value] = (signal, owned)
+    elif earlier[1] and earlier[0].dtype == signal.dtype:
+        store[value] = (earlier[0].add_(signal), True)
     else:
-        store[value] = (earlier + signal, True)
+        store[value] = (earlier[0] + signal, True)
 
 
 def _shares_memory(tensor: Tensor, others: Iterable[Tensor | None]) -> bool:

@@ -18,7 +18,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,10 +29,8 @@ from fastgan.ops import aten_convolution, triton_convolution
 from fastgan.ops.chain import convolution_path
 from fastgan.ops.convolution_choice import explained, fastest
 from fastgan.ops.stages import Stage
+from fastgan.penalty.entries import Node
 from fastgan.penalty.rule import Autograd, Found, Rule, aligned, sum_to
-
-if TYPE_CHECKING:
-    from fastgan.penalty.tape import Node
 
 __all__ = ["Convolution", "Divide", "MatrixProduct", "Multiply"]
 
@@ -187,7 +185,7 @@ class Multiply(Product):
     def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
         return (left * right).to(self._dtype(node))
 
-    def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
+    def to_left(self, node: Node, grad: Tensor, right: Any) -> Tensor:
         if node.overwrite and not isinstance(right, Tensor):
             return grad.mul_(right)
         value = node.slots[0]
@@ -226,7 +224,8 @@ class Divide(Multiply):
         return sum_to(grad / right, node.shape_of(value, grad)).to(value.dtype)
 
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
-        return -super().to_right(node, left, grad) / node.arg(1).square()
+        divisor: Tensor = node.arg(1)
+        return -super().to_right(node, left, grad) / divisor.square()
 
 
 class Convolution(Product):
@@ -259,7 +258,8 @@ class Convolution(Product):
         stage, weight = prepared.stage, prepared.weight
         input = grad.new_empty(()).expand(node.shape_of(node.slots[0], grad))
         if stage is None:
-            return self._backward(node, grad, input, weight, [True, False, False])[0]
+            whole: Tensor = self._backward(node, grad, input, weight, [True, False, False])[0]
+            return whole
         if self._by_triton(stage, input, weight):
             return triton_convolution.input_gradient(stage, grad, input, weight, None, None)[0]
         backend = fastest(stage, input, weight, "input_gradient")
@@ -272,7 +272,8 @@ class Convolution(Product):
         prepared = self._prepared(node, None)
         stage, weight = prepared.stage, prepared.weight
         if stage is None:
-            return self._backward(node, grad, left, weight, [False, True, False])[1]
+            whole: Tensor = self._backward(node, grad, left, weight, [False, True, False])[1]
+            return whole
         if self._by_triton(stage, left, weight):
             return triton_convolution.weight_gradient(stage, grad, left, weight, None, None, False)[
                 0
@@ -353,10 +354,9 @@ class Convolution(Product):
                 strict=True,
             )
         ]
-        found = torch.convolution(
+        return torch.convolution(
             grad, weight, None, stride, padding, dilation, True, skipped, groups
         )
-        return found
 
     @staticmethod
     def _backward(

@@ -13,17 +13,18 @@ Ops that are worth it have rules of their own (:mod:`fastgan.penalty.rules` is t
 Where arguments are meant, a slot is the position of one, or of a list and an item in it.
 """
 
+# ruff: noqa: D102 - what a method means, Rule says
+
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from fastgan.penalty.tape import Node
+from fastgan.penalty.entries import Node
 
 __all__ = [
     "Autograd",
@@ -52,6 +53,7 @@ class Rule:
         merges: whether ``gradients`` is linear in the tangent as it is in the input itself, so that
             a sum of both may stand for it.
         ours: whether it is this library's, and not autograd's.
+        keeps: whether what the node keeps is needed for good.
         left: the argument that ``merges`` speaks of.
         bias: the argument that is only added; None if there is none.
     """
@@ -62,6 +64,7 @@ class Rule:
     broadcasts = False
     merges = False
     ours = True
+    keeps = False
     left = 0
     bias: int | None = None
 
@@ -209,6 +212,8 @@ class Autograd(Rule):
 
 class Graph(Autograd):
     """The autograd graph of what torch's modes don't see, as it was recorded."""
+
+    keeps = True
 
     def graph(self, node: Node) -> tuple[list[Tensor | None], dict[Any, Tensor]]:
         result, leaves = node.kept

@@ -18,6 +18,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,10 +29,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import recording
+from fastgan.penalty.entries import Node, Value
 from fastgan.penalty.rule import Rule, layout_of, with_random
 from fastgan.penalty.rules import GRAPH, REGION, rule_of
 
-__all__ = ["Changed", "Node", "Samples", "Tape", "Unrecordable", "Value"]
+__all__ = ["Changed", "Tape", "Unrecordable"]
 
 
 class Unrecordable(BaseException):
@@ -43,215 +45,6 @@ class Unrecordable(BaseException):
 
 class Changed(BaseException):
     """A joined batch meets an op after which it can't go on: state moves, or samples mix."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """Some of a batch's samples, next to one another.
-
-    Attributes:
-        start: the first.
-        stop: one after the last.
-        batch: how many the batch has.
-    """
-
-    start: int
-    stop: int
-    batch: int
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """Their rows of a tensor that has as many for each sample."""
-        each = tensor.size(0) // self.batch
-        return tensor[self.start * each : self.stop * each]
-
-    def __len__(self) -> int:
-        return self.stop - self.start
-
-
-class Value:
-    """A tensor on the tape.
-
-    Attributes:
-        shape: its shape.
-        dtype: its dtype.
-        device_type: "cpu" or "cuda".
-        by_images: whether it depends on the images.
-        by_parameters: whether it depends on a parameter.
-        leaf: the parameter itself, if it is one.
-        batched: whether row n of it, or the n-th group of as many rows, depends on sample n alone.
-        tensor: its data, kept if a rule reads them.
-        readers: how many entries of the tape still want the data.
-    """
-
-    __slots__ = (
-        "batched",
-        "by_images",
-        "by_parameters",
-        "device_type",
-        "dtype",
-        "leaf",
-        "readers",
-        "shape",
-        "tensor",
-    )
-
-    def __init__(self, tensor: Tensor, by_images: bool, by_parameters: bool, batched: bool) -> None:
-        self.shape = tensor.shape
-        self.dtype = tensor.dtype
-        self.device_type = tensor.device.type
-        self.by_images = by_images
-        self.by_parameters = by_parameters
-        self.batched = batched
-        self.leaf: Tensor | None = None
-        self.tensor: Tensor | None = None
-        self.readers = 0
-
-
-class Node:
-    """An op on the tape.
-
-    Attributes:
-        func: the ATen op.
-        args: its arguments, with a :class:`Value` for each tensor on the tape.
-        kwargs: its keyword arguments.
-        slots: where it takes values, and which: those of images (``inner``), of parameters alone
-            (``own``), and all that depend on parameters (``outer``).
-        outputs: its results; None for those that aren't differentiable.
-        rule: its derivatives.
-        reads: the values whose data its derivatives want.
-        by_images: whether it depends on the images.
-        rows: the samples that the rule is to work on; None for all.
-        overwrite: whether a rule may write its result over the signal or tangent it is given.
-        kept: what the rule's own forward pass kept.
-        random: the random state that it began with, if it draws numbers.
-        layer: the module that called it, if anybody asked (:func:`fastgan.explain`).
-    """
-
-    __slots__ = (
-        "args",
-        "by_images",
-        "func",
-        "inner",
-        "kept",
-        "kwargs",
-        "layer",
-        "outer",
-        "outputs",
-        "overwrite",
-        "own",
-        "random",
-        "reads",
-        "rows",
-        "rule",
-        "slots",
-    )
-
-    def __init__(self, func: Any, rule: Rule, args: list[Any], kwargs: dict[str, Any]) -> None:
-        self.func = func
-        self.rule = rule
-        self.args = args
-        self.kwargs = kwargs
-        self.slots: dict[Any, Value] = {}
-        self.inner: list[Any] = []
-        self.own: list[Any] = []
-        self.outer: list[Any] = []
-        self.outputs: list[Value | None] = []
-        self.reads: list[Value] = []
-        self.by_images = False
-        self.rows: Samples | None = None
-        self.overwrite = False
-        self.kept: Any = None
-        self.random: tuple[torch.device, Tensor] | None = None
-        self.layer = ""
-
-    def take(self, slots: dict[Any, Value]) -> None:
-        """Sets :attr:`slots`, and what follows from them."""
-        self.slots = slots
-        for slot, value in slots.items():
-            if value.by_images:
-                self.by_images = True
-                self.inner.append(slot)
-            elif value.by_parameters:
-                self.own.append(slot)
-            if value.by_parameters:
-                self.outer.append(slot)
-
-    def arg(self, position: int, default: Any = None) -> Any:
-        """An argument; of a tensor the data, of rows only if only some are asked for."""
-        if position >= len(self.args):
-            return default
-        found = self.args[position]
-        if isinstance(found, Value):
-            return self.data(found)
-        if isinstance(found, Tensor):
-            return self._constant(found)
-        if isinstance(found, list):
-            return [self.data(v) if isinstance(v, Value) else self._constant(v) for v in found]
-        return found
-
-    def resolved(self, data: dict[Value, Tensor]) -> list[Any]:
-        """The arguments, with other tensors for the values."""
-
-        def one(argument: Any) -> Any:
-            if isinstance(argument, Value):
-                return data[argument]
-            return [one(item) for item in argument] if isinstance(argument, list) else argument
-
-        return [one(argument) for argument in self.args]
-
-    def data(self, value: Value) -> Tensor:
-        """A value's data, or the rows of it that are asked for."""
-        assert value.tensor is not None
-        return self.windowed(value.tensor) if self.has_rows(value) else value.tensor
-
-    def windowed(self, tensor: Tensor) -> Tensor:
-        """The rows of a tensor that are asked for."""
-        return tensor if self.rows is None else self.rows.of(tensor)
-
-    def has_rows(self, taken: Value | Tensor) -> bool:
-        """Whether what the op takes has rows that go with those of the result."""
-        (output, *_) = self.outputs
-        if isinstance(taken, Value) and taken.by_images:
-            return True
-        return (
-            self.rule.broadcasts
-            and output is not None
-            and len(taken.shape) == len(output.shape) > 0
-            and taken.shape[0] == output.shape[0]
-        )
-
-    def _constant(self, found: Any) -> Any:
-        cut = self.rows is not None and isinstance(found, Tensor) and self.has_rows(found)
-        return self.windowed(found) if cut else found
-
-    @property
-    def output(self) -> Tensor:
-        """The first result's data."""
-        (value, *_) = self.outputs
-        assert value is not None
-        return self.data(value)
-
-    def shape_of(self, value: Value, like: Tensor) -> tuple[int, ...]:
-        """A value's shape, with as many rows as go with ``like``, a tensor of the first output."""
-        (output, *_) = self.outputs
-        assert output is not None
-        if self.rows is None or not value.shape or not output.shape or not self.has_rows(value):
-            return tuple(value.shape)
-        return (value.shape[0] * like.size(0) // output.shape[0], *value.shape[1:])
-
-    def released(self) -> None:
-        """The op's derivatives are done with."""
-        for value in self.reads:
-            value.readers -= 1
-            if value.readers == 0 and value.leaf is None:
-                value.tensor = None
-        if self.rule is not GRAPH:
-            self.kept = None
-
-    def reading(self) -> None:
-        """The op's derivatives will want what its rule reads."""
-        for value in self.reads:
-            value.readers += 1
 
 
 @dataclass
@@ -347,13 +140,13 @@ class Tape(TorchFunctionMode):
         self._cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         self._recording = recording.start()
-        self._ops.__enter__()
-        super().__enter__()
+        self._ops.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *details: Any) -> None:
-        super().__exit__(*details)
-        self._ops.__exit__(*details)
+        super().__exit__(*details)  # type: ignore[no-untyped-call]
+        self._ops.__exit__(*details)  # type: ignore[no-untyped-call]
         recording.end(self._recording)
         torch.set_autocast_cache_enabled(self._cached)
 
@@ -394,7 +187,7 @@ class Tape(TorchFunctionMode):
             if tensor.grad_fn is None:
                 tensor.requires_grad_(False)
 
-    # What the function mode sees -------------------------------------------------------------------
+    # What the function mode sees -----------------------------------------------------------------
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -441,7 +234,7 @@ class Tape(TorchFunctionMode):
                 return True
         return False
 
-    # What the dispatch mode sees -------------------------------------------------------------------
+    # What the dispatch mode sees -----------------------------------------------------------------
 
     def op(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Runs an ATen op, and records it if it is to be."""
@@ -462,7 +255,9 @@ class Tape(TorchFunctionMode):
             node.random = _random_state(args)
         for tensor in node.rule.moves(node, args):
             self._moving(f"{func} changes in place what the critic keeps", tensor)
+        node.overwrite = recording.offered(args[0]) and _storage(args[0]) not in self._saved
         result = node.rule.run(node, func, args, kwargs)
+        node.overwrite = False
         if not info.view:
             self._fresh(result)
         elif func in _RESHAPING and _storage(result) != _storage(args[0]):
@@ -635,18 +430,17 @@ class Tape(TorchFunctionMode):
                 result = node.kept[0]
             else:
                 result = with_random(
-                    node,
-                    lambda node=node, args=args: node.rule.run(node, node.func, args, node.kwargs),
+                    node, partial(node.rule.run, node, node.func, args, node.kwargs)
                 )
             results = result if isinstance(result, (tuple, list)) else [result]
-            for value, tensor in zip(node.outputs, results, strict=False):
-                if value is not None:
-                    data[value] = tensor
+            for output, tensor in zip(node.outputs, results, strict=False):
+                if output is not None:
+                    data[output] = tensor
             for value in node.reads:
                 value.tensor = data[value]
             node.reading()
 
-    # Graphs that were made unseen ------------------------------------------------------------------
+    # Graphs that were made unseen ----------------------------------------------------------------
 
     def _from_tape(self, grad_fn: Any) -> bool:
         """Whether an autograd graph leads back to the tape."""
@@ -701,7 +495,7 @@ class Tape(TorchFunctionMode):
         assert value is not None
         return value
 
-    # Writing in place ------------------------------------------------------------------------------
+    # Writing in place ----------------------------------------------------------------------------
 
     def _look_out(self, func: Any, info: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Before an op that isn't recorded: does it change what others see?"""
@@ -812,10 +606,10 @@ class Tape(TorchFunctionMode):
         self.nodes.append(node)
         return value
 
-    # Giving up -------------------------------------------------------------------------------------
+    # Giving up -----------------------------------------------------------------------------------
 
     def _moving(self, reason: str, tensor: Tensor | None = None) -> None:
-        """State moves: of a tensor, what it holds is kept, in case the recording comes to nothing."""
+        """State moves. A tensor's numbers are kept, in case the recording comes to nothing."""
         if tensor is not None and not self.joined:
             self.undo.append((tensor, tensor.detach().clone()))
         if self.moves is None:
@@ -840,7 +634,7 @@ class _Ops(TorchDispatchMode):
     """Hands ATen ops to the tape."""
 
     def __init__(self, tape: Tape) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.tape = weakref.proxy(tape)
 
 
@@ -855,7 +649,7 @@ def _to_tape(
 
 
 # In the class's body it would be wrapped for torch.compile, which takes longer than a small op.
-_Ops.__torch_dispatch__ = _to_tape
+_Ops.__torch_dispatch__ = _to_tape  # type: ignore
 
 
 def _random_state(args: Iterable[Any]) -> tuple[torch.device, Tensor]:
@@ -893,8 +687,8 @@ def _convolution(
     settings = [_listed(setting, rank) for setting in (stride, padding, dilation)]
     args = (input, weight, bias, *settings, False, [0] * rank, groups)
     with torch._C._DisableTorchDispatch():
-        result = tape.op(torch.ops.aten.convolution.default, args, {})
-    return result
+        output: Tensor = tape.op(torch.ops.aten.convolution.default, args, {})
+    return output
 
 
 def _listed(setting: Any, rank: int) -> list[int]:
@@ -916,6 +710,7 @@ def _instance_norm(tape: Tape, func: Any, input: Tensor, *args: Any, **kwargs: A
     )
 
 
+_DATA: Any = torch.Tensor.data
 #: Questions about a tensor that its values don't answer, and that so aren't recorded.
 _ASKING = {
     *(
@@ -930,7 +725,7 @@ _ASKING = {
     torch.Tensor.is_contiguous,
 }
 #: What comes of these is a constant, as with autograd.
-_STOPPING = {torch.Tensor.detach, torch.detach, torch.Tensor.data.__get__}
+_STOPPING = {torch.Tensor.detach, torch.detach, _DATA.__get__}
 #: What a tape can't stand for.
 _REFUSED = {
     torch.autograd.grad: "torch.autograd.grad",
@@ -940,7 +735,7 @@ _REFUSED = {
     torch.Tensor.register_post_accumulate_grad_hook: "register_post_accumulate_grad_hook",
     torch.Tensor.retain_grad: "retain_grad",
     torch.Tensor.detach_: "detach_",
-    torch.Tensor.data.__set__: "an assignment to .data",
+    _DATA.__set__: "an assignment to .data",
     torch.Tensor.set_: "set_",
 }
 _REPLACED = {

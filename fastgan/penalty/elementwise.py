@@ -16,17 +16,16 @@ import torch
 from torch import Tensor
 
 from fastgan.penalty.entries import Node
-from fastgan.penalty.rule import Autograd, Found, Rule, aligned, sum_to
+from fastgan.penalty.rule import POINTWISE, Found, Rule, Single, aligned, sum_to
 
-__all__ = ["PIECEWISE_LINEAR", "SMOOTH", "Dropout", "PReLU", "PiecewiseLinear", "Smooth"]
+__all__ = ["ELEMENTWISE", "PiecewiseLinear"]
 
 aten = torch.ops.aten
-_POINTWISE = Autograd(pointwise=True)
 
 
-class _Elementwise(Rule):
+class _Elementwise(Single):
     def for_node(self, node: Node) -> Rule:
-        return self if set(node.slots) == {0} else _POINTWISE
+        return self if set(node.slots) == {0} else POINTWISE
 
     def batched(self, node: Node, samples: int) -> bool:
         return True
@@ -34,7 +33,8 @@ class _Elementwise(Rule):
     def slots_read(self, node: Node) -> Iterable[Any]:
         return () if self.reads_output(node) else (0,)
 
-    def _data(self, node: Node) -> Tensor:
+    def data(self, node: Node) -> Tensor:
+        """What the derivatives are computed from."""
         data: Tensor = node.output if self.reads_output(node) else node.arg(0)
         return data
 
@@ -50,7 +50,7 @@ class PiecewiseLinear(_Elementwise):
     def __init__(
         self,
         masked: Callable[[Node, Tensor, Tensor, Tensor | None], Tensor],
-        from_output: Callable[[Node], bool],
+        from_output: Callable[[Node], bool] = lambda node: False,
     ) -> None:
         self.masked = masked
         self.from_output = from_output
@@ -58,69 +58,102 @@ class PiecewiseLinear(_Elementwise):
     def reads_output(self, node: Node) -> bool:
         return self.from_output(node)
 
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
-        (grad,) = grads
-        assert grad is not None
-        return {0: self._masked(node, grad)} if 0 in wanted else {}
-
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        tangent = tangents.get(0)
-        return [None if tangent is None else self._masked(node, tangent)]
-
-    def _masked(self, node: Node, grad: Tensor) -> Tensor:
-        return self.masked(node, self._data(node), grad, grad if node.overwrite else None)
+    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        return self.masked(node, self.data(node), grad, grad if node.overwrite else None)
 
 
-class Smooth(_Elementwise):
+class _Smooth(_Elementwise):
     """A function with a second derivative.
 
     Args:
         first: (x or y, *arguments) -> f'(x).
         second: the same -> f''(x).
         of: "y" to compute them from the output, "x" from the input.
+        fits: (node) -> whether they hold for its arguments.
     """
 
     def __init__(
-        self, first: Callable[..., Tensor], second: Callable[..., Tensor], *, of: str = "x"
+        self,
+        first: Callable[..., Tensor],
+        second: Callable[..., Tensor],
+        of: str = "x",
+        fits: Callable[[Node], bool] = lambda node: True,
     ) -> None:
         self.first = first
         self.second = second
-        self.of_output = of == "y"
+        self.of = of
+        self.fits = fits
+
+    def for_node(self, node: Node) -> Rule:
+        return super().for_node(node) if self.fits(node) else POINTWISE
 
     def reads_output(self, node: Node) -> bool:
-        return self.of_output
+        return self.of == "y"
 
     def curved(self, node: Node) -> bool:
         return True
 
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
-        (grad,) = grads
-        if grad is None or 0 not in wanted:
-            return {}
-        return {0: self._of(node, self.first) * grad}
+    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        return self.first(self.data(node), *node.args[1:]) * grad
 
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+    def bend(self, node: Node, grad: Tensor, tangents: Found, slot: Any) -> Tensor | None:
         tangent = tangents.get(0)
-        return [None if tangent is None else self._of(node, self.first) * tangent]
+        if tangent is None:
+            return None
+        return self.second(self.data(node), *node.args[1:]) * grad * tangent
 
-    def gradients(
-        self,
-        node: Node,
-        tangents: Found,
-        grads: Sequence[Tensor | None],
-        wanted: Iterable[Any],
-    ) -> Found:
-        (grad,), tangent = grads, tangents.get(0)
-        if tangent is None or grad is None or 0 not in wanted:
-            return {}
-        return {0: self._of(node, self.second) * grad * tangent}
 
-    def _of(self, node: Node, derivative: Callable[..., Tensor]) -> Tensor:
-        return derivative(self._data(node), *node.args[1:], **node.kwargs)
+class _PReLU(Single):
+    """y = x where x > 0, else w x; w, one number or one a channel, is a parameter."""
+
+    def for_node(self, node: Node) -> Rule:
+        weight = node.slots.get(1)
+        return self if 0 in node.slots and not (weight and weight.by_images) else POINTWISE
+
+    def batched(self, node: Node, samples: int) -> bool:
+        return aligned(node)
+
+    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        x, weight = node.arg(0), node.arg(1)
+        if slot == 0:
+            return torch.where(x > 0, grad, weight * grad)
+        return sum_to((x * grad).masked_fill_(x > 0, 0), weight.shape)
+
+    def bend(self, node: Node, grad: Tensor, tangents: Found, slot: Any) -> Tensor | None:
+        tangent = tangents.get(0)
+        if slot != 1 or tangent is None:
+            return None
+        return sum_to((tangent * grad).masked_fill_(node.arg(0) > 0, 0), node.slots[1].shape)
+
+
+class _Dropout(_Elementwise):
+    """native_dropout: a mask that was drawn, times 1 / (1 - p)."""
+
+    bends = False
+
+    def slots_read(self, node: Node) -> Iterable[Any]:
+        return ()
+
+    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        output, node.kept = func(*args, **kwargs)
+        return output, node.kept
+
+    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        p, training = node.args[1], node.args[2] is not False
+        if not training or p == 0:
+            return grad
+        return grad * node.windowed(node.kept) * (0.0 if p == 1 else 1 / (1 - p))
+
+
+# Masks --------------------------------------------------------------------------------------------
+
+
+def _slope(node: Node) -> float:
+    return float(node.args[1]) if len(node.args) > 1 else 0.01
 
 
 def _leaky(node: Node, data: Tensor, grad: Tensor, out: Tensor | None) -> Tensor:
-    slope = node.args[1] if len(node.args) > 1 else 0.01
+    slope = _slope(node)
     return _into(aten.leaky_relu_backward, out, grad, data, slope, slope >= 0)
 
 
@@ -128,45 +161,13 @@ def _threshold(node: Node, data: Tensor, grad: Tensor, out: Tensor | None) -> Te
     return _into(aten.threshold_backward, out, grad, data, 0)
 
 
-def _hardtanh(node: Node, data: Tensor, grad: Tensor, out: Tensor | None) -> Tensor:
-    return _into(aten.hardtanh_backward, out, grad, data, *_bounds(node))
-
-
-def _clamped(low: int | None, high: int | None) -> Callable[..., Tensor]:
-    """The mask of a clamp, 1 on its bounds."""
-
-    def masked(node: Node, data: Tensor, grad: Tensor, out: Tensor | None) -> Tensor:
-        outside = torch.zeros((), dtype=torch.bool, device=data.device)
-        for position, beyond in ((low, torch.lt), (high, torch.gt)):
-            bound = None if position is None else node.arg(position)
-            if bound is not None:
-                outside = outside | beyond(data, bound)
-        return grad.masked_fill(outside, 0)
-
-    return masked
-
-
-def _sign(node: Node, data: Tensor, grad: Tensor, out: Tensor | None) -> Tensor:
-    return grad * data.sgn()
-
-
-def _into(op: Any, out: Tensor | None, *args: Any) -> Tensor:
-    found: Tensor
-    if out is None or not _dense_alike(args[0], args[1]):
-        found = op(*args)
-    else:
-        found = op.grad_input(*args, grad_input=out)
-    return found
-
-
-def _dense_alike(left: Tensor, right: Tensor) -> bool:
-    return left.dtype == right.dtype and left.stride() == right.stride()
-
-
 def _bounds(node: Node) -> tuple[float, float]:
     low = node.args[1] if len(node.args) > 1 else -1.0
-    high = node.args[2] if len(node.args) > 2 else 1.0
-    return low, high
+    return low, node.args[2] if len(node.args) > 2 else 1.0
+
+
+def _hardtanh(node: Node, data: Tensor, grad: Tensor, out: Tensor | None) -> Tensor:
+    return _into(aten.hardtanh_backward, out, grad, data, *_bounds(node))
 
 
 def _rounds_outwards(node: Node) -> bool:
@@ -181,18 +182,28 @@ def _rounds_outwards(node: Node) -> bool:
     return low <= _bounds(node)[0] and high >= _bounds(node)[1]
 
 
-#: Op -> its rule.
-PIECEWISE_LINEAR: dict[Any, Rule] = {
-    aten.relu.default: PiecewiseLinear(_threshold, lambda node: True),
-    aten.leaky_relu.default: PiecewiseLinear(
-        _leaky, lambda node: (node.args[1] if len(node.args) > 1 else 0.01) >= 0
-    ),
-    aten.hardtanh.default: PiecewiseLinear(_hardtanh, _rounds_outwards),
-    aten.clamp.default: PiecewiseLinear(_clamped(1, 2), lambda node: False),
-    aten.clamp_min.default: PiecewiseLinear(_clamped(1, None), lambda node: False),
-    aten.clamp_max.default: PiecewiseLinear(_clamped(None, 1), lambda node: False),
-    aten.abs.default: PiecewiseLinear(_sign, lambda node: False),
-}
+def _clamped(low: int | None, high: int | None) -> PiecewiseLinear:
+    """The mask of a clamp, 1 on its bounds, which these arguments are."""
+
+    def masked(node: Node, data: Tensor, grad: Tensor, out: Tensor | None) -> Tensor:
+        for position, beyond in ((low, torch.lt), (high, torch.gt)):
+            bound = None if position is None else node.arg(position)
+            if bound is not None:
+                grad = grad.masked_fill(beyond(data, bound), 0)
+        return grad
+
+    return PiecewiseLinear(masked)
+
+
+def _into(op: Any, out: Tensor | None, grad: Tensor, data: Tensor, *rest: Any) -> Tensor:
+    if out is None or grad.dtype != data.dtype or grad.stride() != data.stride():
+        result: Tensor = op(grad, data, *rest)
+    else:
+        result = op.grad_input(grad, data, *rest, grad_input=out)
+    return result
+
+
+# Derivatives --------------------------------------------------------------------------------------
 
 
 def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
@@ -223,120 +234,41 @@ def _gelu(x: Tensor) -> Tensor:
     return cumulative + x * _density(x)
 
 
-def _gelu_second(x: Tensor) -> Tensor:
-    return (2 - x * x) * _density(x)
-
-
 def _elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
     return torch.where(x > 0, scale, scale * alpha * input_scale * torch.exp(x * input_scale))
 
 
 def _elu_second(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
-    slope = scale * alpha * input_scale**2 * torch.exp(x * input_scale)
-    return torch.where(x > 0, 0, slope)
+    return torch.where(x > 0, 0, scale * alpha * input_scale**2 * torch.exp(x * input_scale))
 
 
-class _Gelu(Smooth):
-    def for_node(self, node: Node) -> Rule:
-        return super().for_node(node) if not node.kwargs else _POINTWISE
-
-
-class _Power(Smooth):
-    def for_node(self, node: Node) -> Rule:
-        # Of other powers, derivatives at zero are a matter of special cases.
-        return super().for_node(node) if node.args[1] in (2, 3, 4) else _POINTWISE
-
-
-#: Op -> its rule; first derivative, second derivative.
-SMOOTH: dict[Any, Rule] = {
-    aten.tanh.default: Smooth(lambda y: 1 - y * y, lambda y: 2 * y * (y * y - 1), of="y"),
-    aten.sigmoid.default: Smooth(
-        lambda y: y * (1 - y), lambda y: y * (1 - y) * (1 - 2 * y), of="y"
+#: Op -> its rule.
+ELEMENTWISE: dict[Any, Rule] = {
+    aten.relu.default: PiecewiseLinear(_threshold, lambda node: True),
+    aten.leaky_relu.default: PiecewiseLinear(_leaky, lambda node: _slope(node) >= 0),
+    aten.hardtanh.default: PiecewiseLinear(_hardtanh, _rounds_outwards),
+    aten.clamp.default: _clamped(1, 2),
+    aten.clamp_min.default: _clamped(1, None),
+    aten.clamp_max.default: _clamped(None, 1),
+    aten.abs.default: PiecewiseLinear(lambda node, data, grad, out: grad * data.sgn()),
+    aten._prelu_kernel.default: _PReLU(),
+    aten.native_dropout.default: _Dropout(),
+    aten.tanh.default: _Smooth(lambda y: 1 - y * y, lambda y: 2 * y * (y * y - 1), "y"),
+    aten.sigmoid.default: _Smooth(lambda y: y * (1 - y), lambda y: y * (1 - y) * (1 - 2 * y), "y"),
+    aten.exp.default: _Smooth(lambda y: y, lambda y: y, "y"),
+    aten.softplus.default: _Smooth(_softplus, _softplus_second),
+    aten.silu.default: _Smooth(_silu, _silu_second),
+    aten.gelu.default: _Smooth(
+        _gelu, lambda x: (2 - x * x) * _density(x), fits=lambda node: not node.kwargs
     ),
-    aten.exp.default: Smooth(lambda y: y, lambda y: y, of="y"),
-    aten.softplus.default: Smooth(_softplus, _softplus_second),
-    aten.silu.default: Smooth(_silu, _silu_second),
-    aten.gelu.default: _Gelu(_gelu, _gelu_second),
-    aten.elu.default: Smooth(_elu, _elu_second),
-    aten.pow.Tensor_Scalar: _Power(
-        lambda x, p: p * x ** (p - 1), lambda x, p: p * (p - 1) * x ** (p - 2)
+    aten.elu.default: _Smooth(_elu, _elu_second),
+    # Of other powers, derivatives at zero are a matter of special cases.
+    aten.pow.Tensor_Scalar: _Smooth(
+        lambda x, p: p * x ** (p - 1),
+        lambda x, p: p * (p - 1) * x ** (p - 2),
+        fits=lambda node: node.args[1] in (2, 3, 4),
     ),
-    aten.log.default: Smooth(lambda x: 1 / x, lambda x: -1 / (x * x)),
-    aten.sin.default: Smooth(torch.cos, lambda x: -torch.sin(x)),
-    aten.cos.default: Smooth(lambda x: -torch.sin(x), lambda x: -torch.cos(x)),
+    aten.log.default: _Smooth(lambda x: 1 / x, lambda x: -1 / (x * x)),
+    aten.sin.default: _Smooth(torch.cos, lambda x: -torch.sin(x)),
+    aten.cos.default: _Smooth(lambda x: -torch.sin(x), lambda x: -torch.cos(x)),
 }
-
-
-class PReLU(Rule):
-    """y = x where x > 0, else w x; w, one number or one a channel, is a parameter."""
-
-    def for_node(self, node: Node) -> Rule:
-        weight = node.slots.get(1)
-        fits = 0 in node.slots and (weight is None or not weight.by_images)
-        return self if fits else _POINTWISE
-
-    def batched(self, node: Node, samples: int) -> bool:
-        return aligned(node)
-
-    def slots_read(self, node: Node) -> Iterable[Any]:
-        return node.slots
-
-    def _scaled(self, node: Node, grad: Tensor) -> Tensor:
-        return torch.where(node.arg(0) > 0, grad, node.arg(1) * grad)
-
-    def _to_weight(self, node: Node, product: Tensor) -> Tensor:
-        return sum_to(product.masked_fill_(node.arg(0) > 0, 0), node.slots[1].shape)
-
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
-        (grad,) = grads
-        assert grad is not None
-        found: Found = {}
-        if 0 in wanted:
-            found[0] = self._scaled(node, grad)
-        if 1 in wanted:
-            found[1] = self._to_weight(node, node.arg(0) * grad)
-        return found
-
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        tangent = tangents.get(0)
-        return [None if tangent is None else self._scaled(node, tangent)]
-
-    def gradients(
-        self,
-        node: Node,
-        tangents: Found,
-        grads: Sequence[Tensor | None],
-        wanted: Iterable[Any],
-    ) -> Found:
-        (grad,), tangent = grads, tangents.get(0)
-        if 1 not in wanted or tangent is None or grad is None:
-            return {}
-        return {1: self._to_weight(node, tangent * grad)}
-
-
-class Dropout(_Elementwise):
-    """native_dropout: a mask that was drawn, times 1 / (1 - p)."""
-
-    bends = False
-
-    def slots_read(self, node: Node) -> Iterable[Any]:
-        return ()
-
-    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        output, mask = func(*args, **kwargs)
-        node.kept = mask
-        return output, mask
-
-    def _times(self, node: Node, tensor: Tensor | None) -> Tensor | None:
-        if tensor is None:
-            return None
-        p, training = node.args[1], node.args[2] is not False
-        if not training or p == 0:
-            return tensor
-        return tensor * node.windowed(node.kept) * (0.0 if p == 1 else 1 / (1 - p))
-
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
-        return {0: self._times(node, grads[0])}
-
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        return [self._times(node, tangents.get(0)), None]

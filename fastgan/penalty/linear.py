@@ -5,20 +5,23 @@ The tangent of a linear map is the map of the tangent. Its transpose is given, o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgan.penalty.entries import Node, Value
+from fastgan.penalty.entries import Node
 from fastgan.penalty.rule import (
-    Autograd,
+    AUTOGRAD,
+    POINTWISE,
     Found,
+    Grads,
     Rule,
+    Single,
     aligned,
     dimension,
-    elements,
     layout_of,
     sum_to,
 )
@@ -26,20 +29,20 @@ from fastgan.penalty.rule import (
 __all__ = ["LINEAR", "REGION"]
 
 aten = torch.ops.aten
-_PLAIN = Autograd()
-_POINTWISE = Autograd(pointwise=True)
-
-Transpose = Callable[["Node", Tensor, Sequence[int]], Tensor]
-Batched = Callable[["Node", int], bool]
+Transpose = Callable[[Node, Tensor, Sequence[int]], Tensor]
+Map = Callable[[Node, Tensor], Any]
+Batched = Callable[[Node, int], bool]
 
 
-class Linear(Rule):
+class _Linear(Single):
     """A linear map of one tensor.
 
     Args:
         transpose: (node, grad, shape of the input) -> J^T grad; None has autograd find it.
         batched: (node, number of samples) -> whether it keeps samples apart.
+        mapped: (node, tangent) -> J tangent; None is the op itself.
         by_rows: whether it may be taken of some rows alone.
+        other: the rule for other arguments than one tensor on the tape.
     """
 
     bends = False
@@ -47,16 +50,22 @@ class Linear(Rule):
     def __init__(
         self,
         transpose: Transpose | None = None,
-        *,
         batched: Batched = lambda node, samples: True,
+        mapped: Map | None = None,
+        *,
         by_rows: bool = True,
+        broadcasts: bool = False,
+        other: Rule = AUTOGRAD,
     ) -> None:
         self.transpose = transpose
         self.keeps_apart = batched
+        self.mapped = mapped or _itself
         self.by_rows = by_rows
+        self.broadcasts = broadcasts
+        self.other = other
 
     def for_node(self, node: Node) -> Rule:
-        return self if set(node.slots) == {0} else _PLAIN
+        return self if set(node.slots) == {0} else self.other
 
     def slots_read(self, node: Node) -> Iterable[Any]:
         return ()
@@ -68,22 +77,15 @@ class Linear(Rule):
         tangent = tangents.get(0)
         if tangent is None:
             return [None] * len(node.outputs)
-        return _listed(self.mapped(node, tangent))
+        result = self.mapped(node, tangent)
+        return list(result) if isinstance(result, (tuple, list)) else [result]
 
-    def mapped(self, node: Node, input: Tensor) -> Any:
-        """The map itself."""
-        rest = [node.arg(position) for position in range(1, len(node.args))]
-        return node.func(input, *rest, **node.kwargs)
-
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
-        if 0 not in wanted:
-            return {}
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
         value = node.slots[0]
-        given = [grad for grad in grads if grad is not None]
-        if self.transpose is not None:
-            return {0: self.transpose(node, given[0], node.shape_of(value, given[0]))}
-        like = given[0]
+        like = next(grad for grad in grads if grad is not None)
         shape = node.shape_of(value, like)
+        if self.transpose is not None:
+            return {0: self.transpose(node, like, shape)}
         input = torch.empty(
             shape,
             dtype=value.dtype,
@@ -92,17 +94,38 @@ class Linear(Rule):
             requires_grad=True,
         )
         with torch.enable_grad():
-            results = _listed(self.mapped(node, input))
-        pairs = [(r, g) for r, g in zip(results, grads, strict=False) if g is not None]
+            results = self.jvp(node, {0: input})
+        pairs = [
+            (r, g) for r, g in zip(results, grads, strict=False) if r is not None and g is not None
+        ]
         (found,) = torch.autograd.grad([r for r, _ in pairs], input, [g for _, g in pairs])
         return {0: found}
 
 
-def _listed(result: Any) -> list[Any]:
-    return list(result) if isinstance(result, (tuple, list)) else [result]
+def _itself(node: Node, input: Tensor) -> Any:
+    rest = [node.arg(position) for position in range(1, len(node.args))]
+    return node.func(input, *rest, **node.kwargs)
 
 
-# Which of them keep samples apart ---------------------------------------------------------------
+def _shape(node: Node) -> tuple[int, ...]:
+    """The first result's."""
+    value = node.outputs[0]
+    assert value is not None
+    return tuple(value.shape)
+
+
+def _dims(node: Node, position: int) -> list[int]:
+    """The dimensions that an argument lists; all where it is missing or empty."""
+    rank = len(node.slots[0].shape)
+    given = node.args[position] if position < len(node.args) else None
+    if isinstance(given, int):
+        given = [given]
+    if not isinstance(given, (list, tuple)) or not given:
+        return list(range(rank))
+    return sorted(dim % max(rank, 1) for dim in given)
+
+
+# Which of them keep samples apart -----------------------------------------------------------------
 
 
 def _not_first(position: int, default: int = 0) -> Batched:
@@ -112,57 +135,30 @@ def _not_first(position: int, default: int = 0) -> Batched:
 
 def _not_among(position: int) -> Batched:
     """The dimensions that an argument lists leave the first alone."""
-
-    def check(node: Node, samples: int) -> bool:
-        dims = node.args[position] if position < len(node.args) else None
-        if dims is None or (isinstance(dims, (list, tuple)) and not dims):
-            return False
-        rank = len(node.slots[0].shape)
-        listed = [dims] if isinstance(dims, int) else dims
-        return all(dim % rank != 0 for dim in listed)
-
-    return check
+    return lambda node, samples: 0 not in _dims(node, position)
 
 
 def _same_first(node: Node, samples: int) -> bool:
     """The first dimension is as long as it was, and as many dimensions come after it."""
-    (output, *_) = node.outputs
-    assert output is not None
-    shape = node.slots[0].shape
-    return len(shape) == len(output.shape) and shape[:1] == output.shape[:1]
+    shape, output = node.slots[0].shape, _shape(node)
+    return len(shape) == len(output) and shape[:1] == output[:1]
 
 
 def _whole_samples(node: Node, samples: int) -> bool:
     """Rows are divided, or joined, within samples."""
-    (output, *_) = node.outputs
-    assert output is not None
-    return len(output.shape) > 0 and samples > 0 and output.shape[0] % samples == 0
-
-
-def _first_stays(node: Node, samples: int) -> bool:
-    return len(node.args[1]) > 0 and node.args[1][0] % len(node.args[1]) == 0
-
-
-def _neither_first(node: Node, samples: int) -> bool:
-    return dimension(node, 1) != 0 and dimension(node, 2) != 0
-
-
-def _whole_slice(node: Node, samples: int) -> bool:
-    return dimension(node, 1) != 0 or _same_first(node, samples)
+    output = _shape(node)
+    return len(output) > 0 and output[0] % samples == 0
 
 
 def _never(node: Node, samples: int) -> bool:
     return False
 
 
-# Transposes -------------------------------------------------------------------------------------
+# Maps and transposes ------------------------------------------------------------------------------
 
 
-class _View(Linear):
+class _View(_Linear):
     """The same numbers in another shape; a copy where the layout doesn't allow a view."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda node, grad, shape: grad.reshape(shape), batched=_whole_samples)
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         try:
@@ -171,65 +167,43 @@ class _View(Linear):
             # Images are laid out channels-last here, whatever they were: no view may be possible.
             return args[0].contiguous().view(args[1])
 
-    def mapped(self, node: Node, input: Tensor) -> Any:
-        (output,) = node.outputs
-        assert output is not None
-        shape = list(output.shape)
-        if node.by_images and shape and node.slots[0].shape:
-            shape[0] = shape[0] * input.size(0) // node.slots[0].shape[0]
-        return input.reshape(shape)
-
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
         return args[0].reshape(args[1])
 
 
-class _Cast(Linear):
-    """Another dtype, device or layout."""
+def _reshaped(node: Node, input: Tensor) -> Tensor:
+    shape, taken = list(_shape(node)), node.slots[0].shape
+    if node.rows is not None:
+        shape[0] = shape[0] * input.size(0) // taken[0]
+    return input.reshape(shape)
 
-    def __init__(self) -> None:
-        super().__init__(lambda node, grad, shape: grad.to(node.slots[0].dtype))
 
+def _cast(node: Node, input: Tensor) -> Tensor:
+    return input.to(node.kwargs.get("dtype") or input.dtype)
+
+
+class _Cast(_Linear):
     def for_node(self, node: Node) -> Rule:
         dtype = node.kwargs.get("dtype")
         real = dtype is None or dtype.is_floating_point
-        return super().for_node(node) if real and node.kwargs.get("device") is None else _PLAIN
-
-    def mapped(self, node: Node, input: Tensor) -> Any:
-        return input.to(node.kwargs.get("dtype") or input.dtype)
+        return super().for_node(node) if real and node.kwargs.get("device") is None else AUTOGRAD
 
 
-class _Expand(Linear):
-    def __init__(self) -> None:
-        super().__init__(
-            lambda node, grad, shape: sum_to(grad, shape).to(grad.dtype), batched=_same_first
-        )
-
-    def mapped(self, node: Node, input: Tensor) -> Any:
-        (output,) = node.outputs
-        assert output is not None
-        rows = input.shape[:1] if self.batched(node, 0) else output.shape[:1]
-        return input.expand(*rows, *output.shape[1:])
+def _expanded(node: Node, input: Tensor) -> Tensor:
+    rows = input.shape[:1] if _same_first(node, 0) else _shape(node)[:1]
+    return input.expand(*rows, *_shape(node)[1:])
 
 
 def _unsummed(node: Node, grad: Tensor, shape: Sequence[int]) -> Tensor:
-    """Of a sum or mean: the gradient repeated over what was summed."""
-    dims = (
-        node.args[1] if len(node.args) > 1 and not isinstance(node.args[1], torch.dtype) else None
-    )
-    listed = [dims] if isinstance(dims, int) else list(dims or range(len(shape)))
-    listed = sorted(dim % max(len(shape), 1) for dim in listed)
-    keeps = len(node.args) > 2 and node.args[2]
-    if not keeps:
-        for dim in listed:
-            grad = grad.unsqueeze(dim) if shape else grad
+    """Of a sum: the gradient repeated over what was summed."""
+    if shape and not (len(node.args) > 2 and node.args[2]):
+        for dim in _dims(node, 1):
+            grad = grad.unsqueeze(dim)
     return grad.to(node.slots[0].dtype).expand(tuple(shape))
 
 
 def _unaveraged(node: Node, grad: Tensor, shape: Sequence[int]) -> Tensor:
-    spread = _unsummed(node, grad, shape)
-    count = elements(shape) // max(grad.numel(), 1)
-    (scaled,) = [grad / count]
-    return _unsummed(node, scaled, shape) if count != 1 else spread
+    return _unsummed(node, grad / (math.prod(shape) // max(grad.numel(), 1)), shape)
 
 
 def _permuted_back(node: Node, grad: Tensor, shape: Sequence[int]) -> Tensor:
@@ -237,13 +211,13 @@ def _permuted_back(node: Node, grad: Tensor, shape: Sequence[int]) -> Tensor:
     return grad.permute([order.index(dim) for dim in range(len(order))])
 
 
-class _MaxPool(Rule):
+class _MaxPool(Single):
     """Maximum over windows; the mask is where each maximum came from."""
 
     name = "max_pool2d"
 
     def for_node(self, node: Node) -> Rule:
-        return self if len(node.slots[0].shape) == 4 else _PLAIN
+        return self if len(node.slots[0].shape) == 4 else AUTOGRAD
 
     def slots_read(self, node: Node) -> Iterable[Any]:
         return ()
@@ -252,41 +226,26 @@ class _MaxPool(Rule):
         return True
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        output, places = func(*args, **kwargs)
-        node.kept = places
-        return output, places
+        output, node.kept = func(*args, **kwargs)
+        return output, node.kept
 
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
-        grad = grads[0]
-        assert grad is not None
+    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         shape = node.shape_of(node.slots[0], grad)
-        flat = grad.new_zeros(*shape[:2], elements(shape[2:]))
+        flat = grad.new_zeros(*shape[:2], math.prod(shape[2:]))
         # Windows overlap where the stride is shorter than the window: sums, not assignments.
         flat.scatter_add_(2, node.windowed(node.kept).flatten(2), grad.flatten(2))
-        return {0: flat.view(shape)}
+        return flat.view(shape)
 
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        tangent = tangents.get(0)
-        if tangent is None:
-            return [None, None]
+    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
         places = node.windowed(node.kept)
-        taken = tangent.flatten(2).gather(2, places.flatten(2))
-        return [taken.view(places.shape), None]
+        return tangent.flatten(2).gather(2, places.flatten(2)).view(places.shape)
 
 
-class _Sum(Rule):
-    """a + factor * alpha * b, with broadcasting; either may be a constant.
-
-    Args:
-        left: a's factor.
-        right: b's.
-    """
+class _Meeting(Single):
+    """A linear map of several tensors that meet row by row; some may be constants."""
 
     bends = False
     broadcasts = True
-
-    def __init__(self, left: float = 1.0, right: float = 1.0) -> None:
-        self.factors = (left, right)
 
     def batched(self, node: Node, samples: int) -> bool:
         return aligned(node)
@@ -294,165 +253,100 @@ class _Sum(Rule):
     def slots_read(self, node: Node) -> Iterable[Any]:
         return ()
 
-    def _factor(self, node: Node, slot: int) -> float:
-        alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
-        # rsub(a, b, alpha) is b - alpha a.
-        scaled = (slot == 1) if self.factors[0] == 1 else (slot == 0)
-        return float(self.factors[slot] * (alpha if scaled else 1))
-
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
-        (grad,) = grads
-        assert grad is not None
-        found: Found = {}
-        for slot in wanted:
-            value = node.slots[slot]
-            summed = sum_to(grad, node.shape_of(value, grad))
-            factor = self._factor(node, slot)
-            found[slot] = (summed if factor == 1 else summed * factor).to(value.dtype)
-        return found
-
     def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        (output,) = node.outputs
-        assert output is not None
-        result: Tensor | None = None
-        for slot, tangent in tangents.items():
-            if tangent is None:
-                continue
-            factor = self._factor(node, slot)
-            part = tangent if factor == 1 else tangent * factor
-            result = part if result is None else result + part
-        if result is not None:
-            result = result.to(output.dtype)
-            if output.shape and result.shape[1:] != output.shape[1:]:
-                whole = len(result.shape) != len(output.shape)
-                rows = output.shape[0] if whole else result.size(0)
-                result = result.expand(rows, *output.shape[1:])
-        return [result]
+        (total,) = super().jvp(node, tangents)
+        shape, (output,) = _shape(node), node.outputs
+        if total is not None and output is not None:
+            total = total.to(output.dtype)
+            if total.shape[1:] != shape[1:] or total.dim() != len(shape):
+                rows = total.shape[:1] if total.dim() == len(shape) else shape[:1]
+                total = total.expand(*rows, *shape[1:])
+        return [total]
+
+    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        value = node.slots[slot]
+        grad = sum_to(self.along(node, grad, slot), node.shape_of(value, grad))
+        return grad.to(value.dtype)
 
 
-class _Join(Rule):
-    """cat and stack: some pieces may be constants."""
+class _Sum(_Meeting):
+    """left * a + right * b; alpha is the second factor, or the first where that is -1."""
 
-    bends = False
-    broadcasts = True
+    def __init__(self, left: float = 1.0, right: float = 1.0) -> None:
+        self.factors = (left, right)
+
+    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
+        scaled = slot == (1 if self.factors[0] == 1 else 0)
+        factor = self.factors[slot] * (alpha if scaled else 1)
+        return tangent if factor == 1 else tangent * factor
+
+
+class _Select(_Meeting):
+    """where(condition, a, b)."""
+
+    def for_node(self, node: Node) -> Rule:
+        return self if 0 not in node.slots and isinstance(node.args[0], Tensor) else POINTWISE
+
+    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        condition: Tensor = node.arg(0)
+        zero = tangent.new_zeros(())
+        return torch.where(condition, *((tangent, zero) if slot == 1 else (zero, tangent)))
+
+
+class _Copy(_Meeting):
+    """copy_(target, source): what is written takes the place of what was there."""
+
+    broadcasts = False
+
+    def for_node(self, node: Node) -> Rule:
+        return self if 1 in node.slots else AUTOGRAD
+
+    def batched(self, node: Node, samples: int) -> bool:
+        return 0 not in node.slots and node.slots[1].shape == _shape(node)
+
+    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        return tangent if slot == 1 else torch.zeros_like(tangent)
+
+
+class _Join(_Meeting):
+    """cat and stack."""
 
     def __init__(self, *, new_dimension: bool) -> None:
         self.new_dimension = new_dimension
 
-    def slots_read(self, node: Node) -> Iterable[Any]:
-        return ()
-
     def _dim(self, node: Node) -> int:
-        dim = node.args[1] if len(node.args) > 1 else 0
-        (output,) = node.outputs
-        assert output is not None
-        return int(dim) % len(output.shape)
+        return int(node.args[1] if len(node.args) > 1 else 0) % len(_shape(node))
 
     def batched(self, node: Node, samples: int) -> bool:
         return self._dim(node) != 0
 
-    def _pieces(self, node: Node, grad: Tensor) -> Sequence[Tensor]:
-        dim = self._dim(node)
-        if self.new_dimension:
-            return list(grad.unbind(dim))
-        return list(torch.split(grad, [_length(piece, dim) for piece in node.args[0]], dim))
-
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
-        (grad,) = grads
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
+        (grad,), dim = grads, self._dim(node)
         assert grad is not None
-        pieces = self._pieces(node, grad)
+        if self.new_dimension:
+            pieces: Sequence[Tensor] = grad.unbind(dim)
+        else:
+            lengths = [p.shape[dim] if len(p.shape) > dim else 0 for p in node.args[0]]
+            pieces = grad.split_with_sizes(lengths, dim)
         return {slot: pieces[slot[1]].to(node.slots[slot].dtype) for slot in wanted}
 
     def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
         given = next((t for t in tangents.values() if t is not None), None)
         if given is None:
             return [None]
-        rows = given.size(0)
-        whole = not self.batched(node, 0)
-        pieces = []
+        pieces: list[Tensor] = []
         for item, piece in enumerate(node.args[0]):
             tangent = tangents.get((0, item))
             if tangent is None:
-                shape = piece.shape if whole else (rows, *piece.shape[1:])
-                tangent = given.new_zeros(shape)
+                rows = piece.shape[:1] if self._dim(node) == 0 else given.shape[:1]
+                tangent = given.new_zeros(*rows, *piece.shape[1:])
             pieces.append(tangent)
         return [node.func(pieces, *node.args[1:])]
 
 
-def _length(piece: Value | Tensor, dim: int) -> int:
-    return piece.shape[dim] if len(piece.shape) > dim else 0
-
-
-class _Select(Rule):
-    """where(condition, a, b): either may be a constant."""
-
-    bends = False
-    broadcasts = True
-
-    def for_node(self, node: Node) -> Rule:
-        return self if 0 not in node.slots and isinstance(node.args[0], Tensor) else _POINTWISE
-
-    def slots_read(self, node: Node) -> Iterable[Any]:
-        return ()
-
-    def batched(self, node: Node, samples: int) -> bool:
-        return aligned(node)
-
-    def _masked(self, node: Node, tensor: Tensor, slot: int) -> Tensor:
-        condition = node.arg(0)
-        zero = tensor.new_zeros(())
-        pieces = (tensor, zero) if slot == 1 else (zero, tensor)
-        return torch.where(condition, *pieces)
-
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
-        (grad,) = grads
-        assert grad is not None
-        return {
-            slot: sum_to(self._masked(node, grad, slot), node.shape_of(node.slots[slot], grad))
-            for slot in wanted
-        }
-
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        parts = [self._masked(node, t, slot) for slot, t in tangents.items() if t is not None]
-        return [sum(parts[1:], parts[0]) if parts else None]
-
-
-class _MaskedFill(Linear):
-    """Zero for the tangent where the value was replaced."""
-
-    broadcasts = True
-
-    def for_node(self, node: Node) -> Rule:
-        return self if set(node.slots) == {0} else _POINTWISE
-
-    def __init__(self) -> None:
-        super().__init__(
-            lambda node, grad, shape: sum_to(grad.masked_fill(node.arg(1), 0), shape),
-            batched=lambda node, samples: aligned(node),
-        )
-
-    def mapped(self, node: Node, input: Tensor) -> Any:
-        return input.masked_fill(node.arg(1), 0)
-
-
-class _Pad(Linear):
-    """A border of a constant: of zeros for the tangent."""
-
-    def __init__(self) -> None:
-        super().__init__(
-            lambda node, grad, shape: aten.constant_pad_nd(grad, [-n for n in node.args[1]]),
-            batched=lambda node, samples: len(node.args[1]) <= 2 * (len(node.slots[0].shape) - 1),
-        )
-
-    def mapped(self, node: Node, input: Tensor) -> Any:
-        return aten.constant_pad_nd(input, node.args[1])
-
-
-class _Index(Linear):
+class _Index(_Linear):
     """x[indices]: the first of them may count the samples."""
-
-    def __init__(self) -> None:
-        super().__init__(None, by_rows=False)
 
     def batched(self, node: Node, samples: int) -> bool:
         first = node.args[1][0]
@@ -460,44 +354,10 @@ class _Index(Linear):
             return True
         if not isinstance(first, Tensor) or first.dtype == torch.bool or first.dim() != 1:
             return False
-        counted = torch.arange(node.slots[0].shape[0], device=first.device)
-        return torch.equal(first, counted)
+        return torch.equal(first, torch.arange(node.slots[0].shape[0], device=first.device))
 
 
-class _Copy(Linear):
-    """copy_: what is written takes the place of what was there."""
-
-    def for_node(self, node: Node) -> Rule:
-        return self if 1 in node.slots else _PLAIN
-
-    def batched(self, node: Node, samples: int) -> bool:
-        return 0 not in node.slots and _same(node.slots[1].shape, node.outputs[0])
-
-    def __init__(self) -> None:
-        super().__init__()
-
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
-        (grad,) = grads
-        assert grad is not None
-        value = node.slots[1]
-        if 1 not in wanted:
-            return {}
-        return {1: sum_to(grad, node.shape_of(value, grad)).to(value.dtype)}
-
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        tangent = tangents.get(1)
-        (output,) = node.outputs
-        assert output is not None
-        if tangent is None:
-            return [None]
-        return [tangent.to(output.dtype).expand(node.shape_of(output, tangent))]
-
-
-def _same(shape: Sequence[int], output: Value | None) -> bool:
-    return output is not None and tuple(shape) == tuple(output.shape)
-
-
-class _Region(Rule):
+class _Region(Single):
     """A flat storage with a piece written to its place; or, without a piece, that place read.
 
     Arguments: the storage before (or None where it wasn't on the tape), the piece, the place:
@@ -511,95 +371,94 @@ class _Region(Rule):
     def slots_read(self, node: Node) -> Iterable[Any]:
         return ()
 
-    def _flat(self, node: Node, tensor: Tensor | None, like: Tensor) -> Tensor:
-        length = node.args[2][3]
-        return like.new_zeros(length) if tensor is None else tensor.clone()
-
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        flat, piece = tangents.get(0), tangents.get(1)
-        shape, strides, offset, _ = node.args[2]
-        if node.args[1] is None:
-            return [None if flat is None else flat.as_strided(shape, strides, offset)]
-        like = piece if flat is None else flat
-        if like is None:
-            return [None]
-        result = self._flat(node, flat, like)
-        place = result.as_strided(shape, strides, offset)
-        place.copy_(like.new_zeros(()) if piece is None else piece)
-        return [result]
-
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
-        (grad,) = grads
-        assert grad is not None
+    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
         shape, strides, offset, length = node.args[2]
-        found: Found = {}
+        if node.args[1] is None:
+            return tangent.as_strided(shape, strides, offset)
+        if slot == 0:
+            result = tangent.clone(memory_format=torch.contiguous_format)
+            result.as_strided(shape, strides, offset).zero_()
+        else:
+            result = tangent.new_zeros(length)
+            result.as_strided(shape, strides, offset).copy_(tangent)
+        return result
+
+    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        shape, strides, offset, length = node.args[2]
         if node.args[1] is None:
             result = grad.new_zeros(length)
             result.as_strided(shape, strides, offset).copy_(grad)
-            return {0: result}
-        flat = grad.contiguous()
-        if 1 in wanted:
-            found[1] = flat.as_strided(shape, strides, offset).clone()
-        if 0 in wanted:
-            rest = flat.clone()
-            rest.as_strided(shape, strides, offset).zero_()
-            found[0] = rest
-        return found
+            return result
+        if slot == 0:
+            return self.along(node, grad, slot)
+        return grad.contiguous().as_strided(shape, strides, offset).clone()
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         return self.replay(node, args)
 
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
-        flat, piece, (shape, strides, offset, length), *before = args
+        flat, piece, (shape, strides, offset, length), before = args
         if piece is None:
             return flat.as_strided(shape, strides, offset)
         if flat is None:
-            flat = before[0] if before and before[0] is not None else piece.new_zeros(length)
+            flat = piece.new_zeros(length) if before is None else before
         return torch.as_strided_scatter(flat, piece, shape, strides, offset)
 
 
 REGION = _Region()
-_sum = Linear(_unsummed, batched=_not_among(1))
-_mean = Linear(_unaveraged, batched=_not_among(1))
-_view = _View()
-_split = Linear(batched=_not_first(2))
-_maps = Linear()
+_view = _View(lambda node, grad, shape: grad.reshape(shape), _whole_samples, _reshaped)
+_same = _Linear(lambda node, grad, shape: grad)
+_split = _Linear(batched=_not_first(2))
+_fill = _Linear(
+    lambda node, grad, shape: sum_to(grad.masked_fill(node.arg(1), 0), shape),
+    lambda node, samples: aligned(node),
+    lambda node, input: input.masked_fill(node.arg(1), 0),
+    broadcasts=True,
+    other=POINTWISE,
+)
 
 #: Op -> its rule.
 LINEAR: dict[Any, Rule] = {
     aten.view.default: _view,
     aten._unsafe_view.default: _view,
-    aten.reshape.default: _view,
-    aten.alias.default: Linear(lambda node, grad, shape: grad),
-    aten.clone.default: Linear(lambda node, grad, shape: grad),
-    aten._to_copy.default: _Cast(),
-    aten.expand.default: _Expand(),
-    aten.permute.default: Linear(_permuted_back, batched=_first_stays),
-    aten.transpose.int: Linear(
+    aten.alias.default: _same,
+    aten.clone.default: _same,
+    aten._to_copy.default: _Cast(
+        lambda node, grad, shape: grad.to(node.slots[0].dtype), mapped=_cast
+    ),
+    aten.expand.default: _Linear(
+        lambda node, grad, shape: sum_to(grad, shape).to(grad.dtype), _same_first, _expanded
+    ),
+    aten.permute.default: _Linear(
+        _permuted_back, lambda node, samples: node.args[1][0] % len(node.args[1]) == 0
+    ),
+    aten.transpose.int: _Linear(
         lambda node, grad, shape: grad.transpose(node.args[1], node.args[2]),
-        batched=_neither_first,
+        lambda node, samples: 0 not in (dimension(node, 1), dimension(node, 2)),
     ),
-    aten.t.default: Linear(lambda node, grad, shape: grad.t(), batched=_never),
-    aten.unsqueeze.default: Linear(
+    aten.t.default: _Linear(lambda node, grad, shape: grad.t(), _never),
+    aten.unsqueeze.default: _Linear(
         lambda node, grad, shape: grad.squeeze(node.args[1]),
-        batched=lambda node, samples: node.args[1] % (len(node.slots[0].shape) + 1) != 0,
+        lambda node, samples: node.args[1] % (len(node.slots[0].shape) + 1) != 0,
     ),
-    aten.squeeze.default: Linear(
-        lambda node, grad, shape: grad.reshape(shape), batched=_whole_samples, by_rows=False
+    aten.squeeze.default: _Linear(
+        lambda node, grad, shape: grad.reshape(shape), _whole_samples, by_rows=False
     ),
-    aten.squeeze.dim: Linear(lambda node, grad, shape: grad.reshape(shape), batched=_not_first(1)),
-    aten.squeeze.dims: Linear(lambda node, grad, shape: grad.reshape(shape), batched=_not_among(1)),
-    aten.select.int: Linear(batched=_not_first(1)),
-    aten.slice.Tensor: Linear(batched=_whole_slice),
+    aten.squeeze.dim: _Linear(lambda node, grad, shape: grad.reshape(shape), _not_first(1)),
+    aten.squeeze.dims: _Linear(lambda node, grad, shape: grad.reshape(shape), _not_among(1)),
+    aten.select.int: _Linear(batched=_not_first(1)),
+    aten.slice.Tensor: _Linear(
+        batched=lambda node, samples: dimension(node, 1) != 0 or _same_first(node, samples)
+    ),
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
-    aten.unbind.int: Linear(batched=_not_first(1)),
-    aten.index.Tensor: _Index(),
-    aten.sum.default: Linear(_unsummed, batched=_never),
-    aten.sum.dim_IntList: _sum,
-    aten.mean.default: Linear(_unaveraged, batched=_never),
-    aten.mean.dim: _mean,
-    aten.neg.default: Linear(lambda node, grad, shape: -grad),
+    aten.unbind.int: _Linear(batched=_not_first(1)),
+    aten.index.Tensor: _Index(by_rows=False),
+    aten.sum.default: _Linear(_unsummed, _never),
+    aten.sum.dim_IntList: _Linear(_unsummed, _not_among(1)),
+    aten.mean.default: _Linear(_unaveraged, _never),
+    aten.mean.dim: _Linear(_unaveraged, _not_among(1)),
+    aten.neg.default: _Linear(lambda node, grad, shape: -grad),
     aten.add.Tensor: _Sum(),
     aten.add.Scalar: _Sum(),
     aten.sub.Tensor: _Sum(1.0, -1.0),
@@ -609,16 +468,18 @@ LINEAR: dict[Any, Rule] = {
     aten.cat.default: _Join(new_dimension=False),
     aten.stack.default: _Join(new_dimension=True),
     aten.where.self: _Select(),
-    aten.masked_fill.Scalar: _MaskedFill(),
-    aten.masked_fill.Tensor: _MaskedFill(),
-    aten.constant_pad_nd.default: _Pad(),
+    aten.masked_fill.Scalar: _fill,
+    aten.masked_fill.Tensor: _fill,
+    aten.constant_pad_nd.default: _Linear(
+        lambda node, grad, shape: aten.constant_pad_nd(grad, [-n for n in node.args[1]]),
+        lambda node, samples: len(node.args[1]) < 2 * len(node.slots[0].shape),
+        lambda node, input: aten.constant_pad_nd(input, node.args[1]),
+    ),
     aten.copy.default: _Copy(),
     aten.max_pool2d_with_indices.default: _MaxPool(),
-    aten.flip.default: Linear(
-        lambda node, grad, shape: grad.flip(node.args[1]), batched=_not_among(1)
-    ),
-    aten.roll.default: Linear(batched=_not_among(2)),
-    aten.cumsum.default: Linear(batched=_not_first(1)),
+    aten.flip.default: _Linear(lambda node, grad, shape: grad.flip(node.args[1]), _not_among(1)),
+    aten.roll.default: _Linear(batched=_not_among(2)),
+    aten.cumsum.default: _Linear(batched=_not_first(1)),
     **dict.fromkeys(
         (
             aten.avg_pool2d.default,
@@ -638,6 +499,6 @@ LINEAR: dict[Any, Rule] = {
             aten.pixel_unshuffle.default,
             aten.im2col.default,
         ),
-        _maps,
+        _Linear(),
     ),
 }

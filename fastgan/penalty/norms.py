@@ -19,6 +19,7 @@ Ioffe and Szegedy 2015 (arXiv 1502.03167) for T; the second derivative by differ
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -31,13 +32,12 @@ import fastgan.ops.penalty_norm  # noqa: F401 - defines the ops that are called 
 from fastgan.losses import widened
 from fastgan.ops.paths import op_path
 from fastgan.penalty.entries import Node
-from fastgan.penalty.rule import Autograd, Found, Rule, elements, sum_to
+from fastgan.penalty.rule import AUTOGRAD, Found, Grads, Rule, sum_to, wide
 
 __all__ = ["BatchNorm", "GroupNorm", "LayerNorm"]
 
 aten = torch.ops.aten
 ops = torch.ops.fastgan
-_PLAIN = Autograd()
 
 
 @dataclass
@@ -76,7 +76,7 @@ class _Norm(Rule):
 
     def for_node(self, node: Node) -> Rule:
         others = [v for slot, v in node.slots.items() if slot != 0]
-        return self if 0 in node.slots and not any(v.by_images for v in others) else _PLAIN
+        return self if 0 in node.slots and not any(v.by_images for v in others) else AUTOGRAD
 
     def slots_read(self, node: Node) -> Iterable[Any]:
         return (self.weight,)
@@ -109,7 +109,7 @@ class _Norm(Rule):
         mine = node.overwrite or input is not args[0]
         xhat, output = input if mine else torch.empty_like(input), torch.empty_like(input)
         invstd = torch.empty(
-            maps.size(0), self.groups(node), dtype=_wide(input), device=input.device
+            maps.size(0), self.groups(node), dtype=wide(input), device=input.device
         )
         weight, bias = (self._vector(node, args[i], input) for i in (self.weight, self.weight + 1))
         ops.penalty_norm_forward_(
@@ -148,7 +148,7 @@ class _Norm(Rule):
     def _vector(self, node: Node, parameter: Tensor | None, like: Tensor) -> Tensor | None:
         if parameter is None:
             return None
-        return self.vector(node, parameter).to(_wide(like)).contiguous()
+        return self.vector(node, parameter).to(wide(like)).contiguous()
 
     def _project(self, node: Node, grad: Tensor, tangent: bool) -> Tensor:
         grad = self.dense(node, grad)
@@ -182,7 +182,7 @@ class _Norm(Rule):
         weight_grad, bias_grad = sums.sum(1)
         return self.parameter(node, weight_grad), self.parameter(node, bias_grad)
 
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
         grad, slots = grads[0], set(wanted)
         assert grad is not None
         found: Found = {}
@@ -197,13 +197,7 @@ class _Norm(Rule):
         output = None if tangent is None else self._project(node, tangent, tangent=True)
         return [output, None, None]
 
-    def gradients(
-        self,
-        node: Node,
-        tangents: Found,
-        grads: Sequence[Tensor | None],
-        wanted: Iterable[Any],
-    ) -> Found:
+    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
         grad, tangent, slots = grads[0], tangents.get(0), set(wanted)
         if grad is None or tangent is None:
             return {}
@@ -268,7 +262,7 @@ class LayerNorm(_Norm):
         return tensor.movedim(-3, -1) if last else tensor
 
     def maps(self, node: Node, tensor: Tensor) -> Tensor:
-        return self._ordered(node, tensor).view(-1, elements(node.args[1]))
+        return self._ordered(node, tensor).view(-1, math.prod(node.args[1]))
 
     def unmapped(self, node: Node, maps: Tensor, like: Tensor) -> Tensor:
         ordered = self._ordered(node, like)
@@ -299,7 +293,7 @@ class BatchNorm(Rule):
         others = [v for slot, v in node.slots.items() if slot != 0]
         fits = 0 in node.slots and not any(v.by_images for v in others)
         if not fits or len(node.slots[0].shape) < 2:
-            return _PLAIN
+            return AUTOGRAD
         return FIXED if not node.args[5] else TRAINING
 
     def slots_read(self, node: Node) -> Iterable[Any]:
@@ -309,8 +303,8 @@ class BatchNorm(Rule):
     def spread(vector: Tensor | None, like: Tensor) -> Tensor:
         """One number per channel, to be multiplied with maps."""
         if vector is None:
-            return torch.ones((), dtype=_wide(like), device=like.device)
-        return vector.to(_wide(like)).view(-1, *[1] * (like.dim() - 2))
+            return torch.ones((), dtype=wide(like), device=like.device)
+        return vector.to(wide(like)).view(-1, *[1] * (like.dim() - 2))
 
     @staticmethod
     def per_channel(product: Tensor) -> Tensor:
@@ -330,8 +324,7 @@ class _Training(BatchNorm):
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         output, mean, invstd = func(*args, **kwargs)
         input = args[0]
-        wide = input.to(_wide(input))
-        xhat = (wide - self.spread(mean, input)) * self.spread(invstd, input)
+        xhat = (input.to(wide(input)) - self.spread(mean, input)) * self.spread(invstd, input)
         node.kept = Normalised(xhat, invstd)
         # The op has no need of them again, and they have moved.
         node.args[3] = node.args[4] = None
@@ -359,9 +352,9 @@ class _Training(BatchNorm):
         return centred.sub_(xhat * self._mean(xhat * p)).mul_(self.spread(node.kept.invstd, p))
 
     def _scaled(self, node: Node, grad: Tensor) -> Tensor:
-        return grad.to(_wide(grad)) * self.spread(node.arg(1), grad)
+        return grad.to(wide(grad)) * self.spread(node.arg(1), grad)
 
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
         grad, found = grads[0], Found()
         assert grad is not None
         for slot in wanted:
@@ -377,22 +370,16 @@ class _Training(BatchNorm):
         tangent = tangents.get(0)
         if tangent is None:
             return [None, None, None]
-        wide = tangent.to(_wide(tangent))
-        output = self._project(node, wide).mul_(self.spread(node.arg(1), wide))
+        scale = self.spread(node.arg(1), tangent)
+        output = self._project(node, tangent.to(wide(tangent))).mul_(scale)
         return [output.to(tangent.dtype), None, None]
 
-    def gradients(
-        self,
-        node: Node,
-        tangents: Found,
-        grads: Sequence[Tensor | None],
-        wanted: Iterable[Any],
-    ) -> Found:
+    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
         grad, tangent, slots = grads[0], tangents.get(0), set(wanted)
         if grad is None or tangent is None:
             return {}
         xhat, mean, found = node.kept.xhat, self._mean, Found()
-        u = tangent.to(_wide(tangent))
+        u = tangent.to(wide(tangent))
         if 1 in slots:
             found[1] = self.per_channel(self._project(node, u) * grad)
         if 0 in slots:
@@ -431,7 +418,7 @@ class _Fixed(BatchNorm):
         scale = self._invstd(node, grad) * self.spread(node.arg(1), grad)
         return grad.mul_(scale) if node.overwrite else (grad * scale).to(grad.dtype)
 
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
         grad, found = grads[0], Found()
         assert grad is not None
         # Weight and bias first: the product may be written over the signal.
@@ -449,13 +436,7 @@ class _Fixed(BatchNorm):
         tangent = tangents.get(0)
         return [None if tangent is None else self._times(node, tangent), None, None]
 
-    def gradients(
-        self,
-        node: Node,
-        tangents: Found,
-        grads: Sequence[Tensor | None],
-        wanted: Iterable[Any],
-    ) -> Found:
+    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
         grad, tangent = grads[0], tangents.get(0)
         if grad is None or tangent is None or 1 not in wanted:
             return {}
@@ -463,7 +444,3 @@ class _Fixed(BatchNorm):
 
 
 FIXED, TRAINING = _Fixed(), _Training()
-
-
-def _wide(tensor: Tensor) -> torch.dtype:
-    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

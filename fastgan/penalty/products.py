@@ -30,13 +30,11 @@ from fastgan.ops.chain import convolution_path
 from fastgan.ops.convolution_choice import explained, fastest
 from fastgan.ops.stages import Stage
 from fastgan.penalty.entries import Node
-from fastgan.penalty.rule import Autograd, Found, Rule, aligned, sum_to
+from fastgan.penalty.rule import AUTOGRAD, POINTWISE, Found, Grads, Rule, aligned, sum_to
 
 __all__ = ["Convolution", "Divide", "MatrixProduct", "Multiply"]
 
 aten = torch.ops.aten
-_PLAIN = Autograd()
-_POINTWISE = Autograd(pointwise=True)
 
 
 class Product(Rule):
@@ -81,7 +79,7 @@ class Product(Rule):
     def curved(self, node: Node) -> bool:
         return all(s in node.slots and node.slots[s].by_images for s in (self.left, self.right))
 
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
         (grad,) = grads
         assert grad is not None
         found: Found = {}
@@ -111,13 +109,7 @@ class Product(Rule):
             result = result.expand(node.shape_of(output, result) if result.dim() else output.shape)
         return [result]
 
-    def gradients(
-        self,
-        node: Node,
-        tangents: Found,
-        grads: Sequence[Tensor | None],
-        wanted: Iterable[Any],
-    ) -> Found:
+    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
         (grad,) = grads
         assert grad is not None
         left, right = tangents.get(self.left), tangents.get(self.right)
@@ -143,7 +135,7 @@ class MatrixProduct(Product):
 
     def for_node(self, node: Node) -> Rule:
         scaled = any(node.kwargs.get(name, 1) != 1 for name in ("alpha", "beta"))
-        return _PLAIN if scaled else self
+        return AUTOGRAD if scaled else self
 
     def batched(self, node: Node, samples: int) -> bool:
         value, output = node.slots.get(self.left), node.outputs[0]
@@ -209,7 +201,7 @@ class Divide(Multiply):
         divisor = node.slots.get(1)
         fits = 0 in node.slots and not (divisor is not None and divisor.by_images)
         fits = fits and not node.kwargs.get("rounding_mode") and node.slots[0].by_images
-        return self if fits else _POINTWISE
+        return self if fits else POINTWISE
 
     def slots_read(self, node: Node) -> Iterable[Any]:
         yield from super().slots_read(node)
@@ -240,8 +232,8 @@ class Convolution(Product):
     def for_node(self, node: Node) -> Rule:
         others = [node.slots.get(i) for i in (1, 2)]
         if 0 not in node.slots or any(v is not None and v.by_images for v in others):
-            return _PLAIN
-        return self if len(node.slots[0].shape) == len(node.args[1].shape) else _PLAIN
+            return AUTOGRAD
+        return self if len(node.slots[0].shape) == len(node.args[1].shape) else AUTOGRAD
 
     def batched(self, node: Node, samples: int) -> bool:
         return True

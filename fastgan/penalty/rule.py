@@ -17,7 +17,6 @@ Where arguments are meant, a slot is the position of one, or of a list and an it
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -27,19 +26,24 @@ from torch import Tensor
 from fastgan.penalty.entries import Node
 
 __all__ = [
+    "AUTOGRAD",
+    "GRAPH",
+    "POINTWISE",
     "Autograd",
     "Found",
-    "Graph",
+    "Grads",
     "Rule",
+    "Single",
     "aligned",
     "dimension",
-    "elements",
     "layout_of",
     "sum_to",
+    "wide",
     "with_random",
 ]
 
 Found = dict[Any, "Tensor | None"]
+Grads = Sequence["Tensor | None"]
 
 
 class Rule:
@@ -52,10 +56,10 @@ class Rule:
         broadcasts: whether what the op takes meets row by row, so that a constant may have rows.
         merges: whether ``gradients`` is linear in the tangent as it is in the input itself, so that
             a sum of both may stand for it.
-        ours: whether it is this library's, and not autograd's.
-        keeps: whether what the node keeps is needed for good.
         left: the argument that ``merges`` speaks of.
         bias: the argument that is only added; None if there is none.
+        ours: whether it is this library's, and not autograd's.
+        keeps: whether what the node keeps is needed for good.
     """
 
     name = ""
@@ -63,10 +67,10 @@ class Rule:
     by_rows = True
     broadcasts = False
     merges = False
-    ours = True
-    keeps = False
     left = 0
     bias: int | None = None
+    ours = True
+    keeps = False
 
     def for_node(self, node: Node) -> Rule:
         """This rule, or another one that fits the node's arguments."""
@@ -104,7 +108,7 @@ class Rule:
         """Whose arithmetic it is, in :class:`fastgan.report.Row`'s word, and why."""
         return "aten", ""
 
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
         """J^T d for the wanted slots."""
         raise NotImplementedError(type(self).__name__)
 
@@ -112,15 +116,43 @@ class Rule:
         """J u, for each result."""
         raise NotImplementedError(type(self).__name__)
 
-    def gradients(
-        self,
-        node: Node,
-        tangents: Found,
-        grads: Sequence[Tensor | None],
-        wanted: Iterable[Any],
-    ) -> Found:
+    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
         """The gradient of <d, J u>."""
         return {}
+
+
+class Single(Rule):
+    """Of an op whose first result alone is differentiated: one slot at a time."""
+
+    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        """J^T d for a slot."""
+        raise NotImplementedError(type(self).__name__)
+
+    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        """J u of a slot's tangent; J being symmetric, as ``back`` unless it says otherwise."""
+        return self.back(node, tangent, slot)
+
+    def bend(self, node: Node, grad: Tensor, tangents: Found, slot: Any) -> Tensor | None:
+        """The gradient of <d, J u> in a slot."""
+        return None
+
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
+        grad = grads[0]
+        return {} if grad is None else {slot: self.back(node, grad, slot) for slot in wanted}
+
+    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+        total: Tensor | None = None
+        for slot, tangent in tangents.items():
+            if tangent is not None:
+                part = self.along(node, tangent, slot)
+                total = part if total is None else total + part
+        return [total, *[None] * (len(node.outputs) - 1)]
+
+    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
+        grad = grads[0]
+        if grad is None:
+            return {}
+        return {slot: self.bend(node, grad, tangents, slot) for slot in wanted}
 
 
 class Autograd(Rule):
@@ -133,11 +165,10 @@ class Autograd(Rule):
     ours = False
 
     def __init__(self, *, pointwise: bool = False) -> None:
-        self.pointwise = pointwise
         self.by_rows = self.broadcasts = pointwise
 
     def batched(self, node: Node, samples: int) -> bool:
-        return self.pointwise and aligned(node)
+        return self.by_rows and aligned(node)
 
     def curved(self, node: Node) -> bool:
         return True
@@ -145,7 +176,7 @@ class Autograd(Rule):
     def backend(self, node: Node) -> tuple[str, str]:
         return "autograd", "autograd, of this op alone"
 
-    def graph(self, node: Node) -> tuple[list[Tensor | None], dict[Any, Tensor]]:
+    def graph(self, node: Node) -> tuple[Sequence[Any], dict[Any, Tensor]]:
         """The op run anew under autograd: its results, and what it took."""
         inputs = {slot: node.data(v).detach().requires_grad_() for slot, v in node.slots.items()}
         arguments = [node.arg(position) for position in range(len(node.args))]
@@ -155,75 +186,54 @@ class Autograd(Rule):
             else:
                 arguments[slot] = tensor
         results = with_random(node, lambda: node.func(*arguments, **node.kwargs))
-        if not isinstance(results, (tuple, list)):
-            results = [results]
-        return list(results), inputs
+        return results if isinstance(results, (tuple, list)) else [results], inputs
 
-    def vjp(self, node: Node, grads: Sequence[Tensor | None], wanted: Iterable[Any]) -> Found:
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
         with torch.enable_grad():
             results, inputs = self.graph(node)
-        slots = list(wanted)
-        pairs = _recorded(results, grads)
-        if not pairs or not slots:
-            return {}
-        found = torch.autograd.grad(
-            [result for result, _ in pairs],
-            [inputs[slot] for slot in slots],
-            [grad for _, grad in pairs],
-            allow_unused=True,
-            retain_graph=True,
-        )
-        return dict(zip(slots, found, strict=True))
+        return _differentiated(results, grads, inputs, wanted)
 
     def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+        # The derivative of <w, J u> = <J^T w, u> in w.
         with torch.enable_grad():
             results, inputs = self.graph(node)
-            probes = [
-                torch.zeros_like(result, requires_grad=True)
+            probes = {
+                position: torch.zeros_like(result, requires_grad=True)
+                for position, result in enumerate(results)
                 if isinstance(result, Tensor) and result.requires_grad
-                else None
-                for result in results
-            ]
-            product = _product(results, probes, inputs, tangents)
-        wanted = [probe for probe in probes if probe is not None]
-        if product is None or not wanted:
-            return [None] * len(results)
-        found = iter(torch.autograd.grad(product, wanted, allow_unused=True, retain_graph=True))
-        return [None if probe is None else next(found) for probe in probes]
+            }
+            every = [probes.get(position) for position in range(len(results))]
+            product = _product(results, every, inputs, tangents)
+        found = _differentiated([product], [_one(product)], probes, probes)
+        return [found.get(position) for position in range(len(results))]
 
-    def gradients(
-        self,
-        node: Node,
-        tangents: Found,
-        grads: Sequence[Tensor | None],
-        wanted: Iterable[Any],
-    ) -> Found:
-        slots = list(wanted)
+    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
         with torch.enable_grad():
             results, inputs = self.graph(node)
             product = _product(results, grads, inputs, tangents)
-        if product is None or not product.requires_grad or not slots:
-            return {}
-        found = torch.autograd.grad(
-            product, [inputs[slot] for slot in slots], allow_unused=True, retain_graph=True
-        )
-        return dict(zip(slots, found, strict=True))
+        return _differentiated([product], [_one(product)], inputs, wanted)
 
 
-class Graph(Autograd):
+class _Graph(Autograd):
     """The autograd graph of what torch's modes don't see, as it was recorded."""
 
     keeps = True
 
-    def graph(self, node: Node) -> tuple[list[Tensor | None], dict[Any, Tensor]]:
+    def graph(self, node: Node) -> tuple[Sequence[Any], dict[Any, Tensor]]:
         result, leaves = node.kept
         return [result], dict(enumerate(leaves))
 
+    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        return node.kept[0]
+
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
         raise RuntimeError(
-            f"create_graph is set, but the critic calls what can't be run a second time "
+            "create_graph is set, but the critic calls what can't be run a second time "
             f"({node.func}); expected path='autograd', or create_graph=False"
         )
+
+
+AUTOGRAD, POINTWISE, GRAPH = Autograd(), Autograd(pointwise=True), _Graph()
 
 
 def with_random(node: Node, call: Callable[[], Any]) -> Any:
@@ -240,92 +250,85 @@ def with_random(node: Node, call: Callable[[], Any]) -> Any:
         return call()
 
 
-def _recorded(
-    results: Sequence[Any], grads: Sequence[Tensor | None]
-) -> list[tuple[Tensor, Tensor]]:
-    return [
+def _differentiated(
+    results: Sequence[Any],
+    grads: Grads,
+    inputs: dict[Any, Tensor],
+    wanted: Iterable[Any],
+    *,
+    create_graph: bool = False,
+) -> Found:
+    """The gradients of <grads, results>, for those that have any."""
+    slots = list(wanted)
+    pairs = [
         (result, grad)
         for result, grad in zip(results, grads, strict=False)
         if isinstance(result, Tensor) and result.requires_grad and grad is not None
     ]
-
-
-def _product(
-    results: Sequence[Any],
-    grads: Sequence[Tensor | None],
-    inputs: dict[Any, Tensor],
-    tangents: Found,
-) -> Tensor | None:
-    """<d, J u> as a function of the inputs, or None where it is zero."""
-    pairs = _recorded(results, grads)
-    slots = [slot for slot, tangent in tangents.items() if tangent is not None]
     if not pairs or not slots:
-        return None
+        return {}
     found = torch.autograd.grad(
         [result for result, _ in pairs],
         [inputs[slot] for slot in slots],
         [grad for _, grad in pairs],
-        create_graph=True,
         allow_unused=True,
+        retain_graph=True,
+        create_graph=create_graph,
     )
+    return dict(zip(slots, found, strict=True))
+
+
+def _product(
+    results: Sequence[Any], grads: Grads, inputs: dict[Any, Tensor], tangents: Found
+) -> Tensor | None:
+    """<d, J u> as a function of the inputs, or None where it is zero."""
+    slots = [slot for slot, tangent in tangents.items() if tangent is not None]
+    found = _differentiated(results, grads, inputs, slots, create_graph=True)
     total: Tensor | None = None
-    for slot, grad in zip(slots, found, strict=True):
+    for slot, grad in found.items():
         tangent = tangents[slot]
-        if grad is None or tangent is None:
-            continue
-        part = _inner(grad, tangent)
-        total = part if total is None else total + part
+        if grad is not None and tangent is not None:
+            if grad.is_complex():
+                grad, tangent = torch.view_as_real(grad), torch.view_as_real(tangent.to(grad.dtype))
+            part = (grad * tangent).sum()
+            total = part if total is None else total + part
     return total
 
 
-def _inner(left: Tensor, right: Tensor) -> Tensor:
-    if left.is_complex():
-        left, right = torch.view_as_real(left), torch.view_as_real(right.to(left.dtype))
-    return (left * right).sum()
+def _one(product: Tensor | None) -> Tensor | None:
+    return None if product is None else torch.ones_like(product)
 
 
 def aligned(node: Node) -> bool:
     """Whether the first dimension of what depends on the images is that of the result."""
-    shapes = [value.shape for value in node.slots.values() if value.by_images]
+    shapes = [node.slots[slot].shape for slot in node.inner]
     outputs = [value.shape for value in node.outputs if value is not None] or shapes[:1]
-    return all(
+    return all(shapes) and all(
         len(shape) == len(output) and shape[0] == output[0]
         for shape in shapes
         for output in outputs
-        if output
-    ) and all(shapes)
+    )
 
 
 def sum_to(grad: Tensor, shape: Sequence[int]) -> Tensor:
     """``grad`` summed over what ``shape`` was broadcast along; halves are summed in float32."""
     if tuple(grad.shape) == tuple(shape):
         return grad
-    if grad.dtype in (torch.float16, torch.bfloat16):
-        return _sum_halves(grad, shape)
-    return grad.sum_to_size(tuple(shape))
-
-
-def _sum_halves(grad: Tensor, shape: Sequence[int]) -> Tensor:
+    if grad.dtype not in (torch.float16, torch.bfloat16):
+        return grad.sum_to_size(tuple(shape))
     extra = grad.dim() - len(shape)
     summed = [d for d in range(grad.dim()) if d < extra or shape[d - extra] != grad.shape[d]]
-    if grad.device.type != "cpu" or 0 not in summed:
-        return grad.sum(summed, keepdim=True, dtype=torch.float32).view(tuple(shape))
     # On the CPU torch widens all before it sums: in pieces, which are small enough for its caches.
-    pieces = grad.split(max(1, grad.size(0) // 16))
+    pieces = grad.split(max(1, grad.size(0) // 16)) if 0 in summed else (grad,)
     sums = [piece.sum(summed, keepdim=True, dtype=torch.float32) for piece in pieces]
-    return torch.stack(sums).sum(0).view(tuple(shape))
+    total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
+    return total.view(tuple(shape))
 
 
-def dimension(node: Node, position: int, default: int = 0, slot: Any = 0) -> int:
-    """An argument that names a dimension, counted from the first."""
+def dimension(node: Node, position: int, default: int = 0) -> int:
+    """An argument that names a dimension of the first one, counted from its first."""
     dim = node.args[position] if position < len(node.args) else default
-    rank = len(node.slots[slot].shape)
-    return int(dim) % max(rank, 1)
-
-
-def elements(shape: Sequence[int]) -> int:
-    """How many numbers a tensor of that shape holds."""
-    return math.prod(shape)
+    return int(dim) % max(len(node.slots[0].shape), 1)
 
 
 def layout_of(shape: Sequence[int], dtype: torch.dtype) -> torch.memory_format:
@@ -333,3 +336,8 @@ def layout_of(shape: Sequence[int], dtype: torch.dtype) -> torch.memory_format:
     if len(shape) == 4 and dtype != torch.float64:
         return torch.channels_last
     return torch.contiguous_format
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """The dtype that statistics and sums of a tensor are computed in."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32

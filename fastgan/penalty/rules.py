@@ -10,17 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.penalty.elementwise import PIECEWISE_LINEAR, SMOOTH, Dropout, PReLU
+from fastgan.penalty.elementwise import ELEMENTWISE
 from fastgan.penalty.linear import LINEAR, REGION
 from fastgan.penalty.norms import BatchNorm, GroupNorm, LayerNorm
 from fastgan.penalty.products import Convolution, Divide, MatrixProduct, Multiply
-from fastgan.penalty.rule import Autograd, Graph, Rule
+from fastgan.penalty.rule import AUTOGRAD, GRAPH, POINTWISE, Rule
 
 __all__ = ["GRAPH", "REGION", "RULES", "Op", "rule_of"]
 
 aten = torch.ops.aten
-GRAPH = Graph()
-_AUTOGRAD, _POINTWISE = Autograd(), Autograd(pointwise=True)
 
 RULES: dict[Any, Rule] = {
     aten.convolution.default: Convolution(),
@@ -32,13 +30,10 @@ RULES: dict[Any, Rule] = {
     aten.mul.Scalar: Multiply(),
     aten.div.Tensor: Divide(),
     aten.div.Scalar: Divide(),
-    aten._prelu_kernel.default: PReLU(),
-    aten.native_dropout.default: Dropout(),
     aten.native_layer_norm.default: LayerNorm(),
     aten.native_group_norm.default: GroupNorm(),
     aten.native_batch_norm.default: BatchNorm(),
-    **PIECEWISE_LINEAR,
-    **SMOOTH,
+    **ELEMENTWISE,
     **LINEAR,
 }
 
@@ -105,7 +100,7 @@ def rule_of(func: Any) -> Op:
     )
     rule = RULES.get(func)
     if rule is None:
-        rule = _POINTWISE if torch.Tag.pointwise in func.tags else _AUTOGRAD
+        rule = POINTWISE if torch.Tag.pointwise in func.tags else AUTOGRAD
     return Op(
         rule,
         writes,

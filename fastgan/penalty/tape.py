@@ -426,12 +426,8 @@ class Tape(TorchFunctionMode):
             for value in node.reads:
                 if value in data:
                     value.tensor = data[value]
-            if node.rule is GRAPH:
-                result = node.kept[0]
-            else:
-                result = with_random(
-                    node, partial(node.rule.run, node, node.func, args, node.kwargs)
-                )
+            run = partial(node.rule.run, node, node.func, args, node.kwargs)
+            result = with_random(node, run)
             results = result if isinstance(result, (tuple, list)) else [result]
             for output, tensor in zip(node.outputs, results, strict=False):
                 if output is not None:
@@ -596,7 +592,8 @@ class Tape(TorchFunctionMode):
         self, like: Tensor, flat: Value | None, piece: Value | None, place: tuple[Any, ...]
     ) -> Value:
         """``piece`` written to its place in a flat storage, or a place of it read."""
-        node = Node(REGION, REGION, [flat, piece, place], {})
+        before = self._written[_storage(like)].before
+        node = Node(REGION, REGION, [flat, piece, place, before], {})
         node.take({i: v for i, v in enumerate((flat, piece)) if v is not None})
         shape = place[0] if piece is None else (place[3],)
         by_parameters = bool(node.outer)

@@ -158,18 +158,20 @@ class MatrixProduct(Product):
 
 
 class Multiply(Product):
-    """a * b, element by element, with broadcasting."""
+    """a * b, element by element, with broadcasting.
+
+    Args:
+        left: the argument that is a.
+    """
 
     broadcasts = True
 
+    def __init__(self, left: int = 0) -> None:
+        self.left, self.right = left, 1 - left
+
     def for_node(self, node: Node) -> Rule:
-        if 0 not in node.slots:  # a constant times what is on the tape
-            node.args[0], node.args[1] = node.args[1], node.args[0]
-            node.slots = {0: node.slots[1]}
-        elif 1 in node.slots and node.slots[1].by_images and not node.slots[0].by_images:
-            node.args[0], node.args[1] = node.args[1], node.args[0]
-            node.slots = {0: node.slots[1], 1: node.slots[0]}
-        return self
+        # What comes of the images is a.
+        return _REVERSED if 0 not in node.inner and 1 in node.inner else self
 
     def batched(self, node: Node, samples: int) -> bool:
         return aligned(node)
@@ -180,11 +182,11 @@ class Multiply(Product):
     def to_left(self, node: Node, grad: Tensor, right: Any) -> Tensor:
         if node.overwrite and not isinstance(right, Tensor):
             return grad.mul_(right)
-        value = node.slots[0]
+        value = node.slots[self.left]
         return sum_to(grad * right, node.shape_of(value, grad)).to(value.dtype)
 
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
-        value = node.slots[1]
+        value = node.slots[self.right]
         return sum_to(left * grad, node.shape_of(value, grad))
 
     @staticmethod
@@ -194,13 +196,14 @@ class Multiply(Product):
         return output.dtype
 
 
+_REVERSED = Multiply(1)
+
+
 class Divide(Multiply):
     """a / b, which is linear in a and in 1 / b."""
 
     def for_node(self, node: Node) -> Rule:
-        divisor = node.slots.get(1)
-        fits = 0 in node.slots and not (divisor is not None and divisor.by_images)
-        fits = fits and not node.kwargs.get("rounding_mode") and node.slots[0].by_images
+        fits = node.inner == [0] and not node.kwargs.get("rounding_mode")
         return self if fits else POINTWISE
 
     def slots_read(self, node: Node) -> Iterable[Any]:

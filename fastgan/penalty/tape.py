@@ -330,7 +330,6 @@ class Tape(TorchFunctionMode):
         given = list(args)
         node = Node(func, rule, given, kwargs)
         node.layer = self.layer
-        node.slots = values
         for position, argument in enumerate(given):
             if position in values:
                 given[position] = values[position]
@@ -344,8 +343,8 @@ class Tape(TorchFunctionMode):
                         items[item] = values[position, item]
                     elif isinstance(tensor, Tensor):
                         items[item] = tensor.detach()
+        node.take(values)
         node.rule = rule.for_node(node)
-        node.take(node.slots)
         return node
 
     def _record(self, node: Node, args: Sequence[Any], result: Any) -> None:

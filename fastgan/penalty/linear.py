@@ -478,6 +478,7 @@ LINEAR: dict[Any, Rule] = {
     aten.copy.default: _Copy(),
     aten.max_pool2d_with_indices.default: _MaxPool(),
     aten.flip.default: _Linear(lambda node, grad, shape: grad.flip(node.args[1]), _not_among(1)),
+    aten.repeat.default: _Linear(batched=_same_first, by_rows=False),
     aten.roll.default: _Linear(batched=_not_among(2)),
     aten.cumsum.default: _Linear(batched=_not_first(1)),
     **dict.fromkeys(

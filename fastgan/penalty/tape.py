@@ -172,7 +172,7 @@ class Tape(TorchFunctionMode):
         )
 
     def close(self) -> None:
-        """Ends the recording; what the critic kept of its tensors takes no gradient any more."""
+        """Ends the recording; what the critic keeps of its tensors has no graph any more."""
         survivors = [
             tensor
             for ref, value, _ in self._entries.values()

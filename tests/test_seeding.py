@@ -1,0 +1,114 @@
+"""The suite's own random draws: the seed decides them all, and a failure becomes an example."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+CONFTEST = Path(__file__).resolve().parent.parent / "conftest.py"
+
+DRAWING = """
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+@pytest.fixture(scope="module")
+def drawn_once():
+    return torch.rand(()).item()
+
+
+def test_plain(drawn_once):
+    print("drew", drawn_once, torch.rand(()).item(), random.random())
+
+
+@given(n=st.integers(), text=st.text())
+@settings(derandomize=True, max_examples=5)
+def test_with_hypothesis(n, text):
+    print("drew", n, ascii(text), torch.rand(()).item(), random.random())
+"""
+
+FAILING = """
+from dataclasses import dataclass
+
+import pytest
+from hypothesis import Phase, example, given, settings
+from hypothesis import strategies as st
+
+settings.register_profile("fast", phases=(Phase.explicit, Phase.generate, Phase.shrink))
+settings.load_profile("fast")
+
+
+@dataclass(frozen=True)
+class Size:
+    height: int
+    width: int
+
+
+@pytest.fixture(scope="module")
+def limit():
+    return 1000
+
+
+@given(n=st.integers(), size=st.builds(Size, st.integers(0, 9), st.just(1)))
+def test_two_failures(n, size, limit):
+    if n > limit:
+        raise ValueError("n")
+    if size.height > 7:
+        raise TypeError("height")
+
+
+@given(data=st.data())
+def test_drawing_within(data):
+    assert data.draw(st.integers()) < 50
+"""
+
+
+def run(folder: Path, text: str, **environment: str) -> str:
+    """What pytest says of a file that has this text."""
+    shutil.copy(CONFTEST, folder)
+    (folder / "test_planted.py").write_text(text)
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-rA"]
+    return subprocess.run(
+        [*command, str(folder)],
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
+
+
+def test_the_seed_decides_every_draw(tmp_path: Path):
+    one, same, other = (
+        re.findall("^drew.*", run(tmp_path, DRAWING, FASTGAN_TEST_SEED=seed), flags=re.M)
+        for seed in ("1", "1", "2")
+    )
+    assert len(one) == 6
+    assert one == same
+    assert one[0] != other[0]
+    assert one[1:] != other[1:]
+    alone = run(tmp_path, DRAWING.replace("test_plain", "unused"), FASTGAN_TEST_SEED="1")
+    assert re.findall("^drew.*", alone, flags=re.M) == one[1:]
+
+
+def test_a_failure_is_printed_as_an_example_which_fails_when_pasted(tmp_path: Path):
+    said = run(tmp_path, FAILING)
+    assert "FASTGAN_TEST_SEED=0" in said
+    examples = re.findall(r"^test_planted\.py::test_two_failures: (@example.*)", said, flags=re.M)
+    assert sorted(examples) == [
+        "@example(n=0, size=Size(8, 1))",
+        "@example(n=1001, size=Size(0, 1))",
+    ]
+    assert re.search(r"::test_drawing_within: @reproduce_failure\('.*', b'.*'\)$", said, flags=re.M)
+    for example in examples:
+        pasted = FAILING.replace("@given(n=st.integers(),", f"{example}\n@given(n=st.just(0),")
+        pasted = pasted.replace("st.integers(0, 9)", "st.just(0)")
+        assert "Failing explicit" in run(tmp_path, pasted)

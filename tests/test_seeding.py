@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 CONFTEST = Path(__file__).resolve().parent.parent / "conftest.py"
 
 DRAWING = """
@@ -87,12 +89,11 @@ def run(folder: Path, text: str, **environment: str) -> str:
 
 
 def test_the_seed_decides_every_draw(tmp_path: Path):
-    one, same, other = (
+    one, other = (
         re.findall("^drew.*", run(tmp_path, DRAWING, FASTGAN_TEST_SEED=seed), flags=re.M)
-        for seed in ("1", "1", "2")
+        for seed in ("1", "2")
     )
     assert len(one) == 6
-    assert one == same
     assert one[0] != other[0]
     assert one[1:] != other[1:]
     alone = run(tmp_path, DRAWING.replace("test_plain", "unused"), FASTGAN_TEST_SEED="1")
@@ -108,7 +109,47 @@ def test_a_failure_is_printed_as_an_example_which_fails_when_pasted(tmp_path: Pa
         "@example(n=1001, size=Size(0, 1))",
     ]
     assert re.search(r"::test_drawing_within: @reproduce_failure\('.*', b'.*'\)$", said, flags=re.M)
-    for example in examples:
-        pasted = FAILING.replace("@given(n=st.integers(),", f"{example}\n@given(n=st.just(0),")
-        pasted = pasted.replace("st.integers(0, 9)", "st.just(0)")
-        assert "Failing explicit" in run(tmp_path, pasted)
+    decorated = "\n".join([*examples, "@given(n=st.just(0),"])
+    pasted = FAILING.replace("@given(n=st.integers(),", decorated)
+    said = run(tmp_path, pasted.replace("st.integers(0, 9)", "st.just(0)"))
+    assert said.count("Failing explicit") == 2
+
+
+FUZZED = """
+import time
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+@given(n=st.integers(1, 100))
+def test_any_number(n):
+    assert n != n + {step}
+    time.sleep({seconds})
+
+
+def test_not_of_hypothesis():
+    raise AssertionError
+"""
+
+
+@pytest.mark.parametrize(("step", "seconds", "minutes", "code"), [(0, 0, 10, 1), (1, 1000, 0.1, 0)])
+def test_fuzzing_takes_new_seeds_until_the_time_is_over(
+    tmp_path: Path, step: int, seconds: int, minutes: float, code: int
+):
+    shutil.copy(CONFTEST, tmp_path)
+    planted = tmp_path / "test_planted.py"
+    planted.write_text(FUZZED.format(step=step, seconds=seconds))
+    rounds = [({}, [str(planted)])] * 2
+    done = subprocess.run(
+        [sys.executable, "-c", f"import fuzz; raise SystemExit(fuzz.fuzz({minutes}, {rounds}))"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+    assert done.returncode == code, done.stdout
+    assert ("::test_any_number: @example(n=1)" in done.stdout) == bool(code)
+    seeds = re.findall(r"^FASTGAN_TEST_SEED=(\d+)", done.stdout, flags=re.M)
+    assert len(set(seeds)) == len(seeds) == (1 if seconds else 2)

@@ -22,6 +22,19 @@ SEED = int(os.environ.get("FASTGAN_TEST_SEED", "0"))
 #: At most as many examples of each test; a smaller number is for a quick look.
 MOST_EXAMPLES = int(os.environ.get("FASTGAN_TEST_EXAMPLES", "1000"))
 
+#: Files that keep a worker busy for the longest, in the order in which they begin.
+LONGEST_FILES = (
+    "test_in_the_interpreter.py",
+    "test_build.py",
+    "test_evaluation_classifier.py",
+    "test_compiled.py",
+    "test_cli.py",
+    "test_training_reliability.py",
+    "test_cuda_kernels_on_host.py",
+    "test_cpu_convolutions_under_sanitizers.py",
+    "test_penalty_ops.py",
+)
+
 #: What hypothesis, older or newer, says of a failure that was not an example already.
 FAILING_CALL = r"^(?:Falsifying example|Failing test case):\s*(\w+\(.*?^\))"
 
@@ -62,7 +75,10 @@ def pytest_runtest_call() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Seeds hypothesis, and frees its verdicts from the machine's load."""
+    """Seeds hypothesis, and frees its verdicts from the machine's load; orders the tests."""
+    # What takes minutes alone must not begin last.
+    longest = {name: number - len(LONGEST_FILES) for number, name in enumerate(LONGEST_FILES)}
+    items.sort(key=lambda item: longest.get(item.path.name, 0))
     for test in {hypothesis_test(item) for item in items} - {None}:
         hypothesis.seed(SEED)(test)
         drawn = test._hypothesis_internal_use_settings
@@ -74,6 +90,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             suppress_health_check={*drawn.suppress_health_check, hypothesis.HealthCheck.too_slow},
             print_blob=True,
         )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Gives each worker a file at a time, in the order of collection."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class LoadFiles(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            # A test there is a file of others, and takes minutes.
+            return nodeid if "test_in_the_interpreter" in nodeid else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return LoadFiles(config, log)
 
 
 def hypothesis_test(item: pytest.Item) -> Any:

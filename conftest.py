@@ -11,6 +11,7 @@ import os
 import random
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import hypothesis
@@ -22,6 +23,18 @@ SEED = int(os.environ.get("FASTGAN_TEST_SEED", "0"))
 #: At most as many examples of each test; a smaller number is for a quick look.
 MOST_EXAMPLES = int(os.environ.get("FASTGAN_TEST_EXAMPLES", "1000"))
 
+#: What `make quick` leaves out: files, and tests with their files, relative to tests/.
+SLOW = frozenset(
+    line
+    for line in (Path(__file__).parent / "tests" / "slow.txt").read_text().splitlines()
+    if not line.startswith("#")
+)
+#: What `make test` leaves to `make test-all`: the same again for other GPUs and sizes of images.
+EXHAUSTIVE = re.compile(
+    r"test_build\.py::.*\[(8\.0|10\.0)\]$"
+    r"|test_compiled\.py::test_(each|the_small).*\[(sm_80|sm_100)\b"
+    r"|test_evaluation_classifier\.py::test_other_sizes.*\[(28|64)-3\]$"
+)
 #: Files that keep a worker busy for the longest, in the order in which they begin.
 LONGEST_FILES = (
     "test_in_the_interpreter.py",
@@ -74,8 +87,16 @@ def pytest_runtest_call() -> None:
     seed_all()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Seeds hypothesis, and frees its verdicts from the machine's load; orders the tests."""
+    """Seeds hypothesis, frees its verdicts from the machine's load; sorts the tests."""
+    for item in items:
+        path, _, test = item.nodeid.partition("[")[0].partition("::")
+        path = os.path.relpath(path, "tests")
+        if SLOW & {path, f"{path}::{test}"}:
+            item.add_marker("slow")
+        if EXHAUSTIVE.search(item.nodeid):
+            item.add_marker("exhaustive")
     # What takes minutes alone must not begin last.
     longest = {name: number - len(LONGEST_FILES) for number, name in enumerate(LONGEST_FILES)}
     items.sort(key=lambda item: longest.get(item.path.name, 0))

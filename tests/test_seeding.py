@@ -73,13 +73,22 @@ def test_drawing_within(data):
 """
 
 
+def plant(folder: Path, text: str) -> Path:
+    """A file of tests with this text, under a copy of the suite's conftest.py."""
+    shutil.copy(CONFTEST, folder)
+    (folder / "tests").mkdir(exist_ok=True)
+    (folder / "tests" / "slow.txt").touch()
+    planted = folder / "test_planted.py"
+    planted.write_text(text)
+    return planted
+
+
 def run(folder: Path, text: str, **environment: str) -> str:
     """What pytest says of a file that has this text."""
-    shutil.copy(CONFTEST, folder)
-    (folder / "test_planted.py").write_text(text)
+    planted = plant(folder, text)
     command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-rA"]
     return subprocess.run(
-        [*command, str(folder)],
+        [*command, str(planted)],
         cwd=folder,
         env={**os.environ, **environment},
         capture_output=True,
@@ -137,9 +146,7 @@ def test_not_of_hypothesis():
 def test_fuzzing_takes_new_seeds_until_the_time_is_over(
     tmp_path: Path, step: int, seconds: int, minutes: float, code: int
 ):
-    shutil.copy(CONFTEST, tmp_path)
-    planted = tmp_path / "test_planted.py"
-    planted.write_text(FUZZED.format(step=step, seconds=seconds))
+    planted = plant(tmp_path, FUZZED.format(step=step, seconds=seconds))
     rounds = [({}, [str(planted)])] * 2
     done = subprocess.run(
         [sys.executable, "-c", f"import fuzz; raise SystemExit(fuzz.fuzz({minutes}, {rounds}))"],
@@ -153,3 +160,15 @@ def test_fuzzing_takes_new_seeds_until_the_time_is_over(
     assert ("::test_any_number: @example(n=1)" in done.stdout) == bool(code)
     seeds = re.findall(r"^FASTGAN_TEST_SEED=(\d+)", done.stdout, flags=re.M)
     assert len(set(seeds)) == len(seeds) == (1 if seconds else 2)
+
+
+def test_what_make_quick_leaves_out_is_there():
+    """A name that has changed would be run by ``make quick`` again."""
+    for line in (CONFTEST.parent / "tests" / "slow.txt").read_text().splitlines():
+        if not line.startswith("#"):
+            name, _, test = line.partition("::")
+            path = CONFTEST.parent / "tests" / name
+            assert path.exists(), f"remove {line} from tests/slow.txt"
+            assert not test or f"def {test}(" in path.read_text(), (
+                f"remove {line} from tests/slow.txt"
+            )

@@ -31,7 +31,19 @@ from fastgan.fallback import FallbackWarning
 from fastgan.report import Report
 
 if TYPE_CHECKING:
-    from fastgan import functional, models, nn, ops, optim, reference
+    from fastgan import (
+        data,
+        evaluation,
+        functional,
+        kernels,
+        models,
+        nn,
+        ops,
+        optim,
+        penalty,
+        reference,
+        training,
+    )
     from fastgan._native import BuildInfo, build_info
     from fastgan.explanation import explain
     from fastgan.nn.fuse import fuse
@@ -43,7 +55,10 @@ else:
         {
             **{
                 name: f"fastgan.{name}"
-                for name in ("functional", "models", "nn", "ops", "optim", "penalty", "reference")
+                for name in (
+                    *("data", "evaluation", "functional", "kernels", "models", "nn", "ops"),
+                    *("optim", "penalty", "reference", "training"),
+                )
             },
             **dict.fromkeys(("BuildInfo", "build_info"), "fastgan._native"),
             "explain": "fastgan.explanation",
@@ -75,14 +90,19 @@ __all__ = [
     "__version__",
     "build_info",
     "clip_weights_",
+    "data",
+    "evaluation",
     "explain",
     "functional",
     "fuse",
     "gradient_penalty",
+    "kernels",
     "models",
     "nn",
     "ops",
     "optim",
+    "penalty",
     "reference",
+    "training",
     "wgan_gp_critic_loss",
 ]

@@ -15,7 +15,11 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-__all__ = ["define_ops"]
+__all__ = ["NEEDED_WHOLE", "define_ops"]
+
+#: Modules that import torch and that the ops import. One which is the first to import torch is not
+#: whole yet; the ops are then defined by the next of our modules that needs them.
+NEEDED_WHOLE = ("fastgan.activations",)
 
 
 def define_ops() -> None:
@@ -44,7 +48,8 @@ class _TorchFinder(MetaPathFinder):
             def load_and_define(module: ModuleType) -> None:
                 del loader.__dict__["exec_module"]
                 load(module)
-                importlib.import_module("fastgan.ops")
+                if not any(each in sys.modules for each in NEEDED_WHOLE):
+                    importlib.import_module("fastgan.ops")
 
             loader.__dict__["exec_module"] = load_and_define
         return spec

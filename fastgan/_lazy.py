@@ -1,4 +1,4 @@
-"""Packages whose names are imported at their first use (PEP 562)."""
+"""Packages whose names are imported at their first use (PEP 562), because they need torch."""
 
 from __future__ import annotations
 
@@ -33,6 +33,8 @@ def attach(
     def module_getattr(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
+        # First, and from no module of ours: the ops, which come with torch, need some of them.
+        importlib.import_module("torch")
         value: Any = importlib.import_module(names[name])
         if names[name] != f"{package}.{name}":
             value = getattr(value, name)

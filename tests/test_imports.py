@@ -77,6 +77,25 @@ def test_fastgan_and_torch_define_every_op_in_either_order(first: str, second: s
     assert int(output_of(script)) >= len({row.op for row in fastgan.explain().rows})
 
 
+BUILD_FIRST = """
+import sys
+import fastgan
+from fastgan._after_torch import NEEDED_WHOLE
+fastgan.build_info()  # imports torch by itself
+torch = sys.modules["torch"]
+torch.ops.fastgan.clip_(torch.ones(3, device="meta"), -1.0, 1.0)
+ours = [m for name, m in sys.modules.items() if name.startswith("fastgan.")]
+print({
+    m.__name__ for m in ours
+    if not m.__name__.startswith("fastgan.ops") and torch in vars(m).values()
+} == set(NEEDED_WHOLE))
+"""
+
+
+def test_ops_are_defined_whole_by_the_first_use_of_anything():
+    assert output_of(BUILD_FIRST) == "True\n"
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_names_for_type_checkers_are_the_names_at_run_time(package: str):
     module = importlib.import_module(package)

@@ -13,11 +13,17 @@ INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c 
 # What the build reads: a change of any of them builds again.
 SOURCES  := $(shell find csrc -type f 2>/dev/null) setup.py native_build.py pyproject.toml constraints.txt fastgan/_version.py
 
+# All random draws of the tests begin with it.
+SEED     ?= 0
+MINUTES  ?= 10
 # A process for each core, with one thread each: several threads each would wait for one another.
-TESTING  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
+# With bytecode, or each of the suite's many processes would compile all sources again.
+unexport PYTHONDONTWRITEBYTECODE
+SEEDED   := OMP_NUM_THREADS=1 FASTGAN_TEST_SEED=$(SEED)
+TESTING  := $(SEEDED) $(BIN)/python -m pytest --numprocesses auto --doctest-modules tests fastgan
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench tables gpu-check wheel clean
+.PHONY: help demo test test-all quick fuzz lint format bench tables gpu-check wheel clean
 
 help:  ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -40,33 +46,43 @@ $(VENV)/.installed-for-cpu: $(SOURCES)
 	$(call install,FASTGAN_BUILD_CUDA=0)
 	@touch $@
 
-DEMO_NEEDS := $(VENV)/.installed$(if $(shell nvidia-smi -L 2>/dev/null),,-for-cpu)
+# What this machine can run: without a GPU all but the CUDA kernels.
+ALL_GPUS  := $(filter test-all wheel,$(MAKECMDGOALS))$(shell nvidia-smi -L 2>/dev/null)
+INSTALLED := $(VENV)/.installed$(if $(ALL_GPUS),,-for-cpu)
 
-demo: $(DEMO_NEEDS)  ## train a GAN on handwritten digits (about 3 minutes), show and measure its samples
+demo: $(INSTALLED)  ## train a GAN on handwritten digits (about 3 minutes), show and measure its samples
 	@rm -rf $(DEMO)
 	@$(BIN)/fastgan train --model wgan-gp --conditional --data digits --out $(DEMO) \
 	    --steps 1500 --lr 1e-3 --beta1 0.5 --lr-decay linear --n-critic 2 --ndf 32 --max-minutes 2.5
 	@$(BIN)/fastgan evaluate $(DEMO) --n 1000 --json $(DEMO)/evaluation.json
 	@echo "look at $(DEMO)/samples.png"
 
-test: $(VENV)/.installed  ## build, and run the whole test suite
-	$(TESTING) tests
-	$(TESTING) --doctest-modules fastgan
+test: $(INSTALLED)  ## build for this machine, and test everything once (8 minutes on two cores)
+	$(TESTING) -m "not exhaustive"
 
-lint: $(VENV)/.installed  ## ruff and mypy
+test-all: $(INSTALLED)  ## build for every GPU, and test for every GPU, as CI does
+	$(TESTING)
+
+quick: $(INSTALLED)  ## the tests that take no compiler and no patience (a minute and a half)
+	FASTGAN_TEST_EXAMPLES=10 $(TESTING) -m "not exhaustive and not slow"
+
+fuzz: $(INSTALLED)  ## draw new examples for MINUTES, and print those that fail
+	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(MINUTES)
+
+lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-format: $(VENV)/.installed  ## let ruff format the code
+format: $(INSTALLED)  ## let ruff format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
 # All of it takes an hour on two cores, QUICK=1 minutes.
-bench: $(DEMO_NEEDS)  ## time it all against PyTorch, table and page into BENCH=dir; QUICK=1 for less
+bench: $(INSTALLED)  ## time it all against PyTorch, table and page into BENCH=dir; QUICK=1 for less
 	$(BIN)/fastgan bench --out "$(BENCH)" $(if $(QUICK),--quick)
 
-tables: $(DEMO_NEEDS)  ## make the README's and the docs' tables from benchmarks/results
+tables: $(INSTALLED)  ## make the README's and the docs' tables from benchmarks/results
 	$(BIN)/python benchmarks/make_tables.py
 
 # With the machine's own python3 and packages: a GPU machine has the torch it needs, and may have
@@ -74,7 +90,7 @@ tables: $(DEMO_NEEDS)  ## make the README's and the docs' tables from benchmarks
 gpu-check:  ## on a machine with a GPU: build, test, measure there, into OUT=dir; PARTS=build,tests
 	PARTS="$(PARTS)" benchmarks/gpu_check.sh "$(OUT)"
 
-wheel: $(VENV)/.installed  ## build a wheel and an sdist into dist/
+wheel: $(INSTALLED)  ## build a wheel and an sdist into dist/
 	$(BIN)/python -m pip install --quiet -c constraints.txt build
 	$(BIN)/python -m build --no-isolation
 

@@ -12,8 +12,8 @@ with events; of each the median counts. Tiles that spill registers or exceed the
 left out.
 
 Rows are written per class: the problems of a kernel and width with up to so many columns, in order
-of their positions. Afterwards run ``pytest -m slow tests/kernels/test_compiled.py``, which compiles
-the new rows with all that may be fused around them; it needs no GPU.
+of their positions. Afterwards run ``pytest -m tiles tests/kernels/test_compiled.py``, which
+compiles the new rows with all that may be fused around them; it needs no GPU.
 """
 
 from __future__ import annotations

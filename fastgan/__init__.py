@@ -3,12 +3,17 @@
 Fused kernels for transposed convolution + batch norm + activation, for weight clipping in the
 optimiser step and for the gradient penalty, exposed as torch ops and assembled into drop-in
 DCGAN, WGAN and WGAN-GP models; every one is checked against :mod:`fastgan.reference`.
+
+Importing it doesn't import torch, so that the command line answers at once: what needs torch is
+imported at its first use, and ``torch.ops.fastgan`` is defined as soon as torch is imported too.
 """
 
 from __future__ import annotations
 
-from fastgan import functional, models, nn, optim, reference
-from fastgan._native import BuildInfo, build_info
+from typing import TYPE_CHECKING
+
+from fastgan import _after_torch
+from fastgan._lazy import attach
 from fastgan._version import __version__
 from fastgan.errors import (
     CheckpointError,
@@ -23,18 +28,60 @@ from fastgan.errors import (
     OutputError,
     UnsupportedCriticError,
 )
-from fastgan.explain import explain
 from fastgan.fallback import FallbackWarning
-from fastgan.nn import fuse
-from fastgan.penalty import (
-    CriticLoss,
-    DiscriminatorLoss,
-    discriminator_loss,
-    gradient_penalty,
-    wgan_gp_critic_loss,
-)
 from fastgan.report import Report
-from fastgan.weight_clipping import clip_weights_
+
+if TYPE_CHECKING:
+    from fastgan import (
+        data,
+        evaluation,
+        functional,
+        kernels,
+        models,
+        nn,
+        ops,
+        optim,
+        penalty,
+        reference,
+        training,
+    )
+    from fastgan._native import BuildInfo, build_info
+    from fastgan.explanation import explain
+    from fastgan.nn.fuse import fuse
+    from fastgan.penalty import (
+        CriticLoss,
+        DiscriminatorLoss,
+        discriminator_loss,
+        gradient_penalty,
+        wgan_gp_critic_loss,
+    )
+    from fastgan.weight_clipping import clip_weights_
+else:
+    __getattr__, __dir__ = attach(
+        __name__,
+        {
+            **{
+                name: f"fastgan.{name}"
+                for name in (
+                    *("data", "evaluation", "functional", "kernels", "models", "nn", "ops"),
+                    *("optim", "penalty", "reference", "training"),
+                )
+            },
+            **dict.fromkeys(("BuildInfo", "build_info"), "fastgan._native"),
+            "explain": "fastgan.explanation",
+            "fuse": "fastgan.nn",
+            **dict.fromkeys(
+                (
+                    *("CriticLoss", "DiscriminatorLoss", "discriminator_loss"),
+                    *("gradient_penalty", "wgan_gp_critic_loss"),
+                ),
+                "fastgan.penalty",
+            ),
+            "clip_weights_": "fastgan.weight_clipping",
+        },
+    )
+
+_after_torch.define_ops()
 
 __all__ = [
     "BuildInfo",
@@ -56,14 +103,20 @@ __all__ = [
     "__version__",
     "build_info",
     "clip_weights_",
+    "data",
     "discriminator_loss",
+    "evaluation",
     "explain",
     "functional",
     "fuse",
     "gradient_penalty",
+    "kernels",
     "models",
     "nn",
+    "ops",
     "optim",
+    "penalty",
     "reference",
+    "training",
     "wgan_gp_critic_loss",
 ]

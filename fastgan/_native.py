@@ -17,9 +17,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch.torch_version import TorchVersion
-
 from fastgan._version import __version__
 from fastgan.errors import NativeLibraryError
 
@@ -88,6 +85,10 @@ def load() -> bool:
     Raises:
         NativeLibraryError: it is there, but incomplete, of another version, or does not load.
     """
+    # Here: fastgan.ops, which is imported with torch, needs this module whole.
+    import torch
+    from torch.torch_version import TorchVersion
+
     library = _FOLDER / "_ops.so"
     description = _description(_FOLDER)
     if description is None and not library.exists():

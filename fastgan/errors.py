@@ -28,9 +28,11 @@ class FastganError(Exception):
 
     Attributes:
         said_elsewhere: whether another process of the run fails with the same words, and says them.
+        exit_code: of the command line.
     """
 
     said_elsewhere = False
+    exit_code = 2
 
 
 class ConfigError(FastganError, ValueError):

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 
 from fastgan.errors import ConfigError, DataError, ImageSizeError
 from fastgan.evaluation import ImageClassifier, train_classifier
 
 
 def real_digits(image_size: int, channels: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    from sklearn.datasets import load_digits  # takes a second, and not all runs need it
+
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 8 - 1
     images = F.interpolate(images, size=image_size, mode="bilinear")

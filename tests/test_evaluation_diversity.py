@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.datasets import load_digits
 
 from fastgan.errors import ConfigError, DataError, ImageSizeError
 from fastgan.evaluation import SampleDiversity
 
 
 def real_digits(image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    from sklearn.datasets import load_digits  # takes a second, and not all runs need it
+
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 8 - 1
     images = F.interpolate(images, size=image_size, mode="bilinear")

@@ -10,7 +10,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 from rich.console import Console
-from sklearn.datasets import load_digits
 
 from fastgan.errors import ConfigError, DataError, ImageSizeError
 from fastgan.evaluation import (
@@ -24,6 +23,8 @@ from fastgan.evaluation import (
 
 
 def real_digits() -> tuple[torch.Tensor, torch.Tensor]:
+    from sklearn.datasets import load_digits  # takes a second, and not all runs need it
+
     bunch = load_digits()
     images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 8 - 1
     return F.interpolate(images, size=16, mode="bilinear"), torch.from_numpy(bunch.target)

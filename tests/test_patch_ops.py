@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -56,7 +56,17 @@ def drawn(case: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor, Ten
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(case=cases())
-@settings(max_examples=60, deadline=None, derandomize=True)
+@example(
+    case={
+        "batch": 1,
+        "small": (32, 1, 1),
+        "weight": (1, 1, 3),
+        "settings": {"stride": (1, 1), "padding": (0, 1), "output_padding": (0, 0)},
+        "bias": False,
+        "seed": 286,
+    }
+)
+@settings(max_examples=60, deadline=None)
 def test_values(dtype: torch.dtype, case: dict[str, Any]) -> None:
     small, weight, bias = drawn(case, dtype)
     wide_bias = None if bias is None else bias.double()
@@ -66,8 +76,10 @@ def test_values(dtype: torch.dtype, case: dict[str, Any]) -> None:
     assert found.dtype == dtype
     assert found.shape == truth.shape
     if truth.numel() > 0:
-        error = (found.double() - truth).abs().max() / truth.abs().max().clamp_min(1e-30)
-        assert float(error) <= DTYPES[dtype]
+        # Where terms cancel, what is rounded is as large as they are.
+        sizes = [None if t is None else t.double().abs() for t in (small, weight, bias)]
+        terms = F.conv_transpose2d(*sizes, **case["settings"])
+        assert ((found.double() - truth).abs() <= DTYPES[dtype] * terms).all()
 
 
 def test_errors_are_at_most_twice_those_of_torch() -> None:

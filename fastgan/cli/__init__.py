@@ -1,52 +1,23 @@
 """The command line: ``fastgan`` and ``python -m fastgan``.
 
-Each command is a module of this package with ``add_parser`` and ``run``. Mistakes of the user end
-in one line on stderr and exit code 2; a run that diverges in exit code 1; Ctrl-C in 130.
+Each command is a module of this package with ``run``, which is imported when it is asked for; the
+arguments are all in ``arguments.py``. Mistakes of the user end in one line on stderr and exit code
+2; a run that diverges in exit code 1; Ctrl-C in 130.
 """
 
 from __future__ import annotations
 
-import argparse
+import importlib
 import sys
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
+from typing import Any
 
-from fastgan._version import __version__
-from fastgan.cli import bench, doctor, evaluate, interpolate, sample, train
+from fastgan.cli.arguments import parse
 from fastgan.errors import DataWarning, FastganError
 from fastgan.fallback import FallbackWarning
-from fastgan.training import TrainingDivergedError
 
 __all__ = ["main"]
-
-
-class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, as all of ours are.
-
-    No abbreviations: a flag added later would break the scripts that use them.
-    """
-
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **{"allow_abbrev": False, **options})
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
-
-
-def _build_parser() -> _Parser:
-    parser = _Parser(
-        prog="fastgan",
-        description="Train convolutional GANs fast, look at what they draw, measure how good it is",
-        epilog="Start with: fastgan train --model dcgan --out runs/first",
-    )
-    parser.add_argument("--version", action="version", version=f"fastgan {__version__}")
-    commands = parser.add_subparsers(
-        title="commands", dest="command", metavar="COMMAND", required=True
-    )
-    for module in (train, sample, interpolate, evaluate, bench, doctor):
-        module.add_parser(commands)
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -58,15 +29,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    options = _build_parser().parse_args(arguments)
     try:
+        options = parse(arguments)
         with warnings.catch_warnings():
             warnings.showwarning = _one_line(warnings.showwarning)
-            code: int = options.run(options)
-    except TrainingDivergedError as error:
-        return _complain(error, 1)
+            code: int = importlib.import_module(f"fastgan.cli.{options.command}").run(options)
     except FastganError as error:
-        return _complain(error, 2)
+        if not error.said_elsewhere:
+            print(f"fastgan: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return error.exit_code
     except KeyboardInterrupt:
         print("fastgan: interrupted", file=sys.stderr)
         return 130
@@ -89,9 +60,3 @@ def _one_line(show: Callable[..., None]) -> Callable[..., None]:
             show(message, category, *arguments, **options)
 
     return showwarning
-
-
-def _complain(error: FastganError, code: int) -> int:
-    if not error.said_elsewhere:
-        print(f"fastgan: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return code

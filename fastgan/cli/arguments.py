@@ -1,23 +1,276 @@
-"""Arguments that several commands share."""
+"""Every command's arguments. Nothing here imports torch: help and mistakes are answered at once."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import os
+import typing
+from collections.abc import Callable, Sequence
+from types import NoneType
+from typing import Any, NoReturn
 
+from fastgan._version import __version__
+from fastgan.bench.suites import SUITES
 from fastgan.errors import ConfigError
+from fastgan.training.config import TrainConfig
+from fastgan.training.config_files import read_settings
 
-__all__ = ["add_checkpoint", "add_sampling", "positive", "require_class"]
+__all__ = ["NEIGHBOURS", "parse", "require_class", "train_settings"]
+
+#: Each sample's neighbourhood reaches to its fifth neighbour, as in Naeem et al. 2020.
+NEIGHBOURS = 5
+
+_GROUPS = {
+    "out": "what to train, on what",
+    "optimizer": "optimisers",
+    "nz": "networks",
+    "loss": "the rules of the game",
+    "device": "machine",
+    "log_every": "what is written and when",
+}
 
 
-def positive(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    value = _whole_number(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {value}")
-    return value
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, as all of ours are.
+
+    No abbreviations: a flag added later would break the scripts that use them.
+    """
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{"allow_abbrev": False, **options})
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 
-def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Parses a command line; a mistake in it ends the process with one line and exit code 2.
+
+    Returns:
+        The command's arguments, its name as ``command``.
+
+    Raises:
+        ConfigError: a setting of ``train`` that is out of range or contradicts another.
+    """
+    parser = _Parser(
+        prog="fastgan",
+        description="Train convolutional GANs fast, look at what they draw, measure how good it is",
+        epilog="Start with: fastgan train --model dcgan --out runs/first",
+    )
+    parser.add_argument("--version", action="version", version=f"fastgan {__version__}")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
+    )
+    for add in (_add_train, _add_sample, _add_interpolate, _add_evaluate, _add_bench, _add_doctor):
+        add(commands)
+    options = parser.parse_args(arguments)
+    # A resumed run has settings that aren't here, and of several processes one alone complains.
+    if options.command == "train" and not options.resume and "RANK" not in os.environ:
+        config = TrainConfig(**train_settings(options))
+        config.folder()
+        config.validate()
+    return options
+
+
+def train_settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that ``train`` was given, in its flags and in the file of ``--config``.
+
+    Raises:
+        ConfigError: the file can't be read, or isn't TOML, or has a wrong name or type in it.
+    """
+    given: dict[str, Any] = {}
+    if options.config is not None:
+        given = read_settings(options.config)
+        try:
+            TrainConfig.from_dict(given)
+        except ConfigError as error:
+            raise ConfigError(f"{options.config}: {error}") from error
+    names = {each.name for each in dataclasses.fields(TrainConfig)}
+    return given | {name: value for name, value in vars(options).items() if name in names}
+
+
+def require_class(label: int | None, num_classes: int | None) -> None:
+    """Refuses a class that the model doesn't have."""
+    if label is None:
+        return
+    if num_classes is None:
+        raise ConfigError("class: this checkpoint's model is not conditional")
+    if not 0 <= label < num_classes:
+        raise ConfigError(f"class: expected 0 to {num_classes - 1}, got {label}")
+
+
+def _add_train(commands: Any) -> None:
+    parser = commands.add_parser(
+        "train",
+        help="train a GAN",
+        description="Train a GAN. Options not given take the defaults of the model's paper.",
+        argument_default=argparse.SUPPRESS,
+    )
+    hints = typing.get_type_hints(TrainConfig)
+    group = parser
+    for each in dataclasses.fields(TrainConfig):
+        if each.name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[each.name])
+        flag = "--" + each.name.replace("_", "-")
+        text = each.metadata["help"]
+        if each.default not in (None, "", False):
+            text += f" (default {each.default})"
+        kinds = [kind for kind in typing.get_args(hints[each.name]) if kind is not NoneType]
+        kind = kinds[0] if kinds else hints[each.name]
+        if kind is bool:
+            group.add_argument(
+                flag, dest=each.name, action=argparse.BooleanOptionalAction, help=text
+            )
+            continue
+        group.add_argument(
+            flag,
+            dest=each.name,
+            type=kind,
+            choices=each.metadata["choices"],
+            metavar={"out": "DIR", "data": "SOURCE", int: "N", float: "X"}.get(
+                each.name, None if each.metadata["choices"] else {int: "N", float: "X"}.get(kind)
+            ),
+            help=text,
+        )
+        if each.name == "out":
+            group.add_argument(
+                "--resume",
+                action="store_true",
+                default=False,
+                help="continue the run in --out from its newest checkpoint, or from the start if"
+                " it has none yet",
+            )
+            group.add_argument(
+                "--config",
+                metavar="FILE",
+                default=None,
+                help="a TOML file with settings by their names; flags go before what it says",
+            )
+
+
+def _add_sample(commands: Any) -> None:
+    parser = commands.add_parser(
+        "sample", help="draw images from a checkpoint", description="Draw a grid of images."
+    )
+    _add_checkpoint(parser)
+    parser.add_argument("--out", required=True, metavar="FILE.png", help="the picture to write")
+    parser.add_argument(
+        "--n", type=_at_least(1), default=64, metavar="N", help="images (default 64)"
+    )
+    _add_sampling(parser)
+    parser.add_argument(
+        "--class",
+        dest="label",
+        type=int,
+        metavar="K",
+        help="of a conditional model; by default all classes in turn, a column each",
+    )
+
+
+def _add_interpolate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "interpolate",
+        help="morph between samples",
+        description="Morph between samples along great circles of the latent space; writes a GIF"
+        " that loops, and beside it a PNG strip.",
+    )
+    _add_checkpoint(parser)
+    parser.add_argument("--out", required=True, metavar="FILE.gif", help="the animation to write")
+    parser.add_argument(
+        "--stops", type=_at_least(2), default=6, metavar="N", help="samples on the way (default 6)"
+    )
+    parser.add_argument(
+        "--frames",
+        type=_at_least(1),
+        default=12,
+        metavar="N",
+        help="frames between two (default 12)",
+    )
+    _add_sampling(parser)
+    parser.add_argument(
+        "--class", dest="label", type=int, metavar="K", help="of a conditional model (default 0)"
+    )
+
+
+def _add_evaluate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure a checkpoint's samples against data",
+        description="Precision, recall, density, coverage and a Fréchet distance in a named"
+        " feature space; for labelled data also a classifier's view of the samples.",
+    )
+    _add_checkpoint(parser)
+    parser.add_argument(
+        "--data", metavar="SOURCE", help="as for fastgan train; by default what it was trained on"
+    )
+    parser.add_argument(
+        "--n",
+        type=_at_least(NEIGHBOURS + 1),
+        default=1000,
+        metavar="N",
+        help="samples to draw (default 1000)",
+    )
+    _add_sampling(parser)
+    parser.add_argument(
+        "--features",
+        metavar="FILE",
+        help="a TorchScript feature extractor to measure in (a program: use only files you trust)",
+    )
+    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
+
+
+def _add_bench(commands: Any) -> None:
+    parser = commands.add_parser(
+        "bench",
+        help="time fastgan against eager PyTorch and torch.compile on this machine",
+        description="Times every case by turns with its peers, and writes results.json,"
+        " results.csv, plots and index.html. Exits with 1 if --compare finds a regression.",
+    )
+    parser.add_argument(
+        "--suite", choices=(*SUITES, "all"), default="all", help="what to measure (default all)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="fewer shapes and rounds: minutes on two cores"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
+    parser.add_argument(
+        "--compare", metavar="OLD.json", help="an earlier results.json, to find regressions"
+    )
+    parser.add_argument(
+        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default auto)"
+    )
+    parser.add_argument(
+        "--threads",
+        type=_at_least(1),
+        metavar="N",
+        help="torch's threads; its own choice by default",
+    )
+    parser.add_argument(
+        "--only", metavar="TEXT", help="only cases whose name, as in the table, contains this"
+    )
+    parser.add_argument(
+        "--max-minutes",
+        type=_above_zero,
+        metavar="M",
+        help="about how long all may take: cases that don't fit are left out, with a note"
+        " (default 9 with --quick)",
+    )
+    parser.add_argument(
+        "--no-compile", action="store_true", help="leave torch.compile out: compiling takes longest"
+    )
+
+
+def _add_doctor(commands: Any) -> None:
+    commands.add_parser(
+        "doctor",
+        help="show what this machine and this build can run, and check that it works",
+        description="Versions, what the build contains, and a quick numerical check of every path"
+        " that this machine can use. Exits with 1 if a check fails.",
+    )
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
     """Adds the checkpoint to read and which of its generators to take."""
     parser.add_argument(
         "checkpoint",
@@ -31,7 +284,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
+def _add_sampling(parser: argparse.ArgumentParser) -> None:
     """Adds how the noise is drawn."""
     parser.add_argument(
         "--seed", type=_seed, default=0, metavar="N", help="of the noise (default 0)"
@@ -42,6 +295,28 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
         metavar="T",
         help="draw noise again until within [-T, T]: more typical, less varied images",
     )
+
+
+def _at_least(minimum: int) -> Callable[[str], int]:
+    """An argparse type: a whole number of at least so much."""
+
+    def parse(text: str) -> int:
+        value = _whole_number(text)
+        if value < minimum:
+            raise argparse.ArgumentTypeError(f"expected at least {minimum}, got {value}")
+        return value
+
+    return parse
+
+
+def _above_zero(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}") from None
+    if not value > 0:
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {value}")
+    return value
 
 
 def _whole_number(text: str) -> int:
@@ -56,13 +331,3 @@ def _seed(text: str) -> int:
     if not 0 <= value < 2**63:
         raise argparse.ArgumentTypeError(f"expected 0 to 2**63 - 1, got {value}")
     return value
-
-
-def require_class(label: int | None, num_classes: int | None) -> None:
-    """Refuses a class that the model doesn't have."""
-    if label is None:
-        return
-    if num_classes is None:
-        raise ConfigError("class: this checkpoint's model is not conditional")
-    if not 0 <= label < num_classes:
-        raise ConfigError(f"class: expected 0 to {num_classes - 1}, got {label}")

@@ -8,7 +8,6 @@ import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -22,14 +21,13 @@ from fastgan.bench.output import check_folder, write_result
 from fastgan.bench.plots import why_no_plots
 from fastgan.bench.runner import Listener, Plan, run_cases
 from fastgan.bench.schema import Change, Result, Row, compare, read_result
-from fastgan.bench.suites import SUITES, suite_cases
+from fastgan.bench.suites import suite_cases
 from fastgan.bench.summary import Line, lines, seconds_text
 from fastgan.bench.tables import goal_cells
 from fastgan.bench.timing import Budget
-from fastgan.cli.arguments import positive
 from fastgan.errors import ConfigError
 
-__all__ = ["add_parser", "run"]
+__all__ = ["run"]
 
 #: Seconds a case may take, without preparing and compiling.
 _SECONDS = 20.0
@@ -40,46 +38,6 @@ _QUICK_MINUTES = 9.0
 _ABOVE_THE_FLOOR = (
     "more than 100% of floor: data still in a cache, or convolutions that save products"
 )
-
-
-def add_parser(commands: Any) -> None:
-    """Adds the command to the parser's sub-commands."""
-    parser = commands.add_parser(
-        "bench",
-        help="time fastgan against eager PyTorch and torch.compile on this machine",
-        description="Times every case by turns with its peers, and writes results.json,"
-        " results.csv, plots and index.html. Exits with 1 if --compare finds a regression.",
-    )
-    parser.add_argument(
-        "--suite", choices=(*SUITES, "all"), default="all", help="what to measure (default all)"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="fewer shapes and rounds: minutes on two cores"
-    )
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder for the results")
-    parser.add_argument(
-        "--compare", metavar="OLD.json", help="an earlier results.json, to find regressions"
-    )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default auto)"
-    )
-    parser.add_argument(
-        "--threads", type=positive, metavar="N", help="torch's threads; its own choice by default"
-    )
-    parser.add_argument(
-        "--only", metavar="TEXT", help="only cases whose name, as in the table, contains this"
-    )
-    parser.add_argument(
-        "--max-minutes",
-        type=float,
-        metavar="M",
-        help="about how long all may take: cases that don't fit are left out, with a note"
-        " (default 9 with --quick)",
-    )
-    parser.add_argument(
-        "--no-compile", action="store_true", help="leave torch.compile out: compiling takes longest"
-    )
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -96,8 +54,6 @@ def run(options: argparse.Namespace) -> int:
         cases = [case for case in cases if options.only in case.name]
     if not cases:
         raise ConfigError(f"only: no case of suite {options.suite} has {options.only!r} in it")
-    if options.max_minutes is not None and not options.max_minutes > 0:
-        raise ConfigError(f"max_minutes: expected a number above 0, got {options.max_minutes}")
     plan = _plan(options, device)
     with _Display(console) as display:
         no_plots = why_no_plots()

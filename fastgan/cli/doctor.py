@@ -24,18 +24,7 @@ from fastgan.models import DCGANDiscriminator, DCGANGenerator, WGANCritic
 from fastgan.ops import check_op, op_paths
 from fastgan.penalty import wgan_gp_critic_loss
 
-__all__ = ["add_parser", "run"]
-
-
-def add_parser(commands: Any) -> None:
-    """Adds the command to the parser's sub-commands."""
-    parser = commands.add_parser(
-        "doctor",
-        help="show what this machine and this build can run, and check that it works",
-        description="Versions, what the build contains, and a quick numerical check of every path"
-        " that this machine can use. Exits with 1 if a check fails.",
-    )
-    parser.set_defaults(run=run)
+__all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from typing import Any
 
 import torch
 
-from fastgan.cli.arguments import add_checkpoint, add_sampling, positive
+from fastgan.cli.arguments import NEIGHBOURS
 from fastgan.data import load_data
 from fastgan.errors import ConfigError
 from fastgan.evaluation import evaluate_samples
@@ -17,41 +16,11 @@ from fastgan.noise import sample_noise
 from fastgan.sampling import generate_images
 from fastgan.training import load_generator
 
-__all__ = ["add_parser", "run"]
-
-# Each sample's neighbourhood reaches to its fifth neighbour, as in Naeem et al. 2020.
-NEIGHBOURS = 5
-
-
-def add_parser(commands: Any) -> None:
-    """Adds the command to the parser's sub-commands."""
-    parser = commands.add_parser(
-        "evaluate",
-        help="measure a checkpoint's samples against data",
-        description="Precision, recall, density, coverage and a Fréchet distance in a named"
-        " feature space; for labelled data also a classifier's view of the samples.",
-    )
-    add_checkpoint(parser)
-    parser.add_argument(
-        "--data", metavar="SOURCE", help="as for fastgan train; by default what it was trained on"
-    )
-    parser.add_argument(
-        "--n", type=positive, default=1000, metavar="N", help="samples to draw (default 1000)"
-    )
-    add_sampling(parser)
-    parser.add_argument(
-        "--features",
-        metavar="FILE",
-        help="a TorchScript feature extractor to measure in (a program: use only files you trust)",
-    )
-    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
-    parser.set_defaults(run=run)
+__all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
     """Prints the report; returns 0."""
-    if options.n <= NEIGHBOURS:
-        raise ConfigError(f"n: expected more than {NEIGHBOURS} samples, got {options.n}")
     if options.json:
         check_writable(options.json)
     generator, config, shape = load_generator(options.checkpoint, ema=not options.no_ema)

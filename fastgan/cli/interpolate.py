@@ -4,51 +4,25 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from fastgan.cli.arguments import add_checkpoint, add_sampling, positive, require_class
-from fastgan.errors import ConfigError, OutputError
+from fastgan.cli.arguments import require_class
+from fastgan.errors import OutputError
 from fastgan.files import check_writable
 from fastgan.images import save_gif, save_strip
 from fastgan.noise import sample_noise, spherical_interpolation
 from fastgan.sampling import generate_images
 from fastgan.training import load_generator
 
-__all__ = ["add_parser", "run"]
+__all__ = ["run"]
 
 # Images in the strip: as many as fit side by side on a page.
 STRIP_IMAGES = 12
 
 
-def add_parser(commands: Any) -> None:
-    """Adds the command to the parser's sub-commands."""
-    parser = commands.add_parser(
-        "interpolate",
-        help="morph between samples",
-        description="Morph between samples along great circles of the latent space; writes a GIF"
-        " that loops, and beside it a PNG strip.",
-    )
-    add_checkpoint(parser)
-    parser.add_argument("--out", required=True, metavar="FILE.gif", help="the animation to write")
-    parser.add_argument(
-        "--stops", type=positive, default=6, metavar="N", help="samples on the way (default 6)"
-    )
-    parser.add_argument(
-        "--frames", type=positive, default=12, metavar="N", help="frames between two (default 12)"
-    )
-    add_sampling(parser)
-    parser.add_argument(
-        "--class", dest="label", type=int, metavar="K", help="of a conditional model (default 0)"
-    )
-    parser.set_defaults(run=run)
-
-
 def run(options: argparse.Namespace) -> int:
     """Writes both pictures; returns 0."""
-    if options.stops < 2:
-        raise ConfigError(f"stops: expected at least 2, got {options.stops}")
     out = Path(options.out)
     if out.suffix.lower() != ".gif":
         raise OutputError(f"{out}: expected a name that ends in .gif")

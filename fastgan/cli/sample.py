@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
 
 import torch
 
-from fastgan.cli.arguments import add_checkpoint, add_sampling, positive, require_class
+from fastgan.cli.arguments import require_class
 from fastgan.images import save_grid
 from fastgan.noise import sample_noise
 from fastgan.sampling import generate_images
 from fastgan.training import load_generator
 
-__all__ = ["add_parser", "run"]
-
-
-def add_parser(commands: Any) -> None:
-    """Adds the command to the parser's sub-commands."""
-    parser = commands.add_parser(
-        "sample", help="draw images from a checkpoint", description="Draw a grid of images."
-    )
-    add_checkpoint(parser)
-    parser.add_argument("--out", required=True, metavar="FILE.png", help="the picture to write")
-    parser.add_argument("--n", type=positive, default=64, metavar="N", help="images (default 64)")
-    add_sampling(parser)
-    parser.add_argument(
-        "--class",
-        dest="label",
-        type=int,
-        metavar="K",
-        help="of a conditional model; by default all classes in turn, a column each",
-    )
-    parser.set_defaults(run=run)
+__all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:

@@ -3,81 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
-import typing
 import warnings
-from types import NoneType
 from typing import Any
 
 from rich.console import Console
 
+from fastgan.cli.arguments import train_settings
 from fastgan.cli.progress import TrainingDisplay
-from fastgan.errors import ConfigError, DataWarning
+from fastgan.errors import DataWarning
 from fastgan.training import TrainConfig, Trainer
-from fastgan.training.config_files import read_settings
 from fastgan.training.processes import Processes, joined_processes
 
-__all__ = ["add_parser", "run"]
-
-_GROUPS = {
-    "out": "what to train, on what",
-    "optimizer": "optimisers",
-    "nz": "networks",
-    "loss": "the rules of the game",
-    "device": "machine",
-    "log_every": "what is written and when",
-}
-
-
-def add_parser(commands: Any) -> None:
-    """Adds the command to the parser's sub-commands."""
-    parser = commands.add_parser(
-        "train",
-        help="train a GAN",
-        description="Train a GAN. Options not given take the defaults of the model's paper.",
-        argument_default=argparse.SUPPRESS,
-    )
-    hints = typing.get_type_hints(TrainConfig)
-    group = parser
-    for each in dataclasses.fields(TrainConfig):
-        if each.name in _GROUPS:
-            group = parser.add_argument_group(_GROUPS[each.name])
-        flag = "--" + each.name.replace("_", "-")
-        text = each.metadata["help"]
-        if each.default not in (None, "", False):
-            text += f" (default {each.default})"
-        kinds = [kind for kind in typing.get_args(hints[each.name]) if kind is not NoneType]
-        kind = kinds[0] if kinds else hints[each.name]
-        if kind is bool:
-            group.add_argument(
-                flag, dest=each.name, action=argparse.BooleanOptionalAction, help=text
-            )
-            continue
-        group.add_argument(
-            flag,
-            dest=each.name,
-            type=kind,
-            choices=each.metadata["choices"],
-            metavar={"out": "DIR", "data": "SOURCE", int: "N", float: "X"}.get(
-                each.name, None if each.metadata["choices"] else {int: "N", float: "X"}.get(kind)
-            ),
-            help=text,
-        )
-        if each.name == "out":
-            group.add_argument(
-                "--resume",
-                action="store_true",
-                default=False,
-                help="continue the run in --out from its newest checkpoint, or from the start if"
-                " it has none yet",
-            )
-            group.add_argument(
-                "--config",
-                metavar="FILE",
-                default=None,
-                help="a TOML file with settings by their names; flags go before what it says",
-            )
-    parser.set_defaults(run=run)
+__all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -85,9 +22,7 @@ def run(options: argparse.Namespace) -> int:
 
     Under ``torchrun`` every process does this; only the first one writes, and says how it goes.
     """
-    names = {each.name for each in dataclasses.fields(TrainConfig)}
-    given = {} if options.config is None else _settings(options.config)
-    given |= {name: value for name, value in vars(options).items() if name in names}
+    given = train_settings(options)
     device = str(given.get("device", "auto"))
     with joined_processes(device) as processes, warnings.catch_warnings():
         if not processes.leads:  # the first one says it
@@ -149,12 +84,3 @@ def _trained(trainer: Trainer, display: TrainingDisplay) -> int:
         f" {result.checkpoint}; go on with: fastgan train --resume --out {result.out}"
     )
     return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped_by, 0)
-
-
-def _settings(path: str) -> dict[str, Any]:
-    settings = read_settings(path)
-    try:
-        TrainConfig.from_dict(settings)
-    except ConfigError as error:
-        raise ConfigError(f"{path}: {error}") from error
-    return settings

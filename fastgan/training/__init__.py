@@ -2,11 +2,31 @@
 
 from __future__ import annotations
 
-from fastgan.training.callbacks import Callback
-from fastgan.training.checkpoint import load_generator
+from typing import TYPE_CHECKING
+
+from fastgan._lazy import attach
 from fastgan.training.config import TrainConfig
-from fastgan.training.processes import Processes, ProcessFailedError, joined_processes
-from fastgan.training.trainer import Trainer, TrainingDivergedError, TrainingResult
+
+if TYPE_CHECKING:
+    from fastgan.training.callbacks import Callback
+    from fastgan.training.checkpoint import load_generator
+    from fastgan.training.processes import Processes, ProcessFailedError, joined_processes
+    from fastgan.training.trainer import Trainer, TrainingDivergedError, TrainingResult
+else:
+    # The command line reads TrainConfig, and must not wait for torch.
+    __getattr__, __dir__ = attach(
+        __name__,
+        {
+            "Callback": "fastgan.training.callbacks",
+            "ProcessFailedError": "fastgan.training.processes",
+            "Processes": "fastgan.training.processes",
+            "Trainer": "fastgan.training.trainer",
+            "TrainingDivergedError": "fastgan.training.trainer",
+            "TrainingResult": "fastgan.training.trainer",
+            "joined_processes": "fastgan.training.processes",
+            "load_generator": "fastgan.training.checkpoint",
+        },
+    )
 
 __all__ = [
     "Callback",

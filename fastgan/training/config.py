@@ -13,12 +13,11 @@ import types
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from fastgan.errors import ConfigError, ImageSizeError
-from fastgan.training.augmentation import augmentation_kinds
 from fastgan.training.config_files import format_settings, parse_settings
-from fastgan.training.precision import automatic_precision
 
 __all__ = ["MODELS", "PAPER_DEFAULTS", "TrainConfig", "default_image_size"]
 
@@ -273,6 +272,9 @@ class TrainConfig:
         if self.loss == "auto":
             filled["loss"] = "wasserstein" if self.is_wasserstein else "bce"
         if self.precision == "auto":
+            # Imported where it is needed, as all here that needs torch: the command line doesn't.
+            from fastgan.training.precision import automatic_precision
+
             filled["precision"] = automatic_precision(self.device)
         config = dataclasses.replace(self, **filled)
         config.validate()
@@ -318,7 +320,10 @@ class TrainConfig:
             raise ImageSizeError(f"image_size: expected a power of two from 16 to 256, got {size}")
         if self.channels not in (None, 1, 3):
             raise ConfigError(f"channels: expected 1 or 3, got {self.channels}")
-        augmentation_kinds(self.augment)
+        if self.augment != "none":
+            from fastgan.training.augmentation import augmentation_kinds
+
+            augmentation_kinds(self.augment)
         if self.loss != "auto" and (self.loss == "wasserstein") != self.is_wasserstein:
             raise ConfigError(
                 f"loss: {self.model} has {'critics' if self.is_wasserstein else 'discriminators'},"
@@ -341,6 +346,16 @@ class TrainConfig:
                 "sync_batch_norm: has no second derivative, which wgan-gp takes of its critic;"
                 " expected another critic_norm than batch"
             )
+
+    def folder(self) -> Path:
+        """``out`` as a path.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if not self.out:
+            raise ConfigError("out: expected a folder for the run's results, got none")
+        return Path(self.out)
 
     @property
     def uses_batch_norm(self) -> bool:

@@ -75,6 +75,8 @@ DIVERSITY_SAMPLES = 256
 class TrainingDivergedError(FastganError, ArithmeticError):
     """A loss or a weight became NaN or infinite; the message names the last good checkpoint."""
 
+    exit_code = 1
+
 
 @dataclass(frozen=True)
 class TrainingResult:
@@ -144,9 +146,7 @@ class Trainer:
         callbacks: Sequence[Callback] = (),
         processes: Processes | None = None,
     ) -> None:
-        if not config.out:
-            raise ConfigError("out: expected a folder for the run's results, got none")
-        self.out = Path(config.out)
+        self.out = config.folder()
         self.callbacks = list(callbacks)
         self.step = 0
         self._batches = 0

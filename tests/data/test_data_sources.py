@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from fastgan.data import ImageSource, load_data, source_from_array
 from fastgan.data.limits import IN_MEMORY_BYTES
@@ -32,6 +31,8 @@ def triangle_resize(plane: np.ndarray, size: int) -> np.ndarray:
 
 
 def test_digits_are_the_real_ones_scaled_to_minus_one_to_one():
+    from sklearn.datasets import load_digits  # takes a second, and not all runs need it
+
     bunch = load_digits()
     source = load_data("digits", image_size=8)
     assert (len(source), source.channels, source.num_classes) == (1797, 1, 10)
@@ -50,6 +51,8 @@ def test_digits_are_the_real_ones_scaled_to_minus_one_to_one():
 @pytest.mark.parametrize("image_size", [4, 5, 16, 31])
 def test_resizing_is_bilinear_with_antialiasing(image_size):
     source = load_data("digits", image_size=image_size)
+    from sklearn.datasets import load_digits  # takes a second, and not all runs need it
+
     expected = triangle_resize(load_digits().images / 8.0 - 1.0, image_size)
     np.testing.assert_allclose(source.images[:, 0].numpy(), expected, atol=2e-6)
     assert source.images.abs().max() <= 1.0

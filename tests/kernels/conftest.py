@@ -1,4 +1,4 @@
-"""Leaves out the hour of compilations that are for whoever changes tiles: ``-m slow`` runs them."""
+"""Leaves out the hour of compilations that is for whoever changes tiles; ``-m tiles`` runs them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,8 @@ import pytest
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if "slow" in str(config.getoption("markexpr")):
+    if "tiles" in str(config.getoption("markexpr")):
         return
-    left_out = [
-        item
-        for item in items
-        if item.path.name == "test_compiled.py" and item.get_closest_marker("slow")
-    ]
+    left_out = [item for item in items if item.get_closest_marker("tiles")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]

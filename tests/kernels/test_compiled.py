@@ -236,7 +236,7 @@ def test_each_weight_gradient_with_the_most_around_it(architecture, row, tmp_pat
     assert_shippable(compiled, architecture, row)
 
 
-@pytest.mark.slow
+@pytest.mark.tiles
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair[0].name}-{pair[1].name}")
 @pytest.mark.parametrize(("architecture", "row"), rows_of_all("gather", "scatter"), ids=name_of)
 def test_each_tile_with_all_that_is_fused(architecture, row, pair, tmp_path):
@@ -246,7 +246,7 @@ def test_each_tile_with_all_that_is_fused(architecture, row, pair, tmp_path):
         assert_shippable(compiled, architecture, row)
 
 
-@pytest.mark.slow
+@pytest.mark.tiles
 @pytest.mark.parametrize("on_grad", GRADIENT_PROLOGUES, ids=lambda operation: operation.name)
 @pytest.mark.parametrize("on_input", FORWARD_PROLOGUES, ids=lambda operation: operation.name)
 @pytest.mark.parametrize(("architecture", "row"), rows_of_all("weight_gradient"), ids=name_of)

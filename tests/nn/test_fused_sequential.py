@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -108,7 +108,9 @@ def agree(
         torch.autograd.grad(sum(grad.square().sum() for grad in grads), leaves, allow_unused=True)
         for grads, leaves in ((recorded, [ours, *own]), (wanted, [theirs, *parameters]))
     ]
-    scale = max(float(grad.abs().max()) for grad in twice[1] if grad is not None)
+    # Where batch norm's input is constant, all of second order is but rounding of what cancels.
+    sizes = [grad.detach().abs().max() for grad in (*wanted, *twice[1]) if grad is not None]
+    scale = float(max(sizes))
     for mine, reference in zip(*twice, strict=True):
         if mine is None or reference is None:
             assert mine is None or not mine.any()
@@ -180,8 +182,20 @@ def random_layers(draw: st.DrawFn) -> tuple[list[nn.Module], tuple[int, ...]]:
     return layers, shape
 
 
+# Batch norm's input is constant: the gradients of second order are 0 but for rounding.
+@example(
+    drawn=(
+        [
+            nn.Conv2d(1, 1, 1, padding=1, bias=False),
+            nn.Conv2d(1, 2, 1, stride=2),
+            nn.BatchNorm2d(2, momentum=None, track_running_stats=False),
+        ],
+        (2, 1, 1, 1),
+    ),
+    seed=0,
+)
 @given(random_layers(), st.integers(0, 2**31))
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, deadline=None)
 def test_random_chains_agree_to_second_order(
     drawn: tuple[list[nn.Module], tuple[int, ...]], seed: int
 ) -> None:

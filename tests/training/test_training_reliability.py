@@ -91,9 +91,6 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_never_was(
     # Saving at each step makes most moments moments within a save.
     settings = config(out, steps=STEPS, checkpoint_every=1, keep_checkpoints=1)
     (tmp_path / "settings.toml").write_text(settings.to_toml())
-    seed = time.time_ns() % 2**32
-    print(f"seed of the moments: {seed}")  # pytest shows it when the test fails
-    moments = random.Random(seed)
     server = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(tmp_path / "settings.toml")],
         stdin=subprocess.PIPE,
@@ -109,7 +106,7 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_never_was(
             server.stdin.flush()
             child = int(server.stdout.readline())
             if attempt < 6:
-                time.sleep(moments.uniform(0.05, 0.5))
+                time.sleep(random.uniform(0.05, 0.5))
                 subprocess.run(["kill", "-9", str(child)], check=False, capture_output=True)
             code = int(server.stdout.readline())
             kills += code == -signal.SIGKILL

@@ -15,29 +15,24 @@ room              cases
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-
-from fastgan.bench.cases import Case
-from fastgan.bench.suites import (
-    convolutions,
-    fused_layers,
-    iterations,
-    networks,
-    optimizers,
-    penalties,
-)
 from fastgan.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+    from fastgan.bench.cases import Case
 
 __all__ = ["SUITES", "suite_cases"]
 
-Maker = Callable[[torch.device, bool], list[Case]]
-
-SUITES: Mapping[str, tuple[Maker, ...]] = {
-    "ops": (optimizers.cases, convolutions.cases, fused_layers.cases, penalties.cases),
-    "models": (networks.cases,),
-    "training": (iterations.cases,),
+#: The rooms of each suite. They are imported when their cases are made, as they need torch.
+SUITES: Mapping[str, tuple[str, ...]] = {
+    "ops": ("optimizers", "convolutions", "fused_layers", "penalties"),
+    "models": ("networks",),
+    "training": ("iterations",),
 }
 
 
@@ -53,6 +48,7 @@ def suite_cases(suite: str, device: torch.device, *, quick: bool = False) -> lis
         ConfigError: there is no such suite.
 
     Example:
+        >>> import torch
         >>> cases = suite_cases("models", torch.device("cpu"), quick=True)
         >>> {case.suite for case in cases}
         {'models'}
@@ -60,4 +56,9 @@ def suite_cases(suite: str, device: torch.device, *, quick: bool = False) -> lis
     if suite != "all" and suite not in SUITES:
         raise ConfigError(f"suite: expected one of {', '.join([*SUITES, 'all'])}, got {suite!r}")
     names = list(SUITES) if suite == "all" else [suite]
-    return [case for name in names for make in SUITES[name] for case in make(device, quick)]
+    rooms = [
+        importlib.import_module(f"fastgan.bench.suites.{room}")
+        for name in names
+        for room in SUITES[name]
+    ]
+    return [case for room in rooms for case in room.cases(device, quick)]

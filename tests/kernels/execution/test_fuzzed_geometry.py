@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from test_convolutions import Case, check_forward, check_gradients, draw
 
@@ -49,6 +49,7 @@ def convolutions(draw_from: st.DrawFn) -> Case:
     phases=(Phase.explicit, Phase.reuse, Phase.generate),
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
+@example(conv=Case(ConvGeometry((3, 2), (3, 2), (3, 3), (3, 2)), 3, (33, 3), (1, 1)), seed=0)
 @given(conv=convolutions(), seed=st.integers(0, 2**16))
 def test_any_geometry(conv, seed, dtype, device):
     input = draw(conv.input_shape, dtype, device, seed)

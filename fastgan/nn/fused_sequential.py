@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan import recording
-from fastgan.nn.plan import Single, plan_of
+from fastgan.nn.plan import Single, plan_of, sequential_was_replaced
 from fastgan.nn.stretch import run_stretch
 
 __all__ = ["FusedSequential"]
@@ -24,7 +24,8 @@ class FusedSequential(nn.Sequential):
     training switches, and so ``state_dict``, ``apply``, ``deepcopy`` and pickling.
 
     What runs is found out at every call from the children themselves. A child with a hook, a
-    layer of another kind, a subclass, runs by itself and as ever; so does everything where the
+    layer of another kind, a subclass, a replaced method (``forward``, ``_conv_forward``, on the
+    child or on its class), runs by itself and as ever; so does everything where the
     input is no plain tensor (``torch.fx``, ``torch.func``), and :func:`fastgan.explain` says so.
     In eval mode a batch norm is folded into the convolution before it.
 
@@ -59,10 +60,9 @@ class FusedSequential(nn.Sequential):
             not isinstance(input, Tensor)
             or torch.compiler.is_compiling()
             or torch._C._get_tracing_state() is not None
+            or sequential_was_replaced()
         ):
-            for module in self:
-                input = module(input)
-            return input
+            return super().forward(input)  # type: ignore[no-untyped-call]
         if recording.is_recording():
             return self._recorded(input)
         for part in plan_of(self.all_children()):

@@ -18,7 +18,7 @@ from torch.nn.utils import parametrize
 
 from fastgan.ops.stages import padding_named, pair
 
-__all__ = ["PlannedStage", "Single", "Stretch", "class_of", "plan_of"]
+__all__ = ["PlannedStage", "Single", "Stretch", "class_of", "plan_of", "sequential_was_replaced"]
 
 _LAYERS: tuple[type[nn.Module], ...] = (nn.ConvTranspose2d, nn.Conv2d, nn.Linear)
 _NORM_OF: dict[type[nn.Module], type[nn.Module]] = {
@@ -28,7 +28,35 @@ _NORM_OF: dict[type[nn.Module], type[nn.Module]] = {
 }
 _ACTIVATIONS: tuple[type[nn.Module], ...] = (nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid)
 _KNOWN = frozenset((*_LAYERS, *_NORM_OF.values(), *_ACTIVATIONS))
-_FORWARDS: dict[type[nn.Module], Any] = {kind: kind.forward for kind in _KNOWN}
+
+#: What a call of a module of ``_KNOWN`` runs besides torch's functions, and a fused stage doesn't.
+_CALLED = (
+    "__call__",
+    "_compiled_call_impl",
+    "_call_impl",
+    "forward",
+    "_conv_forward",
+    "_output_padding",
+    "_check_input_dim",
+)
+
+
+def _methods(kind: type[nn.Module]) -> dict[str, Any]:
+    """Those of ``_CALLED`` that a class has; one replaced before this import compares unequal."""
+    found = {name: getattr(kind, name) for name in _CALLED if hasattr(kind, name)}
+    for name, method in found.items():
+        home = getattr(method, "__globals__", {}).get("__name__", "")
+        if method is not None and not home.startswith("torch."):
+            found[name] = object()
+    return found
+
+
+_METHODS = {kind: _methods(kind) for kind in (*_KNOWN, nn.Sequential)}
+
+
+def sequential_was_replaced() -> bool:
+    """Whether ``nn.Sequential``'s forward isn't torch's: then no stretch may take its place."""
+    return nn.Sequential.forward is not _METHODS[nn.Sequential]["forward"]
 
 
 @dataclass
@@ -107,7 +135,7 @@ def plan_of(children: Iterable[tuple[str, nn.Module]]) -> list[Stretch | Single]
     """
     plan: list[Stretch | Single] = []
     stretch: list[PlannedStage] = []
-    everywhere = _global_hooks()
+    everywhere = _why_all_are_single()
 
     def end_stretch() -> None:
         if not stretch:
@@ -156,8 +184,9 @@ def _takes_norm(stretch: list[PlannedStage], kind: type[nn.Module] | None) -> bo
 def _why_single(module: Any, kind: type[nn.Module] | None) -> str | None:
     if kind is None:
         return f"{type(module).__name__} is not one of the layers that are fused"
-    if "forward" in vars(module) or kind.forward is not _FORWARDS[kind]:
-        return "its forward was replaced"
+    replaced = _replaced_method(module, kind)
+    if replaced is not None:
+        return f"its {replaced} was replaced"
     if (
         module._forward_hooks
         or module._forward_pre_hooks
@@ -176,7 +205,18 @@ def _why_single(module: Any, kind: type[nn.Module] | None) -> str | None:
     return None
 
 
-def _global_hooks() -> str | None:
+def _replaced_method(module: nn.Module, kind: type[nn.Module]) -> str | None:
+    """The first method of ``_CALLED`` that isn't torch's, on the module or on its class."""
+    own, found = vars(module), type(module)
+    for name, method in _METHODS[kind].items():
+        if own.get(name) is not None or getattr(found, name) is not method:
+            return name
+    return None
+
+
+def _why_all_are_single() -> str | None:
+    if sequential_was_replaced():
+        return "the forward of nn.Sequential was replaced"
     if (
         torch_module._global_forward_hooks
         or torch_module._global_forward_pre_hooks

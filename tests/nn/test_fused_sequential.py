@@ -8,6 +8,9 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+import subprocess
+import sys
+import types
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +22,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastgan import fallback
+from fastgan import explain, fallback
 from fastgan.fallback import FallbackWarning
-from fastgan.nn import FusedSequential, fuse
+from fastgan.nn import FusedSequential, fuse, plan
 from fastgan.nn.placement import placements
 from fastgan.ops.chain import weights_left_out
 from fastgan.ops.stages import Stage, StageTensors, folding_pays
@@ -627,11 +630,115 @@ def test_children_changed_after_fusing() -> None:
     agree(plain, fused, x, chains=None)
 
 
-def test_a_forward_replaced_on_a_child_is_called() -> None:
-    _, fused = pair(critic_block())
-    fused[2].forward = lambda input: torch.zeros(2, 6, 4, 4, dtype=torch.float64)
-    x = torch.randn(2, 3, 16, 16, dtype=torch.float64)
-    assert torch.equal(fused(x), fused(2 * x))
+def replaceable_layers() -> list[nn.Module]:
+    return [
+        nn.ConvTranspose2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.LeakyReLU(0.2),
+        nn.Conv2d(4, 3, 3),
+        nn.Sigmoid(),
+    ]
+
+
+REPLACEABLE = [
+    ("ConvTranspose2d", "_output_padding"),
+    ("BatchNorm2d", "_check_input_dim"),
+    ("Conv2d", "_conv_forward"),
+    *(
+        (type(layer).__name__, name)
+        for layer in replaceable_layers()
+        for name in ("forward", "_call_impl", "_compiled_call_impl")
+    ),
+]
+
+
+@pytest.mark.parametrize(
+    ("layer", "name", "of_class"),
+    [
+        *((*each, False) for each in REPLACEABLE),
+        *((*each, True) for each in REPLACEABLE),
+        ("Conv2d", "__call__", True),  # Python looks it up on the class alone
+    ],
+)
+def test_a_replaced_method_of_a_child_is_called(
+    layer: str, name: str, of_class: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, fused = pair(replaceable_layers())
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    agree(plain, fused, x)
+    called: list[nn.Module] = []
+
+    def replaced(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        called.append(module)
+        result = (original or nn.Module._call_impl)(module, *args, **kwargs)
+        return 2 * result if isinstance(result, Tensor) else result
+
+    for network in (plain, fused):
+        (child,) = (each for each in network if type(each).__name__ == layer)
+        original = getattr(type(child), name)
+        if not of_class:
+            monkeypatch.setattr(child, name, types.MethodType(replaced, child))
+    if of_class:
+        monkeypatch.setattr(type(child), name, replaced)
+    found = fused(x)
+    assert called == [child]
+    torch.testing.assert_close(found, plain(x), rtol=1e-10, atol=1e-10)
+    reasons = {row.reason for row in explain(fused, x).rows if row.op == layer}
+    assert reasons == {f"its {name} was replaced"}
+    monkeypatch.undo()
+    agree(plain, fused, x)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("kind", sorted(plan._KNOWN, key=str), ids=lambda kind: kind.__name__)
+def test_no_other_method_takes_part_in_a_call(kind: type[nn.Module], training: bool) -> None:
+    """Whatever torch's modules call of themselves, in this torch, the plan looks for."""
+    sizes = {"Conv": (4, 2, 3), "Line": (4, 2), "Batc": (4,)}.get(kind.__name__[:4], ())
+    module: Any = kind(*sizes).train(training)
+    called: set[str] = set()
+
+    def record(frame: types.FrameType, event: str, argument: object) -> None:
+        if event == "call" and frame.f_locals.get("self") is module:
+            called.add(frame.f_code.co_name)
+
+    x = torch.randn(3, 4) if kind in (nn.Linear, nn.BatchNorm1d) else torch.randn(3, 4, 5, 5)
+    sys.setprofile(record)
+    try:
+        module(x)
+    finally:
+        sys.setprofile(None)
+    looked_for = {each.__code__.co_name for each in plan._METHODS[kind].values() if each}
+    assert "forward" in called
+    assert called - {"__getattr__"} <= looked_for
+
+
+def test_a_replaced_forward_of_nn_sequential_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, fused = pair(replaceable_layers())
+    forward = nn.Sequential.forward
+    monkeypatch.setattr(nn.Sequential, "forward", lambda self, input: 2 * forward(self, input))
+    x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(fused(x), plain(x), rtol=1e-10, atol=1e-10)
+    assert {row.reason for row in placements(fused)} == {
+        "the forward of nn.Sequential was replaced"
+    }
+
+
+def test_a_method_replaced_before_fastgan_is_imported_is_called() -> None:
+    program = """
+import functools, torch
+from torch import nn
+original = nn.Conv2d._conv_forward
+@functools.wraps(original)
+def replaced(self, *args):
+    return 2 * original(self, *args)
+nn.Conv2d._conv_forward = replaced
+import fastgan
+plain = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+x = torch.randn(2, 3, 5, 5)
+expected = plain(x)
+torch.testing.assert_close(fastgan.fuse(plain)(x), expected)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 @pytest.mark.parametrize("padding_mode", ["reflect", "circular"])

@@ -876,6 +876,35 @@ def test_gradient_kernels_on_the_host(harness, dtype):
         assert_near(actual, expected, dtype, 16)
 
 
+def test_errors_of_a_threads_sums_do_not_grow_with_its_rows(harness):
+    """The first block alone, of 2^18 rows of 8 channels; a thread has 1024 of them."""
+    rows, channels, tile = 2**28, 8, 2**18
+    generator = torch.Generator().manual_seed(0)
+    x, g = (1 + torch.rand((2, channels), generator=generator)).bfloat16().unbind()
+    vectors = {"mean": -torch.rand(channels, generator=generator)}
+    vectors |= {name: torch.ones(channels) for name in ("invstd", "scale", "bias")}
+    whole = {
+        name: SparseTensor(torch.bfloat16, rows * channels, {0: v.expand(tile, -1).flatten()})
+        for name, v in (("input", x), ("grad", g))
+    }
+    sums = {name: torch.zeros(1024, channels) for name in ("grad_sum", "grad_xhat_sum")}
+    finals = ("slope", "offset", "grad_weight", "grad_bias")
+    case = Case(
+        "norm_act_gradient",
+        whole | vectors | sums | {name: torch.zeros(channels) for name in finals},
+        numbers={"negative_slope": 0.0},
+        integers={"images": rows, "channels": channels, "image_size": 1}
+        | {"activation": 0, "count": rows},
+        only_blocks=(0,),
+    )
+    kernels = harness.kernels("norm_act_gradient")
+    (result,) = kernels.check([case], builds=["sanitized"], schedules=SCHEDULES[-1:])
+    exact = tile * g.double(), tile * g.double() * (x.double() - vectors["mean"].double())
+    for name, expected in zip(sums, exact, strict=True):
+        error = (result.tensors[name][0].double() / expected - 1).abs()
+        assert (error <= 24 * 2.0**-24).all(), (name, error * 2**24)
+
+
 def test_kernels_count_elements_beyond_two_to_the_31(harness):
     """The first and last block alone, of bfloat16 with 16 channels; only what they touch exists."""
     rows = 2**28 + 64

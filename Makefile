@@ -17,7 +17,7 @@ SOURCES  := $(shell find csrc -type f 2>/dev/null) setup.py native_build.py pypr
 TESTING  := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format bench tables gpu-check wheel clean
+.PHONY: help demo test test-processors lint format bench tables gpu-check wheel clean
 
 help:  ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ demo: $(DEMO_NEEDS)  ## train a GAN on handwritten digits (about 3 minutes), sho
 test: $(VENV)/.installed  ## build, and run the whole test suite
 	$(TESTING) tests
 	$(TESTING) --doctest-modules fastgan
+
+test-processors: $(VENV)/.installed  ## test the numbers as on processors that can do less, a minute
+	$(BIN)/python tests/processors.py
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -131,6 +131,7 @@ def assert_near(actual, expected, dtype, units=4.0, scale=1.0):
 # --- Values ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -175,6 +176,7 @@ def test_statistics_of_every_layout_are_right(device, name, dtype):
         assert_near(actual, expected, arithmetic(dtype), 8 * slack(dtype))
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("activation", CODES)
 @pytest.mark.parametrize("name", SHAPES)
@@ -305,6 +307,7 @@ def test_an_outlier_as_first_value_costs_no_accuracy():
         assert_near(m2[0], expected, torch.float32, 8 * slack(dtype), scale=0)
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("half_way", [True, False])
 def test_sums_that_cancel_keep_what_is_left(memory_format, half_way):

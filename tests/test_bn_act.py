@@ -147,6 +147,7 @@ def assert_at_most_twice_eagers_error(problem, dtype, place, *settings, second=T
         assert error <= 2 * max(theirs, floor), (name, error, theirs, floor)
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("device", DEVICES)
 @settings(max_examples=40, deadline=None)
 @given(
@@ -194,6 +195,7 @@ def test_error_is_at_most_twice_eagers(
     )
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("memory_format", FORMATS)

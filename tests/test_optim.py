@@ -192,6 +192,7 @@ def steps_errors(name, dtype, device, clip, clip_when, seed, shapes, **options):
                 yield key, units_apart(mine, state[key]), units_apart(other, state[key]), condition
 
 
+@pytest.mark.processors
 @hypothesis.settings(deadline=None, max_examples=80)
 @hypothesis.given(
     option=options,
@@ -210,6 +211,7 @@ def test_cpu_step_is_as_exact_as_torchs_step_and_clamp(option, clip, clip_when, 
         assert error <= 2 * theirs + 4 * condition, (key, error, theirs)
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_one_step_is_within_four_units_of_the_exact_one(device, name, dtype):

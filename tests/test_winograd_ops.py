@@ -78,6 +78,7 @@ def by_torch(
     ]
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(case=shapes())
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -95,6 +96,7 @@ def test_values(dtype: torch.dtype, case: dict[str, Any]) -> None:
             assert float(error) <= DTYPES[dtype], name
 
 
+@pytest.mark.processors
 def test_errors_are_at_most_twice_those_of_torch() -> None:
     """In float32, against float64: of the layers of a DCGAN-64, and of the smallest there is.
 

@@ -23,7 +23,7 @@ SEEDED   := OMP_NUM_THREADS=1 FASTGAN_TEST_SEED=$(SEED)
 TESTING  := $(SEEDED) $(BIN)/python -m pytest --numprocesses auto --doctest-modules tests fastgan
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all quick fuzz lint format bench tables gpu-check wheel clean
+.PHONY: help demo test test-all test-processors quick fuzz lint format bench tables gpu-check wheel clean
 
 help:  ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -60,8 +60,12 @@ demo: $(INSTALLED)  ## train a GAN on handwritten digits (about 3 minutes), show
 test: $(INSTALLED)  ## build for this machine, and test everything once (8 minutes on two cores)
 	$(TESTING) -m "not exhaustive"
 
-test-all: $(INSTALLED)  ## build for every GPU, and test for every GPU, as CI does
+test-all: $(INSTALLED)  ## build for every GPU, and test for every GPU and processor, as CI does
 	$(TESTING)
+	$(BIN)/python tests/processors.py
+
+test-processors: $(INSTALLED)  ## test the numbers as on processors that can do less, a minute
+	$(BIN)/python tests/processors.py
 
 quick: $(INSTALLED)  ## the tests that take no compiler and no patience (a minute and a half)
 	FASTGAN_TEST_EXAMPLES=10 $(TESTING) -m "not exhaustive and not slow"

@@ -6,6 +6,7 @@ is compared with those of the same values cut by hand.
 
 from __future__ import annotations
 
+import math
 import os
 import subprocess
 import sys
@@ -130,6 +131,7 @@ def assert_near(actual, expected, dtype, units=4.0, scale=1.0):
 # --- Values ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("name", SHAPES)
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -174,6 +176,7 @@ def test_statistics_of_every_layout_are_right(device, name, dtype):
         assert_near(actual, expected, arithmetic(dtype), 8 * slack(dtype))
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("activation", CODES)
 @pytest.mark.parametrize("name", SHAPES)
@@ -304,6 +307,7 @@ def test_an_outlier_as_first_value_costs_no_accuracy():
         assert_near(m2[0], expected, torch.float32, 8 * slack(dtype), scale=0)
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("half_way", [True, False])
 def test_sums_that_cancel_keep_what_is_left(memory_format, half_way):
@@ -335,6 +339,50 @@ def test_sums_that_cancel_keep_what_is_left(memory_format, half_way):
             error = (actual.double().sum(0) - term.sum((0, 2, 3))).square().mean().sqrt()
             rounding = torch.finfo(torch.float32).eps * term.square().sum((0, 2, 3)).mean().sqrt()
             assert error <= 8 * rounding, (activation, error / rounding)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", ["columns", "images", "one channel"])
+def test_errors_of_sums_do_not_grow_with_the_rows(device, dtype, layout):
+    """A million rows, the second half's gradients cancelling the first's.
+
+    The terms of a half are alike, so that where a sum grows, its roundings all go one way. The
+    bounds are those that csrc/cpu/batch_norm_loops.cpp and csrc/cuda/batch_norm_statistics.cu give.
+    """
+    device_or_skip(device)
+    generator = torch.Generator().manual_seed(0)
+    channels, half = 1 if layout == "one channel" else 4, 500_000
+    of_halves = 1 + torch.rand((4, channels), generator=generator, dtype=torch.float64)
+    kind = arithmetic(dtype)
+
+    def rows_of(first, second):
+        return torch.cat([first.expand(half, -1), second.expand(half, -1)]).to(dtype)
+
+    def image(rows):
+        rows = rows.view(4000, 250, channels).movedim(1, 2) if layout == "images" else rows
+        return rows.contiguous().to(device)
+
+    def exact_sum(terms):
+        sums = [math.fsum(column.tolist()) for column in terms.double().cpu().T]
+        return torch.tensor(sums, dtype=torch.float64)
+
+    x, g = rows_of(*of_halves[:2]), rows_of(of_halves[2], -of_halves[3])
+    mean = (torch.rand(channels, generator=generator) - 1).to(device, kind)
+    invstd = torch.full_like(mean, 0.75)
+    sums = OPS.norm_act_gradient_sums(image(g), image(x), mean, invstd, invstd, None, 0, 0.0)
+    u = torch.finfo(kind).eps / 2
+    xhat = (x.double() - mean.double().cpu()) * 0.75
+    for actual, terms in zip(sums, (g.double(), g.double() * xhat), strict=True):
+        error = (exact_sum(actual) - exact_sum(terms)).abs()
+        assert (error <= 24 * u * exact_sum(terms.abs())).all(), error / exact_sum(terms.abs()) / u
+
+    # Every 16th value is another: also the first of each tile, which the others are taken from.
+    x[::16] = 3 * x[0]
+    _, actual, _ = OPS.batch_norm_statistics(image(x), None, None, None, 0.0, 1e-5)
+    variance = exact_sum((x.double() - exact_sum(x) / len(x)) ** 2) / len(x)
+    error = (actual.double().cpu() * (variance + 1e-5).sqrt() - 1).abs()
+    assert (error <= 100 * u).all(), error / u
 
 
 @settings(max_examples=25, deadline=None)
@@ -829,6 +877,35 @@ def test_gradient_kernels_on_the_host(harness, dtype):
             )
         actual = got["result" if "result" in tensors else "grad"]
         assert_near(actual, expected, dtype, 16)
+
+
+def test_errors_of_a_threads_sums_do_not_grow_with_its_rows(harness):
+    """The first block alone, of 2^18 rows of 8 channels; a thread has 1024 of them."""
+    rows, channels, tile = 2**28, 8, 2**18
+    generator = torch.Generator().manual_seed(0)
+    x, g = (1 + torch.rand((2, channels), generator=generator)).bfloat16().unbind()
+    vectors = {"mean": -torch.rand(channels, generator=generator)}
+    vectors |= {name: torch.ones(channels) for name in ("invstd", "scale", "bias")}
+    whole = {
+        name: SparseTensor(torch.bfloat16, rows * channels, {0: v.expand(tile, -1).flatten()})
+        for name, v in (("input", x), ("grad", g))
+    }
+    sums = {name: torch.zeros(1024, channels) for name in ("grad_sum", "grad_xhat_sum")}
+    finals = ("slope", "offset", "grad_weight", "grad_bias")
+    case = Case(
+        "norm_act_gradient",
+        whole | vectors | sums | {name: torch.zeros(channels) for name in finals},
+        numbers={"negative_slope": 0.0},
+        integers={"images": rows, "channels": channels, "image_size": 1}
+        | {"activation": 0, "count": rows},
+        only_blocks=(0,),
+    )
+    kernels = harness.kernels("norm_act_gradient")
+    (result,) = kernels.check([case], builds=["sanitized"], schedules=SCHEDULES[-1:])
+    exact = tile * g.double(), tile * g.double() * (x.double() - vectors["mean"].double())
+    for name, expected in zip(sums, exact, strict=True):
+        error = (result.tensors[name][0].double() / expected - 1).abs()
+        assert (error <= 24 * 2.0**-24).all(), (name, error * 2**24)
 
 
 def test_kernels_count_elements_beyond_two_to_the_31(harness):

@@ -1,35 +1,58 @@
 // Compiled once per instruction set: see instruction_sets.h.
 #include "batch_norm_loops.h"
 
+#include "../math/compensated_sum.h"
+
 namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET {
 
 namespace {
 
-// What sums are taken in: as torch does on a CPU, in double for float. For 16-bit data float is
-// enough, tiles being small and merged in double.
+// What a tile's sums are taken in. Neither's error grows with the rows: a double loses 2^-53 of
+// sum(|t|) a row, less than half a rounding of a float for all the rows that a tile can have.
 template <typename T>
 struct SumOf {
-    using Type = float;
-};
-template <>
-struct SumOf<float> {
     using Type = double;
 };
 template <>
 struct SumOf<double> {
-    using Type = double;
+    using Type = CompensatedSum<double>;
 };
 
 template <typename T>
 using Sum = typename SumOf<T>::Type;
 
+// What the moments of a few rows are taken in.
+template <typename T>
+struct PartOf {
+    using Type = float;
+};
+template <>
+struct PartOf<float> {
+    using Type = double;
+};
+template <>
+struct PartOf<double> {
+    using Type = double;
+};
+
+FASTGAN_INLINE double total_of(double sum) {
+    return sum;
+}
+FASTGAN_INLINE double total_of(const CompensatedSum<double>& sum) {
+    return sum.total();
+}
+
 template <typename T>
 using Arithmetic = decltype(to_arithmetic(T{}));
 
-// Rows added at a time: the sums are fetched and put back once for all of them. The gradient's are
-// added in the arithmetic's type first: three additions in float round about as much as making the
-// terms has, and take half the time that as many in double do.
+// Rows added at a time: the sums are fetched and put back once for all of them. They are added in
+// the adder's type first: three additions in float round about as much as making the terms has, and
+// take half the time that as many in double do. Of 16-bit values the sums of kRowsInFloat rows are.
+//
+// So a sum of terms t is off by 21 u sum(|t|) at most, u = 2^-24, however many rows it has: by 3
+// roundings of each term, 3 of adding 4 rows and, of 16-bit values, 15 of adding 16 such sums.
 constexpr std::int64_t kRowsAtATime = 4;
+constexpr std::int64_t kRowsInFloat = 64;
 // Columns at a time: their sums stay in the first-level cache.
 constexpr std::int64_t kColumnsAtATime = 256;
 // A run of one channel is walked as rows of so many columns, each with a sum of its own: the same
@@ -65,8 +88,8 @@ FASTGAN_INLINE void add_rows(const Adder& adder, std::int64_t first, std::int64_
             for (int r = 0; r < kRows; ++r) {
                 adder(first + r * stride + c, c, sum, other);
             }
-            sums[c] += static_cast<A>(sum);
-            others[c] += static_cast<A>(other);
+            sums[c] += sum;
+            others[c] += other;
         }
     }
 }
@@ -83,6 +106,68 @@ FASTGAN_INLINE void add_block(const Adder& adder, std::int64_t first, std::int64
         add_rows<1>(adder, first + row * stride, stride, 0, columns, sums, others);
     }
 }
+
+// Two sums of each of at most kColumns columns. Of 16-bit values, those of the last rows_in_float
+// rows are kept apart, in float.
+template <typename T, std::int64_t kColumns>
+struct ColumnSums {
+    static constexpr bool kInFloat = sizeof(T) == 2;
+    std::int64_t rows_in_float;
+    alignas(64) Sum<T> sums[kColumns];
+    alignas(64) Sum<T> others[kColumns];
+    alignas(64) float sums_in_float[kInFloat ? kColumns : 1];
+    alignas(64) float others_in_float[kInFloat ? kColumns : 1];
+
+    FASTGAN_INLINE void start(std::int64_t columns) {
+        rows_in_float = 0;
+        for (std::int64_t c = 0; c < columns; ++c) {
+            sums[c] = {};
+            others[c] = {};
+        }
+    }
+
+    template <typename Adder>
+    FASTGAN_INLINE void add(const Adder& adder, std::int64_t first, std::int64_t rows,
+                            std::int64_t stride, std::int64_t ahead, std::int64_t columns) {
+        if constexpr (!kInFloat) {
+            add_block(adder, first, rows, stride, ahead, columns, sums, others);
+            return;
+        }
+        while (rows > 0) {
+            if (rows_in_float == 0) {
+                for (std::int64_t c = 0; c < columns; ++c) {
+                    sums_in_float[c] = 0;
+                    others_in_float[c] = 0;
+                }
+            }
+            const std::int64_t room = kRowsInFloat - rows_in_float;
+            const std::int64_t count = rows < room ? rows : room;
+            add_block(adder, first, count, stride, ahead, columns, sums_in_float, others_in_float);
+            first += count * stride;
+            rows -= count;
+            rows_in_float += count;
+            if (rows_in_float == kRowsInFloat) {
+                finish(columns);
+            }
+        }
+    }
+
+    // Columns [0, count) of one row more.
+    template <typename Adder>
+    FASTGAN_INLINE void add_row(const Adder& adder, std::int64_t first, std::int64_t count) {
+        add_rows<1>(adder, first, 0, 0, count, sums, others);
+    }
+
+    FASTGAN_INLINE void finish(std::int64_t columns) {
+        if (rows_in_float > 0) {
+            for (std::int64_t c = 0; c < columns; ++c) {
+                sums[c] += sums_in_float[c];
+                others[c] += others_in_float[c];
+            }
+            rows_in_float = 0;
+        }
+    }
+};
 
 // kBytesAhead in rows of so many channels, a multiple of kRowsAtATime; 0 where rows are so short
 // that side by side they are a sequence after all.
@@ -102,38 +187,41 @@ FASTGAN_INLINE void fetch_values(const T* values, std::int64_t count) {
 }
 
 // Adds a channel's span: run by run, each run in rows of kLanes columns.
-template <typename A, typename Adder>
-FASTGAN_INLINE void add_span(const Adder& adder, ChannelSpan span, A* sums, A* others) {
+template <typename T, typename Adder>
+FASTGAN_INLINE void add_span(const Adder& adder, ChannelSpan span, ColumnSums<T, kLanes>& sums) {
     std::int64_t image = span.begin / span.image_size;
     std::int64_t within = span.begin - image * span.image_size;
+    sums.start(kLanes);
     for (std::int64_t left = span.count; left > 0; ++image) {
         const std::int64_t run = span.image_size - within < left ? span.image_size - within : left;
         const std::int64_t first = image * span.image_stride + within;
         const std::int64_t rows = run / kLanes;
-        add_block(adder, first, rows, kLanes, 0, kLanes, sums, others);
-        add_rows<1>(adder, first + rows * kLanes, kLanes, 0, run - rows * kLanes, sums, others);
+        sums.add(adder, first, rows, kLanes, 0, kLanes);
+        sums.add_row(adder, first + rows * kLanes, run - rows * kLanes);
         left -= run;
         within = 0;
     }
+    sums.finish(kLanes);
 }
 
 // The lanes' sums as one, always in the same order.
 template <typename A>
-FASTGAN_INLINE A sum_of_lanes(A* lanes) {
+FASTGAN_INLINE double sum_of_lanes(A* lanes) {
     for (std::int64_t half = kLanes / 2; half > 0; half /= 2) {
         for (std::int64_t lane = 0; lane < half; ++lane) {
             lanes[lane] += lanes[lane + half];
         }
     }
-    return lanes[0];
+    return total_of(lanes[0]);
 }
 
 // --- Statistics ----------------------------------------------------------------------------------
 
-// Adds d = x - shift and d^2.
+// Adds d = x - shift and d^2, of float in double, as torch does on a CPU.
 template <typename T>
 struct MomentsAdder {
-    using Part = Sum<T>;
+    using Value = T;
+    using Part = typename PartOf<T>::Type;
     const T* __restrict values;
     const Part* __restrict shifts;
 
@@ -149,12 +237,12 @@ struct MomentsAdder {
 };
 
 // A tile's moments, where its caller wants them.
-template <typename T, typename A>
-FASTGAN_INLINE void put(const TileMoments<A>& moments, std::int64_t c, bool wide, void* mean,
+template <typename T>
+FASTGAN_INLINE void put(const TileMoments<double>& moments, std::int64_t c, bool wide, void* mean,
                         void* m2) {
     if (wide) {
-        static_cast<double*>(mean)[c] = static_cast<double>(moments.mean);
-        static_cast<double*>(m2)[c] = static_cast<double>(moments.m2);
+        static_cast<double*>(mean)[c] = moments.mean;
+        static_cast<double*>(m2)[c] = moments.m2;
     } else {
         static_cast<Arithmetic<T>*>(mean)[c] = static_cast<Arithmetic<T>>(moments.mean);
         static_cast<Arithmetic<T>*>(m2)[c] = static_cast<Arithmetic<T>>(moments.m2);
@@ -164,20 +252,22 @@ FASTGAN_INLINE void put(const TileMoments<A>& moments, std::int64_t c, bool wide
 template <typename T>
 void typed_column_moments(const T* values, std::int64_t rows, std::int64_t channels, bool wide,
                           void* mean, void* m2) {
-    using A = Sum<T>;
-    A shifts[kColumnsAtATime], sums[kColumnsAtATime], squares[kColumnsAtATime];
+    typename MomentsAdder<T>::Part shifts[kColumnsAtATime];
+    ColumnSums<T, kColumnsAtATime> sums;
     for (std::int64_t begin = 0; begin < channels; begin += kColumnsAtATime) {
         const std::int64_t columns =
             channels - begin < kColumnsAtATime ? channels - begin : kColumnsAtATime;
         for (std::int64_t c = 0; c < columns; ++c) {
-            shifts[c] = shift_by(static_cast<A>(to_arithmetic(values[begin + c])));
-            sums[c] = 0;
-            squares[c] = 0;
+            shifts[c] = shift_by<typename MomentsAdder<T>::Part>(to_arithmetic(values[begin + c]));
         }
-        add_block(MomentsAdder<T>{values, shifts}, begin, rows, channels, rows_ahead<T>(channels),
-                  columns, sums, squares);
+        sums.start(columns);
+        sums.add(MomentsAdder<T>{values, shifts}, begin, rows, channels, rows_ahead<T>(channels),
+                 columns);
+        sums.finish(columns);
         for (std::int64_t c = 0; c < columns; ++c) {
-            put<T>(TileMoments<A>::of_sums(shifts[c], sums[c], squares[c], static_cast<A>(rows)),
+            put<T>(TileMoments<double>::of_sums(shifts[c], total_of(sums.sums[c]),
+                                                total_of(sums.others[c]),
+                                                static_cast<double>(rows)),
                    begin + c, wide, mean, m2);
         }
     }
@@ -185,17 +275,17 @@ void typed_column_moments(const T* values, std::int64_t rows, std::int64_t chann
 
 template <typename T>
 void typed_span_moments(const T* values, ChannelSpan span, bool wide, void* mean, void* m2) {
-    using A = Sum<T>;
     const std::int64_t image = span.begin / span.image_size;
     const T first = values[image * span.image_stride + (span.begin - image * span.image_size)];
-    const A shift = shift_by(static_cast<A>(to_arithmetic(first)));
-    A shifts[kLanes], sums[kLanes] = {}, squares[kLanes] = {};
+    const auto shift = shift_by<typename MomentsAdder<T>::Part>(to_arithmetic(first));
+    typename MomentsAdder<T>::Part shifts[kLanes];
     for (std::int64_t lane = 0; lane < kLanes; ++lane) {
         shifts[lane] = shift;
     }
-    add_span(MomentsAdder<T>{values, shifts}, span, sums, squares);
-    put<T>(TileMoments<A>::of_sums(shift, sum_of_lanes(sums), sum_of_lanes(squares),
-                                   static_cast<A>(span.count)),
+    ColumnSums<T, kLanes> sums;
+    add_span(MomentsAdder<T>{values, shifts}, span, sums);
+    put<T>(TileMoments<double>::of_sums(shift, sum_of_lanes(sums.sums), sum_of_lanes(sums.others),
+                                        static_cast<double>(span.count)),
            0, wide, mean, m2);
 }
 
@@ -267,6 +357,7 @@ void typed_norm_act(const void* input, void* result, std::int64_t rows, std::int
 // Adds g and g * (x - mean).
 template <typename T, Activation kActivation>
 struct GradientAdder {
+    using Value = T;
     using Part = Arithmetic<T>;
     const T* __restrict grads;
     const T* __restrict values;
@@ -294,18 +385,13 @@ void typed_column_gradient_sums(const T* grad, const T* input, std::int64_t rows
                                 std::int64_t channels, const NormActParameters& parameters,
                                 const Arithmetic<T>* invstd, Arithmetic<T>* grad_sum,
                                 Arithmetic<T>* grad_xhat_sum) {
-    using A = Sum<T>;
     using B = Arithmetic<T>;
-    A sums[kColumnsAtATime], dots[kColumnsAtATime];
+    ColumnSums<T, kColumnsAtATime> sums;
     with_activation(parameters.activation, [&](auto tag) {
         for (std::int64_t begin = 0; begin < channels; begin += kColumnsAtATime) {
             const std::int64_t columns =
                 channels - begin < kColumnsAtATime ? channels - begin : kColumnsAtATime;
             const B* const mean = static_cast<const B*>(parameters.mean) + begin;
-            for (std::int64_t c = 0; c < columns; ++c) {
-                sums[c] = 0;
-                dots[c] = 0;
-            }
             const GradientAdder<T, decltype(tag)::value> adder{
                 grad,
                 input,
@@ -313,11 +399,13 @@ void typed_column_gradient_sums(const T* grad, const T* input, std::int64_t rows
                 static_cast<const B*>(parameters.scale) + begin,
                 static_cast<const B*>(parameters.bias) + begin,
                 static_cast<B>(parameters.negative_slope)};
-            add_block(adder, begin, rows, channels, rows_ahead<T>(channels), columns, sums, dots);
+            sums.start(columns);
+            sums.add(adder, begin, rows, channels, rows_ahead<T>(channels), columns);
+            sums.finish(columns);
             for (std::int64_t c = 0; c < columns; ++c) {
-                grad_sum[begin + c] = static_cast<B>(sums[c]);
-                grad_xhat_sum[begin + c] =
-                    static_cast<B>(dots[c] * static_cast<A>(invstd[begin + c]));
+                grad_sum[begin + c] = static_cast<B>(total_of(sums.sums[c]));
+                grad_xhat_sum[begin + c] = static_cast<B>(
+                    total_of(sums.others[c]) * static_cast<double>(invstd[begin + c]));
             }
         }
     });
@@ -327,9 +415,8 @@ template <typename T>
 void typed_span_gradient_sums(const T* grad, const T* input, ChannelSpan span,
                               const NormActParameters& parameters, const Arithmetic<T>* invstd,
                               Arithmetic<T>* grad_sum, Arithmetic<T>* grad_xhat_sum) {
-    using A = Sum<T>;
     using B = Arithmetic<T>;
-    A sums[kLanes] = {}, dots[kLanes] = {};
+    ColumnSums<T, kLanes> sums;
     B means[kLanes], scales[kLanes], biases[kLanes];
     for (std::int64_t lane = 0; lane < kLanes; ++lane) {
         means[lane] = *static_cast<const B*>(parameters.mean);
@@ -339,10 +426,10 @@ void typed_span_gradient_sums(const T* grad, const T* input, ChannelSpan span,
     with_activation(parameters.activation, [&](auto tag) {
         const GradientAdder<T, decltype(tag)::value> adder{
             grad, input, means, scales, biases, static_cast<B>(parameters.negative_slope)};
-        add_span(adder, span, sums, dots);
+        add_span(adder, span, sums);
     });
-    *grad_sum = static_cast<B>(sum_of_lanes(sums));
-    *grad_xhat_sum = static_cast<B>(sum_of_lanes(dots) * static_cast<A>(*invstd));
+    *grad_sum = static_cast<B>(sum_of_lanes(sums.sums));
+    *grad_xhat_sum = static_cast<B>(sum_of_lanes(sums.others) * static_cast<double>(*invstd));
 }
 
 template <typename T, template <typename> typename Reader>

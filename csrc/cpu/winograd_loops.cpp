@@ -319,6 +319,15 @@ void correlate(const Correlation& task, Range tiles, Range channels, float* scra
                       static_cast<T*>(task.output));
 }
 
+// totals[i] (+)= products[i]
+void add_in_double(const float* products, std::int64_t count, bool accumulate, double* totals) {
+#pragma GCC ivdep
+    for (std::int64_t i = 0; i < count; ++i) {
+        const double product = static_cast<double>(products[i]);
+        totals[i] = accumulate ? totals[i] + product : product;
+    }
+}
+
 template <typename T>
 void weight_gradient(const WeightGradient& task, Range small, Range wide, float* scratch) {
     // Depth is tiles here, rows channels of the small map.
@@ -327,6 +336,8 @@ void weight_gradient(const WeightGradient& task, Range small, Range wide, float*
     float* const gradients = scratch;
     float* const values = gradients + kWinogradPoints * gradients_per_point;
     float* const products = values + kWinogradPoints * kPanelsSize;
+    constexpr std::int64_t product_count = kWinogradPoints * products_per_point;
+    double* const totals = reinterpret_cast<double*>(products + product_count);
     const Layout of_gradients{gradients_per_point, kWinogradTiles, kPanel};
     const Layout of_values{kPanelsSize, kPanel, kPanelSize};
     for (std::int64_t first = 0; first < task.tile_count; first += kWinogradDepth) {
@@ -338,8 +349,25 @@ void weight_gradient(const WeightGradient& task, Range small, Range wide, float*
         for (std::int64_t point = 0; point < kWinogradPoints; ++point) {
             multiply<1, kWinogradTiles>(gradients + point * gradients_per_point,
                                         values + point * kPanelsSize, kPanelSize, small.count,
-                                        wide.count, tiles.count, first > 0,
+                                        wide.count, tiles.count, first % kWinogradTilesInFloat > 0,
                                         products + point * products_per_point, kWinogradWidth);
+        }
+        const std::int64_t end = first + tiles.count;
+        if (task.tile_count > kWinogradTilesInFloat &&
+            (end % kWinogradTilesInFloat == 0 || end == task.tile_count)) {
+            for (std::int64_t point = 0; point < kWinogradPoints; ++point) {
+                const std::int64_t at = point * products_per_point;
+                add_in_double(products + at, small.count * kWinogradWidth,
+                              first >= kWinogradTilesInFloat, totals + at);
+            }
+        }
+    }
+    if (task.tile_count > kWinogradTilesInFloat) {
+        for (std::int64_t point = 0; point < kWinogradPoints; ++point) {
+            const std::int64_t at = point * products_per_point;
+            for (std::int64_t i = 0; i < small.count * kWinogradWidth; ++i) {
+                products[at + i] = static_cast<float>(totals[at + i]);
+            }
         }
     }
     const WeightPhase& phase = task.weight;

@@ -55,12 +55,17 @@ struct WeightPhase {
 // Between what is written at once, so that it does not fall on the same lines of a cache.
 inline constexpr std::int64_t kWinogradGap = 16;
 
+// The weight gradient adds the products of so many tiles in float, and those of all in double. So a
+// sum of terms t is off by 96 u sum(|t|) at most, u = 2^-24, however many tiles there are: by 64
+// roundings of adding kWinogradDepth tiles, and 32 of adding such sums.
+inline constexpr std::int64_t kWinogradTilesInFloat = 32 * kWinogradDepth;
+
 // Floats of scratch memory that the functions below need: values, weights and products, where the
-// weights come in panels of at least 8 columns.
+// weights come in panels of at least 8 columns; and the sums in double.
 inline constexpr std::int64_t kWinogradScratch =
     kWinogradPoints * (kWinogradTiles * kWinogradDepth + kWinogradDepth * kWinogradWidth +
-                       kWinogradTiles * kWinogradWidth +
-                       (kWinogradWidth / 8 + 3) * kWinogradGap);
+                       3 * kWinogradTiles * kWinogradWidth +
+                       (kWinogradWidth / 8 + 5) * kWinogradGap);
 
 struct CorrelationTerm {
     PhaseOfMap input;

@@ -1,5 +1,6 @@
 // Batch norm's statistics on CUDA devices: a kernel that takes those of tiles, bound by reading the
 // tensor once, and one that merges them.
+#include "../math/compensated_sum.h"
 #include "batch_norm.h"
 #include "channel_tiles.h"
 #include "launch.h"
@@ -7,6 +8,11 @@
 namespace fastgan::cuda {
 
 namespace {
+
+// However many rows a tile has, its sums of terms t are off by 21 u sum(|t|) at most, u being half
+// of the type's epsilon: by 3 roundings of each term, 7 of adding a vector's or 3 of adding
+// kRowsInFlight, 2 of a thread's sum (compensated_sum.h), 8 of a block's or 5 of a warp's, 1 of the
+// result.
 
 // Rows that a thread loads before it uses the first: hides the memory's latency.
 constexpr int kRowsInFlight = 4;
@@ -27,8 +33,8 @@ __global__ void __launch_bounds__(kTileThreads)
     const bool active = place.channel < channels;
 
     A shift[kVector] = {};
-    A sum[kVector] = {};
-    A square[kVector] = {};
+    CompensatedSum<A> sums[kVector] = {};
+    CompensatedSum<A> squares[kVector] = {};
     if (active) {
         const T* const tile = input + begin * channels + place.channel;
         const auto first = load<kVector>(tile);
@@ -47,17 +53,28 @@ __global__ void __launch_bounds__(kTileThreads)
                 }
             }
 #pragma unroll
-            for (int r = 0; r < kRowsInFlight; ++r) {
-                if (row + r * place.rows < rows) {
+            for (int v = 0; v < kVector; ++v) {
+                A sum = 0;
+                A square = 0;
 #pragma unroll
-                    for (int v = 0; v < kVector; ++v) {
+                for (int r = 0; r < kRowsInFlight; ++r) {
+                    if (row + r * place.rows < rows) {
                         const A d = to_arithmetic(loaded[r].elements[v]) - shift[v];
-                        sum[v] += d;
-                        square[v] = multiply_add(d, d, square[v]);
+                        sum += d;
+                        square = multiply_add(d, d, square);
                     }
                 }
+                sums[v] += sum;
+                squares[v] += square;
             }
         }
+    }
+    A sum[kVector];
+    A square[kVector];
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+        sum[v] = sums[v].total();
+        square[v] = squares[v].total();
     }
     add_rows_of_block<kVector>(place, blocks.lanes, sum, shared);
     add_rows_of_block<kVector>(place, blocks.lanes, square, shared);
@@ -96,20 +113,24 @@ __global__ void __launch_bounds__(kTileThreads)
     const ChannelTile place = ChannelTile::of(divisors, begin, channel);
 
     const A shift = shift_by(to_arithmetic(input[place.offset(0)]));
-    A sum = 0;
-    A square = 0;
+    CompensatedSum<A> sums{};
+    CompensatedSum<A> squares{};
 #pragma unroll 1
     for (std::int64_t i = lane * kVector; i < values; i += warpSize * kVector) {
         const auto loaded = load<kVector>(input + place.offset(i));
+        A sum_of_vector = 0;
+        A square_of_vector = 0;
 #pragma unroll
         for (int v = 0; v < kVector; ++v) {
             const A d = to_arithmetic(loaded.elements[v]) - shift;
-            sum += d;
-            square = multiply_add(d, d, square);
+            sum_of_vector += d;
+            square_of_vector = multiply_add(d, d, square_of_vector);
         }
+        sums += sum_of_vector;
+        squares += square_of_vector;
     }
-    sum = sum_of_warp(sum);
-    square = sum_of_warp(square);
+    const A sum = sum_of_warp(sums.total());
+    const A square = sum_of_warp(squares.total());
     if (lane == 0) {
         const auto moments = TileMoments<A>::of_sums(shift, sum, square, static_cast<A>(values));
         mean[pair] = moments.mean;

@@ -1,5 +1,6 @@
 // Back through a normalisation and an activation on CUDA devices: two sums by tiles, what merges
 // them, and the input's gradient. Both passes over the tensors are bound by memory.
+#include "../math/compensated_sum.h"
 #include "batch_norm.h"
 #include "channel_tiles.h"
 #include "launch.h"
@@ -7,6 +8,9 @@
 namespace fastgan::cuda {
 
 namespace {
+
+// However many rows a tile has, its sums of terms t are off by 21 u sum(|t|) at most: see
+// batch_norm_statistics.cu.
 
 // Vectors that a thread loads of either tensor before it uses the first.
 constexpr int kInFlight = 2;
@@ -27,8 +31,8 @@ __global__ void __launch_bounds__(kTileThreads)
     const bool active = place.channel < channels;
     const A negative_slope = static_cast<A>(norm.negative_slope);
 
-    A sum[kVector] = {};
-    A dot[kVector] = {};
+    CompensatedSum<A> sums[kVector] = {};
+    CompensatedSum<A> dots[kVector] = {};
     if (active) {
         Normalisation<A> normalise[kVector];
 #pragma unroll
@@ -50,21 +54,32 @@ __global__ void __launch_bounds__(kTileThreads)
                     }
                 }
 #pragma unroll
-                for (int r = 0; r < kInFlight; ++r) {
-                    if (row + r * place.rows < rows) {
+                for (int v = 0; v < kVector; ++v) {
+                    A sum = 0;
+                    A dot = 0;
 #pragma unroll
-                        for (int v = 0; v < kVector; ++v) {
+                    for (int r = 0; r < kInFlight; ++r) {
+                        if (row + r * place.rows < rows) {
                             const A x = to_arithmetic(values[r].elements[v]);
                             const A g = gradient_by_input<decltype(tag)::value>(
                                 to_arithmetic(grads[r].elements[v]), normalise[v](x),
                                 negative_slope);
-                            sum[v] += g;
-                            dot[v] = multiply_add(g, x - normalise[v].mean, dot[v]);
+                            sum += g;
+                            dot = multiply_add(g, x - normalise[v].mean, dot);
                         }
                     }
+                    sums[v] += sum;
+                    dots[v] += dot;
                 }
             }
         });
+    }
+    A sum[kVector];
+    A dot[kVector];
+#pragma unroll
+    for (int v = 0; v < kVector; ++v) {
+        sum[v] = sums[v].total();
+        dot[v] = dots[v].total();
     }
     add_rows_of_block<kVector>(place, blocks.lanes, sum, shared);
     add_rows_of_block<kVector>(place, blocks.lanes, dot, shared);
@@ -101,26 +116,30 @@ __global__ void __launch_bounds__(kTileThreads)
     const Normalisation<A> normalise = norm.of_channel<A>(channel);
     const A negative_slope = static_cast<A>(norm.negative_slope);
 
-    A sum = 0;
-    A dot = 0;
+    CompensatedSum<A> sums{};
+    CompensatedSum<A> dots{};
 #pragma unroll 1
     for (std::int64_t i = lane * kVector; i < values; i += warpSize * kVector) {
         const std::int64_t at = place.offset(i);
         const auto grads = load<kVector>(grad + at);
         const auto inputs = load<kVector>(input + at);
+        A sum_of_vector = 0;
+        A dot_of_vector = 0;
         with_activation(norm.activation, [&](auto tag) {
 #pragma unroll
             for (int v = 0; v < kVector; ++v) {
                 const A x = to_arithmetic(inputs.elements[v]);
                 const A g = gradient_by_input<decltype(tag)::value>(
                     to_arithmetic(grads.elements[v]), normalise(x), negative_slope);
-                sum += g;
-                dot = multiply_add(g, x - normalise.mean, dot);
+                sum_of_vector += g;
+                dot_of_vector = multiply_add(g, x - normalise.mean, dot_of_vector);
             }
         });
+        sums += sum_of_vector;
+        dots += dot_of_vector;
     }
-    sum = sum_of_warp(sum);
-    dot = sum_of_warp(dot);
+    const A sum = sum_of_warp(sums.total());
+    const A dot = sum_of_warp(dots.total());
     if (lane == 0) {
         grad_sum[pair] = sum;
         grad_xhat_sum[pair] = dot * invstd[channel];

@@ -2,6 +2,7 @@
 // the tangents, once more out of the cache.
 #include "penalty_points.h"
 
+#include "../math/compensated_sum.h"
 #include "../math/float_pairs.h"
 #include "block_sum.h"
 #include "launch.h"
@@ -10,6 +11,8 @@ namespace fastgan::cuda {
 
 namespace {
 
+// The sums below are of a thread's terms in two numbers, then of the block's: however many terms t
+// there are, they are off by 12 u sum(|t|) at most.
 constexpr int kThreads = 256;
 
 // A thread owns one element of one sample, and writes it to all three thirds of batch.
@@ -38,12 +41,12 @@ __global__ void __launch_bounds__(kThreads)
                     const From* gradient, To* tangent, A* norms) {
     __shared__ A shared[kThreads];
     const std::int64_t first = static_cast<std::int64_t>(blockIdx.x) * elements;
-    A squares = 0;
+    CompensatedSum<A> squares{};
     for (std::int64_t i = threadIdx.x; i < elements; i += kThreads) {
         const A value = to_arithmetic(gradient[first + i]);
         squares += value * value;
     }
-    const A norm = square_root(block_sum<kThreads>(squares, shared));
+    const A norm = square_root(block_sum<kThreads>(squares.total(), shared));
     const A factor = penalty_factor(settings, norm);
     for (std::int64_t i = threadIdx.x; i < elements; i += kThreads) {
         tangent[first + i] = from_arithmetic<To>(to_arithmetic(gradient[first + i]) * factor);
@@ -59,12 +62,12 @@ __global__ void __launch_bounds__(kThreads)
     penalty_value(const __grid_constant__ PenaltySettings settings, std::int64_t samples,
                   const A* norms, A* value) {
     __shared__ A shared[kThreads];
-    A sum = 0;
+    CompensatedSum<A> sum{};
     for (std::int64_t n = threadIdx.x; n < samples; n += kThreads) {
         const A excess = penalty_excess(settings, norms[n]);
         sum += excess * excess;
     }
-    const A total = block_sum<kThreads>(sum, shared);
+    const A total = block_sum<kThreads>(sum.total(), shared);
     if (threadIdx.x == 0) {
         *value = static_cast<A>(settings.weight) * total / static_cast<A>(samples);
     }

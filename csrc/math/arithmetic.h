@@ -14,9 +14,8 @@ namespace fastgan {
 
 // a * b + c, rounded once where the processor can (nearly all do) and twice where it can't.
 //
-// torch's own kernels are compiled to do just that with every product that is added to something,
-// and its results are what the optimisers here must give, bit for bit. So the formulas say where,
-// while -ffp-contract=off keeps the compiler from choosing further places itself.
+// The formulas say where, as torch's own kernels have it, while -ffp-contract=off keeps the compiler
+// from choosing further places itself: so results don't depend on the compiler.
 FASTGAN_INLINE float multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
     return fmaf(a, b, c);

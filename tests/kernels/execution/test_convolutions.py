@@ -19,6 +19,7 @@ from fastgan.fusion import (
     Statistics,
 )
 from fastgan.kernels import ConvGeometry, forward, input_gradient, plans, weight_gradient
+from fastgan.kernels import convolution as kernel_convolution
 from fastgan.kernels.launch import interpreted
 from fastgan.kernels.tile_tables import TABLES
 from fastgan.kernels.tiles import Tile, rows_of
@@ -699,3 +700,15 @@ def test_offsets_beyond_32_bits(device, monkeypatch):
     found.append(weight_gradient(far(input), grad_output, conv.geometry, weight)[0])
     for ours, same in zip(found, [*expected, expected[2]], strict=True):
         assert torch.equal(ours, same)
+
+
+def test_errors_of_a_bias_gradient_do_not_grow_with_the_positions(device, monkeypatch):
+    """One split of 2^17 positions, of terms alike: where a sum grows, all roundings go one way."""
+    monkeypatch.setattr(plans, "splits_of", lambda tiles, steps, capability: 1)
+    generator = torch.Generator().manual_seed(0)
+    of_channels = torch.rand((1, 6, 1, 1), generator=generator).to(device) + 1
+    grad_output = of_channels.expand(2, 6, 256, 256).contiguous(memory_format=torch.channels_last)
+    loaded = kernel_convolution._load(grad_output, None)
+    exact = 2**17 * of_channels.double().flatten()
+    error = (kernel_convolution._channel_sums(loaded).double() / exact - 1).abs()
+    assert (error <= 26 * 2.0**-24).all(), error * 2**24

@@ -1,0 +1,66 @@
+"""Tests numbers as other processors would give them, by holding each library to fewer instructions.
+
+``make test-processors`` runs the tests marked ``processors``, a minute in all; with arguments,
+pytest's, all that they name: ``python tests/processors.py tests/test_optim.py``. The exit status is
+1 where a processor's tests fail.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import fastgan
+
+#: By name: what fastgan, ATen, oneDNN and MKL may use. MKL's COMPATIBLE is what it runs on
+#: processors of other makers than its own; oneDNN's AVX512_CORE_BF16 leaves out AMX.
+PROCESSORS = {
+    "baseline": ("baseline", "default", "SSE41", "COMPATIBLE"),
+    "avx2": ("avx2", "avx2", "AVX2", "AVX2"),
+    "avx512": ("avx512", "avx512", "AVX512_CORE_BF16", "COMPATIBLE"),
+}
+VARIABLES = (
+    "FASTGAN_CPU_INSTRUCTION_SET",
+    "ATEN_CPU_CAPABILITY",
+    "ONEDNN_MAX_CPU_ISA",
+    "MKL_CBWR",
+)
+
+
+def run(name: str, arguments: list[str]) -> bool:
+    """Runs the tests as on that processor, prints a line, and says whether they passed."""
+    settings = dict(zip(VARIABLES, PROCESSORS[name], strict=True))
+    begin = time.perf_counter()
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **settings},
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    outcome = "passed" if result.returncode == 0 else f"failed ({result.returncode})"
+    seconds = time.perf_counter() - begin
+    told = " ".join(f"{variable}={value}" for variable, value in settings.items())
+    print(f"{name:9} {outcome} in {seconds:.0f} s: {told}", flush=True)
+    if result.returncode != 0:
+        print(result.stdout, result.stderr, sep="\n", flush=True)
+    return result.returncode == 0
+
+
+def main(arguments: list[str]) -> int:
+    """Of the processors that this one can stand in for, the narrowest first."""
+    info = fastgan.build_info()
+    sets = info.cpu_instruction_sets
+    able = sets[: sets.index(info.cpu_instruction_set) + 1]
+    for name in PROCESSORS.keys() - set(able):
+        print(f"{name:9} left out: this build or processor lacks it")
+    outcomes = [run(name, arguments or ["-m", "processors", "tests"]) for name in able]
+    return 0 if all(outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -39,6 +39,7 @@ __all__ = [
     "least_squares_discriminator_loss",
     "least_squares_generator_loss",
     "relativistic_discriminator_loss",
+    "relativistic_generator_loss",
     "wasserstein_critic_loss",
     "wasserstein_generator_loss",
     "widened",
@@ -199,20 +200,6 @@ def least_squares_generator_loss(fake_scores: Tensor) -> Tensor:
     return (widened(fake_scores) - 1).square().mean() / 2
 
 
-DiscriminatorLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
-GeneratorLoss: TypeAlias = Callable[[Tensor], Tensor]
-
-PLAYERS_LOSSES: Mapping[str, tuple[DiscriminatorLoss, GeneratorLoss]] = types.MappingProxyType(
-    {
-        "bce": (bce_discriminator_loss, bce_generator_loss),
-        "hinge": (hinge_discriminator_loss, hinge_generator_loss),
-        "least-squares": (least_squares_discriminator_loss, least_squares_generator_loss),
-        "wasserstein": (wasserstein_critic_loss, wasserstein_generator_loss),
-    }
-)
-"""What the second player and the generator descend, by name; real scores come before fake ones."""
-
-
 def relativistic_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
     """mean softplus(-(f(x) - f(G(z)))): real image n against generated image n.
 
@@ -231,6 +218,43 @@ def relativistic_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) ->
         0.6931
     """
     return F.softplus(widened(fake_scores) - widened(real_scores)).mean()
+
+
+def relativistic_generator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
+    """mean softplus(-(f(G(z)) - f(x))): :func:`relativistic_discriminator_loss`, roles swapped.
+
+    Args:
+        real_scores: scores of real images, any floating dtype and shape.
+        fake_scores: scores of generated images, of the same shape.
+
+    Returns:
+        A scalar, float32 or the scores' wider dtype.
+
+    Example:
+        >>> fake_scores = torch.tensor([-20.0], requires_grad=True)
+        >>> relativistic_generator_loss(torch.tensor([10.0]), fake_scores).item()
+        30.0
+    """
+    return F.softplus(widened(real_scores) - widened(fake_scores)).mean()
+
+
+DiscriminatorLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+GeneratorLoss: TypeAlias = Callable[..., Tensor]
+
+PLAYERS_LOSSES: Mapping[str, tuple[DiscriminatorLoss, GeneratorLoss]] = types.MappingProxyType(
+    {
+        "bce": (bce_discriminator_loss, bce_generator_loss),
+        "hinge": (hinge_discriminator_loss, hinge_generator_loss),
+        "least-squares": (least_squares_discriminator_loss, least_squares_generator_loss),
+        "relativistic": (relativistic_discriminator_loss, relativistic_generator_loss),
+        "wasserstein": (wasserstein_critic_loss, wasserstein_generator_loss),
+    }
+)
+"""The losses of the second player and of the generator, by name.
+
+Real scores come before fake ones; the generator's loss takes the fake ones alone, but for
+"relativistic", which takes both.
+"""
 
 
 SCORES_LOSSES: Mapping[str, DiscriminatorLoss] = types.MappingProxyType(

@@ -107,6 +107,8 @@ READ_BY: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
         "clip_when": ("wgan",),
         "gp_weight": ("wgan-gp",),
         "penalty_every": ("wgan-gp",),
+        "r1": ("gan", "dcgan", "cgan", "wgan-gp"),
+        "r2": ("gan", "dcgan", "cgan", "wgan-gp"),
         "beta1": ("adam", "sgd"),
         "beta2": ("adam",),
     }
@@ -197,7 +199,7 @@ class TrainConfig:
         "auto",
         "what discriminators descend, bce on logits unless asked otherwise; critics have"
         " wasserstein",
-        ("auto", "bce", "hinge", "least-squares", "wasserstein"),
+        ("auto", "bce", "hinge", "least-squares", "relativistic", "wasserstein"),
     )
     n_critic: int | None = _option(None, "critic updates for each generator update")
     critic_schedule: str = _option(
@@ -214,8 +216,14 @@ class TrainConfig:
         ("after", "before"),
     )
     gp_weight: float = _option(10.0, "wgan-gp: weight of the gradient penalty")
+    r1: float = _option(
+        0.0, "gamma of R1: adds gamma / 2 * mean ||grad D(x)||^2 at real images; not for wgan"
+    )
+    r2: float = _option(0.0, "gamma of R2: the same at generated images; not for wgan")
     penalty_every: int = _option(
-        1, "wgan-gp: penalise only every so many critic updates, by as many times the weight"
+        1,
+        "wgan-gp, r1 and r2: penalise only every so many critic updates, by as many times the"
+        " weight",
     )
     one_stage: bool = _option(
         False,
@@ -304,7 +312,7 @@ class TrainConfig:
                 raise ConfigError(
                     f"{name}: expected at most {LARGEST_WIDTH}, got {getattr(self, name)}"
                 )
-        self._require_at_least(0, ("seed", "workers", "gp_weight"))
+        self._require_at_least(0, ("seed", "workers", "gp_weight", "r1", "r2"))
         for name in ("lr", "lr_g", "lr_d", "clip", "max_minutes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
@@ -329,6 +337,12 @@ class TrainConfig:
                 f"loss: {self.model} has {'critics' if self.is_wasserstein else 'discriminators'},"
                 f" which {self.loss} is not for"
             )
+        for name in ("r1", "r2"):
+            if getattr(self, name) and self.model == "wgan":
+                raise ConfigError(
+                    f"{name}: wgan clips its critic's weights instead of penalising gradients;"
+                    f" expected 0, or another model, got {getattr(self, name)}"
+                )
         if self.batch_size is not None:
             part, rest = divmod(self.batch_size, self.accumulate)
             if rest:
@@ -341,11 +355,17 @@ class TrainConfig:
                     f"batch_size: {self.model} normalises over the batch, which needs at least 2"
                     " images; got 1"
                 )
-        if self.sync_batch_norm and self.model == "wgan-gp" and self.critic_norm == "batch":
-            raise ConfigError(
-                "sync_batch_norm: has no second derivative, which wgan-gp takes of its critic;"
-                " expected another critic_norm than batch"
-            )
+        if self.sync_batch_norm and self.has_penalty:
+            needed = "sync_batch_norm: has no second derivative, which "
+            if self.model == "wgan-gp" and self.critic_norm == "batch":
+                raise ConfigError(
+                    f"{needed}wgan-gp takes of its critic; expected another critic_norm than batch"
+                )
+            if self.model in ("dcgan", "cgan"):
+                raise ConfigError(
+                    f"{needed}r1 and r2 take of a discriminator with batch norm; expected r1 and r2"
+                    f" to be 0, or another model than {self.model}"
+                )
 
     def folder(self) -> Path:
         """``out`` as a path.
@@ -367,12 +387,19 @@ class TrainConfig:
         """Whether the second player is a critic with an unbounded score."""
         return self.model in ("wgan", "wgan-gp")
 
+    @property
+    def has_penalty(self) -> bool:
+        """Whether the second player's loss has a gradient penalty."""
+        return self.model == "wgan-gp" or self.r1 > 0 or self.r2 > 0
+
     def ignored(self, names: Iterable[str]) -> list[str]:
         """Of these fields, the ones that neither the model nor the optimiser reads."""
         return [
             name
             for name in sorted(names)
-            if name in READ_BY and not {self.model, self.optimizer} & set(READ_BY[name])
+            if name in READ_BY
+            and not {self.model, self.optimizer} & set(READ_BY[name])
+            and not (name == "penalty_every" and self.has_penalty)
         ]
 
     def critic_updates(self, step: int) -> int:

@@ -106,7 +106,11 @@ class Iteration:
             self.totals.add(metrics)
         if not together:
             with record_function("generator update"):
-                self.totals.add(players.update_generator(measure_gradient=measured))
+                real, labels = batches[-1]
+                metrics = players.update_generator(
+                    real=real, labels=labels, measure_gradient=measured
+                )
+            self.totals.add(metrics)
         if self.average is not None:
             with record_function("moving average"):
                 self.average.update(players.generator)

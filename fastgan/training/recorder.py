@@ -20,7 +20,7 @@ __all__ = ["COLUMNS", "MetricsRecorder", "plot_losses", "read_metrics"]
 
 # metrics.csv, in this order; columns of Trainer.log come behind. Which are filled depends on the
 # model: `wasserstein` and `penalty` for critics, `d_real` and `d_fake` (mean probability of "real")
-# for discriminators.
+# for discriminators; `r1` and `r2`, as the loss has them, where they are asked for.
 COLUMNS = (
     "step",
     "images",
@@ -29,6 +29,8 @@ COLUMNS = (
     "loss_g",
     "wasserstein",
     "penalty",
+    "r1",
+    "r2",
     "d_real",
     "d_fake",
     "grad_norm_g",
@@ -134,6 +136,8 @@ def plot_losses(
     curves = {
         "Wasserstein estimate": "wasserstein",
         "gradient penalty": "penalty",
+        "R1": "r1",
+        "R2": "r2",
         "D(real)": "d_real",
         "D(fake)": "d_fake",
     }

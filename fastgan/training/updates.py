@@ -9,7 +9,8 @@ Nothing here reads a value back from the device, so that a CUDA graph can hold a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import types
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,13 +22,24 @@ from fastgan.losses import PLAYERS_LOSSES
 from fastgan.noise import sample_noise
 from fastgan.ops.chain import weights_left_out
 from fastgan.optim import Adam, RMSprop
-from fastgan.penalty import gradient_penalty, wgan_gp_critic_loss
+from fastgan.penalty import discriminator_loss, gradient_penalty
+from fastgan.penalty.points import Points
 from fastgan.training.augmentation import augment, augmentation_kinds, draw_augmentation
 from fastgan.training.config import TrainConfig
 from fastgan.training.processes import Processes
 from fastgan.weight_clipping import clip_weights_
 
 __all__ = ["Players", "build_optimizer"]
+
+# Where each penalty is taken, its column in metrics.csv, its target, and its factor beside the
+# weight.
+_PENALTIES: Mapping[str, tuple[Points, str, float, float]] = types.MappingProxyType(
+    {
+        "gp": ("interpolates", "penalty", 1.0, 1.0),
+        "r1": ("real", "r1", 0.0, 0.5),
+        "r2": ("fake", "r2", 0.0, 0.5),
+    }
+)
 
 
 def build_optimizer(config: TrainConfig, module: nn.Module, lr: float) -> torch.optim.Optimizer:
@@ -51,8 +63,10 @@ class _Drawn:
     Attributes:
         noise: (N, nz, 1, 1).
         condition: ``(labels,)``, or nothing.
-        real: (N, C, H, W), in the critic's updates.
-        mixing: (N, 1, 1, 1), where there is a penalty.
+        real: (N, C, H, W), in the critic's updates, and in the generator's if its loss takes real
+            scores.
+        penalize: whether the loss has its gradient penalties.
+        mixing: (N, 1, 1, 1), where there is one at interpolates.
         augment_real: numbers of :mod:`fastgan.training.augmentation`.
         augment_fake: likewise.
     """
@@ -60,6 +74,7 @@ class _Drawn:
     noise: Tensor
     condition: tuple[Tensor, ...] = ()
     real: Tensor | None = None
+    penalize: bool = False
     mixing: Tensor | None = None
     augment_real: dict[str, Tensor] = field(default_factory=dict)
     augment_fake: dict[str, Tensor] = field(default_factory=dict)
@@ -76,6 +91,7 @@ class _Drawn:
                 noise=self.noise[rows],
                 condition=tuple(each[rows] for each in self.condition),
                 real=None if self.real is None else self.real[rows],
+                penalize=self.penalize,
                 mixing=None if self.mixing is None else self.mixing[rows],
                 augment_real={kind: each[rows] for kind, each in self.augment_real.items()},
                 augment_fake={kind: each[rows] for kind, each in self.augment_fake.items()},
@@ -147,11 +163,11 @@ class Players:
         Args:
             real: this process's images, shape (N, channels, size, size), in [-1, 1].
             labels: their classes, shape (N,), where the networks are conditioned.
-            penalize: whether this update's loss has the gradient penalty, if the model has one.
+            penalize: whether this update's loss has its gradient penalties, if there are any.
 
         Returns:
-            Detached scalars: ``loss_d``, and ``wasserstein`` and ``penalty`` or ``d_real`` and
-            ``d_fake``.
+            Detached scalars: ``loss_d``; ``wasserstein``, or ``d_real`` and ``d_fake``; and
+            ``penalty``, ``r1`` and ``r2`` where the loss has them.
         """
         drawn = self._drawn_for_critic(real, labels, penalize)
         self._clip_before()
@@ -161,23 +177,30 @@ class Players:
             with torch.no_grad(), self._autocast():
                 fake = self.generator(part.noise, *part.condition).to(real.dtype)
             with self._autocast():
-                loss, metrics, _ = self._critic_loss(part, fake)
+                loss, metrics = self._critic_loss(part, fake)
             self._scaled(self.scaler_d, loss).backward()
             parts.append(metrics)
         self._step_discriminator()
         self.scaler_d.update()
         return _means(parts)
 
-    def update_generator(self, *, measure_gradient: bool) -> dict[str, Tensor]:
+    def update_generator(
+        self, real: Tensor | None = None, labels: Tensor | None = None, *, measure_gradient: bool
+    ) -> dict[str, Tensor]:
         """One step of the generator, on fresh noise and, if conditioned, random labels.
 
+        The relativistic loss compares generated image n with real image n, so it takes a real
+        batch, whose labels the generated images share. Other losses ignore it.
+
         Args:
+            real: as in :meth:`update_discriminator`.
+            labels: as in :meth:`update_discriminator`.
             measure_gradient: also return the norm of its gradient.
 
         Returns:
             Detached scalars: ``loss_g`` and, if asked for, ``grad_norm_g``.
         """
-        drawn = self._drawn_for_generator()
+        drawn = self._drawn_for_generator(real, labels)
         self.optimizer_g.zero_grad(set_to_none=True)
         parts = []
         # The discriminator's own gradients would be thrown away; not asking for them saves a
@@ -186,9 +209,15 @@ class Players:
         try:
             for part in drawn.parts(self.config.accumulate):
                 with self._autocast():
+                    scores: list[Tensor] = []
+                    if part.real is not None:
+                        with torch.no_grad():
+                            shown = augment(part.real, part.augment_real)
+                            scores.append(self.discriminator(shown, *part.condition))
                     fake = self.generator(part.noise, *part.condition)
                     shown = augment(fake, part.augment_fake)
-                    loss = self.generator_loss(self.discriminator(shown, *part.condition))
+                    scores.append(self.discriminator(shown, *part.condition))
+                    loss = self.generator_loss(*scores)
                 self._scaled(self.scaler_g, loss).backward()
                 parts.append({"loss_g": loss.detach()})
         finally:
@@ -230,8 +259,8 @@ class Players:
                 fake = self.generator(part.noise, *part.condition)
             images = fake.detach().to(real.dtype).requires_grad_()
             with self._autocast():
-                loss, metrics, scores = self._critic_loss(part, images, for_both=True)
-                loss_g = self.generator_loss(scores)
+                loss, metrics, scores = self._plain_critic_loss(part, images)
+                loss_g = self.generator_loss(*scores)
             if self.config.is_wasserstein:
                 self._scaled(self.scaler_d, loss).backward()
                 assert images.grad is not None
@@ -273,51 +302,89 @@ class Players:
 
     # What an update consists of ------------------------------------------------------------------
 
-    def _critic_loss(
-        self, part: _Drawn, fake: Tensor, *, for_both: bool = False
-    ) -> tuple[Tensor, dict[str, Tensor], Tensor]:
-        """The second player's loss, its metrics, and the fakes' scores if ``for_both``."""
-        config = self.config
-        assert part.real is not None
-        real = augment(part.real, part.augment_real)
-        fake = augment(fake, part.augment_fake)
-        if part.mixing is not None and not for_both:
-            loss, wasserstein, penalty = wgan_gp_critic_loss(
-                self.discriminator,
-                real,
-                fake,
-                weight=config.gp_weight * config.penalty_every,
-                eps=part.mixing,
-                critic_args=part.condition,
-            )
-            metrics = {"wasserstein": wasserstein, "penalty": penalty.detach()}
-            return loss, {**metrics, "loss_d": loss.detach()}, loss
+    def _critic_loss(self, part: _Drawn, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The second player's loss and its metrics."""
+        if not part.penalize:
+            loss, metrics, _ = self._plain_critic_loss(part, fake)
+            return loss, metrics
+        real, fake = self._shown(part, fake)
+        weights = self._penalty_weights()
+        scores: list[Tensor] = []
+
+        def adversarial(*given: Tensor) -> Tensor:
+            scores[:] = [each.detach() for each in given]
+            return self.discriminator_loss(*given)
+
+        loss, terms = discriminator_loss(
+            self.discriminator,
+            real,
+            fake,
+            # By name its gradient in the scores is known beforehand, which saves memory.
+            loss="wasserstein" if self.config.is_wasserstein else adversarial,
+            gp=weights.get("gp"),
+            r1=weights.get("r1", 0.0),
+            r2=weights.get("r2", 0.0),
+            eps=part.mixing,
+            critic_args=part.condition,
+        )
+        metrics = self._adversarial_metrics(terms["adversarial"], *scores)
+        for name, (_, metric, _, _) in _PENALTIES.items():
+            if name in terms:
+                metrics[metric] = terms[name]
+        return loss, {**metrics, "loss_d": loss.detach()}
+
+    def _plain_critic_loss(
+        self, part: _Drawn, fake: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
+        """Loss and metrics by plain autograd, and the scores that the generator's loss takes."""
+        real, fake = self._shown(part, fake)
         # Two passes, not one of twice the batch: batch norm takes its statistics from fakes and
         # reals apart, as in the papers.
         score_real = self.discriminator(real, *part.condition)
         score_fake = self.discriminator(fake, *part.condition)
         loss = self.discriminator_loss(score_real, score_fake)
-        metrics = {}
-        if config.is_wasserstein:
-            metrics["wasserstein"] = -loss.detach()
-        else:
-            # The scores of a hinge or of squares are no logits, and are shown as they are.
-            squashed = torch.sigmoid if config.loss == "bce" else torch.Tensor.detach
-            metrics["d_real"] = squashed(score_real.detach().float()).mean()
-            metrics["d_fake"] = squashed(score_fake.detach().float()).mean()
-        if part.mixing is not None:
+        metrics = self._adversarial_metrics(loss.detach(), score_real.detach(), score_fake.detach())
+        weights = self._penalty_weights() if part.penalize else {}
+        for name, weight in weights.items():
+            at, metric, target, scale = _PENALTIES[name]
             penalty = gradient_penalty(
                 self.discriminator,
                 real,
                 fake,
-                weight=config.gp_weight * config.penalty_every,
-                eps=part.mixing,
+                at=at,
+                target=target,
+                weight=scale * weight,
+                eps=part.mixing if at == "interpolates" else None,
                 critic_args=part.condition,
             )
             loss = loss + penalty
-            metrics["penalty"] = penalty.detach()
+            metrics[metric] = penalty.detach()
         metrics["loss_d"] = loss.detach()
-        return loss, metrics, score_fake
+        scores = (score_real.detach(), score_fake) if self._takes_real_scores else (score_fake,)
+        return loss, metrics, scores
+
+    @staticmethod
+    def _shown(part: _Drawn, fake: Tensor) -> tuple[Tensor, Tensor]:
+        """Real and generated images as the second player sees them."""
+        assert part.real is not None
+        return augment(part.real, part.augment_real), augment(fake, part.augment_fake)
+
+    def _penalty_weights(self) -> dict[str, float]:
+        """The weights of the penalties, as :func:`fastgan.discriminator_loss` takes them."""
+        config = self.config
+        weights = {"r1": config.r1, "r2": config.r2}
+        weights = {name: weight for name, weight in weights.items() if weight}
+        if config.model == "wgan-gp":
+            weights["gp"] = config.gp_weight
+        return {name: weight * config.penalty_every for name, weight in weights.items()}
+
+    def _adversarial_metrics(self, adversarial: Tensor, *scores: Tensor) -> dict[str, Tensor]:
+        if self.config.is_wasserstein:
+            return {"wasserstein": -adversarial}
+        # The scores of other losses are no logits, and are shown as they are.
+        squashed = torch.sigmoid if self.config.loss == "bce" else torch.Tensor.detach
+        means = [squashed(each.float()).mean() for each in scores]
+        return dict(zip(("d_real", "d_fake"), means, strict=True))
 
     def _scaled(self, scaler: torch.amp.GradScaler, loss: Tensor) -> Tensor:
         if self.config.accumulate > 1:
@@ -363,15 +430,23 @@ class Players:
         if self._augmentation:
             drawn.augment_real = self._augmentation_numbers(count)
             drawn.augment_fake = self._augmentation_numbers(count)
+        drawn.penalize = penalize and self.config.has_penalty
         if self.config.model == "wgan-gp" and penalize:
             drawn.mixing = self.processes.rows(
                 torch.rand((count, 1, 1, 1), generator=self.random, device=self.device)
             )
         return drawn
 
-    def _drawn_for_generator(self) -> _Drawn:
+    @property
+    def _takes_real_scores(self) -> bool:
+        return self.config.loss == "relativistic"
+
+    def _drawn_for_generator(self, real: Tensor | None, labels: Tensor | None) -> _Drawn:
         count = self.config.batch_size
         assert count is not None
+        if self._takes_real_scores:
+            assert real is not None
+            return self._drawn_for_critic(real, labels, penalize=False)
         condition: tuple[Tensor, ...] = ()
         if self.num_classes is not None:
             classes = torch.randint(

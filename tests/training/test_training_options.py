@@ -85,8 +85,10 @@ def test_losses_are_their_formulas(seed: int, dtype: torch.dtype) -> None:
         ),
         "wasserstein": (mean(y) - mean(x), -mean(y)),
     }
-    assert expected.keys() == losses.PLAYERS_LOSSES.keys()
-    for name, (discriminator_loss, generator_loss) in losses.PLAYERS_LOSSES.items():
+    # The relativistic ones take scores in pairs: test_training_penalties.
+    assert {*expected, "relativistic"} == losses.PLAYERS_LOSSES.keys()
+    for name in expected:
+        discriminator_loss, generator_loss = losses.PLAYERS_LOSSES[name]
         found = (discriminator_loss(real, fake).item(), generator_loss(fake).item())
         assert found == pytest.approx(expected[name], rel=1e-5, abs=1e-5), name
 
@@ -215,9 +217,9 @@ def test_one_stage_gradients_are_those_of_two_stages_at_the_same_weights(
     # The same by plain autograd: one graph a player, from the same random numbers.
     drawn = reference._drawn_for_critic(real, labels, penalize=True)
     fake = reference.generator(drawn.noise, *drawn.condition)
-    loss_d, _, _ = reference._critic_loss(drawn, fake.detach())
-    _, _, scores = reference._critic_loss(drawn, fake, for_both=True)
-    loss_g = reference.generator_loss(scores)
+    loss_d, _ = reference._critic_loss(drawn, fake.detach())
+    _, _, scores = reference._plain_critic_loss(drawn, fake)
+    loss_g = reference.generator_loss(*scores)
     generator, discriminator = reference.generator, reference.discriminator
     expected_d = torch.autograd.grad(loss_d, list(discriminator.parameters()))
     expected_g = torch.autograd.grad(loss_g, list(generator.parameters()))

@@ -15,6 +15,7 @@ from torch.nn.modules import module as nn_module
 
 from fastgan.errors import UnsupportedCriticError
 from fastgan.penalty.entries import Value
+from fastgan.penalty.peephole import move_masks
 from fastgan.penalty.points import within_transform
 from fastgan.penalty.rule import layout_of
 from fastgan.penalty.tape import Changed, Tape, Unrecordable
@@ -203,7 +204,9 @@ def record(
         state.put_back(tape)
     if joined and tape.moves is not None:
         raise Changed(tape.moves)
-    return Recording(tape, [score for score, _ in outcomes], [value for _, value in outcomes])
+    values = [value for _, value in outcomes]
+    move_masks(tape.nodes, values)
+    return Recording(tape, [score for score, _ in outcomes], values)
 
 
 def refuse_what_no_tape_sees() -> None:

@@ -15,6 +15,7 @@ In-place ops, and views that change with them, are recorded as new values: :meth
 
 from __future__ import annotations
 
+import sys
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -140,6 +141,9 @@ class Tape(TorchFunctionMode):
         self._cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         self._recording = recording.start()
+        # What torch.compile made of a submodule would take the modes for a part of it.
+        compiler = "torch._dynamo" in sys.modules
+        self._stance = torch.compiler.set_stance("force_eager") if compiler else None
         self._ops.__enter__()  # type: ignore[no-untyped-call]
         super().__enter__()  # type: ignore[no-untyped-call]
         return self
@@ -147,6 +151,8 @@ class Tape(TorchFunctionMode):
     def __exit__(self, *details: Any) -> None:
         super().__exit__(*details)  # type: ignore[no-untyped-call]
         self._ops.__exit__(*details)  # type: ignore[no-untyped-call]
+        if self._stance is not None:
+            self._stance.__exit__(None, None, None)
         recording.end(self._recording)
         torch.set_autocast_cache_enabled(self._cached)
 
@@ -173,10 +179,11 @@ class Tape(TorchFunctionMode):
 
     def close(self) -> None:
         """Ends the recording; what the critic keeps of its tensors has no graph any more."""
+        held = {id(leaf) for node in self.nodes if node.rule is GRAPH for leaf in node.kept[1]}
         survivors = [
             tensor
             for ref, value, _ in self._entries.values()
-            if value.by_images and (tensor := ref()) is not None and tensor is not self.images
+            if value.by_images and (tensor := ref()) is not None and id(tensor) not in held
         ]
         self._entries.clear()
         self._owners.clear()

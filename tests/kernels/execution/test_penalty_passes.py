@@ -9,15 +9,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from fastgan.penalty.plan import Plan
-from fastgan.penalty.selection import find_plan
+from fastgan.explain import _named_recording
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgan
 from fastgan.kernels import interpreted
+from fastgan.penalty.critics import Critic
+from fastgan.penalty.peephole import MaskingConvolution
 
 CHANNELS, SIZE, BATCH = 3, 8, 3
+# The interpreter multiplies bfloat16 wrongly.
+HALF = torch.float16 if interpreted() else torch.bfloat16
 FUNCTIONS = [fastgan.gradient_penalty, fastgan.wgan_gp_critic_loss]
 EACH_FUNCTION = pytest.mark.parametrize("function", FUNCTIONS, ids=lambda f: f.__name__)
 
@@ -86,7 +89,7 @@ class Gain(nn.Module):
 
 
 def mixed() -> nn.Module:
-    """Convolutions with groups or without neighbours stay with ATen, and smooth steps between."""
+    """One of groups, which stays with ATen, and norms and smooth functions between."""
     return scores(
         nn.Conv2d(CHANNELS, 4, 3, bias=False),
         nn.GroupNorm(2, 4),
@@ -119,6 +122,32 @@ class Residual(nn.Module):
         return self.head(h.mean((2, 3))).squeeze(1)
 
 
+class Maps(nn.Module):
+    """Its scores are what a convolution, an activation, and both together make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(CHANNELS, 4, 3)
+        self.second = nn.Conv2d(4, 4, 3)
+
+    def forward(self, x: Tensor) -> list[Tensor]:
+        h = self.first(x)
+        a = F.relu(h)
+        return [h, a, F.leaky_relu(self.second(a), 0.2)]
+
+
+class NegativeSlope(nn.Module):
+    """A leaky ReLU whose output doesn't tell its mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(CHANNELS, 4, 3)
+        self.second = nn.Conv2d(4, 1, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(self.second(F.leaky_relu(self.first(x), -0.5)))
+
+
 CRITICS = [
     plain,
     transposed,
@@ -128,6 +157,8 @@ CRITICS = [
     frozen_last,
     mixed,
     Residual,
+    Maps,
+    NegativeSlope,
 ]
 
 
@@ -182,7 +213,7 @@ def compare(
     found = []
     for seed in range(2):
         critic = make(build, device, seed)
-        assert neighbours(plan_of(critic, device))
+        assert neighbours(critic, device)
         truth = results(function, critic, seed, "autograd", torch.float64)
         found.append([errors(run(critic, seed, path), truth) for path in ("autograd", "fused")])
     eager, own = torch.tensor(found).amax(0)
@@ -192,22 +223,13 @@ def compare(
     assert ratios.max() <= 16, torch.stack([own, eager])
 
 
-def plan_of(critic: nn.Module, device: torch.device) -> Plan:
-    found = find_plan(critic, images(device)[0], ())
-    assert isinstance(found, Plan)
-    return found
-
-
-def neighbours(plan: Plan) -> list[tuple[str, str | None, str | None]]:
-    """Of each convolution by the kernels: its layer, what it applies, whose mask it applies."""
-
-    def name(index: int | None) -> str | None:
-        return None if index is None else plan.steps[index].step.op
-
+def neighbours(critic: nn.Module, device: torch.device) -> list[tuple[str, str | None, str | None]]:
+    """Of each convolution by the kernels: its layer, whose mask tangents and signals go through."""
+    tape = _named_recording(Critic(critic), images(device)[0]).tape
     return [
-        (planned.layer, name(planned.applies), name(planned.masks))
-        for planned in plan.steps
-        if planned.step.op == "convolution" and planned.step.path == "triton"
+        (node.layer, *(mask and mask.name for mask in (node.rule.after, node.rule.before)))
+        for node in tape.nodes
+        if isinstance(node.rule, MaskingConvolution)
     ]
 
 
@@ -223,23 +245,45 @@ def test_value_and_gradients_are_as_exact_as_autograds(
 
 
 def test_which_neighbours_go_together(device: torch.device) -> None:
-    assert neighbours(plan_of(make(plain, device), device)) == [
+    assert neighbours(make(plain, device), device) == [
         ("0", "leaky_relu", None),
         ("2", "relu", "leaky_relu"),
         ("4", "leaky_relu", "relu"),
     ]
     # One (0) has a norm behind it, and one (5) is of groups, which the kernels leave out.
-    assert neighbours(plan_of(make(mixed, device), device)) == [
+    assert neighbours(make(mixed, device), device) == [
+        ("0", None, None),
         ("4", None, "leaky_relu"),
         ("7", None, "relu"),
     ]
     # What goes two ways stays apart: "first", and what the second "twice" takes.
-    assert neighbours(plan_of(make(Residual, device), device)) == [
+    assert neighbours(make(Residual, device), device) == [
+        ("first", None, None),
         ("twice", None, "relu"),
         ("inner", "leaky_relu", None),
+        ("twice", None, None),
         ("twice", "leaky_relu", None),
         ("inner", "relu", "leaky_relu"),
     ]
+    # So does what is a score.
+    assert neighbours(make(Maps, device), device) == [
+        ("first", None, None),
+        ("second", "leaky_relu", None),
+    ]
+    assert neighbours(make(NegativeSlope, device), device) == [
+        ("first", None, None),
+        ("second", "relu", None),
+    ]
+
+
+def test_a_mask_of_another_dtype_stays_apart(device: torch.device) -> None:
+    """Autocast's cast lies between an activation in float32 (1 to 3) and its convolution (4)."""
+    with torch.autocast(device.type, dtype=HALF):
+        assert neighbours(make(mixed, device), device) == [
+            ("0", None, None),
+            ("4", None, None),
+            ("7", None, "relu"),
+        ]
 
 
 class Recorded(TorchDispatchMode):
@@ -256,18 +300,41 @@ class Recorded(TorchDispatchMode):
 
 
 @EACH_FUNCTION
-def test_no_pass_of_its_own_convolves_or_activates(
+def test_no_pass_of_its_own_convolves_or_masks(
     function: Callable[..., Any], device: torch.device
 ) -> None:
     critic = make(plain, device)
+    real, fake, eps = images(device)
+    function(critic, real, fake, eps=eps)  # finds out that batches can be joined
     with Recorded() as recorded:
-        results(function, critic, 0, "fused", torch.float32)
+        found = function(critic, real, fake, eps=eps)
+        getattr(found, "loss", found).backward()
     words = ("convolution", "relu", "threshold")
-    found = [name for name, _ in recorded.found if any(word in name for word in words)]
-    # But that the last activation, which no convolution comes after, masks its own signals.
-    assert found == ["aten::leaky_relu_backward.grad_input"]
-    # Signals of fakes and reals are written where those of the points are to join them.
+    names = [name.partition(".")[0] for name, _ in recorded.found]
+    ran = [name for name in names if any(word in name for word in words)]
+    # The forward pass activates for itself: it runs eagerly, layer by layer, while it is recorded.
+    forward = ["aten::leaky_relu_", "aten::relu", "aten::leaky_relu"]
+    # The last activation masks its own signals, which come of no convolution.
+    assert ran == [*forward, "aten::leaky_relu_backward"]
+    # Signals of fakes and reals are of one tensor with those of the points.
     assert ("aten::cat", 4) not in recorded.found
+
+
+@EACH_FUNCTION
+def test_a_second_backward_pass_is_the_first(
+    function: Callable[..., Any], device: torch.device
+) -> None:
+    critic = make(plain, device)
+    real, fake, eps = images(device)
+    found = function(critic, real, fake, eps=eps)
+    loss = getattr(found, "loss", found)
+    first, second = (
+        torch.autograd.grad(
+            loss, list(critic.parameters()), retain_graph=True, materialize_grads=True
+        )
+        for _ in range(2)
+    )
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 @EACH_FUNCTION
@@ -285,14 +352,12 @@ def test_autocast_is_as_exact_as_autograds(
     build: Callable[[], nn.Module], function: Callable[..., Any], device: torch.device
 ) -> None:
     """With an activation in float32, before a convolution that isn't."""
-    # The interpreter multiplies bfloat16 wrongly.
-    dtype = torch.float16 if interpreted() else torch.bfloat16
 
     def run(critic: nn.Module, seed: int, path: str) -> list[Tensor]:
-        with torch.autocast(device.type, dtype=dtype):
+        with torch.autocast(device.type, dtype=HALF):
             return results(function, critic, seed, path, torch.float32)
 
-    compare(build, function, device, run, torch.finfo(dtype).eps)
+    compare(build, function, device, run, torch.finfo(HALF).eps)
 
 
 def test_third_derivatives_are_autograds(device: torch.device) -> None:
@@ -314,13 +379,22 @@ def test_explain_says_which_layers_are_the_kernels(device: torch.device) -> None
     critic = make(plain, device)
     report = fastgan.explain(critic, images(device)[0])
     assert [row.path for row in report.rows[:2]] == ["triton", "triton"]
-    layers = {row.layer: row for row in report.rows if row.reason.startswith("penalty: ")}
-    assert [layers[str(index)].path for index in range(6)] == ["triton"] * 6
-    assert layers["7"].path == "aten"
-    assert layers["2"].reason == (
-        "penalty: linear; relu of '3' on storing its result; the mask of '1' on storing its signal"
+    ops = [row for row in report.rows if row.reason.startswith("penalty: ")]
+    assert [(row.layer, row.path) for row in ops] == [
+        *((str(index), "triton") for index in range(5)),
+        ("5", "aten"),  # its signals come of no convolution
+        ("6", "aten"),  # its input is channels-last: a copy,
+        ("6", "aten"),  # and a view
+        ("7", "aten"),
+    ]
+    assert ops[2].reason == (
+        "penalty: linear; on storing, masks tangents by relu of '3' and signals by leaky_relu of "
+        "'1'"
     )
-    assert layers["3"].reason == "penalty: piecewise linear, its mask; together with '2'"
+    assert ops[3].reason == (
+        "penalty: piecewise linear, its mask; applied to tangents by convolution of '2', to "
+        "signals by convolution of '4'"
+    )
     # Float64 is not theirs.
     double = fastgan.explain(critic.double(), images(device)[0].double())
     assert {row.path for row in double.rows[:2]} == {"aten"}

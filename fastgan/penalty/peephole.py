@@ -1,0 +1,189 @@
+"""Has convolutions by ``fastgan.kernels`` apply the masks of the activations beside them.
+
+With W a convolution, m the mask of the activation after it, m' that of the activation before it, u
+a tangent and d a signal, the kernels make each of these in one pass over memory, on storing:
+
+    tangents    m * (W u)
+    signals     m' * (W^T d)
+
+A mask is read off its activation's output. It goes with the convolution before if nothing but the
+activation takes that one's output, and with the convolution after if nothing else takes the
+activation's own; scores count as taken. Both hold one dtype then: where autocast changes it, the
+cast is an op of its own on the tape, and so is the mask.
+
+Values stay apart: a critic runs eagerly while it is recorded, so when a convolution runs, nobody
+knows yet of the activation that comes next.
+"""
+
+# ruff: noqa: D102
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan.fusion import ActivationGradient
+from fastgan.ops import triton_convolution
+from fastgan.penalty.elementwise import PiecewiseLinear
+from fastgan.penalty.entries import Node, Value
+from fastgan.penalty.products import Convolution
+
+__all__ = ["Mask", "MaskedActivation", "MaskingConvolution", "move_masks"]
+
+aten = torch.ops.aten
+#: The name in :data:`fastgan.activations.ACTIVATIONS`.
+_NAMES = {aten.relu.default: "relu", aten.leaky_relu.default: "leaky_relu"}
+
+
+@dataclass(frozen=True)
+class Mask:
+    """An activation's mask.
+
+    Attributes:
+        output: of the activation.
+        name: of the activation in :data:`fastgan.activations.ACTIVATIONS`.
+        slope: of "leaky_relu".
+        layer: the module that called it, if anybody asked.
+    """
+
+    output: Value
+    name: str
+    slope: float
+    layer: str
+
+    def epilogue(self, node: Node) -> ActivationGradient:
+        """The mask at the rows that the node, a convolution, is to work on."""
+        return ActivationGradient(node.data(self.output), self.name, self.slope)
+
+    def __str__(self) -> str:
+        return _named(self.name, self.layer)
+
+
+class MaskingConvolution(Convolution):
+    """A convolution by the kernels that masks its tangents, its signals, or both.
+
+    Args:
+        after: the mask of the activation that takes its output; None leaves tangents as they are.
+        before: that of the activation whose output it takes; None leaves signals as they are.
+    """
+
+    def __init__(self, after: Mask | None, before: Mask | None) -> None:
+        self.after = after
+        self.before = before
+
+    @classmethod
+    def covers(cls, node: Node) -> bool:
+        """Whether a node is a convolution that the kernels run."""
+        if type(node.rule) is not Convolution:
+            return False
+        prepared = cls._prepared(node, None)
+        stage, weight = prepared.stage, prepared.weight
+        return stage is not None and cls._by_triton(stage, weight, weight)
+
+    def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
+        prepared = self._prepared(node, right)
+        if self.after is None or prepared.stage is None:
+            return super().product(node, left, right)
+        epilogue = self.after.epilogue(node)
+        return triton_convolution.forward(prepared.stage, left, prepared.weight, None, epilogue)[0]
+
+    def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
+        prepared = self._prepared(node, right)
+        if self.before is None or prepared.stage is None:
+            return super().to_left(node, grad, right)
+        epilogue = self.before.epilogue(node)
+        return triton_convolution.input_gradient(
+            prepared.stage, grad, epilogue.output, prepared.weight, None, epilogue
+        )[0]
+
+    def backend(self, node: Node) -> tuple[str, str]:
+        path, _ = super().backend(node)
+        masks = (("tangents", self.after), ("signals", self.before))
+        done = " and ".join(f"{what} by {mask}" for what, mask in masks if mask is not None)
+        return path, f"on storing, masks {done}" if done else ""
+
+
+class MaskedActivation(PiecewiseLinear):
+    """An activation with its mask applied by the convolutions beside it.
+
+    Args:
+        rule: the activation's own.
+        tangents: which convolution masks the tangents, for tables; None if none does.
+        signals: the same for the signals.
+    """
+
+    def __init__(self, rule: PiecewiseLinear, tangents: str | None, signals: str | None) -> None:
+        super().__init__(rule.masked, rule.from_output)
+        self.tangents = tangents
+        self.signals = signals
+
+    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        return super().back(node, grad, slot) if self.signals is None else grad
+
+    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        return super().back(node, tangent, slot) if self.tangents is None else tangent
+
+    def backend(self, node: Node) -> tuple[str, str]:
+        by = (("tangents", self.tangents), ("signals", self.signals))
+        done = [f"to {what} by {name}" for what, name in by if name is not None]
+        path = "triton" if len(done) == len(by) else "aten"
+        return path, f"applied {', '.join(done)}" if done else ""
+
+
+def move_masks(nodes: Sequence[Node], scores: Iterable[Value]) -> None:
+    """Gives such neighbours on a tape these rules in place of their own.
+
+    Args:
+        nodes: of the tape, complete.
+        scores: the values that the critic returned.
+    """
+    convolutions = {node for node in nodes if MaskingConvolution.covers(node)}
+    if not convolutions:
+        return
+    makers = {value: node for node in nodes for value in node.outputs if value is not None}
+    takers: dict[Value, list[Node | None]] = {score: [None] for score in scores}
+    for node in nodes:
+        for value in node.slots.values():
+            takers.setdefault(value, []).append(node)
+
+    def sole_taker(value: Value) -> Node | None:
+        found = takers.get(value, ())
+        return found[0] if len(found) == 1 else None
+
+    after: dict[Node, Mask] = {}
+    before: dict[Node, Mask] = {}
+    for node in nodes:
+        mask, rule = _mask(node), node.rule
+        if mask is None:
+            continue
+        assert isinstance(rule, PiecewiseLinear)
+        input = node.slots[0]
+        maker = makers.get(input) if sole_taker(input) is node else None
+        by: list[str | None] = []
+        for beside, masks in ((maker, after), (sole_taker(mask.output), before)):
+            if beside in convolutions:
+                masks[beside] = mask
+            by.append(_named("convolution", beside.layer) if beside in convolutions else None)
+        node.rule = MaskedActivation(rule, *by)
+    for node in convolutions:
+        node.rule = MaskingConvolution(after.get(node), before.get(node))
+
+
+def _mask(node: Node) -> Mask | None:
+    """Of an activation whose output tells it to the kernels."""
+    (output, *_) = node.outputs
+    name, rule = _NAMES.get(node.func), node.rule
+    if name is None or output is None or type(rule) is not PiecewiseLinear or not node.by_images:
+        return None
+    if not rule.reads_output(node):  # a leaky ReLU with a negative slope
+        return None
+    slope = node.args[1] if len(node.args) > 1 else 0.01
+    return Mask(output, name, float(slope), node.layer)
+
+
+def _named(name: str, layer: str) -> str:
+    return f"{name} of '{layer}'" if layer else name

@@ -345,6 +345,13 @@ class _Join(_Meeting):
         return [node.func(pieces, *node.args[1:])]
 
 
+class _Split(_Linear):
+    """unsafe_split: pieces that autograd takes for tensors of their own, and so are here."""
+
+    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        return [piece.clone() for piece in func(*args, **kwargs)]
+
+
 class _Index(_Linear):
     """x[indices]: the first of them may count the samples."""
 
@@ -452,6 +459,8 @@ LINEAR: dict[Any, Rule] = {
     ),
     aten.split.Tensor: _split,
     aten.split_with_sizes.default: _split,
+    aten.unsafe_split.Tensor: _Split(batched=_not_first(2)),
+    aten.unsafe_split_with_sizes.default: _Split(batched=_not_first(2)),
     aten.unbind.int: _Linear(batched=_not_first(1)),
     aten.index.Tensor: _Index(by_rows=False),
     aten.sum.default: _Linear(_unsummed, _never),

@@ -31,7 +31,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import recording
 from fastgan.penalty.entries import Node, Value
-from fastgan.penalty.rule import Rule, layout_of, with_random
+from fastgan.penalty.rule import AUTOGRAD, Rule, layout_of, with_random
 from fastgan.penalty.rules import GRAPH, REGION, rule_of
 
 __all__ = ["Changed", "Tape", "Unrecordable"]
@@ -81,6 +81,10 @@ def _tensors(structure: Any) -> Iterator[Tensor]:
     elif isinstance(structure, dict):
         for item in structure.values():
             yield from _tensors(item)
+
+
+def _is_complex(value: Value) -> bool:
+    return value.dtype.is_complex
 
 
 def _holds_tensors(items: Sequence[Any]) -> bool:
@@ -351,7 +355,8 @@ class Tape(TorchFunctionMode):
                     elif isinstance(tensor, Tensor):
                         items[item] = tensor.detach()
         node.take(values)
-        node.rule = rule.for_node(node)
+        # Of complex numbers, autograd knows when to conjugate.
+        node.rule = AUTOGRAD if any(map(_is_complex, values.values())) else rule.for_node(node)
         return node
 
     def _record(self, node: Node, args: Sequence[Any], result: Any) -> None:

@@ -1,0 +1,603 @@
+"""Critics as people write them: fused losses have double backward's values and side effects."""
+
+# ruff: noqa: NPY002 - critics in the wild draw from NumPy's global stream
+
+from __future__ import annotations
+
+import copy
+import functools
+import gc
+import logging
+import pickle
+import random
+import threading
+import types
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fastgan
+from fastgan.models import DCGANGenerator, WGANCritic
+
+N, SHAPE = 4, (2, 6, 6)
+
+
+def batches(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor, Tensor]:
+    stream = torch.Generator().manual_seed(1)
+    real, fake = torch.randn(2, N, *SHAPE, generator=stream, dtype=dtype)
+    return real, fake, torch.rand(N, 1, 1, 1, generator=stream, dtype=dtype)
+
+
+def outcome(critic: Any, module: nn.Module, path: Any, calls: int, **asked: Any) -> list[Any]:
+    """Losses and gradients of several calls, then the module's state and the random streams."""
+    real, fake, eps = batches()
+    torch.manual_seed(5)
+    random.seed(5)
+    np.random.seed(5)
+    found: list[Any] = []
+    for _ in range(calls):
+        module.zero_grad()
+        loss = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path=path, **asked).loss
+        loss.backward()
+        found += [loss.detach(), *(p.grad for p in module.parameters())]
+        penalty = fastgan.gradient_penalty(critic, real, fake, at="real", path=path, **asked)
+        found.append(penalty.detach())
+    counts = [v for m in module.modules() for v in vars(m).values() if type(v) in (int, float)]
+    return [*found, *module.buffers(), *counts, torch.rand(3), random.random(), np.random.rand()]
+
+
+def both(
+    module: nn.Module,
+    wrapped: Callable[[nn.Module], Any] = lambda module: module,
+    calls: int = 3,
+    **asked: Any,
+) -> None:
+    """Compares the paths, each on a copy of its own."""
+    torch.manual_seed(0)
+    module = module.double()
+    twin = copy.deepcopy(module)
+    ours = outcome(wrapped(module), module, "fused", calls, **asked)
+    theirs = outcome(wrapped(twin), twin, "autograd", calls, **asked)
+    for mine, expected in zip(ours, theirs, strict=True):
+        if isinstance(expected, Tensor) and isinstance(mine, Tensor):
+            size = float(expected.detach().abs().max()) if expected.numel() else 0.0
+            torch.testing.assert_close(mine, expected, rtol=1e-9, atol=1e-11 * max(size, 1.0))
+        elif mine is None or expected is None:
+            # Double backward leaves out, or gives zero, what a penalty doesn't depend on.
+            assert all(g is None or not g.any() for g in (mine, expected))
+        else:
+            assert mine == expected
+
+
+class Critic(nn.Module):
+    """A convolution and a head, with whatever a subclass does between."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Conv2d(2, 4, 3, padding=1)
+        self.head = nn.Linear(144, 1)
+
+    def between(self, h: Tensor) -> Tensor:
+        return h
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.between(F.leaky_relu(self.first(x), 0.2)).flatten(1))
+
+
+class CountsInABuffer(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("n", torch.zeros(()))
+
+    def between(self, h: Tensor) -> Tensor:
+        self.n += 1
+        return h * (1 + self.n)
+
+
+class CountsInPython(Critic):
+    n = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.n = 0
+
+    def between(self, h: Tensor) -> Tensor:
+        self.n += 1
+        return h * self.n
+
+
+class PowerIteration(Critic):
+    """Spectral norm by hand, its vector a buffer that is assigned."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 4))
+        self.register_buffer("u", F.normalize(torch.randn(4), dim=0))
+
+    def between(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.u = F.normalize(self.weight @ (self.weight.t() @ self.u), dim=0)
+        sigma = self.u @ self.weight @ F.normalize(self.weight.t() @ self.u.detach(), dim=0)
+        return torch.einsum("nchw,dc->ndhw", h, self.weight / sigma)
+
+
+class DataSpectralNorm(nn.Module):
+    """The one that everybody copies: u.data, v.data, and a weight that is set in forward."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        w = module.weight
+        self.u = nn.Parameter(torch.randn(w.shape[0]), requires_grad=False)
+        self.v = nn.Parameter(torch.randn(w[0].numel()), requires_grad=False)
+        self.bar = nn.Parameter(w.data)
+        del module._parameters["weight"]
+
+    def forward(self, x: Tensor) -> Tensor:
+        w = self.bar
+        flat = w.view(w.shape[0], -1).data
+        self.v.data = F.normalize(torch.mv(flat.t(), self.u.data), dim=0)
+        self.u.data = F.normalize(torch.mv(flat, self.v.data), dim=0)
+        sigma = self.u.dot(w.view(w.shape[0], -1).mv(self.v))
+        self.module.weight = w / sigma.expand_as(w)
+        return self.module(x)
+
+
+class CopiedSpectralNorm(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = DataSpectralNorm(self.first)  # type: ignore[assignment]
+
+
+class ClampsItsWeight(Critic):
+    def between(self, h: Tensor) -> Tensor:
+        self.head.weight.data = self.head.weight.data.clamp(-0.1, 0.1)
+        return h
+
+
+class AsksForTensors(Critic):
+    def between(self, h: Tensor) -> Tensor:
+        assert isinstance(h, Tensor)
+        assert torch.is_tensor(h)
+        assert h.requires_grad
+        return h * 3 if type(h) is Tensor else h
+
+
+def doubled(forward: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    @functools.wraps(forward)
+    def call(*args: Any) -> Tensor:
+        return 2 * forward(*args)
+
+    return call
+
+
+class Decorated(Critic):
+    @doubled
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+
+class Called(Critic):
+    def __call__(self, *args: Any) -> Any:
+        return super().__call__(*args) * 3
+
+
+class ShiftsThenMoves(Critic):
+    """Reads a buffer before it changes it in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("shift", torch.ones(1))
+
+    def between(self, h: Tensor) -> Tensor:
+        h = h + self.shift
+        self.shift.mul_(0.5)
+        return h
+
+
+class ScoresAttribute(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = nn.Linear(144, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scores(F.relu(self.first(x)).flatten(1))
+
+
+class DrawsInPython(Critic):
+    def between(self, h: Tensor) -> Tensor:
+        return h * random.random() + np.random.rand() + torch.randn_like(h)
+
+
+class DropsLayers(Critic):
+    def between(self, h: Tensor) -> Tensor:
+        return h * 2 if random.random() < 0.5 else F.dropout(h, 0.3)
+
+
+class CatchesEverything(Critic):
+    def between(self, h: Tensor) -> Tensor:
+        try:
+            return F.celu(h) * torch.logsumexp(h, 2, keepdim=True)
+        except Exception:
+            return h * 100
+
+
+class Logged(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.log = logging.getLogger("critic")
+        self.table = np.ones(3)
+        self.alpha = 0.0
+
+    def between(self, h: Tensor) -> Tensor:
+        self.log.debug("%s", h.shape)
+        self.alpha += 0.125
+        return torch.lerp(h, h.tanh(), self.alpha) * float(self.table.sum())
+
+
+class StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x.round()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return 2 * grad
+
+
+class Rounds(Critic):
+    def between(self, h: Tensor) -> Tensor:
+        return StraightThrough.apply(h * 3).sin()  # type: ignore[no-untyped-call, no-any-return]
+
+
+class Picks(nn.Module):
+    """GAN_stability's way to take a class's score."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(72, 5)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        out = self.layer(F.elu(x.flatten(1)).to(memory_format=torch.contiguous_format))
+        if x.is_cuda or x.is_xpu:
+            raise AssertionError
+        return out.type(x.dtype)[range(len(x)), y]
+
+
+class WritesToViews(Critic):
+    """In-place ops on views, slices that are assigned, out-of-place views of what is written."""
+
+    def between(self, h: Tensor) -> Tensor:
+        h = h * 1
+        first, rest = h[:, :1], h[:, 1:]
+        rest.mul_(0.5).add_(1)
+        h[:, 0, ::2] = rest[:, 1, ::2].tanh()
+        frame = h.new_zeros(len(h), 6, 6, 6)
+        frame[:, 1:5] = h
+        frame[:, :2] += first
+        frame.clamp_(min=-0.5)
+        return frame.view(len(h), -1)[:, :144] + h.chunk(2, 1)[0].repeat(1, 2, 1, 1).flatten(1)
+
+
+class Attends(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(4, 2, batch_first=True)
+
+    def between(self, h: Tensor) -> Tensor:
+        tokens = h.flatten(2).transpose(1, 2)
+        return h + self.attention(tokens, tokens, tokens)[0].transpose(1, 2).reshape(h.shape)
+
+
+class Spectra(Critic):
+    """Complex numbers on the way."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return torch.fft.fft2(h).abs().log1p()
+
+
+class Recurrent(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cell = nn.GRUCell(24, 24)
+
+    def between(self, h: Tensor) -> Tensor:
+        state = h.new_zeros(len(h), 24)
+        for row in h.transpose(1, 2).flatten(2).unbind(1):
+            state = self.cell(row, state)
+        return state.repeat(1, 6)
+
+
+class Remembers(Critic):
+    """The last call's features are part of this one's."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bank = None
+
+    def between(self, h: Tensor) -> Tensor:
+        mean = h.mean(0).detach()
+        shifted = h if self.bank is None else h - 0.5 * self.bank
+        self.bank = mean
+        return shifted
+
+
+class Hypernetwork(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.code = nn.Parameter(torch.randn(3))
+        self.maker = nn.Linear(3, 4 * 4 * 9)
+
+    def between(self, h: Tensor) -> Tensor:
+        return F.conv2d(h, torch.tanh(self.maker(self.code)).view(4, 4, 3, 3), padding=1)
+
+
+class Scripted(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        inner = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Softplus()).double()
+        self.inner = torch.jit.trace(inner, torch.zeros(1, 4, 6, 6, dtype=torch.float64))
+
+    def between(self, h: Tensor) -> Tensor:
+        return self.inner(h)  # type: ignore[no-any-return]
+
+    def __deepcopy__(self, memo: Any) -> Scripted:
+        twin = Scripted()
+        twin.load_state_dict(self.state_dict())
+        return twin.double()
+
+
+STRANGE: list[Callable[[], nn.Module]] = [
+    CountsInABuffer,
+    CountsInPython,
+    PowerIteration,
+    CopiedSpectralNorm,
+    ClampsItsWeight,
+    AsksForTensors,
+    Decorated,
+    Called,
+    ShiftsThenMoves,
+    ScoresAttribute,
+    DrawsInPython,
+    DropsLayers,
+    CatchesEverything,
+    Logged,
+    Rounds,
+    WritesToViews,
+    Attends,
+    Spectra,
+    Recurrent,
+    Remembers,
+    Hypernetwork,
+    Scripted,
+]
+
+
+@pytest.mark.parametrize("build", STRANGE, ids=lambda build: build.__name__)
+def test_paths_agree_in_values_gradients_and_side_effects(build: Callable[[], nn.Module]) -> None:
+    both(build())
+
+
+@pytest.mark.parametrize(
+    "wrapped",
+    [
+        nn.DataParallel,
+        lambda module: lambda x: module(x).tanh(),
+        lambda module: functools.partial(module),
+        lambda module: module.forward,
+    ],
+    ids=["DataParallel", "closure", "partial", "bound method"],
+)
+def test_wrapped_critics_are_critics(wrapped: Callable[[nn.Module], Any]) -> None:
+    both(Critic(), wrapped)
+
+
+def test_labels_pick_their_scores() -> None:
+    both(Picks(), critic_args=(torch.tensor([0, 4, 2, 2]),))
+
+
+def test_a_replaced_conv_forward_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = nn.Conv2d._conv_forward
+
+    def circular(self: nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return F.conv2d(F.pad(input, (1, 1, 1, 1), mode="circular"), weight, bias)
+
+    def standardised(self: nn.Conv2d, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return plain(self, input, weight - weight.mean(), bias)
+
+    critic = Critic()
+    critic.first._conv_forward = types.MethodType(circular, critic.first)  # type: ignore[method-assign]
+    both(critic)
+    monkeypatch.setattr(nn.Conv2d, "_conv_forward", standardised)
+    both(Critic())
+
+
+def test_what_a_forward_stores_is_a_plain_tensor() -> None:
+    class Stores(Critic):
+        def between(self, h: Tensor) -> Tensor:
+            self.features = h
+            return h
+
+    Stores.__qualname__ = "Stores"
+    globals()["Stores"] = Stores
+    critic = Stores().double()
+    real, fake, _ = batches()
+    for _ in range(3):
+        fastgan.wgan_gp_critic_loss(critic, real, fake, path="fused").loss.backward()
+        assert type(critic.features) is Tensor
+        copy.deepcopy(critic)
+        pickle.loads(pickle.dumps(critic))
+    with pytest.raises(RuntimeError, match="grad"):
+        critic.features.sum().backward()
+
+
+def test_explain_leaves_nothing_in_a_module() -> None:
+    critic = CountsInABuffer()
+    before = dict(vars(critic))
+    fastgan.explain(critic, torch.zeros(2, *SHAPE))
+    assert vars(critic) == before
+    assert type(critic.n) is Tensor
+    assert critic.n == 0
+
+
+def test_float32_reals_and_bfloat16_fakes() -> None:
+    critic = Critic()
+    real, fake, eps = batches(torch.float32)
+    losses = [
+        fastgan.wgan_gp_critic_loss(critic, real, fake.bfloat16(), eps=eps, path=path).loss
+        for path in ("fused", "autograd")
+    ]
+    torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
+
+
+def test_threads_record_for_themselves() -> None:
+    real, fake, eps = batches(torch.float32)
+    critics = [Critic() for _ in range(2)]
+    generator = DCGANGenerator(nz=4, ngf=4, nc=1, image_size=16).eval()
+    expected = [
+        float(fastgan.gradient_penalty(c, real, fake, eps=eps, path="autograd")) for c in critics
+    ]
+    failures: list[Any] = []
+
+    def penalise(critic: nn.Module, value: float) -> None:
+        for _ in range(30):
+            found = fastgan.gradient_penalty(critic, real, fake, eps=eps, path="fused")
+            found.backward()
+            if abs(float(found) - value) > 1e-3 * abs(value):
+                failures.append((float(found), value))
+
+    def sample() -> None:
+        with torch.no_grad():
+            for _ in range(100):
+                if generator(torch.randn(2, 4, 1, 1)).requires_grad:
+                    failures.append("a sample has a graph")
+
+    def caught(function: Callable[..., None], *args: Any) -> None:
+        try:
+            function(*args)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [
+        *(
+            threading.Thread(target=caught, args=(penalise, *each))
+            for each in zip(critics, expected, strict=True)
+        ),
+        threading.Thread(target=caught, args=(sample,)),
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+
+
+def test_a_first_call_may_initialise_the_critic() -> None:
+    torch.manual_seed(0)
+    critic = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(1)).double()
+    real, fake, eps = batches()
+    for _ in range(3):
+        ours = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused").loss
+        theirs = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="autograd").loss
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_critic_that_begins_to_move_later_is_no_longer_joined() -> None:
+    class Grows(Critic):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+            self.counting = False
+
+        def between(self, h: Tensor) -> Tensor:
+            if self.counting:
+                self.calls += 1
+                h = h * self.calls
+            return h
+
+    critic = Grows().double()
+    real, fake, eps = batches()
+    for _ in range(2):
+        fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps)
+    critic.counting = True
+    twin = copy.deepcopy(critic)
+    for path, each in (("fused", critic), ("autograd", twin)):
+        for _ in range(2):
+            loss = fastgan.wgan_gp_critic_loss(each, real, fake, eps=eps, path=path).loss
+        assert each.calls == 6
+        each.value = loss.detach()
+    torch.testing.assert_close(critic.value, twin.value)
+
+
+def test_no_activation_outlives_the_loss() -> None:
+    kept: list[weakref.ref[Tensor]] = []
+
+    class Watched(Critic):
+        def between(self, h: Tensor) -> Tensor:
+            kept.append(weakref.ref(h))
+            return h
+
+    critic = Watched()
+    real, fake, _ = batches(torch.float32)
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(3):
+            loss = fastgan.wgan_gp_critic_loss(critic, real, fake, path="fused").loss
+            loss.backward()
+            del loss
+            assert not any(ref() is not None for ref in kept)
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("norm", ["none", "layer", "batch"])
+def test_autocast_leaves_no_cast_without_a_graph_behind(norm: str) -> None:
+    critic = WGANCritic(2, 4, 16, norm=norm)
+    real, fake = torch.randn(2, 3, 2, 16, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        fastgan.gradient_penalty(critic, real, fake, path="fused")
+        critic(real).sum().backward()
+    assert all(p.grad is not None for p in critic.parameters())
+
+
+def test_accumulated_and_scaled_gradients_add_up() -> None:
+    critic = Critic().double()
+    real, fake, eps = batches()
+    expected = [torch.zeros_like(p) for p in critic.parameters()]
+    for scale in (1.0, 0.5):
+        for path, into in (("autograd", expected), ("fused", None)):
+            loss = scale * fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path=path).loss
+            if into is None:
+                loss.backward()
+            else:
+                found = torch.autograd.grad(loss, list(critic.parameters()))
+                expected = [e + g for e, g in zip(into, found, strict=True)]
+    for parameter, total in zip(critic.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, total)
+
+
+def test_a_swallowed_refusal_is_a_refusal_all_the_same() -> None:
+    class Swallows(Critic):
+        def between(self, h: Tensor) -> Tensor:
+            try:
+                (slope,) = torch.autograd.grad(h.sum(), h, retain_graph=True)
+            except BaseException:
+                return h * 100
+            return h * slope
+
+    critic = Swallows().double()
+    real, fake, eps = batches()
+    with pytest.raises(fastgan.UnsupportedCriticError, match=r"autograd\.grad"):
+        fastgan.gradient_penalty(critic, real, fake, eps=eps, path="fused")
+    with pytest.warns(fastgan.FallbackWarning, match="Swallows"):
+        found = fastgan.gradient_penalty(critic, real, fake, eps=eps)
+    expected = fastgan.gradient_penalty(critic, real, fake, eps=eps, path="autograd")
+    torch.testing.assert_close(found, expected)

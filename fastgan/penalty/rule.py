@@ -194,11 +194,11 @@ class Autograd(Rule):
         return _differentiated(results, grads, inputs, wanted)
 
     def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        # The derivative of <w, J u> = <J^T w, u> in w.
+        # The derivative of <w, J u> = <J^T w, u> in w, at ones: some formulas are singular at zero.
         with torch.enable_grad():
             results, inputs = self.graph(node)
             probes = {
-                position: torch.zeros_like(result, requires_grad=True)
+                position: torch.ones_like(result, requires_grad=True)
                 for position, result in enumerate(results)
                 if isinstance(result, Tensor) and result.requires_grad
             }

@@ -35,6 +35,7 @@ for arguments in (
     ["train", "--out", "x", "--config", "/nowhere.toml"], ["sample", "x", "--n", "0"],
     ["interpolate", "x", "--stops", "1"], ["evaluate", "x", "--n", "5"],
     ["bench", "--out", "x", "--suite", "no-such-suite"],
+    ["bench", "--out", "x", "--max-minutes", "few"], ["bench", "--out", "x", "--max-minutes", "0"],
 ):
     try:
         code = main(arguments)

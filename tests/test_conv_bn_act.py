@@ -285,7 +285,9 @@ def test_float32_errors_are_at_most_twice_those_of_eager_in_both_orders() -> Non
         own, eager = torch.tensor(of_cases).sort(0).values.unbind(1)
         for share in (0.5, 0.9):
             place = int(share * len(of_cases))
-            assert own[place] <= 2 * eager[place], f"{name}, {share}"
+            # Or of two roundings: torch's error depends on its processor's kernels.
+            roundoff = torch.finfo(torch.float32).eps
+            assert own[place] <= 2 * (eager[place] + roundoff), f"{name}, {share}"
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -354,6 +354,16 @@ class Scripted(Critic):
         return twin.double()
 
 
+class Compares(Critic):
+    """Masks, made at once after tensors are gone, in the place of which they are."""
+
+    def between(self, h: Tensor) -> Tensor:
+        for _ in range(30):
+            h = h * 1.01
+            h = torch.where(h > 0.5, h, 0.5 * h)
+        return h
+
+
 STRANGE: list[Callable[[], nn.Module]] = [
     CountsInABuffer,
     CountsInPython,
@@ -377,6 +387,7 @@ STRANGE: list[Callable[[], nn.Module]] = [
     Remembers,
     Hypernetwork,
     Scripted,
+    Compares,
 ]
 
 

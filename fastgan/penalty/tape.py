@@ -229,7 +229,8 @@ class Tape(TorchFunctionMode):
             self._active = False
         for tensor in _tensors(result):
             found = self._entries.get(id(tensor))
-            if found is not None and found[1].by_images and not tensor.requires_grad:
+            known = found is not None and found[0]() is tensor and found[1].by_images
+            if known and not tensor.requires_grad:
                 tensor.requires_grad_()
         return result
 

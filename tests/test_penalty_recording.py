@@ -364,6 +364,17 @@ class Compares(Critic):
         return h
 
 
+class KnowsItsBatch(Critic):
+    """Noise for each sample of a batch of one size, which no other batch may have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("noise", torch.randn(N, 1, 6, 6))
+
+    def between(self, h: Tensor) -> Tensor:
+        return h + self.noise
+
+
 STRANGE: list[Callable[[], nn.Module]] = [
     CountsInABuffer,
     CountsInPython,
@@ -388,6 +399,7 @@ STRANGE: list[Callable[[], nn.Module]] = [
     Hypernetwork,
     Scripted,
     Compares,
+    KnowsItsBatch,
 ]
 
 

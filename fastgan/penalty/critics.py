@@ -189,12 +189,14 @@ def record(
         state.put_back(tape)
         tape.close()
         raise
-    except Exception:
+    except Exception as error:
         tape.close()
-        if leave or tape.refused is not None:
+        if leave or joined or tape.refused is not None:
             state.put_back(tape)
         if tape.refused is not None:
             raise tape.refused from None
+        if joined:  # one that wants its batch's size; any other error comes again without joining
+            raise Changed(f"a larger batch raises {type(error).__name__}") from error
         raise
     del given, found
     tape.close()

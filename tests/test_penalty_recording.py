@@ -354,7 +354,60 @@ class Scripted(Critic):
         return twin.double()
 
 
+class Compares(Critic):
+    """Masks, made at once after tensors are gone, in the place of which they are."""
+
+    def between(self, h: Tensor) -> Tensor:
+        for _ in range(30):
+            h = h * 1.01
+            h = torch.where(h > 0.5, h, 0.5 * h)
+        return h
+
+
+class KnowsItsBatch(Critic):
+    """Noise for each sample of a batch of one size, which no other batch may have."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("noise", torch.randn(N, 1, 6, 6))
+
+    def between(self, h: Tensor) -> Tensor:
+        return h + self.noise
+
+
+class KeepsADict(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stats = {"n": 0}
+
+    def between(self, h: Tensor) -> Tensor:
+        self.stats["n"] += 1
+        return h * (1 + 0.1 * self.stats["n"])
+
+
+class OwnStream(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = random.Random(0)
+
+    def between(self, h: Tensor) -> Tensor:
+        return h * self.stream.random()
+
+
+class LooksAtAll(Critic):
+    """What leaves the tape and comes back: a branch, a mean, a standard deviation, a length."""
+
+    def between(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            spread = h.std(0).mean()
+        h = h * 2 if (h > 0.9).any() else h
+        return (h + 1e-5 * h.detach().mean()) * spread * (1 + 1e-4 * len(h))
+
+
 STRANGE: list[Callable[[], nn.Module]] = [
+    KeepsADict,
+    OwnStream,
+    LooksAtAll,
     CountsInABuffer,
     CountsInPython,
     PowerIteration,
@@ -377,6 +430,8 @@ STRANGE: list[Callable[[], nn.Module]] = [
     Remembers,
     Hypernetwork,
     Scripted,
+    Compares,
+    KnowsItsBatch,
 ]
 
 

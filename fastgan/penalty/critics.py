@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import pickle
 import random
 import sys
+import types
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -190,12 +194,14 @@ def record(
         state.put_back(tape)
         tape.close()
         raise
-    except Exception:
+    except Exception as error:
         tape.close()
-        if leave or tape.refused is not None:
+        if leave or joined or tape.refused is not None:
             state.put_back(tape)
         if tape.refused is not None:
             raise tape.refused from None
+        if joined:  # one that wants its batch's size; any other error comes again without joining
+            raise Changed(f"a larger batch raises {type(error).__name__}") from error
         raise
     del given, found
     tape.close()
@@ -228,7 +234,35 @@ def _repeated(args: Sequence[Any], samples: int, times: int) -> list[Any]:
     ]
 
 
-_CONTAINERS = (list, set, dict)
+#: Objects that stand for themselves.
+_NAMED = (
+    *(Tensor, nn.Module, types.FunctionType, types.MethodType, types.BuiltinFunctionType),
+    *(types.ModuleType, type, logging.Logger),
+)
+#: An attribute of these types changes only by being assigned.
+_WHOLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, *_NAMED)
+_OF_MODULES = frozenset(vars(nn.Module()))
+_MOST_BYTES = 1 << 16
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles tensors, modules and functions as their identity."""
+
+    def persistent_id(self, obj: Any) -> int | None:
+        """A number for objects that stand for themselves."""
+        return id(obj) if isinstance(obj, _NAMED) else None
+
+
+def _pickled(value: Any) -> bytes | None:
+    """What an object holds, for comparison; None if it is too large, or can't be pickled."""
+    if getattr(value, "nbytes", 0) > _MOST_BYTES or type(value).__module__ == "itertools":
+        return None
+    buffer = io.BytesIO()
+    try:
+        _Pickler(buffer).dump(value)
+    except Exception:
+        return None
+    return buffer.getvalue()
 
 
 class _State:
@@ -252,11 +286,11 @@ class _State:
         self.watching = watching
         if not watching:
             return
-        self.lengths = [
-            (value, len(value))
+        self.inner = [
+            (value, _pickled(value))
             for _, attributes in self.attributes
-            for value in attributes.values()
-            if type(value) in _CONTAINERS
+            for name, value in attributes.items()
+            if name not in _OF_MODULES and not isinstance(value, _WHOLE)
         ]
         self.pointers = [
             (tensor, tensor.data_ptr())
@@ -276,9 +310,9 @@ class _State:
         for registry, entries in self.registered:
             if list(map(id, registry.values())) != list(map(id, entries.values())):
                 return "a forward replaces a parameter or buffer"
-        for container, length in self.lengths:
-            if len(container) != length:
-                return "a forward adds to what a module keeps"
+        for value, pickled in self.inner:
+            if pickled is None or _pickled(value) != pickled:
+                return f"a forward may change the {type(value).__name__} that a module keeps"
         for tensor, pointer in self.pointers:
             if tensor.data_ptr() != pointer:
                 return "a forward assigns to the .data of a parameter or buffer"

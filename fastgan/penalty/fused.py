@@ -487,8 +487,9 @@ def _mean(scores: Sequence[Tensor]) -> Tensor:
 def _compare(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
     """Raises :class:`Changed` unless the scores are the same but for rounding."""
     for ours, apart in zip(found, expected, strict=True):
-        scale = 1e-3 * float(apart.abs().max()) + 1e-6
-        if ours.shape != apart.shape or not torch.allclose(ours, apart, 1e-3, scale):
+        relative = {torch.float64: 1e-10, torch.float32: 1e-3}.get(ours.dtype, 1e-2)
+        scale = relative * float(apart.abs().max())
+        if ours.shape != apart.shape or not torch.allclose(ours, apart, relative, scale):
             raise Changed("scores differ in a larger batch")
 
 

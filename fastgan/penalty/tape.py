@@ -211,11 +211,15 @@ class Tape(TorchFunctionMode):
             return func(*args, **kwargs)
         if self.refused is not None:
             raise self.refused
-        if not torch.is_grad_enabled() or not (self._touched(args) or self._touched(kwargs)):
+        if not (self._touched(args) or self._touched(kwargs)):
+            return func(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            self._mixing("a tensor is used without a gradient")
             return func(*args, **kwargs)
         if func in _REFUSED:
             self._refuse(f"its forward calls {_REFUSED[func]} on what comes of the images")
         if func in _STOPPING:
+            self._mixing("a tensor is used without its gradient")
             return func(*args, **kwargs)
         if func is torch.Tensor.requires_grad_:
             return args[0]
@@ -232,8 +236,10 @@ class Tape(TorchFunctionMode):
             self._active = False
         for tensor in _tensors(result):
             found = self._entries.get(id(tensor))
-            mine = found is not None and found[0]() is tensor and found[1].by_images
-            if mine and not tensor.requires_grad:
+            known = found is not None and found[0]() is tensor and found[1].by_images
+            if not known and func not in _NEW:
+                self._mixing(f"{getattr(func, '__name__', func)} has a result without a gradient")
+            if known and not tensor.requires_grad:
                 tensor.requires_grad_()
         return result
 
@@ -378,10 +384,10 @@ class Tape(TorchFunctionMode):
             outputs.append(found)
         if node.by_images:
             batched = not mixed and rule.batched(node, self.root.shape[0])
-            if not batched and self.mixes is None:
-                self.mixes = f"{node.func} may mix the samples of a batch"
-            if self.joined and not (batched and (rule.by_rows or not self.divided)):
-                self._changed(f"{node.func} may mix the samples of a batch")
+            if not batched:
+                self._mixing(f"{node.func} may mix the samples of a batch")
+            if self.joined and self.divided and not rule.by_rows:
+                self._changed(f"{node.func} has no derivatives of some rows alone")
             for found in outputs:
                 if found is not None:
                     found.batched = batched
@@ -629,6 +635,13 @@ class Tape(TorchFunctionMode):
         if self.joined:
             self._changed(reason)
 
+    def _mixing(self, reason: str) -> None:
+        """Samples may see one another, or what becomes of them can't be followed."""
+        if self.mixes is None:
+            self.mixes = reason
+        if self.joined:
+            self._changed(reason)
+
     def _changed(self, reason: str) -> None:
         self.refused = Changed(reason)
         raise self.refused
@@ -730,11 +743,26 @@ _ASKING = {
         for name in ("shape", "dtype", "device", "ndim", "is_cuda", "layout", "requires_grad")
     ),
     torch.Tensor.size,
+    torch.Tensor.__len__,
     torch.Tensor.dim,
     torch.Tensor.numel,
     torch.Tensor.is_floating_point,
     torch.Tensor.stride,
     torch.Tensor.is_contiguous,
+}
+#: Their results depend on a tensor's shape alone.
+_NEW = {
+    torch.empty_like,
+    torch.full_like,
+    torch.ones_like,
+    torch.rand_like,
+    torch.randn_like,
+    torch.zeros_like,
+    torch.Tensor.new_empty,
+    torch.Tensor.new_full,
+    torch.Tensor.new_ones,
+    torch.Tensor.new_tensor,
+    torch.Tensor.new_zeros,
 }
 #: Their results are constants, as with autograd.
 _STOPPING = {torch.Tensor.detach, torch.detach, _DATA.__get__}

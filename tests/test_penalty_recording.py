@@ -375,6 +375,13 @@ class KnowsItsBatch(Critic):
         return h + self.noise
 
 
+class LearnsBiasesOnly(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.weight.requires_grad_(False)
+        self.head.weight.requires_grad_(False)
+
+
 STRANGE: list[Callable[[], nn.Module]] = [
     CountsInABuffer,
     CountsInPython,
@@ -400,6 +407,7 @@ STRANGE: list[Callable[[], nn.Module]] = [
     Scripted,
     Compares,
     KnowsItsBatch,
+    LearnsBiasesOnly,
 ]
 
 

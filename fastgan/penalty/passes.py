@@ -278,7 +278,7 @@ class Passes:
         if self.join is not None:
             self._of_joined(node, tangents, signals, factors)
             return
-        merged = rule.merges and node not in self.curved
+        merged = rule.merges and wanted != [rule.bias] and node not in self.curved
         if factors is not None and merged:
             left = rule.left
             input = node.arg(left)
@@ -307,7 +307,7 @@ class Passes:
         points, others = (
             [_of_rows(s, rows) for s in signals] for rows in (join.points, join.others)
         )
-        if rule.merges:
+        if rule.merges and wanted != [rule.bias]:
             # The rows of the points become their tangents: of these only the masks were wanted.
             value = node.slots[rule.left]
             mine = value.readers == 1 and _exclusive(value)

@@ -303,6 +303,17 @@ class Spectra(Critic):
         return torch.fft.fft2(h).abs().log1p()
 
 
+class ComplexWeights(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.phases = nn.Parameter(torch.randn(4, 6, 4, 2))
+
+    def between(self, h: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(h) * torch.view_as_complex(self.phases)
+        powers = spectrum * spectrum.conj() + torch.exp(0.1 * spectrum.tanh())
+        return torch.fft.irfft2(powers, s=(6, 6)) + powers.abs().mean((2, 3), keepdim=True)
+
+
 class Recurrent(Critic):
     def __init__(self) -> None:
         super().__init__()
@@ -401,6 +412,7 @@ STRANGE: list[Callable[[], nn.Module]] = [
     WritesToViews,
     Attends,
     Spectra,
+    ComplexWeights,
     Recurrent,
     Remembers,
     Hypernetwork,

@@ -303,6 +303,17 @@ class Spectra(Critic):
         return torch.fft.fft2(h).abs().log1p()
 
 
+class ComplexWeights(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.phases = nn.Parameter(torch.randn(4, 6, 4, 2))
+
+    def between(self, h: Tensor) -> Tensor:
+        spectrum = torch.fft.rfft2(h) * torch.view_as_complex(self.phases)
+        powers = spectrum * spectrum.conj() + torch.exp(0.1 * spectrum.tanh())
+        return torch.fft.irfft2(powers, s=(6, 6)) + powers.abs().mean((2, 3), keepdim=True)
+
+
 class Recurrent(Critic):
     def __init__(self) -> None:
         super().__init__()
@@ -404,6 +415,13 @@ class LooksAtAll(Critic):
         return (h + 1e-5 * h.detach().mean()) * spread * (1 + 1e-4 * len(h))
 
 
+class LearnsBiasesOnly(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.weight.requires_grad_(False)
+        self.head.weight.requires_grad_(False)
+
+
 STRANGE: list[Callable[[], nn.Module]] = [
     KeepsADict,
     OwnStream,
@@ -426,12 +444,14 @@ STRANGE: list[Callable[[], nn.Module]] = [
     WritesToViews,
     Attends,
     Spectra,
+    ComplexWeights,
     Recurrent,
     Remembers,
     Hypernetwork,
     Scripted,
     Compares,
     KnowsItsBatch,
+    LearnsBiasesOnly,
 ]
 
 

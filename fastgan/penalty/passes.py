@@ -279,7 +279,7 @@ class Passes:
         if self.join is not None:
             self._of_joined(node, tangents, signals, factors)
             return
-        merged = rule.merges and node not in self.curved
+        merged = rule.merges and wanted != [rule.bias] and node not in self.curved
         if factors is not None and merged:
             left = rule.left
             input = node.arg(left)
@@ -308,7 +308,7 @@ class Passes:
         points, others = (
             [_of_rows(s, rows) for s in signals] for rows in (join.points, join.others)
         )
-        if rule.merges:
+        if rule.merges and wanted != [rule.bias]:
             # The points' rows are overwritten with tangents; only their masks were needed.
             value = node.slots[rule.left]
             mine = value.readers == 1 and _exclusive(value)

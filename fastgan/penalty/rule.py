@@ -290,7 +290,8 @@ def _product(
         tangent = tangents[slot]
         if grad is not None and tangent is not None:
             if grad.is_complex():
-                grad, tangent = torch.view_as_real(grad), torch.view_as_real(tangent.to(grad.dtype))
+                pair = (grad, tangent.to(grad.dtype))
+                grad, tangent = (torch.view_as_real(each.resolve_conj()) for each in pair)
             part = (grad * tangent).sum()
             total = part if total is None else total + part
     return total

@@ -163,7 +163,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     ]
     return found + [
         # Compiling one of these may take minutes.
-        _case(subject, op, dtypes[0], 64 if cuda else batch, compiled=not quick)
+        _case(subject, op, *(("bfloat16", 64) if cuda else ("float32", batch)), compiled=not quick)
         for subject, op, batch in OTHERS
     ]
 

@@ -290,9 +290,9 @@ class Passes:
             found = rule.gradients(node, tangents, signals, wanted)
             self._give(node, found, signals, False)
         if factors is not None:
-            scaled = [None if s is None else s * _rows(factors, s).to(s.dtype) for s in signals]
             slots = [slot for slot in wanted if slot == rule.bias] if merged else wanted
             if slots:
+                scaled = [None if s is None else s * _rows(factors, s).to(s.dtype) for s in signals]
                 self._give(node, rule.vjp(node, scaled, slots), scaled, False)
 
     def _of_joined(

@@ -77,7 +77,9 @@ settings = TrainConfig.from_toml(open(sys.argv[1]).read())
 for line in sys.stdin:
     child = os.fork()
     if child == 0:
-        Trainer(settings, resume=True).run()
+        # Killed before its settings were written, it left no run to resume.
+        begun = os.path.exists(os.path.join(settings.out, "config.toml"))
+        Trainer(settings, resume=begun).run()
         os._exit(0)
     print(child, flush=True)
     _, status = os.waitpid(child, 0)

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from fastgan.explain import _named_recording
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgan
+from fastgan.explanation import _named_recording
 from fastgan.kernels import interpreted
 from fastgan.penalty.critics import Critic
 from fastgan.penalty.peephole import MaskingConvolution

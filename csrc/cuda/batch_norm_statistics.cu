@@ -112,6 +112,11 @@ __global__ void __launch_bounds__(kTileThreads)
     const std::int64_t values = left < tile_values ? left : tile_values;
     const ChannelTile place = ChannelTile::of(divisors, begin, channel);
 
+    // First, so that no register is kept for it (sm_90a spilled one).
+    const A values_of_tile = static_cast<A>(values);
+    if (lane == 0 && channel == 0) {
+        count[tile] = values_of_tile;
+    }
     const A shift = shift_by(to_arithmetic(input[place.offset(0)]));
     CompensatedSum<A> sums{};
     CompensatedSum<A> squares{};
@@ -132,12 +137,9 @@ __global__ void __launch_bounds__(kTileThreads)
     const A sum = sum_of_warp(sums.total());
     const A square = sum_of_warp(squares.total());
     if (lane == 0) {
-        const auto moments = TileMoments<A>::of_sums(shift, sum, square, static_cast<A>(values));
+        const auto moments = TileMoments<A>::of_sums(shift, sum, square, values_of_tile);
         mean[pair] = moments.mean;
         m2[pair] = moments.m2;
-        if (channel == 0) {
-            count[tile] = static_cast<A>(values);
-        }
     }
 }
 

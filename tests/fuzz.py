@@ -50,17 +50,26 @@ def fuzz(minutes: float, rounds: Iterable[tuple[dict[str, str], list[str]]] = RO
             stdout=subprocess.PIPE,
             text=True,
         )
-        # Interrupted, pytest says what it has found so far.
-        timer = threading.Timer(left, process.send_signal, [signal.SIGINT])
-        timer.start()
+        threading.Thread(target=interrupt, args=(process, left), daemon=True).start()
         for line in process.stdout:
             print(line, end="", flush=True)
             failed |= line.startswith("FAILED ")
-        timer.cancel()
         code = process.wait()
         if code not in (PASSED, FAILED) and time.monotonic() < end:
             return code
     return FAILED if failed else PASSED
+
+
+def interrupt(process: subprocess.Popen[str], seconds: float) -> None:
+    """Ends pytest after so many seconds; it says what it has found so far."""
+    # Python ignores a Ctrl-C that falls into some callback, such as the garbage collector's.
+    for patience in (seconds, 10, 10, 10):
+        try:
+            process.wait(patience)
+            return
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)
+    process.kill()
 
 
 if __name__ == "__main__":

@@ -128,7 +128,7 @@ def is_possible(case: dict[str, Any]) -> bool:
 
 
 @given(cases())
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None)
 def test_values_and_gradients_of_both_orders_in_float64(case: dict[str, Any]) -> None:
     assume(is_possible(case))
     expected, found = run(reference, case, torch.float64), run(ours, case, torch.float64)
@@ -145,12 +145,27 @@ def test_values_and_gradients_of_both_orders_in_float64(case: dict[str, Any]) ->
 
 
 @given(cases())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, deadline=None)
 def test_what_the_reference_refuses_is_refused(case: dict[str, Any]) -> None:
     assume(not is_possible(case))
     tensors, keywords = arguments(case, torch.float64)
     with pytest.raises((RuntimeError, ValueError)):
         call(ours, case, tensors, **keywords)
+
+
+def test_an_output_padding_beyond_stride_and_dilation_is_refused_as_by_torch() -> None:
+    x, weight, vector = torch.randn(2, 3, 4, 4), torch.randn(3, 2, 2, 2), torch.ones(2)
+    with pytest.raises(RuntimeError, match="output padding must be smaller than"):
+        ours.conv_transpose2d_bn_act(
+            x,
+            weight,
+            bn_weight=vector,
+            bn_bias=vector,
+            running_mean=vector.clone(),
+            running_var=vector.clone(),
+            training=True,
+            output_padding=1,
+        )
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)
@@ -270,7 +285,9 @@ def test_float32_errors_are_at_most_twice_those_of_eager_in_both_orders() -> Non
         own, eager = torch.tensor(of_cases).sort(0).values.unbind(1)
         for share in (0.5, 0.9):
             place = int(share * len(of_cases))
-            assert own[place] <= 2 * eager[place], f"{name}, {share}"
+            # Or of two roundings: torch's error depends on its processor's kernels.
+            roundoff = torch.finfo(torch.float32).eps
+            assert own[place] <= 2 * (eager[place] + roundoff), f"{name}, {share}"
 
 
 @pytest.mark.parametrize("function", FUNCTIONS)

@@ -34,7 +34,8 @@ for arguments in (
     ["train", "--steps", "many"], ["train"], ["train", "--out", "x", "--image-size", "17"],
     ["train", "--out", "x", "--config", "/nowhere.toml"], ["sample", "x", "--n", "0"],
     ["interpolate", "x", "--stops", "1"], ["evaluate", "x", "--n", "5"],
-    ["bench", "--out", "x", "--suite", "no-such-suite"],
+    ["bench", "--out", "x", "--max-minutes", "5", "--suite", "no-such-suite"],
+    ["bench", "--out", "x", "--max-minutes", "few"], ["bench", "--out", "x", "--max-minutes", "0"],
 ):
     try:
         code = main(arguments)

@@ -89,7 +89,8 @@ def test_errors_are_at_most_twice_those_of_torch() -> None:
     ours = scatter(small, weight, None, 2, 2, 1, 1, 64, 64)
     theirs = F.conv_transpose2d(small, weight, stride=2, padding=1)
     own, eager = ((t.double() - truth).square().mean().sqrt() for t in (ours, theirs))
-    assert own <= 2 * eager
+    # Or of two roundings: torch's error depends on its processor's kernels.
+    assert own <= 2 * (eager + torch.finfo(torch.float32).eps * truth.square().mean().sqrt())
 
 
 def test_any_layout_and_number_of_threads_gives_the_same_bits() -> None:

@@ -393,7 +393,39 @@ class LearnsBiasesOnly(Critic):
         self.head.weight.requires_grad_(False)
 
 
+class KeepsADict(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stats = {"n": 0}
+
+    def between(self, h: Tensor) -> Tensor:
+        self.stats["n"] += 1
+        return h * (1 + 0.1 * self.stats["n"])
+
+
+class OwnStream(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.stream = random.Random(0)
+
+    def between(self, h: Tensor) -> Tensor:
+        return h * self.stream.random()
+
+
+class LooksAtAll(Critic):
+    """What leaves the tape and comes back: a branch, a mean, a standard deviation, a length."""
+
+    def between(self, h: Tensor) -> Tensor:
+        with torch.no_grad():
+            spread = h.std(0).mean()
+        h = h * 2 if (h > 0.9).any() else h
+        return (h + 1e-5 * h.detach().mean()) * spread * (1 + 1e-4 * len(h))
+
+
 STRANGE: list[Callable[[], nn.Module]] = [
+    KeepsADict,
+    OwnStream,
+    LooksAtAll,
     CountsInABuffer,
     CountsInPython,
     PowerIteration,

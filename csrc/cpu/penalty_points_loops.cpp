@@ -8,7 +8,7 @@ namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET {
 namespace {
 
 // A sum is taken in as many parts, so that they fit a vector register; a double takes the sum of so
-// many terms.
+// many terms, 128 a part: it is off by 129 u of itself at most, however many terms there are.
 constexpr int kLanes = 16;
 constexpr std::int64_t kTermsAtOnce = 2048;
 

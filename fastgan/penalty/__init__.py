@@ -6,10 +6,10 @@ with the norm over all elements of a sample. Gulrajani et al. 2017, arXiv 1704.0
 and Algorithm 1; the points x_n and targets of R1, R2 (Mescheder et al. 2018, arXiv 1801.04406)
 and DRAGAN (Kodali et al. 2017, arXiv 1705.07215) are choices of the same function.
 
-In this room: :mod:`.functions` is what users call. :mod:`.tape` records a critic, :mod:`.critics`
-runs it for that; :mod:`.rule` says what a tape has to know of an op, :mod:`.rules` is the table of
-those that are known, and :mod:`.passes` computes gradients with it. :mod:`.fused` makes a loss of
-these, :mod:`.node` is what autograd sees of it. :mod:`.double_backward` is the other path.
+:mod:`.functions` has the public functions. :mod:`.critics` runs a critic while :mod:`.tape` records
+it; :mod:`.rule` defines an op's derivatives, :mod:`.rules` is the table from op to rule, and
+:mod:`.passes` computes gradients with it. :mod:`.fused` assembles the loss and :mod:`.node` is its
+autograd node. :mod:`.double_backward` is the plain PyTorch path.
 """
 
 from __future__ import annotations

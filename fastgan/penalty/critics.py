@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
+import logging
+import pickle
 import random
 import sys
+import types
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -35,7 +39,7 @@ Scores = Callable[[Any], Any]
 
 
 def inner_critic(critic: Any) -> Any:
-    """The module inside what ``torch.compile`` or DistributedDataParallel made of it."""
+    """The module inside a ``torch.compile`` or DistributedDataParallel wrapper."""
     while True:
         if isinstance(critic, nn.parallel.DistributedDataParallel):
             critic = critic.module
@@ -46,12 +50,12 @@ def inner_critic(critic: Any) -> Any:
 
 
 class Critic:
-    """A critic as users pass it, and how to ask it for scores.
+    """A user's critic, and how to get scores from it.
 
     Args:
         critic: a module or function; if its class has a method ``scores``, that is asked.
-        args: what it takes beside the images.
-        scores: takes the scores from what it returns; None for all tensors in it.
+        args: its arguments after the images.
+        scores: selects the scores from its output; None takes all tensors in it.
     """
 
     def __init__(self, critic: Any, args: Sequence[Any] = (), scores: Scores | None = None) -> None:
@@ -62,7 +66,7 @@ class Critic:
 
     @property
     def name(self) -> str:
-        """For messages."""
+        """The critic's name, for messages."""
         return str(getattr(self.inner, "__name__", type(self.inner).__name__))
 
     def __call__(self, images: Tensor, *, inner: bool = False, args: Any = None) -> list[Tensor]:
@@ -76,10 +80,11 @@ class Critic:
 
 
 def checked_scores(name: str, output: Any, scores: Scores | None, samples: int) -> list[Tensor]:
-    """The tensors of scores in what a critic returned.
+    """The score tensors in a critic's output.
 
     Raises:
-        UnsupportedCriticError: one without a row for each sample, or none at all (a ValueError).
+        UnsupportedCriticError: a tensor without a row for each sample, or no tensor at all (a
+            ValueError).
     """
     chosen = output if scores is None else scores(output)
     found = list(_tensors(chosen))
@@ -117,9 +122,9 @@ class Recording:
     """One run of a critic.
 
     Attributes:
-        tape: what it did.
+        tape: the recorded ops.
         scores: what it returned, without a graph.
-        values: the same as values of the tape.
+        values: the scores as values of the tape.
     """
 
     tape: Tape
@@ -152,17 +157,17 @@ def record(
     Args:
         critic: what to run.
         images: (N, ...); left as they are, unless there are several batches.
-        times: how many batches these are, one after the other, in a tensor of ours; the critic's
-            other arguments are repeated as often.
-        divided: as of :class:`fastgan.penalty.tape.Tape`.
+        times: number of batches concatenated in ``images``, which then belongs to the recording;
+            arguments with a row for each sample are repeated as often.
+        divided: see :class:`fastgan.penalty.tape.Tape`.
         watching: whether :attr:`fastgan.penalty.tape.Tape.moves` is to tell of what Python code
             moves as well.
-        leave: whether to put back whatever the critic moves.
+        leave: whether to restore everything that the critic changed.
         on_tape: called with the tape before the critic runs.
 
     Raises:
         Unrecordable: no tape can be made.
-        Changed: in a joined batch, the critic does what it mustn't.
+        Changed: a joined batch can't be continued (state changes, or samples mix).
         UnsupportedCriticError: as :func:`checked_scores`.
     """
     refuse_what_no_tape_sees()
@@ -220,7 +225,7 @@ def refuse_what_no_tape_sees() -> None:
 
 
 def _repeated(args: Sequence[Any], samples: int, times: int) -> list[Any]:
-    """Arguments with a row for each sample, as often as the images are there."""
+    """The arguments, with those that have a row for each sample repeated for each batch."""
     return [
         torch.cat([arg] * times)
         if isinstance(arg, Tensor) and arg.dim() > 0 and arg.size(0) == samples
@@ -229,14 +234,42 @@ def _repeated(args: Sequence[Any], samples: int, times: int) -> list[Any]:
     ]
 
 
-_CONTAINERS = (list, set, dict)
+#: Objects that stand for themselves.
+_NAMED = (
+    *(Tensor, nn.Module, types.FunctionType, types.MethodType, types.BuiltinFunctionType),
+    *(types.ModuleType, type, logging.Logger),
+)
+#: An attribute of these types changes only by being assigned.
+_WHOLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, *_NAMED)
+_OF_MODULES = frozenset(vars(nn.Module()))
+_MOST_BYTES = 1 << 16
+
+
+class _Pickler(pickle.Pickler):
+    """Pickles tensors, modules and functions as their identity."""
+
+    def persistent_id(self, obj: Any) -> int | None:
+        """A number for objects that stand for themselves."""
+        return id(obj) if isinstance(obj, _NAMED) else None
+
+
+def _pickled(value: Any) -> bytes | None:
+    """What an object holds, for comparison; None if it is too large, or can't be pickled."""
+    if getattr(value, "nbytes", 0) > _MOST_BYTES or type(value).__module__ == "itertools":
+        return None
+    buffer = io.BytesIO()
+    try:
+        _Pickler(buffer).dump(value)
+    except Exception:
+        return None
+    return buffer.getvalue()
 
 
 class _State:
-    """What a critic's modules and random numbers are before a recording.
+    """A snapshot of a critic's modules and of the random states before a recording.
 
     Args:
-        critic: of which only modules can be looked into.
+        critic: the critic; only a module's state can be seen.
         watching: whether :meth:`moved` will be asked for.
     """
 
@@ -253,11 +286,11 @@ class _State:
         self.watching = watching
         if not watching:
             return
-        self.lengths = [
-            (value, len(value))
+        self.inner = [
+            (value, _pickled(value))
             for _, attributes in self.attributes
-            for value in attributes.values()
-            if type(value) in _CONTAINERS
+            for name, value in attributes.items()
+            if name not in _OF_MODULES and not isinstance(value, _WHOLE)
         ]
         self.pointers = [
             (tensor, tensor.data_ptr())
@@ -270,16 +303,16 @@ class _State:
         self.numpy = None if numpy is None else numpy.random.get_state()
 
     def moved(self) -> str | None:
-        """What is no longer as it was, or None."""
+        """Says what has changed since the snapshot, or None."""
         for module, before in self.attributes:
             if list(map(id, vars(module).values())) != list(map(id, before.values())):
                 return f"the forward of {type(module).__name__} assigns to its attributes"
         for registry, entries in self.registered:
             if list(map(id, registry.values())) != list(map(id, entries.values())):
                 return "a forward replaces a parameter or buffer"
-        for container, length in self.lengths:
-            if len(container) != length:
-                return "a forward adds to what a module keeps"
+        for value, pickled in self.inner:
+            if pickled is None or _pickled(value) != pickled:
+                return f"a forward may change the {type(value).__name__} that a module keeps"
         for tensor, pointer in self.pointers:
             if tensor.data_ptr() != pointer:
                 return "a forward assigns to the .data of a parameter or buffer"
@@ -294,7 +327,7 @@ class _State:
         return bool(before[2] != after[2] or (before[1] != after[1]).any())
 
     def put_back(self, tape: Tape) -> None:
-        """Everything that a recording moved, as it was."""
+        """Restores everything that the recording changed."""
         for module, before in self.attributes:
             vars(module).clear()
             vars(module).update(before)
@@ -313,7 +346,7 @@ class _State:
 
 #: How a critic's batches may be joined, by how it was called.
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Found]] = weakref.WeakKeyDictionary()
-#: A first call may move what later ones leave alone (modules that initialise themselves).
+#: Lazy modules change state in the first call only, so a second one is tried.
 _TRIES = 2
 
 
@@ -331,14 +364,15 @@ class Joined:
 
 
 class Joining:
-    """What is known of how a critic's batches may be joined.
+    """How a critic's batches may be joined, as far as earlier calls have shown.
 
-    Only modules are remembered, and none with a hook, which would run once for all batches.
+    Results are kept for modules only, and not for modules with hooks: a hook would run once for all
+    batches.
 
     Args:
-        critic: of which the module counts, and whether it is in training.
-        images: of which shape, dtype and device count.
-        ways: those that would do, the best first.
+        critic: the critic; its module and training mode are part of the key.
+        images: an example batch; its shape, dtype and device are part of the key.
+        ways: the acceptable ways, best first.
     """
 
     def __init__(self, critic: Critic, images: Tensor, ways: Sequence[Joined]) -> None:
@@ -364,7 +398,7 @@ class Joining:
 
     @property
     def known(self) -> bool:
-        """Whether earlier calls have settled it."""
+        """Whether earlier calls have decided."""
         return not self.possible or self._found().tries >= _TRIES or self.way is not None
 
     @property
@@ -376,7 +410,7 @@ class Joining:
         return _known.setdefault(self.critic.inner, {}).setdefault(self.key, _Found())
 
     def learn(self, recordings: Sequence[Recording]) -> Joined | None:
-        """How batches that were run one by one might as well be joined.
+        """The best way to join batches that have just been run one by one, or None.
 
         Args:
             recordings: of them.
@@ -389,17 +423,17 @@ class Joining:
         return next((way for way in self.ways if divisible or not way.divided), None)
 
     def remember(self, way: Joined | None) -> None:
-        """Whether it came out as it does one by one; None where it didn't, or does no longer."""
+        """Stores the way that gave the same scores as separate batches; None if none did."""
         self._found().way = way
 
 
 @dataclass
 class _Found:
-    """What is known of a critic that is called in one way.
+    """The entry for one critic and one key.
 
     Attributes:
         way: how its batches are joined.
-        tries: how often they were run one by one to find that out.
+        tries: how many calls have tried to find one.
     """
 
     way: Joined | None = None

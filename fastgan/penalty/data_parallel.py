@@ -1,8 +1,8 @@
 """The fused pass of a critic inside DistributedDataParallel.
 
 DDP averages gradients over processes by hooks on the parameters, which fire for whatever writes
-their ``.grad``; the fused node's inputs are the parameters, so they fire for it. But DDP wants to
-be told of each step by a call of its ``forward``: there it sends buffers around, gets its buckets
+their ``.grad``; the fused node's inputs are the parameters, so they fire for it. But DDP expects a
+call of its ``forward`` in each step: there it sends buffers around, gets its buckets
 ready and looks through the output's graph for parameters that won't get a gradient. So the fused
 pass runs *as* the forward pass of the module inside, and its loss is what DDP sees come out.
 """
@@ -18,12 +18,12 @@ __all__ = ["run_within"]
 
 
 def run_within(critic: Any, images: Tensor, run: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
-    """``run()``, by way of ``critic``'s forward if that is data parallel.
+    """Calls ``run()``, through ``critic``'s forward if ``critic`` is DistributedDataParallel.
 
     Args:
         critic: what the user passed.
         images: what a forward pass would take.
-        run: gives the loss first, as a function of the parameters.
+        run: returns a tuple that begins with the loss, which has a graph to the parameters.
     """
     wrapper = _data_parallel(critic)
     if wrapper is None:

@@ -1,7 +1,7 @@
 """The penalty as PyTorch writes it: a gradient with a graph, differentiated again.
 
-Differentiated a third time, torch's own layer norm, instance norm and batch norm of a batch's own
-statistics are wrong (2.13; so finite differences say): :func:`refuse_wrong_derivatives`.
+torch 2.13's third derivatives of layer norm, instance norm and batch norm in training mode are
+wrong, as finite differences show: :func:`refuse_wrong_derivatives`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def penalty_by_double_backward(
         formula: weight, target and side.
     """
     if within_transform():
-        # There, a tensor can't be asked to require a gradient.
+        # In a transform, requires_grad_ isn't allowed.
         result: tuple[Any, ...] = torch.func.vjp(scores, points.detach())
         output, pull_back = result
         return formula.value(pull_back(torch.ones_like(output))[0])
@@ -53,9 +53,11 @@ def penalty_by_double_backward(
 
 
 def refuse_wrong_derivatives(penalty: Tensor, critic: Any) -> Tensor:
-    """``penalty``, which raises where its derivative is to be differentiated and would be wrong.
+    """Returns ``penalty``; its backward raises under create_graph if the third derivative would be
+    wrong.
 
-    Within a transform of ``torch.func``, which never says whether it will, it is left alone.
+    Within a transform of ``torch.func`` it is unchanged, because a transform doesn't say whether it
+    differentiates again.
 
     Args:
         penalty: by :func:`penalty_by_double_backward`.

@@ -1,4 +1,4 @@
-"""Rules of functions of each element: y = f(x).
+"""Rules of elementwise functions y = f(x).
 
 vjp, jvp      f'(x) d,  f'(x) u
 gradients     f''(x) d u,  which is zero for the piecewise-linear ones
@@ -34,7 +34,7 @@ class _Elementwise(Single):
         return () if self.reads_output(node) else (0,)
 
     def data(self, node: Node) -> Tensor:
-        """What the derivatives are computed from."""
+        """The input or output that the derivatives are computed from."""
         data: Tensor = node.output if self.reads_output(node) else node.arg(0)
         return data
 
@@ -104,7 +104,7 @@ class _Smooth(_Elementwise):
 
 
 class _PReLU(Single):
-    """y = x where x > 0, else w x; w, one number or one a channel, is a parameter."""
+    """y = x where x > 0, else w x; w is a parameter: one number, or one for each channel."""
 
     def for_node(self, node: Node) -> Rule:
         weight = node.slots.get(1)
@@ -127,7 +127,7 @@ class _PReLU(Single):
 
 
 class _Dropout(_Elementwise):
-    """native_dropout: a mask that was drawn, times 1 / (1 - p)."""
+    """native_dropout: y = x * mask / (1 - p), with the mask that was drawn."""
 
     bends = False
 
@@ -145,7 +145,7 @@ class _Dropout(_Elementwise):
         return grad * node.windowed(node.kept) * (0.0 if p == 1 else 1 / (1 - p))
 
 
-# Masks --------------------------------------------------------------------------------------------
+# Masks -----------------------------------------------------------------------------------------
 
 
 def _slope(node: Node) -> float:
@@ -183,7 +183,7 @@ def _rounds_outwards(node: Node) -> bool:
 
 
 def _clamped(low: int | None, high: int | None) -> PiecewiseLinear:
-    """The mask of a clamp, 1 on its bounds, which these arguments are."""
+    """The mask of a clamp, 1 on its bounds; ``low`` and ``high`` are the bounds' positions."""
 
     def masked(node: Node, data: Tensor, grad: Tensor, out: Tensor | None) -> Tensor:
         for position, beyond in ((low, torch.lt), (high, torch.gt)):
@@ -203,7 +203,7 @@ def _into(op: Any, out: Tensor | None, grad: Tensor, data: Tensor, *rest: Any) -
     return result
 
 
-# Derivatives --------------------------------------------------------------------------------------
+# Derivatives -----------------------------------------------------------------------------------
 
 
 def _softplus(x: Tensor, beta: float = 1, threshold: float = 20) -> Tensor:
@@ -262,7 +262,7 @@ ELEMENTWISE: dict[Any, Rule] = {
         _gelu, lambda x: (2 - x * x) * _density(x), fits=lambda node: not node.kwargs
     ),
     aten.elu.default: _Smooth(_elu, _elu_second),
-    # Of other powers, derivatives at zero are a matter of special cases.
+    # Other powers have special cases at zero.
     aten.pow.Tensor_Scalar: _Smooth(
         lambda x, p: p * x ** (p - 1),
         lambda x, p: p * (p - 1) * x ** (p - 2),

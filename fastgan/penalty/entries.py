@@ -1,4 +1,4 @@
-"""What a tape is made of: ops, the values they take and make, and groups of samples."""
+"""The tape's data structures: ops, their input and output values, and ranges of samples."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Node", "Samples", "Value"]
 
 @dataclass(frozen=True)
 class Samples:
-    """Some of a batch's samples, next to one another.
+    """A contiguous range of a batch's samples.
 
     Attributes:
         start: the first.
         stop: one after the last.
-        batch: how many the batch has.
+        batch: the batch's size.
     """
 
     start: int
@@ -29,7 +29,7 @@ class Samples:
     batch: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Their rows of a tensor that has as many for each sample."""
+        """Their rows of a tensor with the same number of rows for each sample."""
         each = tensor.size(0) // self.batch
         return tensor[self.start * each : self.stop * each]
 
@@ -47,9 +47,10 @@ class Value:
         by_images: whether it depends on the images.
         by_parameters: whether it depends on a parameter.
         leaf: the parameter itself, if it is one.
-        batched: whether row n of it, or the n-th group of as many rows, depends on sample n alone.
+        batched: whether its n-th row (or n-th group of rows, if it has several for each sample)
+            depends on sample n only.
         tensor: its data, kept if a rule reads them.
-        readers: how many entries of the tape still want the data.
+        readers: how many ops will still read the data.
     """
 
     __slots__ = (
@@ -83,18 +84,18 @@ class Node:
         func: the ATen op.
         args: its arguments, with a :class:`Value` for each tensor on the tape.
         kwargs: its keyword arguments.
-        slots: where it takes values, and which: those of images (``inner``), of parameters alone
-            (``own``), and all that depend on parameters (``outer``).
+        slots: its inputs on the tape by slot; ``inner`` lists the slots that depend on the images,
+            ``own`` those that depend on parameters only, ``outer`` all that depend on parameters.
         outputs: its results; None for those that aren't differentiable.
         rule: its derivatives.
-        reads: the values whose data its derivatives want.
+        reads: the values whose data its derivatives read.
         by_images: whether it depends on the images.
-        rows: the samples that the rule is to work on; None for all.
+        rows: the samples to compute derivatives for; None for all.
         overwrite: whether a rule may write its result over the signal, tangent or first argument
             that it is given.
         kept: what the rule's own forward pass kept.
-        random: the random state that it began with, if it draws numbers.
-        layer: the module that called it, if anybody asked (:func:`fastgan.explain`).
+        random: the random state before it ran, if it draws random numbers.
+        layer: the name of the module that called it, recorded for (:func:`fastgan.explain`).
     """
 
     __slots__ = (
@@ -135,7 +136,7 @@ class Node:
         self.layer = ""
 
     def take(self, slots: dict[Any, Value]) -> None:
-        """Sets :attr:`slots`, and what follows from them."""
+        """Sets :attr:`slots` and the attributes derived from them."""
         self.slots = slots
         for slot, value in slots.items():
             if value.by_images:
@@ -147,7 +148,7 @@ class Node:
                 self.outer.append(slot)
 
     def arg(self, position: int, default: Any = None) -> Any:
-        """An argument; of a tensor the data, of rows only if only some are asked for."""
+        """An argument, with values replaced by their data (restricted to :attr:`rows`)."""
         if position >= len(self.args):
             return default
         found = self.args[position]
@@ -160,7 +161,7 @@ class Node:
         return found
 
     def resolved(self, data: dict[Value, Tensor]) -> list[Any]:
-        """The arguments, with other tensors for the values."""
+        """The arguments, with values replaced by tensors from ``data``."""
 
         def one(argument: Any) -> Any:
             if isinstance(argument, Value):
@@ -179,7 +180,7 @@ class Node:
         return tensor if self.rows is None else self.rows.of(tensor)
 
     def has_rows(self, taken: Value | Tensor) -> bool:
-        """Whether what the op takes has rows that go with those of the result."""
+        """Whether an input's rows correspond to the result's rows."""
         (output, *_) = self.outputs
         if isinstance(taken, Value) and taken.by_images:
             return True
@@ -210,7 +211,7 @@ class Node:
         return (value.shape[0] * like.size(0) // output.shape[0], *value.shape[1:])
 
     def released(self) -> None:
-        """The op's derivatives are done with."""
+        """Called when the op's derivatives are no longer needed."""
         for value in self.reads:
             value.readers -= 1
             if value.readers == 0 and value.leaf is None:
@@ -219,6 +220,6 @@ class Node:
             self.kept = None
 
     def reading(self) -> None:
-        """The op's derivatives will want what its rule reads."""
+        """Called when the op's derivatives will be needed: counts it as a reader of its values."""
         for value in self.reads:
             value.readers += 1

@@ -21,7 +21,7 @@ __all__ = ["Formula"]
 
 @dataclass(frozen=True)
 class Formula:
-    """What is asked of the norms.
+    """Settings of the penalty.
 
     Attributes:
         weight: the penalty's factor.
@@ -42,7 +42,7 @@ class Formula:
         elements = tuple(range(1, gradient.dim()))
         squared_norm = widened(gradient).square().sum(dim=elements)
         if self.target == 0:
-            # Without the root nothing is singular at zero, in any order of derivative.
+            # Without the root, no derivative is singular at zero.
             return self.weight * squared_norm.mean()
         excess = _safe_root(squared_norm) - self.target
         if self.one_sided:
@@ -56,14 +56,14 @@ class Formula:
 
         Args:
             gradient: g, (N, ...), any floating dtype.
-            out: the same shape, samples without gaps.
+            out: the same shape; each sample's elements are dense in memory.
 
         Returns:
             A scalar, float32 or, for a float64 gradient, float64.
         """
         dtypes = (gradient.dtype, out.dtype)
         if gradient.dtype != out.dtype and (torch.float64 in dtypes or torch.float32 not in dtypes):
-            # A critic that casts its images; the op takes a half to float32 and back, no more.
+            # The critic casts its images; the op supports only half to float32 and back.
             gradient = gradient.to(torch.float64 if out.dtype == torch.float64 else torch.float32)
         if gradient.stride() != out.stride():
             gradient = torch.empty_like(out, dtype=gradient.dtype).copy_(gradient)

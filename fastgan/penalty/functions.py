@@ -42,7 +42,7 @@ __all__ = [
 ]
 
 Critic = Callable[..., Any]
-"""A module or function: a batch (N, ...) to scores with a row for each sample."""
+"""A module or function that maps a batch (N, ...) to scores with a row for each sample."""
 
 Result = TypeVar("Result")
 Sided = Literal["two", "one"]
@@ -98,7 +98,7 @@ def gradient_penalty(
             taken as a constant, as ``fake`` is.
         fake: same shape as ``real``; may be None where ``at`` doesn't use it.
         weight: the penalty's factor.
-        target: the norm that isn't penalised.
+        target: the gradient norm at which the penalty is zero.
         sided: "two", or "one" to count only norms above ``target``.
         at: the points: "interpolates" is eps * real + (1 - eps) * fake; "real"; "fake"; "dragan"
             is eps * real + (1 - eps) * (real + 0.5 * std(real) * u), u uniform per element.
@@ -110,8 +110,9 @@ def gradient_penalty(
             recording can be made, and otherwise the second with a
             :class:`fastgan.FallbackWarning` that says why. Value and gradients are the same.
             :func:`fastgan.explain` shows what a critic takes.
-        critic_args: what the critic takes beside the images, such as ``(labels,)``.
-        scores: takes the scores from what the critic returns; None takes all tensors in it.
+        critic_args: the critic's arguments after the images, such as ``(labels,)``.
+        scores: a function that selects the scores from the critic's output; None takes all tensors
+            in it.
 
     Returns:
         A scalar, differentiable in the critic's parameters to any order (but on autograd's path
@@ -234,8 +235,8 @@ def discriminator_loss(
         adversarial loss  +  gp * mean (||grad f(x^)|| - 1)^2        x^ interpolates
                           +  r1 / 2 * mean ||grad f(real)||^2  +  r2 / 2 * mean ||grad f(fake)||^2
 
-    R1 and R2 at every step cost one forward, one signal, one tangent pass and one weight gradient
-    for each layer, where each sample has one score and sees no other: four convolutions.
+    If each sample has one score and no samples are coupled, a step with R1 and R2 takes four
+    convolutions a layer: forward, signal, tangent and weight gradient.
 
     By autograd's path the critic sees fakes, then reals, then interpolates. So does the fused one
     where a forward pass moves anything (spectral norm, batch norm, counters, random numbers);
@@ -249,13 +250,14 @@ def discriminator_loss(
         loss: with real scores a, fake scores b: "wasserstein" is mean b - mean a; "logistic" mean
             softplus(-a) + mean softplus(b); "hinge" mean relu(1 - a) + mean relu(1 + b);
             "least_squares" (mean (a - 1)^2 + mean b^2) / 2; "relativistic" mean softplus(b - a),
-            R3GAN's. Of several tensors of scores (scales), the sum of their losses. Or a function
+            R3GAN's. If the critic returns several tensors (scales), their losses are summed. Or a
+            function
             of (real scores, fake scores) that returns a scalar; it gets a tensor, or a list where
             the critic returns several.
         gp: weight of the penalty at interpolates; None or 0 for none (Gulrajani et al. 2017,
             arXiv 1704.00028).
         r1: gamma of the penalty at real images (Mescheder et al. 2018, arXiv 1801.04406).
-        r2: gamma of that at fake images.
+        r2: gamma of the penalty at fake images.
         critic_args: as in :func:`gradient_penalty`; fakes, reals and interpolates share them.
         scores: as in :func:`gradient_penalty`.
         eps: as in :func:`gradient_penalty`.
@@ -301,7 +303,7 @@ def discriminator_loss(
 def _loss_by_autograd(
     critic: _Critic, asked: Asked, real: Tensor, fake: Tensor, eps: Tensor | None
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss as PyTorch writes it, and its terms."""
+    """The loss and its terms by double backward."""
     penalties: dict[str, Tensor] = {}
 
     def run(images: Tensor, term: str, formula: Formula | None) -> list[Tensor]:
@@ -370,10 +372,10 @@ def _asked(
 
 
 def _eager(function: Callable[..., Result]) -> Callable[..., Result]:
-    """``torch.compiler.disable``, whose import takes a second, only once something is compiled.
+    """Applies ``torch.compiler.disable`` lazily, since its import takes a second.
 
-    A pass that records the critic and computes its own gradients isn't for torch.compile to trace:
-    it breaks the graph there.
+    A pass that records the critic and computes its own gradients can't be traced by torch.compile,
+    so the graph breaks here.
     """
 
     @functools.wraps(function)
@@ -390,7 +392,7 @@ def _eager(function: Callable[..., Result]) -> Callable[..., Result]:
 def _by_path(
     path: str, critic: _Critic, fused: Callable[[], Result], by_autograd: Callable[[], Result]
 ) -> Result:
-    """The fused pass, or autograd's where it is asked for or nothing else is possible."""
+    """Runs the fused path, or autograd's if asked for or if the critic can't be recorded."""
     if path == "autograd":
         return by_autograd()
     try:
@@ -411,7 +413,7 @@ def _by_path(
 
 def _critic(critic: Critic, critic_args: object, scores: Scores | None) -> _Critic:
     if not isinstance(critic_args, (tuple, list)):
-        # A tensor would be taken apart, sample by sample.
+        # A tensor would be unpacked into its rows.
         raise DtypeError(
             f"critic_args is of type {type(critic_args).__name__}; expected a tuple of what the "
             "critic takes beside the images, such as (labels,)"

@@ -1,6 +1,6 @@
 """Rules of linear maps: views, sums, pooling, padding, resampling, joining, adding.
 
-The tangent of a linear map is the map of the tangent. Its transpose is given, or found by autograd.
+A linear map's jvp is the map itself; its transpose is given, or computed by autograd.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ class _Linear(Single):
     """A linear map of one tensor.
 
     Args:
-        transpose: (node, grad, shape of the input) -> J^T grad; None has autograd find it.
+        transpose: (node, grad, shape of the input) -> J^T grad; None uses autograd.
         batched: (node, number of samples) -> whether it keeps samples apart.
         mapped: (node, tangent) -> J tangent; None is the op itself.
-        by_rows: whether it may be taken of some rows alone.
-        other: the rule for other arguments than one tensor on the tape.
+        by_rows: whether it can be applied to some rows only.
+        other: the rule to use unless exactly the first argument is on the tape.
     """
 
     bends = False
@@ -125,7 +125,7 @@ def _dims(node: Node, position: int) -> list[int]:
     return sorted(dim % max(rank, 1) for dim in given)
 
 
-# Which of them keep samples apart -----------------------------------------------------------------
+# Which maps keep samples separate --------------------------------------------------------------
 
 
 def _not_first(position: int, default: int = 0) -> Batched:
@@ -139,13 +139,13 @@ def _not_among(position: int) -> Batched:
 
 
 def _same_first(node: Node, samples: int) -> bool:
-    """The first dimension is as long as it was, and as many dimensions come after it."""
+    """Rank and first dimension are unchanged."""
     shape, output = node.slots[0].shape, _shape(node)
     return len(shape) == len(output) and shape[:1] == output[:1]
 
 
 def _whole_samples(node: Node, samples: int) -> bool:
-    """Rows are divided, or joined, within samples."""
+    """Rows are split or merged within samples only."""
     output = _shape(node)
     return len(output) > 0 and output[0] % samples == 0
 
@@ -154,7 +154,7 @@ def _never(node: Node, samples: int) -> bool:
     return False
 
 
-# Maps and transposes ------------------------------------------------------------------------------
+# Maps and transposes ---------------------------------------------------------------------------
 
 
 class _View(_Linear):
@@ -164,7 +164,7 @@ class _View(_Linear):
         try:
             return func(*args, **kwargs)
         except RuntimeError:
-            # Images are laid out channels-last here, whatever they were: no view may be possible.
+            # Images are always channels-last here, so a view may not exist.
             return args[0].contiguous().view(args[1])
 
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
@@ -232,7 +232,7 @@ class _MaxPool(Single):
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         shape = node.shape_of(node.slots[0], grad)
         flat = grad.new_zeros(*shape[:2], math.prod(shape[2:]))
-        # Windows overlap where the stride is shorter than the window: sums, not assignments.
+        # Windows overlap if the stride is smaller than the window, so gradients are summed.
         flat.scatter_add_(2, node.windowed(node.kept).flatten(2), grad.flatten(2))
         return flat.view(shape)
 
@@ -242,7 +242,7 @@ class _MaxPool(Single):
 
 
 class _Meeting(Single):
-    """A linear map of several tensors that meet row by row; some may be constants."""
+    """A linear map of several tensors, row by row; some may be constants."""
 
     bends = False
     broadcasts = True
@@ -270,7 +270,7 @@ class _Meeting(Single):
 
 
 class _Sum(_Meeting):
-    """left * a + right * b; alpha is the second factor, or the first where that is -1."""
+    """left * a + right * b; alpha multiplies the second term (for rsub, the first)."""
 
     def __init__(self, left: float = 1.0, right: float = 1.0) -> None:
         self.factors = (left, right)
@@ -353,7 +353,7 @@ class _Split(_Linear):
 
 
 class _Index(_Linear):
-    """x[indices]: the first of them may count the samples."""
+    """x[indices]; the first index may be arange(N)."""
 
     def batched(self, node: Node, samples: int) -> bool:
         first = node.args[1][0]

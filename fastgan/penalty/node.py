@@ -1,7 +1,7 @@
 """The autograd node of the fused passes: parameters in, a loss out.
 
-Loss and gradients are computed together, before there is a node; its backward hands the gradients
-out, scaled by the incoming gradient (which under a GradScaler is the scale). If they have to be
+Loss and gradients are computed together in the forward pass; backward returns the gradients, scaled
+by grad_output (under a GradScaler, the scale). If they have to be
 differentiable themselves, backward runs the tapes anew in differentiable functions instead, so that
 derivatives of any order come out right, at double backward's price.
 """
@@ -60,11 +60,11 @@ class Replay:
 
 @dataclass
 class _Recipe:
-    """What a node has to remember.
+    """What the node keeps.
 
     Attributes:
         loss: the value.
-        gradients: count times each parameter's, by the parameter's identity; handed out once.
+        gradients: ``count`` times each parameter's gradient, by ``id``; None once returned.
         count: N.
         again: (held tensors) -> the gradients anew.
         composed: (held tensors, parameters by identity) -> the loss, in differentiable functions.
@@ -93,7 +93,7 @@ def attached(
         gradients: ``count`` times the gradient of each leaf that has one, by ``id``.
         leaves: the parameters, as tensors that may have a graph of their own.
         count: N.
-        held: what ``composed`` takes.
+        held: the tensors that ``again`` and ``composed`` take.
         again: computes the gradients anew from these.
         composed: the loss in differentiable functions of these and of the parameters.
     """
@@ -126,8 +126,8 @@ class _Loss(torch.autograd.Function):
         if grad_output is None:
             return (None, None, *[None] * ctx.count, *rest)
         if not torch.is_grad_enabled():
-            # Scaled in place and handed out: a copy of them would be the peak of the memory. Who
-            # asks a second time (retain_graph) has them computed a second time.
+            # Scaled in place and returned, since a copy would raise peak memory. A second backward
+            # (retain_graph) computes them again.
             gradients, recipe.gradients = recipe.gradients, None
             if gradients is None:
                 gradients = recipe.again(held)

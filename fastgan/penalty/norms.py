@@ -12,7 +12,8 @@ which is the derivative of xhat and symmetric:
                 w: sum(d T(u))
                 with p = w d, A = mean(p (u - mean u)), B = mean(xhat p), C = mean(xhat u)
 
-Ioffe and Szegedy 2015 (arXiv 1502.03167) for T; the second derivative by differentiating it.
+Ioffe and Szegedy 2015 (arXiv 1502.03167) for T; the second derivative follows by differentiating
+it.
 """
 
 # ruff: noqa: D102
@@ -42,14 +43,15 @@ ops = torch.ops.fastgan
 
 @dataclass
 class Normalised:
-    """What a norm keeps: xhat in the input's shape, r of each group."""
+    """Saved for backward: xhat in the input's shape, and r of each group."""
 
     xhat: Tensor
     invstd: Tensor
 
 
 class _Norm(Rule):
-    """Within each sample, by ``fastgan::penalty_norm_*``: maps (M, C, ...), C in groups.
+    """A norm within each sample, by ``fastgan::penalty_norm_*`` on maps (M, C, ...) with C split
+    into groups.
 
     Attributes:
         weight: the argument that is w; the next one is b.
@@ -64,7 +66,7 @@ class _Norm(Rule):
 
     @abstractmethod
     def maps(self, node: Node, tensor: Tensor) -> Tensor:
-        """A tensor as :meth:`dense` lays it out, as the ops' maps: a view, never a copy."""
+        """The view of a dense tensor (see :meth:`dense`) as the ops' maps."""
 
     @abstractmethod
     def vector(self, node: Node, parameter: Tensor) -> Tensor:
@@ -92,7 +94,7 @@ class _Norm(Rule):
         return found.path, found.reason
 
     def dense(self, node: Node, tensor: Tensor) -> Tensor:
-        """A tensor, or a copy of it, laid out as the ops want it."""
+        """The tensor in the layout that the ops need; a copy if necessary."""
         last = self.channels_last(node, tensor.dtype)
         return tensor.contiguous(
             memory_format=torch.channels_last if last else torch.contiguous_format
@@ -123,7 +125,7 @@ class _Norm(Rule):
             self.maps(node, output),
         )
         node.kept = Normalised(xhat, invstd)
-        # Statistics that the functions of torch.nn.functional leave aside.
+        # torch.nn.functional ignores these two statistics.
         return output, invstd.new_empty(0), invstd.new_empty(0)
 
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
@@ -165,7 +167,7 @@ class _Norm(Rule):
         return output
 
     def _sums(self, node: Node, grad: Tensor, tangent: Tensor | None) -> tuple[Tensor, Tensor]:
-        """The gradients of weight and bias, of a tangent or of the values."""
+        """The gradients of weight and bias; with a tangent, those of <d, J u>."""
         maps, kept = self.maps(node, self.dense(node, grad)), node.kept
         sums = kept.invstd.new_empty(2, maps.size(0), maps.size(1))
         means = sums.new_empty(2, *kept.invstd.shape)
@@ -241,7 +243,7 @@ class GroupNorm(_Norm):
 class LayerNorm(_Norm):
     """native_layer_norm(x, shape, w, b, eps): over the last dimensions, w and b for each element.
 
-    To the ops each element is a channel, and each group of elements a sample.
+    For the ops each element is a channel and each normalised group a sample.
     """
 
     name = "layer_norm"
@@ -254,7 +256,7 @@ class LayerNorm(_Norm):
         return len(node.slots[0].shape) > len(node.args[1])
 
     def channels_last(self, node: Node, dtype: torch.dtype) -> bool:
-        # Channels-last, the last one or two dimensions of a map are no stretch of memory.
+        # In channels-last layout the last one or two dimensions aren't contiguous.
         return super().channels_last(node, dtype) and len(node.args[1]) == 3
 
     def _ordered(self, node: Node, tensor: Tensor) -> Tensor:
@@ -301,7 +303,7 @@ class BatchNorm(Rule):
 
     @staticmethod
     def spread(vector: Tensor | None, like: Tensor) -> Tensor:
-        """One number per channel, to be multiplied with maps."""
+        """A per-channel vector, reshaped to broadcast over maps."""
         if vector is None:
             return torch.ones((), dtype=wide(like), device=like.device)
         return vector.to(wide(like)).view(-1, *[1] * (like.dim() - 2))
@@ -326,7 +328,7 @@ class _Training(BatchNorm):
         input = args[0]
         xhat = (input.to(wide(input)) - self.spread(mean, input)) * self.spread(invstd, input)
         node.kept = Normalised(xhat, invstd)
-        # The op has no need of them again, and they have moved.
+        # The running statistics aren't needed again and have changed.
         node.args[3] = node.args[4] = None
         return output, mean, invstd
 

@@ -1,13 +1,14 @@
-"""The passes over a tape: signals back, tangents forth, gradients back.
+"""The passes over a tape: signals backward, tangents forward, gradients backward.
 
-With S the sum of the scores, and J_i the derivative of op i in what it takes of the images,
+With S the sum of the scores, and J_i the derivative of op i in its inputs that depend on the
+images,
 
     signals     d = dS/da, from the scores back to the images: g = dS/dx
     penalty     P(g), and its tangent v = dP/dg
     tangents    u = J v, from the images to the scores
-    gradients   of <v, g> = <d_i, J_i u> at every op i, with d and u held fixed there: of parameters
-                directly, and of the images' values where J_i depends on them. From there a second
-                signal e goes back through the ops before:  e = J^T e + d/da <d, J u>
+    gradients   of <v, g> = <d_i, J_i u> at every op i, with d and u held fixed there: in the
+                parameters directly, and in the activations if J_i depends on them. These start a
+                second signal e, which goes back through the earlier ops:  e = J^T e + d/da <d, J u>
 
 which is reverse mode over the tangent. It holds for any tape; where every J is piecewise constant
 (convolutions, leaky ReLU) there is no e, and the penalty's gradient takes one weight gradient for
@@ -19,11 +20,11 @@ score, its own signal is c_n d_n, and both gradients of a layer take one product
 
     dL/dW + dP/dW = weight gradient of (input c_n a + u, signal d)
 
-**Joined batches.** Rows that the penalty isn't taken at start with c_n in place of 1; their inputs
-a and the others' tangents u make the rows of one weight gradient.
+**Joined batches.** Rows without a penalty start with c_n in place of 1. Their inputs a and the
+other rows' tangents u are the input rows of one weight gradient.
 
-All gradients come out N times as large, N the number of samples: starting with numbers of the order
-of 1, half precision doesn't underflow where a batch is large.
+All gradients are computed N times too large, N the number of samples: numbers then start at the
+order of 1, and half precision doesn't underflow for large batches.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ from fastgan.penalty.tape import Tape
 __all__ = ["Join", "Passes"]
 
 Store = dict[Value, tuple[Tensor, bool]]
-"""Signals or tangents, and whether they may be written over."""
+"""Value -> (signal or tangent, whether it may be overwritten)."""
 Second = dict[Node, tuple[dict[Any, "Tensor | None"], list["Tensor | None"]]]
-"""Of curved ops the tangents they took and the signals of their results."""
+"""Curved op -> (its inputs' tangents, its results' signals)."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +64,13 @@ class Join:
 
 
 class Passes:
-    """The passes over one tape, which they use up.
+    """The passes over one tape; they consume it.
 
     Args:
         tape: a recording.
         scores: the values that the critic returned.
-        gradients: N times each parameter's, by its identity: what is found is added to these, in
-            the dtype it was computed in.
+        gradients: N times each parameter's gradient, by ``id``; results are added to these, in the
+            dtype they were computed in.
         join: where only some rows are penalised.
     """
 
@@ -86,17 +87,17 @@ class Passes:
         self.join = join
         self.extra: Store = {}
         self.done: set[Node] = set()
-        # Where a second signal starts: what it goes back to depends on parameters.
+        # Ops that start a second signal, which reaches parameters.
         self.curved = {
             node
             for node in tape.nodes
             if len(node.outer) > len(node.own) and node.rule.curved(node)
         }
 
-    # Back from the scores, as plain backpropagation ----------------------------------------------
+    # Back from the scores, as plain backpropagation ---------------------------------------------
 
     def backpropagate(self, seeds: Sequence[Tensor]) -> None:
-        """Adds the gradient of <seeds, scores>, and of what pass 4 left behind.
+        """Adds the gradient of <seeds, scores>, and of the second signals that are waiting.
 
         Args:
             seeds: one for each score.
@@ -129,7 +130,7 @@ class Passes:
             self.done.add(node)
             node.released()
 
-    # The penalty ---------------------------------------------------------------------------------
+    # The penalty --------------------------------------------------------------------------------
 
     def penalty(
         self,
@@ -180,7 +181,7 @@ class Passes:
         return values
 
     def _signals(self, starts: Sequence[Tensor], learning: bool) -> Tensor:
-        """g; and in :attr:`signals` those that gradients will be made of."""
+        """Returns g; sets :attr:`signals` to the signals that gradients need."""
         self.signals: dict[Node, list[Tensor | None]] = {}
         root = self.tape.root
         store: Store = {}
@@ -197,7 +198,7 @@ class Passes:
             kept = learning and (bool(node.own) or node in curved)
             self.signals[node] = grads if kept else []
             if join is not None and all(node.slots[slot] is root for slot in node.inner):
-                # Nobody asks for the gradient of the other images.
+                # The other images' gradient isn't needed.
                 node.rows = join.points
                 grads = [_of_rows(grad, join.points) for grad in grads]
             node.overwrite = owned and not kept and len(node.inner) == 1
@@ -308,7 +309,7 @@ class Passes:
             [_of_rows(s, rows) for s in signals] for rows in (join.points, join.others)
         )
         if rule.merges and wanted != [rule.bias]:
-            # The rows of the points become their tangents: of these only the masks were wanted.
+            # The points' rows are overwritten with tangents; only their masks were needed.
             value = node.slots[rule.left]
             mine = value.readers == 1 and _exclusive(value)
             input = value.tensor
@@ -384,10 +385,10 @@ class Passes:
         key = id(value.leaf)
         earlier = self.gradients.get(key)
         if earlier is None:
-            # Added to, and scaled, in place.
+            # Will be added to and scaled in place.
             self.gradients[key] = signal if owned else signal.clone()
         else:
-            # A half stays one, which takes less memory, unless something is added to it.
+            # Kept in half precision, which saves memory, until something is added.
             self.gradients[key] = widened(earlier).add_(widened(signal))
 
 
@@ -442,7 +443,7 @@ def _shares_memory(tensor: Tensor, others: Iterable[Tensor | None]) -> bool:
 
 
 def _padded(node: Node, found: dict[Any, Tensor | None]) -> dict[Any, Tensor | None]:
-    """Gradients of what has a row for each sample, with zeros for the rows not asked for."""
+    """Gradients of per-sample inputs, padded with zeros for the other rows."""
     for slot, result in found.items():
         shape = node.slots[slot].shape
         if result is not None and result.shape != shape:
@@ -464,7 +465,7 @@ def _of_rows(tensor: Tensor | None, rows: Samples) -> Tensor | None:
 
 
 def _exclusive(value: Value) -> bool:
-    """Whether nobody beside the tape holds a value's data, or a view of them."""
+    """Whether only the tape references a value's data."""
     tensor = value.tensor
     assert tensor is not None
     storage = tensor.untyped_storage()

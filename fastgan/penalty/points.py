@@ -1,4 +1,4 @@
-"""Where the penalty is taken: between, at or around the images."""
+"""The points at which the penalty is taken: between, at or around the images."""
 
 from __future__ import annotations
 
@@ -107,9 +107,9 @@ def within_transform() -> bool:
 
 
 def interpolate_into(out: Tensor, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
-    """eps * real + (1 - eps) * fake, written into ``out`` and nowhere else.
+    """eps * real + (1 - eps) * fake, written into ``out`` without temporaries.
 
-    In a transform of ``torch.func``, which can't write, a new tensor instead.
+    Returns a new tensor within a transform of ``torch.func``, where ``out`` isn't allowed.
     """
     if within_transform():
         return (real - fake) * eps + fake

@@ -1,14 +1,15 @@
-"""Rules of products: convolutions, products of matrices, products element by element.
+"""Rules of bilinear ops: convolutions, matrix products, elementwise products.
 
     y = f(a, b) + c,  f linear in a and in b
 
-    vjp         a: f^T(d, b)       b: f^T(a, d)       c: d, summed over what c is repeated for
+    vjp         a: f^T(d, b)       b: f^T(a, d)       c: d, summed over the dimensions c is
+        broadcast along
     jvp         f(u_a, b) + f(a, u_b)
     gradients   a: f^T(d, u_b)         b: f^T(u_a, d)
 
-where f^T is f's transpose in one of its factors. Usually a comes of the images and b is a
-parameter; then the gradient of <d, J u> in b is that of <d, y> with u in the place of a, so that
-one product serves both (``merges``).
+where f^T is f's transpose in one of its factors. Usually a depends on the images and b is a
+parameter. Then the gradient of <d, J u> in b is that of <d, y> with u in place of a, so one product
+computes both (``merges``).
 """
 
 # ruff: noqa: D102
@@ -325,7 +326,7 @@ class Convolution(Product):
 
     @staticmethod
     def _transpose(node: Node, grad: Tensor, input: Tensor, weight: Tensor) -> Tensor:
-        """ATen's transpose of the convolution: the forward pass of the other kind."""
+        """The convolution's transpose by ATen: conv_transpose of a conv and vice versa."""
         stride, padding, dilation, transposed, _, groups = node.args[3:9]
         size = input.shape[2:]
         if transposed:
@@ -333,10 +334,11 @@ class Convolution(Product):
                 grad, weight, None, stride, padding, dilation, False, [0] * len(size), groups
             )
             for dim, length in enumerate(size):
-                # An output padding beyond the stride (dilation allows it) makes some too many.
+                # An output padding larger than the stride (possible with dilation) gives extra rows
+                # and columns.
                 found = found.narrow(dim + 2, 0, length)
             return found
-        # The rows and columns that the stride skipped come back as padding.
+        # Rows and columns that the stride skipped become output padding.
         skipped = [
             n - ((m - 1) * s - 2 * p + r * (k - 1) + 1)
             for n, m, s, p, r, k in zip(
@@ -369,7 +371,7 @@ class _Prepared:
 
     Attributes:
         weight: laid out as its backends want it.
-        stage: its geometry; None in other than two dimensions.
+        stage: its geometry; None unless two-dimensional.
     """
 
     weight: Tensor

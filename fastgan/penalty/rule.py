@@ -1,4 +1,4 @@
-"""What a tape has to know of an op: its derivatives.
+"""The rule protocol: an op's derivatives.
 
 With J the derivative of the op's results in what it takes, d the gradient of the results (a
 signal), u a tangent of what it takes:
@@ -7,13 +7,13 @@ signal), u a tangent of what it takes:
     jvp         J u                                      from inputs to results
     gradients   the gradient of <d, J u> in what the op takes, with d and u held fixed
 
-:class:`Autograd` asks autograd for all three, one op at a time; so there is no op without them.
-Ops that are worth it have rules of their own (:mod:`fastgan.penalty.rules` is their table).
+:class:`Autograd` computes all three by autograd for a single op, so every op has a rule.
+Common ops have rules of their own (:mod:`fastgan.penalty.rules` is their table).
 
-Where arguments are meant, a slot is the position of one, or of a list and an item in it.
+A slot is an argument's position, or (position of a list, index in it).
 """
 
-# ruff: noqa: D102 - what a method means, Rule says
+# ruff: noqa: D102 - documented in Rule
 
 from __future__ import annotations
 
@@ -50,16 +50,17 @@ class Rule:
     """The derivatives of an op.
 
     Attributes:
-        name: for tables; empty for the op's own.
-        bends: whether the op isn't linear in the images.
-        by_rows: whether the derivatives can be had of some of the rows alone.
-        broadcasts: whether what the op takes meets row by row, so that a constant may have rows.
-        merges: whether ``gradients`` is linear in the tangent as it is in the input itself, so that
-            a sum of both may stand for it.
-        left: the argument that ``merges`` speaks of.
+        name: name in reports; empty for the op's own name.
+        bends: whether the op is nonlinear in its inputs.
+        by_rows: whether derivatives can be computed for some rows only.
+        broadcasts: whether inputs broadcast row by row, so a constant may also have a row for each
+            sample.
+        merges: whether ``gradients`` is the same linear function of the tangent as ``vjp`` is of
+            the input, so one call with the sum of both computes both.
+        left: the argument that ``merges`` refers to.
         bias: the argument that is only added; None if there is none.
-        ours: whether it is this library's, and not autograd's.
-        keeps: whether what the node keeps is needed for good.
+        ours: whether the derivatives are this library's rather than autograd's.
+        keeps: whether ``node.kept`` must survive the passes.
     """
 
     name = ""
@@ -73,39 +74,39 @@ class Rule:
     keeps = False
 
     def for_node(self, node: Node) -> Rule:
-        """This rule, or another one that fits the node's arguments."""
+        """The rule for the node's arguments: this one, or another."""
         return self
 
     def slots_read(self, node: Node) -> Iterable[Any]:
-        """Of which inputs the derivatives want the data."""
+        """The slots whose data the derivatives read."""
         return node.slots
 
     def reads_output(self, node: Node) -> bool:
-        """Whether the derivatives want the first result's data."""
+        """Whether the derivatives read the first result's data."""
         return False
 
     def moves(self, node: Node, args: Sequence[Any]) -> Iterable[Tensor]:
-        """The tensors that the op changes beside its results, though its schema says nothing."""
+        """Tensors that the op changes in place although its schema doesn't say so."""
         return ()
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """The op itself."""
+        """Runs the op."""
         return func(*args, **kwargs)
 
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
-        """The op in functions that autograd differentiates to any order."""
+        """Runs the op in functions that autograd differentiates to any order."""
         return node.func(*args, **node.kwargs)
 
     def batched(self, node: Node, samples: int) -> bool:
-        """Whether each row of the result comes of the same row of the (batched) inputs."""
+        """Whether each row of the result depends on the same row of the (batched) inputs only."""
         return False
 
     def curved(self, node: Node) -> bool:
-        """Whether the derivative depends on the images."""
+        """Whether J depends on the images."""
         return False
 
     def backend(self, node: Node) -> tuple[str, str]:
-        """Whose arithmetic it is, in :class:`fastgan.report.Row`'s word, and why."""
+        """The backend, as :class:`fastgan.report.Row` names it, and the reason."""
         return "aten", ""
 
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
@@ -122,14 +123,14 @@ class Rule:
 
 
 class Single(Rule):
-    """Of an op whose first result alone is differentiated: one slot at a time."""
+    """A rule for ops with one differentiable result, written slot by slot."""
 
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         """J^T d for a slot."""
         raise NotImplementedError(type(self).__name__)
 
     def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
-        """J u of a slot's tangent; J being symmetric, as ``back`` unless it says otherwise."""
+        """J u for one slot's tangent; by default ``back``, for symmetric J."""
         return self.back(node, tangent, slot)
 
     def bend(self, node: Node, grad: Tensor, tangents: Found, slot: Any) -> Tensor | None:
@@ -177,7 +178,7 @@ class Autograd(Rule):
         return "autograd", "autograd, of this op alone"
 
     def graph(self, node: Node) -> tuple[Sequence[Any], dict[Any, Tensor]]:
-        """The op run anew under autograd: its results, and what it took."""
+        """Runs the op again under autograd; returns its results and inputs."""
         inputs = {slot: node.data(v).detach().requires_grad_() for slot, v in node.slots.items()}
         arguments = [node.arg(position) for position in range(len(node.args))]
         for slot, tensor in inputs.items():
@@ -194,11 +195,11 @@ class Autograd(Rule):
         return _differentiated(results, grads, inputs, wanted)
 
     def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        # The derivative of <w, J u> = <J^T w, u> in w.
+        # The derivative of <w, J u> = <J^T w, u> in w, at ones: some formulas are singular at zero.
         with torch.enable_grad():
             results, inputs = self.graph(node)
             probes = {
-                position: torch.zeros_like(result, requires_grad=True)
+                position: torch.ones_like(result, requires_grad=True)
                 for position, result in enumerate(results)
                 if isinstance(result, Tensor) and result.requires_grad
             }
@@ -215,7 +216,7 @@ class Autograd(Rule):
 
 
 class _Graph(Autograd):
-    """The autograd graph of what torch's modes don't see, as it was recorded."""
+    """A recorded autograd graph of ops that torch's modes don't see."""
 
     keeps = True
 
@@ -237,7 +238,7 @@ AUTOGRAD, POINTWISE, GRAPH = Autograd(), Autograd(pointwise=True), _Graph()
 
 
 def with_random(node: Node, call: Callable[[], Any]) -> Any:
-    """``call()``, drawing the numbers that the node drew."""
+    """Runs ``call()`` with the node's random state."""
     if node.random is None:
         return call()
     device, state = node.random
@@ -319,7 +320,8 @@ def sum_to(grad: Tensor, shape: Sequence[int]) -> Tensor:
         return grad.sum_to_size(tuple(shape))
     extra = grad.dim() - len(shape)
     summed = [d for d in range(grad.dim()) if d < extra or shape[d - extra] != grad.shape[d]]
-    # On the CPU torch widens all before it sums: in pieces, which are small enough for its caches.
+    # On the CPU torch converts the whole tensor before it sums, so sum in pieces that fit the
+    # cache.
     pieces = grad.split(max(1, grad.size(0) // 16)) if 0 in summed else (grad,)
     sums = [piece.sum(summed, keepdim=True, dtype=torch.float32) for piece in pieces]
     total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
@@ -333,7 +335,7 @@ def dimension(node: Node, position: int, default: int = 0) -> int:
 
 
 def layout_of(shape: Sequence[int], dtype: torch.dtype) -> torch.memory_format:
-    """Of images: channels-last for maps in the dtypes that convolutions are fast in."""
+    """The layout for images: channels-last for maps, in dtypes with fast convolutions."""
     if len(shape) == 4 and dtype != torch.float64:
         return torch.channels_last
     return torch.contiguous_format

@@ -1,4 +1,4 @@
-"""The table of rules: a line for each ATen op. Of the others, autograd is asked."""
+"""The table from ATen op to rule. Other ops use :class:`Autograd`."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ RULES: dict[Any, Rule] = {
     **LINEAR,
 }
 
-#: What takes a tensor for its shape alone.
+#: Ops that use only their tensors' shape.
 _CONSTANT = {
     "aten::bernoulli",
     "aten::empty_like",
@@ -55,19 +55,20 @@ _CONSTANT = {
 }
 
 
-#: Where a schema doesn't say it, or says it of a tensor that nobody has seen.
+#: Ops that share memory although their schema doesn't say so; ops whose schema says so of a tensor
+#: that is new.
 _SHARING = {aten._unsafe_view.default, aten._reshape_alias.default}
 _ALONE = {aten.lift_fresh.default}
 
 
 @dataclass(frozen=True)
 class Op:
-    """What a tape has to know of an op before it runs.
+    """What the tape needs to know before it runs an op.
 
     Attributes:
         rule: its derivatives.
         writes: names or positions of the arguments that it writes to.
-        functional: the same without writing; None if there is none.
+        functional: the op's functional variant; None if there is none.
         random: whether it draws random numbers.
         constant: whether it takes its tensors for their shape alone.
         view: whether its result may share an argument's memory.
@@ -91,7 +92,7 @@ class Op:
 
 @functools.cache
 def rule_of(func: Any) -> Op:
-    """What is known of an ATen op, or of another library's."""
+    """Looks up an ATen op, or an op of another library."""
     schema = func._schema
     writes = tuple(
         (position, argument.name)

@@ -1,16 +1,18 @@
-"""Records what a critic does to its images: a tape of ATen ops.
+"""Records a critic's forward as a tape of ATen ops.
 
 The critic runs once, as it is, on real tensors, while two of torch's modes watch. A function mode
-sees every call of a torch function. One that meets the images, or what came of them, runs without
-autograd and under a dispatch mode, which writes its ATen ops to the tape. Everything else (spectral
-norm, embeddings of labels, counters) runs as ever, under autograd: a tensor that requires grad and
-meets the tape becomes one of the tape's parameters, with its graph behind it.
+sees every call of a torch function. A call that takes the images, or anything computed from them,
+runs without autograd under a dispatch mode that writes its ATen ops to the tape. Everything else
+(spectral
+norm, embeddings of labels, counters) runs under autograd as usual. A tensor that requires grad and
+is an input of a recorded op becomes one of the tape's parameters and keeps its graph.
 
-What the critic is handed are plain tensors. They require grad, as they would in a double backward,
+The critic is given plain tensors. They require grad, as they would in a double backward,
 so what torch's modes don't see (a ``torch.autograd.Function``, a scripted module) leaves an
 autograd graph that leads back to them; the tape takes such a graph as one entry (:class:`Graph`).
 
-In-place ops, and views that change with them, are recorded as new values: :meth:`Tape._write`.
+In-place ops are recorded as new values, also for other views of the same memory:
+:meth:`Tape._write`.
 """
 
 from __future__ import annotations
@@ -40,17 +42,17 @@ __all__ = ["Changed", "Tape", "Unrecordable"]
 class Unrecordable(BaseException):
     """No tape can be made; the message says why.
 
-    Not an ``Exception``: a critic's own ``except Exception`` must not take it for its own.
+    Not an ``Exception``: a critic's ``except Exception`` must not catch it.
     """
 
 
 class Changed(BaseException):
-    """A joined batch meets an op after which it can't go on: state moves, or samples mix."""
+    """A joined batch can't continue: an op changes state or mixes samples."""
 
 
 @dataclass
 class _Storage:
-    """What a storage that was written to in place holds.
+    """The history of a storage that was written to in place.
 
     Attributes:
         owner: the value and the geometry of the tensor that was there first; None if that isn't on
@@ -96,7 +98,8 @@ def _differentiable(tensor: Tensor) -> bool:
 
 
 class Tape(TorchFunctionMode):
-    """What came of the images, op by op. Enter it, run the critic on :attr:`images`, leave it.
+    """The recording of a forward pass. Use it as a context manager and call the critic on
+    :attr:`images`.
 
     Args:
         images: (N, ...), a tensor that nobody else holds.
@@ -108,10 +111,10 @@ class Tape(TorchFunctionMode):
     Attributes:
         images: what to call the critic with.
         nodes: the ops in order.
-        parameters: leaves, in the order in which they were met.
-        moves: why another forward pass may come out otherwise, or None.
-        mixes: where samples may see one another, or None.
-        undo: tensors that moved, and what they held.
+        parameters: leaves, in order of first use.
+        moves: why a second forward pass might differ, or None.
+        mixes: the op that may couple samples, or None.
+        undo: tensors that were changed, and their earlier values.
     """
 
     def __init__(self, images: Tensor, *, joined: bool = False, divided: bool = False) -> None:
@@ -138,10 +141,10 @@ class Tape(TorchFunctionMode):
         self.images: Tensor | None = images.requires_grad_()
         self.root = self._add(images, Value(images, True, False, True))
 
-    # Entering and leaving ------------------------------------------------------------------------
+    # Entering and leaving -----------------------------------------------------------------------
 
     def __enter__(self) -> Tape:
-        # A cast that is made here has no graph; autocast must not hand it out again later.
+        # Casts made here have no graph, so autocast must not cache them.
         self._cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         self._recording = recording.start()
@@ -161,7 +164,7 @@ class Tape(TorchFunctionMode):
         torch.set_autocast_cache_enabled(self._cached)
 
     def outcome(self, tensor: Tensor) -> Value:
-        """A result of the critic's as a value: of the images, or a constant, or a parameter."""
+        """The value of one of the critic's outputs, which may also be a constant or a parameter."""
         found = self._find(tensor)
         if found is None:
             if tensor.grad_fn is not None and self._from_tape(tensor.grad_fn):
@@ -172,7 +175,7 @@ class Tape(TorchFunctionMode):
         return found
 
     def empty_images(self, rows: int) -> Tensor:
-        """A tensor for so many images, laid out as the tape's are."""
+        """An empty tensor for ``rows`` images, in the layout of the tape's."""
         root = self.root
         return torch.empty(
             (rows, *root.shape[1:]),
@@ -198,7 +201,7 @@ class Tape(TorchFunctionMode):
             if tensor.grad_fn is None:
                 tensor.requires_grad_(False)
 
-    # What the function mode sees -----------------------------------------------------------------
+    # What the function mode sees ----------------------------------------------------------------
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -208,17 +211,21 @@ class Tape(TorchFunctionMode):
             return func(*args, **kwargs)
         if self.refused is not None:
             raise self.refused
-        if not torch.is_grad_enabled() or not (self._touched(args) or self._touched(kwargs)):
+        if not (self._touched(args) or self._touched(kwargs)):
+            return func(*args, **kwargs)
+        if not torch.is_grad_enabled():
+            self._mixing("a tensor is used without a gradient")
             return func(*args, **kwargs)
         if func in _REFUSED:
             self._refuse(f"its forward calls {_REFUSED[func]} on what comes of the images")
         if func in _STOPPING:
+            self._mixing("a tensor is used without its gradient")
             return func(*args, **kwargs)
         if func is torch.Tensor.requires_grad_:
             return args[0]
         replaced = _REPLACED.get(func)
         self._active = True
-        torch._C._set_grad_enabled(False)  # the context manager's own, at a fifth of the time
+        torch._C._set_grad_enabled(False)  # what torch.no_grad calls, at a fifth of the time
         try:
             if replaced is None:
                 result = func(*args, **kwargs)
@@ -230,6 +237,8 @@ class Tape(TorchFunctionMode):
         for tensor in _tensors(result):
             found = self._entries.get(id(tensor))
             known = found is not None and found[0]() is tensor and found[1].by_images
+            if not known and func not in _NEW:
+                self._mixing(f"{getattr(func, '__name__', func)} has a result without a gradient")
             if known and not tensor.requires_grad:
                 tensor.requires_grad_()
         return result
@@ -246,10 +255,10 @@ class Tape(TorchFunctionMode):
                 return True
         return False
 
-    # What the dispatch mode sees -----------------------------------------------------------------
+    # What the dispatch mode sees ----------------------------------------------------------------
 
     def op(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """Runs an ATen op, and records it if it is to be."""
+        """Runs an ATen op and, if necessary, records it."""
         info = rule_of(func)
         if not self._active:
             return self._beside(func, info, args, kwargs)
@@ -288,7 +297,7 @@ class Tape(TorchFunctionMode):
         return result
 
     def _fresh(self, result: Any) -> None:
-        """A result has memory of its own, whatever was there before."""
+        """Forgets what is known of a result's memory, which is new."""
         for tensor in _tensors(result):
             if tensor.layout == torch.strided:
                 storage = _storage(tensor)
@@ -299,7 +308,7 @@ class Tape(TorchFunctionMode):
                 self._copied_views.discard(storage)
 
     def _values(self, args: Sequence[Any]) -> dict[Any, Value]:
-        """The arguments that are on the tape, or get there as parameters."""
+        """The arguments that are on the tape, after adding parameters to it."""
         found: dict[Any, Value] = {}
         for position, argument in enumerate(args):
             if isinstance(argument, Tensor):
@@ -346,7 +355,7 @@ class Tape(TorchFunctionMode):
             if position in values:
                 given[position] = values[position]
             elif isinstance(argument, Tensor):
-                # Its own data pointer: a later `.data = ` of the same tensor changes nothing here.
+                # detach() has its own data pointer, so a later `.data = ` has no effect here.
                 given[position] = argument.detach()
             elif isinstance(argument, (list, tuple)) and argument and _holds_tensors(argument):
                 given[position] = items = list(argument)
@@ -375,10 +384,10 @@ class Tape(TorchFunctionMode):
             outputs.append(found)
         if node.by_images:
             batched = not mixed and rule.batched(node, self.root.shape[0])
-            if not batched and self.mixes is None:
-                self.mixes = f"{node.func} may mix the samples of a batch"
-            if self.joined and not (batched and (rule.by_rows or not self.divided)):
-                self._changed(f"{node.func} may mix the samples of a batch")
+            if not batched:
+                self._mixing(f"{node.func} may mix the samples of a batch")
+            if self.joined and self.divided and not rule.by_rows:
+                self._changed(f"{node.func} has no derivatives of some rows alone")
             for found in outputs:
                 if found is not None:
                     found.batched = batched
@@ -426,7 +435,7 @@ class Tape(TorchFunctionMode):
         return value
 
     def refill(self, images: Tensor) -> None:
-        """Runs the recorded ops anew, for whatever their derivatives read.
+        """Runs the recorded ops again, to restore what their derivatives read.
 
         Args:
             images: what the critic was called with.
@@ -448,7 +457,7 @@ class Tape(TorchFunctionMode):
                 value.tensor = data[value]
             node.reading()
 
-    # Graphs that were made unseen ----------------------------------------------------------------
+    # Graphs of ops that the modes don't see -----------------------------------------------------
 
     def _from_tape(self, grad_fn: Any) -> bool:
         """Whether an autograd graph leads back to the tape."""
@@ -467,7 +476,7 @@ class Tape(TorchFunctionMode):
             if variable is not None:
                 entry = self._entries.get(id(variable))
                 if entry is not None and entry[0]() is variable and entry[1].by_images:
-                    for each in seen:  # looked at anew when asked about again
+                    for each in seen:  # will be searched again next time
                         del known[each]
                     return True
             pending.extend(f for f, _ in function.next_functions if f is not None)
@@ -503,10 +512,10 @@ class Tape(TorchFunctionMode):
         assert value is not None
         return value
 
-    # Writing in place ----------------------------------------------------------------------------
+    # Writing in place ---------------------------------------------------------------------------
 
     def _look_out(self, func: Any, info: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        """Before an op that isn't recorded: does it change what others see?"""
+        """Checks an op that isn't recorded for side effects."""
         if info.random:
             self._moving(f"{func} draws random numbers")
         for tensor in info.written(args, kwargs):
@@ -520,13 +529,13 @@ class Tape(TorchFunctionMode):
             self._preserve(storage)
 
     def _preserve(self, storage: int) -> None:
-        """Copies what entries keep of a storage that is about to be written to."""
+        """Copies saved tensors in a storage that is about to be written to."""
         for value in self._saved.pop(storage, ()):
             if value.tensor is not None:
                 value.tensor = value.tensor.clone()
         if storage in self._owners:
             return
-        # One of the critic's own, which is rare: a look through all that was recorded.
+        # The storage is the critic's own, which is rare: search all nodes.
         for value in self.parameters:
             if value.tensor is not None and _storage(value.tensor) == storage:
                 value.tensor = value.tensor.clone()
@@ -582,7 +591,7 @@ class Tape(TorchFunctionMode):
         return result
 
     def _reread(self, tensor: Tensor, history: _Storage) -> Value | None:
-        """The value of a tensor whose memory was written to through another."""
+        """The value of a tensor after a write through another tensor."""
         geometry = _geometry(tensor)
         last, where = history.writes[-1]
         if where == geometry and last.dtype == tensor.dtype:
@@ -603,7 +612,7 @@ class Tape(TorchFunctionMode):
     def _region(
         self, like: Tensor, flat: Value | None, piece: Value | None, place: tuple[Any, ...]
     ) -> Value:
-        """``piece`` written to its place in a flat storage, or a place of it read."""
+        """Records writing ``piece`` to its place in a flat storage, or reading that place."""
         before = self._written[_storage(like)].before
         node = Node(REGION, REGION, [flat, piece, place, before], {})
         node.take({i: v for i, v in enumerate((flat, piece)) if v is not None})
@@ -615,14 +624,21 @@ class Tape(TorchFunctionMode):
         self.nodes.append(node)
         return value
 
-    # Giving up -----------------------------------------------------------------------------------
+    # Giving up ----------------------------------------------------------------------------------
 
     def _moving(self, reason: str, tensor: Tensor | None = None) -> None:
-        """State moves. A tensor's numbers are kept, in case the recording comes to nothing."""
+        """Notes a side effect, and saves the tensor's data in case the recording is abandoned."""
         if tensor is not None and not self.joined:
             self.undo.append((tensor, tensor.detach().clone()))
         if self.moves is None:
             self.moves = reason
+        if self.joined:
+            self._changed(reason)
+
+    def _mixing(self, reason: str) -> None:
+        """Samples may see one another, or what becomes of them can't be followed."""
+        if self.mixes is None:
+            self.mixes = reason
         if self.joined:
             self._changed(reason)
 
@@ -635,7 +651,7 @@ class Tape(TorchFunctionMode):
         raise self.refused
 
 
-#: Views that become copies where the layout in memory asks for it.
+#: View ops that copy if the memory layout requires it.
 _RESHAPING = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 
 
@@ -662,7 +678,7 @@ _Ops.__torch_dispatch__ = _to_tape  # type: ignore
 
 
 def _random_state(args: Iterable[Any]) -> tuple[torch.device, Tensor]:
-    """Where an op draws its numbers, and the state before it does."""
+    """The device whose random numbers an op draws, and the current random state."""
     for tensor in _tensors(tuple(args)):
         if tensor.device.type == "cuda":
             return tensor.device, torch.cuda.get_rng_state(tensor.device)
@@ -687,7 +703,7 @@ def _convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """A convolution as ATen has it, without another way through the dispatcher."""
+    """Calls aten.convolution directly, which saves a trip through the dispatcher."""
     rank = weight.dim() - 2
     plain = input.dim() == weight.dim() and not isinstance(padding, str)
     if not plain or torch.is_autocast_enabled(input.device.type):
@@ -720,22 +736,37 @@ def _instance_norm(tape: Tape, func: Any, input: Tensor, *args: Any, **kwargs: A
 
 
 _DATA: Any = torch.Tensor.data
-#: Questions about a tensor that its values don't answer, and that so aren't recorded.
+#: Queries of metadata, which aren't recorded.
 _ASKING = {
     *(
         getattr(torch.Tensor, name).__get__
         for name in ("shape", "dtype", "device", "ndim", "is_cuda", "layout", "requires_grad")
     ),
     torch.Tensor.size,
+    torch.Tensor.__len__,
     torch.Tensor.dim,
     torch.Tensor.numel,
     torch.Tensor.is_floating_point,
     torch.Tensor.stride,
     torch.Tensor.is_contiguous,
 }
-#: What comes of these is a constant, as with autograd.
+#: Their results depend on a tensor's shape alone.
+_NEW = {
+    torch.empty_like,
+    torch.full_like,
+    torch.ones_like,
+    torch.rand_like,
+    torch.randn_like,
+    torch.zeros_like,
+    torch.Tensor.new_empty,
+    torch.Tensor.new_full,
+    torch.Tensor.new_ones,
+    torch.Tensor.new_tensor,
+    torch.Tensor.new_zeros,
+}
+#: Their results are constants, as with autograd.
 _STOPPING = {torch.Tensor.detach, torch.detach, _DATA.__get__}
-#: What a tape can't stand for.
+#: Calls that can't be recorded.
 _REFUSED = {
     torch.autograd.grad: "torch.autograd.grad",
     torch.autograd.backward: "backward",

@@ -208,6 +208,13 @@ def test_random_chains_agree_to_second_order(
     agree(plain, fused, torch.randn(shape, dtype=torch.float64), chains=None, tolerance=1e-8)
 
 
+def test_running_statistics_without_momentum_are_means_over_all_batches() -> None:
+    torch.manual_seed(0)
+    plain, fused = pair([nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3, momentum=None), nn.ReLU()])
+    for _ in range(3):
+        agree(plain, fused, torch.randn(4, 2, 5, 5, dtype=torch.float64))
+
+
 def worst(found: list[Tensor], exact: list[Tensor]) -> list[float]:
     """The largest error of each, in units of the exact one's largest value."""
     return [

@@ -27,6 +27,7 @@ from fastgan.training import checkpoint as checkpoint_module
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
 
 SMALL = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "n_critic": 2, "log_every": 3}
+SMALL |= {"precision": "fp32"}  # in the processes that tests start, too
 STEPS = 100
 
 

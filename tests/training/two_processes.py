@@ -35,7 +35,8 @@ CASES = {
 def updated(case: str, processes: Processes) -> dict[str, Tensor]:
     """Weights, buffers and metrics after two updates of each player on the same whole batches."""
     settings = {"out": "unused", "nz": 5, "ngf": 4, "ndf": 4, "batch_size": BATCH, "lr": 0.05}
-    config = TrainConfig(**settings, optimizer="sgd", **CASES[case]).resolved()
+    settings |= {"optimizer": "sgd", "precision": "fp32"}
+    config = TrainConfig(**settings, **CASES[case]).resolved()
     torch.manual_seed(3)
     data = DataShape("random", CHANNELS, SIZE, CLASSES)
     generator, discriminator = build_generator(config, data), build_discriminator(config, data)
@@ -96,7 +97,7 @@ class Fail(Callback):
 def main() -> None:
     torch.set_num_threads(1)
     out = Path(sys.argv[1])
-    small = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "steps": 50}
+    small = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "steps": 50, "precision": "fp32"}
     with joined_processes("cpu") as processes:
         results = {case: updated(case, processes) for case in CASES}
         torch.save(results, out / f"updates-{processes.rank}.pt")

@@ -643,6 +643,35 @@ def test_autocast_leaves_no_cast_without_a_graph_behind(norm: str) -> None:
     assert all(p.grad is not None for p in critic.parameters())
 
 
+class Map(Critic):
+    """Several scores for each sample, by random features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.first(x), 0.2, self.training)
+
+
+@pytest.mark.parametrize("asked", [{"gp": 1.0}, {"r1": 1.0}, {"gp": 2.0, "r2": 1.0}], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_loss_that_draws_random_numbers_draws_them_as_by_autograd(
+    asked: dict[str, float], training: bool
+) -> None:
+    def noisy(real: Tensor, fake: Tensor) -> Tensor:
+        return (real * torch.rand(1) - fake).square().mean()
+
+    critic = Map().double().train(training)
+    real, fake, eps = batches()
+    found: dict[Any, list[Tensor]] = {"fused": [], "autograd": []}
+    for path, losses in found.items():
+        torch.manual_seed(0)
+        for _ in range(3):
+            losses.append(
+                fastgan.discriminator_loss(
+                    critic, real, fake, loss=noisy, eps=eps, path=path, **asked
+                ).loss
+            )
+    torch.testing.assert_close(found["fused"], found["autograd"], rtol=1e-9, atol=1e-12)
+
+
 def test_accumulated_and_scaled_gradients_add_up() -> None:
     critic = Critic().double()
     real, fake, eps = batches()

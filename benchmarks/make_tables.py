@@ -191,17 +191,18 @@ def penalty(results: list[tuple[Path, Result]], up: str) -> str:
         goal
         for goal in GOALS
         if goal.device == "cpu"
-        and goal.op in ("gradient penalty", "critic loss")
+        and goal.op in ("gradient penalty", "critic loss", "discriminator loss")
         and goal.metric == "times_faster"
     ]
     verdicts = judge([result for _, result in results], goals)
     by_case: dict[tuple[str, str], dict[int, str]] = {}
     for verdict in verdicts:
         goal = verdict.goal
-        of_batch = by_case.setdefault((_what(goal), goal.dtype), {})
+        what = f"{goal.op}, {goal.shape}".replace(f", {_OUR_CRITIC}", "")
+        of_batch = by_case.setdefault((what, goal.dtype), {})
         of_batch[goal.batch] = _range([verdict])
     batches = sorted({goal.batch for goal in goals})
-    body = [(*case, *(of[batch] for batch in batches)) for case, of in by_case.items()]
+    body = [(*case, *(of.get(batch, "") for batch in batches)) for case, of in by_case.items()]
     head = ["", "in", *(f"N = {batch}" for batch in batches)]
     return f"{sources(verdicts, results, up)}\n\n{markdown_table(head, body)}"
 
@@ -246,8 +247,14 @@ def summary(results: list[tuple[Path, Result]], up: str) -> str:
 _NUMBERS = {"times_faster": "times faster", "peak_ratio": "peak memory, of eager's"}
 
 
+#: What a goal is about unless it says otherwise.
+_OUR_CRITIC = "DCGAN-64 critic"
+
+
 def _what(goal: Goal) -> str:
     what = goal.op.replace(", forward and backward", "")
+    if goal.op in ("critic loss", "discriminator loss") and not goal.shape.startswith(_OUR_CRITIC):
+        return f"{what}, others' critics"
     return what + (", layer norm" if "layer norm" in goal.shape else "")
 
 

@@ -386,13 +386,6 @@ class KnowsItsBatch(Critic):
         return h + self.noise
 
 
-class LearnsBiasesOnly(Critic):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first.weight.requires_grad_(False)
-        self.head.weight.requires_grad_(False)
-
-
 class KeepsADict(Critic):
     def __init__(self) -> None:
         super().__init__()
@@ -420,6 +413,13 @@ class LooksAtAll(Critic):
             spread = h.std(0).mean()
         h = h * 2 if (h > 0.9).any() else h
         return (h + 1e-5 * h.detach().mean()) * spread * (1 + 1e-4 * len(h))
+
+
+class LearnsBiasesOnly(Critic):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first.weight.requires_grad_(False)
+        self.head.weight.requires_grad_(False)
 
 
 STRANGE: list[Callable[[], nn.Module]] = [

@@ -135,6 +135,22 @@ _CPU: list[Goal] = [
         Goal("cpu", op, _CRITIC, "float32", 16, "convolutions", 20)
         for op in ("gradient penalty", "critic loss")
     ),
+    *(
+        Goal("cpu", "critic loss", shape, "float32", batch, "times_faster", bound)
+        for shape, batch, bound in (
+            ("5x5 critic", 16, 1.3),
+            ("ResNet critic", 16, 1.3),
+            ("spectral norm critic", 16, 1.3),
+            ("PatchGAN critic", 16, 1.3),
+            ("batch norm critic", 16, 1.3),
+            ("self-attention critic", 16, 1.2),
+            ("minibatch stddev critic", 32, 1.2),
+        )
+    ),
+    *(
+        Goal("cpu", "discriminator loss", shape, "float32", 32, "times_faster", 1.8)
+        for shape in (_CRITIC, "grouped ResNet critic")
+    ),
     Goal("cpu", "WGAN-GP iteration", _RGB.format(5), "float32", 32, "times_faster", 1.4),
     Goal("cpu", "WGAN iteration", _RGB.format(5), "float32", 32, "times_faster", 1.3),
     Goal("cpu", "DCGAN iteration", "64x64, 1 critic update", "float32", 32, "times_faster", 1.0),

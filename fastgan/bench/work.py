@@ -18,8 +18,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
-__all__ = ["ITEM_BYTES", "Step", "Work", "convolution_steps", "elementwise"]
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+__all__ = ["ITEM_BYTES", "Step", "Work", "convolution_steps", "elementwise", "products_work"]
 
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
@@ -116,3 +121,50 @@ def convolution_steps(
     # Each pass reads two of the three (input, weight, output or its gradient), writes the third.
     moved = float(size * (batch * (prod(input_shape) + prod(output_shape)) + weights))
     return Work(tuple(Step(flops, moved) for _ in passes))
+
+
+def products_work(network: nn.Module, images: Tensor, dtype: str, *, gradients: str) -> Work:
+    """A network's convolutions and products of matrices, each with its gradients.
+
+    Args:
+        network: on the meta device, where nothing is computed.
+        images: as the network takes them, on the same device.
+        dtype: of inputs, weights and outputs.
+        gradients: "of parameters" for the passes of a forward and a backward pass to the
+            parameters, "of images" for what a gradient penalty adds to them: once more forward, and
+            the gradients in what depends on the images alone.
+
+    Example:
+        >>> import torch
+        >>> with torch.device("meta"):
+        ...     network, images = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)), torch.empty(5, 2)
+        >>> products_work(network, images, "float32", gradients="of images").flops
+        300.0
+    """
+    with _Products(dtype, learning=gradients == "of parameters") as products:
+        network(images)
+    return Work(tuple(products.steps))
+
+
+class _Products(TorchDispatchMode):
+    """Notes the passes of whatever multiplies two tensors."""
+
+    def __init__(self, dtype: str, *, learning: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps: list[Step] = []
+        self.size = ITEM_BYTES[dtype]
+        self.learning = learning
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        flops = flop_registry.get(func.overloadpacket)
+        if flops is not None:
+            # A bias has one dimension.
+            factors = [a for a in args[:3] if isinstance(a, Tensor) and a.dim() > 1]
+            moved = float(self.size * sum(t.numel() for t in (*factors, result)))
+            passes = 1 + sum(factor.requires_grad == self.learning for factor in factors)
+            one = Step(float(flops(*args, **(kwargs or {}), out_val=result)), moved)
+            self.steps += [one] * passes
+        return result

@@ -200,6 +200,8 @@ def record(
             state.put_back(tape)
         if tape.refused is not None:
             raise tape.refused from None
+        if "leaf Variable that requires grad" in str(error):
+            raise Unrecordable("an op that torch's modes don't see changes a tensor") from error
         if joined:  # one that wants its batch's size; any other error comes again without joining
             raise Changed(f"a larger batch raises {type(error).__name__}") from error
         raise

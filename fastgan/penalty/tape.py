@@ -493,8 +493,8 @@ class Tape(TorchFunctionMode):
             if function is None or function in seen:
                 continue
             seen.add(function)
-            if type(function).__name__ == "BackwardHookFunctionBackward":
-                self._refuse("a module has a backward hook")
+            if (unknown := _UNSEEN.get(type(function).__name__)) is not None:
+                self._refuse(unknown)
             variable = getattr(function, "variable", None)
             if variable is not None and all(variable is not leaf for leaf in leaves):
                 leaves.append(variable)
@@ -653,6 +653,13 @@ class Tape(TorchFunctionMode):
 
 #: View ops that copy if the memory layout requires it.
 _RESHAPING = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
+
+
+#: Autograd's nodes that can't be differentiated one at a time.
+_UNSEEN = {
+    "BackwardHookFunctionBackward": "a module has a backward hook",
+    "CheckpointFunctionBackward": "a reentrant checkpoint runs its part again in backward",
+}
 
 
 class _Ops(TorchDispatchMode):

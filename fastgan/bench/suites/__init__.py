@@ -6,7 +6,8 @@ room              cases
 ``optimizers``    a step and the clip of the weights, the clip alone
 ``convolutions``  each pass of a DCGAN's convolutions alone; on a CPU those of our kernels
 ``fused_layers``  a DCGAN's layers one by one, forward and backward
-``penalties``     the gradient penalty and the whole critic loss, value and gradients
+``penalties``     the gradient penalty and whole losses with one, value and gradients, of our critic
+                  and of others'
 ``networks``      a DCGAN's networks, forward and backward
 ``iterations``    a whole iteration of training
 ``layers``        their layers' shapes, from which their work is counted

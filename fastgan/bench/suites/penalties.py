@@ -1,73 +1,223 @@
-"""The gradient penalty and the whole critic loss with gradients, of a DCGAN-64 critic.
+"""The gradient penalty, and whole losses of a critic with one, with their gradients.
 
-Peers are :mod:`fastgan.reference`'s double backward, channels-last and in torch's default layout,
-and the former under torch.compile, which needs ``trace_autograd_ops`` for it. All get the same
-weights, images and points between them.
+Of a DCGAN-64 critic, ours against :mod:`fastgan.reference`'s, and of critics as other people write
+them (:mod:`fastgan.bench.critics`), the same module for all. Peers are double backwards in plain
+PyTorch, channels-last and in torch's default layout, and the former under torch.compile, which
+needs ``trace_autograd_ops`` for it. All get the same weights, images and points between them.
+fastgan gets our critic channels-last, as it is best, and the others as they come: contiguous.
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan import penalty, reference
+from fastgan.bench import critics
 from fastgan.bench.cases import Case, Setting, autocast, placed, tracing_autograd
-from fastgan.bench.suites.layers import critic_layers, penalty_work
 from fastgan.bench.timing import Call
+from fastgan.bench.work import Work, products_work
 from fastgan.models import WGANCritic
 
-__all__ = ["OPS", "cases"]
-
-#: Op -> whether it is the whole loss.
-OPS = {"gradient penalty": False, "critic loss": True}
+__all__ = ["OTHERS", "Subject", "cases", "contenders"]
 
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+"""(critic, real, fake, eps) -> a scalar."""
+
+_GAMMA = 10.0
+
+
+def _our_penalty(critic: nn.Module, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
+    return penalty.gradient_penalty(critic, real, fake, eps=eps)
+
+
+def _our_loss(critic: nn.Module, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
+    return penalty.wgan_gp_critic_loss(critic, real, fake, eps=eps).loss
+
+
+def _our_logistic(critic: nn.Module, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
+    return penalty.discriminator_loss(
+        critic, real, fake, loss="logistic", r1=_GAMMA, r2=_GAMMA
+    ).loss
+
+
+def _plain_penalty(critic: nn.Module, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
+    return reference.gradient_penalty(critic, real, fake, eps=eps)
+
+
+def _plain_loss(critic: nn.Module, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
+    """The reference's, but for maps of scores as well: their gradient is that of their sum."""
+    adversarial = critic(fake).mean() - critic(real).mean()
+    points = (eps * real + (1 - eps) * fake).requires_grad_()
+    (gradient,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
+    norms = torch.linalg.vector_norm(gradient.flatten(1), dim=1)
+    loss: Tensor = adversarial + 10 * (norms - 1).square().mean()
+    return loss
+
+
+def _plain_logistic(critic: nn.Module, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
+    fake, real = fake.detach().requires_grad_(), real.detach().requires_grad_()
+    fakes, reals = critic(fake), critic(real)
+    adversarial = F.softplus(-reals).mean() + F.softplus(fakes).mean()
+    gradients = torch.autograd.grad(reals.sum() + fakes.sum(), (real, fake), create_graph=True)
+    squares = sum(g.square().flatten(1).sum(1).mean() for g in gradients)
+    loss: Tensor = adversarial + _GAMMA / 2 * squares
+    return loss
+
+
+@dataclass(frozen=True)
+class _Op:
+    """A loss.
+
+    Attributes:
+        ours: fastgan's.
+        plain: plain PyTorch's.
+        batches: how many the critic sees.
+        penalised: of how many of them there is a penalty.
+    """
+
+    ours: Loss
+    plain: Loss
+    batches: int
+    penalised: int
+
+
+_OPS = {
+    "gradient penalty": _Op(_our_penalty, _plain_penalty, 1, 1),
+    "critic loss": _Op(_our_loss, _plain_loss, 3, 1),
+    "discriminator loss": _Op(_our_logistic, _plain_logistic, 2, 2),
+}
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A critic to take losses of.
+
+    Attributes:
+        shape: what it is, in words.
+        plain: makes it in plain PyTorch.
+        ours: makes fastgan's own, with the same weights and a memory format that suits it; None
+            where fastgan gets the plain one, contiguous.
+        size: height and width of its images.
+    """
+
+    shape: str
+    plain: Callable[[], nn.Module]
+    ours: Callable[[], nn.Module] | None = None
+    size: int = 64
+
+
+_DCGAN = Subject("DCGAN-64 critic", reference.WGANCritic, WGANCritic)
+_LAYER_NORM = Subject(
+    "DCGAN-64 critic, layer norm",
+    partial(reference.WGANCritic, norm="layer"),
+    partial(WGANCritic, norm="layer"),
+)
+
+#: Critics as other people write them, with the batch on a CPU.
+_CRITIC_LOSS = {
+    Subject("5x5 critic", critics.WideCritic): 16,
+    Subject("ResNet critic", critics.ResNetCritic): 16,
+    Subject("spectral norm critic", critics.SpectralCritic, size=32): 16,
+    Subject("PatchGAN critic", critics.PatchCritic): 16,
+    Subject("batch norm critic", critics.BatchNormCritic): 16,
+    Subject("self-attention critic", critics.AttentionCritic): 16,
+    Subject("minibatch stddev critic", critics.StddevCritic, size=32): 32,
+}
+_DISCRIMINATOR_LOSS = {
+    _DCGAN: 32,
+    Subject("grouped ResNet critic", critics.GroupedCritic, size=32): 32,
+}
+#: (Subject, op, batch on a CPU) beside those of our critic.
+OTHERS: tuple[tuple[Subject, str, int], ...] = (
+    *((subject, "critic loss", batch) for subject, batch in _CRITIC_LOSS.items()),
+    *((subject, "discriminator loss", batch) for subject, batch in _DISCRIMINATOR_LOSS.items()),
+)
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
     """Of the suite "ops"."""
-    if device.type == "cuda":
+    cuda = device.type == "cuda"
+    if cuda:
         batches = [64] if quick else [64, 128, 512]
         dtypes = ["bfloat16"] if quick else ["float32", "bfloat16"]
     else:
         batches = [16] if quick else [16, 32, 64]
         dtypes = ["float32"] if quick else ["float32", "bfloat16"]
-    found = [_case(op, "none", dtype, batch) for op in OPS for dtype in dtypes for batch in batches]
-    normalised = [("critic loss", "layer", dtype, batch) for dtype in dtypes for batch in batches]
-    return found + [_case(*each) for each in normalised]
+    found = [
+        _case(subject, op, dtype, batch)
+        for subject, op in (
+            (_DCGAN, "gradient penalty"),
+            (_DCGAN, "critic loss"),
+            (_LAYER_NORM, "critic loss"),
+        )
+        for dtype in dtypes
+        for batch in batches
+    ]
+    return found + [
+        # Compiling one of these may take minutes.
+        _case(subject, op, dtypes[0], 64 if cuda else batch, compiled=not quick)
+        for subject, op, batch in OTHERS
+    ]
 
 
-def _case(op: str, norm: str, dtype: str, batch: int) -> Case:
-    whole = OPS[op]
-
-    def prepare(setting: Setting) -> dict[str, Call]:
-        return _contenders(whole, norm, dtype, batch, setting)
-
+def _case(subject: Subject, op: str, dtype: str, batch: int, *, compiled: bool = True) -> Case:
     return Case(
         suite="ops",
         op=op,
-        shape="DCGAN-64 critic" + (", layer norm" if norm == "layer" else ""),
+        shape=subject.shape,
         dtype=dtype,
         batch=batch,
-        work=penalty_work(critic_layers(), batch, dtype, whole=whole),
-        input_bytes=2 * 4 * batch * 3 * 64 * 64,
-        prepare=prepare,
+        work=_work(subject, op, dtype, batch),
+        input_bytes=2 * 4 * batch * 3 * subject.size**2,
+        prepare=partial(contenders, subject, op, dtype, batch),
+        compiled=compiled,
         capturable=True,
-        breakdown=whole,
+        breakdown=op != "gradient penalty",
     )
 
 
-def _contenders(
-    whole: bool, norm: str, dtype: str, batch: int, setting: Setting
+@functools.cache
+def _work(subject: Subject, op: str, dtype: str, batch: int) -> Work:
+    """Of a loss and its gradients without a second backward pass.
+
+    Every batch takes a forward pass, signals and weight gradients, a penalised one tangents and the
+    images' own gradient as well; ``docs/gradient-penalty.md`` derives them. What bends needs
+    more: a floor stays one.
+    """
+    batches, penalised = _OPS[op].batches, _OPS[op].penalised
+    shape = (3, subject.size, subject.size)
+    with torch.device("meta"):
+        critic = subject.plain()
+        every = torch.empty(batches * batch, *shape)
+        some = torch.empty(penalised * batch, *shape)
+    learning = products_work(critic, every, dtype, gradients="of parameters")
+    return learning + products_work(critic, some, dtype, gradients="of images")
+
+
+def contenders(
+    subject: Subject, op: str, dtype: str, batch: int, setting: Setting
 ) -> dict[str, Call]:
+    """Of a case: each sets its critic's gradients, and returns the loss.
+
+    Args:
+        subject: whose critic.
+        op: which of its losses.
+        dtype: a name of :data:`fastgan.bench.cases.DTYPES`.
+        batch: real images, and as many fakes.
+        setting: where, and against whom.
+    """
     device = setting.device
     torch.manual_seed(0)
-    ours = WGANCritic(norm=norm)
-    weights = ours.state_dict()
-    images = torch.randn(setting.copies, 2, batch, 3, 64, 64).to(device)
+    weights = subject.plain().state_dict()
+    images = torch.randn(setting.copies, 2, batch, 3, subject.size, subject.size).to(device)
     eps = torch.rand(setting.copies, batch, 1, 1, 1).to(device)
 
     def call(
@@ -80,45 +230,29 @@ def _contenders(
         ]
         run: Callable[..., Any] = loss if mode is None else torch.compile(loss, mode=mode)
 
-        def step(number: int) -> None:
+        def step(number: int) -> Tensor:
             model.zero_grad()
             with autocast(device, dtype):
-                value = run(model, *pairs[number], eps[number])
+                value: Tensor = run(model, *pairs[number], eps[number])
             value.backward()
+            return value
 
         if mode is None:
             return step
 
-        def step_traced(number: int) -> None:
+        def step_traced(number: int) -> Tensor:
             with tracing_autograd():
-                step(number)
+                return step(number)
 
         return step_traced
 
-    plain = _plain_loss if whole else _plain_penalty
-    last, default = torch.channels_last, torch.contiguous_format
-    calls = {
-        "fastgan": call(_our_loss if whole else _our_penalty, ours, last),
-        "eager": call(plain, reference.WGANCritic(norm=norm), last),
-        "eager, contiguous": call(plain, reference.WGANCritic(norm=norm), default),
-    }
+    loss, (last, default) = _OPS[op], (torch.channels_last, torch.contiguous_format)
+    if subject.ours is not None:
+        calls = {"fastgan": call(loss.ours, subject.ours(), last)}
+    else:
+        calls = {"fastgan": call(loss.ours, subject.plain(), default)}
+    calls["eager"] = call(loss.plain, subject.plain(), last)
+    calls["eager, contiguous"] = call(loss.plain, subject.plain(), default)
     if setting.compile_mode is not None:
-        model = reference.WGANCritic(norm=norm)
-        calls["torch.compile"] = call(plain, model, last, setting.compile_mode)
+        calls["torch.compile"] = call(loss.plain, subject.plain(), last, setting.compile_mode)
     return calls
-
-
-def _our_penalty(critic: nn.Module, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
-    return penalty.gradient_penalty(critic, real, fake, eps=eps)
-
-
-def _our_loss(critic: nn.Module, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
-    return penalty.wgan_gp_critic_loss(critic, real, fake, eps=eps).loss
-
-
-def _plain_penalty(critic: nn.Module, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
-    return reference.gradient_penalty(critic, real, fake, eps=eps)
-
-
-def _plain_loss(critic: nn.Module, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
-    return reference.wgan_gp_critic_loss(critic, real, fake, eps=eps).loss

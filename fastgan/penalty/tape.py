@@ -562,7 +562,7 @@ class Tape(TorchFunctionMode):
         functional = rule_of(info.functional)
         node = self._node(info.functional, functional.rule, args, kwargs, values)
         given = list(args)
-        if 0 in node.rule.slots_read(node):
+        if 0 not in values or 0 in node.rule.slots_read(node):
             given[0] = target.clone()
             held = node.slots.get(0)
             if held is not None and held.tensor is None:
@@ -573,7 +573,10 @@ class Tape(TorchFunctionMode):
         if storage not in self._written:
             owner = self._owners.get(storage)
             before = None
-            if owner is None:
+            whole = target if target._base is None else target._base
+            if owner is None and whole.requires_grad:
+                owner = self._find(whole) or self._parameter(whole), _geometry(whole)
+            elif owner is None:
                 before = target.as_strided(
                     (target.untyped_storage().nbytes() // target.element_size(),), (1,), 0
                 ).clone()

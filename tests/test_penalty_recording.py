@@ -286,6 +286,21 @@ class WritesToViews(Critic):
         return frame.view(len(h), -1)[:, :144] + h.chunk(2, 1)[0].repeat(1, 2, 1, 1).flatten(1)
 
 
+class WritesIntoItsOwn(Critic):
+    """Images multiplied into constants and parameters, and constants written over images."""
+
+    def between(self, h: Tensor) -> Tensor:
+        frame = torch.ones_like(h)
+        frame.mul_(h)
+        frame[:, 1] *= h[:, 0]
+        weights = self.head.weight.view(1, 4, 6, 6).repeat(len(h), 1, 1, 1)
+        weights[:, 1] *= h[:, 2]
+        weights[:, 2] = h[:, 3].square()
+        h = h.tanh() * 1
+        h[:, 3] = torch.full((6, 6), 0.5, dtype=h.dtype)
+        return frame + weights + h
+
+
 class Attends(Critic):
     def __init__(self) -> None:
         super().__init__()
@@ -442,6 +457,7 @@ STRANGE: list[Callable[[], nn.Module]] = [
     Logged,
     Rounds,
     WritesToViews,
+    WritesIntoItsOwn,
     Attends,
     Spectra,
     ComplexWeights,
@@ -648,6 +664,21 @@ class Map(Critic):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.dropout(self.first(x), 0.2, self.training)
+
+
+@pytest.mark.parametrize("build", [WritesToViews, WritesIntoItsOwn, Recurrent, ComplexWeights])
+def test_gradients_of_gradients_are_double_backwards(build: Callable[[], nn.Module]) -> None:
+    critic = build().double()
+    real, fake, eps = batches()
+    found = []
+    for path in ("fused", "autograd"):
+        loss = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path=path).loss
+        parameters = list(critic.parameters())
+        first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        norm = torch.stack([g.square().sum() for g in first if g.requires_grad]).sum()
+        second = torch.autograd.grad(norm, parameters, materialize_grads=True)
+        found.append([*first, *second])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-9)
 
 
 @pytest.mark.parametrize("asked", [{"gp": 1.0}, {"r1": 1.0}, {"gp": 2.0, "r2": 1.0}], ids=str)

@@ -329,6 +329,19 @@ class ComplexWeights(Critic):
         return torch.fft.irfft2(powers, s=(6, 6)) + powers.abs().mean((2, 3), keepdim=True)
 
 
+class KeepsAView(Critic):
+    def between(self, h: Tensor) -> Tensor:
+        pairs = torch.stack([h, 2 * h], -1)
+        self.spectrum = torch.view_as_complex(pairs)
+        self.spectrum.mul_(1j)
+        return self.spectrum.abs()
+
+
+class ReturnsItsImages(Critic):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
+
+
 class Recurrent(Critic):
     def __init__(self) -> None:
         super().__init__()
@@ -460,6 +473,8 @@ STRANGE: list[Callable[[], nn.Module]] = [
     WritesIntoItsOwn,
     Attends,
     Spectra,
+    KeepsAView,
+    ReturnsItsImages,
     ComplexWeights,
     Recurrent,
     Remembers,
@@ -508,6 +523,19 @@ def test_a_replaced_conv_forward_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> N
     both(critic)
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", standardised)
     both(Critic())
+
+
+def test_a_write_through_a_view_in_another_dtype_is_refused() -> None:
+    def critic(x: Tensor) -> Tensor:
+        pairs = torch.stack([x, 2 * x], -1)
+        torch.view_as_complex(pairs).mul_(1j)
+        return (pairs**3).sum((1, 2, 3, 4))
+
+    real, fake, eps = batches()
+    with pytest.warns(fastgan.FallbackWarning, match="another dtype"):
+        found = fastgan.gradient_penalty(critic, real, fake, eps=eps)
+    expected = fastgan.gradient_penalty(critic, real, fake, eps=eps, path="autograd")
+    torch.testing.assert_close(found, expected)
 
 
 def test_what_a_forward_stores_is_a_plain_tensor() -> None:

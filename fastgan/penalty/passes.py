@@ -187,10 +187,12 @@ class Passes:
         self.signals: dict[Node, list[Tensor | None]] = {}
         root = self.tape.root
         store: Store = {}
+        join, curved = self.join, self.curved
         for value, start in zip(self.scores, starts, strict=True):
             if value.by_images:
+                if value is root and join is not None:
+                    start = join.points.of(start)
                 _add(store, value, start, True)
-        join, curved = self.join, self.curved
         for node in reversed(self.tape.nodes):
             if not node.by_images:
                 continue

@@ -17,6 +17,7 @@ In-place ops are recorded as new values, also for other views of the same memory
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -198,7 +199,9 @@ class Tape(TorchFunctionMode):
         self._saved.clear()
         self.images = None
         for tensor in survivors:
-            if tensor.grad_fn is None:
+            # Refused for autograd's own results. Asking for grad_fn raises for a view of what was
+            # written to.
+            with contextlib.suppress(RuntimeError):
                 tensor.requires_grad_(False)
 
     # What the function mode sees ----------------------------------------------------------------
@@ -605,6 +608,8 @@ class Tape(TorchFunctionMode):
                 self._changed("a view of what is written to may mix the samples of a batch")
             flat: Value | None = None
             pieces = history.writes if history.owner is None else [history.owner, *history.writes]
+            if any(piece.dtype != tensor.dtype for piece, _ in pieces):
+                self._refuse("its forward writes to a view that has another dtype")
             for piece, place in pieces:
                 flat = self._region(tensor, flat, piece, (*place, elements))
             assert flat is not None

@@ -286,6 +286,21 @@ class WritesToViews(Critic):
         return frame.view(len(h), -1)[:, :144] + h.chunk(2, 1)[0].repeat(1, 2, 1, 1).flatten(1)
 
 
+class WritesIntoItsOwn(Critic):
+    """Images multiplied into constants and parameters, and constants written over images."""
+
+    def between(self, h: Tensor) -> Tensor:
+        frame = torch.ones_like(h)
+        frame.mul_(h)
+        frame[:, 1] *= h[:, 0]
+        weights = self.head.weight.view(1, 4, 6, 6).repeat(len(h), 1, 1, 1)
+        weights[:, 1] *= h[:, 2]
+        weights[:, 2] = h[:, 3].square()
+        h = h.tanh() * 1
+        h[:, 3] = torch.full((6, 6), 0.5, dtype=h.dtype)
+        return frame + weights + h
+
+
 class Attends(Critic):
     def __init__(self) -> None:
         super().__init__()
@@ -312,6 +327,19 @@ class ComplexWeights(Critic):
         spectrum = torch.fft.rfft2(h) * torch.view_as_complex(self.phases)
         powers = spectrum * spectrum.conj() + torch.exp(0.1 * spectrum.tanh())
         return torch.fft.irfft2(powers, s=(6, 6)) + powers.abs().mean((2, 3), keepdim=True)
+
+
+class KeepsAView(Critic):
+    def between(self, h: Tensor) -> Tensor:
+        pairs = torch.stack([h, 2 * h], -1)
+        self.spectrum = torch.view_as_complex(pairs)
+        self.spectrum.mul_(1j)
+        return self.spectrum.abs()
+
+
+class ReturnsItsImages(Critic):
+    def forward(self, x: Tensor) -> Any:
+        return super().forward(x), x
 
 
 class Recurrent(Critic):
@@ -442,8 +470,11 @@ STRANGE: list[Callable[[], nn.Module]] = [
     Logged,
     Rounds,
     WritesToViews,
+    WritesIntoItsOwn,
     Attends,
     Spectra,
+    KeepsAView,
+    ReturnsItsImages,
     ComplexWeights,
     Recurrent,
     Remembers,
@@ -492,6 +523,19 @@ def test_a_replaced_conv_forward_is_obeyed(monkeypatch: pytest.MonkeyPatch) -> N
     both(critic)
     monkeypatch.setattr(nn.Conv2d, "_conv_forward", standardised)
     both(Critic())
+
+
+def test_a_write_through_a_view_in_another_dtype_is_refused() -> None:
+    def critic(x: Tensor) -> Tensor:
+        pairs = torch.stack([x, 2 * x], -1)
+        torch.view_as_complex(pairs).mul_(1j)
+        return (pairs**3).sum((1, 2, 3, 4))
+
+    real, fake, eps = batches()
+    with pytest.warns(fastgan.FallbackWarning, match="another dtype"):
+        found = fastgan.gradient_penalty(critic, real, fake, eps=eps)
+    expected = fastgan.gradient_penalty(critic, real, fake, eps=eps, path="autograd")
+    torch.testing.assert_close(found, expected)
 
 
 def test_what_a_forward_stores_is_a_plain_tensor() -> None:
@@ -641,6 +685,50 @@ def test_autocast_leaves_no_cast_without_a_graph_behind(norm: str) -> None:
         fastgan.gradient_penalty(critic, real, fake, path="fused")
         critic(real).sum().backward()
     assert all(p.grad is not None for p in critic.parameters())
+
+
+class Map(Critic):
+    """Several scores for each sample, by random features."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.dropout(self.first(x), 0.2, self.training)
+
+
+@pytest.mark.parametrize("build", [WritesToViews, WritesIntoItsOwn, Recurrent, ComplexWeights])
+def test_gradients_of_gradients_are_double_backwards(build: Callable[[], nn.Module]) -> None:
+    critic = build().double()
+    real, fake, eps = batches()
+    found = []
+    for path in ("fused", "autograd"):
+        loss = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path=path).loss
+        parameters = list(critic.parameters())
+        first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True)
+        norm = torch.stack([g.square().sum() for g in first if g.requires_grad]).sum()
+        second = torch.autograd.grad(norm, parameters, materialize_grads=True)
+        found.append([*first, *second])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-8, atol=1e-9)
+
+
+@pytest.mark.parametrize("asked", [{"gp": 1.0}, {"r1": 1.0}, {"gp": 2.0, "r2": 1.0}], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_loss_that_draws_random_numbers_draws_them_as_by_autograd(
+    asked: dict[str, float], training: bool
+) -> None:
+    def noisy(real: Tensor, fake: Tensor) -> Tensor:
+        return (real * torch.rand(1) - fake).square().mean()
+
+    critic = Map().double().train(training)
+    real, fake, eps = batches()
+    found: dict[Any, list[Tensor]] = {"fused": [], "autograd": []}
+    for path, losses in found.items():
+        torch.manual_seed(0)
+        for _ in range(3):
+            losses.append(
+                fastgan.discriminator_loss(
+                    critic, real, fake, loss=noisy, eps=eps, path=path, **asked
+                ).loss
+            )
+    torch.testing.assert_close(found["fused"], found["autograd"], rtol=1e-9, atol=1e-12)
 
 
 def test_accumulated_and_scaled_gradients_add_up() -> None:

@@ -26,7 +26,7 @@ from fastgan.penalty.double_backward import penalty_by_double_backward
 from fastgan.penalty.entries import Samples
 from fastgan.penalty.formula import Formula
 from fastgan.penalty.node import Leaves, Replay, attached
-from fastgan.penalty.passes import Join, Passes
+from fastgan.penalty.passes import Join, Passes, second_signals
 from fastgan.penalty.points import interpolate_into
 from fastgan.penalty.rule import layout_of
 from fastgan.penalty.tape import Changed
@@ -225,7 +225,8 @@ class _Run:
                 weight = asked.linear[name == "fake"] * self.count
                 seeds = [torch.full_like(s, weight / s.numel()) for s in each.scores]
                 self._pass(name, each, None, seeds)
-        if asked.gp is not None and not early:
+        still = all(each.tape.moves is None for each in recordings.values())
+        if asked.gp is not None and still and not joining.known:
             recordings["points"] = self._record("points")
         if not joining.known and (way := joining.learn(list(recordings.values()))) is not None:
             joined = self._tried(way, recordings)
@@ -385,6 +386,11 @@ class _Run:
         )
         if expected is not None:
             _compare(whole.scores, expected)
+        # Before the loss function is called, which may draw random numbers.
+        if way.divided and second_signals(whole.tape):
+            raise Changed("a second signal can't start from some rows alone")
+        if way.divided and "points" not in names and not whole.one_score_each:
+            raise Changed("a sample has several scores")
         batch = len(names) * count
         rows = {n: Samples(i * count, (i + 1) * count, batch) for i, n in enumerate(names)}
         for name, part in rows.items():
@@ -400,8 +406,6 @@ class _Run:
         def compute() -> Sequence[Tensor]:
             passes = Passes(whole.tape, whole.values, self.total.gradients, join)
             values: Sequence[Tensor] = ()
-            if join is not None and passes.curved:
-                raise Changed("a second signal can't start from some rows alone")
             if named:
                 values = passes.penalty(
                     [(rows[name], formula) for _, name, formula in named],
@@ -438,8 +442,7 @@ class _Run:
         factors = seeds[0].reshape(-1) if whole.one_score_each else None
         if len(named) == 2:
             return None, factors, named
-        if factors is None:
-            raise Changed("a sample has several scores")
+        assert factors is not None
         ((_, name, _),) = named
         other = rows["fake" if name == "real" else "real"]
         return Join(other, rows[name]), rows[name].of(factors), named

@@ -299,14 +299,15 @@ class _Copy(_Meeting):
 
     broadcasts = False
 
-    def for_node(self, node: Node) -> Rule:
-        return self if 1 in node.slots else AUTOGRAD
-
     def batched(self, node: Node, samples: int) -> bool:
-        return 0 not in node.slots and node.slots[1].shape == _shape(node)
+        return set(node.slots) == {1} and node.slots[1].shape == _shape(node)
 
     def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
         return tangent if slot == 1 else torch.zeros_like(tangent)
+
+    def replay(self, node: Node, args: Sequence[Any]) -> Any:
+        # Not the op itself, which has no derivative.
+        return args[1].to(args[0].dtype).expand_as(args[0]).clone()
 
 
 class _Join(_Meeting):
@@ -409,7 +410,10 @@ class _Region(Single):
             return flat.as_strided(shape, strides, offset)
         if flat is None:
             flat = piece.new_zeros(length) if before is None else before
-        return torch.as_strided_scatter(flat, piece, shape, strides, offset)
+        # Not as_strided_scatter, whose gradients are wrong (2.13).
+        result = flat.clone(memory_format=torch.contiguous_format)
+        result.as_strided(shape, strides, offset).copy_(piece)
+        return result
 
 
 REGION = _Region()

@@ -46,7 +46,10 @@ class Replay:
         known: dict[Value, Tensor] = {self.tape.root: images}
         for value in self.tape.parameters:
             assert value.leaf is not None
-            known[value] = leaves.get(id(value.leaf), value.leaf)
+            leaf, data = leaves.get(id(value.leaf), value.leaf), value.tensor
+            if value.leaf.grad_fn is not None and data is not None and not _alias(data, value.leaf):
+                leaf = leaf + (data - leaf).detach()  # as it was before the critic wrote to it
+            known[value] = leaf
 
         for node in self.tape.nodes:
             args = node.resolved(known)
@@ -56,6 +59,10 @@ class Replay:
                 if output is not None:
                     known[output] = tensor
         return [known[value] for value in self.scores if value in known]
+
+
+def _alias(left: Tensor, right: Tensor) -> bool:
+    return left.data_ptr() == right.data_ptr()
 
 
 @dataclass
@@ -139,6 +146,8 @@ class _Loss(torch.autograd.Function):
             return (None, None, *found, *rest)
         asked = [i for i, reached in enumerate(ctx.reached) if reached]
         with torch.enable_grad(), torch.autocast(grad_output.device.type, enabled=False):
+            # One may have a graph that leads to another: each is asked for its own uses only.
+            leaves = [leaf.clone() for leaf in leaves]
             results = torch.autograd.grad(
                 recipe.composed(held, dict(zip(ctx.order, leaves, strict=True))),
                 [leaves[i] for i in asked],

@@ -42,7 +42,7 @@ from fastgan.penalty.entries import Node, Samples, Value
 from fastgan.penalty.formula import Formula
 from fastgan.penalty.tape import Tape
 
-__all__ = ["Join", "Passes"]
+__all__ = ["Join", "Passes", "second_signals"]
 
 Store = dict[Value, tuple[Tensor, bool]]
 """Value -> (signal or tangent, whether it may be overwritten)."""
@@ -61,6 +61,13 @@ class Join:
 
     others: Samples
     points: Samples
+
+
+def second_signals(tape: Tape) -> set[Node]:
+    """The ops that start a second signal, which reaches parameters."""
+    return {
+        node for node in tape.nodes if len(node.outer) > len(node.own) and node.rule.curved(node)
+    }
 
 
 class Passes:
@@ -87,12 +94,7 @@ class Passes:
         self.join = join
         self.extra: Store = {}
         self.done: set[Node] = set()
-        # Ops that start a second signal, which reaches parameters.
-        self.curved = {
-            node
-            for node in tape.nodes
-            if len(node.outer) > len(node.own) and node.rule.curved(node)
-        }
+        self.curved = second_signals(tape)
 
     # Back from the scores, as plain backpropagation ---------------------------------------------
 
@@ -185,10 +187,12 @@ class Passes:
         self.signals: dict[Node, list[Tensor | None]] = {}
         root = self.tape.root
         store: Store = {}
+        join, curved = self.join, self.curved
         for value, start in zip(self.scores, starts, strict=True):
             if value.by_images:
+                if value is root and join is not None:
+                    start = join.points.of(start)
                 _add(store, value, start, True)
-        join, curved = self.join, self.curved
         for node in reversed(self.tape.nodes):
             if not node.by_images:
                 continue

@@ -17,6 +17,7 @@ In-place ops are recorded as new values, also for other views of the same memory
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -198,7 +199,9 @@ class Tape(TorchFunctionMode):
         self._saved.clear()
         self.images = None
         for tensor in survivors:
-            if tensor.grad_fn is None:
+            # Refused for autograd's own results. Asking for grad_fn raises for a view of what was
+            # written to.
+            with contextlib.suppress(RuntimeError):
                 tensor.requires_grad_(False)
 
     # What the function mode sees ----------------------------------------------------------------
@@ -562,7 +565,7 @@ class Tape(TorchFunctionMode):
         functional = rule_of(info.functional)
         node = self._node(info.functional, functional.rule, args, kwargs, values)
         given = list(args)
-        if 0 in node.rule.slots_read(node):
+        if 0 not in values or 0 in node.rule.slots_read(node):
             given[0] = target.clone()
             held = node.slots.get(0)
             if held is not None and held.tensor is None:
@@ -573,7 +576,10 @@ class Tape(TorchFunctionMode):
         if storage not in self._written:
             owner = self._owners.get(storage)
             before = None
-            if owner is None:
+            whole = target if target._base is None else target._base
+            if owner is None and whole.requires_grad:
+                owner = self._find(whole) or self._parameter(whole), _geometry(whole)
+            elif owner is None:
                 before = target.as_strided(
                     (target.untyped_storage().nbytes() // target.element_size(),), (1,), 0
                 ).clone()
@@ -602,6 +608,8 @@ class Tape(TorchFunctionMode):
                 self._changed("a view of what is written to may mix the samples of a batch")
             flat: Value | None = None
             pieces = history.writes if history.owner is None else [history.owner, *history.writes]
+            if any(piece.dtype != tensor.dtype for piece, _ in pieces):
+                self._refuse("its forward writes to a view that has another dtype")
             for piece, place in pieces:
                 flat = self._region(tensor, flat, piece, (*place, elements))
             assert flat is not None

@@ -138,7 +138,9 @@ def run_layers(
     """
     for stage, of_stage in zip(stages, tensors, strict=True):
         weight, bias = _cast(of_stage.weight, dtype), _cast(of_stage.bias, dtype)
-        input = aten_convolution.forward(stage, _cast(input, dtype), weight, bias)
+        input = _cast(input, dtype)
+        if stage.kind != "identity":
+            input = aten_convolution.forward(stage, input, weight, bias)
         if stage.norm:
             # Not torch's, whose third derivative is wrong in training mode (torch 2.13).
             training = stage.batch_statistics
@@ -204,7 +206,7 @@ class _ChainFunction(torch.autograd.Function):
         for stage, of_kept in zip(chain.stages, kept, strict=True):
             if of_kept.value is output and stage.activation == "none":
                 of_kept.value = _NOT_READ
-            elif hooks is not None or of_kept.value is output:
+            elif hooks is not None or of_kept.value is output or of_kept.value is input:
                 saved.append(of_kept.value)
                 of_kept.value = _ELSEWHERE
             if hooks is not None:
@@ -331,6 +333,8 @@ def _gives_channels_last(
         return False
     channels_last, places = is_channels_last(input), (input.shape[2], input.shape[3])
     for stage, (weight, *_) in zip(stages, tensors, strict=True):
+        if stage.kind == "identity":
+            continue
         places = stage.output_places(places, weight)
         # One value a sample has the same strides either way, and torch takes it for contiguous.
         one_value = (stage.channels(weight.shape)[1], *places) == (1, 1, 1)
@@ -347,8 +351,10 @@ def _stage_forward(
     tensors: StageTensors,
 ) -> _Kept:
     weight, bias = _cast(tensors.weight, dtype), _cast(tensors.bias, dtype)
-    partials: PartialStatistics | None
-    if path == "triton":
+    partials: PartialStatistics | None = None
+    if stage.kind == "identity":
+        value = input
+    elif path == "triton":
         epilogue: Statistics | BiasActivation = (
             Statistics(bias)
             if stage.norm and stage.batch_statistics
@@ -361,7 +367,6 @@ def _stage_forward(
         if prologue is not None:
             input = _normalised(input, prologue)
         value = fastest(stage, input, weight, "forward").forward(stage, input, weight, bias)
-        partials = None
         if not stage.norm and stage.activation != "none":
             value = _activated_in_place(value, stage)
     cast_weight = None if weight is tensors.weight else weight
@@ -511,6 +516,10 @@ def _gradients(
         weight = current.cast_weight
         if weight is None:
             weight = _cast(tensors[number].weight, chain.dtype)
+        if stages[number].kind == "identity":
+            if gradients.wants_input():  # laid out as eager's norm leaves it
+                carried = _Carried(laid_out(carried.finished(), is_channels_last(input)))
+            break
         current = before = kept.pop() if number > 0 else _Kept(_cast(input, chain.dtype))
         if gradients.wants(number, "weight", "bias"):
             grad_weight, grad_bias = _weight_gradient(

@@ -24,7 +24,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastgan import explain, fallback
 from fastgan.fallback import FallbackWarning
-from fastgan.nn import FusedSequential, fuse, plan
+from fastgan.nn import FusedSequential, fuse
 from fastgan.nn.placement import placements
 from fastgan.ops.chain import weights_left_out
 from fastgan.ops.stages import Stage, StageTensors, folding_pays

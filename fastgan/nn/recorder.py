@@ -1,0 +1,896 @@
+"""Records what a forward pass does while it runs, and runs stretches of it fused.
+
+Within a fused module's forward, convolutions, linear layers, batch norms and activations *wait*:
+they return a tensor of the right shape, dtype and device that has no values yet. Whatever else
+touches such a tensor has its value computed first, in place: the same Python object becomes a plain
+tensor. A value that waits is fused through if nobody holds its tensor by then, and produced
+otherwise. So nothing is predicted from the modules: hooks, branches, loops, shared layers,
+parametrised weights and functional calls run as they are written.
+
+    y = relu(bn(conv(x)))        nobody holds conv(x) or bn(...): one node
+    h = bn(y); keep.append(h)    h is held: it is produced, and what follows starts from it
+
+A ``TorchFunctionMode`` sees every torch function of the forward pass, whatever it is given. What
+doesn't go through torch functions is kept right in other ways: an ``autograd.Function`` is not
+watched inside and gets plain tensors; C++ code that is given a waiting tensor has it computed at
+its first ATen call, or raises where that would lose gradients.
+
+Running statistics are written once, in the order of the calls, before anything reads them. A write
+in place, to memory that something which waits will read, has it computed first.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fastgan import recording
+from fastgan.activations import ACTIVATIONS
+from fastgan.fallback import warn_once
+from fastgan.ops import aten_convolution, op_path
+from fastgan.ops.bn_act import bn_act
+from fastgan.ops.chain import Chain, convolution_path, run_chain
+from fastgan.ops.convolution_choice import explained, fastest
+from fastgan.ops.eligibility import PLAIN, autocast_dtype, why_not_chained, why_not_this_stage
+from fastgan.ops.stages import (
+    IDENTITY,
+    Stage,
+    StageTensors,
+    folded,
+    folding_pays,
+    padding_named,
+    pair,
+)
+from fastgan.report import Row
+
+__all__ = ["Recorder", "run_recorded"]
+
+#: On a CPU, a convolution of fewer multiplications, or a norm of fewer values, doesn't wait: what
+#: fusing saves there is less than what recording costs.
+FEWEST_PRODUCTS = 2_000_000
+FEWEST_VALUES = 32_768
+
+_local = threading.local()
+
+
+def run_recorded(
+    module: nn.Module,
+    forward: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    """``forward(*args, **kwargs)``, recorded and run fused.
+
+    By itself where something else takes forwards apart (compiling, tracing, exporting, transforms
+    of ``torch.func``, the penalty's tape, an outer recorder), and where a call on arguments of
+    these shapes, in these modes, found nothing to fuse before.
+
+    Args:
+        module: that ``forward`` is of.
+        forward: its forward.
+        args: of ``forward``.
+        kwargs: of ``forward``.
+    """
+    if (
+        recording.is_recording()
+        or getattr(_local, "recorder", None) is not None
+        or torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+        or torch.fx._symbolic_trace.is_fx_symbolic_tracing()
+    ):
+        return forward(*args, **kwargs)
+    call = (
+        module.training,
+        torch.is_grad_enabled(),
+        *((each.shape, each.dtype) for each in args if isinstance(each, Tensor)),
+    )
+    plain = _plain.get(module)
+    if plain is not None and plain.get(call, 0) > 0:
+        plain[call] -= 1
+        return forward(*args, **kwargs)
+    recorder = Recorder()
+    output = recorder.run(forward, args, kwargs)
+    if not recorder.fused:
+        _plain.setdefault(module, {})[call] = _LOOK_AGAIN
+    return output
+
+
+#: Of each module the calls that found nothing to fuse, and for how many more that is believed.
+_plain: weakref.WeakKeyDictionary[nn.Module, dict[Any, int]] = weakref.WeakKeyDictionary()
+_LOOK_AGAIN = 1000
+
+
+class _Waiting(Tensor):
+    """A tensor without values. Its class is that of plain tensors once it has them."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        recorder = getattr(_local, "recorder", None)
+        for tensor in _tensors((args, kwargs or {})):
+            if type(tensor) is _Waiting:
+                if recorder is not None:
+                    recorder._produce((tensor,))
+                if type(tensor) is _Waiting:
+                    raise RuntimeError("a tensor of a fused module's forward was never computed")
+                if tensor.requires_grad:
+                    raise RuntimeError(
+                        f"{func} was called, within a fused module, by code that passes torch's "
+                        "functions by, on a value that was not computed yet: its gradient would be "
+                        "lost; touch the tensor first, as by tensor.requires_grad"
+                    )
+        return func(*args, **(kwargs or {}))
+
+
+PLAIN.add(_Waiting)
+
+
+
+_State = tuple[bool, bool, torch.dtype | None, Any]
+
+
+class _Op:
+    """A function that was called and has not run."""
+
+    __slots__ = (
+        "call",
+        "consumers",
+        "done",
+        "kind",
+        "layer",
+        "name",
+        "ref",
+        "settings",
+        "source",
+        "stage",
+        "state",
+        "tensors",
+        "value",
+    )
+
+    def __init__(
+        self,
+        kind: str,
+        name: str,
+        source: _Op | Tensor,
+        call: Callable[[Tensor], Tensor],
+        state: _State,
+        tensors: tuple[Tensor | None, ...],
+        stage: Stage | None = None,
+        settings: tuple[Any, ...] = (),
+    ) -> None:
+        #: "convolution", "norm" or "activation"; and the function's own name.
+        self.kind, self.name = kind, name
+        #: What it takes: a tensor, or what was not computed when it was called.
+        self.source = source
+        #: The function itself, as it was called, of its input alone.
+        self.call = call
+        #: What of torch's state its result depends on.
+        self.state = state
+        #: A convolution's weight and bias; a norm's weight, bias and running statistics.
+        self.tensors = tensors
+        #: A convolution's geometry.
+        self.stage = stage
+        #: Of a norm: batch_statistics, momentum, eps. Of an activation: name, negative_slope.
+        self.settings = settings
+        self.consumers = 0
+        #: Whether it ran, by itself or as a part of something.
+        self.done = False
+        self.value: Tensor | None = None
+        self.ref: Callable[[], Tensor | None] = _nobody
+        self.layer = ""
+        if isinstance(source, _Op):
+            source.consumers += 1
+
+    def input(self) -> Tensor:
+        """What it takes, computed."""
+        found = self.source.value if isinstance(self.source, _Op) else self.source
+        assert found is not None
+        return found
+
+    def writes(self) -> bool:
+        """Whether it has to run even where nobody wants its value."""
+        return self.kind == "norm" and self.settings[0] and self.tensors[2] is not None
+
+    def reads(self) -> Iterator[Tensor]:
+        """The tensors that it will read or write when it runs."""
+        yield from (tensor for tensor in self.tensors if tensor is not None)
+        if isinstance(self.source, Tensor):
+            yield self.source
+        elif self.source.value is not None:
+            yield self.source.value
+
+
+def _nobody() -> None:
+    return None
+
+
+def _state(device: torch.device) -> _State:
+    autocast = device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_autocast_dtype(device.type) if autocast else None,
+        torch.cuda.current_stream(device) if device.type == "cuda" else None,
+    )
+
+
+@contextmanager
+def _under(state: _State, device: torch.device) -> Iterator[None]:
+    """Torch's state as it was when a function was called, and no hooks on what it saves."""
+    hooks = []
+    while (pair_of_hooks := _top_hooks(True)) is not None:
+        hooks.append(pair_of_hooks)
+        torch._C._autograd._pop_saved_tensors_default_hooks()
+    try:
+        with ExitStack() as stack:
+            if _state(device) != state:
+                grad, inference, autocast, stream = state
+                stack.enter_context(torch.inference_mode(inference))
+                stack.enter_context(torch.set_grad_enabled(grad))
+                stack.enter_context(
+                    torch.autocast(device.type, autocast, enabled=autocast is not None)
+                )
+                if stream is not None:
+                    stack.enter_context(torch.cuda.stream(stream))
+            yield
+    finally:
+        for pack, unpack in reversed(hooks):
+            torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
+
+
+_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
+_make = torch._C.TensorBase._make_wrapper_subclass  # type: ignore[attr-defined]
+
+
+class Recorder(TorchFunctionMode):
+    """Records one forward pass; :func:`run_recorded` enters it.
+
+    Attributes:
+        fused: whether anything ran otherwise than by torch's own functions.
+        rows: what ran, for :func:`fastgan.explain`; None where nobody asks.
+        layer: the name of the module that runs, for ``rows``.
+    """
+
+    def __init__(self, rows: list[Row] | None = None) -> None:
+        super().__init__()
+        self.fused = False
+        self.rows = rows
+        self.layer = ""
+        #: How many calls of ``autograd.Function`` and ``_compute`` this is in: nothing waits there.
+        self.within = 0
+        self._ops: list[_Op] = []
+        self._waiting: dict[int, _Op] = {}
+
+    def run(
+        self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """``forward(*args, **kwargs)``, with all computed that it leaves behind."""
+        _local.recorder = self
+        try:
+            with self:
+                output = forward(*args, **kwargs)
+            self.flush()
+        except BaseException:
+            with suppress(Exception):  # for who looks into its frames
+                self.flush()
+            raise
+        finally:
+            _local.recorder = None
+        return output
+
+    # --- What torch calls ---------------------------------------------------------------------
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        entry = _RECORDED.get(func)
+        if entry is not None and not self.within:
+            output = entry[0](self, func, entry[1], args, kwargs)
+            if output is not None:
+                return output
+        elif not self._ops or func in _METADATA:
+            return func(*args, **kwargs)
+        if self._ops:
+            self._prepare(func, args, kwargs)
+        return func(*args, **kwargs)
+
+    def _prepare(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Computes what a function will touch, before it runs."""
+        written = _written(func, args, kwargs)
+        if written is _ANYTHING:
+            return self.flush()
+        touched = list(_tensors((args, kwargs)))
+        for tensor in written:
+            if self._find(tensor) is not None or any(
+                _same_memory(tensor, read) for op in self._ops if not op.done for read in op.reads()
+            ):
+                return self.flush()
+        for tensor in touched:
+            op = self._find(tensor)
+            if op is not None:
+                self._compute(op)
+            elif any(
+                tensor is each
+                for op in self._ops
+                if not op.done and op.writes()
+                for each in op.tensors[2:]
+            ):
+                return self.flush()
+        return None
+
+    # --- What waits -----------------------------------------------------------------------------
+
+    def _find(self, tensor: Any) -> _Op | None:
+        """What a tensor waits for; None where it has its values."""
+        op = self._waiting.get(id(tensor))
+        if op is None or op.ref() is not tensor:
+            return None
+        return op
+
+    def _wait(self, op: _Op, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        op.layer = self.layer
+        tensor: Tensor = _make(_Waiting, shape, dtype=dtype, device=device)
+        op.ref = weakref.ref(tensor)
+        self._waiting[id(tensor)] = op
+        self._ops.append(op)
+        return tensor
+
+    def convolution(
+        self, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """Records a convolution or linear layer; None where torch's function runs it now."""
+        try:
+            input, weight, bias, *settings = _ARGUMENTS[kind](*args, **kwargs)
+        except TypeError:
+            return None  # whose message torch has
+        if not (isinstance(input, Tensor) and isinstance(weight, Tensor)):
+            return None
+        dimensions = 2 if kind == "linear" else 4
+        if input.dim() != dimensions and kind == "linear" or _top_hooks(True) is not None:
+            return None
+        dtype = autocast_dtype(input)
+        reason = why_not_chained(input, dimensions, dtype, (weight, bias), ())
+        matched = reason or _matched(
+            kind,
+            input.shape,
+            weight.shape,
+            None if bias is None else bias.shape,
+            *(tuple(each) if isinstance(each, list) else each for each in settings),
+        )
+        if isinstance(matched, str):
+            warn_once(f"fused modules run layers one by one: {matched}", stacklevel=6)
+            return None
+        stage, shape, products = matched
+        if input.device.type == "cpu" and products < FEWEST_PRODUCTS:
+            return None
+        self._produce((weight, bias))
+        source = self._find(input)
+        # Not the arguments themselves, which hold the input's tensor.
+        rest, named = args[1:], {name: kwargs[name] for name in kwargs if name != "input"}
+        op = _Op(
+            "convolution",
+            kind,
+            input if source is None else source,
+            lambda input: func(input, *rest, **named),
+            _state(input.device),
+            (weight, bias),
+            stage,
+        )
+        return self._wait(op, shape, input.dtype if dtype is None else dtype, input.device)
+
+    def norm(
+        self, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """Records a batch norm; None where torch's function runs it now."""
+        try:
+            input, mean, variance, weight, bias, training, momentum, eps = _batch_norm(
+                *args, **kwargs
+            )
+        except TypeError:
+            return None
+        if not isinstance(input, Tensor) or _top_hooks(True) is not None:
+            return None
+        source = self._find(input)
+        if source is not None and source.kind != "convolution":
+            self._compute(source)
+            source = None
+        channels = input.shape[1] if input.dim() > 1 else 0
+        of_norm = (weight, bias, mean, variance)
+        if (
+            (source is None and (input.dim() != 4 or _is_small(input)))
+            or channels == 0
+            or (training and input.numel() == channels)  # which torch refuses
+            or (mean is None) != (variance is None)
+            or (mean is None and not training)
+            or any(each is not None and each.shape != (channels,) for each in of_norm)
+            or why_not_chained(input, input.dim(), None, (), of_norm) is not None
+        ):
+            return None
+        self._produce(of_norm)
+        if mean is not None and any(
+            not op.done and op.writes() and op.tensors[2] is mean for op in self._ops
+        ):
+            self.flush()  # one after the other, as they were called
+            source = self._find(input)
+        op = _Op(
+            "norm",
+            kind,
+            input if source is None else source,
+            lambda input: F.batch_norm(
+                input, mean, variance, weight, bias, training, momentum, eps
+            ),
+            _state(input.device),
+            of_norm,
+            settings=(training, momentum, eps),
+        )
+        return self._wait(op, input.shape, input.dtype, input.device)
+
+    def activation(
+        self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Tensor | None:
+        """Records an activation of what waits; None where torch's function runs it now."""
+        try:
+            input, negative_slope, inplace = _ARGUMENTS[name](*args, **kwargs)
+        except TypeError:
+            return None
+        source = self._find(input)
+        if source is None or source.kind == "activation" or not negative_slope >= 0:
+            return None
+        inplace = inplace or func in _IN_PLACE
+        op = _Op(
+            "activation",
+            name,
+            source,
+            lambda input: ACTIVATIONS[name].forward(input, negative_slope),
+            _state(input.device),
+            (),
+            settings=(name, negative_slope),
+        )
+        if inplace:
+            op.layer, op.ref, source.ref = self.layer, source.ref, _nobody
+            self._waiting[id(input)] = op
+            self._ops.append(op)
+            return input
+        return self._wait(op, input.shape, input.dtype, input.device)
+
+    # --- What runs ------------------------------------------------------------------------------
+
+    def _produce(self, tensors: Iterable[Tensor | None]) -> None:
+        """Computes those of the tensors that wait."""
+        for tensor in tensors:
+            op = self._find(tensor)
+            if op is not None:
+                self._compute(op)
+
+    def flush(self) -> None:
+        """Computes all that somebody holds, and writes the running statistics."""
+        for op in self._ops:
+            if not op.done and op.ref() is not None:
+                self._compute(op)
+        for op in self._ops:
+            if not op.done and op.writes():
+                self._compute(op)
+
+    def _compute(self, op: _Op) -> None:
+        """Runs an op, with those before it that nobody else wants the values of."""
+        ops, source = [op], op.source
+        while isinstance(source, _Op) and source.value is None:
+            if source.consumers > 1 or source.ref() is not None or source.state != op.state:
+                self._compute(source)
+                break
+            ops.append(source)
+            source = source.source
+        ops.reverse()
+        input = ops[0].input()
+        self.within += 1
+        try:
+            if _state(input.device) == op.state and _top_hooks(True) is None:
+                value = self._run(ops, input)
+            else:
+                with _under(op.state, input.device):
+                    value = self._run(ops, input)
+        finally:
+            self.within -= 1
+        tensor = op.ref()
+        if tensor is not None:
+            self._waiting.pop(id(tensor), None)
+            tensor.__class__ = Tensor  # type: ignore[assignment]
+            torch._C._swap_tensor_impl(tensor, value)  # type: ignore[attr-defined]
+            value = tensor
+        op.value = value
+        for each in ops:
+            each.done = True
+            each.source = each.tensors = each.call = None  # type: ignore[assignment]
+        self._ops = [each for each in self._ops if not each.done]
+        if not self._ops:
+            self._waiting.clear()
+
+    def _run(self, ops: list[_Op], input: Tensor) -> Tensor:
+        alone = len(ops) == 1
+        if alone and (ops[0].kind != "convolution" or _torchs_is_fastest(ops[0], input)):
+            self.say(ops[0], "aten", "by torch's own function; nothing beside it to fuse it with")
+            return ops[0].call(input)
+        self.fused = True
+        at_head = ops[0].kind == "norm"
+        if at_head and len(ops) > 2 and ops[0].state[2] not in (None, input.dtype):
+            # Autocast takes the convolution to another dtype, but not the norm before it.
+            count = 2 if ops[1].kind == "activation" else 1
+            return self._run(ops[count:], self._run(ops[:count], input))
+        if at_head and len(ops) == 2 and ops[1].kind == "activation":
+            path = op_path("bn_act", input.device.type).path
+            self.say(ops[0], path, "with the activation after it, in one pass")
+            self.say(ops[1], path, f"together with {ops[0].layer!r}")
+            weight, bias, mean, variance = ops[0].tensors
+            training, momentum, eps = ops[0].settings
+            activation, negative_slope = ops[1].settings
+            return bn_act(
+                input,
+                bn_weight=weight,
+                bn_bias=bias,
+                running_mean=mean,
+                running_var=variance,
+                training=training,
+                momentum=momentum,
+                eps=eps,
+                activation=activation,
+                negative_slope=negative_slope,
+            )
+        return self._run_chain(ops, input)
+
+    def _run_chain(self, ops: list[_Op], input: Tensor) -> Tensor:
+        """As stages: each a convolution, or what came in, with what follows it."""
+        dtype = ops[0].state[2]
+        batch, places = len(input), (1, 1) if input.dim() == 2 else (input.shape[2], input.shape[3])
+        groups: list[list[_Op]] = []
+        for op in ops:
+            if op.kind == "convolution" or not groups:
+                groups.append([])
+            groups[-1].append(op)
+        stages, tensors, paths = [], [], []
+        for group in groups:
+            stage, of_stage, path = IDENTITY, StageTensors(), "aten"
+            for op in group:
+                if op.stage is not None:
+                    stage, of_stage = op.stage, StageTensors(*op.tensors)
+                elif op.kind == "norm":
+                    stage = _with_norm(stage, *op.settings)
+                    of_stage = StageTensors(of_stage.weight, of_stage.bias, *op.tensors)
+                else:
+                    stage = _with_activation(stage, *op.settings)
+            if stage.kind != "identity":
+                weight = of_stage.weight
+                uses_running = stage.norm and not stage.batch_statistics
+                if uses_running and folding_pays(stage, of_stage, batch, places):
+                    stage, of_stage = folded(stage, of_stage)
+                places = stage.output_places(places, weight)
+                path, _ = convolution_path(stage, weight, input.device, dtype or input.dtype)
+            stages.append(stage)
+            tensors.append(of_stage)
+            paths.append(path)
+        if self.rows is not None:
+            self._say_chain(groups, stages, paths, input)
+        return run_chain(Chain(tuple(stages), tuple(paths), dtype), input, tensors)
+
+    # --- What explain asks for ------------------------------------------------------------------
+
+    def say(self, op: _Op, path: str, reason: str) -> None:
+        """Notes what ran an op, and why."""
+        if self.rows is not None:
+            self.rows.append(Row(op.layer, op.name, path, reason))
+
+    def _say_chain(
+        self, groups: list[list[_Op]], stages: list[Stage], paths: list[str], input: Tensor
+    ) -> None:
+        device = input.device
+        for number, (group, stage, path) in enumerate(zip(groups, stages, paths, strict=True)):
+            by, beside = path, group[0].layer
+            for op in group:
+                if op.kind == "convolution":
+                    weight = op.tensors[0]
+                    assert weight is not None
+                    by, reason = convolution_path(stage, weight, device, input.dtype)
+                    if by == "aten" and device.type == "cpu":
+                        by, reason = explained(stage, weight, input.dtype)
+                elif op.kind == "norm" and not stage.norm:
+                    by, reason = path, f"folded into {beside!r}"
+                elif op.kind == "norm":
+                    if number + 1 == len(groups):
+                        where = "normalised and activated as the last step"
+                    elif paths[number + 1] == "triton":
+                        where = f"normalised and activated on the load of {groups[number + 1][0].layer!r}"
+                    else:
+                        where = f"normalised and activated for {groups[number + 1][0].layer!r} alone, and not kept"
+                    of = "batch" if stage.batch_statistics else "running ones"
+                    by, reason = path, f"statistics of the {of}; {where}"
+                    if path != "triton":
+                        by = op_path("norm_act", device.type).path
+                    beside = op.layer
+                elif stage.norm or path == "triton":
+                    reason = f"together with {beside!r}"
+                else:
+                    by, reason = "aten", f"in place, on the result of {beside!r}"
+                self.say(op, by, reason)
+
+
+def _torchs_is_fastest(op: _Op, input: Tensor) -> bool:
+    """Whether no other convolution is chosen for one that has nothing beside it."""
+    weight, stage = op.tensors[0], op.stage
+    assert weight is not None
+    assert stage is not None
+    if input.device.type != "cpu":
+        return True
+    passes = ("forward", "input_gradient", "weight_gradient") if op.state[0] else ("forward",)
+    dtype = op.state[2]
+    if dtype is not None:
+        input, weight = input.to(dtype), weight.to(dtype)
+    return all(fastest(stage, input, weight, each) is aten_convolution for each in passes)
+
+
+# --- Arguments ------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _with_norm(stage: Stage, batch_statistics: bool, momentum: float, eps: float) -> Stage:
+    return replace(
+        stage, norm=True, batch_statistics=batch_statistics, momentum=momentum, eps=eps
+    )
+
+
+@lru_cache(maxsize=4096)
+def _with_activation(stage: Stage, name: str, negative_slope: float) -> Stage:
+    return replace(stage, activation=name, negative_slope=negative_slope)
+
+
+@lru_cache(maxsize=4096)
+def _matched(
+    kind: str,
+    input: torch.Size,
+    weight: torch.Size,
+    bias: torch.Size | None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    output_padding: Any = 0,
+    groups: int = 1,
+) -> tuple[Stage, torch.Size, int] | str:
+    """A convolution's geometry, the shape of what it makes, and how many products that takes.
+
+    Or in words why there is none: where shapes or settings are such that torch has to say what is
+    wrong with them.
+    """
+    if len(weight) != len(input):
+        return f"a weight has {len(weight)} dimensions"
+    if isinstance(padding, str):
+        named = padding_named(padding, weight[2:], pair(dilation), pair(stride))
+        if named is None:
+            return "its padding is not the same on either side"
+        padding = named
+    stage = Stage(
+        kind, pair(stride), pair(padding), pair(dilation), pair(output_padding), groups
+    )
+    reason = why_not_this_stage(stage)
+    if reason is not None:
+        return reason
+    takes, makes = stage.channels(weight)
+    if takes != input[1] or groups < 1 or makes % groups or bias not in (None, (makes,)):
+        return "channels don't match"
+    places: tuple[int, ...] = ()
+    if kind != "linear":
+        places = stage.output_places((input[2], input[3]), torch.empty(weight, device="meta"))
+        if min(places) < 1:
+            return "its output is empty"
+    shape = torch.Size((input[0], makes, *places))
+    # Each value of the larger side meets each tap of each channel of the other.
+    size = input if kind == "conv_transpose2d" else shape
+    return stage, shape, size.numel() * weight.numel() // size[1]
+
+
+def _conv2d(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
+    dilation: Any = 1, groups: int = 1,
+) -> tuple[Any, ...]:
+    return input, weight, bias, stride, padding, dilation, 0, groups
+
+
+def _conv_transpose2d(
+    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
+    output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+) -> tuple[Any, ...]:
+    return input, weight, bias, stride, padding, dilation, output_padding, groups
+
+
+def _linear(input: Any, weight: Any, bias: Any = None) -> tuple[Any, ...]:
+    return input, weight, bias
+
+
+def _batch_norm(
+    input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
+    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+) -> tuple[Any, ...]:
+    return input, running_mean, running_var, weight, bias, training, momentum, eps
+
+
+def _activation(input: Any, inplace: bool = False) -> tuple[Any, float, bool]:
+    return input, 0.0, inplace
+
+
+def _leaky_relu(
+    input: Any, negative_slope: float = 0.01, inplace: bool = False
+) -> tuple[Any, float, bool]:
+    return input, negative_slope, inplace
+
+
+_ARGUMENTS: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "conv2d": _conv2d,
+    "conv_transpose2d": _conv_transpose2d,
+    "linear": _linear,
+    "relu": _activation,
+    "leaky_relu": _leaky_relu,
+    "tanh": _activation,
+    "sigmoid": _activation,
+}
+
+#: Each function that is recorded: by what method, and its name among ``_ARGUMENTS``.
+_RECORDED: dict[Any, tuple[Any, str]] = {
+    F.conv2d: (Recorder.convolution, "conv2d"),
+    torch.conv2d: (Recorder.convolution, "conv2d"),
+    F.conv_transpose2d: (Recorder.convolution, "conv_transpose2d"),
+    torch.conv_transpose2d: (Recorder.convolution, "conv_transpose2d"),
+    F.linear: (Recorder.convolution, "linear"),
+    F.batch_norm: (Recorder.norm, "batch_norm"),
+    F.leaky_relu: (Recorder.activation, "leaky_relu"),
+    F.leaky_relu_: (Recorder.activation, "leaky_relu"),
+    F.relu: (Recorder.activation, "relu"),
+    F.relu_: (Recorder.activation, "relu"),
+    **{
+        function: (Recorder.activation, name)
+        for name in ("relu", "tanh", "sigmoid")
+        for home in (torch, Tensor)
+        for function in (getattr(home, name), getattr(home, name + "_"))
+    },
+}
+
+_IN_PLACE = frozenset(func for func in _RECORDED if func.__name__.endswith("_"))
+
+#: What a tensor that waits answers by itself.
+_METADATA = frozenset(
+    (
+        *(
+            getattr(Tensor, name).__get__
+            for name in (
+                "shape", "ndim", "dtype", "device", "layout", "is_cuda", "is_cpu", "is_meta",
+                "is_sparse", "is_quantized",
+            )
+        ),
+        *(
+            getattr(Tensor, name)
+            for name in (
+                "size", "dim", "ndimension", "numel", "nelement", "__len__", "is_floating_point",
+                "is_complex", "element_size", "get_device",
+            )
+        ),
+        torch.numel,
+        torch.is_floating_point,
+        torch.is_complex,
+    )
+)
+
+# --- What a function touches ----------------------------------------------------------------------
+
+#: In the place of a list of tensors: there is no telling.
+_ANYTHING: Any = object()
+
+_WRITE_IN_PLACE = frozenset(
+    f"__{name}__"
+    for name in (
+        "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor",
+        "ilshift", "irshift", "setitem", "set", "delete",
+    )
+)
+#: Functions that change torch's state, or hand out memory that is written past torch.
+_REACH_FURTHER = frozenset(
+    (
+        "_set_grad_enabled", "backward", "grad", "numpy", "__array__", "data_ptr",
+        "untyped_storage", "storage", "_typed_storage", "__dlpack__", "share_memory_",
+        "__cuda_array_interface__",
+    )
+)
+
+
+def _tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, tuple | list):
+        for each in tree:
+            yield from _tensors(each)
+    elif isinstance(tree, dict):
+        for each in tree.values():
+            yield from _tensors(each)
+
+
+def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The tensors that a function writes to, or ``_ANYTHING``."""
+    written: list[Tensor] = list(_tensors(kwargs.get("out"))) if kwargs else []
+    how = _writes(func)
+    if how is _ANYTHING:
+        return how
+    if how is True or kwargs.get("inplace") or (how is not False and args[how : how + 1] == (True,)):
+        target = args[0] if args else next(iter(kwargs.values()), None)
+        if not isinstance(target, Tensor):
+            return _ANYTHING
+        if target.is_floating_point() or target.is_complex() or target._is_view():
+            written.append(target)
+    return written
+
+
+@lru_cache(maxsize=4096)
+def _writes(func: Any) -> Any:
+    """Whether a function writes to its first argument, or the place of an argument that says so."""
+    name = getattr(func, "__name__", "")
+    if name in _REACH_FURTHER or _schema_writes(func):
+        return _ANYTHING
+    if name in _WRITE_IN_PLACE or (name.endswith("_") and not name.endswith("__")):
+        return True
+    if getattr(func, "__module__", None) == "torch.nn.functional":
+        names = list(inspect.signature(func).parameters)
+        return names.index("inplace") if "inplace" in names else False
+    return False
+
+
+def _schema_writes(func: Any) -> bool:
+    """Whether an op of ``torch.ops`` says that it writes to an argument."""
+    if isinstance(func, torch._ops.OpOverload):
+        return bool(func._schema.is_mutable)
+    if isinstance(func, torch._ops.OpOverloadPacket):
+        return any(getattr(func, each)._schema.is_mutable for each in func.overloads())
+    return False
+
+
+def _same_memory(one: Tensor, other: Tensor) -> bool:
+    if type(one) is _Waiting or type(other) is _Waiting:
+        return one is other
+    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+
+
+def _is_small(map: Tensor) -> bool:
+    return map.device.type == "cpu" and map.numel() < FEWEST_VALUES
+
+
+# --- What torch's modes don't see -----------------------------------------------------------------
+
+_apply = torch.autograd.Function.__dict__["apply"].__func__
+
+
+@functools.wraps(_apply)
+def _apply_to_values(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    recorder = getattr(_local, "recorder", None)
+    if recorder is None or recorder.within:
+        return _apply(cls, *args, **kwargs)
+    recorder.flush()
+    recorder.within += 1
+    try:
+        return _apply(cls, *args, **kwargs)
+    finally:
+        recorder.within -= 1
+
+
+torch.autograd.Function.apply = classmethod(_apply_to_values)  # type: ignore[assignment]

@@ -55,7 +55,7 @@ from fastgan.ops.stages import (
 )
 from fastgan.report import Row
 
-__all__ = ["Recorder", "run_recorded"]
+__all__ = ["Recorder", "is_fused", "run_recorded", "watched"]
 
 #: On a CPU, a convolution of fewer multiplications, or a norm of fewer values, doesn't wait: what
 #: fusing saves there is less than what recording costs.
@@ -98,15 +98,40 @@ def run_recorded(
         torch.is_grad_enabled(),
         *((each.shape, each.dtype) for each in args if isinstance(each, Tensor)),
     )
+    rows, layer = getattr(_local, "watched", (None, _no_layer))
     plain = _plain.get(module)
-    if plain is not None and plain.get(call, 0) > 0:
+    if rows is None and plain is not None and plain.get(call, 0) > 0:
         plain[call] -= 1
         return forward(*args, **kwargs)
-    recorder = Recorder()
+    recorder = Recorder(rows, layer)
     output = recorder.run(forward, args, kwargs)
     if not recorder.fused:
         _plain.setdefault(module, {})[call] = _LOOK_AGAIN
     return output
+
+
+@contextmanager
+def watched(rows: list[Row], layer: Callable[[], str]) -> Iterator[None]:
+    """Within it what fused modules of this thread run is noted.
+
+    Args:
+        rows: where to.
+        layer: gives the name of the module that runs.
+    """
+    _local.watched = (rows, layer)
+    try:
+        yield
+    finally:
+        del _local.watched
+
+
+def is_fused() -> bool:
+    """Whether this is within the forward of a module that runs recorded."""
+    return getattr(_local, "recorder", None) is not None
+
+
+def _no_layer() -> str:
+    return ""
 
 
 #: Of each module the calls that found nothing to fuse, and for how many more that is believed.
@@ -256,6 +281,9 @@ def _under(state: _State, device: torch.device) -> Iterator[None]:
             torch._C._autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
+_REFUSED = "by torch's own function, for its message"
+_HOOKED = "saved tensors have hooks"
+_SMALL = "too small to gain by it"
 _top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
 _make = torch._C.TensorBase._make_wrapper_subclass  # type: ignore[attr-defined]
 
@@ -266,14 +294,14 @@ class Recorder(TorchFunctionMode):
     Attributes:
         fused: whether anything ran otherwise than by torch's own functions.
         rows: what ran, for :func:`fastgan.explain`; None where nobody asks.
-        layer: the name of the module that runs, for ``rows``.
+        layer: gives the name of the module that runs, for ``rows``.
     """
 
-    def __init__(self, rows: list[Row] | None = None) -> None:
+    def __init__(self, rows: list[Row] | None, layer: Callable[[], str]) -> None:
         super().__init__()
         self.fused = False
         self.rows = rows
-        self.layer = ""
+        self.layer = layer
         #: How many calls of ``autograd.Function`` and ``_compute`` this is in: nothing waits there.
         self.within = 0
         self._ops: list[_Op] = []
@@ -305,8 +333,10 @@ class Recorder(TorchFunctionMode):
         entry = _RECORDED.get(func)
         if entry is not None and not self.within:
             output = entry[0](self, func, entry[1], args, kwargs)
-            if output is not None:
+            if not isinstance(output, str):
                 return output
+            if self.rows is not None:
+                self.rows.append(Row(self.layer(), entry[1], "aten", output))
         elif not self._ops or func in _METADATA:
             return func(*args, **kwargs)
         if self._ops:
@@ -347,7 +377,7 @@ class Recorder(TorchFunctionMode):
         return op
 
     def _wait(self, op: _Op, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
-        op.layer = self.layer
+        op.layer = self.layer()
         tensor: Tensor = _make(_Waiting, shape, dtype=dtype, device=device)
         op.ref = weakref.ref(tensor)
         self._waiting[id(tensor)] = op
@@ -356,17 +386,19 @@ class Recorder(TorchFunctionMode):
 
     def convolution(
         self, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor | None:
-        """Records a convolution or linear layer; None where torch's function runs it now."""
+    ) -> Tensor | str:
+        """Records a convolution or linear layer; or says why torch's function runs it now."""
         try:
             input, weight, bias, *settings = _ARGUMENTS[kind](*args, **kwargs)
         except TypeError:
-            return None  # whose message torch has
+            return _REFUSED
         if not (isinstance(input, Tensor) and isinstance(weight, Tensor)):
-            return None
+            return _REFUSED
         dimensions = 2 if kind == "linear" else 4
-        if input.dim() != dimensions and kind == "linear" or _top_hooks(True) is not None:
-            return None
+        if kind == "linear" and input.dim() != dimensions:
+            return f"its input has {input.dim()} dimensions, not 2"
+        if _top_hooks(True) is not None:
+            return _HOOKED
         dtype = autocast_dtype(input)
         reason = why_not_chained(input, dimensions, dtype, (weight, bias), ())
         matched = reason or _matched(
@@ -378,10 +410,10 @@ class Recorder(TorchFunctionMode):
         )
         if isinstance(matched, str):
             warn_once(f"fused modules run layers one by one: {matched}", stacklevel=6)
-            return None
+            return matched
         stage, shape, products = matched
         if input.device.type == "cpu" and products < FEWEST_PRODUCTS:
-            return None
+            return _SMALL
         self._produce((weight, bias))
         source = self._find(input)
         # Not the arguments themselves, which hold the input's tensor.
@@ -399,32 +431,38 @@ class Recorder(TorchFunctionMode):
 
     def norm(
         self, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor | None:
-        """Records a batch norm; None where torch's function runs it now."""
+    ) -> Tensor | str:
+        """Records a batch norm; or says why torch's function runs it now."""
         try:
             input, mean, variance, weight, bias, training, momentum, eps = _batch_norm(
                 *args, **kwargs
             )
         except TypeError:
-            return None
-        if not isinstance(input, Tensor) or _top_hooks(True) is not None:
-            return None
+            return _REFUSED
+        if not isinstance(input, Tensor):
+            return _REFUSED
+        if _top_hooks(True) is not None:
+            return _HOOKED
         source = self._find(input)
         if source is not None and source.kind != "convolution":
             self._compute(source)
             source = None
         channels = input.shape[1] if input.dim() > 1 else 0
         of_norm = (weight, bias, mean, variance)
+        if source is None and input.dim() != 4:
+            return "no convolution or linear layer before it waits"
+        if source is None and input.device.type == "cpu" and input.numel() < FEWEST_VALUES:
+            return _SMALL
         if (
-            (source is None and (input.dim() != 4 or _is_small(input)))
-            or channels == 0
-            or (training and input.numel() == channels)  # which torch refuses
+            (training and input.numel() == channels)
             or (mean is None) != (variance is None)
             or (mean is None and not training)
             or any(each is not None and each.shape != (channels,) for each in of_norm)
-            or why_not_chained(input, input.dim(), None, (), of_norm) is not None
         ):
-            return None
+            return _REFUSED
+        reason = why_not_chained(input, input.dim(), None, (), of_norm)
+        if reason is not None:
+            return reason
         self._produce(of_norm)
         if mean is not None and any(
             not op.done and op.writes() and op.tensors[2] is mean for op in self._ops
@@ -446,15 +484,17 @@ class Recorder(TorchFunctionMode):
 
     def activation(
         self, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Tensor | None:
-        """Records an activation of what waits; None where torch's function runs it now."""
+    ) -> Tensor | str:
+        """Records an activation of what waits; or says why torch's function runs it now."""
         try:
             input, negative_slope, inplace = _ARGUMENTS[name](*args, **kwargs)
         except TypeError:
-            return None
+            return _REFUSED
         source = self._find(input)
-        if source is None or source.kind == "activation" or not negative_slope >= 0:
-            return None
+        if source is None or source.kind == "activation":
+            return "nothing before it waits"
+        if not negative_slope >= 0:
+            return "its negative_slope is below 0"
         inplace = inplace or func in _IN_PLACE
         op = _Op(
             "activation",
@@ -466,7 +506,7 @@ class Recorder(TorchFunctionMode):
             settings=(name, negative_slope),
         )
         if inplace:
-            op.layer, op.ref, source.ref = self.layer, source.ref, _nobody
+            op.layer, op.ref, source.ref = self.layer(), source.ref, _nobody
             self._waiting[id(input)] = op
             self._ops.append(op)
             return input
@@ -869,10 +909,6 @@ def _same_memory(one: Tensor, other: Tensor) -> bool:
     if type(one) is _Waiting or type(other) is _Waiting:
         return one is other
     return one.untyped_storage()._cdata == other.untyped_storage()._cdata
-
-
-def _is_small(map: Tensor) -> bool:
-    return map.device.type == "cpu" and map.numel() < FEWEST_VALUES
 
 
 # --- What torch's modes don't see -----------------------------------------------------------------

@@ -52,9 +52,8 @@ def cuda() -> torch.device:
 def small_layers_are_fused() -> Iterator[None]:
     """Tests' layers are small, and what they ask about is the fused path.
 
-    Tests of what is left to torch for its size set the sizes themselves.
+    Tests of what is left to torch say so themselves.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastgan.nn.recorder.FEWEST_PRODUCTS", 0)
-        patch.setattr("fastgan.nn.recorder.FEWEST_VALUES", 0)
+        patch.setattr("fastgan.nn.recorder.LEAVE_TO_TORCH", False)
         yield

@@ -23,6 +23,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any, overload
 
 import torch
@@ -42,13 +43,22 @@ from fastgan.fusion import (
     PartialStatistics,
     Statistics,
 )
-from fastgan.ops import aten_convolution, triton_convolution
+from fastgan.ops import aten_convolution, triton_convolution, winograd_convolution
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.convolution_choice import fastest
 from fastgan.ops.memory_format import gives_channels_last, is_channels_last, laid_out
 from fastgan.ops.stages import Stage, StageTensors
 
-__all__ = ["Chain", "convolution_path", "run_chain", "run_layers", "weights_left_out"]
+__all__ = [
+    "Chain",
+    "activated_in_place",
+    "chosen",
+    "convolution_path",
+    "rearranged",
+    "run_chain",
+    "run_layers",
+    "weights_left_out",
+]
 
 _FIELDS = len(StageTensors._fields)
 _ops = torch.ops.fastgan
@@ -317,8 +327,8 @@ def _forward(
         kept.append(of_kept)
         value, before = of_kept.value, of_kept.norm
     output = value if before is None else _normalised(value, before)
-    if "triton" in chain.paths:
-        # Triton's kernels write channels-last; the others lay out each map as torch would.
+    if input.dim() == 4:
+        # Triton's kernels write channels-last, and so do convolutions with weights placed anew.
         output = laid_out(output, _gives_channels_last(chain.stages, input, tensors))
         if before is None:
             kept[-1].value = output  # whose identity tells what autograd saves
@@ -350,7 +360,7 @@ def _stage_forward(
     prologue: NormActivation | None,
     tensors: StageTensors,
 ) -> _Kept:
-    weight, bias = _cast(tensors.weight, dtype), _cast(tensors.bias, dtype)
+    weight, bias = _placed(stage, input, tensors.weight, dtype), _cast(tensors.bias, dtype)
     partials: PartialStatistics | None = None
     if stage.kind == "identity":
         value = input
@@ -368,7 +378,7 @@ def _stage_forward(
             input = _normalised(input, prologue)
         value = fastest(stage, input, weight, "forward").forward(stage, input, weight, bias)
         if not stage.norm and stage.activation != "none":
-            value = _activated_in_place(value, stage)
+            value = activated_in_place(value, stage.activation, stage.negative_slope)
     cast_weight = None if weight is tensors.weight else weight
     if not stage.norm:
         return _Kept(value, cast_weight=cast_weight)
@@ -418,12 +428,13 @@ def _normalised(value: Tensor, norm: NormActivation) -> Tensor:
     return output
 
 
-def _activated_in_place(value: Tensor, stage: Stage) -> Tensor:
-    if stage.activation == "relu":
+def activated_in_place(value: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """The activation of a tensor, written over it; differentiable by autograd."""
+    if activation == "relu":
         return value.relu_()
-    if stage.activation == "leaky_relu":
-        return F.leaky_relu_(value, stage.negative_slope)
-    if stage.activation == "tanh":
+    if activation == "leaky_relu":
+        return F.leaky_relu_(value, negative_slope)
+    if activation == "tanh":
         return value.tanh_()
     return value.sigmoid_()
 
@@ -513,14 +524,14 @@ def _gradients(
     carried = _through_norm(stages, last, current, grad_output, False, gradients)
     for number in range(last, lowest - 1, -1):
         path = chain.paths[number]
-        weight = current.cast_weight
-        if weight is None:
-            weight = _cast(tensors[number].weight, chain.dtype)
         if stages[number].kind == "identity":
             if gradients.wants_input():  # laid out as eager's norm leaves it
                 carried = _Carried(laid_out(carried.finished(), is_channels_last(input)))
             break
+        weight = current.cast_weight
         current = before = kept.pop() if number > 0 else _Kept(_cast(input, chain.dtype))
+        if weight is None:
+            weight = _placed(stages[number], before.value, tensors[number].weight, chain.dtype)
         if gradients.wants(number, "weight", "bias"):
             grad_weight, grad_bias = _weight_gradient(
                 stages[number],
@@ -530,11 +541,16 @@ def _gradients(
                 weight,
                 gradients.wants(number, "bias"),
             )
+            if weight is not tensors[number].weight:
+                grad_weight = laid_out(grad_weight, is_channels_last(tensors[number].weight))
             gradients.put(number, "weight", grad_weight)
             gradients.put(number, "bias", grad_bias)
             del grad_weight, grad_bias
         if number > lowest or (number == 0 and gradients.wants_input()):
-            carried = _input_gradient(stages, number, path, carried, before, weight, gradients)
+            original = tensors[number].weight
+            carried = _input_gradient(
+                stages, number, path, carried, before, weight, original, gradients
+            )
     if gradients.wants_input():
         gradients.put_input(carried.grad)
     return gradients.found
@@ -619,14 +635,20 @@ def _input_gradient(
     carried: _Carried,
     before: _Kept,
     weight: Tensor,
+    original: Tensor,
     gradients: _Gradients,
 ) -> _Carried:
-    """The gradient of the raw result of the stage before, or of the chain's input."""
+    """The gradient of the raw result of the stage before, or of the chain's input.
+
+    `original`: the weight as its owner lays it out.
+    """
     stage = stages[number]
     if path != "triton":
         convolution = fastest(stage, before.value, weight, "input_gradient")
         grad = convolution.input_gradient(stage, carried.finished(), before.value, weight)
         if number == 0:
+            if grad.dim() == 4:
+                grad = laid_out(grad, gives_channels_last(before.value, original))
             return _Carried(grad)
         return _through_norm(stages, number - 1, before, grad, True, gradients)
     epilogue: NormActivationGradient | ActivationGradient | None = None
@@ -640,7 +662,7 @@ def _input_gradient(
         stage, carried.grad, before.value, weight, carried.prologue, epilogue
     )
     if number == 0:
-        grad = laid_out(grad, gives_channels_last(before.value, weight))
+        grad = laid_out(grad, gives_channels_last(before.value, original))
     if sums is None:
         return _Carried(grad)
     assert before.norm is not None
@@ -704,6 +726,45 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor: ...
 def _cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None: ...
 def _cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
     return tensor if tensor is None or dtype is None else tensor.to(dtype)
+
+
+def rearranged(stage: Stage, weight: Tensor) -> Tensor:
+    """A weight without values, laid out as the fastest convolution on a CPU takes it."""
+    if weight.device.type != "cpu" or stage.kind not in ("conv2d", "conv_transpose2d"):
+        return weight
+    placed = torch.empty(weight.shape, dtype=weight.dtype, memory_format=torch.channels_last)
+    return placed if winograd_convolution.can(stage, placed, weight.dtype) else weight
+
+
+def chosen(stage: Stage, input: Tensor, weight: Tensor, of: str) -> ModuleType:
+    """:func:`fastest`, of a weight that is laid out for it first where that pays."""
+    if _is_placed_anew(stage, input, weight):
+        weight = rearranged(stage, weight)
+    return fastest(stage, input, weight, of)
+
+
+def _is_placed_anew(stage: Stage, input: Tensor, weight: Tensor) -> bool:
+    """Whether a pass over the weight, and one over its gradient, make up for themselves.
+
+    Measured: from 256 places on, the one takes less than what the forward pass then saves.
+    """
+    if stage.stride != (2, 2) or input.device.type != "cpu" or is_channels_last(weight):
+        return False
+    other = rearranged(stage, weight)
+    if other is weight or not winograd_convolution.pays(stage, input, other):
+        return False
+    rows, columns = input.shape[2:]
+    if stage.kind == "conv2d":
+        rows, columns = stage.output_places((rows, columns), weight)
+    return len(input) * rows * columns >= 256
+
+
+def _placed(stage: Stage, input: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The weight in the dtype and layout that its convolution runs in."""
+    cast = _cast(weight, dtype)
+    if stage.kind == "identity" or not _is_placed_anew(stage, input, cast):
+        return cast
+    return rearranged(stage, cast).copy_(cast)
 
 
 def _vector(tensor: Tensor | None, like: Tensor) -> Tensor | None:

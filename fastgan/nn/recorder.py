@@ -23,12 +23,14 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from functools import lru_cache
+from types import FrameType
 from typing import Any
 
 import torch
@@ -320,7 +322,7 @@ class Recorder(TorchFunctionMode):
         self.fused = False
         self.rows = rows
         self.layer = layer
-        #: How many calls of ``autograd.Function`` and ``_compute`` this is in: nothing waits there.
+        #: How many calls of ``autograd.Function`` and ``_compute`` this is in: none is watched.
         self.within = 0
         self._ops: list[_Op] = []
         self._waiting: dict[int, _Op] = {}
@@ -348,14 +350,16 @@ class Recorder(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.within:
+            return func(*args, **kwargs)
         entry = _RECORDED.get(func)
-        if entry is not None and not self.within:
+        if entry is not None:
             output = entry[0](self, func, entry[1], args, kwargs)
             if not isinstance(output, str):
                 return output
             if self.rows is not None:
                 self.rows.append(Row(self.layer(), entry[1], "aten", output))
-        elif not self._ops or func in _METADATA:
+        elif not self._ops or (func in _METADATA and not _is_saved(func, sys._getframe(1))):
             return func(*args, **kwargs)
         if self._ops:
             self._prepare(func, args, kwargs)
@@ -898,6 +902,16 @@ _METADATA = frozenset(
         torch.is_complex,
     )
 )
+
+def _is_saved(func: Any, caller: FrameType) -> bool:
+    """Whether a tensor is about to be kept by C++ for a recomputation, and so must have values.
+
+    ``torch.utils.checkpoint`` asks each of its arguments for the device before it saves them.
+    """
+    return func == _DEVICE and caller.f_globals.get("__name__") == "torch.utils.checkpoint"
+
+
+_DEVICE: Any = Tensor.device.__get__  # type: ignore[attr-defined]
 
 # --- What a function touches ----------------------------------------------------------------------
 

@@ -70,9 +70,14 @@ def _fuse_outermost(module: nn.Module) -> None:
         module.__class__ = _fused_class(kind)
 
 
-@functools.cache
-def _fused_class(kind: type[nn.Module]) -> type[nn.Module]:
+_classes: dict[Any, Any] = {}
+
+
+def _fused_class(kind: Any) -> Any:
     """A subclass that runs recorded, and is pickled as what it is a subclass of."""
+
+    if kind in _classes:
+        return _classes[kind]
 
     @functools.wraps(kind.forward)
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -82,7 +87,7 @@ def _fused_class(kind: type[nn.Module]) -> type[nn.Module]:
         _, _, *rest = super(fused, self).__reduce_ex__(protocol)
         return (_new, (kind,), *rest)
 
-    fused = type(
+    fused: Any = type(
         kind.__name__,
         (kind,),
         {
@@ -94,9 +99,10 @@ def _fused_class(kind: type[nn.Module]) -> type[nn.Module]:
             "forward": forward,
         },
     )
+    _classes[kind] = fused
     return fused
 
 
-def _new(kind: type[nn.Module]) -> nn.Module:
+def _new(kind: Any) -> Any:
     fused = _fused_class(kind)
     return fused.__new__(fused)

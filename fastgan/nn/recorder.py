@@ -12,8 +12,8 @@ parametrised weights and functional calls run as they are written.
 
 A ``TorchFunctionMode`` sees every torch function of the forward pass, whatever it is given. What
 doesn't go through torch functions is kept right in other ways: an ``autograd.Function`` is not
-watched inside and gets plain tensors; C++ code that is given a waiting tensor has it computed at
-its first ATen call, or raises where that would lose gradients.
+watched inside and gets plain tensors; a module with scripted or compiled
+children runs as ever; and other C++ code that is given a tensor without values raises.
 
 Running statistics are written once, in the order of the calls, before anything reads them. A write
 in place, to memory that something which waits will read, has it computed first.
@@ -114,14 +114,32 @@ def run_recorded(
     )
     rows, layer = getattr(_local, "watched", (None, _no_layer))
     plain = _plain.get(module)
-    if rows is None and plain is not None and plain.get(call, 0) > 0:
+    if plain is None:
+        plain = _plain[module] = {}
+        if any(map(_is_opaque, module.modules())):
+            warn_once(
+                "a fused module with scripted or compiled children runs as ever", stacklevel=6
+            )
+            plain[None] = 1
+    if None in plain:
+        return forward(*args, **kwargs)
+    if rows is None and plain.get(call, 0) > 0:
         plain[call] -= 1
         return forward(*args, **kwargs)
     recorder = Recorder(rows, layer)
     output = recorder.run(forward, args, kwargs)
     if not recorder.fused:
-        _plain.setdefault(module, {})[call] = _LOOK_AGAIN
+        plain[call] = _LOOK_AGAIN
     return output
+
+
+def _is_opaque(module: nn.Module) -> bool:
+    """Whether a child runs code that torch's modes don't see."""
+    return (
+        isinstance(module, torch.jit.ScriptModule)
+        or module._compiled_call_impl is not None
+        or hasattr(module, "_orig_mod")
+    )
 
 
 @contextmanager
@@ -159,27 +177,17 @@ class _Waiting(Tensor):
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        recorder = getattr(_local, "recorder", None)
-        for tensor in _tensors((args, kwargs or {})):
-            if type(tensor) is _Waiting:
-                if recorder is not None:
-                    recorder._produce((tensor,))
-                if type(tensor) is _Waiting:
-                    raise RuntimeError("a tensor of a fused module's forward was never computed")
-                if tensor.requires_grad:
-                    raise RuntimeError(
-                        f"{func} was called, within a fused module, by code that passes torch's "
-                        "functions by, on a value that was not computed yet: its gradient would be "
-                        "lost; touch the tensor first, as by tensor.requires_grad"
-                    )
-        return func(*args, **(kwargs or {}))
+        raise RuntimeError(
+            f"{func} was called, within a fused module, on a value that is not computed yet, by code "
+            "that torch's modes don't see (a scripted function, C++, torch.func): touch the value "
+            "before, as by tensor.requires_grad"
+        )
 
 
 PLAIN.add(_Waiting)
-
 
 
 _State = tuple[bool, bool, torch.dtype | None, Any]
@@ -279,9 +287,9 @@ def _state(device: torch.device) -> _State:
 @contextmanager
 def _under(state: _State, device: torch.device) -> Iterator[None]:
     """Torch's state as it was when a function was called, and no hooks on what it saves."""
-    hooks = []
-    while (pair_of_hooks := _top_hooks(True)) is not None:
-        hooks.append(pair_of_hooks)
+    hooks: list[tuple[Any, Any]] = []
+    while _top_hooks(True) is not None:
+        hooks.append(_top_hooks(True))
         torch._C._autograd._pop_saved_tensors_default_hooks()
     try:
         with ExitStack() as stack:
@@ -304,8 +312,8 @@ _REFUSED = "by torch's own function, for its message"
 _HOOKED = "saved tensors have hooks"
 _SMALL = "too small to gain by it"
 _TORCHS = "by torch's own function, the fastest here"
-_top_hooks = torch._C._autograd._top_saved_tensors_default_hooks
-_make = torch._C.TensorBase._make_wrapper_subclass  # type: ignore[attr-defined]
+_top_hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks
+_make = torch._C.TensorBase._make_wrapper_subclass
 
 
 class Recorder(TorchFunctionMode):
@@ -461,7 +469,7 @@ class Recorder(TorchFunctionMode):
     ) -> Tensor | str:
         """Records a batch norm; or says why torch's function runs it now."""
         try:
-            input, mean, variance, weight, bias, training, momentum, eps = _batch_norm(
+            input, mean, variance, weight, bias, training, momentum, eps = _ARGUMENTS[kind](
                 *args, **kwargs
             )
         except TypeError:
@@ -523,6 +531,7 @@ class Recorder(TorchFunctionMode):
         if not negative_slope >= 0:
             return "its negative_slope is below 0"
         inplace = inplace or func in _IN_PLACE
+        tensor: Tensor = input
         op = _Op(
             "activation",
             name,
@@ -537,7 +546,7 @@ class Recorder(TorchFunctionMode):
             op.ref, source.ref = source.ref, _nobody
             self._waiting[id(input)] = op
             self._ops.append(op)
-            return input
+            return tensor
         return self._wait(op, input.shape, input.dtype, input.device)
 
     # --- What runs ------------------------------------------------------------------------------
@@ -581,8 +590,8 @@ class Recorder(TorchFunctionMode):
         tensor = op.ref()
         if tensor is not None:
             self._waiting.pop(id(tensor), None)
-            tensor.__class__ = Tensor  # type: ignore[assignment]
-            torch._C._swap_tensor_impl(tensor, value)  # type: ignore[attr-defined]
+            tensor.__class__ = Tensor
+            torch._C._swap_tensor_impl(tensor, value)
             value = tensor
         op.value = value
         for each in ops:
@@ -662,7 +671,7 @@ class Recorder(TorchFunctionMode):
             stage, of_stage, path = IDENTITY, StageTensors(), "aten"
             for op in unit:
                 if op.stage is not None:
-                    stage, of_stage = op.stage, StageTensors(*op.tensors)
+                    stage, of_stage = op.stage, StageTensors(*op.tensors)  # type: ignore[arg-type]
                 elif op.kind == "norm":
                     stage = _with_norm(stage, *op.settings)
                     of_stage = StageTensors(of_stage.weight, of_stage.bias, *op.tensors)
@@ -705,14 +714,13 @@ class Recorder(TorchFunctionMode):
                 elif op.kind == "norm" and not stage.norm:
                     by, reason = path, f"folded into {beside!r}"
                 elif op.kind == "norm":
-                    if number + 1 == len(units):
-                        where = "normalised and activated as the last step"
-                    elif paths[number + 1] == "triton":
-                        where = f"normalised and activated on the load of {units[number + 1][0].layer!r}"
-                    else:
-                        where = f"normalised and activated for {units[number + 1][0].layer!r} alone, and not kept"
+                    where = "as the last step"
+                    if number + 1 < len(units):
+                        name = units[number + 1][0].layer
+                        on_load = paths[number + 1] == "triton"
+                        where = f"on the load of {name!r}" if on_load else f"for {name!r} alone"
                     of = "batch" if stage.batch_statistics else "running ones"
-                    by, reason = path, f"statistics of the {of}; {where}"
+                    by, reason = path, f"statistics of the {of}; normalised and activated {where}"
                     if path != "triton":
                         by = op_path("norm_act", device.type).path
                     beside = op.layer
@@ -759,9 +767,7 @@ def _folds(unit: list[_Op], input: torch.Size) -> bool:
 
 @lru_cache(maxsize=4096)
 def _with_norm(stage: Stage, batch_statistics: bool, momentum: float, eps: float) -> Stage:
-    return replace(
-        stage, norm=True, batch_statistics=batch_statistics, momentum=momentum, eps=eps
-    )
+    return replace(stage, norm=True, batch_statistics=batch_statistics, momentum=momentum, eps=eps)
 
 
 @lru_cache(maxsize=4096)
@@ -793,9 +799,7 @@ def _matched(
         if named is None:
             return "its padding is not the same on either side"
         padding = named
-    stage = Stage(
-        kind, pair(stride), pair(padding), pair(dilation), pair(output_padding), groups
-    )
+    stage = Stage(kind, pair(stride), pair(padding), pair(dilation), pair(output_padding), groups)
     reason = why_not_this_stage(stage)
     if reason is not None:
         return reason
@@ -813,49 +817,46 @@ def _matched(
     return stage, shape, size.numel() * weight.numel() // size[1]
 
 
-def _conv2d(
-    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
-    dilation: Any = 1, groups: int = 1,
-) -> tuple[Any, ...]:
-    return input, weight, bias, stride, padding, dilation, 0, groups
-
-
 def _conv_transpose2d(
-    input: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0,
-    output_padding: Any = 0, groups: int = 1, dilation: Any = 1,
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: Any = 1,
+    dilation: Any = 1,
 ) -> tuple[Any, ...]:
     return input, weight, bias, stride, padding, dilation, output_padding, groups
 
 
-def _linear(input: Any, weight: Any, bias: Any = None) -> tuple[Any, ...]:
-    return input, weight, bias
-
-
 def _batch_norm(
-    input: Any, running_mean: Any, running_var: Any, weight: Any = None, bias: Any = None,
-    training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: Any = False,
+    momentum: Any = 0.1,
+    eps: Any = 1e-5,
 ) -> tuple[Any, ...]:
     return input, running_mean, running_var, weight, bias, training, momentum, eps
 
 
-def _activation(input: Any, inplace: bool = False) -> tuple[Any, float, bool]:
-    return input, 0.0, inplace
-
-
-def _leaky_relu(
-    input: Any, negative_slope: float = 0.01, inplace: bool = False
-) -> tuple[Any, float, bool]:
-    return input, negative_slope, inplace
-
-
+#: The arguments of each function, as they are taken here.
 _ARGUMENTS: dict[str, Callable[..., tuple[Any, ...]]] = {
-    "conv2d": _conv2d,
+    "conv2d": lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: (
+        (input, weight, bias, stride, padding, dilation, 0, groups)
+    ),
     "conv_transpose2d": _conv_transpose2d,
-    "linear": _linear,
-    "relu": _activation,
-    "leaky_relu": _leaky_relu,
-    "tanh": _activation,
-    "sigmoid": _activation,
+    "linear": lambda input, weight, bias=None: (input, weight, bias),
+    "batch_norm": _batch_norm,
+    "leaky_relu": lambda input, negative_slope=0.01, inplace=False: (
+        (input, negative_slope, inplace)
+    ),
+    "relu": lambda input, inplace=False: (input, 0.0, inplace),
+    "tanh": lambda input: (input, 0.0, False),
+    "sigmoid": lambda input: (input, 0.0, False),
 }
 
 #: Each function that is recorded: by what method, and its name among ``_ARGUMENTS``.
@@ -880,38 +881,32 @@ _RECORDED: dict[Any, tuple[Any, str]] = {
 
 _IN_PLACE = frozenset(func for func in _RECORDED if func.__name__.endswith("_"))
 
+_words = str.split
+
 #: What a tensor that waits answers by itself.
 _METADATA = frozenset(
-    (
-        *(
-            getattr(Tensor, name).__get__
-            for name in (
-                "shape", "ndim", "dtype", "device", "layout", "is_cuda", "is_cpu", "is_meta",
-                "is_sparse", "is_quantized",
-            )
-        ),
-        *(
-            getattr(Tensor, name)
-            for name in (
-                "size", "dim", "ndimension", "numel", "nelement", "__len__", "is_floating_point",
-                "is_complex", "element_size", "get_device",
-            )
-        ),
-        torch.numel,
-        torch.is_floating_point,
-        torch.is_complex,
+    getattr(Tensor, name).__get__
+    for name in _words("shape ndim dtype device layout is_cuda is_cpu is_meta is_sparse")
+) | frozenset(
+    getattr(home, name)
+    for home, names in (
+        (Tensor, "size dim ndimension numel nelement __len__ element_size get_device"),
+        (Tensor, "is_floating_point is_complex"),
+        (torch, "numel is_floating_point is_complex"),
     )
+    for name in _words(names)
 )
+
 
 def _is_saved(func: Any, caller: FrameType) -> bool:
     """Whether a tensor is about to be kept by C++ for a recomputation, and so must have values.
 
     ``torch.utils.checkpoint`` asks each of its arguments for the device before it saves them.
     """
-    return func == _DEVICE and caller.f_globals.get("__name__") == "torch.utils.checkpoint"
+    return bool(func == _DEVICE) and caller.f_globals.get("__name__") == "torch.utils.checkpoint"
 
 
-_DEVICE: Any = Tensor.device.__get__  # type: ignore[attr-defined]
+_DEVICE: Any = Tensor.device.__get__
 
 # --- What a function touches ----------------------------------------------------------------------
 
@@ -920,17 +915,15 @@ _ANYTHING: Any = object()
 
 _WRITE_IN_PLACE = frozenset(
     f"__{name}__"
-    for name in (
-        "iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor",
-        "ilshift", "irshift", "setitem", "set", "delete",
+    for name in _words(
+        "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift setitem set"
     )
 )
 #: Functions that change torch's state, or hand out memory that is written past torch.
 _REACH_FURTHER = frozenset(
-    (
-        "_set_grad_enabled", "backward", "grad", "numpy", "__array__", "data_ptr",
-        "untyped_storage", "storage", "_typed_storage", "__dlpack__", "share_memory_",
-        "__cuda_array_interface__",
+    _words(
+        "_set_grad_enabled backward grad numpy __array__ data_ptr untyped_storage storage "
+        "_typed_storage __dlpack__ share_memory_ __cuda_array_interface__"
     )
 )
 
@@ -952,7 +945,11 @@ def _written(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     how = _writes(func)
     if how is _ANYTHING:
         return how
-    if how is True or kwargs.get("inplace") or (how is not False and args[how : how + 1] == (True,)):
+    if (
+        how is True
+        or kwargs.get("inplace")
+        or (how is not False and args[how : how + 1] == (True,))
+    ):
         target = args[0] if args else next(iter(kwargs.values()), None)
         if not isinstance(target, Tensor):
             return _ANYTHING
@@ -987,7 +984,7 @@ def _schema_writes(func: Any) -> bool:
 def _same_memory(one: Tensor, other: Tensor) -> bool:
     if type(one) is _Waiting or type(other) is _Waiting:
         return one is other
-    return one.untyped_storage()._cdata == other.untyped_storage()._cdata
+    return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)
 
 
 # --- What torch's modes don't see -----------------------------------------------------------------
@@ -1008,4 +1005,4 @@ def _apply_to_values(cls: Any, *args: Any, **kwargs: Any) -> Any:
         recorder.within -= 1
 
 
-torch.autograd.Function.apply = classmethod(_apply_to_values)  # type: ignore[assignment]
+setattr(torch.autograd.Function, "apply", classmethod(_apply_to_values))  # noqa: B010

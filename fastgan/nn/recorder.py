@@ -118,7 +118,7 @@ def run_recorded(
         plain = _plain[module] = {}
         if any(map(_is_opaque, module.modules())):
             warn_once(
-                "a fused module with scripted or compiled children runs as ever", stacklevel=6
+                "a fused module with scripted or compiled children runs as ever", stacklevel=5
             )
             plain[None] = 1
     if None in plain:
@@ -181,9 +181,9 @@ class _Waiting(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         raise RuntimeError(
-            f"{func} was called, within a fused module, on a value that is not computed yet, by code "
-            "that torch's modes don't see (a scripted function, C++, torch.func): touch the value "
-            "before, as by tensor.requires_grad"
+            f"{func} was called, within a fused module, on a value that is not computed yet, by "
+            "code that torch's modes don't see (a scripted function, C++, torch.func): touch the "
+            "value before, as by tensor.requires_grad"
         )
 
 
@@ -524,6 +524,8 @@ class Recorder(TorchFunctionMode):
         source = self._find(args[0] if args else kwargs.get("input"))
         if source is None or source.kind == "activation":
             return "nothing before it waits"
+        if _top_hooks(True) is not None:
+            return _HOOKED
         try:
             input, negative_slope, inplace = _ARGUMENTS[name](*args, **kwargs)
         except TypeError:
@@ -607,8 +609,9 @@ class Recorder(TorchFunctionMode):
             if op.kind == "convolution" or not units:
                 units.append([])
             units[-1].append(op)
-        if units[0][0].kind != "convolution" and (
-            len(units) == 1 or ops[0].state[2] not in (None, input.dtype)
+        if ops[0].kind == "activation" or (
+            ops[0].kind == "norm"
+            and (len(units) == 1 or ops[0].state[2] not in (None, input.dtype))
         ):
             # Alone, or autocast takes the convolution to another dtype, but not the norm before it.
             input = self._run_unit(units.pop(0), input)

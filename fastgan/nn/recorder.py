@@ -312,6 +312,8 @@ _REFUSED = "by torch's own function, for its message"
 _HOOKED = "saved tensors have hooks"
 _SMALL = "too small to gain by it"
 _TORCHS = "by torch's own function, the fastest here"
+#: Reasons for which nobody chose what runs.
+NOT_CHOSEN = frozenset((_REFUSED, _HOOKED))
 _top_hooks: Any = torch._C._autograd._top_saved_tensors_default_hooks
 _make = torch._C.TensorBase._make_wrapper_subclass
 

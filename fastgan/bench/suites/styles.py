@@ -36,7 +36,8 @@ class _Up(nn.Module):
         h = F.relu(self.b1(x))
         h = self.c1(F.interpolate(h, scale_factor=2, mode="bilinear", align_corners=False))
         h = self.c2(F.relu(self.b2(h)))
-        return h + self.c_sc(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))
+        x = self.c_sc(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))
+        return h + x
 
 
 class SnganGenerator(nn.Module):
@@ -64,7 +65,7 @@ class _Down(nn.Module):
         self.c_sc = spectral_norm(nn.Conv2d(channels, out, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.c2(F.relu(self.c1(F.relu(x))))
+        h: Tensor = self.c2(F.relu(self.c1(F.relu(x))))
         return F.avg_pool2d(h, 2) + F.avg_pool2d(self.c_sc(x), 2)
 
 
@@ -73,8 +74,7 @@ class SnganCritic(nn.Module):
 
     def __init__(self, channels: int = 64) -> None:
         super().__init__()
-        sizes = [3, channels, channels, channels]
-        self.blocks = nn.ModuleList(_Down(i, o) for i, o in zip(sizes, sizes[1:], strict=False))
+        self.blocks = nn.ModuleList(_Down(each, channels) for each in (3, channels, channels))
         self.l5 = spectral_norm(nn.Linear(channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -217,13 +217,14 @@ class ResnetCritic(nn.Module):
 class MlpGenerator(nn.Module):
     """(N, 100) -> (N, 1, 28, 28)."""
 
-    def __init__(self) -> None:
+    def __init__(self, channels: int = 128) -> None:
         super().__init__()
+        c = channels
 
         def block(features: int, out: int) -> list[nn.Module]:
             return [nn.Linear(features, out), nn.BatchNorm1d(out, 0.8), nn.LeakyReLU(0.2, True)]
 
-        layers = [*block(100, 128), *block(128, 256), *block(256, 512), nn.Linear(512, 784)]
+        layers = [*block(100, c), *block(c, 2 * c), *block(2 * c, 4 * c), nn.Linear(4 * c, 784)]
         self.model = nn.Sequential(*layers, nn.Tanh())
 
     def forward(self, z: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import fastgan
-from fastgan.bench.suites.styles import STYLES
+from fastgan.bench.styles import STYLES
 from fastgan.nn import recorder
 from fastgan.nn.placement import placements
 

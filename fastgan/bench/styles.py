@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-__all__ = ["STYLES"]
+__all__ = ["STYLES", "DcganCritic"]
 
 
 class _Up(nn.Module):
@@ -36,8 +36,9 @@ class _Up(nn.Module):
         h = F.relu(self.b1(x))
         h = self.c1(F.interpolate(h, scale_factor=2, mode="bilinear", align_corners=False))
         h = self.c2(F.relu(self.b2(h)))
-        x = self.c_sc(F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False))
-        return h + x
+        x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        sum: Tensor = h + self.c_sc(x)
+        return sum
 
 
 class SnganGenerator(nn.Module):
@@ -93,8 +94,8 @@ class _ClassNorm(nn.Module):
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         gain, bias = 1 + self.gain(y)[:, :, None, None], self.bias(y)[:, :, None, None]
-        normalised: Tensor = self.bn(x)
-        return normalised * gain + bias
+        scaled: Tensor = self.bn(x) * gain + bias
+        return scaled
 
 
 class BigganGenerator(nn.Module):
@@ -210,7 +211,7 @@ class ResnetCritic(nn.Module):
         for first, second in zip(self.conv_0, self.conv_1, strict=True):
             dx = first(F.leaky_relu(x, 0.2))
             x = F.avg_pool2d(x + 0.1 * second(F.leaky_relu(dx, 0.2)), 2)
-        scores: Tensor = self.fc(F.leaky_relu(x, 0.2).view(len(x), -1))
+        scores: Tensor = self.fc(F.leaky_relu(x, 0.2).flatten(1))
         return scores
 
 

@@ -60,6 +60,8 @@ __all__ = [
     "weights_left_out",
 ]
 
+#: Of a layer whose weight is laid out anew on a CPU; :func:`_is_placed_anew`.
+FEWEST_PRODUCTS_PLACED = 100_000_000
 _FIELDS = len(StageTensors._fields)
 _ops = torch.ops.fastgan
 
@@ -746,7 +748,8 @@ def chosen(stage: Stage, input: Tensor, weight: Tensor, of: str) -> ModuleType:
 def _is_placed_anew(stage: Stage, input: Tensor, weight: Tensor) -> bool:
     """Whether a pass over the weight, and one over its gradient, make up for themselves.
 
-    Measured: from 256 places on, the one takes less than what the forward pass then saves.
+    Measured: from 256 places on, the one takes less than what the forward pass then saves; and in a
+    small layer what is saved is not worth a chain.
     """
     if stage.stride != (2, 2) or input.device.type != "cpu" or is_channels_last(weight):
         return False
@@ -756,7 +759,8 @@ def _is_placed_anew(stage: Stage, input: Tensor, weight: Tensor) -> bool:
     rows, columns = input.shape[2:]
     if stage.kind == "conv2d":
         rows, columns = stage.output_places((rows, columns), weight)
-    return len(input) * rows * columns >= 256
+    places = len(input) * rows * columns
+    return places >= 256 and places * weight.numel() >= FEWEST_PRODUCTS_PLACED
 
 
 def _placed(stage: Stage, input: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -22,6 +22,8 @@ from torch.utils.checkpoint import checkpoint
 
 import fastgan
 from fastgan.nn import recorder
+from fastgan.ops import chain
+from fastgan.ops.vector_units import has_vectors
 
 SIZE, CHANNELS = 6, 4
 
@@ -468,15 +470,17 @@ def test_contiguous_weights_take_the_fastest_convolution_and_keep_their_layout(
 ) -> None:
     """As 4x4 taps with stride 2 are multiplied less often, where the processor has vectors."""
     monkeypatch.setattr(recorder, "LEAVE_TO_TORCH", True)
+    monkeypatch.setattr(recorder, "FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr(chain, "FEWEST_PRODUCTS_PLACED", 0)
     torch.manual_seed(0)
     plain = nn.Sequential(
-        nn.Conv2d(16, 32, 4, 2, 1),
-        nn.BatchNorm2d(32),
+        nn.Conv2d(32, 64, 4, 2, 1),
+        nn.BatchNorm2d(64),
         nn.ReLU(),
-        nn.ConvTranspose2d(32, 16, 4, 2, 1),
+        nn.ConvTranspose2d(64, 32, 4, 2, 1),
     ).to(memory_format=layout)
     fused = fastgan.fuse(copy.deepcopy(plain))
-    x = torch.randn(16, 16, 16, 16)
+    x = torch.randn(16, 32, 16, 16)
     reference = copy.deepcopy(plain).double()
     expected, strides, _ = results(plain, x)
     found, own, _ = results(fused, x)
@@ -485,6 +489,8 @@ def test_contiguous_weights_take_the_fastest_convolution_and_keep_their_layout(
     for mine, theirs, exact in zip(found, expected, truth, strict=True):
         bound = 4 * (theirs - exact).abs().max() + 1e-5 * exact.abs().max()
         assert (mine - exact).abs().max() <= bound
-    fused(x).sum().backward()
+    output = fused(x)
+    assert any("Chain" in name for name in nodes(output)) == has_vectors()
+    output.sum().backward()
     for parameter in fused.parameters():
         assert parameter.grad.stride() == parameter.stride()

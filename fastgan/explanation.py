@@ -64,8 +64,8 @@ def explain(
         fused, batch by batch: aten.add_.Tensor changes in place what the critic keeps
         >>> from fastgan.models import DCGANGenerator
         >>> row = explain(DCGANGenerator(nz=8, ngf=4, nc=1, image_size=16)).rows[1]
-        >>> print(row.layer, row.op, row.reason.split(";")[0])
-        main.1 BatchNorm2d statistics of the batch
+        >>> print(row.layer, row.op, "|", row.reason)
+        main.1 BatchNorm2d | too small to gain by it
     """
     if module_or_critic is None:
         return Report(

@@ -1,4 +1,4 @@
-"""A stage's convolution and its two gradients as products of matrices, on CPUs, where that pays.
+"""Convolutions as products of matrices, on CPUs.
 
 A convolution relates a small map S of (h, w) places to a wide one V: a Conv2d's output and input, a
 ConvTranspose2d's input and output. With patches(V) the matrix whose row for each place of S holds
@@ -9,10 +9,9 @@ they overlap), and W the weight as a matrix of (channels of S, kH * kW * channel
     scatter           V  = fold(S W)             ConvTranspose2d forward, Conv2d input gradient
     weight gradient   W' = S^T patches(V)        of both
 
-oneDNN, whose convolutions fastgan otherwise uses on CPUs, brings the weights into an order of its
-own first, and its loops are over rows of places. Where an image has 4x4 places and hundreds of
-channels both cost, and the products are faster: most at one place, a generator's first layer; at
-8x8 places the two are even. In bfloat16 oneDNN is ahead, but in the weight gradient.
+oneDNN reorders the weights first, and loops over rows of places. On 4x4 places and hundreds of
+channels both cost, and the products are faster: most of all at one place, a generator's first
+layer.
 """
 
 from __future__ import annotations
@@ -25,45 +24,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.profiler import record_function
 
+from fastgan.ops.backends.backend import Backend
+from fastgan.ops.backends.problem import Problem
 from fastgan.ops.memory_format import empty_map, gives_channels_last, laid_out
 from fastgan.ops.stages import Stage
 
-__all__ = ["forward", "input_gradient", "pays", "traced", "weight_gradient"]
+__all__ = ["MatrixProduct", "traced"]
 
-#: Measured: up to so many places a small map, and from so many channels on either side.
-MOST_PLACES = 16
-FEWEST_CHANNELS = 64
 #: What the patches of a portion of the batch take, at most.
 PATCHES_BYTES = 4 << 20
-
-
-def pays(stage: Stage, input: Tensor, weight: Tensor, of: str) -> bool:
-    """Whether the products are the faster way.
-
-    Args:
-        stage: geometry.
-        input: (N, C, H, W), of what the layer takes; its values are not read, N may be 0.
-        weight: the layer's.
-        of: which pass, "forward", "input_gradient" or "weight_gradient".
-    """
-    if input.device.type != "cpu" or stage.kind == "linear" or stage.groups != 1:
-        return False
-    if stage.dilation != (1, 1):
-        return False
-    if any(
-        extra >= stride for extra, stride in zip(stage.output_padding, stage.stride, strict=True)
-    ):
-        return False  # which torch refuses
-    if _is_one_patch(stage, input, weight):
-        return True
-    if input.dtype != torch.float32 and (of, input.dtype) != ("weight_gradient", torch.bfloat16):
-        return False
-    if min(weight.shape[:2]) < FEWEST_CHANNELS:
-        return False
-    if not weight.is_contiguous(memory_format=torch.channels_last):
-        return False
-    rows, columns = _small_places(stage, input, weight)
-    return 0 < rows * columns <= MOST_PLACES
 
 
 def traced(name: str) -> AbstractContextManager[object]:
@@ -76,74 +45,78 @@ def traced(name: str) -> AbstractContextManager[object]:
     return record_function(f"fastgan::matrix_{name}") if profiled else nullcontext()
 
 
-def forward(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """conv(input, weight) + bias; not differentiable by autograd.
+class MatrixProduct(Backend):
+    """Patches gathered or scattered around one product of matrices, in portions of the batch."""
 
-    Args:
-        stage: geometry.
-        input: (N, C_in, H, W).
-        weight: as the layer's.
-        bias: (C_out,) or None.
+    name = "matrix_product"
+    path = "aten"
 
-    Returns:
-        (N, C_out, H_out, W_out).
-    """
-    channels_last = gives_channels_last(input, weight)
-    with traced("forward"):
+    def unsupported_reason(self, problem: Problem) -> str | None:
+        """Why there is no such product."""
+        stage = problem.stage
+        if problem.device.type != "cpu":
+            return "made for CPUs"
+        if stage.kind == "linear":
+            return "a linear layer is a product of matrices already"
+        if stage.groups != 1 or stage.dilation != (1, 1):
+            return "groups or dilation"
+        if any(e >= s for e, s in zip(stage.output_padding, stage.stride, strict=True)):
+            return "its output_padding is not below its stride"
+        return None
+
+    def forward(self, stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """conv(input, weight) + bias; not differentiable by autograd."""
+        channels_last = gives_channels_last(input, weight)
+        with traced("forward"):
+            if _is_one_row(stage, input, weight):
+                output = empty_map(input, (len(input), len(weight), 1, 1), channels_last)
+                rows = output.view(len(input), -1)
+                torch.mm(_row(input, weight), _row(weight, weight).t(), out=rows)
+            elif stage.kind == "conv2d":
+                places = stage.output_places((input.shape[2], input.shape[3]), weight)
+                output = _gather(stage, input, weight, places, channels_last)
+            else:
+                places = stage.output_places((input.shape[2], input.shape[3]), weight)
+                output = _scatter(stage, input, weight, places, channels_last)
+        return output if bias is None else output.add_(bias[:, None, None])
+
+    def input_gradient(
+        self, stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor
+    ) -> Tensor:
+        """The gradient of ``forward``'s input."""
+        places = (input.shape[2], input.shape[3])
+        channels_last = gives_channels_last(input, weight)
+        with traced("input_gradient"):
+            if _is_one_row(stage, input, weight):
+                rows = grad_output.flatten(1) @ _row(weight, weight)
+                return laid_out(_maps(rows, weight), channels_last)
+            if stage.kind == "conv2d":
+                return _scatter(stage, grad_output, weight, places, channels_last)
+            return _gather(stage, grad_output, weight, places, channels_last)
+
+    def weight_gradient(
+        self, stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor, with_bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradients of ``forward``'s weight and bias."""
         if _is_one_row(stage, input, weight):
-            output = empty_map(input, (len(input), len(weight), 1, 1), channels_last)
-            rows = output.view(len(input), -1)
-            torch.mm(_row(input, weight), _row(weight, weight).t(), out=rows)
-        elif stage.kind == "conv2d":
-            places = _small_places(stage, input, weight)
-            output = _gather(stage, input, weight, places, channels_last)
-        else:
-            places = _wide_places(stage, input, weight)
-            output = _scatter(stage, input, weight, places, channels_last)
-    return output if bias is None else output.add_(bias[:, None, None])
-
-
-def input_gradient(stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor) -> Tensor:
-    """The gradient of ``forward``'s input.
-
-    Arguments as of :func:`fastgan.ops.aten_convolution.input_gradient`.
-    """
-    places = (input.shape[2], input.shape[3])
-    channels_last = gives_channels_last(input, weight)
-    with traced("input_gradient"):
-        if _is_one_row(stage, input, weight):
-            rows = grad_output.flatten(1) @ _row(weight, weight)
-            return laid_out(_maps(rows, weight), channels_last)
-        if stage.kind == "conv2d":
-            return _scatter(stage, grad_output, weight, places, channels_last)
-        return _gather(stage, grad_output, weight, places, channels_last)
-
-
-def weight_gradient(
-    stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor, with_bias: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The gradients of ``forward``'s weight and bias.
-
-    Arguments as of :func:`fastgan.ops.aten_convolution.weight_gradient`.
-    """
-    if _is_one_row(stage, input, weight):
+            with traced("weight_gradient"):
+                rows = grad_output.flatten(1)
+                grad_bias = rows.sum(0) if with_bias else None
+                return _maps(rows.t() @ _row(input, weight), weight), grad_bias
+        small, wide = (grad_output, input) if stage.kind == "conv2d" else (input, grad_output)
+        places = (small.shape[2], small.shape[3])
+        matrix: Tensor | None = None
+        # In 16 bits the whole batch at once: portions would be added up in 16 bits.
+        whole = [slice(0, len(small))]
         with traced("weight_gradient"):
-            rows = grad_output.flatten(1)
-            return _maps(rows.t() @ _row(input, weight), weight), rows.sum(0) if with_bias else None
-    small, wide = (grad_output, input) if stage.kind == "conv2d" else (input, grad_output)
-    places = (small.shape[2], small.shape[3])
-    matrix: Tensor | None = None
-    # In 16 bits the whole batch at once: portions would be added up in 16 bits.
-    whole = [slice(0, len(small))]
-    with traced("weight_gradient"):
-        for samples in _portions(small, weight) if small.element_size() > 2 else whole:
-            rows = _places_as_rows(small[samples]).t()
-            patches = _patches(stage, wide[samples], weight, places)
-            matrix = rows @ patches if matrix is None else matrix.addmm_(rows, patches)
-    assert matrix is not None
-    grad_bias = grad_output.sum((0, 2, 3)) if with_bias else None
-    covered = _covers(weight, stage, (wide.shape[2], wide.shape[3]))
-    return _as_maps(matrix, weight, covered), grad_bias
+            for samples in _portions(small, weight) if small.element_size() > 2 else whole:
+                rows = _places_as_rows(small[samples]).t()
+                patches = _patches(stage, wide[samples], weight, places)
+                matrix = rows @ patches if matrix is None else matrix.addmm_(rows, patches)
+        assert matrix is not None
+        grad_bias = grad_output.sum((0, 2, 3)) if with_bias else None
+        covered = _covers(weight, stage, (wide.shape[2], wide.shape[3]))
+        return laid_out(_as_maps(matrix, weight, covered), _is_channels_last(weight)), grad_bias
 
 
 def _gather(
@@ -247,25 +220,8 @@ def _maps(rows: Tensor, weight: Tensor) -> Tensor:
     return _as_maps(rows, weight, in_its_order=True)
 
 
-def _is_one_patch(stage: Stage, input: Tensor, weight: Tensor) -> bool:
-    """Whether the kernel lies on the whole of the wide map, which it meets in one place."""
-    if stage.kind == "conv2d":
-        return _covers(weight, stage, (input.shape[2], input.shape[3]))
-    return _covers(weight, stage, _wide_places(stage, input, weight))
-
-
 def _covers(weight: Tensor, stage: Stage, wide_places: tuple[int, int]) -> bool:
     return stage.padding == (0, 0) and wide_places == tuple(weight.shape[2:])
-
-
-def _small_places(stage: Stage, input: Tensor, weight: Tensor) -> tuple[int, int]:
-    places = (input.shape[2], input.shape[3])
-    return places if stage.kind == "conv_transpose2d" else stage.output_places(places, weight)
-
-
-def _wide_places(stage: Stage, input: Tensor, weight: Tensor) -> tuple[int, int]:
-    places = (input.shape[2], input.shape[3])
-    return places if stage.kind == "conv2d" else stage.output_places(places, weight)
 
 
 def _is_channels_last(weight: Tensor) -> bool:

@@ -41,7 +41,7 @@ from fastgan.fusion import (
     PartialStatistics,
     Statistics,
 )
-from fastgan.ops.backends import ATEN, TRITON, Fusion, select_backend
+from fastgan.ops.backends import ATEN, TRITON, fusion, select_backend
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.memory_format import gives_channels_last, is_channels_last, laid_out
 from fastgan.ops.stages import Stage, StageTensors
@@ -326,8 +326,8 @@ def _stage_forward(
     partials: PartialStatistics | None
     takes_statistics = stage.norm and stage.batch_statistics
     store = "statistics" if takes_statistics else "" if stage.norm else "activation"
-    fusion = Fusion(input="" if prologue is None else "norm", store=store)
-    backend = select_backend("forward", stage, input, weight, fusion)
+    around = fusion("" if prologue is None else "norm", "", store)
+    backend = select_backend("forward", stage, input, weight, around)
     if backend.fuses:
         epilogue: Statistics | BiasActivation = (
             Statistics(bias)
@@ -573,8 +573,8 @@ def _weight_gradient(
     weight: Tensor,
     with_bias: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    fusion = Fusion(input="" if before.norm is None else "norm", grad=carried.pending())
-    backend = select_backend("weight_gradient", stage, before.value, weight, fusion)
+    around = fusion("" if before.norm is None else "norm", carried.pending())
+    backend = select_backend("weight_gradient", stage, before.value, weight, around)
     if backend.fuses:
         return TRITON.fused_weight_gradient(
             stage, carried.grad, before.value, weight, before.norm, carried.prologue, with_bias
@@ -596,8 +596,8 @@ def _input_gradient(
     stage = stages[number]
     activates = number > 0 and stages[number - 1].activation != "none"
     store = "norm" if before.norm is not None else "activation" if activates else ""
-    fusion = Fusion(grad=carried.pending(), store=store)
-    backend = select_backend("input_gradient", stage, before.value, weight, fusion)
+    around = fusion("", carried.pending(), store)
+    backend = select_backend("input_gradient", stage, before.value, weight, around)
     if not backend.fuses:
         grad = backend.input_gradient(stage, carried.finished(), before.value, weight)
         if number == 0:

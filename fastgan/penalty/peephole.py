@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fastgan.fusion import ActivationGradient
-from fastgan.ops.backends import TRITON, Fusion, select_backend
+from fastgan.ops.backends import TRITON, fusion, select_backend
 from fastgan.penalty.elementwise import PiecewiseLinear
 from fastgan.penalty.entries import Node, Value
 from fastgan.penalty.products import Convolution
@@ -86,7 +86,7 @@ class MaskingConvolution(Convolution):
             return False
         input = weight.new_empty(()).expand(node.slots[0].shape)
         return all(
-            select_backend(which, stage, input, weight, Fusion(store="activation")).fuses
+            select_backend(which, stage, input, weight, fusion(store="activation")).fuses
             for which in ("forward", "input_gradient")
         )
 

@@ -14,9 +14,15 @@ from __future__ import annotations
 
 from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.describe import describe_layer
-from fastgan.ops.backends.problem import PASSES, UNFUSED, Fusion, Pass, Problem
+from fastgan.ops.backends.problem import PASSES, UNFUSED, Fusion, Pass, Problem, fusion
 from fastgan.ops.backends.registry import ATEN, BACKENDS, TRITON
-from fastgan.ops.backends.selection import Selector, recorded_choices, select_backend, using
+from fastgan.ops.backends.selection import (
+    Selector,
+    measuring_nothing,
+    recorded_choices,
+    select_backend,
+    using,
+)
 
 __all__ = [
     "ATEN",
@@ -30,6 +36,8 @@ __all__ = [
     "Problem",
     "Selector",
     "describe_layer",
+    "fusion",
+    "measuring_nothing",
     "recorded_choices",
     "select_backend",
     "using",

@@ -9,7 +9,7 @@ A file is JSON::
 DEVICE is :func:`fastgan.ops.backends.devices.fingerprint`, or :func:`device_name` in committed
 tables; PROBLEM is :attr:`Problem.key`. A reader never meets half a file, since a written file takes
 its name when it is whole; writers merge what they found with what is there, one after another under
-a lock. What isn't such a file is ignored, said once, and replaced by the next write.
+their folder's lock. What isn't such a file is ignored, said once, and replaced by the next write.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class ChoicesFile:
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            with _locked(self.path):
+            with _locked(self.path.parent):
                 together = self.read()
                 for device, of_device in choices.items():
                     together.setdefault(device, {}).update(of_device)
@@ -137,13 +137,14 @@ class ChoicesFile:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds the file's lock, but doesn't wait for ever: whoever has it may have been stopped."""
-    with open(path.with_name(f"{path.name}.lock"), "ab") as lock:
+def _locked(folder: Path) -> Iterator[None]:
+    """Holds the folder's lock, but doesn't wait for ever: its holder may have been stopped."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
         deadline = time.monotonic() + _PATIENCE
         while True:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
@@ -152,6 +153,8 @@ def _locked(path: Path) -> Iterator[None]:
             except OSError:  # a file system without locks: the last writer merges
                 break
         yield
+    finally:
+        os.close(handle)
 
 
 def _remove_abandoned(path: Path) -> None:

@@ -1,8 +1,8 @@
 """Times backends on a problem: by turns, on tensors of their own, results thrown away.
 
-Each backend runs once to warm up and once more; those clearly slower than the fastest are left out
-then, and the others take turns until a bounded time is spent. Each one's shortest time counts, which
-is what other processes disturbed least. What a fused kernel does on load and on store, a backend
+Each backend runs once to warm up, then takes a few turns; those clearly slower than the fastest are
+left out then, and the others go on until a bounded time is spent. Each one's shortest time counts,
+which other processes disturbed least. What a fused kernel does on load and on store, a backend
 that doesn't fuse does in passes of its own, within its time.
 """
 
@@ -36,8 +36,10 @@ __all__ = ["measure"]
 #: Seconds of turns for one problem, and how many turns: at least, at most.
 _SECONDS, _TURNS = 0.15, (2, 10)
 _EXHAUSTIVE_SECONDS, _EXHAUSTIVE_TURNS = 2.0, (10, 100)
-#: How much slower than the fastest a backend may be on its first turn to be given more.
+#: How much slower than the fastest a backend may be in its first turns to be given more.
 _CLEARLY_SLOWER = 1.5
+#: Those turns: one that takes long isn't repeated as often, nor disturbed as much.
+_FIRST_TURNS, _FIRST_SECONDS = 3, 0.02
 #: A turn repeats its call for so long, in seconds: a clock is read on either side.
 _SHORTEST_TURN = 1e-4
 
@@ -100,17 +102,25 @@ def _measured(
             seconds[backend], calls[backend] = clock(call, 1), call
         except Exception as error:  # of a kernel that doesn't compile, or memory that isn't there
             _say(problem, backend.name, error)
-    if len(calls) > 1:
-        fastest = min(seconds.values())
-        racing = [b for b in calls if exhaustive or seconds[b] <= _CLEARLY_SLOWER * fastest]
-        budget = _EXHAUSTIVE_SECONDS if exhaustive else _SECONDS
+
+    def turn(racing: Sequence[Backend]) -> None:
+        for backend in racing:
+            repeats = max(1, round(_SHORTEST_TURN / max(seconds[backend], 1e-7)))
+            seconds[backend] = min(seconds[backend], clock(calls[backend], repeats))
+
+    racing = list(calls)
+    for _ in range(_FIRST_TURNS - 1 if len(racing) > 1 else 0):
+        turn([backend for backend in racing if seconds[backend] < _FIRST_SECONDS])
+    if racing and not exhaustive:
+        slowest = _CLEARLY_SLOWER * min(seconds.values())
+        racing = [backend for backend in racing if seconds[backend] <= slowest]
+    if len(racing) > 1:
         least, most = _EXHAUSTIVE_TURNS if exhaustive else _TURNS
-        repeats = {b: max(1, round(_SHORTEST_TURN / max(seconds[b], 1e-7))) for b in racing}
-        of_one_turn = sum(seconds[b] * repeats[b] for b in racing)
-        turns = min(max(int(budget / max(of_one_turn, 1e-9)), least), most)
-        for turn in range(turns if len(racing) > 1 else 0):
-            for backend in racing if turn % 2 == 0 else reversed(racing):
-                seconds[backend] = min(seconds[backend], clock(calls[backend], repeats[backend]))
+        ends = time.perf_counter() + (_EXHAUSTIVE_SECONDS if exhaustive else _SECONDS)
+        for number in range(most):
+            if number >= least and time.perf_counter() > ends:
+                break
+            turn(racing if number % 2 == 0 else racing[::-1])
     return {backend.name: 1e3 * each for backend, each in seconds.items()}
 
 

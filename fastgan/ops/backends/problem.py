@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 from fastgan.ops.memory_format import is_channels_last
 from fastgan.ops.stages import Stage
 
-__all__ = ["PASSES", "UNFUSED", "Fusion", "Pass", "Problem"]
+__all__ = ["PASSES", "UNFUSED", "Fusion", "Pass", "Problem", "float32_precision", "fusion"]
 
 Pass = Literal["forward", "input_gradient", "weight_gradient"]
 PASSES: tuple[Pass, ...] = get_args(Pass)
@@ -32,6 +33,17 @@ class Fusion(NamedTuple):
 
 
 UNFUSED = Fusion()
+
+
+@cache
+def fusion(input: str = "", grad: str = "", store: str = "") -> Fusion:
+    """The one :class:`Fusion` of these, made once: look-ups compare it by identity.
+
+    Example:
+        >>> fusion("norm", "", "statistics") is fusion("norm", "", "statistics")
+        True
+    """
+    return Fusion(input, grad, store)
 
 
 class Problem(NamedTuple):

@@ -38,7 +38,7 @@ from fastgan.ops.backends.problem import UNFUSED, Fusion, Pass, Problem, float32
 from fastgan.ops.backends.registry import BACKENDS
 from fastgan.ops.stages import Stage
 
-__all__ = ["MODES", "Selector", "current_selector", "recorded_choices", "select_backend", "using"]
+__all__ = ["MODES", "Selector", "current_selector", "measuring_nothing", "recorded_choices", "select_backend", "supporting", "using"]
 
 MODES = ("0", "1", "exhaustive")
 #: Seconds that a process measures for, in all; programs whose shapes never repeat go on without.
@@ -52,7 +52,7 @@ TABLES = Path(__file__).parent / "tables"
 
 _PLAIN = (Tensor, nn.Parameter)
 _threads = torch.get_num_threads
-_deterministic = torch.are_deterministic_algorithms_enabled
+_deterministic = torch._C._get_deterministic_algorithms
 
 
 def select_backend(
@@ -73,7 +73,6 @@ def select_backend(
         >>> select_backend("forward", Stage("linear"), torch.ones(2, 3), torch.ones(4, 3))
         <backend aten>
     """
-    dtype, device = input.dtype, input.device
     call = (
         which,
         stage,
@@ -82,11 +81,12 @@ def select_backend(
         input.stride(),
         weight.shape,
         weight.stride(),
-        dtype,
+        input.dtype,
         weight.dtype,
-        device,
-        _threads() if device.type == "cpu" else float32_precision(dtype, device),
+        input.device,
+        _threads(),
         _deterministic(),
+        float32_precision(input.dtype, input.device) if input.is_cuda else "",
     )
     found = _selector.known.get(call)
     return _selector.select(call, input, weight) if found is None else found
@@ -102,12 +102,14 @@ class Selector:
     Attributes:
         known: the backend of each call seen.
         chosen: the choices taken, by device and problem.
+        measures: whether it may measure now.
     """
 
     def __init__(self, mode: str | None = None, run: ChoicesFile | None = None) -> None:
         self.mode = _mode_of_environment() if mode is None else mode
         self.known: dict[tuple[Any, ...], Backend] = {}
         self.chosen: Choices = {}
+        self.measures = True
         self._run = run
         self._run_choices: Choices = {} if run is None else run.read()
         self._cached: Choices = {}
@@ -120,6 +122,8 @@ class Selector:
         if input.dtype == weight.dtype and input.numel() > 0 and weight.numel() > 0:
             problem = Problem.of(which, stage, input, weight, fusion)
             backends = supporting(problem)
+            if not any(each.fuses for each in backends):
+                problem = problem._replace(fusion=UNFUSED)
             if len(backends) > 1:
                 with self._lock:
                     choice, is_lasting = self._choice(problem, backends, input)
@@ -158,7 +162,7 @@ class Selector:
                     continue
                 self._keep(device, key, choice)
                 return choice, True
-        if not _may_measure(input):
+        if not (self.measures and _may_measure(input)):
             return fixed, False
         choice = self._measure(problem, backends, fixed)
         self._keep(device, key, choice)
@@ -234,13 +238,26 @@ def using(selector: Selector) -> Iterator[Selector]:
         _selector = before
 
 
-def recorded_choices(path: Path) -> Any:
-    """A context in which a run's choices are those in its file, and new ones are added to it.
+@contextmanager
+def recorded_choices(path: Path) -> Iterator[None]:
+    """Within it the choices are those in a run's file, and new ones are added to it.
 
     Args:
         path: of the run's file, which need not exist.
     """
-    return using(Selector(_selector.mode, ChoicesFile(path)))
+    with using(Selector(_selector.mode, ChoicesFile(path))):
+        yield
+
+
+@contextmanager
+def measuring_nothing() -> Iterator[None]:
+    """Within it, what isn't known takes the fixed table and stays unknown."""
+    selector, before = _selector, _selector.measures
+    selector.measures = False
+    try:
+        yield
+    finally:
+        selector.measures = before
 
 
 def _may_measure(input: Tensor) -> bool:

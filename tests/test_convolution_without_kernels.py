@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from fastgan.ops.backends import ATEN, BACKENDS, matrix_product
 from fastgan.ops.stages import Stage

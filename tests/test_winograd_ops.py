@@ -16,7 +16,6 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 import fastgan
 from fastgan.ops import winograd
-from fastgan.ops.stages import Stage
 from fastgan.ops.backends.vector_units import has_vectors
 
 ops = torch.ops.fastgan

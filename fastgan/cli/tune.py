@@ -38,7 +38,8 @@ def run(options: argparse.Namespace) -> int:
     if options.table is not None:
         check_writable(options.table)
     given = {name: value for name, value in vars(options).items() if name in TUNED}
-    with tempfile.TemporaryDirectory() as folder, using(Selector("exhaustive")):
+    selector = Selector("exhaustive")
+    with tempfile.TemporaryDirectory() as folder, using(selector):
         config = TrainConfig(
             out=str(Path(folder) / "run"), steps=STEPS, n_samples=1, **given
         ).resolved()
@@ -57,9 +58,7 @@ def run(options: argparse.Namespace) -> int:
         trainer = Trainer(config, source=source)
         trainer.run()
         found = ChoicesFile(Path(folder) / "run" / "backends.json").read()
-    device = trainer.device
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
+    device = torch.empty(0, device=trainer.device).device  # with its index
     choices = found.get(fingerprint(device), {})
     for problem, choice in sorted(choices.items()):
         print(f"{problem}: {choice}")

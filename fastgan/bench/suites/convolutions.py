@@ -1,8 +1,8 @@
 """Each pass of each of a DCGAN's convolutions alone, against cuDNN or oneDNN.
 
-Ours on a GPU are the Triton kernels, on a CPU the fastest of the backends; of these only the layers
-are cases for which the fixed table has one of our own kernels. Both sides take channels-last images and
-weights.
+Ours on a GPU are the Triton kernels, on a CPU the fastest of the backends; there only those layers
+are cases for which the fixed table has one of our own kernels. Both sides take channels-last images
+and weights.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ import importlib.util
 import platform
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -44,8 +45,9 @@ def fingerprint(device: torch.device) -> str:
     """The device with all versions that change how fast it computes; files of choices have it."""
     parts = [device_name(device), f"torch {torch.__version__}", f"fastgan {__version__}"]
     if device.type == "cuda":
-        parts.append(f"driver {torch._C._cuda_getDriverVersion()}")
-        parts.append(f"cuDNN {torch.backends.cudnn.version()}")  # type: ignore[no-untyped-call]
+        built_with_cuda: Any = torch._C
+        parts.append(f"driver {built_with_cuda._cuda_getDriverVersion()}")
+        parts.append(f"cuDNN {torch.backends.cudnn.version()}")
         if importlib.util.find_spec("triton") is not None:
             parts.append(f"triton {importlib.metadata.version('triton')}")
     return "; ".join(parts)

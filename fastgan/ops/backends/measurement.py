@@ -84,9 +84,7 @@ def measure(
         return _measured(problem, backends, exhaustive)
 
 
-def _measured(
-    problem: Problem, backends: Sequence[Backend], exhaustive: bool
-) -> dict[str, float]:
+def _measured(problem: Problem, backends: Sequence[Backend], exhaustive: bool) -> dict[str, float]:
     seconds: dict[Backend, float] = {}
     calls: dict[Backend, Callable[[], object]] = {}
     clock = _on_the_device if problem.device.type == "cuda" else _on_the_host
@@ -138,7 +136,8 @@ def _on_the_device(call: Callable[[], object], repeats: int) -> float:
         call()
     ended.record()
     ended.synchronize()
-    return began.elapsed_time(ended) / 1e3 / repeats
+    milliseconds: float = began.elapsed_time(ended)
+    return milliseconds / 1e3 / repeats
 
 
 def _say(problem: Problem, what: str, error: Exception) -> None:
@@ -171,9 +170,7 @@ class _Trial:
         """What to time."""
         pass_of: dict[str, Callable[[Any], object]] = {
             "forward": self._fused_forward if backend.fuses else self._forward,
-            "input_gradient": self._fused_input_gradient
-            if backend.fuses
-            else self._input_gradient,
+            "input_gradient": self._fused_input_gradient if backend.fuses else self._input_gradient,
             "weight_gradient": self._fused_weight_gradient
             if backend.fuses
             else self._weight_gradient,
@@ -238,9 +235,7 @@ class _Trial:
         elif fusion.store == "activation":
             epilogue = BiasActivation(None, _ACTIVATION, _SLOPE)
         prologue = self.before if fusion.input == "norm" else None
-        _, partials = backend.fused_forward(
-            self.stage, self.input, self.weight, prologue, epilogue
-        )
+        _, partials = backend.fused_forward(self.stage, self.input, self.weight, prologue, epilogue)
         if partials is not None:
             _ops.batch_norm_finalize(
                 partials.count, partials.mean, partials.m2, None, None, None, 0.1, 1e-5

@@ -176,9 +176,10 @@ class Problem(NamedTuple):
         Example:
             >>> problem = Problem.of(
             ...     "forward", Stage("conv2d", (2, 2)), torch.empty(2, 3, 8, 8),
-            ...     torch.empty(4, 3, 3, 3))._replace(threads=1)
-            >>> problem.key
-            'conv2d 4x3x3x3 stride 2x2 float32: forward of 2x3x8x8, input nchw, weight nchw, 1 threads'
+            ...     torch.empty(4, 3, 3, 3))._replace(threads=4)
+            >>> print(problem.key.replace(": ", ":\\n"))
+            conv2d 4x3x3x3 stride 2x2 float32:
+            forward of 2x3x8x8, input nchw, weight nchw, threads 4
         """
         parts = [f"{self.which} of {_times(self.input_shape or ())}"]
         for name, channels_last in (
@@ -189,7 +190,7 @@ class Problem(NamedTuple):
                 parts.append(f"{name} {'nhwc' if channels_last else 'nchw'}")
         parts += [f"{field} {done}" for field, done in self.fusion._asdict().items() if done]
         parts += [self.precision] if self.precision else []
-        parts += [f"{self.threads} threads"] if self.threads else []
+        parts += [f"threads {self.threads}"] if self.threads else []
         return f"{self.layer}: {', '.join(parts)}"
 
 

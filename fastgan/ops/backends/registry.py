@@ -1,4 +1,4 @@
-"""The backends, in the order in which the fixed table asks for them; the last can do all problems."""
+"""The backends, in the order in which the fixed table asks for them; the last can do all."""
 
 from __future__ import annotations
 

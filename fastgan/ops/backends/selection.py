@@ -1,16 +1,17 @@
 """Chooses a convolution's backend by measurement, once for each problem.
 
-The first call of a problem times the backends that can compute it, and keeps the fastest: in memory,
-in the user's file for this device and its software (:mod:`fastgan.ops.backends.choices`), and in the
-folder of the run under way, if there is one. ``FASTGAN_AUTOTUNE`` says how:
+The first call of a problem times the backends that can compute it, and keeps the fastest: in
+memory, in the user's file for this device and its software
+(:mod:`fastgan.ops.backends.choices`), and in the folder of the run under way, if there is one.
+Committed tables answer at once for their devices. ``FASTGAN_AUTOTUNE`` says how:
 
-    0           nothing is measured or read: the fixed table of :mod:`.fixed_table`
+    0           nothing is measured or read: the table of :mod:`fastgan.ops.backends.fixed_table`
     1           (default) what isn't known yet is measured, a fraction of a second a problem
     exhaustive  measured for seconds a problem; only what was so measured counts as known
 
-``torch.use_deterministic_algorithms(True)`` is as 0. Nothing is measured within a CUDA-graph capture,
-torch.compile, a torch.func transform or a trace: there an unknown problem takes the fixed table, for
-this call.
+``torch.use_deterministic_algorithms(True)`` is as 0. Nothing is measured within a CUDA-graph
+capture, torch.compile, a torch.func transform or a trace: there an unknown problem takes the fixed
+table, for this call.
 """
 
 from __future__ import annotations
@@ -38,7 +39,16 @@ from fastgan.ops.backends.problem import UNFUSED, Fusion, Pass, Problem, float32
 from fastgan.ops.backends.registry import BACKENDS
 from fastgan.ops.stages import Stage
 
-__all__ = ["MODES", "Selector", "current_selector", "measuring_nothing", "recorded_choices", "select_backend", "supporting", "using"]
+__all__ = [
+    "MODES",
+    "Selector",
+    "current_selector",
+    "measuring_nothing",
+    "recorded_choices",
+    "select_backend",
+    "supporting",
+    "using",
+]
 
 MODES = ("0", "1", "exhaustive")
 #: Seconds that a process measures for, in all; programs whose shapes never repeat go on without.
@@ -98,6 +108,7 @@ class Selector:
     Args:
         mode: one of :data:`MODES`; None for ``FASTGAN_AUTOTUNE``.
         run: a file of choices that come before all others, and that takes those made.
+        parent: a selector with which to share what is measured.
 
     Attributes:
         known: the backend of each call seen.
@@ -105,7 +116,12 @@ class Selector:
         measures: whether it may measure now.
     """
 
-    def __init__(self, mode: str | None = None, run: ChoicesFile | None = None) -> None:
+    def __init__(
+        self,
+        mode: str | None = None,
+        run: ChoicesFile | None = None,
+        parent: Selector | None = None,
+    ) -> None:
         self.mode = _mode_of_environment() if mode is None else mode
         self.known: dict[tuple[Any, ...], Backend] = {}
         self.chosen: Choices = {}
@@ -113,6 +129,7 @@ class Selector:
         self._run = run
         self._run_choices: Choices = {} if run is None else run.read()
         self._cached: Choices = {}
+        self._measured: Choices = {} if parent is None else parent._measured
         self._lock = threading.RLock()
 
     def select(self, call: tuple[Any, ...], input: Tensor, weight: Tensor) -> Backend:
@@ -136,7 +153,12 @@ class Selector:
 
     def of_device(self, device: torch.device) -> dict[str, Choice]:
         """The measured choices known for a device, by the problem's key."""
-        known = {**self._of_cache(device), **self.chosen.get(fingerprint(device), {})}
+        name = fingerprint(device)
+        known = {
+            **self._of_cache(device),
+            **self._measured.get(name, {}),
+            **self.chosen.get(name, {}),
+        }
         return {key: choice for key, choice in known.items() if choice.milliseconds}
 
     def _choice(
@@ -149,17 +171,20 @@ class Selector:
             self._keep(device, key, fixed)
             return fixed, True
         names = {backend.name for backend in backends}
-        for known in (
-            self.chosen.get(device, {}),
-            self._run_choices.get(device, {}),
-            self._of_cache(problem.device),
-            _committed().get(device_name(problem.device), {}),
+        for known, is_own in (
+            (self.chosen.get(device, {}), True),
+            (self._run_choices.get(device, {}), True),
+            (self._measured.get(device, {}), False),
+            (self._of_cache(problem.device), False),
+            (_committed().get(device_name(problem.device), {}), False),
         ):
             choice = known.get(key)
             # A file may be another version's, or made up.
-            if choice is not None and choice.backend in names:
-                if self.mode == "exhaustive" and not choice.exhaustive:
-                    continue
+            if (
+                choice is not None
+                and choice.backend in names
+                and (is_own or choice.exhaustive or self.mode != "exhaustive")
+            ):
                 self._keep(device, key, choice)
                 return choice, True
         if not (self.measures and _may_measure(input)):
@@ -167,6 +192,7 @@ class Selector:
         choice = self._measure(problem, backends, fixed)
         self._keep(device, key, choice)
         if choice.milliseconds:
+            self._measured.setdefault(device, {})[key] = choice
             ChoicesFile(cache_path(device)).merge({device: {key: choice}})
         return choice, True
 
@@ -245,7 +271,7 @@ def recorded_choices(path: Path) -> Iterator[None]:
     Args:
         path: of the run's file, which need not exist.
     """
-    with using(Selector(_selector.mode, ChoicesFile(path))):
+    with using(Selector(_selector.mode, ChoicesFile(path), _selector)):
         yield
 
 
@@ -267,7 +293,7 @@ def _may_measure(input: Tensor) -> bool:
         and input.device.type in ("cpu", "cuda")
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None
-        and not torch.jit.is_tracing()
+        and torch._C._get_tracing_state() is None
         and not (input.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
     )
 

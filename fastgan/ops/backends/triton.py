@@ -149,7 +149,7 @@ def _geometry(stage: Stage, weight: Tensor) -> kernels.ConvGeometry:
 
 
 @lru_cache(maxsize=1024)
-def _geometry_of(stage: Stage, kernel_size: tuple[int, ...]) -> kernels.ConvGeometry:
+def _geometry_of(stage: Stage, kernel_size: Any) -> kernels.ConvGeometry:
     return kernels.ConvGeometry(
         kernel_size=kernel_size,
         stride=stage.stride,

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from fastgan.errors import CheckpointError, ConfigError, DataError, OutputError
-from fastgan.ops.backends import Backend, Selector, selection, using
+from fastgan.ops.backends import Backend, Problem, Selector, selection, using
 from fastgan.random_streams import seeded_generator
 from fastgan.training import Callback, TrainConfig, Trainer, TrainingDivergedError, load_generator
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
@@ -127,9 +127,7 @@ def test_resuming_continues_with_the_backends_that_the_run_chose(
     monkeypatch.setenv("FASTGAN_CACHE_DIR", str(tmp_path / "cache"))
 
     def measured(fastest: str) -> object:
-        def measure(
-            problem: object, backends: list[Backend], **options: object
-        ) -> dict[str, float]:
+        def measure(problem: Problem, backends: list[Backend], **_: object) -> dict[str, float]:
             return {b.name: 1.0 if b.name == fastest else 2.0 for b in backends}
 
         return measure

@@ -2,7 +2,8 @@
 
 A convolution relates a small map S of (h, w) places to a wide one V: a Conv2d's output and input, a
 ConvTranspose2d's input and output. With patches(V) the matrix whose row for each place of S holds
-the kH * kW * C values of V that the kernel meets there, fold its adjoint (it adds the rows up where
+the kH * kW * C values of V that the kernel meets there, in the order in which the weight lies in
+memory (so that it is never copied), fold its adjoint (it adds the rows up where
 they overlap), and W the weight as a matrix of (channels of S, kH * kW * channels of V):
 
     gather            S  = patches(V) W^T        Conv2d forward, ConvTranspose2d input gradient
@@ -27,7 +28,7 @@ from torch.autograd.profiler import record_function
 from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.problem import Problem
 from fastgan.ops.memory_format import empty_map, gives_channels_last, laid_out
-from fastgan.ops.stages import Stage
+from fastgan.ops.stages import Pair, Stage
 
 __all__ = ["MatrixProduct", "traced"]
 
@@ -115,14 +116,13 @@ class MatrixProduct(Backend):
                 matrix = rows @ patches if matrix is None else matrix.addmm_(rows, patches)
         assert matrix is not None
         grad_bias = grad_output.sum((0, 2, 3)) if with_bias else None
-        covered = _covers(weight, stage, (wide.shape[2], wide.shape[3]))
-        return laid_out(_as_maps(matrix, weight, covered), _is_channels_last(weight)), grad_bias
+        return _maps(matrix, weight), grad_bias
 
 
 def _gather(
-    stage: Stage, wide: Tensor, weight: Tensor, places: tuple[int, int], channels_last: bool
+    stage: Stage, wide: Tensor, weight: Tensor, places: Pair, channels_last: bool
 ) -> Tensor:
-    matrix = _as_matrix(weight, _covers(weight, stage, (wide.shape[2], wide.shape[3]))).t()
+    matrix = _row(weight, weight).t()
     # Written channels-last, which with one place is the same memory as contiguous.
     small = empty_map(wide, (len(wide), len(weight), *places), channels_last or places != (1, 1))
     rows = small.permute(0, 2, 3, 1)
@@ -133,44 +133,43 @@ def _gather(
 
 
 def _scatter(
-    stage: Stage, small: Tensor, weight: Tensor, places: tuple[int, int], channels_last: bool
+    stage: Stage, small: Tensor, weight: Tensor, places: Pair, channels_last: bool
 ) -> Tensor:
-    wide = empty_map(small, (len(small), weight.shape[1], *places), channels_last)
+    matrix = _row(weight, weight)
     if _covers(weight, stage, places):
-        of_wide, of_weight = (
-            (map.permute(0, 2, 3, 1) if channels_last else map).flatten(1) for map in (wide, weight)
-        )
-        torch.mm(_places_as_rows(small), of_weight, out=of_wide)
-        return wide
-    matrix = _as_matrix(weight)
+        return laid_out(_maps(_places_as_rows(small) @ matrix, weight), channels_last)
+    wide = empty_map(small, (len(small), weight.shape[1], *places), channels_last)
     above, left = stage.padding
     for samples in _portions(small, weight):
         patches = _places_as_rows(small[samples]) @ matrix
         padded = _folded(stage, patches, weight, small[samples], places)
-        inner = padded[:, above : above + places[0], left : left + places[1]]
-        wide[samples] = inner.permute(0, 3, 1, 2)
+        wide[samples] = padded[:, :, above : above + places[0], left : left + places[1]]
     return wide
 
 
-def _folded(
-    stage: Stage, patches: Tensor, weight: Tensor, small: Tensor, places: tuple[int, int]
-) -> Tensor:
-    """The patches added up, (n, H, W, C), padding included."""
+def _folded(stage: Stage, patches: Tensor, weight: Tensor, small: Tensor, places: Pair) -> Tensor:
+    """The patches added up, (n, C, H, W), padding included."""
     channels, kernel_rows, kernel_columns = weight.shape[1:]
     down, right = stage.stride
     rows, columns = small.shape[2:]
-    each = patches.view(len(small), rows, columns, kernel_rows, kernel_columns, channels)
     # With whatever the last patches reach beyond the padding.
     height = max(places[0] + 2 * stage.padding[0], (rows - 1) * down + kernel_rows)
     width = max(places[1] + 2 * stage.padding[1], (columns - 1) * right + kernel_columns)
-    padded = patches.new_zeros(len(small), height, width, channels)
+    each = patches.view(len(small), rows, columns, *_in_memory(weight))
+    if _is_channels_last(weight):
+        padded = patches.new_zeros(len(small), height, width, channels).permute(0, 3, 1, 2)
+        each = each.permute(0, 5, 1, 2, 3, 4)
+    else:
+        padded = patches.new_zeros(len(small), channels, height, width)
+        each = each.permute(0, 3, 1, 2, 4, 5)
     for row in range(kernel_rows):
         for column in range(kernel_columns):
             padded[
                 :,
+                :,
                 row : row + (rows - 1) * down + 1 : down,
                 column : column + (columns - 1) * right + 1 : right,
-            ].add_(each[:, :, :, row, column])
+            ].add_(each[..., row, column])
     return padded
 
 
@@ -186,22 +185,28 @@ def _portions(small: Tensor, weight: Tensor) -> Iterator[slice]:
         yield slice(first, first + at_once)
 
 
-def _patches(stage: Stage, wide: Tensor, weight: Tensor, places: tuple[int, int]) -> Tensor:
-    """(N * h * w, kH * kW * C), in the order of :func:`_as_matrix`'s columns."""
+def _patches(stage: Stage, wide: Tensor, weight: Tensor, places: Pair) -> Tensor:
+    """(N * h * w, values of a patch), in the order of a row of the weight in memory."""
     if _covers(weight, stage, (wide.shape[2], wide.shape[3])):
-        return (wide.permute(0, 2, 3, 1) if _is_channels_last(weight) else wide).flatten(1)
+        return _row(wide, weight)
     channels, kernel_rows, kernel_columns = weight.shape[1:]
     down, right = stage.stride
     above, left = stage.padding
     rows, columns = places
     below = max((rows - 1) * down + kernel_rows - wide.shape[2] - above, 0)
     beyond = max((columns - 1) * right + kernel_columns - wide.shape[3] - left, 0)
-    padded = F.pad(wide.permute(0, 2, 3, 1), (0, 0, left, beyond, above, below)).contiguous()
-    sample, row, column, _ = padded.stride()
-    # A kernel's row of values lies in one piece, columns and channels together.
+    if _is_channels_last(weight):
+        padded = F.pad(wide.permute(0, 2, 3, 1), (0, 0, left, beyond, above, below)).contiguous()
+        sample, row, column, _ = padded.stride()
+        # A kernel's row of values lies in one piece, columns and channels together.
+        sizes: tuple[int, ...] = (kernel_rows, kernel_columns * channels)
+        strides: tuple[int, ...] = (row, 1)
+    else:
+        padded = F.pad(wide, (left, beyond, above, below)).contiguous()
+        sample, channel, row, column = padded.stride()
+        sizes, strides = _in_memory(weight), (channel, row, column)
     return padded.as_strided(
-        (len(wide), rows, columns, kernel_rows, kernel_columns * channels),
-        (sample, down * row, right * column, row, 1),
+        (len(wide), rows, columns, *sizes), (sample, down * row, right * column, *strides)
     ).reshape(len(wide) * rows * columns, -1)
 
 
@@ -210,17 +215,7 @@ def _is_one_row(stage: Stage, input: Tensor, weight: Tensor) -> bool:
     return stage.kind == "conv2d" and _covers(weight, stage, (input.shape[2], input.shape[3]))
 
 
-def _row(maps: Tensor, weight: Tensor) -> Tensor:
-    """Each map as a row, in the weight's order in memory."""
-    return (maps.permute(0, 2, 3, 1) if _is_channels_last(weight) else maps).flatten(1)
-
-
-def _maps(rows: Tensor, weight: Tensor) -> Tensor:
-    """The inverse of :func:`_row`."""
-    return _as_maps(rows, weight, in_its_order=True)
-
-
-def _covers(weight: Tensor, stage: Stage, wide_places: tuple[int, int]) -> bool:
+def _covers(weight: Tensor, stage: Stage, wide_places: Pair) -> bool:
     return stage.padding == (0, 0) and wide_places == tuple(weight.shape[2:])
 
 
@@ -228,22 +223,21 @@ def _is_channels_last(weight: Tensor) -> bool:
     return weight.is_contiguous(memory_format=torch.channels_last)
 
 
-def _as_matrix(weight: Tensor, in_its_order: bool = False) -> Tensor:
-    """One row for each channel of the small map; columns as patches have them, channels last.
-
-    `in_its_order`: as the weight lies in memory, whichever way that is.
-    """
-    if in_its_order and not _is_channels_last(weight):
-        return weight.flatten(1)
-    return weight.permute(0, 2, 3, 1).flatten(1)
-
-
-def _as_maps(matrix: Tensor, weight: Tensor, in_its_order: bool) -> Tensor:
-    """Rows in :func:`_as_matrix`'s order, as (N, C, kH, kW)."""
+def _in_memory(weight: Tensor) -> tuple[int, ...]:
+    """The sizes of a row of the weight, in the order in which they lie in memory."""
     channels, rows, columns = weight.shape[1:]
-    if in_its_order and not _is_channels_last(weight):
-        return matrix.view(len(matrix), channels, rows, columns)
-    return matrix.view(len(matrix), rows, columns, channels).permute(0, 3, 1, 2)
+    return (rows, columns, channels) if _is_channels_last(weight) else (channels, rows, columns)
+
+
+def _row(maps: Tensor, weight: Tensor) -> Tensor:
+    """Each map, or the weight itself, as a row in the weight's order in memory."""
+    return (maps.permute(0, 2, 3, 1) if _is_channels_last(weight) else maps).flatten(1)
+
+
+def _maps(rows: Tensor, weight: Tensor) -> Tensor:
+    """The inverse of :func:`_row`."""
+    maps = rows.view(len(rows), *_in_memory(weight))
+    return maps.permute(0, 3, 1, 2) if _is_channels_last(weight) else maps
 
 
 def _places_as_rows(small: Tensor) -> Tensor:

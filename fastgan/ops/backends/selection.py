@@ -299,7 +299,7 @@ def _may_measure(input: Tensor) -> bool:
 
 
 def _mode_of_environment() -> str:
-    mode = os.environ.get("FASTGAN_AUTOTUNE", "1")
+    mode = os.environ.get("FASTGAN_AUTOTUNE") or "1"
     if mode not in MODES:
         raise ConfigError(f"FASTGAN_AUTOTUNE: expected {', '.join(MODES)}, got {mode!r}")
     return mode

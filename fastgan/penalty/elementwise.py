@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.penalty.entries import Node
+from fastgan.penalty.entries import Node, Samples
 from fastgan.penalty.rule import POINTWISE, Found, Rule, Single, aligned, sum_to
 
 __all__ = ["ELEMENTWISE", "PiecewiseLinear"]
@@ -33,7 +33,7 @@ class _Elementwise(Single):
     def slots_read(self, node: Node) -> Iterable[Any]:
         return () if self.reads_output(node) else (0,)
 
-    def data(self, node: Node) -> Tensor:
+    def read(self, node: Node) -> Tensor:
         """The input or output that the derivatives are computed from."""
         data: Tensor = node.output if self.reads_output(node) else node.arg(0)
         return data
@@ -59,7 +59,7 @@ class PiecewiseLinear(_Elementwise):
         return self.from_output(node)
 
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
-        return self.masked(node, self.data(node), grad, grad if node.overwrite else None)
+        return self.masked(node, self.read(node), grad, grad if node.overwrite else None)
 
 
 class _Smooth(_Elementwise):
@@ -94,13 +94,13 @@ class _Smooth(_Elementwise):
         return True
 
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
-        return self.first(self.data(node), *node.args[1:]) * grad
+        return self.first(self.read(node), *node.args[1:]) * grad
 
     def bend(self, node: Node, grad: Tensor, tangents: Found, slot: Any) -> Tensor | None:
         tangent = tangents.get(0)
         if tangent is None:
             return None
-        return self.second(self.data(node), *node.args[1:]) * grad * tangent
+        return self.second(self.read(node), *node.args[1:]) * grad * tangent
 
 
 class _PReLU(Single):
@@ -138,11 +138,14 @@ class _Dropout(_Elementwise):
         output, node.kept = func(*args, **kwargs)
         return output, node.kept
 
+    def narrow(self, node: Node, rows: Samples) -> None:
+        node.kept = rows.of(node.kept)
+
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         p, training = node.args[1], node.args[2] is not False
         if not training or p == 0:
             return grad
-        return grad * node.windowed(node.kept) * (0.0 if p == 1 else 1 / (1 - p))
+        return grad * node.kept * (0.0 if p == 1 else 1 / (1 - p))
 
 
 # Masks -----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.penalty.entries import Node
+from fastgan.penalty.entries import Node, Samples
 from fastgan.penalty.rule import (
     AUTOGRAD,
     POINTWISE,
@@ -83,7 +83,7 @@ class _Linear(Single):
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
         value = node.slots[0]
         like = next(grad for grad in grads if grad is not None)
-        shape = node.shape_of(value, like)
+        shape = value.shape
         if self.transpose is not None:
             return {0: self.transpose(node, like, shape)}
         input = torch.empty(
@@ -172,10 +172,7 @@ class _View(_Linear):
 
 
 def _reshaped(node: Node, input: Tensor) -> Tensor:
-    shape, taken = list(_shape(node)), node.slots[0].shape
-    if node.rows is not None:
-        shape[0] = shape[0] * input.size(0) // taken[0]
-    return input.reshape(shape)
+    return input.reshape(_shape(node))
 
 
 def _cast(node: Node, input: Tensor) -> Tensor:
@@ -190,8 +187,7 @@ class _Cast(_Linear):
 
 
 def _expanded(node: Node, input: Tensor) -> Tensor:
-    rows = input.shape[:1] if _same_first(node, 0) else _shape(node)[:1]
-    return input.expand(*rows, *_shape(node)[1:])
+    return input.expand(_shape(node))
 
 
 def _unsummed(node: Node, grad: Tensor, shape: Sequence[int]) -> Tensor:
@@ -230,15 +226,18 @@ class _MaxPool(Single):
         return output, node.kept
 
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
-        shape = node.shape_of(node.slots[0], grad)
+        shape = node.slots[0].shape
         flat = grad.new_zeros(*shape[:2], math.prod(shape[2:]))
         # Windows overlap if the stride is smaller than the window, so gradients are summed.
-        flat.scatter_add_(2, node.windowed(node.kept).flatten(2), grad.flatten(2))
+        flat.scatter_add_(2, node.kept.flatten(2), grad.flatten(2))
         return flat.view(shape)
 
     def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
-        places = node.windowed(node.kept)
+        places: Tensor = node.kept
         return tangent.flatten(2).gather(2, places.flatten(2)).view(places.shape)
+
+    def narrow(self, node: Node, rows: Samples) -> None:
+        node.kept = rows.of(node.kept)
 
 
 class _Meeting(Single):
@@ -257,15 +256,12 @@ class _Meeting(Single):
         (total,) = super().jvp(node, tangents)
         shape, (output,) = _shape(node), node.outputs
         if total is not None and output is not None:
-            total = total.to(output.dtype)
-            if total.shape[1:] != shape[1:] or total.dim() != len(shape):
-                rows = total.shape[:1] if total.dim() == len(shape) else shape[:1]
-                total = total.expand(*rows, *shape[1:])
+            total = total.to(output.dtype).expand(shape)
         return [total]
 
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         value = node.slots[slot]
-        grad = sum_to(self.along(node, grad, slot), node.shape_of(value, grad))
+        grad = sum_to(self.along(node, grad, slot), value.shape)
         return grad.to(value.dtype)
 
 
@@ -340,8 +336,10 @@ class _Join(_Meeting):
         for item, piece in enumerate(node.args[0]):
             tangent = tangents.get((0, item))
             if tangent is None:
-                rows = piece.shape[:1] if self._dim(node) == 0 else given.shape[:1]
-                tangent = given.new_zeros(*rows, *piece.shape[1:])
+                shape = list(piece.shape)
+                if self._dim(node) != 0:
+                    shape[0] = given.shape[0]
+                tangent = given.new_zeros(shape)
             pieces.append(tangent)
         return [node.func(pieces, *node.args[1:])]
 

@@ -21,7 +21,7 @@ from fastgan.penalty.entries import Value
 from fastgan.penalty.rule import with_random
 from fastgan.penalty.tape import Tape
 
-__all__ = ["Leaves", "Replay", "attached"]
+__all__ = ["Leaves", "attached", "replayed"]
 
 
 Leaves = dict[int, Tensor]
@@ -29,36 +29,32 @@ Again = Callable[[Sequence[Tensor]], dict[int, Tensor]]
 Composed = Callable[[Sequence[Tensor], Leaves], Tensor]
 
 
-@dataclass
-class Replay:
-    """A recorded critic as a function of images, differentiable to any order.
+def replayed(
+    tape: Tape, scores: Sequence[Value], images: Tensor, leaves: Leaves
+) -> list[Tensor]:
+    """A recorded critic's scores as a function of images, differentiable to any order.
 
-    Attributes:
+    Args:
         tape: the recording.
         scores: the values that it returned.
+        images: other images.
+        leaves: other tensors for the parameters, by identity.
     """
-
-    tape: Tape
-    scores: Sequence[Value]
-
-    def __call__(self, images: Tensor, leaves: Leaves) -> list[Tensor]:
-        """The scores at other images, with other tensors for the parameters."""
-        known: dict[Value, Tensor] = {self.tape.root: images}
-        for value in self.tape.parameters:
-            assert value.leaf is not None
-            leaf, data = leaves.get(id(value.leaf), value.leaf), value.tensor
-            if value.leaf.grad_fn is not None and data is not None and not _alias(data, value.leaf):
-                leaf = leaf + (data - leaf).detach()  # as it was before the critic wrote to it
-            known[value] = leaf
-
-        for node in self.tape.nodes:
-            args = node.resolved(known)
-            result = with_random(node, partial(node.rule.replay, node, args))
-            results = result if isinstance(result, (tuple, list)) else [result]
-            for output, tensor in zip(node.outputs, results, strict=False):
-                if output is not None:
-                    known[output] = tensor
-        return [known[value] for value in self.scores if value in known]
+    known: dict[Value, Tensor] = {tape.root: images}
+    for value in tape.parameters:
+        assert value.leaf is not None
+        leaf, data = leaves.get(id(value.leaf), value.leaf), value.tensor
+        if value.leaf.grad_fn is not None and data is not None and not _alias(data, value.leaf):
+            leaf = leaf + (data - leaf).detach()  # as it was before the critic wrote to it
+        known[value] = leaf
+    for node in tape.nodes:
+        args = node.resolved(known)
+        result = with_random(node, partial(node.rule.replay, node, args))
+        results = result if isinstance(result, (tuple, list)) else [result]
+        for output, tensor in zip(node.outputs, results, strict=False):
+            if output is not None:
+                known[output] = tensor
+    return [known[value] for value in scores if value in known]
 
 
 def _alias(left: Tensor, right: Tensor) -> bool:

@@ -106,8 +106,8 @@ class Product(Rule):
             result = bias if result is None else result + bias
         (output,) = node.outputs
         assert output is not None
-        if result is not None and result.shape[1:] != output.shape[1:]:
-            result = result.expand(node.shape_of(output, result) if result.dim() else output.shape)
+        if result is not None and result.shape != output.shape:
+            result = result.expand(output.shape)
         return [result]
 
     def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
@@ -184,11 +184,11 @@ class Multiply(Product):
         if node.overwrite and not isinstance(right, Tensor):
             return grad.mul_(right)
         value = node.slots[self.left]
-        return sum_to(grad * right, node.shape_of(value, grad)).to(value.dtype)
+        return sum_to(grad * right, value.shape).to(value.dtype)
 
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
         value = node.slots[self.right]
-        return sum_to(left * grad, node.shape_of(value, grad))
+        return sum_to(left * grad, value.shape)
 
     @staticmethod
     def _dtype(node: Node) -> torch.dtype:
@@ -217,7 +217,7 @@ class Divide(Multiply):
 
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
         value = node.slots[0]
-        return sum_to(grad / right, node.shape_of(value, grad)).to(value.dtype)
+        return sum_to(grad / right, value.shape).to(value.dtype)
 
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
         divisor: Tensor = node.arg(1)
@@ -252,7 +252,7 @@ class Convolution(Product):
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
         prepared = self._prepared(node, right)
         stage, weight = prepared.stage, prepared.weight
-        input = grad.new_empty(()).expand(node.shape_of(node.slots[0], grad))
+        input = grad.new_empty(()).expand(node.slots[0].shape)
         if stage is None:
             whole: Tensor = self._backward(node, grad, input, weight, [True, False, False])[0]
             return whole

@@ -33,7 +33,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import recording
-from fastgan.penalty.entries import Node, Value
+from fastgan.penalty.entries import Node, Samples, Value
 from fastgan.penalty.rule import AUTOGRAD, Rule, layout_of, with_random
 from fastgan.penalty.rules import GRAPH, REGION, rule_of
 
@@ -106,8 +106,8 @@ class Tape(TorchFunctionMode):
         images: (N, ...), a tensor that nobody else holds.
         joined: whether the batch holds several batches one after the other, which must not notice
             one another: then :class:`Changed` is raised before anything moves or mixes.
-        divided: whether derivatives will be asked of some of the rows alone: then it is raised,
-            too, before what can't be taken of rows.
+        divided: whether the tape will be :meth:`narrowed`: then it is raised, too, before what
+            can't be.
 
     Attributes:
         images: what to call the critic with.
@@ -184,6 +184,40 @@ class Tape(TorchFunctionMode):
             device=self.device,
             memory_format=layout_of(root.shape, root.dtype),
         )
+
+    @contextlib.contextmanager
+    def narrowed(self, rows: Samples, only: Node | None = None) -> Iterator[None]:
+        """Leaves only some samples' rows on the tape, of ``only`` one op's inputs and outputs.
+
+        Afterwards shapes are as they were; what the ops kept is, too, with ``only``.
+        """
+        before: dict[Value, tuple[torch.Size, Tensor | None]] = {}
+        nodes = [only] if only else [node for node in self.nodes if node.by_images]
+        kept = [(node, node.args, node.kept) for node in nodes if only or node.rule.broadcasts]
+        for node in nodes:
+            values = [node.slots[slot] for slot in node.inner]
+            values += [value for value in node.outputs if value is not None]
+            if node.rule.broadcasts:
+                values += [v for v in _beside(node) if isinstance(v, Value)]
+                cut = [a for a in _beside(node) if isinstance(a, Tensor)]
+                node.args = [rows.of(a) if any(a is c for c in cut) else a for a in node.args]
+            for value in values:
+                before[value] = (value.shape, value.tensor if only or value.leaf is not None else None)
+        for node in nodes:
+            if node.kept is not None:
+                node.rule.narrow(node, rows)
+        for value in before:
+            value.shape = rows.shape(value.shape)
+            value.tensor = None if value.tensor is None else rows.of(value.tensor)
+        try:
+            yield
+        finally:
+            for node, args, earlier in kept:
+                node.args = args
+                if only:
+                    node.kept = earlier
+            for value, (shape, tensor) in before.items():
+                value.shape, value.tensor = shape, tensor
 
     def close(self) -> None:
         """Ends the recording; what the critic keeps of its tensors has no graph any more."""
@@ -389,7 +423,7 @@ class Tape(TorchFunctionMode):
             batched = not mixed and rule.batched(node, self.root.shape[0])
             if not batched:
                 self._mixing(f"{node.func} may mix the samples of a batch")
-            if self.joined and self.divided and not rule.by_rows:
+            if self.joined and self.divided and not _divisible(node):
                 self._changed(f"{node.func} has no derivatives of some rows alone")
             for found in outputs:
                 if found is not None:
@@ -415,7 +449,8 @@ class Tape(TorchFunctionMode):
         node.reading()
 
     def _hold(self, value: Value, tensor: Tensor) -> None:
-        value.tensor = tensor
+        # A tensor of its own: whoever else keeps the data then shows in the storage's count.
+        value.tensor = tensor.detach()
         self._saved.setdefault(_storage(tensor), []).append(value)
 
     def _add(self, tensor: Tensor, value: Value) -> Value:
@@ -657,6 +692,26 @@ class Tape(TorchFunctionMode):
     def _refuse(self, reason: str) -> None:
         self.refused = Unrecordable(reason)
         raise self.refused
+
+
+def _beside(node: Node) -> list[Value | Tensor]:
+    """What doesn't depend on the images and has a row for each row of the result."""
+    (output, *_) = node.outputs
+    constants = [a for a in node.args if isinstance(a, Tensor)]
+    return [
+        each
+        for each in (*constants, *(node.slots[slot] for slot in node.own))
+        if output is not None and len(each.shape) == len(output.shape) > 0
+        if each.shape[0] == output.shape[0]
+    ]
+
+
+def _divisible(node: Node) -> bool:
+    """Whether a joined batch with this op can be :meth:`Tape.narrowed`."""
+    rule = node.rule
+    if not rule.by_rows or not rule.broadcasts:
+        return rule.by_rows
+    return all(isinstance(each, Tensor) or each.leaf is not None for each in _beside(node))
 
 
 #: View ops that copy if the memory layout requires it.

@@ -241,6 +241,14 @@ _NAMED = (
 )
 #: An attribute of these types changes only by being assigned.
 _WHOLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, *_NAMED)
+
+
+def _is_whole(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(isinstance(item, _WHOLE) for item in value)
+    return isinstance(value, _WHOLE)
+
+
 _OF_MODULES = frozenset(vars(nn.Module()))
 _MOST_BYTES = 1 << 16
 
@@ -297,7 +305,7 @@ class _State:
                 value
                 for module in modules
                 for name in vars(module).keys() - _OF_MODULES
-                if not isinstance(value := vars(module)[name], _WHOLE)
+                if not _is_whole(value := vars(module)[name])
             ]
             self.pickled = _pickled(self.values)
             self.pointers = [

@@ -179,7 +179,8 @@ class Node:
     def output(self) -> Tensor:
         """The first result's data."""
         (value, *_) = self.outputs
-        assert value is not None and value.tensor is not None
+        assert value is not None
+        assert value.tensor is not None
         return value.tensor
 
     def released(self) -> None:

@@ -318,6 +318,7 @@ def _loss_by_autograd(
         penalties[term] = penalty_by_double_backward(sum_at, images, formula)
         return kept
 
+    assert asked.loss is not None
     fake_scores = run(fake, "r2", asked.r2)
     real_scores = run(real, "r1", asked.r1)
     adversarial = asked.loss(real_scores, fake_scores)

@@ -168,7 +168,7 @@ class _Run:
         """The loss and its terms."""
         loss = self._loss()
         if self.learning:
-            held, names = list(self.given.values()), list(self.given)
+            held, names = list(self.given.values()), tuple(self.given)
             # The graph must not keep the run itself: a cycle would delay freeing memory.
             steps, self.steps = self.steps, []
             again = partial(self._again, steps, names)
@@ -243,7 +243,8 @@ class _Run:
                 )
             except Changed:
                 return
-            apart = [torch.cat(each) for each in zip(*(b.recording.scores for b in batches))]
+            scores = [batch.recording.scores for batch in batches]
+            apart = [torch.cat(each) for each in zip(*scores, strict=True)]
             joining.remember(joined=_agree(whole.scores, apart))
 
     def _divided(self, names: Names) -> bool:
@@ -336,9 +337,14 @@ class _Run:
         learning = self.learning
         if not penalised:
             if learning:
-                self._step(batch, lambda p: p.backpropagate(_stacked(names, seeds)))
+                whole = _stacked(names, seeds) or ()
+                self._step(batch, lambda passes: passes.backpropagate(whole))
             return torch.zeros((), device=self.example.device)
-        formulas = [(batch.rows(name), asked.penalty(name)) for name in penalised]
+        formulas = [
+            (batch.rows(name), formula)
+            for name in penalised
+            if (formula := asked.penalty(name)) is not None
+        ]
         own = _stacked(penalised, seeds)
         factors = None
         if own is not None and recording.one_score_each:
@@ -350,7 +356,7 @@ class _Run:
             others = _stacked(names, {**seeds, **blank})
         values = self._step(
             batch,
-            lambda p: p.penalty(
+            lambda passes: passes.penalty(
                 formulas, seeds=own, factors=factors, others=others, learning=learning
             ),
         )

@@ -29,7 +29,7 @@ from fastgan.penalty.rule import (
 __all__ = ["LINEAR", "REGION"]
 
 aten = torch.ops.aten
-Transpose = Callable[[Node, Tensor, Sequence[int]], Tensor]
+Transpose = Callable[[Node, Tensor], Tensor]
 Map = Callable[[Node, Tensor], Any]
 Batched = Callable[[Node, int], bool]
 
@@ -38,7 +38,7 @@ class _Linear(Single):
     """A linear map of one tensor.
 
     Args:
-        transpose: (node, grad, shape of the input) -> J^T grad; None uses autograd.
+        transpose: (node, grad) -> J^T grad; None uses autograd.
         batched: (node, number of samples) -> whether it keeps samples apart.
         mapped: (node, tangent) -> J tangent; None is the op itself.
         by_rows: whether it can be applied to some rows only.
@@ -83,14 +83,13 @@ class _Linear(Single):
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
         value = node.slots[0]
         like = next(grad for grad in grads if grad is not None)
-        shape = value.shape
         if self.transpose is not None:
-            return {0: self.transpose(node, like, shape)}
+            return {0: self.transpose(node, like)}
         input = torch.empty(
-            shape,
+            value.shape,
             dtype=value.dtype,
             device=like.device,
-            memory_format=layout_of(shape, value.dtype),
+            memory_format=layout_of(value.shape, value.dtype),
             requires_grad=True,
         )
         with torch.enable_grad():
@@ -190,19 +189,25 @@ def _expanded(node: Node, input: Tensor) -> Tensor:
     return input.expand(_shape(node))
 
 
-def _unsummed(node: Node, grad: Tensor, shape: Sequence[int]) -> Tensor:
+def _unshaped(node: Node, grad: Tensor) -> Tensor:
+    return grad.reshape(node.slots[0].shape)
+
+
+def _unsummed(node: Node, grad: Tensor) -> Tensor:
     """Of a sum: the gradient repeated over what was summed."""
+    shape = node.slots[0].shape
     if shape and not (len(node.args) > 2 and node.args[2]):
         for dim in _dims(node, 1):
             grad = grad.unsqueeze(dim)
-    return grad.to(node.slots[0].dtype).expand(tuple(shape))
+    return grad.to(node.slots[0].dtype).expand(shape)
 
 
-def _unaveraged(node: Node, grad: Tensor, shape: Sequence[int]) -> Tensor:
-    return _unsummed(node, grad / (math.prod(shape) // max(grad.numel(), 1)), shape)
+def _unaveraged(node: Node, grad: Tensor) -> Tensor:
+    count = math.prod(node.slots[0].shape) // max(grad.numel(), 1)
+    return _unsummed(node, grad / count)
 
 
-def _permuted_back(node: Node, grad: Tensor, shape: Sequence[int]) -> Tensor:
+def _permuted_back(node: Node, grad: Tensor) -> Tensor:
     order = [dim % len(node.args[1]) for dim in node.args[1]]
     return grad.permute([order.index(dim) for dim in range(len(order))])
 
@@ -251,13 +256,6 @@ class _Meeting(Single):
 
     def slots_read(self, node: Node) -> Iterable[Any]:
         return ()
-
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        (total,) = super().jvp(node, tangents)
-        shape, (output,) = _shape(node), node.outputs
-        if total is not None and output is not None:
-            total = total.to(output.dtype).expand(shape)
-        return [total]
 
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         value = node.slots[slot]
@@ -415,11 +413,11 @@ class _Region(Single):
 
 
 REGION = _Region()
-_view = _View(lambda node, grad, shape: grad.reshape(shape), _whole_samples, _reshaped)
-_same = _Linear(lambda node, grad, shape: grad)
+_view = _View(_unshaped, _whole_samples, _reshaped)
+_same = _Linear(lambda node, grad: grad)
 _split = _Linear(batched=_not_first(2))
 _fill = _Linear(
-    lambda node, grad, shape: sum_to(grad.masked_fill(node.arg(1), 0), shape),
+    lambda node, grad: sum_to(grad.masked_fill(node.arg(1), 0), node.slots[0].shape),
     lambda node, samples: aligned(node),
     lambda node, input: input.masked_fill(node.arg(1), 0),
     broadcasts=True,
@@ -432,29 +430,25 @@ LINEAR: dict[Any, Rule] = {
     aten._unsafe_view.default: _view,
     aten.alias.default: _same,
     aten.clone.default: _same,
-    aten._to_copy.default: _Cast(
-        lambda node, grad, shape: grad.to(node.slots[0].dtype), mapped=_cast
-    ),
+    aten._to_copy.default: _Cast(lambda node, grad: grad.to(node.slots[0].dtype), mapped=_cast),
     aten.expand.default: _Linear(
-        lambda node, grad, shape: sum_to(grad, shape).to(grad.dtype), _same_first, _expanded
+        lambda node, grad: sum_to(grad, node.slots[0].shape).to(grad.dtype), _same_first, _expanded
     ),
     aten.permute.default: _Linear(
         _permuted_back, lambda node, samples: node.args[1][0] % len(node.args[1]) == 0
     ),
     aten.transpose.int: _Linear(
-        lambda node, grad, shape: grad.transpose(node.args[1], node.args[2]),
+        lambda node, grad: grad.transpose(node.args[1], node.args[2]),
         lambda node, samples: 0 not in (dimension(node, 1), dimension(node, 2)),
     ),
-    aten.t.default: _Linear(lambda node, grad, shape: grad.t(), _never),
+    aten.t.default: _Linear(lambda node, grad: grad.t(), _never),
     aten.unsqueeze.default: _Linear(
-        lambda node, grad, shape: grad.squeeze(node.args[1]),
+        lambda node, grad: grad.squeeze(node.args[1]),
         lambda node, samples: node.args[1] % (len(node.slots[0].shape) + 1) != 0,
     ),
-    aten.squeeze.default: _Linear(
-        lambda node, grad, shape: grad.reshape(shape), _whole_samples, by_rows=False
-    ),
-    aten.squeeze.dim: _Linear(lambda node, grad, shape: grad.reshape(shape), _not_first(1)),
-    aten.squeeze.dims: _Linear(lambda node, grad, shape: grad.reshape(shape), _not_among(1)),
+    aten.squeeze.default: _Linear(_unshaped, _whole_samples, by_rows=False),
+    aten.squeeze.dim: _Linear(_unshaped, _not_first(1)),
+    aten.squeeze.dims: _Linear(_unshaped, _not_among(1)),
     aten.select.int: _Linear(batched=_not_first(1)),
     aten.slice.Tensor: _Linear(
         batched=lambda node, samples: dimension(node, 1) != 0 or _same_first(node, samples)
@@ -469,7 +463,7 @@ LINEAR: dict[Any, Rule] = {
     aten.sum.dim_IntList: _Linear(_unsummed, _not_among(1)),
     aten.mean.default: _Linear(_unaveraged, _never),
     aten.mean.dim: _Linear(_unaveraged, _not_among(1)),
-    aten.neg.default: _Linear(lambda node, grad, shape: -grad),
+    aten.neg.default: _Linear(lambda node, grad: -grad),
     aten.add.Tensor: _Sum(),
     aten.add.Scalar: _Sum(),
     aten.sub.Tensor: _Sum(1.0, -1.0),
@@ -482,13 +476,13 @@ LINEAR: dict[Any, Rule] = {
     aten.masked_fill.Scalar: _fill,
     aten.masked_fill.Tensor: _fill,
     aten.constant_pad_nd.default: _Linear(
-        lambda node, grad, shape: aten.constant_pad_nd(grad, [-n for n in node.args[1]]),
+        lambda node, grad: aten.constant_pad_nd(grad, [-n for n in node.args[1]]),
         lambda node, samples: len(node.args[1]) < 2 * len(node.slots[0].shape),
         lambda node, input: aten.constant_pad_nd(input, node.args[1]),
     ),
     aten.copy.default: _Copy(),
     aten.max_pool2d_with_indices.default: _MaxPool(),
-    aten.flip.default: _Linear(lambda node, grad, shape: grad.flip(node.args[1]), _not_among(1)),
+    aten.flip.default: _Linear(lambda node, grad: grad.flip(node.args[1]), _not_among(1)),
     aten.repeat.default: _Linear(batched=_same_first, by_rows=False),
     aten.roll.default: _Linear(batched=_not_among(2)),
     aten.cumsum.default: _Linear(batched=_not_first(1)),

@@ -29,9 +29,7 @@ Again = Callable[[Sequence[Tensor]], dict[int, Tensor]]
 Composed = Callable[[Sequence[Tensor], Leaves], Tensor]
 
 
-def replayed(
-    tape: Tape, scores: Sequence[Value], images: Tensor, leaves: Leaves
-) -> list[Tensor]:
+def replayed(tape: Tape, scores: Sequence[Value], images: Tensor, leaves: Leaves) -> list[Tensor]:
     """A recorded critic's scores as a function of images, differentiable to any order.
 
     Args:

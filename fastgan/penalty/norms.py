@@ -135,7 +135,7 @@ class _Norm(Rule):
             None if each is None else self.vector(node, each)
             for each in args[self.weight : self.weight + 2]
         ]
-        result = _affine(normalised(grouped, (2, 3), eps), *affine, (groups, -1, 1))
+        result = _affine(normalised(grouped, (2, 3), eps), (groups, -1, 1), *affine)
         return (self.unmapped(node, result.reshape(maps.shape), input).to(input.dtype), None, None)
 
     def unmapped(self, node: Node, maps: Tensor, like: Tensor) -> Tensor:
@@ -317,9 +317,9 @@ class BatchNorm(Rule):
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
         input, weight, bias, mean, variance, training, momentum, eps = args
         if training:
-            dims = [d for d in range(input.dim()) if d != 1]
+            dims = (0, *range(2, input.dim()))
             result = normalised(widened(input), dims, eps)
-            result = _affine(result, weight, bias, (-1, *[1] * (input.dim() - 2)))
+            result = _affine(result, (-1, *[1] * (input.dim() - 2)), weight, bias)
             return result.to(input.dtype), None, None
         given = (input, mean, variance, weight, bias, training, momentum, eps)
         return torch.nn.functional.batch_norm(*given), None, None
@@ -329,7 +329,15 @@ class BatchNorm(Rule):
     ) -> Found:
         mask = [slot in wanted for slot in range(3)]
         found = aten.native_batch_norm_backward.default(
-            grad, node.arg(0), weight, node.arg(3), node.arg(4), *node.kept, node.args[5], node.args[7], mask
+            grad,
+            node.arg(0),
+            weight,
+            node.arg(3),
+            node.arg(4),
+            *node.kept,
+            node.args[5],
+            node.args[7],
+            mask,
         )
         return {slot: found[slot] for slot in wanted}
 
@@ -358,7 +366,7 @@ class BatchNorm(Rule):
         return found
 
     def _curvature(self, node: Node, grad: Tensor, tangent: Tensor) -> Tensor:
-        dims = [d for d in range(grad.dim()) if d != 1]
+        dims = (0, *range(2, grad.dim()))
         dtype = wide(grad)
 
         def mean(maps: Tensor) -> Tensor:
@@ -376,10 +384,10 @@ class BatchNorm(Rule):
             p = p.mul_(spread(weight))
         a, b, c = mean(p * u), mean(xhat * p), mean(xhat * u)
         result = p.mul_(c).add_(u.mul_(b)).add_(xhat.mul_(a - 3 * b * c))
-        return result.mul_(invstd.square().neg_()).to(grad.dtype)
+        return result.mul_(invstd.square_().neg_()).to(grad.dtype)
 
 
-def normalised(maps: Tensor, dims: Sequence[int], eps: float) -> Tensor:
+def normalised(maps: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
     """xhat, over the given dimensions together.
 
     Not by torch's own norms, whose third derivatives are wrong (2.13).
@@ -389,7 +397,7 @@ def normalised(maps: Tensor, dims: Sequence[int], eps: float) -> Tensor:
 
 
 def _affine(
-    xhat: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int]
+    xhat: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None
 ) -> Tensor:
     if weight is not None:
         xhat = xhat * weight.view(shape)

@@ -32,7 +32,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -61,9 +60,7 @@ class Passes:
             dtype they were computed in.
     """
 
-    def __init__(
-        self, tape: Tape, scores: Sequence[Value], gradients: dict[int, Tensor]
-    ) -> None:
+    def __init__(self, tape: Tape, scores: Sequence[Value], gradients: dict[int, Tensor]) -> None:
         self.tape = tape
         self.gradients = gradients
         self.scores = scores

@@ -118,7 +118,7 @@ class MaskedActivation(PiecewiseLinear):
     """
 
     def __init__(self, rule: PiecewiseLinear, tangents: str | None, signals: str | None) -> None:
-        super().__init__(rule.masked, rule.from_output)
+        super().__init__(rule.masked, rule.arguments, rule.from_output)
         self.tangents = tangents
         self.signals = signals
 

@@ -150,7 +150,10 @@ class Single(Rule):
             if tangent is not None:
                 part = self.along(node, tangent, slot)
                 total = part if total is None else total + part
-        return [total, *[None] * (len(node.outputs) - 1)]
+        (output, *others) = node.outputs
+        if total is not None and output is not None and total.shape != output.shape:
+            total = total.expand(output.shape)
+        return [total, *[None] * len(others)]
 
     def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
         grad = grads[0]

@@ -202,7 +202,8 @@ class Tape(TorchFunctionMode):
                 cut = [a for a in _beside(node) if isinstance(a, Tensor)]
                 node.args = [rows.of(a) if any(a is c for c in cut) else a for a in node.args]
             for value in values:
-                before[value] = (value.shape, value.tensor if only or value.leaf is not None else None)
+                saved = value.tensor if only or value.leaf is not None else None
+                before[value] = (value.shape, saved)
         for node in nodes:
             if node.kept is not None:
                 node.rule.narrow(node, rows)
@@ -697,10 +698,11 @@ class Tape(TorchFunctionMode):
 def _beside(node: Node) -> list[Value | Tensor]:
     """What doesn't depend on the images and has a row for each row of the result."""
     (output, *_) = node.outputs
-    constants = [a for a in node.args if isinstance(a, Tensor)]
+    found: list[Value | Tensor] = [node.slots[slot] for slot in node.own]
+    found += [argument for argument in node.args if isinstance(argument, Tensor)]
     return [
         each
-        for each in (*constants, *(node.slots[slot] for slot in node.own))
+        for each in found
         if output is not None and len(each.shape) == len(output.shape) > 0
         if each.shape[0] == output.shape[0]
     ]

@@ -22,7 +22,7 @@ from fastgan.penalty.entries import Value
 from fastgan.penalty.peephole import move_masks
 from fastgan.penalty.points import within_transform
 from fastgan.penalty.rule import layout_of
-from fastgan.penalty.tape import Changed, Tape, Unrecordable
+from fastgan.penalty.tape import Changed, Tape, Unrecordable, tensors_in
 
 __all__ = [
     "Critic",
@@ -86,7 +86,7 @@ def checked_scores(name: str, output: Any, scores: Scores | None, samples: int) 
             ValueError).
     """
     chosen = output if scores is None else scores(output)
-    found = list(_tensors(chosen))
+    found = list(tensors_in(chosen))
     shapes: list[tuple[int, ...] | None] = [tuple(tensor.shape) for tensor in found]
     for shape in shapes or [None]:
         if not shape or shape[0] != samples:
@@ -104,16 +104,6 @@ def checked_scores(name: str, output: Any, scores: Scores | None, samples: int) 
                 f"critic {name} returned scores of dtype {tensor.dtype}; expected a floating dtype"
             )
     return found
-
-
-def _tensors(structure: Any) -> list[Tensor]:
-    if isinstance(structure, Tensor):
-        return [structure]
-    if isinstance(structure, dict):
-        structure = list(structure.values())
-    if isinstance(structure, (tuple, list)):
-        return [tensor for item in structure for tensor in _tensors(item)]
-    return []
 
 
 @dataclass

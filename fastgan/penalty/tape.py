@@ -37,7 +37,7 @@ from fastgan.penalty.entries import Node, Samples, Value
 from fastgan.penalty.rule import AUTOGRAD, Rule, layout_of, with_random
 from fastgan.penalty.rules import GRAPH, REGION, rule_of
 
-__all__ = ["Changed", "Tape", "Unrecordable"]
+__all__ = ["Changed", "Tape", "Unrecordable", "tensors_in"]
 
 
 class Unrecordable(BaseException):
@@ -75,23 +75,20 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _tensors(structure: Any) -> Iterator[Tensor]:
+def tensors_in(structure: Any) -> Iterator[Tensor]:
+    """The tensors in tuples, lists and dicts."""
     if isinstance(structure, Tensor):
         yield structure
     elif isinstance(structure, (tuple, list)):
         for item in structure:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(structure, dict):
         for item in structure.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 def _is_complex(value: Value) -> bool:
     return value.dtype.is_complex
-
-
-def _holds_tensors(items: Sequence[Any]) -> bool:
-    return isinstance(items[0], Tensor) or any(isinstance(item, Tensor) for item in items)
 
 
 def _differentiable(tensor: Tensor) -> bool:
@@ -272,7 +269,7 @@ class Tape(TorchFunctionMode):
         finally:
             torch._C._set_grad_enabled(True)
             self._active = False
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             found = self._entries.get(id(tensor))
             known = found is not None and found[0]() is tensor and found[1].by_images
             if not known and func not in _NEW:
@@ -283,7 +280,7 @@ class Tape(TorchFunctionMode):
 
     def _touched(self, structure: Any) -> bool:
         """Whether any tensor in it came of the images."""
-        for tensor in _tensors(structure):
+        for tensor in tensors_in(structure):
             found = self._entries.get(id(tensor))
             if found is not None and found[0]() is tensor and found[1].by_images:
                 return True
@@ -336,7 +333,7 @@ class Tape(TorchFunctionMode):
 
     def _fresh(self, result: Any) -> None:
         """Forgets what is known of a result's memory, which is new."""
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             if tensor.layout == torch.strided:
                 storage = _storage(tensor)
                 self._born.add(storage)
@@ -354,11 +351,8 @@ class Tape(TorchFunctionMode):
                 if value is not None:
                     found[position] = value
             elif isinstance(argument, (list, tuple)):
-                for item, tensor in enumerate(argument):
-                    if isinstance(tensor, Tensor):
-                        value = self._look_up(tensor)
-                        if value is not None:
-                            found[position, item] = value
+                for item, value in self._values(argument).items():
+                    found[position, item] = value
         return found
 
     def _look_up(self, tensor: Tensor) -> Value | None:
@@ -386,47 +380,40 @@ class Tape(TorchFunctionMode):
         kwargs: dict[str, Any],
         values: dict[Any, Value],
     ) -> Node:
-        given = list(args)
-        node = Node(func, rule, given, kwargs)
+        node = Node(func, rule, list(args), kwargs)
         node.layer = self.layer
-        for position, argument in enumerate(given):
-            if position in values:
-                given[position] = values[position]
-            elif isinstance(argument, Tensor):
+        for position, argument in enumerate(args):
+            if isinstance(argument, Tensor):
                 # detach() has its own data pointer, so a later `.data = ` has no effect here.
-                given[position] = argument.detach()
-            elif isinstance(argument, (list, tuple)) and argument and _holds_tensors(argument):
-                given[position] = items = list(argument)
-                for item, tensor in enumerate(items):
-                    if (position, item) in values:
-                        items[item] = values[position, item]
-                    elif isinstance(tensor, Tensor):
-                        items[item] = tensor.detach()
+                node.args[position] = values.get(position, argument.detach())
+            elif isinstance(argument, (list, tuple)):
+                node.args[position] = [
+                    values.get((position, item), each.detach())
+                    if isinstance(each, Tensor)
+                    else each
+                    for item, each in enumerate(argument)
+                ]
         node.take(values)
         # Of complex numbers, autograd knows when to conjugate.
         node.rule = AUTOGRAD if any(map(_is_complex, values.values())) else rule.for_node(node)
         return node
 
     def _record(self, node: Node, args: Sequence[Any], result: Any) -> None:
-        rule = node.rule
         results = result if isinstance(result, (tuple, list)) else [result]
         by_parameters = bool(node.outer)
-        mixed = False
-        for slot in node.inner:
-            mixed = mixed or not node.slots[slot].batched
-        outputs = node.outputs
         for tensor in results:
             found = None
             if isinstance(tensor, Tensor) and _differentiable(tensor):
                 found = self._add(tensor, Value(tensor, node.by_images, by_parameters, False))
-            outputs.append(found)
+            node.outputs.append(found)
         if node.by_images:
-            batched = not mixed and rule.batched(node, self.root.shape[0])
-            if not batched:
+            batched = all(node.slots[slot].batched for slot in node.inner)
+            if not batched or not node.rule.batched(node, self.root.shape[0]):
                 self._mixing(f"{node.func} may mix the samples of a batch")
+                batched = False
             if self.joined and self.divided and not _divisible(node):
                 self._changed(f"{node.func} has no derivatives of some rows alone")
-            for found in outputs:
+            for found in node.outputs:
                 if found is not None:
                     found.batched = batched
         if by_parameters or node.by_images:
@@ -434,19 +421,18 @@ class Tape(TorchFunctionMode):
             self.nodes.append(node)
 
     def _keep(self, node: Node, args: Sequence[Any], results: Sequence[Any]) -> None:
-        for slot in node.rule.slots_read(node):
-            value = node.slots.get(slot)
-            if value is not None:
-                node.reads.append(value)
-                if value.tensor is None:
-                    tensor = args[slot[0]][slot[1]] if isinstance(slot, tuple) else args[slot]
-                    self._hold(value, tensor)
+        read: list[tuple[Value | None, Tensor]] = [
+            (value, args[slot[0]][slot[1]] if isinstance(slot, tuple) else args[slot])
+            for slot in node.rule.slots_read(node)
+            if (value := node.slots.get(slot)) is not None
+        ]
         if node.rule.reads_output(node):
-            value = node.outputs[0]
+            read.append((node.outputs[0], results[0]))
+        for value, tensor in read:
             if value is not None:
                 node.reads.append(value)
                 if value.tensor is None:
-                    self._hold(value, results[0])
+                    self._hold(value, tensor)
         node.reading()
 
     def _hold(self, value: Value, tensor: Tensor) -> None:
@@ -751,7 +737,7 @@ _Ops.__torch_dispatch__ = _to_tape  # type: ignore
 
 def _random_state(args: Iterable[Any]) -> tuple[torch.device, Tensor]:
     """The device whose random numbers an op draws, and the current random state."""
-    for tensor in _tensors(tuple(args)):
+    for tensor in tensors_in(tuple(args)):
         if tensor.device.type == "cuda":
             return tensor.device, torch.cuda.get_rng_state(tensor.device)
     return torch.device("cpu"), torch.get_rng_state()
@@ -814,27 +800,22 @@ _ASKING = {
         getattr(torch.Tensor, name).__get__
         for name in ("shape", "dtype", "device", "ndim", "is_cuda", "layout", "requires_grad")
     ),
-    torch.Tensor.size,
-    torch.Tensor.__len__,
-    torch.Tensor.dim,
-    torch.Tensor.numel,
-    torch.Tensor.is_floating_point,
-    torch.Tensor.stride,
+    *(
+        getattr(torch.Tensor, name)
+        for name in ("size", "__len__", "dim", "numel", "is_floating_point", "stride")
+    ),
     torch.Tensor.is_contiguous,
 }
 #: Their results depend on a tensor's shape alone.
 _NEW = {
-    torch.empty_like,
-    torch.full_like,
-    torch.ones_like,
-    torch.rand_like,
-    torch.randn_like,
-    torch.zeros_like,
-    torch.Tensor.new_empty,
-    torch.Tensor.new_full,
-    torch.Tensor.new_ones,
-    torch.Tensor.new_tensor,
-    torch.Tensor.new_zeros,
+    *(
+        getattr(torch, f"{name}_like")
+        for name in ("empty", "full", "ones", "zeros", "rand", "randn")
+    ),
+    *(
+        getattr(torch.Tensor, f"new_{name}")
+        for name in ("empty", "full", "ones", "zeros", "tensor")
+    ),
 }
 #: Their results are constants, as with autograd.
 _STOPPING = {torch.Tensor.detach, torch.detach, _DATA.__get__}
@@ -842,13 +823,14 @@ _STOPPING = {torch.Tensor.detach, torch.detach, _DATA.__get__}
 _REFUSED = {
     torch.autograd.grad: "torch.autograd.grad",
     torch.autograd.backward: "backward",
-    torch.Tensor.backward: "backward",
-    torch.Tensor.register_hook: "register_hook",
-    torch.Tensor.register_post_accumulate_grad_hook: "register_post_accumulate_grad_hook",
-    torch.Tensor.retain_grad: "retain_grad",
-    torch.Tensor.detach_: "detach_",
     _DATA.__set__: "an assignment to .data",
-    torch.Tensor.set_: "set_",
+    **{
+        getattr(torch.Tensor, name): name
+        for name in (
+            *("backward", "register_hook", "register_post_accumulate_grad_hook", "retain_grad"),
+            *("detach_", "set_"),
+        )
+    },
 }
 _REPLACED = {
     torch.conv1d: _convolution,

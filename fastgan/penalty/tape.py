@@ -34,8 +34,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import recording
 from fastgan.penalty.entries import Node, Samples, Value
-from fastgan.penalty.rule import AUTOGRAD, Rule, layout_of, with_random
-from fastgan.penalty.rules import GRAPH, REGION, rule_of
+from fastgan.penalty.rule import AUTOGRAD, layout_of, with_random
+from fastgan.penalty.rules import GRAPH, REGION, Op, rule_of
 
 __all__ = ["Changed", "Tape", "Unrecordable", "tensors_in"]
 
@@ -296,16 +296,16 @@ class Tape(TorchFunctionMode):
         """Runs an ATen op and, if necessary, records it."""
         info = rule_of(func)
         if not self._active:
-            return self._beside(func, info, args, kwargs)
+            return self._beside(info, args, kwargs)
         if info.writes:
-            return self._write(func, info, args, kwargs)
-        values = self._values(args)
+            return self._write(info, args, kwargs)
+        values = self._values(info, args)
         if not values or info.constant:
-            return self._beside(func, info, args, kwargs)
+            return self._beside(info, args, kwargs)
         for argument in kwargs.values():
             if isinstance(argument, Tensor) and self._find(argument) is not None:
                 self._refuse(f"{func} takes what comes of the images by keyword")
-        node = self._node(func, info.rule, args, kwargs, values)
+        node = self._node(info, args, kwargs, values)
         if info.random:
             self._moving(f"{func} draws random numbers")
             node.random = _random_state(args)
@@ -322,11 +322,11 @@ class Tape(TorchFunctionMode):
         self._record(node, args, result)
         return result
 
-    def _beside(self, func: Any, info: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _beside(self, info: Op, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Runs an op that isn't recorded."""
         if info.random or info.writes:
-            self._look_out(func, info, args, kwargs)
-        result = func(*args, **kwargs)
+            self._look_out(info, args, kwargs)
+        result = info.func(*args, **kwargs)
         if not info.view:
             self._fresh(result)
         return result
@@ -342,17 +342,13 @@ class Tape(TorchFunctionMode):
                 self._written.pop(storage, None)
                 self._copied_views.discard(storage)
 
-    def _values(self, args: Sequence[Any]) -> dict[Any, Value]:
+    def _values(self, info: Op, args: Sequence[Any]) -> dict[Any, Value]:
         """The arguments that are on the tape, after adding parameters to it."""
         found: dict[Any, Value] = {}
-        for position, argument in enumerate(args):
-            if isinstance(argument, Tensor):
-                value = self._look_up(argument)
-                if value is not None:
-                    found[position] = value
-            elif isinstance(argument, (list, tuple)):
-                for item, value in self._values(argument).items():
-                    found[position, item] = value
+        for slot, tensor in _slots(info, args):
+            value = self._look_up(tensor)
+            if value is not None:
+                found[slot] = value
         return found
 
     def _look_up(self, tensor: Tensor) -> Value | None:
@@ -374,25 +370,24 @@ class Tape(TorchFunctionMode):
 
     def _node(
         self,
-        func: Any,
-        rule: Rule,
+        info: Op,
         args: Sequence[Any],
         kwargs: dict[str, Any],
         values: dict[Any, Value],
     ) -> Node:
-        node = Node(func, rule, list(args), kwargs)
+        rule = info.rule
+        node = Node(info.func, rule, list(args), kwargs)
         node.layer = self.layer
-        for position, argument in enumerate(args):
-            if isinstance(argument, Tensor):
-                # detach() has its own data pointer, so a later `.data = ` has no effect here.
-                node.args[position] = values.get(position, argument.detach())
-            elif isinstance(argument, (list, tuple)):
-                node.args[position] = [
-                    values.get((position, item), each.detach())
-                    if isinstance(each, Tensor)
-                    else each
-                    for item, each in enumerate(argument)
-                ]
+        for position in info.lists:
+            if isinstance(args[position], (list, tuple)):
+                node.args[position] = list(args[position])
+        for slot, tensor in _slots(info, args):
+            # detach() has its own data pointer, so a later `.data = ` has no effect here.
+            taken = values[slot] if slot in values else tensor.detach()
+            if isinstance(slot, tuple):
+                node.args[slot[0]][slot[1]] = taken
+            else:
+                node.args[slot] = taken
         node.take(values)
         # Of complex numbers, autograd knows when to conjugate.
         node.rule = AUTOGRAD if any(map(_is_complex, values.values())) else rule.for_node(node)
@@ -539,8 +534,9 @@ class Tape(TorchFunctionMode):
 
     # Writing in place ---------------------------------------------------------------------------
 
-    def _look_out(self, func: Any, info: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    def _look_out(self, info: Op, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Checks an op that isn't recorded for side effects."""
+        func = info.func
         if info.random:
             self._moving(f"{func} draws random numbers")
         for tensor in info.written(args, kwargs):
@@ -570,12 +566,12 @@ class Tape(TorchFunctionMode):
                     if isinstance(argument, Tensor) and _storage(argument) == storage:
                         args[position] = argument.clone()
 
-    def _write(self, func: Any, info: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _write(self, info: Op, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """An in-place op: a new value for the tensor that it writes to."""
-        values = self._values(args)
+        func, values = info.func, self._values(info, args)
         written = list(info.written(args, kwargs))
         if not any(value.by_images for value in values.values()):
-            return self._beside(func, info, args, kwargs)
+            return self._beside(info, args, kwargs)
         if len(written) != 1 or written[0] is not args[0] or info.functional is None:
             self._refuse(f"{func} writes what comes of the images to a tensor of the critic's")
         target = written[0]
@@ -585,7 +581,7 @@ class Tape(TorchFunctionMode):
         if storage not in self._born and storage not in self._owners:
             self._moving(f"{func} changes in place what the critic keeps", target)
         functional = rule_of(info.functional)
-        node = self._node(info.functional, functional.rule, args, kwargs, values)
+        node = self._node(functional, args, kwargs, values)
         given = list(args)
         if 0 not in values or 0 in node.rule.slots_read(node):
             given[0] = target.clone()
@@ -679,6 +675,19 @@ class Tape(TorchFunctionMode):
     def _refuse(self, reason: str) -> None:
         self.refused = Unrecordable(reason)
         raise self.refused
+
+
+def _slots(info: Op, args: Sequence[Any]) -> Iterator[tuple[Any, Tensor]]:
+    """The tensors among an op's arguments."""
+    count = len(args)
+    for position in info.tensors:
+        if position < count and isinstance(args[position], Tensor):
+            yield position, args[position]
+    for position in info.lists:
+        if position < count and isinstance(args[position], (list, tuple)):
+            for item, tensor in enumerate(args[position]):
+                if isinstance(tensor, Tensor):
+                    yield (position, item), tensor
 
 
 def _beside(node: Node) -> list[Value | Tensor]:

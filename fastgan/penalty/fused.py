@@ -162,19 +162,15 @@ class _Run:
         self.total = _Gradients()
         self.terms: dict[str, Tensor] = {}
         self.batches: dict[str, _Batch] = {}
-        self.steps: list[tuple[_Batch, Callable[[], object]]] = []
 
     def result(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms."""
         loss = self._loss()
         if self.learning:
             held, names = list(self.given.values()), tuple(self.given)
-            # The graph must not keep the run itself: a cycle would delay freeing memory.
-            steps, self.steps = self.steps, []
-            again = partial(self._again, steps, names)
             composed = partial(self._composed, names)
             leaves = list(self.total.leaves.values())
-            loss = attached(loss, self.total.of, leaves, self.count, held, again, composed)
+            loss = attached(loss, self.total.of, leaves, self.count, held, composed)
         return loss, {name: value.detach() for name, value in self.terms.items()}
 
     @property
@@ -335,10 +331,11 @@ class _Run:
         asked, names, recording = self.asked, batch.names, batch.recording
         penalised = [name for name in names if asked.penalty(name) is not None]
         learning = self.learning
+        passes = Passes(recording.tape, recording.values, self.total.of)
         if not penalised:
             if learning:
-                whole = _stacked(names, seeds) or ()
-                self._step(batch, lambda passes: passes.backpropagate(whole))
+                with torch.no_grad(), _without_autocast(self.example):
+                    passes.backpropagate(_stacked(names, seeds) or ())
             return torch.zeros((), device=self.example.device)
         formulas = [
             (batch.rows(name), formula)
@@ -354,43 +351,17 @@ class _Run:
         if divided:
             blank = dict.fromkeys(penalised, batch.scores(penalised[0]))
             others = _stacked(names, {**seeds, **blank})
-        values = self._step(
-            batch,
-            lambda passes: passes.penalty(
+        with torch.no_grad(), _without_autocast(self.example):
+            values = passes.penalty(
                 formulas, seeds=own, factors=factors, others=others, learning=learning
-            ),
-        )
+            )
         total = torch.zeros((), device=self.example.device)
         for name, value in zip(penalised, values, strict=True):
             self.terms[{"points": "gp", "real": "r1", "fake": "r2"}[name]] = value
             total = total + value
         return total
 
-    def _step(self, batch: _Batch, passes: Callable[[Passes], Any]) -> Any:
-        """Runs passes, and remembers how: for a second backward pass."""
-
-        def run() -> Any:
-            tape, values = batch.recording.tape, batch.recording.values
-            with torch.no_grad(), _without_autocast(self.example):
-                return passes(Passes(tape, values, self.total.of))
-
-        self.steps.append((batch, run))
-        return run()
-
-    # Again, and to higher orders ----------------------------------------------------------------
-
-    def _again(
-        self, steps: Sequence[tuple[_Batch, Callable[[], object]]], names: Names, held: Any
-    ) -> dict[int, Tensor]:
-        """Computes the gradients again, for a second backward."""
-        self.given = dict(zip(names, held, strict=True))
-        self.total.of = {}
-        for batch, run in steps:
-            tape, images = batch.recording.tape, self._images(batch.names)
-            with torch.no_grad(), _without_autocast(images):
-                tape.refill(tape.empty_images(len(images)).copy_(images))
-            run()
-        return self.total.of
+    # Derivatives of higher order ----------------------------------------------------------------
 
     def _composed(self, names: Names, held: Sequence[Tensor], leaves: Leaves) -> Tensor:
         """The loss in differentiable functions."""

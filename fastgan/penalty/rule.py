@@ -230,9 +230,6 @@ class _Graph(Autograd):
         result, leaves = node.kept
         return [result], dict(enumerate(leaves))
 
-    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        return node.kept[0]
-
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
         raise RuntimeError(
             "create_graph is set, but the critic calls what can't be run a second time "

@@ -22,7 +22,6 @@ import sys
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -34,7 +33,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import recording
 from fastgan.penalty.entries import Node, Samples, Value
-from fastgan.penalty.rule import AUTOGRAD, layout_of, with_random
+from fastgan.penalty.rule import AUTOGRAD, layout_of
 from fastgan.penalty.rules import GRAPH, REGION, Op, rule_of
 
 __all__ = ["Changed", "Tape", "Unrecordable", "tensors_in"]
@@ -453,29 +452,6 @@ class Tape(TorchFunctionMode):
         value.tensor = tensor.detach()
         self.parameters.append(value)
         return value
-
-    def refill(self, images: Tensor) -> None:
-        """Runs the recorded ops again, to restore what their derivatives read.
-
-        Args:
-            images: what the critic was called with.
-        """
-        data: dict[Value, Tensor] = {self.root: images}
-        data.update((v, v.tensor) for v in self.parameters if v.tensor is not None)
-        for node in self.nodes:
-            args = node.resolved(data)
-            for value in node.reads:
-                if value in data:
-                    value.tensor = data[value]
-            run = partial(node.rule.run, node, node.func, args, node.kwargs)
-            result = with_random(node, run)
-            results = result if isinstance(result, (tuple, list)) else [result]
-            for output, tensor in zip(node.outputs, results, strict=False):
-                if output is not None:
-                    data[output] = tensor
-            for value in node.reads:
-                value.tensor = data[value]
-            node.reading()
 
     # Graphs of ops that the modes don't see -----------------------------------------------------
 

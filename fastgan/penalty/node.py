@@ -99,7 +99,7 @@ class _Loss(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        # Autograd keeps them for a second backward if it's told to retain the graph, else no longer.
+        # Autograd keeps them for a second backward only if it's told to retain the graph.
         ctx.save_for_backward(*tensors, *gradients)
         ctx.order = [id(leaf) for leaf in tensors[: len(reached)]]
         ctx.count, ctx.composed, ctx.reached = count, composed, reached
@@ -116,6 +116,7 @@ class _Loss(torch.autograd.Function):
         saved = ctx.saved_tensors
         leaves, held, gradients = saved[:size], saved[size : ctx.tensors], saved[ctx.tensors :]
         asked = [i for i, reached in enumerate(ctx.reached) if reached]
+        results: Sequence[Tensor]
         if not torch.is_grad_enabled():
             factor = grad_output / ctx.count
             results = [

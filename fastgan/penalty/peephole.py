@@ -55,9 +55,10 @@ class Mask:
     slope: float
     layer: str
 
-    def epilogue(self, node: Node) -> ActivationGradient:
-        """The mask at the rows that the node, a convolution, is to work on."""
-        return ActivationGradient(node.data(self.output), self.name, self.slope)
+    def epilogue(self) -> ActivationGradient:
+        """The mask, for the kernels to apply."""
+        assert self.output.tensor is not None
+        return ActivationGradient(self.output.tensor, self.name, self.slope)
 
     def __str__(self) -> str:
         return _named(self.name, self.layer)
@@ -94,14 +95,14 @@ class MaskingConvolution(Convolution):
         prepared = self._prepared(node, right)
         if self.after is None or prepared.stage is None:
             return super().product(node, left, right)
-        epilogue = self.after.epilogue(node)
+        epilogue = self.after.epilogue()
         return TRITON.fused_forward(prepared.stage, left, prepared.weight, None, epilogue)[0]
 
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
         prepared = self._prepared(node, right)
         if self.before is None or prepared.stage is None:
             return super().to_left(node, grad, right)
-        epilogue = self.before.epilogue(node)
+        epilogue = self.before.epilogue()
         return TRITON.fused_input_gradient(
             prepared.stage, grad, epilogue.output, prepared.weight, None, epilogue
         )[0]
@@ -123,7 +124,7 @@ class MaskedActivation(PiecewiseLinear):
     """
 
     def __init__(self, rule: PiecewiseLinear, tangents: str | None, signals: str | None) -> None:
-        super().__init__(rule.masked, rule.from_output)
+        super().__init__(rule.masked, rule.arguments, rule.from_output)
         self.tangents = tangents
         self.signals = signals
 

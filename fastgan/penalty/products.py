@@ -27,14 +27,14 @@ from torch import Tensor
 from fastgan.ops.backends import ATEN, describe_layer, select_backend
 from fastgan.ops.stages import Stage
 from fastgan.penalty.entries import Node
-from fastgan.penalty.rule import AUTOGRAD, POINTWISE, Found, Grads, Rule, aligned, sum_to
+from fastgan.penalty.rule import AUTOGRAD, POINTWISE, Found, Rule, Single, aligned, sum_to
 
 __all__ = ["Convolution", "Divide", "MatrixProduct", "Multiply"]
 
 aten = torch.ops.aten
 
 
-class Product(Rule):
+class Product(Single):
     """y = f(a, b) + c.
 
     Attributes:
@@ -68,55 +68,33 @@ class Product(Rule):
 
     def slots_read(self, node: Node) -> Iterable[Any]:
         left, right = node.slots.get(self.left), node.slots.get(self.right)
-        if left is not None and right is not None and (right.by_parameters or right.by_images):
-            yield self.left
-        if right is not None and left is not None:
-            yield self.right
+        if left is not None and right is not None:
+            yield from (self.left, self.right)
 
     def curved(self, node: Node) -> bool:
-        return all(s in node.slots and node.slots[s].by_images for s in (self.left, self.right))
+        return self.left in node.inner and self.right in node.inner
 
-    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
-        (grad,) = grads
-        assert grad is not None
-        found: Found = {}
-        for slot in wanted:
-            if slot == self.left:
-                found[slot] = self.to_left(node, grad, node.arg(self.right))
-            elif slot == self.right:
-                found[slot] = self.to_right(node, node.arg(self.left), grad)
-            elif slot == self.bias:
-                found[slot] = self.to_bias(node, grad)
-        return found
+    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        if slot == self.left:
+            return self.to_left(node, grad, node.arg(self.right))
+        if slot == self.right:
+            return self.to_right(node, node.arg(self.left), grad)
+        return self.to_bias(node, grad)
 
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        result: Tensor | None = None
+    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        if slot == self.left:
+            return self.product(node, tangent, node.arg(self.right))
+        if slot == self.right:
+            return self.product(node, node.arg(self.left), tangent)
+        return tangent
+
+    def bend(self, node: Node, grad: Tensor, tangents: Found, slot: Any) -> Tensor | None:
         left, right = tangents.get(self.left), tangents.get(self.right)
-        if left is not None:
-            result = self.product(node, left, node.arg(self.right))
-        if right is not None:
-            part = self.product(node, node.arg(self.left), right)
-            result = part if result is None else result.add_(part)
-        bias = None if self.bias is None else tangents.get(self.bias)
-        if bias is not None:
-            result = bias if result is None else result + bias
-        (output,) = node.outputs
-        assert output is not None
-        if result is not None and result.shape[1:] != output.shape[1:]:
-            result = result.expand(node.shape_of(output, result) if result.dim() else output.shape)
-        return [result]
-
-    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
-        (grad,) = grads
-        assert grad is not None
-        left, right = tangents.get(self.left), tangents.get(self.right)
-        found: Found = {}
-        for slot in wanted:
-            if slot == self.left and right is not None:
-                found[slot] = self.to_left(node, grad, right)
-            elif slot == self.right and left is not None:
-                found[slot] = self.to_right(node, left, grad)
-        return found
+        if slot == self.left and right is not None:
+            return self.to_left(node, grad, right)
+        if slot == self.right and left is not None:
+            return self.to_right(node, left, grad)
+        return None
 
 
 class MatrixProduct(Product):
@@ -180,11 +158,11 @@ class Multiply(Product):
         if node.overwrite and not isinstance(right, Tensor):
             return grad.mul_(right)
         value = node.slots[self.left]
-        return sum_to(grad * right, node.shape_of(value, grad)).to(value.dtype)
+        return sum_to(grad * right, value.shape).to(value.dtype)
 
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
         value = node.slots[self.right]
-        return sum_to(left * grad, node.shape_of(value, grad))
+        return sum_to(left * grad, value.shape)
 
     @staticmethod
     def _dtype(node: Node) -> torch.dtype:
@@ -213,7 +191,7 @@ class Divide(Multiply):
 
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
         value = node.slots[0]
-        return sum_to(grad / right, node.shape_of(value, grad)).to(value.dtype)
+        return sum_to(grad / right, value.shape).to(value.dtype)
 
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
         divisor: Tensor = node.arg(1)
@@ -248,7 +226,7 @@ class Convolution(Product):
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
         prepared = self._prepared(node, right)
         stage, weight = prepared.stage, prepared.weight
-        input = grad.new_empty(()).expand(node.shape_of(node.slots[0], grad))
+        input = grad.new_empty(()).expand(node.slots[0].shape)
         if stage is None:
             whole: Tensor = self._backward(node, grad, input, weight, [True, False, False])[0]
             return whole

@@ -686,6 +686,7 @@ PROBLEMS = {
 }
 
 
+@pytest.mark.processors
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layouts", [(False, False), (True, True), (False, True)])
 @pytest.mark.parametrize("name", PROBLEMS)

@@ -23,6 +23,10 @@ SEED = int(os.environ.get("FASTGAN_TEST_SEED", "0"))
 #: At most as many examples of each test; a smaller number is for a quick look.
 MOST_EXAMPLES = int(os.environ.get("FASTGAN_TEST_EXAMPLES", "1000"))
 
+# What tests compute must not depend on what was fast a moment ago; tests of the choice of backends
+# ask for it. Set before fastgan is imported, and for the processes that tests start.
+os.environ.setdefault("FASTGAN_AUTOTUNE", "0")
+
 #: What `make quick` leaves out: files, and tests with their files, relative to tests/.
 SLOW = frozenset(
     line

@@ -15,9 +15,8 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 import fastgan
-from fastgan.ops import winograd, winograd_convolution
-from fastgan.ops.stages import Stage
-from fastgan.ops.vector_units import has_vectors
+from fastgan.ops import winograd
+from fastgan.ops.backends.vector_units import has_vectors
 
 ops = torch.ops.fastgan
 NAMES = ("gather", "scatter", "weight gradient")
@@ -266,54 +265,3 @@ def test_every_instruction_set_has_it_right(
     monkeypatch.setenv("FASTGAN_CPU_INSTRUCTION_SET", instructions)
     done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-
-
-# --- When it is taken -----------------------------------------------------------------------------
-
-
-def channels_last(*size: int) -> Tensor:
-    return torch.empty(size).contiguous(memory_format=torch.channels_last)
-
-
-def test_it_is_taken_for_the_inner_layers_of_a_dcgan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd_convolution, "has_vectors", lambda: True)
-    monkeypatch.setattr(winograd_convolution, "has_bfloat16_tiles", lambda: False)
-    weight = channels_last(512, 256, 4, 4)
-    halving = Stage("conv2d", stride=(2, 2), padding=(1, 1))
-    doubling = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
-    pays = winograd_convolution.pays
-    assert pays(halving, torch.empty(16, 256, 8, 8), weight)
-    assert pays(doubling, torch.empty(16, 512, 4, 4), weight)
-    assert pays(doubling, torch.empty(16, 512, 4, 4).bfloat16(), weight.bfloat16())
-    no = {
-        "few tiles": (halving, torch.empty(4, 256, 8, 8), weight),
-        "another stride": (Stage("conv2d", padding=(1, 1)), torch.empty(16, 256, 8, 8), weight),
-        "dilated": (
-            Stage("conv2d", (2, 2), (3, 3), (2, 2)),
-            torch.empty(16, 256, 8, 8),
-            weight,
-        ),
-        "grouped": (Stage("conv2d", (2, 2), (1, 1), groups=2), torch.empty(16, 512, 8, 8), weight),
-        "another kernel": (halving, torch.empty(16, 256, 8, 8), channels_last(512, 256, 3, 3)),
-        "colours": (halving, torch.empty(16, 3, 64, 64), channels_last(64, 3, 4, 4)),
-        "float64": (halving, torch.empty(16, 256, 8, 8).double(), weight.double()),
-        "float16": (halving, torch.empty(16, 256, 8, 8).half(), weight.half()),
-        "another layout": (halving, torch.empty(16, 256, 8, 8), weight.contiguous()),
-        "one place": (halving, torch.empty(64, 256, 2, 2), weight),
-        "tiles half empty": (halving, torch.empty(64, 256, 6, 6), weight),
-        "elsewhere": (halving, torch.empty(16, 256, 8, 8, device="meta"), weight),
-    }
-    for why, arguments in no.items():
-        assert not pays(*arguments), why
-
-
-def test_what_the_processor_has_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
-    input, weight = torch.empty(16, 512, 4, 4), channels_last(512, 256, 4, 4)
-    pays = winograd_convolution.pays
-    monkeypatch.setattr(winograd_convolution, "has_vectors", lambda: True)
-    monkeypatch.setattr(winograd_convolution, "has_bfloat16_tiles", lambda: True)
-    assert pays(stage, input, weight)
-    assert not pays(stage, input.bfloat16(), weight.bfloat16())
-    monkeypatch.setattr(winograd_convolution, "has_vectors", lambda: False)
-    assert not pays(stage, input, weight)

@@ -27,7 +27,7 @@ def placements(module: nn.Module) -> list[Row]:
         >>> block = FusedSequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.ReLU(), nn.Flatten())
         >>> for found in placements(block):
         ...     print(found.op, "|", found.reason)
-        Conv2d | on a CPU: oneDNN, or products of matrices where places are few
+        Conv2d | matrix_product or aten, by a fixed table
         BatchNorm2d | statistics of the batch; normalised and activated as the last step
         ReLU | together with '1'
         Flatten | Flatten is not one of the layers that are fused

@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from fastgan.fallback import warn_once
 from fastgan.nn.plan import PlannedStage, Stretch, class_of
-from fastgan.ops import triton_convolution
-from fastgan.ops.chain import Chain, convolution_path, run_chain
-from fastgan.ops.convolution_choice import explained
+from fastgan.ops.backends import describe_layer
+from fastgan.ops.chain import Chain, run_chain
 from fastgan.ops.eligibility import autocast_dtype, why_not_chained, why_not_this_stage
 from fastgan.ops.stages import (
     Pair,
@@ -77,8 +76,7 @@ def run_stretch(stretch: Stretch, input: Tensor) -> Tensor:
             for module in planned.modules():
                 input = module(input)
         return input
-    tensors, paths = [], []
-    run_dtype = input.dtype if dtype is None else dtype
+    tensors = []
     batch, places = len(input), (1, 1) if dimensions == 2 else (input.shape[2], input.shape[3])
     evaluates = any(stage.norm and not stage.batch_statistics for stage in stages)
     for number, (planned, of_stage) in enumerate(zip(stretch.stages, read, strict=True)):
@@ -92,12 +90,11 @@ def run_stretch(stretch: Stretch, input: Tensor) -> Tensor:
             if uses_running and folding_pays(stage, of_stage, batch, here):
                 stages[number], of_stage = folded(stage, of_stage)
         tensors.append(of_stage)
-        paths.append(convolution_path(stage, weight, input.device, run_dtype)[0])
-    return run_chain(Chain(tuple(stages), tuple(paths), dtype), input, tensors)
+    return run_chain(Chain(tuple(stages), dtype), input, tensors)
 
 
 def path_of_layer(planned: PlannedStage) -> tuple[str, str]:
-    """Whose convolution runs a stage's layer as it is now, "triton" or "aten", and why.
+    """The path of a stage's convolution as it is now, and what is known of its backends.
 
     Reads no weight, since that of a parametrised layer changes by being read.
     """
@@ -114,13 +111,7 @@ def path_of_layer(planned: PlannedStage) -> tuple[str, str]:
         assert geometry is not None  # the plan has no other
         stage = Stage(_KIND_OF[kind], *geometry)
     weight = _weight_without_values(layer, size)
-    path, reason = convolution_path(stage, weight, one.device, one.dtype)
-    if path == "aten" and one.device.type == "cpu":
-        path, reason = explained(stage, weight, one.dtype)
-        left_out = triton_convolution.uncovered(stage, weight, None, one.dtype)
-        if left_out is not None:
-            reason += f"; on a GPU ATen's, for the kernels leave out {left_out}"
-    return path, reason
+    return describe_layer(stage, weight, one.dtype, one.device)
 
 
 def _weight_without_values(layer: nn.Module, size: tuple[int, ...]) -> Tensor:

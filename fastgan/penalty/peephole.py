@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fastgan.fusion import ActivationGradient
-from fastgan.ops import triton_convolution
+from fastgan.ops.backends import TRITON, fusion, select_backend
 from fastgan.penalty.elementwise import PiecewiseLinear
 from fastgan.penalty.entries import Node, Value
 from fastgan.penalty.products import Convolution
@@ -78,26 +78,32 @@ class MaskingConvolution(Convolution):
 
     @classmethod
     def covers(cls, node: Node) -> bool:
-        """Whether a node is a convolution that the kernels run."""
+        """Whether a node is a convolution that is fastest by the kernels, masks included."""
         if type(node.rule) is not Convolution:
             return False
         prepared = cls._prepared(node, None)
         stage, weight = prepared.stage, prepared.weight
-        return stage is not None and cls._by_triton(stage, weight, weight)
+        if stage is None:
+            return False
+        input = weight.new_empty(()).expand(node.slots[0].shape)
+        return all(
+            select_backend(which, stage, input, weight, fusion(store="activation")).fuses
+            for which in ("forward", "input_gradient")
+        )
 
     def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
         prepared = self._prepared(node, right)
         if self.after is None or prepared.stage is None:
             return super().product(node, left, right)
         epilogue = self.after.epilogue()
-        return triton_convolution.forward(prepared.stage, left, prepared.weight, None, epilogue)[0]
+        return TRITON.fused_forward(prepared.stage, left, prepared.weight, None, epilogue)[0]
 
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
         prepared = self._prepared(node, right)
         if self.before is None or prepared.stage is None:
             return super().to_left(node, grad, right)
         epilogue = self.before.epilogue()
-        return triton_convolution.input_gradient(
+        return TRITON.fused_input_gradient(
             prepared.stage, grad, epilogue.output, prepared.weight, None, epilogue
         )[0]
 

@@ -24,11 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan import kernels
-from fastgan.fusion import BiasActivation
-from fastgan.ops import aten_convolution, triton_convolution
-from fastgan.ops.chain import convolution_path
-from fastgan.ops.convolution_choice import explained, fastest
+from fastgan.ops.backends import ATEN, describe_layer, select_backend
 from fastgan.ops.stages import Stage
 from fastgan.penalty.entries import Node
 from fastgan.penalty.rule import AUTOGRAD, POINTWISE, Found, Rule, Single, aligned, sum_to
@@ -234,13 +230,10 @@ class Convolution(Product):
         if stage is None:
             whole: Tensor = self._backward(node, grad, input, weight, [True, False, False])[0]
             return whole
-        if self._by_triton(stage, input, weight):
-            return triton_convolution.input_gradient(stage, grad, input, weight, None, None)[0]
-        backend = fastest(stage, input, weight, "input_gradient")
-        if backend is aten_convolution:
+        backend = select_backend("input_gradient", stage, input, weight)
+        if backend is ATEN:
             return self._transpose(node, grad, input, weight)
-        found: Tensor = backend.input_gradient(stage, grad, input, weight)
-        return found
+        return backend.input_gradient(stage, grad, input, weight)
 
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
         prepared = self._prepared(node, None)
@@ -248,13 +241,8 @@ class Convolution(Product):
         if stage is None:
             whole: Tensor = self._backward(node, grad, left, weight, [False, True, False])[1]
             return whole
-        if self._by_triton(stage, left, weight):
-            return triton_convolution.weight_gradient(stage, grad, left, weight, None, None, False)[
-                0
-            ]
-        backend = fastest(stage, left, weight, "weight_gradient")
-        found: Tensor = backend.weight_gradient(stage, grad, left, weight, False)[0]
-        return found
+        backend = select_backend("weight_gradient", stage, left, weight)
+        return backend.weight_gradient(stage, grad, left, weight, False)[0]
 
     def to_bias(self, node: Node, grad: Tensor) -> Tensor:
         (channels,) = node.slots[2].shape
@@ -265,10 +253,7 @@ class Convolution(Product):
         stage, weight = prepared.stage, prepared.weight
         if stage is None:
             return "aten", "a convolution in other than two dimensions"
-        path, reason = convolution_path(stage, weight, weight.device, node.slots[0].dtype)
-        if path == "aten" and weight.device.type == "cpu":
-            path, reason = explained(stage, weight, node.slots[0].dtype)
-        return path, reason
+        return describe_layer(stage, weight, node.slots[0].dtype, weight.device)
 
     def _forward(
         self, node: Node, input: Tensor, prepared: _Prepared, bias: Tensor | None
@@ -276,18 +261,9 @@ class Convolution(Product):
         stage, weight = prepared.stage, prepared.weight
         if stage is None:
             output: Tensor = torch.convolution(input, weight, bias, *node.args[3:])
-        elif self._by_triton(stage, input, weight):
-            epilogue = BiasActivation(bias)
-            output = triton_convolution.forward(stage, input, weight, None, epilogue)[0]
-        else:
-            output = fastest(stage, input, weight, "forward").forward(stage, input, weight, bias)
-        return output
-
-    @staticmethod
-    def _by_triton(stage: Stage, input: Tensor, weight: Tensor) -> bool:
-        if input.device.type == "cpu" and not kernels.interpreted():
-            return False
-        return convolution_path(stage, weight, input.device, input.dtype)[0] == "triton"
+            return output
+        backend = select_backend("forward", stage, input, weight)
+        return backend.forward(stage, input, weight, bias)
 
     @staticmethod
     def _prepared(node: Node, weight: Tensor | None) -> _Prepared:

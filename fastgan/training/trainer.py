@@ -22,6 +22,7 @@ from fastgan.evaluation.diversity import SampleDiversity
 from fastgan.files import atomic_write
 from fastgan.images import make_grid, save_grid
 from fastgan.noise import sample_noise
+from fastgan.ops.backends import recorded_choices
 from fastgan.random_streams import seeded_generator
 from fastgan.sampling import generate_images
 from fastgan.training.callbacks import Callback
@@ -106,7 +107,9 @@ class Trainer:
 
     The run's folder, ``config.out``, receives ``config.toml``, ``metrics.csv``, ``tensorboard/``,
     ``samples-STEP.png``, ``checkpoint-STEP.pt`` and, at the end, ``samples.png`` and
-    ``losses.png``. Nothing is written before the configuration and the data have been found good.
+    ``losses.png``. ``backends.json`` (of the n-th further process ``backends-n.json``) receives the
+    convolution backends that were chosen, with which the run is resumed. Nothing is written before
+    the configuration and the data have been found good.
 
     Args:
         config: settings; unset ones take the paper's defaults.
@@ -226,10 +229,15 @@ class Trainer:
         Raises:
             TrainingDivergedError: when a loss or weight stops being finite.
         """
-        config = self.config
         self._stop_reason = None
-        if self.step >= config.steps and self.resumed_from is not None:
+        if self.step >= self.config.steps and self.resumed_from is not None:
             return self._finished_before()
+        rank = self.processes.rank
+        with recorded_choices(self.out / f"backends{f'-{rank}' if rank else ''}.json"):
+            return self._run()
+
+    def _run(self) -> TrainingResult:
+        config = self.config
         # Every process has looked at the folder before one writes there.
         self._agree()
         self.processes.broadcast_(self._weights())

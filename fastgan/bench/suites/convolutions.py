@@ -1,8 +1,8 @@
 """Each pass of each of a DCGAN's convolutions alone, against cuDNN or oneDNN.
 
-Ours on a GPU are the Triton kernels, on a CPU the fastest of the ways there are; of these only the
-layers are cases in which one of our own kernels does it. Both sides take channels-last images and
-weights.
+Ours on a GPU are the Triton kernels, on a CPU the fastest of the backends; there only those layers
+are cases for which the fixed table has one of our own kernels. Both sides take channels-last images
+and weights.
 """
 
 from __future__ import annotations
@@ -17,14 +17,13 @@ from fastgan.bench.cases import DTYPES, Case, Setting
 from fastgan.bench.suites.layers import Layer, critic_layers, generator_layers
 from fastgan.bench.timing import Call
 from fastgan.bench.work import ITEM_BYTES
-from fastgan.ops import aten_convolution
-from fastgan.ops.convolution_choice import fastest
+from fastgan.ops.backends import ATEN, Pass, Selector, select_backend, using
 from fastgan.ops.stages import Stage
 
 __all__ = ["PASSES", "cases", "contenders"]
 
 #: Name -> what :func:`fastgan.bench.work.convolution_steps` calls it.
-PASSES = {
+PASSES: dict[str, Pass] = {
     "forward": "forward",
     "input gradient": "input_gradient",
     "weight gradient": "weight_gradient",
@@ -57,7 +56,9 @@ def _on_our_own_kernels(layer: Layer, each: str, dtype: str, batch: int) -> bool
     )
     weight = torch.empty(layer.weight_shape, dtype=DTYPES[dtype])
     weight = weight.contiguous(memory_format=torch.channels_last)
-    return fastest(_stage(layer), input, weight, PASSES[each]) is not aten_convolution
+    # By the fixed table, so that the list of cases is the same everywhere.
+    with using(Selector("0")):
+        return select_backend(PASSES[each], _stage(layer), input, weight) is not ATEN
 
 
 def _stage(layer: Layer) -> Stage:
@@ -160,20 +161,15 @@ def contenders(
 
 
 def _on_a_cpu(
-    stage: Stage, of: str, inputs: list[Tensor], gradients: list[Tensor], weight: Tensor
+    stage: Stage, of: Pass, inputs: list[Tensor], gradients: list[Tensor], weight: Tensor
 ) -> Callable[[int], Tensor]:
     def call(number: int) -> Tensor:
         input = inputs[number]
-        convolution = fastest(stage, input, weight, of)
+        backend = select_backend(of, stage, input, weight)
         if of == "forward":
-            output: Tensor = convolution.forward(stage, input, weight, None)
-            return output
+            return backend.forward(stage, input, weight, None)
         if of == "input_gradient":
-            gradient: Tensor = convolution.input_gradient(stage, gradients[number], input, weight)
-            return gradient
-        found: tuple[Tensor, Tensor | None] = convolution.weight_gradient(
-            stage, gradients[number], input, weight, False
-        )
-        return found[0]
+            return backend.input_gradient(stage, gradients[number], input, weight)
+        return backend.weight_gradient(stage, gradients[number], input, weight, False)[0]
 
     return call

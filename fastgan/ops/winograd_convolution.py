@@ -1,9 +1,10 @@
 """A stage's convolution and its two gradients with fewer products, on CPUs, where that pays.
 
-Of 4x4 taps and stride 2, as every inner layer of a DCGAN is, by the ops of
-:mod:`fastgan.ops.winograd`: 9 products where the formula has 16. In float32 that is faster than
-oneDNN, whose convolutions fastgan otherwise uses on CPUs, from a few dozen tiles of 2x2 places on;
-in bfloat16 too, computed in float32, where the processor has no tiles for bfloat16 (AMX).
+Of 3x3 taps and stride 1, 4x4 and stride 2, and 5x5 and stride 2, by the ops of
+:mod:`fastgan.ops.winograd`: 16 products where the formula has 36, 36 for 64, and 49 for 100. In
+float32 that is faster than oneDNN, whose convolutions fastgan otherwise uses on CPUs, from a few
+dozen tiles of 2x2 places on; in bfloat16 too, computed in float32, where the processor has no tiles
+for bfloat16 (AMX).
 
 The same functions as :mod:`fastgan.ops.aten_convolution`, with the same arguments.
 """
@@ -34,13 +35,14 @@ def can(stage: Stage, weight: Tensor, dtype: torch.dtype) -> bool:
         dtype: of both maps and the weight.
     """
     return (
-        stage.stride == (2, 2)
-        and weight.shape[2:] == (4, 4)
+        stage.stride[0] == stage.stride[1]
+        and weight.shape[2] == weight.shape[3]
+        and (weight.shape[2], stage.stride[0]) in winograd.PRODUCTS
         and stage.dilation == (1, 1)
         and stage.groups == 1
         and weight.shape[0] % winograd.CHANNELS == 0
         and weight.shape[1] % winograd.CHANNELS == 0
-        and max(stage.output_padding) <= 1
+        and max(stage.output_padding) < stage.stride[0]
         and weight.is_contiguous(memory_format=torch.channels_last)
         and (dtype == torch.float32 or (dtype == torch.bfloat16 and not has_bfloat16_tiles()))
         and has_vectors()
@@ -59,12 +61,13 @@ def pays(stage: Stage, input: Tensor, weight: Tensor) -> bool:
         return False
     if not can(stage, weight, input.dtype):
         return False
-    rows, columns = _small_places(stage, input)
+    rows, columns = _small_places(stage, input, weight)
     if rows < 1 or columns < 1:
         return False
     tiles = len(input) * ((rows + 1) // 2) * ((columns + 1) // 2)
     # Of a map with an odd number of places some tiles lie outside in part.
-    products, products_of_formula = 36 * tiles, 16 * len(input) * rows * columns
+    products = winograd.PRODUCTS[weight.shape[2], stage.stride[0]] * tiles
+    products_of_formula = weight.shape[2] ** 2 * len(input) * rows * columns
     return tiles >= FEWEST_TILES and products * 5 <= products_of_formula * 4
 
 
@@ -72,14 +75,16 @@ def forward(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) ->
     """conv(input, weight) + bias; not differentiable by autograd."""
     op = _ops.winograd_gather if stage.kind == "conv2d" else _ops.winograd_scatter
     places = stage.output_places((input.shape[2], input.shape[3]), weight)
-    output: Tensor = op(input, weight, bias, *stage.padding, *places)
+    output: Tensor = op(input, weight, bias, stage.stride[0], *stage.padding, *places)
     return output
 
 
 def input_gradient(stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor) -> Tensor:
     """The gradient of ``forward``'s input."""
     op = _ops.winograd_scatter if stage.kind == "conv2d" else _ops.winograd_gather
-    gradient: Tensor = op(grad_output, weight, None, *stage.padding, *input.shape[2:])
+    gradient: Tensor = op(
+        grad_output, weight, None, stage.stride[0], *stage.padding, *input.shape[2:]
+    )
     return gradient
 
 
@@ -88,13 +93,12 @@ def weight_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of ``forward``'s weight and bias."""
     small, wide = (grad_output, input) if stage.kind == "conv2d" else (input, grad_output)
-    gradient: Tensor = _ops.winograd_weight_gradient(small, wide, *stage.padding)
+    gradient: Tensor = _ops.winograd_weight_gradient(
+        small, wide, weight.shape[2], stage.stride[0], *stage.padding
+    )
     return gradient, grad_output.sum((0, 2, 3)) if with_bias else None
 
 
-def _small_places(stage: Stage, input: Tensor) -> tuple[int, int]:
-    rows, columns = input.shape[2:]
-    if stage.kind == "conv_transpose2d":
-        return rows, columns
-    above, left = stage.padding
-    return (rows + 2 * above - 4) // 2 + 1, (columns + 2 * left - 4) // 2 + 1
+def _small_places(stage: Stage, input: Tensor, weight: Tensor) -> tuple[int, int]:
+    places = (input.shape[2], input.shape[3])
+    return places if stage.kind == "conv_transpose2d" else stage.output_places(places, weight)

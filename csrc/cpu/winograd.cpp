@@ -107,6 +107,10 @@ std::int64_t first_inside(const Phase& phase) {
     return phase.start < 0 ? pieces(-phase.start, phase.step) : 0;
 }
 
+Split blocks_of_width(std::int64_t channels) {
+    return {channels, kWinogradWidth, kWinogradChannels};
+}
+
 // The weight's points, phase after phase.
 struct TransformedWeight {
     Floats memory;
@@ -115,7 +119,9 @@ struct TransformedWeight {
 
 TransformedWeight transformed(const WinogradShape& shape, FloatType type, const void* weight,
                               bool scatters) {
-    const std::int64_t per_point = shape.small_channels * shape.wide_channels;
+    const std::int64_t depth = scatters ? shape.small_channels : shape.wide_channels;
+    const std::int64_t width = scatters ? shape.wide_channels : shape.small_channels;
+    const std::int64_t per_point = width / kWinogradChannels * winograd_strip(depth);
     const int count = phase_count(shape);
     WeightTransform tasks[4] = {};
     std::int64_t offsets[5] = {};
@@ -131,16 +137,15 @@ TransformedWeight transformed(const WinogradShape& shape, FloatType type, const 
         result.phases[i] = tasks[i].output;
     }
     const auto run = FASTGAN_SELECT(winograd_transform_weight);
-    const std::int64_t depth = scatters ? shape.small_channels : shape.wide_channels;
-    const std::int64_t width = scatters ? shape.wide_channels : shape.small_channels;
-    const Split by_depth(depth, kWinogradDepth, kWinogradChannels);
-    const Split by_width(width, kWinogradChannels, kWinogradChannels);
-    parallel_for(0, count * by_depth.parts * by_width.parts, 1,
+    const Split by_width = blocks_of_width(width);
+    const std::int64_t depth_parts = pieces(depth, kWinogradDepth);
+    parallel_for(0, count * by_width.parts * depth_parts, 1,
                  [&](std::int64_t begin, std::int64_t end) {
                      for (std::int64_t i = begin; i < end; ++i) {
                          const std::int64_t part = i / count;
-                         run(tasks[i % count], by_depth[part % by_depth.parts],
-                             by_width[part / by_depth.parts]);
+                         const std::int64_t first = part % depth_parts * kWinogradDepth;
+                         run(tasks[i % count], {first, std::min(kWinogradDepth, depth - first)},
+                             by_width[part / depth_parts]);
                      }
                  });
     return result;
@@ -150,7 +155,7 @@ TransformedWeight transformed(const WinogradShape& shape, FloatType type, const 
 void correlate(const Correlation* tasks, std::int64_t task_count, std::int64_t batch) {
     const auto run = FASTGAN_SELECT(winograd_correlate);
     const TileGrid& grid = tasks[0].output_tiles;
-    const Split by_channel(tasks[0].output_phase.channels, kWinogradWidth, kWinogradChannels);
+    const Split by_channel = blocks_of_width(tasks[0].output_phase.channels);
     const Split by_tile(batch * grid.rows * grid.columns,
                         winograd_tiles(winograd_points(tasks[0].row_taps, tasks[0].column_taps)), 4,
                         pieces(fewest_tasks(), task_count * by_channel.parts));

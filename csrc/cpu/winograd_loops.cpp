@@ -248,6 +248,17 @@ FASTGAN_INLINE std::int64_t tap(const WeightPhase& phase, std::int64_t o, int s,
     return ((o * phase.taps + row) * phase.taps + column) * phase.wide_channels + c;
 }
 
+// Where a block begins, `points` and `all_depth` being the phase's.
+FASTGAN_INLINE std::int64_t block_offset(std::int64_t points, std::int64_t all_depth, Range depth,
+                                         Range width) {
+    return points * (width.first / kWinogradChannels * winograd_strip(all_depth) +
+                     width.count / kWinogradChannels * winograd_strip(depth.first));
+}
+
+FASTGAN_INLINE std::int64_t block_size_per_point(Range depth, Range width) {
+    return width.count / kWinogradChannels * winograd_strip(depth.count);
+}
+
 template <int kRowTaps, int kColumnTaps, typename T>
 void transform_weight(const WeightTransform& task, Range depth, Range width) {
     constexpr int taps = kRowTaps * kColumnTaps;
@@ -255,23 +266,25 @@ void transform_weight(const WeightTransform& task, Range depth, Range width) {
     const WeightPhase& phase = task.phase;
     const T* const weight = static_cast<const T*>(task.weight);
     const std::int64_t all_depth = task.scatters ? phase.small_channels : phase.wide_channels;
-    const std::int64_t per_point = phase.small_channels * phase.wide_channels;
+    float* const block = task.output + block_offset(points, all_depth, depth, width);
+    const std::int64_t per_point = block_size_per_point(depth, width);
     const auto write = [&](const Vector(&w)[taps], std::int64_t k, std::int64_t column) {
         Vector u[points];
         transform<Matrix::taps, kRowTaps, kColumnTaps>(w, u);
-        float* const at = task.output + (column / kPanel * all_depth + k) * kPanel + column % kPanel;
+        float* const at = block + (column / kPanel * depth.count + k) * kPanel + column % kPanel;
 #pragma GCC unroll 16
         for (int i = 0; i < points; ++i) {
             store(at + i * per_point, u[i]);
         }
     };
     if (task.scatters) {
-        for (std::int64_t o = depth.first; o < depth.first + depth.count; ++o) {
-            for (std::int64_t c = width.first; c < width.first + width.count; c += kLanes) {
+        for (std::int64_t o = 0; o < depth.count; ++o) {
+            for (std::int64_t c = 0; c < width.count; c += kLanes) {
                 Vector w[taps];
                 for (int i = 0; i < taps; ++i) {
-                    w[i] = load(weight + tap(phase, o, kRowTaps - 1 - i / kColumnTaps,
-                                             kColumnTaps - 1 - i % kColumnTaps, c));
+                    w[i] = load(weight + tap(phase, depth.first + o,
+                                             kRowTaps - 1 - i / kColumnTaps,
+                                             kColumnTaps - 1 - i % kColumnTaps, width.first + c));
                 }
                 write(w, o, c);
             }
@@ -279,15 +292,15 @@ void transform_weight(const WeightTransform& task, Range depth, Range width) {
         return;
     }
     // Depth is the wide map's channels, which lie beside one another, so that blocks are transposed.
-    for (std::int64_t o = width.first; o < width.first + width.count; o += kLanes) {
-        for (std::int64_t c = depth.first; c < depth.first + depth.count; c += kLanes) {
+    for (std::int64_t o = 0; o < width.count; o += kLanes) {
+        for (std::int64_t c = 0; c < depth.count; c += kLanes) {
             Vector all[taps][kLanes];
             for (int i = 0; i < taps; ++i) {
                 Vector rows[kLanes];
 #pragma GCC unroll 16
                 for (int l = 0; l < kLanes; ++l) {
-                    rows[l] =
-                        load(weight + tap(phase, o + l, i / kColumnTaps, i % kColumnTaps, c));
+                    rows[l] = load(weight + tap(phase, width.first + o + l, i / kColumnTaps,
+                                                i % kColumnTaps, depth.first + c));
                 }
                 transpose(rows);
 #pragma GCC unroll 16
@@ -345,7 +358,7 @@ void correlate(const Correlation& task, Range tiles, Range channels, float* scra
     for (int t = 0; t < task.term_count; ++t) {
         const CorrelationTerm& term = task.terms[t];
         const std::int64_t depth = term.input.channels;
-        const std::int64_t weight_per_point = depth * task.output_phase.channels;
+        const int points = (term.row_taps + 1) * (term.column_taps + 1);
         for (std::int64_t first = 0; first < depth; first += kWinogradDepth) {
             const Range part{first, least(kWinogradDepth, depth - first)};
             with_taps(term.row_taps, term.column_taps, [&](auto row_taps, auto column_taps) {
@@ -353,14 +366,14 @@ void correlate(const Correlation& task, Range tiles, Range channels, float* scra
                     static_cast<const T*>(task.input), term.input, term.input_tiles, tiles, part,
                     layout, values);
             });
+            const float* const weight = term.weight + block_offset(points, depth, part, channels);
+            const std::int64_t weight_per_point = block_size_per_point(part, channels);
             int point = 0;
             for (int i = 0; i <= term.row_taps; ++i) {
                 for (int j = 0; j <= term.column_taps; ++j, ++point) {
-                    multiply<kWinogradDepth, 1>(
-                        values + point * values_per_point,
-                        term.weight + point * weight_per_point + channels.first * depth +
-                            first * kPanel,
-                        depth * kPanel, rows, channels.count, part.count, t > 0 || first > 0,
+                    multiply<kWinogradDepth, 1, true>(
+                        values + point * values_per_point, weight + point * weight_per_point,
+                        part.count * kPanel, rows, channels.count, part.count, t > 0 || first > 0,
                         products + (i * column_points + j) * products_per_point, kWinogradWidth);
                 }
             }

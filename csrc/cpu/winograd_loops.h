@@ -5,6 +5,7 @@
 
 #include "../math/float_types.h"
 #include "instruction_sets.h"
+#include "winograd.h"
 
 namespace fastgan::cpu {
 
@@ -87,8 +88,15 @@ inline constexpr std::int64_t kWinogradScratch =
 static_assert(kWinogradScratch >= winograd_scratch(winograd_points(2, 2)) &&
               kWinogradScratch >= winograd_scratch(winograd_points(2, 3)));
 
-// Writes the points of a phase of the weight to `output`, as products read them: (point, panel,
-// depth, column of the panel), depth being the channels that are summed over.
+// The transformed weight lies as the products read it: blocks of at most kWinogradWidth output
+// channels by kWinogradDepth channels that are summed over, each (point, panel, depth, column of the
+// panel). So many floats a point take kWinogradChannels output channels.
+FASTGAN_INLINE constexpr std::int64_t winograd_strip(std::int64_t depth) {
+    const std::int64_t blocks = (depth + kWinogradDepth - 1) / kWinogradDepth;
+    return kWinogradChannels * depth + blocks * kWinogradGap;
+}
+
+// Writes a phase of the weight, transformed, to `output`.
 struct WeightTransform {
     FloatType type;
     const void* weight;
@@ -132,9 +140,9 @@ struct WeightGradient {
 };
 
 FASTGAN_FOR_EACH_INSTRUCTION_SET(
-    // Of channels in multiples of kWinogradChannels.
+    // A block.
     void winograd_transform_weight(const WeightTransform& task, Range depth, Range width);
-    // Of at most winograd_tiles() tiles and kWinogradWidth output channels.
+    // Of at most winograd_tiles() tiles and the output channels of a block.
     void winograd_correlate(const Correlation& task, Range tiles, Range channels, float* scratch);
     // Of at most kWinogradWidth channels of the wide map and winograd_tiles() of the small one.
     void winograd_weight_gradient(const WeightGradient& task, Range small_channels,

@@ -71,7 +71,7 @@ def _check_arguments(
 ) -> None:
     """Of the two maps' shapes, (N, channels, rows, columns), taps and stride, and tensors given."""
     taps, stride = kernel
-    if kernel not in PRODUCTS:
+    if not any(kernel == each for each in PRODUCTS):  # not hashed: they may be symbols
         raise RuntimeError(
             f"fastgan::{op}: {taps} by {taps} taps and stride {stride}; expected 3 and 1, 4 and 2, "
             "or 5 and 2"

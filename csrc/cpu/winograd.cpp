@@ -20,30 +20,41 @@ std::int64_t fewest_tasks() {
     return threads == 1 ? 1 : 2 * threads;
 }
 
-struct Freed {
-    void operator()(float* memory) const {
-        std::free(memory);
+// Memory that a thread keeps: what a fresh one would cost in page faults is a tenth of a small
+// convolution.
+class KeptMemory {
+public:
+    float* at_least(std::int64_t floats) {
+        if (floats > size_) {
+            size_ = 0;
+            memory_.reset();
+            const std::size_t bytes = static_cast<std::size_t>(floats) * sizeof(float);
+            memory_.reset(static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
+            if (memory_ == nullptr) {
+                throw std::bad_alloc();
+            }
+            size_ = floats;
+        }
+        return memory_.get();
     }
-};
-using Floats = std::unique_ptr<float, Freed>;
 
-Floats floats(std::int64_t count) {
-    const std::size_t bytes = static_cast<std::size_t>(count) * sizeof(float);
-    Floats memory(static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
-    if (memory == nullptr) {
-        throw std::bad_alloc();
-    }
-    return memory;
+private:
+    struct Freed {
+        void operator()(float* memory) const { std::free(memory); }
+    };
+    std::unique_ptr<float, Freed> memory_;
+    std::int64_t size_ = 0;
+};
+
+float* scratch_of_thread() {
+    thread_local KeptMemory memory;
+    return memory.at_least(kWinogradScratch);
 }
 
-// A thread keeps its scratch memory: what a fresh one would cost in page faults is a tenth of a
-// small convolution.
-float* scratch_of_thread() {
-    thread_local Floats memory;
-    if (memory == nullptr) {
-        memory = floats(kWinogradScratch);
-    }
-    return memory.get();
+// Of the thread that asks for a convolution.
+float* memory_for_weight(std::int64_t floats) {
+    thread_local KeptMemory memory;
+    return memory.at_least(floats);
 }
 
 std::int64_t pieces(std::int64_t count, std::int64_t size) {
@@ -113,7 +124,6 @@ Split blocks_of_width(std::int64_t channels) {
 
 // The weight's points, phase after phase.
 struct TransformedWeight {
-    Floats memory;
     const float* phases[4];
 };
 
@@ -131,9 +141,10 @@ TransformedWeight transformed(const WinogradShape& shape, FloatType type, const 
         offsets[i + 1] =
             offsets[i] + winograd_points(phase.row_taps, phase.column_taps) * per_point;
     }
-    TransformedWeight result{floats(offsets[count]), {}};
+    float* const memory = memory_for_weight(offsets[count]);
+    TransformedWeight result{};
     for (int i = 0; i < count; ++i) {
-        tasks[i].output = result.memory.get() + offsets[i];
+        tasks[i].output = memory + offsets[i];
         result.phases[i] = tasks[i].output;
     }
     const auto run = FASTGAN_SELECT(winograd_transform_weight);

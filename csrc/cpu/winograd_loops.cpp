@@ -183,14 +183,25 @@ void transform_map(const T* map, const PhaseOfMap& phase, const TileGrid& grid, 
     constexpr int inputs = kAllInputs<kMatrix, kRowTaps, kColumnTaps>;
     constexpr int outputs = kAllOutputs<kMatrix, kRowTaps, kColumnTaps>;
     Tile tile = tile_at(grid, tiles.first);
-    for (std::int64_t index = 0; index < tiles.count; ++index, advance(grid, tile)) {
+    const auto places = [&](const T*(&from)[inputs]) {
         std::int64_t offsets[inputs];
         places_of<kInputs<kMatrix, kRowTaps>, kInputs<kMatrix, kColumnTaps>>(phase, grid, tile,
                                                                              offsets);
-        const T* from[inputs];
         for (int i = 0; i < inputs; ++i) {
             from[i] = offsets[i] < 0 ? reinterpret_cast<const T*>(kZeros)
                                      : map + offsets[i] + channels.first;
+        }
+        advance(grid, tile);
+    };
+    const T* next[inputs];
+    places(next);
+    for (std::int64_t index = 0; index < tiles.count; ++index) {
+        const T* from[inputs];
+        for (int i = 0; i < inputs; ++i) {
+            from[i] = next[i];
+        }
+        if (index + 1 < tiles.count) {
+            places(next);
         }
         float* const to = out + index * layout.per_tile;
         for (std::int64_t c = 0; c < channels.count; c += kLanes) {
@@ -199,6 +210,8 @@ void transform_map(const T* map, const PhaseOfMap& phase, const TileGrid& grid, 
 #pragma GCC unroll 16
             for (int i = 0; i < inputs; ++i) {
                 x[i] = load(from[i] + c);
+                // Places lie too far apart for the processor to foresee.
+                __builtin_prefetch(next[i] + c);
             }
             transform<kMatrix, kRowTaps, kColumnTaps>(x, y);
             float* const at = to + c / kPanel * layout.per_panel + c % kPanel;

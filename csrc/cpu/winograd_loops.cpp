@@ -305,6 +305,7 @@ void transform_weight(const WeightTransform& task, Range depth, Range width) {
         return;
     }
     // Depth is the wide map's channels, which lie beside one another, so that blocks are transposed.
+    const std::int64_t per_channel = phase.taps * phase.taps * phase.wide_channels;
     for (std::int64_t o = 0; o < width.count; o += kLanes) {
         for (std::int64_t c = 0; c < depth.count; c += kLanes) {
             Vector all[taps][kLanes];
@@ -312,8 +313,12 @@ void transform_weight(const WeightTransform& task, Range depth, Range width) {
                 Vector rows[kLanes];
 #pragma GCC unroll 16
                 for (int l = 0; l < kLanes; ++l) {
-                    rows[l] = load(weight + tap(phase, width.first + o + l, i / kColumnTaps,
-                                                i % kColumnTaps, depth.first + c));
+                    const T* const from =
+                        weight + tap(phase, width.first + o + l, i / kColumnTaps, i % kColumnTaps,
+                                     depth.first + c);
+                    rows[l] = load(from);
+                    // The taps of channels lie too far apart for the processor to foresee.
+                    __builtin_prefetch(from + kLanes * per_channel);
                 }
                 transpose(rows);
 #pragma GCC unroll 16

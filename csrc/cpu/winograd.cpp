@@ -122,30 +122,38 @@ Split blocks_of_width(std::int64_t channels) {
     return {channels, kWinogradWidth, kWinogradChannels};
 }
 
-// The weight's points, phase after phase.
-struct TransformedWeight {
-    const float* phases[4];
+// A correlation's outputs by block of channels and of tiles.
+struct Blocks {
+    Split channels;
+    Split tiles;
 };
 
-TransformedWeight transformed(const WinogradShape& shape, FloatType type, const void* weight,
-                              bool scatters) {
+// The tasks' outputs are of the same size, or nearly.
+Blocks blocks_of(const Correlation* tasks, std::int64_t task_count, std::int64_t batch) {
+    const TileGrid& grid = tasks[0].output_tiles;
+    const Split channels = blocks_of_width(tasks[0].output_phase.channels);
+    return {channels,
+            {batch * grid.rows * grid.columns,
+             winograd_tiles(winograd_points(tasks[0].row_taps, tasks[0].column_taps)), 4,
+             pieces(fewest_tasks(), task_count * channels.parts)}};
+}
+
+// Has the terms' weights transformed, phase after phase.
+void transform_weight(const WinogradShape& shape, CorrelationTerm* const* terms) {
+    const int count = phase_count(shape);
+    const bool scatters = terms[0]->weight.scatters;
     const std::int64_t depth = scatters ? shape.small_channels : shape.wide_channels;
     const std::int64_t width = scatters ? shape.wide_channels : shape.small_channels;
     const std::int64_t per_point = width / kWinogradChannels * winograd_strip(depth);
-    const int count = phase_count(shape);
-    WeightTransform tasks[4] = {};
     std::int64_t offsets[5] = {};
     for (int i = 0; i < count; ++i) {
-        tasks[i] = {type, weight, phase_of_weight(shape, i), scatters, nullptr};
-        const WeightPhase& phase = tasks[i].phase;
+        const WeightPhase& phase = terms[i]->weight.phase;
         offsets[i + 1] =
             offsets[i] + winograd_points(phase.row_taps, phase.column_taps) * per_point;
     }
     float* const memory = memory_for_weight(offsets[count]);
-    TransformedWeight result{};
     for (int i = 0; i < count; ++i) {
-        tasks[i].output = memory + offsets[i];
-        result.phases[i] = tasks[i].output;
+        terms[i]->weight.output = memory + offsets[i];
     }
     const auto run = FASTGAN_SELECT(winograd_transform_weight);
     const Split by_width = blocks_of_width(width);
@@ -155,28 +163,29 @@ TransformedWeight transformed(const WinogradShape& shape, FloatType type, const 
                      for (std::int64_t i = begin; i < end; ++i) {
                          const std::int64_t part = i / count;
                          const std::int64_t first = part % depth_parts * kWinogradDepth;
-                         run(tasks[i % count], {first, std::min(kWinogradDepth, depth - first)},
+                         run(terms[i % count]->weight,
+                             {first, std::min(kWinogradDepth, depth - first)},
                              by_width[part / depth_parts]);
                      }
                  });
-    return result;
 }
 
-// The tasks' outputs are of the same size, or nearly.
-void correlate(const Correlation* tasks, std::int64_t task_count, std::int64_t batch) {
+void correlate(const WinogradShape& shape, Correlation* tasks, std::int64_t task_count,
+               CorrelationTerm* const* terms) {
+    const Blocks blocks = blocks_of(tasks, task_count, shape.batch);
+    // Up to two tasks that use a block of the weight make it each, sooner than it gets to memory
+    // and back.
+    if (blocks.tiles.parts > 2) {
+        transform_weight(shape, terms);
+    }
     const auto run = FASTGAN_SELECT(winograd_correlate);
-    const TileGrid& grid = tasks[0].output_tiles;
-    const Split by_channel = blocks_of_width(tasks[0].output_phase.channels);
-    const Split by_tile(batch * grid.rows * grid.columns,
-                        winograd_tiles(winograd_points(tasks[0].row_taps, tasks[0].column_taps)), 4,
-                        pieces(fewest_tasks(), task_count * by_channel.parts));
-    parallel_for(0, task_count * by_channel.parts * by_tile.parts, 1,
+    parallel_for(0, task_count * blocks.channels.parts * blocks.tiles.parts, 1,
                  [&](std::int64_t begin, std::int64_t end) {
                      float* const scratch = scratch_of_thread();
                      for (std::int64_t i = begin; i < end; ++i) {
                          const std::int64_t part = i / task_count;
-                         run(tasks[i % task_count], by_tile[part / by_channel.parts],
-                             by_channel[part % by_channel.parts], scratch);
+                         run(tasks[i % task_count], blocks.tiles[part / blocks.channels.parts],
+                             blocks.channels[part % blocks.channels.parts], scratch);
                      }
                  });
 }
@@ -188,7 +197,6 @@ void winograd_gather(const WinogradShape& shape, FloatType type, const void* wid
     if (shape.batch == 0) {
         return;
     }
-    const TransformedWeight points = transformed(shape, type, weight, false);
     Correlation task{};
     task.type = type;
     task.input = wide;
@@ -197,14 +205,17 @@ void winograd_gather(const WinogradShape& shape, FloatType type, const void* wid
     task.output_phase = whole_of_small(shape);
     task.output_tiles = grid_of_small(shape);
     task.term_count = phase_count(shape);
+    CorrelationTerm* terms[4] = {};
     for (int i = 0; i < task.term_count; ++i) {
         const WeightPhase phase = phase_of_weight(shape, i);
-        task.terms[i] = {phase_of_wide(shape, phase), task.output_tiles, phase.row_taps,
-                         phase.column_taps, points.phases[i]};
+        task.terms[i] = {phase_of_wide(shape, phase),
+                         task.output_tiles,
+                         {type, weight, phase, false, nullptr}};
+        terms[i] = &task.terms[i];
     }
-    task.row_taps = task.terms[0].row_taps;
-    task.column_taps = task.terms[0].column_taps;
-    correlate(&task, 1, shape.batch);
+    task.row_taps = terms[0]->weight.phase.row_taps;
+    task.column_taps = terms[0]->weight.phase.column_taps;
+    correlate(shape, &task, 1, terms);
 }
 
 void winograd_scatter(const WinogradShape& shape, FloatType type, const void* small,
@@ -212,8 +223,8 @@ void winograd_scatter(const WinogradShape& shape, FloatType type, const void* sm
     if (shape.batch == 0) {
         return;
     }
-    const TransformedWeight points = transformed(shape, type, weight, true);
     Correlation tasks[4] = {};
+    CorrelationTerm* terms[4] = {};
     for (int i = 0; i < phase_count(shape); ++i) {
         const WeightPhase phase = phase_of_weight(shape, i);
         Correlation& task = tasks[i];
@@ -233,10 +244,11 @@ void winograd_scatter(const WinogradShape& shape, FloatType type, const void* sm
         input_tiles.row_origin -= phase.row_taps - 1;
         input_tiles.column_origin -= phase.column_taps - 1;
         task.term_count = 1;
-        task.terms[0] = {whole_of_small(shape), input_tiles, phase.row_taps, phase.column_taps,
-                         points.phases[i]};
+        task.terms[0] = {
+            whole_of_small(shape), input_tiles, {type, weight, phase, true, nullptr}};
+        terms[i] = &task.terms[0];
     }
-    correlate(tasks, phase_count(shape), shape.batch);
+    correlate(shape, tasks, phase_count(shape), terms);
 }
 
 void winograd_weight_gradient(const WinogradShape& shape, FloatType type, const void* small,

@@ -273,13 +273,11 @@ FASTGAN_INLINE std::int64_t block_size_per_point(Range depth, Range width) {
 }
 
 template <int kRowTaps, int kColumnTaps, typename T>
-void transform_weight(const WeightTransform& task, Range depth, Range width) {
+void transform_block(const WeightTransform& task, Range depth, Range width, float* block) {
     constexpr int taps = kRowTaps * kColumnTaps;
     constexpr int points = winograd_points(kRowTaps, kColumnTaps);
     const WeightPhase& phase = task.phase;
     const T* const weight = static_cast<const T*>(task.weight);
-    const std::int64_t all_depth = task.scatters ? phase.small_channels : phase.wide_channels;
-    float* const block = task.output + block_offset(points, all_depth, depth, width);
     const std::int64_t per_point = block_size_per_point(depth, width);
     const auto write = [&](const Vector(&w)[taps], std::int64_t k, std::int64_t column) {
         Vector u[points];
@@ -372,23 +370,32 @@ void correlate(const Correlation& task, Range tiles, Range channels, float* scra
                    kWinogradDepth * sizeof(float));
         }
     }
+    float* const own_block = products + row_points * column_points * products_per_point;
     // The first term has all points.
     for (int t = 0; t < task.term_count; ++t) {
         const CorrelationTerm& term = task.terms[t];
         const std::int64_t depth = term.input.channels;
-        const int points = (term.row_taps + 1) * (term.column_taps + 1);
+        const WeightPhase& phase = term.weight.phase;
+        const int points = (phase.row_taps + 1) * (phase.column_taps + 1);
         for (std::int64_t first = 0; first < depth; first += kWinogradDepth) {
             const Range part{first, least(kWinogradDepth, depth - first)};
-            with_taps(term.row_taps, term.column_taps, [&](auto row_taps, auto column_taps) {
+            float* const weight = term.weight.output == nullptr
+                                      ? own_block
+                                      : term.weight.output +
+                                            block_offset(points, depth, part, channels);
+            with_taps(phase.row_taps, phase.column_taps, [&](auto row_taps, auto column_taps) {
+                if (term.weight.output == nullptr) {
+                    transform_block<row_taps.value, column_taps.value, T>(term.weight, part,
+                                                                          channels, weight);
+                }
                 transform_map<Matrix::places, row_taps.value, column_taps.value>(
                     static_cast<const T*>(task.input), term.input, term.input_tiles, tiles, part,
                     layout, values);
             });
-            const float* const weight = term.weight + block_offset(points, depth, part, channels);
             const std::int64_t weight_per_point = block_size_per_point(part, channels);
             int point = 0;
-            for (int i = 0; i <= term.row_taps; ++i) {
-                for (int j = 0; j <= term.column_taps; ++j, ++point) {
+            for (int i = 0; i <= phase.row_taps; ++i) {
+                for (int j = 0; j <= phase.column_taps; ++j, ++point) {
                     multiply<kWinogradDepth, 1, true>(
                         values + point * values_per_point, weight + point * weight_per_point,
                         part.count * kPanel, rows, channels.count, part.count, t > 0 || first > 0,
@@ -484,11 +491,14 @@ void weight_gradient(const WeightGradient& task, Range small, Range wide, float*
 }  // namespace
 
 void winograd_transform_weight(const WeightTransform& task, Range depth, Range width) {
-    with_taps(task.phase.row_taps, task.phase.column_taps, [&](auto row_taps, auto column_taps) {
+    const WeightPhase& phase = task.phase;
+    const std::int64_t all_depth = task.scatters ? phase.small_channels : phase.wide_channels;
+    with_taps(phase.row_taps, phase.column_taps, [&](auto row_taps, auto column_taps) {
         const auto run = task.type == FloatType::float32
-                             ? transform_weight<row_taps.value, column_taps.value, float>
-                             : transform_weight<row_taps.value, column_taps.value, BFloat16>;
-        run(task, depth, width);
+                             ? transform_block<row_taps.value, column_taps.value, float>
+                             : transform_block<row_taps.value, column_taps.value, BFloat16>;
+        constexpr int points = winograd_points(row_taps.value, column_taps.value);
+        run(task, depth, width, task.output + block_offset(points, all_depth, depth, width));
     });
 }
 

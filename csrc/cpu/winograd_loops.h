@@ -76,8 +76,9 @@ inline constexpr std::int64_t kWinogradGap = 16;
 // roundings of adding kWinogradDepth tiles, and 32 of adding such sums.
 inline constexpr std::int64_t kWinogradTilesInFloat = 32 * kWinogradDepth;
 
-// Floats of scratch memory for so many points: values of both maps, products, and their sums in
-// double. Values that are multiplied by columns come in panels of at least 8.
+// Floats of scratch memory for so many points: values of both maps or of a map and the weight,
+// products, and their sums in double. Values that are multiplied by columns come in panels of at
+// least 8.
 constexpr std::int64_t winograd_scratch(std::int64_t points) {
     const std::int64_t tiles = winograd_tiles(points);
     return points * (tiles * kWinogradDepth + kWinogradDepth * kWinogradWidth +
@@ -102,15 +103,13 @@ struct WeightTransform {
     const void* weight;
     WeightPhase phase;
     bool scatters;  // sums over the small map's channels, taps reversed; else over the wide one's
-    float* output;
+    float* output;  // null: each block is made where it is used
 };
 
 struct CorrelationTerm {
     PhaseOfMap input;
     TileGrid input_tiles;
-    int row_taps;
-    int column_taps;
-    const float* weight;  // transformed
+    WeightTransform weight;
 };
 
 // output[tile places] = bias + sum over terms of the correlation of input and weight.

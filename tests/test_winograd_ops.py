@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 import fastgan
-from fastgan.ops import winograd, winograd_convolution
+from fastgan.ops import aten_convolution, winograd, winograd_convolution
 from fastgan.ops.stages import Stage
 from fastgan.ops.vector_units import has_vectors
 
@@ -232,7 +232,9 @@ def test_misfits_are_refused() -> None:
     small, wide, weight = torch.ones(2, 32, 4, 4), torch.ones(2, 64, 8, 8), torch.ones(32, 64, 4, 4)
     with pytest.raises(RuntimeError, match=r"do not belong together"):
         ops.winograd_gather(wide, weight, None, 2, 1, 1, 5, 4)
-    with pytest.raises(RuntimeError, match=r"as many rows of taps as columns, and channels to match"):
+    with pytest.raises(
+        RuntimeError, match=r"as many rows of taps as columns, and channels to match"
+    ):
         ops.winograd_gather(small, weight, None, 2, 1, 1, 2, 2)
     with pytest.raises(RuntimeError, match=r"expected a multiple of 32"):
         ops.winograd_weight_gradient(small[:, :16], wide, 4, 2, 1, 1)
@@ -268,8 +270,8 @@ def test_misfits_are_refused_without_values_too(shape: tuple[int, ...]) -> None:
         bias = torch.ones(3, device="meta")
         with pytest.raises(RuntimeError, match=r"bias has shape \(3\); expected"):
             getattr(ops, f"winograd_{op}")(map, whole, bias, 2, 1, 1, *places)
+        oblong = whole[..., :3]
         with pytest.raises(RuntimeError, match=r"channels to match"):
-            oblong = whole.mT.contiguous()[..., :3]
             getattr(ops, f"winograd_{op}")(map, oblong, None, 2, 1, 1, *places)
         with pytest.raises(RuntimeError, match=r"4 by 4 taps and stride 3; expected"):
             getattr(ops, f"winograd_{op}")(map, whole, None, 3, 1, 1, *places)
@@ -357,6 +359,57 @@ def test_it_is_taken_for_the_inner_layers_of_a_dcgan(monkeypatch: pytest.MonkeyP
     }
     for why, arguments in no.items():
         assert not pays(*arguments), why
+
+
+@pytest.mark.parametrize("batch", [8, 64])
+def test_it_is_taken_for_3x3_and_5x5_taps(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd_convolution, "has_vectors", lambda: True)
+    pays = winograd_convolution.pays
+    weight, few = channels_last(256, 256, 3, 3), channels_last(256, 48, 3, 3)
+    residual = Stage("conv2d", padding=(1, 1))
+    assert pays(residual, torch.empty(batch, 256, 8, 8), weight)
+    assert pays(residual, torch.empty(batch, 256, 7, 7), weight)
+    assert pays(Stage("conv_transpose2d", padding=(1, 1)), torch.empty(batch, 256, 8, 8), weight)
+    assert not pays(residual, torch.empty(1, 256, 8, 8), weight)
+    assert not pays(residual, torch.empty(batch, 48, 8, 8), few)
+    assert not pays(residual, torch.empty(batch, 256, 1, 8), weight)
+    assert not pays(Stage("conv2d", (2, 2), (1, 1)), torch.empty(batch, 256, 32, 32), weight)
+    five = channels_last(256, 256, 5, 5)
+    doubling = Stage("conv_transpose2d", (2, 2), (2, 2), output_padding=(1, 1))
+    assert pays(doubling, torch.empty(batch, 256, 4, 4), five)
+    assert pays(Stage("conv2d", (2, 2), (2, 2)), torch.empty(batch, 256, 8, 8), five)
+    assert not pays(Stage("conv2d", padding=(2, 2)), torch.empty(batch, 256, 8, 8), five)
+
+
+@pytest.mark.parametrize(
+    ("stage", "channels", "taps"),
+    [
+        (Stage("conv2d", padding=(1, 1)), (64, 32), 3),
+        (Stage("conv2d", padding=(0, 2)), (64, 32), 3),
+        (Stage("conv_transpose2d", padding=(1, 0)), (32, 64), 3),
+        (Stage("conv2d", (2, 2), (2, 2)), (64, 32), 5),
+        (Stage("conv_transpose2d", (2, 2), (2, 1), output_padding=(1, 0)), (32, 64), 5),
+    ],
+)
+def test_a_stage_and_its_gradients_are_autograds(
+    stage: Stage, channels: tuple[int, int], taps: int
+) -> None:
+    torch.manual_seed(7)
+    input = torch.randn(3, 32, 9, 10, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(*channels, taps, taps, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(64, dtype=torch.float64, requires_grad=True)
+    expected = aten_convolution.forward(stage, input, weight, bias)
+    grad_output = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, (input, weight, bias), grad_output)
+    x, w, b, g = (t.detach().float() for t in (input, weight, bias, grad_output))
+    found = [
+        winograd_convolution.forward(stage, x, w, b),
+        winograd_convolution.input_gradient(stage, g, x, w),
+        *winograd_convolution.weight_gradient(stage, g, x, w, True),
+    ]
+    for ours, exact in zip(found, (expected, *gradients), strict=True):
+        assert ours is not None
+        torch.testing.assert_close(ours.double(), exact.detach(), rtol=1e-5, atol=2e-4)
 
 
 def test_what_the_processor_has_decides(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Whose convolution runs where Triton's kernels don't: of four ways the fastest for the case.
 
-winograd_convolution    4x4 taps, stride 2, on a CPU: 9 products in place of 16
+winograd_convolution    3x3 taps and stride 1, 4x4 or 5x5 and stride 2, on a CPU: fewer products
 matrix_convolution      few places and many channels, on a CPU: products of matrices
 patch_convolution       the pass that makes an image, on a CPU
 aten_convolution        all else: oneDNN on CPUs, cuDNN on GPUs
@@ -60,8 +60,8 @@ def explained(stage: Stage, weight: Tensor, dtype: torch.dtype) -> tuple[str, st
         if winograd_convolution.can(stage, weight, dtype):
             fewest = winograd_convolution.FEWEST_TILES
             return "cpu", (
-                f"9 products in place of 16 ({compiled}) from {fewest} tiles of 2x2 places on; "
-                "smaller batches: oneDNN or products of matrices"
+                f"{winograd_convolution.saved(stage, weight)} ({compiled}) from {fewest} tiles of "
+                "2x2 places on; smaller batches: oneDNN or products of matrices"
             )
         if patch_convolution.can(stage, weight, dtype):
             return "cpu", (

@@ -11,6 +11,8 @@ The same functions as :mod:`fastgan.ops.aten_convolution`, with the same argumen
 
 from __future__ import annotations
 
+from math import gcd
+
 import torch
 from torch import Tensor
 
@@ -18,7 +20,7 @@ from fastgan.ops import winograd
 from fastgan.ops.stages import Stage
 from fastgan.ops.vector_units import has_bfloat16_tiles, has_vectors
 
-__all__ = ["can", "forward", "input_gradient", "pays", "weight_gradient"]
+__all__ = ["can", "forward", "input_gradient", "pays", "saved", "weight_gradient"]
 
 #: Measured: from so many tiles on, what is saved is more than what transforming the weight costs.
 FEWEST_TILES = 32
@@ -69,6 +71,19 @@ def pays(stage: Stage, input: Tensor, weight: Tensor) -> bool:
     products = winograd.PRODUCTS[weight.shape[2], stage.stride[0]] * tiles
     products_of_formula = weight.shape[2] ** 2 * len(input) * rows * columns
     return tiles >= FEWEST_TILES and products * 5 <= products_of_formula * 4
+
+
+def saved(stage: Stage, weight: Tensor) -> str:
+    """For people: the products that are left, for a stage for which :func:`can` is true.
+
+    Example:
+        >>> saved(Stage("conv2d"), torch.empty(32, 32, 3, 3))
+        '4 products in place of 9'
+    """
+    of_formula = 4 * weight.shape[2] ** 2
+    products = winograd.PRODUCTS[weight.shape[2], stage.stride[0]]
+    shared = gcd(products, of_formula)
+    return f"{products // shared} products in place of {of_formula // shared}"
 
 
 def forward(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

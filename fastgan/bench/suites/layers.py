@@ -2,8 +2,8 @@
 
 A DCGAN's: Radford et al. 2015, arXiv 1511.06434, figure 1, with 4x4 kernels as in everybody's
 versions (see :mod:`fastgan.models.layers` for the modules) and with the paper's 5x5 ones; 3x3 ones
-of a residual network for 64x64 images, as Miyato et al. 2018, arXiv 1802.05957, table 4, have them. Written down again here, so that what a network has to
-do doesn't depend on how it does it.
+of a residual network for 64x64 images, as Miyato et al. 2018, arXiv 1802.05957, table 4, have them.
+Written down again here, so that what a network has to do doesn't depend on how it does it.
 """
 
 from __future__ import annotations

@@ -35,9 +35,9 @@ Tensor empty_map(const FourSizes& sizes, const Tensor& like, bool channels_last)
     const FourSizes strides =
         channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes);
     AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-        4, sizes.data(), strides.data(), dtype_code(like), aoti_torch_device_type_cpu(),
-        like.get_device_index(), &handle));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes.data(), strides.data(),
+                                                    dtype_code(like), aoti_torch_device_type_cpu(),
+                                                    like.get_device_index(), &handle));
     return Tensor(handle);
 }
 
@@ -135,10 +135,9 @@ void require_map_and_weight(const char* op, const char* argument, const Tensor& 
     require_four_dimensions(op, argument, map);
     require_four_dimensions(op, "weight", weight);
     require_same_type(op, "weight", weight, map);
-    if (weight.size(2) != weight.size(3) ||
-        weight.size(channels_of_weight) != map.size(1)) {
-        fail(op, ": weight has shape ", shape_text(weight), " and ", argument, " ",
-             shape_text(map), "; expected as many rows of taps as columns, and channels to match");
+    if (weight.size(2) != weight.size(3) || weight.size(channels_of_weight) != map.size(1)) {
+        fail(op, ": weight has shape ", shape_text(weight), " and ", argument, " ", shape_text(map),
+             "; expected as many rows of taps as columns, and channels to match");
     }
     require_channels(op, "weight", weight.size(0));
     require_channels(op, "weight", weight.size(1));
@@ -163,8 +162,8 @@ void require_places(const char* op, const cpu::WinogradShape& shape) {
         !fit({shape.small_columns, shape.wide_columns, taps, stride, shape.column_padding})) {
         fail(op, ": a map of (", shape.small_rows, ", ", shape.small_columns,
              ") places and one of (", shape.wide_rows, ", ", shape.wide_columns,
-             ") do not belong together at padding (", shape.row_padding, ", ",
-             shape.column_padding, "), ", taps, " by ", taps, " taps and stride ", stride);
+             ") do not belong together at padding (", shape.row_padding, ", ", shape.column_padding,
+             "), ", taps, " by ", taps, " taps and stride ", stride);
     }
 }
 
@@ -196,14 +195,15 @@ Bias bias_argument(const char* op, const OptionalTensor& bias, std::int64_t chan
 }
 
 Tensor gather(Tensor wide, Tensor weight, OptionalTensor bias, std::int64_t stride,
-              std::int64_t row_padding, std::int64_t column_padding, std::int64_t rows, std::int64_t columns) {
+              std::int64_t row_padding, std::int64_t column_padding, std::int64_t rows,
+              std::int64_t columns) {
     constexpr const char* op = "fastgan::winograd_gather";
     const FloatType type = map_type(op, "wide", wide);
     require_map_and_weight(op, "wide", wide, weight, 1);
     require_kernel(op, weight.size(2), stride);
-    const cpu::WinogradShape shape{wide.size(0), rows,         columns,
-                                   weight.size(0), wide.size(2), wide.size(3),
-                                   wide.size(1), weight.size(2), stride, row_padding, column_padding};
+    const cpu::WinogradShape shape{wide.size(0), rows,         columns,       weight.size(0),
+                                   wide.size(2), wide.size(3), wide.size(1),  weight.size(2),
+                                   stride,       row_padding,  column_padding};
     require_places(op, shape);
     const Bias added = bias_argument(op, bias, shape.small_channels);
     Tensor small = empty_channels_last({shape.batch, shape.small_channels, rows, columns}, wide);
@@ -215,14 +215,15 @@ Tensor gather(Tensor wide, Tensor weight, OptionalTensor bias, std::int64_t stri
 }
 
 Tensor scatter(Tensor small, Tensor weight, OptionalTensor bias, std::int64_t stride,
-               std::int64_t row_padding, std::int64_t column_padding, std::int64_t rows, std::int64_t columns) {
+               std::int64_t row_padding, std::int64_t column_padding, std::int64_t rows,
+               std::int64_t columns) {
     constexpr const char* op = "fastgan::winograd_scatter";
     const FloatType type = map_type(op, "small", small);
     require_map_and_weight(op, "small", small, weight, 0);
     require_kernel(op, weight.size(2), stride);
-    const cpu::WinogradShape shape{small.size(0), small.size(2),  small.size(3),
-                                   small.size(1), rows,           columns,
-                                   weight.size(1), weight.size(2), stride, row_padding, column_padding};
+    const cpu::WinogradShape shape{small.size(0), small.size(2), small.size(3),  small.size(1),
+                                   rows,          columns,       weight.size(1), weight.size(2),
+                                   stride,        row_padding,   column_padding};
     require_places(op, shape);
     const Bias added = bias_argument(op, bias, shape.wide_channels);
     Tensor wide = empty_channels_last({shape.batch, shape.wide_channels, rows, columns}, small);
@@ -247,11 +248,12 @@ Tensor weight_gradient(Tensor small, Tensor wide, std::int64_t taps, std::int64_
         fail(op, ": small has shape ", shape_text(small), " and wide ", shape_text(wide),
              "; expected as many samples");
     }
-    const cpu::WinogradShape shape{small.size(0), small.size(2), small.size(3),
-                                   small.size(1), wide.size(2),  wide.size(3),
-                                   wide.size(1), taps, stride, row_padding, column_padding};
+    const cpu::WinogradShape shape{small.size(0), small.size(2), small.size(3), small.size(1),
+                                   wide.size(2),  wide.size(3),  wide.size(1),  taps,
+                                   stride,        row_padding,   column_padding};
     require_places(op, shape);
-    Tensor gradient = empty_channels_last({shape.small_channels, shape.wide_channels, taps, taps}, small);
+    Tensor gradient =
+        empty_channels_last({shape.small_channels, shape.wide_channels, taps, taps}, small);
     const Tensor factors = channels_last(small);
     const Tensor values = channels_last(wide);
     cpu::winograd_weight_gradient(shape, type, factors.const_data_ptr(), values.const_data_ptr(),

@@ -23,7 +23,7 @@ std::int64_t fewest_tasks() {
 // Memory that a thread keeps: what a fresh one would cost in page faults is a tenth of a small
 // convolution.
 class KeptMemory {
-public:
+  public:
     float* at_least(std::int64_t floats) {
         if (floats > size_) {
             size_ = 0;
@@ -38,7 +38,14 @@ public:
         return memory_.get();
     }
 
-private:
+    void keep_at_most(std::int64_t floats) {
+        if (size_ > floats) {
+            memory_.reset();
+            size_ = 0;
+        }
+    }
+
+  private:
     struct Freed {
         void operator()(float* memory) const { std::free(memory); }
     };
@@ -51,10 +58,12 @@ float* scratch_of_thread() {
     return memory.at_least(kWinogradScratch);
 }
 
-// Of the thread that asks for a convolution.
-float* memory_for_weight(std::int64_t floats) {
+// Of the thread that asks for a convolution: 64 MiB at most outlive a call.
+constexpr std::int64_t kMostKeptWeight = std::int64_t{1} << 24;
+
+KeptMemory& memory_for_weight() {
     thread_local KeptMemory memory;
-    return memory.at_least(floats);
+    return memory;
 }
 
 std::int64_t pieces(std::int64_t count, std::int64_t size) {
@@ -151,23 +160,22 @@ void transform_weight(const WinogradShape& shape, CorrelationTerm* const* terms)
         offsets[i + 1] =
             offsets[i] + winograd_points(phase.row_taps, phase.column_taps) * per_point;
     }
-    float* const memory = memory_for_weight(offsets[count]);
+    float* const memory = memory_for_weight().at_least(offsets[count]);
     for (int i = 0; i < count; ++i) {
         terms[i]->weight.output = memory + offsets[i];
     }
     const auto run = FASTGAN_SELECT(winograd_transform_weight);
     const Split by_width = blocks_of_width(width);
     const std::int64_t depth_parts = pieces(depth, kWinogradDepth);
-    parallel_for(0, count * by_width.parts * depth_parts, 1,
-                 [&](std::int64_t begin, std::int64_t end) {
-                     for (std::int64_t i = begin; i < end; ++i) {
-                         const std::int64_t part = i / count;
-                         const std::int64_t first = part % depth_parts * kWinogradDepth;
-                         run(terms[i % count]->weight,
-                             {first, std::min(kWinogradDepth, depth - first)},
-                             by_width[part / depth_parts]);
-                     }
-                 });
+    parallel_for(
+        0, count * by_width.parts * depth_parts, 1, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; ++i) {
+                const std::int64_t part = i / count;
+                const std::int64_t first = part % depth_parts * kWinogradDepth;
+                run(terms[i % count]->weight, {first, std::min(kWinogradDepth, depth - first)},
+                    by_width[part / depth_parts]);
+            }
+        });
 }
 
 void correlate(const WinogradShape& shape, Correlation* tasks, std::int64_t task_count,
@@ -188,6 +196,7 @@ void correlate(const WinogradShape& shape, Correlation* tasks, std::int64_t task
                              blocks.channels[part % blocks.channels.parts], scratch);
                      }
                  });
+    memory_for_weight().keep_at_most(kMostKeptWeight);
 }
 
 }  // namespace
@@ -208,9 +217,8 @@ void winograd_gather(const WinogradShape& shape, FloatType type, const void* wid
     CorrelationTerm* terms[4] = {};
     for (int i = 0; i < task.term_count; ++i) {
         const WeightPhase phase = phase_of_weight(shape, i);
-        task.terms[i] = {phase_of_wide(shape, phase),
-                         task.output_tiles,
-                         {type, weight, phase, false, nullptr}};
+        task.terms[i] = {
+            phase_of_wide(shape, phase), task.output_tiles, {type, weight, phase, false, nullptr}};
         terms[i] = &task.terms[i];
     }
     task.row_taps = terms[0]->weight.phase.row_taps;
@@ -234,18 +242,16 @@ void winograd_scatter(const WinogradShape& shape, FloatType type, const void* sm
         task.output = wide;
         task.output_phase = phase_of_wide(shape, phase);
         // As many tiles in each phase, though an odd map has a place more in some.
-        task.output_tiles = {pieces(shape.wide_rows, 2 * shape.stride),
-                             pieces(shape.wide_columns, 2 * shape.stride),
-                             first_inside(task.output_phase.rows),
-                             first_inside(task.output_phase.columns)};
+        task.output_tiles = {
+            pieces(shape.wide_rows, 2 * shape.stride), pieces(shape.wide_columns, 2 * shape.stride),
+            first_inside(task.output_phase.rows), first_inside(task.output_phase.columns)};
         task.row_taps = phase.row_taps;
         task.column_taps = phase.column_taps;
         TileGrid input_tiles = task.output_tiles;
         input_tiles.row_origin -= phase.row_taps - 1;
         input_tiles.column_origin -= phase.column_taps - 1;
         task.term_count = 1;
-        task.terms[0] = {
-            whole_of_small(shape), input_tiles, {type, weight, phase, true, nullptr}};
+        task.terms[0] = {whole_of_small(shape), input_tiles, {type, weight, phase, true, nullptr}};
         terms[i] = &task.terms[0];
     }
     correlate(shape, tasks, phase_count(shape), terms);
@@ -254,9 +260,9 @@ void winograd_scatter(const WinogradShape& shape, FloatType type, const void* sm
 void winograd_weight_gradient(const WinogradShape& shape, FloatType type, const void* small,
                               const void* wide, void* gradient) {
     if (shape.batch == 0) {
-        std::memset(gradient, 0,
-                    shape.taps * shape.taps * shape.small_channels * shape.wide_channels *
-                        bytes_of(type));
+        std::memset(
+            gradient, 0,
+            shape.taps * shape.taps * shape.small_channels * shape.wide_channels * bytes_of(type));
         return;
     }
     const auto run = FASTGAN_SELECT(winograd_weight_gradient);
@@ -267,26 +273,24 @@ void winograd_weight_gradient(const WinogradShape& shape, FloatType type, const 
                          winograd_tiles(winograd_points(largest.row_taps, largest.column_taps)),
                          kWinogradChannels, pieces(fewest_tasks(), phases * by_wide.parts));
     const TileGrid tiles = grid_of_small(shape);
-    parallel_for(0, phases * by_wide.parts * by_small.parts, 1,
-                 [&](std::int64_t begin, std::int64_t end) {
-                     float* const scratch = scratch_of_thread();
-                     for (std::int64_t i = begin; i < end; ++i) {
-                         const WeightPhase phase =
-                             phase_of_weight(shape, static_cast<int>(i % phases));
-                         const WeightGradient task{type,
-                                                   small,
-                                                   wide,
-                                                   gradient,
-                                                   whole_of_small(shape),
-                                                   phase_of_wide(shape, phase),
-                                                   tiles,
-                                                   shape.batch * tiles.rows * tiles.columns,
-                                                   phase};
-                         const std::int64_t part = i / phases;
-                         run(task, by_small[part / by_wide.parts], by_wide[part % by_wide.parts],
-                             scratch);
-                     }
-                 });
+    parallel_for(
+        0, phases * by_wide.parts * by_small.parts, 1, [&](std::int64_t begin, std::int64_t end) {
+            float* const scratch = scratch_of_thread();
+            for (std::int64_t i = begin; i < end; ++i) {
+                const WeightPhase phase = phase_of_weight(shape, static_cast<int>(i % phases));
+                const WeightGradient task{type,
+                                          small,
+                                          wide,
+                                          gradient,
+                                          whole_of_small(shape),
+                                          phase_of_wide(shape, phase),
+                                          tiles,
+                                          shape.batch * tiles.rows * tiles.columns,
+                                          phase};
+                const std::int64_t part = i / phases;
+                run(task, by_small[part / by_wide.parts], by_wide[part % by_wide.parts], scratch);
+            }
+        });
 }
 
 }  // namespace fastgan::cpu

@@ -55,9 +55,8 @@ FASTGAN_INLINE void places_of(const PhaseOfMap& map, const TileGrid& grid, const
             const std::int64_t column =
                 place(map.columns, grid.column_origin + 2 * tile.column + j);
             offsets[kColumnPlaces * i + j] =
-                row < 0 || column < 0
-                    ? -1
-                    : ((image + row) * map.columns.size + column) * map.channels;
+                row < 0 || column < 0 ? -1
+                                      : ((image + row) * map.columns.size + column) * map.channels;
         }
     }
 }
@@ -146,9 +145,9 @@ FASTGAN_INLINE void times(const Vector* x, Vector* y) {
 }
 
 template <Matrix kMatrix, int kRowTaps, int kColumnTaps>
-constexpr int kAllInputs = kInputs<kMatrix, kRowTaps>* kInputs<kMatrix, kColumnTaps>;
+constexpr int kAllInputs = kInputs<kMatrix, kRowTaps> * kInputs<kMatrix, kColumnTaps>;
 template <Matrix kMatrix, int kRowTaps, int kColumnTaps>
-constexpr int kAllOutputs = kOutputs<kMatrix, kRowTaps>* kOutputs<kMatrix, kColumnTaps>;
+constexpr int kAllOutputs = kOutputs<kMatrix, kRowTaps> * kOutputs<kMatrix, kColumnTaps>;
 
 // Along both dimensions.
 template <Matrix kMatrix, int kRowTaps, int kColumnTaps>
@@ -163,8 +162,7 @@ FASTGAN_INLINE void transform(const Vector (&x)[kAllInputs<kMatrix, kRowTaps, kC
     }
 #pragma GCC unroll 4
     for (int i = 0; i < rows; ++i) {
-        times<kMatrix, kColumnTaps, 1>(half + i * columns,
-                                       y + i * kOutputs<kMatrix, kColumnTaps>);
+        times<kMatrix, kColumnTaps, 1>(half + i * columns, y + i * kOutputs<kMatrix, kColumnTaps>);
     }
 }
 
@@ -293,8 +291,7 @@ void transform_block(const WeightTransform& task, Range depth, Range width, floa
             for (std::int64_t c = 0; c < width.count; c += kLanes) {
                 Vector w[taps];
                 for (int i = 0; i < taps; ++i) {
-                    w[i] = load(weight + tap(phase, depth.first + o,
-                                             kRowTaps - 1 - i / kColumnTaps,
+                    w[i] = load(weight + tap(phase, depth.first + o, kRowTaps - 1 - i / kColumnTaps,
                                              kColumnTaps - 1 - i % kColumnTaps, width.first + c));
                 }
                 write(w, o, c);
@@ -302,7 +299,8 @@ void transform_block(const WeightTransform& task, Range depth, Range width, floa
         }
         return;
     }
-    // Depth is the wide map's channels, which lie beside one another, so that blocks are transposed.
+    // Depth is the wide map's channels, which lie beside one another, so that blocks are
+    // transposed.
     const std::int64_t per_channel = phase.taps * phase.taps * phase.wide_channels;
     for (std::int64_t o = 0; o < width.count; o += kLanes) {
         for (std::int64_t c = 0; c < depth.count; c += kLanes) {
@@ -311,9 +309,8 @@ void transform_block(const WeightTransform& task, Range depth, Range width, floa
                 Vector rows[kLanes];
 #pragma GCC unroll 16
                 for (int l = 0; l < kLanes; ++l) {
-                    const T* const from =
-                        weight + tap(phase, width.first + o + l, i / kColumnTaps, i % kColumnTaps,
-                                     depth.first + c);
+                    const T* const from = weight + tap(phase, width.first + o + l, i / kColumnTaps,
+                                                       i % kColumnTaps, depth.first + c);
                     rows[l] = load(from);
                     // The taps of channels lie too far apart for the processor to foresee.
                     __builtin_prefetch(from + kLanes * per_channel);
@@ -379,10 +376,10 @@ void correlate(const Correlation& task, Range tiles, Range channels, float* scra
         const int points = (phase.row_taps + 1) * (phase.column_taps + 1);
         for (std::int64_t first = 0; first < depth; first += kWinogradDepth) {
             const Range part{first, least(kWinogradDepth, depth - first)};
-            float* const weight = term.weight.output == nullptr
-                                      ? own_block
-                                      : term.weight.output +
-                                            block_offset(points, depth, part, channels);
+            float* const weight =
+                term.weight.output == nullptr
+                    ? own_block
+                    : term.weight.output + block_offset(points, depth, part, channels);
             with_taps(phase.row_taps, phase.column_taps, [&](auto row_taps, auto column_taps) {
                 if (term.weight.output == nullptr) {
                     transform_block<row_taps.value, column_taps.value, T>(term.weight, part,
@@ -446,9 +443,9 @@ void weight_gradient(const WeightGradient& task, Range small, Range wide, float*
                                                              task.wide_phase, task.tiles, tiles,
                                                              wide, of_values, values);
         for (int point = 0; point < points; ++point) {
-            multiply<1, most>(gradients + point * gradients_per_point,
-                              values + point * kPanelsSize, kPanelSize, small.count, wide.count,
-                              tiles.count, first % kWinogradTilesInFloat > 0,
+            multiply<1, most>(gradients + point * gradients_per_point, values + point * kPanelsSize,
+                              kPanelSize, small.count, wide.count, tiles.count,
+                              first % kWinogradTilesInFloat > 0,
                               products + point * products_per_point, kWinogradWidth);
         }
         const std::int64_t end = first + tiles.count;

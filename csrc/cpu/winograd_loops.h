@@ -90,8 +90,8 @@ static_assert(kWinogradScratch >= winograd_scratch(winograd_points(2, 2)) &&
               kWinogradScratch >= winograd_scratch(winograd_points(2, 3)));
 
 // The transformed weight lies as the products read it: blocks of at most kWinogradWidth output
-// channels by kWinogradDepth channels that are summed over, each (point, panel, depth, column of the
-// panel). So many floats a point take kWinogradChannels output channels.
+// channels by kWinogradDepth channels that are summed over, each (point, panel, depth, column of
+// the panel). So many floats a point take kWinogradChannels output channels.
 FASTGAN_INLINE constexpr std::int64_t winograd_strip(std::int64_t depth) {
     const std::int64_t blocks = (depth + kWinogradDepth - 1) / kWinogradDepth;
     return kWinogradChannels * depth + blocks * kWinogradGap;

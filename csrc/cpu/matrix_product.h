@@ -119,9 +119,8 @@ FASTGAN_INLINE void transpose(Vector (&rows)[kLanes]) {
 // --- Products of matrices ------------------------------------------------------------------------
 
 // c[i][j] (+)= sum over k of a[i * kRowStride + k * kDepthStride] * panel[k][j], for kCount rows.
-// The sum is taken from zero on and then added: sums of sums lose less to rounding. What lies behind
-// the panel is fetched if kFetches.
-template <int kCount, std::int64_t kRowStride, std::int64_t kDepthStride, bool kFetches>
+// The sum is taken from zero on and then added: sums of sums lose less to rounding.
+template <int kCount, std::int64_t kRowStride, std::int64_t kDepthStride>
 FASTGAN_INLINE void multiply_rows(const float* a, const float* panel, std::int64_t depth,
                                   bool accumulate, float* c, std::int64_t row_of_c) {
     Vector sums[kCount][kVectors];
@@ -133,11 +132,6 @@ FASTGAN_INLINE void multiply_rows(const float* a, const float* panel, std::int64
         }
     }
     for (std::int64_t k = 0; k < depth; ++k) {
-        if constexpr (kFetches) {
-            for (int j = 0; j < kPanel; j += 16) {
-                __builtin_prefetch(panel + (depth + k) * kPanel + j);
-            }
-        }
         Vector b[kVectors];
 #pragma GCC unroll 4
         for (int j = 0; j < kVectors; ++j) {
@@ -163,27 +157,31 @@ FASTGAN_INLINE void multiply_rows(const float* a, const float* panel, std::int64
 }
 
 // Rows in a multiple of kFewRows, columns in a multiple of kPanel. With kStreams panels lie behind
-// one another in memory far away: each is fetched while the one before is multiplied.
+// one another in memory far away: each is fetched, a share with each block of rows, while the one
+// before is multiplied.
 template <std::int64_t kRowStride, std::int64_t kDepthStride, bool kStreams = false>
 void multiply(const float* a, const float* panels, std::int64_t panel_size, std::int64_t rows,
               std::int64_t columns, std::int64_t depth, bool accumulate, float* c,
               std::int64_t row_of_c) {
     for (std::int64_t j = 0; j < columns; j += kPanel) {
         const float* const panel = panels + j / kPanel * panel_size;
+        const float* next = panel + panel_size;
+        const std::int64_t share = panel_size * kRows / rows;
         std::int64_t i = 0;
-        if (kStreams && rows >= kRows) {
-            multiply_rows<kRows, kRowStride, kDepthStride, true>(a, panel, depth, accumulate, c + j,
-                                                                 row_of_c);
-            i = kRows;
-        }
         for (; i + kRows <= rows; i += kRows) {
-            multiply_rows<kRows, kRowStride, kDepthStride, false>(a + i * kRowStride, panel, depth,
-                                                                  accumulate, c + i * row_of_c + j,
-                                                                  row_of_c);
+            if constexpr (kStreams) {
+                for (const float* const end = next + share; next < end; next += 16) {
+                    __builtin_prefetch(next);
+                }
+            }
+            multiply_rows<kRows, kRowStride, kDepthStride>(a + i * kRowStride, panel, depth,
+                                                           accumulate, c + i * row_of_c + j,
+                                                           row_of_c);
         }
         for (; i < rows; i += kFewRows) {
-            multiply_rows<kFewRows, kRowStride, kDepthStride, false>(
-                a + i * kRowStride, panel, depth, accumulate, c + i * row_of_c + j, row_of_c);
+            multiply_rows<kFewRows, kRowStride, kDepthStride>(a + i * kRowStride, panel, depth,
+                                                              accumulate, c + i * row_of_c + j,
+                                                              row_of_c);
         }
     }
 }

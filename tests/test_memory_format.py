@@ -238,9 +238,9 @@ def test_convolution_ops_keep_torch_s_layout(
     def on(*tensors: Tensor) -> list[Tensor]:
         return [tensor.to(device) for tensor in tensors]
 
-    found = ops.winograd_gather(*on(wide, weight), None, 1, 1, 4, 4)
+    found = ops.winograd_gather(*on(wide, weight), None, 2, 1, 1, 4, 4)
     assert found.stride() == F.conv2d(wide, weight, None, 2, 1).stride()
-    found = ops.winograd_scatter(*on(small, weight), None, 1, 1, 8, 8)
+    found = ops.winograd_scatter(*on(small, weight), None, 2, 1, 1, 8, 8)
     assert found.stride() == F.conv_transpose2d(small, weight, None, 2, 1).stride()
     for channels in (1, 3):
         weight = drawn(64, channels, 4, 4, memory_format=of_weights)

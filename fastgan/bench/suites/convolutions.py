@@ -1,4 +1,4 @@
-"""Each pass of each of a DCGAN's convolutions alone, against cuDNN or oneDNN.
+"""Each pass of a GAN's convolutions alone, against cuDNN or oneDNN.
 
 Ours on a GPU are the Triton kernels, on a CPU the fastest of the backends; there only those layers
 are cases for which the fixed table has one of our own kernels. Both sides take channels-last images
@@ -14,7 +14,13 @@ from torch import Tensor
 
 from fastgan import kernels
 from fastgan.bench.cases import DTYPES, Case, Setting
-from fastgan.bench.suites.layers import Layer, critic_layers, generator_layers
+from fastgan.bench.suites.layers import (
+    Layer,
+    critic_layers,
+    generator_layers,
+    paper_layers,
+    residual_layers,
+)
 from fastgan.bench.timing import Call
 from fastgan.bench.work import ITEM_BYTES
 from fastgan.ops.backends import ATEN, Pass, Selector, select_backend, using
@@ -39,7 +45,8 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     else:
         dtypes = ["float32"] if quick else ["float32", "bfloat16"]
         batches = [64]
-        layers = layers[1:4] if quick else layers[1:]
+        others = (*residual_layers(), *paper_layers())
+        layers = (*layers[1:4], others[2]) if quick else (*layers[1:], *others)
     return [
         _case(layer, each, dtype, batch)
         for dtype in dtypes
@@ -66,6 +73,7 @@ def _stage(layer: Layer) -> Stage:
         "conv_transpose2d" if layer.transposed else "conv2d",
         (layer.stride, layer.stride),
         (layer.padding, layer.padding),
+        output_padding=(layer.output_padding, layer.output_padding),
     )
 
 
@@ -119,12 +127,15 @@ def contenders(
         .contiguous(memory_format=torch.channels_last)
     )
     stride, padding = (layer.stride, layer.stride), (layer.padding, layer.padding)
-    geometry = kernels.ConvGeometry((4, 4), stride, padding, transposed=layer.transposed)
+    output_padding = (layer.output_padding, layer.output_padding)
+    geometry = kernels.ConvGeometry(
+        (layer.taps, layer.taps), stride, padding, transposed=layer.transposed
+    )
 
     def backward(number: int, wanted: int) -> Tensor:
         found: list[Tensor] = torch.ops.aten.convolution_backward(
             *(gradients[number], inputs[number], weight, None, stride, padding, (1, 1)),
-            *(layer.transposed, (0, 0), 1, [wanted == 0, wanted == 1, False]),
+            *(layer.transposed, output_padding, 1, [wanted == 0, wanted == 1, False]),
         )
         return found[wanted]
 
@@ -133,7 +144,17 @@ def contenders(
             "fastgan": _on_a_cpu(_stage(layer), PASSES[each], inputs, gradients, weight),
             "eager": {
                 "forward": lambda n: torch.ops.aten.convolution(
-                    *(inputs[n], weight, None, stride, padding, (1, 1), layer.transposed, (0, 0), 1)
+                    *(
+                        inputs[n],
+                        weight,
+                        None,
+                        stride,
+                        padding,
+                        (1, 1),
+                        layer.transposed,
+                        output_padding,
+                        1,
+                    )
                 ),
                 "input gradient": lambda n: backward(n, 0),
                 "weight gradient": lambda n: backward(n, 1),
@@ -144,7 +165,17 @@ def contenders(
         "forward": (
             lambda n: kernels.forward(inputs[n], weight, geometry)[0],
             lambda n: torch.ops.aten.convolution(
-                *(inputs[n], weight, None, stride, padding, (1, 1), layer.transposed, (0, 0), 1)
+                *(
+                    inputs[n],
+                    weight,
+                    None,
+                    stride,
+                    padding,
+                    (1, 1),
+                    layer.transposed,
+                    output_padding,
+                    1,
+                )
             ),
         ),
         "input gradient": (

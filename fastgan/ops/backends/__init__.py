@@ -1,7 +1,7 @@
 """Convolution backends: what can compute one, and which is the fastest for the case.
 
 triton              kernels that fuse what lies around the convolution, on GPUs
-winograd            4x4 taps, stride 2, on CPUs: 9 products in place of 16
+winograd            3x3 taps with stride 1, 4x4 and 5x5 with stride 2, on CPUs: fewer products
 patches             the pass that makes an image, on CPUs
 matrix_product      products of matrices over patches, on CPUs
 aten_channels_last  ATen's after a copy to that layout, and aten_contiguous

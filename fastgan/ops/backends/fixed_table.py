@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from fastgan.ops import winograd
 from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.problem import Problem
 
@@ -40,7 +41,9 @@ def _winograd(problem: Problem) -> bool:
     batch = problem.output_shape[0]
     tiles = batch * ((rows + 1) // 2) * ((columns + 1) // 2)
     # Some tiles of a map with an odd number of places lie partly outside.
-    products, products_of_formula = 36 * tiles, 16 * batch * rows * columns
+    taps, stride = problem.weight_shape[2], problem.stage.stride[0]
+    products = winograd.PRODUCTS[taps, stride] * tiles
+    products_of_formula = taps**2 * batch * rows * columns
     return tiles >= FEWEST_TILES and products * 5 <= products_of_formula * 4
 
 

@@ -1,6 +1,6 @@
-"""Convolutions of 4x4 taps and stride 2 with 9 products in place of 16, on CPUs.
+"""Convolutions with fewer products, on CPUs: 3x3 taps and stride 1, 4x4 and 5x5 and stride 2.
 
-By :mod:`fastgan.ops.winograd`: every inner layer of a DCGAN. It computes in float32, so that
+By :mod:`fastgan.ops.winograd`. It computes in float32, so that
 bfloat16 is left to a processor that has tiles for it (AMX).
 """
 
@@ -22,7 +22,7 @@ _ops = torch.ops.fastgan
 
 
 class Winograd(Backend):
-    """F(2x2, 2x2) on the even and odd taps."""
+    """F(2x2, 3x3), and with stride 2 F(2, 2) and F(2, 3) on the even and odd taps."""
 
     name = "winograd"
     path = "cpu"
@@ -34,13 +34,14 @@ class Winograd(Backend):
             return "made for CPUs"
         if not has_vectors():
             return "the compiled part has no AVX2 or AVX-512 here"
-        if stage.kind == "linear" or weight[2:] != (4, 4) or stage.stride != (2, 2):
-            return "not 4x4 taps with stride 2"
+        kernels = [((taps, taps), (stride, stride)) for taps, stride in winograd.PRODUCTS]
+        if stage.kind == "linear" or (tuple(weight[2:]), stage.stride) not in kernels:
+            return "not 3x3 taps with stride 1, 4x4 or 5x5 with stride 2"
         if stage.groups != 1 or stage.dilation != (1, 1):
             return "groups or dilation"
         if any(channels % winograd.CHANNELS != 0 for channels in weight[:2]):
             return f"{weight[0]} and {weight[1]} channels"
-        if max(stage.output_padding) > 1:
+        if max(stage.output_padding) >= stage.stride[0]:
             return "its output_padding is not below its stride"
         if problem.dtype == torch.bfloat16:
             return "the processor has tiles for bfloat16" if has_bfloat16_tiles() else None
@@ -50,7 +51,7 @@ class Winograd(Backend):
         """conv(input, weight) + bias; not differentiable by autograd."""
         op = _ops.winograd_gather if stage.kind == "conv2d" else _ops.winograd_scatter
         places = stage.output_places((input.shape[2], input.shape[3]), weight)
-        output: Tensor = op(input, weight, bias, *stage.padding, *places)
+        output: Tensor = op(input, weight, bias, stage.stride[0], *stage.padding, *places)
         return output
 
     def input_gradient(
@@ -58,7 +59,8 @@ class Winograd(Backend):
     ) -> Tensor:
         """The gradient of ``forward``'s input."""
         op = _ops.winograd_scatter if stage.kind == "conv2d" else _ops.winograd_gather
-        gradient: Tensor = op(grad_output, weight, None, *stage.padding, *input.shape[2:])
+        places = input.shape[2:]
+        gradient: Tensor = op(grad_output, weight, None, stage.stride[0], *stage.padding, *places)
         return gradient
 
     def weight_gradient(
@@ -66,6 +68,8 @@ class Winograd(Backend):
     ) -> tuple[Tensor, Tensor | None]:
         """The gradients of ``forward``'s weight and bias."""
         small, wide = (grad_output, input) if stage.kind == "conv2d" else (input, grad_output)
-        gradient: Tensor = _ops.winograd_weight_gradient(small, wide, *stage.padding)
+        gradient: Tensor = _ops.winograd_weight_gradient(
+            small, wide, weight.shape[2], stage.stride[0], *stage.padding
+        )
         grad_bias = grad_output.sum((0, 2, 3)) if with_bias else None
         return laid_out(gradient, is_channels_last(weight)), grad_bias

@@ -31,9 +31,8 @@ SLOW = frozenset(
 )
 #: What `make test` leaves to `make test-all`: the same again for other GPUs and sizes of images.
 EXHAUSTIVE = re.compile(
-    r"test_build\.py::.*\[(8\.0|10\.0)\]$"
     # The CPU part as a wheel: `make test` has built it already, into a checkout.
-    r"|test_build\.py::test_(wheel|only_what_changed|loops_for_one)_"
+    r"test_build\.py::test_(wheel|only_what_changed)_"
     r"|test_compiled\.py::test_(each|the_small).*\[(sm_80|sm_100)\b"
     r"|test_evaluation_classifier\.py::test_other_sizes.*\[(28|64)-3\]$"
 )

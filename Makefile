@@ -68,7 +68,7 @@ test-all: $(INSTALLED)  ## build for every GPU, and test for every GPU and proce
 	$(TESTING)
 	$(BIN)/python tests/processors.py
 
-test-processors: $(INSTALLED)  ## test the numbers as on processors that can do less, a minute
+test-processors: $(INSTALLED)  ## test the numbers as on processors that can do less, half a minute
 	$(BIN)/python tests/processors.py
 
 quick: $(INSTALLED)  ## the tests that take no compiler and no patience (a minute and a half)

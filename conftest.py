@@ -39,14 +39,20 @@ EXHAUSTIVE = re.compile(
 #: Files that keep a worker busy for the longest, in the order in which they begin.
 LONGEST_FILES = (
     "test_in_the_interpreter.py",
+    "test_compiled.py",
+    "test_cuda_kernels_on_host.py",
     "test_build.py",
     "test_evaluation_classifier.py",
-    "test_compiled.py",
-    "test_cli.py",
+    "test_training_processes.py",
     "test_training_reliability.py",
-    "test_cuda_kernels_on_host.py",
-    "test_cpu_convolutions_under_sanitizers.py",
+    "test_cli.py",
+    "test_batch_norm_ops.py",
+    "test_clip_op.py",
+    "test_seeding.py",
     "test_penalty_ops.py",
+    "test_evaluation_report.py",
+    "test_optim.py",
+    "test_cpu_convolutions_under_sanitizers.py",
 )
 
 #: What hypothesis, older or newer, says of a failure that was not an example already.

@@ -32,12 +32,13 @@ help:  ## list what make can do
 # CI has warnings and spilled registers as errors.
 STRICT   := $(if $(filter test-all,$(MAKECMDGOALS)),FASTGAN_BUILD_STRICT=1)
 
-# torch first: the build reads its headers, so pip must not build in isolation from it.
+# torch first: the build reads its headers, so pip must not build in isolation from it. Without
+# MAKEFLAGS, whose job server ninja would ask, in vain.
 define install
 @test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 @echo "installing into $(VENV) ..."
 @$(INSTALL) setuptools wheel ninja pybind11 torch numpy
-@$(1) $(INSTALL) --no-build-isolation -e '.[test,bench,lint]'
+@MAKEFLAGS= $(1) $(INSTALL) --no-build-isolation -e '.[test,bench,lint]'
 @$(BIN)/python -c 'import fastgan; print(fastgan.build_info().summary())'
 endef
 

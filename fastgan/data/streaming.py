@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from fastgan.data.folder import available_processors
-from fastgan.data.limits import one_line
 from fastgan.data.pixels import bytes_to_unit_range
 from fastgan.data.sampling import InfiniteSampler
 from fastgan.data.source import ImageSource
 from fastgan.errors import ConfigError, DataError
+from fastgan.reading import one_line
 
 __all__ = ["ImageStream", "open_stream"]
 

@@ -46,7 +46,7 @@ def parsing(what: str | os.PathLike[str], kind: type[FastganError]) -> Iterator[
     a ``MemoryError``, a ``TypeError`` for a key that can't be hashed. Errors of fastgan's own pass.
 
     Args:
-        what: the file, or what else it is that is parsed.
+        what: the file, or what else it is, and that it couldn't be read.
         kind: the error to raise.
 
     Raises:
@@ -54,7 +54,7 @@ def parsing(what: str | os.PathLike[str], kind: type[FastganError]) -> Iterator[
 
     Example:
         >>> from fastgan.errors import DataError
-        >>> with parsing("a.npz", DataError):
+        >>> with parsing("a.npz: can't be read", DataError):
         ...     {}[[]]
         Traceback (most recent call last):
         fastgan.errors.DataError: a.npz: can't be read: TypeError: unhashable type: 'list'
@@ -63,16 +63,13 @@ def parsing(what: str | os.PathLike[str], kind: type[FastganError]) -> Iterator[
         yield
     except FastganError:
         raise
-    except OSError as error:
-        raise kind(f"{os.fspath(what)}: can't be read: {one_line(error)}") from error
     except MemoryError as error:
         raise kind(f"{os.fspath(what)}: too large for this machine's memory") from error
+    except (OSError, ValueError) as error:
+        raise kind(f"{os.fspath(what)}: {one_line(error)}") from error
     except Exception as error:
-        text = one_line(error)
-        name = type(error).__name__
-        raise kind(
-            f"{os.fspath(what)}: can't be read: {name}{'' if text == name else ': ' + text}"
-        ) from error
+        name, text = type(error).__name__, one_line(error)
+        raise kind(f"{os.fspath(what)}: {name if text == name else f'{name}: {text}'}") from error
 
 
 def read_text(path: str | os.PathLike[str], kind: type[FastganError]) -> str:
@@ -81,7 +78,7 @@ def read_text(path: str | os.PathLike[str], kind: type[FastganError]) -> str:
     Raises:
         FastganError: of that ``kind``: missing, no regular file, too large, or other than UTF-8.
     """
-    with parsing(path, kind):
+    with parsing(f"{os.fspath(path)}: can't be read", kind):
         if "\0" in os.fspath(path):
             raise kind(f"{os.fspath(path)}: no file has such a name")
         # Opened, then looked at: a pipe or a device without end is no text.

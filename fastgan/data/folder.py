@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -77,6 +77,14 @@ class FolderSource(ImageSource):
             class_names=class_names,
         )
         self.files = list(files)
+        self._stamps = [_stamp(path) for path in self.files]
+
+    def _parts(self) -> Iterable[Any]:
+        place = os.path.commonpath(self.files) if self.files else ""
+        return (
+            f"{os.path.relpath(path, place)!r} {stamp[0]}\n".encode()
+            for path, stamp in zip(self.files, self._stamps, strict=True)
+        )
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Decode the files at ``indices``: uint8 (n, channels, image_size, image_size)."""
@@ -84,10 +92,24 @@ class FolderSource(ImageSource):
         images = np.empty((len(indices), *size), dtype=np.uint8)
         with quiet_about_bombs():
             for place, index in enumerate(indices):
+                if _stamp(self.files[index]) != self._stamps[index]:
+                    raise DataError(
+                        f"{quoted(self.files[index])}: replaced or written to since the folder was"
+                        " opened; expected data that stays as it is"
+                    )
                 images[place] = decode_image(
                     self.files[index], image_size=self.image_size, channels=self.channels
                 )
         return torch.from_numpy(images)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """A file's size and the moment it was last written."""
+    try:
+        status = path.stat()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{quoted(path)}: can't be read: {one_line(error)}") from error
+    return status.st_size, status.st_mtime_ns
 
 
 def load_folder(

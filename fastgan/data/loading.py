@@ -66,7 +66,7 @@ def load_data(
     except RuntimeError as error:
         raise DataError(f"data {spec!r}: no such home folder") from error
     # The readers name the file and what is wrong with it; what they didn't foresee ends here.
-    with parsing(f"data {spec!r}", DataError):
+    with parsing(f"data {spec!r}: can't be read", DataError):
         return _load(kind, path, spec, image_size, channels, in_memory, progress)
 
 

@@ -32,7 +32,7 @@ import struct
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -379,22 +379,80 @@ def _forms(weights: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
-def check_optimizer(path: Path, name: str, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Refuses a restored optimiser whose state doesn't fit its parameters."""
+# What each optimiser keeps of a parameter; the first are counts, the others as the parameter is.
+_OPTIMIZER_STATE: Mapping[str, tuple[str, ...]] = {
+    "adam": ("step", "exp_avg", "exp_avg_sq"),
+    "rmsprop": ("step", "square_avg"),
+    "sgd": ("momentum_buffer",),
+}
+
+
+def restore_optimizer(
+    name: str, kind: str, optimizer: torch.optim.Optimizer, saved: Any, step: int
+) -> None:
+    """Gives a new optimiser its saved state, having checked all of it.
+
+    Its settings (learning rate, decay and so on) are those of the configuration: the file's aren't
+    looked at.
+
+    Args:
+        name: how messages refer to it.
+        kind: "adam", "rmsprop" or "sgd".
+        optimizer: as :func:`fastgan.training.updates.build_optimizer` made it.
+        saved: its saved state_dict.
+        step: generator updates done: after the first, every parameter has state.
+
+    Raises:
+        CheckpointError: state of another kind, for other parameters, or that isn't finite.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    stateless = isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["momentum"] == 0
-    if step > 0 and not stateless and len(optimizer.state) != len(parameters):
+    states = saved.get("state") if isinstance(saved, dict) else None
+    if not isinstance(states, dict):
+        raise CheckpointError(f"has no state of the {name}")
+    stateless = kind == "sgd" and optimizer.param_groups[0]["momentum"] == 0
+    if any(type(index) is not int or not 0 <= index < len(parameters) for index in states) or (
+        step > 0 and not stateless and len(states) != len(parameters)
+    ):
         raise CheckpointError(
-            f"{path}: its {name} has the state of {len(optimizer.state)} of"
-            f" {len(parameters)} parameters"
+            f"its {name} has the state of {len(states)} of {len(parameters)} parameters"
         )
-    for parameter in parameters:
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, torch.Tensor) and (
-                value.layout != torch.strided
-                or (value.dim() > 0 and value.shape != parameter.shape)
+    for index, state in states.items():
+        if (
+            not isinstance(state, dict)
+            or not set(state) <= set(_OPTIMIZER_STATE[kind])
+            or (not stateless and len(state) != len(_OPTIMIZER_STATE[kind]))
+        ):
+            raise CheckpointError(f"its {name} has the state of another optimiser than {kind}")
+        for key, value in state.items():
+            if stateless and value is None:
+                continue
+            shape = () if key == "step" else parameters[index].shape
+            if (
+                not isinstance(value, Tensor)
+                or value.shape != shape
+                or not value.is_floating_point()
             ):
-                raise CheckpointError(f"{path}: its {name} has a {key} of another shape")
+                raise CheckpointError(f"its {name} has a {key} of another shape")
+            if not bool(value.isfinite().all()) or (
+                key in ("step", "exp_avg_sq", "square_avg") and bool((value < 0).any())
+            ):
+                raise CheckpointError(f"its {name} has a {key} that can't be: NaN or below zero")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+
+def restore_scaler(name: str, scaler: torch.amp.GradScaler, saved: Any) -> None:
+    """Gives a new scaler its saved scale; one that does nothing, as in float32, is left alone.
+
+    Raises:
+        CheckpointError: a scale that can't be.
+    """
+    if not scaler.is_enabled():
+        return
+    found = saved if isinstance(saved, dict) else {}
+    scale, steps = found.get("scale"), found.get("_growth_tracker")
+    if type(scale) is not float or not 0 < scale < math.inf or type(steps) is not int or steps < 0:
+        raise CheckpointError(f"its {name} has no scale, or one that can't be")
+    scaler.load_state_dict({**scaler.state_dict(), "scale": scale, "_growth_tracker": steps})
 
 
 def describe(config: TrainConfig, data: DataShape) -> dict[str, Any]:

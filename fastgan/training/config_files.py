@@ -54,7 +54,7 @@ def parse_settings(text: str) -> dict[str, Any]:
         >>> parse_settings('model = "wgan"  # as in the paper')
         {'model': 'wgan'}
     """
-    with parsing("config", ConfigError):
+    with parsing("config: can't be read", ConfigError):
         try:
             settings: dict[str, Any] = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:

@@ -226,8 +226,10 @@ class _Machine:
     def _make(self, name: str) -> None:
         items = self._pop_to_mark()
         values = [item.value for item in items]
-        made = {"TUPLE": tuple, "LIST": list, "DICT": _pairs}[name](values)
-        self._hold(made, items)
+        make: Callable[[list[Any]], Any] = tuple
+        if name != "TUPLE":
+            make = list if name == "LIST" else _pairs
+        self._hold(make(values), items)
 
     def _rarer(self, name: str, argument: Any) -> None:
         if name == "MARK":

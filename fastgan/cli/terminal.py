@@ -84,7 +84,7 @@ def standard_streams() -> Iterator[tuple[Output, Output]]:
     before = sys.stdout, sys.stderr
     output = Output(sys.stdout, 1, quiet=False)
     errors = Output(sys.stderr, 2, quiet=True)
-    sys.stdout, sys.stderr = output, errors  # type: ignore[assignment]
+    sys.stdout, sys.stderr = output, errors
     try:
         yield output, errors
     finally:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -79,7 +79,7 @@ class FolderSource(ImageSource):
         self.files = list(files)
         self._stamps = [_stamp(path) for path in self.files]
 
-    def _parts(self) -> Iterable[Any]:
+    def _parts(self) -> Iterable[bytes | memoryview]:
         place = os.path.commonpath(self.files) if self.files else ""
         return (
             f"{os.path.relpath(path, place)!r} {stamp[0]}\n".encode()
@@ -107,6 +107,8 @@ def _stamp(path: Path) -> tuple[int, int]:
     """A file's size and the moment it was last written."""
     try:
         status = path.stat()
+    except FileNotFoundError as error:
+        raise DataError(f"{quoted(path)}: not found; expected a file") from error
     except (OSError, ValueError) as error:
         raise DataError(f"{quoted(path)}: can't be read: {one_line(error)}") from error
     return status.st_size, status.st_mtime_ns

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -110,12 +109,12 @@ class ImageSource(ABC):
         shape = (len(self), self.channels, self.image_size, self.class_names)
         found.update(repr(shape).encode())
         if self.labels is not None:
-            found.update(self.labels.contiguous().numpy())
+            found.update(self.labels.contiguous().numpy().data)
         for part in self._parts():
             found.update(part)
         return found.hexdigest()
 
-    def _parts(self) -> Iterable[Any]:
+    def _parts(self) -> Iterable[bytes | memoryview]:
         """What of the images goes into the digest: bytes, or arrays of numbers."""
         return ()
 
@@ -189,8 +188,8 @@ class MemorySource(ImageSource):
         """The whole set, float32 (length, channels, image_size, image_size) in [-1, 1]."""
         return self._images
 
-    def _parts(self) -> Iterable[Any]:
-        return (self._images.contiguous().numpy(),)
+    def _parts(self) -> Iterable[bytes | memoryview]:
+        return (self._images.contiguous().numpy().data,)
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Give float32 images at ``indices``."""
@@ -224,8 +223,8 @@ class ArraySource(ImageSource):
         )
         self._array = array
 
-    def _parts(self) -> Iterable[Any]:
-        return (self._array.contiguous().numpy(),)
+    def _parts(self) -> Iterable[bytes | memoryview]:
+        return (self._array.contiguous().numpy().data,)
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Give float32 images at ``indices``."""

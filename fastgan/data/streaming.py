@@ -64,9 +64,9 @@ class _Batches(Dataset[Any]):
                     labels.share_memory_()
             except (RuntimeError, OSError) as error:
                 return _Failure(
-                    f"{self._source.name}: a batch of {images.nbytes} bytes can't be handed over in shared memory"
-                    f" ({one_line(error)}): make /dev/shm larger (docker run --shm-size), or use"
-                    " --workers 0"
+                    f"{self._source.name}: {images.nbytes} bytes of a batch can't be handed over"
+                    f" in shared memory ({one_line(error)}): make /dev/shm larger (docker run"
+                    " --shm-size), or use --workers 0"
                 )
         return images, labels
 

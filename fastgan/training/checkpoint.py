@@ -213,7 +213,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     what = str(path)
     if not path.is_file():
         raise CheckpointError(f"{what}: there is no such checkpoint file")
-    with parsing(what, CheckpointError), path.open("rb") as file:
+    with parsing(f"{what}: damaged", CheckpointError), path.open("rb") as file:
         # Everything torch.save has written since 1.6 is a zip archive, whose directory stands at
         # the end: a truncated file has none.
         begins_like_one = file.read(2) in (b"PK", b"P", b"")
@@ -403,17 +403,17 @@ def restore_optimizer(
         step: generator updates done: after the first, every parameter has state.
 
     Raises:
-        CheckpointError: state of another kind, for other parameters, or that isn't finite.
+        ValueError: state of another kind, for other parameters, or that isn't finite.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     states = saved.get("state") if isinstance(saved, dict) else None
     if not isinstance(states, dict):
-        raise CheckpointError(f"has no state of the {name}")
+        raise ValueError(f"has no state of the {name}")
     stateless = kind == "sgd" and optimizer.param_groups[0]["momentum"] == 0
     if any(type(index) is not int or not 0 <= index < len(parameters) for index in states) or (
         step > 0 and not stateless and len(states) != len(parameters)
     ):
-        raise CheckpointError(
+        raise ValueError(
             f"its {name} has the state of {len(states)} of {len(parameters)} parameters"
         )
     for index, state in states.items():
@@ -422,7 +422,7 @@ def restore_optimizer(
             or not set(state) <= set(_OPTIMIZER_STATE[kind])
             or (not stateless and len(state) != len(_OPTIMIZER_STATE[kind]))
         ):
-            raise CheckpointError(f"its {name} has the state of another optimiser than {kind}")
+            raise ValueError(f"its {name} has the state of another optimiser than {kind}")
         for key, value in state.items():
             if stateless and value is None:
                 continue
@@ -432,11 +432,11 @@ def restore_optimizer(
                 or value.shape != shape
                 or not value.is_floating_point()
             ):
-                raise CheckpointError(f"its {name} has a {key} of another shape")
+                raise ValueError(f"its {name} has a {key} of another shape")
             if not bool(value.isfinite().all()) or (
                 key in ("step", "exp_avg_sq", "square_avg") and bool((value < 0).any())
             ):
-                raise CheckpointError(f"its {name} has a {key} that can't be: NaN or below zero")
+                raise ValueError(f"its {name} has a {key} that can't be: NaN or below zero")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
 
 
@@ -444,14 +444,14 @@ def restore_scaler(name: str, scaler: torch.amp.GradScaler, saved: Any) -> None:
     """Gives a new scaler its saved scale; one that does nothing, as in float32, is left alone.
 
     Raises:
-        CheckpointError: a scale that can't be.
+        ValueError: a scale that can't be.
     """
     if not scaler.is_enabled():
         return
     found = saved if isinstance(saved, dict) else {}
     scale, steps = found.get("scale"), found.get("_growth_tracker")
     if type(scale) is not float or not 0 < scale < math.inf or type(steps) is not int or steps < 0:
-        raise CheckpointError(f"its {name} has no scale, or one that can't be")
+        raise ValueError(f"its {name} has no scale, or one that can't be")
     scaler.load_state_dict({**scaler.state_dict(), "scale": scale, "_growth_tracker": steps})
 
 

@@ -17,7 +17,7 @@ __all__ = ["run_lock"]
 
 LOCK = ".lock"
 
-# A process's own locks don't keep it out; these do. By device and inode.
+# By device and inode: a process's own locks don't keep it out, these do.
 _held: set[tuple[int, int]] = set()
 
 
@@ -26,7 +26,8 @@ def run_lock(folder: Path) -> Iterator[None]:
     """Holds the folder's lock for the block; it ends with this process, however that ends.
 
     The lock is a record lock (``fcntl``) of the file ``.lock``, which also says who holds it. Such
-    locks belong to one process: data workers that outlive it for a moment don't keep it.
+    locks belong to one process: data workers that outlive it for a moment don't keep it. The file
+    goes with the block; one that a killed process left is taken over.
 
     Raises:
         OutputError: another process holds it, or this one does; or the folder can't be locked.
@@ -40,28 +41,44 @@ def run_lock(folder: Path) -> Iterator[None]:
         fastgan.errors.OutputError: ...: another run of this process writes there
     """
     path = folder / LOCK
+    with suppress(OSError):
+        if _key(path) in _held:  # before it is opened: to close any handle of it lets go of it
+            raise OutputError(f"{folder}: another run of this process writes there")
+    handle = _locked(path)
+    key = _key(handle)
+    _held.add(key)
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o666)
-    except OSError as error:
-        raise OutputError(f"{path}: can't be written: {one_line(error)}") from error
-    status = os.fstat(handle)
-    key = (status.st_dev, status.st_ino)
-    if key in _held:
-        # Not closed: to close any handle of the file would let go of the lock.
-        _spare.append(handle)
-        raise OutputError(f"{folder}: another run of this process writes there")
-    try:
-        _lock(handle, folder)
-        _held.add(key)
         yield
     finally:
         _held.discard(key)
+        # While it is still ours: whoever opened it before finds that it is gone, and looks again.
+        with suppress(OSError):
+            path.unlink()
         os.close(handle)
-        while _spare and not _held:
-            os.close(_spare.pop())
 
 
-_spare: list[int] = []
+def _key(file: Path | int) -> tuple[int, int]:
+    status = os.stat(file)
+    return status.st_dev, status.st_ino
+
+
+def _locked(path: Path) -> int:
+    """The open lock file, locked, and still the one of that name."""
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    while True:
+        try:
+            handle = os.open(path, flags, 0o666)
+        except OSError as error:
+            raise OutputError(f"{path}: can't be written: {one_line(error)}") from error
+        try:
+            _lock(handle, path.parent)
+            with suppress(FileNotFoundError):
+                if _key(path) == _key(handle):
+                    return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
 
 
 def _lock(handle: int, folder: Path) -> None:

@@ -864,14 +864,18 @@ def _description(folder: Path) -> Path | None:
 
 
 def _read_config(path: Path) -> TrainConfig:
-    with parsing(f"{path}: can't be resumed from", ConfigError):
+    try:
         if path.suffix == ".json":
-            settings = json.loads(read_text(path, ConfigError))
+            with parsing("is not JSON", ConfigError):
+                settings = json.loads(read_text(path, ConfigError))
         else:
             settings = read_settings(path)
         if isinstance(settings, dict) and "model" not in settings:
             raise ConfigError("names no model, as every run's does")
         return TrainConfig.from_dict(settings).resolved()
+    except FastganError as error:
+        reason = str(error).removeprefix(f"{path}: ")
+        raise ConfigError(f"{path}: can't be resumed from: {reason}") from error
 
 
 def _absolute(data: str) -> str:

@@ -293,7 +293,7 @@ class Players:
         """What :meth:`state_dict` gave of the optimisers and scalers, on whatever device.
 
         Raises:
-            CheckpointError: state that can't be, or of other optimisers.
+            ValueError: state that can't be, or of other optimisers.
         """
         assert self.config.optimizer is not None
         for name in ("optimizer_g", "optimizer_d"):

@@ -62,7 +62,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True
     )
-    for add in (_add_train, _add_sample, _add_interpolate, _add_evaluate, _add_bench, _add_doctor):
+    for add in (
+        *(_add_train, _add_sample, _add_interpolate, _add_evaluate),
+        *(_add_check, _add_bench, _add_doctor),
+    ):
         add(commands)
     options = parser.parse_args(arguments)
     # A resumed run has settings that aren't here, and of several processes one alone complains.
@@ -259,6 +262,16 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument(
         "--no-compile", action="store_true", help="leave torch.compile out: compiling takes longest"
     )
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check",
+        help="verify a run's checkpoints, settings and metrics",
+        description="Reads every checkpoint of a run, compares its digest, and fits its weights to"
+        " the model it names. Exits with 1 if a file is damaged.",
+    )
+    check.add_argument("run", metavar="RUN", help="a run's folder, or one checkpoint-*.pt")
 
 
 def _add_doctor(commands: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -226,7 +227,11 @@ class Trainer:
                     )
 
         self._build(saved)
-        self._monitor = HealthMonitor(wasserstein=config.is_wasserstein, warm_up=WARM_UP_STEPS)
+        self._monitor = HealthMonitor(
+            model=config.model,
+            pixels=source.channels * source.image_size**2,
+            warm_up=WARM_UP_STEPS,
+        )
         self._diversity = self._reference_diversity()
         _prepare_folder(self.out)
 
@@ -805,7 +810,8 @@ class _NoProfiler:
 
 def _last_seconds(folder: Path) -> float:
     rows = read_metrics(folder / "metrics.csv")
-    return rows[-1]["seconds"] if rows else 0.0
+    seconds = rows[-1].get("seconds", 0.0) if rows else 0.0
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 def _check_share(config: TrainConfig, processes: Processes) -> None:

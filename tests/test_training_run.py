@@ -354,7 +354,7 @@ def test_a_collapsed_generator_is_named(tmp_path: Path) -> None:
     assert len(collapses) == 1  # said once, though it lasts
 
 
-def test_a_generator_that_never_varied_in_a_run_of_four_steps_is_a_beginning(
+def test_a_generator_that_never_varied_in_four_steps_is_a_beginning(
     tmp_path: Path,
 ) -> None:
     texts: list[str] = []

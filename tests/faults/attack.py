@@ -1,4 +1,4 @@
-"""``make attack MINUTES=20``: faults of every kind until time is up, a table, and a file of figures.
+"""``make attack MINUTES=20``: faults of every kind until time is up, and a table of them.
 
 Prints a line a kind: how many were injected, how many the work survived, how many were refused in
 one line, and how many were lost, with the seeds of those. The file is written at each turn, so that

@@ -8,12 +8,14 @@ A trial injects one fault, drawn from its own random numbers, and says how it en
 from __future__ import annotations
 
 import builtins
+import copy
 import errno
 import io
 import json
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import socket
@@ -23,7 +25,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -33,15 +35,20 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan.bench.schema import read_result
 from fastgan.data import load_data
 from fastgan.errors import FastganError
+from fastgan.ops import check_op, op_paths
 from fastgan.training import TrainConfig, Trainer, joined_processes, load_generator
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from fastgan.training.recorder import read_metrics
 
 SMALL = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "n_critic": 1, "precision": "fp32"}
+
+#: An op with its arguments.
+_Call = tuple[Any, tuple[Any, ...], dict[str, Any]]
 
 SURVIVED, REFUSED, LOST = "survived", "refused", "lost"
 
@@ -65,6 +72,15 @@ class Ground:
     @cached_property
     def weights(self) -> dict[str, torch.Tensor]:
         return load_generator(self.checkpoint)[0].state_dict()
+
+    @cached_property
+    def calls(self) -> list[_Call]:
+        """A valid call or more of every op, as ``fastgan doctor`` makes them."""
+        calls: list[_Call] = []
+        with _Recorder(calls):
+            for op in op_paths("cpu"):
+                check_op(op.op, "cpu")
+        return calls
 
     @cached_property
     def longer(self) -> TrainConfig:
@@ -401,6 +417,106 @@ def short_write(draw: random.Random, ground: Ground) -> str:
     return SURVIVED if _same(load_checkpoint(path)["generator"], content["generator"]) else LOST
 
 
+# --- Arguments of ops -----------------------------------------------------------------------------
+
+
+class _Recorder(TorchDispatchMode):
+    """Keeps each call of an op of fastgan's, with copies of its arguments."""
+
+    def __init__(self, calls: list[_Call]) -> None:
+        super().__init__()
+        self._calls = calls
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "fastgan":
+            self._calls.append((func, *copy.deepcopy((args, kwargs or {}))))
+        return func(*args, **(kwargs or {}))
+
+
+def _mutated(draw: random.Random, value: Any) -> Any:
+    """Another value of the kind, or of another."""
+    if isinstance(value, torch.Tensor):
+        return _mutated_tensor(draw, value)
+    if isinstance(value, (list, tuple)) and value:
+        changed = list(value)
+        place = draw.randrange(len(changed))
+        if draw.random() < 0.3:
+            del changed[place]
+        else:
+            changed[place] = _mutated(draw, changed[place])
+        return changed
+    strange: list[Any] = [None, 0, -1, 1, 2, 3, 7, 2**31, 2**62, -(2**63), 1.5, float("nan")]
+    return draw.choice([*strange, float("inf"), 1e300, "text", True, [], [0], [-1, 2**40]])
+
+
+def _mutated_tensor(draw: random.Random, value: torch.Tensor) -> Any:
+    shape = list(value.shape)
+    kind = draw.randrange(9)
+    if kind == 0:
+        return None
+    if kind == 1:  # another size
+        if shape:
+            shape[draw.randrange(len(shape))] = draw.choice([0, 1, 2, 3, 5, 17])
+        return torch.rand(shape).to(value.dtype)
+    if kind == 2:  # another number of dimensions
+        return value.unsqueeze(draw.randrange(value.dim() + 1)) if draw.random() < 0.5 else (
+            value.flatten() if draw.random() < 0.5 else value.sum()
+        )  # fmt: skip
+    if kind == 3:
+        dtypes = (torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool)
+        return value.to(draw.choice([*dtypes, torch.uint8, torch.complex64]))
+    if kind == 4 and shape:  # other strides
+        place = draw.randrange(len(shape))
+        return value.transpose(place, draw.randrange(len(shape)))
+    if kind == 5 and shape:
+        place = draw.randrange(len(shape))
+        return value.repeat_interleave(2, place)[(slice(None),) * place + (slice(None, None, 2),)]
+    if kind == 6 and shape:
+        return value[:1].expand(value.shape)
+    if kind == 7:
+        layouts = [lambda t: t.to("meta"), lambda t: t.to_sparse(), lambda t: t[..., :0]]
+        with suppress(RuntimeError, IndexError, TypeError):
+            return draw.choice(layouts)(value)
+    if value.is_floating_point():  # values at the edges of what floats hold
+        edges = [float("nan"), float("inf"), -float("inf"), 1e-42, 1e30, -1e30, 0.0]
+        changed = value.clone()
+        flat = changed.reshape(-1)
+        for _ in range(min(3, flat.numel())):
+            flat[draw.randrange(flat.numel())] = draw.choice(edges)
+        return flat.reshape(value.shape)
+    return value.clone()
+
+
+def op_arguments(draw: random.Random, ground: Ground) -> str:
+    """Ops called with any arguments, half of them valid, compute or raise; no process dies."""
+    seeds = [draw.randrange(2**32) for _ in range(25)]
+    calls = ground.calls  # made here: what is made in the child is lost
+
+    def act() -> None:
+        size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (size + 2**31,) * 2)
+        warnings.simplefilter("ignore")
+        for seed in seeds:
+            call_with(random.Random(seed), calls)
+
+    return SURVIVED if _ended(_forked(act), 120) == 0 else LOST
+
+
+def call_with(draw: random.Random, calls: list[_Call]) -> None:
+    """One call of one op; raises AssertionError where an error says what only we understand."""
+    func, args, kwargs = copy.deepcopy(draw.choice(calls))
+    args = list(args)
+    valid = draw.random() < 0.5
+    for _ in range(0 if valid else draw.choice([1, 1, 2])):
+        place = draw.randrange(len(args))
+        args[place] = _mutated(draw, args[place])
+    try:
+        func(*args, **kwargs)
+    except Exception as error:
+        assert not valid, f"{func}: {error}"
+        assert "torch_call_dispatcher" not in str(error), f"{func}: {error}"
+
+
 # --- Processes that end, and that disagree --------------------------------------------------------
 
 
@@ -497,7 +613,8 @@ KINDS: dict[str, Callable[[random.Random, Ground], str]] = {
     function.__name__: function
     for function in (
         *(damaged_checkpoint, damaged_newest, damaged_data, hostile_pickle, hostile_values),
-        *(hostile_header, hostile_text, failing_write, short_write, interrupted, ranks),
+        *(hostile_header, hostile_text, failing_write, short_write, op_arguments),
+        *(interrupted, ranks),
     )
 }
 

@@ -19,6 +19,7 @@ TRIALS = {
     "hostile_text": 400,
     "failing_write": 8,
     "short_write": 20,
+    "op_arguments": 20,
     "interrupted": 2,
     "ranks": 2,
 }

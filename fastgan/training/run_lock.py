@@ -41,9 +41,9 @@ def run_lock(folder: Path) -> Iterator[None]:
         fastgan.errors.OutputError: ...: another run of this process writes there
     """
     path = folder / LOCK
-    with suppress(OSError):
-        if _key(path) in _held:  # before it is opened: to close any handle of it lets go of it
-            raise OutputError(f"{folder}: another run of this process writes there")
+    # Before it is opened: to close any handle of it lets go of it.
+    if path.exists() and _key(path) in _held:
+        raise OutputError(f"{folder}: another run of this process writes there")
     handle = _locked(path)
     key = _key(handle)
     _held.add(key)

@@ -78,8 +78,8 @@ class Ground:
         """A valid call or more of every op, as ``fastgan doctor`` makes them."""
         calls: list[_Call] = []
         with _Recorder(calls):
-            for op in op_paths("cpu"):
-                check_op(op.op, "cpu")
+            for op in dict.fromkeys(path.op for path in op_paths()):
+                check_op(op, "cpu")
         return calls
 
     @cached_property
@@ -450,6 +450,8 @@ def _mutated(draw: random.Random, value: Any) -> Any:
 
 
 def _mutated_tensor(draw: random.Random, value: torch.Tensor) -> Any:
+    if value.layout != torch.strided or value.is_meta:
+        return value
     shape = list(value.shape)
     kind = draw.randrange(9)
     if kind == 0:
@@ -513,8 +515,8 @@ def call_with(draw: random.Random, calls: list[_Call]) -> None:
     try:
         func(*args, **kwargs)
     except Exception as error:
-        assert not valid, f"{func}: {error}"
-        assert "torch_call_dispatcher" not in str(error), f"{func}: {error}"
+        if valid or "torch_call_dispatcher" in str(error):
+            raise AssertionError(f"{func}: {error}") from error
 
 
 # --- Processes that end, and that disagree --------------------------------------------------------

@@ -277,7 +277,9 @@ def test_ranks_that_were_told_different_things_end_before_the_first_step(
             arguments[:] = [f"--data=npz:{place}", "--image-size=16"]
     ends = two_ranks(tmp_path / "run", first, second)
     assert [code for code, _ in ends] == [2, 2], ends
-    assert f"fastgan: error: {name}: process 1 has other than process 0" in ends[0][1]
+    # Whichever is first says it for both.
+    said = ends[0][1] + ends[1][1]
+    assert said.count(f"fastgan: error: {name}: process 1 has other than process 0") == 1
     assert list_checkpoints(tmp_path / "run") == []
 
 

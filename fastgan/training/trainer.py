@@ -334,7 +334,7 @@ class Trainer:
             if self.processes.leads:
                 try:
                     stack.enter_context(run_lock(self.out))
-                    if self._found != (_found(self.out) if not self._ran else self._found):
+                    if not self._ran and self._found != _found(self.out):
                         raise OutputError(
                             f"{self.out}: another process has written there meanwhile; look at it,"
                             " and start again"

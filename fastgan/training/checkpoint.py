@@ -226,10 +226,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 content = _read_archive(archive, what)
         except zipfile.BadZipFile as error:
             raise CheckpointError(f"{what}: damaged ({one_line(error)})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    kind = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(kind, str) or kind != FORMAT:
         raise CheckpointError(f"{what}: a torch file, but not a fastgan checkpoint")
     version = content.get("version")
-    if version != VERSION:
+    if type(version) is not int or version != VERSION:  # a tensor has no truth value
         number = version if isinstance(version, int) else type(version).__name__
         raise CheckpointError(f"{what}: written in layout {number}, this release reads {VERSION}")
     return content

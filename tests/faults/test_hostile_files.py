@@ -214,6 +214,16 @@ def test_optimiser_states_are_checked_before_they_are_used(
         Trainer(TrainConfig(out=str(tmp_path)), resume=True)
 
 
+@pytest.mark.parametrize("key", ["format", "version", "config", "data", "step", "random", "totals"])
+def test_a_tensor_where_a_plain_value_belongs_is_refused(
+    key: str, checkpoint: Path, tmp_path: Path
+) -> None:
+    content = {**load_checkpoint(checkpoint), "format": "fastgan-checkpoint", "version": 1}
+    torch.save({**content, key: torch.zeros(3)}, tmp_path / "checkpoint-0000002.pt")
+    with pytest.raises(CheckpointError, match=r"0000002\.pt: "):
+        Trainer(TrainConfig(out=str(tmp_path)), resume=True)
+
+
 @pytest.mark.parametrize("groups", [None, [], [[]], [{"lr": float("nan"), "params": [5]}]])
 def test_an_optimisers_settings_come_from_the_configuration_alone(
     groups: object, checkpoint: Path, tmp_path: Path

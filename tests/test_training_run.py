@@ -383,6 +383,8 @@ def test_a_plain_gan_with_its_papers_settings_learns_to_vary(tmp_path: Path) -> 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     recorder = MetricsRecorder(tmp_path)
     recorder._file.close()
+    recorder.path.unlink()
+    recorder.path.symlink_to("/dev/full")
     with Path("/dev/full").open("w") as full:
         recorder._file = full
         recorder._writer.writer = csv.writer(full)

@@ -226,14 +226,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
                 content = _read_archive(archive, what)
         except zipfile.BadZipFile as error:
             raise CheckpointError(f"{what}: damaged ({one_line(error)})") from error
-    kind = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(kind, str) or kind != FORMAT:
+    if not isinstance(content, dict) or not _is_ours(content.get("format")):
         raise CheckpointError(f"{what}: a torch file, but not a fastgan checkpoint")
     version = content.get("version")
     if type(version) is not int or version != VERSION:  # a tensor has no truth value
         number = version if isinstance(version, int) else type(version).__name__
         raise CheckpointError(f"{what}: written in layout {number}, this release reads {VERSION}")
     return content
+
+
+def _is_ours(format_name: object) -> bool:
+    return isinstance(format_name, str) and format_name == FORMAT
 
 
 def _read_archive(archive: zipfile.ZipFile, what: str) -> Any:

@@ -24,7 +24,7 @@ SEEDED   := OMP_NUM_THREADS=1 FASTGAN_TEST_SEED=$(SEED)
 TESTING  := $(SEEDED) $(BIN)/python -m pytest --numprocesses auto --doctest-modules tests fastgan
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-processors quick fuzz lint format bench tables gpu-check wheel clean
+.PHONY: help demo test test-all test-processors quick fuzz attack lint format bench tables gpu-check wheel clean
 
 help:  ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -77,6 +77,9 @@ quick: $(INSTALLED)  ## the tests that take no compiler and no patience (a minut
 
 fuzz: $(INSTALLED)  ## draw new examples for MINUTES, and print those that fail
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(MINUTES)
+
+attack: $(INSTALLED)  ## inject faults of every kind for MINUTES, into benchmarks/results/faults.json
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/attack.py $(MINUTES) $(SEED)
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

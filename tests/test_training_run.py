@@ -391,7 +391,9 @@ def test_a_collapsed_generator_is_named(tmp_path: Path) -> None:
     assert len(collapses) == 1  # said once, though it lasts
 
 
-def test_a_generator_that_never_varied_is_named_at_the_end_of_a_short_run(tmp_path: Path) -> None:
+def test_a_generator_that_never_varied_in_four_steps_is_a_beginning(
+    tmp_path: Path,
+) -> None:
     texts: list[str] = []
 
     class Constant(Callback):
@@ -404,10 +406,7 @@ def test_a_generator_that_never_varied_is_named_at_the_end_of_a_short_run(tmp_pa
             texts.append(text)
 
     Trainer(small_config(tmp_path / "run", steps=4, sample_every=1), callbacks=[Constant()]).run()
-    # The last update of the average comes before the callback, hence "at most": from step 2 on the
-    # average has forgotten nine tenths of the zeros.
-    assert [text.split(":")[0] for text in texts] == ["mode collapse"]
-    assert "at step 4" in texts[0]
+    assert texts == []
 
 
 @pytest.mark.slow
@@ -421,6 +420,8 @@ def test_a_plain_gan_with_its_papers_settings_learns_to_vary(tmp_path: Path) -> 
 def test_a_full_disk_is_one_clear_error(tmp_path: Path) -> None:
     recorder = MetricsRecorder(tmp_path)
     recorder._file.close()
+    recorder.path.unlink()
+    recorder.path.symlink_to("/dev/full")
     with Path("/dev/full").open("w") as full:
         recorder._file = full
         recorder._writer.writer = csv.writer(full)

@@ -70,13 +70,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         title="commands", dest="command", metavar="COMMAND", required=True
     )
     for add in (
-        _add_train,
-        _add_sample,
-        _add_interpolate,
-        _add_evaluate,
-        _add_bench,
-        _add_tune,
-        _add_doctor,
+        *(_add_train, _add_sample, _add_interpolate, _add_evaluate),
+        *(_add_check, _add_bench, _add_tune, _add_doctor),
     ):
         add(commands)
     options = parser.parse_args(arguments)
@@ -299,6 +294,16 @@ def _add_tune(commands: Any) -> None:
         default=None,
         help="also add the choices to a table for all machines with this device",
     )
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check",
+        help="verify a run's checkpoints, settings and metrics",
+        description="Reads every checkpoint of a run, compares its digest, and fits its weights to"
+        " the model it names. Exits with 1 if a file is damaged.",
+    )
+    check.add_argument("run", metavar="RUN", help="a run's folder, or one checkpoint-*.pt")
 
 
 def _add_doctor(commands: Any) -> None:

@@ -9,7 +9,8 @@ BENCH  ?= runs/bench
 QUICK  ?=
 
 BIN      := $(VENV)/bin
-INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Without bytecode of what may never be imported: Python writes it at the first import.
+INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 # What the build reads: a change of any of them builds again.
 SOURCES  := $(shell find csrc -type f 2>/dev/null) setup.py native_build.py pyproject.toml constraints.txt fastgan/_version.py
 
@@ -23,22 +24,26 @@ SEEDED   := OMP_NUM_THREADS=1 FASTGAN_TEST_SEED=$(SEED)
 TESTING  := $(SEEDED) $(BIN)/python -m pytest --numprocesses auto --doctest-modules tests fastgan
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-processors quick fuzz lint format bench tables gpu-check wheel clean
+.PHONY: help demo test test-all test-processors quick fuzz attack lint format bench tables gpu-check wheel clean
 
 help:  ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
-# torch first: the build reads its headers, so pip must not build in isolation from it.
+# CI has warnings and spilled registers as errors.
+STRICT   := $(if $(filter test-all,$(MAKECMDGOALS)),FASTGAN_BUILD_STRICT=1)
+
+# torch first: the build reads its headers, so pip must not build in isolation from it. Without
+# MAKEFLAGS, whose job server ninja would ask, in vain.
 define install
 @test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 @echo "installing into $(VENV) ..."
 @$(INSTALL) setuptools wheel ninja pybind11 torch numpy
-@$(1) $(INSTALL) --no-build-isolation -e '.[test,bench,lint]'
+@MAKEFLAGS= $(1) $(INSTALL) --no-build-isolation -e '.[test,bench,lint]'
 @$(BIN)/python -c 'import fastgan; print(fastgan.build_info().summary())'
 endef
 
 $(VENV)/.installed: $(SOURCES)
-	$(call install)
+	$(call install,$(STRICT))
 	@touch $@ $(VENV)/.installed-for-cpu
 
 # Compiling the CUDA kernels takes longer than all else, and a demo without a GPU can't use them.
@@ -64,7 +69,7 @@ test-all: $(INSTALLED)  ## build for every GPU, and test for every GPU and proce
 	$(TESTING)
 	$(BIN)/python tests/processors.py
 
-test-processors: $(INSTALLED)  ## test the numbers as on processors that can do less, a minute
+test-processors: $(INSTALLED)  ## test the numbers as on processors that can do less, half a minute
 	$(BIN)/python tests/processors.py
 
 quick: $(INSTALLED)  ## the tests that take no compiler and no patience (a minute and a half)
@@ -72,6 +77,9 @@ quick: $(INSTALLED)  ## the tests that take no compiler and no patience (a minut
 
 fuzz: $(INSTALLED)  ## draw new examples for MINUTES, and print those that fail
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(MINUTES)
+
+attack: $(INSTALLED)  ## inject faults of every kind for MINUTES, into benchmarks/results/faults.json
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/attack.py $(MINUTES) $(SEED)
 
 lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .

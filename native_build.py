@@ -19,7 +19,7 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
@@ -116,6 +116,9 @@ CUDA_FLAGS = (
     "-Xcompiler=-fPIC,-fvisibility=hidden,-Wall,-Wextra",
     "-Xfatbin=-compress-all",
 )
+#: With FASTGAN_BUILD_STRICT=1 warnings are errors, and so are kernels that spill registers.
+STRICT_CXX_FLAGS = ("-Werror",)
+STRICT_CUDA_FLAGS = ("-Werror", "all-warnings", "-Xcompiler=-Werror", "-Xptxas=--warn-on-spills")
 #: A100; H100 and H200 with their own instructions; B200, and by its PTX whatever comes later.
 DEFAULT_CUDA_ARCHS = "8.0;9.0a;10.0+PTX"
 #: For a toolkit older than 12.8, which does not know 10.0.
@@ -179,7 +182,7 @@ class Configuration:
     python_include: str
     cuda: Cuda | None
     cuda_left_out_because: str
-    notes: tuple[str, ...] = field(default=())
+    strict: bool
 
     @property
     def instruction_sets(self) -> dict[str, tuple[str, ...]]:
@@ -239,6 +242,7 @@ def configure(
     cxx = tuple(shlex.split(environment.get("CXX", "") or "g++"))
     cxx_version = _first_line_of_version(cxx)
     torch_root, torch_version = _find_torch()
+    strict = _choice(environment, "FASTGAN_BUILD_STRICT", "0", ("0", "1")) == "1"
     cuda, left_out_because = _find_cuda(environment, cxx, say)
     if left_out_because:
         say(
@@ -256,6 +260,7 @@ def configure(
         python_include=sysconfig.get_path("include"),
         cuda=cuda,
         cuda_left_out_because=left_out_because,
+        strict=strict,
     )
 
 
@@ -398,6 +403,7 @@ def ninja_file(configuration: Configuration, build_dir: Path) -> str:
         f"-ffile-prefix-map={c.torch_root}=torch",
         f"-ffile-prefix-map={c.pybind11_include}=pybind11",
     )
+    strict_cxx_flags = STRICT_CXX_FLAGS if c.strict else ()
     define_cuda = ("-DFASTGAN_WITH_CUDA",) if c.cuda else ()
     torch_flags = (
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
@@ -411,7 +417,7 @@ def ninja_file(configuration: Configuration, build_dir: Path) -> str:
     )
     lines += [
         f"cxx = {flags(*c.cxx)}",
-        f"cxx_flags = {flags(*CXX_FLAGS, *prefix_maps, *define_cuda)}",
+        f"cxx_flags = {flags(*CXX_FLAGS, *strict_cxx_flags, *prefix_maps, *define_cuda)}",
         "rule cxx",
         "  command = $cxx $cxx_flags $flags -MMD -MF $out.d -c $in -o $out",
         "  depfile = $out.d",
@@ -426,6 +432,7 @@ def ninja_file(configuration: Configuration, build_dir: Path) -> str:
         cuda_flags = (
             *("-ccbin", c.cxx[0]),
             *CUDA_FLAGS,
+            *(STRICT_CUDA_FLAGS if c.strict else ()),
             *(f"-Xcompiler={prefix_map}" for prefix_map in prefix_maps),
             *(architecture.gencode for architecture in c.cuda.architectures),
         )

@@ -11,6 +11,7 @@ or a page of docs/. What is between them is replaced. The names:
     cases-cpu-ops, ...       every case of a suite, rows where a peer is faster included
     static-sm_80, ...        what the compiler made of each kernel
     optimizers  docs/optimisers.md's, from optimizers-*.json
+    faults      docs/reliability.md's, from faults.json, which `make attack` writes
     penalty     docs/gradient-penalty.md's: the goals of the penalty, by batch
 
 The README's figures of the demo, between marks of their own, are record_demo.py's.
@@ -149,6 +150,8 @@ def make_table(name: str, results: list[tuple[Path, Result]], up: str = "") -> s
         return "\n\n".join(parts) or f"`{device}`, suite {suite}: not measured."
     if name == "optimizers":
         return "\n\n".join(optimizers(device) for device in ("cpu", "cuda"))
+    if name == "faults":
+        return faults()
     if name == "penalty":
         return penalty(results, up)
     if kind == "static":
@@ -289,6 +292,17 @@ def _verdict(verdicts: list[Verdict]) -> str:
         said += "" if worst else " the spread"
     missing = len(words) - len(measured)
     return said + (f"; {missing} not measured" if missing else "")
+
+
+def faults(path: Path = RESULTS / "faults.json") -> str:
+    """What `make attack` injected, and how it ended."""
+    found = json.loads(path.read_text(encoding="utf-8"))
+    ends = ("tries", "survived", "refused", "lost")
+    rows = [(kind.replace("_", " "), each["what"], each) for kind, each in found["kinds"].items()]
+    body = [(kind, what, *(f"{each[end]:,}" for end in ends)) for kind, what, each in rows]
+    sums = [f"{sum(each[end] for *_, each in rows):,}" for end in ends]
+    table = markdown_table(["kind", "what must hold", *ends], [*body, ("**all**", "", *sums)])
+    return f"{table}\n\n{found['minutes']:g} minutes, seed {found['seed']}, torch {found['torch']}."
 
 
 # --- Pages ----------------------------------------------------------------------------------------

@@ -45,7 +45,8 @@ import torch
 from optimizer_cases import CASES, Case, measure
 
 import fastgan
-from fastgan.bench.machine import commit, processor, utc_now
+from fastgan.bench.machine import commit, utc_now
+from fastgan.ops.backends.devices import processor
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"

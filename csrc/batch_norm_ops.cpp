@@ -224,6 +224,19 @@ const void* data_of(const Tensor& tensor) {
     return tensor.const_data_ptr();
 }
 
+// What is written must have each element in a place of its own.
+void check_not_expanded(const char* op, const char* argument, const Tensor& tensor) {
+    const auto sizes = tensor.sizes();
+    const auto strides = tensor.strides();
+    for (std::size_t d = 0; d < sizes.size(); ++d) {
+        if (sizes[d] > 1 && strides[d] == 0 && tensor.numel() > 0) {
+            fail(op, ": ", argument,
+                 " is expanded: more than one of its elements refers to a single memory location. "
+                 "Please clone() the tensor before performing the operation.");
+        }
+    }
+}
+
 // A (C,) argument of any float type; written back where it has gaps.
 class VectorArgument {
   public:
@@ -236,6 +249,9 @@ class VectorArgument {
         type_ = float_type(op, argument, *tensor);
         check_shape(op, argument, *tensor, {channels});
         check_device(op, argument, *tensor, first);
+        if (written) {
+            check_not_expanded(op, argument, *tensor);
+        }
         dense_ = without_stride(*tensor);
         written_ = written;
     }
@@ -581,25 +597,13 @@ Tensor norm_act_gradient(const Tensor& grad_output, const Tensor& input, const T
     return result;
 }
 
-void check_not_expanded(const char* op, const Tensor& grad_output) {
-    const auto sizes = grad_output.sizes();
-    const auto strides = grad_output.strides();
-    for (std::size_t d = 0; d < sizes.size(); ++d) {
-        if (sizes[d] > 1 && strides[d] == 0 && grad_output.numel() > 0) {
-            fail(op,
-                 ": grad_output is expanded: more than one of its elements refers to a single "
-                 "memory location. Please clone() the tensor before performing the operation.");
-        }
-    }
-}
-
 template <typename Device>
 void norm_act_gradient_in_place(Tensor grad_output, const Tensor& input, const Tensor& mean,
                                 const Tensor& scale, const OptionalTensor& bias,
                                 const Tensor& slope, const Tensor& offset, std::int64_t activation,
                                 double negative_slope) {
     constexpr const char* op = "fastgan::norm_act_gradient_";
-    check_not_expanded(op, grad_output);
+    check_not_expanded(op, "grad_output", grad_output);
     const Image grad = image_argument(op, "grad_output", grad_output);
     const Tensor values = lying_as(op, "input", input, "grad_output", grad.tensor);
     Tensor result = grad.tensor;
@@ -761,7 +765,7 @@ template <typename Device>
 void act_gradient_in_place(Tensor grad_output, const Tensor& output, std::int64_t activation,
                            double negative_slope) {
     constexpr const char* op = "fastgan::act_gradient_";
-    check_not_expanded(op, grad_output);
+    check_not_expanded(op, "grad_output", grad_output);
     Tensor grad = is_dense(grad_output) ? grad_output
                                         : (grad_output.dim() < 2 ? without_stride(grad_output)
                                                                  : without_gaps(grad_output));

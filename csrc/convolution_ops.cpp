@@ -7,6 +7,7 @@
 
 #include <array>
 #include <optional>
+#include <utility>
 
 #include "cpu/patches.h"
 #include "cpu/winograd.h"
@@ -34,9 +35,9 @@ Tensor empty_map(const FourSizes& sizes, const Tensor& like, bool channels_last)
     const FourSizes strides =
         channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes);
     AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-        4, sizes.data(), strides.data(), dtype_code(like), aoti_torch_device_type_cpu(),
-        like.get_device_index(), &handle));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes.data(), strides.data(),
+                                                    dtype_code(like), aoti_torch_device_type_cpu(),
+                                                    like.get_device_index(), &handle));
     return Tensor(handle);
 }
 
@@ -121,16 +122,22 @@ void require_same_type(const char* op, const char* argument, const Tensor& tenso
     }
 }
 
-// Of one map and a weight (small channels, wide channels, 4, 4).
+void require_kernel(const char* op, std::int64_t taps, std::int64_t stride) {
+    if (!cpu::winograd_can(taps, stride)) {
+        fail(op, ": ", taps, " by ", taps, " taps and stride ", stride,
+             "; expected 3 and 1, 4 and 2, or 5 and 2");
+    }
+}
+
+// Of one map and a weight (small channels, wide channels, taps, taps).
 void require_map_and_weight(const char* op, const char* argument, const Tensor& map,
                             const Tensor& weight, int channels_of_weight) {
     require_four_dimensions(op, argument, map);
     require_four_dimensions(op, "weight", weight);
     require_same_type(op, "weight", weight, map);
-    if (weight.size(2) != 4 || weight.size(3) != 4 ||
-        weight.size(channels_of_weight) != map.size(1)) {
-        fail(op, ": weight has shape ", shape_text(weight), " and ", argument, " ",
-             shape_text(map), "; expected 4 by 4 taps, and channels to match");
+    if (weight.size(2) != weight.size(3) || weight.size(channels_of_weight) != map.size(1)) {
+        fail(op, ": weight has shape ", shape_text(weight), " and ", argument, " ", shape_text(map),
+             "; expected as many rows of taps as columns, and channels to match");
     }
     require_channels(op, "weight", weight.size(0));
     require_channels(op, "weight", weight.size(1));
@@ -150,12 +157,13 @@ bool fit(const cpu::PatchDimension& along) {
 }
 
 void require_places(const char* op, const cpu::WinogradShape& shape) {
-    if (!fit({shape.small_rows, shape.wide_rows, 4, 2, shape.row_padding}) ||
-        !fit({shape.small_columns, shape.wide_columns, 4, 2, shape.column_padding})) {
+    const auto [taps, stride] = std::pair(shape.taps, shape.stride);
+    if (!fit({shape.small_rows, shape.wide_rows, taps, stride, shape.row_padding}) ||
+        !fit({shape.small_columns, shape.wide_columns, taps, stride, shape.column_padding})) {
         fail(op, ": a map of (", shape.small_rows, ", ", shape.small_columns,
              ") places and one of (", shape.wide_rows, ", ", shape.wide_columns,
-             ") do not belong together at padding (", shape.row_padding, ", ",
-             shape.column_padding, "), 4 by 4 taps and stride 2");
+             ") do not belong together at padding (", shape.row_padding, ", ", shape.column_padding,
+             "), ", taps, " by ", taps, " taps and stride ", stride);
     }
 }
 
@@ -186,14 +194,16 @@ Bias bias_argument(const char* op, const OptionalTensor& bias, std::int64_t chan
     return {copy};
 }
 
-Tensor gather(Tensor wide, Tensor weight, OptionalTensor bias, std::int64_t row_padding,
-              std::int64_t column_padding, std::int64_t rows, std::int64_t columns) {
+Tensor gather(Tensor wide, Tensor weight, OptionalTensor bias, std::int64_t stride,
+              std::int64_t row_padding, std::int64_t column_padding, std::int64_t rows,
+              std::int64_t columns) {
     constexpr const char* op = "fastgan::winograd_gather";
     const FloatType type = map_type(op, "wide", wide);
     require_map_and_weight(op, "wide", wide, weight, 1);
-    const cpu::WinogradShape shape{wide.size(0), rows,         columns,
-                                   weight.size(0), wide.size(2), wide.size(3),
-                                   wide.size(1), row_padding,  column_padding};
+    require_kernel(op, weight.size(2), stride);
+    const cpu::WinogradShape shape{wide.size(0), rows,         columns,       weight.size(0),
+                                   wide.size(2), wide.size(3), wide.size(1),  weight.size(2),
+                                   stride,       row_padding,  column_padding};
     require_places(op, shape);
     const Bias added = bias_argument(op, bias, shape.small_channels);
     Tensor small = empty_channels_last({shape.batch, shape.small_channels, rows, columns}, wide);
@@ -204,14 +214,16 @@ Tensor gather(Tensor wide, Tensor weight, OptionalTensor bias, std::int64_t row_
     return as_convolved(small, wide, weight);
 }
 
-Tensor scatter(Tensor small, Tensor weight, OptionalTensor bias, std::int64_t row_padding,
-               std::int64_t column_padding, std::int64_t rows, std::int64_t columns) {
+Tensor scatter(Tensor small, Tensor weight, OptionalTensor bias, std::int64_t stride,
+               std::int64_t row_padding, std::int64_t column_padding, std::int64_t rows,
+               std::int64_t columns) {
     constexpr const char* op = "fastgan::winograd_scatter";
     const FloatType type = map_type(op, "small", small);
     require_map_and_weight(op, "small", small, weight, 0);
-    const cpu::WinogradShape shape{small.size(0), small.size(2),  small.size(3),
-                                   small.size(1), rows,           columns,
-                                   weight.size(1), row_padding,   column_padding};
+    require_kernel(op, weight.size(2), stride);
+    const cpu::WinogradShape shape{small.size(0), small.size(2), small.size(3),  small.size(1),
+                                   rows,          columns,       weight.size(1), weight.size(2),
+                                   stride,        row_padding,   column_padding};
     require_places(op, shape);
     const Bias added = bias_argument(op, bias, shape.wide_channels);
     Tensor wide = empty_channels_last({shape.batch, shape.wide_channels, rows, columns}, small);
@@ -222,12 +234,13 @@ Tensor scatter(Tensor small, Tensor weight, OptionalTensor bias, std::int64_t ro
     return as_convolved(wide, small, weight);
 }
 
-Tensor weight_gradient(Tensor small, Tensor wide, std::int64_t row_padding,
-                       std::int64_t column_padding) {
+Tensor weight_gradient(Tensor small, Tensor wide, std::int64_t taps, std::int64_t stride,
+                       std::int64_t row_padding, std::int64_t column_padding) {
     constexpr const char* op = "fastgan::winograd_weight_gradient";
     const FloatType type = map_type(op, "small", small);
     require_four_dimensions(op, "small", small);
     require_four_dimensions(op, "wide", wide);
+    require_kernel(op, taps, stride);
     require_same_type(op, "wide", wide, small);
     require_channels(op, "small", small.size(1));
     require_channels(op, "wide", wide.size(1));
@@ -235,11 +248,12 @@ Tensor weight_gradient(Tensor small, Tensor wide, std::int64_t row_padding,
         fail(op, ": small has shape ", shape_text(small), " and wide ", shape_text(wide),
              "; expected as many samples");
     }
-    const cpu::WinogradShape shape{small.size(0), small.size(2), small.size(3),
-                                   small.size(1), wide.size(2),  wide.size(3),
-                                   wide.size(1),  row_padding,   column_padding};
+    const cpu::WinogradShape shape{small.size(0), small.size(2), small.size(3), small.size(1),
+                                   wide.size(2),  wide.size(3),  wide.size(1),  taps,
+                                   stride,        row_padding,   column_padding};
     require_places(op, shape);
-    Tensor gradient = empty_channels_last({shape.small_channels, shape.wide_channels, 4, 4}, small);
+    Tensor gradient =
+        empty_channels_last({shape.small_channels, shape.wide_channels, taps, taps}, small);
     const Tensor factors = channels_last(small);
     const Tensor values = channels_last(wide);
     cpu::winograd_weight_gradient(shape, type, factors.const_data_ptr(), values.const_data_ptr(),
@@ -297,14 +311,14 @@ Tensor scatter_patches(Tensor small, Tensor weight, OptionalTensor bias, std::in
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
     library.def(
-        "winograd_gather(Tensor wide, Tensor weight, Tensor? bias, int row_padding, "
+        "winograd_gather(Tensor wide, Tensor weight, Tensor? bias, int stride, int row_padding, "
         "int column_padding, int rows, int columns) -> Tensor");
     library.def(
-        "winograd_scatter(Tensor small, Tensor weight, Tensor? bias, int row_padding, "
+        "winograd_scatter(Tensor small, Tensor weight, Tensor? bias, int stride, int row_padding, "
         "int column_padding, int rows, int columns) -> Tensor");
     library.def(
-        "winograd_weight_gradient(Tensor small, Tensor wide, int row_padding, "
-        "int column_padding) -> Tensor");
+        "winograd_weight_gradient(Tensor small, Tensor wide, int taps, int stride, "
+        "int row_padding, int column_padding) -> Tensor");
     library.def(
         "patch_scatter(Tensor small, Tensor weight, Tensor? bias, int row_stride, "
         "int column_stride, int row_padding, int column_padding, int rows, int columns, "

@@ -230,11 +230,12 @@ NormShape norm_shape(const char* op, const char* argument, const Tensor& maps,
                      std::int64_t groups) {
     require_dense_samples(op, argument, maps);
     const std::int64_t channels = maps.size(1);
-    if (groups < 1 || channels % groups != 0) {
+    // Every number divides 0, and a group without channels has no first one.
+    if (groups < 1 || channels == 0 || channels % groups != 0) {
         fail(op, ": groups is ", groups, "; expected a divisor of ", channels, " channels");
     }
     const std::int64_t elements = elements_per_sample(maps);
-    const std::int64_t positions = channels == 0 ? 0 : elements / channels;
+    const std::int64_t positions = elements / channels;
     const auto order = by_stride(maps);
     // Channels either all come first or all come last; positions keep their order.
     const bool channels_first = order.empty() || order.back() == 1 || channels == 1;

@@ -20,7 +20,25 @@ __all__ = [
     "NativeLibraryError",
     "OutputError",
     "UnsupportedCriticError",
+    "printable",
 ]
+
+
+def printable(text: str) -> str:
+    r"""``text`` with every character that isn't printable escaped, newlines as well.
+
+    File names, class names and the fields of a file are others' text: raw, an escape sequence in
+    it could move the cursor, rename the window or hide what was said before.
+
+    Example:
+        >>> print(printable("cat\x1b[2J"))
+        cat\x1b[2J
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
+    )
 
 
 class FastganError(Exception):
@@ -33,6 +51,10 @@ class FastganError(Exception):
 
     said_elsewhere = False
     exit_code = 2
+
+    def __str__(self) -> str:
+        # Messages quote what files say. Lines of our own stay lines.
+        return "\n".join(map(printable, super().__str__().split("\n")))
 
 
 class ConfigError(FastganError, ValueError):

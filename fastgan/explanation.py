@@ -12,6 +12,7 @@ from torch.nn.modules import module as nn_module
 from fastgan.errors import ConfigError, UnsupportedCriticError
 from fastgan.nn.placement import placements
 from fastgan.ops import op_path, op_paths
+from fastgan.ops.backends import measuring_nothing
 from fastgan.penalty.critics import Critic, Recording, inner_critic, record
 from fastgan.penalty.entries import Node
 from fastgan.penalty.tape import Tape, Unrecordable
@@ -172,7 +173,8 @@ def _named_recording(critic: Critic, images: Tensor) -> Recording:
         nn_module.register_module_forward_hook(leave, always_call=True),
     ]
     try:
-        return record(critic, images, watching=True, leave=True, on_tape=tapes.append)
+        with measuring_nothing():  # of sizes that are only tried out
+            return record(critic, images, watching=True, leave=True, on_tape=tapes.append)
     finally:
         for handle in handles:
             handle.remove()

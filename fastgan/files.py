@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from fastgan.errors import OutputError
+from fastgan.reading import one_line
 
 __all__ = ["atomic_write", "check_writable"]
 
@@ -25,13 +26,19 @@ def check_writable(path: str | os.PathLike[str]) -> None:
         Traceback (most recent call last):
         fastgan.errors.OutputError: /no/such/folder/a.png: the folder /no/such/folder does not exist
     """
-    path = Path(path)
+    path = _possible(path)
     if not path.parent.is_dir():
         raise OutputError(f"{path}: the folder {path.parent} does not exist")
     if path.is_dir():
         raise OutputError(f"{path}: is a folder, expected a file name")
     if not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputError(f"{path}: the folder {path.parent} can't be written")
+
+
+def _possible(path: str | os.PathLike[str]) -> Path:
+    if "\0" in os.fspath(path):
+        raise OutputError(f"{os.fspath(path)}: no file can have such a name")
+    return Path(path)
 
 
 @contextmanager
@@ -46,7 +53,7 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = False) -> Iter
             through a power failure.
 
     Yields:
-        The file, opened for binary writing.
+        The file, opened for binary writing and reading.
 
     Raises:
         OutputError: when it can't be written; nothing is left behind.
@@ -59,19 +66,18 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = False) -> Iter
         ...     (Path(folder) / "a.txt").read_bytes()
         b'whole'
     """
-    path = Path(path)
-    temporary: str | None = None
+    path = _possible(path)
+    temporary: Path | None = None
     try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
+        # An ordinary file: the system takes this process's umask off its mode.
+        name = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        temporary = name
+        with os.fdopen(handle, "w+b") as file:
             yield file
             file.flush()
             if durable:
                 os.fsync(file.fileno())
-        # mkstemp makes files that only their owner may read; results are ordinary files.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, path)
         temporary = None
         if durable:
@@ -81,7 +87,8 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = False) -> Iter
             finally:
                 os.close(folder)
     except OSError as error:
-        raise OutputError(f"{path}: can't be written: {error.strerror or error}") from error
+        raise OutputError(f"{path}: can't be written: {one_line(error)}") from error
     finally:
-        if temporary is not None and os.path.exists(temporary):
-            os.unlink(temporary)
+        if temporary is not None:
+            with suppress(OSError):
+                temporary.unlink()

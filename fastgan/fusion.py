@@ -4,7 +4,7 @@ A batch norm in training mode needs the whole batch's statistics, so it can't be
 convolution that feeds it. It is split instead: the convolution's *epilogue* leaves per-tile
 statistics of what it stores, a small step merges them, and the next convolution's *prologue*
 normalises and activates while it loads. These classes say which; the kernels in
-``fastgan.kernels`` do it in registers, and ``fastgan.ops.aten_convolution`` in passes of its own.
+``fastgan.kernels`` do it in registers; around other convolutions it takes passes of its own.
 
 Tensors of shape (C,) are float32, float64 for float64 data. With z the activation, per channel:
 

@@ -217,6 +217,35 @@ def test_doctor_finds_this_machine_in_order(capsys: pytest.CaptureFixture[str]) 
     assert "FAILED" not in printed
 
 
+def test_tune_measures_what_a_model_needs_and_keeps_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FASTGAN_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setattr("fastgan.ops.backends.measurement._EXHAUSTIVE_TURNS", (1, 1))
+    table = tmp_path / "table.json"
+    small = ["--image-size", "16", "--ngf", "32", "--ndf", "32", "--nz", "4", "--batch-size", "4"]
+    assert main(["tune", "--model", "wgan-gp", *small, "--table", str(table)]) == 0
+    printed = capsys.readouterr().out
+    assert "weight_gradient of 4x4x1x1" in printed
+    (kept,) = (tmp_path / "cache" / "backends").glob("cpu-*.json")
+    assert str(kept) in printed
+    (of_table,) = json.loads(table.read_text())["choices"].values()
+    (of_cache,) = json.loads(kept.read_text())["choices"].values()
+    assert of_table == of_cache
+    assert all(choice["exhaustive"] for choice in of_table.values())
+    passes = {problem.partition(": ")[2].partition(" ")[0] for problem in of_table}
+    assert passes == {"forward", "input_gradient", "weight_gradient"}
+    assert main(["doctor"]) == 0
+    assert str(kept.parent) in capsys.readouterr().out.replace("\n", "").replace(" ", "")
+
+
+def test_tune_checks_its_arguments(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tune", "--table", str(tmp_path / "no" / "table.json")]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert main(["tune", "--image-size", "17"]) == 2
+    assert "image_size" in capsys.readouterr().err
+
+
 def test_doctor_notices_a_wrong_result(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from fastgan.ops import aten_convolution, matrix_convolution
+from fastgan.ops.backends import ATEN, BACKENDS, matrix_product
 from fastgan.ops.stages import Stage
 
 #: Stage, input's shape, weight's shape. Of the first four the kernel covers the whole wide map.
@@ -37,6 +36,9 @@ CASES = {
     ),
     "one by one": (Stage("conv2d"), (2, 5, 3, 4), (6, 5, 1, 1)),
 }
+BY_NAME = {backend.name: backend for backend in BACKENDS}
+MATRIX_PRODUCT = BY_NAME["matrix_product"]
+REARRANGED = (BY_NAME["aten_channels_last"], BY_NAME["aten_contiguous"])
 #: Those that products of matrices are not written for.
 OTHERS = {
     "dilated": (Stage("conv_transpose2d", dilation=(2, 1)), (3, 5, 1, 1), (5, 4, 4, 3)),
@@ -48,8 +50,9 @@ OTHERS = {
 @pytest.mark.parametrize(
     ("convolution", "name"),
     [
-        *((aten_convolution, name) for name in CASES | OTHERS),
-        *((matrix_convolution, name) for name in CASES),
+        *((ATEN, name) for name in CASES | OTHERS),
+        *((backend, name) for backend in REARRANGED for name in CASES | OTHERS if name != "linear"),
+        *((MATRIX_PRODUCT, name) for name in CASES),
     ],
 )
 @pytest.mark.parametrize("channels_last", [(False, False), (True, False), (False, True)])
@@ -79,7 +82,7 @@ def test_values_and_gradients(
         )
     grad = torch.randn_like(expected)
     wanted = torch.autograd.grad(expected, leaves, grad)
-    if convolution is aten_convolution:
+    if convolution is ATEN:
         found = convolution.forward(stage, input, weight, bias)
         torch.testing.assert_close(torch.autograd.grad(found, leaves, grad), wanted)
     with torch.no_grad():
@@ -89,7 +92,7 @@ def test_values_and_gradients(
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(grad_input, wanted[0])
     torch.testing.assert_close(grad_weight, wanted[1])
-    if convolution is matrix_convolution and channels_last[1] and name != "one by one":
+    if convolution is not ATEN and name != "one by one":
         # Of the weight's own layout, so that autograd need not copy it.
         assert grad_weight.stride() == weight.stride()
     if with_bias:
@@ -98,56 +101,20 @@ def test_values_and_gradients(
         assert grad_bias is None
 
 
-def is_product(
-    stage: Stage,
-    shape: tuple[int, ...],
-    weight: Tensor,
-    dtype: torch.dtype,
-    of: str = "forward",
-) -> bool:
-    return matrix_convolution.pays(
-        stage,
-        torch.empty(shape, dtype=dtype),
-        weight.to(dtype),
-        of,
-    )
-
-
-def test_products_are_taken_where_they_were_measured_to_pay() -> None:
-    halving = Stage("conv2d", stride=(2, 2), padding=(1, 1))
-    deep = torch.empty(512, 256, 4, 4).contiguous(memory_format=torch.channels_last)
-    assert is_product(halving, (64, 256, 8, 8), deep, torch.float32)
-    assert not is_product(halving, (64, 256, 16, 16), deep, torch.float32)
-    assert not is_product(halving, (64, 256, 8, 8), deep, torch.bfloat16)
-    assert is_product(halving, (64, 256, 8, 8), deep, torch.bfloat16, "weight_gradient")
-    assert not is_product(halving, (64, 256, 16, 16), deep, torch.bfloat16, "weight_gradient")
-    assert not is_product(halving, (64, 256, 8, 8), deep.contiguous(), torch.float32)
-    doubling = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
-    assert is_product(doubling, (64, 512, 4, 4), deep, torch.float32)
-    assert not is_product(doubling, (64, 512, 8, 8), deep, torch.float32)
-    for dtype in (torch.float32, torch.bfloat16):
-        assert is_product(Stage("conv_transpose2d"), (64, 512, 1, 1), deep, dtype)
-        assert is_product(Stage("conv2d"), (64, 256, 4, 4), deep, dtype)
-    assert not is_product(Stage("linear"), (64, 256), torch.empty(3, 256), torch.float32)
-    for name in ("dilated", "grouped"):
-        stage, shape, weight_shape = OTHERS[name]
-        assert not is_product(stage, shape, torch.empty(weight_shape), torch.float32)
-
-
 def test_a_batch_taken_in_portions(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     stage = Stage("conv2d", stride=(2, 2), padding=(1, 1))
     x, weight = torch.randn(7, 5, 8, 8).double(), torch.randn(6, 5, 4, 4).double()
     grad = torch.randn(7, 6, 4, 4).double()
     whole = [
-        matrix_convolution.forward(stage, x, weight, None),
-        matrix_convolution.input_gradient(stage, grad, x, weight),
-        matrix_convolution.weight_gradient(stage, grad, x, weight, False)[0],
+        MATRIX_PRODUCT.forward(stage, x, weight, None),
+        MATRIX_PRODUCT.input_gradient(stage, grad, x, weight),
+        MATRIX_PRODUCT.weight_gradient(stage, grad, x, weight, False)[0],
     ]
-    monkeypatch.setattr(matrix_convolution, "PATCHES_BYTES", 3 * 16 * weight[0].numel() * 8)
+    monkeypatch.setattr(matrix_product, "PATCHES_BYTES", 3 * 16 * weight[0].numel() * 8)
     portions = [
-        matrix_convolution.forward(stage, x, weight, None),
-        matrix_convolution.input_gradient(stage, grad, x, weight),
-        matrix_convolution.weight_gradient(stage, grad, x, weight, False)[0],
+        MATRIX_PRODUCT.forward(stage, x, weight, None),
+        MATRIX_PRODUCT.input_gradient(stage, grad, x, weight),
+        MATRIX_PRODUCT.weight_gradient(stage, grad, x, weight, False)[0],
     ]
     torch.testing.assert_close(portions, whole)

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fastgan
-from fastgan.ops import op_path, op_paths, patch_convolution, patches
-from fastgan.ops.convolution_choice import fastest
+from fastgan.ops import op_path, op_paths, patches
+from fastgan.ops.backends.patches import Patches
 from fastgan.ops.stages import Stage
 
 scatter = torch.ops.fastgan.patch_scatter
@@ -170,51 +170,6 @@ def test_every_instruction_set_has_it_right(
     assert done.returncode == 0, done.stderr
 
 
-def test_it_is_taken_for_the_pass_that_makes_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(patch_convolution, "has_vectors", lambda: True)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    last = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
-    first = Stage("conv2d", stride=(2, 2), padding=(1, 1))
-    weight = torch.empty(64, 3, 4, 4)
-    for dtype in DTYPES:
-        maps, image = torch.empty(2, 64, 8, 8, dtype=dtype), torch.empty(2, 3, 16, 16, dtype=dtype)
-        taken = {
-            (stage.kind, of)
-            for stage, input in ((last, maps), (first, image))
-            for of in ("forward", "input_gradient", "weight_gradient")
-            if fastest(stage, input, weight.to(dtype), of) is patch_convolution
-        }
-        assert taken == {("conv_transpose2d", "forward"), ("conv2d", "input_gradient")}
-    maps = torch.empty(2, 64, 8, 8)
-    no = {
-        "many channels": (last, maps, torch.empty(64, 5, 4, 4)),
-        "odd channels": (last, maps[:, :20], weight[:20]),
-        "large patches": (last, maps, torch.empty(64, 4, 5, 5)),
-        "dilated": (Stage("conv_transpose2d", dilation=(2, 1)), maps, weight),
-        "grouped": (Stage("conv_transpose2d", groups=2), maps, weight),
-        "float64": (last, maps.double(), weight.double()),
-        "elsewhere": (last, maps.to("meta"), weight.to("meta")),
-    }
-    for why, arguments in no.items():
-        assert not patch_convolution.pays(*arguments, "forward"), why
-
-
-def test_it_is_left_where_most_threads_would_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread makes whole images, and on one thread they take less than half of oneDNN's time."""
-    monkeypatch.setattr(patch_convolution, "has_vectors", lambda: True)
-    stage = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
-    weight = torch.empty(64, 3, 4, 4)
-    taken = {1: [1, 2, 3], 2: [1, 2, 3], 8: [4, 7, 8, 9], 64: [32, 64, 65, 128]}
-    left = {8: [1, 3], 64: [1, 16, 31]}
-    for expected, cases in ((True, taken), (False, left)):
-        for threads, batches in cases.items():
-            monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-            for batch in batches:
-                maps = torch.empty(batch, 64, 4, 4)
-                assert patch_convolution.pays(stage, maps, weight, "forward") is expected
-        assert patch_convolution.can(stage, weight, torch.float32)
-
-
 @pytest.mark.parametrize("kind", ["conv2d", "conv_transpose2d"])
 def test_a_stage_of_it_agrees_with_torch(kind: str) -> None:
     torch.manual_seed(3)
@@ -224,10 +179,10 @@ def test_a_stage_of_it_agrees_with_torch(kind: str) -> None:
     wide = F.conv_transpose2d(maps, weight, bias, (2, 1), (1, 0), (1, 0))
     if kind == "conv2d":
         image = torch.empty_like(wide)
-        found = patch_convolution.input_gradient(stage, maps, image, weight)
+        found = Patches().input_gradient(stage, maps, image, weight)
         found = found + bias[:, None, None]
     else:
-        found = patch_convolution.forward(stage, maps, weight, bias)
+        found = Patches().forward(stage, maps, weight, bias)
     torch.testing.assert_close(found, wide, rtol=1e-4, atol=1e-4)
 
 

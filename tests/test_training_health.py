@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
 from fastgan.evaluation.diversity import DiversityReport
+from fastgan.training import TrainConfig
+from fastgan.training.config import MODELS
 from fastgan.training.health import HealthMonitor
 
 EVEN = [0.1] * 10
@@ -23,7 +26,8 @@ def varied(
 
 
 def monitor(*, wasserstein: bool = False, warm_up: int = 100) -> HealthMonitor:
-    return HealthMonitor(wasserstein=wasserstein, warm_up=warm_up)
+    model = "wgan" if wasserstein else "dcgan"
+    return HealthMonitor(model=model, pixels=256, warm_up=warm_up)
 
 
 @pytest.mark.parametrize("wasserstein", [False, True])
@@ -97,3 +101,41 @@ def test_a_runaway_loss_is_named() -> None:
     found = [watch.observe_metrics(20 + k, metrics(loss_d=-5e3 * (k + 1))) for k in range(3)]
     assert [len(texts) for texts in found] == [0, 0, 1]
     assert found[2][0].startswith("divergence: at step 22 ")
+
+
+@pytest.mark.parametrize("model", ["gan", "dcgan", "cgan", "wgan", "wgan-gp"])
+def test_a_loss_that_was_a_runaway_from_the_first_row_is_named_for_what_it_is(model: str) -> None:
+    watch = HealthMonitor(model=model, pixels=256, warm_up=100)
+    found = [watch.observe_metrics(step, metrics(7.9e14, -1e6, 0.0)) for step in range(5)]
+    assert [len(texts) for texts in found] == [0, 0, 1, 0, 0]
+    assert found[2][0].startswith("divergence: at step 2 the losses reached 7.9e+14")
+    assert ("--clip" in found[2][0]) == (model == "wgan")
+
+
+def test_an_estimate_beyond_any_distance_is_a_critic_without_its_penalty() -> None:
+    watch = HealthMonitor(model="wgan-gp", pixels=256, warm_up=100)
+    for step in range(10):  # images of 256 pixels are at most 32 apart
+        assert watch.observe_metrics(step, {**metrics(-30.0), "wasserstein": 40.0}) == []
+    found = [
+        watch.observe_metrics(10 + k, {**metrics(-90.0), "wasserstein": 90.0}) for k in range(3)
+    ]
+    assert [len(texts) for texts in found] == [0, 0, 1]
+    assert "no two images are more than 32 apart" in found[2][0]
+
+
+def test_advice_names_only_flags_that_the_model_reads() -> None:
+    for model in MODELS:
+        watch = HealthMonitor(model=model, pixels=256, warm_up=100)
+        texts = [*watch.observe_metrics(0, metrics(1e9)), *watch.observe_metrics(1, metrics(1e9))]
+        texts += watch.observe_metrics(2, metrics(1e9))
+        for step in range(3, 8):
+            texts += watch.observe_metrics(step, metrics(grad_norm_g=0.0))
+        assert [text.split(":")[0] for text in texts] == ["divergence", "vanishing gradients"]
+        flags = set(re.findall(r"--([a-z-]+)", " ".join(texts))) - {"model"}
+        names = [flag.replace("-", "_") for flag in flags]
+        assert TrainConfig(model=model, out="x").resolved().ignored(names) == []
+
+
+def test_a_run_of_a_few_steps_is_too_short_for_a_collapse() -> None:
+    assert monitor().observe_samples(4, varied(ratio=0.05), final=True) == []
+    assert len(monitor().observe_samples(600, varied(ratio=0.05), final=True)) == 1

@@ -15,9 +15,11 @@ from torch import Tensor
 from torch.nn.grad import conv2d_input, conv2d_weight
 
 import fastgan
-from fastgan.ops import winograd, winograd_convolution
+from fastgan.ops import winograd
+from fastgan.ops.backends import ATEN
+from fastgan.ops.backends.vector_units import has_vectors
+from fastgan.ops.backends.winograd import Winograd
 from fastgan.ops.stages import Stage
-from fastgan.ops.vector_units import has_vectors
 
 ops = torch.ops.fastgan
 NAMES = ("gather", "scatter", "weight gradient")
@@ -25,21 +27,28 @@ Biases = list[Tensor | None]
 DTYPES = {torch.float32: 2e-6, torch.bfloat16: 2**-8}
 
 
+KERNELS = list(winograd.PRODUCTS)
+
+
 @st.composite
 def shapes(draw: st.DrawFn) -> dict[str, Any]:
+    taps, stride = draw(st.sampled_from(KERNELS))
     small = draw(st.integers(1, 6)), draw(st.integers(1, 6))
     padding = draw(st.integers(0, 3)), draw(st.integers(0, 3))
-    extra = draw(st.integers(0, 1)), draw(st.integers(0, 1))
+    extra = draw(st.integers(0, stride - 1)), draw(st.integers(0, stride - 1))
     wide = tuple(
-        max(2 * s + 2 - 2 * p + e, 1) for s, p, e in zip(small, padding, extra, strict=True)
+        max(stride * (s - 1) + taps - 2 * p + e, 1)
+        for s, p, e in zip(small, padding, extra, strict=True)
     )
-    small = tuple((w + 2 * p - 4) // 2 + 1 for w, p in zip(wide, padding, strict=True))
+    small = tuple((w + 2 * p - taps) // stride + 1 for w, p in zip(wide, padding, strict=True))
     return {
+        "kernel": (taps, stride),
         "batch": draw(st.integers(0, 3)),
-        "small": (32 * draw(st.integers(1, 4)), *small),
-        "wide": (32 * draw(st.integers(1, 4)), *wide),
+        "small": (32 * draw(st.integers(1, 5)), *small),
+        "wide": (32 * draw(st.integers(1, 5)), *wide),
         "padding": padding,
         "bias": draw(st.booleans()),
+        "mean": draw(st.sampled_from([0.0, 10.0])),
         "seed": draw(st.integers(0, 2**31)),
     }
 
@@ -47,8 +56,12 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
 def drawn(case: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Biases]:
     """Maps, weight, and a bias for either map, of numbers that `dtype` has."""
     torch.manual_seed(case["seed"])
-    small, wide = (torch.randn(case["batch"], *case[name]).to(dtype) for name in ("small", "wide"))
-    weight = torch.randn(case["small"][0], case["wide"][0], 4, 4).to(dtype)
+    taps, _ = case["kernel"]
+    small, wide = (
+        torch.randn(case["batch"], *case[name]).add_(case.get("mean", 0)).to(dtype)
+        for name in ("small", "wide")
+    )
+    weight = torch.randn(case["small"][0], case["wide"][0], taps, taps).to(dtype)
     biases = [torch.randn(case[name][0]) if case["bias"] else None for name in ("small", "wide")]
     return small, wide, weight, biases
 
@@ -56,18 +69,18 @@ def drawn(case: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor, Ten
 def call(
     case: dict[str, Any], small: Tensor, wide: Tensor, weight: Tensor, biases: Biases
 ) -> list[Tensor]:
-    padding = case["padding"]
+    (taps, stride), padding = case["kernel"], case["padding"]
     return [
-        ops.winograd_gather(wide, weight, biases[0], *padding, *case["small"][1:]),
-        ops.winograd_scatter(small, weight, biases[1], *padding, *case["wide"][1:]),
-        ops.winograd_weight_gradient(small, wide, *padding),
+        ops.winograd_gather(wide, weight, biases[0], stride, *padding, *case["small"][1:]),
+        ops.winograd_scatter(small, weight, biases[1], stride, *padding, *case["wide"][1:]),
+        ops.winograd_weight_gradient(small, wide, taps, stride, *padding),
     ]
 
 
 def by_torch(
     case: dict[str, Any], small: Tensor, wide: Tensor, weight: Tensor, biases: Biases
 ) -> list[Tensor]:
-    given_ = {"stride": 2, "padding": case["padding"]}
+    given_ = {"stride": case["kernel"][1], "padding": case["padding"]}
     scattered = conv2d_input(wide.shape, weight, small, **given_)
     if biases[1] is not None:
         scattered = scattered + biases[1].to(weight.dtype)[:, None, None]
@@ -82,7 +95,7 @@ def by_torch(
 @pytest.mark.processors
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(case=shapes())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_values(dtype: torch.dtype, case: dict[str, Any]) -> None:
     small, wide, weight, biases = drawn(case, dtype)
     exact = [t.double() for t in (small, wide, weight)]
@@ -105,18 +118,24 @@ def test_values(dtype: torch.dtype, case: dict[str, Any]) -> None:
     not has_vectors(),
     reason="fastgan takes these ops only on AVX2 and AVX-512; torch's sums differ",
 )
-def test_errors_are_at_most_twice_those_of_torch() -> None:
-    """In float32, against float64: of the layers of a DCGAN-64, and of the smallest there is.
+@pytest.mark.parametrize("mean", [0.0, 10.0])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_errors_are_at_most_twice_those_of_torch(kernel: tuple[int, int], mean: float) -> None:
+    """In float32, against float64: of the layers of a GAN-64, and of the smallest there is.
 
     Or of two roundings of the values: torch's error depends on its processor's kernels.
     """
-    for few, many, places in ((32, 32, 8), (128, 64, 16), (512, 256, 4)):
+    taps, stride = kernel
+    for few, many, places in ((32, 32, 8), (128, 64, 16), (512, 256, 4), (256, 256, 13)):
+        wide = stride * (places - 1) + taps - 2
         case = {
+            "kernel": kernel,
             "batch": 4,
             "small": (few, places, places),
-            "wide": (many, 2 * places, 2 * places),
+            "wide": (many, wide, wide),
             "padding": (1, 1),
             "bias": False,
+            "mean": mean,
             "seed": places,
         }
         tensors = drawn(case, torch.float32)
@@ -130,27 +149,45 @@ def test_errors_are_at_most_twice_those_of_torch() -> None:
             )
 
 
-def test_errors_of_a_weight_gradient_do_not_grow_with_the_batch() -> None:
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_errors_of_a_weight_gradient_do_not_grow_with_the_batch(kernel: tuple[int, int]) -> None:
     """Of 2^17 tiles that are alike, so that where a sum grows, its roundings all go one way.
 
     The bound is csrc/cpu/winograd_loops.h's, and 8 roundings of transforming what comes and goes.
     """
+    taps, stride = kernel
     torch.manual_seed(0)
     of_small, of_wide = (1 + torch.rand(2, 32, 1, 1)).unbind()
     small, wide = (
         t.expand(32, 32, size, size).contiguous(memory_format=torch.channels_last)
-        for t, size in ((of_small, 128), (of_wide, 258))
+        for t, size in ((of_small, 128), (of_wide, 127 * stride + taps))
     )
-    found = ops.winograd_weight_gradient(small, wide, 0, 0)
+    found = ops.winograd_weight_gradient(small, wide, taps, stride, 0, 0)
     exact = 32 * 128**2 * of_small.double()[:, None] * of_wide.double()[None]
     error = (found.double() / exact - 1).abs().max()
     assert float(error) <= 104 * 2.0**-24
 
 
+def fitting(kernel: tuple[int, int], **sizes: Any) -> dict[str, Any]:
+    """A case of an odd shape, unless `sizes` say otherwise."""
+    taps, stride = kernel
+    wide = tuple(stride * (places - 1) + taps - 2 for places in (3, 4))
+    return {
+        "kernel": kernel,
+        "batch": 2,
+        "small": (32, 3, 4),
+        "wide": (64, *wide),
+        "padding": (1, 1),
+        "bias": True,
+        "seed": 3,
+    } | sizes
+
+
 @pytest.mark.skipif(not fastgan.build_info().native, reason="torch's bits depend on the layout")
-def test_arguments_in_any_layout() -> None:
-    case = {"batch": 2, "small": (32, 3, 4), "wide": (64, 6, 8), "padding": (1, 1)}
-    small, wide, weight, biases = drawn(case | {"bias": True, "seed": 3}, torch.float32)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_arguments_in_any_layout(kernel: tuple[int, int]) -> None:
+    case = fitting(kernel)
+    small, wide, weight, biases = drawn(case, torch.float32)
     expected = call(case, small, wide, weight, biases)
     last = [t.contiguous(memory_format=torch.channels_last) for t in (small, wide, weight)]
     strided = [torch.stack([t, t], -1)[..., 1] for t in (small, wide, weight)]
@@ -158,13 +195,19 @@ def test_arguments_in_any_layout() -> None:
         for found, value in zip(call(case, *other, biases), expected, strict=True):
             assert torch.equal(found, value)
     constant = small[:, :1, :1, :1].expand_as(small)
-    found = ops.winograd_scatter(constant, weight, None, 1, 1, 6, 8)
-    assert torch.equal(found, ops.winograd_scatter(constant.clone(), weight, None, 1, 1, 6, 8))
+    found, value = (
+        ops.winograd_scatter(t, weight, None, kernel[1], 1, 1, *wide.shape[2:])
+        for t in (constant, constant.clone())
+    )
+    assert torch.equal(found, value)
 
 
-def test_the_same_bits_in_every_run_and_on_any_number_of_threads() -> None:
-    case = {"batch": 5, "small": (160, 7, 6), "wide": (96, 14, 12), "padding": (1, 1)}
-    tensors = drawn(case | {"bias": True, "seed": 4}, torch.float32)
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_the_same_bits_in_every_run_and_on_any_number_of_threads(kernel: tuple[int, int]) -> None:
+    taps, stride = kernel
+    wide = (96, stride * 6 + taps - 2, stride * 5 + taps - 2)
+    case = fitting(kernel, batch=5, small=(160, 7, 6), wide=wide)
+    tensors = drawn(case, torch.float32)
     threads = torch.get_num_threads()
     runs = []
     try:
@@ -182,7 +225,7 @@ def test_the_same_bits_in_every_run_and_on_any_number_of_threads() -> None:
 def test_what_is_not_finite_reaches_the_places_it_should(place: tuple[int, int]) -> None:
     wide, weight = torch.ones(1, 32, 8, 8), torch.ones(32, 32, 4, 4)
     wide[0, 3, place[0], place[1]] = float("nan")
-    found = ops.winograd_gather(wide, weight, None, 1, 1, 4, 4)
+    found = ops.winograd_gather(wide, weight, None, 2, 1, 1, 4, 4)
     expected = F.conv2d(wide, weight, stride=2, padding=1)
     assert bool((found.isnan() | ~expected.isnan()).all())
 
@@ -190,25 +233,31 @@ def test_what_is_not_finite_reaches_the_places_it_should(place: tuple[int, int])
 def test_misfits_are_refused() -> None:
     small, wide, weight = torch.ones(2, 32, 4, 4), torch.ones(2, 64, 8, 8), torch.ones(32, 64, 4, 4)
     with pytest.raises(RuntimeError, match=r"do not belong together"):
-        ops.winograd_gather(wide, weight, None, 1, 1, 5, 4)
-    with pytest.raises(RuntimeError, match=r"4 by 4 taps, and channels to match"):
-        ops.winograd_gather(small, weight, None, 1, 1, 2, 2)
+        ops.winograd_gather(wide, weight, None, 2, 1, 1, 5, 4)
+    with pytest.raises(
+        RuntimeError, match=r"as many rows of taps as columns, and channels to match"
+    ):
+        ops.winograd_gather(small, weight, None, 2, 1, 1, 2, 2)
     with pytest.raises(RuntimeError, match=r"expected a multiple of 32"):
-        ops.winograd_weight_gradient(small[:, :16], wide, 1, 1)
+        ops.winograd_weight_gradient(small[:, :16], wide, 4, 2, 1, 1)
     with pytest.raises(RuntimeError, match=r"expected float32 or bfloat16"):
-        ops.winograd_scatter(small.double(), weight.double(), None, 1, 1, 8, 8)
+        ops.winograd_scatter(small.double(), weight.double(), None, 2, 1, 1, 8, 8)
     with pytest.raises(RuntimeError, match=r"weight has dtype"):
-        ops.winograd_scatter(small, weight.bfloat16(), None, 1, 1, 8, 8)
+        ops.winograd_scatter(small, weight.bfloat16(), None, 2, 1, 1, 8, 8)
     with pytest.raises(RuntimeError, match=r"bias has shape \(3\); expected \(64\)"):
-        ops.winograd_scatter(small, weight, torch.ones(3), 1, 1, 8, 8)
+        ops.winograd_scatter(small, weight, torch.ones(3), 2, 1, 1, 8, 8)
+    with pytest.raises(RuntimeError, match=r"4 by 4 taps and stride 1; expected 3 and 1, 4 and 2"):
+        ops.winograd_gather(wide, weight, None, 1, 1, 1, 7, 7)
+    with pytest.raises(RuntimeError, match=r"3 by 3 taps and stride 2; expected 3 and 1, 4 and 2"):
+        ops.winograd_weight_gradient(small, wide, 3, 2, 1, 1)
     with pytest.raises(RuntimeError, match=r"no gradient"):
-        ops.winograd_scatter(small.requires_grad_(), weight, None, 1, 1, 8, 8)
+        ops.winograd_scatter(small.requires_grad_(), weight, None, 2, 1, 1, 8, 8)
 
 
 def test_a_padding_at_which_offsets_would_overflow_is_refused() -> None:
     wide, weight = torch.ones(1, 32, 10, 10), torch.ones(32, 32, 4, 4)
     with pytest.raises(RuntimeError, match=r"do not belong together"):
-        ops.winograd_gather(wide, weight, None, 2**63 - 1, 1, 3, 5)
+        ops.winograd_gather(wide, weight, None, 2, 2**63 - 1, 1, 3, 5)
 
 
 @pytest.mark.parametrize("shape", [(), (32,), (32, 64), (32, 64, 4)])
@@ -219,30 +268,37 @@ def test_misfits_are_refused_without_values_too(shape: tuple[int, ...]) -> None:
     for op, map, places in (("gather", wide, (4, 4)), ("scatter", small, (8, 8))):
         for pair in ((map, few), (few, whole)):
             with pytest.raises(RuntimeError, match=r"expected four dimensions"):
-                getattr(ops, f"winograd_{op}")(*pair, None, 1, 1, *places)
+                getattr(ops, f"winograd_{op}")(*pair, None, 2, 1, 1, *places)
         bias = torch.ones(3, device="meta")
         with pytest.raises(RuntimeError, match=r"bias has shape \(3\); expected"):
-            getattr(ops, f"winograd_{op}")(map, whole, bias, 1, 1, *places)
+            getattr(ops, f"winograd_{op}")(map, whole, bias, 2, 1, 1, *places)
+        oblong = whole[..., :3]
         with pytest.raises(RuntimeError, match=r"channels to match"):
-            getattr(ops, f"winograd_{op}")(map, whole.mT.contiguous()[..., :3], None, 1, 1, *places)
+            getattr(ops, f"winograd_{op}")(map, oblong, None, 2, 1, 1, *places)
+        with pytest.raises(RuntimeError, match=r"4 by 4 taps and stride 3; expected"):
+            getattr(ops, f"winograd_{op}")(map, whole, None, 3, 1, 1, *places)
 
 
 def test_opcheck() -> None:
-    case = {"batch": 2, "small": (32, 3, 4), "wide": (64, 6, 8), "padding": (1, 1)}
-    small, wide, weight, biases = drawn(case | {"bias": True, "seed": 5}, torch.float32)
-    torch.library.opcheck(ops.winograd_gather.default, (wide, weight, biases[0], 1, 1, 3, 4))
-    torch.library.opcheck(ops.winograd_scatter.default, (small, weight, None, 1, 1, 6, 8))
-    torch.library.opcheck(ops.winograd_weight_gradient.default, (small, wide, 1, 1))
+    case = fitting((5, 2))
+    small, wide, weight, biases = drawn(case, torch.float32)
+    places = wide.shape[2:]
+    torch.library.opcheck(ops.winograd_gather.default, (wide, weight, biases[0], 2, 1, 1, 3, 4))
+    torch.library.opcheck(ops.winograd_scatter.default, (small, weight, None, 2, 1, 1, *places))
+    torch.library.opcheck(ops.winograd_weight_gradient.default, (small, wide, 5, 2, 1, 1))
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("plain", ["_plain_gather", "_plain_scatter", "_plain_weight_gradient"])
-def test_the_plain_version_agrees(plain: str) -> None:
-    case = {"batch": 2, "small": (32, 3, 4), "wide": (64, 7, 8), "padding": (1, 1)}
-    small, wide, weight, biases = drawn(case | {"bias": True, "seed": 6}, torch.float32)
+def test_the_plain_version_agrees(plain: str, kernel: tuple[int, int]) -> None:
+    taps, stride = kernel
+    rows = stride * 2 + taps - 2 + (stride - 1)  # one more than is needed, if stride allows
+    case = fitting(kernel, wide=(64, rows, stride * 3 + taps - 2))
+    small, wide, weight, biases = drawn(case, torch.float32)
     arguments: tuple[Any, ...] = {
-        "_plain_gather": (wide, weight, biases[0], 1, 1, 3, 4),
-        "_plain_scatter": (small, weight, biases[1], 1, 1, 7, 8),
-        "_plain_weight_gradient": (small, wide, 1, 1),
+        "_plain_gather": (wide, weight, biases[0], stride, 1, 1, 3, 4),
+        "_plain_scatter": (small, weight, biases[1], stride, 1, 1, *wide.shape[2:]),
+        "_plain_weight_gradient": (small, wide, taps, stride, 1, 1),
     }[plain]
     found = getattr(winograd, plain)(*arguments)
     compiled = getattr(ops, plain.replace("_plain", "winograd"))(*arguments)
@@ -268,52 +324,33 @@ def test_every_instruction_set_has_it_right(
     assert done.returncode == 0, done.stderr
 
 
-# --- When it is taken -----------------------------------------------------------------------------
-
-
-def channels_last(*size: int) -> Tensor:
-    return torch.empty(size).contiguous(memory_format=torch.channels_last)
-
-
-def test_it_is_taken_for_the_inner_layers_of_a_dcgan(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd_convolution, "has_vectors", lambda: True)
-    monkeypatch.setattr(winograd_convolution, "has_bfloat16_tiles", lambda: False)
-    weight = channels_last(512, 256, 4, 4)
-    halving = Stage("conv2d", stride=(2, 2), padding=(1, 1))
-    doubling = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
-    pays = winograd_convolution.pays
-    assert pays(halving, torch.empty(16, 256, 8, 8), weight)
-    assert pays(doubling, torch.empty(16, 512, 4, 4), weight)
-    assert pays(doubling, torch.empty(16, 512, 4, 4).bfloat16(), weight.bfloat16())
-    no = {
-        "few tiles": (halving, torch.empty(4, 256, 8, 8), weight),
-        "another stride": (Stage("conv2d", padding=(1, 1)), torch.empty(16, 256, 8, 8), weight),
-        "dilated": (
-            Stage("conv2d", (2, 2), (3, 3), (2, 2)),
-            torch.empty(16, 256, 8, 8),
-            weight,
-        ),
-        "grouped": (Stage("conv2d", (2, 2), (1, 1), groups=2), torch.empty(16, 512, 8, 8), weight),
-        "another kernel": (halving, torch.empty(16, 256, 8, 8), channels_last(512, 256, 3, 3)),
-        "colours": (halving, torch.empty(16, 3, 64, 64), channels_last(64, 3, 4, 4)),
-        "float64": (halving, torch.empty(16, 256, 8, 8).double(), weight.double()),
-        "float16": (halving, torch.empty(16, 256, 8, 8).half(), weight.half()),
-        "another layout": (halving, torch.empty(16, 256, 8, 8), weight.contiguous()),
-        "one place": (halving, torch.empty(64, 256, 2, 2), weight),
-        "tiles half empty": (halving, torch.empty(64, 256, 6, 6), weight),
-        "elsewhere": (halving, torch.empty(16, 256, 8, 8, device="meta"), weight),
-    }
-    for why, arguments in no.items():
-        assert not pays(*arguments), why
-
-
-def test_what_the_processor_has_decides(monkeypatch: pytest.MonkeyPatch) -> None:
-    stage = Stage("conv_transpose2d", stride=(2, 2), padding=(1, 1))
-    input, weight = torch.empty(16, 512, 4, 4), channels_last(512, 256, 4, 4)
-    pays = winograd_convolution.pays
-    monkeypatch.setattr(winograd_convolution, "has_vectors", lambda: True)
-    monkeypatch.setattr(winograd_convolution, "has_bfloat16_tiles", lambda: True)
-    assert pays(stage, input, weight)
-    assert not pays(stage, input.bfloat16(), weight.bfloat16())
-    monkeypatch.setattr(winograd_convolution, "has_vectors", lambda: False)
-    assert not pays(stage, input, weight)
+@pytest.mark.parametrize(
+    ("stage", "channels", "taps"),
+    [
+        (Stage("conv2d", padding=(1, 1)), (64, 32), 3),
+        (Stage("conv2d", padding=(0, 2)), (64, 32), 3),
+        (Stage("conv_transpose2d", padding=(1, 0)), (32, 64), 3),
+        (Stage("conv2d", (2, 2), (2, 2)), (64, 32), 5),
+        (Stage("conv_transpose2d", (2, 2), (2, 1), output_padding=(1, 0)), (32, 64), 5),
+    ],
+)
+def test_a_stage_and_its_gradients_are_autograds(
+    stage: Stage, channels: tuple[int, int], taps: int
+) -> None:
+    torch.manual_seed(7)
+    ours_of = Winograd()
+    input = torch.randn(3, 32, 9, 10, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(*channels, taps, taps, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(64, dtype=torch.float64, requires_grad=True)
+    expected = ATEN.forward(stage, input, weight, bias)
+    grad_output = torch.randn_like(expected)
+    gradients = torch.autograd.grad(expected, (input, weight, bias), grad_output)
+    x, w, b, g = (t.detach().float() for t in (input, weight, bias, grad_output))
+    found = [
+        ours_of.forward(stage, x, w, b),
+        ours_of.input_gradient(stage, g, x, w),
+        *ours_of.weight_gradient(stage, g, x, w, True),
+    ]
+    for ours, exact in zip(found, (expected, *gradients), strict=True):
+        assert ours is not None
+        torch.testing.assert_close(ours.double(), exact.detach(), rtol=1e-5, atol=2e-4)

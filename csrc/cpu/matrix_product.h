@@ -156,15 +156,24 @@ FASTGAN_INLINE void multiply_rows(const float* a, const float* panel, std::int64
     }
 }
 
-// Rows in a multiple of kFewRows, columns in a multiple of kPanel.
-template <std::int64_t kRowStride, std::int64_t kDepthStride>
+// Rows in a multiple of kFewRows, columns in a multiple of kPanel. With kStreams panels lie behind
+// one another in memory far away: each is fetched, a share with each block of rows, while the one
+// before is multiplied.
+template <std::int64_t kRowStride, std::int64_t kDepthStride, bool kStreams = false>
 void multiply(const float* a, const float* panels, std::int64_t panel_size, std::int64_t rows,
               std::int64_t columns, std::int64_t depth, bool accumulate, float* c,
               std::int64_t row_of_c) {
     for (std::int64_t j = 0; j < columns; j += kPanel) {
         const float* const panel = panels + j / kPanel * panel_size;
+        const float* next = panel + panel_size;
+        const std::int64_t share = panel_size * kRows / rows;
         std::int64_t i = 0;
         for (; i + kRows <= rows; i += kRows) {
+            if constexpr (kStreams) {
+                for (const float* const end = next + share; next < end; next += 16) {
+                    __builtin_prefetch(next);
+                }
+            }
             multiply_rows<kRows, kRowStride, kDepthStride>(a + i * kRowStride, panel, depth,
                                                            accumulate, c + i * row_of_c + j,
                                                            row_of_c);

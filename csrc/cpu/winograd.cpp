@@ -20,24 +20,50 @@ std::int64_t fewest_tasks() {
     return threads == 1 ? 1 : 2 * threads;
 }
 
-struct Freed {
-    void operator()(float* memory) const {
-        std::free(memory);
+// Memory that a thread keeps: what a fresh one would cost in page faults is a tenth of a small
+// convolution.
+class KeptMemory {
+  public:
+    float* at_least(std::int64_t floats) {
+        if (floats > size_) {
+            size_ = 0;
+            memory_.reset();
+            const std::size_t bytes = static_cast<std::size_t>(floats) * sizeof(float);
+            memory_.reset(static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
+            if (memory_ == nullptr) {
+                throw std::bad_alloc();
+            }
+            size_ = floats;
+        }
+        return memory_.get();
     }
-};
 
-// A thread keeps its scratch memory: what a fresh one would cost in page faults is a tenth of a
-// small convolution.
-float* scratch_of_thread() {
-    thread_local std::unique_ptr<float, Freed> memory;
-    if (memory == nullptr) {
-        constexpr std::size_t bytes = kWinogradScratch * sizeof(float);
-        memory.reset(static_cast<float*>(std::aligned_alloc(64, (bytes + 63) / 64 * 64)));
-        if (memory == nullptr) {
-            throw std::bad_alloc();
+    void keep_at_most(std::int64_t floats) {
+        if (size_ > floats) {
+            memory_.reset();
+            size_ = 0;
         }
     }
-    return memory.get();
+
+  private:
+    struct Freed {
+        void operator()(float* memory) const { std::free(memory); }
+    };
+    std::unique_ptr<float, Freed> memory_;
+    std::int64_t size_ = 0;
+};
+
+float* scratch_of_thread() {
+    thread_local KeptMemory memory;
+    return memory.at_least(kWinogradScratch);
+}
+
+// Of the thread that asks for a convolution: 64 MiB at most outlive a call.
+constexpr std::int64_t kMostKeptWeight = std::int64_t{1} << 24;
+
+KeptMemory& memory_for_weight() {
+    thread_local KeptMemory memory;
+    return memory;
 }
 
 std::int64_t pieces(std::int64_t count, std::int64_t size) {
@@ -62,18 +88,34 @@ struct Split {
     }
 };
 
-PhaseOfMap whole(std::int64_t rows, std::int64_t columns, std::int64_t channels) {
-    return {{rows, 1, 0}, {columns, 1, 0}, channels};
+// A phase of the wide map and of the weight, numbered row by row.
+int phase_count(const WinogradShape& shape) {
+    return static_cast<int>(shape.stride * shape.stride);
 }
 
-PhaseOfMap phase_of_wide(const WinogradShape& shape, int row, int column) {
-    return {{shape.wide_rows, 2, row - shape.row_padding},
-            {shape.wide_columns, 2, column - shape.column_padding},
+WeightPhase phase_of_weight(const WinogradShape& shape, int phase) {
+    const int taps = static_cast<int>(shape.taps);
+    const int stride = static_cast<int>(shape.stride);
+    const int row = phase / stride;
+    const int column = phase % stride;
+    return {shape.small_channels,
+            shape.wide_channels,
+            taps,
+            stride,
+            row,
+            column,
+            static_cast<int>(pieces(taps - row, stride)),
+            static_cast<int>(pieces(taps - column, stride))};
+}
+
+PhaseOfMap phase_of_wide(const WinogradShape& shape, const WeightPhase& phase) {
+    return {{shape.wide_rows, shape.stride, phase.row - shape.row_padding},
+            {shape.wide_columns, shape.stride, phase.column - shape.column_padding},
             shape.wide_channels};
 }
 
-WeightPhase phase_of_weight(const WinogradShape& shape, int row, int column) {
-    return {shape.small_channels, shape.wide_channels, row, column};
+PhaseOfMap whole_of_small(const WinogradShape& shape) {
+    return {{shape.small_rows, 1, 0}, {shape.small_columns, 1, 0}, shape.small_channels};
 }
 
 TileGrid grid_of_small(const WinogradShape& shape) {
@@ -85,106 +127,170 @@ std::int64_t first_inside(const Phase& phase) {
     return phase.start < 0 ? pieces(-phase.start, phase.step) : 0;
 }
 
+Split blocks_of_width(std::int64_t channels) {
+    return {channels, kWinogradWidth, kWinogradChannels};
+}
+
+// A correlation's outputs by block of channels and of tiles.
+struct Blocks {
+    Split channels;
+    Split tiles;
+};
+
 // The tasks' outputs are of the same size, or nearly.
-void correlate(const Correlation* tasks, std::int64_t task_count, std::int64_t batch,
-               std::int64_t channels) {
-    if (batch == 0) {
-        return;
+Blocks blocks_of(const Correlation* tasks, std::int64_t task_count, std::int64_t batch) {
+    const TileGrid& grid = tasks[0].output_tiles;
+    const Split channels = blocks_of_width(tasks[0].output_phase.channels);
+    return {channels,
+            {batch * grid.rows * grid.columns,
+             winograd_tiles(winograd_points(tasks[0].row_taps, tasks[0].column_taps)), 4,
+             pieces(fewest_tasks(), task_count * channels.parts)}};
+}
+
+// Has the terms' weights transformed, phase after phase.
+void transform_weight(const WinogradShape& shape, CorrelationTerm* const* terms) {
+    const int count = phase_count(shape);
+    const bool scatters = terms[0]->weight.scatters;
+    const std::int64_t depth = scatters ? shape.small_channels : shape.wide_channels;
+    const std::int64_t width = scatters ? shape.wide_channels : shape.small_channels;
+    const std::int64_t per_point = width / kWinogradChannels * winograd_strip(depth);
+    std::int64_t offsets[5] = {};
+    for (int i = 0; i < count; ++i) {
+        const WeightPhase& phase = terms[i]->weight.phase;
+        offsets[i + 1] =
+            offsets[i] + winograd_points(phase.row_taps, phase.column_taps) * per_point;
+    }
+    float* const memory = memory_for_weight().at_least(offsets[count]);
+    for (int i = 0; i < count; ++i) {
+        terms[i]->weight.output = memory + offsets[i];
+    }
+    const auto run = FASTGAN_SELECT(winograd_transform_weight);
+    const Split by_width = blocks_of_width(width);
+    const std::int64_t depth_parts = pieces(depth, kWinogradDepth);
+    parallel_for(
+        0, count * by_width.parts * depth_parts, 1, [&](std::int64_t begin, std::int64_t end) {
+            for (std::int64_t i = begin; i < end; ++i) {
+                const std::int64_t part = i / count;
+                const std::int64_t first = part % depth_parts * kWinogradDepth;
+                run(terms[i % count]->weight, {first, std::min(kWinogradDepth, depth - first)},
+                    by_width[part / depth_parts]);
+            }
+        });
+}
+
+void correlate(const WinogradShape& shape, Correlation* tasks, std::int64_t task_count,
+               CorrelationTerm* const* terms) {
+    const Blocks blocks = blocks_of(tasks, task_count, shape.batch);
+    // Up to two tasks that use a block of the weight make it each, sooner than it gets to memory
+    // and back.
+    if (blocks.tiles.parts > 2) {
+        transform_weight(shape, terms);
     }
     const auto run = FASTGAN_SELECT(winograd_correlate);
-    const TileGrid& grid = tasks[0].output_tiles;
-    const Split by_channel(channels, kWinogradWidth, kWinogradChannels);
-    const Split by_tile(batch * grid.rows * grid.columns, kWinogradTiles, 4,
-                        pieces(fewest_tasks(), task_count * by_channel.parts));
-    parallel_for(0, task_count * by_channel.parts * by_tile.parts, 1,
+    parallel_for(0, task_count * blocks.channels.parts * blocks.tiles.parts, 1,
                  [&](std::int64_t begin, std::int64_t end) {
                      float* const scratch = scratch_of_thread();
                      for (std::int64_t i = begin; i < end; ++i) {
                          const std::int64_t part = i / task_count;
-                         run(tasks[i % task_count], by_tile[part / by_channel.parts],
-                             by_channel[part % by_channel.parts], scratch);
+                         run(tasks[i % task_count], blocks.tiles[part / blocks.channels.parts],
+                             blocks.channels[part % blocks.channels.parts], scratch);
                      }
                  });
+    memory_for_weight().keep_at_most(kMostKeptWeight);
 }
 
 }  // namespace
 
 void winograd_gather(const WinogradShape& shape, FloatType type, const void* wide,
                      const void* weight, const float* bias, void* small) {
+    if (shape.batch == 0) {
+        return;
+    }
     Correlation task{};
     task.type = type;
     task.input = wide;
-    task.weight = weight;
     task.bias = bias;
     task.output = small;
-    task.scatters = false;
-    task.output_phase = whole(shape.small_rows, shape.small_columns, shape.small_channels);
+    task.output_phase = whole_of_small(shape);
     task.output_tiles = grid_of_small(shape);
-    task.term_count = 4;
-    for (int i = 0; i < 4; ++i) {
-        task.terms[i] = {phase_of_wide(shape, i / 2, i % 2), task.output_tiles,
-                         phase_of_weight(shape, i / 2, i % 2)};
+    task.term_count = phase_count(shape);
+    CorrelationTerm* terms[4] = {};
+    for (int i = 0; i < task.term_count; ++i) {
+        const WeightPhase phase = phase_of_weight(shape, i);
+        task.terms[i] = {
+            phase_of_wide(shape, phase), task.output_tiles, {type, weight, phase, false, nullptr}};
+        terms[i] = &task.terms[i];
     }
-    correlate(&task, 1, shape.batch, shape.small_channels);
+    task.row_taps = terms[0]->weight.phase.row_taps;
+    task.column_taps = terms[0]->weight.phase.column_taps;
+    correlate(shape, &task, 1, terms);
 }
 
 void winograd_scatter(const WinogradShape& shape, FloatType type, const void* small,
                       const void* weight, const float* bias, void* wide) {
+    if (shape.batch == 0) {
+        return;
+    }
     Correlation tasks[4] = {};
-    for (int i = 0; i < 4; ++i) {
+    CorrelationTerm* terms[4] = {};
+    for (int i = 0; i < phase_count(shape); ++i) {
+        const WeightPhase phase = phase_of_weight(shape, i);
         Correlation& task = tasks[i];
         task.type = type;
         task.input = small;
-        task.weight = weight;
         task.bias = bias;
         task.output = wide;
-        task.scatters = true;
-        task.output_phase = phase_of_wide(shape, i / 2, i % 2);
+        task.output_phase = phase_of_wide(shape, phase);
         // As many tiles in each phase, though an odd map has a place more in some.
-        task.output_tiles = {pieces(shape.wide_rows, 4), pieces(shape.wide_columns, 4),
-                             first_inside(task.output_phase.rows),
-                             first_inside(task.output_phase.columns)};
+        task.output_tiles = {
+            pieces(shape.wide_rows, 2 * shape.stride), pieces(shape.wide_columns, 2 * shape.stride),
+            first_inside(task.output_phase.rows), first_inside(task.output_phase.columns)};
+        task.row_taps = phase.row_taps;
+        task.column_taps = phase.column_taps;
         TileGrid input_tiles = task.output_tiles;
-        input_tiles.row_origin -= 1;
-        input_tiles.column_origin -= 1;
+        input_tiles.row_origin -= phase.row_taps - 1;
+        input_tiles.column_origin -= phase.column_taps - 1;
         task.term_count = 1;
-        task.terms[0] = {whole(shape.small_rows, shape.small_columns, shape.small_channels),
-                         input_tiles, phase_of_weight(shape, i / 2, i % 2)};
+        task.terms[0] = {whole_of_small(shape), input_tiles, {type, weight, phase, true, nullptr}};
+        terms[i] = &task.terms[0];
     }
-    correlate(tasks, 4, shape.batch, shape.wide_channels);
+    correlate(shape, tasks, phase_count(shape), terms);
 }
 
 void winograd_weight_gradient(const WinogradShape& shape, FloatType type, const void* small,
                               const void* wide, void* gradient) {
     if (shape.batch == 0) {
-        std::memset(gradient, 0, 16 * shape.small_channels * shape.wide_channels * bytes_of(type));
+        std::memset(
+            gradient, 0,
+            shape.taps * shape.taps * shape.small_channels * shape.wide_channels * bytes_of(type));
         return;
     }
     const auto run = FASTGAN_SELECT(winograd_weight_gradient);
+    const int phases = phase_count(shape);
+    const WeightPhase largest = phase_of_weight(shape, 0);
     const Split by_wide(shape.wide_channels, kWinogradWidth, kWinogradChannels);
-    const Split by_small(shape.small_channels, kWinogradTiles, kWinogradChannels,
-                         pieces(fewest_tasks(), 4 * by_wide.parts));
+    const Split by_small(shape.small_channels,
+                         winograd_tiles(winograd_points(largest.row_taps, largest.column_taps)),
+                         kWinogradChannels, pieces(fewest_tasks(), phases * by_wide.parts));
     const TileGrid tiles = grid_of_small(shape);
-    parallel_for(0, 4 * by_wide.parts * by_small.parts, 1,
-                 [&](std::int64_t begin, std::int64_t end) {
-                     float* const scratch = scratch_of_thread();
-                     for (std::int64_t i = begin; i < end; ++i) {
-                         const int row = static_cast<int>(i % 4 / 2);
-                         const int column = static_cast<int>(i % 2);
-                         const WeightGradient task{
-                             type,
-                             small,
-                             wide,
-                             gradient,
-                             whole(shape.small_rows, shape.small_columns, shape.small_channels),
-                             phase_of_wide(shape, row, column),
-                             tiles,
-                             shape.batch * tiles.rows * tiles.columns,
-                             phase_of_weight(shape, row, column)};
-                         run(task, by_small[i / 4 / by_wide.parts], by_wide[i / 4 % by_wide.parts],
-                             scratch);
-                     }
-                 });
+    parallel_for(
+        0, phases * by_wide.parts * by_small.parts, 1, [&](std::int64_t begin, std::int64_t end) {
+            float* const scratch = scratch_of_thread();
+            for (std::int64_t i = begin; i < end; ++i) {
+                const WeightPhase phase = phase_of_weight(shape, static_cast<int>(i % phases));
+                const WeightGradient task{type,
+                                          small,
+                                          wide,
+                                          gradient,
+                                          whole_of_small(shape),
+                                          phase_of_wide(shape, phase),
+                                          tiles,
+                                          shape.batch * tiles.rows * tiles.columns,
+                                          phase};
+                const std::int64_t part = i / phases;
+                run(task, by_small[part / by_wide.parts], by_wide[part % by_wide.parts], scratch);
+            }
+        });
 }
 
 }  // namespace fastgan::cpu

@@ -1,26 +1,35 @@
-// Convolutions of 4 by 4 taps and stride 2, a DCGAN's every inner layer, with 9 products in place
-// of 16, on CPUs.
+// Convolutions with fewer products, on CPUs: of 3 by 3 taps and stride 1 (16 products in place of
+// 36), 4 by 4 and stride 2 (36 for 64), 5 by 5 and stride 2 (49 for 100).
 //
-// A convolution relates a small map S of (h, w) places to a wide one V of (H, W) places, with p the
-// padding and W[o][k][l][c] the weight, o a channel of S and c one of V:
+// A convolution relates a small map S of (h, w) places to a wide one V of (H, W) places, with s the
+// stride, p the padding and W[o][k][l][c] the weight, o a channel of S and c one of V:
 //
-//     gather            S[i,j,o] = b[o] + sum over k, l, c of W[o][k][l][c] V[2i+k-p, 2j+l-p, c]
-//     scatter           V[r,q,c] = b[c] + sum over i, j, o of W[o][r+p-2i][q+p-2j][c] S[i,j,o]
-//     weight gradient   W'[o][k][l][c] = sum over n, i, j of S[i,j,o] V[2i+k-p, 2j+l-p, c]
+//     gather            S[i,j,o] = b[o] + sum over k, l, c of W[o][k][l][c] V[si+k-p, sj+l-p, c]
+//     scatter           V[r,q,c] = b[c] + sum over i, j, o of W[o][r+p-si][q+p-sj][c] S[i,j,o]
+//     weight gradient   W'[o][k][l][c] = sum over n, i, j of S[i,j,o] V[si+k-p, sj+l-p, c]
 //
-// Of even and odd taps apart (k = 2s + a, the "phases" of V) each is a correlation of 2 by 2 taps
-// with stride 1: gather sums four of them, scatter makes four. Along one dimension two results of a
-// two-tap correlation take three products where the formula has four (Winograd 1980, F(2, 2); in
-// two dimensions, as here, Lavin and Gray 2016, arXiv 1509.09308, section 4):
+// The taps k = s t + a of one `a` meet every s-th place, a "phase" of V. Phase by phase these are
+// correlations of 2 or 3 taps along a dimension, with stride 1: gather sums them, scatter makes one
+// for each phase of V. Two results of a correlation of r taps take r + 1 products where the formula
+// has 2 r (Winograd 1980, F(2, r); in two dimensions, as here, Lavin and Gray 2016, arXiv
+// 1509.09308, section 4):
 //
-//     y0 = d0 w0 + d1 w1 = m0 + m1        m0 = (d0 - d1) w0
-//     y1 = d1 w0 + d2 w1 = m1 - m2        m1 = d1 (w0 + w1),    m2 = (d1 - d2) w1
+//     y = A^T [(G w) * (B^T d)]        w: r taps,  d: r + 1 places,  y: 2 results
 //
-// and of the weight gradient, w the results and y the second factors, w0 = m0 + m1 and w1 = m1 - m2
-// with m0 = (d0 - d1) y0, m1 = d1 (y0 + y1), m2 = (d1 - d2) y1. No factor but 1 and -1 occurs, so
-// that little is lost to rounding. The products, 9 for each phase and tile of 2 by 2 places, are
-// products of matrices over channels (over tiles, for the weight gradient), summed in float32.
-// Transformed values never leave a core's cache.
+//     r = 2    m0 = (d0 - d1) w0                  y0 = m0 + m2
+//              m1 = (d2 - d1) w1                  y1 = m1 + m2
+//              m2 = d1 (w0 + w1)
+//     r = 3    m0 = (d0 - d2) w0                  y0 = m0 + m2 + m3
+//              m1 = (d3 - d1) w2                  y1 = m1 + m2 - m3
+//              m2 = (d1 + d2) (w0 + w1 + w2) / 2
+//              m3 = (d2 - d1) (w0 - w1 + w2) / 2
+//
+// and the weight's gradient is G^T [(B^T d) * (A y)], y being the gradient of the results. No
+// factors but 1, -1 and 1/2 occur, so that little is lost to rounding. (Four results from six
+// products, F(4, 3), lose three to four times as much as a convolution by its formula.) The
+// products of a phase and a tile of 2 by 2 places are products of matrices over channels (over
+// tiles, for the weight gradient), summed in float32. Transformed maps never leave a core's cache;
+// the transformed weight, 16/9 of one of 3 by 3 taps, 9/4 and 49/25 of others, is made once a call.
 #pragma once
 
 #include <cstdint>
@@ -32,6 +41,10 @@ namespace fastgan::cpu {
 // What counts of channels must be multiples of.
 inline constexpr std::int64_t kWinogradChannels = 32;
 
+constexpr bool winograd_can(std::int64_t taps, std::int64_t stride) {
+    return (taps == 3 && stride == 1) || (taps == 4 && stride == 2) || (taps == 5 && stride == 2);
+}
+
 // Maps and weights without gaps, channels last.
 struct WinogradShape {
     std::int64_t batch;
@@ -41,6 +54,8 @@ struct WinogradShape {
     std::int64_t wide_rows;
     std::int64_t wide_columns;
     std::int64_t wide_channels;
+    std::int64_t taps;
+    std::int64_t stride;
     std::int64_t row_padding;
     std::int64_t column_padding;
 };

@@ -12,10 +12,10 @@ namespace {
 
 // --- Places of a map -----------------------------------------------------------------------------
 
-// In the place of what lies outside a map. As many as channels are transformed at a time, which in
-// the weight gradient's small map are more than kWinogradWidth.
-alignas(64) const float kZeros[kWinogradTiles] = {};
-static_assert(kWinogradTiles >= kWinogradWidth && kWinogradTiles >= kWinogradDepth);
+// Stands in for places outside a map. As many as channels are transformed at a time, which in the
+// weight gradient's small map may be more than kWinogradWidth.
+alignas(64) const float kZeros[kWinogradMostTiles] = {};
+static_assert(kWinogradMostTiles >= kWinogradWidth && kWinogradMostTiles >= kWinogradDepth);
 
 // The offset of place P along one dimension, in places; -1 outside the map.
 FASTGAN_INLINE std::int64_t place(const Phase& phase, std::int64_t p) {
@@ -44,66 +44,125 @@ FASTGAN_INLINE void advance(const TileGrid& grid, Tile& tile) {
     }
 }
 
-// The offset in elements of each of kSide by kSide places from the tile's first; -1 outside.
-template <int kSide>
+// The offset in elements of each of kRows by kColumns places from the tile's first; -1 outside.
+template <int kRowPlaces, int kColumnPlaces>
 FASTGAN_INLINE void places_of(const PhaseOfMap& map, const TileGrid& grid, const Tile& tile,
-                              std::int64_t (&offsets)[kSide * kSide]) {
+                              std::int64_t (&offsets)[kRowPlaces * kColumnPlaces]) {
     const std::int64_t image = tile.image * map.rows.size;
-    for (int i = 0; i < kSide; ++i) {
+    for (int i = 0; i < kRowPlaces; ++i) {
         const std::int64_t row = place(map.rows, grid.row_origin + 2 * tile.row + i);
-        for (int j = 0; j < kSide; ++j) {
+        for (int j = 0; j < kColumnPlaces; ++j) {
             const std::int64_t column =
                 place(map.columns, grid.column_origin + 2 * tile.column + j);
-            offsets[kSide * i + j] =
-                row < 0 || column < 0
-                    ? -1
-                    : ((image + row) * map.columns.size + column) * map.channels;
+            offsets[kColumnPlaces * i + j] =
+                row < 0 || column < 0 ? -1
+                                      : ((image + row) * map.columns.size + column) * map.channels;
         }
     }
 }
 
 // --- Transforms ----------------------------------------------------------------------------------
 
-// (d0 - d1, d1, d1 - d2) along both dimensions of 3 by 3 places.
-FASTGAN_INLINE void transform_places(const Vector (&d)[9], Vector (&v)[9]) {
-    Vector rows[9];
-    for (int j = 0; j < 3; ++j) {
-        rows[j] = d[j] - d[3 + j];
-        rows[3 + j] = d[3 + j];
-        rows[6 + j] = d[3 + j] - d[6 + j];
-    }
-    for (int i = 0; i < 3; ++i) {
-        v[3 * i] = rows[3 * i] - rows[3 * i + 1];
-        v[3 * i + 1] = rows[3 * i + 1];
-        v[3 * i + 2] = rows[3 * i + 1] - rows[3 * i + 2];
+// The matrices of winograd.h. Rows of B^T and G, columns of A^T: the points 0, infinity, 1 and -1.
+// Phases of fewer taps have the first of them, with the same columns of A^T, so that their products
+// can be added up.
+template <int kTaps>
+struct Matrices;
+
+template <>
+struct Matrices<2> {
+    static constexpr float kPlaces[3][3] = {{1, -1, 0}, {0, -1, 1}, {0, 1, 0}};
+    static constexpr float kTaps[3][2] = {{1, 0}, {0, 1}, {1, 1}};
+    static constexpr float kResults[2][3] = {{1, 0, 1}, {0, 1, 1}};
+};
+
+template <>
+struct Matrices<3> {
+    static constexpr float kPlaces[4][4] = {
+        {1, 0, -1, 0}, {0, -1, 0, 1}, {0, 1, 1, 0}, {0, -1, 1, 0}};
+    static constexpr float kTaps[4][3] = {
+        {1, 0, 0}, {0, 0, 1}, {0.5f, 0.5f, 0.5f}, {0.5f, -0.5f, 0.5f}};
+    static constexpr float kResults[2][4] = {{1, 0, 1, 1}, {0, 1, 1, -1}};
+};
+
+// B^T, G, A^T; and for the weight gradient A and G^T.
+enum class Matrix { places, taps, results, gradients, tap_gradients };
+
+template <Matrix kMatrix, int kTaps>
+constexpr int kInputs = kMatrix == Matrix::taps        ? kTaps
+                        : kMatrix == Matrix::gradients ? 2
+                                                       : kTaps + 1;
+template <Matrix kMatrix, int kTaps>
+constexpr int kOutputs = kMatrix == Matrix::results         ? 2
+                         : kMatrix == Matrix::tap_gradients ? kTaps
+                                                            : kTaps + 1;
+
+template <Matrix kMatrix, int kTaps>
+constexpr float entry(int row, int column) {
+    using Of = Matrices<kTaps>;
+    switch (kMatrix) {
+        case Matrix::places:
+            return Of::kPlaces[row][column];
+        case Matrix::taps:
+            return Of::kTaps[row][column];
+        case Matrix::results:
+            return Of::kResults[row][column];
+        case Matrix::gradients:
+            return Of::kResults[column][row];
+        case Matrix::tap_gradients:
+            return Of::kTaps[column][row];
     }
 }
 
-// (w0, w0 + w1, w1) along both dimensions of 2 by 2 taps, or values of a gradient.
-FASTGAN_INLINE void transform_taps(const Vector (&w)[4], Vector (&u)[9]) {
-    Vector rows[6];
-    for (int j = 0; j < 2; ++j) {
-        rows[j] = w[j];
-        rows[2 + j] = w[j] + w[2 + j];
-        rows[4 + j] = w[2 + j];
-    }
-    for (int i = 0; i < 3; ++i) {
-        u[3 * i] = rows[2 * i];
-        u[3 * i + 1] = rows[2 * i] + rows[2 * i + 1];
-        u[3 * i + 2] = rows[2 * i + 1];
+// sum + the row's entries from kColumn on, times x[0], x[kStep], ...
+template <Matrix kMatrix, int kTaps, int kRow, int kColumn, int kStep, bool kAny>
+FASTGAN_INLINE Vector row_times(const Vector* x, Vector sum) {
+    if constexpr (kColumn == kInputs<kMatrix, kTaps>) {
+        return sum;
+    } else {
+        constexpr float factor = entry<kMatrix, kTaps>(kRow, kColumn);
+        const Vector each = x[kColumn * kStep];
+        if constexpr (factor == 0) {
+            return row_times<kMatrix, kTaps, kRow, kColumn + 1, kStep, kAny>(x, sum);
+        } else if constexpr (factor == 1) {
+            sum = kAny ? sum + each : each;
+        } else if constexpr (factor == -1) {
+            sum = kAny ? sum - each : -each;
+        } else {
+            sum = kAny ? sum + factor * each : factor * each;
+        }
+        return row_times<kMatrix, kTaps, kRow, kColumn + 1, kStep, true>(x, sum);
     }
 }
 
-// (m0 + m1, m1 - m2) along both dimensions of 3 by 3 products.
-FASTGAN_INLINE void transform_products(const Vector (&m)[9], Vector (&y)[4]) {
-    Vector rows[6];
-    for (int j = 0; j < 3; ++j) {
-        rows[j] = m[j] + m[3 + j];
-        rows[3 + j] = m[3 + j] - m[6 + j];
+// y[i * kStep] = sum over j of matrix[i][j] x[j * kStep]
+template <Matrix kMatrix, int kTaps, int kStep, int kRow = 0>
+FASTGAN_INLINE void times(const Vector* x, Vector* y) {
+    if constexpr (kRow < kOutputs<kMatrix, kTaps>) {
+        y[kRow * kStep] = row_times<kMatrix, kTaps, kRow, 0, kStep, false>(x, Vector{});
+        times<kMatrix, kTaps, kStep, kRow + 1>(x, y);
     }
-    for (int i = 0; i < 2; ++i) {
-        y[2 * i] = rows[3 * i] + rows[3 * i + 1];
-        y[2 * i + 1] = rows[3 * i + 1] - rows[3 * i + 2];
+}
+
+template <Matrix kMatrix, int kRowTaps, int kColumnTaps>
+constexpr int kAllInputs = kInputs<kMatrix, kRowTaps> * kInputs<kMatrix, kColumnTaps>;
+template <Matrix kMatrix, int kRowTaps, int kColumnTaps>
+constexpr int kAllOutputs = kOutputs<kMatrix, kRowTaps> * kOutputs<kMatrix, kColumnTaps>;
+
+// Along both dimensions.
+template <Matrix kMatrix, int kRowTaps, int kColumnTaps>
+FASTGAN_INLINE void transform(const Vector (&x)[kAllInputs<kMatrix, kRowTaps, kColumnTaps>],
+                              Vector (&y)[kAllOutputs<kMatrix, kRowTaps, kColumnTaps>]) {
+    constexpr int rows = kOutputs<kMatrix, kRowTaps>;
+    constexpr int columns = kInputs<kMatrix, kColumnTaps>;
+    Vector half[rows * columns];
+#pragma GCC unroll 4
+    for (int j = 0; j < columns; ++j) {
+        times<kMatrix, kRowTaps, columns>(x + j, half + j);
+    }
+#pragma GCC unroll 4
+    for (int i = 0; i < rows; ++i) {
+        times<kMatrix, kColumnTaps, 1>(half + i * columns, y + i * kOutputs<kMatrix, kColumnTaps>);
     }
 }
 
@@ -115,157 +174,71 @@ struct Layout {
     std::int64_t per_panel;
 };
 
-template <typename T>
-void transform_inputs(const T* map, const PhaseOfMap& phase, const TileGrid& grid, Range tiles,
-                      Range channels, const Layout& layout, float* out) {
+// Of the wide map's places (Matrix::places) or of a gradient's (Matrix::gradients).
+template <Matrix kMatrix, int kRowTaps, int kColumnTaps, typename T>
+void transform_map(const T* map, const PhaseOfMap& phase, const TileGrid& grid, Range tiles,
+                   Range channels, const Layout& layout, float* out) {
+    constexpr int inputs = kAllInputs<kMatrix, kRowTaps, kColumnTaps>;
+    constexpr int outputs = kAllOutputs<kMatrix, kRowTaps, kColumnTaps>;
     Tile tile = tile_at(grid, tiles.first);
-    for (std::int64_t index = 0; index < tiles.count; ++index, advance(grid, tile)) {
-        std::int64_t offsets[9];
-        places_of<3>(phase, grid, tile, offsets);
-        const T* from[9];
-        for (int i = 0; i < 9; ++i) {
+    const auto places = [&](const T*(&from)[inputs]) {
+        std::int64_t offsets[inputs];
+        places_of<kInputs<kMatrix, kRowTaps>, kInputs<kMatrix, kColumnTaps>>(phase, grid, tile,
+                                                                             offsets);
+        for (int i = 0; i < inputs; ++i) {
             from[i] = offsets[i] < 0 ? reinterpret_cast<const T*>(kZeros)
                                      : map + offsets[i] + channels.first;
         }
-        float* const to = out + index * layout.per_tile;
-        for (std::int64_t c = 0; c < channels.count; c += kLanes) {
-            Vector d[9];
-            Vector v[9];
-#pragma GCC unroll 9
-            for (int i = 0; i < 9; ++i) {
-                d[i] = load(from[i] + c);
-            }
-            transform_places(d, v);
-            float* const at = to + c / kPanel * layout.per_panel + c % kPanel;
-#pragma GCC unroll 9
-            for (int i = 0; i < 9; ++i) {
-                store(at + i * layout.per_point, v[i]);
-            }
+        advance(grid, tile);
+    };
+    const T* next[inputs];
+    places(next);
+    for (std::int64_t index = 0; index < tiles.count; ++index) {
+        const T* from[inputs];
+        for (int i = 0; i < inputs; ++i) {
+            from[i] = next[i];
         }
-    }
-}
-
-template <typename T>
-void transform_gradients(const T* map, const PhaseOfMap& phase, const TileGrid& grid, Range tiles,
-                         Range channels, const Layout& layout, float* out) {
-    Tile tile = tile_at(grid, tiles.first);
-    for (std::int64_t index = 0; index < tiles.count; ++index, advance(grid, tile)) {
-        std::int64_t offsets[4];
-        places_of<2>(phase, grid, tile, offsets);
-        const T* from[4];
-        for (int i = 0; i < 4; ++i) {
-            from[i] = offsets[i] < 0 ? reinterpret_cast<const T*>(kZeros)
-                                     : map + offsets[i] + channels.first;
+        if (index + 1 < tiles.count) {
+            places(next);
         }
         float* const to = out + index * layout.per_tile;
         for (std::int64_t c = 0; c < channels.count; c += kLanes) {
-            const Vector g[4] = {load(from[0] + c), load(from[1] + c), load(from[2] + c),
-                                 load(from[3] + c)};
-            Vector v[9];
-            transform_taps(g, v);
+            Vector x[inputs];
+            Vector y[outputs];
+#pragma GCC unroll 16
+            for (int i = 0; i < inputs; ++i) {
+                x[i] = load(from[i] + c);
+                // Places lie too far apart for the processor to foresee.
+                __builtin_prefetch(next[i] + c);
+            }
+            transform<kMatrix, kRowTaps, kColumnTaps>(x, y);
             float* const at = to + c / kPanel * layout.per_panel + c % kPanel;
-#pragma GCC unroll 9
-            for (int i = 0; i < 9; ++i) {
-                store(at + i * layout.per_point, v[i]);
-            }
-        }
-    }
-}
-
-// The taps of small channel `o`, from wide channel `c` on.
-template <typename T>
-FASTGAN_INLINE const T* tap(const T* weight, const WeightPhase& phase, std::int64_t o, int s, int t,
-                            std::int64_t c) {
-    const int row = 2 * s + phase.row;
-    const int column = 2 * t + phase.column;
-    return weight + ((o * 4 + row) * 4 + column) * phase.wide_channels + c;
-}
-
-// To panels (point, width / kPanel, depth, kPanel), of kWinogradDepth a panel.
-constexpr std::int64_t kPanelSize = kWinogradDepth * kPanel + kWinogradGap;
-constexpr std::int64_t kPanelsSize = kWinogradWidth / kPanel * kPanelSize + kWinogradGap;
-
-FASTGAN_INLINE float* in_panels(float* out, std::int64_t depth, std::int64_t width) {
-    return out + width / kPanel * kPanelSize + depth * kPanel + width % kPanel;
-}
-
-// Depth: channels of the small map; taps reversed.
-template <typename T>
-void transform_scattering_weight(const T* weight, const WeightPhase& phase, Range depth,
-                                 Range width, float* out) {
-    for (std::int64_t o = 0; o < depth.count; ++o) {
-        for (std::int64_t c = 0; c < width.count; c += kLanes) {
-            Vector w[4];
-            Vector u[9];
-            for (int i = 0; i < 4; ++i) {
-                w[i] = load(tap(weight, phase, depth.first + o, 1 - i / 2, 1 - i % 2,
-                                width.first + c));
-            }
-            transform_taps(w, u);
-            float* const at = in_panels(out, o, c);
-#pragma GCC unroll 9
-            for (int i = 0; i < 9; ++i) {
-                store(at + i * kPanelsSize, u[i]);
-            }
-        }
-    }
-}
-
-// Depth: channels of the wide map, which lie beside one another, so that blocks are transposed.
-template <typename T>
-void transform_gathering_weight(const T* weight, const WeightPhase& phase, Range depth, Range width,
-                                float* out) {
-    const std::int64_t per_channel = 16 * phase.wide_channels;
-    for (std::int64_t o = 0; o < width.count; o += kLanes) {
-        for (std::int64_t c = 0; c < depth.count; c += kLanes) {
-            Vector taps[4][kLanes];
-            for (int i = 0; i < 4; ++i) {
-                Vector rows[kLanes];
 #pragma GCC unroll 16
-                for (int l = 0; l < kLanes; ++l) {
-                    const T* const from = tap(weight, phase, width.first + o + l, i / 2, i % 2,
-                                              depth.first + c);
-                    rows[l] = load(from);
-                    // The taps of channels lie too far apart for the processor to foresee.
-                    __builtin_prefetch(from + kLanes * per_channel);
-                }
-                transpose(rows);
-#pragma GCC unroll 16
-                for (int l = 0; l < kLanes; ++l) {
-                    taps[i][l] = rows[l];
-                }
-            }
-            for (int l = 0; l < kLanes; ++l) {
-                const Vector w[4] = {taps[0][l], taps[1][l], taps[2][l], taps[3][l]};
-                Vector u[9];
-                transform_taps(w, u);
-                float* const at = in_panels(out, c + l, o);
-#pragma GCC unroll 9
-                for (int i = 0; i < 9; ++i) {
-                    store(at + i * kPanelsSize, u[i]);
-                }
+            for (int i = 0; i < outputs; ++i) {
+                store(at + i * layout.per_point, y[i]);
             }
         }
     }
 }
 
-template <typename T>
-void transform_outputs(const float* products, const PhaseOfMap& phase, const TileGrid& grid,
-                       Range tiles, Range channels, const float* bias, T* map) {
-    constexpr std::int64_t per_point = kWinogradTiles * kWinogradWidth + kWinogradGap;
+template <int kRowTaps, int kColumnTaps, typename T>
+void transform_products(const float* products, std::int64_t per_point, const PhaseOfMap& phase,
+                        const TileGrid& grid, Range tiles, Range channels, const float* bias,
+                        T* map) {
+    constexpr int points = winograd_points(kRowTaps, kColumnTaps);
     Tile tile = tile_at(grid, tiles.first);
     for (std::int64_t index = 0; index < tiles.count; ++index, advance(grid, tile)) {
         std::int64_t offsets[4];
-        places_of<2>(phase, grid, tile, offsets);
+        places_of<2, 2>(phase, grid, tile, offsets);
         const float* const from = products + index * kWinogradWidth;
         for (std::int64_t c = 0; c < channels.count; c += kLanes) {
-            Vector m[9];
+            Vector m[points];
             Vector y[4];
-#pragma GCC unroll 9
-            for (int i = 0; i < 9; ++i) {
+#pragma GCC unroll 16
+            for (int i = 0; i < points; ++i) {
                 m[i] = load(from + i * per_point + c);
             }
-            transform_products(m, y);
+            transform<Matrix::results, kRowTaps, kColumnTaps>(m, y);
             const Vector b = bias == nullptr ? Vector{} : load(bias + channels.first + c);
             for (int i = 0; i < 4; ++i) {
                 if (offsets[i] >= 0) {
@@ -276,47 +249,163 @@ void transform_outputs(const float* products, const PhaseOfMap& phase, const Til
     }
 }
 
+// --- The weight ----------------------------------------------------------------------------------
+
+// The place in memory of tap (s, t) from small channel `o` to wide channel `c`.
+FASTGAN_INLINE std::int64_t tap(const WeightPhase& phase, std::int64_t o, int s, int t,
+                                std::int64_t c) {
+    const int row = phase.stride * s + phase.row;
+    const int column = phase.stride * t + phase.column;
+    return ((o * phase.taps + row) * phase.taps + column) * phase.wide_channels + c;
+}
+
+// Where a block begins, `points` and `all_depth` being the phase's.
+FASTGAN_INLINE std::int64_t block_offset(std::int64_t points, std::int64_t all_depth, Range depth,
+                                         Range width) {
+    return points * (width.first / kWinogradChannels * winograd_strip(all_depth) +
+                     width.count / kWinogradChannels * winograd_strip(depth.first));
+}
+
+FASTGAN_INLINE std::int64_t block_size_per_point(Range depth, Range width) {
+    return width.count / kWinogradChannels * winograd_strip(depth.count);
+}
+
+template <int kRowTaps, int kColumnTaps, typename T>
+void transform_block(const WeightTransform& task, Range depth, Range width, float* block) {
+    constexpr int taps = kRowTaps * kColumnTaps;
+    constexpr int points = winograd_points(kRowTaps, kColumnTaps);
+    const WeightPhase& phase = task.phase;
+    const T* const weight = static_cast<const T*>(task.weight);
+    const std::int64_t per_point = block_size_per_point(depth, width);
+    const auto write = [&](const Vector(&w)[taps], std::int64_t k, std::int64_t column) {
+        Vector u[points];
+        transform<Matrix::taps, kRowTaps, kColumnTaps>(w, u);
+        float* const at = block + (column / kPanel * depth.count + k) * kPanel + column % kPanel;
+#pragma GCC unroll 16
+        for (int i = 0; i < points; ++i) {
+            store(at + i * per_point, u[i]);
+        }
+    };
+    if (task.scatters) {
+        for (std::int64_t o = 0; o < depth.count; ++o) {
+            for (std::int64_t c = 0; c < width.count; c += kLanes) {
+                Vector w[taps];
+                for (int i = 0; i < taps; ++i) {
+                    w[i] = load(weight + tap(phase, depth.first + o, kRowTaps - 1 - i / kColumnTaps,
+                                             kColumnTaps - 1 - i % kColumnTaps, width.first + c));
+                }
+                write(w, o, c);
+            }
+        }
+        return;
+    }
+    // Depth is the wide map's channels, which lie beside one another, so that blocks are
+    // transposed.
+    const std::int64_t per_channel = phase.taps * phase.taps * phase.wide_channels;
+    for (std::int64_t o = 0; o < width.count; o += kLanes) {
+        for (std::int64_t c = 0; c < depth.count; c += kLanes) {
+            Vector all[taps][kLanes];
+            for (int i = 0; i < taps; ++i) {
+                Vector rows[kLanes];
+#pragma GCC unroll 16
+                for (int l = 0; l < kLanes; ++l) {
+                    const T* const from = weight + tap(phase, width.first + o + l, i / kColumnTaps,
+                                                       i % kColumnTaps, depth.first + c);
+                    rows[l] = load(from);
+                    // The taps of channels lie too far apart for the processor to foresee.
+                    __builtin_prefetch(from + kLanes * per_channel);
+                }
+                transpose(rows);
+#pragma GCC unroll 16
+                for (int l = 0; l < kLanes; ++l) {
+                    all[i][l] = rows[l];
+                }
+            }
+            for (int l = 0; l < kLanes; ++l) {
+                Vector w[taps];
+#pragma GCC unroll 9
+                for (int i = 0; i < taps; ++i) {
+                    w[i] = all[i][l];
+                }
+                write(w, c + l, o);
+            }
+        }
+    }
+}
+
 // --- Tasks ---------------------------------------------------------------------------------------
+
+template <int kNumber>
+struct Constant {
+    static constexpr int value = kNumber;
+};
+
+// body(Constant<row_taps>, Constant<column_taps>)
+template <typename Body>
+FASTGAN_INLINE void with_taps(int row_taps, int column_taps, const Body& body) {
+    if (row_taps == 2) {
+        column_taps == 2 ? body(Constant<2>{}, Constant<2>{}) : body(Constant<2>{}, Constant<3>{});
+    } else {
+        column_taps == 2 ? body(Constant<3>{}, Constant<2>{}) : body(Constant<3>{}, Constant<3>{});
+    }
+}
 
 template <typename T>
 void correlate(const Correlation& task, Range tiles, Range channels, float* scratch) {
-    constexpr std::int64_t values_per_point = kWinogradTiles * kWinogradDepth + kWinogradGap;
-    constexpr std::int64_t products_per_point = kWinogradTiles * kWinogradWidth + kWinogradGap;
-    float* const values = scratch;
-    float* const weights = values + kWinogradPoints * values_per_point;
-    float* const products = weights + kWinogradPoints * kPanelsSize;
-    const Layout layout{values_per_point, kWinogradDepth, kPanel};
     const std::int64_t rows = padded(tiles.count);
-    for (std::int64_t point = 0; point < kWinogradPoints; ++point) {
+    const std::int64_t values_per_point = rows * kWinogradDepth + kWinogradGap;
+    const std::int64_t products_per_point = rows * kWinogradWidth + kWinogradGap;
+    const int row_points = task.row_taps + 1;
+    const int column_points = task.column_taps + 1;
+    float* const values = scratch;
+    float* const products = values + row_points * column_points * values_per_point;
+    const Layout layout{values_per_point, kWinogradDepth, kPanel};
+    for (int point = 0; point < row_points * column_points; ++point) {
         // Rows that no tile fills are multiplied too.
         for (std::int64_t row = tiles.count; row < rows; ++row) {
             memset(values + point * values_per_point + row * kWinogradDepth, 0,
                    kWinogradDepth * sizeof(float));
         }
     }
-    bool accumulate = false;
+    float* const own_block = products + row_points * column_points * products_per_point;
+    // The first term has all points.
     for (int t = 0; t < task.term_count; ++t) {
         const CorrelationTerm& term = task.terms[t];
-        const WeightPhase& weight = term.weight;
-        const std::int64_t depth = task.scatters ? weight.small_channels : weight.wide_channels;
+        const std::int64_t depth = term.input.channels;
+        const WeightPhase& phase = term.weight.phase;
+        const int points = (phase.row_taps + 1) * (phase.column_taps + 1);
         for (std::int64_t first = 0; first < depth; first += kWinogradDepth) {
             const Range part{first, least(kWinogradDepth, depth - first)};
-            transform_inputs(static_cast<const T*>(task.input), term.input, term.input_tiles, tiles,
-                             part, layout, values);
-            const auto transform_weight =
-                task.scatters ? transform_scattering_weight<T> : transform_gathering_weight<T>;
-            transform_weight(static_cast<const T*>(task.weight), weight, part, channels, weights);
-            for (std::int64_t point = 0; point < kWinogradPoints; ++point) {
-                multiply<kWinogradDepth, 1>(values + point * values_per_point,
-                                            weights + point * kPanelsSize, kPanelSize, rows,
-                                            channels.count, part.count, accumulate,
-                                            products + point * products_per_point, kWinogradWidth);
+            float* const weight =
+                term.weight.output == nullptr
+                    ? own_block
+                    : term.weight.output + block_offset(points, depth, part, channels);
+            with_taps(phase.row_taps, phase.column_taps, [&](auto row_taps, auto column_taps) {
+                if (term.weight.output == nullptr) {
+                    transform_block<row_taps.value, column_taps.value, T>(term.weight, part,
+                                                                          channels, weight);
+                }
+                transform_map<Matrix::places, row_taps.value, column_taps.value>(
+                    static_cast<const T*>(task.input), term.input, term.input_tiles, tiles, part,
+                    layout, values);
+            });
+            const std::int64_t weight_per_point = block_size_per_point(part, channels);
+            int point = 0;
+            for (int i = 0; i <= phase.row_taps; ++i) {
+                for (int j = 0; j <= phase.column_taps; ++j, ++point) {
+                    multiply<kWinogradDepth, 1, true>(
+                        values + point * values_per_point, weight + point * weight_per_point,
+                        part.count * kPanel, rows, channels.count, part.count, t > 0 || first > 0,
+                        products + (i * column_points + j) * products_per_point, kWinogradWidth);
+                }
             }
-            accumulate = true;
         }
     }
-    transform_outputs(products, task.output_phase, task.output_tiles, tiles, channels, task.bias,
-                      static_cast<T*>(task.output));
+    with_taps(task.row_taps, task.column_taps, [&](auto row_taps, auto column_taps) {
+        transform_products<row_taps.value, column_taps.value>(
+            products, products_per_point, task.output_phase, task.output_tiles, tiles, channels,
+            task.bias, static_cast<T*>(task.output));
+    });
 }
 
 // totals[i] (+)= products[i]
@@ -328,34 +417,41 @@ void add_in_double(const float* products, std::int64_t count, bool accumulate, d
     }
 }
 
-template <typename T>
+// Panels (point, wide channels / kPanel, tile, kPanel) of kWinogradDepth tiles.
+constexpr std::int64_t kPanelSize = kWinogradDepth * kPanel + kWinogradGap;
+constexpr std::int64_t kPanelsSize = kWinogradWidth / kPanel * kPanelSize + kWinogradGap;
+
+template <int kRowTaps, int kColumnTaps, typename T>
 void weight_gradient(const WeightGradient& task, Range small, Range wide, float* scratch) {
+    constexpr int points = winograd_points(kRowTaps, kColumnTaps);
     // Depth is tiles here, rows channels of the small map.
-    constexpr std::int64_t gradients_per_point = kWinogradDepth * kWinogradTiles + kWinogradGap;
-    constexpr std::int64_t products_per_point = kWinogradTiles * kWinogradWidth + kWinogradGap;
+    constexpr std::int64_t most = winograd_tiles(points);
+    constexpr std::int64_t gradients_per_point = kWinogradDepth * most + kWinogradGap;
+    constexpr std::int64_t products_per_point = most * kWinogradWidth + kWinogradGap;
     float* const gradients = scratch;
-    float* const values = gradients + kWinogradPoints * gradients_per_point;
-    float* const products = values + kWinogradPoints * kPanelsSize;
-    constexpr std::int64_t product_count = kWinogradPoints * products_per_point;
-    double* const totals = reinterpret_cast<double*>(products + product_count);
-    const Layout of_gradients{gradients_per_point, kWinogradTiles, kPanel};
+    float* const values = gradients + points * gradients_per_point;
+    float* const products = values + points * kPanelsSize;
+    double* const totals = reinterpret_cast<double*>(products + points * products_per_point);
+    const Layout of_gradients{gradients_per_point, most, kPanel};
     const Layout of_values{kPanelsSize, kPanel, kPanelSize};
     for (std::int64_t first = 0; first < task.tile_count; first += kWinogradDepth) {
         const Range tiles{first, least(kWinogradDepth, task.tile_count - first)};
-        transform_gradients(static_cast<const T*>(task.small), task.small_phase, task.tiles, tiles,
-                            small, of_gradients, gradients);
-        transform_inputs(static_cast<const T*>(task.wide), task.wide_phase, task.tiles, tiles, wide,
-                         of_values, values);
-        for (std::int64_t point = 0; point < kWinogradPoints; ++point) {
-            multiply<1, kWinogradTiles>(gradients + point * gradients_per_point,
-                                        values + point * kPanelsSize, kPanelSize, small.count,
-                                        wide.count, tiles.count, first % kWinogradTilesInFloat > 0,
-                                        products + point * products_per_point, kWinogradWidth);
+        transform_map<Matrix::gradients, kRowTaps, kColumnTaps>(static_cast<const T*>(task.small),
+                                                                task.small_phase, task.tiles, tiles,
+                                                                small, of_gradients, gradients);
+        transform_map<Matrix::places, kRowTaps, kColumnTaps>(static_cast<const T*>(task.wide),
+                                                             task.wide_phase, task.tiles, tiles,
+                                                             wide, of_values, values);
+        for (int point = 0; point < points; ++point) {
+            multiply<1, most>(gradients + point * gradients_per_point, values + point * kPanelsSize,
+                              kPanelSize, small.count, wide.count, tiles.count,
+                              first % kWinogradTilesInFloat > 0,
+                              products + point * products_per_point, kWinogradWidth);
         }
         const std::int64_t end = first + tiles.count;
         if (task.tile_count > kWinogradTilesInFloat &&
             (end % kWinogradTilesInFloat == 0 || end == task.tile_count)) {
-            for (std::int64_t point = 0; point < kWinogradPoints; ++point) {
+            for (int point = 0; point < points; ++point) {
                 const std::int64_t at = point * products_per_point;
                 add_in_double(products + at, small.count * kWinogradWidth,
                               first >= kWinogradTilesInFloat, totals + at);
@@ -363,26 +459,26 @@ void weight_gradient(const WeightGradient& task, Range small, Range wide, float*
         }
     }
     if (task.tile_count > kWinogradTilesInFloat) {
-        for (std::int64_t point = 0; point < kWinogradPoints; ++point) {
+        for (int point = 0; point < points; ++point) {
             const std::int64_t at = point * products_per_point;
             for (std::int64_t i = 0; i < small.count * kWinogradWidth; ++i) {
                 products[at + i] = static_cast<float>(totals[at + i]);
             }
         }
     }
-    const WeightPhase& phase = task.weight;
     T* const gradient = static_cast<T*>(task.gradient);
     for (std::int64_t o = 0; o < small.count; ++o) {
         for (std::int64_t c = 0; c < wide.count; c += kLanes) {
-            Vector m[9];
-            Vector y[4];
-            for (int i = 0; i < 9; ++i) {
+            Vector m[points];
+            Vector y[kRowTaps * kColumnTaps];
+#pragma GCC unroll 16
+            for (int i = 0; i < points; ++i) {
                 m[i] = load(products + i * products_per_point + o * kWinogradWidth + c);
             }
-            transform_products(m, y);
-            for (int i = 0; i < 4; ++i) {
-                store(const_cast<T*>(tap<T>(gradient, phase, small.first + o, i / 2, i % 2,
-                                            wide.first + c)),
+            transform<Matrix::tap_gradients, kRowTaps, kColumnTaps>(m, y);
+            for (int i = 0; i < kRowTaps * kColumnTaps; ++i) {
+                store(gradient + tap(task.weight, small.first + o, i / kColumnTaps, i % kColumnTaps,
+                                     wide.first + c),
                       y[i]);
             }
         }
@@ -391,6 +487,18 @@ void weight_gradient(const WeightGradient& task, Range small, Range wide, float*
 
 }  // namespace
 
+void winograd_transform_weight(const WeightTransform& task, Range depth, Range width) {
+    const WeightPhase& phase = task.phase;
+    const std::int64_t all_depth = task.scatters ? phase.small_channels : phase.wide_channels;
+    with_taps(phase.row_taps, phase.column_taps, [&](auto row_taps, auto column_taps) {
+        const auto run = task.type == FloatType::float32
+                             ? transform_block<row_taps.value, column_taps.value, float>
+                             : transform_block<row_taps.value, column_taps.value, BFloat16>;
+        constexpr int points = winograd_points(row_taps.value, column_taps.value);
+        run(task, depth, width, task.output + block_offset(points, all_depth, depth, width));
+    });
+}
+
 void winograd_correlate(const Correlation& task, Range tiles, Range channels, float* scratch) {
     const auto run = task.type == FloatType::float32 ? correlate<float> : correlate<BFloat16>;
     run(task, tiles, channels, scratch);
@@ -398,9 +506,12 @@ void winograd_correlate(const Correlation& task, Range tiles, Range channels, fl
 
 void winograd_weight_gradient(const WeightGradient& task, Range small_channels, Range wide_channels,
                               float* scratch) {
-    const auto run =
-        task.type == FloatType::float32 ? weight_gradient<float> : weight_gradient<BFloat16>;
-    run(task, small_channels, wide_channels, scratch);
+    with_taps(task.weight.row_taps, task.weight.column_taps, [&](auto row_taps, auto column_taps) {
+        const auto run = task.type == FloatType::float32
+                             ? weight_gradient<row_taps.value, column_taps.value, float>
+                             : weight_gradient<row_taps.value, column_taps.value, BFloat16>;
+        run(task, small_channels, wide_channels, scratch);
+    });
 }
 
 }  // namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET

@@ -122,10 +122,12 @@ struct Normalisation {
     FASTGAN_INLINE A operator()(A x) const { return multiply_add(x - mean, scale, bias); }
 };
 
-// scale * g + (x - mean) * slope + offset.
+// scale * g + (x - mean) * slope + offset. A slope of 0, as all are whose statistics are constants,
+// leaves x out: 0 times an infinity would be NaN.
 template <typename A>
 FASTGAN_INLINE A batch_norm_gradient(A g, A x, A mean, A scale, A slope, A offset) {
-    return multiply_add(scale, g, multiply_add(x - mean, slope, offset));
+    const A through_statistics = multiply_add(x - mean, slope, offset);
+    return multiply_add(scale, g, slope == A(0) ? offset : through_statistics);
 }
 
 struct GradientTerms {

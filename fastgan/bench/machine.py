@@ -14,13 +14,13 @@ import torch
 
 from fastgan._native import build_info
 from fastgan._version import __version__
+from fastgan.ops.backends.devices import processor
 
 __all__ = [
     "DisturbanceMeter",
     "cache_bytes",
     "commit",
     "machine_facts",
-    "processor",
     "utc_now",
     "versions",
 ]
@@ -38,18 +38,6 @@ def utc_now() -> str:
         20
     """
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-
-
-def processor() -> str:
-    """The CPU's own name."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        return platform.processor() or platform.machine()
-    for line in text.splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def machine_facts(device: torch.device) -> dict[str, str | int]:

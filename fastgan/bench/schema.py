@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgan.errors import DataError
+from fastgan.reading import parsing, read_text
 
 __all__ = [
     "METRICS",
@@ -235,18 +236,14 @@ def read_result(path: Path | str) -> Result:
         Traceback (most recent call last):
         fastgan.errors.DataError: /no/such/file.json: can't be read: No such file or directory
     """
-    try:
-        found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: can't be read: {error.strerror or error}") from error
-    except (UnicodeError, ValueError, RecursionError) as error:
-        raise DataError(f"{path}: is not JSON: {error}") from error
+    text = read_text(path, DataError)
+    with parsing(f"{path}: is not JSON", DataError):
+        found = json.loads(text)
     if not isinstance(found, dict) or "schema" not in found:
         raise DataError(f"{path}: is not a result of fastgan bench: it has no 'schema'")
     if found["schema"] != SCHEMA:
         raise DataError(f"{path}: has schema {found['schema']!r}; expected {SCHEMA}")
-    try:
-        rows = tuple(_row(values) for values in found["rows"])
+    with parsing(f"{path}: is not a result of fastgan bench", DataError):
         return Result(
             time=str(found["time"]),
             commit=found["commit"],
@@ -254,13 +251,9 @@ def read_result(path: Path | str) -> Result:
             versions=dict(found["versions"]),
             settings=dict(found["settings"]),
             floors=dict(found["floors"]),
-            rows=rows,
+            rows=tuple(_row(values) for values in found["rows"]),
             notes=tuple(map(str, found["notes"])),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path}: is not a result of fastgan bench: {type(error).__name__}: {error}"
-        ) from error
 
 
 def _row(values: Mapping[str, Any]) -> Row:
@@ -271,6 +264,13 @@ def _row(values: Mapping[str, Any]) -> Row:
     row = Row(**{**values, "spread": spread, "value": float(values["value"])})
     if row.metric not in METRICS:
         raise ValueError(f"there is no metric {row.metric!r}")
+    for each in dataclasses.fields(Row):
+        if each.name not in ("value", "spread"):
+            wanted = int if each.name == "batch" else str
+            if type(getattr(row, each.name)) is not wanted:
+                raise ValueError(f"{each.name}: expected {wanted.__name__}")
+    if not all(map(math.isfinite, row.spread or ())):
+        raise ValueError(f"the spread of {row.metric} is {row.spread}")
     if not math.isfinite(row.value):
         raise ValueError(f"the value of {row.metric} is {row.value}")
     return row

@@ -8,14 +8,15 @@ arguments are all in ``arguments.py``. Mistakes of the user end in one line on s
 from __future__ import annotations
 
 import importlib
-import sys
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastgan.cli.arguments import parse
+from fastgan.cli.terminal import Output, ended_by_interrupts, say, standard_streams
 from fastgan.errors import DataWarning, FastganError
 from fastgan.fallback import FallbackWarning
+from fastgan.reading import one_line
 
 __all__ = ["main"]
 
@@ -29,22 +30,36 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    try:
+    with standard_streams() as (output, _):
+        try:
+            code = _run(arguments, output)
+            output.flush()
+        except FastganError as error:
+            if not error.said_elsewhere:
+                say(f"fastgan: error: {' '.join(str(error).split())}", error=True)
+            return error.exit_code
+        except KeyboardInterrupt:
+            say("fastgan: interrupted", error=True)
+            return 130
+        except (OSError, ValueError) as error:
+            if error is not output.lost:
+                raise
+            if isinstance(error, BrokenPipeError):  # whoever read our output has stopped
+                return 141
+            say(f"fastgan: error: standard output: {one_line(error)}", error=True)
+            return 2
+    return code
+
+
+def _run(arguments: Sequence[str] | None, output: Output) -> int:
+    with ended_by_interrupts():
         options = parse(arguments)
-        with warnings.catch_warnings():
-            warnings.showwarning = _one_line(warnings.showwarning)
-            code: int = importlib.import_module(f"fastgan.cli.{options.command}").run(options)
-    except FastganError as error:
-        if not error.said_elsewhere:
-            print(f"fastgan: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print("fastgan: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # Whoever read our output has stopped; Python would complain again at exit.
-        sys.stdout = None
-        return 141
+        command = importlib.import_module(f"fastgan.cli.{options.command}")
+    # Nobody reads along for days: training goes on without.
+    output.quiet = options.command == "train"
+    with warnings.catch_warnings():
+        warnings.showwarning = _one_line(warnings.showwarning)
+        code: int = command.run(options)
     return code
 
 
@@ -55,7 +70,7 @@ def _one_line(show: Callable[..., None]) -> Callable[..., None]:
         message: Warning | str, category: type[Warning], *arguments: Any, **options: Any
     ) -> None:
         if issubclass(category, (DataWarning, FallbackWarning)):
-            print(f"fastgan: warning: {message}", file=sys.stderr)
+            say(f"fastgan: warning: {message}", error=True)
         else:
             show(message, category, *arguments, **options)
 

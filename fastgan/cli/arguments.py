@@ -16,10 +16,17 @@ from fastgan.errors import ConfigError
 from fastgan.training.config import TrainConfig
 from fastgan.training.config_files import read_settings
 
-__all__ = ["NEIGHBOURS", "parse", "require_class", "train_settings"]
+__all__ = ["NEIGHBOURS", "TUNED", "parse", "require_class", "train_settings"]
 
 #: Each sample's neighbourhood reaches to its fifth neighbour, as in Naeem et al. 2020.
 NEIGHBOURS = 5
+
+#: The settings that decide which convolutions a run has.
+TUNED = (
+    *("model", "image_size", "channels", "batch_size", "accumulate"),
+    *("nz", "ngf", "ndf", "critic_norm", "conditional"),
+    *("loss", "n_critic", "r1", "r2", "penalty_every", "one_stage", "device", "precision"),
+)
 
 _GROUPS = {
     "out": "what to train, on what",
@@ -62,7 +69,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     commands = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True
     )
-    for add in (_add_train, _add_sample, _add_interpolate, _add_evaluate, _add_bench, _add_doctor):
+    for add in (
+        *(_add_train, _add_sample, _add_interpolate, _add_evaluate),
+        *(_add_check, _add_bench, _add_tune, _add_doctor),
+    ):
         add(commands)
     options = parser.parse_args(arguments)
     # A resumed run has settings that aren't here, and of several processes one alone complains.
@@ -107,9 +117,16 @@ def _add_train(commands: Any) -> None:
         description="Train a GAN. Options not given take the defaults of the model's paper.",
         argument_default=argparse.SUPPRESS,
     )
+    _add_settings(parser, [each.name for each in dataclasses.fields(TrainConfig)])
+
+
+def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """Adds a flag for each of these fields of :class:`TrainConfig`."""
     hints = typing.get_type_hints(TrainConfig)
-    group = parser
+    group: Any = parser
     for each in dataclasses.fields(TrainConfig):
+        if each.name not in names:
+            continue
         if each.name in _GROUPS:
             group = parser.add_argument_group(_GROUPS[each.name])
         flag = "--" + each.name.replace("_", "-")
@@ -259,6 +276,34 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument(
         "--no-compile", action="store_true", help="leave torch.compile out: compiling takes longest"
     )
+
+
+def _add_tune(commands: Any) -> None:
+    parser = commands.add_parser(
+        "tune",
+        help="measure which convolution backends are the fastest for a model on this machine",
+        description="Runs two steps of training on noise, and times every backend for every"
+        " convolution in them at length. What is the fastest is kept for all later programs in"
+        " FASTGAN_CACHE_DIR, and shown.",
+        argument_default=argparse.SUPPRESS,
+    )
+    _add_settings(parser, TUNED)
+    parser.add_argument(
+        "--table",
+        metavar="FILE",
+        default=None,
+        help="also add the choices to a table for all machines with this device",
+    )
+
+
+def _add_check(commands: Any) -> None:
+    check = commands.add_parser(
+        "check",
+        help="verify a run's checkpoints, settings and metrics",
+        description="Reads every checkpoint of a run, compares its digest, and fits its weights to"
+        " the model it names. Exits with 1 if a file is damaged.",
+    )
+    check.add_argument("run", metavar="RUN", help="a run's folder, or one checkpoint-*.pt")
 
 
 def _add_doctor(commands: Any) -> None:

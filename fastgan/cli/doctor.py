@@ -22,6 +22,7 @@ from fastgan._version import __version__
 from fastgan.errors import FastganError
 from fastgan.models import DCGANDiscriminator, DCGANGenerator, WGANCritic
 from fastgan.ops import check_op, op_paths
+from fastgan.ops.backends.describe import backend_facts
 from fastgan.penalty import wgan_gp_critic_loss
 
 __all__ = ["run"]
@@ -33,6 +34,7 @@ def run(options: argparse.Namespace) -> int:
     console.print(_facts("versions", _versions()), "")
     info = build_info()
     console.print(_facts("this build", _build(info)), "")
+    console.print(_facts("convolution backends", backend_facts()), "")
     table = Table(title="checks", title_justify="left", box=None, pad_edge=False)
     for column in ("what", "on", "path", "result", "note"):
         table.add_column(column, overflow="fold")

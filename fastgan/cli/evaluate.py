@@ -8,6 +8,7 @@ import json
 import torch
 
 from fastgan.cli.arguments import NEIGHBOURS
+from fastgan.cli.terminal import say
 from fastgan.data import load_data
 from fastgan.errors import ConfigError
 from fastgan.evaluation import evaluate_samples
@@ -58,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
         k=NEIGHBOURS,
         feature_space=f"torchscript:{options.features}" if options.features else None,
     )
-    print(report)
+    say(str(report))
     if options.json:
         with atomic_write(options.json) as file:
             file.write(json.dumps(report.to_dict(), indent=2).encode() + b"\n")

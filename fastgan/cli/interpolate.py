@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from fastgan.cli.arguments import require_class
+from fastgan.cli.terminal import say
 from fastgan.errors import OutputError
 from fastgan.files import check_writable
 from fastgan.images import save_gif, save_strip
@@ -57,5 +58,5 @@ def run(options: argparse.Namespace) -> int:
     save_strip(
         images[torch.linspace(0, len(images) - 1, min(STRIP_IMAGES, len(images))).long()], strip
     )
-    print(f"{len(images)} frames: {out}; strip: {strip}")
+    say(f"{len(images)} frames: {out}; strip: {strip}")
     return 0

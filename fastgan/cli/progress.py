@@ -16,6 +16,7 @@ from rich.progress import (
 )
 from rich.table import Column
 
+from fastgan.errors import printable
 from fastgan.training import Callback, Trainer
 
 __all__ = ["TrainingDisplay"]
@@ -37,7 +38,7 @@ class TrainingDisplay(Callback):
 
     def say(self, text: str) -> None:
         """One line of information."""
-        self._console.print(text, soft_wrap=True, markup=False)
+        self._console.print(printable(text), soft_wrap=True, markup=False)
 
     def __enter__(self) -> TrainingDisplay:
         return self
@@ -130,7 +131,9 @@ class TrainingDisplay(Callback):
 
     def warn(self, text: str) -> None:
         """One line of warning."""
-        self._console.print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False)
+        self._console.print(
+            f"warning: {printable(text)}", style="yellow", soft_wrap=True, markup=False
+        )
 
 
 def _numbers(row: Mapping[str, float]) -> list[str]:

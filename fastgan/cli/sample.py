@@ -7,6 +7,7 @@ import argparse
 import torch
 
 from fastgan.cli.arguments import require_class
+from fastgan.cli.terminal import say
 from fastgan.images import save_grid
 from fastgan.noise import sample_noise
 from fastgan.sampling import generate_images
@@ -37,5 +38,5 @@ def run(options: argparse.Namespace) -> int:
             labels = torch.full_like(labels, options.label)
             columns = None
     save_grid(generate_images(generator, z, labels), options.out, columns=columns)
-    print(f"{options.n} images: {options.out}")
+    say(f"{options.n} images: {options.out}")
     return 0

@@ -10,6 +10,7 @@ from rich.console import Console
 
 from fastgan.cli.arguments import train_settings
 from fastgan.cli.progress import TrainingDisplay
+from fastgan.cli.terminal import ended_by_interrupts, say
 from fastgan.errors import DataWarning
 from fastgan.training import TrainConfig, Trainer
 from fastgan.training.processes import Processes, joined_processes
@@ -27,7 +28,8 @@ def run(options: argparse.Namespace) -> int:
     with joined_processes(device) as processes, warnings.catch_warnings():
         if not processes.leads:  # the first one says it
             warnings.simplefilter("ignore", DataWarning)
-        trainer, display = _prepared(given, options.resume, processes)
+        with ended_by_interrupts():
+            trainer, display = _prepared(given, options.resume, processes)
         with display:
             return _trained(trainer, display)
 
@@ -61,7 +63,7 @@ def _prepared(
 def _trained(trainer: Trainer, display: TrainingDisplay) -> int:
     def report(text: str) -> None:
         if trainer.processes.leads:
-            print(text, flush=True)
+            say(text)
 
     if trainer.resumed_from is not None and trainer.step >= trainer.config.steps:
         report(
@@ -83,4 +85,4 @@ def _trained(trainer: Trainer, display: TrainingDisplay) -> int:
         f"stopped by {reason} at step {result.step} of {trainer.config.steps}; saved"
         f" {result.checkpoint}; go on with: fastgan train --resume --out {result.out}"
     )
-    return {"SIGINT": 130, "SIGTERM": 143}.get(result.stopped_by, 0)
+    return {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}.get(result.stopped_by, 0)

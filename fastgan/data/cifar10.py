@@ -2,13 +2,14 @@
 
 Each batch is a dictionary with ``data``, uint8 (n, 3072), a row being the red, the green and the
 blue plane of 32 x 32, and ``labels``. (Krizhevsky, Learning multiple layers of features from tiny
-images, 2009.) The pickles are read as data, see :mod:`fastgan.data.plain_pickle`.
+images, 2009.) The pickles are read as data, see :mod:`fastgan.plain_pickle`.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
+import math
 import re
 import tarfile
 import zlib
@@ -19,10 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from fastgan.data.limits import file_size, one_line, quoted
-from fastgan.data.plain_pickle import load_plain_pickle, to_byte_array
+from fastgan.data.limits import file_size, quoted
 from fastgan.data.source import ImageSource, source_from_array
 from fastgan.errors import DataError
+from fastgan.plain_pickle import Record, load_plain_pickle
+from fastgan.reading import one_line
 
 __all__ = ["load_cifar10"]
 
@@ -178,6 +180,60 @@ def _members_of_archive(path: Path) -> dict[str, tuple[bytes, str]]:
     return members
 
 
+def _encode(text: object = None, encoding: object = None) -> bytes:
+    """What ``_codecs.encode`` is called for: by it Python 3 writes bytes in old protocols."""
+    if isinstance(text, str) and encoding == "latin1":
+        return text.encode("latin1")
+    raise ValueError("_codecs.encode is called for something other than bytes")
+
+
+# All that numpy's arrays and Python 3's bytes name; a ``bytes`` that is called is an empty one.
+_NAMES = {
+    ("numpy.core.multiarray", "_reconstruct"): Record,
+    ("numpy._core.multiarray", "_reconstruct"): Record,
+    ("numpy.core.numeric", "_frombuffer"): Record,
+    ("numpy._core.numeric", "_frombuffer"): Record,
+    ("numpy", "ndarray"): None,
+    ("numpy", "dtype"): Record,
+    ("_codecs", "encode"): _encode,
+    ("builtins", "bytes"): lambda: b"",
+    ("__builtin__", "bytes"): lambda: b"",
+}
+
+
+def _load(content: bytes, what: str) -> Any:
+    return load_plain_pickle(content, what, kind=DataError, names=_NAMES)
+
+
+def _byte_array(value: object, what: str) -> npt.NDArray[np.uint8]:
+    """Turns the record of a uint8 array into the array, having checked all it says.
+
+    Raises:
+        DataError: not a record of an array of bytes that match its shape.
+    """
+    state = value.state if isinstance(value, Record) else None
+    if isinstance(value, Record) and value.name.endswith("_frombuffer"):
+        # Of protocol 5: content, dtype, shape, order.
+        parts = value.arguments
+        state = (1, parts[2], parts[1], parts[3] == "F", parts[0]) if len(parts) == 4 else None
+    if not (isinstance(state, tuple) and len(state) == 5):
+        raise DataError(f"{what}: {type(value).__name__} found; expected an array of bytes")
+    _, shape, dtype, fortran, content = state
+    code = dtype.arguments[0] if isinstance(dtype, Record) and dtype.arguments else None
+    if code not in ("u1", b"u1"):
+        raise DataError(f"{what}: an array of another dtype; expected u1 (unsigned byte)")
+    if not (
+        isinstance(shape, tuple)
+        and len(shape) < 8
+        and all(type(size) is int and size >= 0 for size in shape)
+        and isinstance(content, bytes)
+        and len(content) == math.prod(shape)
+    ):
+        raise DataError(f"{what}: an array whose bytes don't match its shape {shape!r}")
+    flat = np.frombuffer(content, dtype=np.uint8)
+    return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+
+
 def _entry(batch: Any, key: str, what: str) -> Any:
     """Look a key up as Python 2 (bytes) or Python 3 (text) wrote it."""
     if not isinstance(batch, dict):
@@ -189,8 +245,8 @@ def _entry(batch: Any, key: str, what: str) -> Any:
 
 
 def _read_batch(content: bytes, what: str) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    batch = load_plain_pickle(content, what)
-    pixels = to_byte_array(_entry(batch, "data", what), f"{what}: data")
+    batch = _load(content, what)
+    pixels = _byte_array(_entry(batch, "data", what), f"{what}: data")
     if pixels.ndim != 2 or pixels.shape[1] != 3072:
         raise DataError(
             f"{what}: data of shape {pixels.shape}; expected (n, 3072): 3 channels of 32 x 32"
@@ -209,7 +265,7 @@ def _class_names(meta: tuple[bytes, str] | None) -> list[str]:
     if meta is None:
         return list(_CLASS_NAMES)
     content, what = meta
-    names = _entry(load_plain_pickle(content, what), "label_names", what)
+    names = _entry(_load(content, what), "label_names", what)
     decoded = []
     for name in names if isinstance(names, list) else []:
         if isinstance(name, (str, bytes)):

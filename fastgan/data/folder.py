@@ -20,10 +20,11 @@ import torch
 from torch import Tensor
 
 from fastgan.data.decoding import EXTENSIONS, decode_image, is_grey_image, quiet_about_bombs
-from fastgan.data.limits import one_line, quoted
+from fastgan.data.limits import quoted
 from fastgan.data.pixels import bytes_to_unit_range
 from fastgan.data.source import ImageSource, MemorySource, choose_channels, fits_in_memory
 from fastgan.errors import DataError, DataWarning
+from fastgan.reading import one_line
 
 __all__ = [
     "VERIFIED_FILES",
@@ -76,6 +77,14 @@ class FolderSource(ImageSource):
             class_names=class_names,
         )
         self.files = list(files)
+        self._stamps = [_stamp(path) for path in self.files]
+
+    def _parts(self) -> Iterable[bytes | memoryview]:
+        place = os.path.commonpath(self.files) if self.files else ""
+        return (
+            f"{os.path.relpath(path, place)!r} {stamp[0]}\n".encode()
+            for path, stamp in zip(self.files, self._stamps, strict=True)
+        )
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Decode the files at ``indices``: uint8 (n, channels, image_size, image_size)."""
@@ -83,10 +92,26 @@ class FolderSource(ImageSource):
         images = np.empty((len(indices), *size), dtype=np.uint8)
         with quiet_about_bombs():
             for place, index in enumerate(indices):
+                if _stamp(self.files[index]) != self._stamps[index]:
+                    raise DataError(
+                        f"{quoted(self.files[index])}: replaced or written to since the folder was"
+                        " opened; expected data that stays as it is"
+                    )
                 images[place] = decode_image(
                     self.files[index], image_size=self.image_size, channels=self.channels
                 )
         return torch.from_numpy(images)
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """A file's size and the moment it was last written."""
+    try:
+        status = path.stat()
+    except FileNotFoundError as error:
+        raise DataError(f"{quoted(path)}: not found; expected a file") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{quoted(path)}: can't be read: {one_line(error)}") from error
+    return status.st_size, status.st_mtime_ns
 
 
 def load_folder(

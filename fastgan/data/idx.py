@@ -20,12 +20,12 @@ from fastgan.data.limits import (
     Readable,
     check_expansion,
     file_size,
-    one_line,
     quoted,
     read_exactly,
 )
 from fastgan.data.source import ImageSource, source_from_array
 from fastgan.errors import DataError
+from fastgan.reading import one_line
 
 __all__ = ["load_idx", "read_idx"]
 

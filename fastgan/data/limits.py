@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fastgan.errors import DataError
+from fastgan.reading import one_line
 
 __all__ = [
     "IN_MEMORY_BYTES",
@@ -21,7 +22,6 @@ __all__ = [
     "Readable",
     "check_expansion",
     "file_size",
-    "one_line",
     "quoted",
     "read_exactly",
 ]
@@ -59,11 +59,6 @@ class Readable(Protocol):
 def quoted(path: str | os.PathLike[str]) -> str:
     """Give ``path`` in quotes, on one line whatever characters its name has."""
     return repr(os.fspath(path))
-
-
-def one_line(error: BaseException) -> str:
-    """Give an error's message on one line, or its type's name where it has no message."""
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def file_size(path: Path) -> int:

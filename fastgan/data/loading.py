@@ -8,10 +8,10 @@ from fastgan.data.cifar10 import load_cifar10
 from fastgan.data.digits import load_digits
 from fastgan.data.folder import Progress, load_folder
 from fastgan.data.idx import load_idx
-from fastgan.data.limits import one_line
 from fastgan.data.npz import load_npz
 from fastgan.data.source import ImageSource, choose_channels
 from fastgan.errors import DataError, ImageSizeError
+from fastgan.reading import parsing
 
 __all__ = ["SPECS", "load_data"]
 
@@ -65,13 +65,9 @@ def load_data(
         path = Path(place).expanduser()
     except RuntimeError as error:
         raise DataError(f"data {spec!r}: no such home folder") from error
-    try:
+    # The readers name the file and what is wrong with it; what they didn't foresee ends here.
+    with parsing(f"data {spec!r}: can't be read", DataError):
         return _load(kind, path, spec, image_size, channels, in_memory, progress)
-    except OSError as error:
-        # The readers name the file; what is left is a path no file can have, or a closed folder.
-        raise DataError(f"data {spec!r}: can't be read: {one_line(error)}") from error
-    except MemoryError as error:
-        raise DataError(f"data {spec!r}: too large for this machine's memory") from error
 
 
 def _load(

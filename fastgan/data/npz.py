@@ -16,9 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fastgan.data.limits import check_expansion, file_size, one_line, quoted, read_exactly
+from fastgan.data.limits import check_expansion, file_size, quoted, read_exactly
 from fastgan.data.source import ImageSource, source_from_array
 from fastgan.errors import DataError
+from fastgan.reading import one_line, parsing
 
 __all__ = ["IMAGE_KEYS", "LABEL_KEYS", "load_npz"]
 
@@ -105,7 +106,8 @@ def _read_array(
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise DataError(f"{what}: zip compression {info.compress_type}; expected none or deflate")
     with archive.open(info) as stream:
-        try:
+        with parsing(f"{what}: not a numpy array", DataError):
+            # numpy parses the header, of at most 10,000 bytes, as a Python literal.
             version = np.lib.format.read_magic(stream)
             if version == (1, 0):
                 shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
@@ -113,11 +115,9 @@ def _read_array(
                 shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
             else:
                 raise ValueError(f"npy format version {version}; expected 1.0 or 2.0")
-        except ValueError as error:
-            raise DataError(f"{what}: not a numpy array: {one_line(error)}") from error
         if dtype.kind not in "buif":
             raise DataError(f"{what}: dtype {dtype}; expected bytes, whole numbers or floats")
-        if any(size < 0 for size in shape):
+        if len(shape) > 32 or any(type(size) is not int or size < 0 for size in shape):
             raise DataError(f"{what}: shape {shape} in its header")
         length = math.prod(shape) * dtype.itemsize
         if length > info.file_size:

@@ -7,15 +7,16 @@ which read files on request, are in :mod:`fastgan.data.folder`.
 
 from __future__ import annotations
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 
 from fastgan.data.limits import IN_MEMORY_BYTES, MAX_CLASSES
 from fastgan.data.pixels import bytes_to_unit_range, fit_images
-from fastgan.errors import DataError
+from fastgan.errors import DataError, printable
 
 __all__ = [
     "ArraySource",
@@ -65,11 +66,14 @@ class ImageSource(ABC):
             raise DataError(f"{name}: labels and class names come together or not at all")
         if labels is not None and len(labels) != length:
             raise DataError(f"{name}: {len(labels)} labels for {length} images")
-        self.name = name
+        # Others' text, from folders and files, that people are shown.
+        self.name = printable(name)
         self.channels = channels
         self.image_size = image_size
         self.labels = labels
-        self.class_names: list[str] | None = None if class_names is None else list(class_names)
+        self.class_names: list[str] | None = (
+            None if class_names is None else list(map(printable, class_names))
+        )
         self._length = length
 
     def __len__(self) -> int:
@@ -95,6 +99,24 @@ class ImageSource(ABC):
             DataError: the set isn't held in memory (:attr:`in_memory` is False).
         """
         raise DataError(f"{self.name}: too large to be held whole; read it in parts with get()")
+
+    def digest(self) -> str:
+        """A digest of what the set holds: two that differ in a value have different ones.
+
+        For folders, of which files there are, of which sizes.
+        """
+        found = hashlib.blake2b(digest_size=16)
+        shape = (len(self), self.channels, self.image_size, self.class_names)
+        found.update(repr(shape).encode())
+        if self.labels is not None:
+            found.update(self.labels.contiguous().numpy().data)
+        for part in self._parts():
+            found.update(part)
+        return found.hexdigest()
+
+    def _parts(self) -> Iterable[bytes | memoryview]:
+        """What of the images goes into the digest: bytes, or arrays of numbers."""
+        return ()
 
     @abstractmethod
     def read(self, indices: Sequence[int]) -> Tensor:
@@ -166,6 +188,9 @@ class MemorySource(ImageSource):
         """The whole set, float32 (length, channels, image_size, image_size) in [-1, 1]."""
         return self._images
 
+    def _parts(self) -> Iterable[bytes | memoryview]:
+        return (self._images.contiguous().numpy().data,)
+
     def read(self, indices: Sequence[int]) -> Tensor:
         """Give float32 images at ``indices``."""
         return self._images.index_select(0, torch.tensor(list(indices), dtype=torch.int64))
@@ -197,6 +222,9 @@ class ArraySource(ImageSource):
             class_names=class_names,
         )
         self._array = array
+
+    def _parts(self) -> Iterable[bytes | memoryview]:
+        return (self._array.contiguous().numpy().data,)
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Give float32 images at ``indices``."""

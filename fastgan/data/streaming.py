@@ -4,25 +4,36 @@ from __future__ import annotations
 
 import itertools
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fastgan.data.folder import available_processors
-from fastgan.data.limits import one_line
 from fastgan.data.pixels import bytes_to_unit_range
 from fastgan.data.sampling import InfiniteSampler
 from fastgan.data.source import ImageSource
 from fastgan.errors import ConfigError, DataError
+from fastgan.reading import one_line
 
-__all__ = ["ImageStream", "open_stream"]
+__all__ = ["PATIENCE", "ImageStream", "StreamInterrupted", "open_stream"]
 
 _MAX_WORKERS = 4
+
+PATIENCE = 600.0
+"""Seconds that a batch may take to come from the workers."""
+
+# Seconds between two looks at whether the wait has been called off.
+_POLL = 1
+
+
+class StreamInterrupted(Exception):
+    """The wait for a batch was called off; the batch comes at the next call."""
 
 
 class _Failure:
@@ -42,9 +53,22 @@ class _Batches(Dataset[Any]):
     def __getitem__(self, step: int) -> tuple[Tensor, Tensor | None] | _Failure:
         indices = self._sampler.indices(step).tolist()
         try:
-            return self._source.read(indices), self._source.labels_at(indices)
+            images, labels = self._source.read(indices), self._source.labels_at(indices)
         except DataError as error:
             return _Failure(str(error))
+        if get_worker_info() is not None:
+            # Here, where it can be told: what goes wrong in the queue's own thread never comes.
+            try:
+                images.share_memory_()
+                if labels is not None:
+                    labels.share_memory_()
+            except (RuntimeError, OSError) as error:
+                return _Failure(
+                    f"{self._source.name}: {images.nbytes} bytes of a batch can't be handed over"
+                    f" in shared memory ({one_line(error)}): make /dev/shm larger (docker run"
+                    " --shm-size), or use --workers 0"
+                )
+        return images, labels
 
 
 class _StepsFrom:
@@ -75,6 +99,8 @@ def _start_worker(number: int) -> None:
     # Ctrl-C reaches the whole process group. The trainer wants to finish its step and save, which
     # it can't if its workers are gone; they end when it closes the stream, or when it is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
@@ -97,8 +123,11 @@ class ImageStream:
         start_step: int,
         workers: int,
         start_method: str | None,
+        stopping: Callable[[], bool] = bool,
     ) -> None:
         self.step = start_step
+        self._stopping = stopping
+        self._workers = workers
         self._name = source.name
         self._sampler = sampler
         self._device = device
@@ -115,6 +144,7 @@ class ImageStream:
                 batch_size=None,
                 sampler=_StepsFrom(start_step),
                 num_workers=workers,
+                timeout=_POLL if workers else 0,
                 collate_fn=_unchanged,
                 pin_memory=device.type == "cuda",
                 worker_init_fn=_start_worker,
@@ -148,14 +178,7 @@ class ImageStream:
         return images, labels
 
     def _next_loaded(self) -> tuple[Tensor, Tensor | None]:
-        assert self._iterator is not None
-        try:
-            batch = next(self._iterator)
-        except RuntimeError as error:
-            self.close()
-            if _is_worker_death(error):
-                raise self._worker_death(error) from error
-            raise
+        batch = self._wait()
         if isinstance(batch, _Failure):
             self.close()
             raise DataError(batch.message)
@@ -167,6 +190,29 @@ class ImageStream:
         if labels is not None:
             labels = labels.to(self._device, non_blocking=True)
         return images, labels
+
+    def _wait(self) -> Any:
+        """The next thing that the loader gives, unless it takes too long or is called off."""
+        assert self._iterator is not None
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            try:
+                return next(self._iterator)
+            except RuntimeError as error:
+                if _is_worker_death(error):
+                    self.close()
+                    raise self._worker_death(error) from error
+                if not str(error).startswith("DataLoader timed out"):
+                    self.close()
+                    raise
+            if self._stopping():
+                raise StreamInterrupted
+            if time.monotonic() > deadline:
+                self.close()
+                raise DataError(
+                    f"{self._name}: no batch came from {self._workers} data worker processes in"
+                    f" {PATIENCE:.0f} s: they hang, or the place they read from does"
+                )
 
     def _worker_death(self, error: BaseException) -> DataError:
         return DataError(f"{self._name}: a data worker process died: {one_line(error)}")
@@ -206,6 +252,7 @@ def open_stream(
     start_step: int = 0,
     workers: int | None = None,
     start_method: str | None = None,
+    stopping: Callable[[], bool] = bool,
 ) -> ImageStream:
     """Open an endless stream of shuffled batches on ``device``.
 
@@ -222,6 +269,8 @@ def open_stream(
         workers: processes that read ahead; 0 reads in this one. None: 0 for a source in
             memory, else up to four, one a processor.
         start_method: of the workers: "fork", "spawn", "forkserver", or None for Python's own.
+        stopping: asked once a second while a batch is waited for; True ends the wait by
+            :class:`StreamInterrupted`.
 
     Raises:
         ConfigError: a batch size below 1, or a negative step or number of workers.
@@ -246,4 +295,5 @@ def open_stream(
         start_step=start_step,
         workers=workers,
         start_method=start_method,
+        stopping=stopping,
     )

@@ -41,17 +41,16 @@ from torch.overrides import TorchFunctionMode
 from fastgan import kernels, recording
 from fastgan.activations import ACTIVATIONS
 from fastgan.fallback import warn_once
-from fastgan.ops import aten_convolution, op_path
+from fastgan.ops import op_path
+from fastgan.ops.backends import ATEN, Pass, describe_layer
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.chain import (
     Chain,
     activated_in_place,
     chosen,
-    convolution_path,
     rearranged,
     run_chain,
 )
-from fastgan.ops.convolution_choice import explained
 from fastgan.ops.eligibility import PLAIN, autocast_dtype, why_not_chained, why_not_this_stage
 from fastgan.ops.stages import (
     IDENTITY,
@@ -671,9 +670,9 @@ class Recorder(TorchFunctionMode):
         self.fused = True
         dtype = units[0][0].state[2]
         batch, places = len(input), (1, 1) if input.dim() == 2 else (input.shape[2], input.shape[3])
-        stages, tensors, paths = [], [], []
+        stages, tensors = [], []
         for unit in units:
-            stage, of_stage, path = IDENTITY, StageTensors(), "aten"
+            stage, of_stage = IDENTITY, StageTensors()
             for op in unit:
                 if op.stage is not None:
                     stage, of_stage = op.stage, StageTensors(*op.tensors)  # type: ignore[arg-type]
@@ -688,13 +687,11 @@ class Recorder(TorchFunctionMode):
                 if uses_running and folding_pays(stage, of_stage, batch, places):
                     stage, of_stage = folded(stage, of_stage)
                 places = stage.output_places(places, weight)
-                path, _ = convolution_path(stage, weight, input.device, dtype or input.dtype)
             stages.append(stage)
             tensors.append(of_stage)
-            paths.append(path)
         if self.rows is not None:
-            self._say_chain(units, stages, paths, input)
-        return run_chain(Chain(tuple(stages), tuple(paths), dtype), input, tensors)
+            self._say_chain(units, stages, input)
+        return run_chain(Chain(tuple(stages), dtype), input, tensors)
 
     # --- What explain asks for ------------------------------------------------------------------
 
@@ -703,29 +700,35 @@ class Recorder(TorchFunctionMode):
         if self.rows is not None:
             self.rows.append(Row(op.layer, op.name, path, reason))
 
-    def _say_chain(
-        self, units: list[list[_Op]], stages: list[Stage], paths: list[str], input: Tensor
-    ) -> None:
+    def _say_chain(self, units: list[list[_Op]], stages: list[Stage], input: Tensor) -> None:
         device = input.device
-        for number, (unit, stage, path) in enumerate(zip(units, stages, paths, strict=True)):
-            by, beside = path, unit[0].layer
+        described = []
+        for unit, stage in zip(units, stages, strict=True):
+            weight = unit[0].tensors[0]
+            found = ("aten", "")
+            if stage.kind != "identity" and weight is not None:
+                found = describe_layer(stage, rearranged(stage, weight), input.dtype, device)
+            described.append(found)
+        for number, (unit, stage) in enumerate(zip(units, stages, strict=True)):
+            path, how = described[number]
+            beside = unit[0].layer
             for op in unit:
+                by = path
                 if op.kind == "convolution":
-                    weight = op.tensors[0]
-                    assert weight is not None
-                    by, reason = convolution_path(stage, weight, device, input.dtype)
-                    if by == "aten" and device.type == "cpu":
-                        by, reason = explained(stage, rearranged(stage, weight), input.dtype)
+                    reason = how
                 elif op.kind == "norm" and not stage.norm:
-                    by, reason = path, f"folded into {beside!r}"
+                    reason = f"folded into {beside!r}"
                 elif op.kind == "norm":
-                    where = "as the last step"
-                    if number + 1 < len(units):
-                        name = units[number + 1][0].layer
-                        on_load = paths[number + 1] == "triton"
-                        where = f"on the load of {name!r}" if on_load else f"for {name!r} alone"
+                    if number + 1 == len(units):
+                        where = "normalised and activated as the last step"
+                    else:
+                        load = "on the load of" if described[number + 1][0] == "triton" else "for"
+                        next_layer = units[number + 1][0].layer
+                        where = (
+                            f"normalised and activated {load} {next_layer!r} alone, and not kept"
+                        )
                     of = "batch" if stage.batch_statistics else "running ones"
-                    by, reason = path, f"statistics of the {of}; normalised and activated {where}"
+                    reason = f"statistics of the {of}; {where}"
                     if path != "triton":
                         by = op_path("norm_act", device.type).path
                     beside = op.layer
@@ -749,12 +752,12 @@ def _is_ours(stage: Stage, input: Tensor, weight: Tensor, dtype: torch.dtype | N
     """Whether on a CPU another convolution than torch's is chosen, in some pass that will run."""
     if dtype is not None:
         input, weight = (torch.empty(t.shape, dtype=dtype) for t in (input, weight))
-    passes = ["forward"]
+    passes: list[Pass] = ["forward"]
     if torch.is_grad_enabled():
         passes.append("weight_gradient")
         if type(input) is _Waiting or input.requires_grad:
             passes.append("input_gradient")
-    return any(chosen(stage, input, weight, each) is not aten_convolution for each in passes)
+    return any(chosen(stage, input, weight, each) is not ATEN for each in passes)
 
 
 def _folds(unit: list[_Op], input: torch.Size) -> bool:

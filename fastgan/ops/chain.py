@@ -11,8 +11,8 @@ Backward, from the last stage to the first, with dy the gradient of a stage's ra
     g  = input_gradient(dy, W) * z'                  of the stage before, and on through its norm:
     dy = scale * g + (y - mean) * slope + offset     (Ioffe and Szegedy 2015, section 3)
 
-Which kernels convolve is each stage's own matter: Triton's (``fastgan.kernels``), which do all of
-this on load and on store, or ATen's with the norm's ops around them.
+Each convolution runs on the backend that :mod:`fastgan.ops.backends` selects for it: Triton's
+kernels, which do all of this on load and on store, or another with the norm's ops around it.
 
 Order of gradients supported: any. Where a backward pass is itself recorded (``create_graph=True``)
 the chain is run again layer by layer (:func:`run_layers`) and autograd differentiates that.
@@ -23,14 +23,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import ModuleType
 from typing import Any, overload
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgan import kernels
 from fastgan.activations import ACTIVATIONS
 from fastgan.fusion import (
     ActivationGradient,
@@ -43,9 +41,17 @@ from fastgan.fusion import (
     PartialStatistics,
     Statistics,
 )
-from fastgan.ops import aten_convolution, triton_convolution, winograd_convolution
+from fastgan.ops.backends import (
+    ATEN,
+    TRITON,
+    WINOGRAD,
+    Backend,
+    Pass,
+    Problem,
+    fusion,
+    select_backend,
+)
 from fastgan.ops.bn_act import bn_act
-from fastgan.ops.convolution_choice import fastest
 from fastgan.ops.memory_format import gives_channels_last, is_channels_last, laid_out
 from fastgan.ops.stages import Stage, StageTensors
 
@@ -53,7 +59,6 @@ __all__ = [
     "Chain",
     "activated_in_place",
     "chosen",
-    "convolution_path",
     "rearranged",
     "run_chain",
     "run_layers",
@@ -72,12 +77,10 @@ class Chain:
 
     Attributes:
         stages: in the order they run.
-        paths: of each stage, "triton" or "aten": whose convolution.
         dtype: what inputs, weights and biases are cast to, as autocast does; None: not at all.
     """
 
     stages: tuple[Stage, ...]
-    paths: tuple[str, ...]
     dtype: torch.dtype | None = None
 
 
@@ -85,13 +88,14 @@ class Chain:
 class _Kept:
     """What the forward pass keeps of a stage: its raw result and norm, or its finished result.
 
-    And its weight as it was cast for autocast, if it was.
+    And its weight as it was cast for autocast, if it was, and whether Triton's kernels made it.
     """
 
     value: Tensor
     norm: NormActivation | None = None
     invstd: Tensor | None = None
     cast_weight: Tensor | None = None
+    by_triton: bool = False
 
 
 #: In the place of a value that is kept by ``save_for_backward``, and of one that is not kept.
@@ -102,7 +106,7 @@ def run_chain(chain: Chain, input: Tensor, tensors: Sequence[StageTensors]) -> T
     """The chain's output, with its gradients to any order; updates the running statistics.
 
     Args:
-        chain: stages, and who convolves.
+        chain: the stages.
         input: (N, C, H, W), or (N, C) for linear stages.
         tensors: of each stage.
 
@@ -113,26 +117,6 @@ def run_chain(chain: Chain, input: Tensor, tensors: Sequence[StageTensors]) -> T
         chain, input, *(tensor for stage in tensors for tensor in stage)
     )
     return output
-
-
-def convolution_path(
-    stage: Stage, weight: Tensor, device: torch.device, dtype: torch.dtype
-) -> tuple[str, str]:
-    """Whose convolution runs a stage, "triton" or "aten", and why.
-
-    On a CPU that is "aten", but where ``TRITON_INTERPRET=1`` asks for Triton's interpreter; which
-    way it takes there, :mod:`fastgan.ops.convolution_choice` says.
-    """
-    if device.type == "cpu" and not kernels.interpreted():
-        return "aten", ""
-    reason = triton_convolution.uncovered(stage, weight, device, dtype)
-    if reason is None and stage.kind == "linear" and device.type == "cuda":
-        # The kernels go by the setting for convolutions.
-        backends: Any = torch.backends
-        ours, theirs = backends.cudnn.conv.fp32_precision, backends.cuda.matmul.fp32_precision
-        if dtype == torch.float32 and ours != theirs:
-            reason = "a float32 product whose TF32 setting is not that of convolutions"
-    return ("triton", "") if reason is None else ("aten", reason)
 
 
 def run_layers(
@@ -152,7 +136,7 @@ def run_layers(
         weight, bias = _cast(of_stage.weight, dtype), _cast(of_stage.bias, dtype)
         input = _cast(input, dtype)
         if stage.kind != "identity":
-            input = aten_convolution.forward(stage, input, weight, bias)
+            input = ATEN.forward(stage, input, weight, bias)
         if stage.norm:
             # Not torch's, whose third derivative is wrong in training mode (torch 2.13).
             training = stage.batch_statistics
@@ -324,8 +308,8 @@ def _forward(
     kept: list[_Kept] = []
     value = _cast(input, chain.dtype)
     before: NormActivation | None = None
-    for stage, path, of_stage in zip(chain.stages, chain.paths, tensors, strict=True):
-        of_kept = _stage_forward(stage, path, chain.dtype, value, before, of_stage)
+    for stage, of_stage in zip(chain.stages, tensors, strict=True):
+        of_kept = _stage_forward(stage, chain.dtype, value, before, of_stage)
         kept.append(of_kept)
         value, before = of_kept.value, of_kept.norm
     output = value if before is None else _normalised(value, before)
@@ -356,7 +340,6 @@ def _gives_channels_last(
 
 def _stage_forward(
     stage: Stage,
-    path: str,
     dtype: torch.dtype | None,
     input: Tensor,
     prologue: NormActivation | None,
@@ -364,30 +347,35 @@ def _stage_forward(
 ) -> _Kept:
     weight, bias = _placed(stage, input, tensors.weight, dtype), _cast(tensors.bias, dtype)
     partials: PartialStatistics | None = None
-    if stage.kind == "identity":
+    takes_statistics = stage.norm and stage.batch_statistics
+    store = "statistics" if takes_statistics else "" if stage.norm else "activation"
+    around = fusion("" if prologue is None else "norm", "", store)
+    convolves = stage.kind != "identity"
+    backend = select_backend("forward", stage, input, weight, around) if convolves else ATEN
+    if not convolves:
         value = input
-    elif path == "triton":
+    elif backend.fuses:
         epilogue: Statistics | BiasActivation = (
             Statistics(bias)
-            if stage.norm and stage.batch_statistics
+            if takes_statistics
             else BiasActivation(bias)
             if stage.norm
             else BiasActivation(bias, stage.activation, stage.negative_slope)
         )
-        value, partials = triton_convolution.forward(stage, input, weight, prologue, epilogue)
+        value, partials = TRITON.fused_forward(stage, input, weight, prologue, epilogue)
     else:
         if prologue is not None:
             input = _normalised(input, prologue)
-        value = fastest(stage, input, weight, "forward").forward(stage, input, weight, bias)
+        value = backend.forward(stage, input, weight, bias)
         if not stage.norm and stage.activation != "none":
             value = activated_in_place(value, stage.activation, stage.negative_slope)
     cast_weight = None if weight is tensors.weight else weight
     if not stage.norm:
-        return _Kept(value, cast_weight=cast_weight)
+        return _Kept(value, cast_weight=cast_weight, by_triton=backend.fuses)
     mean, invstd, scale = _vectors_of_norm(stage, value, partials, tensors)
     norm_bias = _vector(tensors.norm_bias, mean)
     norm = NormActivation(mean, scale, norm_bias, stage.activation, stage.negative_slope)
-    return _Kept(value, norm, invstd, cast_weight)
+    return _Kept(value, norm, invstd, cast_weight, backend.fuses)
 
 
 def _vectors_of_norm(
@@ -450,6 +438,12 @@ class _Carried:
 
     grad: Tensor
     prologue: GradPrologue | None = None
+
+    def pending(self) -> str:
+        """What is still to be done, as :class:`Fusion` has it for a gradient."""
+        if self.prologue is None:
+            return ""
+        return "norm" if isinstance(self.prologue, BatchNormGradient) else "activation"
 
     def finished(self) -> Tensor:
         """The gradient itself, written over the tensor."""
@@ -525,7 +519,6 @@ def _gradients(
     current = kept.pop()
     carried = _through_norm(stages, last, current, grad_output, False, gradients)
     for number in range(last, lowest - 1, -1):
-        path = chain.paths[number]
         if stages[number].kind == "identity":
             if gradients.wants_input():  # laid out as eager's norm leaves it
                 carried = _Carried(laid_out(carried.finished(), is_channels_last(input)))
@@ -537,7 +530,6 @@ def _gradients(
         if gradients.wants(number, "weight", "bias"):
             grad_weight, grad_bias = _weight_gradient(
                 stages[number],
-                path,
                 carried,
                 before,
                 weight,
@@ -550,9 +542,7 @@ def _gradients(
             del grad_weight, grad_bias
         if number > lowest or (number == 0 and gradients.wants_input()):
             original = tensors[number].weight
-            carried = _input_gradient(
-                stages, number, path, carried, before, weight, original, gradients
-            )
+            carried = _input_gradient(stages, number, carried, before, weight, original, gradients)
     if gradients.wants_input():
         gradients.put_input(carried.grad)
     return gradients.found
@@ -611,29 +601,25 @@ def _finalize(
 
 def _weight_gradient(
     stage: Stage,
-    path: str,
     carried: _Carried,
     before: _Kept,
     weight: Tensor,
     with_bias: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    if path == "triton":
-        return triton_convolution.weight_gradient(
+    around = fusion("" if before.norm is None else "norm", carried.pending())
+    backend = select_backend("weight_gradient", stage, before.value, weight, around)
+    if backend.fuses:
+        return TRITON.fused_weight_gradient(
             stage, carried.grad, before.value, weight, before.norm, carried.prologue, with_bias
         )
     grad = carried.finished()
     input = before.value if before.norm is None else _normalised(before.value, before.norm)
-    convolution = fastest(stage, input, weight, "weight_gradient")
-    gradients: tuple[Tensor, Tensor | None] = convolution.weight_gradient(
-        stage, grad, input, weight, with_bias
-    )
-    return gradients
+    return backend.weight_gradient(stage, grad, input, weight, with_bias)
 
 
 def _input_gradient(
     stages: Sequence[Stage],
     number: int,
-    path: str,
     carried: _Carried,
     before: _Kept,
     weight: Tensor,
@@ -645,9 +631,12 @@ def _input_gradient(
     `original`: the weight as its owner lays it out.
     """
     stage = stages[number]
-    if path != "triton":
-        convolution = fastest(stage, before.value, weight, "input_gradient")
-        grad = convolution.input_gradient(stage, carried.finished(), before.value, weight)
+    activates = number > 0 and stages[number - 1].activation != "none"
+    store = "norm" if before.norm is not None else "activation" if activates else ""
+    around = fusion("", carried.pending(), store)
+    backend = select_backend("input_gradient", stage, before.value, weight, around)
+    if not backend.fuses:
+        grad = backend.input_gradient(stage, carried.finished(), before.value, weight)
         if number == 0:
             if grad.dim() == 4:
                 grad = laid_out(grad, gives_channels_last(before.value, original))
@@ -657,10 +646,10 @@ def _input_gradient(
     if before.norm is not None:
         assert before.invstd is not None
         epilogue = NormActivationGradient(before.value, before.norm, before.invstd)
-    elif number > 0 and stages[number - 1].activation != "none":
+    elif activates:
         previous = stages[number - 1]
         epilogue = ActivationGradient(before.value, previous.activation, previous.negative_slope)
-    grad, sums = triton_convolution.input_gradient(
+    grad, sums = TRITON.fused_input_gradient(
         stage, carried.grad, before.value, weight, carried.prologue, epilogue
     )
     if number == 0:
@@ -735,14 +724,15 @@ def rearranged(stage: Stage, weight: Tensor) -> Tensor:
     if weight.device.type != "cpu" or stage.kind not in ("conv2d", "conv_transpose2d"):
         return weight
     placed = torch.empty(weight.shape, dtype=weight.dtype, memory_format=torch.channels_last)
-    return placed if winograd_convolution.can(stage, placed, weight.dtype) else weight
+    problem = Problem.of("forward", stage, None, placed, dtype=weight.dtype, device=weight.device)
+    return placed if WINOGRAD.unsupported_reason(problem) is None else weight
 
 
-def chosen(stage: Stage, input: Tensor, weight: Tensor, of: str) -> ModuleType:
-    """:func:`fastest`, of a weight that is laid out for it first where that pays."""
+def chosen(stage: Stage, input: Tensor, weight: Tensor, which: Pass) -> Backend:
+    """The backend of a pass, of a weight that is laid out for it first where that pays."""
     if _is_placed_anew(stage, input, weight):
         weight = rearranged(stage, weight)
-    return fastest(stage, input, weight, of)
+    return select_backend(which, stage, input, weight)
 
 
 def _is_placed_anew(stage: Stage, input: Tensor, weight: Tensor) -> bool:
@@ -751,16 +741,16 @@ def _is_placed_anew(stage: Stage, input: Tensor, weight: Tensor) -> bool:
     Measured: from 256 places on, the one takes less than what the forward pass then saves; and in a
     small layer what is saved is not worth a chain.
     """
-    if stage.stride != (2, 2) or input.device.type != "cpu" or is_channels_last(weight):
-        return False
-    other = rearranged(stage, weight)
-    if other is weight or not winograd_convolution.pays(stage, input, other):
+    if stage.kind == "linear" or input.device.type != "cpu" or is_channels_last(weight):
         return False
     rows, columns = input.shape[2:]
     if stage.kind == "conv2d":
         rows, columns = stage.output_places((rows, columns), weight)
     places = len(input) * rows * columns
-    return places >= 256 and places * weight.numel() >= FEWEST_PRODUCTS_PLACED
+    if places < 256 or places * weight.numel() < FEWEST_PRODUCTS_PLACED:
+        return False
+    other = rearranged(stage, weight)
+    return other is not weight and select_backend("forward", stage, input, other) is WINOGRAD
 
 
 def _placed(stage: Stage, input: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from fastgan.activations import activation_named
 from fastgan.fallback import warn_once
-from fastgan.ops import aten_convolution
+from fastgan.ops.backends import ATEN
 from fastgan.ops.bn_act import bn_act
-from fastgan.ops.chain import Chain, convolution_path, run_chain
+from fastgan.ops.chain import Chain, run_chain
 from fastgan.ops.eligibility import autocast_dtype, why_not_chained, why_not_this_stage
 from fastgan.ops.stages import (
     Stage,
@@ -58,10 +58,9 @@ def conv_transpose2d_bn_act(
     """``F.conv_transpose2d``, ``F.batch_norm`` and an activation in one.
 
     The formula is this module's. Differentiable to any order in ``input``, ``weight``, ``bias``,
-    ``bn_weight`` and ``bn_bias``. On a GPU, float32 (in TF32 where torch's settings for
-    convolutions allow it), bfloat16 and float16 run in the Triton kernel; elsewhere, and with
-    ``groups`` above 1 or float64, the convolution is ATen's or what is faster than ATen's on a CPU
-    (:func:`fastgan.explain` says which). Autocast casts as it does for
+    ``bn_weight`` and ``bn_bias``. The convolution and its gradients run on the backend measured to
+    be the fastest (:mod:`fastgan.ops.backends`; :func:`fastgan.explain` says which): on a GPU the
+    Triton kernels (but for float64 and ``groups`` above 1) or cuDNN. Autocast casts as it does for
     ``F.conv_transpose2d``.
 
     Args:
@@ -206,16 +205,12 @@ def _conv_bn_act(stage: Stage, tensors: StageTensors, input: Tensor) -> Tensor:
     if compiling or reason is not None:
         if reason is not None:
             warn_once(f"{stage.kind}_bn_act runs as two functions: {reason}", stacklevel=4)
-        output = aten_convolution.forward(stage, input, tensors.weight, tensors.bias)
+        output = ATEN.forward(stage, input, tensors.weight, tensors.bias)
         return _norm_act(stage, tensors, output)
     places = (input.shape[2], input.shape[3])
     if not stage.batch_statistics and folding_pays(stage, tensors, len(input), places):
         stage, tensors = folded(stage, tensors)
-    dtype = autocast_dtype(input)
-    path, _ = convolution_path(
-        stage, tensors.weight, input.device, input.dtype if dtype is None else dtype
-    )
-    return run_chain(Chain((stage,), (path,), dtype), input, [tensors])
+    return run_chain(Chain((stage,), autocast_dtype(input)), input, [tensors])
 
 
 def _norm_act(stage: Stage, tensors: StageTensors, input: Tensor) -> Tensor:

@@ -22,11 +22,10 @@ from fastgan.penalty.entries import Value
 from fastgan.penalty.peephole import move_masks
 from fastgan.penalty.points import within_transform
 from fastgan.penalty.rule import layout_of
-from fastgan.penalty.tape import Changed, Tape, Unrecordable
+from fastgan.penalty.tape import Changed, Tape, Unrecordable, tensors_in
 
 __all__ = [
     "Critic",
-    "Joined",
     "Joining",
     "Recording",
     "Scores",
@@ -87,7 +86,7 @@ def checked_scores(name: str, output: Any, scores: Scores | None, samples: int) 
             ValueError).
     """
     chosen = output if scores is None else scores(output)
-    found = list(_tensors(chosen))
+    found = list(tensors_in(chosen))
     shapes: list[tuple[int, ...] | None] = [tuple(tensor.shape) for tensor in found]
     for shape in shapes or [None]:
         if not shape or shape[0] != samples:
@@ -105,16 +104,6 @@ def checked_scores(name: str, output: Any, scores: Scores | None, samples: int) 
                 f"critic {name} returned scores of dtype {tensor.dtype}; expected a floating dtype"
             )
     return found
-
-
-def _tensors(structure: Any) -> list[Tensor]:
-    if isinstance(structure, Tensor):
-        return [structure]
-    if isinstance(structure, dict):
-        structure = list(structure.values())
-    if isinstance(structure, (tuple, list)):
-        return [tensor for item in structure for tensor in _tensors(item)]
-    return []
 
 
 @dataclass
@@ -173,9 +162,8 @@ def record(
     refuse_what_no_tape_sees()
     joined = times > 1
     if not joined:
-        images = torch.empty_like(
-            images, memory_format=layout_of(images.shape, images.dtype)
-        ).copy_(images.detach())
+        layout = layout_of(images.shape, images.dtype)
+        images = torch.empty_like(images, memory_format=layout).copy_(images.detach())
     state = _State(critic.inner, watching=watching)
     tape = Tape(images, joined=joined, divided=divided)
     del images
@@ -243,28 +231,44 @@ _NAMED = (
 )
 #: An attribute of these types changes only by being assigned.
 _WHOLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, *_NAMED)
+
+
+def _is_whole(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(isinstance(item, _WHOLE) for item in value)
+    return isinstance(value, _WHOLE)
+
+
 _OF_MODULES = frozenset(vars(nn.Module()))
 _MOST_BYTES = 1 << 16
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles tensors, modules and functions as their identity."""
+    """Pickles what objects hold, tensors, modules and functions by their identity."""
 
     def persistent_id(self, obj: Any) -> int | None:
         """A number for objects that stand for themselves."""
+        if getattr(obj, "nbytes", 0) > _MOST_BYTES or type(obj).__module__ == "itertools":
+            raise pickle.PicklingError("takes too long, or changes by being pickled")
         return id(obj) if isinstance(obj, _NAMED) else None
 
 
-def _pickled(value: Any) -> bytes | None:
-    """What an object holds, for comparison; None if it is too large, or can't be pickled."""
-    if getattr(value, "nbytes", 0) > _MOST_BYTES or type(value).__module__ == "itertools":
-        return None
+def _pickled(values: list[Any]) -> bytes | None:
+    """What objects hold, for comparison; None if they can't be pickled."""
     buffer = io.BytesIO()
     try:
-        _Pickler(buffer).dump(value)
-    except Exception:
+        if values:
+            _Pickler(buffer).dump(values)
+    except Exception:  # whatever a user's class raises
         return None
     return buffer.getvalue()
+
+
+def _random_states() -> tuple[Any, bytes, Any]:
+    """Python's, and NumPy's twice: for comparison, and to be set."""
+    numpy = sys.modules.get("numpy")
+    state = None if numpy is None else numpy.random.get_state()
+    return random.getstate(), b"" if state is None else state[1].tobytes(), state
 
 
 class _State:
@@ -277,96 +281,74 @@ class _State:
 
     def __init__(self, critic: Any, *, watching: bool) -> None:
         modules = list(critic.modules()) if isinstance(critic, nn.Module) else []
-        self.attributes = [(module, dict(vars(module))) for module in modules]
-        self.registered: list[tuple[dict[str, Any], dict[str, Any]]] = [
-            (registry, dict(registry))
+        self.dicts: list[tuple[dict[str, Any], dict[str, Any]]] = [
+            (live, dict(live))
             for module in modules
-            for registry in (module._parameters, module._buffers, module._modules)
-            if registry
+            for live in (vars(module), module._parameters, module._buffers, module._modules)
+            if live
         ]
         self.torch = torch.get_rng_state()
         self.watching = watching
-        if not watching:
-            return
-        self.inner = [
-            (value, _pickled(value))
-            for _, attributes in self.attributes
-            for name, value in attributes.items()
-            if name not in _OF_MODULES and not isinstance(value, _WHOLE)
-        ]
-        self.pointers = [
-            (tensor, tensor.data_ptr())
-            for registry, _ in self.registered
-            for tensor in registry.values()
-            if isinstance(tensor, Tensor) and type(tensor) in (Tensor, nn.Parameter)
-        ]
-        self.python = random.getstate()
-        numpy = sys.modules.get("numpy")
-        self.numpy = None if numpy is None else numpy.random.get_state()
+        if watching:
+            # What can change without being assigned.
+            self.values = [
+                value
+                for module in modules
+                for name in vars(module).keys() - _OF_MODULES
+                if not _is_whole(value := vars(module)[name])
+            ]
+            self.pickled = _pickled(self.values)
+            self.pointers = [
+                (tensor, tensor.data_ptr())
+                for _, held in self.dicts
+                for tensor in held.values()
+                if type(tensor) in (Tensor, nn.Parameter)
+            ]
+            self.random = _random_states()
 
     def moved(self) -> str | None:
         """Says what has changed since the snapshot, or None."""
-        for module, before in self.attributes:
-            if list(map(id, vars(module).values())) != list(map(id, before.values())):
-                return f"the forward of {type(module).__name__} assigns to its attributes"
-        for registry, entries in self.registered:
-            if list(map(id, registry.values())) != list(map(id, entries.values())):
-                return "a forward replaces a parameter or buffer"
-        for value, pickled in self.inner:
-            if pickled is None or _pickled(value) != pickled:
-                return f"a forward may change the {type(value).__name__} that a module keeps"
-        for tensor, pointer in self.pointers:
-            if tensor.data_ptr() != pointer:
-                return "a forward assigns to the .data of a parameter or buffer"
-        if random.getstate() != self.python or self._numpy_moved():
+        if any(list(map(id, a.values())) != list(map(id, b.values())) for a, b in self.dicts):
+            return "the forward of a module assigns to its attributes, parameters or buffers"
+        if self.pickled is None or self.pickled != _pickled(self.values):
+            return "a forward may change an object that a module keeps"
+        if any(tensor.data_ptr() != pointer for tensor, pointer in self.pointers):
+            return "a forward assigns to the .data of a parameter or buffer"
+        if _random_states()[:2] != self.random[:2]:
             return "a forward draws random numbers in Python"
         return None
 
-    def _numpy_moved(self) -> bool:
-        if self.numpy is None:
-            return False
-        before, after = self.numpy, sys.modules["numpy"].random.get_state()
-        return bool(before[2] != after[2] or (before[1] != after[1]).any())
-
     def put_back(self, tape: Tape) -> None:
         """Restores everything that the recording changed."""
-        for module, before in self.attributes:
-            vars(module).clear()
-            vars(module).update(before)
-        for registry, entries in self.registered:
-            registry.clear()
-            registry.update(entries)
+        for live, before in self.dicts:
+            live.clear()
+            live.update(before)
         with torch.no_grad():
             for tensor, held in reversed(tape.undo):
                 tensor.copy_(held)
         torch.set_rng_state(self.torch)
         if self.watching:
-            random.setstate(self.python)
-            if self.numpy is not None:
-                sys.modules["numpy"].random.set_state(self.numpy)
+            random.setstate(self.random[0])
+            if self.random[2] is not None:
+                sys.modules["numpy"].random.set_state(self.random[2])
 
 
-#: How a critic's batches may be joined, by how it was called.
+#: Whether a critic's batches may be joined, by how it was called.
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Found]] = weakref.WeakKeyDictionary()
 #: Lazy modules change state in the first call only, so a second one is tried.
 _TRIES = 2
 
 
-@dataclass(frozen=True)
-class Joined:
-    """A way to run several batches as one.
+@dataclass
+class _Found:
+    """What earlier calls have found: whether to join, and how many have tried to find out."""
 
-    Attributes:
-        batches: their names, in order.
-        divided: whether derivatives are asked of some of them alone.
-    """
-
-    batches: tuple[str, ...]
-    divided: bool
+    joined: bool = False
+    tries: int = 0
 
 
 class Joining:
-    """How a critic's batches may be joined, as far as earlier calls have shown.
+    """Whether a critic's batches may be joined, as far as earlier calls have shown.
 
     Results are kept for modules only, and not for modules with hooks: a hook would run once for all
     batches.
@@ -374,10 +356,10 @@ class Joining:
     Args:
         critic: the critic; its module and training mode are part of the key.
         images: an example batch; its shape, dtype and device are part of the key.
-        ways: the acceptable ways, best first.
+        names: the batches to join.
     """
 
-    def __init__(self, critic: Critic, images: Tensor, ways: Sequence[Joined]) -> None:
+    def __init__(self, critic: Critic, images: Tensor, names: tuple[str, ...]) -> None:
         inner = critic.inner
         modules = list(inner.modules()) if isinstance(inner, nn.Module) else []
         hooked = any(
@@ -385,58 +367,37 @@ class Joining:
             for m in modules
         )
         globally = nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks
-        self.possible = bool(modules) and not hooked and not globally
-        self.critic = critic
-        self.ways = ways
-        self.key = (
-            images.shape,
-            images.dtype,
-            images.device,
+        possible = bool(modules) and not hooked and not globally
+        self.names = names
+        key = (
+            *(images.shape, images.dtype, images.device, names),
             torch.is_autocast_enabled(images.device.type),
             tuple(type(arg) for arg in critic.args),
             any(module.training for module in modules),
-            tuple(ways),
         )
+        self._found = _Found(tries=_TRIES)
+        if possible:
+            self._found = _known.setdefault(inner, {}).setdefault(key, _Found())
 
     @property
     def known(self) -> bool:
         """Whether earlier calls have decided."""
-        return not self.possible or self._found().tries >= _TRIES or self.way is not None
+        return self._found.tries >= _TRIES or self.joined
 
     @property
-    def way(self) -> Joined | None:
-        """What an earlier call found."""
-        return self._found().way if self.possible else None
+    def joined(self) -> bool:
+        """What they have."""
+        return self._found.joined
 
-    def _found(self) -> _Found:
-        return _known.setdefault(self.critic.inner, {}).setdefault(self.key, _Found())
-
-    def learn(self, recordings: Sequence[Recording]) -> Joined | None:
-        """The best way to join batches that have just been run one by one, or None.
+    def learn(self, recordings: Sequence[Recording]) -> bool:
+        """Whether it's worth trying to join batches that have just been run one by one.
 
         Args:
             recordings: of them.
         """
-        self._found().tries += 1
-        if any(r.tape.moves is not None or not r.apart for r in recordings):
-            return None
-        nodes = [node for each in recordings for node in each.tape.nodes if node.by_images]
-        divisible = all(node.rule.by_rows and not node.rule.curved(node) for node in nodes)
-        return next((way for way in self.ways if divisible or not way.divided), None)
+        self._found.tries += 1
+        return all(each.tape.moves is None and each.apart for each in recordings)
 
-    def remember(self, way: Joined | None) -> None:
-        """Stores the way that gave the same scores as separate batches; None if none did."""
-        self._found().way = way
-
-
-@dataclass
-class _Found:
-    """The entry for one critic and one key.
-
-    Attributes:
-        way: how its batches are joined.
-        tries: how many calls have tried to find one.
-    """
-
-    way: Joined | None = None
-    tries: int = 0
+    def remember(self, *, joined: bool) -> None:
+        """Stores whether joined batches gave the same scores as separate ones."""
+        self._found.joined = joined

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.penalty.entries import Node
+from fastgan.penalty.entries import Node, Samples
 from fastgan.penalty.rule import POINTWISE, Found, Rule, Single, aligned, sum_to
 
 __all__ = ["ELEMENTWISE", "PiecewiseLinear"]
@@ -33,7 +33,7 @@ class _Elementwise(Single):
     def slots_read(self, node: Node) -> Iterable[Any]:
         return () if self.reads_output(node) else (0,)
 
-    def data(self, node: Node) -> Tensor:
+    def read(self, node: Node) -> Tensor:
         """The input or output that the derivatives are computed from."""
         data: Tensor = node.output if self.reads_output(node) else node.arg(0)
         return data
@@ -43,23 +43,33 @@ class PiecewiseLinear(_Elementwise):
     """A function whose derivative is a mask.
 
     Args:
-        masked: (node, x or y, grad, out) -> f'(x) grad, written to ``out`` if that isn't None.
+        masked: (grad, x or y, *arguments) -> f'(x) grad; an ATen op with an overload
+            ``grad_input`` may write it over ``grad``.
+        arguments: (node) -> the arguments.
         from_output: (node) -> whether the mask can be had from y; else x is kept.
     """
 
     def __init__(
         self,
-        masked: Callable[[Node, Tensor, Tensor, Tensor | None], Tensor],
+        masked: Callable[..., Tensor],
+        arguments: Callable[[Node], Sequence[Any]] = lambda node: node.args[1:],
         from_output: Callable[[Node], bool] = lambda node: False,
     ) -> None:
         self.masked = masked
+        self.arguments = arguments
         self.from_output = from_output
 
     def reads_output(self, node: Node) -> bool:
         return self.from_output(node)
 
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
-        return self.masked(node, self.data(node), grad, grad if node.overwrite else None)
+        read, arguments = self.read(node), self.arguments(node)
+        in_place = getattr(self.masked, "grad_input", None)
+        fits = grad.dtype == read.dtype and grad.stride() == read.stride()
+        if node.overwrite and in_place is not None and fits:
+            in_place(grad, read, *arguments, grad_input=grad)
+            return grad
+        return self.masked(grad, read, *arguments)
 
 
 class _Smooth(_Elementwise):
@@ -94,13 +104,13 @@ class _Smooth(_Elementwise):
         return True
 
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
-        return self.first(self.data(node), *node.args[1:]) * grad
+        return self.first(self.read(node), *node.args[1:]) * grad
 
     def bend(self, node: Node, grad: Tensor, tangents: Found, slot: Any) -> Tensor | None:
         tangent = tangents.get(0)
         if tangent is None:
             return None
-        return self.second(self.data(node), *node.args[1:]) * grad * tangent
+        return self.second(self.read(node), *node.args[1:]) * grad * tangent
 
 
 class _PReLU(Single):
@@ -138,27 +148,24 @@ class _Dropout(_Elementwise):
         output, node.kept = func(*args, **kwargs)
         return output, node.kept
 
+    def narrow(self, node: Node, rows: Samples) -> None:
+        node.kept = rows.of(node.kept)
+
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         p, training = node.args[1], node.args[2] is not False
         if not training or p == 0:
             return grad
-        return grad * node.windowed(node.kept) * (0.0 if p == 1 else 1 / (1 - p))
+        mask: Tensor = node.kept
+        return grad * mask * (0.0 if p == 1 else 1 / (1 - p))
 
 
 # Masks -----------------------------------------------------------------------------------------
 
 
-def _slope(node: Node) -> float:
-    return float(node.args[1]) if len(node.args) > 1 else 0.01
-
-
-def _leaky(node: Node, data: Tensor, grad: Tensor, out: Tensor | None) -> Tensor:
-    slope = _slope(node)
-    return _into(aten.leaky_relu_backward, out, grad, data, slope, slope >= 0)
-
-
-def _threshold(node: Node, data: Tensor, grad: Tensor, out: Tensor | None) -> Tensor:
-    return _into(aten.threshold_backward, out, grad, data, 0)
+def _slope(node: Node) -> tuple[float, bool]:
+    """A leaky ReLU's, and whether its output has the input's sign."""
+    slope = float(node.args[1]) if len(node.args) > 1 else 0.01
+    return slope, slope >= 0
 
 
 def _bounds(node: Node) -> tuple[float, float]:
@@ -166,41 +173,21 @@ def _bounds(node: Node) -> tuple[float, float]:
     return low, node.args[2] if len(node.args) > 2 else 1.0
 
 
-def _hardtanh(node: Node, data: Tensor, grad: Tensor, out: Tensor | None) -> Tensor:
-    return _into(aten.hardtanh_backward, out, grad, data, *_bounds(node))
-
-
 def _rounds_outwards(node: Node) -> bool:
     """Whether what was cut lies on the bound, where the derivative is 0 as well.
 
     Not so if the output's dtype rounds the bound towards zero, to where it is 1.
     """
-    dtype = node.slots[0].dtype
-    if dtype not in (torch.float16, torch.bfloat16):
-        return True
-    low, high = (torch.tensor(bound, dtype=dtype).item() for bound in _bounds(node))
+    low, high = (torch.tensor(bound, dtype=node.slots[0].dtype).item() for bound in _bounds(node))
     return low <= _bounds(node)[0] and high >= _bounds(node)[1]
 
 
-def _clamped(low: int | None, high: int | None) -> PiecewiseLinear:
-    """The mask of a clamp, 1 on its bounds; ``low`` and ``high`` are the bounds' positions."""
-
-    def masked(node: Node, data: Tensor, grad: Tensor, out: Tensor | None) -> Tensor:
-        for position, beyond in ((low, torch.lt), (high, torch.gt)):
-            bound = None if position is None else node.arg(position)
-            if bound is not None:
-                grad = grad.masked_fill(beyond(data, bound), 0)
-        return grad
-
-    return PiecewiseLinear(masked)
-
-
-def _into(op: Any, out: Tensor | None, grad: Tensor, data: Tensor, *rest: Any) -> Tensor:
-    if out is None or grad.dtype != data.dtype or grad.stride() != data.stride():
-        result: Tensor = op(grad, data, *rest)
-    else:
-        result = op.grad_input(grad, data, *rest, grad_input=out)
-    return result
+def _clamped(grad: Tensor, x: Tensor, low: Any = None, high: Any = None) -> Tensor:
+    """The mask of a clamp is 1 on its bounds."""
+    for bound, beyond in ((low, torch.lt), (high, torch.gt)):
+        if bound is not None:
+            grad = grad.masked_fill(beyond(x, bound), 0)
+    return grad
 
 
 # Derivatives -----------------------------------------------------------------------------------
@@ -244,13 +231,17 @@ def _elu_second(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: floa
 
 #: Op -> its rule.
 ELEMENTWISE: dict[Any, Rule] = {
-    aten.relu.default: PiecewiseLinear(_threshold, lambda node: True),
-    aten.leaky_relu.default: PiecewiseLinear(_leaky, lambda node: _slope(node) >= 0),
-    aten.hardtanh.default: PiecewiseLinear(_hardtanh, _rounds_outwards),
-    aten.clamp.default: _clamped(1, 2),
-    aten.clamp_min.default: _clamped(1, None),
-    aten.clamp_max.default: _clamped(None, 1),
-    aten.abs.default: PiecewiseLinear(lambda node, data, grad, out: grad * data.sgn()),
+    aten.relu.default: PiecewiseLinear(
+        aten.threshold_backward, lambda node: (0,), lambda node: True
+    ),
+    aten.leaky_relu.default: PiecewiseLinear(
+        aten.leaky_relu_backward, _slope, lambda node: _slope(node)[1]
+    ),
+    aten.hardtanh.default: PiecewiseLinear(aten.hardtanh_backward, _bounds, _rounds_outwards),
+    aten.clamp.default: PiecewiseLinear(_clamped),
+    aten.clamp_min.default: PiecewiseLinear(_clamped),
+    aten.clamp_max.default: PiecewiseLinear(_clamped, lambda node: (None, node.args[1])),
+    aten.abs.default: PiecewiseLinear(lambda grad, x: grad * x.sgn()),
     aten._prelu_kernel.default: _PReLU(),
     aten.native_dropout.default: _Dropout(),
     aten.tanh.default: _Smooth(lambda y: 1 - y * y, lambda y: 2 * y * (y * y - 1), "y"),

@@ -33,6 +33,16 @@ class Samples:
         each = tensor.size(0) // self.batch
         return tensor[self.start * each : self.stop * each]
 
+    def zeroed(self, tensor: Tensor) -> Tensor:
+        """A copy in which their rows are zero."""
+        result = tensor.clone()
+        self.of(result).zero_()
+        return result
+
+    def shape(self, whole: torch.Size) -> torch.Size:
+        """The shape of their rows of a tensor of shape ``whole``."""
+        return torch.Size((whole[0] // self.batch * len(self), *whole[1:]))
+
     def __len__(self) -> int:
         return self.stop - self.start
 
@@ -41,7 +51,7 @@ class Value:
     """A tensor on the tape.
 
     Attributes:
-        shape: its shape.
+        shape: its shape; while only some samples are on the tape, of their rows.
         dtype: its dtype.
         device_type: "cpu" or "cuda".
         by_images: whether it depends on the images.
@@ -90,7 +100,6 @@ class Node:
         rule: its derivatives.
         reads: the values whose data its derivatives read.
         by_images: whether it depends on the images.
-        rows: the samples to compute derivatives for; None for all.
         overwrite: whether a rule may write its result over the signal, tangent or first argument
             that it is given.
         kept: what the rule's own forward pass kept.
@@ -112,7 +121,6 @@ class Node:
         "own",
         "random",
         "reads",
-        "rows",
         "rule",
         "slots",
     )
@@ -129,7 +137,6 @@ class Node:
         self.outputs: list[Value | None] = []
         self.reads: list[Value] = []
         self.by_images = False
-        self.rows: Samples | None = None
         self.overwrite = False
         self.kept: Any = None
         self.random: tuple[torch.device, Tensor] | None = None
@@ -148,16 +155,14 @@ class Node:
                 self.outer.append(slot)
 
     def arg(self, position: int, default: Any = None) -> Any:
-        """An argument, with values replaced by their data (restricted to :attr:`rows`)."""
+        """An argument, with values replaced by their data."""
         if position >= len(self.args):
             return default
         found = self.args[position]
         if isinstance(found, Value):
-            return self.data(found)
-        if isinstance(found, Tensor):
-            return self._constant(found)
+            return found.tensor
         if isinstance(found, list):
-            return [self.data(v) if isinstance(v, Value) else self._constant(v) for v in found]
+            return [item.tensor if isinstance(item, Value) else item for item in found]
         return found
 
     def resolved(self, data: dict[Value, Tensor]) -> list[Any]:
@@ -170,45 +175,13 @@ class Node:
 
         return [one(argument) for argument in self.args]
 
-    def data(self, value: Value) -> Tensor:
-        """A value's data, or the rows of it that are asked for."""
-        assert value.tensor is not None
-        return self.windowed(value.tensor) if self.has_rows(value) else value.tensor
-
-    def windowed(self, tensor: Tensor) -> Tensor:
-        """The rows of a tensor that are asked for."""
-        return tensor if self.rows is None else self.rows.of(tensor)
-
-    def has_rows(self, taken: Value | Tensor) -> bool:
-        """Whether an input's rows correspond to the result's rows."""
-        (output, *_) = self.outputs
-        if isinstance(taken, Value) and taken.by_images:
-            return True
-        return (
-            self.rule.broadcasts
-            and output is not None
-            and len(taken.shape) == len(output.shape) > 0
-            and taken.shape[0] == output.shape[0]
-        )
-
-    def _constant(self, found: Any) -> Any:
-        cut = self.rows is not None and isinstance(found, Tensor) and self.has_rows(found)
-        return self.windowed(found) if cut else found
-
     @property
     def output(self) -> Tensor:
         """The first result's data."""
         (value, *_) = self.outputs
         assert value is not None
-        return self.data(value)
-
-    def shape_of(self, value: Value, like: Tensor) -> tuple[int, ...]:
-        """A value's shape, with as many rows as go with ``like``, a tensor of the first output."""
-        (output, *_) = self.outputs
-        assert output is not None
-        if self.rows is None or not value.shape or not output.shape or not self.has_rows(value):
-            return tuple(value.shape)
-        return (value.shape[0] * like.size(0) // output.shape[0], *value.shape[1:])
+        assert value.tensor is not None
+        return value.tensor
 
     def released(self) -> None:
         """Called when the op's derivatives are no longer needed."""

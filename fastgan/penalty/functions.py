@@ -21,7 +21,7 @@ from fastgan.penalty.double_backward import (
     refuse_wrong_derivatives,
 )
 from fastgan.penalty.formula import Formula
-from fastgan.penalty.fused import Asked, fused_loss, fused_penalty
+from fastgan.penalty.fused import Asked, fused_loss, fused_penalty, summed
 from fastgan.penalty.points import (
     Points,
     check_batch,
@@ -145,7 +145,7 @@ def gradient_penalty(
     points = points_at(at, real, fake, eps, generator)
 
     def by_autograd() -> Tensor:
-        penalty = penalty_by_double_backward(lambda x: _summed(asked(x)), points, formula)
+        penalty = penalty_by_double_backward(lambda x: summed(asked(x)), points, formula)
         return refuse_wrong_derivatives(penalty, asked.inner)
 
     penalty: Tensor = _by_path(
@@ -311,13 +311,14 @@ def _loss_by_autograd(
             return critic(images)
         kept: list[Tensor] = []
 
-        def summed(points: Tensor) -> Tensor:
+        def sum_at(points: Tensor) -> Tensor:
             kept.extend(critic(points))
-            return _summed(kept)
+            return summed(kept)
 
-        penalties[term] = penalty_by_double_backward(summed, images, formula)
+        penalties[term] = penalty_by_double_backward(sum_at, images, formula)
         return kept
 
+    assert asked.loss is not None
     fake_scores = run(fake, "r2", asked.r2)
     real_scores = run(real, "r1", asked.r1)
     adversarial = asked.loss(real_scores, fake_scores)
@@ -437,7 +438,3 @@ def _check_number(name: str, value: object) -> None:
 def _check_path(path: str) -> None:
     if path not in ("auto", "autograd", "fused"):
         raise ConfigError(f"path is {path!r}; expected 'auto', 'autograd' or 'fused'")
-
-
-def _summed(scores: Sequence[Tensor]) -> Tensor:
-    return sum((s.sum() for s in scores[1:]), scores[0].sum())

@@ -13,33 +13,30 @@ from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import fastgan.ops.penalty_mix  # noqa: F401 - defines the op that is called here
 from fastgan.losses import widened
-from fastgan.penalty.critics import Critic, Joined, Joining, Recording, record
+from fastgan.penalty.critics import Critic, Joining, Recording, record
 from fastgan.penalty.data_parallel import run_within
 from fastgan.penalty.double_backward import penalty_by_double_backward
 from fastgan.penalty.entries import Samples
 from fastgan.penalty.formula import Formula
-from fastgan.penalty.node import Leaves, Replay, attached
-from fastgan.penalty.passes import Join, Passes, second_signals
+from fastgan.penalty.node import Leaves, attached, replayed
+from fastgan.penalty.passes import Passes
 from fastgan.penalty.points import interpolate_into
 from fastgan.penalty.rule import layout_of
 from fastgan.penalty.tape import Changed
 
-__all__ = ["Asked", "ScoresLoss", "fused_loss", "fused_penalty"]
+__all__ = ["Asked", "ScoresLoss", "fused_loss", "fused_penalty", "summed"]
 
-Result = TypeVar("Result")
 ScoresLoss = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 """(real scores, fake scores) -> a scalar; each the tensors that the critic returned."""
-
-
-Computed = tuple[Recording, "str | Sequence[str]", Callable[[], object]]
-"""A recording, the names of its batches, and the function that runs its passes."""
+Names = tuple[str, ...]
+"""The batches that are recorded together: "fake", "real" or "points"."""
 
 
 @dataclass(frozen=True)
@@ -47,46 +44,68 @@ class Asked:
     """What to compute.
 
     Attributes:
-        loss: of the scores.
-        gp: the penalty at interpolates, or None.
+        loss: of the scores; None for a penalty alone.
+        gp: the penalty at interpolates (or the given points), or None.
         r1: that at real images, or None.
         r2: that at fake images, or None.
         linear: for a loss that is linear in the scores: its gradient in each real and each fake
             score, times their number. Each batch can then be finished before the next one starts.
     """
 
-    loss: ScoresLoss
+    loss: ScoresLoss | None
     gp: Formula | None = None
     r1: Formula | None = None
     r2: Formula | None = None
     linear: tuple[float, float] | None = None
 
+    def penalty(self, name: str) -> Formula | None:
+        """The penalty at a batch."""
+        return {"points": self.gp, "real": self.r1, "fake": self.r2}[name]
+
 
 @dataclass
-class _Sum:
-    """Accumulated gradients.
+class _Batch:
+    """One recording.
 
     Attributes:
-        gradients: of the leaves, by identity.
-        leaves: in the order in which they were met.
+        names: of the batches in it, one after the other.
+        recording: of them.
+        count: the size of each.
     """
 
-    gradients: dict[int, Tensor] = field(default_factory=dict)
+    names: Names
+    recording: Recording
+    count: int
+
+    def rows(self, name: str) -> Samples:
+        """The samples of one batch."""
+        start = self.names.index(name) * self.count
+        return Samples(start, start + self.count, len(self.names) * self.count)
+
+    def scores(self, name: str) -> list[Tensor]:
+        """The scores of one batch."""
+        return [self.rows(name).of(score) for score in self.recording.scores]
+
+    def replay(self, name: str, leaves: Leaves, images: Tensor) -> list[Tensor]:
+        """The scores at other images, differentiable to any order."""
+        # Samples aren't coupled, so the other rows may hold any images.
+        whole = images if len(self.names) == 1 else torch.cat([images] * len(self.names))
+        recording = self.recording
+        found = replayed(recording.tape, recording.values, whole, leaves)
+        return [self.rows(name).of(score) for score in found]
+
+
+@dataclass
+class _Gradients:
+    """What is accumulated.
+
+    Attributes:
+        of: N times each leaf's gradient, by identity.
+        leaves: the parameters, in the order in which they were met.
+    """
+
+    of: dict[int, Tensor] = field(default_factory=dict)
     leaves: dict[int, Tensor] = field(default_factory=dict)
-
-    def meet(self, recording: Recording) -> bool:
-        """Adds a recording's parameters; returns whether gradients are needed."""
-        wanted = False
-        for value in recording.tape.parameters:
-            leaf = value.leaf
-            assert leaf is not None
-            wanted = True
-            self.leaves.setdefault(id(leaf), leaf)
-        return wanted and torch.is_grad_enabled()
-
-
-#: Batch -> name of the penalty taken there.
-_TERMS = {"points": "gp", "real": "r1", "fake": "r2"}
 
 
 def fused_penalty(critic: Critic, points: Tensor, formula: Formula) -> Tensor:
@@ -97,36 +116,9 @@ def fused_penalty(critic: Critic, points: Tensor, formula: Formula) -> Tensor:
         points: (N, ...), without a graph.
         formula: what the penalty is.
     """
-
-    def run() -> tuple[Tensor]:
-        recording = record(critic, points)
-        total = _Sum()
-        learning = total.meet(recording)
-        count = len(points)
-
-        def compute(into: _Sum) -> Tensor:
-            with torch.no_grad(), _without_autocast(points):
-                passes = Passes(recording.tape, recording.values, into.gradients)
-                (value,) = passes.penalty([(None, formula)], learning=learning)
-            return value
-
-        value = compute(total)
-        replay = Replay(recording.tape, recording.values)
-
-        def composed(held: Sequence[Tensor], leaves: Leaves) -> Tensor:
-            return penalty_by_double_backward(
-                lambda images: _summed(replay(images, leaves)), held[0], formula
-            )
-
-        def again(held: Sequence[Tensor]) -> dict[int, Tensor]:
-            refill(recording, held[0])
-            compute(anew := _Sum())
-            return anew.gradients
-
-        return (_finished(value, total, learning, count, [points], again, composed),)
-
-    result: Tensor = run_within(critic.given, points, run)[0]
-    return result
+    run = _Run(critic, Asked(None, gp=formula), {"points": points})
+    penalty: Tensor = run_within(critic.given, points, run.result)[0]
+    return penalty
 
 
 def fused_loss(
@@ -141,391 +133,296 @@ def fused_loss(
         fake: the same.
         eps: the share of real in the interpolates, where there is a penalty at them.
     """
-
-    loss, terms = run_within(
-        critic.given, real, lambda: _Run(critic, asked, real, fake, eps).result()
-    )
+    given = {"real": real, "fake": fake}
+    if eps is not None:
+        given["eps"] = eps
+    loss, terms = run_within(critic.given, real, _Run(critic, asked, given).result)
     return loss, terms
 
 
 class _Run:
-    """One computation of a loss."""
+    """One computation of a loss.
 
-    def __init__(
-        self, critic: Critic, asked: Asked, real: Tensor, fake: Tensor, eps: Tensor | None
-    ) -> None:
+    Args:
+        critic: the critic.
+        asked: what to compute.
+        given: "real" and "fake" images, and "eps" for a penalty at interpolates; or "points".
+    """
+
+    def __init__(self, critic: Critic, asked: Asked, given: dict[str, Tensor]) -> None:
         self.critic = critic
         self.asked = asked
-        self.real = real
-        self.fake = fake
-        self.eps = eps
-        self.count = len(real)
-        self.total = _Sum()
-        self.learning = False
+        self.given = given
+        self.example = next(iter(given.values()))
+        self.count = len(self.example)
         self.watching = False
+        self._start()
+
+    def _start(self) -> None:
+        self.total = _Gradients()
         self.terms: dict[str, Tensor] = {}
-        self.computed: list[Computed] = []
-        self.sources: dict[str, Callable[[Tensor, Leaves], list[Tensor]]] = {}
+        self.batches: dict[str, _Batch] = {}
 
     def result(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms."""
-        joining = Joining(self.critic, self.real, self._ways())
-        self.watching = not joining.known
-        if joining.way is None:
-            loss = self._apart(joining)
-        else:
-            try:
-                loss = self._joined(joining.way)
-            except Changed:
-                joining.remember(None)
-                self._start_again()
-                loss = self._apart(joining)
-        held = [t for t in (self.real, self.fake, self.eps) if t is not None]
-        # These closures reference self, so self must not keep them (a cycle would delay freeing
-        # memory).
-        computed, self.computed = self.computed, []
-        again = partial(self._again, computed)
-        loss = _finished(loss, self.total, self.learning, self.count, held, again, self._composed)
+        loss = self._loss()
+        if self.learning:
+            held, names = list(self.given.values()), tuple(self.given)
+            composed = partial(self._composed, names)
+            leaves = list(self.total.leaves.values())
+            loss = attached(loss, self.total.of, leaves, self.count, held, composed)
         return loss, {name: value.detach() for name, value in self.terms.items()}
 
-    def _start_again(self) -> None:
-        self.total = _Sum()
-        self.learning = False
-        self.terms.clear()
-        self.computed.clear()
-        self.sources.clear()
+    @property
+    def learning(self) -> bool:
+        """Whether gradients are needed."""
+        return bool(self.total.leaves) and torch.is_grad_enabled()
 
-    def _ways(self) -> list[Joined]:
-        """How batches might be joined: a penalty at some of them alone takes rows apart."""
+    # What runs when -----------------------------------------------------------------------------
+
+    def _loss(self) -> Tensor:
+        if self.asked.loss is None:
+            return self._passes(self._record(("points",)), {})
+        apart: list[Names] = [("fake",), ("real",)]
+        at_images = self.asked.r1 is not None or self.asked.r2 is not None
+        together: Names = ("fake", "real")
+        if self.asked.gp is not None and not at_images:
+            together = ("fake", "real", "points")
+        joining = Joining(self.critic, self.example, together)
+        self.watching = not joining.known
+        if joining.joined:
+            try:
+                return self._of([together])
+            except Changed:
+                joining.remember(joined=False)
+                self._start()
+        return self._of(apart, joining)
+
+    def _of(self, plan: Sequence[Names], joining: Joining | None = None) -> Tensor:
+        """The loss, from batches recorded in this order."""
         asked = self.asked
-        at_images = (asked.r1 is not None) + (asked.r2 is not None)
-        ways = [Joined(("fake", "real"), at_images == 1)]
-        if asked.gp is not None and not at_images:
-            ways.insert(0, Joined(("fake", "real", "points"), True))
-        return ways
-
-    def _points(self) -> Tensor:
-        assert self.eps is not None
-        return interpolate_into(torch.empty_like(self.real), self.real, self.fake, self.eps)
-
-    def _add(self, name: str, value: Tensor) -> Tensor:
-        self.terms[name] = value
-        return value
-
-    # One batch after the other ------------------------------------------------------------------
-
-    def _apart(self, joining: Joining) -> Tensor:
-        asked = self.asked
-        # Finish each batch early, unless it's still unknown whether batches can be joined.
-        early = joining.known and asked.linear is not None and not (asked.r1 or asked.r2)
-        recordings: dict[str, Recording] = {}
-        for name in ("fake", "real"):
-            each = recordings[name] = self._record(name)
-            if early and asked.linear is not None:
-                weight = asked.linear[name == "fake"] * self.count
-                seeds = [torch.full_like(s, weight / s.numel()) for s in each.scores]
-                self._pass(name, each, None, seeds)
-        still = all(each.tape.moves is None for each in recordings.values())
-        if asked.gp is not None and still and not joining.known:
-            recordings["points"] = self._record("points")
-        if not joining.known and (way := joining.learn(list(recordings.values()))) is not None:
-            joined = self._tried(way, recordings)
-            joining.remember(way if joined is not None else None)
-            if joined is not None:
-                return joined
-            for name, each in recordings.items():
-                self._meet(name, each)
-        return self._of_recordings(recordings, early=early)
-
-    def _of_recordings(self, recordings: dict[str, Recording], *, early: bool) -> Tensor:
-        asked = self.asked
-        loss, (reals, fakes) = self._of_scores(recordings["real"].scores, recordings["fake"].scores)
-        if asked.gp is not None:
-            points = recordings.pop("points", None) or self._record("points")
-            loss = loss + self._pass("points", points, asked.gp, None)
+        early = asked.linear is not None and not (asked.r1 or asked.r2) and not self.watching
+        scored = []
+        for names in plan:
+            batch = self._record(names)
+            scored.append(batch)
+            if early and len(plan) > 1:  # before the next batch takes memory
+                self._passes(batch, self._linear_seeds(batch))
+        if self.watching and joining is not None:
+            self._learn(joining)
+        loss, seeds = self._of_scores()
+        if asked.gp is not None and "points" not in plan[0]:
+            points = self.batches.get("points") or self._record(("points",))
+            loss = loss + self._passes(points, {})
             del points
-        if not early:
+        if not early or len(plan) == 1:
             # The last recorded batch goes first, while its activations are in the cache.
-            for name, formula, seeds in (("real", asked.r1, reals), ("fake", asked.r2, fakes)):
-                loss = loss + self._pass(name, recordings.pop(name), formula, seeds)
+            while scored:
+                loss = loss + self._passes(scored.pop(), seeds)
         return loss
 
-    def _tried(self, way: Joined, recordings: dict[str, Recording]) -> Tensor | None:
-        """The loss by a joined batch, if the scores in it are those of batches run one by one."""
-        apart = [
-            torch.cat([recordings[name].scores[position] for name in way.batches])
-            for position in range(len(recordings["real"].scores))
-        ]
-        self._start_again()
-        try:
-            return self._joined(way, apart)
-        except Changed:
-            self._start_again()
-            return None
+    def _learn(self, joining: Joining) -> None:
+        """Finds out whether later calls may join the batches."""
+        if all(batch.recording.tape.moves is None for batch in self.batches.values()):
+            for name in joining.names:
+                if name not in self.batches:
+                    self._record((name,))
+        batches = [self.batches[name] for name in joining.names if name in self.batches]
+        if joining.learn([batch.recording for batch in batches]):
+            try:
+                whole = record(
+                    self.critic,
+                    self._images(joining.names),
+                    times=len(joining.names),
+                    divided=self._divided(joining.names),
+                    watching=True,
+                )
+            except Changed:
+                return
+            scores = [batch.recording.scores for batch in batches]
+            apart = [torch.cat(each) for each in zip(*scores, strict=True)]
+            joining.remember(joined=_agree(whole.scores, apart))
 
-    def _record(self, name: str) -> Recording:
-        images = self._points() if name == "points" else getattr(self, name)
-        recording = record(self.critic, images, watching=self.watching)
-        self._meet(name, recording)
-        return recording
+    def _divided(self, names: Names) -> bool:
+        """Whether only some of the batches are penalised."""
+        return len({self.asked.penalty(name) is None for name in names}) > 1
 
-    def _meet(self, name: str, recording: Recording, rows: Samples | None = None) -> None:
-        self.learning |= self.total.meet(recording)
-        self._source(name, recording, rows)
-
-    def _pass(
-        self,
-        name: str,
-        recording: Recording,
-        formula: Formula | None,
-        seeds: Sequence[Tensor] | None,
-    ) -> Tensor:
-        """The gradients of one recording; returns its penalty."""
-        zero = torch.zeros((), device=self.real.device)
-        if formula is None and not self.learning:
-            return zero
-        factors = None
-        if seeds is not None and formula is not None and recording.one_score_each:
-            factors, seeds = seeds[0].reshape(-1), None
-
-        def compute() -> Tensor:
-            passes = Passes(recording.tape, recording.values, self.total.gradients)
-            value = zero
-            if formula is None:
-                assert seeds is not None
-                passes.backpropagate(seeds)
-            else:
-                (value,) = passes.penalty([(None, formula)], seeds, factors, learning=self.learning)
-            return value
-
-        value = self._compute(recording, name, compute)
-        return zero if formula is None else self._add(_TERMS[name], value)
-
-    def _compute(
-        self, recording: Recording, images: str | Sequence[str], compute: Callable[[], Result]
-    ) -> Result:
-        """Runs passes, and remembers how: for a second backward pass."""
-        self.computed.append((recording, images, compute))
-        with torch.no_grad(), _without_autocast(self.real):
-            return compute()
-
-    def _again(self, computed: Sequence[Computed], held: Sequence[Tensor]) -> dict[int, Tensor]:
-        """Computes the gradients again, for a second backward."""
-        self.total = _Sum()
-        for recording, name, compute in computed:
-            if not isinstance(name, str):
-                images = self._batch(name)
-            else:
-                images = self._points() if name == "points" else getattr(self, name)
-            refill(recording, images)
-            with torch.no_grad(), _without_autocast(self.real):
-                compute()
-        return self.total.gradients
-
-    def _of_scores(
-        self, real: Sequence[Tensor], fake: Sequence[Tensor]
-    ) -> tuple[Tensor, tuple[list[Tensor], list[Tensor]]]:
-        """The loss of the scores, and N times its gradient in the real and in the fake ones."""
-        linear = self.asked.linear
-        if linear is not None:
-            with _without_autocast(self.real):
-                loss = self.asked.loss(real, fake)
-            gradients = [
-                torch.full_like(s, weight * self.count / s.numel())
-                for weight, each in zip(linear, (real, fake), strict=True)
-                for s in each
-            ]
-            return self._noted(loss, real, fake), (
-                gradients[: len(real)],
-                gradients[len(real) :],
-            )
-        with torch.enable_grad(), _without_autocast(self.real):
-            leaves = [[s.detach().requires_grad_() for s in each] for each in (real, fake)]
-            loss = self.asked.loss(*leaves)
-            flat = [*leaves[0], *leaves[1]]
-            found = (
-                torch.autograd.grad(loss, flat, allow_unused=True, materialize_grads=True)
-                if loss.requires_grad
-                else [torch.zeros_like(s) for s in flat]
-            )
-        gradients = [g * self.count for g in found]
-        reals, fakes = gradients[: len(real)], gradients[len(real) :]
-        return self._noted(loss.detach(), real, fake), (reals, fakes)
-
-    def _noted(self, loss: Tensor, real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-        """Records the adversarial terms and returns ``loss``."""
-        self._add("adversarial", loss)
-        for name, scores in (("real", real), ("fake", fake)):
-            self._add(name, _mean(scores))
-        return loss
-
-    # Several in one batch -----------------------------------------------------------------------
-
-    def _batch(self, names: Sequence[str]) -> Tensor:
-        """Fakes, reals and perhaps interpolates, one after the other."""
-        real, fake = self.real, self.fake
-        batch = torch.empty(
-            (len(names) * self.count, *real.shape[1:]),
-            dtype=real.dtype,
-            device=real.device,
-            memory_format=layout_of(real.shape, real.dtype),
+    def _record(self, names: Names) -> _Batch:
+        several = len(names) > 1
+        recording = record(
+            self.critic,
+            self._images(names),
+            times=len(names),
+            divided=self._divided(names),
+            watching=self.watching or several,
         )
-        if "points" in names:
-            assert self.eps is not None
-            wide = torch.float64 if real.dtype == torch.float64 else torch.float32
-            torch.ops.fastgan.penalty_mix_(batch, real, fake, self.eps.to(wide).contiguous())
-        else:
-            batch[: self.count].copy_(fake)
-            batch[self.count :].copy_(real)
+        for value in recording.tape.parameters:
+            assert value.leaf is not None
+            self.total.leaves.setdefault(id(value.leaf), value.leaf)
+        batch = _Batch(names, recording, self.count)
+        self.batches.update(dict.fromkeys(names, batch))
         return batch
 
-    def _joined(self, way: Joined, expected: Sequence[Tensor] | None = None) -> Tensor:
-        asked, count, names = self.asked, self.count, way.batches
-        whole = record(
-            self.critic, self._batch(names), times=len(names), divided=way.divided, watching=True
-        )
-        if expected is not None:
-            _compare(whole.scores, expected)
-        # Before the loss function is called, which may draw random numbers.
-        if way.divided and second_signals(whole.tape):
-            raise Changed("a second signal can't start from some rows alone")
-        if way.divided and "points" not in names and not whole.one_score_each:
-            raise Changed("a sample has several scores")
-        batch = len(names) * count
-        rows = {n: Samples(i * count, (i + 1) * count, batch) for i, n in enumerate(names)}
-        for name, part in rows.items():
-            self._meet(name, whole, part)
-        real, fake = ([rows[name].of(s) for s in whole.scores] for name in ("real", "fake"))
-        loss, (reals, fakes) = self._of_scores(real, fake)
-        seeds = [
-            torch.cat([f, r, *[torch.zeros_like(r)] * (len(names) - 2)])
-            for f, r in zip(fakes, reals, strict=True)
+    def _images(self, names: Names) -> Tensor:
+        """Fakes, reals, interpolates or the given points, one after the other."""
+        given = self.given
+        if len(names) == 1:
+            (name,) = names
+            if name in given:
+                return given[name]
+            real = given["real"]
+            return interpolate_into(torch.empty_like(real), real, given["fake"], given["eps"])
+        return _joined(given["real"], given["fake"], given.get("eps") if len(names) > 2 else None)
+
+    # The loss of the scores ---------------------------------------------------------------------
+
+    def _of_scores(self) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """The loss of the scores, and N times its gradient in them."""
+        loss_of = self.asked.loss
+        assert loss_of is not None
+        scores = {name: self.batches[name].scores(name) for name in ("real", "fake")}
+        with _without_autocast(self.example):
+            if self.asked.linear is not None:
+                loss = loss_of(scores["real"], scores["fake"])
+                seeds = {
+                    name: [torch.full_like(s, self._weight(name) / s.numel()) for s in each]
+                    for name, each in scores.items()
+                }
+            else:
+                loss, seeds = self._differentiated(loss_of, scores)
+        self.terms["adversarial"] = loss
+        for name, each in scores.items():
+            self.terms[name] = torch.cat([widened(s).flatten() for s in each]).mean()
+        return loss, seeds
+
+    def _weight(self, name: str) -> float:
+        assert self.asked.linear is not None
+        return self.asked.linear[name == "fake"] * self.count
+
+    def _linear_seeds(self, batch: _Batch) -> dict[str, list[Tensor]]:
+        (name,) = batch.names
+        scores = batch.recording.scores
+        return {name: [torch.full_like(s, self._weight(name) / s.numel()) for s in scores]}
+
+    def _differentiated(
+        self, loss_of: ScoresLoss, scores: dict[str, list[Tensor]]
+    ) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        with torch.enable_grad():
+            leaves = {n: [s.detach().requires_grad_() for s in each] for n, each in scores.items()}
+            loss = loss_of(leaves["real"], leaves["fake"])
+        flat = [leaf for each in leaves.values() for leaf in each]
+        if loss.requires_grad:
+            found = torch.autograd.grad(loss, flat, allow_unused=True, materialize_grads=True)
+        else:
+            found = tuple(torch.zeros_like(leaf) for leaf in flat)
+        gradients = iter(found)
+        seeds = {n: [next(gradients) * self.count for _ in each] for n, each in scores.items()}
+        return loss.detach(), seeds
+
+    # The passes ---------------------------------------------------------------------------------
+
+    def _passes(self, batch: _Batch, seeds: dict[str, list[Tensor]]) -> Tensor:
+        """Runs a recording's passes; returns its penalties' sum.
+
+        Args:
+            batch: the recording.
+            seeds: N times the loss's gradient in the scores, by batch; none at the interpolates.
+        """
+        asked, names, recording = self.asked, batch.names, batch.recording
+        penalised = [name for name in names if asked.penalty(name) is not None]
+        learning = self.learning
+        passes = Passes(recording.tape, recording.values, self.total.of)
+        if not penalised:
+            if learning:
+                with torch.no_grad(), _without_autocast(self.example):
+                    passes.backpropagate(_stacked(names, seeds) or ())
+            return torch.zeros((), device=self.example.device)
+        formulas = [
+            (batch.rows(name), formula)
+            for name in penalised
+            if (formula := asked.penalty(name)) is not None
         ]
-        join, factors, named = self._roles(whole, rows, seeds)
-
-        def compute() -> Sequence[Tensor]:
-            passes = Passes(whole.tape, whole.values, self.total.gradients, join)
-            values: Sequence[Tensor] = ()
-            if named:
-                values = passes.penalty(
-                    [(rows[name], formula) for _, name, formula in named],
-                    None if factors is not None and join is None else seeds,
-                    factors,
-                    learning=self.learning,
-                )
-            elif self.learning:
-                passes.backpropagate(seeds)
-            return values
-
-        values = self._compute(whole, names, compute)
-        for (term, _, _), value in zip(named, values, strict=True):
-            loss = loss + self._add(term, value)
-        if asked.gp is not None and "points" not in names:
-            loss = loss + self._pass("points", self._record("points"), asked.gp, None)
-        return loss
-
-    def _roles(
-        self, whole: Recording, rows: dict[str, Samples], seeds: Sequence[Tensor]
-    ) -> tuple[Join | None, Tensor | None, list[tuple[str, str, Formula]]]:
-        """Which rows are penalised alone; the factors of those that have another loss as well."""
-        asked, count = self.asked, self.count
-        every = (("gp", "points", asked.gp), ("r1", "real", asked.r1), ("r2", "fake", asked.r2))
-        named = [
-            (term, name, formula)
-            for term, name, formula in every
-            if formula is not None and name in rows
-        ]
-        if not named:
-            return None, None, named
-        if "points" in rows:
-            return Join(Samples(0, 2 * count, 3 * count), rows["points"]), None, named
-        factors = seeds[0].reshape(-1) if whole.one_score_each else None
-        if len(named) == 2:
-            return None, factors, named
-        assert factors is not None
-        ((_, name, _),) = named
-        other = rows["fake" if name == "real" else "real"]
-        return Join(other, rows[name]), rows[name].of(factors), named
+        own = _stacked(penalised, seeds)
+        factors = None
+        if own is not None and recording.one_score_each:
+            factors, own = own[0].reshape(-1), None
+        divided = len(penalised) < len(names)
+        others = None
+        if divided:
+            blank = dict.fromkeys(penalised, batch.scores(penalised[0]))
+            others = _stacked(names, {**seeds, **blank})
+        with torch.no_grad(), _without_autocast(self.example):
+            values = passes.penalty(
+                formulas, seeds=own, factors=factors, others=others, learning=learning
+            )
+        total = torch.zeros((), device=self.example.device)
+        for name, value in zip(penalised, values, strict=True):
+            self.terms[{"points": "gp", "real": "r1", "fake": "r2"}[name]] = value
+            total = total + value
+        return total
 
     # Derivatives of higher order ----------------------------------------------------------------
 
-    def _source(self, name: str, recording: Recording, rows: Samples | None = None) -> None:
-        """Stores how to replay a batch."""
-        replay = Replay(recording.tape, recording.values)
-
-        def run(images: Tensor, leaves: Leaves) -> list[Tensor]:
-            if rows is None:
-                return replay(images, leaves)
-            # Samples aren't coupled, so the other rows may hold any images.
-            whole = torch.cat([images] * (recording.tape.root.shape[0] // len(images)))
-            return [rows.of(scores) for scores in replay(whole, leaves)]
-
-        self.sources[name] = run
-
-    def _composed(self, held: Sequence[Tensor], leaves: Leaves) -> Tensor:
-        asked = self.asked
-        real, fake = held[:2]
-        scores = [self.sources[name](x, leaves) for name, x in (("real", real), ("fake", fake))]
-        loss = asked.loss(*scores)
-        for formula, name, images in (
-            (asked.r1, "real", real),
-            (asked.r2, "fake", fake),
-            (asked.gp, "points", None),
-        ):
-            if formula is None:
-                continue
-            if images is None:
-                images = interpolate_into(torch.empty_like(real), real, fake, held[2])
-            summed = partial(_summed_at, self.sources[name], leaves)
-            loss = loss + penalty_by_double_backward(summed, images, formula)
+    def _composed(self, names: Names, held: Sequence[Tensor], leaves: Leaves) -> Tensor:
+        """The loss in differentiable functions."""
+        self.given = dict(zip(names, held, strict=True))
+        asked, loss = self.asked, torch.zeros((), device=self.example.device)
+        sources = {
+            name: partial(batch.replay, name, leaves) for name, batch in self.batches.items()
+        }
+        if asked.loss is not None:
+            real, fake = (sources[name](self.given[name]) for name in ("real", "fake"))
+            loss = asked.loss(real, fake)
+        for name, source in sources.items():
+            formula = asked.penalty(name)
+            if formula is not None:
+                scores = partial(_summed_of, source)
+                loss = loss + penalty_by_double_backward(scores, self._images((name,)), formula)
         return loss
 
 
-def _mean(scores: Sequence[Tensor]) -> Tensor:
-    if len(scores) == 1:
-        return widened(scores[0]).mean()
-    return torch.cat([widened(s).flatten() for s in scores]).mean()
+def _joined(real: Tensor, fake: Tensor, eps: Tensor | None) -> Tensor:
+    """Fakes, reals and, with ``eps``, interpolates, one after the other."""
+    batch = torch.empty(
+        ((2 if eps is None else 3) * len(real), *real.shape[1:]),
+        dtype=real.dtype,
+        device=real.device,
+        memory_format=layout_of(real.shape, real.dtype),
+    )
+    if eps is None:
+        batch[: len(real)].copy_(fake)
+        batch[len(real) :].copy_(real)
+    else:
+        wide = torch.float64 if real.dtype == torch.float64 else torch.float32
+        torch.ops.fastgan.penalty_mix_(batch, real, fake, eps.to(wide).contiguous())
+    return batch
 
 
-def _compare(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
-    """Raises :class:`Changed` unless the scores are the same but for rounding."""
-    for ours, apart in zip(found, expected, strict=True):
+def _stacked(names: Sequence[str], seeds: dict[str, list[Tensor]]) -> list[Tensor] | None:
+    """The seeds of several batches, for each score; None if there are none."""
+    found = [seeds[name] for name in names if name in seeds]
+    if len(found) < 2:
+        return found[0] if found else None
+    return [torch.cat(each) for each in zip(*found, strict=True)]
+
+
+def _agree(joined: Sequence[Tensor], apart: Sequence[Tensor]) -> bool:
+    """Whether scores are the same but for rounding."""
+    for ours, expected in zip(joined, apart, strict=True):
         relative = {torch.float64: 1e-10, torch.float32: 1e-3}.get(ours.dtype, 1e-2)
-        scale = relative * float(apart.abs().max())
-        if ours.shape != apart.shape or not torch.allclose(ours, apart, relative, scale):
-            raise Changed("scores differ in a larger batch")
+        scale = relative * float(expected.abs().max())
+        if ours.shape != expected.shape or not torch.allclose(ours, expected, relative, scale):
+            return False
+    return True
 
 
-def _summed_at(
-    source: Callable[[Tensor, Leaves], list[Tensor]], leaves: Leaves, images: Tensor
-) -> Tensor:
-    return _summed(source(images, leaves))
+def _summed_of(source: Callable[[Tensor], list[Tensor]], images: Tensor) -> Tensor:
+    return summed(source(images))
 
 
-def _summed(scores: Sequence[Tensor]) -> Tensor:
+def summed(scores: Sequence[Tensor]) -> Tensor:
+    """The sum of all scores."""
     return sum((s.sum() for s in scores[1:]), scores[0].sum())
-
-
-def refill(recording: Recording, images: Tensor) -> None:
-    """Computes again what the passes have consumed."""
-    images = recording.tape.empty_images(len(images)).copy_(images)
-    with torch.no_grad(), _without_autocast(images):
-        recording.tape.refill(images)
-
-
-def _finished(
-    loss: Tensor,
-    total: _Sum,
-    learning: bool,
-    count: int,
-    held: Sequence[Tensor],
-    again: Callable[[Sequence[Tensor]], dict[int, Tensor]],
-    composed: Callable[[Sequence[Tensor], Leaves], Tensor],
-) -> Tensor:
-    if not learning:
-        return loss
-    leaves = list(total.leaves.values())
-    return attached(loss, total.gradients, leaves, count, held, again, composed)
 
 
 def _without_autocast(images: Tensor) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.penalty.entries import Node
+from fastgan.penalty.entries import Node, Samples
 from fastgan.penalty.rule import (
     AUTOGRAD,
     POINTWISE,
@@ -29,7 +29,7 @@ from fastgan.penalty.rule import (
 __all__ = ["LINEAR", "REGION"]
 
 aten = torch.ops.aten
-Transpose = Callable[[Node, Tensor, Sequence[int]], Tensor]
+Transpose = Callable[[Node, Tensor], Tensor]
 Map = Callable[[Node, Tensor], Any]
 Batched = Callable[[Node, int], bool]
 
@@ -38,7 +38,7 @@ class _Linear(Single):
     """A linear map of one tensor.
 
     Args:
-        transpose: (node, grad, shape of the input) -> J^T grad; None uses autograd.
+        transpose: (node, grad) -> J^T grad; None uses autograd.
         batched: (node, number of samples) -> whether it keeps samples apart.
         mapped: (node, tangent) -> J tangent; None is the op itself.
         by_rows: whether it can be applied to some rows only.
@@ -83,14 +83,13 @@ class _Linear(Single):
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
         value = node.slots[0]
         like = next(grad for grad in grads if grad is not None)
-        shape = node.shape_of(value, like)
         if self.transpose is not None:
-            return {0: self.transpose(node, like, shape)}
+            return {0: self.transpose(node, like)}
         input = torch.empty(
-            shape,
+            value.shape,
             dtype=value.dtype,
             device=like.device,
-            memory_format=layout_of(shape, value.dtype),
+            memory_format=layout_of(value.shape, value.dtype),
             requires_grad=True,
         )
         with torch.enable_grad():
@@ -172,10 +171,7 @@ class _View(_Linear):
 
 
 def _reshaped(node: Node, input: Tensor) -> Tensor:
-    shape, taken = list(_shape(node)), node.slots[0].shape
-    if node.rows is not None:
-        shape[0] = shape[0] * input.size(0) // taken[0]
-    return input.reshape(shape)
+    return input.reshape(_shape(node))
 
 
 def _cast(node: Node, input: Tensor) -> Tensor:
@@ -190,23 +186,28 @@ class _Cast(_Linear):
 
 
 def _expanded(node: Node, input: Tensor) -> Tensor:
-    rows = input.shape[:1] if _same_first(node, 0) else _shape(node)[:1]
-    return input.expand(*rows, *_shape(node)[1:])
+    return input.expand(_shape(node))
 
 
-def _unsummed(node: Node, grad: Tensor, shape: Sequence[int]) -> Tensor:
+def _unshaped(node: Node, grad: Tensor) -> Tensor:
+    return grad.reshape(node.slots[0].shape)
+
+
+def _unsummed(node: Node, grad: Tensor) -> Tensor:
     """Of a sum: the gradient repeated over what was summed."""
+    shape = node.slots[0].shape
     if shape and not (len(node.args) > 2 and node.args[2]):
         for dim in _dims(node, 1):
             grad = grad.unsqueeze(dim)
-    return grad.to(node.slots[0].dtype).expand(tuple(shape))
+    return grad.to(node.slots[0].dtype).expand(shape)
 
 
-def _unaveraged(node: Node, grad: Tensor, shape: Sequence[int]) -> Tensor:
-    return _unsummed(node, grad / (math.prod(shape) // max(grad.numel(), 1)), shape)
+def _unaveraged(node: Node, grad: Tensor) -> Tensor:
+    count = math.prod(node.slots[0].shape) // max(grad.numel(), 1)
+    return _unsummed(node, grad / count)
 
 
-def _permuted_back(node: Node, grad: Tensor, shape: Sequence[int]) -> Tensor:
+def _permuted_back(node: Node, grad: Tensor) -> Tensor:
     order = [dim % len(node.args[1]) for dim in node.args[1]]
     return grad.permute([order.index(dim) for dim in range(len(order))])
 
@@ -230,15 +231,18 @@ class _MaxPool(Single):
         return output, node.kept
 
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
-        shape = node.shape_of(node.slots[0], grad)
+        shape = node.slots[0].shape
         flat = grad.new_zeros(*shape[:2], math.prod(shape[2:]))
         # Windows overlap if the stride is smaller than the window, so gradients are summed.
-        flat.scatter_add_(2, node.windowed(node.kept).flatten(2), grad.flatten(2))
+        flat.scatter_add_(2, node.kept.flatten(2), grad.flatten(2))
         return flat.view(shape)
 
     def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
-        places = node.windowed(node.kept)
+        places: Tensor = node.kept
         return tangent.flatten(2).gather(2, places.flatten(2)).view(places.shape)
+
+    def narrow(self, node: Node, rows: Samples) -> None:
+        node.kept = rows.of(node.kept)
 
 
 class _Meeting(Single):
@@ -253,19 +257,9 @@ class _Meeting(Single):
     def slots_read(self, node: Node) -> Iterable[Any]:
         return ()
 
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        (total,) = super().jvp(node, tangents)
-        shape, (output,) = _shape(node), node.outputs
-        if total is not None and output is not None:
-            total = total.to(output.dtype)
-            if total.shape[1:] != shape[1:] or total.dim() != len(shape):
-                rows = total.shape[:1] if total.dim() == len(shape) else shape[:1]
-                total = total.expand(*rows, *shape[1:])
-        return [total]
-
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         value = node.slots[slot]
-        grad = sum_to(self.along(node, grad, slot), node.shape_of(value, grad))
+        grad = sum_to(self.along(node, grad, slot), value.shape)
         return grad.to(value.dtype)
 
 
@@ -340,8 +334,10 @@ class _Join(_Meeting):
         for item, piece in enumerate(node.args[0]):
             tangent = tangents.get((0, item))
             if tangent is None:
-                rows = piece.shape[:1] if self._dim(node) == 0 else given.shape[:1]
-                tangent = given.new_zeros(*rows, *piece.shape[1:])
+                shape = list(piece.shape)
+                if self._dim(node) != 0:
+                    shape[0] = given.shape[0]
+                tangent = given.new_zeros(shape)
             pieces.append(tangent)
         return [node.func(pieces, *node.args[1:])]
 
@@ -417,11 +413,11 @@ class _Region(Single):
 
 
 REGION = _Region()
-_view = _View(lambda node, grad, shape: grad.reshape(shape), _whole_samples, _reshaped)
-_same = _Linear(lambda node, grad, shape: grad)
+_view = _View(_unshaped, _whole_samples, _reshaped)
+_same = _Linear(lambda node, grad: grad)
 _split = _Linear(batched=_not_first(2))
 _fill = _Linear(
-    lambda node, grad, shape: sum_to(grad.masked_fill(node.arg(1), 0), shape),
+    lambda node, grad: sum_to(grad.masked_fill(node.arg(1), 0), node.slots[0].shape),
     lambda node, samples: aligned(node),
     lambda node, input: input.masked_fill(node.arg(1), 0),
     broadcasts=True,
@@ -434,29 +430,25 @@ LINEAR: dict[Any, Rule] = {
     aten._unsafe_view.default: _view,
     aten.alias.default: _same,
     aten.clone.default: _same,
-    aten._to_copy.default: _Cast(
-        lambda node, grad, shape: grad.to(node.slots[0].dtype), mapped=_cast
-    ),
+    aten._to_copy.default: _Cast(lambda node, grad: grad.to(node.slots[0].dtype), mapped=_cast),
     aten.expand.default: _Linear(
-        lambda node, grad, shape: sum_to(grad, shape).to(grad.dtype), _same_first, _expanded
+        lambda node, grad: sum_to(grad, node.slots[0].shape).to(grad.dtype), _same_first, _expanded
     ),
     aten.permute.default: _Linear(
         _permuted_back, lambda node, samples: node.args[1][0] % len(node.args[1]) == 0
     ),
     aten.transpose.int: _Linear(
-        lambda node, grad, shape: grad.transpose(node.args[1], node.args[2]),
+        lambda node, grad: grad.transpose(node.args[1], node.args[2]),
         lambda node, samples: 0 not in (dimension(node, 1), dimension(node, 2)),
     ),
-    aten.t.default: _Linear(lambda node, grad, shape: grad.t(), _never),
+    aten.t.default: _Linear(lambda node, grad: grad.t(), _never),
     aten.unsqueeze.default: _Linear(
-        lambda node, grad, shape: grad.squeeze(node.args[1]),
+        lambda node, grad: grad.squeeze(node.args[1]),
         lambda node, samples: node.args[1] % (len(node.slots[0].shape) + 1) != 0,
     ),
-    aten.squeeze.default: _Linear(
-        lambda node, grad, shape: grad.reshape(shape), _whole_samples, by_rows=False
-    ),
-    aten.squeeze.dim: _Linear(lambda node, grad, shape: grad.reshape(shape), _not_first(1)),
-    aten.squeeze.dims: _Linear(lambda node, grad, shape: grad.reshape(shape), _not_among(1)),
+    aten.squeeze.default: _Linear(_unshaped, _whole_samples, by_rows=False),
+    aten.squeeze.dim: _Linear(_unshaped, _not_first(1)),
+    aten.squeeze.dims: _Linear(_unshaped, _not_among(1)),
     aten.select.int: _Linear(batched=_not_first(1)),
     aten.slice.Tensor: _Linear(
         batched=lambda node, samples: dimension(node, 1) != 0 or _same_first(node, samples)
@@ -471,7 +463,7 @@ LINEAR: dict[Any, Rule] = {
     aten.sum.dim_IntList: _Linear(_unsummed, _not_among(1)),
     aten.mean.default: _Linear(_unaveraged, _never),
     aten.mean.dim: _Linear(_unaveraged, _not_among(1)),
-    aten.neg.default: _Linear(lambda node, grad, shape: -grad),
+    aten.neg.default: _Linear(lambda node, grad: -grad),
     aten.add.Tensor: _Sum(),
     aten.add.Scalar: _Sum(),
     aten.sub.Tensor: _Sum(1.0, -1.0),
@@ -484,13 +476,13 @@ LINEAR: dict[Any, Rule] = {
     aten.masked_fill.Scalar: _fill,
     aten.masked_fill.Tensor: _fill,
     aten.constant_pad_nd.default: _Linear(
-        lambda node, grad, shape: aten.constant_pad_nd(grad, [-n for n in node.args[1]]),
+        lambda node, grad: aten.constant_pad_nd(grad, [-n for n in node.args[1]]),
         lambda node, samples: len(node.args[1]) < 2 * len(node.slots[0].shape),
         lambda node, input: aten.constant_pad_nd(input, node.args[1]),
     ),
     aten.copy.default: _Copy(),
     aten.max_pool2d_with_indices.default: _MaxPool(),
-    aten.flip.default: _Linear(lambda node, grad, shape: grad.flip(node.args[1]), _not_among(1)),
+    aten.flip.default: _Linear(lambda node, grad: grad.flip(node.args[1]), _not_among(1)),
     aten.repeat.default: _Linear(batched=_same_first, by_rows=False),
     aten.roll.default: _Linear(batched=_not_among(2)),
     aten.cumsum.default: _Linear(batched=_not_first(1)),

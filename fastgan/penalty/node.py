@@ -9,7 +9,6 @@ derivatives of any order come out right, at double backward's price.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -21,67 +20,41 @@ from fastgan.penalty.entries import Value
 from fastgan.penalty.rule import with_random
 from fastgan.penalty.tape import Tape
 
-__all__ = ["Leaves", "Replay", "attached"]
+__all__ = ["Leaves", "attached", "replayed"]
 
 
 Leaves = dict[int, Tensor]
-Again = Callable[[Sequence[Tensor]], dict[int, Tensor]]
 Composed = Callable[[Sequence[Tensor], Leaves], Tensor]
 
 
-@dataclass
-class Replay:
-    """A recorded critic as a function of images, differentiable to any order.
+def replayed(tape: Tape, scores: Sequence[Value], images: Tensor, leaves: Leaves) -> list[Tensor]:
+    """A recorded critic's scores as a function of images, differentiable to any order.
 
-    Attributes:
+    Args:
         tape: the recording.
         scores: the values that it returned.
+        images: other images.
+        leaves: other tensors for the parameters, by identity.
     """
-
-    tape: Tape
-    scores: Sequence[Value]
-
-    def __call__(self, images: Tensor, leaves: Leaves) -> list[Tensor]:
-        """The scores at other images, with other tensors for the parameters."""
-        known: dict[Value, Tensor] = {self.tape.root: images}
-        for value in self.tape.parameters:
-            assert value.leaf is not None
-            leaf, data = leaves.get(id(value.leaf), value.leaf), value.tensor
-            if value.leaf.grad_fn is not None and data is not None and not _alias(data, value.leaf):
-                leaf = leaf + (data - leaf).detach()  # as it was before the critic wrote to it
-            known[value] = leaf
-
-        for node in self.tape.nodes:
-            args = node.resolved(known)
-            result = with_random(node, partial(node.rule.replay, node, args))
-            results = result if isinstance(result, (tuple, list)) else [result]
-            for output, tensor in zip(node.outputs, results, strict=False):
-                if output is not None:
-                    known[output] = tensor
-        return [known[value] for value in self.scores if value in known]
+    known: dict[Value, Tensor] = {tape.root: images}
+    for value in tape.parameters:
+        assert value.leaf is not None
+        leaf, data = leaves.get(id(value.leaf), value.leaf), value.tensor
+        if value.leaf.grad_fn is not None and data is not None and not _alias(data, value.leaf):
+            leaf = leaf + (data - leaf).detach()  # as it was before the critic wrote to it
+        known[value] = leaf
+    for node in tape.nodes:
+        args = node.resolved(known)
+        result = with_random(node, partial(node.rule.replay, node, args))
+        results = result if isinstance(result, (tuple, list)) else [result]
+        for output, tensor in zip(node.outputs, results, strict=False):
+            if output is not None:
+                known[output] = tensor
+    return [known[value] for value in scores if value in known]
 
 
 def _alias(left: Tensor, right: Tensor) -> bool:
     return left.data_ptr() == right.data_ptr()
-
-
-@dataclass
-class _Recipe:
-    """What the node keeps.
-
-    Attributes:
-        loss: the value.
-        gradients: ``count`` times each parameter's gradient, by ``id``; None once returned.
-        count: N.
-        again: (held tensors) -> the gradients anew.
-        composed: (held tensors, parameters by identity) -> the loss, in differentiable functions.
-    """
-
-    loss: Tensor
-    gradients: dict[int, Tensor] | None
-    count: int
-    again: Again
-    composed: Composed
 
 
 def attached(
@@ -90,7 +63,6 @@ def attached(
     leaves: Sequence[Tensor],
     count: int,
     held: Sequence[Tensor],
-    again: Again,
     composed: Composed,
 ) -> Tensor:
     """``loss`` with a graph that leads to the parameters.
@@ -100,62 +72,68 @@ def attached(
         gradients: ``count`` times the gradient of each leaf that has one, by ``id``.
         leaves: the parameters, as tensors that may have a graph of their own.
         count: N.
-        held: the tensors that ``again`` and ``composed`` take.
-        again: computes the gradients anew from these.
-        composed: the loss in differentiable functions of these and of the parameters.
+        held: the tensors that ``composed`` takes.
+        composed: (held tensors, parameters by identity) -> the loss, in differentiable functions.
     """
     if not leaves:
         return loss
-    recipe = _Recipe(loss, gradients, count, again, composed)
-    result: Tensor = _Loss.apply(recipe, len(leaves), *leaves, *held)  # type: ignore[no-untyped-call]
+    reached = [id(leaf) in gradients for leaf in leaves]
+    mine = [
+        gradients.pop(id(leaf))
+        for leaf, is_reached in zip(leaves, reached, strict=True)
+        if is_reached
+    ]
+    result: Tensor = _Loss.apply(loss, mine, count, composed, reached, *leaves, *held)  # type: ignore[no-untyped-call]
     return result
 
 
 class _Loss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, recipe: _Recipe, count: int, *tensors: Tensor) -> Tensor:
+    def forward(
+        ctx: Any,
+        loss: Tensor,
+        gradients: list[Tensor],
+        count: int,
+        composed: Composed,
+        reached: list[bool],
+        *tensors: Tensor,
+    ) -> Tensor:
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*tensors)
-        ctx.recipe = recipe
-        ctx.count = count
-        assert recipe.gradients is not None
-        ctx.reached = [id(leaf) in recipe.gradients for leaf in tensors[:count]]
-        ctx.order = [id(leaf) for leaf in tensors[:count]]
-        ctx.held = len(tensors) - count
-        return recipe.loss
+        # Autograd keeps them for a second backward only if it's told to retain the graph.
+        ctx.save_for_backward(*tensors, *gradients)
+        ctx.order = [id(leaf) for leaf in tensors[: len(reached)]]
+        ctx.count, ctx.composed, ctx.reached = count, composed, reached
+        ctx.tensors = len(tensors)
+        return loss.view_as(loss)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
         (grad_output,) = grad_outputs
-        recipe: _Recipe = ctx.recipe
-        leaves, held = ctx.saved_tensors[: ctx.count], ctx.saved_tensors[ctx.count :]
-        rest = [None] * ctx.held
+        size = len(ctx.reached)
+        every: list[Tensor | None] = [None] * ctx.tensors
         if grad_output is None:
-            return (None, None, *[None] * ctx.count, *rest)
-        if not torch.is_grad_enabled():
-            # Scaled in place and returned, since a copy would raise peak memory. A second backward
-            # (retain_graph) computes them again.
-            gradients, recipe.gradients = recipe.gradients, None
-            if gradients is None:
-                gradients = recipe.again(held)
-            factor = grad_output / recipe.count
-            found = [
-                widened(gradients[key]).mul_(factor).to(leaf.dtype) if key in gradients else None
-                for key, leaf in zip(ctx.order, leaves, strict=True)
-            ]
-            return (None, None, *found, *rest)
+            return (*[None] * 5, *every)
+        saved = ctx.saved_tensors
+        leaves, held, gradients = saved[:size], saved[size : ctx.tensors], saved[ctx.tensors :]
         asked = [i for i, reached in enumerate(ctx.reached) if reached]
-        with torch.enable_grad(), torch.autocast(grad_output.device.type, enabled=False):
-            # One may have a graph that leads to another: each is asked for its own uses only.
-            leaves = [leaf.clone() for leaf in leaves]
-            results = torch.autograd.grad(
-                recipe.composed(held, dict(zip(ctx.order, leaves, strict=True))),
-                [leaves[i] for i in asked],
-                grad_output,
-                create_graph=True,
-                materialize_grads=True,
-            )
-        every: list[Tensor | None] = [None] * ctx.count
+        results: Sequence[Tensor]
+        if not torch.is_grad_enabled():
+            factor = grad_output / ctx.count
+            results = [
+                (widened(gradient) * factor).to(leaves[i].dtype)
+                for i, gradient in zip(asked, gradients, strict=True)
+            ]
+        else:
+            with torch.enable_grad(), torch.autocast(grad_output.device.type, enabled=False):
+                # One may have a graph that leads to another: each is asked for its own uses only.
+                clones = [leaf.clone() for leaf in leaves]
+                results = torch.autograd.grad(
+                    ctx.composed(held, dict(zip(ctx.order, clones, strict=True))),
+                    [clones[i] for i in asked],
+                    grad_output,
+                    create_graph=True,
+                    materialize_grads=True,
+                )
         for i, gradient in zip(asked, results, strict=True):
             every[i] = gradient
-        return (None, None, *every, *rest)
+        return (*[None] * 5, *every)

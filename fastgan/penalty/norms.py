@@ -32,7 +32,7 @@ from torch import Tensor
 import fastgan.ops.penalty_norm  # noqa: F401 - defines the ops that are called here
 from fastgan.losses import widened
 from fastgan.ops.paths import op_path
-from fastgan.penalty.entries import Node
+from fastgan.penalty.entries import Node, Samples
 from fastgan.penalty.rule import AUTOGRAD, Found, Grads, Rule, sum_to, wide
 
 __all__ = ["BatchNorm", "GroupNorm", "LayerNorm"]
@@ -57,7 +57,6 @@ class _Norm(Rule):
         weight: the argument that is w; the next one is b.
     """
 
-    by_rows = False
     weight = 1
 
     @abstractmethod
@@ -77,8 +76,7 @@ class _Norm(Rule):
         """The inverse of :meth:`vector`."""
 
     def for_node(self, node: Node) -> Rule:
-        others = [v for slot, v in node.slots.items() if slot != 0]
-        return self if 0 in node.slots and not any(v.by_images for v in others) else AUTOGRAD
+        return self if _normalises_first(node) else AUTOGRAD
 
     def slots_read(self, node: Node) -> Iterable[Any]:
         return (self.weight,)
@@ -129,23 +127,24 @@ class _Norm(Rule):
         return output, invstd.new_empty(0), invstd.new_empty(0)
 
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
-        # Not torch's own: its layer and instance norm have wrong third derivatives (2.13).
         input, eps = args[0], args[-1]
         maps = widened(self.maps(node, self.dense(node, input)))
         groups = self.groups(node)
         grouped = maps.reshape(maps.size(0), groups, maps.size(1) // groups, -1)
-        centred = grouped - grouped.mean((2, 3), keepdim=True)
-        result = centred * (centred.square().mean((2, 3), keepdim=True) + eps).rsqrt()
-        weight, bias = args[self.weight : self.weight + 2]
-        if weight is not None:
-            result = result * self.vector(node, weight).view(groups, -1, 1)
-        if bias is not None:
-            result = result + self.vector(node, bias).view(groups, -1, 1)
+        affine = [
+            None if each is None else self.vector(node, each)
+            for each in args[self.weight : self.weight + 2]
+        ]
+        result = _affine(normalised(grouped, (2, 3), eps), (groups, -1, 1), *affine)
         return (self.unmapped(node, result.reshape(maps.shape), input).to(input.dtype), None, None)
 
     def unmapped(self, node: Node, maps: Tensor, like: Tensor) -> Tensor:
         """The inverse of :meth:`maps`."""
         return maps.reshape(like.shape)
+
+    def narrow(self, node: Node, rows: Samples) -> None:
+        kept = node.kept
+        node.kept = Normalised(rows.of(kept.xhat), rows.of(kept.invstd))
 
     def _vector(self, node: Node, parameter: Tensor | None, like: Tensor) -> Tensor | None:
         if parameter is None:
@@ -285,164 +284,126 @@ class LayerNorm(_Norm):
 class BatchNorm(Rule):
     """native_batch_norm(x, w, b, running mean, running variance, training, momentum, eps).
 
-    In training the groups are channels over the whole batch, which couples its samples; with fixed
-    statistics the op is linear.
+    In training the groups are channels over the whole batch, which couples its samples. A weight is
+    the same throughout a group, so T(w d) = w T(d): ATen's backward pass is the jvp as well. With
+    fixed statistics the op is linear.
     """
 
     name = "batch_norm"
-
-    def for_node(self, node: Node) -> Rule:
-        others = [v for slot, v in node.slots.items() if slot != 0]
-        fits = 0 in node.slots and not any(v.by_images for v in others)
-        if not fits or len(node.slots[0].shape) < 2:
-            return AUTOGRAD
-        return FIXED if not node.args[5] else TRAINING
-
-    def slots_read(self, node: Node) -> Iterable[Any]:
-        return (1,)
-
-    @staticmethod
-    def spread(vector: Tensor | None, like: Tensor) -> Tensor:
-        """A per-channel vector, reshaped to broadcast over maps."""
-        if vector is None:
-            return torch.ones((), dtype=wide(like), device=like.device)
-        return vector.to(wide(like)).view(-1, *[1] * (like.dim() - 2))
-
-    @staticmethod
-    def per_channel(product: Tensor) -> Tensor:
-        """Sums over all but the channels."""
-        return sum_to(product, (1, product.size(1), *[1] * (product.dim() - 2))).view(-1)
-
-
-class _Training(BatchNorm):
     by_rows = False
 
-    def curved(self, node: Node) -> bool:
-        return True
-
-    def moves(self, node: Node, args: Sequence[Any]) -> Iterable[Tensor]:
-        return [tensor for tensor in args[3:5] if tensor is not None]
-
-    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        output, mean, invstd = func(*args, **kwargs)
-        input = args[0]
-        xhat = (input.to(wide(input)) - self.spread(mean, input)) * self.spread(invstd, input)
-        node.kept = Normalised(xhat, invstd)
-        # The running statistics aren't needed again and have changed.
-        node.args[3] = node.args[4] = None
-        return output, mean, invstd
-
-    def replay(self, node: Node, args: Sequence[Any]) -> Any:
-        # Not torch's own, whose third derivative is wrong (2.13).
-        input, weight, bias, eps = args[0], args[1], args[2], args[7]
-        dims = [d for d in range(input.dim()) if d != 1]
-        maps = widened(input)
-        centred = maps - maps.mean(dims, keepdim=True)
-        result = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
-        if weight is not None:
-            result = result * self.spread(weight, input)
-        if bias is not None:
-            result = result + self.spread(bias, input)
-        return result.to(input.dtype), None, None
-
-    def _mean(self, maps: Tensor) -> Tensor:
-        return maps.mean([d for d in range(maps.dim()) if d != 1], keepdim=True)
-
-    def _project(self, node: Node, p: Tensor) -> Tensor:
-        xhat = node.kept.xhat
-        centred = p - self._mean(p)
-        return centred.sub_(xhat * self._mean(xhat * p)).mul_(self.spread(node.kept.invstd, p))
-
-    def _scaled(self, node: Node, grad: Tensor) -> Tensor:
-        return grad.to(wide(grad)) * self.spread(node.arg(1), grad)
-
-    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
-        grad, found = grads[0], Found()
-        assert grad is not None
-        for slot in wanted:
-            if slot == 0:
-                found[0] = self._project(node, self._scaled(node, grad)).to(grad.dtype)
-            elif slot == 1:
-                found[1] = self.per_channel(node.kept.xhat * grad)
-            else:
-                found[slot] = self.per_channel(grad)
-        return found
-
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        tangent = tangents.get(0)
-        if tangent is None:
-            return [None, None, None]
-        scale = self.spread(node.arg(1), tangent)
-        output = self._project(node, tangent.to(wide(tangent))).mul_(scale)
-        return [output.to(tangent.dtype), None, None]
-
-    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
-        grad, tangent, slots = grads[0], tangents.get(0), set(wanted)
-        if grad is None or tangent is None:
-            return {}
-        xhat, mean, found = node.kept.xhat, self._mean, Found()
-        u = tangent.to(wide(tangent))
-        if 1 in slots:
-            found[1] = self.per_channel(self._project(node, u) * grad)
-        if 0 in slots:
-            p = self._scaled(node, grad)
-            p, u = p - mean(p), u - mean(u)
-            a, b, c = mean(p * u), mean(xhat * p), mean(xhat * u)
-            result = p.mul_(c).add_(u.mul_(b)).add_(xhat * (a - 3 * b * c))
-            scale = self.spread(node.kept.invstd, p).square().neg()
-            found[0] = result.mul_(scale).to(grad.dtype)
-        return found
-
-
-class _Fixed(BatchNorm):
-    bends = False
-
-    def batched(self, node: Node, samples: int) -> bool:
-        return True
+    def for_node(self, node: Node) -> Rule:
+        return self if _normalises_first(node) and len(node.slots[0].shape) > 1 else AUTOGRAD
 
     def slots_read(self, node: Node) -> Iterable[Any]:
-        return (0, 1) if 1 in node.slots else ()
+        return (0, 1)
+
+    def batched(self, node: Node, samples: int) -> bool:
+        return not node.args[5]
+
+    def curved(self, node: Node) -> bool:
+        return bool(node.args[5])
+
+    def moves(self, node: Node, args: Sequence[Any]) -> Iterable[Tensor]:
+        return [tensor for tensor in args[3:5] if tensor is not None and args[5]]
+
+    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        results = func(*args, **kwargs)
+        node.kept = results[1:]
+        if args[5]:  # they have changed, and aren't needed again
+            node.args[3] = node.args[4] = None
+        return results
 
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
-        return (
-            torch.nn.functional.batch_norm(
-                args[0], args[3], args[4], args[1], args[2], False, args[6], args[7]
-            ),
-            None,
-            None,
+        input, weight, bias, mean, variance, training, momentum, eps = args
+        if training:
+            dims = (0, *range(2, input.dim()))
+            result = normalised(widened(input), dims, eps)
+            result = _affine(result, (-1, *[1] * (input.dim() - 2)), weight, bias)
+            return result.to(input.dtype), None, None
+        given = (input, mean, variance, weight, bias, training, momentum, eps)
+        return torch.nn.functional.batch_norm(*given), None, None
+
+    def _backward(
+        self, node: Node, grad: Tensor, weight: Tensor | None, wanted: Iterable[Any] = (0,)
+    ) -> Found:
+        mask = [slot in wanted for slot in range(3)]
+        found = aten.native_batch_norm_backward.default(
+            grad,
+            node.arg(0),
+            weight,
+            node.arg(3),
+            node.arg(4),
+            *node.kept,
+            node.args[5],
+            node.args[7],
+            mask,
         )
-
-    def _invstd(self, node: Node, like: Tensor) -> Tensor:
-        variance: Tensor = self.spread(node.arg(4), like)
-        return (variance + float(node.args[7])).rsqrt()
-
-    def _times(self, node: Node, grad: Tensor) -> Tensor:
-        scale = self._invstd(node, grad) * self.spread(node.arg(1), grad)
-        return grad.mul_(scale) if node.overwrite else (grad * scale).to(grad.dtype)
+        return {slot: found[slot] for slot in wanted}
 
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
-        grad, found = grads[0], Found()
+        (grad, *_), weight = grads, node.arg(1)
         assert grad is not None
-        # Weight and bias first: the product may be written over the signal.
-        for slot in sorted(wanted, reverse=True):
-            if slot == 2:
-                found[2] = self.per_channel(grad)
-            elif slot == 1:
-                centred = node.arg(0) - self.spread(node.arg(3), grad)
-                found[1] = self.per_channel(centred * self._invstd(node, grad) * grad)
-            else:
-                found[0] = self._times(node, grad)
-        return found
+        return self._backward(node, grad, weight, tuple(wanted))
 
     def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
         tangent = tangents.get(0)
-        return [None if tangent is None else self._times(node, tangent), None, None]
+        found = None if tangent is None else self._backward(node, tangent, node.arg(1))[0]
+        return [found, None, None]
 
     def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
-        grad, tangent = grads[0], tangents.get(0)
-        if grad is None or tangent is None or 1 not in wanted:
-            return {}
-        return {1: self.per_channel(tangent * self._invstd(node, grad) * grad)}
+        grad, tangent, found = grads[0], tangents.get(0), Found()
+        if grad is None or tangent is None:
+            return found
+        if 1 in wanted:
+            along = self._backward(node, tangent, None)[0]
+            assert along is not None
+            product = along.to(wide(along)) * grad
+            channels = (1, product.size(1), *[1] * (product.dim() - 2))
+            found[1] = sum_to(product, channels).view(-1)
+        if 0 in wanted and node.args[5]:
+            found[0] = self._curvature(node, grad, tangent)
+        return found
+
+    def _curvature(self, node: Node, grad: Tensor, tangent: Tensor) -> Tensor:
+        dims = (0, *range(2, grad.dim()))
+        dtype = wide(grad)
+
+        def mean(maps: Tensor) -> Tensor:
+            return maps.mean(dims, keepdim=True)
+
+        def spread(vector: Tensor) -> Tensor:
+            return vector.to(dtype).view(-1, *[1] * (grad.dim() - 2))
+
+        batch_mean, invstd = map(spread, node.kept)
+        xhat = (node.arg(0).to(dtype) - batch_mean).mul_(invstd)
+        weight = node.arg(1)
+        p, u = grad.to(dtype), tangent.to(dtype)
+        p, u = p - mean(p), u - mean(u)
+        if weight is not None:
+            p = p.mul_(spread(weight))
+        a, b, c = mean(p * u), mean(xhat * p), mean(xhat * u)
+        result = p.mul_(c).add_(u.mul_(b)).add_(xhat.mul_(a - 3 * b * c))
+        return result.mul_(invstd.square_().neg_()).to(grad.dtype)
 
 
-FIXED, TRAINING = _Fixed(), _Training()
+def normalised(maps: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
+    """xhat, over the given dimensions together.
+
+    Not by torch's own norms, whose third derivatives are wrong (2.13).
+    """
+    centred = maps - maps.mean(dims, keepdim=True)
+    return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
+
+
+def _affine(
+    xhat: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    if weight is not None:
+        xhat = xhat * weight.view(shape)
+    return xhat if bias is None else xhat + bias.view(shape)
+
+
+def _normalises_first(node: Node) -> bool:
+    """Whether x, but neither weight nor bias, depends on the images."""
+    return node.inner == [0]

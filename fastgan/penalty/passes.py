@@ -20,8 +20,9 @@ score, its own signal is c_n d_n, and both gradients of a layer take one product
 
     dL/dW + dP/dW = weight gradient of (input c_n a + u, signal d)
 
-**Joined batches.** Rows without a penalty start with c_n in place of 1. Their inputs a and the
-other rows' tangents u are the input rows of one weight gradient.
+**Joined batches.** Rows without a penalty start with c_n in place of 1. Once their signals are
+known, the tape is narrowed to the penalised rows; the others' inputs a join their tangents u in one
+weight gradient.
 
 All gradients are computed N times too large, N the number of samples: numbers then start at the
 order of 1, and half precision doesn't underflow for large batches.
@@ -29,10 +30,8 @@ order of 1, and half precision doesn't underflow for large batches.
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -40,34 +39,15 @@ from torch import Tensor
 from fastgan.losses import widened
 from fastgan.penalty.entries import Node, Samples, Value
 from fastgan.penalty.formula import Formula
+from fastgan.penalty.rule import Found
 from fastgan.penalty.tape import Tape
 
-__all__ = ["Join", "Passes", "second_signals"]
+__all__ = ["Passes"]
 
 Store = dict[Value, tuple[Tensor, bool]]
 """Value -> (signal or tangent, whether it may be overwritten)."""
-Second = dict[Node, tuple[dict[Any, "Tensor | None"], list["Tensor | None"]]]
+Second = dict[Node, tuple[Found, list["Tensor | None"]]]
 """Curved op -> (its inputs' tangents, its results' signals)."""
-
-
-@dataclass(frozen=True)
-class Join:
-    """A batch of which only some rows are penalised.
-
-    Attributes:
-        others: the samples that aren't.
-        points: those that are.
-    """
-
-    others: Samples
-    points: Samples
-
-
-def second_signals(tape: Tape) -> set[Node]:
-    """The ops that start a second signal, which reaches parameters."""
-    return {
-        node for node in tape.nodes if len(node.outer) > len(node.own) and node.rule.curved(node)
-    }
 
 
 class Passes:
@@ -78,23 +58,23 @@ class Passes:
         scores: the values that the critic returned.
         gradients: N times each parameter's gradient, by ``id``; results are added to these, in the
             dtype they were computed in.
-        join: where only some rows are penalised.
     """
 
-    def __init__(
-        self,
-        tape: Tape,
-        scores: Sequence[Value],
-        gradients: dict[int, Tensor],
-        join: Join | None = None,
-    ) -> None:
+    def __init__(self, tape: Tape, scores: Sequence[Value], gradients: dict[int, Tensor]) -> None:
         self.tape = tape
         self.gradients = gradients
         self.scores = scores
-        self.join = join
+        self.rows: Samples | None = None
+        self.signals: dict[Node, list[Tensor | None]] = {}
         self.extra: Store = {}
         self.done: set[Node] = set()
-        self.curved = second_signals(tape)
+        self.again: set[Node] = set()
+        # The ops that start a second signal, which reaches parameters.
+        self.curved = {
+            node
+            for node in tape.nodes
+            if len(node.outer) > len(node.own) and node.rule.curved(node)
+        }
 
     # Back from the scores, as plain backpropagation ---------------------------------------------
 
@@ -124,7 +104,7 @@ class Passes:
                 if waiting is not None:
                     tangents, signals = waiting
                     found = node.rule.gradients(node, tangents, signals, node.outer)
-                    self._give(node, found, signals, False)
+                    self._give(node, found, signals)
             self._release(node)
 
     def _release(self, node: Node) -> None:
@@ -137,84 +117,123 @@ class Passes:
     def penalty(
         self,
         formulas: Sequence[tuple[Samples | None, Formula]],
+        *,
         seeds: Sequence[Tensor] | None = None,
         factors: Tensor | None = None,
-        *,
+        others: Sequence[Tensor] | None = None,
         learning: bool = True,
     ) -> list[Tensor]:
         """P of each formula, and, if ``learning``, the gradient of their sum.
 
         Args:
-            formulas: of the penalties, and the samples that each is of, None for all; of a joined
-                batch, one.
-            seeds: the gradients of another loss in the scores, N times as large: its gradient is
-                added. In a joined batch, those of the other rows.
+            formulas: of the penalties, and the samples that each is of; None for all.
+            seeds: N times the gradients of another loss in the scores of all samples, for each
+                score: its gradient is added.
             factors: the same for samples that have one score each and see no other: a number for
-                each row that is penalised, in place of ``seeds``.
+                each sample, in place of ``seeds``.
+            others: for each score, those gradients at samples without a penalty, where there is one
+                formula for the rest.
             learning: whether gradients are asked for.
         """
         starts = [torch.ones(v.shape, dtype=v.dtype, device=self.tape.device) for v in self.scores]
-        if self.join is not None and seeds is not None:
-            for start, seed in zip(starts, seeds, strict=True):
-                self.join.others.of(start).copy_(self.join.others.of(seed))
+        if others is not None:
+            ((self.rows, _),) = formulas
+            assert self.rows is not None
+            for start, other in zip(starts, others, strict=True):
+                start.copy_(other)
+                self.rows.of(start).fill_(1)
         gradient = self._signals(starts, learning)
         tangent = self.tape.empty_images(len(gradient))
-        if self.join is not None:
-            ((_, formula),) = formulas
-            values = [formula.value_and_tangent(gradient, tangent)]
-        else:
-            values = [
-                f.value_and_tangent(gradient, tangent)
-                if rows is None
-                else f.value_and_tangent(rows.of(gradient), rows.of(tangent))
-                for rows, f in formulas
-            ]
+        values = [
+            f.value_and_tangent(gradient, tangent)
+            if rows is None or rows == self.rows
+            else f.value_and_tangent(rows.of(gradient), rows.of(tangent))
+            for rows, f in formulas
+        ]
         del gradient
         if not learning:
             return values
-        second = self._tangents(
-            tangent, factors, everywhere=seeds is not None and self.join is None
-        )
-        if seeds is not None and self.join is None:
-            self._seed(seeds)
-        self._back(second)
+        inputs = self._whole_inputs()
+        narrowed = contextlib.nullcontext() if self.rows is None else self.tape.narrowed(self.rows)
+        with narrowed:
+            second = self._tangents(tangent, factors, inputs, everywhere=seeds is not None)
+            if seeds is not None:
+                self._seed(seeds)
+            self._back(second)
         if seeds is None and factors is None:
             self._zeros()
         return values
 
     def _signals(self, starts: Sequence[Tensor], learning: bool) -> Tensor:
         """Returns g; sets :attr:`signals` to the signals that gradients need."""
-        self.signals: dict[Node, list[Tensor | None]] = {}
-        root = self.tape.root
+        root, rows = self.tape.root, self.rows
         store: Store = {}
-        join, curved = self.join, self.curved
+
+        def add(value: Value, signal: Tensor, owned: bool) -> None:
+            if value is root and rows is not None and len(signal) != len(rows):
+                signal = rows.of(signal)
+            _add(store, value, signal, owned)
+
         for value, start in zip(self.scores, starts, strict=True):
             if value.by_images:
-                if value is root and join is not None:
-                    start = join.points.of(start)
-                _add(store, value, start, True)
+                add(value, start, True)
         for node in reversed(self.tape.nodes):
             if not node.by_images:
                 continue
             grads, owned = _take(store, node)
             if grads is None:
                 continue
-            kept = learning and (bool(node.own) or node in curved)
+            kept = learning and (bool(node.own) or node in self.curved)
             self.signals[node] = grads if kept else []
-            if join is not None and all(node.slots[slot] is root for slot in node.inner):
-                # The other images' gradient isn't needed.
-                node.rows = join.points
-                grads = [_of_rows(grad, join.points) for grad in grads]
+            if rows is not None and learning and node.own:
+                self._of_others(node, grads, rows)
             node.overwrite = owned and not kept and len(node.inner) == 1
-            found = node.rule.vjp(node, grads, node.inner)
-            node.rows = None
-            _spread(store, node, found, grads, owned and not kept)
+            if rows is not None and all(node.slots[slot] is root for slot in node.inner):
+                # The gradient in the other images isn't needed.
+                grads = [None if grad is None else rows.of(grad) for grad in grads]
+                with self.tape.narrowed(rows, node):
+                    found = node.rule.vjp(node, grads, node.inner)
+            else:
+                found = node.rule.vjp(node, grads, node.inner)
+            _spread(add, node, found, grads, owned and not kept)
         if root not in store:
-            rows = root.shape[0] if self.join is None else len(self.join.points)
-            return self.tape.empty_images(rows).zero_()
+            return self.tape.empty_images(root.shape[0] if rows is None else len(rows)).zero_()
         return store[root][0]
 
-    def _tangents(self, tangent: Tensor, factors: Tensor | None, *, everywhere: bool) -> Second:
+    def _of_others(self, node: Node, grads: Sequence[Tensor | None], rows: Samples) -> None:
+        """The gradients of an op's own parameters, from rows that aren't penalised."""
+        wanted = node.own
+        if self._merges(node):  # all but the bias will join the tangents
+            wanted = [slot for slot in wanted if slot == node.rule.bias]
+        if wanted:
+            grads = [None if grad is None else rows.zeroed(grad) for grad in grads]
+            self._give(node, node.rule.vjp(node, grads, wanted), grads)
+
+    def _merges(self, node: Node) -> bool:
+        """Whether one product takes the gradients of both the loss and the penalty."""
+        rule = node.rule
+        if not rule.merges or node.own == [rule.bias] or node in self.curved:
+            return False
+        # A factor may have a row for each sample.
+        return self.rows is None or not rule.broadcasts
+
+    def _whole_inputs(self) -> dict[Node, Tensor]:
+        """The inputs of all rows, where the others' join the tangents; before narrowing."""
+        inputs: dict[Node, Tensor] = {}
+        if self.rows is not None:
+            for node, signals in self.signals.items():
+                if signals and node.own and self._merges(node):
+                    inputs[node] = node.arg(node.rule.left)
+        return inputs
+
+    def _tangents(
+        self,
+        tangent: Tensor,
+        factors: Tensor | None,
+        inputs: dict[Node, Tensor],
+        *,
+        everywhere: bool,
+    ) -> Second:
         """Gradients of parameters; returns what goes on from where the tape is curved."""
         nodes = [node for node in self.tape.nodes if node.by_images]
         last = -1
@@ -224,15 +243,14 @@ class Passes:
                 last = index
             for slot in node.inner:
                 uses[node.slots[slot]] = index
-        again = set(nodes) if everywhere else self._gone_over_again()
+        self.again = set(nodes) if everywhere else self._gone_over_again()
         store: Store = {self.tape.root: (tangent, True)}
         del tangent
         second: Second = {}
-        rows = None if self.join is None else self.join.points
         for index, node in enumerate(nodes):
             if index <= last and node in self.signals:
                 signals = self.signals.pop(node)
-                tangents: dict[Any, Tensor | None] = {}
+                tangents: Found = {}
                 given = None
                 dying = True
                 for slot in node.inner:
@@ -242,9 +260,9 @@ class Passes:
                     dying = dying and uses[value] == index
                 if signals:
                     if node in self.curved:
-                        second[node] = (tangents, signals)
+                        second[node] = (tangents, self._narrowed(signals))
                     if node.own:
-                        self._of_parameters(node, tangents, signals, factors)
+                        self._of_parameters(node, tangents, signals, factors, inputs)
                 del signals
                 for slot in node.inner:
                     if uses[node.slots[slot]] == index:
@@ -259,89 +277,63 @@ class Passes:
                     )
                     del given
                     node.overwrite = owned
-                    node.rows = rows
                     results = node.rule.jvp(node, tangents)
-                    node.rows = None
                     for output, result in zip(node.outputs, results, strict=False):
                         if output is not None and result is not None:
                             result = result.to(output.dtype)
                             mine = owned or not _shares_memory(result, tangents.values())
                             store[output] = (result, mine and 0 not in result.stride())
-            if node not in again:
+            if node not in self.again:
                 self._release(node)
         return second
+
+    def _narrowed(self, signals: list[Tensor | None]) -> list[Tensor | None]:
+        rows = self.rows
+        return signals if rows is None else [None if s is None else rows.of(s) for s in signals]
 
     def _of_parameters(
         self,
         node: Node,
-        tangents: dict[Any, Tensor | None],
+        tangents: Found,
         signals: list[Tensor | None],
         factors: Tensor | None,
+        inputs: dict[Node, Tensor],
     ) -> None:
         """The gradients of an op's own parameters, but for those that wait for a second signal."""
         wanted, rule = node.own, node.rule
-        if self.join is not None:
-            self._of_joined(node, tangents, signals, factors)
-            return
-        merged = rule.merges and wanted != [rule.bias] and node not in self.curved
-        if factors is not None and merged:
-            left = rule.left
-            input = node.arg(left)
-            mixed = _rows(factors, input).to(input.dtype) * input
-            tangent = tangents.get(left)
-            tangents = {left: mixed if tangent is None else mixed.add_(tangent)}
-        if node not in self.curved:
-            found = rule.gradients(node, tangents, signals, wanted)
-            self._give(node, found, signals, False)
-        if factors is not None:
-            slots = [slot for slot in wanted if slot == rule.bias] if merged else wanted
-            if slots:
-                scaled = [None if s is None else s * _rows(factors, s).to(s.dtype) for s in signals]
-                self._give(node, rule.vjp(node, scaled, slots), scaled, False)
-
-    def _of_joined(
-        self,
-        node: Node,
-        tangents: dict[Any, Tensor | None],
-        signals: list[Tensor | None],
-        factors: Tensor | None,
-    ) -> None:
-        """The same in a joined batch, where nothing waits for a second signal."""
-        join, rule, wanted = self.join, node.rule, node.own
-        assert join is not None
-        points, others = (
-            [_of_rows(s, rows) for s in signals] for rows in (join.points, join.others)
-        )
-        if rule.merges and wanted != [rule.bias]:
-            # The points' rows are overwritten with tangents; only their masks were needed.
-            value = node.slots[rule.left]
-            mine = value.readers == 1 and _exclusive(value)
-            input = value.tensor
-            assert input is not None
-            input = input if mine else input.clone()
-            rows, tangent = join.points.of(input), tangents.get(rule.left)
-            if factors is None:
-                rows.zero_() if tangent is None else rows.copy_(tangent)
-            else:
-                rows.mul_(_rows(factors, rows))
-                if tangent is not None:
-                    rows.add_(tangent)
-            found = rule.gradients(node, {rule.left: input}, signals, wanted)
+        merged = self._merges(node) and (factors is not None or self.rows is not None)
+        mine = self._narrowed(signals)
+        if merged:
+            mixed = self._mixed(node, tangents.get(rule.left), factors, inputs)
+            found = rule.gradients(node, {rule.left: mixed}, signals, wanted)
+            self._give(node, found, signals)
             wanted = [slot for slot in wanted if slot == rule.bias]
-        else:
-            node.rows = join.points
-            found = _padded(node, rule.gradients(node, tangents, points, wanted))
-        self._give(node, found, signals, False)
-        if wanted:
-            node.rows = join.others
-            found = _padded(node, rule.vjp(node, others, wanted))
-            self._give(node, found, others, False)
+        elif node not in self.curved:
+            self._give(node, rule.gradients(node, tangents, mine, wanted), mine)
         if wanted and factors is not None:
-            node.rows = join.points
-            scaled = [None if s is None else s * _rows(factors, s).to(s.dtype) for s in points]
-            found = _padded(node, rule.vjp(node, scaled, wanted))
-            self._give(node, found, scaled, False)
-        node.rows = None
+            scaled = [None if s is None else s * _rows(factors, s).to(s.dtype) for s in mine]
+            self._give(node, rule.vjp(node, scaled, wanted), scaled)
+
+    def _mixed(
+        self, node: Node, tangent: Tensor | None, factors: Tensor | None, inputs: dict[Node, Tensor]
+    ) -> Tensor:
+        """What stands for an input: c_n a + u in penalised rows, a in the others."""
+        value = node.slots[node.rule.left]
+        input = inputs.pop(node) if node in inputs else value.tensor
+        assert input is not None
+        # Only the mask is needed of an activation after its tangent is known.
+        if node in self.again or value.readers > 1 or not _exclusive(input, value.tensor):
+            input = input.clone()
+        penalised = input if self.rows is None else self.rows.of(input)
+        if factors is not None:
+            penalised.mul_(_rows(factors, penalised))
+            if tangent is not None:
+                penalised.add_(tangent)
+        elif tangent is None:
+            penalised.zero_()
+        else:
+            penalised.copy_(tangent)
+        return input
 
     def _gone_over_again(self) -> set[Node]:
         """The ops that a second signal comes back through."""
@@ -369,31 +361,26 @@ class Passes:
                 self.gradients[id(leaf)] = torch.zeros_like(leaf)
 
     def _give(
-        self,
-        node: Node,
-        found: dict[Any, Tensor | None],
-        grads: Iterable[Tensor | None],
-        owned: bool,
+        self, node: Node, found: Found, grads: Iterable[Tensor | None], owned: bool = False
     ) -> None:
-        """Adds what comes back through an op to what its inputs, parameters perhaps, have."""
-        alone = owned and len(found) == 1
-        for slot, result in found.items():
-            if result is not None:
-                mine = alone or not _shares_memory(result, grads)
-                self._add(node.slots[slot], result, mine and 0 not in result.stride())
+        _spread(self._add, node, found, grads, owned)
 
     def _add(self, value: Value, signal: Tensor, owned: bool) -> None:
-        if value.leaf is None:
+        leaf = value.leaf
+        if leaf is None:
             _add(self.extra, value, signal, owned)
             return
-        key = id(value.leaf)
-        earlier = self.gradients.get(key)
+        if signal.shape != leaf.shape:  # a parameter with a row for each sample
+            assert self.rows is not None
+            penalised, signal, owned = signal, signal.new_zeros(leaf.shape), True
+            self.rows.of(signal).copy_(penalised)
+        earlier = self.gradients.get(id(leaf))
         if earlier is None:
             # Will be added to and scaled in place.
-            self.gradients[key] = signal if owned else signal.clone()
+            self.gradients[id(leaf)] = signal if owned else signal.clone()
         else:
             # Kept in half precision, which saves memory, until something is added.
-            self.gradients[key] = widened(earlier).add_(widened(signal))
+            self.gradients[id(leaf)] = widened(earlier).add_(widened(signal))
 
 
 def _take(store: Store, node: Node) -> tuple[list[Tensor | None] | None, bool]:
@@ -414,18 +401,18 @@ def _take(store: Store, node: Node) -> tuple[list[Tensor | None] | None, bool]:
 
 
 def _spread(
-    store: Store,
+    add: Callable[[Value, Tensor, bool], None],
     node: Node,
-    found: dict[Any, Tensor | None],
+    found: Found,
     grads: Iterable[Tensor | None],
     owned: bool,
 ) -> None:
-    """Adds what comes back through an op to what its inputs have already."""
+    """Adds what comes back through an op to what its inputs, parameters perhaps, have."""
     alone = owned and len(found) == 1
     for slot, result in found.items():
         if result is not None:
             mine = alone or not _shares_memory(result, grads)
-            _add(store, node.slots[slot], result, mine and 0 not in result.stride())
+            add(node.slots[slot], result, mine and 0 not in result.stride())
 
 
 def _add(store: Store, value: Value, signal: Tensor, owned: bool) -> None:
@@ -446,17 +433,6 @@ def _shares_memory(tensor: Tensor, others: Iterable[Tensor | None]) -> bool:
     return False
 
 
-def _padded(node: Node, found: dict[Any, Tensor | None]) -> dict[Any, Tensor | None]:
-    """Gradients of per-sample inputs, padded with zeros for the other rows."""
-    for slot, result in found.items():
-        shape = node.slots[slot].shape
-        if result is not None and result.shape != shape:
-            assert node.rows is not None
-            found[slot] = result.new_zeros(shape)
-            node.rows.of(found[slot]).copy_(result)  # type: ignore[arg-type]
-    return found
-
-
 def _rows(factors: Tensor, like: Tensor) -> Tensor:
     """A number for each sample, to be multiplied with what has as many rows, or several each."""
     if like.size(0) != factors.size(0):
@@ -464,15 +440,8 @@ def _rows(factors: Tensor, like: Tensor) -> Tensor:
     return factors.view(-1, *[1] * (like.dim() - 1))
 
 
-def _of_rows(tensor: Tensor | None, rows: Samples) -> Tensor | None:
-    return None if tensor is None else rows.of(tensor)
-
-
-def _exclusive(value: Value) -> bool:
-    """Whether only the tape references a value's data."""
-    tensor = value.tensor
-    assert tensor is not None
-    storage = tensor.untyped_storage()
-    alone: bool = torch._C._storage_Use_Count(storage._cdata) <= 2
-    del storage
-    return alone and sys.getrefcount(tensor) <= 3
+def _exclusive(tensor: Tensor, kept: Tensor | None) -> bool:
+    """Whether only the tape references a tensor's data: as ``kept``, perhaps some rows of it."""
+    storage = tensor.untyped_storage()  # counts as well
+    alone: bool = torch._C._storage_Use_Count(storage._cdata) <= (2 if kept is tensor else 3)
+    return alone

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from fastgan.fusion import ActivationGradient
-from fastgan.ops import triton_convolution
+from fastgan.ops.backends import TRITON, fusion, select_backend
 from fastgan.penalty.elementwise import PiecewiseLinear
 from fastgan.penalty.entries import Node, Value
 from fastgan.penalty.products import Convolution
@@ -55,9 +55,10 @@ class Mask:
     slope: float
     layer: str
 
-    def epilogue(self, node: Node) -> ActivationGradient:
-        """The mask at the rows that the node, a convolution, is to work on."""
-        return ActivationGradient(node.data(self.output), self.name, self.slope)
+    def epilogue(self) -> ActivationGradient:
+        """The mask, for the kernels to apply."""
+        assert self.output.tensor is not None
+        return ActivationGradient(self.output.tensor, self.name, self.slope)
 
     def __str__(self) -> str:
         return _named(self.name, self.layer)
@@ -77,26 +78,32 @@ class MaskingConvolution(Convolution):
 
     @classmethod
     def covers(cls, node: Node) -> bool:
-        """Whether a node is a convolution that the kernels run."""
+        """Whether a node is a convolution that is fastest by the kernels, masks included."""
         if type(node.rule) is not Convolution:
             return False
         prepared = cls._prepared(node, None)
         stage, weight = prepared.stage, prepared.weight
-        return stage is not None and cls._by_triton(stage, weight, weight)
+        if stage is None:
+            return False
+        input = weight.new_empty(()).expand(node.slots[0].shape)
+        return all(
+            select_backend(which, stage, input, weight, fusion(store="activation")).fuses
+            for which in ("forward", "input_gradient")
+        )
 
     def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
         prepared = self._prepared(node, right)
         if self.after is None or prepared.stage is None:
             return super().product(node, left, right)
-        epilogue = self.after.epilogue(node)
-        return triton_convolution.forward(prepared.stage, left, prepared.weight, None, epilogue)[0]
+        epilogue = self.after.epilogue()
+        return TRITON.fused_forward(prepared.stage, left, prepared.weight, None, epilogue)[0]
 
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
         prepared = self._prepared(node, right)
         if self.before is None or prepared.stage is None:
             return super().to_left(node, grad, right)
-        epilogue = self.before.epilogue(node)
-        return triton_convolution.input_gradient(
+        epilogue = self.before.epilogue()
+        return TRITON.fused_input_gradient(
             prepared.stage, grad, epilogue.output, prepared.weight, None, epilogue
         )[0]
 
@@ -117,7 +124,7 @@ class MaskedActivation(PiecewiseLinear):
     """
 
     def __init__(self, rule: PiecewiseLinear, tangents: str | None, signals: str | None) -> None:
-        super().__init__(rule.masked, rule.from_output)
+        super().__init__(rule.masked, rule.arguments, rule.from_output)
         self.tangents = tangents
         self.signals = signals
 

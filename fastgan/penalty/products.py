@@ -24,21 +24,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan import kernels
-from fastgan.fusion import BiasActivation
-from fastgan.ops import aten_convolution, triton_convolution
-from fastgan.ops.chain import convolution_path
-from fastgan.ops.convolution_choice import explained, fastest
+from fastgan.ops.backends import ATEN, describe_layer, select_backend
 from fastgan.ops.stages import Stage
 from fastgan.penalty.entries import Node
-from fastgan.penalty.rule import AUTOGRAD, POINTWISE, Found, Grads, Rule, aligned, sum_to
+from fastgan.penalty.rule import AUTOGRAD, POINTWISE, Found, Rule, Single, aligned, sum_to
 
 __all__ = ["Convolution", "Divide", "MatrixProduct", "Multiply"]
 
 aten = torch.ops.aten
 
 
-class Product(Rule):
+class Product(Single):
     """y = f(a, b) + c.
 
     Attributes:
@@ -72,55 +68,33 @@ class Product(Rule):
 
     def slots_read(self, node: Node) -> Iterable[Any]:
         left, right = node.slots.get(self.left), node.slots.get(self.right)
-        if left is not None and right is not None and (right.by_parameters or right.by_images):
-            yield self.left
-        if right is not None and left is not None:
-            yield self.right
+        if left is not None and right is not None:
+            yield from (self.left, self.right)
 
     def curved(self, node: Node) -> bool:
-        return all(s in node.slots and node.slots[s].by_images for s in (self.left, self.right))
+        return self.left in node.inner and self.right in node.inner
 
-    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
-        (grad,) = grads
-        assert grad is not None
-        found: Found = {}
-        for slot in wanted:
-            if slot == self.left:
-                found[slot] = self.to_left(node, grad, node.arg(self.right))
-            elif slot == self.right:
-                found[slot] = self.to_right(node, node.arg(self.left), grad)
-            elif slot == self.bias:
-                found[slot] = self.to_bias(node, grad)
-        return found
+    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        if slot == self.left:
+            return self.to_left(node, grad, node.arg(self.right))
+        if slot == self.right:
+            return self.to_right(node, node.arg(self.left), grad)
+        return self.to_bias(node, grad)
 
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        result: Tensor | None = None
+    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        if slot == self.left:
+            return self.product(node, tangent, node.arg(self.right))
+        if slot == self.right:
+            return self.product(node, node.arg(self.left), tangent)
+        return tangent
+
+    def bend(self, node: Node, grad: Tensor, tangents: Found, slot: Any) -> Tensor | None:
         left, right = tangents.get(self.left), tangents.get(self.right)
-        if left is not None:
-            result = self.product(node, left, node.arg(self.right))
-        if right is not None:
-            part = self.product(node, node.arg(self.left), right)
-            result = part if result is None else result.add_(part)
-        bias = None if self.bias is None else tangents.get(self.bias)
-        if bias is not None:
-            result = bias if result is None else result + bias
-        (output,) = node.outputs
-        assert output is not None
-        if result is not None and result.shape[1:] != output.shape[1:]:
-            result = result.expand(node.shape_of(output, result) if result.dim() else output.shape)
-        return [result]
-
-    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
-        (grad,) = grads
-        assert grad is not None
-        left, right = tangents.get(self.left), tangents.get(self.right)
-        found: Found = {}
-        for slot in wanted:
-            if slot == self.left and right is not None:
-                found[slot] = self.to_left(node, grad, right)
-            elif slot == self.right and left is not None:
-                found[slot] = self.to_right(node, left, grad)
-        return found
+        if slot == self.left and right is not None:
+            return self.to_left(node, grad, right)
+        if slot == self.right and left is not None:
+            return self.to_right(node, left, grad)
+        return None
 
 
 class MatrixProduct(Product):
@@ -184,11 +158,11 @@ class Multiply(Product):
         if node.overwrite and not isinstance(right, Tensor):
             return grad.mul_(right)
         value = node.slots[self.left]
-        return sum_to(grad * right, node.shape_of(value, grad)).to(value.dtype)
+        return sum_to(grad * right, value.shape).to(value.dtype)
 
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
         value = node.slots[self.right]
-        return sum_to(left * grad, node.shape_of(value, grad))
+        return sum_to(left * grad, value.shape)
 
     @staticmethod
     def _dtype(node: Node) -> torch.dtype:
@@ -217,7 +191,7 @@ class Divide(Multiply):
 
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
         value = node.slots[0]
-        return sum_to(grad / right, node.shape_of(value, grad)).to(value.dtype)
+        return sum_to(grad / right, value.shape).to(value.dtype)
 
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
         divisor: Tensor = node.arg(1)
@@ -252,17 +226,14 @@ class Convolution(Product):
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
         prepared = self._prepared(node, right)
         stage, weight = prepared.stage, prepared.weight
-        input = grad.new_empty(()).expand(node.shape_of(node.slots[0], grad))
+        input = grad.new_empty(()).expand(node.slots[0].shape)
         if stage is None:
             whole: Tensor = self._backward(node, grad, input, weight, [True, False, False])[0]
             return whole
-        if self._by_triton(stage, input, weight):
-            return triton_convolution.input_gradient(stage, grad, input, weight, None, None)[0]
-        backend = fastest(stage, input, weight, "input_gradient")
-        if backend is aten_convolution:
+        backend = select_backend("input_gradient", stage, input, weight)
+        if backend is ATEN:
             return self._transpose(node, grad, input, weight)
-        found: Tensor = backend.input_gradient(stage, grad, input, weight)
-        return found
+        return backend.input_gradient(stage, grad, input, weight)
 
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
         prepared = self._prepared(node, None)
@@ -270,13 +241,8 @@ class Convolution(Product):
         if stage is None:
             whole: Tensor = self._backward(node, grad, left, weight, [False, True, False])[1]
             return whole
-        if self._by_triton(stage, left, weight):
-            return triton_convolution.weight_gradient(stage, grad, left, weight, None, None, False)[
-                0
-            ]
-        backend = fastest(stage, left, weight, "weight_gradient")
-        found: Tensor = backend.weight_gradient(stage, grad, left, weight, False)[0]
-        return found
+        backend = select_backend("weight_gradient", stage, left, weight)
+        return backend.weight_gradient(stage, grad, left, weight, False)[0]
 
     def to_bias(self, node: Node, grad: Tensor) -> Tensor:
         (channels,) = node.slots[2].shape
@@ -287,10 +253,7 @@ class Convolution(Product):
         stage, weight = prepared.stage, prepared.weight
         if stage is None:
             return "aten", "a convolution in other than two dimensions"
-        path, reason = convolution_path(stage, weight, weight.device, node.slots[0].dtype)
-        if path == "aten" and weight.device.type == "cpu":
-            path, reason = explained(stage, weight, node.slots[0].dtype)
-        return path, reason
+        return describe_layer(stage, weight, node.slots[0].dtype, weight.device)
 
     def _forward(
         self, node: Node, input: Tensor, prepared: _Prepared, bias: Tensor | None
@@ -298,18 +261,9 @@ class Convolution(Product):
         stage, weight = prepared.stage, prepared.weight
         if stage is None:
             output: Tensor = torch.convolution(input, weight, bias, *node.args[3:])
-        elif self._by_triton(stage, input, weight):
-            epilogue = BiasActivation(bias)
-            output = triton_convolution.forward(stage, input, weight, None, epilogue)[0]
-        else:
-            output = fastest(stage, input, weight, "forward").forward(stage, input, weight, bias)
-        return output
-
-    @staticmethod
-    def _by_triton(stage: Stage, input: Tensor, weight: Tensor) -> bool:
-        if input.device.type == "cpu" and not kernels.interpreted():
-            return False
-        return convolution_path(stage, weight, input.device, input.dtype)[0] == "triton"
+            return output
+        backend = select_backend("forward", stage, input, weight)
+        return backend.forward(stage, input, weight, bias)
 
     @staticmethod
     def _prepared(node: Node, weight: Tensor | None) -> _Prepared:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.penalty.entries import Node
+from fastgan.penalty.entries import Node, Samples, Value
 
 __all__ = [
     "AUTOGRAD",
@@ -53,8 +53,8 @@ class Rule:
         name: name in reports; empty for the op's own name.
         bends: whether the op is nonlinear in its inputs.
         by_rows: whether derivatives can be computed for some rows only.
-        broadcasts: whether inputs broadcast row by row, so a constant may also have a row for each
-            sample.
+        broadcasts: whether inputs broadcast row by row, so what doesn't depend on the images may
+            also have a row for each sample.
         merges: whether ``gradients`` is the same linear function of the tangent as ``vjp`` is of
             the input, so one call with the sum of both computes both.
         left: the argument that ``merges`` refers to.
@@ -88,6 +88,9 @@ class Rule:
     def moves(self, node: Node, args: Sequence[Any]) -> Iterable[Tensor]:
         """Tensors that the op changes in place although its schema doesn't say so."""
         return ()
+
+    def narrow(self, node: Node, rows: Samples) -> None:
+        """Cuts what ``run`` kept down to some samples' rows."""
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Runs the op."""
@@ -147,7 +150,10 @@ class Single(Rule):
             if tangent is not None:
                 part = self.along(node, tangent, slot)
                 total = part if total is None else total + part
-        return [total, *[None] * (len(node.outputs) - 1)]
+        (output, *others) = node.outputs
+        if total is not None and output is not None and total.shape != output.shape:
+            total = total.expand(output.shape)
+        return [total, *[None] * len(others)]
 
     def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
         grad = grads[0]
@@ -179,7 +185,7 @@ class Autograd(Rule):
 
     def graph(self, node: Node) -> tuple[Sequence[Any], dict[Any, Tensor]]:
         """Runs the op again under autograd; returns its results and inputs."""
-        inputs = {slot: node.data(v).detach().requires_grad_() for slot, v in node.slots.items()}
+        inputs = {slot: _leaf(value) for slot, value in node.slots.items()}
         arguments = [node.arg(position) for position in range(len(node.args))]
         for slot, tensor in inputs.items():
             if isinstance(slot, tuple):
@@ -223,9 +229,6 @@ class _Graph(Autograd):
     def graph(self, node: Node) -> tuple[Sequence[Any], dict[Any, Tensor]]:
         result, leaves = node.kept
         return [result], dict(enumerate(leaves))
-
-    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        return node.kept[0]
 
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
         raise RuntimeError(
@@ -295,6 +298,11 @@ def _product(
             part = (grad * tangent).sum()
             total = part if total is None else total + part
     return total
+
+
+def _leaf(value: Value) -> Tensor:
+    assert value.tensor is not None
+    return value.tensor.detach().requires_grad_()
 
 
 def _one(product: Tensor | None) -> Tensor | None:

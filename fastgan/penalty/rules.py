@@ -66,20 +66,26 @@ class Op:
     """What the tape needs to know before it runs an op.
 
     Attributes:
+        func: the op.
         rule: its derivatives.
         writes: names or positions of the arguments that it writes to.
         functional: the op's functional variant; None if there is none.
         random: whether it draws random numbers.
         constant: whether it takes its tensors for their shape alone.
         view: whether its result may share an argument's memory.
+        tensors: positions of the arguments that are tensors.
+        lists: positions of those that are lists of tensors.
     """
 
+    func: Any
     rule: Rule
     writes: tuple[tuple[int, str], ...]
     functional: Any
     random: bool
     constant: bool
     view: bool
+    tensors: tuple[int, ...]
+    lists: tuple[int, ...]
 
     def written(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
         """The tensors that a call writes to."""
@@ -99,10 +105,16 @@ def rule_of(func: Any) -> Op:
         for position, argument in enumerate(schema.arguments)
         if argument.alias_info is not None and argument.alias_info.is_write
     )
+    of_tensors = [
+        (position, str(argument.type))
+        for position, argument in enumerate(schema.arguments)
+        if "Tensor" in str(argument.type)
+    ]
     rule = RULES.get(func)
     if rule is None:
         rule = POINTWISE if torch.Tag.pointwise in func.tags else AUTOGRAD
     return Op(
+        func,
         rule,
         writes,
         _functional(func) if writes else None,
@@ -110,6 +122,8 @@ def rule_of(func: Any) -> Op:
         schema.name in _CONSTANT,
         func in _SHARING
         or (func not in _ALONE and any(result.alias_info is not None for result in schema.returns)),
+        tuple(position for position, kind in of_tensors if "List" not in kind),
+        tuple(position for position, kind in of_tensors if "List" in kind),
     )
 
 

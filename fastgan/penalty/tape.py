@@ -22,7 +22,6 @@ import sys
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -33,11 +32,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import recording
-from fastgan.penalty.entries import Node, Value
-from fastgan.penalty.rule import AUTOGRAD, Rule, layout_of, with_random
-from fastgan.penalty.rules import GRAPH, REGION, rule_of
+from fastgan.penalty.entries import Node, Samples, Value
+from fastgan.penalty.rule import AUTOGRAD, layout_of
+from fastgan.penalty.rules import GRAPH, REGION, Op, rule_of
 
-__all__ = ["Changed", "Tape", "Unrecordable"]
+__all__ = ["Changed", "Tape", "Unrecordable", "tensors_in"]
 
 
 class Unrecordable(BaseException):
@@ -75,23 +74,20 @@ def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _tensors(structure: Any) -> Iterator[Tensor]:
+def tensors_in(structure: Any) -> Iterator[Tensor]:
+    """The tensors in tuples, lists and dicts."""
     if isinstance(structure, Tensor):
         yield structure
     elif isinstance(structure, (tuple, list)):
         for item in structure:
-            yield from _tensors(item)
+            yield from tensors_in(item)
     elif isinstance(structure, dict):
         for item in structure.values():
-            yield from _tensors(item)
+            yield from tensors_in(item)
 
 
 def _is_complex(value: Value) -> bool:
     return value.dtype.is_complex
-
-
-def _holds_tensors(items: Sequence[Any]) -> bool:
-    return isinstance(items[0], Tensor) or any(isinstance(item, Tensor) for item in items)
 
 
 def _differentiable(tensor: Tensor) -> bool:
@@ -106,8 +102,8 @@ class Tape(TorchFunctionMode):
         images: (N, ...), a tensor that nobody else holds.
         joined: whether the batch holds several batches one after the other, which must not notice
             one another: then :class:`Changed` is raised before anything moves or mixes.
-        divided: whether derivatives will be asked of some of the rows alone: then it is raised,
-            too, before what can't be taken of rows.
+        divided: whether the tape will be :meth:`narrowed`: then it is raised, too, before what
+            can't be.
 
     Attributes:
         images: what to call the critic with.
@@ -185,6 +181,41 @@ class Tape(TorchFunctionMode):
             memory_format=layout_of(root.shape, root.dtype),
         )
 
+    @contextlib.contextmanager
+    def narrowed(self, rows: Samples, only: Node | None = None) -> Iterator[None]:
+        """Leaves only some samples' rows on the tape, of ``only`` one op's inputs and outputs.
+
+        Afterwards shapes are as they were; what the ops kept is, too, with ``only``.
+        """
+        before: dict[Value, tuple[torch.Size, Tensor | None]] = {}
+        nodes = [only] if only else [node for node in self.nodes if node.by_images]
+        kept = [(node, node.args, node.kept) for node in nodes if only or node.rule.broadcasts]
+        for node in nodes:
+            values = [node.slots[slot] for slot in node.inner]
+            values += [value for value in node.outputs if value is not None]
+            if node.rule.broadcasts:
+                values += [v for v in _beside(node) if isinstance(v, Value)]
+                cut = [a for a in _beside(node) if isinstance(a, Tensor)]
+                node.args = [rows.of(a) if any(a is c for c in cut) else a for a in node.args]
+            for value in values:
+                saved = value.tensor if only or value.leaf is not None else None
+                before[value] = (value.shape, saved)
+        for node in nodes:
+            if node.kept is not None:
+                node.rule.narrow(node, rows)
+        for value in before:
+            value.shape = rows.shape(value.shape)
+            value.tensor = None if value.tensor is None else rows.of(value.tensor)
+        try:
+            yield
+        finally:
+            for node, args, earlier in kept:
+                node.args = args
+                if only:
+                    node.kept = earlier
+            for value, (shape, tensor) in before.items():
+                value.shape, value.tensor = shape, tensor
+
     def close(self) -> None:
         """Ends the recording; what the critic keeps of its tensors has no graph any more."""
         held = {id(leaf) for node in self.nodes if node.rule is GRAPH for leaf in node.kept[1]}
@@ -237,7 +268,7 @@ class Tape(TorchFunctionMode):
         finally:
             torch._C._set_grad_enabled(True)
             self._active = False
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             found = self._entries.get(id(tensor))
             known = found is not None and found[0]() is tensor and found[1].by_images
             if not known and func not in _NEW:
@@ -248,7 +279,7 @@ class Tape(TorchFunctionMode):
 
     def _touched(self, structure: Any) -> bool:
         """Whether any tensor in it came of the images."""
-        for tensor in _tensors(structure):
+        for tensor in tensors_in(structure):
             found = self._entries.get(id(tensor))
             if found is not None and found[0]() is tensor and found[1].by_images:
                 return True
@@ -264,16 +295,16 @@ class Tape(TorchFunctionMode):
         """Runs an ATen op and, if necessary, records it."""
         info = rule_of(func)
         if not self._active:
-            return self._beside(func, info, args, kwargs)
+            return self._beside(info, args, kwargs)
         if info.writes:
-            return self._write(func, info, args, kwargs)
-        values = self._values(args)
+            return self._write(info, args, kwargs)
+        values = self._values(info, args)
         if not values or info.constant:
-            return self._beside(func, info, args, kwargs)
+            return self._beside(info, args, kwargs)
         for argument in kwargs.values():
             if isinstance(argument, Tensor) and self._find(argument) is not None:
                 self._refuse(f"{func} takes what comes of the images by keyword")
-        node = self._node(func, info.rule, args, kwargs, values)
+        node = self._node(info, args, kwargs, values)
         if info.random:
             self._moving(f"{func} draws random numbers")
             node.random = _random_state(args)
@@ -290,18 +321,18 @@ class Tape(TorchFunctionMode):
         self._record(node, args, result)
         return result
 
-    def _beside(self, func: Any, info: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _beside(self, info: Op, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Runs an op that isn't recorded."""
         if info.random or info.writes:
-            self._look_out(func, info, args, kwargs)
-        result = func(*args, **kwargs)
+            self._look_out(info, args, kwargs)
+        result = info.func(*args, **kwargs)
         if not info.view:
             self._fresh(result)
         return result
 
     def _fresh(self, result: Any) -> None:
         """Forgets what is known of a result's memory, which is new."""
-        for tensor in _tensors(result):
+        for tensor in tensors_in(result):
             if tensor.layout == torch.strided:
                 storage = _storage(tensor)
                 self._born.add(storage)
@@ -310,20 +341,13 @@ class Tape(TorchFunctionMode):
                 self._written.pop(storage, None)
                 self._copied_views.discard(storage)
 
-    def _values(self, args: Sequence[Any]) -> dict[Any, Value]:
+    def _values(self, info: Op, args: Sequence[Any]) -> dict[Any, Value]:
         """The arguments that are on the tape, after adding parameters to it."""
         found: dict[Any, Value] = {}
-        for position, argument in enumerate(args):
-            if isinstance(argument, Tensor):
-                value = self._look_up(argument)
-                if value is not None:
-                    found[position] = value
-            elif isinstance(argument, (list, tuple)):
-                for item, tensor in enumerate(argument):
-                    if isinstance(tensor, Tensor):
-                        value = self._look_up(tensor)
-                        if value is not None:
-                            found[position, item] = value
+        for slot, tensor in _slots(info, args):
+            value = self._look_up(tensor)
+            if value is not None:
+                found[slot] = value
         return found
 
     def _look_up(self, tensor: Tensor) -> Value | None:
@@ -345,53 +369,45 @@ class Tape(TorchFunctionMode):
 
     def _node(
         self,
-        func: Any,
-        rule: Rule,
+        info: Op,
         args: Sequence[Any],
         kwargs: dict[str, Any],
         values: dict[Any, Value],
     ) -> Node:
-        given = list(args)
-        node = Node(func, rule, given, kwargs)
+        rule = info.rule
+        node = Node(info.func, rule, list(args), kwargs)
         node.layer = self.layer
-        for position, argument in enumerate(given):
-            if position in values:
-                given[position] = values[position]
-            elif isinstance(argument, Tensor):
-                # detach() has its own data pointer, so a later `.data = ` has no effect here.
-                given[position] = argument.detach()
-            elif isinstance(argument, (list, tuple)) and argument and _holds_tensors(argument):
-                given[position] = items = list(argument)
-                for item, tensor in enumerate(items):
-                    if (position, item) in values:
-                        items[item] = values[position, item]
-                    elif isinstance(tensor, Tensor):
-                        items[item] = tensor.detach()
+        for position in info.lists:
+            if isinstance(args[position], (list, tuple)):
+                node.args[position] = list(args[position])
+        for slot, tensor in _slots(info, args):
+            # detach() has its own data pointer, so a later `.data = ` has no effect here.
+            taken = values[slot] if slot in values else tensor.detach()
+            if isinstance(slot, tuple):
+                node.args[slot[0]][slot[1]] = taken
+            else:
+                node.args[slot] = taken
         node.take(values)
         # Of complex numbers, autograd knows when to conjugate.
         node.rule = AUTOGRAD if any(map(_is_complex, values.values())) else rule.for_node(node)
         return node
 
     def _record(self, node: Node, args: Sequence[Any], result: Any) -> None:
-        rule = node.rule
         results = result if isinstance(result, (tuple, list)) else [result]
         by_parameters = bool(node.outer)
-        mixed = False
-        for slot in node.inner:
-            mixed = mixed or not node.slots[slot].batched
-        outputs = node.outputs
         for tensor in results:
             found = None
             if isinstance(tensor, Tensor) and _differentiable(tensor):
                 found = self._add(tensor, Value(tensor, node.by_images, by_parameters, False))
-            outputs.append(found)
+            node.outputs.append(found)
         if node.by_images:
-            batched = not mixed and rule.batched(node, self.root.shape[0])
-            if not batched:
+            batched = all(node.slots[slot].batched for slot in node.inner)
+            if not batched or not node.rule.batched(node, self.root.shape[0]):
                 self._mixing(f"{node.func} may mix the samples of a batch")
-            if self.joined and self.divided and not rule.by_rows:
+                batched = False
+            if self.joined and self.divided and not _divisible(node):
                 self._changed(f"{node.func} has no derivatives of some rows alone")
-            for found in outputs:
+            for found in node.outputs:
                 if found is not None:
                     found.batched = batched
         if by_parameters or node.by_images:
@@ -399,23 +415,23 @@ class Tape(TorchFunctionMode):
             self.nodes.append(node)
 
     def _keep(self, node: Node, args: Sequence[Any], results: Sequence[Any]) -> None:
-        for slot in node.rule.slots_read(node):
-            value = node.slots.get(slot)
-            if value is not None:
-                node.reads.append(value)
-                if value.tensor is None:
-                    tensor = args[slot[0]][slot[1]] if isinstance(slot, tuple) else args[slot]
-                    self._hold(value, tensor)
+        read: list[tuple[Value | None, Tensor]] = [
+            (value, args[slot[0]][slot[1]] if isinstance(slot, tuple) else args[slot])
+            for slot in node.rule.slots_read(node)
+            if (value := node.slots.get(slot)) is not None
+        ]
         if node.rule.reads_output(node):
-            value = node.outputs[0]
+            read.append((node.outputs[0], results[0]))
+        for value, tensor in read:
             if value is not None:
                 node.reads.append(value)
                 if value.tensor is None:
-                    self._hold(value, results[0])
+                    self._hold(value, tensor)
         node.reading()
 
     def _hold(self, value: Value, tensor: Tensor) -> None:
-        value.tensor = tensor
+        # A tensor of its own: whoever else keeps the data then shows in the storage's count.
+        value.tensor = tensor.detach()
         self._saved.setdefault(_storage(tensor), []).append(value)
 
     def _add(self, tensor: Tensor, value: Value) -> Value:
@@ -436,29 +452,6 @@ class Tape(TorchFunctionMode):
         value.tensor = tensor.detach()
         self.parameters.append(value)
         return value
-
-    def refill(self, images: Tensor) -> None:
-        """Runs the recorded ops again, to restore what their derivatives read.
-
-        Args:
-            images: what the critic was called with.
-        """
-        data: dict[Value, Tensor] = {self.root: images}
-        data.update((v, v.tensor) for v in self.parameters if v.tensor is not None)
-        for node in self.nodes:
-            args = node.resolved(data)
-            for value in node.reads:
-                if value in data:
-                    value.tensor = data[value]
-            run = partial(node.rule.run, node, node.func, args, node.kwargs)
-            result = with_random(node, run)
-            results = result if isinstance(result, (tuple, list)) else [result]
-            for output, tensor in zip(node.outputs, results, strict=False):
-                if output is not None:
-                    data[output] = tensor
-            for value in node.reads:
-                value.tensor = data[value]
-            node.reading()
 
     # Graphs of ops that the modes don't see -----------------------------------------------------
 
@@ -517,8 +510,9 @@ class Tape(TorchFunctionMode):
 
     # Writing in place ---------------------------------------------------------------------------
 
-    def _look_out(self, func: Any, info: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
+    def _look_out(self, info: Op, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
         """Checks an op that isn't recorded for side effects."""
+        func = info.func
         if info.random:
             self._moving(f"{func} draws random numbers")
         for tensor in info.written(args, kwargs):
@@ -548,12 +542,12 @@ class Tape(TorchFunctionMode):
                     if isinstance(argument, Tensor) and _storage(argument) == storage:
                         args[position] = argument.clone()
 
-    def _write(self, func: Any, info: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+    def _write(self, info: Op, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """An in-place op: a new value for the tensor that it writes to."""
-        values = self._values(args)
+        func, values = info.func, self._values(info, args)
         written = list(info.written(args, kwargs))
         if not any(value.by_images for value in values.values()):
-            return self._beside(func, info, args, kwargs)
+            return self._beside(info, args, kwargs)
         if len(written) != 1 or written[0] is not args[0] or info.functional is None:
             self._refuse(f"{func} writes what comes of the images to a tensor of the critic's")
         target = written[0]
@@ -563,7 +557,7 @@ class Tape(TorchFunctionMode):
         if storage not in self._born and storage not in self._owners:
             self._moving(f"{func} changes in place what the critic keeps", target)
         functional = rule_of(info.functional)
-        node = self._node(info.functional, functional.rule, args, kwargs, values)
+        node = self._node(functional, args, kwargs, values)
         given = list(args)
         if 0 not in values or 0 in node.rule.slots_read(node):
             given[0] = target.clone()
@@ -659,6 +653,40 @@ class Tape(TorchFunctionMode):
         raise self.refused
 
 
+def _slots(info: Op, args: Sequence[Any]) -> Iterator[tuple[Any, Tensor]]:
+    """The tensors among an op's arguments."""
+    count = len(args)
+    for position in info.tensors:
+        if position < count and isinstance(args[position], Tensor):
+            yield position, args[position]
+    for position in info.lists:
+        if position < count and isinstance(args[position], (list, tuple)):
+            for item, tensor in enumerate(args[position]):
+                if isinstance(tensor, Tensor):
+                    yield (position, item), tensor
+
+
+def _beside(node: Node) -> list[Value | Tensor]:
+    """What doesn't depend on the images and has a row for each row of the result."""
+    (output, *_) = node.outputs
+    found: list[Value | Tensor] = [node.slots[slot] for slot in node.own]
+    found += [argument for argument in node.args if isinstance(argument, Tensor)]
+    return [
+        each
+        for each in found
+        if output is not None and len(each.shape) == len(output.shape) > 0
+        if each.shape[0] == output.shape[0]
+    ]
+
+
+def _divisible(node: Node) -> bool:
+    """Whether a joined batch with this op can be :meth:`Tape.narrowed`."""
+    rule = node.rule
+    if not rule.by_rows or not rule.broadcasts:
+        return rule.by_rows
+    return all(isinstance(each, Tensor) or each.leaf is not None for each in _beside(node))
+
+
 #: View ops that copy if the memory layout requires it.
 _RESHAPING = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 
@@ -694,7 +722,7 @@ _Ops.__torch_dispatch__ = _to_tape  # type: ignore
 
 def _random_state(args: Iterable[Any]) -> tuple[torch.device, Tensor]:
     """The device whose random numbers an op draws, and the current random state."""
-    for tensor in _tensors(tuple(args)):
+    for tensor in tensors_in(tuple(args)):
         if tensor.device.type == "cuda":
             return tensor.device, torch.cuda.get_rng_state(tensor.device)
     return torch.device("cpu"), torch.get_rng_state()
@@ -757,27 +785,22 @@ _ASKING = {
         getattr(torch.Tensor, name).__get__
         for name in ("shape", "dtype", "device", "ndim", "is_cuda", "layout", "requires_grad")
     ),
-    torch.Tensor.size,
-    torch.Tensor.__len__,
-    torch.Tensor.dim,
-    torch.Tensor.numel,
-    torch.Tensor.is_floating_point,
-    torch.Tensor.stride,
+    *(
+        getattr(torch.Tensor, name)
+        for name in ("size", "__len__", "dim", "numel", "is_floating_point", "stride")
+    ),
     torch.Tensor.is_contiguous,
 }
 #: Their results depend on a tensor's shape alone.
 _NEW = {
-    torch.empty_like,
-    torch.full_like,
-    torch.ones_like,
-    torch.rand_like,
-    torch.randn_like,
-    torch.zeros_like,
-    torch.Tensor.new_empty,
-    torch.Tensor.new_full,
-    torch.Tensor.new_ones,
-    torch.Tensor.new_tensor,
-    torch.Tensor.new_zeros,
+    *(
+        getattr(torch, f"{name}_like")
+        for name in ("empty", "full", "ones", "zeros", "rand", "randn")
+    ),
+    *(
+        getattr(torch.Tensor, f"new_{name}")
+        for name in ("empty", "full", "ones", "zeros", "tensor")
+    ),
 }
 #: Their results are constants, as with autograd.
 _STOPPING = {torch.Tensor.detach, torch.detach, _DATA.__get__}
@@ -785,13 +808,14 @@ _STOPPING = {torch.Tensor.detach, torch.detach, _DATA.__get__}
 _REFUSED = {
     torch.autograd.grad: "torch.autograd.grad",
     torch.autograd.backward: "backward",
-    torch.Tensor.backward: "backward",
-    torch.Tensor.register_hook: "register_hook",
-    torch.Tensor.register_post_accumulate_grad_hook: "register_post_accumulate_grad_hook",
-    torch.Tensor.retain_grad: "retain_grad",
-    torch.Tensor.detach_: "detach_",
     _DATA.__set__: "an assignment to .data",
-    torch.Tensor.set_: "set_",
+    **{
+        getattr(torch.Tensor, name): name
+        for name in (
+            *("backward", "register_hook", "register_post_accumulate_grad_hook", "retain_grad"),
+            *("detach_", "set_"),
+        )
+    },
 }
 _REPLACED = {
     torch.conv1d: _convolution,

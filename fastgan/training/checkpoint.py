@@ -1,4 +1,4 @@
-"""Checkpoints: written whole or not at all, read without running anything they hold.
+"""Checkpoints: written whole or not at all, read as they were written, running nothing they hold.
 
 A checkpoint is a file of ``torch.save`` that holds one dictionary of tensors and plain values:
 
@@ -13,25 +13,36 @@ A checkpoint is a file of ``torch.save`` that holds one dictionary of tensors an
 ``discriminator``  state_dict
 ``optimizer_g``    state_dict, as ``optimizer_d`` and (fp16 only) ``scaler``
 ``random``         states of every random number generator in use
+``totals``         sums of the metrics since the last row
 =================  ===========================================================================
+
+The zip archive's comment holds a digest of all the bytes before it, so that a flipped bit anywhere
+is found. Reading one allocates nothing that the file doesn't hold: members are stored, not
+deflated; the pickle is read by :mod:`fastgan.plain_pickle`; each tensor lies within its bytes.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import math
 import os
-import pickle
 import re
+import struct
+import sys
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from fastgan.errors import CheckpointError, ConfigError, OutputError
+from fastgan.errors import CheckpointError, ConfigError, DataWarning, OutputError
 from fastgan.files import atomic_write
+from fastgan.plain_pickle import load_plain_pickle
+from fastgan.reading import one_line, parsing, printable
 from fastgan.training.config import TrainConfig
 from fastgan.training.networks import DataShape, build_generator
 
@@ -40,6 +51,7 @@ __all__ = [
     "list_checkpoints",
     "load_checkpoint",
     "load_generator",
+    "newest_checkpoint",
     "remove_leftovers",
     "save_checkpoint",
 ]
@@ -50,7 +62,8 @@ VERSION = 1
 _NAME = re.compile(r"checkpoint-(\d{7,})\.pt")
 # What atomic_write calls a file until it is whole.
 _LEFTOVER = re.compile(
-    r"\.(checkpoint-\d{7,}\.pt|samples(-\d{7,})?\.png|losses\.png|metrics\.csv|config\.toml)\..+"
+    r"\.(checkpoint-\d{7,}\.pt|samples(-\d{7,})?\.png|losses\.png|metrics\.csv|config\.toml"
+    r"|backends(-\d+)?\.json)\..+"
 )
 
 
@@ -84,6 +97,7 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     try:
         with atomic_write(path, durable=True) as file:
             torch.save({"format": FORMAT, "version": VERSION, **content}, file)
+            _seal(file)
     except RuntimeError as error:
         # torch's zip writer reports a full disk as a RuntimeError.
         raise OutputError(
@@ -91,38 +105,187 @@ def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
         ) from error
 
 
+# The zip archive's comment: this, and the BLAKE2b of all the bytes before it, in hexadecimal.
+_SEAL = b"fastgan-blake2b:"
+_SEAL_BYTES = len(_SEAL) + 64
+
+
+def _seal(file: IO[bytes]) -> None:
+    """Gives a zip archive without a comment the digest of its own bytes as one."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(end - 22)
+    if file.read(4) != b"PK\5\6":
+        raise RuntimeError("the archive doesn't end as archives of torch.save do")
+    # The last two bytes: how long a comment follows.
+    file.seek(end - 2)
+    file.write(struct.pack("<H", _SEAL_BYTES))
+    digest = _digest(file, end)
+    file.seek(end)
+    file.write(_SEAL + digest)
+
+
+def _digest(file: IO[bytes], length: int) -> bytes:
+    file.seek(0)
+    found = hashlib.blake2b(digest_size=32)
+    while length and (chunk := file.read(min(2**22, length))):
+        found.update(chunk)
+        length -= len(chunk)
+    return found.hexdigest().encode()
+
+
+def _check_seal(file: IO[bytes], comment: bytes, what: str) -> None:
+    """Refuses a file that isn't as it was written; one of an older release has no seal."""
+    if not comment:
+        return
+    end = file.seek(0, os.SEEK_END) - _SEAL_BYTES
+    if len(comment) != _SEAL_BYTES or not comment.startswith(_SEAL):
+        raise CheckpointError(f"{what}: truncated or damaged: its digest is not whole")
+    if _digest(file, end) != comment.removeprefix(_SEAL):
+        raise CheckpointError(
+            f"{what}: damaged: its bytes are not those that were written (their digest is another)"
+        )
+
+
+_STORAGES = {
+    ("torch", f"{name}Storage"): dtype
+    for name, dtype in {
+        "Float": torch.float32, "Double": torch.float64, "Half": torch.float16,
+        "BFloat16": torch.bfloat16, "Long": torch.int64, "Int": torch.int32, "Short": torch.int16,
+        "Char": torch.int8, "Byte": torch.uint8, "Bool": torch.bool,
+    }.items()
+}  # fmt: skip
+
+
+class _Tensors:
+    """The tensors of an archive of ``torch.save``: what the names in its pickle stand for."""
+
+    def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
+        self._archive = archive
+        self._folder = folder
+        self._storages: dict[str, Tensor] = {}
+        self._left = 0
+        self.names = {
+            **_STORAGES,
+            ("collections", "OrderedDict"): dict,
+            ("torch._utils", "_rebuild_tensor_v2"): self.rebuild,
+        }
+
+    def storage(self, reference: Any) -> Tensor:
+        """The bytes that a reference names, as one row of numbers."""
+        kind, dtype, key, _, count = reference
+        dtype = getattr(dtype, "meaning", None)
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or type(key) is not str:
+            raise ValueError("a reference to something other than a tensor's bytes")
+        if key not in self._storages:
+            content = bytearray(self._archive.read(f"{self._folder}/data/{key}"))
+            if len(content) != count * dtype.itemsize:
+                raise ValueError(f"{len(content)} bytes for {count} numbers of {dtype}")
+            whole = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0)
+            self._storages[key] = whole.to(dtype)
+            # A tensor may be stored once and named twice; more is a file that wants to be larger.
+            self._left += 4 * len(whole)
+        if self._storages[key].dtype != dtype:
+            raise ValueError(f"{key} is of two dtypes")
+        return self._storages[key]
+
+    def rebuild(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
+        """A view of a storage, after it has been found to lie within."""
+        whole = (offset, *size, *stride)
+        if not isinstance(storage, Tensor) or any(type(n) is not int or n < 0 for n in whole):
+            raise ValueError("a tensor of a strange shape")
+        if len(size) != len(stride) or len(size) > 8:
+            raise ValueError("a tensor of a strange shape")
+        count = math.prod(size)
+        last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        self._left -= count
+        if count and (last >= len(storage) or count > len(storage) or self._left < 0):
+            raise ValueError("a tensor that is larger than its bytes")
+        return storage.as_strided(size, stride, offset)
+
+
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Reads a checkpoint of ours, its tensors on the CPU, without unpickling code.
 
     Raises:
-        CheckpointError: if the file is missing, truncated, holds anything but tensors and plain
-            values (such a file could run code; it is refused before any of it runs), or is not a
-            checkpoint of a version this release reads.
+        CheckpointError: if the file is missing, truncated, other than it was written, holds
+            anything but tensors and plain values (such a file could run code; it is refused before
+            any of it runs), or is not a checkpoint of a version this release reads.
     """
+    what = str(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: there is no such checkpoint file")
-    # Everything torch.save has written since 1.6 is a zip archive, whose directory stands at the
-    # end: a truncated file has none.
-    if not zipfile.is_zipfile(path):
-        with path.open("rb") as file:
-            begins_like_one = file.read(2) in (b"PK", b"P", b"")
-        what = "truncated" if begins_like_one else "not a fastgan checkpoint"
-        raise CheckpointError(f"{path}: {what}")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path}: refused, it holds more than tensors and plain values, and could run code"
-        ) from error
-    except Exception as error:  # a damaged archive raises almost anything
-        raise CheckpointError(f"{path}: damaged ({_first_line(error)})") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise CheckpointError(f"{path}: a torch file, but not a fastgan checkpoint")
-    if content.get("version") != VERSION:
-        raise CheckpointError(
-            f"{path}: written in layout {content.get('version')!r}, this release reads {VERSION}"
-        )
+        raise CheckpointError(f"{what}: there is no such checkpoint file")
+    with parsing(f"{what}: damaged", CheckpointError), path.open("rb") as file:
+        # Everything torch.save has written since 1.6 is a zip archive, whose directory stands at
+        # the end: a truncated file has none.
+        begins_like_one = file.read(2) in (b"PK", b"P", b"")
+        if not zipfile.is_zipfile(file):
+            kind = "truncated" if begins_like_one else "not a fastgan checkpoint"
+            raise CheckpointError(f"{what}: {kind}")
+        try:
+            with zipfile.ZipFile(file) as archive:
+                _check_seal(file, archive.comment, what)
+                content = _read_archive(archive, what)
+        except zipfile.BadZipFile as error:
+            raise CheckpointError(f"{what}: damaged ({one_line(error)})") from error
+    if not isinstance(content, dict) or not _is_ours(content.get("format")):
+        raise CheckpointError(f"{what}: a torch file, but not a fastgan checkpoint")
+    version = content.get("version")
+    if type(version) is not int or version != VERSION:  # a tensor has no truth value
+        number = version if isinstance(version, int) else type(version).__name__
+        raise CheckpointError(f"{what}: written in layout {number}, this release reads {VERSION}")
     return content
+
+
+def _is_ours(format_name: object) -> bool:
+    return isinstance(format_name, str) and format_name == FORMAT
+
+
+def _read_archive(archive: zipfile.ZipFile, what: str) -> Any:
+    members = {info.filename: info for info in archive.infolist()}
+    pickled = [name for name in members if name.endswith("/data.pkl")]
+    if len(pickled) != 1 or len(members) != len(archive.infolist()):
+        raise CheckpointError(f"{what}: not a fastgan checkpoint: a zip archive of another kind")
+    if any(info.compress_type != zipfile.ZIP_STORED for info in members.values()):
+        raise CheckpointError(f"{what}: refused: compressed, which torch.save never does")
+    assert archive.fp is not None
+    if sum(info.file_size for info in members.values()) > archive.fp.seek(0, os.SEEK_END):
+        raise CheckpointError(f"{what}: refused: its members are larger than the file")
+    folder = pickled[0].removesuffix("/data.pkl")
+    order = f"{folder}/byteorder"
+    if order in members and archive.read(order) != sys.byteorder.encode():
+        raise CheckpointError(f"{what}: written on a machine of another byte order")
+    tensors = _Tensors(archive, folder)
+    return load_plain_pickle(
+        archive.read(pickled[0]),
+        what,
+        kind=CheckpointError,
+        names=tensors.names,
+        persistent=tensors.storage,
+    )
+
+
+def newest_checkpoint(
+    found: Iterable[Path], read: Callable[[Path], Any] = load_checkpoint
+) -> tuple[Path, Any, list[str]]:
+    """The newest of these checkpoints that can be read.
+
+    Args:
+        found: their paths, oldest first, at least one.
+        read: reads one.
+
+    Returns:
+        Its path, what was read, and why the newer ones couldn't be.
+
+    Raises:
+        CheckpointError: none can be read; what is wrong with the newest.
+    """
+    failures: list[CheckpointError] = []
+    for path in reversed(list(found)):
+        try:
+            return path, read(path), [str(error) for error in failures]
+        except CheckpointError as error:
+            failures.append(error)
+    raise failures[0]
 
 
 def read_description(path: Path, content: Mapping[str, Any]) -> tuple[TrainConfig, DataShape]:
@@ -131,8 +294,12 @@ def read_description(path: Path, content: Mapping[str, Any]) -> tuple[TrainConfi
         config = TrainConfig.from_dict(content["config"]).resolved()
         values = dict(content["data"])
         names = values.get("class_names")
-        values["class_names"] = None if names is None else tuple(str(name) for name in names)
-        data = DataShape(**values)
+        if names is not None:
+            names = tuple(map(_text, names))
+        data = DataShape(**{**values, "name": _text(values["name"]), "class_names": names})
+        for name in ("channels", "image_size", "length", "num_classes"):
+            if type(value := getattr(data, name)) is not int and value is not None:
+                raise ConfigError(f"{name}: expected a whole number, got {type(value).__name__}")
         TrainConfig(channels=int(data.channels), image_size=int(data.image_size)).validate()
         if data.num_classes is not None and not 1 <= int(data.num_classes) <= 100_000:
             raise ConfigError(f"num_classes: expected 1 to 100000, got {data.num_classes}")
@@ -143,13 +310,21 @@ def read_description(path: Path, content: Mapping[str, Any]) -> tuple[TrainConfi
     return config, data
 
 
+def _text(value: object) -> str:
+    """Text of a checkpoint as it may be shown."""
+    if not isinstance(value, str) or len(value) > 1000:
+        raise ConfigError(f"a name: expected text, got {type(value).__name__}")
+    return printable(value)
+
+
 def load_generator(
     path: str | os.PathLike[str], *, ema: bool = True
 ) -> tuple[nn.Module, TrainConfig, DataShape]:
     """The generator of a checkpoint, ready to sample from.
 
     Args:
-        path: the checkpoint file, or a run's folder for its newest one.
+        path: the checkpoint file, or a run's folder for its newest good one; a
+            :class:`fastgan.DataWarning` says which are damaged.
         ema: take the moving average where the checkpoint has one.
 
     Returns:
@@ -164,8 +339,11 @@ def load_generator(
         found = list_checkpoints(path)
         if not found:
             raise CheckpointError(f"{path}: this folder holds no checkpoint")
-        path = found[-1]
-    content = load_checkpoint(path)
+        path, content, failures = newest_checkpoint(found)
+        for failure in failures:
+            warnings.warn(f"{failure}; taking {path}", DataWarning, stacklevel=2)
+    else:
+        content = load_checkpoint(path)
     config, data = read_description(path, content)
     weights = content.get("ema_generator") if ema else None
     if weights is None:
@@ -206,22 +384,80 @@ def _forms(weights: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
-def check_optimizer(path: Path, name: str, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Refuses a restored optimiser whose state doesn't fit its parameters."""
+# What each optimiser keeps of a parameter; the first are counts, the others as the parameter is.
+_OPTIMIZER_STATE: Mapping[str, tuple[str, ...]] = {
+    "adam": ("step", "exp_avg", "exp_avg_sq"),
+    "rmsprop": ("step", "square_avg"),
+    "sgd": ("momentum_buffer",),
+}
+
+
+def restore_optimizer(
+    name: str, kind: str, optimizer: torch.optim.Optimizer, saved: Any, step: int
+) -> None:
+    """Gives a new optimiser its saved state, having checked all of it.
+
+    Its settings (learning rate, decay and so on) are those of the configuration: the file's aren't
+    looked at.
+
+    Args:
+        name: how messages refer to it.
+        kind: "adam", "rmsprop" or "sgd".
+        optimizer: as :func:`fastgan.training.updates.build_optimizer` made it.
+        saved: its saved state_dict.
+        step: generator updates done: after the first, every parameter has state.
+
+    Raises:
+        ValueError: state of another kind, for other parameters, or that isn't finite.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    stateless = isinstance(optimizer, torch.optim.SGD) and optimizer.defaults["momentum"] == 0
-    if step > 0 and not stateless and len(optimizer.state) != len(parameters):
-        raise CheckpointError(
-            f"{path}: its {name} has the state of {len(optimizer.state)} of"
-            f" {len(parameters)} parameters"
+    states = saved.get("state") if isinstance(saved, dict) else None
+    if not isinstance(states, dict):
+        raise ValueError(f"has no state of the {name}")
+    stateless = kind == "sgd" and optimizer.param_groups[0]["momentum"] == 0
+    if any(type(index) is not int or not 0 <= index < len(parameters) for index in states) or (
+        step > 0 and not stateless and len(states) != len(parameters)
+    ):
+        raise ValueError(
+            f"its {name} has the state of {len(states)} of {len(parameters)} parameters"
         )
-    for parameter in parameters:
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if isinstance(value, torch.Tensor) and (
-                value.layout != torch.strided
-                or (value.dim() > 0 and value.shape != parameter.shape)
+    for index, state in states.items():
+        if (
+            not isinstance(state, dict)
+            or not set(state) <= set(_OPTIMIZER_STATE[kind])
+            or (not stateless and len(state) != len(_OPTIMIZER_STATE[kind]))
+        ):
+            raise ValueError(f"its {name} has the state of another optimiser than {kind}")
+        for key, value in state.items():
+            if stateless and value is None:
+                continue
+            shape = () if key == "step" else parameters[index].shape
+            if (
+                not isinstance(value, Tensor)
+                or value.shape != shape
+                or not value.is_floating_point()
             ):
-                raise CheckpointError(f"{path}: its {name} has a {key} of another shape")
+                raise ValueError(f"its {name} has a {key} of another shape")
+            if not bool(value.isfinite().all()) or (
+                key in ("step", "exp_avg_sq", "square_avg") and bool((value < 0).any())
+            ):
+                raise ValueError(f"its {name} has a {key} that can't be: NaN or below zero")
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+
+
+def restore_scaler(name: str, scaler: torch.amp.GradScaler, saved: Any) -> None:
+    """Gives a new scaler its saved scale; one that does nothing, as in float32, is left alone.
+
+    Raises:
+        ValueError: a scale that can't be.
+    """
+    if not scaler.is_enabled():
+        return
+    found = saved if isinstance(saved, dict) else {}
+    scale, steps = found.get("scale"), found.get("_growth_tracker")
+    if type(scale) is not float or not 0 < scale < math.inf or type(steps) is not int or steps < 0:
+        raise ValueError(f"its {name} has no scale, or one that can't be")
+    scaler.load_state_dict({**scaler.state_dict(), "scale": scale, "_growth_tracker": steps})
 
 
 def describe(config: TrainConfig, data: DataShape) -> dict[str, Any]:

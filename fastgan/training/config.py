@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -262,8 +263,7 @@ class TrainConfig:
 
     def resolved(self) -> TrainConfig:
         """This configuration with every ``None`` replaced by its default, and validated."""
-        if self.model not in MODELS:
-            raise ConfigError(f"model: expected one of {', '.join(MODELS)}, got {self.model!r}")
+        self.validate()  # what follows looks values up
         paper = {**_COMMON_DEFAULTS, **PAPER_DEFAULTS[self.model]}
         filled = {name: value for name, value in paper.items() if getattr(self, name) is None}
         lr = self.lr if self.lr is not None else paper["lr"]
@@ -301,6 +301,10 @@ class TrainConfig:
                 )
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{each.name}: expected a finite number, got {value}")
+            if isinstance(value, int) and value.bit_length() > 63:
+                raise ConfigError(f"{each.name}: expected a number of at most 63 bits")
+            if isinstance(value, str) and "\0" in value:
+                raise ConfigError(f"{each.name}: expected text without NUL, got {value!r}")
         self._require_at_least(
             1,
             ("steps", "batch_size", "nz", "ngf", "ndf", "n_critic", "log_every"),
@@ -321,8 +325,6 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and not 0 <= value < 1:
                 raise ConfigError(f"{name}: expected a number from 0 to below 1, got {value}")
-        if self.seed >= 2**63:
-            raise ConfigError(f"seed: expected a number below 2**63, got {self.seed}")
         size = self.image_size
         if size is not None and not (16 <= size <= 256 and size & (size - 1) == 0):
             raise ImageSizeError(f"image_size: expected a power of two from 16 to 256, got {size}")
@@ -421,11 +423,11 @@ class TrainConfig:
             ConfigError: naming the field.
         """
         if not isinstance(values, Mapping):
-            raise ConfigError(f"config: expected names with values, got {values!r}")
+            raise ConfigError(f"config: expected names with values, got {reprlib.repr(values)}")
         hints = typing.get_type_hints(cls)
         for name, value in values.items():
             if name not in hints:
-                raise ConfigError(f"{name}: there is no such setting")
+                raise ConfigError(f"{reprlib.repr(name)}: there is no such setting")
             allowed = typing.get_args(hints[name]) or (hints[name],)
             if float in allowed:
                 allowed = (*allowed, int)
@@ -433,7 +435,10 @@ class TrainConfig:
                 names = " or ".join(
                     "None" if each is types.NoneType else each.__name__ for each in allowed
                 )
-                raise ConfigError(f"{name}: expected {names}, got {value!r}")
+                raise ConfigError(f"{name}: expected {names}, got {reprlib.repr(value)}")
+            if isinstance(value, int) and value.bit_length() > 63:
+                # Here, before anybody prints it: Python refuses to print numbers of any length.
+                raise ConfigError(f"{name}: expected a number of at most 63 bits")
         return cls(**values)
 
     def to_toml(self) -> str:

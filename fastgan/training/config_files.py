@@ -10,10 +10,10 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from fastgan.errors import ConfigError
+from fastgan.reading import one_line, parsing, read_text
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -54,10 +54,11 @@ def parse_settings(text: str) -> dict[str, Any]:
         >>> parse_settings('model = "wgan"  # as in the paper')
         {'model': 'wgan'}
     """
-    try:
-        settings: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"config: expected TOML, got: {error}") from error
+    with parsing("config: can't be read", ConfigError):
+        try:
+            settings: dict[str, Any] = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"config: expected TOML, got: {one_line(error)}") from error
     return settings
 
 
@@ -67,11 +68,9 @@ def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
         ConfigError: a file that can't be read, or isn't TOML.
     """
+    text = read_text(path, ConfigError)
     try:
-        return parse_settings(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8 text"
-        raise ConfigError(f"{path}: can't be read: {reason}") from error
+        return parse_settings(text)
     except ConfigError as error:
         raise ConfigError(f"{path}: {str(error).removeprefix('config: ')}") from error
 

@@ -8,7 +8,7 @@ stream of their own, so that the copies wait for nothing and nothing waits for t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from fastgan.data import ImageSource, ImageStream, InfiniteSampler, open_stream
+from fastgan.data.streaming import StreamInterrupted
 from fastgan.errors import DataError
 from fastgan.training.config import TrainConfig
 from fastgan.training.processes import Processes
@@ -77,10 +78,13 @@ class BatchFeed:
 
         Raises:
             DataError: one of them can't be read; the same again at the next call.
+            StreamInterrupted: the wait for one was called off.
         """
         self.stage(count)
         if self._error is not None:
             raise self._error
+        if len(self._staged) < count:
+            raise StreamInterrupted
         taken, self._staged = self._staged[:count], self._staged[count:]
         if self._copies is not None:
             # Their memory belongs to the copies' stream, and must outlive its use on this one.
@@ -100,6 +104,8 @@ class BatchFeed:
             else:
                 with torch.cuda.stream(self._copies):
                     self._fetch(count)
+        except StreamInterrupted:
+            return  # take() says so, if it is called
         except DataError as error:
             self._error = error
 
@@ -115,8 +121,13 @@ def open_feed(
     device: torch.device,
     processes: Processes,
     start: int,
+    *,
+    stopping: Callable[[], bool] = bool,
 ) -> Iterator[BatchFeed]:
-    """Opens the run's data at batch number ``start``; closes it at the end of the block."""
+    """Opens the run's data at batch number ``start``; closes it at the end of the block.
+
+    ``stopping`` is asked while a batch is waited for, and calls the wait off.
+    """
     assert config.batch_size is not None
     if processes.world_size == 1:
         stream = open_stream(
@@ -126,6 +137,7 @@ def open_feed(
             device=device,
             start_step=start,
             workers=config.workers,
+            stopping=stopping,
         )
     else:
         # Processes share the machine's processors; one reader each keeps up with training.
@@ -139,6 +151,7 @@ def open_feed(
             start_step=start,
             workers=workers,
             start_method=None,
+            stopping=stopping,
         )
     with stream:
         yield BatchFeed(stream, device)

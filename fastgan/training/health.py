@@ -30,26 +30,57 @@ VANISHED_GRADIENT_RATIO = 1e-3
 SATURATED_DISCRIMINATOR_LOSS = 0.01
 # Losses grow by small factors while players chase each other; a thousandfold is a runaway.
 DIVERGED_LOSS_RATIO = 1e3
+# ... and so is a loss of this size, from the first row on: healthy ones of every model stay below
+# a hundredth of it, whatever the run's own history says.
+DIVERGED_LOSS = 1e4
+# A critic with slopes of at most 1 tells two images apart by at most their distance. One whose
+# estimate is twice the largest distance that there is has left its penalty behind.
+DIVERGED_ESTIMATE_RATIO = 2.0
+# A generator of so few updates has shown nothing yet, not even at the end of a short run.
+EARLIEST_COLLAPSE = 500
 # One odd minibatch is no trend.
 PERSISTENCE = 3
+
+
+# Of divergence, and of vanishing gradients; only settings that the model reads.
+_CURES = {
+    "wgan": (
+        "a lower --lr or a smaller --clip is the usual cure",
+        "a smaller --clip narrows the critic's gradients, a larger one may help",
+    ),
+    "wgan-gp": (
+        "a lower --lr or a larger --gp-weight is the usual cure",
+        "a lower --lr-d or a larger --gp-weight is the usual cure",
+    ),
+    "others": (
+        "a lower --lr is the usual cure",
+        "a lower --lr-d or --model wgan-gp is the usual cure",
+    ),
+}
 
 
 class HealthMonitor:
     """Watches a run and names mode collapse, vanishing gradients and divergence.
 
     Args:
-        wasserstein: the second player is a critic, whose loss has no floor at zero.
+        model: a name of :data:`fastgan.training.config.MODELS`.
+        pixels: numbers in an image, which bound what a critic with a gradient penalty can estimate.
         warm_up: steps that a generator is given to show varied samples for the first time.
 
     Example:
-        >>> monitor = HealthMonitor(wasserstein=False, warm_up=200)
+        >>> monitor = HealthMonitor(model="dcgan", pixels=256, warm_up=200)
         >>> report = DiversityReport(ratio=0.05, nearest_ratio=0.05, class_histogram=None)
         >>> monitor.observe_samples(200, report)
         ['mode collapse: at step 200 samples differ only 0.05 times as much as real images do']
     """
 
-    def __init__(self, *, wasserstein: bool, warm_up: int) -> None:
-        self._wasserstein = wasserstein
+    def __init__(self, *, model: str, pixels: int, warm_up: int) -> None:
+        self._wasserstein = model in ("wgan", "wgan-gp")
+        self._cures = _CURES.get(model, _CURES["others"])
+        # Images lie in [-1, 1]: the corners of that cube are 2 sqrt(pixels) apart.
+        self._most = DIVERGED_ESTIMATE_RATIO * 2 * math.sqrt(pixels)
+        if model != "wgan-gp":
+            self._most = math.inf
         self._warm_up = warm_up
         self._was_varied = False
         self._active: set[str] = set()
@@ -58,19 +89,25 @@ class HealthMonitor:
         self._loss_sizes: deque[float] = deque(maxlen=200)
 
     def observe_metrics(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Takes one row of metrics: ``loss_d``, ``loss_g`` and ``grad_norm_g`` are read."""
+        """Takes one row of metrics: ``loss_d``, ``loss_g``, ``grad_norm_g`` and, if there
+        is one, ``wasserstein`` are read."""
         warnings = []
         loss_size = max(abs(metrics["loss_d"]), abs(metrics["loss_g"]))
         usual_loss = statistics.median(self._loss_sizes) if len(self._loss_sizes) >= 10 else None
-        diverging = usual_loss is not None and loss_size > DIVERGED_LOSS_RATIO * max(
-            usual_loss, 1.0
-        )
+        estimate = abs(metrics.get("wasserstein", 0.0))
+        diverging = True
+        if estimate > self._most:
+            what = (
+                f"the critic's estimate reached {estimate:.3g}, and no two images are more than"
+                f" {self._most / DIVERGED_ESTIMATE_RATIO:.3g} apart"
+            )
+        elif usual_loss is not None and loss_size > DIVERGED_LOSS_RATIO * max(usual_loss, 1.0):
+            what = f"the losses reached {loss_size:.3g}, they were about {usual_loss:.3g}"
+        else:
+            what = f"the losses reached {loss_size:.3g}"
+            diverging = loss_size > DIVERGED_LOSS
         warnings += self._judge(
-            "divergence",
-            diverging,
-            f"divergence: at step {step} the losses reached {loss_size:.3g}, they were about"
-            f" {usual_loss if usual_loss is not None else math.nan:.3g}; a lower learning rate is"
-            " the usual cure",
+            "divergence", diverging, f"divergence: at step {step} {what}; {self._cures[0]}"
         )
 
         gradient = metrics["grad_norm_g"]
@@ -86,15 +123,10 @@ class HealthMonitor:
             if saturated and not vanished
             else f"the generator's gradient norm is {gradient:.2g}"
         )
-        cure = (
-            "a smaller --clip narrows the critic's gradients, a larger one may help"
-            if self._wasserstein
-            else "a lower --lr-d or --model wgan-gp is the usual cure"
-        )
         warnings += self._judge(
             "vanishing gradients",
-            vanished or saturated,
-            f"vanishing gradients: at step {step} {why}; {cure}",
+            (vanished or saturated) and not diverging,
+            f"vanishing gradients: at step {step} {why}; {self._cures[1]}",
         )
         if not diverging:
             self._loss_sizes.append(loss_size)
@@ -132,7 +164,7 @@ class HealthMonitor:
         if not collapsed:
             self._was_varied = True
         # An untrained generator's samples are all alike, which is no collapse yet.
-        if not self._was_varied and step < self._warm_up and not final:
+        if not self._was_varied and step < (EARLIEST_COLLAPSE if final else self._warm_up):
             return []
         return self._judge("mode collapse", collapsed, text, persistence=1)
 

@@ -1,22 +1,32 @@
-"""Ends a run at a step's end when the process is asked to stop."""
+"""Ends a run at a step's end when the process is asked to stop, and at any rate in a while."""
 
 from __future__ import annotations
 
+import os
+import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["stop_on_signals"]
+__all__ = ["PATIENCE", "stop_on_signals"]
+
+PATIENCE = 120.0
+"""Seconds from the first signal to the end, whatever the run waits for; a step takes less."""
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @contextmanager
 def stop_on_signals(request_stop: Callable[[str], None]) -> Iterator[None]:
-    """Turns the first Ctrl-C or SIGTERM into ``request_stop(name of the signal)``.
+    """Turns the first Ctrl-C, SIGTERM or SIGHUP into ``request_stop(name of the signal)``.
 
-    The second one acts as if this context weren't there. Outside the main thread, where Python
-    can't handle signals, nothing changes.
+    The second one acts as if this context weren't there. Python runs its handlers between two
+    instructions, so one that waits in C, for another process that hangs, would hear neither: a
+    thread beside it does, and ends the process at the second signal, or :data:`PATIENCE` seconds
+    after the first. Outside the main thread, where Python can't handle signals, nothing changes.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -24,21 +34,62 @@ def stop_on_signals(request_stop: Callable[[str], None]) -> Iterator[None]:
     # A signal that the process was told to ignore (nohup, background jobs) stays ignored.
     previous = {
         number: signal.getsignal(number)
-        for number in (signal.SIGINT, signal.SIGTERM)
+        for number in _SIGNALS
         if signal.getsignal(number) != signal.SIG_IGN
     }
+    heard = threading.Event()
 
     def restore() -> None:
         for number, handler in previous.items():
             signal.signal(number, handler if handler is not None else signal.SIG_DFL)
 
     def handle(number: int, frame: FrameType | None) -> None:
+        heard.set()
         restore()
         request_stop(signal.Signals(number).name)
 
     for number in previous:
         signal.signal(number, handle)
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    # The system's own handler writes each signal's number there, wherever the main thread is.
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    arguments = (reader, {int(number) for number in previous}, heard)
+    watcher = threading.Thread(target=_watch, args=arguments, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
         restore()
+        signal.set_wakeup_fd(before)
+        os.write(writer, b"\0")
+        watcher.join()
+        os.close(writer)
+        os.close(reader)
+
+
+def _watch(reader: int, numbers: set[int], heard: threading.Event) -> None:
+    first: int | None = None
+    deadline: float | None = None
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        ready, _, _ = select.select([reader], [], [], left)
+        if not ready:
+            assert first is not None
+            _end(first, f"{PATIENCE:.0f} s of waiting")
+        for number in os.read(reader, 64) if ready else b"":
+            if number == 0:
+                return
+            if number not in numbers:
+                continue
+            if first is None:
+                first, deadline = number, time.monotonic() + PATIENCE
+            elif not heard.wait(2.0):
+                _end(number, "a second signal")
+
+
+def _end(number: int, after: str) -> None:
+    name = signal.Signals(number).name
+    text = f"fastgan: ended by {name} after {after}, unsaved: the last checkpoint stands\n"
+    with suppress(OSError):
+        os.write(2, text.encode())
+    os._exit(128 + number)

@@ -40,6 +40,9 @@ class Shape:
 class MetricTotals:
     """Sums of metrics since the last row, on the device, read by nobody until a row is due.
 
+    Args:
+        device: where the metrics are.
+
     Attributes:
         counts: how many values each sum has.
 
@@ -51,9 +54,10 @@ class MetricTotals:
         ({'loss': 1.5}, {})
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         self.counts: dict[str, int] = {}
         self._sums: dict[str, Tensor] = {}
+        self._device = device
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Adds each metric to its sum, in place."""
@@ -62,6 +66,24 @@ class MetricTotals:
                 self._sums[name] = torch.zeros_like(value)
             self._sums[name].add_(value)
             self.counts[name] = self.counts.get(name, 0) + 1
+
+    def state_dict(self) -> dict[str, list[float]]:
+        """Each sum and how many values it has. Waits for the device."""
+        return {name: [float(self._sums[name]), n] for name, n in self.counts.items()}
+
+    def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
+        """Goes on from what :meth:`state_dict` gave.
+
+        Raises:
+            ValueError: something else.
+        """
+        for name, (total, count) in state.items():
+            if not (
+                type(name) is str and type(total) is float and type(count) is int and count > 0
+            ):
+                raise ValueError("totals of metrics that can't be")
+            self._sums[name] = torch.tensor(total, dtype=torch.float32, device=self._device)
+            self.counts[name] = count
 
     def take(self) -> dict[str, float]:
         """The means, and begins anew. Waits for the device."""

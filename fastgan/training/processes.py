@@ -39,6 +39,9 @@ __all__ = ["ProcessFailedError", "Processes", "joined_processes"]
 # Bytes of gradients in one exchange: enough to be bound by bandwidth, as in the paper's figure 6.
 BUCKET_BYTES = 25 * 2**20
 
+PATIENCE = 600.0
+"""Seconds that a process waits for the others in an exchange, NCCL's own."""
+
 _FAILURE = "fastgan/failure"
 _HEARD = "fastgan/heard"
 # How long a failing process waits for the others to have read why, and they for it to have said so.
@@ -226,10 +229,11 @@ class Processes:
         except torch.OutOfMemoryError:
             raise  # this process's own trouble
         except RuntimeError as error:
-            raise ProcessFailedError(self._why()) from error
+            late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
+            raise ProcessFailedError(self._why(late=late)) from error
 
-    def _why(self) -> str:
-        deadline = time.monotonic() + _PATIENCE
+    def _why(self, *, late: bool) -> str:
+        deadline = time.monotonic() + (0.1 if late else _PATIENCE)
         while self._store is not None and time.monotonic() < deadline:
             try:
                 if self._store.check([_FAILURE]):
@@ -239,6 +243,11 @@ class Processes:
             except RuntimeError:
                 break  # The process that held the store is gone.
             time.sleep(0.05)
+        if late:
+            return (
+                f"another process of the run didn't answer for {PATIENCE:.0f} s: does it hang, or"
+                " was it told to do something else?"
+            )
         return "another process of the run ended without a word; was it killed?"
 
     def _tell_failure(self, error: BaseException) -> None:
@@ -310,13 +319,18 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
 
     own = _own_device(device)
     store, rank, world_size = next(rendezvous("env://", timeout=timedelta(minutes=5)))
+    patience = timedelta(seconds=PATIENCE)
     group_store = PrefixStore("fastgan", store)
     if own.type == "cuda":
         torch.cuda.set_device(own)
-        dist.init_process_group("nccl", store=group_store, rank=rank, world_size=world_size)
-        control = dist.new_group(backend="gloo")
+        dist.init_process_group(
+            "nccl", store=group_store, rank=rank, world_size=world_size, timeout=patience
+        )
+        control = dist.new_group(backend="gloo", timeout=patience)
     else:
-        dist.init_process_group("gloo", store=group_store, rank=rank, world_size=world_size)
+        dist.init_process_group(
+            "gloo", store=group_store, rank=rank, world_size=world_size, timeout=patience
+        )
         control = dist.group.WORLD
     processes = Processes(rank, world_size, device=own, store=store, control=control)
     del store, group_store, control

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import csv
 import io
+import math
+import os
+import threading
+import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
-from fastgan.errors import OutputError
+from fastgan.errors import DataWarning, OutputError
 from fastgan.files import atomic_write
+from fastgan.reading import read_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
@@ -54,6 +59,10 @@ class MetricsRecorder:
         from torch.utils.tensorboard.writer import SummaryWriter
 
         self.path = folder / "metrics.csv"
+        # TensorBoard's thread keeps what went wrong for the next call, which raises it; that Python
+        # prints a traceback of it as well helps nobody.
+        self._excepthook = threading.excepthook
+        threading.excepthook = self._quiet_about_tensorboard
         self._rewrite([row for row in read_metrics(self.path) if row["step"] <= start_step])
         self._events_folder = folder / "tensorboard"
         with _named(self._events_folder):
@@ -69,6 +78,7 @@ class MetricsRecorder:
         Raises:
             OutputError: when it can't be written, on a full disk for one.
         """
+        self._check_file()
         if not row.keys() <= set(self._writer.fieldnames):
             with _named(self.path):
                 self._file.close()
@@ -86,16 +96,37 @@ class MetricsRecorder:
         with _named(self._events_folder):
             self._events.add_image(name, grid, step, dataformats="HWC")
 
+    def _quiet_about_tensorboard(self, arguments: threading.ExceptHookArgs) -> None:
+        if not type(arguments.thread).__module__.startswith("tensorboard."):
+            self._excepthook(arguments)
+
+    def _check_file(self) -> None:
+        """Writes the file anew where somebody removed or replaced it: the open one has it all."""
+        with _named(self.path):
+            mine = os.fstat(self._file.fileno())
+            if self.path.exists() and os.path.samestat(os.stat(self.path), mine):
+                return
+            self._file.seek(0)
+            rows = _parse_rows(self._file)
+            self._file.close()
+        self._rewrite(rows)
+        warnings.warn(
+            f"{self.path}: was removed or replaced during the run; written anew",
+            DataWarning,
+            stacklevel=3,
+        )
+
     def _rewrite(self, rows: list[dict[str, float]], *coming: Mapping[str, float]) -> None:
         """The file with these rows and the columns that they and the coming ones need."""
         columns = list(dict.fromkeys(chain(COLUMNS, *rows, *coming)))
         _write_rows(self.path, rows, columns)
         with _named(self.path):
-            self._file = self.path.open("a", newline="")
+            self._file = self.path.open("a+", newline="")
         self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
 
     def close(self) -> None:
         """Flushes and closes both files."""
+        threading.excepthook = self._excepthook
         with _named(self.path):
             self._file.close()
         with _named(self._events_folder):
@@ -114,14 +145,19 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     """The rows of a ``metrics.csv``; empty if there is none. A torn last line is left out."""
     if not path.exists():
         return []
+    return _parse_rows(io.StringIO(read_text(path, OutputError), newline=""))
+
+
+def _parse_rows(file: TextIO) -> list[dict[str, float]]:
     rows = []
-    with path.open(newline="") as file:
+    with suppress(csv.Error):  # a field without end, in a file that isn't ours
         for row in csv.DictReader(file):
             try:
-                rows.append({name: float(value) for name, value in row.items() if value})
+                rows.append({str(name): float(value) for name, value in row.items() if value})
             except (TypeError, ValueError):
                 break
-    return [row for row in rows if "step" in row]
+    counts = [(row.get("step", math.nan), row.get("images", 0.0)) for row in rows]
+    return [row for row, n in zip(rows, counts, strict=True) if all(map(math.isfinite, n))]
 
 
 def plot_losses(

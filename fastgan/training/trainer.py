@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,20 +18,23 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from fastgan.data import ImageSource, load_data
+from fastgan.data.streaming import StreamInterrupted
 from fastgan.errors import CheckpointError, ConfigError, DataError, FastganError, OutputError
 from fastgan.evaluation.diversity import SampleDiversity
 from fastgan.files import atomic_write
 from fastgan.images import make_grid, save_grid
 from fastgan.noise import sample_noise
+from fastgan.ops.backends import recorded_choices
 from fastgan.random_streams import seeded_generator
+from fastgan.reading import parsing, read_text
 from fastgan.sampling import generate_images
 from fastgan.training.callbacks import Callback
 from fastgan.training.checkpoint import (
-    check_optimizer,
     checkpoint_path,
     describe,
     list_checkpoints,
     load_checkpoint,
+    newest_checkpoint,
     read_description,
     remove_leftovers,
     restore_module,
@@ -48,6 +52,7 @@ from fastgan.training.networks import DataShape, build_discriminator, build_gene
 from fastgan.training.processes import Processes
 from fastgan.training.profiling import StepProfiler
 from fastgan.training.recorder import COLUMNS, MetricsRecorder, plot_losses, read_metrics
+from fastgan.training.run_lock import run_lock
 from fastgan.training.sync_batch_norm import synchronize_batch_norm
 from fastgan.training.updates import Players, build_optimizer
 
@@ -63,6 +68,9 @@ PROCESS_STREAM = NOISE_STREAM + 2
 # Generator updates after which samples that are all alike are a collapse, not a beginning: WGAN's
 # small learning rate needs about half of these on digits.
 WARM_UP_STEPS = 2000
+
+# What processes of one run may be told each for itself: where they compute, and the data's place.
+_OWN = ("device", "workers", "out", "data")
 
 # Every setting, in a form that --config takes; and what older releases wrote.
 DESCRIPTION = "config.toml"
@@ -106,7 +114,9 @@ class Trainer:
 
     The run's folder, ``config.out``, receives ``config.toml``, ``metrics.csv``, ``tensorboard/``,
     ``samples-STEP.png``, ``checkpoint-STEP.pt`` and, at the end, ``samples.png`` and
-    ``losses.png``. Nothing is written before the configuration and the data have been found good.
+    ``losses.png``. ``backends.json`` (of the n-th further process ``backends-n.json``) receives the
+    convolution backends that were chosen, with which the run is resumed. Nothing is written before
+    the configuration and the data have been found good.
 
     Args:
         config: settings; unset ones take the paper's defaults.
@@ -154,10 +164,11 @@ class Trainer:
         self._logged: dict[str, list[float | Tensor]] = {}
         self._mid_step = False
         self._saved_step: int | None = None
+        self._ran = False
+        self._damaged: list[Path] = []
         self.processes = Processes() if processes is None else processes
 
-        existing = list_checkpoints(self.out) if self.out.is_dir() else []
-        description = _description(self.out)
+        existing, description = self._found = _found(self.out)
         if not resume and (existing or description is not None):
             raise OutputError(
                 f"{self.out}: already holds a run; add --resume to continue it, or choose another"
@@ -171,8 +182,11 @@ class Trainer:
         saved: dict[str, Any] | None = None
         saved_data: DataShape | None = None
         if self.resumed_from is not None:
-            saved = load_checkpoint(self.resumed_from)
-            saved_config, saved_data = read_description(self.resumed_from, saved)
+            self.resumed_from, read, failures = newest_checkpoint(existing, _read_checkpoint)
+            saved, saved_config, saved_data = read
+            self._damaged = existing[existing.index(self.resumed_from) + 1 :]
+            for failure in failures:
+                self._tell("on_warning", f"{failure}; going on from {self.resumed_from}")
             config = _continued(saved_config, config, explicit, self.resumed_from)
         elif resume and description is not None:
             # Ended before its first checkpoint: the same run, from its beginning.
@@ -216,7 +230,11 @@ class Trainer:
                     )
 
         self._build(saved)
-        self._monitor = HealthMonitor(wasserstein=config.is_wasserstein, warm_up=WARM_UP_STEPS)
+        self._monitor = HealthMonitor(
+            model=config.model,
+            pixels=source.channels * source.image_size**2,
+            warm_up=WARM_UP_STEPS,
+        )
         self._diversity = self._reference_diversity()
         _prepare_folder(self.out)
 
@@ -226,12 +244,17 @@ class Trainer:
         Raises:
             TrainingDivergedError: when a loss or weight stops being finite.
         """
-        config = self.config
         self._stop_reason = None
-        if self.step >= config.steps and self.resumed_from is not None:
+        self._agree_on_the_run()
+        if self.step >= self.config.steps and self.resumed_from is not None:
             return self._finished_before()
-        # Every process has looked at the folder before one writes there.
-        self._agree()
+        rank = self.processes.rank
+        choices = self.out / f"backends{f'-{rank}' if rank else ''}.json"
+        with self._sole_writer(), recorded_choices(choices), stop_on_signals(self.request_stop):
+            return self._run()
+
+    def _run(self) -> TrainingResult:
+        config = self.config
         self.processes.broadcast_(self._weights())
         recorder: MetricsRecorder | None = None
         if self.processes.leads:
@@ -242,8 +265,14 @@ class Trainer:
         row: dict[str, float] = {}
         try:
             with (
-                stop_on_signals(self.request_stop),
-                open_feed(self.source, config, self.device, self.processes, self._batches) as feed,
+                open_feed(
+                    self.source,
+                    config,
+                    self.device,
+                    self.processes,
+                    self._batches,
+                    stopping=lambda: self._stop_reason is not None,
+                ) as feed,
                 self._profiler() as profiler,
             ):
                 self._tell("on_start")
@@ -272,15 +301,13 @@ class Trainer:
                     # Asked to stop during the very last step: the run is complete all the same.
                     self._stop_reason = None
                 checkpoint = self.save()
-        except Exception as error:
-            self._rescue(error)
+        except BaseException as error:
+            # A second Ctrl-C is in a hurry; a SystemExit, of a callback for one, isn't.
+            if not isinstance(error, KeyboardInterrupt):
+                self._rescue(error)
             if recorder is not None:
                 with suppress(OutputError):  # the first error is the one to tell
                     recorder.close()
-            raise
-        except BaseException:
-            if recorder is not None:
-                recorder.close()
             raise
         samples = self.out / "samples.png"
         if recorder is not None:
@@ -303,6 +330,48 @@ class Trainer:
         )
         self._tell("on_end", result)
         return result
+
+    @contextmanager
+    def _sole_writer(self) -> Iterator[None]:
+        """Holds the run's folder, as it was found, for the process that writes there."""
+        failure: FastganError | None = None
+        with ExitStack() as stack:
+            if self.processes.leads:
+                try:
+                    stack.enter_context(run_lock(self.out))
+                    if not self._ran and self._found != _found(self.out):
+                        raise OutputError(
+                            f"{self.out}: another process has written there meanwhile; look at it,"
+                            " and start again"
+                        )
+                    for path in self._damaged:
+                        # Out of the way of the checkpoints to come, but not lost.
+                        path.replace(path.with_name(path.name + ".damaged"))
+                    self._damaged = []
+                except OSError as error:
+                    failure = error if isinstance(error, FastganError) else OutputError(str(error))
+            # Every process has looked at the folder before one writes there.
+            self._agree(failure)
+            self._ran = True
+            yield
+
+    def _agree_on_the_run(self) -> None:
+        """Refuses to go on with processes that were told something else."""
+        if self.processes.world_size == 1:
+            return
+        own = {
+            **{name: value for name, value in self.config.to_dict().items() if name not in _OWN},
+            "data": self.source.digest(),
+            "step": self.step,
+            "batches": self._batches,
+        }
+        everyone = self.processes.gather(own)
+        for rank, theirs in enumerate(everyone):
+            for name, value in everyone[0].items():
+                if theirs[name] != value:
+                    self.processes.agreed_to_fail = True
+                    found = "" if name == "data" else f": {theirs[name]!r}, not {value!r}"
+                    raise ConfigError(f"{name}: process {rank} has other than process 0{found}")
 
     def _finished_before(self) -> TrainingResult:
         """The result of a run that has nothing left to do; its files stay as they are."""
@@ -350,14 +419,23 @@ class Trainer:
     def save(self) -> Path:
         """Writes a checkpoint of this moment and removes the oldest ones beyond the limit."""
         path = checkpoint_path(self.out, self.step)
-        random = self._random_state()
+        state = self._shared_state()
         if self.processes.leads:
-            self._write_checkpoint(path, random)
+            self._write_checkpoint(path, *state)
             self._tell("on_checkpoint", path)
         self._saved_step = self.step
         return path
 
-    def _write_checkpoint(self, path: Path, random: dict[str, Any]) -> None:
+    def _shared_state(self) -> tuple[dict[str, Any], dict[str, list[float]]]:
+        """What of a checkpoint takes all processes: random states, and sums of the metrics."""
+        random = self._random_state()
+        totals = self._totals.state_dict()
+        means = self.processes.mean({name: each[0] for name, each in totals.items()})
+        return random, {name: [means[name], count] for name, (_, count) in totals.items()}
+
+    def _write_checkpoint(
+        self, path: Path, random: dict[str, Any], totals: dict[str, list[float]]
+    ) -> None:
         self._check_finite_weights()
         save_checkpoint(
             path,
@@ -368,12 +446,13 @@ class Trainer:
                 "batches": self._batches,
                 "ema_generator": None if self.ema is None else self.ema.module.state_dict(),
                 "random": random,
+                "totals": totals,
             },
         )
         for old in list_checkpoints(self.out)[: -self.config.keep_checkpoints]:
             old.unlink(missing_ok=True)
 
-    def _rescue(self, error: Exception) -> None:
+    def _rescue(self, error: BaseException) -> None:
         """Saves what was trained before an error that came between two steps."""
         alone = self.processes.world_size == 1
         if (
@@ -387,9 +466,9 @@ class Trainer:
         # Whatever goes wrong now, a full disk for one, the error that brought us here is the one
         # to tell; the checkpoint before this one is still there.
         with suppress(Exception):
-            random = self._random_state()
+            state = self._shared_state()
             if self.processes.leads:
-                self._write_checkpoint(path, random)
+                self._write_checkpoint(path, *state)
                 self._tell("on_warning", f"cut short after step {self.step}; saved {path}")
 
     # Construction -------------------------------------------------------------------------------
@@ -444,6 +523,7 @@ class Trainer:
             processes=self.processes,
             rates_on_device=self._captures,
         )
+        self._totals = MetricTotals(self.device)
         self._reseed(self.processes.rank, 0)
         if saved is not None:
             self._restore(saved)
@@ -465,11 +545,12 @@ class Trainer:
 
     def _restore(self, saved: dict[str, Any]) -> None:
         players = self.players
-        try:
-            players.load_optimizers(saved)
+        with parsing(f"{self.resumed_from}: can't be resumed from", CheckpointError):
+            self._totals.load_state_dict(saved.get("totals", {}))
             self.step, self._batches = int(saved["step"]), int(saved["batches"])
-            if self.step < 0 or self._batches < 0:
+            if not (0 <= self.step < 2**53 and 0 <= self._batches < 2**53):
                 raise ValueError(f"step {self.step} after {self._batches} batches")
+            players.load_optimizers(saved, self.step)
             states = saved["random"]
             self._restore_global_generators(states)
             if states["device"] == self.device.type:
@@ -479,12 +560,6 @@ class Trainer:
                 # which depends on the seed and the step alone.
                 seed = (self.config.seed + self.step) % 2**63
                 players.random = seeded_generator(seed, NOISE_STREAM, self.device)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-            first = (str(error).splitlines() or [type(error).__name__])[0]
-            raise CheckpointError(f"{self.resumed_from}: can't be resumed from: {first}") from error
-        assert self.resumed_from is not None
-        check_optimizer(self.resumed_from, "optimizer_g", players.optimizer_g, self.step)
-        check_optimizer(self.resumed_from, "optimizer_d", players.optimizer_d, self.step)
 
     def _restore_global_generators(self, states: Mapping[str, Any]) -> None:
         everyone = [states, *states.get("others", ())]
@@ -515,7 +590,6 @@ class Trainer:
         return self.config.graphs and self.device.type == "cuda"
 
     def _iteration(self) -> Iteration | CapturedIteration:
-        self._totals = MetricTotals()
         iteration = Iteration(self.players, self.ema, self._totals)
         if not self._captures:
             return iteration
@@ -544,6 +618,8 @@ class Trainer:
             with record_function("data"):
                 try:
                     batches = feed.take(self.config.critic_updates(self.step))
+                except StreamInterrupted:
+                    batches = []  # asked to stop while it waited
                 except DataError as caught:
                     error = caught
         self._agree(error)
@@ -739,7 +815,8 @@ class _NoProfiler:
 
 def _last_seconds(folder: Path) -> float:
     rows = read_metrics(folder / "metrics.csv")
-    return rows[-1]["seconds"] if rows else 0.0
+    seconds = rows[-1].get("seconds", 0.0) if rows else 0.0
+    return seconds if math.isfinite(seconds) else 0.0
 
 
 def _check_share(config: TrainConfig, processes: Processes) -> None:
@@ -781,6 +858,17 @@ def _continued(
     return continued
 
 
+def _found(folder: Path) -> tuple[list[Path], Path | None]:
+    """A folder's checkpoints, and the file that says with which settings they were made."""
+    with parsing(f"{folder}: can't be looked at", OutputError):
+        return list_checkpoints(folder) if folder.is_dir() else [], _description(folder)
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Any], TrainConfig, DataShape]:
+    content = load_checkpoint(path)
+    return content, *read_description(path, content)
+
+
 def _description(folder: Path) -> Path | None:
     """The file that says with which settings the run in ``folder`` was begun, if there is one."""
     return next((folder / name for name in _DESCRIPTIONS if (folder / name).exists()), None)
@@ -788,11 +876,15 @@ def _description(folder: Path) -> Path | None:
 
 def _read_config(path: Path) -> TrainConfig:
     try:
-        settings = json.loads(path.read_text()) if path.suffix == ".json" else read_settings(path)
+        if path.suffix == ".json":
+            with parsing("is not JSON", ConfigError):
+                settings = json.loads(read_text(path, ConfigError))
+        else:
+            settings = read_settings(path)
         if isinstance(settings, dict) and "model" not in settings:
             raise ConfigError("names no model, as every run's does")
         return TrainConfig.from_dict(settings).resolved()
-    except (OSError, UnicodeError, json.JSONDecodeError, FastganError) as error:
+    except FastganError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise ConfigError(f"{path}: can't be resumed from: {reason}") from error
 

@@ -25,6 +25,7 @@ from fastgan.optim import Adam, RMSprop
 from fastgan.penalty import discriminator_loss, gradient_penalty
 from fastgan.penalty.points import Points
 from fastgan.training.augmentation import augment, augmentation_kinds, draw_augmentation
+from fastgan.training.checkpoint import restore_optimizer, restore_scaler
 from fastgan.training.config import TrainConfig
 from fastgan.training.processes import Processes
 from fastgan.weight_clipping import clip_weights_
@@ -288,17 +289,18 @@ class Players:
             "scaler_d": self.scaler_d.state_dict(),
         }
 
-    def load_optimizers(self, saved: dict[str, Any]) -> None:
-        """What :meth:`state_dict` gave of the optimisers and scalers, on whatever device."""
+    def load_optimizers(self, saved: Mapping[str, Any], step: int) -> None:
+        """What :meth:`state_dict` gave of the optimisers and scalers, on whatever device.
+
+        Raises:
+            ValueError: state that can't be, or of other optimisers.
+        """
+        assert self.config.optimizer is not None
         for name in ("optimizer_g", "optimizer_d"):
-            optimizer: torch.optim.Optimizer = getattr(self, name)
-            fused = [group.get("fused") for group in optimizer.param_groups]
-            optimizer.load_state_dict(saved[name])
-            for group, choice in zip(optimizer.param_groups, fused, strict=True):
-                if "fused" in group:
-                    group["fused"] = choice  # this device's, not that of the checkpoint
-        self.scaler_g.load_state_dict(saved["scaler_g"])
-        self.scaler_d.load_state_dict(saved["scaler_d"])
+            optimizer = getattr(self, name)
+            restore_optimizer(name, self.config.optimizer, optimizer, saved.get(name), step)
+        for name in ("scaler_g", "scaler_d"):
+            restore_scaler(name, getattr(self, name), saved.get(name))
 
     # What an update consists of ------------------------------------------------------------------
 

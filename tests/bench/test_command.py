@@ -29,7 +29,7 @@ from fastgan.bench.summary import lines
 from fastgan.bench.timing import Budget, Call
 from fastgan.bench.work import Step, Work
 from fastgan.cli import main
-from fastgan.ops.vector_units import has_vectors
+from fastgan.ops.backends.vector_units import has_vectors
 
 CPU = torch.device("cpu")
 MATRIX = torch.randn(128, 128)

@@ -14,8 +14,10 @@ import numpy as np
 import pytest
 
 from fastgan.data import load_data
-from fastgan.data.plain_pickle import ArrayRecord, load_plain_pickle, to_byte_array
+from fastgan.data.cifar10 import _byte_array
+from fastgan.data.cifar10 import _load as load
 from fastgan.errors import DataError
+from fastgan.plain_pickle import Record
 
 FOLDER = "cifar-10-batches-py"
 NAMES = [b"airplane", b"automobile", b"bird", b"cat", b"deer"]
@@ -123,9 +125,9 @@ def test_batches_written_by_python_3_are_read(tmp_path, protocol, keys):
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_array_records_become_the_arrays_that_were_pickled(protocol, order):
     array = np.asarray(random_batch(protocol)[0], order=order)
-    record = load_plain_pickle(pickle.dumps(array, protocol=protocol), "test")
-    assert isinstance(record, ArrayRecord)
-    np.testing.assert_array_equal(to_byte_array(record, "test"), array)
+    record = load(pickle.dumps(array, protocol=protocol), "test")
+    assert isinstance(record, Record)
+    np.testing.assert_array_equal(_byte_array(record, "test"), array)
 
 
 class Calls:
@@ -204,21 +206,20 @@ def test_code_in_the_class_names_or_in_an_archive_is_refused(tmp_path):
 )
 def test_hostile_opcodes_are_refused(opcodes):
     with pytest.raises(DataError, match="pickle") as caught:
-        load_plain_pickle(opcodes, "test")
+        load(opcodes, "test")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("opcodes", [b"Nr\xff\xff\xff\xff.", b"Np4000000000\n."])
-def test_memo_numbers_that_would_allocate_gigabytes_are_refused_unread(opcodes):
-    with pytest.raises(DataError, match="memo number 4"):
-        load_plain_pickle(opcodes, "test")
+def test_memo_numbers_that_would_allocate_gigabytes_cost_nothing(opcodes):
+    assert load(opcodes, "test") is None
 
 
 def test_stand_ins_keep_working_after_an_attack():
     array = random_batch(0)[0]
     test_hostile_opcodes_are_refused(b"c_codecs\nencode\n}U\x08__call__K\x01sb.")
-    record = load_plain_pickle(pickle.dumps(array, protocol=2), "test")
-    np.testing.assert_array_equal(to_byte_array(record, "test"), array)
+    record = load(pickle.dumps(array, protocol=2), "test")
+    np.testing.assert_array_equal(_byte_array(record, "test"), array)
 
 
 def test_every_truncation_of_a_batch_is_found():
@@ -230,7 +231,7 @@ def test_every_truncation_of_a_batch_is_found():
             *range(len(content) - 60, len(content)),
         }:
             with pytest.raises(DataError, match="test: "):
-                load_plain_pickle(content[:kept], "test")
+                load(content[:kept], "test")
 
 
 @pytest.mark.parametrize(
@@ -244,20 +245,20 @@ def test_every_truncation_of_a_batch_is_found():
 )
 @pytest.mark.parametrize("protocol", [2, 5])
 def test_arrays_of_other_kinds_are_refused(array, protocol):
-    record = load_plain_pickle(pickle.dumps(array, protocol=protocol), "test")
+    record = load(pickle.dumps(array, protocol=protocol), "test")
     with pytest.raises(DataError, match=r"expected u1|expected an array"):
-        to_byte_array(record, "test")
+        _byte_array(record, "test")
 
 
 @pytest.mark.parametrize(
     "shape", [(3, 3072), (-1, 3072), (2**62, 2**62), (1, 2.0), [1], ("a",), None]
 )
 def test_shapes_that_dont_match_the_bytes_are_refused(shape):
-    record = load_plain_pickle(pickle.dumps(np.zeros((2, 3072), np.uint8), protocol=2), "test")
+    record = load(pickle.dumps(np.zeros((2, 3072), np.uint8), protocol=2), "test")
     version, _, *rest = record.state
     record.state = (version, shape, *rest)
     with pytest.raises(DataError, match="don't match"):
-        to_byte_array(record, "test")
+        _byte_array(record, "test")
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 import fastgan
 from fastgan.nn import recorder
 from fastgan.ops import chain
-from fastgan.ops.vector_units import has_vectors
+from fastgan.ops.backends.vector_units import has_vectors
 
 SIZE, CHANNELS = 6, 4
 

@@ -1,8 +1,8 @@
-"""Each pass of each of a DCGAN's convolutions alone, against cuDNN or oneDNN.
+"""Each pass of a GAN's convolutions alone, against cuDNN or oneDNN.
 
-Ours on a GPU are the Triton kernels, on a CPU the fastest of the ways there are; of these only the
-layers are cases in which one of our own kernels does it. Both sides take channels-last images and
-weights.
+Ours on a GPU are the Triton kernels, on a CPU the fastest of the backends; there only those layers
+are cases for which the fixed table has one of our own kernels. Both sides take channels-last images
+and weights.
 """
 
 from __future__ import annotations
@@ -14,17 +14,22 @@ from torch import Tensor
 
 from fastgan import kernels
 from fastgan.bench.cases import DTYPES, Case, Setting
-from fastgan.bench.suites.layers import Layer, critic_layers, generator_layers
+from fastgan.bench.suites.layers import (
+    Layer,
+    critic_layers,
+    generator_layers,
+    paper_layers,
+    residual_layers,
+)
 from fastgan.bench.timing import Call
 from fastgan.bench.work import ITEM_BYTES
-from fastgan.ops import aten_convolution
-from fastgan.ops.convolution_choice import fastest
+from fastgan.ops.backends import ATEN, Pass, Selector, select_backend, using
 from fastgan.ops.stages import Stage
 
 __all__ = ["PASSES", "cases", "contenders"]
 
 #: Name -> what :func:`fastgan.bench.work.convolution_steps` calls it.
-PASSES = {
+PASSES: dict[str, Pass] = {
     "forward": "forward",
     "input gradient": "input_gradient",
     "weight gradient": "weight_gradient",
@@ -40,7 +45,8 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     else:
         dtypes = ["float32"] if quick else ["float32", "bfloat16"]
         batches = [64]
-        layers = layers[1:4] if quick else layers[1:]
+        others = (*residual_layers(), *paper_layers())
+        layers = (*layers[1:4], others[2]) if quick else (*layers[1:], *others)
     return [
         _case(layer, each, dtype, batch)
         for dtype in dtypes
@@ -57,7 +63,9 @@ def _on_our_own_kernels(layer: Layer, each: str, dtype: str, batch: int) -> bool
     )
     weight = torch.empty(layer.weight_shape, dtype=DTYPES[dtype])
     weight = weight.contiguous(memory_format=torch.channels_last)
-    return fastest(_stage(layer), input, weight, PASSES[each]) is not aten_convolution
+    # By the fixed table, so that the list of cases is the same everywhere.
+    with using(Selector("0")):
+        return select_backend(PASSES[each], _stage(layer), input, weight) is not ATEN
 
 
 def _stage(layer: Layer) -> Stage:
@@ -65,6 +73,7 @@ def _stage(layer: Layer) -> Stage:
         "conv_transpose2d" if layer.transposed else "conv2d",
         (layer.stride, layer.stride),
         (layer.padding, layer.padding),
+        output_padding=(layer.output_padding, layer.output_padding),
     )
 
 
@@ -118,12 +127,15 @@ def contenders(
         .contiguous(memory_format=torch.channels_last)
     )
     stride, padding = (layer.stride, layer.stride), (layer.padding, layer.padding)
-    geometry = kernels.ConvGeometry((4, 4), stride, padding, transposed=layer.transposed)
+    output_padding = (layer.output_padding, layer.output_padding)
+    geometry = kernels.ConvGeometry(
+        (layer.taps, layer.taps), stride, padding, transposed=layer.transposed
+    )
 
     def backward(number: int, wanted: int) -> Tensor:
         found: list[Tensor] = torch.ops.aten.convolution_backward(
             *(gradients[number], inputs[number], weight, None, stride, padding, (1, 1)),
-            *(layer.transposed, (0, 0), 1, [wanted == 0, wanted == 1, False]),
+            *(layer.transposed, output_padding, 1, [wanted == 0, wanted == 1, False]),
         )
         return found[wanted]
 
@@ -132,7 +144,17 @@ def contenders(
             "fastgan": _on_a_cpu(_stage(layer), PASSES[each], inputs, gradients, weight),
             "eager": {
                 "forward": lambda n: torch.ops.aten.convolution(
-                    *(inputs[n], weight, None, stride, padding, (1, 1), layer.transposed, (0, 0), 1)
+                    *(
+                        inputs[n],
+                        weight,
+                        None,
+                        stride,
+                        padding,
+                        (1, 1),
+                        layer.transposed,
+                        output_padding,
+                        1,
+                    )
                 ),
                 "input gradient": lambda n: backward(n, 0),
                 "weight gradient": lambda n: backward(n, 1),
@@ -143,7 +165,17 @@ def contenders(
         "forward": (
             lambda n: kernels.forward(inputs[n], weight, geometry)[0],
             lambda n: torch.ops.aten.convolution(
-                *(inputs[n], weight, None, stride, padding, (1, 1), layer.transposed, (0, 0), 1)
+                *(
+                    inputs[n],
+                    weight,
+                    None,
+                    stride,
+                    padding,
+                    (1, 1),
+                    layer.transposed,
+                    output_padding,
+                    1,
+                )
             ),
         ),
         "input gradient": (
@@ -160,20 +192,15 @@ def contenders(
 
 
 def _on_a_cpu(
-    stage: Stage, of: str, inputs: list[Tensor], gradients: list[Tensor], weight: Tensor
+    stage: Stage, of: Pass, inputs: list[Tensor], gradients: list[Tensor], weight: Tensor
 ) -> Callable[[int], Tensor]:
     def call(number: int) -> Tensor:
         input = inputs[number]
-        convolution = fastest(stage, input, weight, of)
+        backend = select_backend(of, stage, input, weight)
         if of == "forward":
-            output: Tensor = convolution.forward(stage, input, weight, None)
-            return output
+            return backend.forward(stage, input, weight, None)
         if of == "input_gradient":
-            gradient: Tensor = convolution.input_gradient(stage, gradients[number], input, weight)
-            return gradient
-        found: tuple[Tensor, Tensor | None] = convolution.weight_gradient(
-            stage, gradients[number], input, weight, False
-        )
-        return found[0]
+            return backend.input_gradient(stage, gradients[number], input, weight)
+        return backend.weight_gradient(stage, gradients[number], input, weight, False)[0]
 
     return call

@@ -1,8 +1,9 @@
-"""The layers of a DCGAN's networks as shapes, and the work of passes through them.
+"""The layers of GANs' networks as shapes, and the work of passes through them.
 
-Radford et al. 2015, arXiv 1511.06434, figure 1, with 4x4 kernels as in everybody's versions; see
-:mod:`fastgan.models.layers` for the modules. Written down again here, so that what a network has to
-do doesn't depend on how it does it.
+A DCGAN's: Radford et al. 2015, arXiv 1511.06434, figure 1, with 4x4 kernels as in everybody's
+versions (see :mod:`fastgan.models.layers` for the modules) and with the paper's 5x5 ones; 3x3 ones
+of a residual network for 64x64 images, as Miyato et al. 2018, arXiv 1802.05957, table 4, have them.
+Written down again here, so that what a network has to do doesn't depend on how it does it.
 """
 
 from __future__ import annotations
@@ -12,12 +13,20 @@ from dataclasses import dataclass
 
 from fastgan.bench.work import Work, convolution_steps
 
-__all__ = ["Layer", "critic_layers", "generator_layers", "network_work", "penalty_work"]
+__all__ = [
+    "Layer",
+    "critic_layers",
+    "generator_layers",
+    "network_work",
+    "paper_layers",
+    "penalty_work",
+    "residual_layers",
+]
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution with 4x4 kernels.
+    """One convolution.
 
     Attributes:
         transposed: whether it is a transposed one.
@@ -29,6 +38,8 @@ class Layer:
         padding: as the module's.
         normalised: whether batch norm follows it, in a DCGAN.
         activation: what follows, a name of :data:`fastgan.activations.ACTIVATIONS`.
+        taps: height and width of its kernels.
+        output_padding: of a transposed one.
     """
 
     transposed: bool
@@ -40,6 +51,8 @@ class Layer:
     padding: int
     normalised: bool
     activation: str
+    taps: int = 4
+    output_padding: int = 0
 
     @property
     def shape(self) -> str:
@@ -48,10 +61,13 @@ class Layer:
         Example:
             >>> generator_layers()[1].shape
             '512x4x4 to 256x8x8'
+            >>> residual_layers()[0].shape
+            '512x8x8 to 512x8x8, 3x3 taps'
         """
+        taps = "" if self.taps == 4 else f", {self.taps}x{self.taps} taps"
         return (
             f"{self.channels_in}x{self.size_in}x{self.size_in} to"
-            f" {self.channels_out}x{self.size_out}x{self.size_out}"
+            f" {self.channels_out}x{self.size_out}x{self.size_out}{taps}"
         )
 
     @property
@@ -63,8 +79,8 @@ class Layer:
             ((512, 256, 4, 4), (128, 64, 4, 4))
         """
         if self.transposed:
-            return self.channels_in, self.channels_out, 4, 4
-        return self.channels_out, self.channels_in, 4, 4
+            return self.channels_in, self.channels_out, self.taps, self.taps
+        return self.channels_out, self.channels_in, self.taps, self.taps
 
     def work(self, batch: int, dtype: str, passes: Iterable[str]) -> Work:
         """Of these passes over so many images."""
@@ -72,7 +88,7 @@ class Layer:
             batch,
             (self.channels_in, self.size_in, self.size_in),
             (self.channels_out, self.size_out, self.size_out),
-            (4, 4),
+            (self.taps, self.taps),
             transposed=self.transposed,
             dtype=dtype,
             passes=passes,
@@ -113,6 +129,42 @@ def critic_layers(nc: int = 3, ndf: int = 64, image_size: int = 64) -> list[Laye
         channels, size = 2 * channels, size // 2
     layers.append(Layer(False, channels, 1, size, 1, 1, 0, False, "none"))
     return layers
+
+
+def residual_layers() -> list[Layer]:
+    """The second convolution of each block of a generator, and the first where channels halve.
+
+    Example:
+        >>> [(layer.channels_in, layer.channels_out, layer.size_in) for layer in residual_layers()]
+        [(512, 512, 8), (512, 256, 16), (256, 256, 16), (128, 128, 32), (64, 64, 64)]
+    """
+    return [
+        Layer(False, channels_in, channels_out, size, size, 1, 1, True, "relu", taps=3)
+        for channels_in, channels_out, size in (
+            (512, 512, 8),
+            (512, 256, 16),
+            (256, 256, 16),
+            (128, 128, 32),
+            (64, 64, 64),
+        )
+    ]
+
+
+def paper_layers() -> list[Layer]:
+    """The inner layers of a DCGAN with 5x5 kernels: of its generator, then of its discriminator.
+
+    Example:
+        >>> [layer.shape for layer in paper_layers()][2:4]
+        ['256x16x16 to 128x32x32, 5x5 taps', '128x32x32 to 256x16x16, 5x5 taps']
+    """
+    sizes = ((1024, 512, 4), (512, 256, 8), (256, 128, 16))
+    return [
+        Layer(True, many, few, size, 2 * size, 2, 2, True, "relu", taps=5, output_padding=1)
+        for many, few, size in sizes
+    ] + [
+        Layer(False, few, many, 2 * size, size, 2, 2, True, "leaky_relu", taps=5)
+        for many, few, size in reversed(sizes)
+    ]
 
 
 def network_work(

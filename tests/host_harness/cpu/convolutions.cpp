@@ -237,7 +237,8 @@ void check_winograd(const Convolution& of, FloatType type, bool with_bias) {
     const Operands operands(of, type, with_bias);
     const WinogradShape shape{of.batch,          of.rows.small,   of.columns.small,
                               of.small_channels, of.rows.wide,    of.columns.wide,
-                              of.wide_channels,  of.rows.padding, of.columns.padding};
+                              of.wide_channels,  of.rows.taps,    of.rows.stride,
+                              of.rows.padding,   of.columns.padding};
 
     const Buffer gathered(type, of.small_size());
     winograd_gather(shape, type, operands.wide.data(), operands.weight.data(),
@@ -298,8 +299,11 @@ Dimension drawn_dimension(std::int64_t small, std::int64_t taps, std::int64_t st
 }
 
 Convolution drawn_winograd() {
-    return {drawn(0, 3), 32 * drawn(1, 3), 32 * drawn(1, 3), drawn_dimension(drawn(1, 6), 4, 2, 3),
-            drawn_dimension(drawn(1, 6), 4, 2, 3)};
+    const std::int64_t taps = drawn(3, 5);
+    const std::int64_t stride = taps == 3 ? 1 : 2;
+    return {drawn(0, 3), 32 * drawn(1, 3), 32 * drawn(1, 3),
+            drawn_dimension(drawn(1, 6), taps, stride, 3),
+            drawn_dimension(drawn(1, 6), taps, stride, 3)};
 }
 
 Convolution drawn_patches() {
@@ -317,6 +321,11 @@ const Convolution kSplits[] = {
     {1, 32, 288, {3, 6, 4, 2, 1}, {1, 1, 4, 2, 2}},
     {1, 160, 160, {2, 4, 4, 2, 1}, {1, 4, 4, 2, 0}},
     {3, 32, 32, {15, 31, 4, 2, 1}, {13, 26, 4, 2, 1}},
+    {1, 288, 160, {3, 3, 3, 1, 1}, {2, 4, 3, 1, 0}},
+    {2, 32, 96, {15, 15, 3, 1, 1}, {14, 12, 3, 1, 2}},
+    {3, 64, 32, {21, 21, 3, 1, 1}, {20, 20, 3, 1, 1}},
+    {1, 160, 288, {2, 4, 5, 2, 2}, {3, 6, 5, 2, 2}},
+    {2, 96, 32, {11, 22, 5, 2, 2}, {13, 27, 5, 2, 1}},
 };
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "blocks.h"
 
 #include <algorithm>
+#include <cstring>
 #include <functional>
 #include <memory>
 #include <numeric>
@@ -212,6 +213,15 @@ Votes Block::wait_at_barrier(const char* name, bool vote, Site site) {
     return thread.votes;
 }
 
+// Compared a million times in a test: no string is made.
+bool wait_at_one_place(const Thread& a, const Thread& b) {
+    const auto same = [](const char* one, const char* other) {
+        return one == other || std::strcmp(one, other) == 0;
+    };
+    return a.site.line == b.site.line && same(a.site.file, b.site.file) &&
+           same(a.waits_at, b.waits_at);
+}
+
 // Called when no thread can run. False: all have ended.
 bool Block::open_barrier() {
     Votes votes{static_cast<unsigned>(count_), 0};
@@ -233,8 +243,7 @@ bool Block::open_barrier() {
     for (int i = 0; i < count_; ++i) {
         const Thread& thread = threads_[i];
         const bool together = thread.state == Thread::State::at_block_barrier &&
-                              std::string(thread.waits_at) == first.waits_at &&
-                              describe(thread.site) == describe(first.site);
+                              wait_at_one_place(thread, first);
         if (waiting != count_ || !together) {
             report_stuck_barrier();
         }
@@ -303,7 +312,7 @@ Exchange Block::meet_lanes(WarpFunction function, const char* name, unsigned mas
 
 bool same_call(const Thread& a, const Thread& b) {
     return b.state == Thread::State::at_warp_function && a.mask == b.mask &&
-           std::string(a.waits_at) == b.waits_at && describe(a.site) == describe(b.site);
+           wait_at_one_place(a, b);
 }
 
 // If every lane that the mask names has arrived, gives each what the others said. Lanes that the

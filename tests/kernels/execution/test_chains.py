@@ -7,6 +7,7 @@ small steps fit together.
 from __future__ import annotations
 
 import copy
+import random
 
 import pytest
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 
 from fastgan.nn import fuse
 from fastgan.nn.placement import placements
+from fastgan.ops.backends import PASSES, TRITON, Problem, Selector, fusion, selection, using
+from fastgan.ops.backends.measurement import measure
+from fastgan.ops.stages import Stage
 
 
 def generator() -> tuple[nn.Sequential, tuple[int, ...]]:
@@ -164,3 +168,64 @@ def test_results_are_laid_out_as_eager_s(
         (gradient,) = torch.autograd.grad(output.square().sum(), input)
         found.append((output.stride(), output.is_contiguous(), gradient.stride()))
     assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("make", [generator, critic, dense])
+def test_each_pass_can_run_on_a_backend_of_its_own(
+    make, device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path
+) -> None:
+    """What one backend leaves to be done on load, another does; three draws of choices."""
+    monkeypatch.setenv("FASTGAN_CACHE_DIR", str(tmp_path))
+    torch.manual_seed(0)
+    layers, shape = make()
+    low = layers.to(device)
+    exact = copy.deepcopy(low).double()
+    input = torch.randn(shape, device=device)
+    expected = results(exact, input.double())
+    used = set()
+    for seed in range(3):
+        draws = random.Random(seed)
+
+        def chosen(problem, backends, draws=draws, **options):
+            able = [each.name for each in backends if each.name in ("triton", "aten")]
+            name = draws.choice(able)
+            used.add((problem.which, name, *problem.fusion))
+            return {each: 1.0 if each == name else 2.0 for each in able}
+
+        monkeypatch.setattr(selection, "measure", chosen)
+        with using(Selector("exhaustive")):
+            found = results(fuse(copy.deepcopy(low)), input)
+        for path in tmp_path.rglob("*.json"):
+            path.unlink()
+        for ours, truth in zip(found, expected, strict=True):
+            torch.testing.assert_close(ours.double(), truth, rtol=1e-3, atol=2e-4)
+    assert {name for _, name, *_ in used} == {"triton", "aten"}
+
+
+@pytest.mark.parametrize("which", PASSES)
+@pytest.mark.parametrize(
+    "around",
+    [
+        {},
+        {"input": "norm", "store": "statistics"},
+        {"grad": "norm", "store": "norm"},
+        {"grad": "activation", "store": "activation"},
+        {"input": "norm", "grad": "norm"},
+    ],
+)
+def test_the_kernels_are_timed_with_what_they_fuse(
+    which, around: dict[str, str], device: torch.device
+) -> None:
+    reads = {"forward": {"input"}, "input_gradient": {"grad"}, "weight_gradient": {"input", "grad"}}
+    if not set(around) - {"store"} <= reads[which]:
+        around = {}
+    if which == "weight_gradient":
+        around.pop("store", None)
+    for stage, input, weight in (
+        (Stage("conv2d", (2, 2), (1, 1)), (2, 3, 6, 6), (4, 3, 4, 4)),
+        (Stage("linear"), (3, 5), (4, 5)),
+    ):
+        tensors = (torch.empty(shape, device=device) for shape in (input, weight))
+        problem = Problem.of(which, stage, *tensors, fusion(**around))
+        assert TRITON.unsupported_reason(problem) is None
+        assert set(measure(problem, [TRITON])) == {"triton"}

@@ -1,0 +1,40 @@
+"""``fastgan check``: whether a run's files are as they were written, and fit together."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from fastgan.cli.terminal import say
+from fastgan.errors import CheckpointError, FastganError
+from fastgan.training import load_generator
+from fastgan.training.checkpoint import list_checkpoints
+from fastgan.training.config_files import read_settings
+from fastgan.training.recorder import read_metrics
+
+__all__ = ["run"]
+
+
+def run(options: argparse.Namespace) -> int:
+    """Prints a line for each file; returns 0 if all are good, else 1."""
+    place = Path(options.run)
+    checks: dict[Path, Callable[[Path], object]] = {}
+    if place.is_dir():
+        checks = dict.fromkeys(list_checkpoints(place), load_generator)
+        others = {"config.toml": read_settings, "metrics.csv": read_metrics}
+        checks |= {place / name: read for name, read in others.items() if (place / name).exists()}
+        if not checks:
+            raise CheckpointError(f"{place}: holds no run")
+    else:
+        checks = {place: load_generator}
+    failures = 0
+    for path, read in checks.items():
+        try:
+            read(path)
+        except FastganError as error:
+            failures += 1
+            say(str(error))
+        else:
+            say(f"{path}: good")
+    return int(failures > 0)

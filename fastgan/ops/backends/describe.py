@@ -1,0 +1,81 @@
+"""What ``fastgan.explain`` and ``fastgan doctor`` say of the backends."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fastgan.ops.backends.choices import cache_path
+from fastgan.ops.backends.devices import fingerprint
+from fastgan.ops.backends.problem import PASSES, Problem
+from fastgan.ops.backends.registry import BACKENDS
+from fastgan.ops.backends.selection import current_selector, supporting
+from fastgan.ops.stages import Stage
+
+__all__ = ["backend_facts", "describe_layer"]
+
+
+def describe_layer(
+    stage: Stage, weight: Tensor, dtype: torch.dtype, device: torch.device
+) -> tuple[str, str]:
+    """A layer's path, "triton", "cpu" or "aten", and what is known of its backends.
+
+    The path is the one of the first backend in the registry that computes one of the passes.
+
+    Args:
+        stage: geometry.
+        weight: of the layer's shape and layout; its values are not read.
+        dtype: of the layer's input.
+        device: where the layer runs.
+
+    Example:
+        >>> describe_layer(Stage("linear"), torch.ones(4, 3), torch.float32, torch.device("cpu"))
+        ('aten', 'aten')
+    """
+    problems = [
+        Problem.of(which, stage, None, weight, dtype=dtype, device=device) for which in PASSES
+    ]
+    selector = current_selector()
+    measured = {
+        key: choice
+        for key, choice in selector.of_device(device).items()
+        if key.startswith(f"{problems[0].layer}: ")
+    }
+    able = {backend.name for problem in problems for backend in supporting(problem)}
+    if measured:
+        able = {choice.backend for choice in measured.values()}
+        said = "; ".join(
+            f"{key.partition(': ')[2].partition(',')[0].replace('_', ' ')}: {choice}"
+            for key, choice in list(measured.items())[-len(PASSES) :]
+        )
+        return _path(able), f"measured: {said}"
+    # Rearranging is worth a word only where it was the fastest.
+    names = [b.name for b in BACKENDS if b.name in able and not b.name.startswith("aten_")]
+    if len(names) == 1:
+        return _path(able), names[0]
+    how = "by a fixed table" if selector.mode == "0" else "by measurement at its first call"
+    return _path(able), f"{', '.join(names[:-1])} or {names[-1]}, {how}"
+
+
+def backend_facts() -> dict[str, str]:
+    """Mode, file and number of choices kept for each device here."""
+    selector = current_selector()
+    devices = [torch.device("cpu")]
+    if torch.cuda.is_available():
+        devices += [torch.device("cuda", index) for index in range(torch.cuda.device_count())]
+    facts = {"FASTGAN_AUTOTUNE": selector.mode}
+    for device in devices:
+        choices = selector.of_device(device)
+        wins: dict[str, int] = {}
+        for choice in choices.values():
+            wins[choice.backend] = wins.get(choice.backend, 0) + 1
+        counted = ", ".join(f"{name} {count}" for name, count in sorted(wins.items()))
+        facts[f"measured on {device}"] = f"{len(choices)} problems" + (
+            f"; fastest: {counted}" if counted else ""
+        )
+        facts[f"kept for {device} in"] = str(cache_path(fingerprint(device)))
+    return facts
+
+
+def _path(names: set[str]) -> str:
+    return next(backend.path for backend in BACKENDS if backend.name in names)

@@ -1,0 +1,283 @@
+"""Times backends on a problem: by turns, on tensors of their own, results thrown away.
+
+Each backend runs once to warm up, then takes a few turns; those clearly slower than the fastest are
+left out then, and the others go on until a bounded time is spent. Each one's shortest time counts,
+which other processes disturbed least. What a fused kernel does on load and on store, a backend
+that doesn't fuse does in passes of its own, within its time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.profiler import record_function
+from torch.utils._python_dispatch import _disable_current_modes
+
+from fastgan.activations import ACTIVATIONS
+from fastgan.fallback import warn_once
+from fastgan.fusion import (
+    ActivationGradient,
+    BatchNormGradient,
+    BiasActivation,
+    NormActivation,
+    NormActivationGradient,
+    Statistics,
+)
+from fastgan.ops.backends.backend import Backend
+from fastgan.ops.backends.problem import Problem
+from fastgan.ops.backends.triton import Triton
+
+__all__ = ["measure"]
+
+#: Seconds of turns for one problem, and how many turns: at least, at most.
+_SECONDS, _TURNS = 0.15, (2, 10)
+_EXHAUSTIVE_SECONDS, _EXHAUSTIVE_TURNS = 2.0, (10, 100)
+#: How much slower than the fastest a backend may be in its first turns to be given more.
+_CLEARLY_SLOWER = 1.5
+#: Those turns: one that takes long isn't repeated as often, nor disturbed as much.
+_FIRST_TURNS, _FIRST_SECONDS = 3, 0.02
+#: A turn repeats its call for so long, in seconds: a clock is read on either side.
+_SHORTEST_TURN = 1e-4
+
+#: Stands for all activations: they cost about the same.
+_ACTIVATION, _SLOPE = "leaky_relu", 0.2
+
+_ops = torch.ops.fastgan
+_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
+    torch._C.DispatchKey.AutocastCUDA
+)
+
+
+def measure(
+    problem: Problem, backends: Sequence[Backend], *, exhaustive: bool = False
+) -> dict[str, float]:
+    """The milliseconds that each backend takes.
+
+    A backend that fails is left out, and said once.
+
+    Args:
+        problem: with its input's shape.
+        backends: those that can compute it.
+        exhaustive: give all of them all turns, and more.
+
+    Example:
+        >>> from fastgan.ops.backends import BACKENDS
+        >>> from fastgan.ops.stages import Stage
+        >>> tensors = torch.ones(1, 3, 8, 8), torch.ones(4, 3, 3, 3)
+        >>> sorted(measure(Problem.of("forward", Stage("conv2d"), *tensors), BACKENDS[-1:]))
+        ['aten']
+    """
+    with (
+        torch.no_grad(),
+        _disable_current_modes(),
+        torch._C.DisableTorchFunctionSubclass(),
+        # Straight to the kernels: nobody differentiates this, and autocast would cast it.
+        torch._C._AutoDispatchBelowADInplaceOrView(),
+        torch._C._ExcludeDispatchKeyGuard(_AUTOCAST),
+        record_function("fastgan::measure_backends"),
+        torch.cuda.device(problem.device if problem.device.type == "cuda" else -1),
+    ):
+        return _measured(problem, backends, exhaustive)
+
+
+def _measured(problem: Problem, backends: Sequence[Backend], exhaustive: bool) -> dict[str, float]:
+    seconds: dict[Backend, float] = {}
+    calls: dict[Backend, Callable[[], object]] = {}
+    clock = _on_the_device if problem.device.type == "cuda" else _on_the_host
+    try:
+        trial = _Trial(problem)
+    except RuntimeError as error:
+        _say(problem, "its tensors", error)
+        return {}
+    for backend in backends:
+        try:
+            call = trial.call(backend)
+            call()
+            seconds[backend], calls[backend] = clock(call, 1), call
+        except Exception as error:  # of a kernel that doesn't compile, or memory that isn't there
+            _say(problem, backend.name, error)
+
+    def turn(racing: Sequence[Backend]) -> None:
+        for backend in racing:
+            repeats = max(1, round(_SHORTEST_TURN / max(seconds[backend], 1e-7)))
+            seconds[backend] = min(seconds[backend], clock(calls[backend], repeats))
+
+    racing = list(calls)
+    for _ in range(_FIRST_TURNS - 1 if len(racing) > 1 else 0):
+        turn([backend for backend in racing if seconds[backend] < _FIRST_SECONDS])
+    if racing and not exhaustive:
+        slowest = _CLEARLY_SLOWER * min(seconds.values())
+        racing = [backend for backend in racing if seconds[backend] <= slowest]
+    if len(racing) > 1:
+        least, most = _EXHAUSTIVE_TURNS if exhaustive else _TURNS
+        ends = time.perf_counter() + (_EXHAUSTIVE_SECONDS if exhaustive else _SECONDS)
+        for number in range(most):
+            if number >= least and time.perf_counter() > ends:
+                break
+            turn(racing if number % 2 == 0 else racing[::-1])
+    return {backend.name: 1e3 * each for backend, each in seconds.items()}
+
+
+def _on_the_host(call: Callable[[], object], repeats: int) -> float:
+    began = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - began) / repeats
+
+
+def _on_the_device(call: Callable[[], object], repeats: int) -> float:
+    began, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    began.record()
+    for _ in range(repeats):
+        call()
+    ended.record()
+    ended.synchronize()
+    milliseconds: float = began.elapsed_time(ended)
+    return milliseconds / 1e3 / repeats
+
+
+def _say(problem: Problem, what: str, error: Exception) -> None:
+    lines = str(error).strip().splitlines()
+    warn_once(
+        f"backends for {problem.key}: {what} left out, {type(error).__name__}: "
+        f"{lines[0][:200] if lines else ''}"
+    )
+
+
+class _Trial:
+    """Tensors of a problem, and what each backend is timed at."""
+
+    def __init__(self, problem: Problem) -> None:
+        assert problem.input_shape is not None
+        self.problem, self.stage = problem, problem.stage
+        self._random = torch.Generator(problem.device).manual_seed(0)
+        self.input = self._drawn(problem.input_shape, problem.input_channels_last)
+        self.weight = self._drawn(problem.weight_shape, problem.weight_channels_last)
+        if problem.which != "forward":
+            self.grad = self._drawn(problem.output_shape, problem.gives_channels_last)
+        fusion = problem.fusion
+        if fusion.input == "norm" or fusion.store == "norm":
+            self.before = self._norm(problem.input_shape[1])
+        if fusion.grad:
+            self.output = torch.ones_like(self.grad)
+            self.after = self._norm(problem.output_shape[1])
+
+    def call(self, backend: Backend) -> Callable[[], object]:
+        """What to time."""
+        pass_of: dict[str, Callable[[Any], object]] = {
+            "forward": self._fused_forward if backend.fuses else self._forward,
+            "input_gradient": self._fused_input_gradient if backend.fuses else self._input_gradient,
+            "weight_gradient": self._fused_weight_gradient
+            if backend.fuses
+            else self._weight_gradient,
+        }
+        run = pass_of[self.problem.which]
+        return lambda: run(backend)
+
+    # Convolution and passes around it, as fastgan.ops.chain runs them.
+
+    def _forward(self, backend: Backend) -> None:
+        output = backend.forward(self.stage, self._loaded_input(), self.weight, None)
+        if self.problem.fusion.store == "statistics":
+            _ops.batch_norm_statistics(output, None, None, None, 0.1, 1e-5)
+        elif self.problem.fusion.store == "activation":
+            torch.nn.functional.leaky_relu_(output, _SLOPE)
+
+    def _input_gradient(self, backend: Backend) -> None:
+        grad = backend.input_gradient(self.stage, self._loaded_grad(), self.input, self.weight)
+        store = self.problem.fusion.store
+        if store == "norm":
+            norm = self.before
+            code, invstd = ACTIVATIONS[_ACTIVATION].code, norm.scale
+            sums = _ops.norm_act_gradient_sums(
+                grad, self.input, norm.mean, invstd, norm.scale, None, code, _SLOPE
+            )
+            count = grad.numel() // grad.shape[1]
+            slope, offset, *_ = _ops.norm_act_gradient_finalize(*sums, norm.scale, invstd, count)
+            _ops.norm_act_gradient_(
+                grad, self.input, norm.mean, norm.scale, None, slope, offset, code, _SLOPE
+            )
+        elif store == "activation":
+            _ops.act_gradient_(grad, self.input, ACTIVATIONS[_ACTIVATION].code, _SLOPE)
+
+    def _weight_gradient(self, backend: Backend) -> None:
+        grad, input = self._loaded_grad(), self._loaded_input()
+        backend.weight_gradient(self.stage, grad, input, self.weight, False)
+
+    def _loaded_input(self) -> Tensor:
+        if self.problem.fusion.input != "norm":
+            return self.input
+        norm, code = self.before, ACTIVATIONS[_ACTIVATION].code
+        loaded: Tensor = _ops.norm_act(self.input, norm.mean, norm.scale, None, code, _SLOPE)
+        return loaded
+
+    def _loaded_grad(self) -> Tensor:
+        kind = self.problem.fusion.grad
+        if kind == "norm":
+            norm, zeros = self.after, torch.zeros_like(self.after.mean)
+            rest = (norm.mean, norm.scale, None, zeros, zeros, ACTIVATIONS["none"].code, 0.0)
+            _ops.norm_act_gradient_(self.grad, self.output, *rest)
+        elif kind == "activation":
+            _ops.act_gradient_(self.grad, self.output, ACTIVATIONS[_ACTIVATION].code, _SLOPE)
+        return self.grad
+
+    # The same in one kernel.
+
+    def _fused_forward(self, backend: Triton) -> None:
+        fusion = self.problem.fusion
+        epilogue: Any = BiasActivation()
+        if fusion.store == "statistics":
+            epilogue = Statistics()
+        elif fusion.store == "activation":
+            epilogue = BiasActivation(None, _ACTIVATION, _SLOPE)
+        prologue = self.before if fusion.input == "norm" else None
+        _, partials = backend.fused_forward(self.stage, self.input, self.weight, prologue, epilogue)
+        if partials is not None:
+            _ops.batch_norm_finalize(
+                partials.count, partials.mean, partials.m2, None, None, None, 0.1, 1e-5
+            )
+
+    def _fused_input_gradient(self, backend: Triton) -> None:
+        epilogue: Any = None
+        if self.problem.fusion.store == "norm":
+            epilogue = NormActivationGradient(self.input, self.before, self.before.scale)
+        elif self.problem.fusion.store == "activation":
+            epilogue = ActivationGradient(self.input, _ACTIVATION, _SLOPE)
+        grad, sums = backend.fused_input_gradient(
+            self.stage, self.grad, self.input, self.weight, self._grad_prologue(), epilogue
+        )
+        if sums is not None:
+            scale, count = self.before.scale, grad.numel() // grad.shape[1]
+            _ops.norm_act_gradient_finalize(sums.grad, sums.grad_xhat, scale, scale, count)
+
+    def _fused_weight_gradient(self, backend: Triton) -> None:
+        prologue = self.before if self.problem.fusion.input == "norm" else None
+        backend.fused_weight_gradient(
+            self.stage, self.grad, self.input, self.weight, prologue, self._grad_prologue(), False
+        )
+
+    def _grad_prologue(self) -> ActivationGradient | BatchNormGradient | None:
+        kind = self.problem.fusion.grad
+        if kind == "activation":
+            return ActivationGradient(self.output, _ACTIVATION, _SLOPE)
+        if kind == "norm":
+            zeros = torch.zeros_like(self.after.mean)
+            return BatchNormGradient(self.output, self.after.mean, self.after.scale, zeros, zeros)
+        return None
+
+    def _norm(self, channels: int) -> NormActivation:
+        dtype = torch.float64 if self.problem.dtype == torch.float64 else torch.float32
+        ones = torch.ones(channels, dtype=dtype, device=self.problem.device)
+        return NormActivation(torch.zeros_like(ones), ones, None, _ACTIVATION, _SLOPE)
+
+    def _drawn(self, shape: tuple[int, ...], channels_last: bool) -> Tensor:
+        # From a generator of its own: the user's draws go on as if nothing had been measured.
+        problem = self.problem
+        drawn = torch.rand(
+            shape, generator=self._random, dtype=problem.dtype, device=problem.device
+        ).sub_(0.5)
+        return drawn.contiguous(memory_format=torch.channels_last) if channels_last else drawn

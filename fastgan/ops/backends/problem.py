@@ -1,0 +1,207 @@
+"""What a backend is chosen for: one pass of one convolution, and what is fused around it."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Literal, NamedTuple, get_args
+
+import torch
+from torch import Tensor
+
+from fastgan.ops.memory_format import is_channels_last
+from fastgan.ops.stages import Stage
+
+__all__ = ["PASSES", "UNFUSED", "Fusion", "Pass", "Problem", "float32_precision", "fusion"]
+
+Pass = Literal["forward", "input_gradient", "weight_gradient"]
+PASSES: tuple[Pass, ...] = get_args(Pass)
+
+
+class Fusion(NamedTuple):
+    """What a backend that fuses does on load and on store, and the others in passes of their own.
+
+    Attributes:
+        input: on loading the input: "norm" (normalise and activate) or "".
+        grad: on loading the gradient of the output: "norm", "activation" or "".
+        store: forward: "statistics", "activation" or ""; input gradient: "norm", "activation" or
+            "", backwards through what lies before the convolution.
+    """
+
+    input: str = ""
+    grad: str = ""
+    store: str = ""
+
+
+UNFUSED = Fusion()
+
+
+@cache
+def fusion(input: str = "", grad: str = "", store: str = "") -> Fusion:
+    """The one :class:`Fusion` of these, made once: look-ups compare it by identity.
+
+    Example:
+        >>> fusion("norm", "", "statistics") is fusion("norm", "", "statistics")
+        True
+    """
+    return Fusion(input, grad, store)
+
+
+class Problem(NamedTuple):
+    """One pass of a convolution, as far as its speed depends on it.
+
+    Attributes:
+        which: the pass.
+        stage: geometry; its norm and activation count only as ``fusion`` says.
+        input_shape: (N, C_in, H, W), or (N, C_in) of a linear layer; None where it isn't known yet.
+        weight_shape: as torch has it for the stage's kind.
+        input_channels_last: whether the input is channels-last to torch.
+        weight_channels_last: the same for the weight.
+        dtype: of input and weight.
+        device: where they are.
+        fusion: what is done around the convolution.
+        precision: what float32 products are computed in on a GPU, such as "tf32"; else "".
+        threads: torch's, on a CPU; 0 elsewhere.
+    """
+
+    which: Pass
+    stage: Stage
+    input_shape: tuple[int, ...] | None
+    weight_shape: tuple[int, ...]
+    input_channels_last: bool
+    weight_channels_last: bool
+    dtype: torch.dtype
+    device: torch.device
+    fusion: Fusion = UNFUSED
+    precision: str = ""
+    threads: int = 0
+
+    @staticmethod
+    def of(
+        which: Pass,
+        stage: Stage,
+        input: Tensor | None,
+        weight: Tensor,
+        fusion: Fusion = UNFUSED,
+        *,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> Problem:
+        """The problem of these tensors, whose values are not read.
+
+        Args:
+            which: the pass.
+            stage: the convolution.
+            input: of the layer's input's shape, layout, dtype and device. None where only the
+                layer is known.
+            weight: of the weight's shape and layout.
+            fusion: what is done around the convolution.
+            dtype: the input's; needed without one.
+            device: the input's; needed without one.
+
+        Example:
+            >>> input, weight = torch.empty(2, 3, 8, 8), torch.empty(4, 3, 3, 3)
+            >>> problem = Problem.of("forward", Stage("conv2d"), input, weight)
+            >>> problem.input_shape, problem.input_channels_last
+            ((2, 3, 8, 8), False)
+        """
+        if input is not None:
+            dtype, device = input.dtype, input.device
+        assert dtype is not None
+        assert device is not None
+        return Problem(
+            which,
+            Stage(
+                stage.kind,
+                stage.stride,
+                stage.padding,
+                stage.dilation,
+                stage.output_padding,
+                stage.groups,
+            ),
+            None if input is None else tuple(input.shape),
+            tuple(weight.shape),
+            input is not None and is_channels_last(input),
+            is_channels_last(weight),
+            dtype,
+            device,
+            fusion,
+            float32_precision(dtype, device),
+            torch.get_num_threads() if device.type == "cpu" else 0,
+        )
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether it is a linear layer's."""
+        return self.stage.kind == "linear"
+
+    @property
+    def gives_channels_last(self) -> bool:
+        """Whether torch's convolution is channels-last, and the gradient of its input."""
+        return self.input_channels_last or self.weight_channels_last
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """(N, C_out, H_out, W_out), or (N, C_out)."""
+        assert self.input_shape is not None
+        weight = torch.Size(self.weight_shape)
+        _, channels = self.stage.channels(weight)
+        if self.is_linear:
+            return self.input_shape[0], channels
+        places = (self.input_shape[2], self.input_shape[3])
+        meta = torch.empty(weight, device="meta")
+        return (self.input_shape[0], channels, *self.stage.output_places(places, meta))
+
+    @property
+    def layer(self) -> str:
+        """The part of :attr:`key` that all inputs and passes of a layer share."""
+        stage = self.stage
+        settings = [
+            f"{name} {_times(value)}"
+            for name, value, default in (
+                ("stride", stage.stride, (1, 1)),
+                ("padding", stage.padding, (0, 0)),
+                ("dilation", stage.dilation, (1, 1)),
+                ("output_padding", stage.output_padding, (0, 0)),
+                ("groups", (stage.groups,), (1,)),
+            )
+            if value != default
+        ]
+        dtype = str(self.dtype).removeprefix("torch.")
+        return " ".join([stage.kind, _times(self.weight_shape), *settings, dtype])
+
+    @property
+    def key(self) -> str:
+        """The problem in words, which files of choices are indexed by; without the device.
+
+        Example:
+            >>> problem = Problem.of(
+            ...     "forward", Stage("conv2d", (2, 2)), torch.empty(2, 3, 8, 8),
+            ...     torch.empty(4, 3, 3, 3))._replace(threads=4)
+            >>> print(problem.key.replace(": ", ":\\n"))
+            conv2d 4x3x3x3 stride 2x2 float32:
+            forward of 2x3x8x8, input nchw, weight nchw, threads 4
+        """
+        parts = [f"{self.which} of {_times(self.input_shape or ())}"]
+        for name, channels_last in (
+            ("input", self.input_channels_last),
+            ("weight", self.weight_channels_last),
+        ):
+            if not self.is_linear:
+                parts.append(f"{name} {'nhwc' if channels_last else 'nchw'}")
+        parts += [f"{field} {done}" for field, done in self.fusion._asdict().items() if done]
+        parts += [self.precision] if self.precision else []
+        parts += [f"threads {self.threads}"] if self.threads else []
+        return f"{self.layer}: {', '.join(parts)}"
+
+
+def float32_precision(dtype: torch.dtype, device: torch.device) -> str:
+    """What torch's convolutions compute float32 in on a GPU, "" for all else."""
+    if dtype is not torch.float32 or device.type != "cuda":
+        return ""
+    backends = torch.backends
+    precision: str = backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return precision
+
+
+def _times(sizes: tuple[int, ...]) -> str:
+    return "x".join(map(str, sizes))

@@ -1,0 +1,24 @@
+"""The backends, in the order in which the fixed table asks for them; the last can do all."""
+
+from __future__ import annotations
+
+from fastgan.ops.backends.aten import ATen, RearrangedATen
+from fastgan.ops.backends.backend import Backend
+from fastgan.ops.backends.matrix_product import MatrixProduct
+from fastgan.ops.backends.patches import Patches
+from fastgan.ops.backends.triton import Triton
+from fastgan.ops.backends.winograd import Winograd
+
+__all__ = ["ATEN", "BACKENDS", "TRITON", "WINOGRAD"]
+
+TRITON, WINOGRAD, ATEN = Triton(), Winograd(), ATen()
+
+BACKENDS: tuple[Backend, ...] = (
+    TRITON,
+    WINOGRAD,
+    Patches(),
+    MatrixProduct(),
+    RearrangedATen("aten_channels_last", channels_last=True),
+    RearrangedATen("aten_contiguous", channels_last=False),
+    ATEN,
+)

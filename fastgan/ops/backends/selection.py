@@ -1,0 +1,317 @@
+"""Chooses a convolution's backend by measurement, once for each problem.
+
+The first call of a problem times the backends that can compute it, and keeps the fastest: in
+memory, in the user's file for this device and its software
+(:mod:`fastgan.ops.backends.choices`), and in the folder of the run under way, if there is one.
+Committed tables answer at once for their devices. ``FASTGAN_AUTOTUNE`` says how:
+
+    0           nothing is measured or read: the table of :mod:`fastgan.ops.backends.fixed_table`
+    1           (default) what isn't known yet is measured, a fraction of a second a problem
+    exhaustive  measured for seconds a problem; only what was so measured counts as known
+
+``torch.use_deterministic_algorithms(True)`` is as 0. Nothing is measured within a CUDA-graph
+capture, torch.compile, a torch.func transform or a trace: there an unknown problem takes the fixed
+table, for this call.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.errors import ConfigError
+from fastgan.fallback import warn_once
+from fastgan.ops.backends.backend import Backend
+from fastgan.ops.backends.choices import Choice, Choices, ChoicesFile, cache_path
+from fastgan.ops.backends.devices import device_name, fingerprint
+from fastgan.ops.backends.fixed_table import fixed_choice
+from fastgan.ops.backends.measurement import measure
+from fastgan.ops.backends.problem import UNFUSED, Fusion, Pass, Problem, float32_precision
+from fastgan.ops.backends.registry import BACKENDS
+from fastgan.ops.stages import Stage
+
+__all__ = [
+    "MODES",
+    "Selector",
+    "current_selector",
+    "measuring_nothing",
+    "recorded_choices",
+    "select_backend",
+    "supporting",
+    "using",
+]
+
+MODES = ("0", "1", "exhaustive")
+#: Seconds that a process measures for, in all; programs whose shapes never repeat go on without.
+MOST_SECONDS = 60.0
+#: By how much another backend must beat the fixed table's, so that noise doesn't decide.
+MARGIN = 0.03
+#: Calls remembered; shapes that never repeat must not fill the memory.
+_MOST_KNOWN = 16384
+#: Committed tables, in the format of the user's files, indexed by devices' names.
+TABLES = Path(__file__).parent / "tables"
+
+_PLAIN = (Tensor, nn.Parameter)
+_threads = torch.get_num_threads
+_deterministic = torch._C._get_deterministic_algorithms
+
+
+def select_backend(
+    which: Pass, stage: Stage, input: Tensor, weight: Tensor, fusion: Fusion = UNFUSED
+) -> Backend:
+    """The backend for one pass of a convolution: the fastest measured, or the fixed table's.
+
+    Takes about a microsecond once the problem is known.
+
+    Args:
+        which: "forward", "input_gradient" or "weight_gradient".
+        stage: geometry; its norm and activation are not looked at.
+        input: of the layer's input's shape, layout, dtype and device; its values are not read.
+        weight: the layer's.
+        fusion: what the caller has done on load and on store by a backend that fuses.
+
+    Example:
+        >>> select_backend("forward", Stage("linear"), torch.ones(2, 3), torch.ones(4, 3))
+        <backend aten>
+    """
+    call = (
+        which,
+        stage,
+        fusion,
+        input.shape,
+        input.stride(),
+        weight.shape,
+        weight.stride(),
+        input.dtype,
+        weight.dtype,
+        input.device,
+        _threads(),
+        _deterministic(),
+        float32_precision(input.dtype, input.device) if input.is_cuda else "",
+    )
+    found = _selector.known.get(call)
+    return _selector.select(call, input, weight) if found is None else found
+
+
+class Selector:
+    """What is known of the backends, and how more is found out.
+
+    Args:
+        mode: one of :data:`MODES`; None for ``FASTGAN_AUTOTUNE``.
+        run: a file of choices that come before all others, and that takes those made.
+        parent: a selector with which to share what is measured.
+
+    Attributes:
+        known: the backend of each call seen.
+        chosen: the choices taken, by device and problem.
+        measures: whether it may measure now.
+    """
+
+    def __init__(
+        self,
+        mode: str | None = None,
+        run: ChoicesFile | None = None,
+        parent: Selector | None = None,
+    ) -> None:
+        self.mode = _mode_of_environment() if mode is None else mode
+        self.known: dict[tuple[Any, ...], Backend] = {}
+        self.chosen: Choices = {}
+        self.measures = True
+        self._run = run
+        self._run_choices: Choices = {} if run is None else run.read()
+        self._cached: Choices = {}
+        self._measured: Choices = {} if parent is None else parent._measured
+        self._lock = threading.RLock()
+
+    def select(self, call: tuple[Any, ...], input: Tensor, weight: Tensor) -> Backend:
+        """The backend of a call of :func:`select_backend` that isn't known yet."""
+        which, stage, fusion = call[:3]
+        backend, is_lasting = BACKENDS[-1], True
+        if input.dtype == weight.dtype and input.numel() > 0 and weight.numel() > 0:
+            problem = Problem.of(which, stage, input, weight, fusion)
+            backends = supporting(problem)
+            if not any(each.fuses for each in backends):
+                problem = problem._replace(fusion=UNFUSED)
+            if len(backends) > 1:
+                with self._lock:
+                    choice, is_lasting = self._choice(problem, backends, input)
+                backend = next(each for each in backends if each.name == choice.backend)
+        if is_lasting:
+            if len(self.known) >= _MOST_KNOWN:
+                self.known.clear()
+            self.known[call] = backend
+        return backend
+
+    def of_device(self, device: torch.device) -> dict[str, Choice]:
+        """The measured choices known for a device, by the problem's key."""
+        name = fingerprint(device)
+        known = {
+            **self._of_cache(device),
+            **self._measured.get(name, {}),
+            **self.chosen.get(name, {}),
+        }
+        return {key: choice for key, choice in known.items() if choice.milliseconds}
+
+    def _choice(
+        self, problem: Problem, backends: Sequence[Backend], input: Tensor
+    ) -> tuple[Choice, bool]:
+        """The choice, and whether it is to be kept."""
+        fixed = Choice(fixed_choice(problem, backends).name)
+        device, key = fingerprint(problem.device), problem.key
+        if self.mode == "0" or _deterministic():
+            self._keep(device, key, fixed)
+            return fixed, True
+        names = {backend.name for backend in backends}
+        for known, is_own in (
+            (self.chosen.get(device, {}), True),
+            (self._run_choices.get(device, {}), True),
+            (self._measured.get(device, {}), False),
+            (self._of_cache(problem.device), False),
+            (_committed().get(device_name(problem.device), {}), False),
+        ):
+            choice = known.get(key)
+            # A file may be another version's, or made up.
+            if (
+                choice is not None
+                and choice.backend in names
+                and (is_own or choice.exhaustive or self.mode != "exhaustive")
+            ):
+                self._keep(device, key, choice)
+                return choice, True
+        if not (self.measures and _may_measure(input)):
+            return fixed, False
+        choice = self._measure(problem, backends, fixed)
+        self._keep(device, key, choice)
+        if choice.milliseconds:
+            self._measured.setdefault(device, {})[key] = choice
+            ChoicesFile(cache_path(device)).merge({device: {key: choice}})
+        return choice, True
+
+    def _measure(self, problem: Problem, backends: Sequence[Backend], fixed: Choice) -> Choice:
+        global _seconds_spent
+        exhaustive = self.mode == "exhaustive"
+        if _seconds_spent > MOST_SECONDS and not exhaustive:
+            warn_once(
+                f"backends were measured for {MOST_SECONDS:.0f} s in this process: shapes not seen "
+                "yet take the fixed table's"
+            )
+            return fixed
+        began = time.perf_counter()
+        milliseconds = measure(problem, backends, exhaustive=exhaustive)
+        _seconds_spent += time.perf_counter() - began
+        if not milliseconds:
+            return fixed
+        fastest = min(milliseconds, key=milliseconds.__getitem__)
+        usual = milliseconds.get(fixed.backend)
+        if usual is not None and usual <= milliseconds[fastest] * (1 + MARGIN):
+            fastest = fixed.backend
+        return Choice(fastest, milliseconds, exhaustive)
+
+    def _keep(self, device: str, key: str, choice: Choice) -> None:
+        known = self.chosen.setdefault(device, {})
+        if known.get(key) == choice:
+            return
+        known[key] = choice
+        if self._run is not None and self._run_choices.get(device, {}).get(key) != choice:
+            self._run.merge({device: {key: choice}})
+
+    def _of_cache(self, device: torch.device) -> dict[str, Choice]:
+        if self.mode == "0":
+            return {}
+        name = fingerprint(device)
+        if name not in self._cached:
+            self._cached[name] = ChoicesFile(cache_path(name)).read().get(name, {})
+        return self._cached[name]
+
+
+_seconds_spent = 0.0
+
+
+def supporting(problem: Problem) -> list[Backend]:
+    """The backends that can compute a problem, in the registry's order."""
+    return [backend for backend in BACKENDS if backend.unsupported_reason(problem) is None]
+
+
+def current_selector() -> Selector:
+    """The selector that :func:`select_backend` asks."""
+    return _selector
+
+
+@contextmanager
+def using(selector: Selector) -> Iterator[Selector]:
+    """Within it, the whole process selects by another selector.
+
+    Example:
+        >>> with using(Selector("0")) as selector:
+        ...     select_backend("forward", Stage("conv2d"), torch.ones(1, 3, 8, 8),
+        ...                    torch.ones(4, 3, 3, 3)), selector.mode
+        (<backend aten>, '0')
+    """
+    global _selector
+    before, _selector = _selector, selector
+    try:
+        yield selector
+    finally:
+        _selector = before
+
+
+@contextmanager
+def recorded_choices(path: Path) -> Iterator[None]:
+    """Within it the choices are those in a run's file, and new ones are added to it.
+
+    Args:
+        path: of the run's file, which need not exist.
+    """
+    with using(Selector(_selector.mode, ChoicesFile(path), _selector)):
+        yield
+
+
+@contextmanager
+def measuring_nothing() -> Iterator[None]:
+    """Within it, what isn't known takes the fixed table and stays unknown."""
+    selector, before = _selector, _selector.measures
+    selector.measures = False
+    try:
+        yield
+    finally:
+        selector.measures = before
+
+
+def _may_measure(input: Tensor) -> bool:
+    """Whether a measurement would disturb nothing, and stand for the calls to come."""
+    return (
+        type(input) in _PLAIN
+        and input.device.type in ("cpu", "cuda")
+        and not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._get_tracing_state() is None
+        and not (input.device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+    )
+
+
+def _mode_of_environment() -> str:
+    mode = os.environ.get("FASTGAN_AUTOTUNE") or "1"
+    if mode not in MODES:
+        raise ConfigError(f"FASTGAN_AUTOTUNE: expected {', '.join(MODES)}, got {mode!r}")
+    return mode
+
+
+@cache
+def _committed() -> Choices:
+    together: Choices = {}
+    for path in sorted(TABLES.glob("*.json")):
+        for device, choices in ChoicesFile(path).read().items():
+            together.setdefault(device, {}).update(choices)
+    return together
+
+
+_selector = Selector()

@@ -1,0 +1,182 @@
+"""Convolutions by the Triton kernels of ``fastgan.kernels``.
+
+These also do what :mod:`fastgan.fusion` describes on load and on store. A linear layer is a
+convolution of one place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastgan import kernels
+from fastgan.fusion import (
+    ActivationGradient,
+    BatchNormGradient,
+    BiasActivation,
+    GradientSums,
+    GradPrologue,
+    NormActivation,
+    NormActivationGradient,
+    PartialStatistics,
+    Statistics,
+)
+from fastgan.ops.backends.backend import Backend
+from fastgan.ops.backends.problem import Problem
+from fastgan.ops.stages import Stage
+
+__all__ = ["Triton"]
+
+
+class Triton(Backend):
+    """Three implicit-GEMM kernels that normalise, activate and sum on load and on store."""
+
+    name = "triton"
+    path = "triton"
+    fuses = True
+
+    def unsupported_reason(self, problem: Problem) -> str | None:
+        """Why the kernels can't run it."""
+        stage, device = problem.stage, problem.device
+        geometry = _geometry_of(stage, (1, 1) if problem.is_linear else problem.weight_shape[2:])
+        # Without a device the kernels are asked about the layer alone.
+        reason = kernels.covers(
+            geometry,
+            problem.dtype,
+            stage.groups,
+            device=None if device.type == "meta" else device,
+        )
+        if reason is None and problem.is_linear and problem.precision:
+            # The kernels go by the setting for convolutions.
+            backends: Any = torch.backends
+            if problem.precision != backends.cuda.matmul.fp32_precision:
+                return "a float32 product whose TF32 setting is not that of convolutions"
+        return reason
+
+    def forward(self, stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """conv(input, weight) + bias; not differentiable by autograd."""
+        return self.fused_forward(stage, input, weight, None, BiasActivation(bias))[0]
+
+    def input_gradient(
+        self, stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor
+    ) -> Tensor:
+        """The gradient of ``forward``'s input."""
+        return self.fused_input_gradient(stage, grad_output, input, weight, None, None)[0]
+
+    def weight_gradient(
+        self, stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor, with_bias: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradients of ``forward``'s weight and bias."""
+        return self.fused_weight_gradient(stage, grad_output, input, weight, None, None, with_bias)
+
+    def fused_forward(
+        self,
+        stage: Stage,
+        input: Tensor,
+        weight: Tensor,
+        prologue: NormActivation | None,
+        epilogue: Statistics | BiasActivation | ActivationGradient,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, PartialStatistics | None]:
+        """The result as the epilogue leaves it, in ``out`` if given; the statistics it takes.
+
+        ``out``, as that of the kernels, is for maps and not for linear layers.
+        """
+        output, statistics = kernels.forward(
+            _placed(stage, input),
+            _placed(stage, weight),
+            _geometry(stage, weight),
+            prologue=prologue,
+            epilogue=_placed_fusion(stage, epilogue),
+            out=out,
+        )
+        return _flat(stage, output), statistics
+
+    def fused_input_gradient(
+        self,
+        stage: Stage,
+        grad_output: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        prologue: GradPrologue | None,
+        epilogue: NormActivationGradient | ActivationGradient | None,
+        out: Tensor | None = None,
+    ) -> tuple[Tensor, GradientSums | None]:
+        """The gradient of the input as the epilogue leaves it, and the norm's sums.
+
+        ``out``, as that of the kernels, is for maps and not for linear layers.
+        """
+        grad, sums = kernels.input_gradient(
+            _placed(stage, grad_output),
+            _placed(stage, weight),
+            _geometry(stage, weight),
+            (1, 1) if stage.kind == "linear" else (input.shape[2], input.shape[3]),
+            prologue=_placed_fusion(stage, prologue),
+            epilogue=_placed_fusion(stage, epilogue),
+            out=out,
+        )
+        return _flat(stage, grad), sums
+
+    def fused_weight_gradient(
+        self,
+        stage: Stage,
+        grad_output: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        input_prologue: NormActivation | None,
+        grad_prologue: GradPrologue | None,
+        with_bias: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The gradients of weight and bias."""
+        grad_weight, grad_bias = kernels.weight_gradient(
+            _placed(stage, input),
+            _placed(stage, grad_output),
+            _geometry(stage, weight),
+            _placed(stage, weight),
+            input_prologue=input_prologue,
+            grad_prologue=_placed_fusion(stage, grad_prologue),
+            with_bias=with_bias,
+        )
+        return _flat(stage, grad_weight), grad_bias
+
+
+def _geometry(stage: Stage, weight: Tensor) -> kernels.ConvGeometry:
+    return _geometry_of(stage, (1, 1) if stage.kind == "linear" else tuple(weight.shape[2:]))
+
+
+@lru_cache(maxsize=1024)
+def _geometry_of(stage: Stage, kernel_size: Any) -> kernels.ConvGeometry:
+    return kernels.ConvGeometry(
+        kernel_size=kernel_size,
+        stride=stage.stride,
+        padding=stage.padding,
+        dilation=stage.dilation,
+        output_padding=stage.output_padding,
+        transposed=stage.kind == "conv_transpose2d",
+    )
+
+
+def _placed_fusion(stage: Stage, fusion: Any) -> Any:
+    """A prologue or epilogue with its full-size tensor, if it has one, as a map of one place."""
+    if stage.kind == "linear":
+        if isinstance(fusion, (BatchNormGradient, NormActivationGradient)):
+            return replace(fusion, input=_placed(stage, fusion.input))
+        if isinstance(fusion, ActivationGradient):
+            return replace(fusion, output=_placed(stage, fusion.output))
+    return fusion
+
+
+def _placed(stage: Stage, tensor: Tensor) -> Tensor:
+    return tensor[:, :, None, None] if stage.kind == "linear" else tensor
+
+
+def _flat(stage: Stage, tensor: Tensor) -> Tensor:
+    if stage.kind != "linear":
+        return tensor
+    # Not a view in autograd's eyes, which lets nobody write into one that it is given.
+    flat: Tensor = torch.ops.aten._unsafe_view(tensor, tensor.shape[:2])
+    return flat

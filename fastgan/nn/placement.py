@@ -36,8 +36,8 @@ def placements(module: nn.Module, *args: Any) -> list[Row]:
         >>> import torch
         >>> from fastgan.nn import FusedSequential
         >>> block = FusedSequential(
-        ...     nn.Conv2d(64, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Flatten())
-        >>> for found in placements(block, torch.zeros(32, 64, 18, 18)):
+        ...     nn.Conv2d(40, 40, 3), nn.BatchNorm2d(40), nn.ReLU(), nn.Flatten())
+        >>> for found in placements(block, torch.zeros(64, 40, 18, 18)):
         ...     print(found.op, "|", found.reason)
         Conv2d | by torch's own function, the fastest here
         BatchNorm2d | with the activation after it, in one pass

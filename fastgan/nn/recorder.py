@@ -594,7 +594,10 @@ class Recorder(TorchFunctionMode):
         if tensor is not None:
             self._waiting.pop(id(tensor), None)
             tensor.__class__ = Tensor
-            torch._C._swap_tensor_impl(tensor, value)
+            try:
+                torch._C._swap_tensor_impl(tensor, value)
+            except RuntimeError:  # a profiler that records shapes holds the value
+                torch._C._swap_tensor_impl(tensor, value.view_as(value))
             value = tensor
         op.value = value
         for each in ops:

@@ -494,3 +494,14 @@ def test_contiguous_weights_take_the_fastest_convolution_and_keep_their_layout(
     output.sum().backward()
     for parameter in fused.parameters():
         assert parameter.grad.stride() == parameter.stride()
+
+
+def test_a_profiler_may_hold_what_is_computed() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(4, 4, 4, 2, 1))
+    fused, images = fastgan.fuse(copy.deepcopy(plain)), torch.randn(2, 3, 16, 16)
+    with torch.profiler.profile(record_shapes=True):
+        for _ in range(2):
+            found = fused(images)
+    torch.testing.assert_close(found, plain(images), rtol=1e-5, atol=1e-6)
+    found.sum().backward()

@@ -340,6 +340,7 @@ class Recorder(TorchFunctionMode):
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """``forward(*args, **kwargs)``, with all computed that it leaves behind."""
+        _see_functions()
         _local.recorder = self
         try:
             with self:
@@ -1016,4 +1017,9 @@ def _apply_to_values(cls: Any, *args: Any, **kwargs: Any) -> Any:
         recorder.within -= 1
 
 
-setattr(torch.autograd.Function, "apply", classmethod(_apply_to_values))  # noqa: B010
+def _see_functions() -> None:
+    """Has ``autograd.Function.apply`` compute what waits: no mode of torch sees it called.
+
+    From the first recording on, for the whole process; outside of one it calls torch's own.
+    """
+    setattr(torch.autograd.Function, "apply", classmethod(_apply_to_values))  # noqa: B010

@@ -31,14 +31,14 @@ def explain(
 ) -> Report:
     """Which path a module's layers take, and a critic's ops for the gradient penalty; or the ops.
 
-    A critic is run once, on a sample of the input's shape, and left as it was.
+    A module is run on random values of the input's shape, a critic twice, and left as it was.
 
     Args:
         module_or_critic: a module or a function, or None for the ops of this build on every kind of
             device.
-        input: a batch such as the critic is called with, of which only shape, dtype and device
-            count. None: the size is taken from the critic's own ``nc`` and ``image_size``, or
-            tried out on its first layer.
+        input: a batch such as the module is called with, of which only shape, dtype and device
+            count: what runs how depends on the size too. None: the size is taken from the module's
+            own ``nc`` and ``image_size``, or tried out on its first layer.
         critic_args: what the critic takes beside the images; None tries labels where it has
             ``num_classes``.
 
@@ -65,8 +65,8 @@ def explain(
         fused, batch by batch: aten.add_.Tensor changes in place what the critic keeps
         >>> from fastgan.models import DCGANGenerator
         >>> row = explain(DCGANGenerator(nz=8, ngf=4, nc=1, image_size=16)).rows[1]
-        >>> print(row.layer, row.op, row.reason.split(";")[0])
-        main.1 BatchNorm2d statistics of the batch
+        >>> print(row.layer, row.op, "|", row.reason)
+        main.1 BatchNorm2d | too small to gain by it
     """
     if module_or_critic is None:
         return Report(
@@ -78,7 +78,7 @@ def explain(
             "function"
         )
     critic = inner_critic(module_or_critic)
-    layers = placements(critic) if isinstance(critic, nn.Module) else []
+    layers: list[Row] | None = None
     shapes = _candidate_shapes(critic) if input is None else [tuple(input.shape[1:])]
     for shape in shapes:
         like = input if input is not None else next(_parameters(critic), torch.empty(()))
@@ -86,22 +86,41 @@ def explain(
             continue
         random = torch.Generator(like.device).manual_seed(0)
         images = torch.rand(2, *shape, dtype=like.dtype, device=like.device, generator=random)
+        if layers is None and isinstance(critic, nn.Module):
+            batch = images if input is None or critic_args is not None else torch.rand_like(input)
+            layers = _layers(critic, batch, critic_args)
+        if input is None and _makes_images(critic):
+            continue
         rows = _of_critic(critic, images, critic_args, certain=input is not None)
         if rows is not None:
-            return Report((*rows, *layers))
+            return Report((*rows, *(layers or ())))
+    if layers is None and isinstance(critic, nn.Module):
+        layers = placements(critic)
     if not layers:
         raise ConfigError("input is None; expected a batch such as the function is called with")
     return Report(tuple(layers))
+
+
+def _layers(module: nn.Module, input: Tensor, args: Sequence[Any] | None) -> list[Row] | None:
+    """The rows of a module's layers; None where it does not take the input."""
+    try:
+        return placements(module, input, *_beside(module, input, args))
+    except Exception:
+        return None
+
+
+def _beside(critic: Any, images: Tensor, args: Sequence[Any] | None) -> Sequence[Any]:
+    """What it takes beside the images: labels, where it has classes and nothing is given."""
+    if args is not None or getattr(critic, "num_classes", None) is None:
+        return args or ()
+    return (torch.zeros(len(images), dtype=torch.int64, device=images.device),)
 
 
 def _of_critic(
     critic: Any, images: Tensor, args: Sequence[Any] | None, *, certain: bool
 ) -> list[Row] | None:
     """The rows of a critic; None where images of that size are nothing for it."""
-    if args is None:
-        classes = getattr(critic, "num_classes", None)
-        args = () if classes is None else (torch.zeros(2, dtype=torch.int64, device=images.device),)
-    called = Critic(critic, args)
+    called = Critic(critic, _beside(critic, images, args))
     try:
         recording = _named_recording(called, images)
     except Unrecordable as refusal:
@@ -191,9 +210,20 @@ def _parameters(critic: Any) -> Any:
     return critic.parameters() if isinstance(critic, nn.Module) else iter(())
 
 
+def _makes_images(module: Any) -> bool:
+    """Whether it takes random numbers, by what they are called, or by its first layer."""
+    layers = module.modules() if isinstance(module, nn.Module) else ()
+    first = (each for each in layers if isinstance(each, nn.Conv2d | nn.ConvTranspose2d))
+    return hasattr(module, "nz") or isinstance(next(first, None), nn.ConvTranspose2d)
+
+
 def _candidate_shapes(critic: Any) -> list[tuple[int, ...]]:
     channels = getattr(critic, "nc", None)
     size = getattr(critic, "image_size", getattr(critic, "isize", None))
+    if _makes_images(critic):
+        given = [critic.nz] if isinstance(getattr(critic, "nz", None), int) else []
+        first = [m.in_channels for m in critic.modules() if isinstance(m, nn.ConvTranspose2d)][:1]
+        return [(n, s, s) for n in given + first for s in (1, 4, 2, 7, 8)] + [(n,) for n in given]
     if isinstance(channels, int) and isinstance(size, int):
         return [(channels, size, size)]
     for module in critic.modules() if isinstance(critic, nn.Module) else ():

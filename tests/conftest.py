@@ -46,3 +46,14 @@ def cuda() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device: torch finds none on this machine")
     return torch.device("cuda")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def small_layers_are_fused() -> Iterator[None]:
+    """Tests' layers are small, and what they ask about is the fused path.
+
+    Tests of what is left to torch say so themselves.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastgan.nn.recorder.LEAVE_TO_TORCH", False)
+        yield

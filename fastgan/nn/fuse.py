@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import functools
+from typing import Any, TypeVar
 
 from torch import nn
 
 from fastgan.errors import ConfigError
 from fastgan.nn.fused_sequential import FusedSequential
+from fastgan.nn.recorder import run_recorded
 
 __all__ = ["fuse"]
 
@@ -15,11 +17,16 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 def fuse(module: Module) -> Module:
-    """Makes every ``nn.Sequential`` in a module a :class:`FusedSequential`, in place.
+    """Makes a module's forward run fused, in place.
 
-    Parameters, buffers, names, hooks and the objects themselves stay: only how a sequence of
-    layers runs changes. A subclass of ``nn.Sequential``, and layers that a ``forward`` of its own
-    calls one by one, stay as they are; :func:`fastgan.explain` shows what runs how.
+    While the forward runs, convolutions, linear layers, batch norms and activations wait until
+    something needs their values, and then run together (:mod:`fastgan.nn.recorder`). So any
+    forward works as it is written: hand-written ones, residual blocks, norms before the
+    convolution, branches, loops, hooks, spectral norm. Parameters, buffers, names, hooks, memory
+    formats and the objects themselves stay. Their class becomes a subclass of what it was, of the
+    same name; every ``nn.Sequential`` becomes a :class:`FusedSequential`, which runs fused also
+    when it is called by itself. A module without a forward of its own (``nn.ModuleDict``) has its
+    children fused. :func:`fastgan.explain` shows what runs how.
 
     Args:
         module: any module.
@@ -31,13 +38,71 @@ def fuse(module: Module) -> Module:
         ConfigError: ``module`` is no module (a ValueError).
 
     Example:
-        >>> block = fuse(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3), nn.ReLU()))
-        >>> type(block).__name__
-        'FusedSequential'
+        >>> class Block(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.norm, self.conv = nn.BatchNorm2d(3), nn.Conv2d(3, 3, 3, padding=1)
+        ...     def forward(self, x):
+        ...         return x + self.conv(self.norm(x).relu())
+        >>> block = fuse(Block())
+        >>> isinstance(block, Block), list(block.state_dict())[:2]
+        (True, ['norm.weight', 'norm.bias'])
     """
     if not isinstance(module, nn.Module):
         raise ConfigError(f"module is {type(module).__name__}; expected an nn.Module")
     for each in module.modules():
         if type(each) is nn.Sequential:
             each.__class__ = FusedSequential
+    _fuse_outermost(module)
     return module
+
+
+def _fuse_outermost(module: nn.Module) -> None:
+    kind = type(module)
+    if kind.forward is nn.Module.forward:
+        for child in module.children():
+            _fuse_outermost(child)
+    elif not (
+        issubclass(kind, FusedSequential)
+        or hasattr(kind, "_fused_from")
+        or kind.__module__.startswith("torch.nn.modules")
+    ):
+        module.__class__ = _fused_class(kind)
+
+
+_classes: dict[Any, Any] = {}
+
+
+def _fused_class(kind: Any) -> Any:
+    """A subclass that runs recorded, and is pickled as what it is a subclass of."""
+
+    if kind in _classes:
+        return _classes[kind]
+
+    @functools.wraps(kind.forward)
+    def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return run_recorded(self, super(fused, self).forward, args, kwargs)
+
+    def reduce_ex(self: Any, protocol: Any) -> tuple[Any, ...]:
+        _, _, *rest = super(fused, self).__reduce_ex__(protocol)
+        return (_new, (kind,), *rest)
+
+    fused: Any = type(
+        kind.__name__,
+        (kind,),
+        {
+            "__doc__": kind.__doc__,
+            "__module__": kind.__module__,
+            "__qualname__": kind.__qualname__,
+            "__reduce_ex__": reduce_ex,
+            "_fused_from": kind,
+            "forward": forward,
+        },
+    )
+    _classes[kind] = fused
+    return fused
+
+
+def _new(kind: Any) -> Any:
+    fused = _fused_class(kind)
+    return fused.__new__(fused)

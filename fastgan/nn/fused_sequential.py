@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastgan import recording
-from fastgan.nn.plan import Single, plan_of, sequential_was_replaced
-from fastgan.nn.stretch import run_stretch
+from fastgan.nn.recorder import run_recorded
 
 __all__ = ["FusedSequential"]
 
@@ -17,17 +15,12 @@ __all__ = ["FusedSequential"]
 class FusedSequential(nn.Sequential):
     """An ``nn.Sequential`` with the same children, parameters and results, that runs faster.
 
-    Stretches of (ConvTranspose2d | Conv2d | Linear) -> [BatchNorm] -> [ReLU | LeakyReLU | Tanh |
-    Sigmoid] run as one autograd node: each batch norm and activation is left to the next layer's
-    load, so that between two layers one tensor is kept for the backward pass and not two.
-    Everything else about the children stays as it is: their names, parameters, buffers, hooks,
-    training switches, and so ``state_dict``, ``apply``, ``deepcopy`` and pickling.
-
-    What runs is found out at every call from the children themselves. A child with a hook, a
-    layer of another kind, a subclass, a replaced method (``forward``, ``_conv_forward``, on the
-    child or on its class), runs by itself and as ever; so does everything where the
-    input is no plain tensor (``torch.fx``, ``torch.func``), and :func:`fastgan.explain` says so.
-    In eval mode a batch norm is folded into the convolution before it.
+    Its forward is recorded (:func:`fastgan.fuse` says what that means): stretches of convolution,
+    batch norm and activation run as one autograd node, with each batch norm and activation left to
+    the next convolution's load, so that between two layers one tensor is kept for the backward pass
+    and not two. Everything about the children stays as it is: their names, parameters, buffers,
+    hooks, training switches, and so ``state_dict``, ``apply``, ``deepcopy`` and pickling. In eval
+    mode a batch norm is folded into the convolution before it.
 
     Args:
         *modules: as of ``nn.Sequential``, or one ordered dict of them.
@@ -36,6 +29,7 @@ class FusedSequential(nn.Sequential):
         As of the children. Any shapes, dtypes, devices and memory formats that they take.
 
     Example:
+        >>> import torch
         >>> block = FusedSequential(
         ...     nn.ConvTranspose2d(8, 4, 4, 2, 1, bias=False), nn.BatchNorm2d(4), nn.ReLU())
         >>> block(torch.zeros(2, 8, 5, 5)).shape
@@ -56,20 +50,11 @@ class FusedSequential(nn.Sequential):
         Returns:
             What the last child returns.
         """
-        if (
-            not isinstance(input, Tensor)
-            or torch.compiler.is_compiling()
-            or torch._C._get_tracing_state() is not None
-            or sequential_was_replaced()
-        ):
-            return super().forward(input)  # type: ignore[no-untyped-call]
         if recording.is_recording():
             return self._recorded(input)
-        for part in plan_of(self.all_children()):
-            input = part.module(input) if isinstance(part, Single) else run_stretch(part, input)
-        return input
+        return run_recorded(self, super().forward, (input,), {})
 
-    def _recorded(self, input: Tensor) -> Any:
+    def _recorded(self, input: Any) -> Any:
         """The children one by one; what passes from one of torch's to the next is theirs alone."""
         maker: nn.Module | None = None
         for module in self:
@@ -79,10 +64,6 @@ class FusedSequential(nn.Sequential):
             maker = module
         recording.offer(None)
         return input
-
-    def all_children(self) -> list[tuple[str, nn.Module]]:
-        """Names and children in the order they run; one that occurs twice comes twice."""
-        return [(name, child) for name, child in self._modules.items() if child is not None]
 
 
 def _keeps_nothing(module: nn.Module) -> bool:

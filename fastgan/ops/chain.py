@@ -41,13 +41,32 @@ from fastgan.fusion import (
     PartialStatistics,
     Statistics,
 )
-from fastgan.ops.backends import ATEN, TRITON, fusion, select_backend
+from fastgan.ops.backends import (
+    ATEN,
+    TRITON,
+    WINOGRAD,
+    Backend,
+    Pass,
+    Problem,
+    fusion,
+    select_backend,
+)
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.memory_format import gives_channels_last, is_channels_last, laid_out
 from fastgan.ops.stages import Stage, StageTensors
 
-__all__ = ["Chain", "run_chain", "run_layers", "weights_left_out"]
+__all__ = [
+    "Chain",
+    "activated_in_place",
+    "chosen",
+    "rearranged",
+    "run_chain",
+    "run_layers",
+    "weights_left_out",
+]
 
+#: Of a layer whose weight is laid out anew on a CPU; :func:`_is_placed_anew`.
+FEWEST_PRODUCTS_PLACED = 100_000_000
 _FIELDS = len(StageTensors._fields)
 _ops = torch.ops.fastgan
 
@@ -115,7 +134,9 @@ def run_layers(
     """
     for stage, of_stage in zip(stages, tensors, strict=True):
         weight, bias = _cast(of_stage.weight, dtype), _cast(of_stage.bias, dtype)
-        input = ATEN.forward(stage, _cast(input, dtype), weight, bias)
+        input = _cast(input, dtype)
+        if stage.kind != "identity":
+            input = ATEN.forward(stage, input, weight, bias)
         if stage.norm:
             # Not torch's, whose third derivative is wrong in training mode (torch 2.13).
             training = stage.batch_statistics
@@ -181,7 +202,7 @@ class _ChainFunction(torch.autograd.Function):
         for stage, of_kept in zip(chain.stages, kept, strict=True):
             if of_kept.value is output and stage.activation == "none":
                 of_kept.value = _NOT_READ
-            elif hooks is not None or of_kept.value is output:
+            elif hooks is not None or of_kept.value is output or of_kept.value is input:
                 saved.append(of_kept.value)
                 of_kept.value = _ELSEWHERE
             if hooks is not None:
@@ -292,8 +313,8 @@ def _forward(
         kept.append(of_kept)
         value, before = of_kept.value, of_kept.norm
     output = value if before is None else _normalised(value, before)
-    if any(of_kept.by_triton for of_kept in kept):
-        # Triton's kernels write channels-last; the others lay out each map as torch would.
+    if input.dim() == 4:
+        # Triton's kernels write channels-last, and so do convolutions with weights placed anew.
         output = laid_out(output, _gives_channels_last(chain.stages, input, tensors))
         if before is None:
             kept[-1].value = output  # whose identity tells what autograd saves
@@ -308,6 +329,8 @@ def _gives_channels_last(
         return False
     channels_last, places = is_channels_last(input), (input.shape[2], input.shape[3])
     for stage, (weight, *_) in zip(stages, tensors, strict=True):
+        if stage.kind == "identity":
+            continue
         places = stage.output_places(places, weight)
         # One value a sample has the same strides either way, and torch takes it for contiguous.
         one_value = (stage.channels(weight.shape)[1], *places) == (1, 1, 1)
@@ -322,13 +345,16 @@ def _stage_forward(
     prologue: NormActivation | None,
     tensors: StageTensors,
 ) -> _Kept:
-    weight, bias = _cast(tensors.weight, dtype), _cast(tensors.bias, dtype)
-    partials: PartialStatistics | None
+    weight, bias = _placed(stage, input, tensors.weight, dtype), _cast(tensors.bias, dtype)
+    partials: PartialStatistics | None = None
     takes_statistics = stage.norm and stage.batch_statistics
     store = "statistics" if takes_statistics else "" if stage.norm else "activation"
     around = fusion("" if prologue is None else "norm", "", store)
-    backend = select_backend("forward", stage, input, weight, around)
-    if backend.fuses:
+    convolves = stage.kind != "identity"
+    backend = select_backend("forward", stage, input, weight, around) if convolves else ATEN
+    if not convolves:
+        value = input
+    elif backend.fuses:
         epilogue: Statistics | BiasActivation = (
             Statistics(bias)
             if takes_statistics
@@ -341,9 +367,8 @@ def _stage_forward(
         if prologue is not None:
             input = _normalised(input, prologue)
         value = backend.forward(stage, input, weight, bias)
-        partials = None
         if not stage.norm and stage.activation != "none":
-            value = _activated_in_place(value, stage)
+            value = activated_in_place(value, stage.activation, stage.negative_slope)
     cast_weight = None if weight is tensors.weight else weight
     if not stage.norm:
         return _Kept(value, cast_weight=cast_weight, by_triton=backend.fuses)
@@ -393,12 +418,13 @@ def _normalised(value: Tensor, norm: NormActivation) -> Tensor:
     return output
 
 
-def _activated_in_place(value: Tensor, stage: Stage) -> Tensor:
-    if stage.activation == "relu":
+def activated_in_place(value: Tensor, activation: str, negative_slope: float) -> Tensor:
+    """The activation of a tensor, written over it; differentiable by autograd."""
+    if activation == "relu":
         return value.relu_()
-    if stage.activation == "leaky_relu":
-        return F.leaky_relu_(value, stage.negative_slope)
-    if stage.activation == "tanh":
+    if activation == "leaky_relu":
+        return F.leaky_relu_(value, negative_slope)
+    if activation == "tanh":
         return value.tanh_()
     return value.sigmoid_()
 
@@ -493,10 +519,14 @@ def _gradients(
     current = kept.pop()
     carried = _through_norm(stages, last, current, grad_output, False, gradients)
     for number in range(last, lowest - 1, -1):
+        if stages[number].kind == "identity":
+            if gradients.wants_input():  # laid out as eager's norm leaves it
+                carried = _Carried(laid_out(carried.finished(), is_channels_last(input)))
+            break
         weight = current.cast_weight
-        if weight is None:
-            weight = _cast(tensors[number].weight, chain.dtype)
         current = before = kept.pop() if number > 0 else _Kept(_cast(input, chain.dtype))
+        if weight is None:
+            weight = _placed(stages[number], before.value, tensors[number].weight, chain.dtype)
         if gradients.wants(number, "weight", "bias"):
             grad_weight, grad_bias = _weight_gradient(
                 stages[number],
@@ -505,11 +535,14 @@ def _gradients(
                 weight,
                 gradients.wants(number, "bias"),
             )
+            if weight is not tensors[number].weight:
+                grad_weight = laid_out(grad_weight, is_channels_last(tensors[number].weight))
             gradients.put(number, "weight", grad_weight)
             gradients.put(number, "bias", grad_bias)
             del grad_weight, grad_bias
         if number > lowest or (number == 0 and gradients.wants_input()):
-            carried = _input_gradient(stages, number, carried, before, weight, gradients)
+            original = tensors[number].weight
+            carried = _input_gradient(stages, number, carried, before, weight, original, gradients)
     if gradients.wants_input():
         gradients.put_input(carried.grad)
     return gradients.found
@@ -590,9 +623,13 @@ def _input_gradient(
     carried: _Carried,
     before: _Kept,
     weight: Tensor,
+    original: Tensor,
     gradients: _Gradients,
 ) -> _Carried:
-    """The gradient of the raw result of the stage before, or of the chain's input."""
+    """The gradient of the raw result of the stage before, or of the chain's input.
+
+    `original`: the weight as its owner lays it out.
+    """
     stage = stages[number]
     activates = number > 0 and stages[number - 1].activation != "none"
     store = "norm" if before.norm is not None else "activation" if activates else ""
@@ -601,6 +638,8 @@ def _input_gradient(
     if not backend.fuses:
         grad = backend.input_gradient(stage, carried.finished(), before.value, weight)
         if number == 0:
+            if grad.dim() == 4:
+                grad = laid_out(grad, gives_channels_last(before.value, original))
             return _Carried(grad)
         return _through_norm(stages, number - 1, before, grad, True, gradients)
     epilogue: NormActivationGradient | ActivationGradient | None = None
@@ -614,7 +653,7 @@ def _input_gradient(
         stage, carried.grad, before.value, weight, carried.prologue, epilogue
     )
     if number == 0:
-        grad = laid_out(grad, gives_channels_last(before.value, weight))
+        grad = laid_out(grad, gives_channels_last(before.value, original))
     if sums is None:
         return _Carried(grad)
     assert before.norm is not None
@@ -678,6 +717,48 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor: ...
 def _cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None: ...
 def _cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
     return tensor if tensor is None or dtype is None else tensor.to(dtype)
+
+
+def rearranged(stage: Stage, weight: Tensor) -> Tensor:
+    """A weight without values, laid out as the fastest convolution on a CPU takes it."""
+    if weight.device.type != "cpu" or stage.kind not in ("conv2d", "conv_transpose2d"):
+        return weight
+    placed = torch.empty(weight.shape, dtype=weight.dtype, memory_format=torch.channels_last)
+    problem = Problem.of("forward", stage, None, placed, dtype=weight.dtype, device=weight.device)
+    return placed if WINOGRAD.unsupported_reason(problem) is None else weight
+
+
+def chosen(stage: Stage, input: Tensor, weight: Tensor, which: Pass) -> Backend:
+    """The backend of a pass, of a weight that is laid out for it first where that pays."""
+    if _is_placed_anew(stage, input, weight):
+        weight = rearranged(stage, weight)
+    return select_backend(which, stage, input, weight)
+
+
+def _is_placed_anew(stage: Stage, input: Tensor, weight: Tensor) -> bool:
+    """Whether a pass over the weight, and one over its gradient, make up for themselves.
+
+    Measured: from 256 places on, the one takes less than what the forward pass then saves; and in a
+    small layer what is saved is not worth a chain.
+    """
+    if stage.kind == "linear" or input.device.type != "cpu" or is_channels_last(weight):
+        return False
+    rows, columns = input.shape[2:]
+    if stage.kind == "conv2d":
+        rows, columns = stage.output_places((rows, columns), weight)
+    places = len(input) * rows * columns
+    if places < 256 or places * weight.numel() < FEWEST_PRODUCTS_PLACED:
+        return False
+    other = rearranged(stage, weight)
+    return other is not weight and select_backend("forward", stage, input, other) is WINOGRAD
+
+
+def _placed(stage: Stage, input: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """The weight in the dtype and layout that its convolution runs in."""
+    cast = _cast(weight, dtype)
+    if stage.kind == "identity" or not _is_placed_anew(stage, input, cast):
+        return cast
+    return rearranged(stage, cast).copy_(cast)
 
 
 def _vector(tensor: Tensor | None, like: Tensor) -> Tensor | None:

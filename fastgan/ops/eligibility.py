@@ -10,9 +10,10 @@ from torch import Tensor, nn
 from fastgan.ops.clip import DTYPES
 from fastgan.ops.stages import Stage
 
-__all__ = ["autocast_dtype", "why_not_chained", "why_not_this_stage"]
+__all__ = ["PLAIN", "autocast_dtype", "why_not_chained", "why_not_this_stage"]
 
-_PLAIN = (Tensor, nn.Parameter)
+#: The classes of tensors that chains take; a subclass may be anything.
+PLAIN: set[type] = {Tensor, nn.Parameter}
 _NORM_DTYPES = {
     torch.float64: (torch.float64,),
     torch.float32: (torch.float32,),
@@ -47,7 +48,7 @@ def why_not_chained(
         convolved: weights and biases, which must be of the input's dtype but under autocast.
         others: the norms' tensors, of the dtype that is run in, or float32 beside 16 bits.
     """
-    if type(input) not in _PLAIN:
+    if type(input) not in PLAIN:
         return f"its input is a {type(input).__name__}"
     if input.device.type not in ("cpu", "cuda"):
         return f"its input is on {input.device.type}"
@@ -67,7 +68,7 @@ def why_not_chained(
     for tensor in convolved:
         if tensor is None:
             continue
-        if type(tensor) not in _PLAIN or tensor.device != device:
+        if type(tensor) not in PLAIN or tensor.device != device:
             return "a weight is of another kind or on another device"
         if tensor.dtype != input.dtype and dtype is None:
             return "input and weights differ in dtype"
@@ -77,7 +78,7 @@ def why_not_chained(
     for tensor in others:
         if tensor is None:
             continue
-        if type(tensor) not in _PLAIN or tensor.device != device:
+        if type(tensor) not in PLAIN or tensor.device != device:
             return "a tensor of a norm is of another kind or on another device"
         if tensor.dtype not in allowed:
             return f"a tensor of a norm is {tensor.dtype}"

@@ -22,6 +22,7 @@ from torch import Tensor
 from fastgan.activations import ACTIVATIONS
 
 __all__ = [
+    "IDENTITY",
     "KINDS",
     "Stage",
     "StageTensors",
@@ -34,7 +35,9 @@ __all__ = [
 
 Pair = tuple[int, int]
 
-KINDS = ("conv2d", "conv_transpose2d", "linear")
+#: "identity", which has no weight, is the first of a chain if at all: a norm and an activation of
+#: what comes in, before the first convolution.
+KINDS = ("conv2d", "conv_transpose2d", "linear", "identity")
 
 
 def pair(size: int | Sequence[int]) -> Pair:
@@ -134,11 +137,14 @@ class Stage:
         return rows, columns
 
 
+IDENTITY = Stage("identity")
+
+
 class StageTensors(NamedTuple):
     """The tensors of one stage; those that it lacks are None.
 
     Attributes:
-        weight: as the layer's of the stage's kind.
+        weight: as the layer's of the stage's kind; None only of an identity.
         bias: (C,), C being the output's channels.
         norm_weight: (C,).
         norm_bias: (C,).
@@ -146,7 +152,7 @@ class StageTensors(NamedTuple):
         running_var: (C,), as ``running_mean``.
     """
 
-    weight: Tensor
+    weight: Tensor = None  # type: ignore[assignment]
     bias: Tensor | None = None
     norm_weight: Tensor | None = None
     norm_bias: Tensor | None = None

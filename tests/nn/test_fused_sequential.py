@@ -22,10 +22,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastgan import explain, fallback
+from fastgan import fallback
 from fastgan.fallback import FallbackWarning
-from fastgan.nn import FusedSequential, fuse, plan
-from fastgan.nn.placement import placements
+from fastgan.nn import FusedSequential, fuse
 from fastgan.ops.chain import weights_left_out
 from fastgan.ops.stages import Stage, StageTensors, folding_pays
 
@@ -360,8 +359,6 @@ def test_a_parametrised_weight_is_computed_once_a_call(monkeypatch: pytest.Monke
     with pytest.warns(FallbackWarning, match="3 dimensions"):
         network(torch.randn(3, 5, 5))
     assert len(calls) == 2
-    placements(network)
-    assert len(calls) == 2
 
 
 def test_a_fallback_warns_once_and_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -690,33 +687,8 @@ def test_a_replaced_method_of_a_child_is_called(
     found = fused(x)
     assert called == [child]
     torch.testing.assert_close(found, plain(x), rtol=1e-10, atol=1e-10)
-    reasons = {row.reason for row in explain(fused, x).rows if row.op == layer}
-    assert reasons == {f"its {name} was replaced"}
     monkeypatch.undo()
     agree(plain, fused, x)
-
-
-@pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("kind", sorted(plan._KNOWN, key=str), ids=lambda kind: kind.__name__)
-def test_no_other_method_takes_part_in_a_call(kind: type[nn.Module], training: bool) -> None:
-    """Whatever torch's modules call of themselves, in this torch, the plan looks for."""
-    sizes = {"Conv": (4, 2, 3), "Line": (4, 2), "Batc": (4,)}.get(kind.__name__[:4], ())
-    module: Any = kind(*sizes).train(training)
-    called: set[str] = set()
-
-    def record(frame: types.FrameType, event: str, argument: object) -> None:
-        if event == "call" and frame.f_locals.get("self") is module:
-            called.add(frame.f_code.co_name)
-
-    x = torch.randn(3, 4) if kind in (nn.Linear, nn.BatchNorm1d) else torch.randn(3, 4, 5, 5)
-    sys.setprofile(record)
-    try:
-        module(x)
-    finally:
-        sys.setprofile(None)
-    looked_for = {each.__code__.co_name for each in plan._METHODS[kind].values() if each}
-    assert "forward" in called
-    assert called - {"__getattr__"} <= looked_for
 
 
 def test_a_replaced_forward_of_nn_sequential_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -725,9 +697,6 @@ def test_a_replaced_forward_of_nn_sequential_is_called(monkeypatch: pytest.Monke
     monkeypatch.setattr(nn.Sequential, "forward", lambda self, input: 2 * forward(self, input))
     x = torch.randn(2, 3, 5, 5, dtype=torch.float64)
     torch.testing.assert_close(fused(x), plain(x), rtol=1e-10, atol=1e-10)
-    assert {row.reason for row in placements(fused)} == {
-        "the forward of nn.Sequential was replaced"
-    }
 
 
 def test_a_method_replaced_before_fastgan_is_imported_is_called() -> None:
@@ -752,7 +721,7 @@ torch.testing.assert_close(fastgan.fuse(plain)(x), expected)
 def test_other_padding_modes(padding_mode: str) -> None:
     layers = [nn.Conv2d(3, 4, 3, padding=1, padding_mode=padding_mode), nn.ReLU()]
     plain, fused = pair(layers)
-    agree(plain, fused, torch.randn(2, 3, 6, 6, dtype=torch.float64), chains=0)
+    agree(plain, fused, torch.randn(2, 3, 6, 6, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("kernel", "chains"), [(3, 1), (4, 0)])
@@ -956,7 +925,7 @@ def test_a_moving_average_of_a_fused_generator() -> None:
     torch.testing.assert_close(average.module.eval()(x), fused.eval()(x))
 
 
-def test_fuse_keeps_the_objects_and_leaves_subclasses() -> None:
+def test_fuse_keeps_the_objects_and_what_they_are_instances_of() -> None:
     class Own(nn.Sequential):
         def forward(self, input: Tensor) -> Tensor:
             return super().forward(input) + 1
@@ -968,7 +937,8 @@ def test_fuse_keeps_the_objects_and_leaves_subclasses() -> None:
     assert module["a"] is inner
     assert inner[0].weight is weight
     assert isinstance(inner, FusedSequential)
-    assert type(module["b"]) is Own
+    assert isinstance(module["b"], Own)
+    assert type(module["b"]).__name__ == "Own"
     with pytest.raises(ValueError, match="module is int; expected"):
         fuse(3)  # type: ignore[type-var]
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.describe import describe_layer
 from fastgan.ops.backends.problem import PASSES, UNFUSED, Fusion, Pass, Problem, fusion
-from fastgan.ops.backends.registry import ATEN, BACKENDS, TRITON
+from fastgan.ops.backends.registry import ATEN, BACKENDS, TRITON, WINOGRAD
 from fastgan.ops.backends.selection import (
     Selector,
     measuring_nothing,
@@ -30,6 +30,7 @@ __all__ = [
     "PASSES",
     "TRITON",
     "UNFUSED",
+    "WINOGRAD",
     "Backend",
     "Fusion",
     "Pass",

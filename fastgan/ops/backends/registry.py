@@ -9,13 +9,13 @@ from fastgan.ops.backends.patches import Patches
 from fastgan.ops.backends.triton import Triton
 from fastgan.ops.backends.winograd import Winograd
 
-__all__ = ["ATEN", "BACKENDS", "TRITON"]
+__all__ = ["ATEN", "BACKENDS", "TRITON", "WINOGRAD"]
 
-TRITON, ATEN = Triton(), ATen()
+TRITON, WINOGRAD, ATEN = Triton(), Winograd(), ATen()
 
 BACKENDS: tuple[Backend, ...] = (
     TRITON,
-    Winograd(),
+    WINOGRAD,
     Patches(),
     MatrixProduct(),
     RearrangedATen("aten_channels_last", channels_last=True),

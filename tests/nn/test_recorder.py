@@ -1,0 +1,507 @@
+"""A fused module does what it did, whatever its forward does.
+
+The reference is always a deep copy of the module, run plain.
+"""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import Phase, assume, given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+import fastgan
+from fastgan.nn import recorder
+from fastgan.ops import chain
+from fastgan.ops.backends.vector_units import has_vectors
+
+SIZE, CHANNELS = 6, 4
+
+
+class Doubled(torch.autograd.Function):
+    """A function that torch's modes don't see."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x * 2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad * 2
+
+
+class Program(nn.Module):
+    """Runs instructions over registers, layers drawn from shared pools."""
+
+    def __init__(self, instructions: list[tuple[Any, ...]], returned: str) -> None:
+        super().__init__()
+        self.instructions, self.returned = instructions, returned
+        c = CHANNELS
+        hooked = nn.Conv2d(c, c, 1)
+        hooked.register_forward_hook(lambda module, args, output: output * 0.5)
+        self.convolutions = nn.ModuleList(
+            [
+                nn.Conv2d(c, c, 3, padding=1),
+                nn.ConvTranspose2d(c, c, 3, padding=1, bias=False),
+                nn.Conv2d(c, c, 3, padding=1, padding_mode="reflect"),
+                nn.utils.parametrizations.spectral_norm(nn.Conv2d(c, c, 3, padding=1)),
+                nn.Conv2d(c, c, 1, groups=2),
+                hooked,
+            ]
+        )
+        self.norms = nn.ModuleList(
+            [
+                nn.BatchNorm2d(c),
+                nn.BatchNorm2d(c, momentum=None, eps=1e-2),
+                nn.BatchNorm2d(c, affine=False, track_running_stats=False),
+                nn.BatchNorm2d(c).eval(),
+            ]
+        )
+        self.linear = nn.Linear(c, 3)
+        self.kept: list[Tensor] = []
+
+    def forward(self, x: Tensor, z: Tensor) -> Any:
+        self.kept.clear()
+        r = [x, z, x * z]
+        for name, a, b, number in self.instructions:
+            if name == "convolution":
+                r[a] = self.convolutions[number](r[b])
+            elif name == "norm":
+                r[a] = self.norms[number % 4](r[b])
+            elif name == "block":
+                r[a] = F.relu(self.norms[number % 4](self.convolutions[number](r[b])))
+            elif name == "before":
+                r[a] = self.convolutions[number](F.leaky_relu(self.norms[number % 4](r[b]), 0.2))
+            elif name == "activation":
+                r[a] = (torch.relu, torch.tanh, Tensor.sigmoid, F.leaky_relu)[number % 4](r[b])
+            elif name == "in place":
+                r[a] = F.relu(r[b] if r[b] is not x and r[b] is not z else r[b] + 0, inplace=True)
+            elif name == "add":
+                r[a] = r[a] + r[b]
+            elif name == "add in place":
+                r[a] = r[a] * 1
+                r[a] += r[b]
+            elif name == "branch":
+                r[a] = r[b].tanh() if r[b].mean() > 0 else self.convolutions[number](r[b])
+            elif name == "keep":
+                self.kept.append(r[b])
+            elif name == "resample":
+                r[a] = F.avg_pool2d(F.interpolate(r[b], scale_factor=2), 2)
+            elif name == "custom":
+                r[a] = Doubled.apply(r[b])
+            elif name == "checkpoint":
+                r[a] = checkpoint(self.convolutions[number], r[b], use_reentrant=False)
+            elif name == "no grad":
+                with torch.no_grad():
+                    constant = self.convolutions[number](r[b])
+                r[a] = r[a] * constant.tanh()
+            elif name == "statistics":
+                norm = self.norms[number % 2]
+                r[a] = r[b] * (1 + norm.running_var.mean() + norm.num_batches_tracked)
+            elif name == "view":
+                r[a] = r[b].transpose(2, 3)
+        pooled = self.linear(F.relu(r[0]).mean((2, 3)))
+        if self.returned == "tuple":
+            return r[0], (r[1], pooled), self.kept
+        if self.returned == "dict":
+            return {"map": r[2], "pooled": pooled}
+        return r[1]
+
+
+NAMES = [
+    *("convolution", "norm", "block", "before", "activation", "in place", "add", "add in place"),
+    *("branch", "keep", "resample", "custom", "checkpoint", "no grad", "statistics", "view"),
+]
+instructions = st.lists(
+    st.tuples(st.sampled_from(NAMES), st.integers(0, 2), st.integers(0, 2), st.integers(0, 5)),
+    min_size=2,
+    max_size=9,
+)
+
+
+def tensors(tree: Any) -> Iterator[Tensor]:
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, dict):
+        yield from tensors(list(tree.values()))
+    elif isinstance(tree, tuple | list):
+        for each in tree:
+            yield from tensors(each)
+
+
+def results(module: nn.Module, *inputs: Tensor) -> tuple[list[Tensor], list[Any], list[Tensor]]:
+    """Outputs, their strides and that of the inputs' gradients, and all gradients and buffers."""
+    leaves = [each.clone().requires_grad_() for each in inputs]
+    outputs = list(tensors(module(*leaves)))
+    for output in outputs:
+        assert type(output) is Tensor
+    generator = torch.Generator().manual_seed(1)
+    weights = [torch.randn(o.shape, dtype=o.dtype, generator=generator) for o in outputs]
+    loss = sum(
+        (o * w).sum() + (o * w).square().sum() for o, w in zip(outputs, weights, strict=True)
+    )
+    wanted = [*leaves, *module.parameters()]
+    once = torch.autograd.grad(loss, wanted, create_graph=True, allow_unused=True)
+    size = sum(each.square().sum() for each in once if each is not None)
+    twice: list[Any] = [None] * len(wanted)
+    if isinstance(size, Tensor) and size.requires_grad:
+        twice = list(torch.autograd.grad(size, wanted, allow_unused=True))
+    values = [*outputs, *once, *twice, *module.buffers()]
+    strides = [each.stride() for each in (*outputs, *once[: len(leaves)]) if each is not None]
+    return [torch.zeros(()) if v is None else v.detach() for v in values], strides, outputs
+
+
+def agree(module: nn.Module, *inputs: Tensor, tolerance: float = 1e-9) -> nn.Module:
+    fused = fastgan.fuse(copy.deepcopy(module))
+    expected, strides, _ = results(module, *inputs)
+    found, own, _ = results(fused, *inputs)
+    for mine, truth in zip(found, expected, strict=True):
+        scale = max(1.0, float(truth.abs().max()))
+        torch.testing.assert_close(mine, truth, rtol=tolerance, atol=tolerance * scale)
+    assert own == strides
+    return fused
+
+
+@pytest.fixture(params=["all fused", "as on a CPU"])
+def fewest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of running what waits: as chains, and as torch's functions where these are fast."""
+    monkeypatch.setattr(recorder, "LEAVE_TO_TORCH", request.param == "as on a CPU")
+    monkeypatch.setattr(recorder, "FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr(recorder, "FEWEST_VALUES", 0)
+
+
+@pytest.mark.usefixtures("fewest")
+@pytest.mark.filterwarnings("ignore::fastgan.fallback.FallbackWarning")
+@given(instructions, st.sampled_from(["tuple", "dict", "one"]), st.integers(0, 2**31))
+@settings(max_examples=100, deadline=None, phases=[Phase.generate])
+def test_random_forwards_agree_to_second_order(
+    program: list[tuple[Any, ...]], returned: str, seed: int
+) -> None:
+    torch.manual_seed(seed)
+    module = Program(program, returned).double()
+    inputs = [torch.randn(2, CHANNELS, SIZE, SIZE, dtype=torch.float64) for _ in range(2)]
+    try:
+        results(copy.deepcopy(module), *inputs)
+    except RuntimeError:
+        assume(False)  # eager's own: what was written over is needed, or nothing has a gradient
+    agree(module, *inputs)
+
+
+# What is not random -------------------------------------------------------------------------------
+
+
+class Block(nn.Module):
+    """Pre-activation, a skip, and whatever ``between`` does in the middle."""
+
+    def __init__(self, between: Callable[[nn.Module, Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm2d(4), nn.Conv2d(4, 4, 3, padding=1)
+        self.last = nn.Conv2d(4, 4, 3, padding=1)
+        self.between = between
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv(F.relu(self.norm(x)))
+        if self.between is not None:
+            h = self.between(self, h)
+        h = F.leaky_relu(h, 0.2)
+        return x + self.last(h)
+
+
+def image(*shape: int) -> Tensor:
+    torch.manual_seed(0)
+    return torch.randn(*(shape or (2, 4, 6, 6)), dtype=torch.float64)
+
+
+def nodes(output: Tensor) -> list[str]:
+    found, seen, waiting = [], set(), [output.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            found.append(node.name())
+            waiting += [following for following, _ in node.next_functions]
+    return found
+
+
+def test_pre_activation_and_what_follows_are_one_node() -> None:
+    fused = agree(Block().double(), image())
+    found = nodes(fused(image()))
+    assert sum("Chain" in name for name in found) == 1
+    assert not any("BatchNorm" in name or "Relu" in name for name in found)
+
+
+def reads_statistics(module: Any, h: Tensor) -> Tensor:
+    return h * module.norm.running_mean.mean()
+
+
+def writes_weight(module: Any, h: Tensor) -> Tensor:
+    with torch.no_grad():  # after it was used, before it would be read
+        module.conv.bias.data.add_(1)
+    return h
+
+
+def swaps_data(module: Any, h: Tensor) -> Tensor:
+    module.conv.weight.data = module.conv.weight.data * 2
+    return h
+
+
+def autocasts(module: Any, h: Tensor) -> Tensor:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=False):
+        return module.conv(h)
+
+
+def detaches(module: Any, h: Tensor) -> Tensor:
+    with torch.no_grad():
+        noise = module.conv(h)
+    assert not noise.requires_grad
+    return h + noise
+
+
+def writes_in_place(module: Any, h: Tensor) -> Tensor:
+    kept = h * 1
+    h[0] = 0
+    h.mul_(2)
+    return h + kept
+
+
+def shapes_alone(module: Any, h: Tensor) -> Tensor:
+    assert h.shape == (2, 4, 6, 6)
+    assert h.size(1) == 4
+    assert len(h) == 2
+    assert h.dtype == torch.float64
+    assert h.device.type == "cpu"
+    assert isinstance(h, Tensor)
+    return h
+
+
+def numbers(module: Any, h: Tensor) -> Tensor:
+    assert h.detach().numpy().shape == (2, 4, 6, 6)
+    assert float(h.sum()) == pytest.approx(sum(h.flatten().tolist()))
+    return h if repr(h).startswith("tensor") else h * 0
+
+
+def hypernetwork(module: Any, h: Tensor) -> Tensor:
+    return F.conv2d(h, weight=module.conv(h)[:1, :, :1, :1].expand(4, 4, 1, 1))
+
+
+BETWEEN = [
+    *(reads_statistics, swaps_data, autocasts, detaches, writes_in_place, shapes_alone),
+    *(numbers, hypernetwork),
+]
+
+
+@pytest.mark.usefixtures("fewest")
+@pytest.mark.parametrize("between", BETWEEN, ids=lambda each: each.__name__)
+def test_what_touches_a_value_finds_it(between: Callable[[nn.Module, Tensor], Tensor]) -> None:
+    agree(Block(between).double(), image())
+
+
+def test_a_weight_written_after_its_use_is_used_as_it_was() -> None:
+    plain = Block(writes_weight).double()
+    fused = fastgan.fuse(copy.deepcopy(plain))
+    with torch.no_grad():
+        torch.testing.assert_close(fused(image()), plain(image()))
+
+
+def test_saved_tensor_hooks_see_only_what_was_saved_within() -> None:
+    packed: list[int] = []
+
+    def between(module: Any, h: Tensor) -> Tensor:
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda saved: packed.append(1) or saved, lambda saved: saved
+        )
+        with hooks:
+            return h.tanh() * 2
+
+    counts = []
+    for module in (Block(between).double(), fastgan.fuse(Block(between).double())):
+        packed.clear()
+        module(image())
+        counts.append(len(packed))
+    assert counts[0] == counts[1]
+
+
+def test_an_exception_leaves_values_and_no_recorder() -> None:
+    held: list[Tensor] = []
+
+    def between(module: Any, h: Tensor) -> Tensor:
+        held.append(h)
+        raise KeyboardInterrupt
+
+    fused = fastgan.fuse(Block(between).double())
+    with pytest.raises(KeyboardInterrupt):
+        fused(image())
+    assert type(held[0]) is Tensor
+    torch.testing.assert_close(held[0], fused.conv(F.relu(fused.norm(image()))))
+    assert not recorder.is_fused()
+
+
+def test_no_value_outlives_the_forward_that_made_it() -> None:
+    made: list[weakref.ref[Tensor]] = []
+
+    def between(module: Any, h: Tensor) -> Tensor:
+        made.append(weakref.ref(h))
+        return h
+
+    fused = fastgan.fuse(Block(between).double())
+    output = fused(image())
+    del output
+    assert made[0]() is None
+
+
+def test_threads_record_by_themselves() -> None:
+    plain = Block().double().eval()
+    fused = fastgan.fuse(copy.deepcopy(plain))
+    found: dict[int, Tensor] = {}
+
+    def run(number: int) -> None:
+        found[number] = fused(image() * number)
+
+    threads = [threading.Thread(target=run, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for number, output in found.items():
+        torch.testing.assert_close(output, plain(image() * number))
+
+
+def test_a_fused_module_is_what_it_was() -> None:
+    plain = Block().double()
+    fused = fastgan.fuse(copy.deepcopy(plain))
+    assert isinstance(fused, Block)
+    assert type(fused).__name__ == "Block"
+    assert fastgan.fuse(fused) is fused
+    assert list(fused.state_dict()) == list(plain.state_dict())
+    for twin in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
+        assert type(twin) is type(fused)
+        torch.testing.assert_close(twin.eval()(image()), plain.eval()(image()))
+        plain.train()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_other_machinery_sees_the_plain_module() -> None:
+    plain = Block().double().eval()
+    fused = fastgan.fuse(copy.deepcopy(plain))
+    expected = plain(image())
+    torch.testing.assert_close(torch.fx.symbolic_trace(fused)(image()), expected)
+    torch.testing.assert_close(torch.jit.trace(fused, image())(image()), expected)
+    exported = torch.export.export(fused, (image(),)).module()
+    torch.testing.assert_close(exported(image()), expected)
+    compiled = torch.compile(fused, backend="eager", fullgraph=True)
+    torch.testing.assert_close(compiled(image()), expected)
+    for each in (plain, fused):
+        each.requires_grad_(False)
+    value, tangent = torch.func.jvp(fused, (image(),), (image(),))
+    torch.testing.assert_close((value, tangent), torch.func.jvp(plain, (image(),), (image(),)))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("made", ["scripted", "compiled", "compiled in place"])
+def test_children_that_are_scripted_or_compiled(made: str) -> None:
+    plain = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Softsign(), nn.Conv2d(4, 4, 3)).double()
+    fused = fastgan.fuse(copy.deepcopy(plain))
+    if made == "scripted":
+        fused[2] = torch.jit.script(fused[2])
+    elif made == "compiled":
+        fused[2] = torch.compile(fused[2], backend="eager")
+    else:
+        fused[2].compile(backend="eager")
+    torch.testing.assert_close(fused(image()), plain(image()))
+
+
+def test_code_that_modes_do_not_see_says_what_to_do() -> None:
+    with pytest.raises(RuntimeError, match="touch the value"):
+        fastgan.fuse(Block(lambda module, h: torch.func.vmap(torch.sin)(h)).double())(image())
+
+
+@pytest.mark.usefixtures("fewest")
+def test_folded_norms_in_evaluation() -> None:
+    class Tail(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.relu(self.norm(self.conv(x)))
+
+    plain = Tail().double()
+    plain(image())
+    plain.eval()
+    with torch.no_grad():
+        fused = fastgan.fuse(copy.deepcopy(plain))
+        torch.testing.assert_close(fused(image()), plain(image()))
+
+
+# Left to torch ------------------------------------------------------------------------------------
+
+
+def test_a_small_network_runs_as_ever_from_its_second_call_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(recorder, "LEAVE_TO_TORCH", True)
+    made: list[int] = []
+    run = recorder.Recorder.run
+    monkeypatch.setattr(
+        recorder.Recorder, "run", lambda self, *args: made.append(1) or run(self, *args)
+    )
+    plain = Block().double()
+    fused = fastgan.fuse(copy.deepcopy(plain))
+    for _ in range(3):
+        assert torch.equal(fused(image()), plain(image()))
+    assert len(made) == 1
+    fused(image(3, 4, 6, 6))
+    assert len(made) == 2
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_contiguous_weights_take_the_fastest_convolution_and_keep_their_layout(
+    layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As 4x4 taps with stride 2 are multiplied less often, where the processor has vectors."""
+    monkeypatch.setattr(recorder, "LEAVE_TO_TORCH", True)
+    monkeypatch.setattr(recorder, "FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr(chain, "FEWEST_PRODUCTS_PLACED", 0)
+    torch.manual_seed(0)
+    plain = nn.Sequential(
+        nn.Conv2d(32, 64, 4, 2, 1),
+        nn.BatchNorm2d(64),
+        nn.ReLU(),
+        nn.ConvTranspose2d(64, 32, 4, 2, 1),
+    ).to(memory_format=layout)
+    fused = fastgan.fuse(copy.deepcopy(plain))
+    x = torch.randn(16, 32, 16, 16)
+    reference = copy.deepcopy(plain).double()
+    expected, strides, _ = results(plain, x)
+    found, own, _ = results(fused, x)
+    truth, _, _ = results(reference, x.double())
+    assert own == strides
+    for mine, theirs, exact in zip(found, expected, truth, strict=True):
+        bound = 4 * (theirs - exact).abs().max() + 1e-5 * exact.abs().max()
+        assert (mine - exact).abs().max() <= bound
+    output = fused(x)
+    assert any("Chain" in name for name in nodes(output)) == has_vectors()
+    output.sum().backward()
+    for parameter in fused.parameters():
+        assert parameter.grad.stride() == parameter.stride()
+
+
+def test_a_profiler_may_hold_what_is_computed() -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 4, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(4, 4, 4, 2, 1))
+    fused, images = fastgan.fuse(copy.deepcopy(plain)), torch.randn(2, 3, 16, 16)
+    with torch.profiler.profile(record_shapes=True):
+        for _ in range(2):
+            found = fused(images)
+    torch.testing.assert_close(found, plain(images), rtol=1e-5, atol=1e-6)
+    found.sum().backward()

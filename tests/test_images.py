@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -230,10 +229,13 @@ def test_interrupted_write_leaves_nothing(tmp_path: Path, monkeypatch):
 
 def test_unwritable_folder_is_an_output_error(tmp_path: Path, monkeypatch):
     # Root may write into read-only folders, so the refusal is played rather than provoked.
-    def deny(*arguments, **options):
-        raise PermissionError(13, "Permission denied")
+    def deny(path, *arguments, **options):
+        if str(path).startswith(str(tmp_path)):
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **options)
 
-    monkeypatch.setattr(tempfile, "mkstemp", deny)
+    opened = os.open
+    monkeypatch.setattr(os, "open", deny)
     with pytest.raises(OutputError, match="can't be written: Permission denied"):
         save_grid(torch.zeros(1, 1, 16, 16), tmp_path / "grid.png")
     assert list(tmp_path.iterdir()) == []

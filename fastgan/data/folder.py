@@ -92,15 +92,23 @@ class FolderSource(ImageSource):
         images = np.empty((len(indices), *size), dtype=np.uint8)
         with quiet_about_bombs():
             for place, index in enumerate(indices):
-                if _stamp(self.files[index]) != self._stamps[index]:
-                    raise DataError(
-                        f"{quoted(self.files[index])}: replaced or written to since the folder was"
-                        " opened; expected data that stays as it is"
+                path = self.files[index]
+                self._check_unchanged(index)
+                try:
+                    images[place] = decode_image(
+                        path, image_size=self.image_size, channels=self.channels
                     )
-                images[place] = decode_image(
-                    self.files[index], image_size=self.image_size, channels=self.channels
-                )
+                except DataError:
+                    self._check_unchanged(index)  # it may have been written to meanwhile
+                    raise
         return torch.from_numpy(images)
+
+    def _check_unchanged(self, index: int) -> None:
+        if _stamp(self.files[index]) != self._stamps[index]:
+            raise DataError(
+                f"{quoted(self.files[index])}: replaced or written to since the folder was"
+                " opened; expected data that stays as it is"
+            )
 
 
 def _stamp(path: Path) -> tuple[int, int]:

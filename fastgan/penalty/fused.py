@@ -208,10 +208,12 @@ class _Run:
             scored.append(batch)
             if early and len(plan) > 1:  # before the next batch takes memory
                 self._passes(batch, self._linear_seeds(batch))
-        if self.watching and joining is not None:
-            self._learn(joining)
+        if self.watching and joining is not None and (whole := self._learn(joining)) is not None:
+            # As every later call, this one included: a resumed run repeats it to the bit.
+            scored = [whole]
+            self.batches = dict.fromkeys(whole.names, whole)
         loss, seeds = self._of_scores()
-        if asked.gp is not None and "points" not in plan[0]:
+        if asked.gp is not None and all("points" not in batch.names for batch in scored):
             points = self.batches.get("points") or self._record(("points",))
             loss = loss + self._passes(points, {})
             del points
@@ -221,33 +223,29 @@ class _Run:
                 loss = loss + self._passes(scored.pop(), seeds)
         return loss
 
-    def _learn(self, joining: Joining) -> None:
-        """Finds out whether later calls may join the batches."""
+    def _learn(self, joining: Joining) -> _Batch | None:
+        """Finds out whether calls may join the batches; the joined batch, if they may."""
         if all(batch.recording.tape.moves is None for batch in self.batches.values()):
             for name in joining.names:
                 if name not in self.batches:
                     self._record((name,))
         batches = [self.batches[name] for name in joining.names if name in self.batches]
-        if joining.learn([batch.recording for batch in batches]):
-            try:
-                whole = record(
-                    self.critic,
-                    self._images(joining.names),
-                    times=len(joining.names),
-                    divided=self._divided(joining.names),
-                    watching=True,
-                )
-            except Changed:
-                return
-            scores = [batch.recording.scores for batch in batches]
-            apart = [torch.cat(each) for each in zip(*scores, strict=True)]
-            joining.remember(joined=_agree(whole.scores, apart))
+        if not joining.learn([batch.recording for batch in batches]):
+            return None
+        try:
+            whole = self._recorded(joining.names)
+        except Changed:
+            return None
+        scores = [batch.recording.scores for batch in batches]
+        apart = [torch.cat(each) for each in zip(*scores, strict=True)]
+        joining.remember(joined=_agree(whole.recording.scores, apart))
+        return whole if joining.joined else None
 
     def _divided(self, names: Names) -> bool:
         """Whether only some of the batches are penalised."""
         return len({self.asked.penalty(name) is None for name in names}) > 1
 
-    def _record(self, names: Names) -> _Batch:
+    def _recorded(self, names: Names) -> _Batch:
         several = len(names) > 1
         recording = record(
             self.critic,
@@ -259,7 +257,10 @@ class _Run:
         for value in recording.tape.parameters:
             assert value.leaf is not None
             self.total.leaves.setdefault(id(value.leaf), value.leaf)
-        batch = _Batch(names, recording, self.count)
+        return _Batch(names, recording, self.count)
+
+    def _record(self, names: Names) -> _Batch:
+        batch = self._recorded(names)
         self.batches.update(dict.fromkeys(names, batch))
         return batch
 

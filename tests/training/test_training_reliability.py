@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -59,8 +59,16 @@ def assert_same_weights(ours: Path, theirs: Path) -> None:
 # --- Killed ---------------------------------------------------------------------------------------
 
 
+@pytest.fixture(autouse=True, scope="module")
+def small_layers_are_torchs() -> Iterator[None]:
+    """As in the processes that tests start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastgan.nn.recorder.LEAVE_TO_TORCH", True)
+        yield
+
+
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def undisturbed(small_layers_are_torchs: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
     Trainer(config(out, steps=STEPS)).run()
     return out

@@ -104,7 +104,8 @@ def explain(
 def _layers(module: nn.Module, input: Tensor, args: Sequence[Any] | None) -> list[Row] | None:
     """The rows of a module's layers; None where it does not take the input."""
     try:
-        return placements(module, input, *_beside(module, input, args))
+        with measuring_nothing():
+            return placements(module, input, *_beside(module, input, args))
     except Exception:
         return None
 

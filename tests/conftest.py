@@ -48,7 +48,7 @@ def cuda() -> torch.device:
     return torch.device("cuda")
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="module")
 def small_layers_are_fused() -> Iterator[None]:
     """Tests' layers are small, and what they ask about is the fused path.
 

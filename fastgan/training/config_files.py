@@ -44,6 +44,9 @@ def format_settings(settings: Mapping[str, Any]) -> str:
     )
 
 
+_MOST_DOTS = 2000
+
+
 def parse_settings(text: str) -> dict[str, Any]:
     """The inverse of :func:`format_settings`.
 
@@ -55,6 +58,9 @@ def parse_settings(text: str) -> dict[str, Any]:
         {'model': 'wgan'}
     """
     with parsing("config: can't be read", ConfigError):
+        # Settings are flat; a key of many parts takes tomllib the square of their number.
+        if text.count(".") > _MOST_DOTS:
+            raise ConfigError(f"config: more than {_MOST_DOTS} dots; expected flat settings")
         try:
             settings: dict[str, Any] = tomllib.loads(text)
         except tomllib.TOMLDecodeError as error:

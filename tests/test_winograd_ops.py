@@ -16,7 +16,7 @@ from torch.nn.grad import conv2d_input, conv2d_weight
 
 import fastgan
 from fastgan.ops import winograd
-from fastgan.ops.backends import ATEN
+from fastgan.ops.backends import ATEN, Selector, select_backend, using
 from fastgan.ops.backends.vector_units import has_vectors
 from fastgan.ops.backends.winograd import Winograd
 from fastgan.ops.stages import Stage
@@ -354,3 +354,23 @@ def test_a_stage_and_its_gradients_are_autograds(
     for ours, exact in zip(found, (expected, *gradients), strict=True):
         assert ours is not None
         torch.testing.assert_close(ours.double(), exact.detach(), rtol=1e-5, atol=2e-4)
+
+
+@pytest.mark.parametrize("batch", [8, 64])
+def test_it_is_the_fixed_tables_for_3x3_and_5x5_taps(batch: int) -> None:
+    def name(stage: Stage, shape: tuple[int, ...], weight: tuple[int, ...]) -> str:
+        placed = torch.empty(weight).contiguous(memory_format=torch.channels_last)
+        with using(Selector("0")):
+            return select_backend("forward", stage, torch.empty(shape), placed).name
+
+    taken = "winograd" if has_vectors() else "aten"
+    residual, halving = Stage("conv2d", padding=(1, 1)), Stage("conv2d", (2, 2), (2, 2))
+    doubling = Stage("conv_transpose2d", (2, 2), (2, 2), output_padding=(1, 1))
+    assert name(residual, (batch, 256, 16, 16), (256, 256, 3, 3)) == taken
+    assert name(residual, (batch, 256, 15, 15), (256, 256, 3, 3)) == taken
+    assert name(halving, (batch, 256, 16, 16), (256, 256, 5, 5)) == taken
+    assert name(doubling, (batch, 256, 8, 8), (256, 256, 5, 5)) == taken
+    assert name(residual, (1, 256, 8, 8), (256, 256, 3, 3)) != "winograd"
+    assert name(residual, (batch, 48, 8, 8), (256, 48, 3, 3)) != "winograd"
+    assert name(residual, (batch, 256, 1, 8), (256, 256, 3, 3)) != "winograd"
+    assert name(Stage("conv2d", padding=(2, 2)), (batch, 256, 8, 8), (256, 256, 5, 5)) != "winograd"

@@ -181,7 +181,7 @@ def move_masks(nodes: Sequence[Node], scores: Iterable[Value]) -> None:
 
 
 def _mask(node: Node) -> Mask | None:
-    """Of an activation whose output tells it to the kernels."""
+    """The mask of an activation, if the kernels can read it off the output."""
     (output, *_) = node.outputs
     name, rule = _NAMES.get(node.func), node.rule
     if name is None or output is None or type(rule) is not PiecewiseLinear or not node.by_images:

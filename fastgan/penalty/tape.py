@@ -721,7 +721,7 @@ _Ops.__torch_dispatch__ = _to_tape  # type: ignore
 
 
 def _random_state(args: Iterable[Any]) -> tuple[torch.device, Tensor]:
-    """The device whose random numbers an op draws, and the current random state."""
+    """The device that an op draws random numbers on, and its current random state."""
     for tensor in tensors_in(tuple(args)):
         if tensor.device.type == "cuda":
             return tensor.device, torch.cuda.get_rng_state(tensor.device)

@@ -628,6 +628,44 @@ def test_a_first_call_may_initialise_the_critic() -> None:
         torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("large", [False, True])
+def test_large_batches_are_joined_only_where_that_takes_no_memory(
+    large: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr("fastgan.penalty.critics.MOST_BYTES_JOINED", 0)
+    sizes: list[int] = []
+
+    class Sized(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            sizes.append(len(x))
+            found: Tensor = super().forward(x)
+            return found
+
+    torch.manual_seed(0)
+    critic = Sized(nn.Conv2d(2, 4, 3), nn.LeakyReLU(0.2), nn.Flatten(), nn.Linear(64, 1)).double()
+    real, fake, eps = batches()
+
+    def step(**asked: Any) -> list[Tensor]:
+        critic.zero_grad()
+        loss = fastgan.discriminator_loss(critic, real, fake, gp=10.0, eps=eps, **asked).loss
+        loss.backward()
+        return [loss.detach(), *(p.grad for p in critic.parameters())]  # type: ignore[list-item]
+
+    expected = step(path="autograd")
+    first = step()
+    del sizes[:]
+    later = step()
+    assert sizes == ([2 * N, N] if large else [3 * N])
+    assert all(torch.equal(a, b) for a, b in zip(first, later, strict=True))
+    torch.testing.assert_close(later, expected, rtol=1e-9, atol=1e-12)
+    # A loss that isn't linear needs all scores before any of its gradients.
+    step(loss="logistic")
+    del sizes[:]
+    step(loss="logistic")
+    assert sizes == [3 * N]
+
+
 def test_a_critic_that_begins_to_move_later_is_no_longer_joined() -> None:
     class Grows(Critic):
         def __init__(self) -> None:

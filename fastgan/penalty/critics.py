@@ -121,6 +121,14 @@ class Recording:
     values: list[Value]
 
     @property
+    def size(self) -> int:
+        """Bytes of activations that the tape keeps."""
+        values = (value for node in self.tape.nodes for value in node.reads)
+        kept = (value.tensor for value in values if value.by_images)
+        storages = (tensor.untyped_storage() for tensor in kept if tensor is not None)
+        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+    @property
     def apart(self) -> bool:
         """Whether no sample sees another."""
         return self.tape.mixes is None and all(v.batched and v.by_images for v in self.values)
@@ -335,16 +343,26 @@ class _State:
 
 #: Whether a critic's batches may be joined, by how it was called.
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Found]] = weakref.WeakKeyDictionary()
+#: Joining saves the host's time for each op and costs memory, so batches that keep more than this
+#: are joined only where that costs none.
+MOST_BYTES_JOINED = 1 << 24
 #: Lazy modules change state in the first call only, so a second one is tried.
 _TRIES = 2
 
 
 @dataclass
 class _Found:
-    """What earlier calls have found: whether to join, and how many have tried to find out."""
+    """What earlier calls have found.
+
+    Attributes:
+        joined: whether batches may be joined.
+        tries: how many calls have tried to find out.
+        large: whether joined batches take more than :data:`MOST_BYTES_JOINED`.
+    """
 
     joined: bool = False
     tries: int = 0
+    large: bool = False
 
 
 class Joining:
@@ -398,6 +416,17 @@ class Joining:
         self._found.tries += 1
         return all(each.tape.moves is None and each.apart for each in recordings)
 
-    def remember(self, *, joined: bool) -> None:
-        """Stores whether joined batches gave the same scores as separate ones."""
+    @property
+    def large(self) -> bool:
+        """Whether joined batches take much memory."""
+        return self._found.large
+
+    def remember(self, *, joined: bool, size: int = 0) -> None:
+        """Stores whether joined batches gave the same scores as separate ones.
+
+        Args:
+            joined: whether they did.
+            size: bytes of activations that the joined batches keep.
+        """
         self._found.joined = joined
+        self._found.large = size > MOST_BYTES_JOINED

@@ -192,27 +192,43 @@ class _Run:
         self.watching = not joining.known
         if joining.joined:
             try:
-                return self._of([together])
+                return self._of(self._joined_plan(joining))
             except Changed:
                 joining.remember(joined=False)
                 self._start()
         return self._of(apart, joining)
+
+    def _joined_plan(self, joining: Joining) -> list[Names]:
+        """The batches to record together, in order."""
+        names = joining.names
+        if "points" in names and joining.large and self.asked.linear is not None:
+            # The loss is finished before the interpolates take memory.
+            return [names[:-1], names[-1:]]
+        return [names]
 
     def _of(self, plan: Sequence[Names], joining: Joining | None = None) -> Tensor:
         """The loss, from batches recorded in this order."""
         asked = self.asked
         early = asked.linear is not None and not (asked.r1 or asked.r2) and not self.watching
         scored = []
+        penalties = torch.zeros((), device=self.example.device)
         for names in plan:
             batch = self._record(names)
             scored.append(batch)
             if early and len(plan) > 1:  # before the next batch takes memory
-                self._passes(batch, self._linear_seeds(batch))
+                penalties = penalties + self._passes(batch, self._linear_seeds(batch))
         if self.watching and joining is not None and (whole := self._learn(joining)) is not None:
-            # As every later call, this one included: a resumed run repeats it to the bit.
+            # As in every later call, so that a resumed run repeats this one to the bit.
+            later = self._joined_plan(joining)
+            if later != [whole.names]:
+                del whole, scored
+                self.watching = False
+                self._start()
+                return self._of(later)
             scored = [whole]
             self.batches = dict.fromkeys(whole.names, whole)
         loss, seeds = self._of_scores()
+        loss = loss + penalties
         if asked.gp is not None and all("points" not in batch.names for batch in scored):
             points = self.batches.get("points") or self._record(("points",))
             loss = loss + self._passes(points, {})
@@ -238,7 +254,7 @@ class _Run:
             return None
         scores = [batch.recording.scores for batch in batches]
         apart = [torch.cat(each) for each in zip(*scores, strict=True)]
-        joining.remember(joined=_agree(whole.recording.scores, apart))
+        joining.remember(joined=_agree(whole.recording.scores, apart), size=whole.recording.size)
         return whole if joining.joined else None
 
     def _divided(self, names: Names) -> bool:
@@ -301,9 +317,11 @@ class _Run:
         return self.asked.linear[name == "fake"] * self.count
 
     def _linear_seeds(self, batch: _Batch) -> dict[str, list[Tensor]]:
-        (name,) = batch.names
-        scores = batch.recording.scores
-        return {name: [torch.full_like(s, self._weight(name) / s.numel()) for s in scores]}
+        return {
+            name: [torch.full_like(s, self._weight(name) / s.numel()) for s in batch.scores(name)]
+            for name in batch.names
+            if name != "points"
+        }
 
     def _differentiated(
         self, loss_of: ScoresLoss, scores: dict[str, list[Tensor]]

@@ -8,6 +8,7 @@ with TRITON_INTERPRET=1.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -30,6 +31,23 @@ def full_float32():
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     yield
     torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+@pytest.fixture(scope="module")
+def few_programs() -> Iterator[None]:
+    """Has the interpreter take large tiles, since its time goes by programs and steps.
+
+    For tests of whole networks; test_convolutions.py has the tiles of the tables.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        if INTERPRETED:
+            # Imported here: Triton must not be where nothing is collected.
+            from fastgan.kernels import plans
+            from fastgan.kernels.tiles import Tile
+
+            patch.setattr(plans, "tile_for", lambda problem, capability: Tile(64, 32, 128, 4, 1))
+            patch.setattr("fastgan.kernels.convolution._PLANS", {})
+        yield
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -19,6 +19,8 @@ from fastgan.ops.backends import PASSES, TRITON, Problem, Selector, fusion, sele
 from fastgan.ops.backends.measurement import measure
 from fastgan.ops.stages import Stage
 
+pytestmark = pytest.mark.usefixtures("few_programs")
+
 
 def generator() -> tuple[nn.Sequential, tuple[int, ...]]:
     layers = nn.Sequential(

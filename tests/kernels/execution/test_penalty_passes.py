@@ -18,6 +18,8 @@ from fastgan.kernels import interpreted
 from fastgan.penalty.critics import Critic
 from fastgan.penalty.peephole import MaskingConvolution
 
+pytestmark = pytest.mark.usefixtures("few_programs")
+
 CHANNELS, SIZE, BATCH = 3, 8, 3
 # The interpreter multiplies bfloat16 wrongly.
 HALF = torch.float16 if interpreted() else torch.bfloat16

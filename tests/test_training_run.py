@@ -20,8 +20,10 @@ from fastgan.random_streams import seeded_generator
 from fastgan.training import Callback, TrainConfig, Trainer, TrainingDivergedError, load_generator
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
 from fastgan.training.config import MODELS
+from fastgan.training.outputs import HealthWatch, SampleWriter
 from fastgan.training.recorder import MetricsRecorder
-from fastgan.training.trainer import PICTURE_STREAM, TrainingResult
+from fastgan.training.result import TrainingResult
+from fastgan.training.state import PICTURE_STREAM
 
 SMALL = {"nz": 6, "ngf": 4, "ndf": 4, "batch_size": 8, "n_critic": 2, "log_every": 2}
 
@@ -348,9 +350,9 @@ def test_the_time_limit_stops_with_a_checkpoint(tmp_path: Path) -> None:
 def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(where: str, tmp_path: Path) -> None:
     class Poison(Callback):
         def on_step(self, trainer: Trainer) -> None:
-            network = trainer.players.discriminator
+            network = trainer.updater.discriminator
             if where != "loss":
-                network = trainer.players.generator
+                network = trainer.updater.generator
             if trainer.step == 5:
                 with torch.no_grad():
                     next(network.parameters()).fill_(float("nan"))
@@ -379,7 +381,8 @@ def test_a_collapsed_generator_is_named(tmp_path: Path) -> None:
         def on_step(self, trainer: Trainer) -> None:
             assert trainer.ema is not None
             if trainer.step == 1:
-                trainer._monitor._warm_up = 0  # a short run stands for a long one
+                (health,) = (c for c in trainer.callbacks if isinstance(c, HealthWatch))
+                health.monitor._warm_up = 0  # a short run stands for a long one
             with torch.no_grad():  # one picture, whatever the noise
                 next(trainer.ema.module.parameters()).zero_()
 
@@ -476,7 +479,8 @@ def test_other_data_with_other_channels_is_no_continuation(tmp_path: Path) -> No
 def test_the_generator_of_a_run_draws_what_the_run_drew(tmp_path: Path) -> None:
     class Remember(Callback):
         def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
-            self.images = trainer._fixed_samples()
+            (writer,) = (c for c in trainer.callbacks if isinstance(c, SampleWriter))
+            self.images = writer.grid(trainer.state)
 
     remember = Remember()
     result = Trainer(small_config(tmp_path / "run", noise="normal"), callbacks=[remember]).run()

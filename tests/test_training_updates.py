@@ -11,16 +11,16 @@ from torch import Tensor, nn
 from fastgan import reference
 from fastgan.training.config import MODELS, TrainConfig
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
-from fastgan.training.updates import Players, build_optimizer
+from fastgan.training.updates import GANUpdater, build_optimizer
 
 BATCH, CHANNELS, SIZE, CLASSES = 6, 1, 16, 4
 
 
-def make_players(config: TrainConfig, seed: int) -> Players:
+def make_updater(config: TrainConfig, seed: int) -> GANUpdater:
     torch.manual_seed(seed)
     data = DataShape("random", CHANNELS, SIZE, CLASSES)
     generator, discriminator = build_generator(config, data), build_discriminator(config, data)
-    return Players(
+    return GANUpdater(
         config=config,
         generator=generator,
         discriminator=discriminator,
@@ -68,9 +68,9 @@ def test_three_iterations_match_the_reference_steps(
     config = TrainConfig(
         model=model, out="unused", nz=5, ngf=4, ndf=4, conditional=conditional, batch_size=BATCH
     ).resolved()
-    players = make_players(config, seed)
-    generator = copy.deepcopy(players.generator)
-    discriminator = copy.deepcopy(players.discriminator)
+    updater = make_updater(config, seed)
+    generator = copy.deepcopy(updater.generator)
+    discriminator = copy.deepcopy(updater.discriminator)
     optimizer_g = torch_optimizer(config, generator)
     optimizer_d = torch_optimizer(config, discriminator)
     random = torch.Generator().manual_seed(seed)
@@ -81,7 +81,7 @@ def test_three_iterations_match_the_reference_steps(
         labels = torch.randint(CLASSES, (BATCH,), generator=data)
         # Dropout, where there is any, draws from the global generator.
         torch.manual_seed(seed)
-        ours = players.update_discriminator(real, labels)
+        ours = updater.update_discriminator(real, labels)
         given = labels if config.conditional else None
         torch.manual_seed(seed)
         noise = draw_noise(config, random)
@@ -110,7 +110,7 @@ def test_three_iterations_match_the_reference_steps(
             torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-5)
 
         torch.manual_seed(seed)
-        ours = players.update_generator(measure_gradient=True)
+        ours = updater.update_generator(measure_gradient=True)
         torch.manual_seed(seed)
         given = torch.randint(CLASSES, (BATCH,), generator=random) if config.conditional else None
         noise = draw_noise(config, random)
@@ -125,8 +125,8 @@ def test_three_iterations_match_the_reference_steps(
         torch.testing.assert_close(ours["loss_g"], theirs.loss, rtol=1e-4, atol=1e-5)
         squares = sum(float(p.grad.double().square().sum()) for p in generator.parameters())
         assert float(ours["grad_norm_g"]) == pytest.approx(squares**0.5, rel=1e-3)
-        assert_same_weights(players.generator, generator)
-        assert_same_weights(players.discriminator, discriminator)
+        assert_same_weights(updater.generator, generator)
+        assert_same_weights(updater.discriminator, discriminator)
 
 
 def test_clip_before_is_the_authors_loop() -> None:
@@ -135,13 +135,13 @@ def test_clip_before_is_the_authors_loop() -> None:
         model="wgan", out="unused", nz=5, ngf=4, ndf=4, batch_size=BATCH, lr=1e-3, clip=0.01
     )
     config = TrainConfig(**{**config.to_dict(), "clip_when": "before"}).resolved()
-    players = make_players(config, 0)
-    generator, critic = copy.deepcopy(players.generator), copy.deepcopy(players.discriminator)
+    updater = make_updater(config, 0)
+    generator, critic = copy.deepcopy(updater.generator), copy.deepcopy(updater.discriminator)
     optimizer = torch.optim.RMSprop(critic.parameters(), lr=1e-3)
     random = torch.Generator().manual_seed(0)
     for _ in range(3):
         real = torch.rand(BATCH, CHANNELS, SIZE, SIZE) * 2 - 1
-        players.update_discriminator(real, None)
+        updater.update_discriminator(real, None)
 
         for p in critic.parameters():
             p.data.clamp_(-0.01, 0.01)
@@ -152,7 +152,7 @@ def test_clip_before_is_the_authors_loop() -> None:
         loss.backward()
         optimizer.step()
     for (name, ours), theirs in zip(
-        players.discriminator.named_parameters(), critic.parameters(), strict=True
+        updater.discriminator.named_parameters(), critic.parameters(), strict=True
     ):
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6, msg=name)
     # After its own step a weight may lie outside again, which tells this convention from the other.
@@ -163,18 +163,18 @@ def test_clip_after_leaves_every_weight_within() -> None:
     config = TrainConfig(
         model="wgan", out="unused", nz=5, ngf=4, ndf=4, batch_size=BATCH, lr=1e-3, clip=0.01
     ).resolved()
-    players = make_players(config, 0)
-    players.update_discriminator(torch.rand(BATCH, CHANNELS, SIZE, SIZE) * 2 - 1, None)
-    limit = max(float(p.detach().abs().max()) for p in players.discriminator.parameters())
+    updater = make_updater(config, 0)
+    updater.update_discriminator(torch.rand(BATCH, CHANNELS, SIZE, SIZE) * 2 - 1, None)
+    limit = max(float(p.detach().abs().max()) for p in updater.discriminator.parameters())
     assert limit <= 0.01 * (1 + 1e-6)
 
 
 def test_generator_update_leaves_the_discriminator_trainable_and_without_gradients() -> None:
     config = TrainConfig(model="dcgan", out="unused", nz=5, ngf=4, ndf=4, batch_size=BATCH)
-    players = make_players(config.resolved(), 0)
-    before = copy.deepcopy(dict(players.discriminator.named_parameters()))
-    players.update_generator(measure_gradient=False)
-    for name, parameter in players.discriminator.named_parameters():
+    updater = make_updater(config.resolved(), 0)
+    before = copy.deepcopy(dict(updater.discriminator.named_parameters()))
+    updater.update_generator(measure_gradient=False)
+    for name, parameter in updater.discriminator.named_parameters():
         assert parameter.requires_grad
         assert parameter.grad is None
         assert torch.equal(parameter, before[name])
@@ -188,13 +188,13 @@ def test_low_precision_updates_stay_close_to_fp32(model: str, precision: str) ->
         config = TrainConfig(
             model=model, out="unused", nz=5, ngf=4, ndf=4, batch_size=BATCH, precision=name
         )
-        players = make_players(config.resolved(), 3)
+        updater = make_updater(config.resolved(), 3)
         torch.manual_seed(0)
         real = torch.rand(BATCH, CHANNELS, SIZE, SIZE) * 2 - 1
         labels = torch.arange(BATCH) % CLASSES
-        players.update_discriminator(real, labels)
-        losses[name] = float(players.update_discriminator(real, labels)["loss_d"])
-        players.update_generator(measure_gradient=True)
-        assert all(bool(p.isfinite().all()) for p in players.generator.parameters())
-        assert all(p.dtype == torch.float32 for p in players.generator.parameters())
+        updater.update_discriminator(real, labels)
+        losses[name] = float(updater.update_discriminator(real, labels)["loss_d"])
+        updater.update_generator(measure_gradient=True)
+        assert all(bool(p.isfinite().all()) for p in updater.generator.parameters())
+        assert all(p.dtype == torch.float32 for p in updater.generator.parameters())
     assert losses[precision] == pytest.approx(losses["fp32"], rel=0.05, abs=0.02)

@@ -26,7 +26,7 @@ def run(options: argparse.Namespace) -> int:
     given = train_settings(options)
     device = str(given.get("device", "auto"))
     with joined_processes(device) as processes, warnings.catch_warnings():
-        if not processes.leads:  # the first one says it
+        if not processes.is_main:  # the first one says it
             warnings.simplefilter("ignore", DataWarning)
         with ended_by_interrupts():
             trainer, display = _prepared(given, options.resume, processes)
@@ -37,7 +37,7 @@ def run(options: argparse.Namespace) -> int:
 def _prepared(
     given: dict[str, Any], resume: bool, processes: Processes
 ) -> tuple[Trainer, TrainingDisplay]:
-    display = TrainingDisplay(Console(stderr=True, highlight=False, quiet=not processes.leads))
+    display = TrainingDisplay(Console(stderr=True, highlight=False, quiet=not processes.is_main))
     trainer = Trainer(
         TrainConfig(**given),
         resume=resume,
@@ -62,7 +62,7 @@ def _prepared(
 
 def _trained(trainer: Trainer, display: TrainingDisplay) -> int:
     def report(text: str) -> None:
-        if trainer.processes.leads:
+        if trainer.processes.is_main:
             say(text)
 
     if trainer.resumed_from is not None and trainer.step >= trainer.config.steps:

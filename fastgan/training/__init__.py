@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from fastgan.training.callbacks import Callback
     from fastgan.training.checkpoint import load_generator
     from fastgan.training.processes import Processes, ProcessFailedError, joined_processes
-    from fastgan.training.trainer import Trainer, TrainingDivergedError, TrainingResult
+    from fastgan.training.result import TrainingDivergedError, TrainingResult
+    from fastgan.training.trainer import Trainer
 else:
     # The command line reads TrainConfig, and must not wait for torch.
     __getattr__, __dir__ = attach(
@@ -21,8 +22,8 @@ else:
             "ProcessFailedError": "fastgan.training.processes",
             "Processes": "fastgan.training.processes",
             "Trainer": "fastgan.training.trainer",
-            "TrainingDivergedError": "fastgan.training.trainer",
-            "TrainingResult": "fastgan.training.trainer",
+            "TrainingDivergedError": "fastgan.training.result",
+            "TrainingResult": "fastgan.training.result",
             "joined_processes": "fastgan.training.processes",
             "load_generator": "fastgan.training.checkpoint",
         },

@@ -1,4 +1,4 @@
-"""How a run is listened to: one class, whose methods a listener overrides as it needs."""
+"""The base class of callbacks, which watch a run and take part in it."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from fastgan.training.trainer import Trainer, TrainingResult
+    from fastgan.training.result import TrainingResult
+    from fastgan.training.trainer import Trainer
 
 __all__ = ["Callback"]
 
 
 class Callback:
-    """What a :class:`Trainer` tells whoever listens; override what you need.
+    """The events of a run; override those that you need.
 
     Metrics of one's own go through :meth:`Trainer.log`: they become columns of metrics.csv and
     curves in TensorBoard. An error raised in a callback ends the run, as it would anywhere; what
@@ -24,7 +25,7 @@ class Callback:
         >>> from fastgan.training import TrainConfig, Trainer
         >>> class WeightNorm(Callback):
         ...     def on_step(self, trainer):
-        ...         weights = trainer.players.generator.parameters()
+        ...         weights = trainer.updater.generator.parameters()
         ...         trainer.log("weight_norm", sum(float(w.norm()) for w in weights))
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     config = TrainConfig(out=folder, steps=2, batch_size=4, ngf=4, ndf=4)
@@ -39,7 +40,13 @@ class Callback:
         """Training is about to begin, at ``trainer.step``."""
 
     def on_step(self, trainer: Trainer) -> None:
-        """A generator update is done. Reading a loss here would wait for the device."""
+        """A generator update is done. Reading a loss here would wait for the device.
+
+        ``trainer.row`` holds the step's numbers if they are recorded, else None.
+        """
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """A step is done, and its row, if it has one, is written."""
 
     def on_metrics(self, trainer: Trainer, row: Mapping[str, float]) -> None:
         """A row of metrics.csv was written."""
@@ -52,3 +59,6 @@ class Callback:
 
     def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
         """The run has ended well or was stopped."""
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        """The run is about to end with this error; what could be saved is saved."""

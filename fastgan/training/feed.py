@@ -15,13 +15,14 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fastgan.data import ImageSource, ImageStream, InfiniteSampler, open_stream
+from fastgan.data import ImageSource, ImageStream, InfiniteSampler, load_data, open_stream
 from fastgan.data.streaming import StreamInterrupted
-from fastgan.errors import DataError
+from fastgan.errors import ConfigError, DataError
 from fastgan.training.config import TrainConfig
+from fastgan.training.networks import DataShape
 from fastgan.training.processes import Processes
 
-__all__ = ["Batch", "BatchFeed", "ShardSampler", "open_feed"]
+__all__ = ["Batch", "BatchFeed", "ShardSampler", "open_feed", "open_source"]
 
 Batch: TypeAlias = "tuple[Tensor, Tensor | None]"
 
@@ -112,6 +113,45 @@ class BatchFeed:
     def _fetch(self, count: int) -> None:
         while len(self._staged) < count:
             self._staged.append(next(self._stream))
+
+
+def open_source(
+    config: TrainConfig, source: ImageSource | None, progress: Callable[[int, int], None]
+) -> tuple[ImageSource, DataShape]:
+    """The data to train on, and its shape.
+
+    Args:
+        config: resolved settings.
+        source: the data, if the caller has it; None loads ``config.data``.
+        progress: called with how many files of how many have been read.
+
+    Raises:
+        ConfigError: a conditional model, and data without labels.
+        DataError: the data can't be read, or is a single image.
+    """
+    assert config.image_size is not None
+    if source is None:
+        source = load_data(
+            config.data,
+            image_size=config.image_size,
+            channels=config.channels,
+            progress=progress,
+        )
+    if len(source) < 2:
+        raise DataError(f"{config.data}: expected at least 2 images to train on, got 1")
+    if config.conditional and source.num_classes is None:
+        raise ConfigError(
+            f"data: {config.model} is conditioned on labels, and {config.data} has none"
+        )
+    names = source.class_names
+    return source, DataShape(
+        name=source.name,
+        channels=source.channels,
+        image_size=source.image_size,
+        num_classes=source.num_classes,
+        class_names=None if names is None else tuple(names),
+        length=len(source),
+    )
 
 
 @contextmanager

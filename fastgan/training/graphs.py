@@ -30,7 +30,7 @@ from torch import Tensor
 from fastgan.fallback import warn_once
 from fastgan.training.feed import Batch
 from fastgan.training.iteration import Iteration, Shape
-from fastgan.training.updates import Players
+from fastgan.training.updates import GANUpdater
 
 __all__ = ["CapturedIteration", "CudaCapture", "StepCapture"]
 
@@ -131,13 +131,13 @@ class CapturedIteration:
             (torch.zeros_like(real), None if labels is None else torch.zeros_like(labels))
             for real, labels in batches
         ]
-        players, counts = self._iteration.players, self._iteration.totals.counts
-        before, counted = _Keepsake(players), dict(counts)
+        updater, counts = self._iteration.updater, self._iteration.totals.counts
+        before, counted = _Keepsake(updater), dict(counts)
         try:
             replay = self._capture.capture(lambda: self._iteration.run(buffers, shape))
         except Exception as error:
             # Whatever it was: a step is only recorded, so nothing is lost by running it instead.
-            before.restore(players)
+            before.restore(updater)
             lines = str(error).strip().splitlines()
             self.failure = f"{type(error).__name__}: {lines[0] if lines else ''}"
             warn_once(
@@ -172,20 +172,20 @@ class _Recorded:
 
 
 class _Keepsake:
-    """What Python knows of the players, to go back to when a capture fails halfway."""
+    """What Python knows of the updater, to go back to when a capture fails halfway."""
 
-    def __init__(self, players: Players) -> None:
-        self._scalers = (players.scaler_g.state_dict(), players.scaler_d.state_dict())
-        self._random = players.random.get_state()
+    def __init__(self, updater: GANUpdater) -> None:
+        self._scalers = (updater.scaler_g.state_dict(), updater.scaler_d.state_dict())
+        self._random = updater.random.get_state()
 
-    def restore(self, players: Players) -> None:
-        fresh = torch.Generator(players.device)
+    def restore(self, updater: GANUpdater) -> None:
+        fresh = torch.Generator(updater.device)
         fresh.set_state(self._random)
-        players.random = fresh
-        players.make_scalers()
-        players.scaler_g.load_state_dict(self._scalers[0])
-        players.scaler_d.load_state_dict(self._scalers[1])
-        for optimizer in (players.optimizer_g, players.optimizer_d):
+        updater.random = fresh
+        updater.make_scalers()
+        updater.scaler_g.load_state_dict(self._scalers[0])
+        updater.scaler_d.load_state_dict(self._scalers[1])
+        for optimizer in (updater.optimizer_g, updater.optimizer_d):
             for name in ("grad_scale", "found_inf"):
                 if hasattr(optimizer, name):
                     delattr(optimizer, name)

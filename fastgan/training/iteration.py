@@ -16,7 +16,7 @@ from torch.profiler import record_function
 
 from fastgan.training.ema import ExponentialMovingAverage
 from fastgan.training.feed import Batch
-from fastgan.training.updates import Players
+from fastgan.training.updates import GANUpdater
 
 __all__ = ["PHASES", "Iteration", "MetricTotals", "Shape"]
 
@@ -98,41 +98,41 @@ class Iteration:
     """All updates of one step.
 
     Args:
-        players: who are updated.
+        updater: both networks with their optimisers.
         average: the generator's moving average, or ``None``.
         totals: where the metrics are added up.
     """
 
     def __init__(
-        self, players: Players, average: ExponentialMovingAverage | None, totals: MetricTotals
+        self, updater: GANUpdater, average: ExponentialMovingAverage | None, totals: MetricTotals
     ) -> None:
-        self.players = players
+        self.updater = updater
         self.average = average
         self.totals = totals
 
     def run(self, batches: Sequence[Batch], shape: Shape) -> None:
         """One step, on a batch for each of the critic's updates."""
-        players, measured = self.players, shape.measured
-        together = players.config.one_stage
+        updater, measured = self.updater, shape.measured
+        together = updater.config.one_stage
         for index, ((real, labels), penalize) in enumerate(
             zip(batches, shape.penalized, strict=True)
         ):
             if together and index == len(batches) - 1:
                 with record_function("both updates"):
-                    metrics = players.update_both(
+                    metrics = updater.update_both(
                         real, labels, penalize=penalize, measure_gradient=measured
                     )
             else:
                 with record_function("critic update"):
-                    metrics = players.update_discriminator(real, labels, penalize=penalize)
+                    metrics = updater.update_discriminator(real, labels, penalize=penalize)
             self.totals.add(metrics)
         if not together:
             with record_function("generator update"):
                 real, labels = batches[-1]
-                metrics = players.update_generator(
+                metrics = updater.update_generator(
                     real=real, labels=labels, measure_gradient=measured
                 )
             self.totals.add(metrics)
         if self.average is not None:
             with record_function("moving average"):
-                self.average.update(players.generator)
+                self.average.update(updater.generator)

@@ -23,7 +23,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -72,7 +72,7 @@ class Processes:
 
     Example:
         >>> alone = Processes()
-        >>> alone.leads, alone.rows(torch.arange(3))
+        >>> alone.is_main, alone.rows(torch.arange(3))
         (True, tensor([0, 1, 2]))
     """
 
@@ -101,7 +101,7 @@ class Processes:
         return (Processes, ())
 
     @property
-    def leads(self) -> bool:
+    def is_main(self) -> bool:
         """Whether this is the one process that writes files."""
         return self.rank == 0
 
@@ -218,6 +218,24 @@ class Processes:
         if error is not None:
             raise error
         return stop
+
+    def require_same(self, own: Mapping[str, Any], *, unsaid: Collection[str] = ()) -> None:
+        """Checks that all processes have the same values.
+
+        Args:
+            own: this process's, by name.
+            unsaid: names whose values the message leaves out.
+
+        Raises:
+            ConfigError: a value differs from the first process's.
+        """
+        first, *others = self.gather(dict(own))
+        for rank, theirs in enumerate(others, 1):
+            for name, value in first.items():
+                if theirs[name] != value:
+                    self.agreed_to_fail = True
+                    found = "" if name in unsaid else f": {theirs[name]!r}, not {value!r}"
+                    raise ConfigError(f"{name}: process {rank} has other than process 0{found}")
 
     # Failing ------------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ from fastgan.training.config import TrainConfig
 from fastgan.training.processes import Processes
 from fastgan.weight_clipping import clip_weights_
 
-__all__ = ["Players", "build_optimizer"]
+__all__ = ["GANUpdater", "build_optimizer"]
 
 # Where each penalty is taken, its column in metrics.csv, its target, and its factor beside the
 # weight.
@@ -100,7 +100,7 @@ class _Drawn:
 
 
 @dataclass
-class Players:
+class GANUpdater:
     """Both networks with their optimisers, and how each is updated.
 
     Attributes:
@@ -138,7 +138,7 @@ class Players:
         """Fresh scalers of fp16's gradients, which do nothing in other precisions."""
         half = self.config.precision == "fp16"
         self.scaler_d = torch.amp.GradScaler(self.device.type, enabled=half)
-        # Where one backward pass serves both players, their gradients have one scale.
+        # Where one backward pass serves both networks, their gradients have one scale.
         self.scaler_g = (
             self.scaler_d
             if self.config.one_stage
@@ -234,7 +234,7 @@ class Players:
 
         Shen et al. 2021, arXiv 2103.00430, "Training generative adversarial networks in one
         stage", section 3. The critic's graph of the fakes gives both gradients. Where the
-        generator's loss is minus the critic's, as between Wasserstein players, the gradient that
+        generator's loss is minus the critic's, as between Wasserstein networks, the gradient that
         the critic's backward pass leaves at the images is the generator's with the sign turned;
         between others a second pass through the same graph, down to the images, finds it. (The
         paper scales by the ratio of both losses' derivatives sample by sample instead; that
@@ -279,7 +279,7 @@ class Players:
         return {**_means(parts), **measured}
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a checkpoint needs of the players."""
+        """Everything a checkpoint needs of both networks."""
         return {
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),

@@ -232,7 +232,7 @@ def test_an_optimisers_settings_come_from_the_configuration_alone(
     content["optimizer_d"]["param_groups"] = groups
     save_checkpoint(tmp_path / "checkpoint-0000002.pt", content)
     trainer = Trainer(TrainConfig(out=str(tmp_path)), resume=True)
-    (group,) = trainer.players.optimizer_d.param_groups
+    (group,) = trainer.updater.optimizer_d.param_groups
     assert group["betas"] == (0.5, 0.999)
 
 

@@ -14,7 +14,7 @@ from fastgan.errors import ConfigError
 from fastgan.training import Callback, TrainConfig, Trainer
 from fastgan.training.checkpoint import load_checkpoint
 from fastgan.training.recorder import read_metrics
-from fastgan.training.trainer import TrainingResult
+from fastgan.training.result import TrainingResult
 
 SMALL = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "n_critic": 1, "log_every": 2}
 

@@ -27,7 +27,7 @@ from fastgan.training.ema import ExponentialMovingAverage
 from fastgan.training.graphs import WARM_UP, CapturedIteration, Step
 from fastgan.training.iteration import Iteration, MetricTotals, Shape
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
-from fastgan.training.updates import Players, build_optimizer
+from fastgan.training.updates import GANUpdater, build_optimizer
 
 BATCH, SIZE, CLASSES = 4, 16, 3
 
@@ -50,14 +50,14 @@ class Playback:
 
     def capture(self, step: Step) -> Step:
         self.recorded += 1
-        players = self._iteration.players
+        updater = self._iteration.updater
         tensors = results_of(self._iteration)
         before = [tensor.clone() for tensor in tensors]
-        drawn, dropped = players.random.get_state(), torch.get_rng_state()
+        drawn, dropped = updater.random.get_state(), torch.get_rng_state()
         step()
         for tensor, value in zip(tensors, before, strict=True):
             tensor.detach().copy_(value)
-        players.random.set_state(drawn)
+        updater.random.set_state(drawn)
         torch.set_rng_state(dropped)
 
         def play() -> None:
@@ -71,21 +71,21 @@ class Playback:
 
 def results_of(iteration: Iteration) -> list[Tensor]:
     """Every tensor in which a step leaves something."""
-    players, average = iteration.players, iteration.average
+    updater, average = iteration.updater, iteration.average
     assert average is not None
     tensors = [
-        *players.generator.state_dict().values(),
-        *players.discriminator.state_dict().values(),
+        *updater.generator.state_dict().values(),
+        *updater.discriminator.state_dict().values(),
         *average.module.state_dict().values(),
         *iteration.totals._sums.values(),
     ]
     if isinstance(average._updates, Tensor):
         tensors.append(average._updates)
-    for optimizer in (players.optimizer_g, players.optimizer_d):
+    for optimizer in (updater.optimizer_g, updater.optimizer_d):
         for values in optimizer.state.values():
             tensors += [value for value in values.values() if isinstance(value, Tensor)]
         tensors += [group["lr"] for group in optimizer.param_groups]
-    for scaler in (players.scaler_g, players.scaler_d):
+    for scaler in (updater.scaler_g, updater.scaler_d):
         held = (getattr(scaler, name, None) for name in ("_scale", "_growth_tracker"))
         tensors += [each for each in held if each is not None]
     return tensors
@@ -95,8 +95,8 @@ class Refusal(Playback):
     """Fails halfway through, as a capture does when a step waits for the device."""
 
     def capture(self, step: Step) -> Step:
-        self._iteration.players.random = torch.Generator().manual_seed(99)
-        self._iteration.players.optimizer_d.grad_scale = torch.ones(
+        self._iteration.updater.random = torch.Generator().manual_seed(99)
+        self._iteration.updater.optimizer_d.grad_scale = torch.ones(
             ()
         )  # as left by a scaler's step
         raise RuntimeError("operation not permitted when stream is capturing\nand so on")
@@ -108,7 +108,7 @@ def make(**changes: Any) -> Iteration:
     torch.manual_seed(0)
     data = DataShape("random", 1, SIZE, CLASSES)
     generator, discriminator = build_generator(config, data), build_discriminator(config, data)
-    players = Players(
+    updater = GANUpdater(
         config=config,
         generator=generator,
         discriminator=discriminator,
@@ -121,7 +121,7 @@ def make(**changes: Any) -> Iteration:
     )
     average = ExponentialMovingAverage(generator, 0.9)
     average._updates = torch.zeros(())  # counted in a tensor, as on a CUDA device
-    return Iteration(players, average, MetricTotals())
+    return Iteration(updater, average, MetricTotals())
 
 
 def batches(count: int) -> Callable[[], list[tuple[Tensor, Tensor]]]:
@@ -142,8 +142,8 @@ def batches(count: int) -> Callable[[], list[tuple[Tensor, Tensor]]]:
 def state(iteration: Iteration) -> dict[str, Tensor]:
     assert iteration.average is not None
     networks = {
-        "generator": iteration.players.generator,
-        "discriminator": iteration.players.discriminator,
+        "generator": iteration.updater.generator,
+        "discriminator": iteration.updater.discriminator,
         "average": iteration.average.module,
     }
     return {
@@ -159,7 +159,7 @@ def trained(iteration: Any, inner: Iteration, n_critic: int, steps: int) -> dict
     torch.manual_seed(7)  # dropout
     lazily = itertools.cycle([True, False, False])
     for step in range(steps):
-        inner.players.set_learning_rates(1e-3 / (step + 1), 2e-3 / (step + 1))
+        inner.updater.set_learning_rates(1e-3 / (step + 1), 2e-3 / (step + 1))
         penalized = tuple(next(lazily) for _ in range(n_critic))
         iteration.run(taken(), Shape(penalized, measured=True))
     return inner.totals.take()
@@ -189,7 +189,7 @@ def test_replayed_steps_take_the_trajectory_of_steps_run_one_by_one(case: dict[s
     expected = state(eager)
     for name, value in state(replayed).items():
         assert torch.equal(value, expected[name]), name
-    assert torch.equal(replayed.players.random.get_state(), eager.players.random.get_state())
+    assert torch.equal(replayed.updater.random.get_state(), eager.updater.random.get_state())
 
 
 class NoReading(TorchDispatchMode):
@@ -223,9 +223,9 @@ def test_a_step_reads_nothing_back_and_its_results_stay_in_their_places(
     monkeypatch.setattr(conditioning, "_refuse_labels_outside", lambda *arguments: None)
     iteration = make(**case)
     if case.get("precision") == "fp16":
-        iteration.players.make_scalers()
+        iteration.updater.make_scalers()
     taken, shape = batches(2), Shape((True, False), measured=True)
-    iteration.players.set_learning_rates(1e-3, 1e-3)
+    iteration.updater.set_learning_rates(1e-3, 1e-3)
     iteration.run(taken(), shape)  # makes the optimisers' states
 
     def places() -> list[int]:
@@ -234,13 +234,13 @@ def test_a_step_reads_nothing_back_and_its_results_stay_in_their_places(
     before = places()
     given = taken()
     # torch's SGD reads a rate in a tensor where its fused kernel, taken on CUDA, doesn't.
-    reads_on_cpu = isinstance(iteration.players.optimizer_d, torch.optim.SGD)
+    reads_on_cpu = isinstance(iteration.updater.optimizer_d, torch.optim.SGD)
     if not reads_on_cpu:
         with NoReading():
             iteration.run(given, shape)
     else:
         iteration.run(given, shape)
-    iteration.players.set_learning_rates(5e-4, 5e-4)
+    iteration.updater.set_learning_rates(5e-4, 5e-4)
     iteration.run(taken(), shape)
     assert places() == before
 

@@ -14,7 +14,7 @@ from fastgan import losses
 from fastgan.errors import ConfigError
 from fastgan.training.config import MODELS, TrainConfig
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
-from fastgan.training.updates import Players, build_optimizer
+from fastgan.training.updates import GANUpdater, build_optimizer
 
 BATCH, CHANNELS, SIZE, CLASSES = 8, 3, 16, 4
 
@@ -24,11 +24,11 @@ def configured(**changes: object) -> TrainConfig:
     return TrainConfig(**{**small, **changes}).resolved()
 
 
-def make_players(config: TrainConfig, seed: int = 0) -> Players:
+def make_updater(config: TrainConfig, seed: int = 0) -> GANUpdater:
     torch.manual_seed(seed)
     data = DataShape("random", CHANNELS, SIZE, CLASSES)
     generator, discriminator = build_generator(config, data), build_discriminator(config, data)
-    return Players(
+    return GANUpdater(
         config=config,
         generator=generator,
         discriminator=discriminator,
@@ -96,13 +96,13 @@ def test_losses_are_their_formulas(seed: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("loss", ["hinge", "least-squares"])
 @pytest.mark.parametrize("model", ["gan", "dcgan", "cgan"])
 def test_discriminators_descend_the_loss_asked_for(model: str, loss: str) -> None:
-    players = make_players(configured(model=model, loss=loss, optimizer="adam"))
-    generator = copy.deepcopy(players.generator)
-    discriminator = copy.deepcopy(players.discriminator)
+    updater = make_updater(configured(model=model, loss=loss, optimizer="adam"))
+    generator = copy.deepcopy(updater.generator)
+    discriminator = copy.deepcopy(updater.discriminator)
     real, labels = real_batch()
-    condition = (labels,) if players.config.conditional else ()
+    condition = (labels,) if updater.config.conditional else ()
     torch.manual_seed(1)  # dropout
-    metrics = players.update_discriminator(real, labels)
+    metrics = updater.update_discriminator(real, labels)
     random = torch.Generator().manual_seed(0)
     z = (torch.rand(BATCH * 5, generator=random) * 2 - 1).view(BATCH, 5, 1, 1)
     torch.manual_seed(1)
@@ -116,7 +116,7 @@ def test_discriminators_descend_the_loss_asked_for(model: str, loss: str) -> Non
     expected.backward()
     torch.testing.assert_close(metrics["loss_d"], expected.detach())
     torch.testing.assert_close(metrics["d_real"], x.detach().mean())
-    assert_all_close(gradients(players.discriminator), gradients(discriminator))
+    assert_all_close(gradients(updater.discriminator), gradients(discriminator))
 
 
 @pytest.mark.parametrize(
@@ -153,12 +153,12 @@ def test_a_batch_in_parts_has_the_whole_batch_s_gradients(conditional: bool, par
             accumulate=count,
             augment="color,translation,cutout",
         )
-        players = make_players(config)
-        players.generator.eval()
-        metrics = players.update_discriminator(*real_batch())
-        found.append((gradients(players.discriminator), metrics))
-        metrics = players.update_generator(measure_gradient=True)
-        found[-1] = (*found[-1], gradients(players.generator), metrics)
+        updater = make_updater(config)
+        updater.generator.eval()
+        metrics = updater.update_discriminator(*real_batch())
+        found.append((gradients(updater.discriminator), metrics))
+        metrics = updater.update_generator(measure_gradient=True)
+        found[-1] = (*found[-1], gradients(updater.generator), metrics)
     whole, in_parts = found
     assert_all_close(in_parts[0], whole[0])
     assert_all_close(in_parts[2], whole[2], rtol=1e-3)
@@ -172,8 +172,8 @@ def test_a_batch_in_parts_has_the_whole_batch_s_gradients(conditional: bool, par
 
 
 def test_a_lazy_penalty_is_the_penalty_weighted_up_now_and_none_else() -> None:
-    lazy = make_players(configured(model="wgan-gp", penalty_every=4, gp_weight=2.5))
-    full = make_players(configured(model="wgan-gp", gp_weight=10.0))
+    lazy = make_updater(configured(model="wgan-gp", penalty_every=4, gp_weight=2.5))
+    full = make_updater(configured(model="wgan-gp", gp_weight=10.0))
     real, labels = real_batch()
     ours = lazy.update_discriminator(real, labels, penalize=True)
     theirs = full.update_discriminator(real, labels)
@@ -207,12 +207,12 @@ def test_one_stage_gradients_are_those_of_two_stages_at_the_same_weights(
         lr=1e-30,  # the weights stay, so that both updates below are at the same ones
         optimizer="sgd",
     )
-    players, reference = make_players(config), make_players(config)
-    for each in (*players.discriminator.modules(), *reference.discriminator.modules()):
+    updater, reference = make_updater(config), make_updater(config)
+    for each in (*updater.discriminator.modules(), *reference.discriminator.modules()):
         if isinstance(each, nn.Dropout):
             each.p = 0.0  # the two below pass through it in another order
     real, labels = real_batch()
-    metrics = players.update_both(real, labels, penalize=True, measure_gradient=True)
+    metrics = updater.update_both(real, labels, penalize=True, measure_gradient=True)
 
     # The same by plain autograd: one graph a player, from the same random numbers.
     drawn = reference._drawn_for_critic(real, labels, penalize=True)
@@ -225,15 +225,15 @@ def test_one_stage_gradients_are_those_of_two_stages_at_the_same_weights(
     expected_g = torch.autograd.grad(loss_g, list(generator.parameters()))
     torch.testing.assert_close(metrics["loss_d"], loss_d.detach(), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(metrics["loss_g"], loss_g.detach(), rtol=1e-4, atol=1e-5)
-    assert_all_close(gradients(players.discriminator), list(expected_d), rtol=1e-3)
-    assert_all_close(gradients(players.generator), list(expected_g), rtol=1e-3)
-    norm = torch.nn.utils.get_total_norm(gradients(players.generator))
+    assert_all_close(gradients(updater.discriminator), list(expected_d), rtol=1e-3)
+    assert_all_close(gradients(updater.generator), list(expected_g), rtol=1e-3)
+    norm = torch.nn.utils.get_total_norm(gradients(updater.generator))
     torch.testing.assert_close(metrics["grad_norm_g"], norm)
 
 
 def test_one_stage_passes_the_fakes_once_through_each_network() -> None:
     config = configured(model="wgan", one_stage=True)
-    players = make_players(config)
+    updater = make_updater(config)
     passes = {"generator": 0, "discriminator": 0}
 
     def counting(name: str) -> object:
@@ -242,9 +242,9 @@ def test_one_stage_passes_the_fakes_once_through_each_network() -> None:
 
         return count
 
-    players.generator.register_forward_hook(counting("generator"))
-    players.discriminator.register_forward_hook(counting("discriminator"))
-    players.update_both(*real_batch(), penalize=True, measure_gradient=False)
+    updater.generator.register_forward_hook(counting("generator"))
+    updater.discriminator.register_forward_hook(counting("discriminator"))
+    updater.update_both(*real_batch(), penalize=True, measure_gradient=False)
     assert passes == {"generator": 1, "discriminator": 2}
 
 
@@ -253,16 +253,16 @@ def test_one_stage_passes_the_fakes_once_through_each_network() -> None:
 def test_fp16_skips_both_steps_and_halves_the_scale_when_a_gradient_overflows(
     model: str, one_stage: bool
 ) -> None:
-    players = make_players(configured(model=model, precision="fp16", one_stage=one_stage))
-    players.scaler_d._init_scale = players.scaler_g._init_scale = 2.0**60
-    before = copy.deepcopy(players.state_dict())
+    updater = make_updater(configured(model=model, precision="fp16", one_stage=one_stage))
+    updater.scaler_d._init_scale = updater.scaler_g._init_scale = 2.0**60
+    before = copy.deepcopy(updater.state_dict())
     real, labels = real_batch()
     if one_stage:
-        players.update_both(real, labels, penalize=True, measure_gradient=True)
+        updater.update_both(real, labels, penalize=True, measure_gradient=True)
     else:
-        players.update_discriminator(real, labels)
-        players.update_generator(measure_gradient=True)
-    assert players.scaler_d.get_scale() == players.scaler_g.get_scale() == 2.0**59
+        updater.update_discriminator(real, labels)
+        updater.update_generator(measure_gradient=True)
+    assert updater.scaler_d.get_scale() == updater.scaler_g.get_scale() == 2.0**59
     for network in ("generator", "discriminator"):
-        for name, parameter in getattr(players, network).named_parameters():
+        for name, parameter in getattr(updater, network).named_parameters():
             assert torch.equal(parameter, before[network][name]), name

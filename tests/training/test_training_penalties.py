@@ -17,7 +17,7 @@ from fastgan.errors import ConfigError
 from fastgan.training import Callback, TrainConfig, Trainer
 from fastgan.training.checkpoint import load_checkpoint
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
-from fastgan.training.updates import Players, build_optimizer
+from fastgan.training.updates import GANUpdater, build_optimizer
 
 BATCH, CHANNELS, SIZE, CLASSES, NZ = 6, 1, 16, 4, 5
 
@@ -39,12 +39,12 @@ def configured(**changes: object) -> TrainConfig:
     return TrainConfig(**{**small, "precision": "fp32", "optimizer": "adam", **changes}).resolved()
 
 
-def make_players(config: TrainConfig) -> Players:
+def make_updater(config: TrainConfig) -> GANUpdater:
     torch.manual_seed(0)
     data = DataShape("random", CHANNELS, SIZE, CLASSES)
     generator = InDouble(build_generator(config, data))
     discriminator = build_discriminator(config, data).double()
-    return Players(
+    return GANUpdater(
         config=config,
         generator=generator,
         discriminator=discriminator,
@@ -118,16 +118,16 @@ def test_a_step_with_r1_and_r2_is_that_of_plain_pytorch(
 ) -> None:
     every = 3
     config = configured(model=model, loss=loss, r1=r1, r2=r2, penalty_every=every)
-    players = make_players(config)
-    generator, critic = (copy.deepcopy(each) for each in (players.generator, players.discriminator))
+    updater = make_updater(config)
+    generator, critic = (copy.deepcopy(each) for each in (updater.generator, updater.discriminator))
     random = torch.Generator().manual_seed(7)
     real, labels = real_batch()
     condition = (labels,) if config.conditional else ()
     # The second step is of a discriminator that has been recorded before.
     for _ in range(2):
-        players.discriminator.load_state_dict(critic.state_dict())
+        updater.discriminator.load_state_dict(critic.state_dict())
         torch.manual_seed(1)  # dropout
-        metrics = players.update_discriminator(real, labels)
+        metrics = updater.update_discriminator(real, labels)
 
         torch.manual_seed(1)
         with torch.no_grad():
@@ -160,17 +160,17 @@ def test_a_step_with_r1_and_r2_is_that_of_plain_pytorch(
         assert metrics.keys() == {*terms, "loss_d"}
         for name, value in {"loss_d": total, **terms}.items():
             assert float(metrics[name]) == pytest.approx(value.item(), rel=1e-5, abs=1e-7), name
-        assert_same_gradients(players.discriminator, critic)
+        assert_same_gradients(updater.discriminator, critic)
         for (name, ours), theirs in zip(
-            players.discriminator.named_buffers(), critic.buffers(), strict=True
+            updater.discriminator.named_buffers(), critic.buffers(), strict=True
         ):
             torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-12, msg=name)
 
 
 @pytest.mark.parametrize("model", ["gan", "dcgan", "wgan-gp"])
 def test_updates_in_between_are_without_penalties(model: str) -> None:
-    lazy = make_players(configured(model=model, r1=1.0, r2=1.0, penalty_every=2))
-    plain = make_players(configured(model=model, gp_weight=0.0))
+    lazy = make_updater(configured(model=model, r1=1.0, r2=1.0, penalty_every=2))
+    plain = make_updater(configured(model=model, gp_weight=0.0))
     torch.manual_seed(1)
     ours = lazy.update_discriminator(*real_batch(), penalize=False)
     torch.manual_seed(1)
@@ -186,16 +186,16 @@ def test_one_stage_has_the_penalties_of_two_stages(model: str, loss: str, augmen
     config = configured(
         model=model, loss=loss, r1=1.5, r2=0.7, one_stage=True, augment=augment, accumulate=2
     )
-    players, apart = make_players(config), make_players(config)
-    for each in (*players.discriminator.modules(), *apart.discriminator.modules()):
+    updater, apart = make_updater(config), make_updater(config)
+    for each in (*updater.discriminator.modules(), *apart.discriminator.modules()):
         if isinstance(each, nn.Dropout):
             each.p = 0.0  # the passes come in another order
-    together = players.update_both(*real_batch(), penalize=True, measure_gradient=False)
+    together = updater.update_both(*real_batch(), penalize=True, measure_gradient=False)
     alone = apart.update_discriminator(*real_batch())
     assert together.keys() == {*alone, "loss_g"}
     for name, value in alone.items():
         assert float(together[name]) == pytest.approx(float(value), rel=1e-5, abs=1e-7), name
-    assert_same_gradients(players.discriminator, apart.discriminator)
+    assert_same_gradients(updater.discriminator, apart.discriminator)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -204,13 +204,13 @@ def test_the_relativistic_generator_is_compared_with_the_step_s_real_images(
     model: str, accumulate: int
 ) -> None:
     config = configured(model=model, loss="relativistic", accumulate=accumulate)
-    players = make_players(config)
-    for each in players.discriminator.modules():
+    updater = make_updater(config)
+    for each in updater.discriminator.modules():
         if isinstance(each, nn.Dropout):
             each.p = 0.0  # its masks would be others in parts
-    generator, critic = (copy.deepcopy(each) for each in (players.generator, players.discriminator))
+    generator, critic = (copy.deepcopy(each) for each in (updater.generator, updater.discriminator))
     real, labels = real_batch()
-    metrics = players.update_generator(real, labels, measure_gradient=True)
+    metrics = updater.update_generator(real, labels, measure_gradient=True)
     noise = draw_noise(config, torch.Generator().manual_seed(7))
     total = torch.zeros((), dtype=torch.float64)
     for rows in torch.arange(BATCH).chunk(accumulate):
@@ -225,8 +225,8 @@ def test_the_relativistic_generator_is_compared_with_the_step_s_real_images(
     ):
         parameter.grad = found
     assert float(metrics["loss_g"]) == pytest.approx(total.item(), rel=1e-6)
-    assert_same_gradients(players.generator, generator)
-    assert all(p.grad is None and p.requires_grad for p in players.discriminator.parameters())
+    assert_same_gradients(updater.generator, generator)
+    assert all(p.grad is None and p.requires_grad for p in updater.discriminator.parameters())
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])

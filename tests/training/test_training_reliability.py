@@ -313,14 +313,14 @@ def test_an_error_in_the_middle_of_a_step_saves_nothing_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = Trainer(config(tmp_path / "run", checkpoint_every=2))
-    update = trainer.players.update_generator
+    update = trainer.updater.update_generator
 
     def fail(**options: bool) -> dict[str, torch.Tensor]:
         if trainer.step == 5:
             raise FastganError("out of something")
         return update(**options)
 
-    monkeypatch.setattr(trainer.players, "update_generator", fail)
+    monkeypatch.setattr(trainer.updater, "update_generator", fail)
     with pytest.raises(FastganError, match="out of something"):
         trainer.run()
     assert [load_checkpoint(path)["step"] for path in list_checkpoints(tmp_path / "run")] == [2, 4]

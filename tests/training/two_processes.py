@@ -17,7 +17,7 @@ from fastgan.errors import FastganError
 from fastgan.training import Callback, Processes, TrainConfig, Trainer, joined_processes
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
 from fastgan.training.sync_batch_norm import synchronize_batch_norm
-from fastgan.training.updates import Players, build_optimizer
+from fastgan.training.updates import GANUpdater, build_optimizer
 
 BATCH, CHANNELS, SIZE, CLASSES = 8, 1, 16, 4
 
@@ -45,7 +45,7 @@ def updated(case: str, processes: Processes) -> dict[str, Tensor]:
             module.p = 0.0  # drawn by each process on its own
     for network in (generator, discriminator):
         synchronize_batch_norm(network, processes)
-    players = Players(
+    updater = GANUpdater(
         config=config,
         generator=generator,
         discriminator=discriminator,
@@ -63,10 +63,10 @@ def updated(case: str, processes: Processes) -> dict[str, Tensor]:
         labels = torch.randint(CLASSES, (BATCH,), generator=batches)
         real, labels = processes.rows(real), processes.rows(labels)
         if config.one_stage:
-            metrics = players.update_both(real, labels, penalize=True, measure_gradient=True)
+            metrics = updater.update_both(real, labels, penalize=True, measure_gradient=True)
         else:
-            metrics = players.update_discriminator(real, labels)
-            metrics |= players.update_generator(measure_gradient=True)
+            metrics = updater.update_discriminator(real, labels)
+            metrics |= updater.update_generator(measure_gradient=True)
         means = processes.mean({name: float(value) for name, value in metrics.items()})
         found |= {f"{name} {step}": torch.tensor(value) for name, value in means.items()}
         for network in (generator, discriminator):

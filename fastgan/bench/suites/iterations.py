@@ -31,7 +31,7 @@ from fastgan.training.feed import Batch
 from fastgan.training.graphs import WARM_UP, CapturedIteration, CudaCapture
 from fastgan.training.iteration import Iteration, MetricTotals, Shape
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
-from fastgan.training.updates import Players, build_optimizer
+from fastgan.training.updates import GANUpdater, build_optimizer
 
 __all__ = ["cases"]
 
@@ -146,7 +146,7 @@ def _ours(
     assert config.lr_g is not None
     assert config.lr_d is not None
     random = torch.Generator(device).manual_seed(0)
-    players = Players(
+    updater = GANUpdater(
         config=config,
         generator=generator,
         discriminator=discriminator,
@@ -157,7 +157,7 @@ def _ours(
         random=random,
         rates_on_device=captured,
     )
-    plain = Iteration(players, None, MetricTotals())
+    plain = Iteration(updater, None, MetricTotals())
     iteration = CapturedIteration(plain, CudaCapture(device, [random])) if captured else plain
     assert config.n_critic is not None
     shape = Shape(penalized=(config.model == "wgan-gp",) * config.n_critic, measured=False)

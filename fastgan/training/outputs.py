@@ -1,0 +1,171 @@
+"""The trainer's own callbacks: health checks, pictures, metrics and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from fastgan.data import ImageSource
+from fastgan.errors import OutputError
+from fastgan.evaluation.diversity import SampleDiversity
+from fastgan.images import make_grid, save_grid
+from fastgan.noise import sample_noise
+from fastgan.random_streams import seeded_generator
+from fastgan.sampling import generate_images
+from fastgan.training.callbacks import Callback
+from fastgan.training.config import TrainConfig
+from fastgan.training.health import HealthMonitor
+from fastgan.training.recorder import MetricsRecorder, plot_losses, read_metrics
+from fastgan.training.result import TrainingResult
+from fastgan.training.state import PICTURE_STREAM, TrainState
+
+if TYPE_CHECKING:
+    from fastgan.training.trainer import Trainer
+
+__all__ = ["CheckpointWriter", "HealthWatch", "MetricsWriter", "SampleWriter"]
+
+#: Generator updates after which samples that are all alike are a collapse, not a beginning: with
+#: WGAN's small learning rate about half of these are needed on digits.
+WARM_UP_STEPS = 2000
+#: Samples in a measurement of diversity: enough that a class of a tenth shows up 25 times.
+DIVERSITY_SAMPLES = 256
+
+
+class HealthWatch(Callback):
+    """Ends a run whose losses aren't finite; warns of divergence and vanishing gradients.
+
+    Args:
+        config: resolved settings.
+        pixels: numbers in an image.
+    """
+
+    def __init__(self, config: TrainConfig, pixels: int) -> None:
+        self.monitor = HealthMonitor(model=config.model, pixels=pixels, warm_up=WARM_UP_STEPS)
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Checks the step's numbers, if it has any."""
+        if trainer.row is None:
+            return
+        for name in ("loss_d", "loss_g"):
+            if trainer.row[name] - trainer.row[name] != 0:  # only NaN and infinity
+                trainer.diverged(f"{name} became {trainer.row[name]}")
+        for text in self.monitor.observe_metrics(trainer.step, trainer.row):
+            trainer.warn(text)
+
+
+class SampleWriter(Callback):
+    """Draws ``samples-STEP.png`` and ``samples.png``, and measures how varied samples are.
+
+    Args:
+        config: resolved settings.
+        source: real images, which samples' variety is compared with.
+        metrics: where grids and diversity are recorded.
+        health: what is told of collapsed samples.
+    """
+
+    def __init__(
+        self, config: TrainConfig, source: ImageSource, metrics: MetricsWriter, health: HealthWatch
+    ) -> None:
+        self._config = config
+        self._metrics = metrics
+        self._monitor = health.monitor
+        generator = seeded_generator(config.seed, PICTURE_STREAM)
+        some = torch.randperm(len(source), generator=generator)[:2000]
+        images, labels = source.get(some.tolist())
+        self._diversity = SampleDiversity(images, labels, num_classes=source.num_classes)
+
+    def on_step(self, trainer: Trainer) -> None:
+        """Draws a grid if one is due."""
+        step = trainer.step
+        last = step == self._config.steps
+        if not (last or step % self._config.sample_every == 0):
+            return
+        trainer.check_weights()
+        images = self.grid(trainer.state)
+        columns = trainer.updater.num_classes
+        save_grid(images, trainer.out / f"samples-{step:07d}.png", columns=columns)
+        self._metrics.add_image("samples", make_grid(images, columns=columns), step)
+        report = self._diversity.measure(self.sample(trainer.state, DIVERSITY_SAMPLES))
+        for text in self._monitor.observe_samples(step, report, final=last):
+            trainer.warn(text)
+        if trainer.row is not None:
+            trainer.row["diversity"] = report.ratio
+
+    def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
+        """Draws the final grid."""
+        save_grid(self.grid(trainer.state), result.samples, columns=trainer.updater.num_classes)
+
+    def grid(self, state: TrainState) -> Tensor:
+        """The images of a grid; with classes, one column for each."""
+        count, classes = self._config.n_samples, state.updater.num_classes
+        return self.sample(
+            state, count if classes is None else max(1, round(count / classes)) * classes
+        )
+
+    def sample(self, state: TrainState, n: int) -> Tensor:
+        """``n`` images, from the same noise at every call, with the classes in turn."""
+        config, classes = self._config, state.updater.num_classes
+        assert config.noise is not None
+        # Drawn on the CPU, so that every device gets the same noise.
+        generator = seeded_generator(config.seed, PICTURE_STREAM)
+        z = sample_noise(n, config.nz, config.noise, generator=generator)
+        labels = None if classes is None else torch.arange(n) % classes
+        return generate_images(state.sampler, z, labels)
+
+
+class MetricsWriter(Callback):
+    """Writes metrics.csv, TensorBoard's events and, at the end, losses.png."""
+
+    _recorder: MetricsRecorder | None = None
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Opens the files; drops rows of steps that will be repeated."""
+        self._recorder = MetricsRecorder(trainer.out, trainer.step)
+
+    def on_metrics(self, trainer: Trainer, row: Mapping[str, float]) -> None:
+        """Writes the row."""
+        assert self._recorder is not None
+        self._recorder.record(row)
+
+    def add_image(self, name: str, image: object, step: int) -> None:
+        """Adds a picture to TensorBoard's events."""
+        assert self._recorder is not None
+        self._recorder.record_image(name, image, step)
+
+    def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
+        """Closes the files and plots the losses."""
+        path = self._close()
+        config = trainer.config
+        plot_losses(
+            read_metrics(path),
+            trainer.out / "losses.png",
+            title=f"{config.model} on {trainer.data.name}, {trainer.step} steps",
+            opponent="critic" if config.is_wasserstein else "discriminator",
+        )
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        """Closes the files."""
+        if self._recorder is not None:
+            with suppress(OutputError):  # the first error is the one to report
+                self._close()
+
+    def _close(self) -> Path:
+        assert self._recorder is not None
+        recorder, self._recorder = self._recorder, None
+        recorder.close()
+        return recorder.path
+
+
+class CheckpointWriter(Callback):
+    """Saves a checkpoint every ``checkpoint_every`` steps; the trainer saves the last one."""
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Saves if it is time."""
+        config = trainer.config
+        if trainer.step % config.checkpoint_every == 0 and trainer.step < config.steps:
+            trainer.save()

@@ -357,9 +357,9 @@ struct OnCpu {
                   const void* offset, void* result) const {
         cpu::norm_act_gradient(norm, grad, input, slope, offset, result);
     }
-    void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* output,
+    void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* kept,
                       Activation activation, double negative_slope, void* result) const {
-        cpu::act_gradient(type, count, grad, output, activation, negative_slope, result);
+        cpu::act_gradient(type, count, grad, kept, activation, negative_slope, result);
     }
 };
 
@@ -407,9 +407,9 @@ struct OnCuda {
                   const void* offset, void* result) const {
         cuda::norm_act_gradient(norm, grad, input, slope, offset, result, stream);
     }
-    void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* output,
+    void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* kept,
                       Activation activation, double negative_slope, void* result) const {
-        cuda::act_gradient(type, count, grad, output, activation, negative_slope, result, stream);
+        cuda::act_gradient(type, count, grad, kept, activation, negative_slope, result, stream);
     }
     void* stream;
 };
@@ -722,17 +722,13 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_gradient(const Tensor& grad_output, co
 
 // Of any number of dimensions. The gradient's place in memory decides where results go.
 template <typename Device>
-void act_gradient_into(const char* op, const Tensor& grad, const Tensor& output,
+void act_gradient_into(const char* op, const Tensor& grad, const Tensor& kept,
                        std::int64_t activation, double negative_slope, Tensor& result) {
     const FloatType type = float_type(op, "grad_output", grad);
     const Activation known = activation_argument(op, activation);
-    if (known == Activation::leaky_relu && !(negative_slope >= 0)) {
-        fail(op, ": negative_slope is ", negative_slope,
-             "; expected at least 0: the derivative can't be had from the output otherwise");
-    }
     if (grad.numel() > 0) {
         Device::run(grad, [&](const Device& device) {
-            device.act_gradient(type, grad.numel(), data_of(grad), data_of(output), known,
+            device.act_gradient(type, grad.numel(), data_of(grad), data_of(kept), known,
                                 negative_slope, result.mutable_data_ptr());
         });
     }
@@ -749,27 +745,27 @@ bool is_dense(const Tensor& tensor) {
 }
 
 template <typename Device>
-Tensor act_gradient(const Tensor& grad_output, const Tensor& output, std::int64_t activation,
+Tensor act_gradient(const Tensor& grad_output, const Tensor& kept, std::int64_t activation,
                     double negative_slope) {
     constexpr const char* op = "fastgan::act_gradient";
-    const Tensor values = is_dense(output)
-                              ? output
-                              : (output.dim() < 2 ? without_stride(output) : without_gaps(output));
-    const Tensor grad = lying_as(op, "grad_output", grad_output, "output", values);
+    const Tensor values = is_dense(kept)
+                              ? kept
+                              : (kept.dim() < 2 ? without_stride(kept) : without_gaps(kept));
+    const Tensor grad = lying_as(op, "grad_output", grad_output, "kept", values);
     Tensor result = empty_as(values);
     act_gradient_into<Device>(op, grad, values, activation, negative_slope, result);
     return result;
 }
 
 template <typename Device>
-void act_gradient_in_place(Tensor grad_output, const Tensor& output, std::int64_t activation,
+void act_gradient_in_place(Tensor grad_output, const Tensor& kept, std::int64_t activation,
                            double negative_slope) {
     constexpr const char* op = "fastgan::act_gradient_";
     check_not_expanded(op, "grad_output", grad_output);
     Tensor grad = is_dense(grad_output) ? grad_output
                                         : (grad_output.dim() < 2 ? without_stride(grad_output)
                                                                  : without_gaps(grad_output));
-    const Tensor values = lying_as(op, "output", output, "grad_output", grad);
+    const Tensor values = lying_as(op, "kept", kept, "grad_output", grad);
     act_gradient_into<Device>(op, grad, values, activation, negative_slope, grad);
     if (!same_strides(grad_output, grad)) {
         torch::stable::copy_(grad_output, grad);
@@ -815,10 +811,10 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
         "Tensor mean, Tensor invstd, bool batch_statistics, int activation, "
         "float negative_slope) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
     library.def(
-        "act_gradient(Tensor grad_output, Tensor output, int activation, float negative_slope) -> "
+        "act_gradient(Tensor grad_output, Tensor kept, int activation, float negative_slope) -> "
         "Tensor");
     library.def(
-        "act_gradient_(Tensor(a!) grad_output, Tensor output, int activation, "
+        "act_gradient_(Tensor(a!) grad_output, Tensor kept, int activation, "
         "float negative_slope) -> ()");
 }
 

@@ -245,12 +245,12 @@ void norm_act_gradient(const NormAct& norm, const void* grad, const void* input,
         });
 }
 
-void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* output,
+void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* kept,
                   Activation activation, double negative_slope, void* result) {
     const auto act_gradient_run = FASTGAN_SELECT(act_gradient_run);
     const std::int64_t bytes = bytes_of(type);
     parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
-        act_gradient_run(type, at(grad, begin, bytes), at(output, begin, bytes),
+        act_gradient_run(type, at(grad, begin, bytes), at(kept, begin, bytes),
                          at(result, begin, bytes), end - begin, activation, negative_slope);
     });
 }

@@ -462,14 +462,14 @@ void typed_gradient(const void* grad, const void* input, void* result, std::int6
 }
 
 template <typename T>
-void typed_act_gradient(const T* grad, const T* output, T* result, std::int64_t count,
+void typed_act_gradient(const T* grad, const T* kept, T* result, std::int64_t count,
                         Activation activation, double negative_slope) {
     using A = Arithmetic<T>;
     with_activation(activation, [&](auto tag) {
 #pragma GCC ivdep
         for (std::int64_t i = 0; i < count; ++i) {
-            result[i] = from_arithmetic<T>(gradient_by_output<decltype(tag)::value>(
-                to_arithmetic(grad[i]), to_arithmetic(output[i]), static_cast<A>(negative_slope)));
+            result[i] = from_arithmetic<T>(activation_gradient<decltype(tag)::value>(
+                to_arithmetic(grad[i]), to_arithmetic(kept[i]), static_cast<A>(negative_slope)));
         }
     });
 }
@@ -600,11 +600,11 @@ void gradient_run(FloatType type, const void* grad, const void* input, void* res
     });
 }
 
-void act_gradient_run(FloatType type, const void* grad, const void* output, void* result,
+void act_gradient_run(FloatType type, const void* grad, const void* kept, void* result,
                       std::int64_t count, Activation activation, double negative_slope) {
     with_type(type, [&](auto example) {
         using T = decltype(example);
-        typed_act_gradient(static_cast<const T*>(grad), static_cast<const T*>(output),
+        typed_act_gradient(static_cast<const T*>(grad), static_cast<const T*>(kept),
                            static_cast<T*>(result), count, activation, negative_slope);
     });
 }

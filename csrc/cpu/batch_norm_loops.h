@@ -66,9 +66,9 @@ FASTGAN_FOR_EACH_INSTRUCTION_SET(void gradient_run(
     FloatType type, const void* grad, const void* input, void* result, std::int64_t count,
     const NormActParameters& parameters, const void* slope, const void* offset))
 
-// grad * z', z' from the activation's output. result may be grad.
+// grad * z', z' from what is kept of the activation. result may be grad.
 FASTGAN_FOR_EACH_INSTRUCTION_SET(void act_gradient_run(FloatType type, const void* grad,
-                                                       const void* output, void* result,
+                                                       const void* kept, void* result,
                                                        std::int64_t count, Activation activation,
                                                        double negative_slope))
 

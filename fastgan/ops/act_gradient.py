@@ -4,12 +4,12 @@
 
     grad_input = grad_output * z'
 
-with z' from the activation's output, as :class:`fastgan.fusion.ActivationGradient` has it.
-``grad_output`` and ``output`` have any shape, the same for both, and one of the four dtypes; the
-result lies as ``output`` does, and ``act_gradient_`` writes it over ``grad_output``. ``activation``
-is a code of :data:`fastgan.activations.ACTIVATIONS`; ``negative_slope``, of "leaky_relu", is at
-least 0, since the derivative can't be had from the output otherwise. Kernels:
-``csrc/cpu/batch_norm.cpp``, ``csrc/cuda/norm_act.cu``; the formula: ``csrc/math/activation.h``.
+with z' from ``kept``, the activation's output or its input, as
+:attr:`fastgan.activations.Activation.keeps_input` says. ``grad_output`` and ``kept`` have any
+shape, the same for both, and one of the four dtypes; the result lies as ``kept`` does, and
+``act_gradient_`` writes it over ``grad_output``. ``activation`` is a code of
+:data:`fastgan.activations.ACTIVATIONS`, ``negative_slope`` that of "leaky_relu". Kernels:
+``csrc/cpu/batch_norm.cpp``, ``csrc/cuda/norm_act.cu``; the formulas: ``csrc/math/activation.h``.
 
 Order of gradients supported: none. Both raise where autograd would have to record them.
 """
@@ -21,15 +21,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastgan.activations import ACTIVATIONS
+from fastgan.activations import ACTIVATIONS, BY_CODE
 from fastgan.ops.batch_norm_formulas import (
     DTYPES,
-    activation_of_code,
     arithmetic_dtype,
     assert_close,
     check_activation,
     check_alike,
-    gradient_by_output,
     without_gaps,
 )
 from fastgan.ops.both_forms import define_both_forms, returning_what_it_writes
@@ -38,39 +36,32 @@ __all__ = ["IN_PLACE_SCHEMA", "SCHEMA", "check", "check_in_place", "plain_act_gr
 
 #: As in csrc/batch_norm_ops.cpp.
 SCHEMA = (
-    "act_gradient(Tensor grad_output, Tensor output, int activation, float negative_slope) -> "
-    "Tensor"
+    "act_gradient(Tensor grad_output, Tensor kept, int activation, float negative_slope) -> Tensor"
 )
 IN_PLACE_SCHEMA = (
-    "act_gradient_(Tensor(a!) grad_output, Tensor output, int activation, "
-    "float negative_slope) -> ()"
+    "act_gradient_(Tensor(a!) grad_output, Tensor kept, int activation, float negative_slope) -> ()"
 )
 
 
 def _check_arguments(
-    op: str, grad_output: Tensor, output: Tensor, activation: int, negative_slope: float
+    op: str, grad_output: Tensor, kept: Tensor, activation: int, negative_slope: float
 ) -> None:
-    if output.dtype not in DTYPES:
+    if kept.dtype not in DTYPES:
         raise RuntimeError(
-            f"fastgan::{op}: output has dtype {output.dtype}; expected float64, float32, float16 "
+            f"fastgan::{op}: kept has dtype {kept.dtype}; expected float64, float32, float16 "
             "or bfloat16"
         )
-    check_alike(op, "grad_output", grad_output, "output", output)
+    check_alike(op, "grad_output", grad_output, "kept", kept)
     check_activation(op, activation)
-    if activation_of_code(activation).name == "leaky_relu" and not negative_slope >= 0:
-        raise RuntimeError(
-            f"fastgan::{op}: negative_slope is {negative_slope}; expected at least 0: the "
-            "derivative can't be had from the output otherwise"
-        )
 
 
-def _formula(grad_output: Tensor, output: Tensor, activation: int, negative_slope: float) -> Tensor:
-    dtype = arithmetic_dtype(output.dtype)
-    return gradient_by_output(grad_output.to(dtype), output.to(dtype), activation, negative_slope)
+def _formula(grad_output: Tensor, kept: Tensor, activation: int, negative_slope: float) -> Tensor:
+    dtype = arithmetic_dtype(kept.dtype)
+    return BY_CODE[activation].gradient(grad_output.to(dtype), kept.to(dtype), negative_slope)
 
 
-def _empty(grad_output: Tensor, output: Tensor, activation: int, negative_slope: float) -> Tensor:
-    return torch.empty_like(output.contiguous() if output.dim() < 2 else without_gaps(output))
+def _empty(grad_output: Tensor, kept: Tensor, activation: int, negative_slope: float) -> Tensor:
+    return torch.empty_like(kept.contiguous() if kept.dim() < 2 else without_gaps(kept))
 
 
 plain_act_gradient, _plain_act_gradient_ = define_both_forms(
@@ -84,12 +75,12 @@ def _check_values(device: torch.device | str, name: str, call: Callable[..., Ten
         # An odd length: a vector's worth and a rest.
         grad, values = torch.randn((2, 1031), generator=generator, dtype=torch.float64)
         for activation in ACTIVATIONS.values():
-            output = activation.forward(values, 0.2).to(dtype)
+            keeps_input = activation.keeps_input(0.2)
+            kept = (values if keeps_input else activation.forward(values, 0.2)).to(dtype)
             actual = call(
-                grad.to(dtype).to(device, copy=True), output.to(device), activation.code, 0.2
+                grad.to(dtype).to(device, copy=True), kept.to(device), activation.code, 0.2
             )
-            wide = output.double()
-            expected = grad.to(dtype).double() * activation.derivative(wide, 0.2)
+            expected = activation.gradient(grad.to(dtype).double(), kept.double(), 0.2)
             assert_close(name, activation.name, actual, expected, dtype)
 
 

@@ -9,18 +9,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgan.activations import ACTIVATIONS, Activation
+from fastgan.activations import BY_CODE
 from fastgan.errors import FastganError
 
 __all__ = [
-    "activation_of_code",
     "arithmetic_dtype",
     "assert_close",
     "check_activation",
     "check_arrays",
     "check_image",
-    "gradient_by_output",
-    "gradient_through",
     "normalise",
     "per_channel",
     "tile_count",
@@ -29,7 +26,6 @@ __all__ = [
 ]
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_BY_CODE = {activation.code: activation for activation in ACTIVATIONS.values()}
 
 
 # --- Tiles ----------------------------------------------------------------------------------------
@@ -138,15 +134,10 @@ def check_alike(op: str, argument: str, tensor: Tensor, other_name: str, other: 
 
 def check_activation(op: str, code: int) -> None:
     """Of an activation's number."""
-    if code not in _BY_CODE:
+    if code not in BY_CODE:
         raise RuntimeError(
-            f"fastgan::{op}: activation is {code}; expected a code from 0 to {len(_BY_CODE) - 1}"
+            f"fastgan::{op}: activation is {code}; expected a code from 0 to {len(BY_CODE) - 1}"
         )
-
-
-def activation_of_code(code: int) -> Activation:
-    """The row of the table with that number."""
-    return _BY_CODE[code]
 
 
 def assert_close(op: str, what: str, actual: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
@@ -164,24 +155,3 @@ def normalise(input: Tensor, mean: Tensor, scale: Tensor, bias: Tensor | None) -
     centred = input.to(mean.dtype) - per_channel(mean, input)
     scaled = centred * per_channel(scale, input)
     return scaled if bias is None else scaled + per_channel(bias.to(mean.dtype), input)
-
-
-def gradient_through(grad: Tensor, u: Tensor, code: int, negative_slope: float) -> Tensor:
-    """grad * z'(u)."""
-    activation = _BY_CODE[code]
-    # Of the piecewise linear ones the table is the same by input and by output, and by input right
-    # for either sign of the slope.
-    y = u if activation.piecewise_linear else activation.forward(u, negative_slope)
-    return gradient_by_output(grad, y, code, negative_slope)
-
-
-def gradient_by_output(grad: Tensor, output: Tensor, code: int, negative_slope: float) -> Tensor:
-    """grad * z', from the output; where z' is 0 or 1 the gradient is chosen, not multiplied."""
-    name = _BY_CODE[code].name
-    if name == "none":
-        return grad
-    if name == "relu":
-        return torch.where(output <= 0, 0.0, grad)
-    if name == "leaky_relu":
-        return torch.where(output > 0, grad, grad * negative_slope)
-    return grad * _BY_CODE[code].derivative(output, negative_slope)

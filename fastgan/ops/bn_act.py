@@ -27,16 +27,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.activations import ACTIVATIONS, activation_named
+from fastgan.activations import BY_CODE, activation_named
 from fastgan.errors import ConfigError, DtypeError
 from fastgan.ops import batch_norm_statistics, bn_act_gradient  # noqa: F401 - define their ops
 from fastgan.ops.batch_norm_formulas import (
     DTYPES,
-    activation_of_code,
     arithmetic_dtype,
     assert_close,
     check_vectors,
-    gradient_through,
     per_channel,
     without_gaps,
 )
@@ -50,7 +48,6 @@ SCHEMA = (
     "bn_act(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor invstd, "
     "bool batch_statistics, int activation, float negative_slope) -> Tensor"
 )
-_CODES = {activation.name: activation.code for activation in ACTIVATIONS.values()}
 _FLOAT64 = frozenset((torch.float64,))
 _FLOAT32 = frozenset((torch.float32,))
 #: Of the (C,) arguments, by the input's dtype; as for torch's batch_norm.
@@ -100,14 +97,15 @@ def bn_act(
         training: whether to normalise with the batch's statistics, and update the running ones.
         momentum: share of the new value in the running statistics.
         eps: added to the variance.
-        activation: "none", "relu", "leaky_relu", "tanh" or "sigmoid".
+        activation: a name of :data:`fastgan.activations.ACTIVATIONS`, such as "none", "relu",
+            "leaky_relu", "silu" or "gelu".
         negative_slope: of "leaky_relu"; of either sign.
 
     Returns:
         A new tensor of the input's shape, dtype and memory format.
 
     Raises:
-        ValueError: `activation` is none of these (a ConfigError); the input has one dimension; in
+        ValueError: `activation` is no such name (a ConfigError); the input has one dimension; in
             training, there is one value a channel.
         DtypeError: a dtype is none of the above (a TypeError).
         RuntimeError: an argument is not of shape (C,); a running statistic is missing where
@@ -125,8 +123,7 @@ def bn_act(
         >>> mean, var
         (tensor([0.2000, 0.4000]), tensor([1.1000, 1.7000]))
     """
-    if activation not in _CODES:
-        activation_named(activation)  # raises
+    code = activation_named(activation).code
     shape = input.shape
     if len(shape) < 2:
         raise ConfigError(f"bn_act: input has shape {tuple(shape)}; expected (N, C) or (N, C, ...)")
@@ -154,7 +151,6 @@ def bn_act(
             name = "running_mean" if running_mean is None else "running_var"
             raise RuntimeError(f"bn_act: {name} is None; expected a tensor where training is false")
         mean, invstd = _running_statistics(running_mean, running_var, eps, input.dtype)
-    code = _CODES[activation]
     arguments = (input, bn_weight, bn_bias, mean, invstd, training, code, negative_slope)
     if torch.compiler.is_compiling():
         output: Tensor = _op(*arguments)
@@ -276,7 +272,7 @@ def _differentiable_gradient(
     u = centred * per_channel(scale, input)
     if bias is not None:
         u = u + per_channel(bias.to(mean.dtype), input)
-    g = gradient_through(grad_output.to(mean.dtype), u, activation, negative_slope)
+    g = BY_CODE[activation].gradient_by_input(grad_output.to(mean.dtype), u, negative_slope)
     grad_bias = g.sum(dimensions)
     grad_weight = (g * xhat).sum(dimensions)
     inner = g
@@ -430,9 +426,8 @@ def check(device: torch.device | str) -> None:
         vectors = [v.to(arithmetic_dtype(dtype)).to(device) for v in (weight, bias, mean, invstd)]
         wide = [per_channel(v.double(), values) for v in (weight, bias, mean, invstd)]
         u = (values.double() - wide[2]) * wide[3] * wide[0] + wide[1]
-        for code in _CODES.values():
+        for code, activation in BY_CODE.items():
             actual = torch.ops.fastgan.bn_act(values.to(device), *vectors, False, code, 0.2)
-            activation = activation_of_code(code)
             expected = activation.forward(u, 0.2)
             assert_close("bn_act", activation.name, actual, expected, dtype)
 

@@ -19,7 +19,6 @@ from fastgan.ops.batch_norm_formulas import (
     arithmetic_dtype,
     assert_close,
     check_alike,
-    gradient_through,
     per_channel,
     without_gaps,
 )
@@ -107,9 +106,7 @@ def check(device: torch.device | str) -> None:
                     0.2,
                 )
                 xhat = (values.double() - wide_mean) * wide_invstd
-                g = gradient_through(
-                    grad.double(), xhat * wide_weight + wide_bias, activation.code, 0.2
-                )
+                g = activation.gradient_by_input(grad.double(), xhat * wide_weight + wide_bias, 0.2)
                 mean_of_g, mean_of_gx = (
                     terms.mean((0, 2, 3), keepdim=True) for terms in (g, g * xhat)
                 )

@@ -24,10 +24,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgan.activations import ACTIVATIONS
+from fastgan.activations import ACTIVATIONS, BY_CODE
 from fastgan.ops.batch_norm_formulas import (
     DTYPES,
-    activation_of_code,
     arithmetic_dtype,
     assert_close,
     check_activation,
@@ -73,7 +72,7 @@ def plain_norm_act(
     check_norm("norm_act", input, mean, scale, bias, activation)
     input = without_gaps(input)
     u = normalise(input, mean, scale, bias)
-    output = activation_of_code(activation).forward(u, negative_slope)
+    output = BY_CODE[activation].forward(u, negative_slope)
     # A copy even where nothing was done, laid out as the input.
     return torch.empty_like(input).copy_(output)
 

@@ -21,14 +21,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastgan.activations import ACTIVATIONS
+from fastgan.activations import ACTIVATIONS, BY_CODE
 from fastgan.ops.batch_norm_formulas import (
     DTYPES,
     arithmetic_dtype,
     assert_close,
     check_alike,
     check_arrays,
-    gradient_through,
     normalise,
     per_channel,
     without_gaps,
@@ -79,7 +78,7 @@ def _formula(
     negative_slope: float,
 ) -> Tensor:
     u = normalise(input, mean, scale, bias)
-    g = gradient_through(grad_output.to(mean.dtype), u, activation, negative_slope)
+    g = BY_CODE[activation].gradient_by_input(grad_output.to(mean.dtype), u, negative_slope)
     centred = input.to(mean.dtype) - per_channel(mean, input)
     result = centred * per_channel(slope, input) + per_channel(offset, input)
     return g * per_channel(scale, input) + result
@@ -112,7 +111,7 @@ def _check_values(device: torch.device | str, name: str, call: Callable[..., Ten
                 x = values.double() - per_channel(mean.double(), values)
                 wide_scale = per_channel(scale.double(), values)
                 u = x * wide_scale + per_channel(bias.double(), values)
-                g = gradient_through(grad.double(), u, activation.code, 0.2)
+                g = activation.gradient_by_input(grad.double(), u, 0.2)
                 expected = wide_scale * g + x * per_channel(slope.double(), values)
                 expected = expected + per_channel(offset.double(), values)
                 assert_close(name, activation.name, actual, expected, dtype)

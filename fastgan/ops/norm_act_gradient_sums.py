@@ -23,14 +23,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgan.activations import ACTIVATIONS
+from fastgan.activations import ACTIVATIONS, BY_CODE
 from fastgan.ops.batch_norm_formulas import (
     DTYPES,
     arithmetic_dtype,
     assert_close,
     check_alike,
     check_arrays,
-    gradient_through,
     normalise,
     per_channel,
     rows_of,
@@ -65,7 +64,7 @@ def plain_sums(
     """The op in plain PyTorch."""
     _check_arguments(grad_output, input, mean, invstd, scale, bias, activation)
     u = normalise(input, mean, scale, bias)
-    g = gradient_through(grad_output.to(mean.dtype), u, activation, negative_slope)
+    g = BY_CODE[activation].gradient_by_input(grad_output.to(mean.dtype), u, negative_slope)
     xhat = (input.to(mean.dtype) - per_channel(mean, input)) * per_channel(invstd, input)
     sums = []
     for terms in (g, g * xhat):
@@ -129,7 +128,7 @@ def check(device: torch.device | str) -> None:
                 x = values.double() - per_channel(mean.double(), values)
                 u = x * per_channel(scale.double(), values)
                 u = u + per_channel(bias.double(), values)
-                g = gradient_through(grad.double(), u, activation.code, 0.2)
+                g = activation.gradient_by_input(grad.double(), u, 0.2)
                 xhat = x * per_channel(invstd.double(), values)
                 for what, sums, terms in zip(
                     ("grad", "grad_xhat"), actual, (g, g * xhat), strict=True

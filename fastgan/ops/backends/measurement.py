@@ -185,7 +185,7 @@ class _Trial:
         if self.problem.fusion.store == "statistics":
             _ops.batch_norm_statistics(output, None, None, None, 0.1, 1e-5)
         elif self.problem.fusion.store == "activation":
-            torch.nn.functional.leaky_relu_(output, _SLOPE)
+            ACTIVATIONS[_ACTIVATION].forward_(output, _SLOPE)
 
     def _input_gradient(self, backend: Backend) -> None:
         grad = backend.input_gradient(self.stage, self._loaded_grad(), self.input, self.weight)

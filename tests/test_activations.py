@@ -207,9 +207,7 @@ def network(activation: str) -> nn.Sequential:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("activation", SMOOTH)
-def test_fused_networks_agree_with_torch(
-    activation: str, training: bool
-) -> None:
+def test_fused_networks_agree_with_torch(activation: str, training: bool) -> None:
     torch.manual_seed(0)
     plain = network(activation).double().train(training)
     fused = fuse(copy.deepcopy(plain))

@@ -320,16 +320,11 @@ struct OnCpu {
     static void run(const Tensor&, const Call& call) {
         call(OnCpu());
     }
-    void partials(FloatType type, const ChannelLayout& layout, const void* input, void* count,
-                  void* mean, void* m2) const {
-        cpu::batch_norm_partials(type, layout, input, false, count, mean, m2);
-    }
     void finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
                   const FinalizeResults& results) const {
         cpu::batch_norm_finalize(tiles, settings, tiles.is_double, results);
     }
-    // Both at once, where nobody sees what the tiles' statistics are kept in. workspace: room
-    // for as many doubles as there are of them.
+    // Of all tiles, and merged. workspace: room for as many doubles as there are statistics of tiles.
     void statistics(FloatType type, const ChannelLayout& layout, const void* input,
                     const FinalizeSettings& settings, void* workspace,
                     const FinalizeResults& results) const {
@@ -338,7 +333,7 @@ struct OnCpu {
         double* const mean = count + tiles;
         double* const m2 = mean + tiles * layout.channels;
         if (tiles > 0) {
-            cpu::batch_norm_partials(type, layout, input, true, count, mean, m2);
+            cpu::batch_norm_partials(type, layout, input, count, mean, m2);
         }
         cpu::batch_norm_finalize({true, tiles, layout.channels, count, mean, m2}, settings,
                                  type == FloatType::float64, results);
@@ -371,10 +366,6 @@ struct OnCuda {
         const torch::stable::accelerator::DeviceGuard guard(device_index);
         call(OnCuda{current_cuda_stream(device_index)});
     }
-    void partials(FloatType type, const ChannelLayout& layout, const void* input, void* count,
-                  void* mean, void* m2) const {
-        cuda::batch_norm_partials(type, layout, input, count, mean, m2, stream);
-    }
     void finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
                   const FinalizeResults& results) const {
         cuda::batch_norm_finalize(tiles, settings, results, stream);
@@ -389,7 +380,7 @@ struct OnCuda {
         char* const mean = count + tiles * bytes;
         char* const m2 = mean + tiles * layout.channels * bytes;
         if (tiles > 0) {
-            partials(type, layout, input, count, mean, m2);
+            cuda::batch_norm_partials(type, layout, input, count, mean, m2, stream);
         }
         finalize({is_double, tiles, layout.channels, count, mean, m2}, settings, results);
     }
@@ -416,26 +407,6 @@ struct OnCuda {
 #endif
 
 // --- The ops -------------------------------------------------------------------------------------
-
-template <typename Device>
-std::tuple<Tensor, Tensor, Tensor> batch_norm_partials(const Tensor& input) {
-    constexpr const char* op = "fastgan::batch_norm_partials";
-    const FloatType type = float_type(op, "input", input);
-    const Image image = image_argument(op, "input", input);
-    const std::int64_t channels = image.layout.channels;
-    const std::int64_t tiles = tile_count(image.layout.values_per_channel(), channels);
-    const std::int32_t dtype = arithmetic_dtype(type);
-    Tensor count = empty_vector(tiles, dtype, input);
-    Tensor mean = empty_matrix(tiles, channels, dtype, input);
-    Tensor m2 = empty_matrix(tiles, channels, dtype, input);
-    if (image.layout.numel() > 0) {
-        Device::run(input, [&](const Device& device) {
-            device.partials(type, image.layout, data_of(image.tensor), count.mutable_data_ptr(),
-                            mean.mutable_data_ptr(), m2.mutable_data_ptr());
-        });
-    }
-    return {count, mean, m2};
-}
 
 template <typename Device>
 std::tuple<Tensor, Tensor, Tensor> batch_norm_finalize(const Tensor& count, const Tensor& mean,
@@ -617,7 +588,7 @@ void norm_act_gradient_in_place(Tensor grad_output, const Tensor& input, const T
 // --- The same in whole calls
 // ----------------------------------------------------------------------
 
-// batch_norm_partials and batch_norm_finalize.
+// The statistics of the tiles, and batch_norm_finalize.
 template <typename Device>
 std::tuple<Tensor, Tensor, Tensor> batch_norm_statistics(const Tensor& input,
                                                          const OptionalTensor& weight,
@@ -777,7 +748,6 @@ void act_gradient_in_place(Tensor grad_output, const Tensor& kept, std::int64_t 
 }  // namespace fastgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
-    library.def("batch_norm_partials(Tensor input) -> (Tensor count, Tensor mean, Tensor m2)");
     library.def(
         "batch_norm_finalize(Tensor count, Tensor mean, Tensor m2, Tensor? weight, "
         "Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, float eps) -> "
@@ -819,7 +789,6 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
 }
 
 #define FASTGAN_IMPLEMENT_BATCH_NORM(Device)                                                     \
-    library.impl("batch_norm_partials", TORCH_BOX(&fastgan::batch_norm_partials<Device>));       \
     library.impl("batch_norm_finalize", TORCH_BOX(&fastgan::batch_norm_finalize<Device>));       \
     library.impl("norm_act", TORCH_BOX(&fastgan::norm_act<Device>));                             \
     library.impl("norm_act_gradient_sums", TORCH_BOX(&fastgan::norm_act_gradient_sums<Device>)); \

@@ -121,16 +121,42 @@ def silu_gradient(grad, x, negative_slope):
 
 
 @triton.jit
+def normal_at(x):
+    """Phi(x), and phi(x) beside it, as in csrc/math/activation.h.
+
+    Phi(-m) = exp(-m^2 / 2) P(q) / (1 + m), q = (m - 4) / (m + 4): so neither tail cancels, both
+    results share one exponential, and registers are left in the largest tiles, unlike with erf.
+    """
+    m = tl.minimum(tl.abs(x), 14.0, propagate_nan=tl.PropagateNan.ALL)
+    e = tl.exp(-0.5 * x * x)
+    inverse = 1.0 / ((m + 4.0) * (m + 1.0))
+    q = (m - 4.0) * (m + 1.0) * inverse
+    p = 9.871037e-05
+    p = 0.0007440134 + q * p
+    p = -0.00040180457 + q * p
+    p = -0.0050602183 + q * p
+    p = 0.01795976 + q * p
+    p = -0.032183874 + q * p
+    p = 0.02859851 + q * p
+    p = 0.013998616 + q * p
+    p = -0.09670343 + q * p
+    p = 0.47205323 + q * p
+    tail = e * p * ((m + 4.0) * inverse)
+    return tl.where(x < 0, tail, 1.0 - tail), 0.3989422804014327 * e
+
+
+@triton.jit
 def gelu(x, negative_slope):
-    """x (1 + erf(x / sqrt(2))) / 2."""
-    return x * (0.5 + 0.5 * tl.erf(x * 0.7071067811865476))
+    """x Phi(x)."""
+    cumulative, _ = normal_at(x)
+    return x * cumulative
 
 
 @triton.jit
 def gelu_gradient(grad, x, negative_slope):
-    """grad (Phi(x) + x phi(x)), with phi(x) = exp(-x^2 / 2) / sqrt(2 pi)."""
-    cumulative = 0.5 + 0.5 * tl.erf(x * 0.7071067811865476)
-    return grad * (cumulative + x * (0.3989422804014327 * tl.exp(-0.5 * x * x)))
+    """grad (Phi(x) + x phi(x))."""
+    cumulative, density = normal_at(x)
+    return grad * (cumulative + x * density)
 
 
 @triton.jit

@@ -15,13 +15,14 @@ With g = grad_output * z' and n values a channel::
     grad_bias = sum(g),    grad_weight = sum(g * xhat),    xhat = (x - mean) * invstd
     grad_input = weight * invstd * (g - grad_bias / n - xhat * grad_weight / n)
 
-Order of gradients supported: any. The first is :mod:`fastgan.ops.bn_act_gradient`; the second and
-further ones are autograd's, of the formulas above composed of torch's functions. Forward-mode
-derivatives and ``torch.func`` transforms raise.
+Order of gradients supported: any. The first is ``bn_act_gradient`` of
+:mod:`fastgan.ops.batch_norm`; the second and further ones are autograd's, of the formulas above
+composed of torch's functions. Forward-mode derivatives and ``torch.func`` transforms raise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -29,25 +30,12 @@ from torch import Tensor
 
 from fastgan.activations import BY_CODE, activation_named
 from fastgan.errors import ConfigError, DtypeError
-from fastgan.ops import batch_norm_statistics, bn_act_gradient  # noqa: F401 - define their ops
-from fastgan.ops.batch_norm_formulas import (
-    DTYPES,
-    arithmetic_dtype,
-    assert_close,
-    check_vectors,
-    per_channel,
-    without_gaps,
-)
-from fastgan.ops.norm_act import check_norm, plain_norm_act
-from fastgan.ops.registration import NAMESPACE, define_if_absent, register_fallback
+from fastgan.ops import batch_norm
+from fastgan.ops.batch_norm import arithmetic_dtype, check_norm, check_vectors, per_channel
+from fastgan.ops.define import define_op
 
-__all__ = ["SCHEMA", "bn_act", "check"]
+__all__ = ["bn_act"]
 
-#: As in csrc/batch_norm_ops.cpp.
-SCHEMA = (
-    "bn_act(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor invstd, "
-    "bool batch_statistics, int activation, float negative_slope) -> Tensor"
-)
 _FLOAT64 = frozenset((torch.float64,))
 _FLOAT32 = frozenset((torch.float32,))
 #: Of the (C,) arguments, by the input's dtype; as for torch's batch_norm.
@@ -255,7 +243,7 @@ def _differentiable_gradient(
     activation: int,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What :mod:`fastgan.ops.bn_act_gradient` computes, of differentiable torch functions."""
+    """What ``torch.ops.fastgan.bn_act_gradient`` computes, of differentiable torch functions."""
     x = input.to(mean.dtype)
     dimensions = [d for d in range(input.dim()) if d != 1]
     if batch_statistics:
@@ -382,7 +370,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 # --- The op ---------------------------------------------------------------------------------------
 
 
-def _plain(
+def _examples() -> Iterator[tuple[Any, ...]]:
+    return (arguments[1:] for arguments in batch_norm.bn_act_gradient_examples())
+
+
+@define_op(
+    "bn_act(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor invstd, "
+    "bool batch_statistics, int activation, float negative_slope) -> Tensor",
+    examples=_examples,
+    autograd=(_backward, _setup_context),
+)
+def _bn_act(
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -395,47 +393,9 @@ def _plain(
     check_norm("bn_act", input, mean, invstd, bias, activation)
     check_vectors("bn_act", input.shape[1], weight=weight)
     scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
-    return plain_norm_act(input, mean, scale, bias, activation, negative_slope)
+    return batch_norm.norm_act(input, mean, scale, bias, activation, negative_slope)
 
 
-def _fake(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    batch_statistics: bool,
-    activation: int,
-    negative_slope: float,
-) -> Tensor:
-    check_norm("bn_act", input, mean, invstd, bias, activation)
-    check_vectors("bn_act", input.shape[1], weight=weight)
-    return torch.empty_like(without_gaps(input))
-
-
-def check(device: torch.device | str) -> None:
-    """Runs the op on `device` and compares with its formula in float64; for ``fastgan doctor``.
-
-    Raises:
-        FastganError: a value is wrong.
-    """
-    generator = torch.Generator().manual_seed(0)
-    weight, bias, mean, invstd = torch.rand((4, 6), generator=generator)
-    for dtype in DTYPES:
-        values = torch.randn((3, 6, 5, 7), generator=generator).to(dtype)
-        vectors = [v.to(arithmetic_dtype(dtype)).to(device) for v in (weight, bias, mean, invstd)]
-        wide = [per_channel(v.double(), values) for v in (weight, bias, mean, invstd)]
-        u = (values.double() - wide[2]) * wide[3] * wide[0] + wide[1]
-        for code, activation in BY_CODE.items():
-            actual = torch.ops.fastgan.bn_act(values.to(device), *vectors, False, code, 0.2)
-            expected = activation.forward(u, 0.2)
-            assert_close("bn_act", activation.name, actual, expected, dtype)
-
-
-define_if_absent(SCHEMA)
 _op = torch.ops.fastgan.bn_act.default
 _statistics_op = torch.ops.fastgan.batch_norm_statistics.default
 _gradient_op = torch.ops.fastgan.bn_act_gradient.default
-register_fallback("bn_act", _plain)
-torch.library.register_fake(f"{NAMESPACE}::bn_act", _fake)
-torch.library.register_autograd(f"{NAMESPACE}::bn_act", _backward, setup_context=_setup_context)

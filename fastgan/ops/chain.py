@@ -50,7 +50,7 @@ from fastgan.ops.backends import (
     fusion,
     select_backend,
 )
-from fastgan.ops.batch_norm_formulas import arithmetic_dtype
+from fastgan.ops.batch_norm import arithmetic_dtype
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.memory_format import gives_channels_last, is_channels_last, laid_out
 from fastgan.ops.stages import Stage, StageTensors

@@ -22,13 +22,13 @@ def test_schemas_are_the_same_in_python_and_cpp(name: str) -> None:
 
 @pytest.mark.parametrize("name", DEFINED)
 def test_examples_pass_what_torch_asks_of_an_op(name: str) -> None:
-    """One of each dtype: the fake kernel's shapes and strides are the reference's."""
+    """One of each dtype: the fake kernel's shapes and strides are the kernel's."""
     seen: set[torch.dtype] = set()
     for arguments in DEFINED[name].examples():
         if arguments[0].dtype not in seen:
             seen.add(arguments[0].dtype)
             torch.library.opcheck(DEFINED[name].overload, arguments)
-    assert len(seen) >= 2
+    assert seen
 
 
 @pytest.mark.parametrize("name", DEFINED)
@@ -40,7 +40,8 @@ def test_a_wrong_value_is_found(name: str) -> None:
         def wrong(*args: Any) -> Any:
             result = call(*args)
             if result is None:
-                args[0].view(-1)[0] += 1
+                written = args[op.places_written[0]]
+                written[(0,) * written.dim()] += 1
                 return None
             first, *rest = (result,) if isinstance(result, Tensor) else result
             return (first + torch.nn.functional.one_hot(torch.tensor(0), first.shape[-1]), *rest)

@@ -40,12 +40,18 @@ class Op:
     Attributes:
         schema: as in ``csrc``.
         reference: the op in plain PyTorch, its checks of arguments included.
-        examples: arguments on the CPU, of every dtype that the op takes.
+        examples: arguments on the CPU, of the dtypes that the op takes.
+        units: how many units in the last place, of the largest value, the op may be off by.
+        exact: the dtype that the reference is run in for comparison.
+        scratch: arguments that are written, but aren't results.
     """
 
     schema: str
     reference: Callable[..., Any]
     examples: Callable[[], Iterable[Arguments]]
+    units: int = 32
+    exact: torch.dtype = torch.float64
+    scratch: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -64,22 +70,23 @@ class Op:
         return [place for place, argument in enumerate(arguments) if argument.is_write]
 
     def check(self, device: torch.device | str) -> None:
-        """Runs the examples on ``device`` and compares with the reference in float64.
+        """Runs the examples on ``device`` and compares with the reference in ``exact``.
 
         Raises:
             FastganError: a value is off by more than rounding.
         """
         for arguments in self.examples():
             own = [_copied(each, device, None) for each in arguments]
-            wide = [_copied(each, "cpu", torch.float64) for each in arguments]
+            wide = [_copied(each, "cpu", self.exact) for each in arguments]
             with torch.no_grad():
                 found, expected = _tensors(self.overload(*own)), _tensors(self.reference(*wide))
             for place in self.places_written:
-                found.append(own[place])
-                expected.append(wide[place])
+                if self.overload._schema.arguments[place].name not in self.scratch:
+                    found.append(own[place])
+                    expected.append(wide[place])
             for number, (actual, right) in enumerate(zip(found, expected, strict=True)):
                 size = max(1.0, float(right.abs().max())) if right.numel() else 1.0
-                tolerance = 32 * torch.finfo(actual.dtype).eps
+                tolerance = self.units * torch.finfo(actual.dtype).eps
                 close = {"rtol": tolerance, "atol": tolerance * size}
                 if not torch.allclose(actual.cpu().double(), right.double(), **close):
                     settings = [each for each in arguments if not isinstance(each, Tensor)]
@@ -97,13 +104,19 @@ def define_op(
     schema: str,
     *,
     examples: Callable[[], Iterable[Arguments]],
+    units: int = 32,
+    exact: torch.dtype = torch.float64,
+    scratch: tuple[str, ...] = (),
     autograd: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
 ) -> Callable[[Reference], Reference]:
     """Defines an op by its reference.
 
     Args:
         schema: as in ``csrc``; of writes, too.
-        examples: gives arguments on the CPU, of every dtype that the op takes.
+        examples: gives arguments on the CPU, of the dtypes that the op takes.
+        units: how many units in the last place, of the largest value, the op may be off by.
+        exact: the widest dtype that the op takes.
+        scratch: names of arguments that are written, but aren't results.
         autograd: (backward, setup_context) of ``torch.library.register_autograd``. Without it the
             op raises where autograd would have to record it.
 
@@ -112,7 +125,7 @@ def define_op(
     """
 
     def define(reference: Reference) -> Reference:
-        op = Op(schema, reference, examples)
+        op = Op(schema, reference, examples, units, exact, scratch)
         define_if_absent(schema)
         register_fallback(op.name, reference)
         torch.library.register_fake(f"{NAMESPACE}::{op.name}", reference)

@@ -9,16 +9,17 @@ import torch
 
 from fastgan import _native
 from fastgan.errors import ConfigError
-from fastgan.ops import (
+from fastgan.ops import (  # the last ones define their ops
     adam_step,
+    bn_act,  # noqa: F401
     clip,
     clip_tensors,
-    patches,
-    penalty_mix,
-    penalty_norm,
-    penalty_tangent,
+    patches,  # noqa: F401
+    penalty_mix,  # noqa: F401
+    penalty_norm,  # noqa: F401
+    penalty_tangent,  # noqa: F401
     rmsprop_step,
-    winograd,
+    winograd,  # noqa: F401
 )
 from fastgan.ops.define import DEFINED
 from fastgan.ops.registration import NAMESPACE, why_no_kernel
@@ -32,16 +33,6 @@ _CHECKS: dict[str, Callable[[torch.device | str], None]] = {
     "rmsprop_step_": rmsprop_step.check,
     "adam_step_": adam_step.check,
     **{name: op.check for name, op in DEFINED.items()},
-    "penalty_mix_": penalty_mix.check,
-    "penalty_tangent_": penalty_tangent.check,
-    "penalty_norm_forward_": penalty_norm.check_forward,
-    "penalty_norm_project_": penalty_norm.check_project,
-    "penalty_norm_curvature_": penalty_norm.check_curvature,
-    "penalty_norm_gradients_": penalty_norm.check_gradients,
-    "patch_scatter": patches.check,
-    "winograd_gather": winograd.check_gather,
-    "winograd_scatter": winograd.check_scatter,
-    "winograd_weight_gradient": winograd.check_weight_gradient,
 }
 
 

@@ -124,8 +124,11 @@ def _cases() -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
     for taps, stride in PRODUCTS:
         rows, columns = ((size + 2 - taps) // stride + 1 for size in (9, 6))
-        shapes = ((3, 64, rows, columns), (3, 32, 9, 6), (64, 32, taps, taps))
-        yield taps, stride, *(torch.randn(shape, generator=generator) for shape in shapes)
+        small, wide, weight = (
+            torch.randn(shape, generator=generator)
+            for shape in ((3, 64, rows, columns), (3, 32, 9, 6), (64, 32, taps, taps))
+        )
+        yield taps, stride, small, wide, weight
 
 
 def _gather_examples() -> Iterator[tuple[Any, ...]]:

@@ -324,7 +324,7 @@ struct OnCpu {
                   const FinalizeResults& results) const {
         cpu::batch_norm_finalize(tiles, settings, tiles.is_double, results);
     }
-    // Of all tiles, and merged. workspace: room for as many doubles as there are statistics of tiles.
+    // Of all tiles, and merged. workspace: room for as many doubles as the tiles' statistics.
     void statistics(FloatType type, const ChannelLayout& layout, const void* input,
                     const FinalizeSettings& settings, void* workspace,
                     const FinalizeResults& results) const {

@@ -18,10 +18,10 @@ cumulative function and density, i(x) = sqrt(2 / pi) (x + 0.044715 x^3) and T = 
 Sources: SiLU, Elfwing et al. 2017, arXiv 1702.03118; GELU, Hendrycks and Gimpel 2016,
 arXiv 1606.08415, in the two forms of ``torch.nn.GELU``.
 
-A backward pass keeps one tensor of each activation: the output where z' can be had from it, the
-input otherwise (SiLU and GELU aren't monotonic; a leaky ReLU with a negative slope isn't either).
-An activation that reads its input is left to the next layer's load, like a batch norm, so that the
-input is the only tensor kept.
+One tensor of each activation is kept for the backward pass: the output where z' can be computed
+from it, the input otherwise (SiLU and GELU aren't monotonic; a leaky ReLU with a negative slope
+isn't either). An activation that keeps its input is left to the next layer's load, like a batch
+norm, so that the input is the only tensor kept.
 
 A new activation is a row here, one in ``csrc/math/activation.h`` and one in
 ``fastgan/kernels/activations.py``; see CONTRIBUTING.md.
@@ -70,7 +70,7 @@ class Activation:
         gradient: (grad, kept, negative_slope, out=None) -> grad * z', where ``kept`` is what
             ``keeps_input`` says. Differentiable by autograd, unless written to ``out``, which may
             be ``grad``. Where z' is 0 or 1 the gradient is chosen, not multiplied: an infinite one
-            times 0 would be NaN.
+            times 0 would be NaN. That of a piecewise-linear row holds for the input as well.
         second_derivative: (kept, negative_slope) -> z''; None where it is zero wherever it exists.
         keeps_input: (negative_slope) -> whether z' is computed from the input; else the output.
     """
@@ -103,15 +103,13 @@ class Activation:
             >>> tanh.gradient_by_input(torch.tensor(2.0), torch.tensor(0.0), 0.0)
             tensor(2.)
         """
-        # A piecewise linear one's mask is the same by input and by output, and by input right for
-        # either sign of the slope.
         kept = input
         if not (self.piecewise_linear or self.keeps_input(negative_slope)):
             kept = self.forward(input, negative_slope)
         return self.gradient(grad, kept, negative_slope)
 
     def overwrite(self, input: Tensor, negative_slope: float) -> Tensor:
-        """The output, written over the input unless autograd will kept that.
+        """The output, written over the input unless autograd will read that.
 
         Example:
             >>> x = torch.tensor([-1.0, 2.0])

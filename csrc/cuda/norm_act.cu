@@ -123,8 +123,8 @@ __global__ void __launch_bounds__(kTileThreads)
 #pragma unroll
                 for (int v = 0; v < kVector; ++v) {
                     grads[i].elements[v] = from_arithmetic<T>(activation_gradient<kActivation>(
-                        to_arithmetic(grads[i].elements[v]), to_arithmetic(kept_values[i].elements[v]),
-                        negative_slope));
+                        to_arithmetic(grads[i].elements[v]),
+                        to_arithmetic(kept_values[i].elements[v]), negative_slope));
                 }
                 store<kVector>(result + vector * kVector, grads[i]);
             }

@@ -1,8 +1,9 @@
 // The activations, and their gradients: by the input, or by what is kept of them.
 //
 // The table of formulas is fastgan/activations.py's, with what each keeps: its output, or its input
-// where z' can't be had from the output. The comparisons are false for NaN, so that one does what it
-// does in torch: relu keeps it, and lets a gradient through where it was; leaky_relu scales both.
+// where z' can't be computed from the output. The comparisons are false for NaN, so that NaN does
+// what it does in torch: relu keeps it, and lets a gradient through where it was; leaky_relu scales
+// both.
 #pragma once
 
 #include <stdexcept>
@@ -160,10 +161,10 @@ struct Normal {
     A cumulative;
     A density;
 
-    // Without a branch or a call. Phi(-m) = exp(-m^2 / 2) P(q) / (1 + m), q = (m - 4) / (m + 4), so
-    // that neither tail cancels: the form of Shepherd and Laframboise 1981, "Chebyshev approximation
-    // of (1 + 2x) exp(x^2) erfc x", Mathematics of Computation 36, fitted anew. Beyond the last m
-    // that P is fitted to, Phi(-m) is 0.
+    // Without a branch. Phi(-m) = exp(-m^2 / 2) P(q) / (1 + m), q = (m - 4) / (m + 4), so that
+    // neither tail cancels: the form of Shepherd and Laframboise 1981, "Chebyshev approximation of
+    // (1 + 2x) exp(x^2) erfc x", Mathematics of Computation 36, fitted anew. Beyond the last m that
+    // P is fitted to, Phi(-m) is 0.
     FASTGAN_INLINE static Normal at(A x) {
         constexpr A last = sizeof(A) == sizeof(float) ? A(14) : A(39);
         const A magnitude = x < A(0) ? -x : x;
@@ -179,9 +180,9 @@ struct Normal {
 
 // --- The table -----------------------------------------------------------------------------------
 
-// An activation's row: value(u, slope) = z(u); gradient(grad, kept, slope) = grad * z', from what is
-// kept; gradient_by_input(grad, u, slope) = grad * z'(u). A: float or double. Where z' is 0 or 1 the
-// gradient is chosen, not multiplied: an infinite one times 0 would be NaN.
+// An activation's row: value(u, slope) = z(u); gradient(grad, kept, slope) = grad * z', from what
+// is kept; gradient_by_input(grad, u, slope) = grad * z'(u). A: float or double. Where z' is 0 or 1
+// the gradient is chosen, not multiplied: an infinite one times 0 would be NaN.
 //
 // Defined for each activation and not in general: one without a row doesn't compile.
 template <Activation kActivation>

@@ -18,6 +18,7 @@ import torch
 
 import fastgan
 from fastgan import functional, models
+from fastgan.activations import ACTIVATIONS
 from fastgan.ops import check_op, op_paths
 
 #: Batch, channels in, channels out, size: of one pixel, of one and three channels, of sizes that no
@@ -46,7 +47,7 @@ def run_layers(device: torch.device) -> int:
             torch.ones(channels_out, requires_grad=True, **norm),
             torch.zeros(channels_out, requires_grad=True, **norm),
         ]
-        for activation in ("none", "relu", "leaky_relu", "tanh", "sigmoid"):
+        for activation in ACTIVATIONS:
             output = function(
                 leaves[0],
                 leaves[1],

@@ -320,16 +320,11 @@ struct OnCpu {
     static void run(const Tensor&, const Call& call) {
         call(OnCpu());
     }
-    void partials(FloatType type, const ChannelLayout& layout, const void* input, void* count,
-                  void* mean, void* m2) const {
-        cpu::batch_norm_partials(type, layout, input, false, count, mean, m2);
-    }
     void finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
                   const FinalizeResults& results) const {
         cpu::batch_norm_finalize(tiles, settings, tiles.is_double, results);
     }
-    // Both at once, where nobody sees what the tiles' statistics are kept in. workspace: room
-    // for as many doubles as there are of them.
+    // Of all tiles, and merged. workspace: room for as many doubles as the tiles' statistics.
     void statistics(FloatType type, const ChannelLayout& layout, const void* input,
                     const FinalizeSettings& settings, void* workspace,
                     const FinalizeResults& results) const {
@@ -338,7 +333,7 @@ struct OnCpu {
         double* const mean = count + tiles;
         double* const m2 = mean + tiles * layout.channels;
         if (tiles > 0) {
-            cpu::batch_norm_partials(type, layout, input, true, count, mean, m2);
+            cpu::batch_norm_partials(type, layout, input, count, mean, m2);
         }
         cpu::batch_norm_finalize({true, tiles, layout.channels, count, mean, m2}, settings,
                                  type == FloatType::float64, results);
@@ -357,9 +352,9 @@ struct OnCpu {
                   const void* offset, void* result) const {
         cpu::norm_act_gradient(norm, grad, input, slope, offset, result);
     }
-    void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* output,
+    void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* kept,
                       Activation activation, double negative_slope, void* result) const {
-        cpu::act_gradient(type, count, grad, output, activation, negative_slope, result);
+        cpu::act_gradient(type, count, grad, kept, activation, negative_slope, result);
     }
 };
 
@@ -370,10 +365,6 @@ struct OnCuda {
         const std::int32_t device_index = first.get_device_index();
         const torch::stable::accelerator::DeviceGuard guard(device_index);
         call(OnCuda{current_cuda_stream(device_index)});
-    }
-    void partials(FloatType type, const ChannelLayout& layout, const void* input, void* count,
-                  void* mean, void* m2) const {
-        cuda::batch_norm_partials(type, layout, input, count, mean, m2, stream);
     }
     void finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
                   const FinalizeResults& results) const {
@@ -389,7 +380,7 @@ struct OnCuda {
         char* const mean = count + tiles * bytes;
         char* const m2 = mean + tiles * layout.channels * bytes;
         if (tiles > 0) {
-            partials(type, layout, input, count, mean, m2);
+            cuda::batch_norm_partials(type, layout, input, count, mean, m2, stream);
         }
         finalize({is_double, tiles, layout.channels, count, mean, m2}, settings, results);
     }
@@ -407,35 +398,15 @@ struct OnCuda {
                   const void* offset, void* result) const {
         cuda::norm_act_gradient(norm, grad, input, slope, offset, result, stream);
     }
-    void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* output,
+    void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* kept,
                       Activation activation, double negative_slope, void* result) const {
-        cuda::act_gradient(type, count, grad, output, activation, negative_slope, result, stream);
+        cuda::act_gradient(type, count, grad, kept, activation, negative_slope, result, stream);
     }
     void* stream;
 };
 #endif
 
 // --- The ops -------------------------------------------------------------------------------------
-
-template <typename Device>
-std::tuple<Tensor, Tensor, Tensor> batch_norm_partials(const Tensor& input) {
-    constexpr const char* op = "fastgan::batch_norm_partials";
-    const FloatType type = float_type(op, "input", input);
-    const Image image = image_argument(op, "input", input);
-    const std::int64_t channels = image.layout.channels;
-    const std::int64_t tiles = tile_count(image.layout.values_per_channel(), channels);
-    const std::int32_t dtype = arithmetic_dtype(type);
-    Tensor count = empty_vector(tiles, dtype, input);
-    Tensor mean = empty_matrix(tiles, channels, dtype, input);
-    Tensor m2 = empty_matrix(tiles, channels, dtype, input);
-    if (image.layout.numel() > 0) {
-        Device::run(input, [&](const Device& device) {
-            device.partials(type, image.layout, data_of(image.tensor), count.mutable_data_ptr(),
-                            mean.mutable_data_ptr(), m2.mutable_data_ptr());
-        });
-    }
-    return {count, mean, m2};
-}
 
 template <typename Device>
 std::tuple<Tensor, Tensor, Tensor> batch_norm_finalize(const Tensor& count, const Tensor& mean,
@@ -617,7 +588,7 @@ void norm_act_gradient_in_place(Tensor grad_output, const Tensor& input, const T
 // --- The same in whole calls
 // ----------------------------------------------------------------------
 
-// batch_norm_partials and batch_norm_finalize.
+// The statistics of the tiles, and batch_norm_finalize.
 template <typename Device>
 std::tuple<Tensor, Tensor, Tensor> batch_norm_statistics(const Tensor& input,
                                                          const OptionalTensor& weight,
@@ -722,17 +693,13 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_gradient(const Tensor& grad_output, co
 
 // Of any number of dimensions. The gradient's place in memory decides where results go.
 template <typename Device>
-void act_gradient_into(const char* op, const Tensor& grad, const Tensor& output,
+void act_gradient_into(const char* op, const Tensor& grad, const Tensor& kept,
                        std::int64_t activation, double negative_slope, Tensor& result) {
     const FloatType type = float_type(op, "grad_output", grad);
     const Activation known = activation_argument(op, activation);
-    if (known == Activation::leaky_relu && !(negative_slope >= 0)) {
-        fail(op, ": negative_slope is ", negative_slope,
-             "; expected at least 0: the derivative can't be had from the output otherwise");
-    }
     if (grad.numel() > 0) {
         Device::run(grad, [&](const Device& device) {
-            device.act_gradient(type, grad.numel(), data_of(grad), data_of(output), known,
+            device.act_gradient(type, grad.numel(), data_of(grad), data_of(kept), known,
                                 negative_slope, result.mutable_data_ptr());
         });
     }
@@ -749,27 +716,27 @@ bool is_dense(const Tensor& tensor) {
 }
 
 template <typename Device>
-Tensor act_gradient(const Tensor& grad_output, const Tensor& output, std::int64_t activation,
+Tensor act_gradient(const Tensor& grad_output, const Tensor& kept, std::int64_t activation,
                     double negative_slope) {
     constexpr const char* op = "fastgan::act_gradient";
-    const Tensor values = is_dense(output)
-                              ? output
-                              : (output.dim() < 2 ? without_stride(output) : without_gaps(output));
-    const Tensor grad = lying_as(op, "grad_output", grad_output, "output", values);
+    const Tensor values = is_dense(kept)
+                              ? kept
+                              : (kept.dim() < 2 ? without_stride(kept) : without_gaps(kept));
+    const Tensor grad = lying_as(op, "grad_output", grad_output, "kept", values);
     Tensor result = empty_as(values);
     act_gradient_into<Device>(op, grad, values, activation, negative_slope, result);
     return result;
 }
 
 template <typename Device>
-void act_gradient_in_place(Tensor grad_output, const Tensor& output, std::int64_t activation,
+void act_gradient_in_place(Tensor grad_output, const Tensor& kept, std::int64_t activation,
                            double negative_slope) {
     constexpr const char* op = "fastgan::act_gradient_";
     check_not_expanded(op, "grad_output", grad_output);
     Tensor grad = is_dense(grad_output) ? grad_output
                                         : (grad_output.dim() < 2 ? without_stride(grad_output)
                                                                  : without_gaps(grad_output));
-    const Tensor values = lying_as(op, "output", output, "grad_output", grad);
+    const Tensor values = lying_as(op, "kept", kept, "grad_output", grad);
     act_gradient_into<Device>(op, grad, values, activation, negative_slope, grad);
     if (!same_strides(grad_output, grad)) {
         torch::stable::copy_(grad_output, grad);
@@ -781,7 +748,6 @@ void act_gradient_in_place(Tensor grad_output, const Tensor& output, std::int64_
 }  // namespace fastgan
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
-    library.def("batch_norm_partials(Tensor input) -> (Tensor count, Tensor mean, Tensor m2)");
     library.def(
         "batch_norm_finalize(Tensor count, Tensor mean, Tensor m2, Tensor? weight, "
         "Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, float eps) -> "
@@ -815,15 +781,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
         "Tensor mean, Tensor invstd, bool batch_statistics, int activation, "
         "float negative_slope) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
     library.def(
-        "act_gradient(Tensor grad_output, Tensor output, int activation, float negative_slope) -> "
+        "act_gradient(Tensor grad_output, Tensor kept, int activation, float negative_slope) -> "
         "Tensor");
     library.def(
-        "act_gradient_(Tensor(a!) grad_output, Tensor output, int activation, "
+        "act_gradient_(Tensor(a!) grad_output, Tensor kept, int activation, "
         "float negative_slope) -> ()");
 }
 
 #define FASTGAN_IMPLEMENT_BATCH_NORM(Device)                                                     \
-    library.impl("batch_norm_partials", TORCH_BOX(&fastgan::batch_norm_partials<Device>));       \
     library.impl("batch_norm_finalize", TORCH_BOX(&fastgan::batch_norm_finalize<Device>));       \
     library.impl("norm_act", TORCH_BOX(&fastgan::norm_act<Device>));                             \
     library.impl("norm_act_gradient_sums", TORCH_BOX(&fastgan::norm_act_gradient_sums<Device>)); \

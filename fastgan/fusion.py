@@ -6,10 +6,15 @@ statistics of what it stores, a small step merges them, and the next convolution
 normalises and activates while it loads. These classes say which; the kernels in
 ``fastgan.kernels`` do it in registers; around other convolutions it takes passes of its own.
 
+An activation without a norm is part of the convolution's epilogue (``BiasActivation``), if its
+derivative can be computed from its output. One that needs its input (SiLU, GELU) is left to the
+next convolution's prologue, as a norm of mean 0 and scale 1: the raw result is what is kept, and
+the backward pass's ``ActivationGradient`` reads it.
+
 Tensors of shape (C,) are float32, float64 for float64 data. With z the activation, per channel:
 
     NormActivation          x  ->  z((x - mean) * scale + bias)
-    ActivationGradient      g  ->  g * z'                    z' from the activation's output
+    ActivationGradient      g  ->  g * z'                    z' from what the activation keeps
     BatchNormGradient       g  ->  scale * g + (x - mean) * slope + offset
     BiasActivation          acc -> z(acc + bias)
     Statistics              acc -> acc + bias, and (count, mean, M2) of each tile
@@ -66,15 +71,16 @@ class NormActivation:
 
 @dataclass(frozen=True)
 class ActivationGradient:
-    """Prologue of a gradient, or epilogue: times the activation's derivative at its output.
+    """Prologue of a gradient, or epilogue: times the activation's derivative.
 
     Attributes:
-        output: the activation's output, of the gradient's shape.
+        kept: the activation's output or its input, as
+            :attr:`fastgan.activations.Activation.keeps_input` says; of the gradient's shape.
         activation: a name of :data:`fastgan.activations.ACTIVATIONS`.
-        negative_slope: of "leaky_relu", at least 0.
+        negative_slope: of "leaky_relu".
     """
 
-    output: Tensor
+    kept: Tensor
     activation: str
     negative_slope: float
 

@@ -259,6 +259,19 @@ CRITICS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
         ),
         (2, 6, 8),
     ),
+    "silu-and-gelu": (
+        lambda: sequential(
+            nn.Conv2d(2, 4, 3, 2, 1),
+            nn.SiLU(inplace=True),
+            nn.Conv2d(4, 3, 3),
+            nn.GELU(),
+            nn.Flatten(),
+            nn.Linear(6, 5),
+            nn.GELU(approximate="tanh"),
+            nn.Linear(5, 1),
+        ),
+        (2, 6, 8),
+    ),
     "negative-slope": (
         lambda: sequential(nn.Flatten(), nn.Linear(6, 5), nn.LeakyReLU(-0.4), nn.Linear(5, 1)),
         (1, 2, 3),

@@ -329,12 +329,12 @@ def test_ops_compile_as_one_graph(name: str) -> None:
 
 
 PLAIN: dict[str, Callable[..., None]] = {
-    "penalty_mix_": penalty_mix._plain_mix_,
-    "penalty_tangent_": penalty_tangent._plain_tangent_,
-    "penalty_norm_forward_": penalty_norm._plain_forward_,
-    "penalty_norm_project_": penalty_norm._plain_project_,
-    "penalty_norm_curvature_": penalty_norm._plain_curvature_,
-    "penalty_norm_gradients_": penalty_norm._plain_gradients_,
+    "penalty_mix_": penalty_mix.penalty_mix_,
+    "penalty_tangent_": penalty_tangent.penalty_tangent_,
+    "penalty_norm_forward_": penalty_norm.penalty_norm_forward_,
+    "penalty_norm_project_": penalty_norm.penalty_norm_project_,
+    "penalty_norm_curvature_": penalty_norm.penalty_norm_curvature_,
+    "penalty_norm_gradients_": penalty_norm.penalty_norm_gradients_,
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -17,6 +19,9 @@ ACTIVATIONS = {
     "leaky_relu": lambda z, slope: np.where(z > 0, z, slope * z),
     "tanh": lambda z, slope: np.tanh(z),
     "sigmoid": lambda z, slope: 1 / (1 + np.exp(-z)),
+    "silu": lambda z, slope: z / (1 + np.exp(-z)),
+    "gelu": lambda z, slope: z * (1 + np.vectorize(math.erf)(z / 2**0.5)) / 2,
+    "gelu_tanh": lambda z, slope: z * (1 + np.tanh((2 / np.pi) ** 0.5 * (z + 0.044715 * z**3))) / 2,
 }
 
 
@@ -141,7 +146,7 @@ def test_everything_optional_may_be_none() -> None:
     torch.testing.assert_close(actual, expected)
 
 
-@pytest.mark.parametrize("activation", ["none", "leaky_relu", "tanh", "sigmoid"])
+@pytest.mark.parametrize("activation", ["none", "leaky_relu", "tanh", "silu", "gelu"])
 def test_gradients_of_first_and_second_order(activation: str) -> None:
     def chain(
         x: torch.Tensor, w: torch.Tensor, scale: torch.Tensor, shift: torch.Tensor

@@ -289,19 +289,19 @@ def test_opcheck() -> None:
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
-@pytest.mark.parametrize("plain", ["_plain_gather", "_plain_scatter", "_plain_weight_gradient"])
-def test_the_plain_version_agrees(plain: str, kernel: tuple[int, int]) -> None:
+@pytest.mark.parametrize("name", ["gather", "scatter", "weight_gradient"])
+def test_the_plain_version_agrees(name: str, kernel: tuple[int, int]) -> None:
     taps, stride = kernel
     rows = stride * 2 + taps - 2 + (stride - 1)  # one more than is needed, if stride allows
     case = fitting(kernel, wide=(64, rows, stride * 3 + taps - 2))
     small, wide, weight, biases = drawn(case, torch.float32)
     arguments: tuple[Any, ...] = {
-        "_plain_gather": (wide, weight, biases[0], stride, 1, 1, 3, 4),
-        "_plain_scatter": (small, weight, biases[1], stride, 1, 1, *wide.shape[2:]),
-        "_plain_weight_gradient": (small, wide, taps, stride, 1, 1),
-    }[plain]
-    found = getattr(winograd, plain)(*arguments)
-    compiled = getattr(ops, plain.replace("_plain", "winograd"))(*arguments)
+        "gather": (wide, weight, biases[0], stride, 1, 1, 3, 4),
+        "scatter": (small, weight, biases[1], stride, 1, 1, *wide.shape[2:]),
+        "weight_gradient": (small, wide, taps, stride, 1, 1),
+    }[name]
+    found = getattr(winograd, f"winograd_{name}")(*arguments)
+    compiled = getattr(ops, f"winograd_{name}")(*arguments)
     assert found.stride() == compiled.stride()
     torch.testing.assert_close(found, compiled, rtol=1e-4, atol=1e-4)
 

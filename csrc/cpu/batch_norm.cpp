@@ -115,29 +115,25 @@ void for_each_part(const ChannelLayout& layout, const ColumnsBody& columns, cons
 
 }  // namespace
 
-void batch_norm_partials(FloatType type, const ChannelLayout& layout, const void* input, bool wide,
-                         void* count, void* mean, void* m2) {
+void batch_norm_partials(FloatType type, const ChannelLayout& layout, const void* input,
+                         double* count, double* mean, double* m2) {
     const auto column_moments = FASTGAN_SELECT(column_moments);
     const auto span_moments = FASTGAN_SELECT(span_moments);
-    const std::int64_t bytes = bytes_of(type), partial_bytes = wide ? 8 : arithmetic_bytes(type);
+    const std::int64_t bytes = bytes_of(type);
     const std::int64_t channels = layout.channels;
     for_each_tile(layout, [&](std::int64_t tile, std::int64_t begin, std::int64_t values) {
-        if (partial_bytes == 8) {
-            static_cast<double*>(count)[tile] = static_cast<double>(values);
-        } else {
-            static_cast<float*>(count)[tile] = static_cast<float>(values);
-        }
-        void* const tile_mean = at(mean, tile * channels, partial_bytes);
-        void* const tile_m2 = at(m2, tile * channels, partial_bytes);
+        count[tile] = static_cast<double>(values);
+        double* const tile_mean = mean + tile * channels;
+        double* const tile_m2 = m2 + tile * channels;
         if (layout.is_columns()) {
-            column_moments(type, at(input, begin * channels, bytes), values, channels, wide,
-                           tile_mean, tile_m2);
+            column_moments(type, at(input, begin * channels, bytes), values, channels, tile_mean,
+                           tile_m2);
             return;
         }
         const ChannelSpan span{begin, values, layout.image_size, layout.image_size * channels};
         for (std::int64_t c = 0; c < channels; ++c) {
-            span_moments(type, at(input, c * layout.image_size, bytes), span, wide,
-                         at(tile_mean, c, partial_bytes), at(tile_m2, c, partial_bytes));
+            span_moments(type, at(input, c * layout.image_size, bytes), span, tile_mean + c,
+                         tile_m2 + c);
         }
     });
 }
@@ -245,12 +241,12 @@ void norm_act_gradient(const NormAct& norm, const void* grad, const void* input,
         });
 }
 
-void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* output,
+void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* kept,
                   Activation activation, double negative_slope, void* result) {
     const auto act_gradient_run = FASTGAN_SELECT(act_gradient_run);
     const std::int64_t bytes = bytes_of(type);
     parallel_for(0, count, kGrain, [&](std::int64_t begin, std::int64_t end) {
-        act_gradient_run(type, at(grad, begin, bytes), at(output, begin, bytes),
+        act_gradient_run(type, at(grad, begin, bytes), at(kept, begin, bytes),
                          at(result, begin, bytes), end - begin, activation, negative_slope);
     });
 }

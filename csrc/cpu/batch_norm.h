@@ -5,11 +5,11 @@
 
 namespace fastgan::cpu {
 
-// count: (tiles,); mean, m2: (tiles, channels), tiles = tile_count(...) of the layout. All double
-// where `wide`: means of tiles that are rounded to float would cost a variance that is small beside
-// the mean some of its digits.
-void batch_norm_partials(FloatType type, const ChannelLayout& layout, const void* input, bool wide,
-                         void* count, void* mean, void* m2);
+// count: (tiles,); mean, m2: (tiles, channels), tiles = tile_count(...) of the layout. In double:
+// means of tiles that are rounded to float would cost a variance that is small beside the mean some
+// of its digits.
+void batch_norm_partials(FloatType type, const ChannelLayout& layout, const void* input,
+                         double* count, double* mean, double* m2);
 
 // Results are double where `is_double`, whatever the tiles are.
 void batch_norm_finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
@@ -28,7 +28,7 @@ void norm_act_gradient(const NormAct& norm, const void* grad, const void* input,
                        const void* offset, void* result);
 
 // result may be grad.
-void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* output,
+void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* kept,
                   Activation activation, double negative_slope, void* result);
 
 }  // namespace fastgan::cpu

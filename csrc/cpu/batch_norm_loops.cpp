@@ -236,22 +236,9 @@ struct MomentsAdder {
     }
 };
 
-// A tile's moments, where its caller wants them.
 template <typename T>
-FASTGAN_INLINE void put(const TileMoments<double>& moments, std::int64_t c, bool wide, void* mean,
-                        void* m2) {
-    if (wide) {
-        static_cast<double*>(mean)[c] = moments.mean;
-        static_cast<double*>(m2)[c] = moments.m2;
-    } else {
-        static_cast<Arithmetic<T>*>(mean)[c] = static_cast<Arithmetic<T>>(moments.mean);
-        static_cast<Arithmetic<T>*>(m2)[c] = static_cast<Arithmetic<T>>(moments.m2);
-    }
-}
-
-template <typename T>
-void typed_column_moments(const T* values, std::int64_t rows, std::int64_t channels, bool wide,
-                          void* mean, void* m2) {
+void typed_column_moments(const T* values, std::int64_t rows, std::int64_t channels, double* mean,
+                          double* m2) {
     typename MomentsAdder<T>::Part shifts[kColumnsAtATime];
     ColumnSums<T, kColumnsAtATime> sums;
     for (std::int64_t begin = 0; begin < channels; begin += kColumnsAtATime) {
@@ -265,16 +252,17 @@ void typed_column_moments(const T* values, std::int64_t rows, std::int64_t chann
                  columns);
         sums.finish(columns);
         for (std::int64_t c = 0; c < columns; ++c) {
-            put<T>(TileMoments<double>::of_sums(shifts[c], total_of(sums.sums[c]),
-                                                total_of(sums.others[c]),
-                                                static_cast<double>(rows)),
-                   begin + c, wide, mean, m2);
+            const auto moments = TileMoments<double>::of_sums(shifts[c], total_of(sums.sums[c]),
+                                                              total_of(sums.others[c]),
+                                                              static_cast<double>(rows));
+            mean[begin + c] = moments.mean;
+            m2[begin + c] = moments.m2;
         }
     }
 }
 
 template <typename T>
-void typed_span_moments(const T* values, ChannelSpan span, bool wide, void* mean, void* m2) {
+void typed_span_moments(const T* values, ChannelSpan span, double* mean, double* m2) {
     const std::int64_t image = span.begin / span.image_size;
     const T first = values[image * span.image_stride + (span.begin - image * span.image_size)];
     const auto shift = shift_by<typename MomentsAdder<T>::Part>(to_arithmetic(first));
@@ -284,9 +272,11 @@ void typed_span_moments(const T* values, ChannelSpan span, bool wide, void* mean
     }
     ColumnSums<T, kLanes> sums;
     add_span(MomentsAdder<T>{values, shifts}, span, sums);
-    put<T>(TileMoments<double>::of_sums(shift, sum_of_lanes(sums.sums), sum_of_lanes(sums.others),
-                                        static_cast<double>(span.count)),
-           0, wide, mean, m2);
+    const auto moments =
+        TileMoments<double>::of_sums(shift, sum_of_lanes(sums.sums), sum_of_lanes(sums.others),
+                                     static_cast<double>(span.count));
+    *mean = moments.mean;
+    *m2 = moments.m2;
 }
 
 // --- Forward -------------------------------------------------------------------------------------
@@ -462,14 +452,14 @@ void typed_gradient(const void* grad, const void* input, void* result, std::int6
 }
 
 template <typename T>
-void typed_act_gradient(const T* grad, const T* output, T* result, std::int64_t count,
+void typed_act_gradient(const T* grad, const T* kept, T* result, std::int64_t count,
                         Activation activation, double negative_slope) {
     using A = Arithmetic<T>;
     with_activation(activation, [&](auto tag) {
 #pragma GCC ivdep
         for (std::int64_t i = 0; i < count; ++i) {
-            result[i] = from_arithmetic<T>(gradient_by_output<decltype(tag)::value>(
-                to_arithmetic(grad[i]), to_arithmetic(output[i]), static_cast<A>(negative_slope)));
+            result[i] = from_arithmetic<T>(activation_gradient<decltype(tag)::value>(
+                to_arithmetic(grad[i]), to_arithmetic(kept[i]), static_cast<A>(negative_slope)));
         }
     });
 }
@@ -529,18 +519,17 @@ FASTGAN_INLINE void with_type(FloatType type, const Function& function) {
 }  // namespace
 
 void column_moments(FloatType type, const void* values, std::int64_t rows, std::int64_t channels,
-                    bool wide, void* mean, void* m2) {
+                    double* mean, double* m2) {
     with_type(type, [&](auto example) {
         using T = decltype(example);
-        typed_column_moments(static_cast<const T*>(values), rows, channels, wide, mean, m2);
+        typed_column_moments(static_cast<const T*>(values), rows, channels, mean, m2);
     });
 }
 
-void span_moments(FloatType type, const void* values, ChannelSpan span, bool wide, void* mean,
-                  void* m2) {
+void span_moments(FloatType type, const void* values, ChannelSpan span, double* mean, double* m2) {
     with_type(type, [&](auto example) {
         using T = decltype(example);
-        typed_span_moments(static_cast<const T*>(values), span, wide, mean, m2);
+        typed_span_moments(static_cast<const T*>(values), span, mean, m2);
     });
 }
 
@@ -600,11 +589,11 @@ void gradient_run(FloatType type, const void* grad, const void* input, void* res
     });
 }
 
-void act_gradient_run(FloatType type, const void* grad, const void* output, void* result,
+void act_gradient_run(FloatType type, const void* grad, const void* kept, void* result,
                       std::int64_t count, Activation activation, double negative_slope) {
     with_type(type, [&](auto example) {
         using T = decltype(example);
-        typed_act_gradient(static_cast<const T*>(grad), static_cast<const T*>(output),
+        typed_act_gradient(static_cast<const T*>(grad), static_cast<const T*>(kept),
                            static_cast<T*>(result), count, activation, negative_slope);
     });
 }

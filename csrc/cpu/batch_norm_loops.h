@@ -30,14 +30,12 @@ struct NormActParameters {
     double negative_slope;
 };
 
-// Mean and M2 of each column, or of the span, into mean[0...] and m2[0...]: double where `wide`,
-// else as (C,) arguments are.
+// Mean and M2 of each column, or of the span, into mean[0...] and m2[0...].
 FASTGAN_FOR_EACH_INSTRUCTION_SET(void column_moments(FloatType type, const void* values,
                                                      std::int64_t rows, std::int64_t channels,
-                                                     bool wide, void* mean, void* m2))
+                                                     double* mean, double* m2))
 FASTGAN_FOR_EACH_INSTRUCTION_SET(void span_moments(FloatType type, const void* values,
-                                                   ChannelSpan span, bool wide, void* mean,
-                                                   void* m2))
+                                                   ChannelSpan span, double* mean, double* m2))
 
 // z((x - mean) * scale + bias). result may be input.
 FASTGAN_FOR_EACH_INSTRUCTION_SET(void norm_act_columns(FloatType type, const void* input,
@@ -66,9 +64,9 @@ FASTGAN_FOR_EACH_INSTRUCTION_SET(void gradient_run(
     FloatType type, const void* grad, const void* input, void* result, std::int64_t count,
     const NormActParameters& parameters, const void* slope, const void* offset))
 
-// grad * z', z' from the activation's output. result may be grad.
+// grad * z', z' from what is kept of the activation. result may be grad.
 FASTGAN_FOR_EACH_INSTRUCTION_SET(void act_gradient_run(FloatType type, const void* grad,
-                                                       const void* output, void* result,
+                                                       const void* kept, void* result,
                                                        std::int64_t count, Activation activation,
                                                        double negative_slope))
 

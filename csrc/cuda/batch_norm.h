@@ -29,7 +29,7 @@ void norm_act_gradient(const NormAct& norm, const void* grad, const void* input,
                        const void* offset, void* result, void* stream);
 
 // result may be grad.
-void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* output,
+void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* kept,
                   Activation activation, double negative_slope, void* result, void* stream);
 
 }  // namespace fastgan::cuda

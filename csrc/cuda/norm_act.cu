@@ -99,19 +99,19 @@ __global__ void __launch_bounds__(kTileThreads)
 // element each of the rest. result may be grad.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kTileThreads)
-    act_gradient_dense(const T* grad, const T* output, T* result, std::int64_t count,
+    act_gradient_dense(const T* grad, const T* kept, T* result, std::int64_t count,
                        Activation activation, Arithmetic<T> negative_slope) {
     const std::int64_t vectors = count / kVector;
     const std::int64_t first =
         static_cast<std::int64_t>(blockIdx.x) * (kTileThreads * kInFlight<T>)+threadIdx.x;
     Vector<T, kVector> grads[kInFlight<T>];
-    Vector<T, kVector> outputs[kInFlight<T>];
+    Vector<T, kVector> kept_values[kInFlight<T>];
 #pragma unroll
     for (int i = 0; i < kInFlight<T>; ++i) {
         const std::int64_t vector = first + i * kTileThreads;
         if (vector < vectors) {
             grads[i] = load<kVector>(grad + vector * kVector);
-            outputs[i] = load<kVector>(output + vector * kVector);
+            kept_values[i] = load<kVector>(kept + vector * kVector);
         }
     }
     with_activation(activation, [&](auto tag) {
@@ -122,17 +122,17 @@ __global__ void __launch_bounds__(kTileThreads)
             if (vector < vectors) {
 #pragma unroll
                 for (int v = 0; v < kVector; ++v) {
-                    grads[i].elements[v] = from_arithmetic<T>(gradient_by_output<kActivation>(
-                        to_arithmetic(grads[i].elements[v]), to_arithmetic(outputs[i].elements[v]),
-                        negative_slope));
+                    grads[i].elements[v] = from_arithmetic<T>(activation_gradient<kActivation>(
+                        to_arithmetic(grads[i].elements[v]),
+                        to_arithmetic(kept_values[i].elements[v]), negative_slope));
                 }
                 store<kVector>(result + vector * kVector, grads[i]);
             }
         }
         const std::int64_t rest = vectors * kVector + threadIdx.x;
         if (blockIdx.x == 0 && rest < count) {
-            result[rest] = from_arithmetic<T>(gradient_by_output<kActivation>(
-                to_arithmetic(grad[rest]), to_arithmetic(output[rest]), negative_slope));
+            result[rest] = from_arithmetic<T>(activation_gradient<kActivation>(
+                to_arithmetic(grad[rest]), to_arithmetic(kept[rest]), negative_slope));
         }
     });
 }
@@ -162,11 +162,11 @@ void norm_act(const NormAct& norm, const void* input, void* result, void* stream
         });
 }
 
-void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* output,
+void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* kept,
                   Activation activation, double negative_slope, void* result, void* stream) {
     // As one image without channels: only the memory decides about vectors.
     const ChannelLayout layout{count, kVectorBytes, 1};
-    const bool aligned = is_aligned(grad) && is_aligned(output) && is_aligned(result);
+    const bool aligned = is_aligned(grad) && is_aligned(kept) && is_aligned(result);
     with_vectors(type, layout, aligned, [&](auto example, auto vector) {
         using T = decltype(example);
         constexpr int kVector = decltype(vector)::value;
@@ -175,7 +175,7 @@ void act_gradient(FloatType type, std::int64_t count, const void* grad, const vo
         const unsigned blocks = vectors == 0 ? 1 : blocks_for(vectors, kTileThreads * kInFlight<T>);
         launch("act_gradient_dense", act_gradient_dense<T, kVector>, blocks, kTileThreads, 0,
                static_cast<cudaStream_t>(stream), static_cast<const T*>(grad),
-               static_cast<const T*>(output), static_cast<T*>(result), count, activation,
+               static_cast<const T*>(kept), static_cast<T*>(result), count, activation,
                static_cast<Arithmetic<T>>(negative_slope));
     });
 }

@@ -1,24 +1,30 @@
-// The activations, and their derivatives: by the input, or by the output where that suffices.
+// The activations, and their gradients: by the input, or by what is kept of them.
 //
-//   code  name         z(u)                    z'(u)                       z' from y = z(u)
-//   0     none         u                       1                           1
-//   1     relu         max(u, 0)               0 where u <= 0, else 1      0 where y <= 0, else 1
-//   2     leaky_relu   u > 0 ? u : s * u       u > 0 ? 1 : s               y > 0 ? 1 : s  (s >= 0)
-//   3     tanh         tanh(u)                 1 - tanh(u)^2               1 - y^2
-//   4     sigmoid      1 / (1 + exp(-u))       z(u) * (1 - z(u))           y * (1 - y)
-//
-// The table is fastgan/activations.py's. The comparisons are false for NaN, so that one does what
-// it does in torch: relu keeps it, and lets a gradient through where it was; leaky_relu scales
+// The table of formulas is fastgan/activations.py's, with what each keeps: its output, or its input
+// where z' can't be computed from the output. The comparisons are false for NaN, so that NaN does
+// what it does in torch: relu keeps it, and lets a gradient through where it was; leaky_relu scales
 // both.
 #pragma once
+
+#include <stdexcept>
 
 #include "arithmetic.h"
 
 namespace fastgan {
 
-enum class Activation { none = 0, relu = 1, leaky_relu = 2, tanh = 3, sigmoid = 4 };
+// In the order of their codes.
+#define FASTGAN_ACTIVATIONS(X) \
+    X(none) X(relu) X(leaky_relu) X(tanh) X(sigmoid) X(silu) X(gelu) X(gelu_tanh)
 
-inline constexpr int kActivations = 5;
+enum class Activation {
+#define FASTGAN_NAME(name) name,
+    FASTGAN_ACTIVATIONS(FASTGAN_NAME)
+#undef FASTGAN_NAME
+};
+
+#define FASTGAN_ONE(name) +1
+inline constexpr int kActivations = FASTGAN_ACTIVATIONS(FASTGAN_ONE);
+#undef FASTGAN_ONE
 
 // --- exp and tanh --------------------------------------------------------------------------------
 
@@ -115,7 +121,223 @@ FASTGAN_INLINE double hyperbolic_tangent(double x) {
 
 #endif
 
+// --- The normal distribution ---------------------------------------------------------------------
+
+// c + q (c1 + q (c2 + ...)).
+template <typename A>
+FASTGAN_INLINE A polynomial([[maybe_unused]] A q, A c) {
+    return c;
+}
+
+template <typename A, typename... Rest>
+FASTGAN_INLINE A polynomial(A q, A c, Rest... rest) {
+    return multiply_add(polynomial(q, rest...), q, c);
+}
+
+// P on 0 <= m <= 14, to 6e-8 of its value.
+FASTGAN_INLINE float normal_polynomial(float q) {
+    return polynomial(
+        q, 0.47205323f, -0.09670343f, 0.013998616f, 0.02859851f,
+        -0.032183874f, 0.01795976f, -0.0050602183f, -0.00040180457f,
+        0.0007440134f, 9.871037e-05f);
+}
+
+// P on 0 <= m <= 39, to 1e-16 of its value.
+FASTGAN_INLINE double normal_polynomial(double q) {
+    return polynomial(
+        q, 0.47205320650984467, -0.0967034773265256, 0.01399963472443148,
+        0.02860036405352718, -0.032197837428408475, 0.017936097480419664,
+        -0.005002378584267332, -0.00028562310835360814, 0.0006948970305874886,
+        -9.44301781652119e-05, -8.785270626823438e-05, 2.1249740404648273e-05,
+        1.3624924881461717e-05, -3.4315183435070443e-06, -2.607764425830651e-06,
+        4.0392731364622593e-07, 5.431778117877027e-07, 6.594361676139867e-10,
+        -1.0152473254280275e-07, -1.7465185918744316e-08, 1.1849977515902403e-08,
+        3.944904539399657e-09);
+}
+
+// Phi(x), and phi(x) beside it: the share of values below x, and the density there.
+template <typename A>
+struct Normal {
+    A cumulative;
+    A density;
+
+    // Without a branch. Phi(-m) = exp(-m^2 / 2) P(q) / (1 + m), q = (m - 4) / (m + 4), so that
+    // neither tail cancels: the form of Shepherd and Laframboise 1981, "Chebyshev approximation of
+    // (1 + 2x) exp(x^2) erfc x", Mathematics of Computation 36, fitted anew. Beyond the last m that
+    // P is fitted to, Phi(-m) is 0.
+    FASTGAN_INLINE static Normal at(A x) {
+        constexpr A last = sizeof(A) == sizeof(float) ? A(14) : A(39);
+        const A magnitude = x < A(0) ? -x : x;
+        const A m = magnitude > last ? last : magnitude;
+        const A e = exponential_of(A(-0.5) * x * x);
+        const A inverse = quick_quotient(A(1), (m + A(4)) * (m + A(1)));
+        const A p = normal_polynomial((m - A(4)) * (m + A(1)) * inverse);
+        const A tail = e * p * ((m + A(4)) * inverse);
+        constexpr A peak = A(0.39894228040143267794);  // 1 / sqrt(2 pi)
+        return Normal{x < A(0) ? tail : A(1) - tail, peak * e};
+    }
+};
+
 // --- The table -----------------------------------------------------------------------------------
+
+// An activation's row: value(u, slope) = z(u); gradient(grad, kept, slope) = grad * z', from what
+// is kept; gradient_by_input(grad, u, slope) = grad * z'(u). A: float or double. Where z' is 0 or 1
+// the gradient is chosen, not multiplied: an infinite one times 0 would be NaN.
+//
+// Defined for each activation and not in general: one without a row doesn't compile.
+template <Activation kActivation>
+struct Row;
+
+// Of an activation with one formula for both gradients: its input is what is kept, or the sign of
+// its output, which is its input's, is all that counts.
+template <typename Self>
+struct OneGradient {
+    template <typename A>
+    FASTGAN_INLINE static A gradient_by_input(A grad, A u, A negative_slope) {
+        return Self::gradient(grad, u, negative_slope);
+    }
+};
+
+template <>
+struct Row<Activation::none> : OneGradient<Row<Activation::none>> {
+    template <typename A>
+    FASTGAN_INLINE static A value(A u, A) {
+        return u;
+    }
+
+    template <typename A>
+    FASTGAN_INLINE static A gradient(A grad, A, A) {
+        return grad;
+    }
+};
+
+template <>
+struct Row<Activation::relu> : OneGradient<Row<Activation::relu>> {
+    template <typename A>
+    FASTGAN_INLINE static A value(A u, A) {
+        return u <= A(0) ? A(0) : u;
+    }
+
+    template <typename A>
+    FASTGAN_INLINE static A gradient(A grad, A y, A) {
+        return y <= A(0) ? A(0) : grad;
+    }
+};
+
+template <>
+struct Row<Activation::leaky_relu> : OneGradient<Row<Activation::leaky_relu>> {
+    template <typename A>
+    FASTGAN_INLINE static A value(A u, A negative_slope) {
+        return u > A(0) ? u : u * negative_slope;
+    }
+
+    template <typename A>
+    FASTGAN_INLINE static A gradient(A grad, A kept, A negative_slope) {
+        return kept > A(0) ? grad : grad * negative_slope;
+    }
+};
+
+template <>
+struct Row<Activation::tanh> {
+    template <typename A>
+    FASTGAN_INLINE static A value(A u, A) {
+        return hyperbolic_tangent(u);
+    }
+
+    template <typename A>
+    FASTGAN_INLINE static A gradient(A grad, A y, A) {
+        return grad * (A(1) - y * y);
+    }
+
+    // Without the difference from 1: q = exp(-2|u|), z' = 4 q / (1 + q)^2.
+    template <typename A>
+    FASTGAN_INLINE static A gradient_by_input(A grad, A u, A) {
+        const A downwards = u > A(0) ? -u : u;
+        const A q = exponential_of(downwards + downwards);
+        const A root = A(1) + q;
+        return grad * quick_quotient(A(4) * q, root * root);
+    }
+};
+
+template <>
+struct Row<Activation::sigmoid> {
+    template <typename A>
+    FASTGAN_INLINE static A value(A u, A) {
+        return quick_quotient(A(1), A(1) + exponential_of(-u));
+    }
+
+    template <typename A>
+    FASTGAN_INLINE static A gradient(A grad, A y, A) {
+        return grad * ((A(1) - y) * y);
+    }
+
+    // As that of tanh: q = exp(-|u|), z' = q / (1 + q)^2.
+    template <typename A>
+    FASTGAN_INLINE static A gradient_by_input(A grad, A u, A) {
+        const A q = exponential_of(u > A(0) ? -u : u);
+        const A root = A(1) + q;
+        return grad * quick_quotient(q, root * root);
+    }
+};
+
+template <>
+struct Row<Activation::silu> : OneGradient<Row<Activation::silu>> {
+    template <typename A>
+    FASTGAN_INLINE static A value(A u, A slope) {
+        return u * Row<Activation::sigmoid>::value(u, slope);
+    }
+
+    template <typename A>
+    FASTGAN_INLINE static A gradient(A grad, A u, A slope) {
+        const A sigmoid = Row<Activation::sigmoid>::value(u, slope);
+        return grad * (sigmoid * multiply_add(u, A(1) - sigmoid, A(1)));
+    }
+};
+
+template <>
+struct Row<Activation::gelu> : OneGradient<Row<Activation::gelu>> {
+    template <typename A>
+    FASTGAN_INLINE static A value(A u, A) {
+        return u * Normal<A>::at(u).cumulative;
+    }
+
+    template <typename A>
+    FASTGAN_INLINE static A gradient(A grad, A u, A) {
+        const Normal<A> normal = Normal<A>::at(u);
+        return grad * multiply_add(u, normal.density, normal.cumulative);
+    }
+};
+
+// (1 + tanh(i)) / 2 = sigmoid(2 i), which doesn't cancel below 0; i(u) = sqrt(2 / pi) (u + 0.044715
+// u^3).
+template <>
+struct Row<Activation::gelu_tanh> : OneGradient<Row<Activation::gelu_tanh>> {
+    using Sigmoid = Row<Activation::sigmoid>;
+
+    template <typename A>
+    FASTGAN_INLINE static A twice_inner(A u) {
+        return A(kTwoBeta) * multiply_add(A(kKappa) * u * u, u, u);
+    }
+
+    template <typename A>
+    FASTGAN_INLINE static A value(A u, A slope) {
+        return u * Sigmoid::value(twice_inner(u), slope);
+    }
+
+    template <typename A>
+    FASTGAN_INLINE static A gradient(A grad, A u, A slope) {
+        const A inner = twice_inner(u);
+        const A inner_slope = A(kTwoBeta) * multiply_add(A(3 * kKappa) * u, u, A(1));
+        const A bend = u * Sigmoid::gradient_by_input(inner_slope, inner, slope);
+        return grad * (Sigmoid::value(inner, slope) + bend);
+    }
+
+  private:
+    static constexpr double kTwoBeta = 1.59576912160573071176;  // 2 sqrt(2 / pi)
+    static constexpr double kKappa = 0.044715;
+};
+
+// --- By its number -------------------------------------------------------------------------------
 
 // An activation as a type, so that a generic function can have it as an argument.
 template <Activation kActivation>
@@ -124,71 +346,38 @@ struct ActivationTag {
 };
 
 // body(tag) with the tag of an activation that is known only now: one loop for each, and no choice
-// within.
+// within. Throws of a number that isn't an activation's; on a device the kernel fails.
 template <typename Body>
 FASTGAN_INLINE void with_activation(Activation activation, const Body& body) {
     switch (activation) {
-        case Activation::none:
-            return body(ActivationTag<Activation::none>());
-        case Activation::relu:
-            return body(ActivationTag<Activation::relu>());
-        case Activation::leaky_relu:
-            return body(ActivationTag<Activation::leaky_relu>());
-        case Activation::tanh:
-            return body(ActivationTag<Activation::tanh>());
-        case Activation::sigmoid:
-            return body(ActivationTag<Activation::sigmoid>());
+#define FASTGAN_CASE(name)       \
+    case Activation::name:       \
+        return body(ActivationTag<Activation::name>());
+        FASTGAN_ACTIVATIONS(FASTGAN_CASE)
+#undef FASTGAN_CASE
     }
+#if defined(__CUDA_ARCH__)
+    __trap();
+#else
+    throw std::invalid_argument("fastgan: no activation has this number");
+#endif
 }
 
-// A: float or double.
 template <Activation kActivation, typename A>
-FASTGAN_INLINE A activate(A u, [[maybe_unused]] A negative_slope) {
-    if constexpr (kActivation == Activation::relu) {
-        return u <= A(0) ? A(0) : u;
-    } else if constexpr (kActivation == Activation::leaky_relu) {
-        return u > A(0) ? u : u * negative_slope;
-    } else if constexpr (kActivation == Activation::tanh) {
-        return hyperbolic_tangent(u);
-    } else if constexpr (kActivation == Activation::sigmoid) {
-        return quick_quotient(A(1), A(1) + exponential_of(-u));
-    } else {
-        return u;
-    }
+FASTGAN_INLINE A activate(A u, A negative_slope) {
+    return Row<kActivation>::value(u, negative_slope);
 }
 
-// grad * z', from the output y. Where z' is 0 or 1 the gradient is chosen, not multiplied: an
-// infinite one times 0 would be NaN.
+// grad * z', from what is kept of the activation.
 template <Activation kActivation, typename A>
-FASTGAN_INLINE A gradient_by_output(A grad, [[maybe_unused]] A y,
-                                    [[maybe_unused]] A negative_slope) {
-    if constexpr (kActivation == Activation::relu) {
-        return y <= A(0) ? A(0) : grad;
-    } else if constexpr (kActivation == Activation::leaky_relu) {
-        return y > A(0) ? grad : grad * negative_slope;
-    } else if constexpr (kActivation == Activation::tanh) {
-        return grad * (A(1) - y * y);
-    } else if constexpr (kActivation == Activation::sigmoid) {
-        return grad * ((A(1) - y) * y);
-    } else {
-        return grad;
-    }
+FASTGAN_INLINE A activation_gradient(A grad, A kept, A negative_slope) {
+    return Row<kActivation>::gradient(grad, kept, negative_slope);
 }
 
-// grad * z', from the input u. Those of tanh and sigmoid by exp, without the difference from 1 that
-// the outputs' formulas have: q = exp(-2|u|) or exp(-|u|), z' = 4 q / (1 + q)^2 or q / (1 + q)^2.
+// grad * z'(u).
 template <Activation kActivation, typename A>
 FASTGAN_INLINE A gradient_by_input(A grad, A u, A negative_slope) {
-    if constexpr (kActivation == Activation::tanh || kActivation == Activation::sigmoid) {
-        constexpr bool is_tanh = kActivation == Activation::tanh;
-        const A downwards = u > A(0) ? -u : u;
-        const A q = exponential_of(is_tanh ? downwards + downwards : downwards);
-        const A root = A(1) + q;
-        return grad * quick_quotient(is_tanh ? A(4) * q : q, root * root);
-    } else {
-        // Their tables by input and by output are the same, for either sign of the slope.
-        return gradient_by_output<kActivation>(grad, u, negative_slope);
-    }
+    return Row<kActivation>::gradient_by_input(grad, u, negative_slope);
 }
 
 }  // namespace fastgan

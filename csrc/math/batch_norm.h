@@ -30,7 +30,7 @@ namespace fastgan {
 // --- Tiles ---------------------------------------------------------------------------------------
 
 // How many of a channel's values a tile holds (the last may hold fewer). As in
-// fastgan/ops/batch_norm_partials.py, which has to know the shapes of results.
+// fastgan/ops/batch_norm.py, which has to know the shapes of results.
 //
 // 16384 values of all channels together keep a processor's first-level cache busy and a GPU's
 // multiprocessor too; at least 64 of one channel make the tile's own results few beside what was

@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 
+from fastgan.activations import ACTIVATIONS
+
 __all__ = ["OTHER", "PARTS", "PYTHON", "Counts", "count"]
 
 # The profiler's library announces every start and stop on stderr otherwise.
@@ -32,8 +34,8 @@ PARTS: Mapping[str, re.Pattern[str]] = {
         r"Optimizer\.|_step_|_fused_(adam|sgd)|_foreach_|clip_|clip_tensors|multi_tensor"
     ),
     "normalisation and activation": re.compile(
-        r"(batch|group|layer|instance)_?norm|norm_act|act_gradient|relu|tanh|sigmoid|threshold"
-        r"|softplus|logsigmoid",
+        r"(batch|group|layer|instance)_?norm|norm_act|act_gradient|threshold|softplus|logsigmoid|"
+        + "|".join(row.name for row in ACTIVATIONS.values() if row.op is not None),
         re.IGNORECASE,
     ),
     "convolutions": re.compile(

@@ -1,10 +1,10 @@
-"""The activations of :mod:`fastgan.activations` in Triton: the function, and a gradient through it.
+"""The activations of :mod:`fastgan.activations` in Triton: the function, and gradients through it.
 
 Each is a function of float32 values and of the negative slope. A gradient comes in two forms: by
-the activation's output, as a gradient's prologue has it, and by its input, as the epilogue that
-recomputes the normalised value has it. Where a ReLU's is masked it is replaced by 0, not
-multiplied: an infinite one would become NaN. Formulas, and what NaN does, are those of the table
-there.
+what the table there says is kept of the activation (its output or its input), as a gradient's
+prologue and a convolution's epilogue have it, and by its input, as the epilogue that recomputes the
+normalised value has it. Where a ReLU's is masked it is replaced by 0, not multiplied: an infinite
+one would become NaN. What NaN does is as in that table.
 """
 
 # mypy: ignore-errors
@@ -12,10 +12,12 @@ there.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
-__all__ = ["FORWARD", "GRADIENT_BY_INPUT", "GRADIENT_BY_OUTPUT"]
+__all__ = ["FUNCTIONS", "Functions"]
 
 
 @triton.jit
@@ -105,25 +107,97 @@ def sigmoid_gradient_by_input(grad, x, negative_slope):
     return sigmoid_gradient(grad, sigmoid(x, negative_slope), negative_slope)
 
 
+@triton.jit
+def silu(x, negative_slope):
+    """x sigmoid(x)."""
+    return x / (1.0 + tl.exp(-x))
+
+
+@triton.jit
+def silu_gradient(grad, x, negative_slope):
+    """grad S (1 + x (1 - S)), S = sigmoid(x)."""
+    s = sigmoid(x, negative_slope)
+    return grad * (s * (1.0 + x * (1.0 - s)))
+
+
+@triton.jit
+def normal_at(x):
+    """Phi(x), and phi(x) beside it, as in csrc/math/activation.h.
+
+    Phi(-m) = exp(-m^2 / 2) P(q) / (1 + m), q = (m - 4) / (m + 4): so neither tail cancels, both
+    results share one exponential, and registers are left in the largest tiles, unlike with erf.
+    """
+    m = tl.minimum(tl.abs(x), 14.0, propagate_nan=tl.PropagateNan.ALL)
+    e = tl.exp(-0.5 * x * x)
+    inverse = 1.0 / ((m + 4.0) * (m + 1.0))
+    q = (m - 4.0) * (m + 1.0) * inverse
+    p = 9.871037e-05
+    p = 0.0007440134 + q * p
+    p = -0.00040180457 + q * p
+    p = -0.0050602183 + q * p
+    p = 0.01795976 + q * p
+    p = -0.032183874 + q * p
+    p = 0.02859851 + q * p
+    p = 0.013998616 + q * p
+    p = -0.09670343 + q * p
+    p = 0.47205323 + q * p
+    tail = e * p * ((m + 4.0) * inverse)
+    return tl.where(x < 0, tail, 1.0 - tail), 0.3989422804014327 * e
+
+
+@triton.jit
+def gelu(x, negative_slope):
+    """x Phi(x)."""
+    cumulative, _ = normal_at(x)
+    return x * cumulative
+
+
+@triton.jit
+def gelu_gradient(grad, x, negative_slope):
+    """grad (Phi(x) + x phi(x))."""
+    cumulative, density = normal_at(x)
+    return grad * (cumulative + x * density)
+
+
+@triton.jit
+def gelu_tanh(x, negative_slope):
+    """x (1 + tanh(i)) / 2 = x sigmoid(2 i), with i = sqrt(2 / pi) (x + 0.044715 x^3)."""
+    return x * sigmoid(1.5957691216057308 * (x + 0.044715 * (x * x * x)), negative_slope)
+
+
+@triton.jit
+def gelu_tanh_gradient(grad, x, negative_slope):
+    """grad (S + 2 x S (1 - S) i'), S = sigmoid(2 i)."""
+    s = sigmoid(1.5957691216057308 * (x + 0.044715 * (x * x * x)), negative_slope)
+    slope = 1.5957691216057308 * (1.0 + 0.134145 * (x * x))
+    return grad * (s + x * ((s * (1.0 - s)) * slope))
+
+
+class Functions(NamedTuple):
+    """A row of the table.
+
+    Attributes:
+        forward: (x, negative_slope) -> z(x).
+        gradient: (grad, kept, negative_slope) -> grad * z', with ``kept`` as
+            :attr:`fastgan.activations.Activation.keeps_input` says.
+        gradient_by_input: (grad, x, negative_slope) -> grad * z'(x).
+    """
+
+    forward: Any
+    gradient: Any
+    gradient_by_input: Any
+
+
 #: By the names of :data:`fastgan.activations.ACTIVATIONS`.
-FORWARD = {
-    "none": none,
-    "relu": relu,
-    "leaky_relu": leaky_relu,
-    "tanh": tanh,
-    "sigmoid": sigmoid,
-}
-GRADIENT_BY_OUTPUT = {
-    "none": none_gradient,
-    "relu": relu_gradient,
-    "leaky_relu": leaky_relu_gradient,
-    "tanh": tanh_gradient,
-    "sigmoid": sigmoid_gradient,
-}
-#: A ReLU's output has the sign of its input; a leaky one's too, unless the slope is negative, and
-#: then the input is what counts.
-GRADIENT_BY_INPUT = {
-    **GRADIENT_BY_OUTPUT,
-    "tanh": tanh_gradient_by_input,
-    "sigmoid": sigmoid_gradient_by_input,
+FUNCTIONS = {
+    "none": Functions(none, none_gradient, none_gradient),
+    "relu": Functions(relu, relu_gradient, relu_gradient),
+    # A leaky ReLU's output has the sign of its input unless the slope is negative; then the input
+    # is kept.
+    "leaky_relu": Functions(leaky_relu, leaky_relu_gradient, leaky_relu_gradient),
+    "tanh": Functions(tanh, tanh_gradient, tanh_gradient_by_input),
+    "sigmoid": Functions(sigmoid, sigmoid_gradient, sigmoid_gradient_by_input),
+    "silu": Functions(silu, silu_gradient, silu_gradient),
+    "gelu": Functions(gelu, gelu_gradient, gelu_gradient),
+    "gelu_tanh": Functions(gelu_tanh, gelu_tanh_gradient, gelu_tanh_gradient),
 }

@@ -182,7 +182,7 @@ def _load(tensor: Tensor, prologue: NormActivation | GradPrologue | None) -> _Lo
         slope, offset = prologue.slope, prologue.offset
     else:
         operation = ("activation_gradient", prologue.activation, float(prologue.negative_slope))
-        other = prologue.output
+        other = prologue.kept
     strides = _strides(tensor)
     if other is not None:
         _check_same("the prologue's tensor", other, tensor)
@@ -285,7 +285,7 @@ def _convolve(
         scale, invstd = norm.scale, epilogue.invstd
     else:
         operation = ("activation_gradient", epilogue.activation, float(epilogue.negative_slope))
-        other, bias = epilogue.output, None
+        other, bias = epilogue.kept, None
     if other is not None:
         _check_same("the epilogue's tensor", other, output)
         other = other.contiguous(memory_format=torch.channels_last)
@@ -358,7 +358,7 @@ def forward(
         prologue: of the input; None leaves it as it is.
         epilogue: of the output; None is ``BiasActivation()``, which leaves it as it is. With
             ``ActivationGradient`` a tangent goes through the layer: J of convolution and activation
-            at a point, of which the activation's output tells the mask.
+            at a point, of which what the activation keeps tells the derivative.
         out: where to write the output, channels-last; it may be the epilogue's own tensor, but not
             share memory with ``input`` or ``weight``. None makes a new tensor.
 

@@ -44,10 +44,10 @@ def bias_activation(accumulator, other, bias, mean, scale, negative_slope, FUNCT
 
 @triton.jit
 def activation_gradient(
-    accumulator, output, bias, mean, scale, negative_slope, FUNCTION: tl.constexpr
+    accumulator, kept, bias, mean, scale, negative_slope, FUNCTION: tl.constexpr
 ):
-    """accumulator z', by the activation's output."""
-    return FUNCTION(accumulator, output, negative_slope)
+    """accumulator z', by what the activation keeps."""
+    return FUNCTION(accumulator, kept, negative_slope)
 
 
 @triton.jit

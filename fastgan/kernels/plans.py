@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import triton.language as tl
@@ -31,25 +31,21 @@ Pair = tuple[int, int]
 #: Of a tensor of four dimensions.
 Four = tuple[int, int, int, int]
 
-#: By name: the Triton function, and the table that its activation is looked up in.
-PROLOGUES = {
-    None: (None, None),
-    "norm_activation": (prologues.norm_activation, activations.FORWARD),
-    "activation_gradient": (prologues.activation_gradient, activations.GRADIENT_BY_OUTPUT),
-    "batch_norm_gradient": (prologues.batch_norm_gradient, activations.FORWARD),
+#: By name: the Triton function, and which of its activation's functions it is given.
+PROLOGUES: dict[str | None, tuple[Any, str]] = {
+    None: (None, ""),
+    "norm_activation": (prologues.norm_activation, "forward"),
+    "activation_gradient": (prologues.activation_gradient, "gradient"),
+    "batch_norm_gradient": (prologues.batch_norm_gradient, "forward"),
 }
 #: The same, and the reduction.
-EPILOGUES = {
-    "bias_activation": (epilogues.bias_activation, activations.FORWARD, None),
-    "statistics": (epilogues.bias_activation, activations.FORWARD, epilogues.statistics),
-    "activation_gradient": (
-        epilogues.activation_gradient,
-        activations.GRADIENT_BY_OUTPUT,
-        None,
-    ),
+EPILOGUES: dict[str | None, tuple[Any, str, Any]] = {
+    "bias_activation": (epilogues.bias_activation, "forward", None),
+    "statistics": (epilogues.bias_activation, "forward", epilogues.statistics),
+    "activation_gradient": (epilogues.activation_gradient, "gradient", None),
     "norm_activation_gradient": (
         epilogues.norm_activation_gradient,
-        activations.GRADIENT_BY_INPUT,
+        "gradient_by_input",
         epilogues.gradient_sums,
     ),
 }
@@ -67,6 +63,12 @@ class Operation(NamedTuple):
     name: str | None
     activation: str
     negative_slope: float
+
+
+def _functions(operation: Operation) -> tuple[Any, Any]:
+    """A prologue, and its activation or the gradient through it."""
+    load, which = PROLOGUES[operation.name]
+    return load, getattr(activations.FUNCTIONS[operation.activation], which) if which else None
 
 
 class ConvolutionPlan(NamedTuple):
@@ -146,8 +148,7 @@ def plan_convolution(
     tiles_n = -(-out_channels // tile.block_n)
     tiles = tiles_m * phases[0] * phases[1]
     stride_n, stride_c, stride_h, stride_w = input_strides
-    load, input_table = PROLOGUES[prologue.name]
-    store, output_table, reduction = EPILOGUES[str(epilogue.name)]
+    store, output_function, reduction = EPILOGUES[epilogue.name]
     arguments = (
         prologue.negative_slope,
         epilogue.negative_slope,
@@ -171,10 +172,9 @@ def plan_convolution(
         tiles_m,
         tiles_n,
         index_maps.scatter_axis if scatter else index_maps.gather_axis,
-        load,
-        None if input_table is None else input_table[prologue.activation],
+        *_functions(prologue),
         store,
-        output_table[epilogue.activation],
+        getattr(activations.FUNCTIONS[epilogue.activation], output_function),
         reduction,
         _stays_in_one_tap(in_channels, tile.block_k),
         _position_type(problem.rows),
@@ -225,8 +225,6 @@ def plan_weight_gradient(
     # Rounding up may have left the last splits without a step.
     splits = -(-steps // steps_per_split)
     elements = paired_channels * gathered_channels * taps
-    paired_load, paired_table = PROLOGUES[paired_prologue.name]
-    gathered_load, gathered_table = PROLOGUES[gathered_prologue.name]
     arguments = (
         paired_prologue.negative_slope,
         gathered_prologue.negative_slope,
@@ -243,10 +241,8 @@ def plan_weight_gradient(
         steps_per_split,
         tiles_m,
         tiles_n,
-        paired_load,
-        None if paired_table is None else paired_table[paired_prologue.activation],
-        gathered_load,
-        None if gathered_table is None else gathered_table[gathered_prologue.activation],
+        *_functions(paired_prologue),
+        *_functions(gathered_prologue),
         one_tap,
         _position_type(positions),
         precision,
@@ -270,7 +266,6 @@ def plan_channel_sums(
     steps = -(-positions // tile.block_m)
     steps_per_split = -(-steps // splits_of(tiles_n, steps, capability))
     splits = -(-steps // steps_per_split)
-    load, table = PROLOGUES[prologue.name]
     arguments = (
         prologue.negative_slope,
         batch,
@@ -279,8 +274,7 @@ def plan_channel_sums(
         *(strides[dimension] for dimension in (0, 2, 3, 1)),
         steps_per_split,
         tiles_n,
-        load,
-        None if table is None else table[prologue.activation],
+        *_functions(prologue),
         _position_type(positions),
         tile.block_m,
         tile.block_n,

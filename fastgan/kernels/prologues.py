@@ -38,10 +38,10 @@ def norm_activation(
 
 @triton.jit
 def activation_gradient(
-    g, output, mean, scale, bias, slope, offset, negative_slope, FUNCTION: tl.constexpr
+    g, kept, mean, scale, bias, slope, offset, negative_slope, FUNCTION: tl.constexpr
 ):
-    """g z', by the activation's output."""
-    return FUNCTION(g, output, negative_slope)
+    """g z', by what the activation keeps."""
+    return FUNCTION(g, kept, negative_slope)
 
 
 @triton.jit

@@ -39,14 +39,13 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from fastgan import kernels, recording
-from fastgan.activations import ACTIVATIONS
+from fastgan.activations import ACTIVATIONS, BY_FUNCTION, activation_call
 from fastgan.fallback import warn_once
 from fastgan.ops import op_path
 from fastgan.ops.backends import ATEN, Pass, describe_layer
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.chain import (
     Chain,
-    activated_in_place,
     chosen,
     rearranged,
     run_chain,
@@ -528,22 +527,20 @@ class Recorder(TorchFunctionMode):
             return "nothing before it waits"
         if _top_hooks(True) is not None:
             return _HOOKED
-        try:
-            input, negative_slope, inplace = _ARGUMENTS[name](*args, **kwargs)
-        except TypeError:
+        called = activation_call(func, args, kwargs)
+        if called is None:
             return _REFUSED
-        if not negative_slope >= 0:
-            return "its negative_slope is below 0"
+        activation, input, negative_slope, inplace = called
         inplace = inplace or func in _IN_PLACE
         tensor: Tensor = input
         op = _Op(
             "activation",
             name,
             source,
-            lambda input: ACTIVATIONS[name].forward(input, negative_slope),
+            lambda input: activation.forward(input, negative_slope),
             _state(input.device),
             (),
-            settings=(name, negative_slope),
+            settings=(activation.name, negative_slope),
         )
         if inplace:
             op.layer, op.shape = self.layer(), input.shape
@@ -661,7 +658,8 @@ class Recorder(TorchFunctionMode):
                 )
             if op.kind == "activation" and number > 0:
                 self.say(op, "aten", f"in place, on the result of {unit[number - 1].layer!r}")
-                value = activated_in_place(value, *op.settings)
+                name, negative_slope = op.settings
+                value = ACTIVATIONS[name].overwrite(value, negative_slope)
             else:
                 self.say(op, "aten", _TORCHS)
                 value = op.call(value)
@@ -738,6 +736,8 @@ class Recorder(TorchFunctionMode):
                     beside = op.layer
                 elif stage.norm or path == "triton":
                     reason = f"together with {beside!r}"
+                elif ACTIVATIONS[stage.activation].keeps_input(stage.negative_slope):
+                    by, reason = op_path("norm_act", device.type).path, "left to the next layer"
                 else:
                     by, reason = "aten", f"in place, on the result of {beside!r}"
                 self.say(op, by, reason)
@@ -863,12 +863,6 @@ _ARGUMENTS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "conv_transpose2d": _conv_transpose2d,
     "linear": lambda input, weight, bias=None: (input, weight, bias),
     "batch_norm": _batch_norm,
-    "leaky_relu": lambda input, negative_slope=0.01, inplace=False: (
-        (input, negative_slope, inplace)
-    ),
-    "relu": lambda input, inplace=False: (input, 0.0, inplace),
-    "tanh": lambda input: (input, 0.0, False),
-    "sigmoid": lambda input: (input, 0.0, False),
 }
 
 #: Each function that is recorded: by what method, and its name among ``_ARGUMENTS``.
@@ -879,16 +873,7 @@ _RECORDED: dict[Any, tuple[Any, str]] = {
     torch.conv_transpose2d: (Recorder.convolution, "conv_transpose2d"),
     F.linear: (Recorder.convolution, "linear"),
     F.batch_norm: (Recorder.norm, "batch_norm"),
-    F.leaky_relu: (Recorder.activation, "leaky_relu"),
-    F.leaky_relu_: (Recorder.activation, "leaky_relu"),
-    F.relu: (Recorder.activation, "relu"),
-    F.relu_: (Recorder.activation, "relu"),
-    **{
-        function: (Recorder.activation, name)
-        for name in ("relu", "tanh", "sigmoid")
-        for home in (torch, Tensor)
-        for function in (getattr(home, name), getattr(home, name + "_"))
-    },
+    **{function: (Recorder.activation, rows[0].name) for function, rows in BY_FUNCTION.items()},
 }
 
 _IN_PLACE = frozenset(func for func in _RECORDED if func.__name__.endswith("_"))

@@ -15,42 +15,27 @@ With g = grad_output * z' and n values a channel::
     grad_bias = sum(g),    grad_weight = sum(g * xhat),    xhat = (x - mean) * invstd
     grad_input = weight * invstd * (g - grad_bias / n - xhat * grad_weight / n)
 
-Order of gradients supported: any. The first is :mod:`fastgan.ops.bn_act_gradient`; the second and
-further ones are autograd's, of the formulas above composed of torch's functions. Forward-mode
-derivatives and ``torch.func`` transforms raise.
+Order of gradients supported: any. The first is ``bn_act_gradient`` of
+:mod:`fastgan.ops.batch_norm`; the second and further ones are autograd's, of the formulas above
+composed of torch's functions. Forward-mode derivatives and ``torch.func`` transforms raise.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgan.activations import ACTIVATIONS, activation_named
+from fastgan.activations import BY_CODE, activation_named
 from fastgan.errors import ConfigError, DtypeError
-from fastgan.ops import batch_norm_statistics, bn_act_gradient  # noqa: F401 - define their ops
-from fastgan.ops.batch_norm_formulas import (
-    DTYPES,
-    activation_of_code,
-    arithmetic_dtype,
-    assert_close,
-    check_vectors,
-    gradient_through,
-    per_channel,
-    without_gaps,
-)
-from fastgan.ops.norm_act import check_norm, plain_norm_act
-from fastgan.ops.registration import NAMESPACE, define_if_absent, register_fallback
+from fastgan.ops import batch_norm
+from fastgan.ops.batch_norm import arithmetic_dtype, check_norm, check_vectors, per_channel
+from fastgan.ops.define import define_op
 
-__all__ = ["SCHEMA", "bn_act", "check"]
+__all__ = ["bn_act"]
 
-#: As in csrc/batch_norm_ops.cpp.
-SCHEMA = (
-    "bn_act(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor invstd, "
-    "bool batch_statistics, int activation, float negative_slope) -> Tensor"
-)
-_CODES = {activation.name: activation.code for activation in ACTIVATIONS.values()}
 _FLOAT64 = frozenset((torch.float64,))
 _FLOAT32 = frozenset((torch.float32,))
 #: Of the (C,) arguments, by the input's dtype; as for torch's batch_norm.
@@ -100,14 +85,15 @@ def bn_act(
         training: whether to normalise with the batch's statistics, and update the running ones.
         momentum: share of the new value in the running statistics.
         eps: added to the variance.
-        activation: "none", "relu", "leaky_relu", "tanh" or "sigmoid".
+        activation: a name of :data:`fastgan.activations.ACTIVATIONS`, such as "none", "relu",
+            "leaky_relu", "silu" or "gelu".
         negative_slope: of "leaky_relu"; of either sign.
 
     Returns:
         A new tensor of the input's shape, dtype and memory format.
 
     Raises:
-        ValueError: `activation` is none of these (a ConfigError); the input has one dimension; in
+        ValueError: `activation` is no such name (a ConfigError); the input has one dimension; in
             training, there is one value a channel.
         DtypeError: a dtype is none of the above (a TypeError).
         RuntimeError: an argument is not of shape (C,); a running statistic is missing where
@@ -125,8 +111,7 @@ def bn_act(
         >>> mean, var
         (tensor([0.2000, 0.4000]), tensor([1.1000, 1.7000]))
     """
-    if activation not in _CODES:
-        activation_named(activation)  # raises
+    code = activation_named(activation).code
     shape = input.shape
     if len(shape) < 2:
         raise ConfigError(f"bn_act: input has shape {tuple(shape)}; expected (N, C) or (N, C, ...)")
@@ -154,7 +139,6 @@ def bn_act(
             name = "running_mean" if running_mean is None else "running_var"
             raise RuntimeError(f"bn_act: {name} is None; expected a tensor where training is false")
         mean, invstd = _running_statistics(running_mean, running_var, eps, input.dtype)
-    code = _CODES[activation]
     arguments = (input, bn_weight, bn_bias, mean, invstd, training, code, negative_slope)
     if torch.compiler.is_compiling():
         output: Tensor = _op(*arguments)
@@ -259,7 +243,7 @@ def _differentiable_gradient(
     activation: int,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What :mod:`fastgan.ops.bn_act_gradient` computes, of differentiable torch functions."""
+    """What ``torch.ops.fastgan.bn_act_gradient`` computes, of differentiable torch functions."""
     x = input.to(mean.dtype)
     dimensions = [d for d in range(input.dim()) if d != 1]
     if batch_statistics:
@@ -276,7 +260,7 @@ def _differentiable_gradient(
     u = centred * per_channel(scale, input)
     if bias is not None:
         u = u + per_channel(bias.to(mean.dtype), input)
-    g = gradient_through(grad_output.to(mean.dtype), u, activation, negative_slope)
+    g = BY_CODE[activation].gradient_by_input(grad_output.to(mean.dtype), u, negative_slope)
     grad_bias = g.sum(dimensions)
     grad_weight = (g * xhat).sum(dimensions)
     inner = g
@@ -386,7 +370,17 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 # --- The op ---------------------------------------------------------------------------------------
 
 
-def _plain(
+def _examples() -> Iterator[tuple[Any, ...]]:
+    return (arguments[1:] for arguments in batch_norm.bn_act_gradient_examples())
+
+
+@define_op(
+    "bn_act(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor invstd, "
+    "bool batch_statistics, int activation, float negative_slope) -> Tensor",
+    examples=_examples,
+    autograd=(_backward, _setup_context),
+)
+def _bn_act(
     input: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
@@ -399,48 +393,9 @@ def _plain(
     check_norm("bn_act", input, mean, invstd, bias, activation)
     check_vectors("bn_act", input.shape[1], weight=weight)
     scale = invstd if weight is None else invstd * weight.to(invstd.dtype)
-    return plain_norm_act(input, mean, scale, bias, activation, negative_slope)
+    return batch_norm.norm_act(input, mean, scale, bias, activation, negative_slope)
 
 
-def _fake(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    invstd: Tensor,
-    batch_statistics: bool,
-    activation: int,
-    negative_slope: float,
-) -> Tensor:
-    check_norm("bn_act", input, mean, invstd, bias, activation)
-    check_vectors("bn_act", input.shape[1], weight=weight)
-    return torch.empty_like(without_gaps(input))
-
-
-def check(device: torch.device | str) -> None:
-    """Runs the op on `device` and compares with its formula in float64; for ``fastgan doctor``.
-
-    Raises:
-        FastganError: a value is wrong.
-    """
-    generator = torch.Generator().manual_seed(0)
-    weight, bias, mean, invstd = torch.rand((4, 6), generator=generator)
-    for dtype in DTYPES:
-        values = torch.randn((3, 6, 5, 7), generator=generator).to(dtype)
-        vectors = [v.to(arithmetic_dtype(dtype)).to(device) for v in (weight, bias, mean, invstd)]
-        wide = [per_channel(v.double(), values) for v in (weight, bias, mean, invstd)]
-        u = (values.double() - wide[2]) * wide[3] * wide[0] + wide[1]
-        for code in _CODES.values():
-            actual = torch.ops.fastgan.bn_act(values.to(device), *vectors, False, code, 0.2)
-            activation = activation_of_code(code)
-            expected = activation.forward(u, 0.2)
-            assert_close("bn_act", activation.name, actual, expected, dtype)
-
-
-define_if_absent(SCHEMA)
 _op = torch.ops.fastgan.bn_act.default
 _statistics_op = torch.ops.fastgan.batch_norm_statistics.default
 _gradient_op = torch.ops.fastgan.bn_act_gradient.default
-register_fallback("bn_act", _plain)
-torch.library.register_fake(f"{NAMESPACE}::bn_act", _fake)
-torch.library.register_autograd(f"{NAMESPACE}::bn_act", _backward, setup_context=_setup_context)

@@ -26,10 +26,9 @@ from dataclasses import dataclass, replace
 from typing import Any, overload
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from fastgan.activations import ACTIVATIONS
+from fastgan.activations import ACTIVATIONS, activation_named
 from fastgan.fusion import (
     ActivationGradient,
     BatchNormGradient,
@@ -51,13 +50,13 @@ from fastgan.ops.backends import (
     fusion,
     select_backend,
 )
+from fastgan.ops.batch_norm import arithmetic_dtype
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.memory_format import gives_channels_last, is_channels_last, laid_out
 from fastgan.ops.stages import Stage, StageTensors
 
 __all__ = [
     "Chain",
-    "activated_in_place",
     "chosen",
     "rearranged",
     "run_chain",
@@ -88,7 +87,9 @@ class Chain:
 class _Kept:
     """What the forward pass keeps of a stage: its raw result and norm, or its finished result.
 
-    And its weight as it was cast for autocast, if it was, and whether Triton's kernels made it.
+    And its weight as it was cast for autocast, if it was, and whether Triton's kernels made it. An
+    activation that keeps its input, without a norm, has one of mean 0 and scale 1 in ``norm``, and
+    no ``invstd``.
     """
 
     value: Tensor
@@ -346,9 +347,11 @@ def _stage_forward(
     tensors: StageTensors,
 ) -> _Kept:
     weight, bias = _placed(stage, input, tensors.weight, dtype), _cast(tensors.bias, dtype)
+    activation, slope = activation_named(stage.activation), stage.negative_slope
+    is_deferred = stage.norm or activation.keeps_input(slope)
     partials: PartialStatistics | None = None
     takes_statistics = stage.norm and stage.batch_statistics
-    store = "statistics" if takes_statistics else "" if stage.norm else "activation"
+    store = "statistics" if takes_statistics else "" if is_deferred else "activation"
     around = fusion("" if prologue is None else "norm", "", store)
     convolves = stage.kind != "identity"
     backend = select_backend("forward", stage, input, weight, around) if convolves else ATEN
@@ -359,22 +362,26 @@ def _stage_forward(
             Statistics(bias)
             if takes_statistics
             else BiasActivation(bias)
-            if stage.norm
-            else BiasActivation(bias, stage.activation, stage.negative_slope)
+            if is_deferred
+            else BiasActivation(bias, activation.name, slope)
         )
         value, partials = TRITON.fused_forward(stage, input, weight, prologue, epilogue)
     else:
         if prologue is not None:
             input = _normalised(input, prologue)
         value = backend.forward(stage, input, weight, bias)
-        if not stage.norm and stage.activation != "none":
-            value = activated_in_place(value, stage.activation, stage.negative_slope)
+        if not is_deferred:
+            value = activation.forward_(value, slope)
     cast_weight = None if weight is tensors.weight else weight
-    if not stage.norm:
+    if not is_deferred:
         return _Kept(value, cast_weight=cast_weight, by_triton=backend.fuses)
+    if not stage.norm:
+        zeros = value.new_zeros(value.shape[1], dtype=arithmetic_dtype(value.dtype))
+        norm = NormActivation(zeros, torch.ones_like(zeros), None, activation.name, slope)
+        return _Kept(value, norm, None, cast_weight, backend.fuses)
     mean, invstd, scale = _vectors_of_norm(stage, value, partials, tensors)
     norm_bias = _vector(tensors.norm_bias, mean)
-    norm = NormActivation(mean, scale, norm_bias, stage.activation, stage.negative_slope)
+    norm = NormActivation(mean, scale, norm_bias, activation.name, slope)
     return _Kept(value, norm, invstd, cast_weight, backend.fuses)
 
 
@@ -418,17 +425,6 @@ def _normalised(value: Tensor, norm: NormActivation) -> Tensor:
     return output
 
 
-def activated_in_place(value: Tensor, activation: str, negative_slope: float) -> Tensor:
-    """The activation of a tensor, written over it; differentiable by autograd."""
-    if activation == "relu":
-        return value.relu_()
-    if activation == "leaky_relu":
-        return F.leaky_relu_(value, negative_slope)
-    if activation == "tanh":
-        return value.tanh_()
-    return value.sigmoid_()
-
-
 # --- Backward -------------------------------------------------------------------------------------
 
 
@@ -462,7 +458,7 @@ class _Carried:
             )
         elif prologue is not None:
             code = ACTIVATIONS[prologue.activation].code
-            _ops.act_gradient_(self.grad, prologue.output, code, prologue.negative_slope)
+            _ops.act_gradient_(self.grad, prologue.kept, code, prologue.negative_slope)
         self.prologue = None
         return self.grad
 
@@ -562,7 +558,7 @@ def _through_norm(
     """
     stage, norm = stages[number], kept.norm
     code, negative_slope = stage.activation_code, stage.negative_slope
-    if norm is None:
+    if norm is None or kept.invstd is None:
         if stage.activation == "none":
             return _Carried(grad)
         if own:
@@ -632,7 +628,7 @@ def _input_gradient(
     """
     stage = stages[number]
     activates = number > 0 and stages[number - 1].activation != "none"
-    store = "norm" if before.norm is not None else "activation" if activates else ""
+    store = "norm" if before.invstd is not None else "activation" if activates else ""
     around = fusion("", carried.pending(), store)
     backend = select_backend("input_gradient", stage, before.value, weight, around)
     if not backend.fuses:
@@ -643,8 +639,7 @@ def _input_gradient(
             return _Carried(grad)
         return _through_norm(stages, number - 1, before, grad, True, gradients)
     epilogue: NormActivationGradient | ActivationGradient | None = None
-    if before.norm is not None:
-        assert before.invstd is not None
+    if before.norm is not None and before.invstd is not None:
         epilogue = NormActivationGradient(before.value, before.norm, before.invstd)
     elif activates:
         previous = stages[number - 1]

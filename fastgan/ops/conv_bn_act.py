@@ -81,7 +81,8 @@ def conv_transpose2d_bn_act(
         output_padding: rows and columns added to one side of it.
         groups: of channels that don't mix.
         dilation: distance of the kernel's taps.
-        activation: "none", "relu", "leaky_relu", "tanh" or "sigmoid".
+        activation: a name of :data:`fastgan.activations.ACTIVATIONS`, such as "none", "relu",
+            "leaky_relu", "silu" or "gelu".
         negative_slope: slope of "leaky_relu" below zero.
 
     Returns:
@@ -155,7 +156,8 @@ def conv2d_bn_act(
         padding: rows and columns of zeros on each side, or "valid" or "same".
         groups: of channels that don't mix.
         dilation: distance of the kernel's taps.
-        activation: "none", "relu", "leaky_relu", "tanh" or "sigmoid".
+        activation: a name of :data:`fastgan.activations.ACTIVATIONS`, such as "none", "relu",
+            "leaky_relu", "silu" or "gelu".
         negative_slope: slope of "leaky_relu" below zero.
 
     Returns:

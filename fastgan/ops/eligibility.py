@@ -87,8 +87,6 @@ def why_not_chained(
 
 def why_not_this_stage(stage: Stage) -> str | None:
     """Why a chain can't have such a stage, in words; None where it can."""
-    if stage.activation == "leaky_relu" and not stage.negative_slope >= 0:
-        return "its negative_slope is below 0"
     along = zip(stage.output_padding, stage.stride, stage.dilation, strict=True)
     if any(extra >= max(stride, dilation) > 0 for extra, stride, dilation in along):
         return "its output_padding is not below its stride or dilation"

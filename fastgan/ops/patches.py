@@ -16,27 +16,21 @@ Order of gradients supported: none. It raises where autograd would have to recor
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgan.errors import FastganError
+from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import empty_map, gives_channels_last
-from fastgan.ops.registration import NAMESPACE, define_if_absent, register_fallback
-from fastgan.ops.without_gradient import register_without_gradient
 
-__all__ = ["CHANNELS", "PATCH_SIZE", "SCHEMA", "check"]
+__all__ = ["CHANNELS", "PATCH_SIZE", "patch_scatter"]
 
 #: What the count of ``small``'s channels must be a multiple of, and what a patch may hold.
 CHANNELS, PATCH_SIZE = 16, 64
 _DTYPES = (torch.float32, torch.bfloat16)
-
-#: As in csrc/convolution_ops.cpp.
-SCHEMA = (
-    "patch_scatter(Tensor small, Tensor weight, Tensor? bias, int row_stride, int column_stride, "
-    "int row_padding, int column_padding, int rows, int columns, bool? channels_last=None) "
-    "-> Tensor"
-)
 
 
 def _left_over(
@@ -104,7 +98,23 @@ def _empty(
     return empty_map(small, (len(small), weight.shape[1], *places), channels_last)
 
 
-def _fake(
+def _examples() -> Iterator[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    for dtype in _DTYPES:
+        small = torch.randn(3, 96, 5, 7, generator=generator).to(dtype)
+        weight = torch.randn(96, 3, 4, 4, generator=generator).to(dtype)
+        bias = torch.randn(3, generator=generator)
+        yield small, weight, bias, 2, 2, 1, 1, 10, 14
+
+
+@define_op(
+    "patch_scatter(Tensor small, Tensor weight, Tensor? bias, int row_stride, int column_stride, "
+    "int row_padding, int column_padding, int rows, int columns, bool? channels_last=None) "
+    "-> Tensor",
+    examples=_examples,
+    exact=torch.float32,
+)
+def patch_scatter(
     small: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -116,23 +126,7 @@ def _fake(
     columns: int,
     channels_last: bool | None = None,
 ) -> Tensor:
-    stride, padding = (row_stride, column_stride), (row_padding, column_padding)
-    _left_over(small, weight, bias, stride, padding, (rows, columns))
-    return _empty(small, weight, (rows, columns), channels_last)
-
-
-def _plain(
-    small: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    row_stride: int,
-    column_stride: int,
-    row_padding: int,
-    column_padding: int,
-    rows: int,
-    columns: int,
-    channels_last: bool | None = None,
-) -> Tensor:
+    """As torch's transposed convolution."""
     stride, padding = (row_stride, column_stride), (row_padding, column_padding)
     left_over = _left_over(small, weight, bias, stride, padding, (rows, columns))
     bias = None if bias is None else bias.to(small.dtype)
@@ -140,26 +134,3 @@ def _plain(
         small, weight, bias, stride=stride, padding=padding, output_padding=left_over
     )
     return _empty(small, weight, (rows, columns), channels_last).copy_(wide)
-
-
-def check(device: torch.device | str) -> None:
-    """Runs the op on `device` and compares with torch's; for ``fastgan doctor``.
-
-    Raises:
-        FastganError: a value is wrong.
-    """
-    generator = torch.Generator().manual_seed(0)
-    small = torch.randn(3, 96, 5, 7, generator=generator)
-    weight = torch.randn(96, 3, 4, 4, generator=generator)
-    bias = torch.randn(3, generator=generator)
-    arguments = (tensor.to(device) for tensor in (small, weight, bias))
-    found = torch.ops.fastgan.patch_scatter(*arguments, 2, 2, 1, 1, 10, 14)
-    expected = F.conv_transpose2d(small, weight, bias, stride=2, padding=1)
-    if not torch.allclose(found.cpu(), expected, rtol=1e-4, atol=1e-3):
-        raise FastganError(f"fastgan::patch_scatter gives wrong values on {device}")
-
-
-define_if_absent(SCHEMA)
-register_fallback("patch_scatter", _plain)
-torch.library.register_fake(f"{NAMESPACE}::patch_scatter", _fake)
-register_without_gradient(torch.ops.fastgan.patch_scatter.default)

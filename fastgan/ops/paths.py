@@ -9,27 +9,19 @@ import torch
 
 from fastgan import _native
 from fastgan.errors import ConfigError
-from fastgan.ops import (
-    act_gradient,
+from fastgan.ops import (  # the last ones define their ops
     adam_step,
-    batch_norm_finalize,
-    batch_norm_partials,
-    batch_norm_statistics,
-    bn_act_gradient,
+    bn_act,  # noqa: F401
     clip,
     clip_tensors,
-    norm_act,
-    norm_act_gradient,
-    norm_act_gradient_finalize,
-    norm_act_gradient_sums,
-    patches,
-    penalty_mix,
-    penalty_norm,
-    penalty_tangent,
+    patches,  # noqa: F401
+    penalty_mix,  # noqa: F401
+    penalty_norm,  # noqa: F401
+    penalty_tangent,  # noqa: F401
     rmsprop_step,
-    winograd,
+    winograd,  # noqa: F401
 )
-from fastgan.ops.bn_act import check as check_bn_act
+from fastgan.ops.define import DEFINED
 from fastgan.ops.registration import NAMESPACE, why_no_kernel
 
 __all__ = ["OpPath", "check_op", "op_path", "op_paths"]
@@ -40,28 +32,7 @@ _CHECKS: dict[str, Callable[[torch.device | str], None]] = {
     "clip_tensors_": clip_tensors.check,
     "rmsprop_step_": rmsprop_step.check,
     "adam_step_": adam_step.check,
-    "batch_norm_partials": batch_norm_partials.check,
-    "batch_norm_finalize": batch_norm_finalize.check,
-    "batch_norm_statistics": batch_norm_statistics.check,
-    "norm_act": norm_act.check,
-    "norm_act_gradient_sums": norm_act_gradient_sums.check,
-    "norm_act_gradient_finalize": norm_act_gradient_finalize.check,
-    "norm_act_gradient": norm_act_gradient.check,
-    "norm_act_gradient_": norm_act_gradient.check_in_place,
-    "bn_act": check_bn_act,
-    "bn_act_gradient": bn_act_gradient.check,
-    "act_gradient": act_gradient.check,
-    "act_gradient_": act_gradient.check_in_place,
-    "penalty_mix_": penalty_mix.check,
-    "penalty_tangent_": penalty_tangent.check,
-    "penalty_norm_forward_": penalty_norm.check_forward,
-    "penalty_norm_project_": penalty_norm.check_project,
-    "penalty_norm_curvature_": penalty_norm.check_curvature,
-    "penalty_norm_gradients_": penalty_norm.check_gradients,
-    "patch_scatter": patches.check,
-    "winograd_gather": winograd.check_gather,
-    "winograd_scatter": winograd.check_scatter,
-    "winograd_weight_gradient": winograd.check_weight_gradient,
+    **{name: op.check for name, op in DEFINED.items()},
 }
 
 

@@ -16,27 +16,35 @@ where autograd would record it.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from fastgan.errors import FastganError
-from fastgan.ops.registration import (
-    NAMESPACE,
-    define_if_absent,
-    register_fallback,
-    register_in_place_on_lists,
-)
+from fastgan.ops.define import define_op
 
-__all__ = ["SCHEMA", "check"]
+__all__ = ["penalty_tangent_"]
 
-#: As in csrc/penalty_ops.cpp.
-SCHEMA = (
+
+def _examples() -> Iterator[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        gradient = torch.randn((3, 2, 5, 7), generator=generator).to(dtype)
+        gradient[1] = 0
+        gradient[2] /= 16  # of a norm below 1
+        wide = torch.promote_types(dtype, torch.float32)
+        for target, one_sided in ((1.0, False), (1.0, True), (0.0, False)):
+            norms, value = torch.zeros(3, dtype=wide), torch.zeros(1, dtype=wide)
+            yield (gradient, torch.zeros_like(gradient), norms, value, 10.0, target, one_sided)
+
+
+@define_op(
     "penalty_tangent_(Tensor gradient, Tensor(a!) tangent, Tensor(b!) norms, Tensor(c!) value, "
-    "float weight, float target, bool one_sided) -> ()"
+    "float weight, float target, bool one_sided) -> ()",
+    examples=_examples,
 )
-
-
-def _plain_tangent_(
+def penalty_tangent_(
     gradient: Tensor,
     tangent: Tensor,
     norms: Tensor,
@@ -45,6 +53,7 @@ def _plain_tangent_(
     target: float,
     one_sided: bool,
 ) -> None:
+    """Fills ``tangent``, ``norms`` and ``value``."""
     wide = gradient.to(norms.dtype)
     elements = tuple(range(1, wide.dim()))
     norms.copy_(torch.linalg.vector_norm(wide, dim=elements))
@@ -54,42 +63,3 @@ def _plain_tangent_(
     slope = torch.ones_like(norms) if target == 0 else torch.where(norms == 0, 0, excess / norms)
     value.copy_((weight * excess.square().mean()).view(value.shape))
     tangent.copy_(wide * (2 * weight * slope).view(-1, *[1] * len(elements)))
-
-
-def _fake_tangent_(
-    gradient: Tensor,
-    tangent: Tensor,
-    norms: Tensor,
-    value: Tensor,
-    weight: float,
-    target: float,
-    one_sided: bool,
-) -> None:
-    return None
-
-
-def check(device: torch.device | str) -> None:
-    """Runs the op on `device` and compares with its formula; for ``fastgan doctor``.
-
-    Raises:
-        FastganError: a value is wrong.
-    """
-    # Sample 0 has the norm 5, sample 1 the norm 0.
-    gradient = torch.tensor([[3.0, 0.0, 4.0], [0.0, 0.0, 0.0]], device=device)
-    tangent = torch.empty_like(gradient)
-    norms, value = gradient.new_empty(2), gradient.new_empty(1)
-    torch.ops.fastgan.penalty_tangent_(gradient, tangent, norms, value, 10.0, 1.0, False)
-    expected = gradient * 20 * 0.8
-    right = (
-        torch.allclose(tangent, expected)
-        and norms.tolist() == [5.0, 0.0]
-        and abs(value.item() - 85.0) < 1e-4
-    )
-    if not right:
-        raise FastganError(f"fastgan::penalty_tangent_ gives wrong values on {device}")
-
-
-define_if_absent(SCHEMA)
-register_fallback("penalty_tangent_", _plain_tangent_)
-torch.library.register_fake(f"{NAMESPACE}::penalty_tangent_", _fake_tangent_)
-register_in_place_on_lists(torch.ops.fastgan.penalty_tangent_.default, lambda args: args[1:4])

@@ -22,23 +22,21 @@ Order of gradients supported: none. They raise where autograd would have to reco
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.grad import conv2d_input, conv2d_weight
+from torch.nn.grad import conv2d_weight
 
-from fastgan.errors import FastganError
+from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import empty_map, gives_channels_last
-from fastgan.ops.registration import NAMESPACE, define_if_absent, register_fallback
-from fastgan.ops.without_gradient import register_without_gradient
 
 __all__ = [
     "CHANNELS",
     "PRODUCTS",
-    "SCHEMAS",
-    "check_gather",
-    "check_scatter",
-    "check_weight_gradient",
+    "winograd_gather",
+    "winograd_scatter",
+    "winograd_weight_gradient",
 ]
 
 #: What counts of channels must be multiples of.
@@ -47,17 +45,9 @@ CHANNELS = 32
 #: (taps, stride) -> the products for 2x2 places of the small map; the formula has 4 * taps**2.
 PRODUCTS = {(3, 1): 16, (4, 2): 36, (5, 2): 49}
 
-#: As in csrc/convolution_ops.cpp.
-SCHEMAS = (
-    "winograd_gather(Tensor wide, Tensor weight, Tensor? bias, int stride, int row_padding, "
-    "int column_padding, int rows, int columns) -> Tensor",
-    "winograd_scatter(Tensor small, Tensor weight, Tensor? bias, int stride, int row_padding, "
-    "int column_padding, int rows, int columns) -> Tensor",
-    "winograd_weight_gradient(Tensor small, Tensor wide, int taps, int stride, "
-    "int row_padding, int column_padding) -> Tensor",
-)
-
 _DTYPES = (torch.float32, torch.bfloat16)
+#: Fewer products have larger roundings.
+UNITS = 256
 
 
 def _check_arguments(
@@ -126,7 +116,47 @@ def _check_bias(op: str, bias: Tensor | None, channels: int) -> None:
         )
 
 
-def _fake_gather(
+# --- Examples -------------------------------------------------------------------------------------
+
+
+def _cases() -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
+    """Taps, stride, both maps and the weight; padding 1."""
+    generator = torch.Generator().manual_seed(0)
+    for taps, stride in PRODUCTS:
+        rows, columns = ((size + 2 - taps) // stride + 1 for size in (9, 6))
+        small, wide, weight = (
+            torch.randn(shape, generator=generator)
+            for shape in ((3, 64, rows, columns), (3, 32, 9, 6), (64, 32, taps, taps))
+        )
+        yield taps, stride, small, wide, weight
+
+
+def _gather_examples() -> Iterator[tuple[Any, ...]]:
+    for _, stride, small, wide, weight in _cases():
+        yield wide, weight, weight[:, 0, 0, 0].clone(), stride, 1, 1, *small.shape[2:]
+
+
+def _scatter_examples() -> Iterator[tuple[Any, ...]]:
+    for _, stride, small, wide, weight in _cases():
+        yield small, weight, None, stride, 1, 1, *wide.shape[2:]
+
+
+def _weight_gradient_examples() -> Iterator[tuple[Any, ...]]:
+    for taps, stride, small, wide, _ in _cases():
+        yield small, wide, taps, stride, 1, 1
+
+
+# --- The ops --------------------------------------------------------------------------------------
+
+
+@define_op(
+    "winograd_gather(Tensor wide, Tensor weight, Tensor? bias, int stride, int row_padding, "
+    "int column_padding, int rows, int columns) -> Tensor",
+    examples=_gather_examples,
+    units=UNITS,
+    exact=torch.float32,
+)
+def winograd_gather(
     wide: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -136,16 +166,26 @@ def _fake_gather(
     rows: int,
     columns: int,
 ) -> Tensor:
+    """As torch's convolution."""
     _check_weight("winograd_gather", weight, wide, 1)
     small = (wide.shape[0], weight.shape[0], rows, columns)
     padding = (row_padding, column_padding)
     kernel = (weight.shape[2], stride)
     _check_arguments("winograd_gather", small, tuple(wide.shape), kernel, padding, wide, weight)
     _check_bias("winograd_gather", bias, small[1])
-    return empty_map(wide, small, gives_channels_last(wide, weight))
+    bias = None if bias is None else bias.to(wide.dtype)
+    output = empty_map(wide, small, gives_channels_last(wide, weight))
+    return output.copy_(torch.conv2d(wide, weight, bias, stride=stride, padding=padding))
 
 
-def _fake_scatter(
+@define_op(
+    "winograd_scatter(Tensor small, Tensor weight, Tensor? bias, int stride, int row_padding, "
+    "int column_padding, int rows, int columns) -> Tensor",
+    examples=_scatter_examples,
+    units=UNITS,
+    exact=torch.float32,
+)
+def winograd_scatter(
     small: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -155,52 +195,14 @@ def _fake_scatter(
     rows: int,
     columns: int,
 ) -> Tensor:
+    """As torch's transposed convolution."""
     _check_weight("winograd_scatter", weight, small, 0)
     wide = (small.shape[0], weight.shape[1], rows, columns)
     padding = (row_padding, column_padding)
     kernel = (weight.shape[2], stride)
     _check_arguments("winograd_scatter", tuple(small.shape), wide, kernel, padding, small, weight)
     _check_bias("winograd_scatter", bias, wide[1])
-    return empty_map(small, wide, gives_channels_last(small, weight))
-
-
-def _fake_weight_gradient(
-    small: Tensor, wide: Tensor, taps: int, stride: int, row_padding: int, column_padding: int
-) -> Tensor:
-    shapes = tuple(small.shape), tuple(wide.shape)
-    padding = (row_padding, column_padding)
-    _check_arguments("winograd_weight_gradient", *shapes, (taps, stride), padding, small, wide)
-    return empty_map(small, (small.shape[1], wide.shape[1], taps, taps), True)
-
-
-def _plain_gather(
-    wide: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int,
-    row_padding: int,
-    column_padding: int,
-    rows: int,
-    columns: int,
-) -> Tensor:
-    output = _fake_gather(wide, weight, bias, stride, row_padding, column_padding, rows, columns)
-    bias = None if bias is None else bias.to(wide.dtype)
-    padding = (row_padding, column_padding)
-    return output.copy_(torch.conv2d(wide, weight, bias, stride=stride, padding=padding))
-
-
-def _plain_scatter(
-    small: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int,
-    row_padding: int,
-    column_padding: int,
-    rows: int,
-    columns: int,
-) -> Tensor:
-    output = _fake_scatter(small, weight, bias, stride, row_padding, column_padding, rows, columns)
-    padding = (row_padding, column_padding)
+    output = empty_map(small, wide, gives_channels_last(small, weight))
     left_over = [
         places + 2 * added - (few - 1) * stride - weight.shape[2]
         for places, added, few in zip((rows, columns), padding, small.shape[2:], strict=True)
@@ -213,86 +215,22 @@ def _plain_scatter(
     )
 
 
-def _plain_weight_gradient(
+@define_op(
+    "winograd_weight_gradient(Tensor small, Tensor wide, int taps, int stride, "
+    "int row_padding, int column_padding) -> Tensor",
+    examples=_weight_gradient_examples,
+    units=UNITS,
+    exact=torch.float32,
+)
+def winograd_weight_gradient(
     small: Tensor, wide: Tensor, taps: int, stride: int, row_padding: int, column_padding: int
 ) -> Tensor:
-    output = _fake_weight_gradient(small, wide, taps, stride, row_padding, column_padding)
+    """As torch's convolution has it, channels-last."""
+    shapes = tuple(small.shape), tuple(wide.shape)
     padding = (row_padding, column_padding)
+    _check_arguments("winograd_weight_gradient", *shapes, (taps, stride), padding, small, wide)
+    output = empty_map(small, (small.shape[1], wide.shape[1], taps, taps), True)
     gradient = conv2d_weight(
         wide, (small.shape[1], wide.shape[1], taps, taps), small, stride=stride, padding=padding
     )
     return output.copy_(gradient)
-
-
-# --- For `fastgan doctor` -------------------------------------------------------------------------
-
-
-def _drawn(*size: int) -> Tensor:
-    generator = torch.Generator().manual_seed(sum(size))
-    return torch.randn(size, generator=generator)
-
-
-def _compare(op: str, device: torch.device | str, found: Tensor, expected: Tensor) -> None:
-    if not torch.allclose(found.cpu(), expected, rtol=1e-4, atol=1e-3):
-        raise FastganError(f"fastgan::{op} gives wrong values on {device}")
-
-
-def _cases() -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
-    """Taps, stride, both maps and the weight; padding 1."""
-    for taps, stride in PRODUCTS:
-        wide, weight = _drawn(3, 32, 9, 6), _drawn(64, 32, taps, taps)
-        rows, columns = ((size + 2 - taps) // stride + 1 for size in (9, 6))
-        yield taps, stride, _drawn(3, 64, rows, columns), wide, weight
-
-
-def check_gather(device: torch.device | str) -> None:
-    """Runs the op on `device` and compares with torch's; for ``fastgan doctor``.
-
-    Raises:
-        FastganError: a value is wrong.
-    """
-    for _, stride, small, wide, weight in _cases():
-        bias = _drawn(64)
-        arguments = (tensor.to(device) for tensor in (wide, weight, bias))
-        found = torch.ops.fastgan.winograd_gather(*arguments, stride, 1, 1, *small.shape[2:])
-        expected = torch.conv2d(wide, weight, bias, stride=stride, padding=1)
-        _compare("winograd_gather", device, found, expected)
-
-
-def check_scatter(device: torch.device | str) -> None:
-    """As :func:`check_gather`.
-
-    Raises:
-        FastganError: a value is wrong.
-    """
-    for _, stride, small, wide, weight in _cases():
-        arguments = (tensor.to(device) for tensor in (small, weight))
-        found = torch.ops.fastgan.winograd_scatter(*arguments, None, stride, 1, 1, 9, 6)
-        expected = conv2d_input(wide.shape, weight, small, stride=stride, padding=1)
-        _compare("winograd_scatter", device, found, expected)
-
-
-def check_weight_gradient(device: torch.device | str) -> None:
-    """As :func:`check_gather`.
-
-    Raises:
-        FastganError: a value is wrong.
-    """
-    for taps, stride, small, wide, weight in _cases():
-        arguments = (tensor.to(device) for tensor in (small, wide))
-        found = torch.ops.fastgan.winograd_weight_gradient(*arguments, taps, stride, 1, 1)
-        expected = conv2d_weight(wide, weight.shape, small, stride=stride, padding=1)
-        _compare("winograd_weight_gradient", device, found, expected)
-
-
-for _schema in SCHEMAS:
-    define_if_absent(_schema)
-register_fallback("winograd_gather", _plain_gather)
-register_fallback("winograd_scatter", _plain_scatter)
-register_fallback("winograd_weight_gradient", _plain_weight_gradient)
-torch.library.register_fake(f"{NAMESPACE}::winograd_gather", _fake_gather)
-torch.library.register_fake(f"{NAMESPACE}::winograd_scatter", _fake_scatter)
-torch.library.register_fake(f"{NAMESPACE}::winograd_weight_gradient", _fake_weight_gradient)
-register_without_gradient(torch.ops.fastgan.winograd_gather.default)
-register_without_gradient(torch.ops.fastgan.winograd_scatter.default)
-register_without_gradient(torch.ops.fastgan.winograd_weight_gradient.default)

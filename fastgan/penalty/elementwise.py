@@ -8,17 +8,18 @@ gradients     f''(x) d u,  which is zero for the piecewise-linear ones
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastgan.activations import ACTIVATIONS, Activation, activation_call
 from fastgan.penalty.entries import Node, Samples
 from fastgan.penalty.rule import POINTWISE, Found, Rule, Single, aligned, sum_to
 
-__all__ = ["ELEMENTWISE", "PiecewiseLinear"]
+__all__ = ["ELEMENTWISE", "ActivationRule"]
 
 aten = torch.ops.aten
 
@@ -39,7 +40,53 @@ class _Elementwise(Single):
         return data
 
 
-class PiecewiseLinear(_Elementwise):
+class ActivationRule(_Elementwise):
+    """A row of :data:`fastgan.activations.ACTIVATIONS`.
+
+    Args:
+        activation: the row.
+        negative_slope: of "leaky_relu".
+    """
+
+    def __init__(self, activation: Activation, negative_slope: float) -> None:
+        self.activation = activation
+        self.negative_slope = negative_slope
+
+    def reads_output(self, node: Node) -> bool:
+        return not self.activation.keeps_input(self.negative_slope)
+
+    def curved(self, node: Node) -> bool:
+        return not self.activation.piecewise_linear
+
+    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        kept = self.read(node)
+        fits = grad.dtype == kept.dtype and grad.stride() == kept.stride()
+        out = grad if node.overwrite and fits else None
+        return self.activation.gradient(grad, kept, self.negative_slope, out)
+
+    def bend(self, node: Node, grad: Tensor, tangents: Found, slot: Any) -> Tensor | None:
+        tangent, second = tangents.get(0), self.activation.second_derivative
+        if tangent is None or second is None:
+            return None
+        return second(self.read(node), self.negative_slope) * grad * tangent
+
+
+class _Activations(Rule):
+    """The rule of a row's op; which row's, the arguments say."""
+
+    def for_node(self, node: Node) -> Rule:
+        call = activation_call(node.func, node.args, node.kwargs)
+        if call is None or set(node.slots) != {0}:
+            return POINTWISE
+        return _activation_rule(call.activation.name, float(call.negative_slope))
+
+
+@lru_cache(maxsize=256)
+def _activation_rule(name: str, negative_slope: float) -> ActivationRule:
+    return ActivationRule(ACTIVATIONS[name], negative_slope)
+
+
+class _PiecewiseLinear(_Elementwise):
     """A function whose derivative is a mask.
 
     Args:
@@ -162,12 +209,6 @@ class _Dropout(_Elementwise):
 # Masks -----------------------------------------------------------------------------------------
 
 
-def _slope(node: Node) -> tuple[float, bool]:
-    """A leaky ReLU's, and whether its output has the input's sign."""
-    slope = float(node.args[1]) if len(node.args) > 1 else 0.01
-    return slope, slope >= 0
-
-
 def _bounds(node: Node) -> tuple[float, float]:
     low = node.args[1] if len(node.args) > 1 else -1.0
     return low, node.args[2] if len(node.args) > 2 else 1.0
@@ -202,25 +243,6 @@ def _softplus_second(x: Tensor, beta: float = 1, threshold: float = 20) -> Tenso
     return torch.where(x * beta > threshold, 0, beta * sigmoid * (1 - sigmoid))
 
 
-def _silu(x: Tensor) -> Tensor:
-    sigmoid = torch.sigmoid(x)
-    return sigmoid * (1 + x * (1 - sigmoid))
-
-
-def _silu_second(x: Tensor) -> Tensor:
-    sigmoid = torch.sigmoid(x)
-    return sigmoid * (1 - sigmoid) * (2 + x * (1 - 2 * sigmoid))
-
-
-def _density(x: Tensor) -> Tensor:
-    return torch.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-
-
-def _gelu(x: Tensor) -> Tensor:
-    cumulative: Tensor = torch.special.ndtr(x)
-    return cumulative + x * _density(x)
-
-
 def _elu(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Tensor:
     return torch.where(x > 0, scale, scale * alpha * input_scale * torch.exp(x * input_scale))
 
@@ -231,27 +253,16 @@ def _elu_second(x: Tensor, alpha: float = 1, scale: float = 1, input_scale: floa
 
 #: Op -> its rule.
 ELEMENTWISE: dict[Any, Rule] = {
-    aten.relu.default: PiecewiseLinear(
-        aten.threshold_backward, lambda node: (0,), lambda node: True
-    ),
-    aten.leaky_relu.default: PiecewiseLinear(
-        aten.leaky_relu_backward, _slope, lambda node: _slope(node)[1]
-    ),
-    aten.hardtanh.default: PiecewiseLinear(aten.hardtanh_backward, _bounds, _rounds_outwards),
-    aten.clamp.default: PiecewiseLinear(_clamped),
-    aten.clamp_min.default: PiecewiseLinear(_clamped),
-    aten.clamp_max.default: PiecewiseLinear(_clamped, lambda node: (None, node.args[1])),
-    aten.abs.default: PiecewiseLinear(lambda grad, x: grad * x.sgn()),
+    **{row.op: _Activations() for row in ACTIVATIONS.values() if row.op is not None},
+    aten.hardtanh.default: _PiecewiseLinear(aten.hardtanh_backward, _bounds, _rounds_outwards),
+    aten.clamp.default: _PiecewiseLinear(_clamped),
+    aten.clamp_min.default: _PiecewiseLinear(_clamped),
+    aten.clamp_max.default: _PiecewiseLinear(_clamped, lambda node: (None, node.args[1])),
+    aten.abs.default: _PiecewiseLinear(lambda grad, x: grad * x.sgn()),
     aten._prelu_kernel.default: _PReLU(),
     aten.native_dropout.default: _Dropout(),
-    aten.tanh.default: _Smooth(lambda y: 1 - y * y, lambda y: 2 * y * (y * y - 1), "y"),
-    aten.sigmoid.default: _Smooth(lambda y: y * (1 - y), lambda y: y * (1 - y) * (1 - 2 * y), "y"),
     aten.exp.default: _Smooth(lambda y: y, lambda y: y, "y"),
     aten.softplus.default: _Smooth(_softplus, _softplus_second),
-    aten.silu.default: _Smooth(_silu, _silu_second),
-    aten.gelu.default: _Smooth(
-        _gelu, lambda x: (2 - x * x) * _density(x), fits=lambda node: not node.kwargs
-    ),
     aten.elu.default: _Smooth(_elu, _elu_second),
     # Other powers have special cases at zero.
     aten.pow.Tensor_Scalar: _Smooth(

@@ -23,20 +23,15 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from fastgan.fusion import ActivationGradient
 from fastgan.ops.backends import TRITON, fusion, select_backend
-from fastgan.penalty.elementwise import PiecewiseLinear
+from fastgan.penalty.elementwise import ActivationRule
 from fastgan.penalty.entries import Node, Value
 from fastgan.penalty.products import Convolution
 
 __all__ = ["Mask", "MaskedActivation", "MaskingConvolution", "move_masks"]
-
-aten = torch.ops.aten
-#: The name in :data:`fastgan.activations.ACTIVATIONS`.
-_NAMES = {aten.relu.default: "relu", aten.leaky_relu.default: "leaky_relu"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +99,7 @@ class MaskingConvolution(Convolution):
             return super().to_left(node, grad, right)
         epilogue = self.before.epilogue()
         return TRITON.fused_input_gradient(
-            prepared.stage, grad, epilogue.output, prepared.weight, None, epilogue
+            prepared.stage, grad, epilogue.kept, prepared.weight, None, epilogue
         )[0]
 
     def backend(self, node: Node) -> tuple[str, str]:
@@ -114,7 +109,7 @@ class MaskingConvolution(Convolution):
         return path, f"on storing, masks {done}" if done else ""
 
 
-class MaskedActivation(PiecewiseLinear):
+class MaskedActivation(ActivationRule):
     """An activation with its mask applied by the convolutions beside it.
 
     Args:
@@ -123,8 +118,8 @@ class MaskedActivation(PiecewiseLinear):
         signals: the same for the signals.
     """
 
-    def __init__(self, rule: PiecewiseLinear, tangents: str | None, signals: str | None) -> None:
-        super().__init__(rule.masked, rule.arguments, rule.from_output)
+    def __init__(self, rule: ActivationRule, tangents: str | None, signals: str | None) -> None:
+        super().__init__(rule.activation, rule.negative_slope)
         self.tangents = tangents
         self.signals = signals
 
@@ -167,7 +162,7 @@ def move_masks(nodes: Sequence[Node], scores: Iterable[Value]) -> None:
         mask, rule = _mask(node), node.rule
         if mask is None:
             continue
-        assert isinstance(rule, PiecewiseLinear)
+        assert isinstance(rule, ActivationRule)
         input = node.slots[0]
         maker = makers.get(input) if sole_taker(input) is node else None
         by: list[str | None] = []
@@ -183,13 +178,12 @@ def move_masks(nodes: Sequence[Node], scores: Iterable[Value]) -> None:
 def _mask(node: Node) -> Mask | None:
     """The mask of an activation, if the kernels can read it off the output."""
     (output, *_) = node.outputs
-    name, rule = _NAMES.get(node.func), node.rule
-    if name is None or output is None or type(rule) is not PiecewiseLinear or not node.by_images:
+    rule = node.rule
+    if output is None or type(rule) is not ActivationRule or not node.by_images:
         return None
-    if not rule.reads_output(node):  # a leaky ReLU with a negative slope
+    if rule.curved(node) or not rule.reads_output(node):
         return None
-    slope = node.args[1] if len(node.args) > 1 else 0.01
-    return Mask(output, name, float(slope), node.layer)
+    return Mask(output, rule.activation.name, rule.negative_slope, node.layer)
 
 
 def _named(name: str, layer: str) -> str:

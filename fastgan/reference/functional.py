@@ -22,17 +22,18 @@ Size = int | tuple[int, int]
 def _activate(input: Tensor, activation: str, negative_slope: float) -> Tensor:
     if activation == "none":
         return input
-    if activation == "relu":
-        return F.relu(input)
     if activation == "leaky_relu":
         return F.leaky_relu(input, negative_slope)
-    if activation == "tanh":
-        return input.tanh()
-    if activation == "sigmoid":
-        return input.sigmoid()
-    raise ValueError(
-        f"activation is {activation!r}; expected 'none', 'relu', 'leaky_relu', 'tanh' or 'sigmoid'"
-    )
+    if activation == "gelu_tanh":
+        return F.gelu(input, approximate="tanh")
+    function = getattr(F, activation, None)
+    if function is None:
+        raise ValueError(
+            f"activation is {activation!r}; expected 'none', 'leaky_relu', 'gelu_tanh', or a "
+            "function of torch.nn.functional such as 'relu', 'tanh', 'sigmoid', 'silu' or 'gelu'"
+        )
+    output: Tensor = function(input)
+    return output
 
 
 def bn_act(
@@ -59,7 +60,8 @@ def bn_act(
         training: normalise with the batch's statistics (True) or the running ones (False).
         momentum: share of the new value in the running statistics.
         eps: added to the variance.
-        activation: "none", "relu", "leaky_relu", "tanh" or "sigmoid".
+        activation: "none", "leaky_relu", "gelu_tanh", or a function of ``torch.nn.functional`` of
+            the input alone: "relu", "tanh", "sigmoid", "silu" or "gelu".
         negative_slope: slope of "leaky_relu" below zero.
 
     Returns:

@@ -26,6 +26,7 @@ from fastgan.ops import chain
 from fastgan.ops.backends.vector_units import has_vectors
 
 SIZE, CHANNELS = 6, 4
+ACTIVATIONS = (torch.relu, torch.tanh, Tensor.sigmoid, F.leaky_relu, F.silu, F.gelu)
 
 
 class Doubled(torch.autograd.Function):
@@ -83,9 +84,10 @@ class Program(nn.Module):
             elif name == "before":
                 r[a] = self.convolutions[number](F.leaky_relu(self.norms[number % 4](r[b]), 0.2))
             elif name == "activation":
-                r[a] = (torch.relu, torch.tanh, Tensor.sigmoid, F.leaky_relu)[number % 4](r[b])
+                r[a] = ACTIVATIONS[number % len(ACTIVATIONS)](r[b])
             elif name == "in place":
-                r[a] = F.relu(r[b] if r[b] is not x and r[b] is not z else r[b] + 0, inplace=True)
+                own = r[b] if r[b] is not x and r[b] is not z else r[b] + 0
+                r[a] = (F.relu, F.silu)[number % 2](own, inplace=True)
             elif name == "add":
                 r[a] = r[a] + r[b]
             elif name == "add in place":

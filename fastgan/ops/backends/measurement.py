@@ -43,7 +43,8 @@ _FIRST_TURNS, _FIRST_SECONDS = 3, 0.02
 #: A turn repeats its call for so long, in seconds: a clock is read on either side.
 _SHORTEST_TURN = 1e-4
 
-#: Stands for all activations: they cost about the same.
+#: Stands for all activations. On a CPU a pass over memory takes 1.0 (tanh) to 1.8 times (GELU) as
+#: long with another; of a whole convolution that is little.
 _ACTIVATION, _SLOPE = "leaky_relu", 0.2
 
 _ops = torch.ops.fastgan
@@ -185,7 +186,7 @@ class _Trial:
         if self.problem.fusion.store == "statistics":
             _ops.batch_norm_statistics(output, None, None, None, 0.1, 1e-5)
         elif self.problem.fusion.store == "activation":
-            torch.nn.functional.leaky_relu_(output, _SLOPE)
+            ACTIVATIONS[_ACTIVATION].forward_(output, _SLOPE)
 
     def _input_gradient(self, backend: Backend) -> None:
         grad = backend.input_gradient(self.stage, self._loaded_grad(), self.input, self.weight)

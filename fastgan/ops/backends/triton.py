@@ -166,7 +166,7 @@ def _placed_fusion(stage: Stage, fusion: Any) -> Any:
         if isinstance(fusion, (BatchNormGradient, NormActivationGradient)):
             return replace(fusion, input=_placed(stage, fusion.input))
         if isinstance(fusion, ActivationGradient):
-            return replace(fusion, output=_placed(stage, fusion.output))
+            return replace(fusion, kept=_placed(stage, fusion.kept))
     return fusion
 
 

@@ -64,6 +64,22 @@ def dense() -> tuple[nn.Sequential, tuple[int, ...]]:
     return layers, (6, 5)
 
 
+def smooth() -> tuple[nn.Sequential, tuple[int, ...]]:
+    """Activations that keep their input, with a norm before them and without."""
+    layers = nn.Sequential(
+        nn.Conv2d(3, 4, 4, 2, 1),
+        nn.SiLU(inplace=True),
+        nn.Conv2d(4, 6, 3, bias=False),
+        nn.BatchNorm2d(6),
+        nn.GELU(),
+        nn.ConvTranspose2d(6, 5, 4, 2, 1),
+        nn.GELU(approximate="tanh"),
+        nn.Conv2d(5, 2, 3),
+        nn.LeakyReLU(-0.3),
+    )
+    return layers, (2, 3, 12, 12)
+
+
 def mixed() -> tuple[nn.Sequential, tuple[int, ...]]:
     """The layer with groups is not the kernels'; it takes and gives what they leave to be done."""
     layers = nn.Sequential(
@@ -90,7 +106,7 @@ def results(network: nn.Module, input: Tensor) -> list[Tensor]:
     return [output.detach(), *grads, *buffers]
 
 
-@pytest.mark.parametrize("make", [generator, critic, dense, mixed])
+@pytest.mark.parametrize("make", [generator, critic, dense, smooth, mixed])
 @pytest.mark.parametrize("training", [True, False])
 def test_a_network_is_as_exact_as_eager(
     make, training: bool, dtype: torch.dtype, device: torch.device
@@ -172,7 +188,7 @@ def test_results_are_laid_out_as_eager_s(
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("make", [generator, critic, dense])
+@pytest.mark.parametrize("make", [generator, critic, dense, smooth])
 def test_each_pass_can_run_on_a_backend_of_its_own(
     make, device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path
 ) -> None:

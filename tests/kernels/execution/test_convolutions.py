@@ -119,6 +119,12 @@ def cast(fused, dtype):
     return replace(fused, **changes)
 
 
+def kept_of(name: str, x: Tensor) -> Tensor:
+    """What an activation of ``x`` keeps for its derivative."""
+    activation = ACTIVATIONS[name]
+    return x if activation.keeps_input(SLOPE) else activation.forward(x, SLOPE)
+
+
 def normalised(x: Tensor, norm: NormActivation) -> Tensor:
     value = (x - per_channel(norm.mean)) * per_channel(norm.scale)
     return value if norm.bias is None else value + per_channel(norm.bias)
@@ -131,7 +137,7 @@ def apply(fused, value: Tensor) -> Tensor:
     if isinstance(fused, NormActivation):
         return ACTIVATIONS[fused.activation].forward(normalised(value, fused), SLOPE)
     if isinstance(fused, ActivationGradient):
-        return value * ACTIVATIONS[fused.activation].derivative(fused.output, SLOPE)
+        return value * ACTIVATIONS[fused.activation].derivative(fused.kept, SLOPE)
     if isinstance(fused, BatchNormGradient):
         centred = (fused.input - per_channel(fused.mean)) * per_channel(fused.slope)
         return per_channel(fused.scale) * value + centred + per_channel(fused.offset)
@@ -273,7 +279,7 @@ def test_gradient_prologues(name, transposed, dtype, device):
     if name == "batch norm":
         prologue = batch_norm_gradient_of(other, 4)
     else:
-        prologue = ActivationGradient(ACTIVATIONS[name].forward(other, SLOPE), name, SLOPE)
+        prologue = ActivationGradient(kept_of(name, other), name, SLOPE)
     (eager, eager_weight), (exact, exact_weight) = (
         conv.gradients(input.to(d), weight.to(d), apply(cast(prologue, d), grad_output.to(d)))
         for d in (dtype, torch.float64)
@@ -301,7 +307,7 @@ def test_gradient_epilogues(name, transposed, dtype, device):
     invstd = draw((7,), torch.float32, device, 9).abs()
     norm = norm_of(7, name, device, 4)
     for epilogue in (
-        ActivationGradient(ACTIVATIONS[name].forward(x, SLOPE), name, SLOPE),
+        ActivationGradient(kept_of(name, x), name, SLOPE),
         NormActivationGradient(x, norm, invstd),
     ):
         ours, sums = input_gradient(
@@ -331,7 +337,7 @@ def test_tangents_are_masked_on_store(name, transposed, dtype, device):
     conv = case(transposed)
     tangent = draw(conv.input_shape, dtype, device, 0)
     weight = draw(conv.weight_shape, dtype, device, 1)
-    at = ACTIVATIONS[name].forward(draw(conv.output_shape, dtype, device, 2), SLOPE)
+    at = kept_of(name, draw(conv.output_shape, dtype, device, 2))
     epilogue = ActivationGradient(at, name, SLOPE)
     plain = check_forward(conv, tangent, weight, None, epilogue)
     prologue = norm_of(5, "leaky_relu", device, 3)
@@ -396,11 +402,11 @@ def test_infinite_gradients_are_let_through_or_not_as_by_torch(name, device):
     one = torch.ones(1, device=device)
     norm = NormActivation(0 * one, one, None, name, SLOPE)
     weight = torch.ones(1, 1, 1, 1, device=device)
-    by_output = ActivationGradient(ACTIVATIONS[name].forward(x, SLOPE), name, SLOPE)
+    alone = ActivationGradient(kept_of(name, x), name, SLOPE)
     geometry, size = ONE_TO_ONE.geometry, ONE_TO_ONE.size
     for fused in (
-        {"prologue": by_output},
-        {"epilogue": by_output},
+        {"prologue": alone},
+        {"epilogue": alone},
         {"epilogue": NormActivationGradient(x, norm, one)},
     ):
         ours, _ = input_gradient(grad, weight, geometry, size, **fused)
@@ -420,9 +426,9 @@ def test_infinite_gradients_that_are_masked_reach_no_sum(device):
     _, sums = input_gradient(
         grad, weight, geometry, size, epilogue=NormActivationGradient(x, norm, one)
     )
-    by_output = ActivationGradient(x.relu(), "relu", 0.0)
+    alone = ActivationGradient(x.relu(), "relu", 0.0)
     of_weight, of_bias = weight_gradient(
-        x, grad, geometry, weight, grad_prologue=by_output, with_bias=True
+        x, grad, geometry, weight, grad_prologue=alone, with_bias=True
     )
     assert sums.grad.sum() == of_bias == expected.sum() == 2.0
     assert sums.grad_xhat.sum() == of_weight == (expected * x).sum() == 4.0

@@ -1,0 +1,158 @@
+"""One declaration an op: its schema, what it computes in plain PyTorch, and examples.
+
+    @define_op("twice(Tensor input) -> Tensor", examples=lambda: [(torch.ones(3),)])
+    def twice(input: Tensor) -> Tensor:
+        return 2 * input
+
+From these come the schema of an install without the compiled part, the kernel for devices that the
+build has none for, the fake kernel (the reference runs on tensors without values), what autograd
+does, and the check that ``fastgan doctor`` and the tests run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from fastgan.errors import FastganError
+from fastgan.ops.registration import (
+    NAMESPACE,
+    define_if_absent,
+    register_fallback,
+    register_in_place_on_lists,
+)
+from fastgan.ops.without_gradient import register_without_gradient
+
+__all__ = ["DEFINED", "Op", "define_op"]
+
+Reference = TypeVar("Reference", bound=Callable[..., Any])
+Arguments = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Op:
+    """An op under ``torch.ops.fastgan``.
+
+    Attributes:
+        schema: as in ``csrc``.
+        reference: the op in plain PyTorch, its checks of arguments included.
+        examples: arguments on the CPU, of the dtypes that the op takes.
+        units: how many units in the last place, of the largest value, the op may be off by.
+        exact: the dtype that the reference is run in for comparison.
+        scratch: arguments that are written, but aren't results.
+    """
+
+    schema: str
+    reference: Callable[..., Any]
+    examples: Callable[[], Iterable[Arguments]]
+    units: int = 32
+    exact: torch.dtype = torch.float64
+    scratch: tuple[str, ...] = ()
+
+    @property
+    def name(self) -> str:
+        """Its name under ``torch.ops.fastgan``."""
+        return self.schema.partition("(")[0]
+
+    @property
+    def overload(self) -> Any:
+        """The op as torch calls it."""
+        return getattr(torch.ops.fastgan, self.name).default
+
+    @property
+    def places_written(self) -> list[int]:
+        """The places of the arguments that it writes."""
+        arguments = self.overload._schema.arguments
+        return [place for place, argument in enumerate(arguments) if argument.is_write]
+
+    def check(self, device: torch.device | str) -> None:
+        """Runs the examples on ``device`` and compares with the reference in ``exact``.
+
+        Raises:
+            FastganError: a value is off by more than rounding.
+        """
+        for arguments in self.examples():
+            own = [_copied(each, device, None) for each in arguments]
+            wide = [_copied(each, "cpu", self.exact) for each in arguments]
+            with torch.no_grad():
+                found, expected = _tensors(self.overload(*own)), _tensors(self.reference(*wide))
+            for place in self.places_written:
+                if self.overload._schema.arguments[place].name not in self.scratch:
+                    found.append(own[place])
+                    expected.append(wide[place])
+            for number, (actual, right) in enumerate(zip(found, expected, strict=True)):
+                size = max(1.0, float(right.abs().max())) if right.numel() else 1.0
+                tolerance = self.units * torch.finfo(actual.dtype).eps
+                error = (actual.cpu().double() - right.double()).abs()
+                if not (error <= tolerance * (size + right.double().abs())).all():
+                    settings = [each for each in arguments if not isinstance(each, Tensor)]
+                    raise FastganError(
+                        f"fastgan::{self.name} gives a wrong result {number} on {device}, for "
+                        f"{own[0].dtype}, {settings}"
+                    )
+
+
+#: The ops defined so, by name.
+DEFINED: dict[str, Op] = {}
+
+
+def define_op(
+    schema: str,
+    *,
+    examples: Callable[[], Iterable[Arguments]],
+    units: int = 32,
+    exact: torch.dtype = torch.float64,
+    scratch: tuple[str, ...] = (),
+    autograd: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
+) -> Callable[[Reference], Reference]:
+    """Defines an op by its reference.
+
+    Args:
+        schema: as in ``csrc``; of writes, too.
+        examples: gives arguments on the CPU, of the dtypes that the op takes.
+        units: how many units in the last place, of the largest value, the op may be off by.
+        exact: the widest dtype that the op takes.
+        scratch: names of arguments that are written, but aren't results.
+        autograd: (backward, setup_context) of ``torch.library.register_autograd``. Without it the
+            op raises where autograd would have to record it.
+
+    Returns:
+        A decorator that returns the reference as it is.
+    """
+
+    def define(reference: Reference) -> Reference:
+        op = Op(schema, reference, examples, units, exact, scratch)
+        define_if_absent(schema)
+        register_fallback(op.name, reference)
+        torch.library.register_fake(f"{NAMESPACE}::{op.name}", reference)
+        if autograd is not None:
+            backward, setup_context = autograd
+            torch.library.register_autograd(
+                f"{NAMESPACE}::{op.name}", backward, setup_context=setup_context
+            )
+        elif places := op.places_written:
+            register_in_place_on_lists(
+                op.overload, lambda args: [args[i] for i in places if args[i] is not None]
+            )
+        else:
+            register_without_gradient(op.overload)
+        DEFINED[op.name] = op
+        return reference
+
+    return define
+
+
+def _tensors(results: Any) -> list[Tensor]:
+    if results is None:
+        return []
+    return list(results) if isinstance(results, (tuple, list)) else [results]
+
+
+def _copied(argument: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:
+    if not isinstance(argument, Tensor):
+        return argument
+    return argument.to(device, argument.dtype if dtype is None else dtype, copy=True)

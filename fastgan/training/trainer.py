@@ -19,6 +19,7 @@ from torch.profiler import record_function
 
 from fastgan.data import ImageSource, load_data
 from fastgan.data.streaming import StreamInterrupted
+from fastgan.devices import choose_device
 from fastgan.errors import CheckpointError, ConfigError, DataError, FastganError, OutputError
 from fastgan.evaluation.diversity import SampleDiversity
 from fastgan.files import atomic_write
@@ -193,7 +194,9 @@ class Trainer:
             config = _continued(_read_config(description), config, explicit, description)
         config = dataclasses.replace(config, data=_absolute(config.data)).resolved()
         self.config = config
-        self.device = self.processes.device or _choose_device(config.device)
+        self.device = self.processes.device or choose_device(config.device)
+        if self.device.index is not None:
+            torch.cuda.set_device(self.device)  # where CUDA graphs and streams of a run belong
 
         assert config.image_size is not None
         assert config.batch_size is not None
@@ -833,14 +836,6 @@ def _check_share(config: TrainConfig, processes: Processes) -> None:
             f"batch_size: batch norm needs at least 2 images in each process's part, got"
             f" {config.batch_size} for {parts}"
         )
-
-
-def _choose_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device here")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _continued(

@@ -81,8 +81,10 @@ def _formula(
     u = normalise(input, mean, scale, bias)
     g = gradient_through(grad_output.to(mean.dtype), u, activation, negative_slope)
     centred = input.to(mean.dtype) - per_channel(mean, input)
-    result = centred * per_channel(slope, input) + per_channel(offset, input)
-    return g * per_channel(scale, input) + result
+    slopes = per_channel(slope, input)
+    # Constant statistics have a slope of 0, which leaves the input out: 0 times an infinity is NaN.
+    through_statistics = torch.where(slopes == 0, 0.0, centred * slopes)
+    return g * per_channel(scale, input) + (through_statistics + per_channel(offset, input))
 
 
 def _empty(grad_output: Tensor, input: Tensor, *others: object) -> Tensor:

@@ -58,13 +58,15 @@ def plain_finalize(
     if count < 0:
         raise RuntimeError(f"fastgan::{_OP}: count is {count}; expected at least 0")
     grad_bias, grad_weight = grad.double().sum(0), grad_xhat.double().sum(0)
-    share = 1 / count if count else 0.0
-    slope = -scale.double() * invstd.double() * grad_weight * share
-    offset = -scale.double() * grad_bias * share
+    if count == 0:  # constant statistics: 0, even where a sum is not finite
+        slope = offset = torch.zeros_like(grad_bias)
+    else:
+        slope = -scale.double() * invstd.double() * grad_weight / count
+        offset = -scale.double() * grad_bias / count
     dtype = grad.dtype
     return (
-        slope.to(dtype),
-        offset.to(dtype),
+        slope.to(dtype, copy=True),
+        offset.to(dtype, copy=True),
         grad_weight.to(dtype, copy=True),
         grad_bias.to(dtype, copy=True),
     )

@@ -28,7 +28,7 @@ def auto_precision_is_fp32() -> Iterator[None]:
     test starts ask for fp32 themselves.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastgan.training.precision.bf16_is_fast", lambda kind: False)
+        patch.setattr("fastgan.training.precision.bf16_is_fast", lambda device: False)
         yield
 
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from fastgan._version import __version__
 from fastgan.bench.suites import SUITES
+from fastgan.devices import DEVICES
 from fastgan.errors import ConfigError
 from fastgan.training.config import TrainConfig
 from fastgan.training.config_files import read_settings
@@ -254,9 +255,7 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument(
         "--compare", metavar="OLD.json", help="an earlier results.json, to find regressions"
     )
-    parser.add_argument(
-        "--device", choices=("auto", "cpu", "cuda"), default="auto", help="where (default auto)"
-    )
+    parser.add_argument("--device", default="auto", help=f"where: {DEVICES} (default auto)")
     parser.add_argument(
         "--threads",
         type=_at_least(1),

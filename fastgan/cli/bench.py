@@ -25,6 +25,7 @@ from fastgan.bench.suites import suite_cases
 from fastgan.bench.summary import Line, lines, seconds_text
 from fastgan.bench.tables import goal_cells
 from fastgan.bench.timing import Budget
+from fastgan.devices import choose_device
 from fastgan.errors import ConfigError
 
 __all__ = ["run"]
@@ -46,7 +47,7 @@ def run(options: argparse.Namespace) -> int:
     folder = Path(options.out)
     check_folder(folder)
     earlier = read_result(options.compare) if options.compare else None
-    device = _device(options.device)
+    device = choose_device(options.device)
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     cases = suite_cases(options.suite, device, quick=options.quick)
@@ -65,14 +66,6 @@ def run(options: argparse.Namespace) -> int:
     _show(console, result, changes)
     console.print(f"\nwrote {len(written)} files; look at {folder / 'index.html'}", soft_wrap=True)
     return int(any(change.worse for change in changes or ()))
-
-
-def _device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device here")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
 
 
 def _plan(options: argparse.Namespace, device: torch.device) -> Plan:

@@ -48,8 +48,11 @@ def activation_gradient(
 def batch_norm_gradient(
     g, x, mean, scale, bias, slope, offset, negative_slope, FUNCTION: tl.constexpr
 ):
-    """scale g + (x - mean) slope + offset."""
-    return scale * g + (x - mean) * slope + offset
+    """scale g + (x - mean) slope + offset; where the slope is 0, x is left out.
+
+    As in csrc/math/batch_norm.h: 0 times an infinite x would be NaN.
+    """
+    return scale * g + tl.where(slope == 0, 0.0, (x - mean) * slope) + offset
 
 
 @triton.jit

@@ -421,13 +421,15 @@ def norm_act_gradient_finalize(
     if count < 0:
         raise RuntimeError(f"fastgan::{op}: count is {count}; expected at least 0")
     grad_bias, grad_weight = grad.double().sum(0), grad_xhat.double().sum(0)
-    share = 1 / count if count else 0.0
-    slope = -scale.double() * invstd.double() * grad_weight * share
-    offset = -scale.double() * grad_bias * share
+    if count == 0:  # constant statistics: 0, even where a sum is not finite
+        slope = offset = torch.zeros_like(grad_bias)
+    else:
+        slope = -scale.double() * invstd.double() * grad_weight / count
+        offset = -scale.double() * grad_bias / count
     dtype = grad.dtype
     return (
-        slope.to(dtype),
-        offset.to(dtype),
+        slope.to(dtype, copy=True),
+        offset.to(dtype, copy=True),
         grad_weight.to(dtype, copy=True),
         grad_bias.to(dtype, copy=True),
     )
@@ -456,8 +458,10 @@ def _gradient(
     check_arrays(op, dtype, (input.shape[1],), slope=slope, offset=offset)
     g = _through_activation(grad_output, input, mean, scale, bias, activation, negative_slope)
     centred = input.to(mean.dtype) - per_channel(mean, input)
-    result = centred * per_channel(slope, input) + per_channel(offset, input)
-    return g * per_channel(scale, input) + result
+    slopes = per_channel(slope, input)
+    # Constant statistics have a slope of 0, which leaves the input out: 0 times an infinity is NaN.
+    through_statistics = torch.where(slopes == 0, 0.0, centred * slopes)
+    return g * per_channel(scale, input) + (through_statistics + per_channel(offset, input))
 
 
 @define_op(

@@ -254,6 +254,8 @@ class _Run:
             return None
         scores = [batch.recording.scores for batch in batches]
         apart = [torch.cat(each) for each in zip(*scores, strict=True)]
+        if not all(bool(each.isfinite().all()) for each in apart):
+            return None  # NaN agrees with nothing, infinity with all: another call will tell
         joining.remember(joined=_agree(whole.recording.scores, apart), size=whole.recording.size)
         return whole if joining.joined else None
 

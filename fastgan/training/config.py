@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastgan.devices import DEVICES, check_device_name
 from fastgan.errors import ConfigError, ImageSizeError
 from fastgan.training.config_files import format_settings, parse_settings
 
@@ -238,7 +239,7 @@ class TrainConfig:
         0.999, "decay of the generator's moving average, which samples are drawn from; 0 for none"
     )
 
-    device: str = _option("auto", "where to train", ("auto", "cpu", "cuda"))
+    device: str = _option("auto", f"where to train: {DEVICES}")
     precision: str = _option(
         "auto",
         "arithmetic of the convolutions; auto is bf16 where that is fast and shown to train as well"
@@ -283,7 +284,7 @@ class TrainConfig:
             # Imported where it is needed, as all here that needs torch: the command line doesn't.
             from fastgan.training.precision import automatic_precision
 
-            filled["precision"] = automatic_precision(self.device)
+            filled["precision"] = automatic_precision(check_device_name(self.device))
         config = dataclasses.replace(self, **filled)
         config.validate()
         return config
@@ -317,6 +318,7 @@ class TrainConfig:
                     f"{name}: expected at most {LARGEST_WIDTH}, got {getattr(self, name)}"
                 )
         self._require_at_least(0, ("seed", "workers", "gp_weight", "r1", "r2"))
+        check_device_name(self.device)
         for name in ("lr", "lr_g", "lr_d", "clip", "max_minutes"):
             value = getattr(self, name)
             if value is not None and value <= 0:

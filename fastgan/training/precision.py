@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from fastgan.devices import choose_device
+
 __all__ = ["BF16_TRAINS_AS_WELL", "automatic_precision", "bf16_is_fast"]
 
 BF16_TRAINS_AS_WELL: dict[str, bool] = {"cpu": True, "cuda": False}
@@ -29,7 +31,7 @@ def automatic_precision(device: str) -> str:
     """What "auto" stands for on a device.
 
     Args:
-        device: "auto", "cpu" or "cuda".
+        device: "auto", "cpu", "cuda" or "cuda:1".
 
     Returns:
         "bf16" or "fp32".
@@ -38,20 +40,25 @@ def automatic_precision(device: str) -> str:
         >>> automatic_precision("cpu") in ("bf16", "fp32")
         True
     """
-    kind = device
     if device == "auto":
-        kind = "cuda" if torch.cuda.is_available() else "cpu"
-    return "bf16" if BF16_TRAINS_AS_WELL[kind] and bf16_is_fast(kind) else "fp32"
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    trains_as_well = BF16_TRAINS_AS_WELL[device.partition(":")[0]]
+    return "bf16" if trains_as_well and bf16_is_fast(device) else "fp32"
 
 
-def bf16_is_fast(kind: str) -> bool:
+def bf16_is_fast(device: str) -> bool:
     """Whether this machine multiplies bfloat16 matrices faster than float32 ones.
 
     Args:
-        kind: "cpu" or "cuda".
+        device: "cpu", "cuda" or "cuda:1".
+
+    Raises:
+        ConfigError: there is no such GPU.
     """
-    if kind == "cuda":
-        return torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
+    if device.startswith("cuda"):
+        if not torch.cuda.is_available():
+            return False
+        return torch.cuda.get_device_capability(choose_device(device)) >= (8, 0)
     wide = torch.backends.cpu.get_cpu_capability() not in ("DEFAULT", "AVX2")
     return wide and bool(_FLAGS & _processor_flags())
 

@@ -316,12 +316,13 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
 
     Args:
         device: "auto", "cpu" or "cuda"; on CUDA, a process takes the device of its ``LOCAL_RANK``.
+            Without ``torchrun`` also "cuda:1".
 
     Yields:
         The processes.
 
     Raises:
-        ConfigError: a process without a device of its own.
+        ConfigError: a process without a device of its own, or one device for several processes.
 
     Example:
         >>> with joined_processes("cpu") as processes:
@@ -366,6 +367,11 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
 def _own_device(device: str) -> torch.device:
     if device == "cpu" or (device == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
+    if ":" in device:
+        raise ConfigError(
+            f"device: each process of several takes the GPU of its LOCAL_RANK; expected cuda, got"
+            f" {device}"
+        )
     local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
     if local >= found:
         raise ConfigError(

@@ -13,6 +13,7 @@ from torch.profiler import record_function
 
 from fastgan.data import ImageSource
 from fastgan.data.streaming import StreamInterrupted
+from fastgan.devices import choose_device
 from fastgan.errors import ConfigError, DataError, FastganError
 from fastgan.ops.backends import recorded_choices
 from fastgan.training.callbacks import Callback
@@ -113,7 +114,9 @@ class Trainer:
         for failure in self._folder.failures:
             self.warn(f"{failure}; going on from {self.resumed_from}")
         self.config = config = self._folder.settings(config, explicit)
-        self.device = self.processes.device or _choose_device(config.device)
+        self.device = self.processes.device or choose_device(config.device)
+        if self.device.index is not None:
+            torch.cuda.set_device(self.device)  # CUDA graphs and streams belong to the current one
         _check_share(config, self.processes)
         self.source, self.data = open_source(
             config, source, lambda done, total: self._tell("on_loading", done, total)
@@ -464,11 +467,3 @@ def _check_share(config: TrainConfig, processes: Processes) -> None:
             f"batch_size: batch norm needs at least 2 images in each process's part, got"
             f" {config.batch_size} for {parts}"
         )
-
-
-def _choose_device(name: str) -> torch.device:
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device here")
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)

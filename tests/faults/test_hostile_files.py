@@ -20,9 +20,10 @@ from PIL import Image
 from fastgan.bench.schema import read_result
 from fastgan.cli import main
 from fastgan.data import load_data
+from fastgan.devices import choose_device
 from fastgan.errors import CheckpointError, ConfigError, DataError, FastganError
 from fastgan.files import atomic_write
-from fastgan.training import Callback, TrainConfig, Trainer, load_generator
+from fastgan.training import Callback, TrainConfig, Trainer, joined_processes, load_generator
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from fastgan.training.config_files import read_settings
 from fastgan.training.recorder import read_metrics
@@ -306,9 +307,47 @@ def test_metrics_of_any_text_are_numbers_or_left_out(tmp_path: Path) -> None:
         read_metrics(path)
 
 
-def test_a_device_that_is_not_offered_is_named() -> None:
-    with pytest.raises(ConfigError, match="device: expected one of auto, cpu, cuda, got 'cuda:0'"):
-        TrainConfig(out="x", device="cuda:0").resolved()
+@pytest.mark.parametrize("name", ["gpu", "cuda:", "cuda:-1", "cuda:00", "cuda:128", "cpu\x1b", ""])
+def test_a_name_of_no_device_is_refused_in_a_line(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^device: expected auto, cpu, cuda or cuda:N, got '"):
+        TrainConfig(out="x", device=name).resolved()
+
+
+@pytest.mark.parametrize(
+    ("name", "found", "expected"),
+    [
+        ("cuda", 0, "device: cuda was asked for, but torch sees no CUDA device here"),
+        ("cuda:0", 0, "device: cuda:0 was asked for, but torch sees no CUDA device here"),
+        ("cuda:1", 1, "device: cuda:1 was asked for, but torch sees one CUDA device, cuda:0, here"),
+        ("cuda:7", 4, "torch sees 4 CUDA devices, cuda:0 to cuda:3, here"),
+        *(("auto", 2, "cuda"), ("cuda", 2, "cuda"), ("cuda:0", 1, "cuda:0")),
+        *(("cuda:1", 2, "cuda:1"), ("cpu", 1, "cpu"), ("auto", 0, "cpu")),
+    ],
+)
+def test_a_device_is_one_that_is_there(
+    name: str, found: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: found > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: found)
+    config = TrainConfig(out="x", device=name, precision="fp32").resolved()
+    assert TrainConfig.from_toml(config.to_toml()).device == name
+    if " " not in expected:
+        assert choose_device(config.device) == torch.device(expected)
+    else:
+        with pytest.raises(ConfigError, match=expected):
+            choose_device(config.device)
+
+
+def test_the_command_line_takes_a_device_by_its_index(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert main(["train", "--device=cuda:0", f"--out={tmp_path / 'run'}"]) == 2
+    assert "device: cuda:0 was asked for, but torch sees no CUDA" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="device: each process of several"):
+        joined_processes("cuda:0").__enter__()
 
 
 # --- What is shown --------------------------------------------------------------------------------

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import nn
 
-import fastgan.ops  # noqa: F401 - defines them
+from fastgan.activations import ACTIVATIONS
 from fastgan.nn import fuse
+from fastgan.ops import bn_act_gradient
+from fastgan.ops.batch_norm_formulas import arithmetic_dtype
 
 
 @pytest.mark.parametrize("op", ["forward", "project", "curvature"])
@@ -37,6 +41,41 @@ def test_an_infinity_in_evaluation_leaves_the_gradients_of_others_alone(value: f
     expected, found = gradients
     assert bool(expected.isfinite().all())
     assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+#: z'(u) at u = infinity and -infinity.
+_AT_INFINITIES = {
+    "none": (1.0, 1.0),
+    "relu": (1.0, 0.0),
+    "leaky_relu": (1.0, 0.2),
+    "tanh": (0.0, 0.0),
+    "sigmoid": (0.0, 0.0),
+}
+
+
+@pytest.mark.parametrize("activation", _AT_INFINITIES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("implementation", ["compiled", "plain"])
+def test_constant_statistics_leave_infinite_inputs_out_of_gradients(
+    activation: str, dtype: torch.dtype, implementation: str
+) -> None:
+    """grad_input = grad weight invstd z'(u), whatever x: the closed form in float64."""
+    x = torch.tensor([0.25, float("inf"), -float("inf"), 0.75]).view(4, 1).to(dtype)
+    wide = arithmetic_dtype(dtype)
+    weight, bias, mean, invstd = (torch.tensor([v], dtype=wide) for v in (2.0, 0.5, 0.25, 0.5))
+    op = {"compiled": torch.ops.fastgan.bn_act_gradient, "plain": bn_act_gradient._plain}
+    code = ACTIVATIONS[activation].code
+    arguments = (torch.full_like(x, 3.0), x, weight, bias, mean, invstd, False, code, 0.2)
+    found = op[implementation](*arguments)[0].double().flatten().tolist()
+
+    def slope(u: float) -> float:
+        if activation == "tanh":
+            return 1 - math.tanh(u) ** 2
+        return math.exp(-u) / (1 + math.exp(-u)) ** 2 if activation == "sigmoid" else 1.0
+
+    above, below = _AT_INFINITIES[activation]
+    expected = [3.0 * z for z in (slope(0.5), above, below, slope(1.0))]  # u = x + 0.25
+    assert found == pytest.approx(expected, rel=4 * torch.finfo(dtype).eps, abs=0)
 
 
 def test_statistics_that_would_be_written_in_one_place_are_refused_in_words() -> None:

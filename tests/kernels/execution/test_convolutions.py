@@ -296,6 +296,24 @@ def test_gradient_prologues(name, transposed, dtype, device):
     assert_as_good_as_eager(grad_bias, eager, exact)
 
 
+def test_a_norms_gradient_without_slope_leaves_its_input_out(device):
+    """Constant statistics: dx = scale g + offset, whatever x, where 0 times infinity is NaN."""
+    conv = case(False, channels=(3, 4))
+    weight = draw(conv.weight_shape, torch.float32, device, 1)
+    input = draw(conv.input_shape, torch.float32, device, 0)
+    grad_output = draw(conv.output_shape, torch.float32, device, 2)
+    x = torch.full(conv.output_shape, float("inf"), device=device)
+    prologue = batch_norm_gradient_of(x, 4)
+    prologue = replace(prologue, slope=torch.zeros_like(prologue.slope))
+    through = per_channel(prologue.scale) * grad_output + per_channel(prologue.offset)
+    ours, _ = input_gradient(grad_output, weight, conv.geometry, conv.size, prologue=prologue)
+    plain, _ = input_gradient(through, weight, conv.geometry, conv.size)
+    assert torch.allclose(ours, plain, rtol=1e-5, atol=1e-5)
+    ours, _ = weight_gradient(input, grad_output, conv.geometry, weight, grad_prologue=prologue)
+    plain, _ = weight_gradient(input, through, conv.geometry, weight)
+    assert torch.allclose(ours, plain, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("name", "transposed"), [(name, i % 2 == 0) for i, name in enumerate(NAMES)]
 )

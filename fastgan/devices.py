@@ -1,0 +1,58 @@
+"""Which device a name stands for: ``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from fastgan.errors import ConfigError
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["DEVICES", "check_device_name", "choose_device"]
+
+#: For messages and help.
+DEVICES = "auto, cpu, cuda or cuda:N"
+# At most 127, torch's largest index; without leading zeros, as torch has it.
+_NAME = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?|1[01][0-9]|12[0-7]))?")
+
+
+def check_device_name(name: str) -> str:
+    """Returns `name`; whether this machine has such a device isn't asked, nor torch imported.
+
+    Raises:
+        ConfigError: it is no device's name.
+
+    Example:
+        >>> check_device_name("cuda:0")
+        'cuda:0'
+    """
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"device: expected {DEVICES}, got {name!r}")
+    return name
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name; ``auto`` is ``cuda`` where torch sees a GPU, else ``cpu``.
+
+    Raises:
+        ConfigError: it is no device's name, or this machine has no such GPU.
+
+    Example:
+        >>> choose_device("cpu")
+        device(type='cpu')
+    """
+    import torch
+
+    check_device_name(name)
+    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        name = "cuda" if found else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= found:
+        seen = {0: "no CUDA device", 1: "one CUDA device, cuda:0,"}.get(
+            found, f"{found} CUDA devices, cuda:0 to cuda:{found - 1},"
+        )
+        raise ConfigError(f"device: {name} was asked for, but torch sees {seen} here")
+    return device

@@ -10,8 +10,7 @@ from torch import nn
 
 from fastgan.activations import ACTIVATIONS
 from fastgan.nn import fuse
-from fastgan.ops import bn_act_gradient
-from fastgan.ops.batch_norm_formulas import arithmetic_dtype
+from fastgan.ops import batch_norm
 
 
 @pytest.mark.parametrize("op", ["forward", "project", "curvature"])
@@ -61,9 +60,9 @@ def test_constant_statistics_leave_infinite_inputs_out_of_gradients(
 ) -> None:
     """grad_input = grad weight invstd z'(u), whatever x: the closed form in float64."""
     x = torch.tensor([0.25, float("inf"), -float("inf"), 0.75]).view(4, 1).to(dtype)
-    wide = arithmetic_dtype(dtype)
+    wide = batch_norm.arithmetic_dtype(dtype)
     weight, bias, mean, invstd = (torch.tensor([v], dtype=wide) for v in (2.0, 0.5, 0.25, 0.5))
-    op = {"compiled": torch.ops.fastgan.bn_act_gradient, "plain": bn_act_gradient._plain}
+    op = {"compiled": torch.ops.fastgan.bn_act_gradient, "plain": batch_norm.bn_act_gradient}
     code = ACTIVATIONS[activation].code
     arguments = (torch.full_like(x, 3.0), x, weight, bias, mean, invstd, False, code, 0.2)
     found = op[implementation](*arguments)[0].double().flatten().tolist()

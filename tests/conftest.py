@@ -34,10 +34,12 @@ def auto_precision_is_fp32() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def default_interrupt() -> Iterator[None]:
-    """Ctrl-C as a person's shell has it: jobs in the background are started with it ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Ctrl-C and hangups as in a person's shell: background jobs and nohup ignore them."""
+    defaults = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
+    before = {number: signal.signal(number, handler) for number, handler in defaults.items()}
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Which device a name stands for: ``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
+"""Resolves the names of devices: ``auto``, ``cpu``, ``cuda``, ``cuda:1``."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _NAME = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?|1[01][0-9]|12[0-7]))?")
 
 
 def check_device_name(name: str) -> str:
-    """Returns `name`; whether this machine has such a device isn't asked, nor torch imported.
+    """Returns ``name`` if it names a device. Doesn't import torch or look for the device.
 
     Raises:
-        ConfigError: it is no device's name.
+        ConfigError: it doesn't name a device.
 
     Example:
         >>> check_device_name("cuda:0")
@@ -37,7 +37,7 @@ def choose_device(name: str) -> torch.device:
     """The device of that name; ``auto`` is ``cuda`` where torch sees a GPU, else ``cpu``.
 
     Raises:
-        ConfigError: it is no device's name, or this machine has no such GPU.
+        ConfigError: it doesn't name a device, or this machine has no such GPU.
 
     Example:
         >>> choose_device("cpu")

@@ -28,7 +28,7 @@ OPS = torch.ops.fastgan
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 CODES = {activation.name: activation.code for activation in ACTIVATIONS.values()}
-#: Whose derivative is computed from the input.
+#: Activations with a derivative that is computed from the input.
 KEEP_INPUT = ("silu", "gelu", "gelu_tanh")
 NAMES = [
     "batch_norm_finalize",

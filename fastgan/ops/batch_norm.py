@@ -73,14 +73,14 @@ DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def tile_size(values: int, channels: int) -> int:
-    """How many of a channel's `values` a tile holds; as in ``csrc/math/batch_norm.h``."""
+    """The number of a channel's values in a tile, as in ``csrc/math/batch_norm.h``."""
     size = min(max(16384 // max(channels, 1), 64), 4096)
     least = (values + 1023) // 1024
     return (least + 63) // 64 * 64 if size < least else size // 16 * 16
 
 
 def tile_count(values: int, channels: int) -> int:
-    """How many tiles hold a channel's `values`; 0 of none."""
+    """The number of tiles of a channel with ``values`` values."""
     size = tile_size(values, channels)
     return (values + size - 1) // size
 
@@ -89,22 +89,22 @@ def tile_count(values: int, channels: int) -> int:
 
 
 def arithmetic_dtype(dtype: torch.dtype) -> torch.dtype:
-    """What a tensor of that dtype is computed in, and its (C,) arguments are of."""
+    """The dtype of the arithmetic on a tensor of ``dtype``, and of its (C,) arguments."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def per_channel(vector: Tensor, input: Tensor) -> Tensor:
-    """(C,) as (1, C, 1, ...), to meet an `input` of (N, C, ...)."""
+    """Views (C,) as (1, C, 1, ...), for broadcasting with an ``input`` of (N, C, ...)."""
     return vector.view(1, -1, *(1,) * (input.dim() - 2))
 
 
 def rows_of(input: Tensor) -> Tensor:
-    """(N, C, ...) as (values, C), values in the order in which tiles cut them."""
+    """Reshapes (N, C, ...) to (values, C), in the order of the tiles."""
     return input.movedim(1, -1).reshape(input.numel() // max(input.shape[1], 1), input.shape[1])
 
 
 def without_gaps(input: Tensor) -> Tensor:
-    """`input`, or a copy in the memory format its strides suggest, as the compiled ops make."""
+    """Returns ``input`` if it is dense, else a copy in the memory format its strides suggest."""
     sizes, strides = input.shape, input.stride()
     for order in (range(input.dim() - 1, -1, -1), (1, *range(input.dim() - 1, 1, -1), 0)):
         expected = 1
@@ -132,7 +132,7 @@ def _check_dtype(op: str, argument: str, tensor: Tensor) -> None:
 
 
 def check_image(op: str, argument: str, tensor: Tensor) -> None:
-    """Of what a batch norm takes: dtype and number of dimensions."""
+    """Checks dtype and number of dimensions of a batch norm's input."""
     _check_dtype(op, argument, tensor)
     if tensor.dim() < 2:
         raise RuntimeError(
@@ -144,7 +144,7 @@ def check_image(op: str, argument: str, tensor: Tensor) -> None:
 def check_arrays(
     op: str, dtype: torch.dtype, shape: tuple[int, ...], **arrays: Tensor | None
 ) -> None:
-    """Of (C,) arguments and arrays of tiles, by their names."""
+    """Checks dtype and shape of named arrays."""
     for name, array in arrays.items():
         if array is None:
             continue
@@ -157,7 +157,7 @@ def check_arrays(
 
 
 def check_vectors(op: str, channels: int, **vectors: Tensor | None) -> None:
-    """Of (C,) arguments that may be of any of the four dtypes."""
+    """Checks named (C,) arguments, which may have any of the four dtypes."""
     for name, vector in vectors.items():
         if vector is not None:
             _check_dtype(op, name, vector)
@@ -165,7 +165,7 @@ def check_vectors(op: str, channels: int, **vectors: Tensor | None) -> None:
 
 
 def check_alike(op: str, argument: str, tensor: Tensor, other_name: str, other: Tensor) -> None:
-    """Of a tensor that goes with another of the same shape and dtype."""
+    """Checks that a tensor has the shape and dtype of another."""
     if tensor.dtype != other.dtype or tensor.shape != other.shape:
         raise RuntimeError(
             f"fastgan::{op}: {argument} has dtype {tensor.dtype} and shape {tuple(tensor.shape)}; "
@@ -174,7 +174,7 @@ def check_alike(op: str, argument: str, tensor: Tensor, other_name: str, other: 
 
 
 def check_activation(op: str, code: int) -> None:
-    """Of an activation's number."""
+    """Checks an activation's number."""
     if code not in BY_CODE:
         raise RuntimeError(
             f"fastgan::{op}: activation is {code}; expected a code from 0 to {len(BY_CODE) - 1}"
@@ -182,7 +182,7 @@ def check_activation(op: str, code: int) -> None:
 
 
 def _check_matrix(op: str, argument: str, matrix: Tensor) -> None:
-    """Of what the tiles left."""
+    """Checks dtype and rank of an array with a row for each tile."""
     if matrix.dtype not in (torch.float32, torch.float64):
         raise RuntimeError(
             f"fastgan::{op}: {argument} has dtype {matrix.dtype}; expected float32 or float64"
@@ -196,7 +196,7 @@ def _check_matrix(op: str, argument: str, matrix: Tensor) -> None:
 def check_norm(
     op: str, input: Tensor, mean: Tensor, scale: Tensor, bias: Tensor | None, activation: int
 ) -> None:
-    """Of a normalisation with its activation, as in csrc/batch_norm_ops.cpp."""
+    """Checks the arguments of a normalisation, as csrc/batch_norm_ops.cpp does."""
     check_image(op, "input", input)
     dtype = arithmetic_dtype(input.dtype)
     check_arrays(op, dtype, (input.shape[1],), mean=mean, scale=scale)

@@ -1,12 +1,12 @@
-"""One declaration an op: its schema, what it computes in plain PyTorch, and examples.
+"""Declares an op once: its schema, a reference in plain PyTorch, and examples.
 
     @define_op("twice(Tensor input) -> Tensor", examples=lambda: [(torch.ones(3),)])
     def twice(input: Tensor) -> Tensor:
         return 2 * input
 
-From these come the schema of an install without the compiled part, the kernel for devices that the
-build has none for, the fake kernel (the reference runs on tensors without values), what autograd
-does, and the check that ``fastgan doctor`` and the tests run.
+The declaration provides the schema where the compiled part is missing, the kernel for devices
+without a compiled one, the fake kernel (the reference runs on meta tensors), the op's behaviour
+under autograd, and the check that ``fastgan doctor`` and the tests run.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class Op:
                     )
 
 
-#: The ops defined so, by name.
+#: The declared ops, by name.
 DEFINED: dict[str, Op] = {}
 
 
@@ -112,7 +112,7 @@ def define_op(
     """Defines an op by its reference.
 
     Args:
-        schema: as in ``csrc``; of writes, too.
+        schema: as in ``csrc``, with mutation annotations.
         examples: gives arguments on the CPU, of the dtypes that the op takes.
         units: how many units in the last place, of the largest value, the op may be off by.
         exact: the widest dtype that the op takes.

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import fastgan.ops.batch_norm
 import fastgan.ops.penalty_norm  # noqa: F401 - defines the ops that are called here
 from fastgan.losses import widened
 from fastgan.ops.paths import op_path
@@ -308,7 +309,15 @@ class BatchNorm(Rule):
         return [tensor for tensor in args[3:5] if tensor is not None and args[5]]
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        results = func(*args, **kwargs)
+        if args[5] and _has_one_wide_dtype(args[:3]):
+            # ATen's statistics of channels-last images, which these are, are less accurate.
+            input, weight, bias, running_mean, running_var, _, momentum, eps = args
+            mean, invstd, scale = ops.batch_norm_statistics(
+                input, weight, running_mean, running_var, momentum, eps
+            )
+            results = (ops.norm_act(input, mean, scale, bias, 0, 0.0), mean, invstd)
+        else:
+            results = func(*args, **kwargs)
         node.kept = results[1:]
         if args[5]:  # they have changed, and aren't needed again
             node.args[3] = node.args[4] = None
@@ -402,6 +411,12 @@ def _affine(
     if weight is not None:
         xhat = xhat * weight.view(shape)
     return xhat if bias is None else xhat + bias.view(shape)
+
+
+def _has_one_wide_dtype(tensors: Iterable[Tensor | None]) -> bool:
+    """Whether all tensors are float32, or all float64."""
+    dtypes = {tensor.dtype for tensor in tensors if tensor is not None}
+    return dtypes in ({torch.float32}, {torch.float64})
 
 
 def _normalises_first(node: Node) -> bool:

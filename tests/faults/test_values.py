@@ -19,3 +19,8 @@ def test_strange_values_are_as_right_as_eagers(check: Callable[[random.Random], 
 def test_scores_that_are_nan_end_no_call(seed: int) -> None:
     """Where the batches' scores were compared to learn whether they may be joined."""
     assert quietly(critics_are_right, random.Random(seed))
+
+
+def test_a_mean_far_above_the_spread_costs_a_critic_no_more_than_eager() -> None:
+    """Of batch norm alone, on images that the recording lays out channels-last."""
+    assert quietly(critics_are_right, random.Random(22))

@@ -43,8 +43,7 @@ _FIRST_TURNS, _FIRST_SECONDS = 3, 0.02
 #: A turn repeats its call for so long, in seconds: a clock is read on either side.
 _SHORTEST_TURN = 1e-4
 
-#: Stands for all activations. On a CPU a pass over memory takes 1.0 (tanh) to 1.8 times (GELU) as
-#: long with another; of a whole convolution that is little.
+#: Stands for all activations: beside a convolution their passes over memory differ little.
 _ACTIVATION, _SLOPE = "leaky_relu", 0.2
 
 _ops = torch.ops.fastgan

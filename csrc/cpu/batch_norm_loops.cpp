@@ -1,6 +1,8 @@
 // Compiled once per instruction set: see instruction_sets.h.
 #include "batch_norm_loops.h"
 
+#include <type_traits>
+
 #include "../math/compensated_sum.h"
 
 namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET {
@@ -68,10 +70,11 @@ constexpr std::int64_t kCacheLine = 64;
 // Adds four rows, or one, to the sums of each column, and asks for the rows that come `ahead` rows
 // later, unless that is 0.
 //
-// Adder: operator()(i, c, sum, other) adds what is at i, in column c, to sums of type Part;
-// fetch(i, columns) asks for what is at i and beside it.
+// Adder: add(r, i, c, sum, other) adds what is at i, in row r and column c, to sums of type Part;
+// fetch(i, columns) asks for what is at i and beside it; prepare(rows, first, stride, begin, count)
+// comes before the additions of columns [begin, begin + count) of so many rows.
 template <int kRows, typename A, typename Adder>
-FASTGAN_INLINE void add_rows(const Adder& adder, std::int64_t first, std::int64_t stride,
+FASTGAN_INLINE void add_rows(Adder& adder, std::int64_t first, std::int64_t stride,
                              std::int64_t ahead, std::int64_t columns, A* __restrict sums,
                              A* __restrict others) {
     for (std::int64_t begin = 0; begin < columns; begin += kColumnsAsked) {
@@ -81,12 +84,13 @@ FASTGAN_INLINE void add_rows(const Adder& adder, std::int64_t first, std::int64_
                 adder.fetch(first + (ahead + r) * stride + begin, end - begin);
             }
         }
+        adder.prepare(kRows, first + begin, stride, begin, end - begin);
         for (std::int64_t c = begin; c < end; ++c) {
             typename Adder::Part sum = 0;
             typename Adder::Part other = 0;
 #pragma GCC unroll 4
             for (int r = 0; r < kRows; ++r) {
-                adder(first + r * stride + c, c, sum, other);
+                adder.add(r, first + r * stride + c, c, sum, other);
             }
             sums[c] += sum;
             others[c] += other;
@@ -95,7 +99,7 @@ FASTGAN_INLINE void add_rows(const Adder& adder, std::int64_t first, std::int64_
 }
 
 template <typename A, typename Adder>
-FASTGAN_INLINE void add_block(const Adder& adder, std::int64_t first, std::int64_t rows,
+FASTGAN_INLINE void add_block(Adder& adder, std::int64_t first, std::int64_t rows,
                               std::int64_t stride, std::int64_t ahead, std::int64_t columns,
                               A* sums, A* others) {
     std::int64_t row = 0;
@@ -127,7 +131,7 @@ struct ColumnSums {
     }
 
     template <typename Adder>
-    FASTGAN_INLINE void add(const Adder& adder, std::int64_t first, std::int64_t rows,
+    FASTGAN_INLINE void add(Adder& adder, std::int64_t first, std::int64_t rows,
                             std::int64_t stride, std::int64_t ahead, std::int64_t columns) {
         if constexpr (!kInFloat) {
             add_block(adder, first, rows, stride, ahead, columns, sums, others);
@@ -154,7 +158,7 @@ struct ColumnSums {
 
     // Columns [0, count) of one row more.
     template <typename Adder>
-    FASTGAN_INLINE void add_row(const Adder& adder, std::int64_t first, std::int64_t count) {
+    FASTGAN_INLINE void add_row(Adder& adder, std::int64_t first, std::int64_t count) {
         add_rows<1>(adder, first, 0, 0, count, sums, others);
     }
 
@@ -188,7 +192,7 @@ FASTGAN_INLINE void fetch_values(const T* values, std::int64_t count) {
 
 // Adds a channel's span: run by run, each run in rows of kLanes columns.
 template <typename T, typename Adder>
-FASTGAN_INLINE void add_span(const Adder& adder, ChannelSpan span, ColumnSums<T, kLanes>& sums) {
+FASTGAN_INLINE void add_span(Adder& adder, ChannelSpan span, ColumnSums<T, kLanes>& sums) {
     std::int64_t image = span.begin / span.image_size;
     std::int64_t within = span.begin - image * span.image_size;
     sums.start(kLanes);
@@ -229,7 +233,10 @@ struct MomentsAdder {
         fetch_values(values + i, columns);
     }
 
-    FASTGAN_INLINE void operator()(std::int64_t i, std::int64_t c, Part& sum, Part& square) const {
+    FASTGAN_INLINE void prepare(int, std::int64_t, std::int64_t, std::int64_t, std::int64_t) const {
+    }
+
+    FASTGAN_INLINE void add(int, std::int64_t i, std::int64_t c, Part& sum, Part& square) const {
         const Part d = static_cast<Part>(to_arithmetic(values[i])) - shifts[c];
         sum += d;
         square = multiply_add(d, d, square);
@@ -247,9 +254,9 @@ void typed_column_moments(const T* values, std::int64_t rows, std::int64_t chann
         for (std::int64_t c = 0; c < columns; ++c) {
             shifts[c] = shift_by<typename MomentsAdder<T>::Part>(to_arithmetic(values[begin + c]));
         }
+        const MomentsAdder<T> adder{values, shifts};
         sums.start(columns);
-        sums.add(MomentsAdder<T>{values, shifts}, begin, rows, channels, rows_ahead<T>(channels),
-                 columns);
+        sums.add(adder, begin, rows, channels, rows_ahead<T>(channels), columns);
         sums.finish(columns);
         for (std::int64_t c = 0; c < columns; ++c) {
             const auto moments = TileMoments<double>::of_sums(shifts[c], total_of(sums.sums[c]),
@@ -271,12 +278,67 @@ void typed_span_moments(const T* values, ChannelSpan span, double* mean, double*
         shifts[lane] = shift;
     }
     ColumnSums<T, kLanes> sums;
-    add_span(MomentsAdder<T>{values, shifts}, span, sums);
+    const MomentsAdder<T> adder{values, shifts};
+    add_span(adder, span, sums);
     const auto moments =
         TileMoments<double>::of_sums(shift, sum_of_lanes(sums.sums), sum_of_lanes(sums.others),
                                      static_cast<double>(span.count));
     *mean = moments.mean;
     *m2 = moments.m2;
+}
+
+// --- Smooth activations --------------------------------------------------------------------------
+
+// A piecewise linear activation stands in the loops themselves. A smooth one would be compiled into
+// each of them, for each type of values, and takes longer than a pass over the first-level cache:
+// the loops hand it buffers of the arithmetic's type.
+constexpr std::int64_t kBuffer = kRowsAtATime * kColumnsAsked;
+
+// u = z(u).
+template <typename A>
+void apply_smooth(Activation activation, A negative_slope, A* __restrict u, std::int64_t count) {
+    with_smooth(activation, [=](auto tag) {
+        for (std::int64_t i = 0; i < count; ++i) {
+            u[i] = activate<decltype(tag)::value>(u[i], negative_slope);
+        }
+    });
+}
+
+// grad = grad * z'(u).
+template <typename A>
+void apply_smooth_gradient_by_input(Activation activation, A negative_slope, const A* __restrict u,
+                                    A* __restrict grad, std::int64_t count) {
+    with_smooth(activation, [=](auto tag) {
+        for (std::int64_t i = 0; i < count; ++i) {
+            grad[i] = gradient_by_input<decltype(tag)::value>(grad[i], u[i], negative_slope);
+        }
+    });
+}
+
+// grad * z', from what is kept of the activation. result may be grad.
+template <typename A>
+void apply_smooth_gradient(Activation activation, A negative_slope, const A* grad, const A* kept,
+                           A* result, std::int64_t count) {
+    with_smooth(activation, [=](auto tag) {
+#pragma GCC ivdep
+        for (std::int64_t i = 0; i < count; ++i) {
+            result[i] = activation_gradient<decltype(tag)::value>(grad[i], kept[i], negative_slope);
+        }
+    });
+}
+
+// body(first, rows, begin, count) for blocks of at most kBuffer values side by side: of several
+// whole rows, or columns [begin, begin + count) of one.
+template <typename Body>
+FASTGAN_INLINE void for_each_block(std::int64_t rows, std::int64_t columns, const Body& body) {
+    const std::int64_t at_once = columns > 0 && columns < kBuffer ? kBuffer / columns : 1;
+    for (std::int64_t row = 0; row < rows; row += at_once) {
+        const std::int64_t count = rows - row < at_once ? rows - row : at_once;
+        for (std::int64_t begin = 0; begin < columns; begin += kBuffer) {
+            body(row * columns + begin, count, begin,
+                 columns - begin < kBuffer ? columns - begin : kBuffer);
+        }
+    }
 }
 
 // --- Forward -------------------------------------------------------------------------------------
@@ -328,10 +390,12 @@ void typed_norm_act(const void* input, void* result, std::int64_t rows, std::int
     const auto scale = read<A, Reader>(parameters.scale);
     const auto bias = read<A, Reader>(parameters.bias);
     const A negative_slope = static_cast<A>(parameters.negative_slope);
-    with_activation(parameters.activation, [&](auto tag) {
+    const T* const inputs = static_cast<const T*>(input);
+    T* const results = static_cast<T*>(result);
+    const auto linear = [&](auto tag) {
         for (std::int64_t row = 0; row < rows; ++row) {
-            const T* const x = static_cast<const T*>(input) + row * columns;
-            T* const y = static_cast<T*>(result) + row * columns;
+            const T* const x = inputs + row * columns;
+            T* const y = results + row * columns;
 #pragma GCC ivdep
             for (std::int64_t c = 0; c < columns; ++c) {
                 const Normalisation<A> normalise{mean[c], scale[c], bias[c]};
@@ -339,36 +403,130 @@ void typed_norm_act(const void* input, void* result, std::int64_t rows, std::int
                 y[c] = from_arithmetic<T>(activate<decltype(tag)::value>(u, negative_slope));
             }
         }
+    };
+    if_piecewise_linear(parameters.activation, linear, [&] {
+        constexpr bool is_arithmetic = std::is_same_v<T, A>;
+        alignas(64) A buffer[is_arithmetic ? 1 : kBuffer];
+        for_each_block(rows, columns, [&](std::int64_t first, std::int64_t block_rows,
+                                          std::int64_t begin, std::int64_t count) {
+            A* u = buffer;
+            if constexpr (is_arithmetic) {
+                u = results + first;
+            }
+            for (std::int64_t row = 0; row < block_rows; ++row) {
+                const T* const x = inputs + first + row * count;
+#pragma GCC ivdep
+                for (std::int64_t c = 0; c < count; ++c) {
+                    const Normalisation<A> normalise{mean[begin + c], scale[begin + c],
+                                                     bias[begin + c]};
+                    u[row * count + c] = normalise(to_arithmetic(x[c]));
+                }
+            }
+            apply_smooth(parameters.activation, negative_slope, u, block_rows * count);
+            if constexpr (!is_arithmetic) {
+                for (std::int64_t i = 0; i < block_rows * count; ++i) {
+                    results[first + i] = from_arithmetic<T>(u[i]);
+                }
+            }
+        });
     });
 }
 
 // --- Backward ------------------------------------------------------------------------------------
 
-// Adds g and g * (x - mean).
+// What gradients are taken of.
+template <typename T>
+struct GradientArguments {
+    using A = Arithmetic<T>;
+    const T* __restrict grads;
+    const T* __restrict values;
+    const A* __restrict means;
+    const A* __restrict scales;
+    const A* __restrict biases;
+    Activation activation;
+    A negative_slope;
+
+    FASTGAN_INLINE A input_of_activation(std::int64_t i, std::int64_t c) const {
+        return Normalisation<A>{means[c], scales[c], biases[c]}(to_arithmetic(values[i]));
+    }
+};
+
+// Adds g and g * (x - mean), g = grad * z', of a piecewise linear activation.
 template <typename T, Activation kActivation>
 struct GradientAdder {
     using Value = T;
     using Part = Arithmetic<T>;
-    const T* __restrict grads;
-    const T* __restrict values;
-    const Arithmetic<T>* __restrict means;
-    const Arithmetic<T>* __restrict scales;
-    const Arithmetic<T>* __restrict biases;
-    Arithmetic<T> negative_slope;
+    GradientArguments<T> of;
 
     FASTGAN_INLINE void fetch(std::int64_t i, std::int64_t columns) const {
-        fetch_values(grads + i, columns);
-        fetch_values(values + i, columns);
+        fetch_values(of.grads + i, columns);
+        fetch_values(of.values + i, columns);
     }
 
-    FASTGAN_INLINE void operator()(std::int64_t i, std::int64_t c, Part& sum, Part& dot) const {
-        const Part x = to_arithmetic(values[i]);
-        const Part u = Normalisation<Part>{means[c], scales[c], biases[c]}(x);
-        const Part g = gradient_by_input<kActivation>(to_arithmetic(grads[i]), u, negative_slope);
+    FASTGAN_INLINE void prepare(int, std::int64_t, std::int64_t, std::int64_t, std::int64_t) const {
+    }
+
+    FASTGAN_INLINE void add(int, std::int64_t i, std::int64_t c, Part& sum, Part& dot) const {
+        const Part g = gradient_by_input<kActivation>(
+            to_arithmetic(of.grads[i]), of.input_of_activation(i, c), of.negative_slope);
         sum += g;
-        dot = multiply_add(g, x - means[c], dot);
+        dot = multiply_add(g, to_arithmetic(of.values[i]) - of.means[c], dot);
     }
 };
+
+// The same of a smooth one: g is computed ahead.
+template <typename T>
+struct SmoothGradientAdder {
+    using Value = T;
+    using Part = Arithmetic<T>;
+    GradientArguments<T> of;
+    std::int64_t begin;
+    std::int64_t count;
+    alignas(64) Part gradients[kBuffer];
+
+    FASTGAN_INLINE void fetch(std::int64_t i, std::int64_t columns) const {
+        fetch_values(of.grads + i, columns);
+        fetch_values(of.values + i, columns);
+    }
+
+    FASTGAN_INLINE void prepare(int rows, std::int64_t first, std::int64_t stride,
+                                std::int64_t from, std::int64_t columns) {
+        alignas(64) Part inputs[kBuffer];
+        begin = from;
+        count = columns;
+        for (std::int64_t r = 0; r < rows; ++r) {
+            for (std::int64_t c = 0; c < count; ++c) {
+                const std::int64_t i = first + r * stride + c;
+                inputs[r * count + c] = of.input_of_activation(i, begin + c);
+                gradients[r * count + c] = to_arithmetic(of.grads[i]);
+            }
+        }
+        apply_smooth_gradient_by_input(of.activation, of.negative_slope, inputs, gradients,
+                                       rows * count);
+    }
+
+    FASTGAN_INLINE void add(int r, std::int64_t i, std::int64_t c, Part& sum, Part& dot) const {
+        const Part g = gradients[r * count + c - begin];
+        sum += g;
+        dot = multiply_add(g, to_arithmetic(of.values[i]) - of.means[c], dot);
+    }
+};
+
+// body(adder) with the adder for the activation.
+template <typename T, typename Body>
+FASTGAN_INLINE void with_gradient_adder(const GradientArguments<T>& arguments, const Body& body) {
+    if_piecewise_linear(
+        arguments.activation,
+        [&](auto tag) {
+            const GradientAdder<T, decltype(tag)::value> adder{arguments};
+            body(adder);
+        },
+        [&] {
+            SmoothGradientAdder<T> adder;
+            adder.of = arguments;
+            body(adder);
+        });
+}
 
 template <typename T>
 void typed_column_gradient_sums(const T* grad, const T* input, std::int64_t rows,
@@ -377,28 +535,27 @@ void typed_column_gradient_sums(const T* grad, const T* input, std::int64_t rows
                                 Arithmetic<T>* grad_xhat_sum) {
     using B = Arithmetic<T>;
     ColumnSums<T, kColumnsAtATime> sums;
-    with_activation(parameters.activation, [&](auto tag) {
-        for (std::int64_t begin = 0; begin < channels; begin += kColumnsAtATime) {
-            const std::int64_t columns =
-                channels - begin < kColumnsAtATime ? channels - begin : kColumnsAtATime;
-            const B* const mean = static_cast<const B*>(parameters.mean) + begin;
-            const GradientAdder<T, decltype(tag)::value> adder{
-                grad,
-                input,
-                mean,
-                static_cast<const B*>(parameters.scale) + begin,
-                static_cast<const B*>(parameters.bias) + begin,
-                static_cast<B>(parameters.negative_slope)};
-            sums.start(columns);
+    for (std::int64_t begin = 0; begin < channels; begin += kColumnsAtATime) {
+        const std::int64_t columns =
+            channels - begin < kColumnsAtATime ? channels - begin : kColumnsAtATime;
+        const GradientArguments<T> arguments{grad,
+                                             input,
+                                             static_cast<const B*>(parameters.mean) + begin,
+                                             static_cast<const B*>(parameters.scale) + begin,
+                                             static_cast<const B*>(parameters.bias) + begin,
+                                             parameters.activation,
+                                             static_cast<B>(parameters.negative_slope)};
+        sums.start(columns);
+        with_gradient_adder(arguments, [&](auto& adder) {
             sums.add(adder, begin, rows, channels, rows_ahead<T>(channels), columns);
-            sums.finish(columns);
-            for (std::int64_t c = 0; c < columns; ++c) {
-                grad_sum[begin + c] = static_cast<B>(total_of(sums.sums[c]));
-                grad_xhat_sum[begin + c] = static_cast<B>(
-                    total_of(sums.others[c]) * static_cast<double>(invstd[begin + c]));
-            }
+        });
+        sums.finish(columns);
+        for (std::int64_t c = 0; c < columns; ++c) {
+            grad_sum[begin + c] = static_cast<B>(total_of(sums.sums[c]));
+            grad_xhat_sum[begin + c] = static_cast<B>(total_of(sums.others[c]) *
+                                                      static_cast<double>(invstd[begin + c]));
         }
-    });
+    }
 }
 
 template <typename T>
@@ -413,11 +570,14 @@ void typed_span_gradient_sums(const T* grad, const T* input, ChannelSpan span,
         scales[lane] = *static_cast<const B*>(parameters.scale);
         biases[lane] = *static_cast<const B*>(parameters.bias);
     }
-    with_activation(parameters.activation, [&](auto tag) {
-        const GradientAdder<T, decltype(tag)::value> adder{
-            grad, input, means, scales, biases, static_cast<B>(parameters.negative_slope)};
-        add_span(adder, span, sums);
-    });
+    const GradientArguments<T> arguments{grad,
+                                         input,
+                                         means,
+                                         scales,
+                                         biases,
+                                         parameters.activation,
+                                         static_cast<B>(parameters.negative_slope)};
+    with_gradient_adder(arguments, [&](auto& adder) { add_span(adder, span, sums); });
     *grad_sum = static_cast<B>(sum_of_lanes(sums.sums));
     *grad_xhat_sum = static_cast<B>(sum_of_lanes(sums.others) * static_cast<double>(*invstd));
 }
@@ -433,11 +593,14 @@ void typed_gradient(const void* grad, const void* input, void* result, std::int6
     const auto slope = read<A, Reader>(slope_values);
     const auto offset = read<A, Reader>(offset_values);
     const A negative_slope = static_cast<A>(parameters.negative_slope);
-    with_activation(parameters.activation, [&](auto tag) {
+    const T* const grads = static_cast<const T*>(grad);
+    const T* const inputs = static_cast<const T*>(input);
+    T* const results = static_cast<T*>(result);
+    const auto linear = [&](auto tag) {
         for (std::int64_t row = 0; row < rows; ++row) {
-            const T* const g = static_cast<const T*>(grad) + row * columns;
-            const T* const x = static_cast<const T*>(input) + row * columns;
-            T* const y = static_cast<T*>(result) + row * columns;
+            const T* const g = grads + row * columns;
+            const T* const x = inputs + row * columns;
+            T* const y = results + row * columns;
 #pragma GCC ivdep
             for (std::int64_t c = 0; c < columns; ++c) {
                 const A value = to_arithmetic(x[c]);
@@ -448,6 +611,35 @@ void typed_gradient(const void* grad, const void* input, void* result, std::int6
                     batch_norm_gradient(through, value, mean[c], scale[c], slope[c], offset[c]));
             }
         }
+    };
+    if_piecewise_linear(parameters.activation, linear, [&] {
+        alignas(64) A through[kBuffer];
+        alignas(64) A u[kBuffer];
+        for_each_block(rows, columns, [&](std::int64_t first, std::int64_t block_rows,
+                                          std::int64_t begin, std::int64_t count) {
+            for (std::int64_t row = 0; row < block_rows; ++row) {
+                const T* const g = grads + first + row * count;
+                const T* const x = inputs + first + row * count;
+                for (std::int64_t c = 0; c < count; ++c) {
+                    const Normalisation<A> normalise{mean[begin + c], scale[begin + c],
+                                                     bias[begin + c]};
+                    u[row * count + c] = normalise(to_arithmetic(x[c]));
+                    through[row * count + c] = to_arithmetic(g[c]);
+                }
+            }
+            apply_smooth_gradient_by_input(parameters.activation, negative_slope, u, through,
+                                           block_rows * count);
+            for (std::int64_t row = 0; row < block_rows; ++row) {
+                const T* const x = inputs + first + row * count;
+                T* const y = results + first + row * count;
+#pragma GCC ivdep
+                for (std::int64_t c = 0; c < count; ++c) {
+                    y[c] = from_arithmetic<T>(batch_norm_gradient(
+                        through[row * count + c], to_arithmetic(x[c]), mean[begin + c],
+                        scale[begin + c], slope[begin + c], offset[begin + c]));
+                }
+            }
+        });
     });
 }
 
@@ -455,11 +647,31 @@ template <typename T>
 void typed_act_gradient(const T* grad, const T* kept, T* result, std::int64_t count,
                         Activation activation, double negative_slope) {
     using A = Arithmetic<T>;
-    with_activation(activation, [&](auto tag) {
+    const auto linear = [&](auto tag) {
 #pragma GCC ivdep
         for (std::int64_t i = 0; i < count; ++i) {
             result[i] = from_arithmetic<T>(activation_gradient<decltype(tag)::value>(
                 to_arithmetic(grad[i]), to_arithmetic(kept[i]), static_cast<A>(negative_slope)));
+        }
+    };
+    if_piecewise_linear(activation, linear, [&] {
+        const A slope = static_cast<A>(negative_slope);
+        if constexpr (std::is_same_v<T, A>) {
+            apply_smooth_gradient(activation, slope, grad, kept, result, count);
+        } else {
+            alignas(64) A grads[kBuffer];
+            alignas(64) A keeps[kBuffer];
+            for_each_block(1, count, [&](std::int64_t, std::int64_t, std::int64_t begin,
+                                         std::int64_t values) {
+                for (std::int64_t i = 0; i < values; ++i) {
+                    grads[i] = to_arithmetic(grad[begin + i]);
+                    keeps[i] = to_arithmetic(kept[begin + i]);
+                }
+                apply_smooth_gradient(activation, slope, grads, keeps, grads, values);
+                for (std::int64_t i = 0; i < values; ++i) {
+                    result[begin + i] = from_arithmetic<T>(grads[i]);
+                }
+            });
         }
     });
 }

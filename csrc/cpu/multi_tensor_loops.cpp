@@ -61,8 +61,7 @@ constexpr std::int64_t kLineBytes = 64;
 template <typename T, typename Step>
 void run(void* const* data, std::int64_t count, const Step& step) {
     constexpr std::int64_t kPiece = kPieceBytes / static_cast<std::int64_t>(sizeof(T));
-    std::int64_t begin = 0;
-    for (; begin + kPiece <= count; begin += kPiece) {
+    for (std::int64_t begin = 0; begin < count; begin += kPiece) {
         for (int v = 0; v < Step::kValues; ++v) {
             const char* const ahead =
                 reinterpret_cast<const char*>(static_cast<const T*>(data[v]) + begin) +
@@ -71,9 +70,9 @@ void run(void* const* data, std::int64_t count, const Step& step) {
                 __builtin_prefetch(ahead + line);
             }
         }
-        run_piece<T>(data, begin, kPiece, step);
+        const std::int64_t left = count - begin;
+        run_piece<T>(data, begin, left < kPiece ? left : kPiece, step);
     }
-    run_piece<T>(data, begin, count - begin, step);
 }
 
 template <typename T, template <typename> typename RuleOf, typename Scalars>

@@ -12,9 +12,10 @@
 
 namespace fastgan {
 
-// In the order of their codes.
-#define FASTGAN_ACTIVATIONS(X) \
-    X(none) X(relu) X(leaky_relu) X(tanh) X(sigmoid) X(silu) X(gelu) X(gelu_tanh)
+// In the order of their codes. Piecewise linear ones cost a comparison, smooth ones a function.
+#define FASTGAN_PIECEWISE_LINEAR(X) X(none) X(relu) X(leaky_relu)
+#define FASTGAN_SMOOTH(X) X(tanh) X(sigmoid) X(silu) X(gelu) X(gelu_tanh)
+#define FASTGAN_ACTIVATIONS(X) FASTGAN_PIECEWISE_LINEAR(X) FASTGAN_SMOOTH(X)
 
 enum class Activation {
 #define FASTGAN_NAME(name) name,
@@ -345,23 +346,44 @@ struct ActivationTag {
     static constexpr Activation value = kActivation;
 };
 
-// body(tag) with the tag of an activation that is known only now: one loop for each, and no choice
-// within. The ops refuse a number that isn't an activation's; one that gets here ends the process (on
-// a device, the kernel). Not by an exception: the loops of each instruction set define nothing else.
-template <typename Body>
-FASTGAN_INLINE void with_activation(Activation activation, const Body& body) {
-    switch (activation) {
 #define FASTGAN_CASE(name)       \
     case Activation::name:       \
         return body(ActivationTag<Activation::name>());
-        FASTGAN_ACTIVATIONS(FASTGAN_CASE)
-#undef FASTGAN_CASE
-    }
+
+// body(tag) with the tag of a smooth activation that is known only now: a loop for each, without a
+// branch in it. The ops refuse a number that isn't an activation's; one that gets here ends the
+// process (on a device, the kernel). Not by an exception: the loops of each instruction set define
+// nothing else.
+template <typename Body>
+FASTGAN_INLINE void with_smooth(Activation activation, const Body& body) {
+    switch (activation) {
+        FASTGAN_SMOOTH(FASTGAN_CASE)
+        default:
 #if defined(__CUDA_ARCH__)
-    __trap();
+            __trap();
 #else
-    std::abort();
+            std::abort();
 #endif
+    }
+}
+
+// body(tag) if the activation is piecewise linear, smooth() otherwise.
+template <typename Body, typename Smooth>
+FASTGAN_INLINE void if_piecewise_linear(Activation activation, const Body& body,
+                                        const Smooth& smooth) {
+    switch (activation) {
+        FASTGAN_PIECEWISE_LINEAR(FASTGAN_CASE)
+        default:
+            return smooth();
+    }
+}
+
+#undef FASTGAN_CASE
+
+// body(tag) for any of them.
+template <typename Body>
+FASTGAN_INLINE void with_activation(Activation activation, const Body& body) {
+    if_piecewise_linear(activation, body, [&] { with_smooth(activation, body); });
 }
 
 template <Activation kActivation, typename A>

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.usefixtures("few_programs")
 
 def generator() -> tuple[nn.Sequential, tuple[int, ...]]:
     layers = nn.Sequential(
-        nn.ConvTranspose2d(7, 8, 4, 1, 0, bias=False),
+        nn.ConvTranspose2d(7, 8, 2, 1, 0, bias=False),
         nn.BatchNorm2d(8),
         nn.ReLU(inplace=True),
         nn.ConvTranspose2d(8, 6, 4, 2, 1, bias=False),

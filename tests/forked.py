@@ -1,4 +1,4 @@
-"""Processes that start in milliseconds: forked from one that has imported fastgan, and done no more.
+"""Processes that start in milliseconds: forked from one that has imported fastgan and done no more.
 
 They run the command line, or any function, with streams, environment and signals of their own.
 What a test asks of Python's own start and end needs a real process.
@@ -121,10 +121,8 @@ def _call(
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, number)
         os.close(file)
-    sys.stdout, sys.stderr = (
-        open(1, "w", closefd=False),
-        open(2, "w", buffering=1, closefd=False),
-    )
+    sys.stdout = os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)
     os.environ.clear()
     os.environ.update(environment)
     signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -47,6 +47,9 @@ from fastgan.training import TrainConfig, Trainer, joined_processes, load_genera
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from fastgan.training.recorder import read_metrics
 
+#: Where ``make attack`` writes.
+RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "faults.json"
+
 SMALL = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "n_critic": 1, "precision": "fp32"}
 
 #: An op with its arguments.
@@ -501,8 +504,8 @@ def _with_edges(draw: random.Random, value: torch.Tensor) -> torch.Tensor:
     Memory ends with the last element, so that a sanitizer sees the one after it.
     """
     sizes = zip(value.shape, value.stride(), strict=True)
-    if sum((size - 1) * stride for size, stride in sizes) + 1 != value.numel():
-        return value  # with gaps, or empty
+    if not value.numel() or sum((n - 1) * stride for n, stride in sizes) + 1 != value.numel():
+        return value  # with gaps
     offset = draw.randrange(4)
     room = torch.empty(offset + value.numel(), dtype=value.dtype)
     changed = room.as_strided(value.shape, value.stride(), offset).copy_(value)

@@ -12,6 +12,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import traceback
 import warnings
 from pathlib import Path
 from typing import Any
@@ -125,6 +126,8 @@ def serve() -> None:
                 for seed in line.split():
                     call_with(random.Random(int(seed)), calls)
                 code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)

@@ -1,7 +1,7 @@
 """Training runs in health and in sickness, and what the health monitor must say of each.
 
-``make attack`` trains all of them. A healthy run must hear nothing. A sick one must hear, within so many steps, the name of what it
-has, and no other. Networks and data are small: a run takes seconds.
+A healthy run must hear nothing. A sick one must hear, within so many steps, the name of what it
+has, and no other. Networks and data are small: a run takes seconds; ``make attack`` trains all.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ DIVERGENCE, VANISHING, COLLAPSE = "divergence", "vanishing gradients", "mode col
 #: What data that can't be trained on are refused for.
 DATA = "data"
 
-SMALL: dict[str, Any] = dict(
-    nz=16, ngf=8, ndf=8, batch_size=16, n_critic=1, precision="fp32",
-    log_every=5, sample_every=50, n_samples=4, steps=300,
-)  # fmt: skip
+SMALL: dict[str, Any] = {
+    "nz": 16, "ngf": 8, "ndf": 8, "batch_size": 16, "n_critic": 1, "precision": "fp32",
+    "log_every": 5, "sample_every": 50, "n_samples": 4, "steps": 300,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -69,28 +69,32 @@ def test_a_batch_that_shared_memory_cannot_hold_is_an_error_in_words(
 def test_workers_that_hang_are_waited_for_so_long_and_no_longer(
     source: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(source), "read", lambda *_: time.sleep(600))
-    monkeypatch.setattr(streaming, "PATIENCE", 1.5)
+    monkeypatch.setattr(type(source), "read", lambda *_: time.sleep(2.5))
+    monkeypatch.setattr(streaming, "_POLL", 0.1)
+    monkeypatch.setattr(streaming, "PATIENCE", 0.6)
     with (
-        pytest.raises(DataError, match="no batch came from 1 data worker processes in 2 s"),
+        pytest.raises(DataError, match="no batch came from 1 data worker processes in 1 s"),
         open_with_workers(source) as stream,
     ):
         next(stream)
 
 
-def test_a_wait_for_workers_is_called_off_and_goes_on_with_the_same_batch(source: Any) -> None:
+def test_a_wait_for_workers_is_called_off_and_goes_on_with_the_same_batch(
+    source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "_POLL", 0.1)
     with open_with_workers(source) as plain:
         expected = next(plain)[0]
     slow = type(source).read
 
     class Slow(type(source)):  # type: ignore[misc]
         def read(self, indices: Any) -> torch.Tensor:
-            time.sleep(1.7)
+            time.sleep(0.3)
             return slow(self, indices)
 
     source.__class__ = Slow
-    calls = [True, False, False, False, False]
-    with open_with_workers(source, stopping=lambda: calls.pop(0)) as stream:
+    calls = [True]
+    with open_with_workers(source, stopping=lambda: bool(calls and calls.pop())) as stream:
         with pytest.raises(StreamInterrupted):
             next(stream)
         assert torch.equal(next(stream)[0], expected)

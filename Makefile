@@ -78,7 +78,8 @@ quick: $(INSTALLED)  ## the tests that take no compiler and no patience (a minut
 fuzz: $(INSTALLED)  ## draw new examples for MINUTES, and print those that fail
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(MINUTES)
 
-attack: $(INSTALLED)  ## inject faults of every kind for MINUTES, into benchmarks/results/faults.json
+attack: $(INSTALLED)  ## 50 healthy and sick runs, and faults of every kind for MINUTES: faults.json
+	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/health.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/attack.py $(MINUTES) $(SEED)
 
 lint: $(INSTALLED)  ## ruff and mypy

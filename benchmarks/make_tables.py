@@ -12,6 +12,7 @@ or a page of docs/. What is between them is replaced. The names:
     static-sm_80, ...        what the compiler made of each kernel
     optimizers  docs/optimisers.md's, from optimizers-*.json
     faults      docs/reliability.md's, from faults.json, which `make attack` writes
+    health      the same page's, of its training runs
     penalty     docs/gradient-penalty.md's: the goals of the penalty, by batch
 
 The README's figures of the demo, between marks of their own, are record_demo.py's.
@@ -152,6 +153,8 @@ def make_table(name: str, results: list[tuple[Path, Result]], up: str = "") -> s
         return "\n\n".join(optimizers(device) for device in ("cpu", "cuda"))
     if name == "faults":
         return faults()
+    if name == "health":
+        return health()
     if name == "penalty":
         return penalty(results, up)
     if kind == "static":
@@ -303,6 +306,15 @@ def faults(path: Path = RESULTS / "faults.json") -> str:
     sums = [f"{sum(each[end] for *_, each in rows):,}" for end in ends]
     table = markdown_table(["kind", "what must hold", *ends], [*body, ("**all**", "", *sums)])
     return f"{table}\n\n{found['minutes']:g} minutes, seed {found['seed']}, torch {found['torch']}."
+
+
+def health(path: Path = RESULTS / "faults.json") -> str:
+    """What the health monitor said of each training run."""
+    body = []
+    for run in json.loads(path.read_text(encoding="utf-8"))["runs"]:
+        said = ", ".join(f"{name} at step {step}" for step, name in run["named"])
+        body.append((run["run"], " or ".join(run["has"]) or "nothing", said or "nothing"))
+    return markdown_table(["run", "what it has", "what was said"], body)
 
 
 # --- Pages ----------------------------------------------------------------------------------------

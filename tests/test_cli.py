@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import io
@@ -18,6 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from forked import fastgan_process
 from PIL import Image
 from rich.console import Console
 
@@ -80,24 +82,19 @@ def test_training_ends_with_one_line_that_says_where_everything_is(
 def test_a_terminal_shows_a_live_bar(tmp_path: Path) -> None:
     pty = pytest.importorskip("pty")
     leader, follower = pty.openpty()
-    process = subprocess.Popen(
-        [*FASTGAN, "train", "--out", str(tmp_path / "run"), *SMALL, "--steps", "3"],
-        stderr=follower,
-        stdout=subprocess.DEVNULL,
-        env={**os.environ, "TERM": "xterm", "COLUMNS": "100"},
+    process = fastgan_process(
+        *("train", "--out", tmp_path / "run", *SMALL, "--steps", 3),
+        folder=tmp_path,
+        stderr=os.ttyname(follower),
+        environment={"TERM": "xterm", "COLUMNS": "100"},
     )
+    assert process.ended() == 0
     os.close(follower)
     seen = b""
-    while True:
-        try:
-            part = os.read(leader, 65536)
-        except OSError:  # how Linux says that the other side has closed
-            break
-        if not part:
-            break
-        seen += part
+    with contextlib.suppress(OSError):  # how Linux says that the other side has closed
+        while part := os.read(leader, 65536):
+            seen += part
     os.close(leader)
-    assert process.wait() == 0
     assert b"\x1b[" in seen
     assert b"3/3" in seen
     assert b"img/s" in seen
@@ -496,40 +493,31 @@ def test_a_finished_run_has_nothing_to_do(
     assert "nothing to do" in capsys.readouterr().out
 
 
-def wait_for(condition: object, process: subprocess.Popen[str], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-
-
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [*FASTGAN, "train", "--out", str(out), *SMALL]
-    command += ["--steps", "1000000", "--log-every", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = fastgan_process(
+        "train", "--out", out, *SMALL, "--steps=1000000", "--log-every=1", folder=tmp_path
+    )
     metrics = out / "metrics.csv"
-    wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3, process)
+    process.wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 3)
     process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=60)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
-    assert f"fastgan train --resume --out {out}" in printed
+    assert process.ended() == 130, process.errors
+    assert "Traceback" not in process.errors
+    assert f"fastgan train --resume --out {out}" in process.printed
     saved = load_checkpoint(next(out.glob("*.pt")))
-    assert f"step {saved['step']} of" in printed
+    assert f"step {saved['step']} of" in process.printed
     resumed = ["train", "--resume", "--out", str(out), "--steps", str(saved["step"] + 1)]
     assert main(resumed) == 0
 
 
 def test_a_killed_run_leaves_a_checkpoint_to_resume_from(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = [*FASTGAN, "train", "--out", str(out), *SMALL]
-    command += ["--steps", "1000000", "--checkpoint-every", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    wait_for(lambda: len(list(out.glob("*.pt"))) == 2, process)
-    process.kill()
-    process.communicate()
+    process = fastgan_process(
+        "train", "--out", out, *SMALL, "--steps=1000000", "--checkpoint-every=1", folder=tmp_path
+    )
+    process.wait_for(lambda: len(list(out.glob("*.pt"))) == 2)
+    process.send_signal(signal.SIGKILL)
+    process.ended()
     newest = max(out.glob("checkpoint-*.pt"))
     step = load_checkpoint(newest)["step"]
     assert main(["train", "--resume", "--out", str(out), "--steps", str(step + 1)]) == 0

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forked import Forked
 
 CONFTEST = Path(__file__).resolve().parent.parent / "conftest.py"
 
@@ -83,18 +84,18 @@ def plant(folder: Path, text: str) -> Path:
     return planted
 
 
+def run_pytest(arguments: list[str]) -> int:
+    """pytest, in its folder."""
+    os.chdir(Path(arguments[-1]).parent)
+    return int(pytest.main(arguments))
+
+
 def run(folder: Path, text: str, **environment: str) -> str:
     """What pytest says of a file that has this text."""
-    planted = plant(folder, text)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-rA"]
-    return subprocess.run(
-        [*command, str(planted)],
-        cwd=folder,
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        check=False,
-    ).stdout
+    arguments = ["-p", "no:cacheprovider", "-p", "no:xdist", "-rA", str(plant(folder, text))]
+    process = Forked(run_pytest, arguments, folder=folder, environment=environment)
+    process.ended(120)
+    return process.printed
 
 
 def test_the_seed_decides_every_draw(tmp_path: Path):

@@ -103,6 +103,48 @@ def test_a_runaway_loss_is_named() -> None:
     assert found[2][0].startswith("divergence: at step 22 ")
 
 
+def test_a_gradient_below_what_optimisers_add_to_it_needs_no_history() -> None:
+    """They divide by |g| + 1e-8."""
+    watch = monitor(wasserstein=True)
+    texts = [watch.observe_metrics(step, metrics(grad_norm_g=2e-9)) for step in range(3)]
+    assert [len(found) for found in texts] == [0, 0, 1]
+    watch = monitor(wasserstein=True)
+    for step in range(20):
+        assert watch.observe_metrics(step, metrics(grad_norm_g=1e-6)) == []
+
+
+def test_slopes_far_from_what_the_penalty_asks_for_are_a_divergence() -> None:
+    for slope, expected in ((20.0, 1), (8.0, 0)):
+        watch = HealthMonitor(model="wgan-gp", pixels=256, warm_up=100, penalty_weight=5.0)
+        row = {**metrics(), "penalty": 5.0 * (slope - 1) ** 2}
+        texts = [text for step in range(5) for text in watch.observe_metrics(step, row)]
+        assert len(texts) == expected
+        assert all("the critic's slopes reached 20, and its penalty asks for 1" in t for t in texts)
+
+
+def test_a_divergence_that_pauses_is_one_and_no_other_trouble() -> None:
+    watch = monitor(wasserstein=True)
+    texts = []
+    for step in range(30):
+        loss, gradient = (1e6, 1.0) if step % 4 else (1.0, 0.0)
+        texts += watch.observe_metrics(step, metrics(loss, loss, gradient))
+    assert len(texts) == 1
+    assert texts[0].startswith("divergence")
+
+
+@pytest.mark.parametrize(
+    "report", [varied(ratio=0.0, nearest=0.0), varied(ratio=0.1, nearest=0.001)], ids=str
+)
+def test_copies_are_a_collapse_before_warm_up_ends(report: DiversityReport) -> None:
+    watch = monitor(warm_up=2000)
+    found = [watch.observe_samples(step, report) for step in range(50, 300, 50)]
+    assert [len(texts) for texts in found] == [0, 0, 0, 1, 0]  # thrice from step 100 on
+    assert found[3][0].startswith("mode collapse: at step 200 ")
+    watch = monitor(warm_up=2000)
+    for step in range(50, 300, 50):  # an untrained generator
+        assert watch.observe_samples(step, varied(ratio=0.04, nearest=0.05)) == []
+
+
 @pytest.mark.parametrize("model", ["gan", "dcgan", "cgan", "wgan", "wgan-gp"])
 def test_a_loss_that_was_a_runaway_from_the_first_row_is_named_for_what_it_is(model: str) -> None:
     watch = HealthMonitor(model=model, pixels=256, warm_up=100)

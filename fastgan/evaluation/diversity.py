@@ -65,7 +65,8 @@ class SampleDiversity:
         seed: which real images are in the subsets; torch's global random state is left alone.
 
     Raises:
-        TypeError, ImageSizeError, DataError: images or labels of another kind, or not finite.
+        TypeError, ImageSizeError, DataError: images or labels of another kind, or not finite, or
+            images that are all the same.
         ConfigError: ``subset`` or ``neighbours`` out of range.
 
     Example:
@@ -102,6 +103,7 @@ class SampleDiversity:
         self.channels = int(real_images.shape[1])
         self._real = self._shrink(real_images, order[: self.subset])
         self._spreads: dict[int, tuple[float, float]] = {}
+        self._real_spread(self.subset)
         self._neighbours: Tensor | None = None
         if labels is not None:
             self._num_classes = check_labels(labels, len(real_images), num_classes)

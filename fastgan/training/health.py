@@ -23,8 +23,16 @@ COLLAPSED_DISTANCE_RATIO = 0.35
 COLLAPSED_NEAREST_RATIO = 0.2
 # A class is missing when it gets less than this fraction of its share of the data.
 MISSING_CLASS_FRACTION = 0.1
+# Samples this close together are one image, or copies of a few. Generators that have just been
+# initialised are above 0.04 after 50 updates, whatever the data.
+COPIES_RATIO = 0.005
+# ... so that this needs no warm-up but so many updates, in which a last layer of zeros fills.
+EARLIEST_COPIES = 100
 # The generator's gradient has vanished when its norm is this small beside its usual size.
 VANISHED_GRADIENT_RATIO = 1e-3
+# ... or is below the 1e-8 that Adam and RMSprop add to it before they divide by it: weights then
+# move by less than the learning rate. Healthy ones are above 1e-3 from the first update.
+VANISHED_GRADIENT = 1e-8
 # The loss of a discriminator that tells every sample apart: 0.01 nats a pair means it gives the
 # right answer a probability of 99.5%. The generator's gradient then carries no direction.
 SATURATED_DISCRIMINATOR_LOSS = 0.01
@@ -36,9 +44,12 @@ DIVERGED_LOSS = 1e4
 # A critic with slopes of at most 1 tells two images apart by at most their distance. One whose
 # estimate is twice the largest distance that there is has left its penalty behind.
 DIVERGED_ESTIMATE_RATIO = 2.0
+# The gradient penalty asks for slopes of 1. A critic ten away from that has left it behind; healthy
+# ones, which begin near slopes of 0, are never more than about 1 away.
+DIVERGED_SLOPE = 10.0
 # A generator of so few updates has shown nothing yet, not even at the end of a short run.
 EARLIEST_COLLAPSE = 500
-# One odd minibatch is no trend.
+# One odd minibatch is no trend, and one good one no recovery.
 PERSISTENCE = 3
 
 
@@ -66,6 +77,7 @@ class HealthMonitor:
         model: a name of :data:`fastgan.training.config.MODELS`.
         pixels: numbers in an image, which bound what a critic with a gradient penalty can estimate.
         warm_up: steps that a generator is given to show varied samples for the first time.
+        penalty_weight: weight of the gradient penalty in ``penalty``; 0 where there is none.
 
     Example:
         >>> monitor = HealthMonitor(model="dcgan", pixels=256, warm_up=200)
@@ -74,33 +86,42 @@ class HealthMonitor:
         ['mode collapse: at step 200 samples differ only 0.05 times as much as real images do']
     """
 
-    def __init__(self, *, model: str, pixels: int, warm_up: int) -> None:
+    def __init__(
+        self, *, model: str, pixels: int, warm_up: int, penalty_weight: float = 0.0
+    ) -> None:
         self._wasserstein = model in ("wgan", "wgan-gp")
         self._cures = _CURES.get(model, _CURES["others"])
         # Images lie in [-1, 1]: the corners of that cube are 2 sqrt(pixels) apart.
         self._most = DIVERGED_ESTIMATE_RATIO * 2 * math.sqrt(pixels)
         if model != "wgan-gp":
             self._most = math.inf
+        self._penalty_weight = penalty_weight
         self._warm_up = warm_up
         self._was_varied = False
         self._active: set[str] = set()
         self._streak: dict[str, int] = {}
+        self._absence: dict[str, int] = {}
         self._gradient_norms: deque[float] = deque(maxlen=200)
         self._loss_sizes: deque[float] = deque(maxlen=200)
 
     def observe_metrics(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Takes one row of metrics: ``loss_d``, ``loss_g``, ``grad_norm_g`` and, if there
-        is one, ``wasserstein`` are read."""
+        """Takes one row of metrics: ``loss_d``, ``loss_g``, ``grad_norm_g`` and, if they are
+        there, ``wasserstein`` and ``penalty`` are read."""
         warnings = []
         loss_size = max(abs(metrics["loss_d"]), abs(metrics["loss_g"]))
         usual_loss = statistics.median(self._loss_sizes) if len(self._loss_sizes) >= 10 else None
         estimate = abs(metrics.get("wasserstein", 0.0))
+        excess = 0.0
+        if self._penalty_weight > 0:  # penalty = weight * mean (|gradient| - 1)^2
+            excess = math.sqrt(metrics.get("penalty", 0.0) / self._penalty_weight)
         diverging = True
         if estimate > self._most:
             what = (
                 f"the critic's estimate reached {estimate:.3g}, and no two images are more than"
                 f" {self._most / DIVERGED_ESTIMATE_RATIO:.3g} apart"
             )
+        elif excess > DIVERGED_SLOPE:
+            what = f"the critic's slopes reached {1 + excess:.3g}, and its penalty asks for 1"
         elif usual_loss is not None and loss_size > DIVERGED_LOSS_RATIO * max(usual_loss, 1.0):
             what = f"the losses reached {loss_size:.3g}, they were about {usual_loss:.3g}"
         else:
@@ -114,7 +135,7 @@ class HealthMonitor:
         usual_gradient = (
             statistics.median(self._gradient_norms) if len(self._gradient_norms) >= 10 else None
         )
-        vanished = gradient == 0 or (
+        vanished = gradient < VANISHED_GRADIENT or (
             usual_gradient is not None and gradient < VANISHED_GRADIENT_RATIO * usual_gradient
         )
         saturated = not self._wasserstein and metrics["loss_d"] < SATURATED_DISCRIMINATOR_LOSS
@@ -163,16 +184,20 @@ class HealthMonitor:
             )
         if not collapsed:
             self._was_varied = True
-        # An untrained generator's samples are all alike, which is no collapse yet.
+        # An untrained generator's samples are alike, which is no collapse yet, but no copies.
         if not self._was_varied and step < (EARLIEST_COLLAPSE if final else self._warm_up):
-            return []
+            copies = min(report.ratio, report.nearest_ratio) < COPIES_RATIO
+            return self._judge("mode collapse", copies and step >= EARLIEST_COPIES, text)
         return self._judge("mode collapse", collapsed, text, persistence=1)
 
     def _judge(
         self, trouble: str, present: bool, text: str, persistence: int = PERSISTENCE
     ) -> list[str]:
+        # What diverges has other troubles, too, which say nothing more.
+        present = present and (trouble == "divergence" or "divergence" not in self._active)
         self._streak[trouble] = self._streak.get(trouble, 0) + 1 if present else 0
-        if not present:
+        self._absence[trouble] = 0 if present else self._absence.get(trouble, 0) + 1
+        if self._absence[trouble] >= persistence:
             self._active.discard(trouble)
         elif self._streak[trouble] >= persistence and trouble not in self._active:
             self._active.add(trouble)

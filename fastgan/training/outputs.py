@@ -45,7 +45,10 @@ class HealthWatch(Callback):
     """
 
     def __init__(self, config: TrainConfig, pixels: int) -> None:
-        self.monitor = HealthMonitor(model=config.model, pixels=pixels, warm_up=WARM_UP_STEPS)
+        penalized = config.gp_weight * config.penalty_every if config.model == "wgan-gp" else 0.0
+        self.monitor = HealthMonitor(
+            model=config.model, pixels=pixels, warm_up=WARM_UP_STEPS, penalty_weight=penalized
+        )
 
     def on_step(self, trainer: Trainer) -> None:
         """Checks the step's numbers, if it has any."""

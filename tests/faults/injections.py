@@ -35,6 +35,8 @@ from unittest import mock
 import numpy as np
 import torch
 from PIL import Image
+from sanitized import SanitizedOps, instruction_sets
+from sanitized import build as build_sanitized
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan.bench.schema import read_result
@@ -44,6 +46,9 @@ from fastgan.ops import check_op, op_paths
 from fastgan.training import TrainConfig, Trainer, joined_processes, load_generator
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from fastgan.training.recorder import read_metrics
+
+#: Where ``make attack`` writes.
+RESULT = Path(__file__).parents[2] / "benchmarks" / "results" / "faults.json"
 
 SMALL = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "n_critic": 1, "precision": "fp32"}
 
@@ -75,12 +80,14 @@ class Ground:
 
     @cached_property
     def calls(self) -> list[_Call]:
-        """A valid call or more of every op, as ``fastgan doctor`` makes them."""
-        calls: list[_Call] = []
-        with _Recorder(calls):
-            for op in dict.fromkeys(path.op for path in op_paths()):
-                check_op(op, "cpu")
-        return calls
+        """See :func:`recorded_calls`."""
+        return recorded_calls()
+
+    @cached_property
+    def sanitized(self) -> list[SanitizedOps]:
+        """The ops built with sanitizers, once for each instruction set of this processor."""
+        package = build_sanitized()
+        return [SanitizedOps(package, name) for name in instruction_sets()]
 
     @cached_property
     def longer(self) -> TrainConfig:
@@ -433,6 +440,15 @@ class _Recorder(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+def recorded_calls() -> list[_Call]:
+    """A valid call or more of every op, as ``fastgan doctor`` makes them."""
+    calls: list[_Call] = []
+    with _Recorder(calls):
+        for op in dict.fromkeys(path.op for path in op_paths()):
+            check_op(op, "cpu")
+    return calls
+
+
 def _mutated(draw: random.Random, value: Any) -> Any:
     """Another value of the kind, or of another."""
     if isinstance(value, torch.Tensor):
@@ -479,14 +495,25 @@ def _mutated_tensor(draw: random.Random, value: torch.Tensor) -> Any:
         layouts = [lambda t: t.to("meta"), lambda t: t.to_sparse(), lambda t: t[..., :0]]
         with suppress(RuntimeError, IndexError, TypeError):
             return draw.choice(layouts)(value)
-    if value.is_floating_point():  # values at the edges of what floats hold
+    return _with_edges(draw, value)
+
+
+def _with_edges(draw: random.Random, value: torch.Tensor) -> torch.Tensor:
+    """The tensor elsewhere in memory, off any boundary, with values at the edges of floats.
+
+    Memory ends with the last element, so that a sanitizer sees the one after it.
+    """
+    sizes = zip(value.shape, value.stride(), strict=True)
+    if not value.numel() or sum((n - 1) * stride for n, stride in sizes) + 1 != value.numel():
+        return value  # with gaps
+    offset = draw.randrange(4)
+    room = torch.empty(offset + value.numel(), dtype=value.dtype)
+    changed = room.as_strided(value.shape, value.stride(), offset).copy_(value)
+    if value.is_floating_point():
         edges = [float("nan"), float("inf"), -float("inf"), 1e-42, 1e30, -1e30, 0.0]
-        changed = value.clone()
-        flat = changed.reshape(-1)
-        for _ in range(min(3, flat.numel())):
-            flat[draw.randrange(flat.numel())] = draw.choice(edges)
-        return flat.reshape(value.shape)
-    return value.clone()
+        for place in draw.choices(range(value.numel()), k=3):
+            room[offset + place] = draw.choice(edges)
+    return changed
 
 
 def op_arguments(draw: random.Random, ground: Ground) -> str:
@@ -504,11 +531,20 @@ def op_arguments(draw: random.Random, ground: Ground) -> str:
     return SURVIVED if _ended(_forked(act), 120) == 0 else LOST
 
 
+def sanitized_op_arguments(draw: random.Random, ground: Ground) -> str:
+    """The same with AddressSanitizer and UBSan in all kernels: no finding."""
+    seeds = [draw.randrange(2**32) for _ in range(25)]
+    return SURVIVED if draw.choice(ground.sanitized).ended(seeds) == 0 else LOST
+
+
 def call_with(draw: random.Random, calls: list[_Call]) -> None:
     """One call of one op; raises AssertionError where an error says what only we understand."""
     func, args, kwargs = copy.deepcopy(draw.choice(calls))
     args = list(args)
     valid = draw.random() < 0.5
+    for place, value in enumerate(args):
+        if isinstance(value, torch.Tensor) and draw.random() < 0.5:
+            args[place] = _with_edges(draw, value)
     for _ in range(0 if valid else draw.choice([1, 1, 2])):
         place = draw.randrange(len(args))
         args[place] = _mutated(draw, args[place])
@@ -619,6 +655,10 @@ KINDS: dict[str, Callable[[random.Random, Ground], str]] = {
         *(interrupted, ranks),
     )
 }
+
+
+#: Those that a test has no time for.
+SLOW_KINDS = {sanitized_op_arguments.__name__: sanitized_op_arguments}
 
 
 def ground() -> tempfile.TemporaryDirectory[str]:

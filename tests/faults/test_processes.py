@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -14,12 +15,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from forked import Forked, fastgan_process
 from PIL import Image
+from torch import nn
 
 from fastgan.data import load_data, open_stream, streaming
 from fastgan.data.streaming import StreamInterrupted
 from fastgan.errors import DataError, OutputError
-from fastgan.training import TrainConfig, Trainer
+from fastgan.nn import FusedSequential
+from fastgan.training import TrainConfig, Trainer, interrupt
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
 from fastgan.training.run_lock import run_lock
 
@@ -28,25 +32,9 @@ SMALL = ["--nz=4", "--ngf=4", "--ndf=4", "--batch-size=4", "--n-critic=1", "--pr
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def train(out: Path, *arguments: str, **options: Any) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*FASTGAN, "train", f"--out={out}", *SMALL, *arguments],
-        **{
-            "stdout": subprocess.DEVNULL,
-            "env": ENVIRONMENT,
-            "text": True,
-            "stderr": subprocess.PIPE,
-            **options,
-        },
-    )
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 60
-    while not path.exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+def train(out: Path, *arguments: str, **options: Any) -> Forked:
+    """``fastgan train``, in a process of its own."""
+    return fastgan_process("train", f"--out={out}", *SMALL, *arguments, **options)
 
 
 # --- Data workers ---------------------------------------------------------------------------------
@@ -81,28 +69,32 @@ def test_a_batch_that_shared_memory_cannot_hold_is_an_error_in_words(
 def test_workers_that_hang_are_waited_for_so_long_and_no_longer(
     source: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(type(source), "read", lambda *_: time.sleep(600))
-    monkeypatch.setattr(streaming, "PATIENCE", 1.5)
+    monkeypatch.setattr(type(source), "read", lambda *_: time.sleep(2.5))
+    monkeypatch.setattr(streaming, "_POLL", 0.1)
+    monkeypatch.setattr(streaming, "PATIENCE", 0.6)
     with (
-        pytest.raises(DataError, match="no batch came from 1 data worker processes in 2 s"),
+        pytest.raises(DataError, match="no batch came from 1 data worker processes in 1 s"),
         open_with_workers(source) as stream,
     ):
         next(stream)
 
 
-def test_a_wait_for_workers_is_called_off_and_goes_on_with_the_same_batch(source: Any) -> None:
+def test_a_wait_for_workers_is_called_off_and_goes_on_with_the_same_batch(
+    source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streaming, "_POLL", 0.1)
     with open_with_workers(source) as plain:
         expected = next(plain)[0]
     slow = type(source).read
 
     class Slow(type(source)):  # type: ignore[misc]
         def read(self, indices: Any) -> torch.Tensor:
-            time.sleep(1.7)
+            time.sleep(0.3)
             return slow(self, indices)
 
     source.__class__ = Slow
-    calls = [True, False, False, False, False]
-    with open_with_workers(source, stopping=lambda: calls.pop(0)) as stream:
+    calls = [True]
+    with open_with_workers(source, stopping=lambda: bool(calls and calls.pop())) as stream:
         with pytest.raises(StreamInterrupted):
             next(stream)
         assert torch.equal(next(stream)[0], expected)
@@ -111,88 +103,90 @@ def test_a_wait_for_workers_is_called_off_and_goes_on_with_the_same_batch(source
 # --- Standard streams -----------------------------------------------------------------------------
 
 
-def test_a_run_whose_readers_go_away_goes_on_to_its_end(tmp_path: Path) -> None:
-    process = train(tmp_path / "run", "--steps=60", "--log-every=1", stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    process.stdout.close()
-    process.stderr.close()  # both pipes break under it
-    assert process.wait(timeout=120) == 0
-    newest = list_checkpoints(tmp_path / "run")[-1]
-    assert load_checkpoint(newest)["step"] == 60
-
-
-@pytest.mark.parametrize("how", ["/dev/full", "closed"])
-def test_a_run_without_standard_streams_goes_on_to_its_end(how: str, tmp_path: Path) -> None:
-    redirected = ">/dev/full 2>/dev/full" if how == "/dev/full" else ">&- 2>&-"
-    words = " ".join([*FASTGAN, "train", f"--out={tmp_path / 'run'}", *SMALL, "--steps=3"])
-    done = subprocess.run(["sh", "-c", f"{words} {redirected}"], env=ENVIRONMENT, check=False)
-    assert done.returncode == 0
-    assert load_checkpoint(list_checkpoints(tmp_path / "run")[-1])["step"] == 3
-    lines = (tmp_path / "run" / "metrics.csv").read_text().splitlines()
+@pytest.mark.parametrize("real", [False, True], ids=["forked", "from its very start to its end"])
+def test_a_run_without_standard_streams_goes_on_to_its_end(real: bool, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    steps = ["--steps=20", "--log-every=1"]
+    if real:  # one stream's reader has gone, the other is closed
+        words = " ".join([*FASTGAN, "train", f"--out={out}", *SMALL, *steps])
+        script = f"({words} 2>&-; echo $? >{tmp_path}/code) | true"
+        subprocess.run(["sh", "-c", script], env=ENVIRONMENT, check=True)
+        assert (tmp_path / "code").read_text() == "0\n"
+    else:  # one is full, the other's reader goes away in mid-run
+        os.mkfifo(tmp_path / "fifo")
+        reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+        streams = {"stdout": "/dev/full", "stderr": f"{tmp_path / 'fifo'}"}
+        process = train(out, *steps, folder=tmp_path, **streams)
+        process.wait_for((out / "config.toml").exists)
+        os.close(reader)
+        assert process.ended() == 0
+    assert load_checkpoint(list_checkpoints(out)[-1])["step"] == 20
+    lines = (out / "metrics.csv").read_text().splitlines()
     assert lines[0].startswith("step,")  # and nothing that was meant for standard error
-    assert len(lines) == 2
+    assert len(lines) == 21
 
 
 def test_a_full_standard_output_is_one_line_for_what_was_to_be_printed_there(
     tmp_path: Path,
 ) -> None:
-    done = subprocess.run(
-        ["sh", "-c", f"{sys.executable} -m fastgan doctor >/dev/full"],
-        env=ENVIRONMENT, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert done.stderr == "fastgan: error: standard output: No space left on device\n"
+    process = fastgan_process("doctor", folder=tmp_path, stdout="/dev/full")
+    assert process.ended() == 2
+    assert process.errors == "fastgan: error: standard output: No space left on device\n"
 
 
 def test_a_hangup_saves_and_stops(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = train(out, "--steps=100000", "--log-every=1", stdout=subprocess.PIPE)
-    wait_for(out / "metrics.csv", process)
+    process = train(out, "--steps=100000", "--log-every=1", folder=tmp_path)
+    process.wait_for((out / "metrics.csv").exists)
     process.send_signal(signal.SIGHUP)
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode == 128 + signal.SIGHUP
-    assert "stopped by SIGHUP" in said
+    assert process.ended() == 128 + signal.SIGHUP
+    assert "stopped by SIGHUP" in process.printed
     assert len(list_checkpoints(out)) == 1
 
 
-@pytest.mark.parametrize("seconds", [0.1, 0.4, 0.8, 1.2, 1.8])
-def test_an_interrupt_at_the_start_leaves_no_traceback(seconds: float, tmp_path: Path) -> None:
-    process = train(tmp_path / "run", "--steps=100000", start_new_session=True)
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode in (130, -signal.SIGINT)
-    # Python itself, before it has read a line of ours, has its own way.
-    assert "Traceback" not in errors or "fastgan/cli" not in errors
+def test_an_interrupt_at_the_start_leaves_no_traceback(tmp_path: Path) -> None:
+    moments = [0.1, 0.5, 1.0, 1.6]
+    processes = [
+        subprocess.Popen(
+            [*FASTGAN, "train", f"--out={tmp_path / str(moment)}", *SMALL, "--steps=100000"],
+            env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+            start_new_session=True,
+        )
+        for moment in moments
+    ]  # fmt: skip
+    began = time.monotonic()
+    for moment, process in zip(moments, processes, strict=True):
+        time.sleep(max(0.0, began + moment - time.monotonic()))
+        process.send_signal(signal.SIGINT)
+    for process in processes:
+        _, errors = process.communicate(timeout=60)
+        # Python itself, before it has read a line of ours, has its own way.
+        assert process.returncode in (130, -signal.SIGINT) or "Traceback" in errors
+        assert "Traceback" not in errors or "/fastgan/cli" not in errors
+
+
+def wait_in_c(patience: float) -> None:
+    """A lock that is taken twice is waited for without end, and no signal ends the wait."""
+    interrupt.PATIENCE = patience
+    libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+    with interrupt.stop_on_signals(lambda name: None):
+        libc.pthread_mutex_lock(mutex)
+        print("waiting", flush=True)
+        libc.pthread_mutex_lock(mutex)
 
 
 @pytest.mark.parametrize("signals", [1, 2])
-def test_a_wait_in_c_yields_to_a_second_signal_or_after_a_while(signals: int) -> None:
-    # A lock that is taken twice is waited for without end, and no signal ends the wait.
-    code = """
-import ctypes, sys
-from fastgan.training import interrupt
-interrupt.PATIENCE = 1.0 if sys.argv[1] == "1" else 600.0
-libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
-with interrupt.stop_on_signals(lambda name: None):
-    libc.pthread_mutex_lock(mutex)
-    print("waiting", flush=True)
-    libc.pthread_mutex_lock(mutex)
-"""
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(signals)],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert process.stdout is not None
-    process.stdout.readline()
+def test_a_wait_in_c_yields_to_a_second_signal_or_after_a_while(
+    signals: int, tmp_path: Path
+) -> None:
+    process = Forked(wait_in_c, 0.3 if signals == 1 else 600.0, folder=tmp_path)
+    process.wait_for(lambda: process.printed)
     for _ in range(signals):
-        time.sleep(0.3)
+        time.sleep(0.2)
         process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 128 + signal.SIGTERM
-    after = "a second signal" if signals == 2 else "1 s of waiting"
-    assert errors.startswith(f"fastgan: ended by SIGTERM after {after}")
+    assert process.ended() == 128 + signal.SIGTERM
+    after = "a second signal" if signals == 2 else "0 s of waiting"
+    assert process.errors.startswith(f"fastgan: ended by SIGTERM after {after}")
 
 
 # --- Two runs, one folder -------------------------------------------------------------------------
@@ -200,10 +194,11 @@ with interrupt.stop_on_signals(lambda name: None):
 
 def test_of_two_starts_in_one_folder_exactly_one_goes_on(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    runs = [train(out, "--steps=40", f"--seed={seed}", stdout=subprocess.PIPE) for seed in (1, 2)]
-    said = [run.communicate(timeout=120)[1] for run in runs]
-    assert sorted(run.returncode for run in runs) == [0, 2], said
-    loser = [run.returncode for run in runs].index(2)
+    runs = [train(out, "--steps=40", f"--seed={seed}", folder=tmp_path) for seed in (1, 2)]
+    codes = [run.ended() for run in runs]
+    said = [run.errors for run in runs]
+    assert sorted(codes) == [0, 2], said
+    loser = codes.index(2)
     assert "writes there" in said[loser] or "already holds a run" in said[loser] or (
         "has written there meanwhile" in said[loser]
     )  # fmt: skip
@@ -211,56 +206,40 @@ def test_of_two_starts_in_one_folder_exactly_one_goes_on(tmp_path: Path) -> None
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
 
+def hold(folder: Path) -> None:
+    """Holds a folder until it is killed."""
+    with run_lock(folder):
+        print("held", flush=True)
+        time.sleep(600)
+
+
 def test_a_folder_says_who_holds_it_and_is_free_when_they_are_gone(tmp_path: Path) -> None:
-    holder = subprocess.Popen(
-        [sys.executable, "-c", "import sys, time\nfrom pathlib import Path\n"
-         "from fastgan.training.run_lock import run_lock\n"
-         f"with run_lock(Path({str(tmp_path)!r})):\n    print('held', flush=True)\n"
-         "    time.sleep(600)"],
-        stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    assert holder.stdout is not None
-    holder.stdout.readline()
-    trainer = Trainer(TrainConfig(out=str(tmp_path), steps=1, nz=4, ngf=4, ndf=4, batch_size=4))
+    out = tmp_path / "run"
+    out.mkdir()
+    holder = Forked(hold, out, folder=tmp_path)
+    holder.wait_for(lambda: holder.printed)
+    trainer = Trainer(TrainConfig(out=str(out), steps=1, nz=4, ngf=4, ndf=4, batch_size=4))
     with pytest.raises(OutputError, match=f"process {holder.pid} on {socket.gethostname()}, since"):
         trainer.run()
-    holder.kill()
-    holder.wait()
+    holder.send_signal(signal.SIGKILL)
+    assert holder.ended() == -signal.SIGKILL
     assert trainer.run().step == 1
 
 
 def test_a_lock_outlives_an_attempt_of_the_same_process(tmp_path: Path) -> None:
-    with run_lock(tmp_path):
+    out = tmp_path / "run"
+    out.mkdir()
+    with run_lock(out):
         for _ in range(2):
-            with (
-                pytest.raises(OutputError, match="another run of this process"),
-                run_lock(tmp_path),
-            ):
+            with pytest.raises(OutputError, match="another run of this process"), run_lock(out):
                 pass
-        child = subprocess.run(
-            [sys.executable, "-c", "import sys\nfrom pathlib import Path\n"
-             "from fastgan.training.run_lock import run_lock\n"
-             f"with run_lock(Path({str(tmp_path)!r})):\n    pass"],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert f"process {os.getpid()} on" in child.stderr
-    assert list(tmp_path.iterdir()) == []
+        other = Forked(hold, out, folder=tmp_path)
+        assert other.ended() == 1
+        assert f"process {os.getpid()} on" in other.errors
+    assert list(out.iterdir()) == []
 
 
 # --- Ranks ----------------------------------------------------------------------------------------
-
-
-def two_ranks(out: Path, first: list[str], second: list[str]) -> list[tuple[int, str]]:
-    """How two processes of one run ended, each with arguments of its own."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    common = {**ENVIRONMENT, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    started = [
-        train(out, "--steps=4", *arguments, env={**common, "RANK": rank, "LOCAL_RANK": rank})
-        for rank, arguments in (("0", first), ("1", second))
-    ]
-    return [(process.wait(timeout=90), process.communicate()[1]) for process in started]
 
 
 @pytest.mark.parametrize("other", ["--lr=0.1", "--steps=9", "--n-critic=2", "data"])
@@ -275,34 +254,41 @@ def test_ranks_that_were_told_different_things_end_before_the_first_step(
             pixels = np.random.default_rng(rank).integers(0, 256, (8, 16, 16), dtype=np.uint8)
             np.savez(place, images=pixels)
             arguments[:] = [f"--data=npz:{place}", "--image-size=16"]
-    ends = two_ranks(tmp_path / "run", first, second)
-    assert [code for code, _ in ends] == [2, 2], ends
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    out = tmp_path / "run"
+    ranks = [
+        train(out, "--steps=4", *arguments, folder=tmp_path,
+              environment={**common, "RANK": rank, "LOCAL_RANK": rank})
+        for rank, arguments in (("0", first), ("1", second))
+    ]  # fmt: skip
+    assert [rank.ended() for rank in ranks] == [2, 2], [rank.errors for rank in ranks]
     # Whichever is first says it for both.
-    said = ends[0][1] + ends[1][1]
+    said = ranks[0].errors + ranks[1].errors
     assert said.count(f"fastgan: error: {name}: process 1 has other than process 0") == 1
-    assert list_checkpoints(tmp_path / "run") == []
+    assert list_checkpoints(out) == []
 
 
 # --- Fork and threads -----------------------------------------------------------------------------
 
 
+def compute_and_fork() -> int:
+    """Computes, forks, and computes the same in the child."""
+    torch.manual_seed(0)
+    net = FusedSequential(nn.Conv2d(3, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
+    images = torch.randn(4, 3, 16, 16)
+    first = net(images)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if torch.equal(net(images), first) else 3)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
 def test_a_process_forked_after_use_computes_the_same(tmp_path: Path) -> None:
     """What docs/reliability.md says of fork: with one thread, fastgan's ops go on in the child."""
-    code = """
-import os, torch
-torch.set_num_threads(1)
-from fastgan.nn import FusedSequential
-from torch import nn
-torch.manual_seed(0)
-net = FusedSequential(nn.Conv2d(3, 8, 4, 2, 1), nn.BatchNorm2d(8), nn.ReLU())
-x = torch.randn(4, 3, 16, 16)
-first = net(x)
-child = os.fork()
-if child == 0:
-    os._exit(0 if torch.equal(net(x), first) else 3)
-assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-"""
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+    assert Forked(compute_and_fork, folder=tmp_path).ended() == 0
 
 
 def test_weights_are_the_same_for_any_number_of_runs_with_one_thread_count(tmp_path: Path) -> None:

@@ -6,14 +6,18 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from forked import Forked
 from PIL import Image
 from torch import nn
 
+from fastgan.cli import main
 from fastgan.errors import ConfigError
 from fastgan.training import Processes, TrainConfig, Trainer
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
@@ -29,7 +33,7 @@ class Two:
     """Two processes that have ended: the folder that they wrote into, and how they ended."""
 
     out: Path
-    done: list[subprocess.CompletedProcess[str]]
+    done: list[Forked]
 
 
 def free_port() -> int:
@@ -38,33 +42,22 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def start_two(*arguments: str) -> list[subprocess.CompletedProcess[str]]:
-    """Runs ``python arguments`` twice, as torchrun would."""
+def start_two(folder: Path, function: Callable[..., int | None], *arguments: Any) -> list[Forked]:
+    """Calls the function in two processes, with torchrun's environment, and waits for both."""
     port = str(free_port())
-    started = []
-    for rank in ("0", "1"):
-        environment = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "OMP_NUM_THREADS": "1"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        started.append(
-            subprocess.Popen(
-                [sys.executable, *arguments],
-                env={**os.environ, **environment},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    started = [
+        Forked(
+            function,
+            *arguments,
+            folder=folder,
+            environment={**common, "RANK": rank, "LOCAL_RANK": rank},
         )
-    results = []
-    try:
-        for process in started:
-            printed, errors = process.communicate(timeout=120)
-            results.append(
-                subprocess.CompletedProcess(process.args, process.returncode, printed, errors)
-            )
-    finally:
-        for process in started:
-            process.kill()
-    return results
+        for rank in ("0", "1")
+    ]
+    for process in started:
+        process.ended(120)
+    return started
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +67,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> Two:
     (out / "images").mkdir()
     for index in range(24):
         Image.new("L", (16, 16), 10 * index).save(out / "images" / f"{index:02}.png")
-    return Two(out, start_two(two_processes.__file__, str(out)))
+    return Two(out, start_two(out, two_processes.main, out))
 
 
 @pytest.mark.parametrize("case", two_processes.CASES)
@@ -100,9 +93,9 @@ def test_data_that_fail_in_one_process_end_both_with_its_words_and_saved(two: Tw
 
 def test_one_process_s_failure_stops_the_other_with_its_message(two: Two) -> None:
     first, second = two.done
-    assert (first.returncode, second.returncode) == (1, 1), first.stderr + second.stderr
-    assert first.stderr.strip().endswith("process 1 failed: the disk of this machine is on fire")
-    assert second.stderr.strip().endswith("the disk of this machine is on fire")
+    assert (first.ended(), second.ended()) == (1, 1), first.errors + second.errors
+    assert first.errors.strip().endswith("process 1 failed: the disk of this machine is on fire")
+    assert second.errors.strip().endswith("the disk of this machine is on fire")
 
 
 def test_skipped_files_are_said_once(tmp_path: Path) -> None:
@@ -112,17 +105,17 @@ def test_skipped_files_are_said_once(tmp_path: Path) -> None:
     (tmp_path / "images" / "8.heic").write_bytes(b"not read")
     options = ["train", "--out", str(tmp_path / "run"), "--device=cpu", "--steps=1", "--nz=4"]
     options += [f"--data=folder:{tmp_path / 'images'}", "--image-size=16", "--ngf=4", "--ndf=4"]
-    done = start_two("-m", "fastgan", *options, "--batch-size=8", "--sync-batch-norm")
-    assert [each.returncode for each in done] == [0, 0], done
-    said = [line for each in done for line in each.stderr.splitlines() if ": skipped " in line]
+    done = start_two(tmp_path, main, [*options, "--batch-size=8", "--sync-batch-norm"])
+    assert [each.ended() for each in done] == [0, 0], [each.errors for each in done]
+    said = [line for each in done for line in each.errors.splitlines() if ": skipped " in line]
     assert len(said) == 1
 
 
 def test_a_bad_setting_is_named_once(tmp_path: Path) -> None:
     options = ["train", "--out", str(tmp_path / "never"), "--device=cpu", "--batch-size=3"]
-    done = start_two("-m", "fastgan", *options)
-    assert [each.returncode for each in done] == [2, 2]
-    said = [line for each in done for line in each.stderr.splitlines() if "batch_size" in line]
+    done = start_two(tmp_path, main, options)
+    assert [each.ended() for each in done] == [2, 2]
+    said = [line for each in done for line in each.errors.splitlines() if "batch_size" in line]
     (line,) = said
     assert line.startswith("fastgan: error: batch_size: expected a multiple of 2")
     assert not (tmp_path / "never").exists()

@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import errno
 import random
+import resource
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
 import pytest
 import torch
+from forked import Forked, fastgan_process
 from PIL import Image
 
+from fastgan.cli import main
 from fastgan.data import load_data
 from fastgan.errors import DataError, FastganError, OutputError
 from fastgan.training import Callback, TrainConfig, Trainer
@@ -74,25 +76,11 @@ def undisturbed(small_layers_are_torchs: None, tmp_path_factory: pytest.TempPath
     return out
 
 
-# A process that trains, and goes on after a kill, the interpreter and the imports being there:
-# it forks for each attempt.
-SERVER = """
-import os, sys
-import torch
-from fastgan.training import TrainConfig, Trainer
-torch.set_num_threads(1)
-settings = TrainConfig.from_toml(open(sys.argv[1]).read())
-for line in sys.stdin:
-    child = os.fork()
-    if child == 0:
-        # Killed before its settings were written, it left no run to resume.
-        begun = os.path.exists(os.path.join(settings.out, "config.toml"))
-        Trainer(settings, resume=begun).run()
-        os._exit(0)
-    print(child, flush=True)
-    _, status = os.waitpid(child, 0)
-    print(os.waitstatus_to_exitcode(status), flush=True)
-"""
+def go_on(settings: TrainConfig) -> None:
+    """Trains, or goes on after a kill."""
+    # Killed before its settings were written, it left no run to resume.
+    begun = (Path(settings.out) / "config.toml").exists()
+    Trainer(settings, resume=begun).run()
 
 
 def test_a_run_killed_at_random_moments_ends_as_one_that_never_was(
@@ -101,38 +89,28 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_never_was(
     out = tmp_path / "run"
     # Saving at each step makes most moments moments within a save.
     settings = config(out, steps=STEPS, checkpoint_every=1, keep_checkpoints=1)
-    (tmp_path / "settings.toml").write_text(settings.to_toml())
-    server = subprocess.Popen(
-        [sys.executable, "-c", SERVER, str(tmp_path / "settings.toml")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert server.stdin is not None
-    assert server.stdout is not None
-    kills = 0
-    try:
-        for attempt in range(40):
-            server.stdin.write("go\n")
-            server.stdin.flush()
-            child = int(server.stdout.readline())
-            if attempt < 6:
-                time.sleep(random.uniform(0.05, 0.5))
-                subprocess.run(["kill", "-9", str(child)], check=False, capture_output=True)
-            code = int(server.stdout.readline())
-            kills += code == -signal.SIGKILL
-            assert code in (0, -signal.SIGKILL)
-            if list_checkpoints(out):
-                load_checkpoint(list_checkpoints(out)[-1])
-            if code == 0:
-                break
-    finally:
-        server.stdin.close()
-        server.wait(timeout=60)
-    assert kills >= 3
+    for kills in (1, 2, 3, 4):
+        before = newest(out)
+        process = Forked(go_on, settings, folder=tmp_path)
+        process.wait_for(partial(is_newer, out, before))
+        time.sleep(random.uniform(0.0, 0.05))
+        process.send_signal(signal.SIGKILL)
+        assert process.ended() == -signal.SIGKILL, kills
+        load_checkpoint(list_checkpoints(out)[-1])
+    assert Forked(go_on, settings, folder=tmp_path).ended() == 0
     assert_same_weights(out, undisturbed)
     # What the kills left half-written is gone.
     assert not [path.name for path in out.iterdir() if path.name.startswith(".")]
+
+
+def newest(out: Path) -> str:
+    """The newest checkpoint's name, or nothing."""
+    return max((path.name for path in out.glob("checkpoint-*.pt")), default="")
+
+
+def is_newer(out: Path, name: str) -> bool:
+    """Whether there is a newer one."""
+    return newest(out) > name
 
 
 def test_sigterm_saves_and_the_run_goes_on_to_the_same_end(
@@ -140,25 +118,12 @@ def test_sigterm_saves_and_the_run_goes_on_to_the_same_end(
 ) -> None:
     out = tmp_path / "run"
     (tmp_path / "settings.toml").write_text(config(out, steps=STEPS).to_toml())
-    command = [
-        sys.executable,
-        "-m",
-        "fastgan",
-        "train",
-        "--config",
-        str(tmp_path / "settings.toml"),
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = fastgan_process("train", "--config", tmp_path / "settings.toml", folder=tmp_path)
     metrics = out / "metrics.csv"
-    deadline = time.monotonic() + 60
-    while not (metrics.exists() and metrics.read_text().count("\n") > 2):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    process.terminate()
-    printed, errors = process.communicate(timeout=60)
-    assert process.returncode == 143, errors
-    assert "stopped by SIGTERM" in printed
+    process.wait_for(lambda: metrics.exists() and metrics.read_text().count("\n") > 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.ended() == 143, process.errors
+    assert "stopped by SIGTERM" in process.printed
     assert 0 < load_checkpoint(list_checkpoints(out)[-1])["step"] < STEPS
     resumed(out).run()
     assert_same_weights(out, undisturbed)
@@ -208,27 +173,19 @@ def test_a_disk_full_at_a_checkpoint_ends_the_run_and_loses_nothing_that_was_sav
     assert_same_weights(out, whole)
 
 
+def train_with_small_files(out: str) -> int:
+    """The kernel's own limit on a file's size, in place of a full disk."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (32768, 32768))  # a checkpoint is larger
+    options = ["--nz=4", "--ngf=8", "--ndf=8", "--batch-size=4", "--steps=2"]
+    return main(["train", "--out", out, *options])
+
+
 def test_a_file_too_large_for_its_disk_is_one_clear_line(tmp_path: Path) -> None:
-    # The kernel's own limit on a file's size, in place of a full disk: 32 KiB for a checkpoint of
-    # more.
-    command = [sys.executable, "-m", "fastgan", "train", "--out", str(tmp_path / "run")]
-    command += ["--nz", "4", "--ngf", "8", "--ndf", "8", "--batch-size", "4", "--steps", "2"]
-    script = (
-        "import resource, signal, os, sys;"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (32768, 32768));"
-        "os.execv(sys.argv[1], sys.argv[1:])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    assert "can't be written" in done.stderr.splitlines()[-1]
+    process = Forked(train_with_small_files, str(tmp_path / "run"), folder=tmp_path)
+    assert process.ended() == 2, process.errors
+    assert "Traceback" not in process.errors
+    assert "can't be written" in process.errors.splitlines()[-1]
     assert list(tmp_path.glob("run/*.pt")) == []
 
 

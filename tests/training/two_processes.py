@@ -1,4 +1,4 @@
-"""What each process does in test_training_processes.py: ``python two_processes.py OUT``.
+"""What each process does in test_training_processes.py: :func:`main`.
 
 Updates, then a run whose data fail in one process, then one that fails in one without a word to the
 others: in one go, as starting a process takes longer than all of them.
@@ -6,7 +6,6 @@ others: in one go, as starting a process takes longer than all of them.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
@@ -94,9 +93,8 @@ class Fail(Callback):
             raise FastganError("the disk of this machine is on fire")
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    out = Path(sys.argv[1])
+def main(out: Path) -> None:
+    """What one of the processes does, into a folder of both."""
     small = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "steps": 50, "precision": "fp32"}
     with joined_processes("cpu") as processes:
         results = {case: updated(case, processes) for case in CASES}
@@ -114,7 +112,3 @@ def main() -> None:
 
         config = TrainConfig(out=str(out / "on fire"), **small)
         Trainer(config, callbacks=[Fail()], processes=processes).run()
-
-
-if __name__ == "__main__":
-    main()

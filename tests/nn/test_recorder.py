@@ -24,6 +24,7 @@ import fastgan
 from fastgan.nn import recorder, stretch
 from fastgan.nn.waiting import Waiting
 from fastgan.ops import chain
+from fastgan.ops.backends.selection import measuring_nothing
 from fastgan.ops.backends.vector_units import has_vectors
 
 SIZE, CHANNELS = 6, 4
@@ -51,6 +52,9 @@ class Program(nn.Module):
         c = CHANNELS
         hooked = nn.Conv2d(c, c, 1)
         hooked.register_forward_hook(lambda module, args, output: output * 0.5)
+        before, backward = nn.Conv2d(c, c, 3, padding=1), nn.Conv2d(c, c, 1)
+        before.register_forward_pre_hook(lambda module, args: (args[0].clamp(-1, 1),))
+        backward.register_full_backward_hook(lambda module, grads, _: (grads[0] * 0.5,))
         self.convolutions = nn.ModuleList(
             [
                 nn.Conv2d(c, c, 3, padding=1),
@@ -58,7 +62,7 @@ class Program(nn.Module):
                 nn.Conv2d(c, c, 3, padding=1, padding_mode="reflect"),
                 nn.utils.parametrizations.spectral_norm(nn.Conv2d(c, c, 3, padding=1)),
                 nn.Conv2d(c, c, 1, groups=2),
-                hooked,
+                *(hooked, before, backward),
             ]
         )
         self.norms = nn.ModuleList(
@@ -126,7 +130,7 @@ NAMES = [
     *("branch", "keep", "resample", "custom", "checkpoint", "no grad", "statistics", "view"),
 ]
 instructions = st.lists(
-    st.tuples(st.sampled_from(NAMES), st.integers(0, 2), st.integers(0, 2), st.integers(0, 5)),
+    st.tuples(st.sampled_from(NAMES), st.integers(0, 2), st.integers(0, 2), st.integers(0, 7)),
     min_size=2,
     max_size=9,
 )
@@ -192,19 +196,31 @@ def fewest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("fewest")
 @pytest.mark.filterwarnings("ignore::fastgan.fallback.FallbackWarning")
-@given(instructions, st.sampled_from(["tuple", "dict", "one"]), st.integers(0, 2**31))
+@given(
+    instructions,
+    st.sampled_from(["tuple", "dict", "one"]),
+    st.tuples(*[st.sampled_from([torch.contiguous_format, torch.channels_last])] * 3),
+    st.integers(0, 2**31),
+)
 @settings(max_examples=100, deadline=None, phases=[Phase.generate])
 def test_random_forwards_agree_to_second_order(
-    program: list[tuple[Any, ...]], returned: str, seed: int
+    program: list[tuple[Any, ...]],
+    returned: str,
+    layouts: tuple[torch.memory_format, ...],
+    seed: int,
 ) -> None:
     torch.manual_seed(seed)
-    module = Program(program, returned).double()
-    inputs = [torch.randn(2, CHANNELS, SIZE, SIZE, dtype=torch.float64) for _ in range(2)]
+    module = Program(program, returned).double().to(memory_format=layouts[0])
+    inputs = [
+        torch.randn(2, CHANNELS, SIZE, SIZE, dtype=torch.float64).contiguous(memory_format=layout)
+        for layout in layouts[1:]
+    ]
     try:
         results(copy.deepcopy(module), *inputs)
     except RuntimeError:
         assume(False)  # eager's own: what was written over is needed, or nothing has a gradient
-    agree(module, *inputs)
+    with measuring_nothing():  # hundreds of problems, each measured once
+        agree(module, *inputs)
 
 
 # What is not random -------------------------------------------------------------------------------
@@ -396,7 +412,35 @@ def test_a_fused_module_is_what_it_was() -> None:
     for twin in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused))):
         assert type(twin) is type(fused)
         torch.testing.assert_close(twin.eval()(image()), plain.eval()(image()))
+        assert any("Chain" in name for name in nodes(twin.train()(image())))
         plain.train()
+    with torch.no_grad():
+        for tensor in plain.state_dict().values():
+            tensor.add_(1)
+    fused.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(fused.eval()(image()), plain.eval()(image()))
+    plain.load_state_dict(fused.state_dict())
+
+
+def test_a_moving_average_runs_fused() -> None:
+    averages = []
+    block = Block().double()
+    for module in (copy.deepcopy(block), fastgan.fuse(block)):
+        average = torch.optim.swa_utils.AveragedModel(
+            module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5), use_buffers=True
+        )
+        for _ in range(2):
+            module(image())
+            average.update_parameters(module)
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    parameter.add_(1.0)
+        averages.append(average)
+    plain, fused = averages
+    output = fused(image())
+    assert any("Chain" in name for name in nodes(output))
+    torch.testing.assert_close(output, plain(image()))
+    torch.testing.assert_close(fused.state_dict(), plain.state_dict())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

@@ -101,3 +101,11 @@ def test_errors_are_at_most_twice_those_of_torch(dtype: torch.dtype) -> None:
             for each in (mine, theirs)
         ]
         assert errors[0] <= 2 * errors[1] + torch.finfo(dtype).eps
+
+
+def test_the_output_may_be_written_over() -> None:
+    x = drawn(*SHAPE)
+    output = sample_norm_act(x, over="sample", activation="relu")
+    (grad,) = torch.autograd.grad(output.mul_(2).square().sum(), x)
+    (expected,) = torch.autograd.grad((F.instance_norm(x).relu() * 2).square().sum(), x)
+    torch.testing.assert_close(grad, expected)

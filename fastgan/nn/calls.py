@@ -1,7 +1,20 @@
-"""Which calls of torch functions wait: convolutions, linear layers, batch norms and activations.
+"""Which calls of torch functions wait.
 
-Each handler takes what waits so far, the function, its name and its arguments. It returns the
-tensor that stands for the result; or in words why torch's own function runs now.
+=============  =====================================================================
+kind           calls
+=============  =====================================================================
+"convolution"  ``conv2d``, ``conv_transpose2d``, ``linear``
+"norm"         ``batch_norm``
+"sample norm"  ``instance_norm``
+"scale"        ``*`` of a norm and each sample's own (N, C, 1, 1)
+"shift"        ``+`` of a norm, or of its scale, and the same
+"sum"          ``+`` of a convolution or norm and another map, as of a residual block
+"activation"   those of :mod:`fastgan.activations`, of any of these
+=============  =====================================================================
+
+Dropout that drops nothing hands on what waits. Each handler takes what waits so far, the function,
+its name and its arguments. It returns the tensor that stands for the result; or in words why
+torch's own function runs now, empty where there is nothing to say.
 """
 
 from __future__ import annotations
@@ -19,7 +32,7 @@ from fastgan.fallback import warn_once
 from fastgan.nn.pending import Pending
 from fastgan.nn.stretch import TORCHS, convolves_faster, has_few_products, has_few_values
 from fastgan.nn.waiting import Op, hooks_on_saved, state_of
-from fastgan.ops.eligibility import autocast_dtype, why_not_chained, why_not_this_stage
+from fastgan.ops.eligibility import PLAIN, autocast_dtype, why_not_chained, why_not_this_stage
 from fastgan.ops.stages import Stage, padding_named, pair
 
 __all__ = ["NOT_CHOSEN", "RECORDED"]
@@ -132,6 +145,112 @@ def _norm(
     return pending.add(op, input.shape, input.dtype, input.device)
 
 
+def _instance_norm(
+    pending: Pending, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | str:
+    """Records an instance norm of the batch's own statistics."""
+    try:
+        input, mean, variance, weight, bias, own, _, eps = _ARGUMENTS[kind](*args, **kwargs)
+    except TypeError:
+        return _REFUSED
+    if not isinstance(input, Tensor) or input.dim() != 4 or input.shape[2:].numel() < 2:
+        return _REFUSED
+    if hooks_on_saved() is not None:
+        return _HOOKED
+    if mean is not None or variance is not None or not own:
+        return "it keeps running statistics"
+    if autocast_dtype(input) is not None and input.dtype != torch.float32:
+        return "autocast casts it"
+    if any(each is not None and each.shape != (input.shape[1],) for each in (weight, bias)):
+        return _REFUSED
+    if has_few_values(input.numel(), input.device):
+        return _SMALL
+    reason = why_not_chained(input, 4, None, (), (weight, bias))
+    if reason is not None:
+        return reason
+    pending.produce((input, weight, bias))
+    op = Op(
+        "sample norm",
+        kind,
+        input,
+        lambda input: F.instance_norm(input, weight=weight, bias=bias, eps=eps),
+        state_of(input.device),
+        (weight, bias),
+        settings=(eps,),
+    )
+    return pending.add(op, input.shape, input.dtype, input.device)
+
+
+def _of_two(
+    pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | str:
+    """Records a norm's scale and shift of each sample, and the sum of two maps."""
+    if len(args) != 2 or kwargs or not all(isinstance(each, Tensor) for each in args):
+        return ""
+    if args[0] is args[1] or hooks_on_saved() is not None:
+        return ""
+    for place, (input, other) in enumerate((args, args[::-1])):
+        source = pending.find(input)
+        kind = _kind_of_two(name, input, other)
+        if source is None or kind is None or source.kind not in _BEFORE[kind]:
+            continue
+        shape, dtype, device = input.shape, input.dtype, input.device
+        pending.produce((other,))
+        op = Op(
+            kind,
+            name,
+            source,
+            _called(func, place, other),
+            state_of(device),
+            (other,),
+        )
+        return pending.add(op, shape, dtype, device)
+    return ""
+
+
+def _called(func: Any, place: int, other: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function of two maps, of that at ``place`` alone."""
+    return lambda input: func(*((input, other) if place == 0 else (other, input)))
+
+
+def _kind_of_two(name: str, input: Tensor, other: Tensor) -> str | None:
+    if type(other) not in PLAIN or other.dtype != input.dtype or other.device != input.device:
+        return None
+    if input.dim() != 4:
+        return None
+    if other.shape == (*input.shape[:2], 1, 1) != input.shape:
+        return "scale" if name == "mul" else "shift"
+    return "sum" if name == "add" and other.shape == input.shape else None
+
+
+#: What each kind of two may follow.
+_BEFORE = {
+    "scale": ("norm", "sample norm"),
+    "shift": ("norm", "sample norm", "scale"),
+    "sum": ("convolution", "norm", "sample norm"),
+}
+
+
+def _dropout(
+    pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | str:
+    """Hands on what waits where nothing is dropped, as torch hands on its input."""
+    try:
+        input, p, training = _ARGUMENTS["dropout"](*args, **kwargs)
+    except TypeError:
+        return _REFUSED
+    if not training and 0 <= p <= 1 and pending.find(input) is not None:
+        handed_on: Tensor = input
+        return handed_on
+    return "it draws random numbers" if training else "nothing before it waits"
+
+
+def _left(
+    pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str:
+    return _LEFT[name]
+
+
 def _activation(
     pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | str:
@@ -231,6 +350,19 @@ def _batch_norm(
     return input, running_mean, running_var, weight, bias, training, momentum, eps
 
 
+def _instance_norm_arguments(
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: Any = True,
+    momentum: Any = 0.1,
+    eps: Any = 1e-5,
+) -> tuple[Any, ...]:
+    return input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+
+
 #: The arguments of each function, as they are taken here.
 _ARGUMENTS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "conv2d": lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: (
@@ -239,6 +371,17 @@ _ARGUMENTS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "conv_transpose2d": _conv_transpose2d,
     "linear": lambda input, weight, bias=None: (input, weight, bias),
     "batch_norm": _batch_norm,
+    "instance_norm": _instance_norm_arguments,
+    "dropout": lambda input, p=0.5, training=True, inplace=False: (input, p, training),
+}
+
+#: What runs as it was called, and why.
+_LEFT = {
+    "group_norm": "one pass of torch's, which measures faster than statistics and scale apart",
+    "layer_norm": "one pass of torch's, which measures faster than statistics and scale apart",
+    "pad": "a pass of its own: convolutions pad with zeros alone",
+    "conv1d": "no other backend has convolutions of one dimension",
+    "conv_transpose1d": "no other backend has convolutions of one dimension",
 }
 
 #: Each function that is recorded: by what method, and its name among ``_ARGUMENTS``.
@@ -249,6 +392,11 @@ RECORDED: dict[Any, tuple[Any, str]] = {
     torch.conv_transpose2d: (_convolution, "conv_transpose2d"),
     F.linear: (_convolution, "linear"),
     F.batch_norm: (_norm, "batch_norm"),
+    F.instance_norm: (_instance_norm, "instance_norm"),
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), (_of_two, "mul")),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), (_of_two, "add")),
+    **dict.fromkeys((F.dropout, F.dropout2d, F.alpha_dropout), (_dropout, "dropout")),
+    **{getattr(F, name): (_left, name) for name in _LEFT},
     **{function: (_activation, rows[0].name) for function, rows in BY_FUNCTION.items()},
 }
 

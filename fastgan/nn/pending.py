@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastgan.nn.stretch import Log, run_stretch
 from fastgan.nn.touches import ANYTHING, same_memory, tensors_in, written_by
-from fastgan.nn.waiting import Op, Waiting, hooks_on_saved, state_of, under
+from fastgan.nn.waiting import Op, Waiting, hooks_on_saved, nodes_made, state_of, under
 
 __all__ = ["Pending"]
 
@@ -141,13 +141,14 @@ class Pending:
             ops.append(source)
             source = source.source
         ops.reverse()
-        input = ops[0].input()
+        input, made = ops[0].input(), nodes_made()
         with self.unwatched():
             if state_of(input.device) == op.state and hooks_on_saved() is None:
                 value = run_stretch(ops, input, self.log)
             else:
                 with under(op.state, input.device):
                     value = run_stretch(ops, input, self.log)
+        _order_nodes(value.grad_fn, made, ops[0].order)
         tensor = op.ref()
         if tensor is not None:
             self._by_tensor.pop(id(tensor), None)
@@ -163,3 +164,16 @@ class Pending:
         self._ops = [each for each in self._ops if not each.done]
         if not self._ops:
             self._by_tensor.clear()
+
+
+def _order_nodes(node: Any, made: int, order: int) -> None:
+    """Gives the nodes that were made since the place that they would have had at the call.
+
+    Backward passes go by it: gradients of one value are added up in eager's order, and laid out as
+    the first of them.
+    """
+    nodes, latest = [node], nodes_made()
+    for each in nodes:
+        if each is not None and made <= each._sequence_nr() < latest:
+            each._set_sequence_nr(order)
+            nodes += [following for following, _ in each.next_functions]

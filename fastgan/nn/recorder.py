@@ -208,7 +208,8 @@ class Recorder(TorchFunctionMode):
             output = waits(pending, func, name, args, kwargs)
             if not isinstance(output, str):
                 return output
-            pending.log.refused(name, output)
+            if output:
+                pending.log.refused(name, output)
         elif func in METADATA:
             return func(*args, **kwargs)
         if pending:

@@ -1,9 +1,11 @@
 """Runs a stretch of waiting functions: as chains, in passes of fastgan's own, or as torch does.
 
-A stretch is cut before each convolution into units: a convolution with the norm and the activation
-after it, or what came in with these. Units whose convolution another backend than torch's is chosen
-for run together as one autograd node (:mod:`fastgan.ops.chain`); on a CPU the others' norm and
-activation run in one pass (:func:`fastgan.functional.bn_act`), and the rest as it was called.
+A stretch is cut into units: a convolution with the norm and the activation after it, or what came
+in with these; a norm of each sample's own scale or statistics with what belongs to it; a sum with
+its activation. Units whose convolution another backend than torch's is chosen for run together as
+one autograd node (:mod:`fastgan.ops.chain`). The others' norm and activation run in one pass
+(:func:`fastgan.functional.bn_act`, :func:`fastgan.ops.sample_norm.sample_norm_act`), a sum is added
+in place to what nobody else will read, and the rest runs as it was called.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from fastgan.ops import op_path
 from fastgan.ops.backends import ATEN, Pass, describe_layer
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.chain import Chain, chosen, rearranged, run_chain
+from fastgan.ops.sample_norm import sample_norm_act
 from fastgan.ops.stages import IDENTITY, Stage, StageTensors, folded, folding_pays
 from fastgan.report import Row
 
@@ -150,8 +153,8 @@ def run_stretch(ops: list[Op], input: Tensor, log: Log) -> Tensor:
         log: where it is noted what ran.
     """
     units: list[list[Op]] = []
-    for op in ops:
-        if op.kind == "convolution" or not units:
+    for op, following in zip(ops, [*ops[1:], None], strict=True):
+        if not units or op.kind in _FIRST or (op.kind == "norm" and _is_own(following)):
             units.append([])
         units[-1].append(op)
     together: list[list[Op]] = []
@@ -160,10 +163,19 @@ def run_stretch(ops: list[Op], input: Tensor, log: Log) -> Tensor:
         if _joins(unit, shape, input, ops):
             together.append(unit)
         else:
-            input = _run_unit(unit, _run_chain(together, input, log), log)
+            input = _run_unit(unit, _run_chain(together, input, log), unit is not units[0], log)
             together = []
         shape = unit[0].shape
     return _run_chain(together, input, log)
+
+
+#: What begins a unit.
+_FIRST = ("convolution", "sample norm", "sum")
+
+
+def _is_own(op: Op | None) -> bool:
+    """Whether an op scales or shifts each sample by its own."""
+    return op is not None and op.kind in ("scale", "shift")
 
 
 def _joins(unit: list[Op], shape: tuple[int, ...], input: Tensor, ops: list[Op]) -> bool:
@@ -176,38 +188,26 @@ def _joins(unit: list[Op], shape: tuple[int, ...], input: Tensor, ops: list[Op])
         first.kind == "norm"
         and not leaves
         and len(unit) < len(ops)
+        and not any(map(_is_own, unit))
         and first.state.autocast in (None, input.dtype)
     )
 
 
-def _run_unit(unit: list[Op], value: Tensor, log: Log) -> Tensor:
-    """A convolution, a norm and an activation, or some of them, without a chain."""
-    beside, device = "", value.device
-    for op, following in zip(unit, [*unit[1:], None], strict=True):
-        if (
-            op.kind == "norm"
-            and following is not None
-            and not has_few_values(value.numel(), value.device)
-        ):
-            log.fused = True
-            path = op_path("bn_act", device.type).path
-            log.say(op, path, "with the activation after it, in one pass")
-            log.say(following, path, f"together with {op.layer!r}")
-            weight, bias, mean, variance = op.tensors
-            training, momentum, eps = op.settings
-            return bn_act(
-                value,
-                bn_weight=weight,
-                bn_bias=bias,
-                running_mean=mean,
-                running_var=variance,
-                training=training,
-                momentum=momentum,
-                eps=eps,
-                activation=following.settings[0],
-                negative_slope=following.settings[1],
-            )
-        if op.kind == "activation" and op is not unit[0]:
+def _run_unit(unit: list[Op], value: Tensor, owned: bool, log: Log) -> Tensor:
+    """A convolution, norm, sum and activation, or some of them, without a chain.
+
+    `owned`: whether nobody else will read ``value``, as autograd does no convolution's or norm's.
+    """
+    beside = ""
+    for number, op in enumerate(unit):
+        rest = unit[number + 1 :]
+        if op.kind in ("norm", "sample norm") and rest and _takes_one_pass(op, rest, value):
+            return _run_norm(op, rest, value, log)
+        if op.kind == "sum" and owned and _adds_in_place(op, value):
+            log.say(op, "aten", "in place, on the result of what it is added to")
+            assert op.tensors[0] is not None
+            value = value.add_(op.tensors[0])
+        elif op.kind == "activation" and op is not unit[0]:
             log.say(op, "aten", f"in place, on the result of {beside!r}")
             name, negative_slope = op.settings
             value = ACTIVATIONS[name].overwrite(value, negative_slope)
@@ -216,6 +216,65 @@ def _run_unit(unit: list[Op], value: Tensor, log: Log) -> Tensor:
             value = op.call(value)
         beside = op.layer
     return value
+
+
+def _adds_in_place(op: Op, value: Tensor) -> bool:
+    """Whether torch's sum of the two would be laid out as the first is."""
+    (other,) = op.tensors
+    return other is not None and value.stride() == other.stride() and not value._is_view()
+
+
+def _takes_one_pass(norm: Op, rest: list[Op], value: Tensor) -> bool:
+    if has_few_values(value.numel(), value.device):
+        return False
+    if norm.kind == "norm" and not _is_own(rest[0]):
+        return True
+    # As torch's, whose instance norm is contiguous; a channels-last map has no rows of a sample.
+    return value.is_contiguous() and not value.is_contiguous(memory_format=torch.channels_last)
+
+
+def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
+    """A norm with its scale, shift and activation, in one pass."""
+    log.fused = True
+    of = {op.kind: op for op in rest}
+    name, slope = of["activation"].settings if "activation" in of else ("none", 0.0)
+    is_batch = norm.kind == "norm"
+    path = op_path("bn_act" if is_batch else "norm_act", value.device.type).path
+    what = "activation" if list(of) == ["activation"] else ", ".join(of)
+    log.say(norm, path, f"with the {what} after it, in one pass")
+    for op in rest:
+        log.say(op, path, f"together with {norm.layer!r}")
+    weight, bias, *running = norm.tensors
+    mean, variance = running or (None, None)
+    if is_batch and not any(map(_is_own, rest)):
+        training, momentum, eps = norm.settings
+        return bn_act(
+            value,
+            bn_weight=weight,
+            bn_bias=bias,
+            running_mean=mean,
+            running_var=variance,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            activation=name,
+            negative_slope=slope,
+        )
+    training, momentum, eps = norm.settings if is_batch else (True, 0.0, *norm.settings)
+    return sample_norm_act(
+        value,
+        over="sample" if not is_batch else "batch" if training else "running",
+        weight=weight,
+        bias=bias,
+        running_mean=mean,
+        running_var=variance,
+        momentum=momentum,
+        eps=eps,
+        gain=of["scale"].tensors[0] if "scale" in of else None,
+        shift=of["shift"].tensors[0] if "shift" in of else None,
+        activation=name,
+        negative_slope=slope,
+    )
 
 
 def _run_chain(units: list[list[Op]], input: Tensor, log: Log) -> Tensor:

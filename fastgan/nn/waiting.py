@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from fastgan.ops.eligibility import PLAIN
 from fastgan.ops.stages import Stage
 
-__all__ = ["Op", "State", "Waiting", "hooks_on_saved", "state_of", "under"]
+__all__ = ["Op", "State", "Waiting", "hooks_on_saved", "nodes_made", "state_of", "under"]
 
 
 class Waiting(Tensor):
@@ -77,6 +77,8 @@ def state_of(device: torch.device) -> State:
 
 
 _autograd: Any = torch._C._autograd
+#: How many nodes of autograd's graph this thread has made.
+nodes_made: Callable[[], int] = _autograd._get_sequence_nr
 
 
 def hooks_on_saved() -> Any:
@@ -115,15 +117,17 @@ class Op:
     """A function that was called and has not run.
 
     Attributes:
-        kind: "convolution", "norm" or "activation".
+        kind: as :mod:`fastgan.nn.calls` lists them.
         name: the function's own.
         source: what it takes: a tensor, or what was not computed when it was called.
         call: the function itself, as it was called, of its input alone.
         state: torch's state at the call.
-        tensors: a convolution's weight and bias; a norm's weight, bias and running statistics.
+        tensors: a convolution's weight and bias; a norm's weight, bias and running statistics; the
+            other one of two.
         stage: a convolution's geometry.
-        settings: a norm's batch_statistics, momentum and eps; an activation's name and
-            negative_slope.
+        settings: a batch norm's batch_statistics, momentum and eps; an instance norm's eps; an
+            activation's name and negative_slope.
+        order: how many nodes of autograd's graph were made before the call.
         ours: whether another convolution than torch's is faster here.
         layer: the name of the module that called it.
         shape: of its result.
@@ -141,6 +145,7 @@ class Op:
     tensors: tuple[Tensor | None, ...] = ()
     stage: Stage | None = None
     settings: tuple[Any, ...] = ()
+    order: int = field(default_factory=nodes_made)
     ours: bool = False
     layer: str = ""
     shape: tuple[int, ...] = ()

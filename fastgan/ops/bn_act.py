@@ -209,12 +209,10 @@ def batch_statistics(
             )
         return mean, invstd
     # Below what autograd has to say, which in Python takes longer than a small tensor's statistics;
-    # all of it that applies here is counting the writes.
+    # and below the counting of writes: torch's batch norm doesn't count its own, and keeps the
+    # running statistics for its backward pass, which a counted write would make an error.
     with torch._C._AutoDispatchBelowADInplaceOrView():
         mean, invstd, _ = _statistics_op(input, None, running_mean, running_var, momentum, eps)
-    written = [r for r in (running_mean, running_var) if r is not None and not r.is_inference()]
-    if written:
-        torch._C._increment_version(written)
     return mean, invstd
 
 

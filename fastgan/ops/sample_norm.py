@@ -133,8 +133,9 @@ class _SampleNormAct(torch.autograd.Function):
         norm = _vectors(input, gain, shift, mean, invstd)
         value = _as_one_sample(input)
         code, slope = ctx.activation.code, ctx.negative_slope
-        output: Tensor = _ops.norm_act(value, norm[0], norm[2], norm[3], code, slope)
-        return output.view(input.shape)
+        output = _ops.norm_act(value, norm[0], norm[2], norm[3], code, slope)
+        # No view, whose gradient could not be found once somebody writes to it.
+        return torch.ops.aten._unsafe_view(output, input.shape)  # type: ignore[no-any-return]
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:

@@ -73,6 +73,9 @@ class Program(nn.Module):
                 nn.BatchNorm2d(c).eval(),
             ]
         )
+        self.instance = nn.InstanceNorm2d(c), nn.InstanceNorm2d(c, affine=True)
+        self.affine = self.instance[1]
+        self.dropout, self.groups = nn.Dropout(0.5).eval(), nn.GroupNorm(2, c)
         self.linear = nn.Linear(c, 3)
         self.kept: list[Tensor] = []
 
@@ -88,6 +91,21 @@ class Program(nn.Module):
                 r[a] = F.relu(self.norms[number % 4](self.convolutions[number](r[b])))
             elif name == "before":
                 r[a] = self.convolutions[number](F.leaky_relu(self.norms[number % 4](r[b]), 0.2))
+            elif name == "sample norm":
+                r[a] = self.instance[number % 2](r[b])
+                if number > 1:
+                    r[a] = r[a].relu()
+            elif name == "conditional":
+                norm = (*self.norms, *self.instance)[number % 6]
+                own = r[b].mean((2, 3), keepdim=True), 1 + z.amax((2, 3), keepdim=True)
+                r[a] = own[0] * norm(r[a]) + own[1] if number % 2 else norm(r[a]) * own[1] + own[0]
+                r[a] = F.leaky_relu(r[a], 0.2)
+            elif name == "residual":
+                h = self.norms[number % 4](self.convolutions[number](r[b]))
+                r[a] = F.relu(h + r[a] if number % 2 else r[a] + h)
+            elif name == "left":
+                r[a] = self.convolutions[0](self.dropout(self.groups(r[b]).relu()))
+                r[a] = self.dropout(r[a]).relu()
             elif name == "activation":
                 r[a] = ACTIVATIONS[number % len(ACTIVATIONS)](r[b])
             elif name == "in place":
@@ -127,6 +145,7 @@ class Program(nn.Module):
 
 NAMES = [
     *("convolution", "norm", "block", "before", "activation", "in place", "add", "add in place"),
+    *("sample norm", "conditional", "conditional", "residual", "left"),
     *("branch", "keep", "resample", "custom", "checkpoint", "no grad", "statistics", "view"),
 ]
 instructions = st.lists(
@@ -485,7 +504,7 @@ def test_scripted_code_gets_values_and_the_rest_is_fused(made: str) -> None:
     plain.load_state_dict(fused.state_dict(), strict=False)
     output, expected = fused(image()), plain(image())
     torch.testing.assert_close(output, expected)
-    assert sum("Chain" in name for name in nodes(output)) == 1
+    assert sum("Chain" in name for name in nodes(output)) == 2
     for mine, theirs in zip(
         torch.autograd.grad(output.sum(), list(fused.parameters())),
         torch.autograd.grad(expected.sum(), list(plain.parameters())),

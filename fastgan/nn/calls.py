@@ -377,8 +377,8 @@ _ARGUMENTS: dict[str, Callable[..., tuple[Any, ...]]] = {
 
 #: What runs as it was called, and why.
 _LEFT = {
-    "group_norm": "one pass of torch's, which measures faster than statistics and scale apart",
-    "layer_norm": "one pass of torch's, which measures faster than statistics and scale apart",
+    "group_norm": "torch has one pass for it",
+    "layer_norm": "torch has one pass for it",
     "pad": "a pass of its own: convolutions pad with zeros alone",
     "conv1d": "no other backend has convolutions of one dimension",
     "conv_transpose1d": "no other backend has convolutions of one dimension",

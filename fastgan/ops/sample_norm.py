@@ -146,9 +146,8 @@ class _SampleNormAct(torch.autograd.Function):
         mean, invstd, scale, offset = _vectors(input, gain, shift, mean, invstd)
         value, grad = _as_one_sample(input), _as_one_sample(grad_output.contiguous())
         rest = (ctx.activation.code, ctx.negative_slope)
-        grad_shift, grad_gain = _ops.norm_act_gradient_sums(
-            grad, value, mean, invstd, scale, offset, *rest
-        )
+        tiles = _ops.norm_act_gradient_sums(grad, value, mean, invstd, scale, offset, *rest)
+        grad_shift, grad_gain = (sums.double().sum(0).to(scale.dtype) for sums in tiles)
         grad_input = None
         if ctx.needs_input_grad[0]:
             slope, constant = torch.zeros_like(scale), torch.zeros_like(scale)
@@ -203,7 +202,10 @@ def _recorded_gradients(
     output = ctx.activation.forward(u, ctx.negative_slope).to(input.dtype)
     places = [place for place in range(3) if ctx.needs_input_grad[place]]
     found = torch.autograd.grad(
-        output, [own[place] for place in places], grad_output, create_graph=True
+        output,
+        [each for place in places if (each := own[place]) is not None],
+        grad_output,
+        create_graph=True,
     )
     grads: list[Tensor | None] = [None] * 3
     for place, grad in zip(places, found, strict=True):

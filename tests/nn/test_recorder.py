@@ -670,3 +670,32 @@ def test_a_profiler_may_hold_what_is_computed() -> None:
             found = fused(images)
     torch.testing.assert_close(found, plain(images), rtol=1e-5, atol=1e-6)
     found.sum().backward()
+
+
+class Conditional(nn.Module):
+    """What chains besides convolution, batch norm and activation, and what is left on purpose."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4, affine=False)
+        self.instance, self.relu, self.groups = nn.InstanceNorm2d(4), nn.ReLU(), nn.GroupNorm(2, 4)
+        self.pad, self.line = nn.ReflectionPad2d(1), nn.Conv1d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        own = x.mean((2, 3), keepdim=True)
+        h = self.relu(self.norm(self.conv(x)) * own + own)
+        h = self.relu(self.instance(self.pad(h)))
+        h = self.line(self.groups(h).flatten(2))
+        return self.conv(x) + x + h.mean()
+
+
+def test_explain_names_what_chains_and_why_the_rest_does_not() -> None:
+    module = fastgan.fuse(Conditional().double())
+    reasons = {row.layer: row.reason for row in fastgan.explain(module, image()).rows}
+    assert reasons["norm"] == "with the scale, shift, activation after it, in one pass"
+    assert reasons["instance"] == "with the activation after it, in one pass"
+    assert reasons["groups"] == "torch has one pass for it"
+    assert reasons["pad"] == "a pass of its own: convolutions pad with zeros alone"
+    assert reasons["line"] == "no other backend has convolutions of one dimension"
+    found = nodes(agree(Conditional().double(), image())(image()))
+    assert sum("SampleNormAct" in name for name in found) == 2

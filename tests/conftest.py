@@ -57,5 +57,5 @@ def small_layers_are_fused() -> Iterator[None]:
     Tests of what is left to torch say so themselves.
     """
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastgan.nn.recorder.LEAVE_TO_TORCH", False)
+        patch.setattr("fastgan.nn.stretch.LEAVE_TO_TORCH", False)
         yield

@@ -6,6 +6,7 @@ import copy
 import itertools
 from pathlib import Path
 
+import fused_processes
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -19,6 +20,8 @@ def run(rank: int, world: int, folder: str) -> None:
     torch.set_num_threads(1)
     store = dist.FileStore(str(Path(folder) / "store"), world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    fused_processes.check(rank, world)
+    (Path(folder) / f"fused-{rank}").touch()
     torch.manual_seed(0)
     critic = WGANCritic(1, 3, 16, norm="layer").double()
     unused = nn.Linear(2, 2).double()

@@ -461,3 +461,14 @@ def test_runs_on_fastgans_own_kernels():
     rows = {row.op: row.path for row in fastgan.ops.op_paths() if row.device == "cpu"}
     for op in ("bn_act", "bn_act_gradient", "batch_norm_statistics"):
         assert rows[op] == "cpu"
+
+
+def test_torchs_batch_norm_may_share_the_running_statistics() -> None:
+    """It keeps them for its backward pass, and counts no writes to them."""
+    x = torch.randn(4, 3, requires_grad=True)
+    mean, var = torch.zeros(3), torch.ones(3)
+    by_torch = F.batch_norm(x, mean, var, training=True)
+    ours = bn_act(
+        x, bn_weight=None, bn_bias=None, running_mean=mean, running_var=var, training=True
+    )
+    (by_torch + ours).square().sum().backward()

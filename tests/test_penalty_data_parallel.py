@@ -1,4 +1,4 @@
-"""The fused penalty of a critic in DistributedDataParallel, in two processes on the CPU."""
+"""Fused modules, and the fused penalty, in DistributedDataParallel: in two processes on the CPU."""
 
 from __future__ import annotations
 
@@ -6,14 +6,23 @@ from pathlib import Path
 
 import penalty_processes
 import pytest
-import torch
 import torch.distributed as dist
 import torch.multiprocessing
 
+pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
 
-@pytest.mark.skipif(not dist.is_gloo_available(), reason="this torch has no gloo")
-def test_gradients_are_averaged_over_processes(tmp_path: Path) -> None:
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where two processes note what they have checked; starting them takes the time."""
+    folder = tmp_path_factory.mktemp("processes")
     torch.multiprocessing.start_processes(
-        penalty_processes.run, args=(2, str(tmp_path)), nprocs=2, start_method="spawn"
+        penalty_processes.run, args=(2, str(folder)), nprocs=2, start_method="spawn"
     )
-    assert {path.name for path in tmp_path.glob("done-*")} == {"done-0", "done-1"}
+    return folder
+
+
+@pytest.mark.parametrize("checked", ["fused", "done"], ids=["fused modules", "fused penalty"])
+def test_gradients_are_averaged_over_processes(folder: Path, checked: str) -> None:
+    found = {path.name for path in folder.glob(f"{checked}-*")}
+    assert found == {f"{checked}-0", f"{checked}-1"}

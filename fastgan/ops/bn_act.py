@@ -34,7 +34,7 @@ from fastgan.ops import batch_norm
 from fastgan.ops.batch_norm import arithmetic_dtype, check_norm, check_vectors, per_channel
 from fastgan.ops.define import define_op
 
-__all__ = ["bn_act"]
+__all__ = ["batch_statistics", "bn_act", "running_statistics"]
 
 _FLOAT64 = frozenset((torch.float64,))
 _FLOAT32 = frozenset((torch.float32,))
@@ -133,12 +133,12 @@ def bn_act(
                 "bn_act: expected more than 1 value per channel when training, got input of shape "
                 f"{tuple(shape)}"
             )
-        mean, invstd = _batch_statistics(input, running_mean, running_var, momentum, eps)
+        mean, invstd = batch_statistics(input, running_mean, running_var, momentum, eps)
     else:
         if running_mean is None or running_var is None:
             name = "running_mean" if running_mean is None else "running_var"
             raise RuntimeError(f"bn_act: {name} is None; expected a tensor where training is false")
-        mean, invstd = _running_statistics(running_mean, running_var, eps, input.dtype)
+        mean, invstd = running_statistics(running_mean, running_var, eps, input.dtype)
     arguments = (input, bn_weight, bn_bias, mean, invstd, training, code, negative_slope)
     if torch.compiler.is_compiling():
         output: Tensor = _op(*arguments)
@@ -191,14 +191,17 @@ def _refuse_vectors(
             )
 
 
-def _batch_statistics(
+def batch_statistics(
     input: Tensor,
     running_mean: Tensor | None,
     running_var: Tensor | None,
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Of the batch; the running ones are updated. No gradient flows here: bn_act's has it all."""
+    """Mean and invstd of the batch; the running ones are updated.
+
+    No gradient flows here: that of the norm which takes them has it all.
+    """
     if torch.compiler.is_compiling():
         with torch.no_grad():
             mean, invstd, _ = _statistics_op(
@@ -206,19 +209,17 @@ def _batch_statistics(
             )
         return mean, invstd
     # Below what autograd has to say, which in Python takes longer than a small tensor's statistics;
-    # all of it that applies here is counting the writes.
+    # and below the counting of writes: torch's batch norm doesn't count its own, and keeps the
+    # running statistics for its backward pass, which a counted write would make an error.
     with torch._C._AutoDispatchBelowADInplaceOrView():
         mean, invstd, _ = _statistics_op(input, None, running_mean, running_var, momentum, eps)
-    written = [r for r in (running_mean, running_var) if r is not None and not r.is_inference()]
-    if written:
-        torch._C._increment_version(written)
     return mean, invstd
 
 
-def _running_statistics(
+def running_statistics(
     running_mean: Tensor, running_var: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """As constants, in the arithmetic's dtype."""
+    """Mean and invstd as constants, in the arithmetic's dtype."""
     dtype = arithmetic_dtype(dtype)
     mean, variance = (
         running.detach() if running.requires_grad else running

@@ -124,7 +124,7 @@ def chains_are_right(draw: random.Random) -> bool:
     exact = _results(exact_net, images.double(), grad.double())
     eager = _results(plain, images, grad)
     # Small layers as well, and what a backend is chosen by is not their speed.
-    with mock.patch("fastgan.nn.recorder.LEAVE_TO_TORCH", False), measuring_nothing():
+    with mock.patch("fastgan.nn.stretch.LEAVE_TO_TORCH", False), measuring_nothing():
         ours = _results(ours_net, images, grad)
     return all(right(*each, kind) for each in zip(ours, eager, exact, strict=True))
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import fastgan
 from fastgan.bench.styles import STYLES
-from fastgan.nn import recorder
+from fastgan.nn import calls, stretch
 from fastgan.nn.placement import placements
 
 NETWORKS = pytest.mark.parametrize("network", STYLES, ids=lambda kind: kind.__name__)
@@ -30,7 +30,7 @@ def test_layers_are_fused_or_their_own_backend_is_chosen(network: type[nn.Module
     }
     found = [row for row in rows if row.layer in layers]
     assert len(found) == len(layers)
-    left = [row for row in found if row.reason in recorder.NOT_CHOSEN or "not" in row.reason[:20]]
+    left = [row for row in found if row.reason in calls.NOT_CHOSEN or "not" in row.reason[:20]]
     assert len(left) <= 0.1 * len(layers), left
 
 
@@ -39,9 +39,9 @@ def test_layers_are_fused_or_their_own_backend_is_chosen(network: type[nn.Module
 def test_results_are_those_of_the_plain_network(
     network: type[nn.Module], leave: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(recorder, "LEAVE_TO_TORCH", leave)
-    monkeypatch.setattr(recorder, "FEWEST_PRODUCTS", 0)
-    monkeypatch.setattr(recorder, "FEWEST_VALUES", 0)
+    monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", leave)
+    monkeypatch.setattr(stretch, "FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr(stretch, "FEWEST_VALUES", 0)
     torch.manual_seed(zlib.crc32(network.__name__.encode()))
     plain = network(16).double()  # type: ignore[call-arg]
     fused = fastgan.fuse(copy.deepcopy(plain))

@@ -65,7 +65,7 @@ def assert_same_weights(ours: Path, theirs: Path) -> None:
 def small_layers_are_torchs() -> Iterator[None]:
     """As in the processes that tests start."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastgan.nn.recorder.LEAVE_TO_TORCH", True)
+        patch.setattr("fastgan.nn.stretch.LEAVE_TO_TORCH", True)
         yield
 
 

@@ -1,0 +1,403 @@
+"""Which calls of torch functions wait.
+
+=============  =====================================================================
+kind           calls
+=============  =====================================================================
+"convolution"  ``conv2d``, ``conv_transpose2d``, ``linear``
+"norm"         ``batch_norm``
+"sample norm"  ``instance_norm``
+"scale"        ``*`` of a norm and each sample's own (N, C, 1, 1)
+"shift"        ``+`` of a norm, or of its scale, and the same
+"sum"          ``+`` of a convolution or norm and another map, as of a residual block
+"activation"   those of :mod:`fastgan.activations`, of any of these
+=============  =====================================================================
+
+Dropout that drops nothing hands on what waits. Each handler takes what waits so far, the function,
+its name and its arguments. It returns the tensor that stands for the result; or in words why
+torch's own function runs now, empty where there is nothing to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan.activations import BY_FUNCTION, activation_call
+from fastgan.fallback import warn_once
+from fastgan.nn.pending import Pending
+from fastgan.nn.stretch import TORCHS, convolves_faster, has_few_products, has_few_values
+from fastgan.nn.waiting import Op, hooks_on_saved, state_of
+from fastgan.ops.eligibility import PLAIN, autocast_dtype, why_not_chained, why_not_this_stage
+from fastgan.ops.stages import Stage, padding_named, pair
+
+__all__ = ["NOT_CHOSEN", "RECORDED"]
+
+_REFUSED = "by torch's own function, for its message"
+_HOOKED = "saved tensors have hooks"
+_SMALL = "too small to gain by it"
+#: Reasons for which nobody chose what runs.
+NOT_CHOSEN = frozenset((_REFUSED, _HOOKED))
+
+
+def _convolution(
+    pending: Pending, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | str:
+    """Records a convolution or linear layer; or says why torch's function runs it now."""
+    try:
+        input, weight, bias, *settings = _ARGUMENTS[kind](*args, **kwargs)
+    except TypeError:
+        return _REFUSED
+    if not (isinstance(input, Tensor) and isinstance(weight, Tensor)):
+        return _REFUSED
+    dimensions = 2 if kind == "linear" else 4
+    if kind == "linear" and input.dim() != dimensions:
+        return f"its input has {input.dim()} dimensions, not 2"
+    if hooks_on_saved() is not None:
+        return _HOOKED
+    matched = _matched(
+        kind,
+        input.shape,
+        weight.shape,
+        None if bias is None else bias.shape,
+        *(tuple(each) if isinstance(each, list) else each for each in settings),
+    )
+    if not isinstance(matched, str) and has_few_products(matched[2], input.device):
+        return _SMALL
+    dtype = autocast_dtype(input)
+    reason = why_not_chained(input, dimensions, dtype, (weight, bias), ())
+    if reason is not None or isinstance(matched, str):
+        reason = reason or str(matched)
+        warn_once(f"fused modules run layers one by one: {reason}", stacklevel=6)
+        return reason
+    stage, shape, _ = matched
+    ours = convolves_faster(stage, input, weight, dtype)
+    if not ours and has_few_values(shape.numel(), input.device):
+        return TORCHS
+    pending.produce((weight, bias))
+    source = pending.find(input)
+    # Not the arguments themselves, which hold the input's tensor.
+    rest, named = args[1:], {name: kwargs[name] for name in kwargs if name != "input"}
+    op = Op(
+        "convolution",
+        kind,
+        input if source is None else source,
+        lambda input: func(input, *rest, **named),
+        state_of(input.device),
+        (weight, bias),
+        stage,
+        ours=ours,
+    )
+    return pending.add(op, shape, input.dtype if dtype is None else dtype, input.device)
+
+
+def _norm(
+    pending: Pending, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | str:
+    """Records a batch norm; or says why torch's function runs it now."""
+    try:
+        input, mean, variance, weight, bias, training, momentum, eps = _ARGUMENTS[kind](
+            *args, **kwargs
+        )
+    except TypeError:
+        return _REFUSED
+    if not isinstance(input, Tensor):
+        return _REFUSED
+    if hooks_on_saved() is not None:
+        return _HOOKED
+    source = pending.find(input)
+    if source is not None and source.kind != "convolution":
+        pending.compute(source)
+        source = None
+    channels = input.shape[1] if input.dim() > 1 else 0
+    of_norm = (weight, bias, mean, variance)
+    if source is None and input.dim() != 4:
+        return "no convolution or linear layer before it waits"
+    if source is None and has_few_values(input.numel(), input.device):
+        return _SMALL
+    if (
+        (training and input.numel() == channels)
+        or (mean is None) != (variance is None)
+        or (mean is None and not training)
+        or any(each is not None and each.shape != (channels,) for each in of_norm)
+    ):
+        return _REFUSED
+    reason = why_not_chained(input, input.dim(), None, (), of_norm)
+    if reason is not None:
+        return reason
+    pending.produce(of_norm)
+    if mean is not None and pending.will_write(mean):
+        pending.flush()  # one after the other, as they were called
+        source = pending.find(input)
+    op = Op(
+        "norm",
+        kind,
+        input if source is None else source,
+        lambda input: F.batch_norm(input, mean, variance, weight, bias, training, momentum, eps),
+        state_of(input.device),
+        of_norm,
+        settings=(training, momentum, eps),
+    )
+    return pending.add(op, input.shape, input.dtype, input.device)
+
+
+def _instance_norm(
+    pending: Pending, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | str:
+    """Records an instance norm of the batch's own statistics."""
+    try:
+        input, mean, variance, weight, bias, own, _, eps = _ARGUMENTS[kind](*args, **kwargs)
+    except TypeError:
+        return _REFUSED
+    if not isinstance(input, Tensor) or input.dim() != 4 or input.shape[2:].numel() < 2:
+        return _REFUSED
+    if hooks_on_saved() is not None:
+        return _HOOKED
+    if mean is not None or variance is not None or not own:
+        return "it keeps running statistics"
+    if autocast_dtype(input) is not None and input.dtype != torch.float32:
+        return "autocast casts it"
+    if any(each is not None and each.shape != (input.shape[1],) for each in (weight, bias)):
+        return _REFUSED
+    if has_few_values(input.numel(), input.device):
+        return _SMALL
+    reason = why_not_chained(input, 4, None, (), (weight, bias))
+    if reason is not None:
+        return reason
+    pending.produce((input, weight, bias))
+    op = Op(
+        "sample norm",
+        kind,
+        input,
+        lambda input: F.instance_norm(input, weight=weight, bias=bias, eps=eps),
+        state_of(input.device),
+        (weight, bias),
+        settings=(eps,),
+    )
+    return pending.add(op, input.shape, input.dtype, input.device)
+
+
+def _of_two(
+    pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | str:
+    """Records a norm's scale and shift of each sample, and the sum of two maps."""
+    if len(args) != 2 or kwargs or not all(isinstance(each, Tensor) for each in args):
+        return ""
+    if args[0] is args[1] or hooks_on_saved() is not None:
+        return ""
+    for place, (input, other) in enumerate((args, args[::-1])):
+        source = pending.find(input)
+        kind = _kind_of_two(name, input, other)
+        if source is None or kind is None or source.kind not in _BEFORE[kind]:
+            continue
+        shape, dtype, device = input.shape, input.dtype, input.device
+        pending.produce((other,))
+        op = Op(
+            kind,
+            name,
+            source,
+            _called(func, place, other),
+            state_of(device),
+            (other,),
+        )
+        return pending.add(op, shape, dtype, device)
+    return ""
+
+
+def _called(func: Any, place: int, other: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function of two maps, of that at ``place`` alone."""
+    return lambda input: func(*((input, other) if place == 0 else (other, input)))
+
+
+def _kind_of_two(name: str, input: Tensor, other: Tensor) -> str | None:
+    if type(other) not in PLAIN or other.dtype != input.dtype or other.device != input.device:
+        return None
+    if input.dim() != 4:
+        return None
+    if other.shape == (*input.shape[:2], 1, 1) != input.shape:
+        return "scale" if name == "mul" else "shift"
+    return "sum" if name == "add" and other.shape == input.shape else None
+
+
+#: What each kind of two may follow.
+_BEFORE = {
+    "scale": ("norm", "sample norm"),
+    "shift": ("norm", "sample norm", "scale"),
+    "sum": ("convolution", "norm", "sample norm"),
+}
+
+
+def _dropout(
+    pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | str:
+    """Hands on what waits where nothing is dropped, as torch hands on its input."""
+    try:
+        input, p, training = _ARGUMENTS["dropout"](*args, **kwargs)
+    except TypeError:
+        return _REFUSED
+    if not training and 0 <= p <= 1 and pending.find(input) is not None:
+        handed_on: Tensor = input
+        return handed_on
+    return "it draws random numbers" if training else "nothing before it waits"
+
+
+def _left(
+    pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> str:
+    return _LEFT[name]
+
+
+def _activation(
+    pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | str:
+    """Records an activation of what waits; or says why torch's function runs it now."""
+    source = pending.find(args[0] if args else kwargs.get("input"))
+    if source is None or source.kind == "activation":
+        return "nothing before it waits"
+    if hooks_on_saved() is not None:
+        return _HOOKED
+    called = activation_call(func, args, kwargs)
+    if called is None:
+        return _REFUSED
+    activation, input, negative_slope, inplace = called
+    inplace = inplace or func in _IN_PLACE
+    tensor: Tensor = input
+    op = Op(
+        "activation",
+        name,
+        source,
+        lambda input: activation.forward(input, negative_slope),
+        state_of(input.device),
+        settings=(activation.name, negative_slope),
+    )
+    if inplace:
+        return pending.add_in_place(op, tensor)
+    return pending.add(op, input.shape, input.dtype, input.device)
+
+
+# --- Arguments ------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4096)
+def _matched(
+    kind: str,
+    input: torch.Size,
+    weight: torch.Size,
+    bias: torch.Size | None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    output_padding: Any = 0,
+    groups: int = 1,
+) -> tuple[Stage, torch.Size, int] | str:
+    """A convolution's geometry, the shape of what it makes, and how many products that takes.
+
+    Or in words why there is none: where shapes or settings are such that torch has to say what is
+    wrong with them.
+    """
+    if len(weight) != len(input):
+        return f"a weight has {len(weight)} dimensions"
+    if isinstance(padding, str):
+        named = padding_named(padding, weight[2:], pair(dilation), pair(stride))
+        if named is None:
+            return "its padding is not the same on either side"
+        padding = named
+    stage = Stage(kind, pair(stride), pair(padding), pair(dilation), pair(output_padding), groups)
+    reason = why_not_this_stage(stage)
+    if reason is not None:
+        return reason
+    takes, makes = stage.channels(weight)
+    if takes != input[1] or groups < 1 or makes % groups or bias not in (None, (makes,)):
+        return "channels don't match"
+    places: tuple[int, ...] = ()
+    if kind != "linear":
+        places = stage.output_places((input[2], input[3]), torch.empty(weight, device="meta"))
+        if min(places) < 1:
+            return "its output is empty"
+    shape = torch.Size((input[0], makes, *places))
+    # Each value of the larger side meets each tap of each channel of the other.
+    size = input if kind == "conv_transpose2d" else shape
+    return stage, shape, size.numel() * weight.numel() // size[1]
+
+
+def _conv_transpose2d(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: Any = 1,
+    dilation: Any = 1,
+) -> tuple[Any, ...]:
+    return input, weight, bias, stride, padding, dilation, output_padding, groups
+
+
+def _batch_norm(
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: Any = False,
+    momentum: Any = 0.1,
+    eps: Any = 1e-5,
+) -> tuple[Any, ...]:
+    return input, running_mean, running_var, weight, bias, training, momentum, eps
+
+
+def _instance_norm_arguments(
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: Any = True,
+    momentum: Any = 0.1,
+    eps: Any = 1e-5,
+) -> tuple[Any, ...]:
+    return input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+
+
+#: The arguments of each function, as they are taken here.
+_ARGUMENTS: dict[str, Callable[..., tuple[Any, ...]]] = {
+    "conv2d": lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: (
+        (input, weight, bias, stride, padding, dilation, 0, groups)
+    ),
+    "conv_transpose2d": _conv_transpose2d,
+    "linear": lambda input, weight, bias=None: (input, weight, bias),
+    "batch_norm": _batch_norm,
+    "instance_norm": _instance_norm_arguments,
+    "dropout": lambda input, p=0.5, training=True, inplace=False: (input, p, training),
+}
+
+#: What runs as it was called, and why.
+_LEFT = {
+    "group_norm": "torch has one pass for it",
+    "layer_norm": "torch has one pass for it",
+    "pad": "a pass of its own: convolutions pad with zeros alone",
+    "conv1d": "no other backend has convolutions of one dimension",
+    "conv_transpose1d": "no other backend has convolutions of one dimension",
+}
+
+#: Each function that is recorded: by what method, and its name among ``_ARGUMENTS``.
+RECORDED: dict[Any, tuple[Any, str]] = {
+    F.conv2d: (_convolution, "conv2d"),
+    torch.conv2d: (_convolution, "conv2d"),
+    F.conv_transpose2d: (_convolution, "conv_transpose2d"),
+    torch.conv_transpose2d: (_convolution, "conv_transpose2d"),
+    F.linear: (_convolution, "linear"),
+    F.batch_norm: (_norm, "batch_norm"),
+    F.instance_norm: (_instance_norm, "instance_norm"),
+    **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), (_of_two, "mul")),
+    **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), (_of_two, "add")),
+    **dict.fromkeys((F.dropout, F.dropout2d, F.alpha_dropout), (_dropout, "dropout")),
+    **{getattr(F, name): (_left, name) for name in _LEFT},
+    **{function: (_activation, rows[0].name) for function, rows in BY_FUNCTION.items()},
+}
+
+_IN_PLACE = frozenset(func for func in RECORDED if func.__name__.endswith("_"))

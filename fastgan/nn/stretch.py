@@ -1,0 +1,361 @@
+"""Runs a stretch of waiting functions: as chains, in passes of fastgan's own, or as torch does.
+
+A stretch is cut into units: a convolution with the norm and the activation after it, or what came
+in with these; a norm of each sample's own scale or statistics with what belongs to it; a sum with
+its activation. Units whose convolution another backend than torch's is chosen for run together as
+one autograd node (:mod:`fastgan.ops.chain`). The others' norm and activation run in one pass
+(:func:`fastgan.functional.bn_act`, :func:`fastgan.ops.sample_norm.sample_norm_act`), a sum is added
+in place to what nobody else will read, and the rest runs as it was called.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from fastgan import kernels
+from fastgan.activations import ACTIVATIONS
+from fastgan.nn.waiting import Op, Waiting
+from fastgan.ops import op_path
+from fastgan.ops.backends import ATEN, Pass, describe_layer
+from fastgan.ops.bn_act import bn_act
+from fastgan.ops.chain import Chain, chosen, rearranged, run_chain
+from fastgan.ops.sample_norm import sample_norm_act
+from fastgan.ops.stages import IDENTITY, Stage, StageTensors, folded, folding_pays
+from fastgan.report import Row
+
+__all__ = [
+    "TORCHS",
+    "Log",
+    "convolves_faster",
+    "has_few_products",
+    "has_few_values",
+    "leaves_to_torch",
+    "run_stretch",
+]
+
+#: On a CPU torch's functions run what they are as fast at. Without it all that can is fused, which
+#: is for tests.
+LEAVE_TO_TORCH = True
+#: A convolution of fewer multiplications, or a norm of fewer values, doesn't wait on a CPU: what
+#: fusing saves there is less than what recording costs. (On one thread a norm and activation in one
+#: pass take 1.07 times as long as torch's two at 16,384 values and 0.9 at 65,536 and above; of a
+#: convolution with these, forward and backward, that is a tenth, and recording costs 0.1 ms.)
+FEWEST_PRODUCTS = 16_000_000
+FEWEST_VALUES = 400_000
+#: Why torch's function runs.
+TORCHS = "by torch's own function, the fastest here"
+
+
+class Log:
+    """What ran, and why.
+
+    Args:
+        rows: where it is written down; None where nobody asks.
+        layer: gives the name of the module that runs.
+
+    Attributes:
+        fused: whether anything ran otherwise than by torch's own functions.
+    """
+
+    def __init__(self, rows: list[Row] | None, layer: Callable[[], str]) -> None:
+        self.rows, self.layer, self.fused = rows, layer, False
+
+    def say(self, op: Op, path: str, reason: str) -> None:
+        """What ran an op.
+
+        Args:
+            op: the op.
+            path: as :func:`fastgan.explain` has it.
+            reason: for which.
+        """
+        if self.rows is not None:
+            self.rows.append(Row(op.layer, op.name, path, reason))
+
+    def refused(self, name: str, reason: str) -> None:
+        """What runs by torch's own function now.
+
+        Args:
+            name: the function's.
+            reason: for which.
+        """
+        if self.rows is not None:
+            self.rows.append(Row(self.layer(), name, "aten", reason))
+
+
+# --- What is worth it -----------------------------------------------------------------------------
+
+
+def leaves_to_torch(device: torch.device) -> bool:
+    """Whether torch's functions run what they are as fast at."""
+    return LEAVE_TO_TORCH and device.type == "cpu" and not kernels.interpreted()
+
+
+def has_few_products(products: int, device: torch.device) -> bool:
+    """Whether a convolution is too small to gain."""
+    return products < FEWEST_PRODUCTS and leaves_to_torch(device)
+
+
+def has_few_values(values: int, device: torch.device) -> bool:
+    """Whether a norm's map is too small to gain."""
+    return values < FEWEST_VALUES and leaves_to_torch(device)
+
+
+def convolves_faster(
+    stage: Stage, input: Tensor, weight: Tensor, dtype: torch.dtype | None
+) -> bool:
+    """Whether on a CPU another convolution than torch's is chosen, in some pass that will run.
+
+    Args:
+        stage: the convolution.
+        input: its input, which may be waiting.
+        weight: its weight.
+        dtype: autocast's, or None.
+    """
+    if not leaves_to_torch(input.device):
+        return True
+    if dtype is not None:
+        input, weight = (torch.empty(t.shape, dtype=dtype) for t in (input, weight))
+    passes: list[Pass] = ["forward"]
+    if torch.is_grad_enabled():
+        passes.append("weight_gradient")
+        if type(input) is Waiting or input.requires_grad:
+            passes.append("input_gradient")
+    return any(chosen(stage, input, weight, each) is not ATEN for each in passes)
+
+
+def _folds(unit: list[Op], input: tuple[int, ...]) -> bool:
+    """Whether a norm that uses its running statistics becomes a part of the convolution."""
+    convolution, norm = unit[0], unit[1] if len(unit) > 1 else unit[0]
+    if convolution.stage is None or norm.kind != "norm" or norm.settings[0]:
+        return False
+    tensors = StageTensors(convolution.tensors[0], None, *norm.tensors)  # type: ignore[arg-type]
+    return folding_pays(convolution.stage, tensors, input[0], _places(input))
+
+
+def _places(shape: tuple[int, ...]) -> tuple[int, int]:
+    return (1, 1) if len(shape) == 2 else (shape[2], shape[3])
+
+
+# --- What runs ------------------------------------------------------------------------------------
+
+
+def run_stretch(ops: list[Op], input: Tensor, log: Log) -> Tensor:
+    """The value of the last op.
+
+    Args:
+        ops: each of which takes what the one before it gives.
+        input: of the first.
+        log: where it is noted what ran.
+    """
+    units: list[list[Op]] = []
+    for op, following in zip(ops, [*ops[1:], None], strict=True):
+        if not units or op.kind in _FIRST or (op.kind == "norm" and _is_own(following)):
+            units.append([])
+        units[-1].append(op)
+    together: list[list[Op]] = []
+    shape: tuple[int, ...] = input.shape
+    for unit in units:
+        if _joins(unit, shape, input, ops):
+            together.append(unit)
+        else:
+            input = _run_unit(unit, _run_chain(together, input, log), unit is not units[0], log)
+            together = []
+        shape = unit[0].shape
+    return _run_chain(together, input, log)
+
+
+#: What begins a unit.
+_FIRST = ("convolution", "sample norm", "sum")
+
+
+def _is_own(op: Op | None) -> bool:
+    """Whether an op scales or shifts each sample by its own."""
+    return op is not None and op.kind in ("scale", "shift")
+
+
+def _joins(unit: list[Op], shape: tuple[int, ...], input: Tensor, ops: list[Op]) -> bool:
+    """Whether a unit runs as a part of a chain."""
+    first, leaves = unit[0], leaves_to_torch(input.device)
+    if first.kind == "convolution":
+        return (first.ours and (leaves or len(ops) > 1)) or (leaves and _folds(unit, shape))
+    # What came in goes into the first convolution's load, if autocast leaves its dtype alone.
+    return (
+        first.kind == "norm"
+        and not leaves
+        and len(unit) < len(ops)
+        and not any(map(_is_own, unit))
+        and first.state.autocast in (None, input.dtype)
+    )
+
+
+def _run_unit(unit: list[Op], value: Tensor, owned: bool, log: Log) -> Tensor:
+    """A convolution, norm, sum and activation, or some of them, without a chain.
+
+    `owned`: whether nobody else will read ``value``, as autograd does no convolution's or norm's.
+    """
+    beside = ""
+    for number, op in enumerate(unit):
+        rest = unit[number + 1 :]
+        if op.kind in ("norm", "sample norm") and rest and _takes_one_pass(op, rest, value):
+            return _run_norm(op, rest, value, log)
+        if op.kind == "sum" and owned and _adds_in_place(op, value):
+            log.say(op, "aten", "in place, on the result of what it is added to")
+            assert op.tensors[0] is not None
+            value = value.add_(op.tensors[0])
+        elif op.kind == "activation" and op is not unit[0]:
+            log.say(op, "aten", f"in place, on the result of {beside!r}")
+            name, negative_slope = op.settings
+            value = ACTIVATIONS[name].overwrite(value, negative_slope)
+        else:
+            log.say(op, "aten", TORCHS)
+            value = op.call(value)
+        beside = op.layer
+    return value
+
+
+def _adds_in_place(op: Op, value: Tensor) -> bool:
+    """Whether torch's sum of the two would be laid out as the first is."""
+    (other,) = op.tensors
+    return other is not None and value.stride() == other.stride() and not value._is_view()
+
+
+def _takes_one_pass(norm: Op, rest: list[Op], value: Tensor) -> bool:
+    if has_few_values(value.numel(), value.device):
+        return False
+    if norm.kind == "norm" and not _is_own(rest[0]):
+        return True
+    # As torch's, whose instance norm is contiguous; a channels-last map has no rows of a sample.
+    return value.is_contiguous() and not value.is_contiguous(memory_format=torch.channels_last)
+
+
+def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
+    """A norm with its scale, shift and activation, in one pass."""
+    log.fused = True
+    of = {op.kind: op for op in rest}
+    name, slope = of["activation"].settings if "activation" in of else ("none", 0.0)
+    is_batch = norm.kind == "norm"
+    path = op_path("bn_act" if is_batch else "norm_act", value.device.type).path
+    what = "activation" if list(of) == ["activation"] else ", ".join(of)
+    log.say(norm, path, f"with the {what} after it, in one pass")
+    for op in rest:
+        log.say(op, path, f"together with {norm.layer!r}")
+    weight, bias, *running = norm.tensors
+    mean, variance = running or (None, None)
+    if is_batch and not any(map(_is_own, rest)):
+        training, momentum, eps = norm.settings
+        return bn_act(
+            value,
+            bn_weight=weight,
+            bn_bias=bias,
+            running_mean=mean,
+            running_var=variance,
+            training=training,
+            momentum=momentum,
+            eps=eps,
+            activation=name,
+            negative_slope=slope,
+        )
+    training, momentum, eps = norm.settings if is_batch else (True, 0.0, *norm.settings)
+    return sample_norm_act(
+        value,
+        over="sample" if not is_batch else "batch" if training else "running",
+        weight=weight,
+        bias=bias,
+        running_mean=mean,
+        running_var=variance,
+        momentum=momentum,
+        eps=eps,
+        gain=of["scale"].tensors[0] if "scale" in of else None,
+        shift=of["shift"].tensors[0] if "shift" in of else None,
+        activation=name,
+        negative_slope=slope,
+    )
+
+
+def _run_chain(units: list[list[Op]], input: Tensor, log: Log) -> Tensor:
+    """As stages: each a convolution, or what came in, with what follows it."""
+    if not units:
+        return input
+    log.fused = True
+    places = _places(input.shape)
+    stages, tensors = [], []
+    for unit in units:
+        stage, of_stage = _stage_of(unit)
+        if stage.kind != "identity":
+            weight, uses_running = of_stage.weight, stage.norm and not stage.batch_statistics
+            if uses_running and folding_pays(stage, of_stage, len(input), places):
+                stage, of_stage = folded(stage, of_stage)
+            places = stage.output_places(places, weight)
+        stages.append(stage)
+        tensors.append(of_stage)
+    if log.rows is not None:
+        _say_chain(units, stages, input, log)
+    return run_chain(Chain(tuple(stages), units[0][0].state.autocast), input, tensors)
+
+
+def _stage_of(unit: list[Op]) -> tuple[Stage, StageTensors]:
+    stage, tensors = IDENTITY, StageTensors()
+    for op in unit:
+        if op.stage is not None:
+            stage, tensors = op.stage, StageTensors(*op.tensors)  # type: ignore[arg-type]
+        elif op.kind == "norm":
+            stage = _with_norm(stage, *op.settings)
+            tensors = StageTensors(tensors.weight, tensors.bias, *op.tensors)
+        else:
+            stage = _with_activation(stage, *op.settings)
+    return stage, tensors
+
+
+@lru_cache(maxsize=4096)
+def _with_norm(stage: Stage, batch_statistics: bool, momentum: float, eps: float) -> Stage:
+    return replace(stage, norm=True, batch_statistics=batch_statistics, momentum=momentum, eps=eps)
+
+
+@lru_cache(maxsize=4096)
+def _with_activation(stage: Stage, name: str, negative_slope: float) -> Stage:
+    return replace(stage, activation=name, negative_slope=negative_slope)
+
+
+# --- What explain asks for ------------------------------------------------------------------------
+
+
+def _say_chain(units: list[list[Op]], stages: list[Stage], input: Tensor, log: Log) -> None:
+    device = input.device
+    described = []
+    for unit, stage in zip(units, stages, strict=True):
+        weight = unit[0].tensors[0]
+        found = ("aten", "")
+        if stage.kind != "identity" and weight is not None:
+            found = describe_layer(stage, rearranged(stage, weight), input.dtype, device)
+        described.append(found)
+    norm_path = op_path("norm_act", device.type).path
+    for number, (unit, stage) in enumerate(zip(units, stages, strict=True)):
+        path, how = described[number]
+        where = "normalised and activated as the last step"
+        if number + 1 < len(units):
+            load = "on the load of" if described[number + 1][0] == "triton" else "for"
+            next_layer = units[number + 1][0].layer
+            where = f"normalised and activated {load} {next_layer!r} alone, and not kept"
+        beside = unit[0].layer
+        for op in unit:
+            by = path
+            if op.kind == "convolution":
+                reason = how
+            elif op.kind == "norm" and not stage.norm:
+                reason = f"folded into {beside!r}"
+            elif op.kind == "norm":
+                of = "batch" if stage.batch_statistics else "running ones"
+                by = path if path == "triton" else norm_path
+                reason, beside = f"statistics of the {of}; {where}", op.layer
+            elif stage.norm or path == "triton":
+                reason = f"together with {beside!r}"
+            elif ACTIVATIONS[stage.activation].keeps_input(stage.negative_slope):
+                by, reason = norm_path, "left to the next layer"
+            else:
+                by, reason = "aten", f"in place, on the result of {beside!r}"
+            log.say(op, by, reason)

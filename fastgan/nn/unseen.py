@@ -1,0 +1,58 @@
+"""What torch's modes don't see being called: it gets values, and is not watched inside.
+
+These are an ``autograd.Function``, scripted and traced code, and what saves the inputs of
+``torch.utils.checkpoint``. Each is wrapped for the whole process from the first recording on, and
+computes what waits in the forward pass under way in this thread, if there is one.
+"""
+
+from __future__ import annotations
+
+import functools
+import threading
+from typing import Any
+
+import torch
+from torch.utils import checkpoint
+
+from fastgan.nn.pending import Pending
+
+__all__ = ["current", "see", "set_current"]
+
+_local = threading.local()
+
+
+def current() -> Pending | None:
+    """What waits in the forward pass that this thread records; None where it records none."""
+    return getattr(_local, "pending", None)
+
+
+def set_current(pending: Pending | None) -> None:
+    """Says what :func:`current` is."""
+    _local.pending = pending
+
+
+def _with_values(function: Any) -> Any:
+    """The function, preceded by the computation of all that somebody holds."""
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        pending = current()
+        if pending is None or not pending.watches:
+            return function(*args, **kwargs)
+        pending.flush()
+        with pending.unwatched():
+            return function(*args, **kwargs)
+
+    return called
+
+
+@functools.cache
+def see() -> None:
+    """Wraps them, once."""
+    of_function = torch.autograd.Function.__dict__["apply"].__func__
+    setattr(torch.autograd.Function, "apply", classmethod(_with_values(of_function)))  # noqa: B010
+    scripted: Any
+    for scripted in (torch._C.ScriptFunction, torch._C.ScriptMethod):
+        scripted.__call__ = _with_values(scripted.__call__)
+    frame: Any = checkpoint._CheckpointFrame
+    frame.__init__ = _with_values(frame.__init__)

@@ -1,0 +1,184 @@
+"""A function that was called and has not run, and the tensor that stands for its result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastgan.ops.eligibility import PLAIN
+from fastgan.ops.stages import Stage
+
+__all__ = ["Op", "State", "Waiting", "hooks_on_saved", "nodes_made", "state_of", "under"]
+
+
+class Waiting(Tensor):
+    """A tensor without values. Its class is that of plain tensors once it has them."""
+
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
+
+    @classmethod
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        raise RuntimeError(
+            f"{func} was called, within a fused module, on a value that is not computed yet, by "
+            "code that torch's modes don't see (C++, torch.func): touch the value before, as by "
+            "tensor.requires_grad"
+        )
+
+    @staticmethod
+    def like(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """A new one.
+
+        Args:
+            shape: its shape.
+            dtype: its dtype.
+            device: its device.
+        """
+        made: Tensor = torch._C.TensorBase._make_wrapper_subclass(
+            Waiting, shape, dtype=dtype, device=device
+        )
+        return made
+
+
+PLAIN.add(Waiting)
+
+
+class State(NamedTuple):
+    """What of torch's state a function's result depends on.
+
+    Attributes:
+        grad: whether gradients are recorded.
+        inference: whether inference mode is on.
+        autocast: the dtype that autocast casts to; None where it is off.
+        stream: the CUDA stream; None on other devices.
+    """
+
+    grad: bool
+    inference: bool
+    autocast: torch.dtype | None
+    stream: Any
+
+
+def state_of(device: torch.device) -> State:
+    """Torch's state now, for functions on a device."""
+    autocast = device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)
+    return State(
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.get_autocast_dtype(device.type) if autocast else None,
+        torch.cuda.current_stream(device) if device.type == "cuda" else None,
+    )
+
+
+_autograd: Any = torch._C._autograd
+#: How many nodes of autograd's graph this thread has made.
+nodes_made: Callable[[], int] = _autograd._get_sequence_nr
+
+
+def hooks_on_saved() -> Any:
+    """The innermost hooks on what autograd saves; None where there are none."""
+    return _autograd._top_saved_tensors_default_hooks(True)
+
+
+@contextmanager
+def under(state: State, device: torch.device) -> Iterator[None]:
+    """Torch's state as it was when a function was called, and no hooks on what it saves."""
+    hooks: list[tuple[Any, Any]] = []
+    while hooks_on_saved() is not None:
+        hooks.append(hooks_on_saved())
+        _autograd._pop_saved_tensors_default_hooks()
+    try:
+        with ExitStack() as stack:
+            if state_of(device) != state:
+                dtype = state.autocast
+                stack.enter_context(torch.inference_mode(state.inference))
+                stack.enter_context(torch.set_grad_enabled(state.grad))
+                stack.enter_context(torch.autocast(device.type, dtype, enabled=dtype is not None))
+                if state.stream is not None:
+                    stack.enter_context(torch.cuda.stream(state.stream))
+            yield
+    finally:
+        for pack, unpack in reversed(hooks):
+            _autograd._push_saved_tensors_default_hooks(pack, unpack)
+
+
+def _nobody() -> None:
+    return None
+
+
+@dataclass(slots=True, eq=False)
+class Op:
+    """A function that was called and has not run.
+
+    Attributes:
+        kind: as :mod:`fastgan.nn.calls` lists them.
+        name: the function's own.
+        source: what it takes: a tensor, or what was not computed when it was called.
+        call: the function itself, as it was called, of its input alone.
+        state: torch's state at the call.
+        tensors: a convolution's weight and bias; a norm's weight, bias and running statistics; the
+            other one of two.
+        stage: a convolution's geometry.
+        settings: a batch norm's batch_statistics, momentum and eps; an instance norm's eps; an
+            activation's name and negative_slope.
+        order: how many nodes of autograd's graph were made before the call.
+        ours: whether another convolution than torch's is faster here.
+        layer: the name of the module that called it.
+        shape: of its result.
+        consumers: how many take its result.
+        value: its result, once it is computed and somebody takes it.
+        done: whether it ran, by itself or as a part of something.
+        ref: gives the tensor that stands for its result, if anybody holds that.
+    """
+
+    kind: str
+    name: str
+    source: Op | Tensor
+    call: Callable[[Tensor], Tensor]
+    state: State
+    tensors: tuple[Tensor | None, ...] = ()
+    stage: Stage | None = None
+    settings: tuple[Any, ...] = ()
+    order: int = field(default_factory=nodes_made)
+    ours: bool = False
+    layer: str = ""
+    shape: tuple[int, ...] = ()
+    consumers: int = 0
+    value: Tensor | None = None
+    done: bool = False
+    ref: Callable[[], Tensor | None] = _nobody
+
+    def __post_init__(self) -> None:
+        if isinstance(self.source, Op):
+            self.source.consumers += 1
+
+    def input(self) -> Tensor:
+        """What it takes, computed."""
+        found = self.source.value if isinstance(self.source, Op) else self.source
+        assert found is not None
+        return found
+
+    def writes(self) -> list[Tensor]:
+        """The running statistics that it writes, even where nobody wants its value."""
+        if self.kind != "norm" or not self.settings[0]:
+            return []
+        return [tensor for tensor in self.tensors[2:] if tensor is not None]
+
+    def reads(self) -> Iterator[Tensor]:
+        """The tensors that it will read or write when it runs."""
+        yield from (tensor for tensor in self.tensors if tensor is not None)
+        if isinstance(self.source, Tensor):
+            yield self.source
+        elif self.source.value is not None:
+            yield self.source.value
+
+    def finish(self) -> None:
+        """Lets go of what it needed to run."""
+        self.done = True
+        self.source = self.tensors = self.call = None  # type: ignore[assignment]

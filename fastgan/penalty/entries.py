@@ -154,6 +154,13 @@ class Node:
             if value.by_parameters:
                 self.outer.append(slot)
 
+    def put(self, slot: Any, argument: Any) -> None:
+        """Sets an argument, or an item of a list among them."""
+        if isinstance(slot, tuple):
+            self.args[slot[0]][slot[1]] = argument
+        else:
+            self.args[slot] = argument
+
     def arg(self, position: int, default: Any = None) -> Any:
         """An argument, with values replaced by their data."""
         if position >= len(self.args):
@@ -189,10 +196,4 @@ class Node:
             value.readers -= 1
             if value.readers == 0 and value.leaf is None:
                 value.tensor = None
-        if not self.rule.keeps:
-            self.kept = None
-
-    def reading(self) -> None:
-        """Called when the op's derivatives will be needed: counts it as a reader of its values."""
-        for value in self.reads:
-            value.readers += 1
+        self.kept = None

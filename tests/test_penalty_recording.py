@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastgan
 from fastgan.models import DCGANGenerator, WGANCritic
@@ -329,6 +330,34 @@ class ComplexWeights(Critic):
         return torch.fft.irfft2(powers, s=(6, 6)) + powers.abs().mean((2, 3), keepdim=True)
 
 
+class RealsMeetComplexNumbers(Critic):
+    """No argument of the product is complex but the constant."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return (h * (0.5 + 0.25j) + torch.tensor(1j)).abs() + (h + 2j).abs()
+
+
+class TurnsInPlace(Critic):
+    """Ops that change a tensor's shape and strides in place, between writes to it."""
+
+    def between(self, h: Tensor) -> Tensor:
+        h = h.clone()
+        rows = h[:, 0]
+        h.transpose_(2, 3).unsqueeze_(1).mul_(2)
+        rows.mul_(0.5)
+        return h.squeeze_(1).square()
+
+
+class StartsEmpty(Critic):
+    """cat takes an empty vector among tensors of any rank."""
+
+    def between(self, h: Tensor) -> Tensor:
+        found = torch.zeros(0, dtype=h.dtype)
+        for part in h.split(2, 1):
+            found = torch.cat([found, part.sin()], 1)
+        return found
+
+
 class KeepsAView(Critic):
     def between(self, h: Tensor) -> Tensor:
         pairs = torch.stack([h, 2 * h], -1)
@@ -473,6 +502,9 @@ STRANGE: list[Callable[[], nn.Module]] = [
     WritesIntoItsOwn,
     Attends,
     Spectra,
+    RealsMeetComplexNumbers,
+    TurnsInPlace,
+    StartsEmpty,
     KeepsAView,
     ReturnsItsImages,
     ComplexWeights,
@@ -503,6 +535,28 @@ def test_paths_agree_in_values_gradients_and_side_effects(build: Callable[[], nn
 )
 def test_wrapped_critics_are_critics(wrapped: Callable[[nn.Module], Any]) -> None:
     both(Critic(), wrapped)
+
+
+class Encodes(Critic):
+    """Attention by torch's fused kernels, which have no second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+
+    def between(self, h: Tensor) -> Tensor:
+        return self.encoder(h.flatten(2).mT).mT
+
+
+def test_attention_inside_torchs_own_layers_is_fused() -> None:
+    critic = Encodes().double()
+    twin = copy.deepcopy(critic)
+    real, fake, eps = batches()
+    fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused").loss.backward()
+    with sdpa_kernel(SDPBackend.MATH):
+        fastgan.wgan_gp_critic_loss(twin, real, fake, eps=eps, path="autograd").loss.backward()
+    for mine, expected in zip(critic.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, expected.grad, rtol=1e-9, atol=1e-11)
 
 
 def test_labels_pick_their_scores() -> None:
@@ -732,7 +786,9 @@ class Map(Critic):
         return F.dropout(self.first(x), 0.2, self.training)
 
 
-@pytest.mark.parametrize("build", [WritesToViews, WritesIntoItsOwn, Recurrent, ComplexWeights])
+@pytest.mark.parametrize(
+    "build", [WritesToViews, WritesIntoItsOwn, TurnsInPlace, Recurrent, ComplexWeights]
+)
 def test_gradients_of_gradients_are_double_backwards(build: Callable[[], nn.Module]) -> None:
     critic = build().double()
     real, fake, eps = batches()

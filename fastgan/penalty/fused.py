@@ -20,7 +20,7 @@ from torch import Tensor
 
 import fastgan.ops.penalty_mix  # noqa: F401 - defines the op that is called here
 from fastgan.losses import widened
-from fastgan.penalty.critics import Critic, Recording, joining, record
+from fastgan.penalty.critics import Critic, Joining, Recording, joining, record
 from fastgan.penalty.data_parallel import run_within
 from fastgan.penalty.double_backward import TERMS, Asked, loss_by_double_backward
 from fastgan.penalty.entries import Samples
@@ -91,7 +91,9 @@ class _Run:
         self.together: Names = ("fake", "real")
         if set(asked.penalties) == {"points"}:
             self.together = ("fake", "real", "points")
-        self.joining = joining(critic, self.example, self.together)
+        self.joining = Joining()
+        if asked.loss is not None:
+            self.joining = joining(critic, self.example, self.together)
         self.watching = asked.loss is not None and not self.joining.known
         self._start()
 

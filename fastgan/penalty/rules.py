@@ -134,5 +134,5 @@ def _functional(func: Any) -> Any:
     if not name.endswith("_"):
         return None
     packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-    overload = func._overloadname
+    overload = "int" if name == "transpose_" else func._overloadname
     return None if packet is None else getattr(packet, overload, None)

@@ -364,7 +364,6 @@ class Tape(TorchFunctionMode):
             # detach() has its own data pointer, so a later `.data = ` has no effect here.
             node.put(slot, values[slot] if slot in values else tensor.detach())
         node.take(values)
-        # Of complex numbers, autograd knows when to conjugate.
         node.rule = (
             AUTOGRAD
             if any(value.dtype.is_complex for value in values.values())
@@ -379,6 +378,9 @@ class Tape(TorchFunctionMode):
             found = None
             if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
                 found = self._add(tensor, Value(tensor, node.by_images, by_parameters, False))
+                if tensor.is_complex() and node.rule is not GRAPH:
+                    # Autograd knows when to conjugate, also where real numbers meet complex ones.
+                    node.rule = AUTOGRAD
             node.outputs.append(found)
         if node.by_images:
             batched = all(node.slots[slot].batched for slot in node.inner)
@@ -527,6 +529,10 @@ class Tape(TorchFunctionMode):
         written = list(info.written(args, kwargs))
         if not values:
             return self._beside(info, args, kwargs)
+        if torch.Tag.inplace_view in func.tags and info.functional is not None:
+            node = self._node(rule_of(info.functional), args, kwargs, values)
+            self._record(node, args, func(*args, **kwargs))
+            return args[0]
         if len(written) != 1 or written[0] is not args[0] or info.functional is None:
             self._refuse(f"{func} writes what comes of the images to a tensor of the critic's")
         target = written[0]
@@ -705,11 +711,10 @@ def _random_state(args: Iterable[Any]) -> tuple[torch.device, Tensor]:
     return torch.device("cpu"), torch.get_rng_state()
 
 
-def _by_products(tape: Tape, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+def _by_products(tape: Tape, func: Any, *args: Any, **kwargs: Any) -> Any:
     """Attention as products of matrices: the fused kernels have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
-        result: Tensor = func(*args, **kwargs)
-    return result
+        return func(*args, **kwargs)
 
 
 def _convolution(
@@ -788,6 +793,7 @@ _REPLACED = {
     torch.conv2d: _convolution,
     torch.conv3d: _convolution,
     F.scaled_dot_product_attention: _by_products,
+    F.multi_head_attention_forward: _by_products,
     F.instance_norm: _instance_norm,
     torch.instance_norm: _instance_norm,
 }

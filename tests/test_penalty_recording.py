@@ -185,6 +185,16 @@ class Decorated(Critic):
         return super().forward(x)
 
 
+class RunsUnderAutocast(Critic):
+    @torch.autocast("cpu", dtype=torch.bfloat16)
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+    def between(self, h: Tensor) -> Tensor:
+        assert h.dtype == torch.bfloat16
+        return h
+
+
 class Called(Critic):
     def __call__(self, *args: Any) -> Any:
         return super().__call__(*args) * 3
@@ -371,6 +381,11 @@ class ReturnsItsImages(Critic):
         return super().forward(x), x
 
 
+class ReturnsADict(Critic):
+    def forward(self, x: Tensor) -> Any:
+        return {"real or fake": super().forward(x), "maps": [self.first(x)]}
+
+
 class Recurrent(Critic):
     def __init__(self) -> None:
         super().__init__()
@@ -507,6 +522,7 @@ STRANGE: list[Callable[[], nn.Module]] = [
     StartsEmpty,
     KeepsAView,
     ReturnsItsImages,
+    ReturnsADict,
     ComplexWeights,
     Recurrent,
     Remembers,
@@ -630,6 +646,16 @@ def test_float32_reals_and_bfloat16_fakes() -> None:
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
 
 
+def test_a_forward_may_be_decorated_with_autocast() -> None:
+    real, fake, eps = batches(torch.float32)
+    critic = RunsUnderAutocast()
+    found = [
+        fastgan.gradient_penalty(critic, real, fake, eps=eps, path=path)
+        for path in ("fused", "autograd")
+    ]
+    torch.testing.assert_close(*found, rtol=2e-2, atol=2e-2)
+
+
 def test_threads_record_for_themselves() -> None:
     real, fake, eps = batches(torch.float32)
     critics = [Critic() for _ in range(2)]
@@ -680,6 +706,21 @@ def test_a_first_call_may_initialise_the_critic() -> None:
         ours = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused").loss
         theirs = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="autograd").loss
         torch.testing.assert_close(ours, theirs)
+
+
+def test_critics_with_instance_norm_see_joined_batches() -> None:
+    sizes = []
+
+    class NormsInstances(Critic):
+        def between(self, h: Tensor) -> Tensor:
+            sizes.append(len(h))
+            return F.instance_norm(h)
+
+    critic = NormsInstances()
+    real, fake, eps = batches(torch.float32)
+    for _ in range(2):
+        fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps)
+    assert sizes[-1] == 3 * N
 
 
 @pytest.mark.parametrize("large", [False, True])

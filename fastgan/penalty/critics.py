@@ -81,7 +81,8 @@ class Critic:
         output = function(images, *(self.args if args is None else args))
         found = list(tensors_in(output if self.scores is None else self.scores(output)))
         samples = images.size(0)
-        for tensor in found or [None]:
+        every: list[Tensor | None] = [*found] or [None]
+        for tensor in every:
             if tensor is None or tensor.dim() == 0 or tensor.size(0) != samples:
                 said = "no tensor" if tensor is None else f"shape {tuple(tensor.shape)}"
                 raise UnsupportedCriticError(
@@ -376,11 +377,10 @@ def joining(critic: Critic, images: Tensor, names: tuple[str, ...]) -> Joining:
     """
     inner = critic.inner
     modules = list(inner.modules()) if isinstance(inner, nn.Module) else []
-    hooked = nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks
+    hooks: list[Any] = [nn_module._global_forward_hooks, nn_module._global_forward_pre_hooks]
     for m in modules:
-        hooks = (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
-        hooked = hooked or any(hooks)
-    if hooked or not modules:
+        hooks += (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
+    if any(hooks) or not modules:
         return Joining(tries=0)
     key = (
         *(images.shape, images.dtype, images.device, names),

@@ -147,10 +147,8 @@ class GroupNorm(Rule):
     def _sums(self, node: Node, grad: Tensor, tangent: Tensor | None) -> tuple[Tensor, Tensor]:
         """The gradients of weight and bias; with a tangent, those of <d, J u>."""
         xhat, invstd = node.kept
-        maps, along = (
-            None if each is None else self.maps(node, self.dense(node, each))
-            for each in (grad, tangent)
-        )
+        maps = self.maps(node, self.dense(node, grad))
+        along = None if tangent is None else self.maps(node, self.dense(node, tangent))
         sums = invstd.new_empty(2, maps.size(0), maps.size(1))
         means = sums.new_empty(2, *invstd.shape)
         ops.penalty_norm_gradients_(

@@ -187,10 +187,10 @@ class Autograd(Rule):
         return differentiated(results, grads, inputs, wanted)
 
     def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        if self.by_rows and list(tangents) == [0] and node.outputs[0] is not None:
-            (output,) = node.outputs
-            if node.slots[0].shape == output.shape:  # J is diagonal
-                return [self.vjp(node, [tangents[0]], [0]).get(0)]
+        output = node.outputs[0]
+        elementwise = self.by_rows and list(tangents) == [0]
+        if elementwise and output is not None and node.slots[0].shape == output.shape:
+            return [self.vjp(node, [tangents[0]], [0]).get(0)]  # J is diagonal
         # The derivative of <w, J u> = <J^T w, u> in w, at ones: some formulas are singular at zero.
         with torch.enable_grad():
             results, inputs = self.graph(node)

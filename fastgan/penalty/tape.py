@@ -18,6 +18,8 @@ In-place ops are recorded as new values, also for other views of the same memory
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
@@ -245,16 +247,13 @@ class Tape(TorchFunctionMode):
         self._active = True
         torch._C._set_grad_enabled(False)  # what torch.no_grad calls, at a fifth of the time
         try:
-            if replaced is None:
-                result = func(*args, **kwargs)
-            else:
-                result = replaced(self, func, *args, **kwargs)
+            whole = func if replaced is None else functools.partial(replaced, self, func)
+            result = whole(*args, **kwargs)
         finally:
             torch._C._set_grad_enabled(True)
             self._active = False
         for tensor in tensors_in(result):
-            found = self._entries.get(id(tensor))
-            known = found is not None and found[0]() is tensor and found[1].by_images
+            known = self._by_images(tensor)
             if not known and func not in _NEW:
                 self._mixing(f"{getattr(func, '__name__', func)} has a result without a gradient")
             if known and not tensor.requires_grad:
@@ -264,14 +263,17 @@ class Tape(TorchFunctionMode):
     def _touched(self, structure: Any) -> bool:
         """Whether any tensor in it came of the images."""
         for tensor in tensors_in(structure):
-            found = self._entries.get(id(tensor))
-            if found is not None and found[0]() is tensor and found[1].by_images:
+            if self._by_images(tensor):
                 return True
             if tensor.grad_fn is not None and self._from_tape(tensor.grad_fn):
                 return True
             if self._written and _storage(tensor) in self._written:
                 return True
         return False
+
+    def _by_images(self, tensor: Tensor) -> bool:
+        entry = self._entries.get(id(tensor))
+        return entry is not None and entry[0]() is tensor and entry[1].by_images
 
     # What the dispatch mode sees ----------------------------------------------------------------
 
@@ -450,12 +452,10 @@ class Tape(TorchFunctionMode):
             known[function] = False
             seen.append(function)
             variable = getattr(function, "variable", None)
-            if variable is not None:
-                entry = self._entries.get(id(variable))
-                if entry is not None and entry[0]() is variable and entry[1].by_images:
-                    for each in seen:  # will be searched again next time
-                        del known[each]
-                    return True
+            if variable is not None and self._by_images(variable):
+                for each in seen:  # will be searched again next time
+                    del known[each]
+                return True
             pending.extend(f for f, _ in function.next_functions if f is not None)
         return False
 
@@ -640,6 +640,7 @@ class Tape(TorchFunctionMode):
 
 def _slots(info: Op, args: Sequence[Any]) -> Iterator[tuple[Any, Tensor]]:
     """The tensors among an op's arguments."""
+    given: list[tuple[Any, Any]]
     given = [(position, args[position]) for position in info.tensors if position < len(args)]
     for position in info.lists:
         if position < len(args) and isinstance(args[position], (list, tuple)):
@@ -747,7 +748,7 @@ def _instance_norm(tape: Tape, func: Any, input: Tensor, *args: Any, **kwargs: A
     names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     own = given.get("use_input_stats", True) and given.get("running_mean") is None
-    if not own or input.dim() < 3 or input[0, 0].numel() < 2:
+    if not own or input.dim() < 3 or math.prod(input.shape[2:]) < 2:
         result: Tensor = func(input, *args, **kwargs)
         return result
     return F.group_norm(
@@ -767,7 +768,7 @@ _ASKING = {
         each.__get__
         for each in _of_tensors("shape", "dtype", "device", "ndim", "layout", "requires_grad")
     ),
-    torch.Tensor.is_cuda.__get__,
+    getattr(torch.Tensor, "is_cuda").__get__,  # noqa: B009 - typed as its value
 }
 #: Their results depend on a tensor's shape alone.
 _NEW = _of_tensors("new_empty", "new_full", "new_ones", "new_zeros", "new_tensor") | {

@@ -185,7 +185,7 @@ def _of_node(node: Node) -> Row:
     rule = node.rule
     name = rule.name or str(node.func).removeprefix("aten.").rpartition(".")[0] or str(node.func)
     path, reason = rule.backend(node)
-    if not rule.ours:
+    if not rule.known:
         kind = "nothing is known of it"
     elif rule.curved(node):
         kind = "smooth; the gradient of its second derivative is carried back from here"

@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastgan
 from fastgan.models import DCGANGenerator, WGANCritic
@@ -184,6 +185,16 @@ class Decorated(Critic):
         return super().forward(x)
 
 
+class RunsUnderAutocast(Critic):
+    @torch.autocast("cpu", dtype=torch.bfloat16)
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x)
+
+    def between(self, h: Tensor) -> Tensor:
+        assert h.dtype == torch.bfloat16
+        return h
+
+
 class Called(Critic):
     def __call__(self, *args: Any) -> Any:
         return super().__call__(*args) * 3
@@ -329,6 +340,34 @@ class ComplexWeights(Critic):
         return torch.fft.irfft2(powers, s=(6, 6)) + powers.abs().mean((2, 3), keepdim=True)
 
 
+class RealsMeetComplexNumbers(Critic):
+    """No argument of the product is complex but the constant."""
+
+    def between(self, h: Tensor) -> Tensor:
+        return (h * (0.5 + 0.25j) + torch.tensor(1j)).abs() + (h + 2j).abs()
+
+
+class TurnsInPlace(Critic):
+    """Ops that change a tensor's shape and strides in place, between writes to it."""
+
+    def between(self, h: Tensor) -> Tensor:
+        h = h.clone()
+        rows = h[:, 0]
+        h.transpose_(2, 3).unsqueeze_(1).mul_(2)
+        rows.mul_(0.5)
+        return h.squeeze_(1).square()
+
+
+class StartsEmpty(Critic):
+    """cat takes an empty vector among tensors of any rank."""
+
+    def between(self, h: Tensor) -> Tensor:
+        found = torch.zeros(0, dtype=h.dtype)
+        for part in h.split(2, 1):
+            found = torch.cat([found, part.sin()], 1)
+        return found
+
+
 class KeepsAView(Critic):
     def between(self, h: Tensor) -> Tensor:
         pairs = torch.stack([h, 2 * h], -1)
@@ -340,6 +379,11 @@ class KeepsAView(Critic):
 class ReturnsItsImages(Critic):
     def forward(self, x: Tensor) -> Any:
         return super().forward(x), x
+
+
+class ReturnsADict(Critic):
+    def forward(self, x: Tensor) -> Any:
+        return {"real or fake": super().forward(x), "maps": [self.first(x)]}
 
 
 class Recurrent(Critic):
@@ -473,8 +517,12 @@ STRANGE: list[Callable[[], nn.Module]] = [
     WritesIntoItsOwn,
     Attends,
     Spectra,
+    RealsMeetComplexNumbers,
+    TurnsInPlace,
+    StartsEmpty,
     KeepsAView,
     ReturnsItsImages,
+    ReturnsADict,
     ComplexWeights,
     Recurrent,
     Remembers,
@@ -503,6 +551,28 @@ def test_paths_agree_in_values_gradients_and_side_effects(build: Callable[[], nn
 )
 def test_wrapped_critics_are_critics(wrapped: Callable[[nn.Module], Any]) -> None:
     both(Critic(), wrapped)
+
+
+class Encodes(Critic):
+    """Attention by torch's fused kernels, which have no second derivative."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
+
+    def between(self, h: Tensor) -> Tensor:
+        return self.encoder(h.flatten(2).mT).mT
+
+
+def test_attention_inside_torchs_own_layers_is_fused() -> None:
+    critic = Encodes().double()
+    twin = copy.deepcopy(critic)
+    real, fake, eps = batches()
+    fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused").loss.backward()
+    with sdpa_kernel(SDPBackend.MATH):
+        fastgan.wgan_gp_critic_loss(twin, real, fake, eps=eps, path="autograd").loss.backward()
+    for mine, expected in zip(critic.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, expected.grad, rtol=1e-9, atol=1e-11)
 
 
 def test_labels_pick_their_scores() -> None:
@@ -576,6 +646,16 @@ def test_float32_reals_and_bfloat16_fakes() -> None:
     torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-5)
 
 
+def test_a_forward_may_be_decorated_with_autocast() -> None:
+    real, fake, eps = batches(torch.float32)
+    critic = RunsUnderAutocast()
+    found = [
+        fastgan.gradient_penalty(critic, real, fake, eps=eps, path=path)
+        for path in ("fused", "autograd")
+    ]
+    torch.testing.assert_close(*found, rtol=2e-2, atol=2e-2)
+
+
 def test_threads_record_for_themselves() -> None:
     real, fake, eps = batches(torch.float32)
     critics = [Critic() for _ in range(2)]
@@ -626,6 +706,21 @@ def test_a_first_call_may_initialise_the_critic() -> None:
         ours = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused").loss
         theirs = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="autograd").loss
         torch.testing.assert_close(ours, theirs)
+
+
+def test_critics_with_instance_norm_see_joined_batches() -> None:
+    sizes = []
+
+    class NormsInstances(Critic):
+        def between(self, h: Tensor) -> Tensor:
+            sizes.append(len(h))
+            return F.instance_norm(h)
+
+    critic = NormsInstances()
+    real, fake, eps = batches(torch.float32)
+    for _ in range(2):
+        fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps)
+    assert sizes[-1] == 3 * N
 
 
 @pytest.mark.parametrize("large", [False, True])
@@ -732,7 +827,9 @@ class Map(Critic):
         return F.dropout(self.first(x), 0.2, self.training)
 
 
-@pytest.mark.parametrize("build", [WritesToViews, WritesIntoItsOwn, Recurrent, ComplexWeights])
+@pytest.mark.parametrize(
+    "build", [WritesToViews, WritesIntoItsOwn, TurnsInPlace, Recurrent, ComplexWeights]
+)
 def test_gradients_of_gradients_are_double_backwards(build: Callable[[], nn.Module]) -> None:
     critic = build().double()
     real, fake, eps = batches()

@@ -246,9 +246,9 @@ def test_misfits_are_refused() -> None:
         ops.winograd_scatter(small, weight.bfloat16(), None, 2, 1, 1, 8, 8)
     with pytest.raises(RuntimeError, match=r"bias has shape \(3\); expected \(64\)"):
         ops.winograd_scatter(small, weight, torch.ones(3), 2, 1, 1, 8, 8)
-    with pytest.raises(RuntimeError, match=r"4 by 4 taps and stride 1; expected 3 and 1, 4 and 2"):
-        ops.winograd_gather(wide, weight, None, 1, 1, 1, 7, 7)
-    with pytest.raises(RuntimeError, match=r"3 by 3 taps and stride 2; expected 3 and 1, 4 and 2"):
+    with pytest.raises(RuntimeError, match=r"4 by 4 taps and stride 3; expected 3 and 1, 4 and 1"):
+        ops.winograd_gather(wide, weight, None, 3, 1, 1, 3, 3)
+    with pytest.raises(RuntimeError, match=r"3 by 3 taps and stride 2; expected 3 and 1, 4 and 1"):
         ops.winograd_weight_gradient(small, wide, 3, 2, 1, 1)
     with pytest.raises(RuntimeError, match=r"no gradient"):
         ops.winograd_scatter(small.requires_grad_(), weight, None, 2, 1, 1, 8, 8)
@@ -330,6 +330,8 @@ def test_every_instruction_set_has_it_right(
         (Stage("conv2d", padding=(1, 1)), (64, 32), 3),
         (Stage("conv2d", padding=(0, 2)), (64, 32), 3),
         (Stage("conv_transpose2d", padding=(1, 0)), (32, 64), 3),
+        (Stage("conv2d", padding=(1, 1)), (64, 32), 4),
+        (Stage("conv_transpose2d", padding=(0, 2)), (32, 64), 4),
         (Stage("conv2d", (2, 2), (2, 2)), (64, 32), 5),
         (Stage("conv_transpose2d", (2, 2), (2, 1), output_padding=(1, 0)), (32, 64), 5),
     ],

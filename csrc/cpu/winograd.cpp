@@ -88,14 +88,31 @@ struct Split {
     }
 };
 
-// A phase of the wide map and of the weight, numbered row by row.
+// Whether phases are of neighbouring taps, two each, and meet the whole wide map.
+bool splits_taps(const WinogradShape& shape) {
+    return shape.stride == 1 && shape.taps > kWinogradMostTaps;
+}
+
+// A phase of the weight, and of the wide map, numbered row by row.
 int phase_count(const WinogradShape& shape) {
-    return static_cast<int>(shape.stride * shape.stride);
+    const std::int64_t along = splits_taps(shape) ? pieces(shape.taps, 2) : shape.stride;
+    return static_cast<int>(along * along);
 }
 
 WeightPhase phase_of_weight(const WinogradShape& shape, int phase) {
     const int taps = static_cast<int>(shape.taps);
     const int stride = static_cast<int>(shape.stride);
+    if (splits_taps(shape)) {
+        const int along = taps / 2;
+        return {shape.small_channels,
+                shape.wide_channels,
+                taps,
+                1,
+                2 * (phase / along),
+                2 * (phase % along),
+                2,
+                2};
+    }
     const int row = phase / stride;
     const int column = phase % stride;
     return {shape.small_channels,
@@ -108,6 +125,7 @@ WeightPhase phase_of_weight(const WinogradShape& shape, int phase) {
             static_cast<int>(pieces(taps - column, stride))};
 }
 
+// The places of the wide map that a phase's taps meet.
 PhaseOfMap phase_of_wide(const WinogradShape& shape, const WeightPhase& phase) {
     return {{shape.wide_rows, shape.stride, phase.row - shape.row_padding},
             {shape.wide_columns, shape.stride, phase.column - shape.column_padding},
@@ -118,8 +136,8 @@ PhaseOfMap whole_of_small(const WinogradShape& shape) {
     return {{shape.small_rows, 1, 0}, {shape.small_columns, 1, 0}, shape.small_channels};
 }
 
-TileGrid grid_of_small(const WinogradShape& shape) {
-    return {pieces(shape.small_rows, 2), pieces(shape.small_columns, 2), 0, 0};
+TileGrid grid_of(const PhaseOfMap& whole) {
+    return {pieces(whole.rows.size, 2), pieces(whole.columns.size, 2), 0, 0};
 }
 
 // The first P of a phase that lies in the map.
@@ -199,26 +217,21 @@ void correlate(const WinogradShape& shape, Correlation* tasks, std::int64_t task
     memory_for_weight().keep_at_most(kMostKeptWeight);
 }
 
-}  // namespace
-
-void winograd_gather(const WinogradShape& shape, FloatType type, const void* wide,
-                     const void* weight, const float* bias, void* small) {
-    if (shape.batch == 0) {
-        return;
-    }
+// output = bias + the sum of a correlation for each phase; `whole` is all of the output.
+template <typename Term>
+void correlate_sum(const WinogradShape& shape, FloatType type, const void* input, const float* bias,
+                   void* output, const PhaseOfMap& whole, const Term& term) {
     Correlation task{};
     task.type = type;
-    task.input = wide;
+    task.input = input;
     task.bias = bias;
-    task.output = small;
-    task.output_phase = whole_of_small(shape);
-    task.output_tiles = grid_of_small(shape);
+    task.output = output;
+    task.output_phase = whole;
+    task.output_tiles = grid_of(whole);
     task.term_count = phase_count(shape);
     CorrelationTerm* terms[4] = {};
     for (int i = 0; i < task.term_count; ++i) {
-        const WeightPhase phase = phase_of_weight(shape, i);
-        task.terms[i] = {
-            phase_of_wide(shape, phase), task.output_tiles, {type, weight, phase, false, nullptr}};
+        task.terms[i] = term(i);
         terms[i] = &task.terms[i];
     }
     task.row_taps = terms[0]->weight.phase.row_taps;
@@ -226,9 +239,36 @@ void winograd_gather(const WinogradShape& shape, FloatType type, const void* wid
     correlate(shape, &task, 1, terms);
 }
 
+}  // namespace
+
+void winograd_gather(const WinogradShape& shape, FloatType type, const void* wide,
+                     const void* weight, const float* bias, void* small) {
+    if (shape.batch == 0) {
+        return;
+    }
+    const PhaseOfMap whole = whole_of_small(shape);
+    correlate_sum(shape, type, wide, bias, small, whole, [&](int i) -> CorrelationTerm {
+        const WeightPhase phase = phase_of_weight(shape, i);
+        return {phase_of_wide(shape, phase), grid_of(whole), {type, weight, phase, false, nullptr}};
+    });
+}
+
 void winograd_scatter(const WinogradShape& shape, FloatType type, const void* small,
                       const void* weight, const float* bias, void* wide) {
     if (shape.batch == 0) {
+        return;
+    }
+    if (splits_taps(shape)) {
+        const PhaseOfMap whole{
+            {shape.wide_rows, 1, 0}, {shape.wide_columns, 1, 0}, shape.wide_channels};
+        correlate_sum(shape, type, small, bias, wide, whole, [&](int i) -> CorrelationTerm {
+            const WeightPhase phase = phase_of_weight(shape, i);
+            // Place r of the wide map meets, by tap t of a phase, place r + p - (row + t).
+            PhaseOfMap met = whole_of_small(shape);
+            met.rows.start = shape.row_padding - phase.row - (phase.row_taps - 1);
+            met.columns.start = shape.column_padding - phase.column - (phase.column_taps - 1);
+            return {met, grid_of(whole), {type, weight, phase, true, nullptr}};
+        });
         return;
     }
     Correlation tasks[4] = {};
@@ -272,7 +312,7 @@ void winograd_weight_gradient(const WinogradShape& shape, FloatType type, const 
     const Split by_small(shape.small_channels,
                          winograd_tiles(winograd_points(largest.row_taps, largest.column_taps)),
                          kWinogradChannels, pieces(fewest_tasks(), phases * by_wide.parts));
-    const TileGrid tiles = grid_of_small(shape);
+    const TileGrid tiles = grid_of(whole_of_small(shape));
     parallel_for(
         0, phases * by_wide.parts * by_small.parts, 1, [&](std::int64_t begin, std::int64_t end) {
             float* const scratch = scratch_of_thread();

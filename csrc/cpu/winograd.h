@@ -1,5 +1,5 @@
 // Convolutions with fewer products, on CPUs: of 3 by 3 taps and stride 1 (16 products in place of
-// 36), 4 by 4 and stride 2 (36 for 64), 5 by 5 and stride 2 (49 for 100).
+// 36), 4 by 4 and stride 1 or 2 (36 for 64), 5 by 5 and stride 2 (49 for 100).
 //
 // A convolution relates a small map S of (h, w) places to a wide one V of (H, W) places, with s the
 // stride, p the padding and W[o][k][l][c] the weight, o a channel of S and c one of V:
@@ -10,7 +10,8 @@
 //
 // The taps k = s t + a of one `a` meet every s-th place, a "phase" of V. Phase by phase these are
 // correlations of 2 or 3 taps along a dimension, with stride 1: gather sums them, scatter makes one
-// for each phase of V. Two results of a correlation of r taps take r + 1 products where the formula
+// for each phase of V. Four taps with stride 1 are two phases of neighbours, k = t + 2 a, which meet
+// all of V, so that scatter sums them too. Two results of a correlation of r taps take r + 1 products where the formula
 // has 2 r (Winograd 1980, F(2, r); in two dimensions, as here, Lavin and Gray 2016, arXiv
 // 1509.09308, section 4):
 //
@@ -42,7 +43,8 @@ namespace fastgan::cpu {
 inline constexpr std::int64_t kWinogradChannels = 32;
 
 constexpr bool winograd_can(std::int64_t taps, std::int64_t stride) {
-    return (taps == 3 && stride == 1) || (taps == 4 && stride == 2) || (taps == 5 && stride == 2);
+    return (taps == 3 && stride == 1) || (taps == 4 && stride == 1) || (taps == 4 && stride == 2) ||
+           (taps == 5 && stride == 2);
 }
 
 // Maps and weights without gaps, channels last.

@@ -254,8 +254,8 @@ void transform_products(const float* products, std::int64_t per_point, const Pha
 // The place in memory of tap (s, t) from small channel `o` to wide channel `c`.
 FASTGAN_INLINE std::int64_t tap(const WeightPhase& phase, std::int64_t o, int s, int t,
                                 std::int64_t c) {
-    const int row = phase.stride * s + phase.row;
-    const int column = phase.stride * t + phase.column;
+    const int row = phase.step * s + phase.row;
+    const int column = phase.step * t + phase.column;
     return ((o * phase.taps + row) * phase.taps + column) * phase.wide_channels + c;
 }
 

@@ -56,12 +56,12 @@ struct Range {
 };
 
 // One phase of the weight (small, taps, taps, wide), as it lies in memory: `row_taps` by
-// `column_taps` taps, at (stride s + row, stride t + column).
+// `column_taps` taps, at (step s + row, step t + column).
 struct WeightPhase {
     std::int64_t small_channels;
     std::int64_t wide_channels;
     int taps;
-    int stride;
+    int step;
     int row;
     int column;
     int row_taps;

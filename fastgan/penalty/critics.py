@@ -29,8 +29,8 @@ __all__ = [
     "Joining",
     "Recording",
     "Scores",
-    "checked_scores",
     "inner_critic",
+    "joining",
     "record",
 ]
 
@@ -69,41 +69,35 @@ class Critic:
         return str(getattr(self.inner, "__name__", type(self.inner).__name__))
 
     def __call__(self, images: Tensor, *, inner: bool = False, args: Any = None) -> list[Tensor]:
-        """The scores of a batch, checked: each a tensor with a row for each sample."""
-        critic = self.inner if inner else self.given
-        function = critic
+        """The scores of a batch, each a tensor with a row for each sample.
+
+        Raises:
+            UnsupportedCriticError: a tensor of another shape, or of no floating dtype, or no tensor
+                at all (a ValueError).
+        """
+        function = self.inner if inner else self.given
         if callable(getattr(type(self.inner), "scores", None)):
             function = self.inner.scores
         output = function(images, *(self.args if args is None else args))
-        return checked_scores(self.name, output, self.scores, images.size(0))
-
-
-def checked_scores(name: str, output: Any, scores: Scores | None, samples: int) -> list[Tensor]:
-    """The score tensors in a critic's output.
-
-    Raises:
-        UnsupportedCriticError: a tensor without a row for each sample, or no tensor at all (a
-            ValueError).
-    """
-    chosen = output if scores is None else scores(output)
-    found = list(tensors_in(chosen))
-    shapes: list[tuple[int, ...] | None] = [tuple(tensor.shape) for tensor in found]
-    for shape in shapes or [None]:
-        if not shape or shape[0] != samples:
-            said = "no tensor" if shape is None else f"shape {shape}"
-            raise UnsupportedCriticError(
-                f"critic {name} returned {said} for {samples} samples; expected one score per "
-                f"sample, or a map of scores, with {samples} rows: an output without the batch "
-                "dimension, such as a batch mean, has no per-sample gradient. Return scores, give "
-                "the class a scores(x) method that does, or take them from the output by "
-                "scores=lambda out: ..."
-            )
-    for tensor in found:
-        if not tensor.is_floating_point():
-            raise UnsupportedCriticError(
-                f"critic {name} returned scores of dtype {tensor.dtype}; expected a floating dtype"
-            )
-    return found
+        found = list(tensors_in(output if self.scores is None else self.scores(output)))
+        samples = images.size(0)
+        every: list[Tensor | None] = [*found] or [None]
+        for tensor in every:
+            if tensor is None or tensor.dim() == 0 or tensor.size(0) != samples:
+                said = "no tensor" if tensor is None else f"shape {tuple(tensor.shape)}"
+                raise UnsupportedCriticError(
+                    f"critic {self.name} returned {said} for {samples} samples; expected one score "
+                    f"per sample, or a map of scores, with {samples} rows: an output without the "
+                    "batch dimension, such as a batch mean, has no per-sample gradient. Return "
+                    "scores, give the class a scores(x) method that does, or take them from the "
+                    "output by scores=lambda out: ..."
+                )
+            if not tensor.is_floating_point():
+                raise UnsupportedCriticError(
+                    f"critic {self.name} returned scores of dtype {tensor.dtype}; expected a "
+                    "floating dtype"
+                )
+        return found
 
 
 @dataclass
@@ -165,7 +159,7 @@ def record(
     Raises:
         Unrecordable: no tape can be made.
         Changed: a joined batch can't be continued (state changes, or samples mix).
-        UnsupportedCriticError: as :func:`checked_scores`.
+        UnsupportedCriticError: as :class:`Critic`.
     """
     refuse_what_no_tape_sees()
     joined = times > 1
@@ -341,92 +335,57 @@ class _State:
                 sys.modules["numpy"].random.set_state(self.random[2])
 
 
-#: Whether a critic's batches may be joined, by how it was called.
-_known: weakref.WeakKeyDictionary[nn.Module, dict[Any, _Found]] = weakref.WeakKeyDictionary()
 #: Joining saves the host's time for each op and costs memory, so batches that keep more than this
 #: are joined only where that costs none.
 MOST_BYTES_JOINED = 1 << 24
-#: Lazy modules change state in the first call only, so a second one is tried.
-_TRIES = 2
 
 
 @dataclass
-class _Found:
-    """What earlier calls have found.
-
-    Attributes:
-        joined: whether batches may be joined.
-        tries: how many calls have tried to find out.
-        large: whether joined batches take more than :data:`MOST_BYTES_JOINED`.
-    """
-
-    joined: bool = False
-    tries: int = 0
-    large: bool = False
-
-
 class Joining:
     """Whether a critic's batches may be joined, as far as earlier calls have shown.
 
-    Results are kept for modules only, and not for modules with hooks: a hook would run once for all
-    batches.
-
-    Args:
-        critic: the critic; its module and training mode are part of the key.
-        images: an example batch; its shape, dtype and device are part of the key.
-        names: the batches to join.
+    Attributes:
+        tries: how many calls may still find out. Lazy modules change state in the first call only,
+            so there are two.
+        joined: whether joined batches gave the same scores as separate ones.
+        size: bytes of activations that the joined batches keep.
     """
 
-    def __init__(self, critic: Critic, images: Tensor, names: tuple[str, ...]) -> None:
-        inner = critic.inner
-        modules = list(inner.modules()) if isinstance(inner, nn.Module) else []
-        hooked = any(
-            m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks
-            for m in modules
-        )
-        globally = nn_module._global_forward_hooks or nn_module._global_forward_pre_hooks
-        possible = bool(modules) and not hooked and not globally
-        self.names = names
-        key = (
-            *(images.shape, images.dtype, images.device, names),
-            torch.is_autocast_enabled(images.device.type),
-            tuple(type(arg) for arg in critic.args),
-            any(module.training for module in modules),
-        )
-        self._found = _Found(tries=_TRIES)
-        if possible:
-            self._found = _known.setdefault(inner, {}).setdefault(key, _Found())
+    tries: int = 2
+    joined: bool = False
+    size: int = 0
 
     @property
     def known(self) -> bool:
         """Whether earlier calls have decided."""
-        return self._found.tries >= _TRIES or self.joined
-
-    @property
-    def joined(self) -> bool:
-        """What they have."""
-        return self._found.joined
-
-    def learn(self, recordings: Sequence[Recording]) -> bool:
-        """Whether it's worth trying to join batches that have just been run one by one.
-
-        Args:
-            recordings: of them.
-        """
-        self._found.tries += 1
-        return all(each.tape.moves is None and each.apart for each in recordings)
+        return self.tries == 0 or self.joined
 
     @property
     def large(self) -> bool:
         """Whether joined batches take much memory."""
-        return self._found.large
+        return self.size > MOST_BYTES_JOINED
 
-    def remember(self, *, joined: bool, size: int = 0) -> None:
-        """Stores whether joined batches gave the same scores as separate ones.
 
-        Args:
-            joined: whether they did.
-            size: bytes of activations that the joined batches keep.
-        """
-        self._found.joined = joined
-        self._found.large = size > MOST_BYTES_JOINED
+_known: weakref.WeakKeyDictionary[nn.Module, dict[Any, Joining]] = weakref.WeakKeyDictionary()
+
+
+def joining(critic: Critic, images: Tensor, names: tuple[str, ...]) -> Joining:
+    """What is known of a critic's calls with these batches, and with images of this kind.
+
+    It is kept for modules only, and not for modules with hooks: a hook would run once for all
+    batches.
+    """
+    inner = critic.inner
+    modules = list(inner.modules()) if isinstance(inner, nn.Module) else []
+    hooks: list[Any] = [nn_module._global_forward_hooks, nn_module._global_forward_pre_hooks]
+    for m in modules:
+        hooks += (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
+    if any(hooks) or not modules:
+        return Joining(tries=0)
+    key = (
+        *(images.shape, images.dtype, images.device, names),
+        torch.is_autocast_enabled(images.device.type),
+        tuple(type(arg) for arg in critic.args),
+        any(module.training for module in modules),
+    )
+    return _known.setdefault(inner, {}).setdefault(key, Joining())

@@ -6,7 +6,8 @@ wrong, as finite differences show: :func:`refuse_wrong_derivatives`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,22 +15,73 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from fastgan.losses import widened
 from fastgan.penalty.formula import Formula
 from fastgan.penalty.points import within_transform
 
-__all__ = ["penalty_by_double_backward", "refuse_wrong_derivatives"]
+__all__ = ["TERMS", "Asked", "loss_by_double_backward", "refuse_wrong_derivatives"]
+
+#: The term that is the penalty at a batch.
+TERMS = {"points": "gp", "real": "r1", "fake": "r2"}
 
 
-def penalty_by_double_backward(
-    scores: Callable[[Tensor], Tensor], points: Tensor, formula: Formula
-) -> Tensor:
-    """P at ``points``, differentiable to any order in whatever ``scores`` depends on.
+@dataclass(frozen=True)
+class Asked:
+    """What to compute.
+
+    Attributes:
+        loss: (real scores, fake scores) -> a scalar, each the tensors that the critic returned;
+            None for a penalty alone.
+        penalties: by batch: at "points" (interpolates, or those given), "real" and "fake" images.
+        linear: for a loss that is linear in the scores: its gradient in each real and each fake
+            score, times their number. Each batch can then be finished before the next one starts.
+    """
+
+    loss: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None
+    penalties: dict[str, Formula]
+    linear: tuple[float, float] | None = None
+
+
+def loss_by_double_backward(
+    asked: Asked,
+    scores: Callable[[str, Tensor], list[Tensor]],
+    images: Callable[[str], Tensor],
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The loss, differentiable to any order in whatever ``scores`` depends on, and its terms.
 
     Args:
-        scores: images to one score per sample, shape (N,).
-        points: (N, ...).
-        formula: weight, target and side.
+        asked: what to compute.
+        scores: (name of a batch, images) -> the critic's scores.
+        images: (name of a batch) -> its images.
     """
+    found: dict[str, list[Tensor]] = {}
+    terms: dict[str, Tensor] = {}
+
+    def run(name: str) -> None:
+        def sum_at(points: Tensor) -> Tensor:
+            found[name] = each = scores(name, points)
+            return sum((s.sum() for s in each[1:]), each[0].sum())
+
+        formula = asked.penalties.get(name)
+        if formula is None:
+            found[name] = scores(name, images(name))
+        else:
+            terms[TERMS[name]] = _penalty(sum_at, images(name), formula)
+
+    if asked.loss is not None:
+        run("fake")
+        run("real")
+        terms["adversarial"] = asked.loss(found["real"], found["fake"])
+    if "points" in asked.penalties:
+        run("points")
+    total = sum(list(terms.values())[1:], next(iter(terms.values())))
+    if asked.loss is not None:
+        for name in ("real", "fake"):
+            terms[name] = torch.cat([widened(s).flatten() for s in found[name]]).mean()
+    return total, {name: term.detach() for name, term in terms.items()}
+
+
+def _penalty(scores: Callable[[Tensor], Tensor], points: Tensor, formula: Formula) -> Tensor:
     if within_transform():
         # In a transform, requires_grad_ isn't allowed.
         result: tuple[Any, ...] = torch.func.vjp(scores, points.detach())
@@ -52,27 +104,27 @@ def penalty_by_double_backward(
     return formula.value(gradient)
 
 
-def refuse_wrong_derivatives(penalty: Tensor, critic: Any) -> Tensor:
-    """Returns ``penalty``; its backward raises under create_graph if the third derivative would be
+def refuse_wrong_derivatives(loss: Tensor, critic: Any) -> Tensor:
+    """Returns ``loss``; its backward raises under create_graph if the third derivative would be
     wrong.
 
     Within a transform of ``torch.func`` it is unchanged, because a transform doesn't say whether it
     differentiates again.
 
     Args:
-        penalty: by :func:`penalty_by_double_backward`.
+        loss: by :func:`loss_by_double_backward`, with a penalty.
         critic: the module inside any wrapper, or a function, whose layers can't be seen.
     """
-    if not penalty.requires_grad or not isinstance(critic, nn.Module):
-        return penalty
+    if not loss.requires_grad or not isinstance(critic, nn.Module):
+        return loss
     if torch.compiler.is_compiling() or within_transform():
-        return penalty
+        return loss
     for name, module in critic.named_modules():
         if _has_wrong_third_derivative(module):
             layer = f"layer {name!r} ({type(module).__name__})" if name else type(module).__name__
-            guarded: Tensor = _OnceDifferentiable.apply(penalty, layer)  # type: ignore[no-untyped-call]
+            guarded: Tensor = _OnceDifferentiable.apply(loss, layer)  # type: ignore[no-untyped-call]
             return guarded
-    return penalty
+    return loss
 
 
 def _has_wrong_third_derivative(module: nn.Module) -> bool:
@@ -87,9 +139,9 @@ def _has_wrong_third_derivative(module: nn.Module) -> bool:
 
 class _OnceDifferentiable(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, penalty: Tensor, layer: str) -> Tensor:
+    def forward(ctx: Any, loss: Tensor, layer: str) -> Tensor:
         ctx.layer = layer
-        return penalty.view_as(penalty)
+        return loss.view_as(loss)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -64,15 +64,8 @@ class Value:
     """
 
     __slots__ = (
-        "batched",
-        "by_images",
-        "by_parameters",
-        "device_type",
-        "dtype",
-        "leaf",
-        "readers",
-        "shape",
-        "tensor",
+        *("batched", "by_images", "by_parameters", "device_type", "dtype", "leaf"),
+        *("readers", "shape", "tensor"),
     )
 
     def __init__(self, tensor: Tensor, by_images: bool, by_parameters: bool, batched: bool) -> None:
@@ -87,17 +80,20 @@ class Value:
         self.readers = 0
 
 
+@dataclass(eq=False, slots=True)
 class Node:
     """An op on the tape.
 
     Attributes:
         func: the ATen op.
+        rule: its derivatives.
         args: its arguments, with a :class:`Value` for each tensor on the tape.
         kwargs: its keyword arguments.
-        slots: its inputs on the tape by slot; ``inner`` lists the slots that depend on the images,
-            ``own`` those that depend on parameters only, ``outer`` all that depend on parameters.
+        slots: its inputs on the tape by slot.
+        inner: the slots that depend on the images.
+        own: those that depend on parameters only.
+        outer: all that depend on parameters.
         outputs: its results; None for those that aren't differentiable.
-        rule: its derivatives.
         reads: the values whose data its derivatives read.
         by_images: whether it depends on the images.
         overwrite: whether a rule may write its result over the signal, tangent or first argument
@@ -107,40 +103,21 @@ class Node:
         layer: the name of the module that called it, recorded for (:func:`fastgan.explain`).
     """
 
-    __slots__ = (
-        "args",
-        "by_images",
-        "func",
-        "inner",
-        "kept",
-        "kwargs",
-        "layer",
-        "outer",
-        "outputs",
-        "overwrite",
-        "own",
-        "random",
-        "reads",
-        "rule",
-        "slots",
-    )
-
-    def __init__(self, func: Any, rule: Rule, args: list[Any], kwargs: dict[str, Any]) -> None:
-        self.func = func
-        self.rule = rule
-        self.args = args
-        self.kwargs = kwargs
-        self.slots: dict[Any, Value] = {}
-        self.inner: list[Any] = []
-        self.own: list[Any] = []
-        self.outer: list[Any] = []
-        self.outputs: list[Value | None] = []
-        self.reads: list[Value] = []
-        self.by_images = False
-        self.overwrite = False
-        self.kept: Any = None
-        self.random: tuple[torch.device, Tensor] | None = None
-        self.layer = ""
+    func: Any
+    rule: Rule
+    args: list[Any]
+    kwargs: dict[str, Any]
+    slots: dict[Any, Value] = field(default_factory=dict)
+    inner: list[Any] = field(default_factory=list)
+    own: list[Any] = field(default_factory=list)
+    outer: list[Any] = field(default_factory=list)
+    outputs: list[Value | None] = field(default_factory=list)
+    reads: list[Value] = field(default_factory=list)
+    by_images: bool = False
+    overwrite: bool = False
+    kept: Any = None
+    random: tuple[torch.device, Tensor] | None = None
+    layer: str = ""
 
     def take(self, slots: dict[Any, Value]) -> None:
         """Sets :attr:`slots` and the attributes derived from them."""
@@ -153,6 +130,13 @@ class Node:
                 self.own.append(slot)
             if value.by_parameters:
                 self.outer.append(slot)
+
+    def put(self, slot: Any, argument: Any) -> None:
+        """Sets an argument, or an item of a list among them."""
+        if isinstance(slot, tuple):
+            self.args[slot[0]][slot[1]] = argument
+        else:
+            self.args[slot] = argument
 
     def arg(self, position: int, default: Any = None) -> Any:
         """An argument, with values replaced by their data."""
@@ -189,10 +173,4 @@ class Node:
             value.readers -= 1
             if value.readers == 0 and value.leaf is None:
                 value.tensor = None
-        if not self.rule.keeps:
-            self.kept = None
-
-    def reading(self) -> None:
-        """Called when the op's derivatives will be needed: counts it as a reader of its values."""
-        for value in self.reads:
-            value.readers += 1
+        self.kept = None

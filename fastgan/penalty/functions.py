@@ -17,11 +17,13 @@ from fastgan.losses import SCORES_LOSSES
 from fastgan.penalty.critics import Critic as _Critic
 from fastgan.penalty.critics import Scores
 from fastgan.penalty.double_backward import (
-    penalty_by_double_backward,
+    TERMS,
+    Asked,
+    loss_by_double_backward,
     refuse_wrong_derivatives,
 )
 from fastgan.penalty.formula import Formula
-from fastgan.penalty.fused import Asked, fused_loss, fused_penalty, summed
+from fastgan.penalty.fused import fused_loss
 from fastgan.penalty.points import (
     Points,
     check_batch,
@@ -105,10 +107,9 @@ def gradient_penalty(
         eps: shape (N, 1, ..., 1), as many dimensions as ``real``; None draws it uniformly from
             [0, 1), one for each sample.
         generator: the random stream to draw from; None is torch's default one.
-        path: "fused" records the critic and computes the penalty's gradient from the recording
-            (:mod:`fastgan.penalty`); "autograd" is double backward; "auto" takes the first where a
-            recording can be made, and otherwise the second with a
-            :class:`fastgan.FallbackWarning` that says why. Value and gradients are the same.
+        path: "fused" records the critic and computes the gradient from the recording; "autograd" is
+            double backward, which gives the same; "auto" takes the first where a recording can be
+            made, and otherwise the second with a :class:`fastgan.FallbackWarning` that says why.
             :func:`fastgan.explain` shows what a critic takes.
         critic_args: the critic's arguments after the images, such as ``(labels,)``.
         scores: a function that selects the scores from the critic's output; None takes all tensors
@@ -121,8 +122,7 @@ def gradient_penalty(
         gradient is. A gradient of zero has the norm 0 and the subgradient 0, never NaN.
 
     Raises:
-        ConfigError: an unknown ``sided``, ``at`` or ``path``, or a ``weight`` or ``target`` that
-            isn't a finite number (a ValueError).
+        ConfigError: an unknown word, or a number that isn't finite (a ValueError).
         DtypeError: ``real``, ``fake`` or ``eps`` isn't a tensor, or ``critic_args`` neither tuple
             nor list (a TypeError).
         UnsupportedCriticError: ``path="fused"`` and a critic that can't be recorded, with the
@@ -143,15 +143,7 @@ def gradient_penalty(
     asked = _critic(critic, critic_args, scores)
     check_batch(real)
     points = points_at(at, real, fake, eps, generator)
-
-    def by_autograd() -> Tensor:
-        penalty = penalty_by_double_backward(lambda x: summed(asked(x)), points, formula)
-        return refuse_wrong_derivatives(penalty, asked.inner)
-
-    penalty: Tensor = _by_path(
-        path, asked, lambda: fused_penalty(asked, points, formula), by_autograd
-    )
-    return penalty
+    return _computed(path, asked, Asked(None, {"points": formula}), {"points": points})[0]
 
 
 def wgan_gp_critic_loss(
@@ -168,28 +160,14 @@ def wgan_gp_critic_loss(
 ) -> CriticLoss:
     """mean f(fake) - mean f(real) + penalty, at interpolates and with target 1.
 
-    :func:`discriminator_loss` with ``loss="wasserstein", gp=weight``.
+    :func:`discriminator_loss` with ``loss="wasserstein", gp=weight``: the other arguments are its
+    own, and so are the errors.
 
     Args:
-        critic: as in :func:`gradient_penalty`.
-        real: floating, (N, C, H, W), or any shape with a batch dimension and at least one more;
-            taken as a constant, as ``fake`` is.
-        fake: same shape as ``real``.
         weight: the penalty's factor.
-        eps: as in :func:`gradient_penalty`.
-        generator: as in :func:`gradient_penalty`.
-        path: as in :func:`gradient_penalty`.
-        critic_args: as in :func:`gradient_penalty`; fakes, reals and interpolates share them.
-        scores: as in :func:`gradient_penalty`.
 
     Returns:
         ``CriticLoss(loss, wasserstein, penalty)``; only ``loss`` carries a graph.
-
-    Raises:
-        ConfigError: an unknown ``path``, or a ``weight`` that isn't a finite number (a ValueError).
-        DtypeError: as in :func:`gradient_penalty` (a TypeError).
-        UnsupportedCriticError: as in :func:`gradient_penalty` (a ValueError).
-        ValueError: ``real``, ``fake`` or ``eps`` of an unfit shape or dtype.
 
     Example:
         >>> critic = torch.nn.Linear(2, 1)
@@ -201,17 +179,8 @@ def wgan_gp_critic_loss(
         1.4
     """
     _formula(weight, 1.0, "two")
-    loss, terms = discriminator_loss(
-        critic,
-        real,
-        fake,
-        gp=weight,
-        critic_args=critic_args,
-        scores=scores,
-        eps=eps,
-        generator=generator,
-        path=path,
-    )
+    beside: Any = {"critic_args": critic_args, "scores": scores, "eps": eps, "generator": generator}
+    loss, terms = discriminator_loss(critic, real, fake, gp=weight, path=path, **beside)
     return CriticLoss(loss, -terms["adversarial"], terms["gp"])
 
 
@@ -242,39 +211,27 @@ def discriminator_loss(
     where a forward pass moves anything (spectral norm, batch norm, counters, random numbers);
     elsewhere they may be one batch, which changes nothing.
 
+    The arguments that aren't listed are those of :func:`gradient_penalty`, and so are the errors.
+    Fakes, reals and interpolates share ``critic_args``.
+
     Args:
-        critic: as in :func:`gradient_penalty`.
-        real: floating, (N, C, H, W), or any shape with a batch dimension and at least one more;
-            taken as a constant, as ``fake`` is.
-        fake: same shape as ``real``.
         loss: with real scores a, fake scores b: "wasserstein" is mean b - mean a; "logistic" mean
             softplus(-a) + mean softplus(b); "hinge" mean relu(1 - a) + mean relu(1 + b);
             "least_squares" (mean (a - 1)^2 + mean b^2) / 2; "relativistic" mean softplus(b - a),
             R3GAN's. If the critic returns several tensors (scales), their losses are summed. Or a
-            function
-            of (real scores, fake scores) that returns a scalar; it gets a tensor, or a list where
-            the critic returns several.
+            function of (real scores, fake scores) that returns a scalar; it gets a tensor, or a
+            list where the critic returns several.
         gp: weight of the penalty at interpolates; None or 0 for none (Gulrajani et al. 2017,
             arXiv 1704.00028).
         r1: gamma of the penalty at real images (Mescheder et al. 2018, arXiv 1801.04406).
         r2: gamma of the penalty at fake images.
-        critic_args: as in :func:`gradient_penalty`; fakes, reals and interpolates share them.
-        scores: as in :func:`gradient_penalty`.
-        eps: as in :func:`gradient_penalty`.
-        generator: as in :func:`gradient_penalty`.
-        path: as in :func:`gradient_penalty`.
 
     Returns:
         ``DiscriminatorLoss(loss, terms)``; only ``loss`` carries a graph. float32, or float64 where
         the scores are.
 
     Raises:
-        ConfigError: an unknown ``loss`` or ``path``, or a weight that isn't a finite number (a
-            ValueError).
-        DtypeError: as in :func:`gradient_penalty` (a TypeError).
-        UnsupportedCriticError: as in :func:`gradient_penalty` (a ValueError).
-        ValueError: ``real``, ``fake`` or ``eps`` of an unfit shape or dtype; a ``loss`` function
-            that returns no scalar.
+        ValueError: a ``loss`` function that returns no scalar.
 
     Example:
         >>> critic = torch.nn.Linear(2, 1)
@@ -289,50 +246,10 @@ def discriminator_loss(
     check_batch(real)
     check_pair(real, fake)
     wanted = _asked(loss, gp, r1, r2)
-    real, fake = real.detach(), fake.detach().to(real.dtype)
-    mixing = None if wanted.gp is None else mixing_weights(real, eps, generator)
-    found, terms = _by_path(
-        path,
-        asked,
-        lambda: fused_loss(asked, wanted, real, fake, mixing),
-        lambda: _loss_by_autograd(asked, wanted, real, fake, mixing),
-    )
-    return DiscriminatorLoss(found, terms)
-
-
-def _loss_by_autograd(
-    critic: _Critic, asked: Asked, real: Tensor, fake: Tensor, eps: Tensor | None
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss and its terms by double backward."""
-    penalties: dict[str, Tensor] = {}
-
-    def run(images: Tensor, term: str, formula: Formula | None) -> list[Tensor]:
-        if formula is None:
-            return critic(images)
-        kept: list[Tensor] = []
-
-        def sum_at(points: Tensor) -> Tensor:
-            kept.extend(critic(points))
-            return summed(kept)
-
-        penalties[term] = penalty_by_double_backward(sum_at, images, formula)
-        return kept
-
-    assert asked.loss is not None
-    fake_scores = run(fake, "r2", asked.r2)
-    real_scores = run(real, "r1", asked.r1)
-    adversarial = asked.loss(real_scores, fake_scores)
-    if asked.gp is not None:
-        assert eps is not None
-        run(interpolate_into(torch.empty_like(real), real, fake, eps), "gp", asked.gp)
-    total = adversarial
-    for penalty in penalties.values():
-        total = total + refuse_wrong_derivatives(penalty, critic.inner)
-    terms = {"adversarial": adversarial.detach()}
-    for name, found in (("real", real_scores), ("fake", fake_scores)):
-        terms[name] = torch.cat([s.detach().flatten().float() for s in found]).mean()
-    terms.update((name, penalty.detach()) for name, penalty in penalties.items())
-    return total, terms
+    given = {"real": real.detach(), "fake": fake.detach().to(real.dtype)}
+    if "points" in wanted.penalties:
+        given["eps"] = mixing_weights(real, eps, generator)
+    return DiscriminatorLoss(*_computed(path, asked, wanted, given))
 
 
 def _asked(
@@ -360,16 +277,13 @@ def _asked(
                 raise ValueError("loss returned no scalar; expected a tensor of one number")
             return found.reshape(())
 
-    formulas: list[Formula | None] = []
-    for name, weight, target in (("gp", gp, 1.0), ("r1", r1, 0.0), ("r2", r2, 0.0)):
-        _check_number(name, 0.0 if weight is None else weight)
-        scale = 1.0 if name == "gp" else 0.5
-        asked_for = weight is not None if name == "gp" else bool(weight)
-        formulas.append(
-            Formula(scale * weight, target, False) if asked_for and weight is not None else None
-        )
-    at_points, at_real, at_fake = formulas
-    return Asked(of_scores, at_points, at_real, at_fake, linear)
+    penalties = {}
+    for name, weight in (("points", gp), ("real", r1 or None), ("fake", r2 or None)):
+        if weight is not None:
+            _check_number(TERMS[name], weight)
+            at_points = name == "points"
+            penalties[name] = Formula(weight * (1 if at_points else 0.5), float(at_points), False)
+    return Asked(of_scores, penalties, linear)
 
 
 def _eager(function: Callable[..., Result]) -> Callable[..., Result]:
@@ -390,26 +304,35 @@ def _eager(function: Callable[..., Result]) -> Callable[..., Result]:
 
 
 @_eager
-def _by_path(
-    path: str, critic: _Critic, fused: Callable[[], Result], by_autograd: Callable[[], Result]
-) -> Result:
-    """Runs the fused path, or autograd's if asked for or if the critic can't be recorded."""
-    if path == "autograd":
-        return by_autograd()
-    try:
-        return fused()
-    except Unrecordable as refusal:
-        reason = str(refusal)
-    if path == "fused":
-        raise UnsupportedCriticError(
-            f"path is 'fused', but critic {critic.name} can't be recorded: {reason}; expected "
-            "another critic, or path='auto' or 'autograd'"
+def _computed(
+    path: str, critic: _Critic, asked: Asked, given: dict[str, Tensor]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The fused loss, or autograd's if asked for or if the critic can't be recorded; its terms."""
+    if path != "autograd":
+        try:
+            return fused_loss(critic, asked, given)
+        except Unrecordable as refusal:
+            reason = str(refusal)
+        if path == "fused":
+            raise UnsupportedCriticError(
+                f"path is 'fused', but critic {critic.name} can't be recorded: {reason}; expected "
+                "another critic, or path='auto' or 'autograd'"
+            )
+        warn_once(
+            f"critic {critic.name} takes autograd's path for the gradient penalty: {reason}",
+            stacklevel=4,
         )
-    warn_once(
-        f"critic {critic.name} takes autograd's path for the gradient penalty: {reason}",
-        stacklevel=4,
-    )
-    return by_autograd()
+
+    def images(name: str) -> Tensor:
+        if name in given:
+            return given[name]
+        real, fake = given["real"], given["fake"]
+        return interpolate_into(torch.empty_like(real), real, fake, given["eps"])
+
+    loss, terms = loss_by_double_backward(asked, lambda name, points: critic(points), images)
+    if asked.penalties:
+        loss = refuse_wrong_derivatives(loss, critic.inner)
+    return loss, terms
 
 
 def _critic(critic: Critic, critic_args: object, scores: Scores | None) -> _Critic:

@@ -1,6 +1,6 @@
 """Rules of linear maps: views, sums, pooling, padding, resampling, joining, adding.
 
-A linear map's jvp is the map itself; its transpose is given, or computed by autograd.
+A linear map's jvp is the map itself; autograd transposes it where no transpose is given.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 from fastgan.penalty.entries import Node, Samples
 from fastgan.penalty.rule import (
     AUTOGRAD,
+    PIECEWISE,
     POINTWISE,
     Found,
     Grads,
     Rule,
-    Single,
     aligned,
-    dimension,
+    differentiated,
     layout_of,
     sum_to,
 )
@@ -29,46 +29,58 @@ from fastgan.penalty.rule import (
 __all__ = ["LINEAR", "REGION"]
 
 aten = torch.ops.aten
-Transpose = Callable[[Node, Tensor], Tensor]
-Map = Callable[[Node, Tensor], Any]
-Batched = Callable[[Node, int], bool]
 
 
-class _Linear(Single):
-    """A linear map of one tensor.
-
-    Args:
-        transpose: (node, grad) -> J^T grad; None uses autograd.
-        batched: (node, number of samples) -> whether it keeps samples apart.
-        mapped: (node, tangent) -> J tangent; None is the op itself.
-        by_rows: whether it can be applied to some rows only.
-        other: the rule to use unless exactly the first argument is on the tape.
-    """
+class _Linear(Rule):
+    """A linear map of several tensors, of which some may be constants."""
 
     bends = False
 
+    def reads(self, node: Node) -> Iterable[Any]:
+        return ()
+
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
+        found: Found = {}
+        for slot in wanted:
+            value = node.slots[slot]
+            input = torch.empty(
+                value.shape,
+                dtype=value.dtype,
+                device=next(grad.device for grad in grads if grad is not None),
+                memory_format=layout_of(value.shape, value.dtype),
+                requires_grad=True,
+            )
+            with torch.enable_grad():
+                results = self.jvp(node, {slot: input})
+            found |= differentiated(results, grads, {slot: input}, [slot])
+        return found
+
+
+class _Map(_Linear):
+    """A linear map of one tensor, its first argument.
+
+    Args:
+        transpose: (node, grad) -> J^T grad; None asks autograd.
+        batched: (node, number of samples) -> whether it keeps samples apart.
+        mapped: (node, tangent) -> J tangent; None is the op itself.
+        by_rows: whether it can be applied to some rows only.
+    """
+
     def __init__(
         self,
-        transpose: Transpose | None = None,
-        batched: Batched = lambda node, samples: True,
-        mapped: Map | None = None,
+        transpose: Callable[[Node, Tensor], Tensor] | None = None,
+        batched: Callable[[Node, int], bool] = lambda node, samples: True,
+        mapped: Callable[[Node, Tensor], Any] | None = None,
         *,
         by_rows: bool = True,
-        broadcasts: bool = False,
-        other: Rule = AUTOGRAD,
     ) -> None:
         self.transpose = transpose
         self.keeps_apart = batched
         self.mapped = mapped or _itself
         self.by_rows = by_rows
-        self.broadcasts = broadcasts
-        self.other = other
 
     def for_node(self, node: Node) -> Rule:
-        return self if set(node.slots) == {0} else self.other
-
-    def slots_read(self, node: Node) -> Iterable[Any]:
-        return ()
+        return self if set(node.slots) == {0} else AUTOGRAD
 
     def batched(self, node: Node, samples: int) -> bool:
         return self.keeps_apart(node, samples)
@@ -81,24 +93,9 @@ class _Linear(Single):
         return list(result) if isinstance(result, (tuple, list)) else [result]
 
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
-        value = node.slots[0]
-        like = next(grad for grad in grads if grad is not None)
-        if self.transpose is not None:
-            return {0: self.transpose(node, like)}
-        input = torch.empty(
-            value.shape,
-            dtype=value.dtype,
-            device=like.device,
-            memory_format=layout_of(value.shape, value.dtype),
-            requires_grad=True,
-        )
-        with torch.enable_grad():
-            results = self.jvp(node, {0: input})
-        pairs = [
-            (r, g) for r, g in zip(results, grads, strict=False) if r is not None and g is not None
-        ]
-        (found,) = torch.autograd.grad([r for r, _ in pairs], input, [g for _, g in pairs])
-        return {0: found}
+        if self.transpose is None or grads[0] is None:
+            return super().vjp(node, grads, wanted)
+        return {0: self.transpose(node, grads[0])}
 
 
 def _itself(node: Node, input: Tensor) -> Any:
@@ -114,27 +111,19 @@ def _shape(node: Node) -> tuple[int, ...]:
 
 
 def _dims(node: Node, position: int) -> list[int]:
-    """The dimensions that an argument lists; all where it is missing or empty."""
+    """The dimensions that an argument names; all where it is missing or empty."""
     rank = len(node.slots[0].shape)
     given = node.args[position] if position < len(node.args) else None
-    if isinstance(given, int):
-        given = [given]
-    if not isinstance(given, (list, tuple)) or not given:
-        return list(range(rank))
-    return sorted(dim % max(rank, 1) for dim in given)
+    listed = [given] if isinstance(given, int) else given
+    return sorted(dim % max(rank, 1) for dim in listed) if listed else list(range(rank))
 
 
 # Which maps keep samples separate --------------------------------------------------------------
 
 
-def _not_first(position: int, default: int = 0) -> Batched:
-    """The dimension that an argument names isn't the first."""
-    return lambda node, samples: dimension(node, position, default) != 0
-
-
-def _not_among(position: int) -> Batched:
-    """The dimensions that an argument lists leave the first alone."""
-    return lambda node, samples: 0 not in _dims(node, position)
+def _beside_first(*positions: int) -> Callable[[Node, int], bool]:
+    """The dimensions that arguments name leave the first alone."""
+    return lambda node, samples: all(0 not in _dims(node, position) for position in positions)
 
 
 def _same_first(node: Node, samples: int) -> bool:
@@ -156,7 +145,7 @@ def _never(node: Node, samples: int) -> bool:
 # Maps and transposes ---------------------------------------------------------------------------
 
 
-class _View(_Linear):
+class _View(_Map):
     """The same numbers in another shape; a copy where the layout doesn't allow a view."""
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -174,23 +163,19 @@ def _reshaped(node: Node, input: Tensor) -> Tensor:
     return input.reshape(_shape(node))
 
 
-def _cast(node: Node, input: Tensor) -> Tensor:
-    return input.to(node.kwargs.get("dtype") or input.dtype)
+def _unshaped(node: Node, grad: Tensor) -> Tensor:
+    return grad.reshape(node.slots[0].shape)
 
 
-class _Cast(_Linear):
+class _Cast(_Map):
     def for_node(self, node: Node) -> Rule:
         dtype = node.kwargs.get("dtype")
         real = dtype is None or dtype.is_floating_point
         return super().for_node(node) if real and node.kwargs.get("device") is None else AUTOGRAD
 
 
-def _expanded(node: Node, input: Tensor) -> Tensor:
-    return input.expand(_shape(node))
-
-
-def _unshaped(node: Node, grad: Tensor) -> Tensor:
-    return grad.reshape(node.slots[0].shape)
+def _cast(node: Node, input: Tensor) -> Tensor:
+    return input.to(node.kwargs.get("dtype") or input.dtype)
 
 
 def _unsummed(node: Node, grad: Tensor) -> Tensor:
@@ -207,60 +192,79 @@ def _unaveraged(node: Node, grad: Tensor) -> Tensor:
     return _unsummed(node, grad / count)
 
 
-def _permuted_back(node: Node, grad: Tensor) -> Tensor:
-    order = [dim % len(node.args[1]) for dim in node.args[1]]
-    return grad.permute([order.index(dim) for dim in range(len(order))])
-
-
-class _MaxPool(Single):
-    """Maximum over windows; the mask is where each maximum came from."""
-
-    name = "max_pool2d"
-
-    def for_node(self, node: Node) -> Rule:
-        return self if len(node.slots[0].shape) == 4 else AUTOGRAD
-
-    def slots_read(self, node: Node) -> Iterable[Any]:
-        return ()
-
-    def batched(self, node: Node, samples: int) -> bool:
-        return True
+class _Kept(_Map):
+    """A map that its forward pass has drawn or found, and keeps beside the output."""
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         output, node.kept = func(*args, **kwargs)
         return output, node.kept
 
-    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
-        shape = node.slots[0].shape
-        flat = grad.new_zeros(*shape[:2], math.prod(shape[2:]))
-        # Windows overlap if the stride is smaller than the window, so gradients are summed.
-        flat.scatter_add_(2, node.kept.flatten(2), grad.flatten(2))
-        return flat.view(shape)
-
-    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
-        places: Tensor = node.kept
-        return tangent.flatten(2).gather(2, places.flatten(2)).view(places.shape)
-
     def narrow(self, node: Node, rows: Samples) -> None:
         node.kept = rows.of(node.kept)
 
 
-class _Meeting(Single):
-    """A linear map of several tensors, row by row; some may be constants."""
+class _MaxPool(_Kept):
+    """Maximum over windows; the map is where each maximum came from."""
 
-    bends = False
+    name = "max_pool2d"
+    bends = True
+
+    def for_node(self, node: Node) -> Rule:
+        return self if len(node.slots[0].shape) == 4 else AUTOGRAD
+
+
+def _to_places(node: Node, grad: Tensor) -> Tensor:
+    shape = node.slots[0].shape
+    flat = grad.new_zeros(*shape[:2], math.prod(shape[2:]))
+    # Windows overlap if the stride is smaller than the window, so gradients are summed.
+    return flat.scatter_add_(2, node.kept.flatten(2), grad.flatten(2)).view(shape)
+
+
+def _from_places(node: Node, tangent: Tensor) -> Tensor:
+    places: Tensor = node.kept
+    return tangent.flatten(2).gather(2, places.flatten(2)).view(places.shape)
+
+
+def _dropped(node: Node, grad: Tensor) -> Tensor:
+    """native_dropout(x, p, training): x * mask / (1 - p)."""
+    p, training = node.args[1], node.args[2] is not False
+    if not training or p == 0:
+        return grad
+    mask: Tensor = node.kept
+    return grad * mask * (0.0 if p == 1 else 1 / (1 - p))
+
+
+class _Index(_Map):
+    """x[indices]; the first index may be arange(N)."""
+
+    def batched(self, node: Node, samples: int) -> bool:
+        first = node.args[1][0]
+        if first is None:
+            return True
+        if not isinstance(first, Tensor) or first.dtype == torch.bool or first.dim() != 1:
+            return False
+        return torch.equal(first, torch.arange(node.slots[0].shape[0], device=first.device))
+
+
+# Several tensors -------------------------------------------------------------------------------
+
+
+class _Meeting(_Linear):
+    """Of tensors that are broadcast, row by row."""
+
     broadcasts = True
 
     def batched(self, node: Node, samples: int) -> bool:
         return aligned(node)
 
-    def slots_read(self, node: Node) -> Iterable[Any]:
-        return ()
-
-    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
-        value = node.slots[slot]
-        grad = sum_to(self.along(node, grad, slot), value.shape)
-        return grad.to(value.dtype)
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
+        (grad,) = grads
+        assert grad is not None
+        values = node.slots
+        return {
+            slot: sum_to(self.along(node, grad, slot), values[slot].shape).to(values[slot].dtype)
+            for slot in wanted
+        }
 
 
 class _Sum(_Meeting):
@@ -276,16 +280,17 @@ class _Sum(_Meeting):
         return tangent if factor == 1 else tangent * factor
 
 
-class _Select(_Meeting):
-    """where(condition, a, b)."""
+class _Divide(_Meeting):
+    """a / b by a constant b."""
 
     def for_node(self, node: Node) -> Rule:
-        return self if 0 not in node.slots and isinstance(node.args[0], Tensor) else POINTWISE
+        if node.kwargs.get("rounding_mode") or node.inner != [0]:
+            return POINTWISE
+        return self if set(node.slots) == {0} else PIECEWISE
 
     def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
-        condition: Tensor = node.arg(0)
-        zero = tangent.new_zeros(())
-        return torch.where(condition, *((tangent, zero) if slot == 1 else (zero, tangent)))
+        quotient: Tensor = tangent / node.arg(1)
+        return quotient
 
 
 class _Copy(_Meeting):
@@ -304,11 +309,10 @@ class _Copy(_Meeting):
         return args[1].to(args[0].dtype).expand_as(args[0]).clone()
 
 
-class _Join(_Meeting):
+class _Join(_Linear):
     """cat and stack."""
 
-    def __init__(self, *, new_dimension: bool) -> None:
-        self.new_dimension = new_dimension
+    broadcasts = True
 
     def _dim(self, node: Node) -> int:
         return int(node.args[1] if len(node.args) > 1 else 0) % len(_shape(node))
@@ -319,7 +323,7 @@ class _Join(_Meeting):
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
         (grad,), dim = grads, self._dim(node)
         assert grad is not None
-        if self.new_dimension:
+        if node.func is aten.stack.default:
             pieces: Sequence[Tensor] = grad.unbind(dim)
         else:
             lengths = [p.shape[dim] if len(p.shape) > dim else 0 for p in node.args[0]]
@@ -335,33 +339,14 @@ class _Join(_Meeting):
             tangent = tangents.get((0, item))
             if tangent is None:
                 shape = list(piece.shape)
-                if self._dim(node) != 0:
+                if self._dim(node) != 0 and len(shape) > 1:  # cat takes empty ones of any rank
                     shape[0] = given.shape[0]
                 tangent = given.new_zeros(shape)
             pieces.append(tangent)
         return [node.func(pieces, *node.args[1:])]
 
 
-class _Split(_Linear):
-    """unsafe_split: pieces that autograd takes for tensors of their own, and so are here."""
-
-    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        return [piece.clone() for piece in func(*args, **kwargs)]
-
-
-class _Index(_Linear):
-    """x[indices]; the first index may be arange(N)."""
-
-    def batched(self, node: Node, samples: int) -> bool:
-        first = node.args[1][0]
-        if first is None:
-            return True
-        if not isinstance(first, Tensor) or first.dtype == torch.bool or first.dim() != 1:
-            return False
-        return torch.equal(first, torch.arange(node.slots[0].shape[0], device=first.device))
-
-
-class _Region(Single):
+class _Region(_Linear):
     """A flat storage with a piece written to its place; or, without a piece, that place read.
 
     Arguments: the storage before (or None where it wasn't on the tape), the piece, the place:
@@ -369,33 +354,15 @@ class _Region(Single):
     """
 
     name = "as_strided"
-    bends = False
     by_rows = False
 
-    def slots_read(self, node: Node) -> Iterable[Any]:
-        return ()
-
     def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
-        shape, strides, offset, length = node.args[2]
-        if node.args[1] is None:
-            return tangent.as_strided(shape, strides, offset)
-        if slot == 0:
-            result = tangent.clone(memory_format=torch.contiguous_format)
-            result.as_strided(shape, strides, offset).zero_()
-        else:
-            result = tangent.new_zeros(length)
-            result.as_strided(shape, strides, offset).copy_(tangent)
+        piece, place = node.args[1:3]
+        given = (None, tangent) if slot == 1 else (tangent, piece)
+        if slot == 0 and piece is not None:
+            given = (tangent, tangent.new_zeros(()))
+        result: Tensor = self.replay(node, (*given, place, None))
         return result
-
-    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
-        shape, strides, offset, length = node.args[2]
-        if node.args[1] is None:
-            result = grad.new_zeros(length)
-            result.as_strided(shape, strides, offset).copy_(grad)
-            return result
-        if slot == 0:
-            return self.along(node, grad, slot)
-        return grad.contiguous().as_strided(shape, strides, offset).clone()
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         return self.replay(node, args)
@@ -413,98 +380,76 @@ class _Region(Single):
 
 
 REGION = _Region()
-_view = _View(_unshaped, _whole_samples, _reshaped)
-_same = _Linear(lambda node, grad: grad)
-_split = _Linear(batched=_not_first(2))
-_fill = _Linear(
-    lambda node, grad: sum_to(grad.masked_fill(node.arg(1), 0), node.slots[0].shape),
-    lambda node, samples: aligned(node),
-    lambda node, input: input.masked_fill(node.arg(1), 0),
-    broadcasts=True,
-    other=POINTWISE,
-)
+_same = _Map(lambda node, grad: grad)
 
 #: Op -> its rule.
 LINEAR: dict[Any, Rule] = {
-    aten.view.default: _view,
-    aten._unsafe_view.default: _view,
+    **dict.fromkeys(
+        (aten.view.default, aten._unsafe_view.default), _View(_unshaped, _whole_samples, _reshaped)
+    ),
+    **dict.fromkeys(
+        (
+            *(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims),
+            aten.unsqueeze.default,
+        ),
+        _Map(_unshaped, _whole_samples, _reshaped),
+    ),
     aten.alias.default: _same,
     aten.clone.default: _same,
     aten._to_copy.default: _Cast(lambda node, grad: grad.to(node.slots[0].dtype), mapped=_cast),
-    aten.expand.default: _Linear(
-        lambda node, grad: sum_to(grad, node.slots[0].shape).to(grad.dtype), _same_first, _expanded
+    aten.expand.default: _Map(
+        lambda node, grad: sum_to(grad, node.slots[0].shape).to(grad.dtype),
+        _same_first,
+        lambda node, input: input.expand(_shape(node)),
     ),
-    aten.permute.default: _Linear(
-        _permuted_back, lambda node, samples: node.args[1][0] % len(node.args[1]) == 0
+    aten.permute.default: _Map(
+        batched=lambda node, samples: node.args[1][0] % len(node.args[1]) == 0
     ),
-    aten.transpose.int: _Linear(
-        lambda node, grad: grad.transpose(node.args[1], node.args[2]),
-        lambda node, samples: 0 not in (dimension(node, 1), dimension(node, 2)),
+    aten.transpose.int: _Map(batched=_beside_first(1, 2)),
+    aten.t.default: _Map(lambda node, grad: grad.t(), _never),
+    aten.slice.Tensor: _Map(batched=_same_first),
+    aten.repeat.default: _Map(batched=_same_first, by_rows=False),
+    **dict.fromkeys(
+        (
+            *(aten.split.Tensor, aten.split_with_sizes.default),
+            *(aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default),
+            aten.roll.default,
+        ),
+        _Map(batched=_beside_first(2)),
     ),
-    aten.t.default: _Linear(lambda node, grad: grad.t(), _never),
-    aten.unsqueeze.default: _Linear(
-        lambda node, grad: grad.squeeze(node.args[1]),
-        lambda node, samples: node.args[1] % (len(node.slots[0].shape) + 1) != 0,
+    **dict.fromkeys(
+        (aten.select.int, aten.unbind.int, aten.cumsum.default, aten.flip.default),
+        _Map(batched=_beside_first(1)),
     ),
-    aten.squeeze.default: _Linear(_unshaped, _whole_samples, by_rows=False),
-    aten.squeeze.dim: _Linear(_unshaped, _not_first(1)),
-    aten.squeeze.dims: _Linear(_unshaped, _not_among(1)),
-    aten.select.int: _Linear(batched=_not_first(1)),
-    aten.slice.Tensor: _Linear(
-        batched=lambda node, samples: dimension(node, 1) != 0 or _same_first(node, samples)
-    ),
-    aten.split.Tensor: _split,
-    aten.split_with_sizes.default: _split,
-    aten.unsafe_split.Tensor: _Split(batched=_not_first(2)),
-    aten.unsafe_split_with_sizes.default: _Split(batched=_not_first(2)),
-    aten.unbind.int: _Linear(batched=_not_first(1)),
     aten.index.Tensor: _Index(by_rows=False),
-    aten.sum.default: _Linear(_unsummed, _never),
-    aten.sum.dim_IntList: _Linear(_unsummed, _not_among(1)),
-    aten.mean.default: _Linear(_unaveraged, _never),
-    aten.mean.dim: _Linear(_unaveraged, _not_among(1)),
-    aten.neg.default: _Linear(lambda node, grad: -grad),
-    aten.add.Tensor: _Sum(),
-    aten.add.Scalar: _Sum(),
-    aten.sub.Tensor: _Sum(1.0, -1.0),
-    aten.sub.Scalar: _Sum(1.0, -1.0),
-    aten.rsub.Tensor: _Sum(-1.0, 1.0),
-    aten.rsub.Scalar: _Sum(-1.0, 1.0),
-    aten.cat.default: _Join(new_dimension=False),
-    aten.stack.default: _Join(new_dimension=True),
-    aten.where.self: _Select(),
-    aten.masked_fill.Scalar: _fill,
-    aten.masked_fill.Tensor: _fill,
-    aten.constant_pad_nd.default: _Linear(
-        lambda node, grad: aten.constant_pad_nd(grad, [-n for n in node.args[1]]),
+    aten.sum.default: _Map(_unsummed, _never),
+    aten.sum.dim_IntList: _Map(_unsummed, _beside_first(1)),
+    aten.mean.default: _Map(_unaveraged, _never),
+    aten.mean.dim: _Map(_unaveraged, _beside_first(1)),
+    aten.neg.default: _Map(lambda node, grad: -grad),
+    aten.constant_pad_nd.default: _Map(
+        None,
         lambda node, samples: len(node.args[1]) < 2 * len(node.slots[0].shape),
         lambda node, input: aten.constant_pad_nd(input, node.args[1]),
     ),
+    aten.max_pool2d_with_indices.default: _MaxPool(_to_places, mapped=_from_places),
+    aten.native_dropout.default: _Kept(_dropped, mapped=_dropped),
+    **dict.fromkeys((aten.add.Tensor, aten.add.Scalar), _Sum()),
+    **dict.fromkeys((aten.sub.Tensor, aten.sub.Scalar), _Sum(1.0, -1.0)),
+    **dict.fromkeys((aten.rsub.Tensor, aten.rsub.Scalar), _Sum(-1.0, 1.0)),
+    **dict.fromkeys((aten.div.Tensor, aten.div.Scalar), _Divide()),
+    **dict.fromkeys((aten.cat.default, aten.stack.default), _Join()),
     aten.copy.default: _Copy(),
-    aten.max_pool2d_with_indices.default: _MaxPool(),
-    aten.flip.default: _Linear(lambda node, grad: grad.flip(node.args[1]), _not_among(1)),
-    aten.repeat.default: _Linear(batched=_same_first, by_rows=False),
-    aten.roll.default: _Linear(batched=_not_among(2)),
-    aten.cumsum.default: _Linear(batched=_not_first(1)),
     **dict.fromkeys(
         (
-            aten.avg_pool2d.default,
-            aten.avg_pool1d.default,
-            aten.avg_pool3d.default,
-            aten._adaptive_avg_pool2d.default,
-            aten._adaptive_avg_pool3d.default,
-            aten.upsample_nearest1d.default,
-            aten.upsample_nearest2d.default,
-            aten.upsample_bilinear2d.default,
-            aten.upsample_bicubic2d.default,
-            aten.reflection_pad1d.default,
-            aten.reflection_pad2d.default,
-            aten.replication_pad1d.default,
-            aten.replication_pad2d.default,
-            aten.pixel_shuffle.default,
-            aten.pixel_unshuffle.default,
-            aten.im2col.default,
+            *(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default),
+            *(aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default),
+            *(aten.upsample_nearest1d.default, aten.upsample_nearest2d.default),
+            *(aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default),
+            *(aten.reflection_pad1d.default, aten.reflection_pad2d.default),
+            *(aten.replication_pad1d.default, aten.replication_pad2d.default),
+            *(aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.im2col.default),
         ),
-        _Linear(),
+        _Map(),
     ),
 }

@@ -21,9 +21,7 @@ it.
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -42,44 +40,42 @@ aten = torch.ops.aten
 ops = torch.ops.fastgan
 
 
-@dataclass
-class Normalised:
-    """Saved for backward: xhat in the input's shape, and r of each group."""
+class GroupNorm(Rule):
+    """native_group_norm(x, w, b, N, C, positions, groups, eps): w and b of C numbers.
 
-    xhat: Tensor
-    invstd: Tensor
-
-
-class _Norm(Rule):
-    """A norm within each sample, by ``fastgan::penalty_norm_*`` on maps (M, C, ...) with C split
-    into groups.
+    By ``fastgan::penalty_norm_*`` on maps (M, C, ...) with C split into groups.
 
     Attributes:
         weight: the argument that is w; the next one is b.
     """
 
+    name = "group_norm"
     weight = 1
 
-    @abstractmethod
     def groups(self, node: Node) -> int:
         """Groups of channels within a sample."""
+        return int(node.args[6])
 
-    @abstractmethod
     def maps(self, node: Node, tensor: Tensor) -> Tensor:
         """The view of a dense tensor (see :meth:`dense`) as the ops' maps."""
+        return tensor
 
-    @abstractmethod
+    def unmapped(self, node: Node, maps: Tensor, like: Tensor) -> Tensor:
+        """The inverse of :meth:`maps`."""
+        return maps
+
     def vector(self, node: Node, parameter: Tensor) -> Tensor:
         """A weight or bias as the ops' vector."""
+        return parameter
 
-    @abstractmethod
     def parameter(self, node: Node, vector: Tensor) -> Tensor:
         """The inverse of :meth:`vector`."""
+        return vector
 
     def for_node(self, node: Node) -> Rule:
         return self if _normalises_first(node) else AUTOGRAD
 
-    def slots_read(self, node: Node) -> Iterable[Any]:
+    def reads(self, node: Node) -> Iterable[Any]:
         return (self.weight,)
 
     def batched(self, node: Node, samples: int) -> bool:
@@ -113,17 +109,9 @@ class _Norm(Rule):
             maps.size(0), self.groups(node), dtype=wide(input), device=input.device
         )
         weight, bias = (self._vector(node, args[i], input) for i in (self.weight, self.weight + 1))
-        ops.penalty_norm_forward_(
-            maps,
-            weight,
-            bias,
-            self.groups(node),
-            eps,
-            self.maps(node, xhat),
-            invstd,
-            self.maps(node, output),
-        )
-        node.kept = Normalised(xhat, invstd)
+        outs = self.maps(node, xhat), invstd, self.maps(node, output)
+        ops.penalty_norm_forward_(maps, weight, bias, self.groups(node), eps, *outs)
+        node.kept = xhat, invstd
         # torch.nn.functional ignores these two statistics.
         return output, invstd.new_empty(0), invstd.new_empty(0)
 
@@ -139,13 +127,8 @@ class _Norm(Rule):
         result = _affine(normalised(grouped, (2, 3), eps), (groups, -1, 1), *affine)
         return (self.unmapped(node, result.reshape(maps.shape), input).to(input.dtype), None, None)
 
-    def unmapped(self, node: Node, maps: Tensor, like: Tensor) -> Tensor:
-        """The inverse of :meth:`maps`."""
-        return maps.reshape(like.shape)
-
     def narrow(self, node: Node, rows: Samples) -> None:
-        kept = node.kept
-        node.kept = Normalised(rows.of(kept.xhat), rows.of(kept.invstd))
+        node.kept = tuple(map(rows.of, node.kept))
 
     def _vector(self, node: Node, parameter: Tensor | None, like: Tensor) -> Tensor | None:
         if parameter is None:
@@ -153,36 +136,35 @@ class _Norm(Rule):
         return self.vector(node, parameter).to(wide(like)).contiguous()
 
     def _project(self, node: Node, grad: Tensor, tangent: bool) -> Tensor:
-        grad = self.dense(node, grad)
+        grad, (xhat, invstd) = self.dense(node, grad), node.kept
         output = grad if node.overwrite else torch.empty_like(grad)
-        ops.penalty_norm_project_(
-            self.maps(node, grad),
-            self.maps(node, node.kept.xhat),
-            node.kept.invstd,
-            self._vector(node, node.arg(self.weight), grad),
-            self.groups(node),
-            tangent,
-            self.maps(node, output),
-        )
+        weight = self._vector(node, node.arg(self.weight), grad)
+        maps = (self.maps(node, each) for each in (grad, xhat))
+        groups, out = self.groups(node), self.maps(node, output)
+        ops.penalty_norm_project_(*maps, invstd, weight, groups, tangent, out)
         return output
 
     def _sums(self, node: Node, grad: Tensor, tangent: Tensor | None) -> tuple[Tensor, Tensor]:
         """The gradients of weight and bias; with a tangent, those of <d, J u>."""
-        maps, kept = self.maps(node, self.dense(node, grad)), node.kept
-        sums = kept.invstd.new_empty(2, maps.size(0), maps.size(1))
-        means = sums.new_empty(2, *kept.invstd.shape)
+        xhat, invstd = node.kept
+        maps = self.maps(node, self.dense(node, grad))
+        along = None if tangent is None else self.maps(node, self.dense(node, tangent))
+        sums = invstd.new_empty(2, maps.size(0), maps.size(1))
+        means = sums.new_empty(2, *invstd.shape)
         ops.penalty_norm_gradients_(
-            maps,
-            None if tangent is None else self.maps(node, self.dense(node, tangent)),
-            self.maps(node, kept.xhat),
-            kept.invstd,
-            self.groups(node),
-            sums[0],
-            sums[1],
-            means,
+            maps, along, self.maps(node, xhat), invstd, self.groups(node), *sums, means
         )
         weight_grad, bias_grad = sums.sum(1)
         return self.parameter(node, weight_grad), self.parameter(node, bias_grad)
+
+    def _curvature(self, node: Node, grad: Tensor, tangent: Tensor) -> Tensor:
+        grad, tangent = self.dense(node, grad), self.dense(node, tangent)
+        result, (xhat, invstd) = torch.empty_like(grad), node.kept
+        weight = self._vector(node, node.arg(self.weight), grad)
+        maps = (self.maps(node, each) for each in (grad, tangent, xhat))
+        groups, out = self.groups(node), self.maps(node, result)
+        ops.penalty_norm_curvature_(*maps, invstd, weight, groups, out)
+        return result
 
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
         grad, slots = grads[0], set(wanted)
@@ -207,40 +189,11 @@ class _Norm(Rule):
         if self.weight in slots:
             found[self.weight] = self._sums(node, grad, tangent)[0]
         if 0 in slots:
-            grad, tangent = self.dense(node, grad), self.dense(node, tangent)
-            result = torch.empty_like(grad)
-            ops.penalty_norm_curvature_(
-                self.maps(node, grad),
-                self.maps(node, tangent),
-                self.maps(node, node.kept.xhat),
-                node.kept.invstd,
-                self._vector(node, node.arg(self.weight), grad),
-                self.groups(node),
-                self.maps(node, result),
-            )
-            found[0] = result
+            found[0] = self._curvature(node, grad, tangent)
         return found
 
 
-class GroupNorm(_Norm):
-    """native_group_norm(x, w, b, N, C, positions, groups, eps): w and b of C numbers."""
-
-    name = "group_norm"
-
-    def groups(self, node: Node) -> int:
-        return int(node.args[6])
-
-    def maps(self, node: Node, tensor: Tensor) -> Tensor:
-        return tensor
-
-    def vector(self, node: Node, parameter: Tensor) -> Tensor:
-        return parameter
-
-    def parameter(self, node: Node, vector: Tensor) -> Tensor:
-        return vector
-
-
-class LayerNorm(_Norm):
+class LayerNorm(GroupNorm):
     """native_layer_norm(x, shape, w, b, eps): over the last dimensions, w and b for each element.
 
     For the ops each element is a channel and each normalised group a sample.
@@ -296,7 +249,7 @@ class BatchNorm(Rule):
     def for_node(self, node: Node) -> Rule:
         return self if _normalises_first(node) and len(node.slots[0].shape) > 1 else AUTOGRAD
 
-    def slots_read(self, node: Node) -> Iterable[Any]:
+    def reads(self, node: Node) -> Iterable[Any]:
         return (0, 1)
 
     def batched(self, node: Node, samples: int) -> bool:
@@ -337,16 +290,9 @@ class BatchNorm(Rule):
         self, node: Node, grad: Tensor, weight: Tensor | None, wanted: Iterable[Any] = (0,)
     ) -> Found:
         mask = [slot in wanted for slot in range(3)]
+        input, running = node.arg(0), (node.arg(3), node.arg(4))
         found = aten.native_batch_norm_backward.default(
-            grad,
-            node.arg(0),
-            weight,
-            node.arg(3),
-            node.arg(4),
-            *node.kept,
-            node.args[5],
-            node.args[7],
-            mask,
+            grad, input, weight, *running, *node.kept, node.args[5], node.args[7], mask
         )
         return {slot: found[slot] for slot in wanted}
 

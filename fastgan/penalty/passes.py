@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ __all__ = ["Passes"]
 
 Store = dict[Value, tuple[Tensor, bool]]
 """Value -> (signal or tangent, whether it may be overwritten)."""
-Second = dict[Node, tuple[Found, list["Tensor | None"]]]
+Second = dict[Node, tuple[Found, Sequence["Tensor | None"]]]
 """Curved op -> (its inputs' tangents, its results' signals)."""
 
 
@@ -65,7 +66,7 @@ class Passes:
         self.gradients = gradients
         self.scores = scores
         self.rows: Samples | None = None
-        self.signals: dict[Node, list[Tensor | None]] = {}
+        self.signals: dict[Node, Sequence[Tensor | None]] = {}
         self.extra: Store = {}
         self.done: set[Node] = set()
         self.again: set[Node] = set()
@@ -153,8 +154,14 @@ class Passes:
         del gradient
         if not learning:
             return values
-        inputs = self._whole_inputs()
-        narrowed = contextlib.nullcontext() if self.rows is None else self.tape.narrowed(self.rows)
+        inputs: dict[Node, Tensor] = {}
+        narrowed: Any = contextlib.nullcontext()
+        if self.rows is not None:
+            # All rows' inputs, where the others' join the tangents.
+            for node, signals in self.signals.items():
+                if signals and node.own and self._merges(node):
+                    inputs[node] = node.arg(node.rule.left)
+            narrowed = self.tape.narrowed(self.rows)
         with narrowed:
             second = self._tangents(tangent, factors, inputs, everywhere=seeds is not None)
             if seeds is not None:
@@ -188,12 +195,11 @@ class Passes:
             if rows is not None and learning and node.own:
                 self._of_others(node, grads, rows)
             node.overwrite = owned and not kept and len(node.inner) == 1
+            narrowed: Any = contextlib.nullcontext()
             if rows is not None and all(node.slots[slot] is root for slot in node.inner):
                 # The gradient in the other images isn't needed.
-                grads = [None if grad is None else rows.of(grad) for grad in grads]
-                with self.tape.narrowed(rows, node):
-                    found = node.rule.vjp(node, grads, node.inner)
-            else:
+                grads, narrowed = self._narrowed(grads), self.tape.narrowed(rows, node)
+            with narrowed:
                 found = node.rule.vjp(node, grads, node.inner)
             _spread(add, node, found, grads, owned and not kept)
         if root not in store:
@@ -216,15 +222,6 @@ class Passes:
             return False
         # A factor may have a row for each sample.
         return self.rows is None or not rule.broadcasts
-
-    def _whole_inputs(self) -> dict[Node, Tensor]:
-        """The inputs of all rows, where the others' join the tangents; before narrowing."""
-        inputs: dict[Node, Tensor] = {}
-        if self.rows is not None:
-            for node, signals in self.signals.items():
-                if signals and node.own and self._merges(node):
-                    inputs[node] = node.arg(node.rule.left)
-        return inputs
 
     def _tangents(
         self,
@@ -250,32 +247,22 @@ class Passes:
         for index, node in enumerate(nodes):
             if index <= last and node in self.signals:
                 signals = self.signals.pop(node)
-                tangents: Found = {}
-                given = None
-                dying = True
-                for slot in node.inner:
-                    value = node.slots[slot]
-                    given = store.get(value)
-                    tangents[slot] = None if given is None else given[0]
-                    dying = dying and uses[value] == index
+                values = [node.slots[slot] for slot in node.inner]
+                given = [store.get(value) for value in values]
+                tangents = {s: t and t[0] for s, t in zip(node.inner, given, strict=True)}
                 if signals:
                     if node in self.curved:
                         second[node] = (tangents, self._narrowed(signals))
                     if node.own:
                         self._of_parameters(node, tangents, signals, factors, inputs)
                 del signals
-                for slot in node.inner:
-                    if uses[node.slots[slot]] == index:
-                        store.pop(node.slots[slot], None)
+                owned = len(values) == 1 and given[0] is not None and given[0][1]
+                owned = owned and uses[values[0]] == index and node not in second
+                del given
+                for value in values:
+                    if uses[value] == index:
+                        store.pop(value, None)
                 if index < last:
-                    owned = (
-                        given is not None
-                        and given[1]
-                        and dying
-                        and len(node.inner) == 1
-                        and node not in second
-                    )
-                    del given
                     node.overwrite = owned
                     results = node.rule.jvp(node, tangents)
                     for output, result in zip(node.outputs, results, strict=False):
@@ -287,7 +274,7 @@ class Passes:
                 self._release(node)
         return second
 
-    def _narrowed(self, signals: list[Tensor | None]) -> list[Tensor | None]:
+    def _narrowed(self, signals: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         rows = self.rows
         return signals if rows is None else [None if s is None else rows.of(s) for s in signals]
 
@@ -295,7 +282,7 @@ class Passes:
         self,
         node: Node,
         tangents: Found,
-        signals: list[Tensor | None],
+        signals: Sequence[Tensor | None],
         factors: Tensor | None,
         inputs: dict[Node, Tensor],
     ) -> None:
@@ -356,9 +343,9 @@ class Passes:
             if ahead or (node.by_images and (node.rule.bends or node.rule.curved(node))):
                 bent.update(node.slots.values())
         for value in self.tape.parameters:
-            leaf = value.leaf
-            if value in bent and leaf is not None and id(leaf) not in self.gradients:
-                self.gradients[id(leaf)] = torch.zeros_like(leaf)
+            if value in bent and id(value.leaf) not in self.gradients:
+                assert value.leaf is not None
+                self.gradients[id(value.leaf)] = torch.zeros_like(value.leaf)
 
     def _give(
         self, node: Node, found: Found, grads: Iterable[Tensor | None], owned: bool = False
@@ -383,21 +370,16 @@ class Passes:
             self.gradients[id(leaf)] = widened(earlier).add_(widened(signal))
 
 
-def _take(store: Store, node: Node) -> tuple[list[Tensor | None] | None, bool]:
+def _take(store: Store, node: Node) -> tuple[Sequence[Tensor | None] | None, bool]:
     """The signals of an op's results, and whether they may be written over."""
-    grads: list[Tensor | None] = []
-    owned = found = False
-    for value in node.outputs:
-        taken = None if value is None else store.pop(value, None)
-        if taken is None or value is None:
-            grads.append(None)
-            continue
-        grad, owned = taken
-        found = True
-        grads.append(grad if grad.dtype == value.dtype else grad.to(value.dtype))
-    if not found:
+    taken = [None if value is None else store.pop(value, None) for value in node.outputs]
+    if not any(taken):
         return None, False
-    return grads, owned and len(grads) == 1
+    grads = [
+        each[0].to(value.dtype) if each and value else None
+        for each, value in zip(taken, node.outputs, strict=True)
+    ]
+    return grads, len(taken) == 1 and bool(taken[0] and taken[0][1])
 
 
 def _spread(
@@ -427,10 +409,9 @@ def _add(store: Store, value: Value, signal: Tensor, owned: bool) -> None:
 
 def _shares_memory(tensor: Tensor, others: Iterable[Tensor | None]) -> bool:
     pointer = tensor.untyped_storage().data_ptr()
-    for other in others:
-        if other is not None and other.untyped_storage().data_ptr() == pointer:
-            return True
-    return False
+    return any(
+        other is not None and other.untyped_storage().data_ptr() == pointer for other in others
+    )
 
 
 def _rows(factors: Tensor, like: Tensor) -> Tensor:

@@ -30,6 +30,7 @@ from fastgan.ops.backends import TRITON, fusion, select_backend
 from fastgan.penalty.elementwise import ActivationRule
 from fastgan.penalty.entries import Node, Value
 from fastgan.penalty.products import Convolution
+from fastgan.penalty.rule import OUTPUT
 
 __all__ = ["Mask", "MaskedActivation", "MaskingConvolution", "move_masks"]
 
@@ -76,8 +77,7 @@ class MaskingConvolution(Convolution):
         """Whether a node is a convolution that is fastest by the kernels, masks included."""
         if type(node.rule) is not Convolution:
             return False
-        prepared = cls._prepared(node, None)
-        stage, weight = prepared.stage, prepared.weight
+        stage, weight = cls.prepared(node)
         if stage is None:
             return False
         input = weight.new_empty(()).expand(node.slots[0].shape)
@@ -87,20 +87,17 @@ class MaskingConvolution(Convolution):
         )
 
     def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
-        prepared = self._prepared(node, right)
-        if self.after is None or prepared.stage is None:
+        stage, weight = self.prepared(node)
+        if self.after is None or stage is None:
             return super().product(node, left, right)
-        epilogue = self.after.epilogue()
-        return TRITON.fused_forward(prepared.stage, left, prepared.weight, None, epilogue)[0]
+        return TRITON.fused_forward(stage, left, weight, None, self.after.epilogue())[0]
 
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
-        prepared = self._prepared(node, right)
-        if self.before is None or prepared.stage is None:
+        stage, weight = self.prepared(node)
+        if self.before is None or stage is None:
             return super().to_left(node, grad, right)
-        epilogue = self.before.epilogue()
-        return TRITON.fused_input_gradient(
-            prepared.stage, grad, epilogue.kept, prepared.weight, None, epilogue
-        )[0]
+        mask = self.before.epilogue()
+        return TRITON.fused_input_gradient(stage, grad, mask.kept, weight, None, mask)[0]
 
     def backend(self, node: Node) -> tuple[str, str]:
         path, _ = super().backend(node)
@@ -181,7 +178,7 @@ def _mask(node: Node) -> Mask | None:
     rule = node.rule
     if output is None or type(rule) is not ActivationRule or not node.by_images:
         return None
-    if rule.curved(node) or not rule.reads_output(node):
+    if rule.curved(node) or rule.read != OUTPUT:
         return None
     return Mask(output, rule.activation.name, rule.negative_slope, node.layer)
 

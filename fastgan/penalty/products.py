@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -27,14 +26,14 @@ from torch import Tensor
 from fastgan.ops.backends import ATEN, describe_layer, select_backend
 from fastgan.ops.stages import Stage
 from fastgan.penalty.entries import Node
-from fastgan.penalty.rule import AUTOGRAD, POINTWISE, Found, Rule, Single, aligned, sum_to
+from fastgan.penalty.rule import AUTOGRAD, Found, Rule, aligned, sum_to
 
-__all__ = ["Convolution", "Divide", "MatrixProduct", "Multiply"]
+__all__ = ["Convolution", "MatrixProduct", "Multiply"]
 
 aten = torch.ops.aten
 
 
-class Product(Single):
+class Product(Rule):
     """y = f(a, b) + c.
 
     Attributes:
@@ -66,7 +65,7 @@ class Product(Single):
         assert self.bias is not None
         return sum_to(grad, node.slots[self.bias].shape)
 
-    def slots_read(self, node: Node) -> Iterable[Any]:
+    def reads(self, node: Node) -> Iterable[Any]:
         left, right = node.slots.get(self.left), node.slots.get(self.right)
         if left is not None and right is not None:
             yield from (self.left, self.right)
@@ -174,30 +173,6 @@ class Multiply(Product):
 _REVERSED = Multiply(1)
 
 
-class Divide(Multiply):
-    """a / b, which is linear in a and in 1 / b."""
-
-    def for_node(self, node: Node) -> Rule:
-        fits = node.inner == [0] and not node.kwargs.get("rounding_mode")
-        return self if fits else POINTWISE
-
-    def slots_read(self, node: Node) -> Iterable[Any]:
-        yield from super().slots_read(node)
-        if 1 in node.slots:
-            yield 1
-
-    def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
-        return (left / right).to(self._dtype(node))
-
-    def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
-        value = node.slots[0]
-        return sum_to(grad / right, value.shape).to(value.dtype)
-
-    def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
-        divisor: Tensor = node.arg(1)
-        return -super().to_right(node, left, grad) / divisor.square()
-
-
 class Convolution(Product):
     """Convolution and transposed convolution in any number of dimensions.
 
@@ -217,30 +192,26 @@ class Convolution(Product):
         return True
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        input, weight, bias = args[:3]
-        return self._forward(node, input, self._prepared(node, weight.detach()), bias)
+        self.prepared(node, args[1].detach())
+        return self._forward(node, args[0], args[2])
 
     def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
-        return self._forward(node, left, self._prepared(node, right), None)
+        return self._forward(node, left, None)
 
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
-        prepared = self._prepared(node, right)
-        stage, weight = prepared.stage, prepared.weight
+        stage, weight = self.prepared(node)
         input = grad.new_empty(()).expand(node.slots[0].shape)
         if stage is None:
-            whole: Tensor = self._backward(node, grad, input, weight, [True, False, False])[0]
-            return whole
+            return self._backward(node, grad, input, 0)
         backend = select_backend("input_gradient", stage, input, weight)
         if backend is ATEN:
-            return self._transpose(node, grad, input, weight)
+            return self._transpose(node, grad, weight)
         return backend.input_gradient(stage, grad, input, weight)
 
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
-        prepared = self._prepared(node, None)
-        stage, weight = prepared.stage, prepared.weight
+        stage, weight = self.prepared(node)
         if stage is None:
-            whole: Tensor = self._backward(node, grad, left, weight, [False, True, False])[1]
-            return whole
+            return self._backward(node, grad, left, 1)
         backend = select_backend("weight_gradient", stage, left, weight)
         return backend.weight_gradient(stage, grad, left, weight, False)[0]
 
@@ -249,94 +220,63 @@ class Convolution(Product):
         return sum_to(grad, (1, channels, *[1] * (grad.dim() - 2))).view(channels)
 
     def backend(self, node: Node) -> tuple[str, str]:
-        prepared = self._prepared(node, None)
-        stage, weight = prepared.stage, prepared.weight
+        stage, weight = self.prepared(node)
         if stage is None:
             return "aten", "a convolution in other than two dimensions"
         return describe_layer(stage, weight, node.slots[0].dtype, weight.device)
 
-    def _forward(
-        self, node: Node, input: Tensor, prepared: _Prepared, bias: Tensor | None
-    ) -> Tensor:
-        stage, weight = prepared.stage, prepared.weight
-        if stage is None:
-            output: Tensor = torch.convolution(input, weight, bias, *node.args[3:])
-            return output
-        backend = select_backend("forward", stage, input, weight)
-        return backend.forward(stage, input, weight, bias)
-
     @staticmethod
-    def _prepared(node: Node, weight: Tensor | None) -> _Prepared:
-        prepared: _Prepared | None = node.kept
-        if prepared is None:
+    def prepared(node: Node, weight: Tensor | None = None) -> tuple[Stage | None, Tensor]:
+        """The geometry, if two-dimensional, and the weight, laid out as backends want it."""
+        if node.kept is None:
             weight = node.arg(1) if weight is None else weight
             assert weight is not None
             if weight.dim() == 4 and weight.dtype != torch.float64:
                 weight = weight.contiguous(memory_format=torch.channels_last)
-            prepared = node.kept = _Prepared(
-                weight, _stage(node.args) if weight.dim() == 4 else None
-            )
-        return prepared
+            node.kept = _stage(node.args) if weight.dim() == 4 else None, weight
+        found: tuple[Stage | None, Tensor] = node.kept
+        return found
+
+    def _forward(self, node: Node, input: Tensor, bias: Tensor | None) -> Tensor:
+        stage, weight = self.prepared(node)
+        if stage is None:
+            output: Tensor = torch.convolution(input, weight, bias, *node.args[3:])
+            return output
+        return select_backend("forward", stage, input, weight).forward(stage, input, weight, bias)
+
+    def _backward(self, node: Node, grad: Tensor, input: Tensor, which: int) -> Tensor:
+        mask = [position == which for position in range(3)]
+        found: list[Tensor] = aten.convolution_backward.default(
+            grad, input, self.prepared(node)[1], None, *node.args[3:9], mask
+        )
+        return found[which]
 
     @staticmethod
-    def _transpose(node: Node, grad: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+    def _transpose(node: Node, grad: Tensor, weight: Tensor) -> Tensor:
         """The convolution's transpose by ATen: conv_transpose of a conv and vice versa."""
         stride, padding, dilation, transposed, _, groups = node.args[3:9]
-        size = input.shape[2:]
+        size, geometry = node.slots[0].shape[2:], (stride, padding, dilation)
         if transposed:
             found: Tensor = torch.convolution(
-                grad, weight, None, stride, padding, dilation, False, [0] * len(size), groups
+                grad, weight, None, *geometry, False, [0] * len(size), groups
             )
-            for dim, length in enumerate(size):
-                # An output padding larger than the stride (possible with dilation) gives extra rows
-                # and columns.
-                found = found.narrow(dim + 2, 0, length)
-            return found
+            # An output padding larger than the stride (possible with dilation) gives extra rows
+            # and columns.
+            return found[:, :, : size[0], : size[1]]
         # Rows and columns that the stride skipped become output padding.
         skipped = [
             n - ((m - 1) * s - 2 * p + r * (k - 1) + 1)
-            for n, m, s, p, r, k in zip(
-                size,
-                grad.shape[2:],
-                _pair(stride),
-                _pair(padding),
-                _pair(dilation),
-                weight.shape[2:],
-                strict=True,
+            for n, m, k, s, p, r in zip(
+                size, grad.shape[2:], weight.shape[2:], *map(_pair, geometry), strict=True
             )
         ]
-        return torch.convolution(
-            grad, weight, None, stride, padding, dilation, True, skipped, groups
-        )
-
-    @staticmethod
-    def _backward(
-        node: Node, grad: Tensor, input: Tensor, weight: Tensor, mask: list[bool]
-    ) -> Sequence[Any]:
-        found: Sequence[Any] = aten.convolution_backward.default(
-            grad, input, weight, None, *node.args[3:9], mask
-        )
-        return found
-
-
-@dataclass
-class _Prepared:
-    """What a convolution's node keeps.
-
-    Attributes:
-        weight: laid out as its backends want it.
-        stage: its geometry; None unless two-dimensional.
-    """
-
-    weight: Tensor
-    stage: Stage | None
+        return torch.convolution(grad, weight, None, *geometry, True, skipped, groups)
 
 
 def _stage(args: Sequence[Any]) -> Stage:
-    stride, padding, dilation, transposed, output_padding, groups = args[3:9]
-    kind = "conv_transpose2d" if transposed else "conv2d"
-    pairs = [_pair(setting) for setting in (stride, padding, dilation, output_padding)]
-    return Stage(kind, pairs[0], pairs[1], pairs[2], pairs[3], groups)
+    stride, padding, dilation, output_padding = map(_pair, (*args[3:6], args[7]))
+    kind = "conv_transpose2d" if args[6] else "conv2d"
+    return Stage(kind, stride, padding, dilation, output_padding, args[8])
 
 
 def _pair(setting: Sequence[int]) -> tuple[int, int]:

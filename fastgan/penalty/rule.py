@@ -28,14 +28,15 @@ from fastgan.penalty.entries import Node, Samples, Value
 __all__ = [
     "AUTOGRAD",
     "GRAPH",
+    "OUTPUT",
+    "PIECEWISE",
     "POINTWISE",
     "Autograd",
     "Found",
     "Grads",
     "Rule",
-    "Single",
     "aligned",
-    "dimension",
+    "differentiated",
     "layout_of",
     "sum_to",
     "wide",
@@ -44,6 +45,7 @@ __all__ = [
 
 Found = dict[Any, "Tensor | None"]
 Grads = Sequence["Tensor | None"]
+OUTPUT = -1
 
 
 class Rule:
@@ -59,8 +61,7 @@ class Rule:
             the input, so one call with the sum of both computes both.
         left: the argument that ``merges`` refers to.
         bias: the argument that is only added; None if there is none.
-        ours: whether the derivatives are this library's rather than autograd's.
-        keeps: whether ``node.kept`` must survive the passes.
+        known: whether anything is known of the op.
     """
 
     name = ""
@@ -70,20 +71,15 @@ class Rule:
     merges = False
     left = 0
     bias: int | None = None
-    ours = True
-    keeps = False
+    known = True
 
     def for_node(self, node: Node) -> Rule:
         """The rule for the node's arguments: this one, or another."""
         return self
 
-    def slots_read(self, node: Node) -> Iterable[Any]:
-        """The slots whose data the derivatives read."""
+    def reads(self, node: Node) -> Iterable[Any]:
+        """The slots whose data the derivatives read; :data:`OUTPUT` is the first result."""
         return node.slots
-
-    def reads_output(self, node: Node) -> bool:
-        """Whether the derivatives read the first result's data."""
-        return False
 
     def moves(self, node: Node, args: Sequence[Any]) -> Iterable[Tensor]:
         """Tensors that the op changes in place although its schema doesn't say so."""
@@ -112,21 +108,7 @@ class Rule:
         """The backend, as :class:`fastgan.report.Row` names it, and the reason."""
         return "aten", ""
 
-    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
-        """J^T d for the wanted slots."""
-        raise NotImplementedError(type(self).__name__)
-
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        """J u, for each result."""
-        raise NotImplementedError(type(self).__name__)
-
-    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
-        """The gradient of <d, J u>."""
-        return {}
-
-
-class Single(Rule):
-    """A rule for ops with one differentiable result, written slot by slot."""
+    # By default the derivatives are those of one differentiable result, slot by slot.
 
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         """J^T d for a slot."""
@@ -141,10 +123,12 @@ class Single(Rule):
         return None
 
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
+        """J^T d for the wanted slots."""
         grad = grads[0]
         return {} if grad is None else {slot: self.back(node, grad, slot) for slot in wanted}
 
     def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+        """J u, for each result."""
         total: Tensor | None = None
         for slot, tangent in tangents.items():
             if tangent is not None:
@@ -156,6 +140,7 @@ class Single(Rule):
         return [total, *[None] * len(others)]
 
     def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
+        """The gradient of <d, J u> in the wanted slots."""
         grad = grads[0]
         if grad is None:
             return {}
@@ -167,18 +152,19 @@ class Autograd(Rule):
 
     Args:
         pointwise: whether the op works element by element.
+        piecewise_linear: whether its derivative in what depends on the images is piecewise
+            constant.
     """
 
-    ours = False
-
-    def __init__(self, *, pointwise: bool = False) -> None:
+    def __init__(self, *, pointwise: bool = False, piecewise_linear: bool = False) -> None:
         self.by_rows = self.broadcasts = pointwise
+        self.known = self.piecewise_linear = piecewise_linear
 
     def batched(self, node: Node, samples: int) -> bool:
         return self.by_rows and aligned(node)
 
     def curved(self, node: Node) -> bool:
-        return True
+        return not self.piecewise_linear
 
     def backend(self, node: Node) -> tuple[str, str]:
         return "autograd", "autograd, of this op alone"
@@ -198,9 +184,13 @@ class Autograd(Rule):
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
         with torch.enable_grad():
             results, inputs = self.graph(node)
-        return _differentiated(results, grads, inputs, wanted)
+        return differentiated(results, grads, inputs, wanted)
 
     def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+        output = node.outputs[0]
+        elementwise = self.by_rows and list(tangents) == [0]
+        if elementwise and output is not None and node.slots[0].shape == output.shape:
+            return [self.vjp(node, [tangents[0]], [0]).get(0)]  # J is diagonal
         # The derivative of <w, J u> = <J^T w, u> in w, at ones: some formulas are singular at zero.
         with torch.enable_grad():
             results, inputs = self.graph(node)
@@ -211,20 +201,18 @@ class Autograd(Rule):
             }
             every = [probes.get(position) for position in range(len(results))]
             product = _product(results, every, inputs, tangents)
-        found = _differentiated([product], [_one(product)], probes, probes)
+        found = differentiated([product], [_one(product)], probes, probes)
         return [found.get(position) for position in range(len(results))]
 
     def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
         with torch.enable_grad():
             results, inputs = self.graph(node)
             product = _product(results, grads, inputs, tangents)
-        return _differentiated([product], [_one(product)], inputs, wanted)
+        return differentiated([product], [_one(product)], inputs, wanted)
 
 
 class _Graph(Autograd):
     """A recorded autograd graph of ops that torch's modes don't see."""
-
-    keeps = True
 
     def graph(self, node: Node) -> tuple[Sequence[Any], dict[Any, Tensor]]:
         result, leaves = node.kept
@@ -238,6 +226,7 @@ class _Graph(Autograd):
 
 
 AUTOGRAD, POINTWISE, GRAPH = Autograd(), Autograd(pointwise=True), _Graph()
+PIECEWISE = Autograd(pointwise=True, piecewise_linear=True)
 
 
 def with_random(node: Node, call: Callable[[], Any]) -> Any:
@@ -254,7 +243,7 @@ def with_random(node: Node, call: Callable[[], Any]) -> Any:
         return call()
 
 
-def _differentiated(
+def differentiated(
     results: Sequence[Any],
     grads: Grads,
     inputs: dict[Any, Tensor],
@@ -262,7 +251,7 @@ def _differentiated(
     *,
     create_graph: bool = False,
 ) -> Found:
-    """The gradients of <grads, results>, for those that have any."""
+    """By autograd, the gradients of <grads, results>, for those that have any."""
     slots = list(wanted)
     pairs = [
         (result, grad)
@@ -287,7 +276,7 @@ def _product(
 ) -> Tensor | None:
     """<d, J u> as a function of the inputs, or None where it is zero."""
     slots = [slot for slot, tangent in tangents.items() if tangent is not None]
-    found = _differentiated(results, grads, inputs, slots, create_graph=True)
+    found = differentiated(results, grads, inputs, slots, create_graph=True)
     total: Tensor | None = None
     for slot, grad in found.items():
         tangent = tangents[slot]
@@ -334,12 +323,6 @@ def sum_to(grad: Tensor, shape: Sequence[int]) -> Tensor:
     sums = [piece.sum(summed, keepdim=True, dtype=torch.float32) for piece in pieces]
     total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
     return total.view(tuple(shape))
-
-
-def dimension(node: Node, position: int, default: int = 0) -> int:
-    """An argument that names a dimension of the first one, counted from its first."""
-    dim = node.args[position] if position < len(node.args) else default
-    return int(dim) % max(len(node.slots[0].shape), 1)
 
 
 def layout_of(shape: Sequence[int], dtype: torch.dtype) -> torch.memory_format:

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastgan.penalty.elementwise import ELEMENTWISE
 from fastgan.penalty.linear import LINEAR, REGION
 from fastgan.penalty.norms import BatchNorm, GroupNorm, LayerNorm
-from fastgan.penalty.products import Convolution, Divide, MatrixProduct, Multiply
+from fastgan.penalty.products import Convolution, MatrixProduct, Multiply
 from fastgan.penalty.rule import AUTOGRAD, GRAPH, POINTWISE, Rule
 
 __all__ = ["GRAPH", "REGION", "RULES", "Op", "rule_of"]
@@ -28,8 +28,6 @@ RULES: dict[Any, Rule] = {
     aten.baddbmm.default: MatrixProduct(bias=True),
     aten.mul.Tensor: Multiply(),
     aten.mul.Scalar: Multiply(),
-    aten.div.Tensor: Divide(),
-    aten.div.Scalar: Divide(),
     aten.native_layer_norm.default: LayerNorm(),
     aten.native_group_norm.default: GroupNorm(),
     aten.native_batch_norm.default: BatchNorm(),
@@ -57,7 +55,10 @@ _CONSTANT = {
 
 #: Ops that share memory although their schema doesn't say so; ops whose schema says so of a tensor
 #: that is new.
-_SHARING = {aten._unsafe_view.default, aten._reshape_alias.default}
+_SHARING = {
+    *(aten._unsafe_view.default, aten._reshape_alias.default),
+    *(aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default),
+}
 _ALONE = {aten.lift_fresh.default}
 
 
@@ -133,5 +134,5 @@ def _functional(func: Any) -> Any:
     if not name.endswith("_"):
         return None
     packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-    overload = func._overloadname
+    overload = "int" if name == "transpose_" else func._overloadname
     return None if packet is None else getattr(packet, overload, None)

@@ -18,11 +18,12 @@ In-place ops are recorded as new values, also for other views of the same memory
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -33,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan import recording
 from fastgan.penalty.entries import Node, Samples, Value
-from fastgan.penalty.rule import AUTOGRAD, layout_of
+from fastgan.penalty.rule import AUTOGRAD, OUTPUT, layout_of
 from fastgan.penalty.rules import GRAPH, REGION, Op, rule_of
 
 __all__ = ["Changed", "Tape", "Unrecordable", "tensors_in"]
@@ -50,20 +51,15 @@ class Changed(BaseException):
     """A joined batch can't continue: an op changes state or mixes samples."""
 
 
-@dataclass
-class _Storage:
-    """The history of a storage that was written to in place.
+class _Storage(NamedTuple):
+    """The history of a storage that was written to in place."""
 
-    Attributes:
-        owner: the value and the geometry of the tensor that was there first; None if that isn't on
-            the tape.
-        before: a copy of the storage as it was, where the owner isn't on the tape.
-        writes: the values written since, and where.
-    """
-
+    #: The value and geometry of the tensor that was there first; None if it isn't on the tape.
     owner: tuple[Value, tuple[Any, ...]] | None
+    #: A copy of the storage as it was, where the owner isn't on the tape.
     before: Tensor | None
-    writes: list[tuple[Value, tuple[Any, ...]]] = field(default_factory=list)
+    #: The values written since, and where.
+    writes: list[tuple[Value, tuple[Any, ...]]]
 
 
 def _geometry(tensor: Tensor) -> tuple[Any, ...]:
@@ -78,20 +74,9 @@ def tensors_in(structure: Any) -> Iterator[Tensor]:
     """The tensors in tuples, lists and dicts."""
     if isinstance(structure, Tensor):
         yield structure
-    elif isinstance(structure, (tuple, list)):
-        for item in structure:
+    elif isinstance(structure, (tuple, list, dict)):
+        for item in structure.values() if isinstance(structure, dict) else structure:
             yield from tensors_in(item)
-    elif isinstance(structure, dict):
-        for item in structure.values():
-            yield from tensors_in(item)
-
-
-def _is_complex(value: Value) -> bool:
-    return value.dtype.is_complex
-
-
-def _differentiable(tensor: Tensor) -> bool:
-    return tensor.is_floating_point() or tensor.is_complex()
 
 
 class Tape(TorchFunctionMode):
@@ -194,9 +179,10 @@ class Tape(TorchFunctionMode):
             values = [node.slots[slot] for slot in node.inner]
             values += [value for value in node.outputs if value is not None]
             if node.rule.broadcasts:
-                values += [v for v in _beside(node) if isinstance(v, Value)]
-                cut = [a for a in _beside(node) if isinstance(a, Tensor)]
-                node.args = [rows.of(a) if any(a is c for c in cut) else a for a in node.args]
+                cut = _beside(node)
+                values += [each for each in cut if isinstance(each, Value)]
+                mine = {id(each) for each in cut if isinstance(each, Tensor)}
+                node.args = [rows.of(arg) if id(arg) in mine else arg for arg in node.args]
             for value in values:
                 saved = value.tensor if only or value.leaf is not None else None
                 before[value] = (value.shape, saved)
@@ -261,16 +247,13 @@ class Tape(TorchFunctionMode):
         self._active = True
         torch._C._set_grad_enabled(False)  # what torch.no_grad calls, at a fifth of the time
         try:
-            if replaced is None:
-                result = func(*args, **kwargs)
-            else:
-                result = replaced(self, func, *args, **kwargs)
+            whole = func if replaced is None else functools.partial(replaced, self, func)
+            result = whole(*args, **kwargs)
         finally:
             torch._C._set_grad_enabled(True)
             self._active = False
         for tensor in tensors_in(result):
-            found = self._entries.get(id(tensor))
-            known = found is not None and found[0]() is tensor and found[1].by_images
+            known = self._by_images(tensor)
             if not known and func not in _NEW:
                 self._mixing(f"{getattr(func, '__name__', func)} has a result without a gradient")
             if known and not tensor.requires_grad:
@@ -280,14 +263,17 @@ class Tape(TorchFunctionMode):
     def _touched(self, structure: Any) -> bool:
         """Whether any tensor in it came of the images."""
         for tensor in tensors_in(structure):
-            found = self._entries.get(id(tensor))
-            if found is not None and found[0]() is tensor and found[1].by_images:
+            if self._by_images(tensor):
                 return True
             if tensor.grad_fn is not None and self._from_tape(tensor.grad_fn):
                 return True
             if self._written and _storage(tensor) in self._written:
                 return True
         return False
+
+    def _by_images(self, tensor: Tensor) -> bool:
+        entry = self._entries.get(id(tensor))
+        return entry is not None and entry[0]() is tensor and entry[1].by_images
 
     # What the dispatch mode sees ----------------------------------------------------------------
 
@@ -368,11 +354,7 @@ class Tape(TorchFunctionMode):
         return entry[1] if known else None  # type: ignore[index]
 
     def _node(
-        self,
-        info: Op,
-        args: Sequence[Any],
-        kwargs: dict[str, Any],
-        values: dict[Any, Value],
+        self, info: Op, args: Sequence[Any], kwargs: dict[str, Any], values: dict[Any, Value]
     ) -> Node:
         rule = info.rule
         node = Node(info.func, rule, list(args), kwargs)
@@ -382,14 +364,13 @@ class Tape(TorchFunctionMode):
                 node.args[position] = list(args[position])
         for slot, tensor in _slots(info, args):
             # detach() has its own data pointer, so a later `.data = ` has no effect here.
-            taken = values[slot] if slot in values else tensor.detach()
-            if isinstance(slot, tuple):
-                node.args[slot[0]][slot[1]] = taken
-            else:
-                node.args[slot] = taken
+            node.put(slot, values[slot] if slot in values else tensor.detach())
         node.take(values)
-        # Of complex numbers, autograd knows when to conjugate.
-        node.rule = AUTOGRAD if any(map(_is_complex, values.values())) else rule.for_node(node)
+        node.rule = (
+            AUTOGRAD
+            if any(value.dtype.is_complex for value in values.values())
+            else rule.for_node(node)
+        )
         return node
 
     def _record(self, node: Node, args: Sequence[Any], result: Any) -> None:
@@ -397,8 +378,11 @@ class Tape(TorchFunctionMode):
         by_parameters = bool(node.outer)
         for tensor in results:
             found = None
-            if isinstance(tensor, Tensor) and _differentiable(tensor):
+            if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
                 found = self._add(tensor, Value(tensor, node.by_images, by_parameters, False))
+                if tensor.is_complex() and node.rule is not GRAPH:
+                    # Autograd knows when to conjugate, also where real numbers meet complex ones.
+                    node.rule = AUTOGRAD
             node.outputs.append(found)
         if node.by_images:
             batched = all(node.slots[slot].batched for slot in node.inner)
@@ -415,19 +399,17 @@ class Tape(TorchFunctionMode):
             self.nodes.append(node)
 
     def _keep(self, node: Node, args: Sequence[Any], results: Sequence[Any]) -> None:
-        read: list[tuple[Value | None, Tensor]] = [
-            (value, args[slot[0]][slot[1]] if isinstance(slot, tuple) else args[slot])
-            for slot in node.rule.slots_read(node)
-            if (value := node.slots.get(slot)) is not None
-        ]
-        if node.rule.reads_output(node):
-            read.append((node.outputs[0], results[0]))
-        for value, tensor in read:
+        for slot in node.rule.reads(node):
+            if slot == OUTPUT:
+                value, tensor = node.outputs[0], results[0]
+            else:
+                value = node.slots.get(slot)
+                tensor = args[slot[0]][slot[1]] if isinstance(slot, tuple) else args[slot]
             if value is not None:
+                value.readers += 1
                 node.reads.append(value)
                 if value.tensor is None:
                     self._hold(value, tensor)
-        node.reading()
 
     def _hold(self, value: Value, tensor: Tensor) -> None:
         # A tensor of its own: whoever else keeps the data then shows in the storage's count.
@@ -436,7 +418,7 @@ class Tape(TorchFunctionMode):
 
     def _add(self, tensor: Tensor, value: Value) -> Value:
         version = 0
-        if value.by_images:
+        if value.leaf is None:
             storage = _storage(tensor)
             written = self._written.get(storage) if self._written else None
             if written is not None:
@@ -447,9 +429,10 @@ class Tape(TorchFunctionMode):
         return value
 
     def _parameter(self, tensor: Tensor) -> Value:
-        value = self._add(tensor, Value(tensor, False, True, False))
+        value = Value(tensor, False, True, False)
         value.leaf = tensor
         value.tensor = tensor.detach()
+        self._add(tensor, value)
         self.parameters.append(value)
         return value
 
@@ -469,12 +452,10 @@ class Tape(TorchFunctionMode):
             known[function] = False
             seen.append(function)
             variable = getattr(function, "variable", None)
-            if variable is not None:
-                entry = self._entries.get(id(variable))
-                if entry is not None and entry[0]() is variable and entry[1].by_images:
-                    for each in seen:  # will be searched again next time
-                        del known[each]
-                    return True
+            if variable is not None and self._by_images(variable):
+                for each in seen:  # will be searched again next time
+                    del known[each]
+                return True
             pending.extend(f for f, _ in function.next_functions if f is not None)
         return False
 
@@ -546,8 +527,12 @@ class Tape(TorchFunctionMode):
         """An in-place op: a new value for the tensor that it writes to."""
         func, values = info.func, self._values(info, args)
         written = list(info.written(args, kwargs))
-        if not any(value.by_images for value in values.values()):
+        if not values:
             return self._beside(info, args, kwargs)
+        if torch.Tag.inplace_view in func.tags and info.functional is not None:
+            node = self._node(rule_of(info.functional), args, kwargs, values)
+            self._record(node, args, func(*args, **kwargs))
+            return args[0]
         if len(written) != 1 or written[0] is not args[0] or info.functional is None:
             self._refuse(f"{func} writes what comes of the images to a tensor of the critic's")
         target = written[0]
@@ -559,7 +544,7 @@ class Tape(TorchFunctionMode):
         functional = rule_of(info.functional)
         node = self._node(functional, args, kwargs, values)
         given = list(args)
-        if 0 not in values or 0 in node.rule.slots_read(node):
+        if 0 not in values or 0 in node.rule.reads(node):
             given[0] = target.clone()
             held = node.slots.get(0)
             if held is not None and held.tensor is None:
@@ -577,7 +562,7 @@ class Tape(TorchFunctionMode):
                 before = target.as_strided(
                     (target.untyped_storage().nbytes() // target.element_size(),), (1,), 0
                 ).clone()
-            self._written[storage] = _Storage(owner, before)
+            self._written[storage] = _Storage(owner, before, [])
         self._preserve(storage)
         if isinstance(node.args[0], Tensor):
             node.args[0] = given[0].detach()
@@ -655,15 +640,14 @@ class Tape(TorchFunctionMode):
 
 def _slots(info: Op, args: Sequence[Any]) -> Iterator[tuple[Any, Tensor]]:
     """The tensors among an op's arguments."""
-    count = len(args)
-    for position in info.tensors:
-        if position < count and isinstance(args[position], Tensor):
-            yield position, args[position]
+    given: list[tuple[Any, Any]]
+    given = [(position, args[position]) for position in info.tensors if position < len(args)]
     for position in info.lists:
-        if position < count and isinstance(args[position], (list, tuple)):
-            for item, tensor in enumerate(args[position]):
-                if isinstance(tensor, Tensor):
-                    yield (position, item), tensor
+        if position < len(args) and isinstance(args[position], (list, tuple)):
+            given += [((position, item), each) for item, each in enumerate(args[position])]
+    for slot, tensor in given:
+        if isinstance(tensor, Tensor):
+            yield slot, tensor
 
 
 def _beside(node: Node) -> list[Value | Tensor]:
@@ -728,11 +712,10 @@ def _random_state(args: Iterable[Any]) -> tuple[torch.device, Tensor]:
     return torch.device("cpu"), torch.get_rng_state()
 
 
-def _by_products(tape: Tape, func: Any, *args: Any, **kwargs: Any) -> Tensor:
+def _by_products(tape: Tape, func: Any, *args: Any, **kwargs: Any) -> Any:
     """Attention as products of matrices: the fused kernels have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
-        result: Tensor = func(*args, **kwargs)
-    return result
+        return func(*args, **kwargs)
 
 
 def _convolution(
@@ -752,17 +735,12 @@ def _convolution(
     if not plain or torch.is_autocast_enabled(input.device.type):
         result: Tensor = func(input, weight, bias, stride, padding, dilation, groups)
         return result
-    settings = [_listed(setting, rank) for setting in (stride, padding, dilation)]
+    each = ([s] if isinstance(s, int) else list(s) for s in (stride, padding, dilation))
+    settings = [s * (rank if len(s) == 1 else 1) for s in each]
     args = (input, weight, bias, *settings, False, [0] * rank, groups)
     with torch._C._DisableTorchDispatch():
         output: Tensor = tape.op(torch.ops.aten.convolution.default, args, {})
     return output
-
-
-def _listed(setting: Any, rank: int) -> list[int]:
-    if isinstance(setting, int):
-        return [setting] * rank
-    return list(setting) * (rank if len(setting) == 1 else 1)
 
 
 def _instance_norm(tape: Tape, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -770,7 +748,7 @@ def _instance_norm(tape: Tape, func: Any, input: Tensor, *args: Any, **kwargs: A
     names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     own = given.get("use_input_stats", True) and given.get("running_mean") is None
-    if not own or input.dim() < 3 or input[0, 0].numel() < 2:
+    if not own or input.dim() < 3 or math.prod(input.shape[2:]) < 2:
         result: Tensor = func(input, *args, **kwargs)
         return result
     return F.group_norm(
@@ -778,29 +756,23 @@ def _instance_norm(tape: Tape, func: Any, input: Tensor, *args: Any, **kwargs: A
     )
 
 
+def _of_tensors(*names: str) -> set[Any]:
+    return {getattr(torch.Tensor, name) for name in names}
+
+
 _DATA: Any = torch.Tensor.data
 #: Queries of metadata, which aren't recorded.
 _ASKING = {
+    *_of_tensors("size", "__len__", "dim", "numel", "is_floating_point", "stride", "is_contiguous"),
     *(
-        getattr(torch.Tensor, name).__get__
-        for name in ("shape", "dtype", "device", "ndim", "is_cuda", "layout", "requires_grad")
+        each.__get__
+        for each in _of_tensors("shape", "dtype", "device", "ndim", "layout", "requires_grad")
     ),
-    *(
-        getattr(torch.Tensor, name)
-        for name in ("size", "__len__", "dim", "numel", "is_floating_point", "stride")
-    ),
-    torch.Tensor.is_contiguous,
+    getattr(torch.Tensor, "is_cuda").__get__,  # noqa: B009 - typed as its value
 }
 #: Their results depend on a tensor's shape alone.
-_NEW = {
-    *(
-        getattr(torch, f"{name}_like")
-        for name in ("empty", "full", "ones", "zeros", "rand", "randn")
-    ),
-    *(
-        getattr(torch.Tensor, f"new_{name}")
-        for name in ("empty", "full", "ones", "zeros", "tensor")
-    ),
+_NEW = _of_tensors("new_empty", "new_full", "new_ones", "new_zeros", "new_tensor") | {
+    getattr(torch, f"{name}_like") for name in ("empty", "full", "ones", "zeros", "rand", "randn")
 }
 #: Their results are constants, as with autograd.
 _STOPPING = {torch.Tensor.detach, torch.detach, _DATA.__get__}
@@ -822,6 +794,7 @@ _REPLACED = {
     torch.conv2d: _convolution,
     torch.conv3d: _convolution,
     F.scaled_dot_product_attention: _by_products,
+    F.multi_head_attention_forward: _by_products,
     F.instance_norm: _instance_norm,
     torch.instance_norm: _instance_norm,
 }

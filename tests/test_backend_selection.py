@@ -577,7 +577,7 @@ def test_winograd_has_the_inner_layers_of_a_dcgan() -> None:
     wide = torch.empty(16, 256, 8, 8)
     no = {
         "few tiles": (HALVING, wide[:4], weight),
-        "another stride": (Stage("conv2d", padding=(1, 1)), wide, weight),
+        "another stride": (Stage("conv2d", (3, 3), (1, 1)), wide, weight),
         "dilated": (Stage("conv2d", (2, 2), (3, 3), (2, 2)), wide, weight),
         "grouped": (Stage("conv2d", (2, 2), (1, 1), groups=2), torch.empty(16, 512, 8, 8), weight),
         "another kernel": (HALVING, wide, channels_last(512, 256, 3, 3)),

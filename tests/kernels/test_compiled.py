@@ -229,7 +229,12 @@ def test_each_tile_with_the_most_around_it(architecture, row, tmp_path):
 
 # The exact GELU takes the most registers.
 @pytest.mark.parametrize(
-    "name", ["gelu", *(pytest.param(each, marks=pytest.mark.tiles) for each in ("silu", "gelu_tanh"))]
+    "name",
+    [
+        "gelu",
+        pytest.param("silu", marks=pytest.mark.tiles),
+        pytest.param("gelu_tanh", marks=pytest.mark.tiles),
+    ],
 )
 @pytest.mark.parametrize("architecture", TABLES)
 def test_smooth_activations_in_the_largest_tile(architecture, name, tmp_path):

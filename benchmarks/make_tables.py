@@ -6,8 +6,9 @@
 A table stands between two marks, `<!-- table: NAME -->` and `<!-- end of table -->`, in README.md
 or a page of docs/. What is between them is replaced. The names:
 
-    summary     the README's: every goal on this project's machines, those not measured too
-    goals-cpu, goals-cuda    the same in full, for one kind of device
+    headline    the README's: a whole training iteration, and how many goals are reached
+    summary     docs/performance.md's: every goal on this project's machines, those not measured too
+    goals-cpu, goals-cuda    docs/measurements.md's: the same in full, for one kind of device
     cases-cpu-ops, ...       every case of a suite, rows where a peer is faster included
     static-sm_80, ...        what the compiler made of each kernel
     optimizers  docs/optimisers.md's, from optimizers-*.json
@@ -132,6 +133,8 @@ def make_table(name: str, results: list[tuple[Path, Result]], up: str = "") -> s
         ValueError: there is no such table.
     """
     kind, _, rest = name.partition("-")
+    if name == "headline":
+        return headline(results, up)
     if name == "summary":
         return summary(results, up)
     if kind == "goals" and rest in ("cpu", "cuda"):
@@ -230,6 +233,28 @@ def sources(verdicts: list[Verdict], results: list[tuple[Path, Result]], up: str
     return "; ".join(lines) + "." if lines else "Not measured."
 
 
+def headline(results: list[tuple[Path, Result]], up: str) -> str:
+    """A whole training iteration on a CPU, and how many of the goals are reached."""
+    verdicts = judge([result for _, result in results], [g for g in GOALS if g.device == "cpu"])
+    steps = [
+        verdict
+        for verdict in verdicts
+        if verdict.row is not None
+        and verdict.row.suite == "training"
+        and verdict.goal.metric == "times_faster"
+    ]
+    body = [(v.goal.op, v.goal.shape, v.goal.dtype, _range([v])) for v in steps]
+    table = markdown_table(["2 CPU cores", "model", "in", "times faster"], body)
+    measured = [verdict.words for verdict in verdicts if verdict.row is not None]
+    passed, near = (sum(w.startswith(s) for w in measured) for s in ("pass", "within"))
+    missed = len(measured) - passed - near
+    return (
+        f"{table}\n\n{sources(steps, results, up)}\n\nOf {len(measured)} goals that were measured "
+        f"{passed} are reached, {near} within the spread and {missed} missed: "
+        f"[all of them]({up}docs/performance.md#results)."
+    )
+
+
 def summary(results: list[tuple[Path, Result]], up: str) -> str:
     """Of every op: what was measured, from the hardest case to the easiest, by kind of device."""
     verdicts = judge([result for _, result in results])
@@ -241,7 +266,7 @@ def summary(results: list[tuple[Path, Result]], up: str) -> str:
                 cases.setdefault(_group(verdict.goal), []).append(verdict)
         if all(verdict.row is None for each in cases.values() for verdict in each):
             parts.append(
-                f"{title}: not measured; [goals]({up}docs/performance.md#{title.lower()})."
+                f"{title}: not measured; [goals]({up}docs/measurements.md#{title.lower()})."
             )
             continue
         body = [(*case, _range(each), _verdict(each)) for case, each in cases.items()]

@@ -248,10 +248,12 @@ def headline(results: list[tuple[Path, Result]], up: str) -> str:
     measured = [verdict.words for verdict in verdicts if verdict.row is not None]
     passed, near = (sum(w.startswith(s) for w in measured) for s in ("pass", "within"))
     missed = len(measured) - passed - near
+    on_gpus = any(result.machine["device"] == "cuda" for _, result in results)
+    gpu = "" if on_gpus else " On GPUs nothing was measured yet."
     return (
         f"{table}\n\n{sources(steps, results, up)}\n\nOf {len(measured)} goals that were measured "
         f"{passed} are reached, {near} within the spread and {missed} missed: "
-        f"[all of them]({up}docs/performance.md#results)."
+        f"[all of them]({up}docs/performance.md#results).{gpu}"
     )
 
 

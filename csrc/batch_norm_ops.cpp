@@ -128,15 +128,29 @@ std::optional<ChannelLayout> channel_layout(const Tensor& tensor) {
     return std::nullopt;
 }
 
+// Whether memory has the channels innermost and then the places in order, gaps or not: torch's
+// rule for the memory format that strides suggest.
+bool suggests_channels_last(Sizes sizes, Sizes strides) {
+    std::int64_t least = 1;
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+        const std::size_t d = i == 0 ? 1 : (i + 1 == sizes.size() ? 0 : sizes.size() - i);
+        if (strides[d] < least || (d == 0 && least == strides[1])) {
+            return false;
+        }
+        least = strides[d] * (sizes[d] > 1 ? sizes[d] : 1);
+    }
+    return true;
+}
+
 // In the memory format that the strides suggest.
 Tensor without_gaps(const Tensor& tensor) {
     using torch::headeronly::MemoryFormat;
-    const bool channels_fastest = tensor.sizes()[1] > 1 && tensor.strides()[1] == 1;
     const std::int64_t dimensions = tensor.dim();
-    return torch::stable::contiguous(
-        tensor, channels_fastest && dimensions == 4   ? MemoryFormat::ChannelsLast
-                : channels_fastest && dimensions == 5 ? MemoryFormat::ChannelsLast3d
-                                                      : MemoryFormat::Contiguous);
+    const bool channels_last = (dimensions == 4 || dimensions == 5) &&
+                               suggests_channels_last(tensor.sizes(), tensor.strides());
+    return torch::stable::contiguous(tensor, !channels_last    ? MemoryFormat::Contiguous
+                                             : dimensions == 4 ? MemoryFormat::ChannelsLast
+                                                               : MemoryFormat::ChannelsLast3d);
 }
 
 Image image_argument(const char* op, const char* argument, const Tensor& tensor) {

@@ -319,3 +319,28 @@ def test_channels_last_is_what_torch_takes_for_it() -> None:
                 else torch.contiguous_format,
             )
             assert convolved.stride() == expected.stride(), (size, map.stride())
+
+
+@pytest.mark.parametrize("size", [(2, 4, 6, 6), (2, 1, 6, 6), (1, 4, 3, 6), (2, 4, 3, 5, 6)])
+@pytest.mark.parametrize("places", ["turned", "with gaps", "with gaps, contiguous"])
+def test_a_norm_of_a_view_is_laid_out_as_torchs(size: tuple[int, ...], places: str) -> None:
+    """Channels may be innermost while the places are in another order."""
+    x = torch.randn(size)
+    if places != "with gaps, contiguous":
+        last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
+        x = x.contiguous(memory_format=last)
+    x = (x.transpose(-2, -1) if places == "turned" else x[..., ::2]).requires_grad_()
+    plain = F.relu(F.batch_norm(x, None, None, training=True))
+    ours = functional.bn_act(
+        x,
+        bn_weight=None,
+        bn_bias=None,
+        running_mean=None,
+        running_var=None,
+        training=True,
+        activation="relu",
+    )
+    torch.testing.assert_close(ours, plain)
+    assert ours.stride() == plain.stride()
+    found = [torch.autograd.grad(y.square().sum(), x)[0].stride() for y in (ours, plain)]
+    assert found[0] == found[1]

@@ -11,9 +11,9 @@
 // The taps k = s t + a of one `a` meet every s-th place, a "phase" of V. Phase by phase these are
 // correlations of 2 or 3 taps along a dimension, with stride 1: gather sums them, scatter makes one
 // for each phase of V. Four taps with stride 1 are two phases of neighbours, k = t + 2 a, which meet
-// all of V, so that scatter sums them too. Two results of a correlation of r taps take r + 1 products where the formula
-// has 2 r (Winograd 1980, F(2, r); in two dimensions, as here, Lavin and Gray 2016, arXiv
-// 1509.09308, section 4):
+// all of V, so that scatter sums them too. Two results of a correlation of r taps take r + 1
+// products where the formula has 2 r (Winograd 1980, F(2, r); in two dimensions, as here, Lavin and
+// Gray 2016, arXiv 1509.09308, section 4):
 //
 //     y = A^T [(G w) * (B^T d)]        w: r taps,  d: r + 1 places,  y: 2 results
 //

@@ -51,6 +51,7 @@ from torch import Tensor
 
 from fastgan.activations import BY_CODE
 from fastgan.ops.define import define_op
+from fastgan.ops.memory_format import is_channels_last
 
 __all__ = [
     "arithmetic_dtype",
@@ -114,10 +115,10 @@ def without_gaps(input: Tensor) -> Tensor:
             expected *= sizes[d]
         else:
             return input
-    if input.dim() in (4, 5) and sizes[1] > 1 and strides[1] == 1:
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        return input.contiguous(memory_format=formats[input.dim()])
-    return input.contiguous()
+    if not is_channels_last(input):
+        return input.contiguous()
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return input.contiguous(memory_format=formats[input.dim()])
 
 
 # --- Checks ---------------------------------------------------------------------------------------

@@ -26,13 +26,13 @@ def is_channels_last(tensor: Tensor) -> bool:
         >>> is_channels_last(image), is_channels_last(image.as_strided(image.shape, (16, 1, 4, 1)))
         (False, True)
     """
-    if tensor.dim() != 4:
+    if tensor.dim() not in (4, 5):
         return False
     sizes, strides = tensor.shape, tensor.stride()
     if strides[1] == 0:
         return False
     least = 0
-    for d in (1, 3, 2, 0):
+    for d in (1, *range(tensor.dim() - 1, 1, -1), 0):
         if sizes[d] == 0 or strides[d] < least or (d == 0 and least == strides[1]):
             return False
         least = strides[d] * max(sizes[d], 1)

@@ -89,6 +89,11 @@ def test_a_run_killed_at_random_moments_ends_as_one_that_never_was(
     out = tmp_path / "run"
     # Saving at each step makes most moments moments within a save.
     settings = config(out, steps=STEPS, checkpoint_every=1, keep_checkpoints=1)
+    for _ in range(2):  # before there is anything
+        process = Forked(go_on, settings, folder=tmp_path)
+        time.sleep(random.uniform(0.0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        assert process.ended() == -signal.SIGKILL
     for kills in (1, 2, 3, 4):
         before = newest(out)
         process = Forked(go_on, settings, folder=tmp_path)

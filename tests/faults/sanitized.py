@@ -101,8 +101,11 @@ class SanitizedOps:
         """How a process ended that made a call for each seed."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(" ".join(map(str, seeds)) + "\n")
-        self._process.stdin.flush()
+        try:
+            self._process.stdin.write(" ".join(map(str, seeds)) + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:  # a finding in the calls that it records at its start
+            return self._process.wait()
         return int(self._process.stdout.readline() or "99")
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ room                    paper
 ``wgan``                Arjovsky, Chintala and Bottou 2017, arXiv 1701.07875
 ``wgan_gp``             Gulrajani et al. 2017, arXiv 1704.00028 (with R1, R2, DRAGAN)
 ``functional``          batch norm: Ioffe and Szegedy 2015, arXiv 1502.03167
+``style_ops``           Karras et al. 2018 to 2021, arXiv 1710.10196, 1912.04958 and 2106.12423
 ======================  =====================================================================
 
 Example:

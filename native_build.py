@@ -123,9 +123,9 @@ STRICT_CUDA_FLAGS = ("-Werror", "all-warnings", "-Xcompiler=-Werror", "-Xptxas=-
 DEFAULT_CUDA_ARCHS = "8.0;9.0a;10.0+PTX"
 #: For a toolkit older than 12.8, which does not know 10.0.
 FALLBACK_CUDA_ARCHS = "8.0+PTX;9.0a"
-#: The first with kernel parameters above 4 KiB, which the tables of tensors are; and C++20.
-OLDEST_NVCC = (12, 1)
-#: The first with such parameters, too.
+#: The first with C++20.
+OLDEST_NVCC = (12, 0)
+#: The oldest that the kernels' instructions need.
 OLDEST_CAPABILITY = (7, 0)
 
 
@@ -353,7 +353,7 @@ def _look_at_toolkit(
         raise BuildError("nvcc does not say its version")
     if (int(match[1]), int(match[2])) < OLDEST_NVCC:
         raise BuildError(
-            f"nvcc is of CUDA {match[1]}.{match[2]}, which lacks kernel parameters above 4 KiB; "
+            f"nvcc is of CUDA {match[1]}.{match[2]}, which lacks C++20; "
             f"fastgan needs {OLDEST_NVCC[0]}.{OLDEST_NVCC[1]} or later"
         )
     version = match[3] or f"{match[1]}.{match[2]}"

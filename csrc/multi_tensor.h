@@ -28,14 +28,22 @@ struct JointLayout {
     std::int64_t sizes[kMaxDimensions];
     std::int64_t strides[kPlaces][kMaxDimensions];
 
+    // call(d, position) with the index-th element's position in each dimension.
+    template <typename Call>
+    FASTGAN_INLINE void for_each_position(std::int64_t index, const Call& call) const {
+        for (int d = 0; d < dimensions; ++d) {
+            const std::int64_t remaining = index / sizes[d];
+            call(d, index - remaining * sizes[d]);
+            index = remaining;
+        }
+    }
+
     // Where the index-th element lies in the tensor at `place`, in elements.
     FASTGAN_INLINE std::int64_t offset(int place, std::int64_t index) const {
         std::int64_t result = 0;
-        for (int d = 0; d < dimensions; ++d) {
-            const std::int64_t remaining = index / sizes[d];
-            result += (index - remaining * sizes[d]) * strides[place][d];
-            index = remaining;
-        }
+        for_each_position(index, [&](int d, std::int64_t position) {
+            result += position * strides[place][d];
+        });
         return result;
     }
 };

@@ -189,6 +189,29 @@ struct VectorTag {
     static constexpr int value = kVector;
 };
 
+template <int kVectors>
+struct CountTag {
+    static constexpr int value = kVectors;
+};
+
+// body(tag, count, first) until all of a thread's kInFlight vectors are done, count of them from
+// the first-th on. Piecewise linear activations take all at once, whose loads are then in flight
+// together. Smooth ones take one after another: their code is long, and unrolled over vectors would
+// cost a compiler minutes, while the block's other threads hide the latency.
+template <int kInFlight, typename Body>
+__device__ __forceinline__ void for_vectors_in_flight(Activation activation, const Body& body) {
+    if_piecewise_linear(
+        activation, [&](auto tag) { body(tag, CountTag<kInFlight>(), 0); },
+        [&] {
+            with_smooth(activation, [&](auto tag) {
+#pragma unroll 1
+                for (int first = 0; first < kInFlight; ++first) {
+                    body(tag, CountTag<1>(), first);
+                }
+            });
+        });
+}
+
 // call(T{}, VectorTag<...>{}) for the tensor's type and the widest vectors that serve.
 template <typename Call>
 void with_vectors(FloatType type, const ChannelLayout& layout, bool aligned, const Call& call) {

@@ -4,8 +4,8 @@
 // block per chunk, and a block finds its tensor by a binary search over where each begins. The
 // table is passed by value, as a kernel parameter. So a CUDA graph that captures the launch keeps
 // its own copy, nothing has to be copied to the device or kept alive, and no step waits for the one
-// before it. The price is a limit on its size: 4 KiB of parameters always, 32,764 bytes since CUDA
-// 12.1 on compute capability 7.0 and later. Longer lists take several launches.
+// before it. The price is a limit on its size, the 4 KiB of parameters that every driver takes;
+// longer lists take several launches.
 #pragma once
 
 #include <cstdint>
@@ -23,18 +23,14 @@ struct ChunkTableEntry {
     std::uint64_t aligned : 1;
 };
 
-template <int kTableCapacity>
 struct ChunkTable {
-    static constexpr int kCapacity = kTableCapacity;
+    // With room for the settings beside them in 4 KiB.
+    static constexpr int kCapacity = 40;
 
     int size = 0;
     std::int64_t chunks = 0;
     ChunkTableEntry entries[kCapacity];
 };
-
-// With room for the settings beside them in 4 KiB, and in 32,764 bytes.
-using SmallChunkTable = ChunkTable<40>;
-using LargeChunkTable = ChunkTable<380>;
 
 // What one block works on: elements [begin, end) of a tensor.
 struct Chunk {
@@ -43,9 +39,8 @@ struct Chunk {
     std::int64_t end;
 };
 
-template <int kCapacity>
-FASTGAN_INLINE void add_to_table(ChunkTable<kCapacity>& table, const MultiTensorItem& item,
-                                 bool aligned, std::int64_t chunk_elements) {
+FASTGAN_INLINE void add_to_table(ChunkTable& table, const MultiTensorItem& item, bool aligned,
+                                 std::int64_t chunk_elements) {
     ChunkTableEntry& entry = table.entries[table.size++];
     for (int place = 0; place < kPlaces; ++place) {
         entry.data[place] = item.data[place];
@@ -59,8 +54,7 @@ FASTGAN_INLINE void add_to_table(ChunkTable<kCapacity>& table, const MultiTensor
     table.chunks += chunks > 0 ? chunks : 1;
 }
 
-template <int kCapacity>
-FASTGAN_INLINE Chunk find_chunk(const ChunkTable<kCapacity>& table, std::int64_t chunk,
+FASTGAN_INLINE Chunk find_chunk(const ChunkTable& table, std::int64_t chunk,
                                 std::int64_t chunk_elements) {
     // The last entry that begins at `chunk` or before lies in [low, high).
     int low = 0;

@@ -6,9 +6,9 @@ namespace fastgan::cuda {
 
 namespace {
 
-template <typename T, typename Table>
+template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    clip_dense_tensors(const __grid_constant__ Table table, ClipBounds bounds,
+    clip_dense_tensors(const __grid_constant__ ChunkTable table, ClipBounds bounds,
                        FloatType shadow_type, ScalarReference found_inf) {
     if (found_inf.present() && found_inf.read() != 0) {
         return;
@@ -33,9 +33,8 @@ void clip_typed(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_
                 const ScalarReference& found_inf, cudaStream_t stream) {
     for_each_launch(
         tensors, shadow_type, kChunkElements<T>,
-        [&](const auto& table) {
-            using Table = std::remove_cvref_t<decltype(table)>;
-            launch("clip_dense_tensors", clip_dense_tensors<T, Table>, blocks_for(table.chunks, 1),
+        [&](const ChunkTable& table) {
+            launch("clip_dense_tensors", clip_dense_tensors<T>, blocks_for(table.chunks, 1),
                    kThreads, 0, stream, table, bounds, shadow_type, found_inf);
         },
         [&](const MultiTensorItem& item, const JointLayout& layout) {

@@ -54,6 +54,8 @@ template <typename... Parameters>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
             std::size_t shared_bytes, cudaStream_t stream,
             std::type_identity_t<Parameters>... arguments) {
+    // Larger ones need CUDA 12.1's driver.
+    static_assert((std::size_t{0} + ... + sizeof(Parameters)) <= 4096);
     if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) {
         return;
     }

@@ -195,9 +195,9 @@ __device__ __forceinline__ void prepare(BlockScalars<Rule>& scalars,
     scalars.common = common_scalars(settings);
 }
 
-template <typename T, typename Rule, typename Table>
+template <typename T, typename Rule>
 __global__ void __launch_bounds__(kThreads)
-    step_dense(const __grid_constant__ Table table,
+    step_dense(const __grid_constant__ ChunkTable table,
                const __grid_constant__ typename Rule::Settings rule,
                const __grid_constant__ StepSettings settings) {
     if (settings.skipped()) {
@@ -222,10 +222,13 @@ __device__ __forceinline__ void run_strided(const MultiTensorItem& item, const J
     if (i >= layout.numel) {
         return;
     }
-    std::int64_t index[kPlaces];
-    for (int place = 0; place < kPlaces; ++place) {
-        index[place] = layout.offset(place, i);
-    }
+    std::int64_t index[kPlaces] = {};
+    layout.for_each_position(i, [&](int d, std::int64_t position) {
+#pragma unroll
+        for (int place = 0; place < kPlaces; ++place) {
+            index[place] += position * layout.strides[place][d];
+        }
+    });
     Neighbours<T, 1, Step> one;
     one.load(item.data, index);
     one.compute_and_store(step, item.data, index, shadow_type);
@@ -271,35 +274,20 @@ inline bool is_aligned(const MultiTensorItem& item, FloatType type, FloatType sh
 template <typename Dense, typename Strided>
 void for_each_launch(const MultiTensor& tensors, FloatType shadow_type, std::int64_t chunk_elements,
                      const Dense& dense, const Strided& strided) {
-    std::int64_t left = 0;
-    for (const MultiTensorItem& item : tensors.items) {
-        left += item.layout == MultiTensorItem::kDense ? 1 : 0;
-    }
-    std::size_t next = 0;
-    const auto fill_and_launch = [&](auto& table) {
-        for (; next < tensors.items.size() && table.size < table.kCapacity; ++next) {
-            const MultiTensorItem& item = tensors.items[next];
-            if (item.layout == MultiTensorItem::kDense) {
-                add_to_table(table, item, is_aligned(item, tensors.type, shadow_type),
-                             chunk_elements);
-            }
-        }
-        left -= table.size;
-        dense(table);
-    };
-    while (left > 0) {
-        if (left <= SmallChunkTable::kCapacity) {
-            SmallChunkTable table;
-            fill_and_launch(table);
-        } else {
-            LargeChunkTable table;
-            fill_and_launch(table);
-        }
-    }
+    ChunkTable table;
     for (const MultiTensorItem& item : tensors.items) {
         if (item.layout != MultiTensorItem::kDense) {
             strided(item, tensors.layouts[static_cast<std::size_t>(item.layout)]);
+            continue;
         }
+        add_to_table(table, item, is_aligned(item, tensors.type, shadow_type), chunk_elements);
+        if (table.size == ChunkTable::kCapacity) {
+            dense(table);
+            table = ChunkTable();
+        }
+    }
+    if (table.size > 0) {
+        dense(table);
     }
 }
 
@@ -308,10 +296,9 @@ void launch_step(const MultiTensor& tensors, const typename Rule::Settings& rule
                  const StepSettings& settings, cudaStream_t stream) {
     for_each_launch(
         tensors, settings.shadow_type, kChunkElements<T>,
-        [&](const auto& table) {
-            using Table = std::remove_cvref_t<decltype(table)>;
-            launch("step_dense", step_dense<T, Rule, Table>, blocks_for(table.chunks, 1), kThreads,
-                   0, stream, table, rule, settings);
+        [&](const ChunkTable& table) {
+            launch("step_dense", step_dense<T, Rule>, blocks_for(table.chunks, 1), kThreads, 0,
+                   stream, table, rule, settings);
         },
         [&](const MultiTensorItem& item, const JointLayout& layout) {
             launch("step_strided", step_strided<T, Rule>, blocks_for(layout.numel, kThreads),

@@ -31,18 +31,19 @@ __global__ void __launch_bounds__(kTileThreads)
     }
     const A negative_slope = static_cast<A>(norm.negative_slope);
     const std::int64_t row = place.part * (place.rows * kInFlight<T>)+place.row;
-    Vector<T, kVector> values[kInFlight<T>];
+    for_vectors_in_flight<kInFlight<T>>(norm.activation, [&](auto tag, auto count, int first) {
+        constexpr int kCount = decltype(count)::value;
+        Vector<T, kVector> values[kCount];
 #pragma unroll
-    for (int r = 0; r < kInFlight<T>; ++r) {
-        const std::int64_t at = row + r * place.rows;
-        if (at < norm.layout.images) {
-            values[r] = load<kVector>(input + at * channels + place.channel);
+        for (int r = 0; r < kCount; ++r) {
+            const std::int64_t at = row + (first + r) * place.rows;
+            if (at < norm.layout.images) {
+                values[r] = load<kVector>(input + at * channels + place.channel);
+            }
         }
-    }
-    with_activation(norm.activation, [&](auto tag) {
 #pragma unroll
-        for (int r = 0; r < kInFlight<T>; ++r) {
-            const std::int64_t at = row + r * place.rows;
+        for (int r = 0; r < kCount; ++r) {
+            const std::int64_t at = row + (first + r) * place.rows;
             if (at < norm.layout.images) {
 #pragma unroll
                 for (int v = 0; v < kVector; ++v) {
@@ -64,20 +65,21 @@ __global__ void __launch_bounds__(kTileThreads)
     using A = Arithmetic<T>;
     const A negative_slope = static_cast<A>(norm.negative_slope);
     const std::int64_t vectors = norm.layout.numel() / kVector;
-    const std::int64_t first =
+    const std::int64_t start =
         static_cast<std::int64_t>(blockIdx.x) * (kTileThreads * kInFlight<T>)+threadIdx.x;
-    Vector<T, kVector> values[kInFlight<T>];
+    for_vectors_in_flight<kInFlight<T>>(norm.activation, [&](auto tag, auto count, int first) {
+        constexpr int kCount = decltype(count)::value;
+        Vector<T, kVector> values[kCount];
 #pragma unroll
-    for (int i = 0; i < kInFlight<T>; ++i) {
-        const std::int64_t vector = first + i * kTileThreads;
-        if (vector < vectors) {
-            values[i] = load<kVector>(input + vector * kVector);
+        for (int i = 0; i < kCount; ++i) {
+            const std::int64_t vector = start + (first + i) * kTileThreads;
+            if (vector < vectors) {
+                values[i] = load<kVector>(input + vector * kVector);
+            }
         }
-    }
-    with_activation(norm.activation, [&](auto tag) {
 #pragma unroll
-        for (int i = 0; i < kInFlight<T>; ++i) {
-            const std::int64_t vector = first + i * kTileThreads;
+        for (int i = 0; i < kCount; ++i) {
+            const std::int64_t vector = start + (first + i) * kTileThreads;
             if (vector < vectors) {
                 const std::int64_t run = divisors.image_size.quotient(vector * kVector);
                 const std::int64_t channel =
@@ -99,26 +101,27 @@ __global__ void __launch_bounds__(kTileThreads)
 // element each of the rest. result may be grad.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kTileThreads)
-    act_gradient_dense(const T* grad, const T* kept, T* result, std::int64_t count,
+    act_gradient_dense(const T* grad, const T* kept, T* result, std::int64_t numel,
                        Activation activation, Arithmetic<T> negative_slope) {
-    const std::int64_t vectors = count / kVector;
-    const std::int64_t first =
+    const std::int64_t vectors = numel / kVector;
+    const std::int64_t start =
         static_cast<std::int64_t>(blockIdx.x) * (kTileThreads * kInFlight<T>)+threadIdx.x;
-    Vector<T, kVector> grads[kInFlight<T>];
-    Vector<T, kVector> kept_values[kInFlight<T>];
-#pragma unroll
-    for (int i = 0; i < kInFlight<T>; ++i) {
-        const std::int64_t vector = first + i * kTileThreads;
-        if (vector < vectors) {
-            grads[i] = load<kVector>(grad + vector * kVector);
-            kept_values[i] = load<kVector>(kept + vector * kVector);
-        }
-    }
-    with_activation(activation, [&](auto tag) {
+    for_vectors_in_flight<kInFlight<T>>(activation, [&](auto tag, auto count, int first) {
         constexpr Activation kActivation = decltype(tag)::value;
+        constexpr int kCount = decltype(count)::value;
+        Vector<T, kVector> grads[kCount];
+        Vector<T, kVector> kept_values[kCount];
 #pragma unroll
-        for (int i = 0; i < kInFlight<T>; ++i) {
-            const std::int64_t vector = first + i * kTileThreads;
+        for (int i = 0; i < kCount; ++i) {
+            const std::int64_t vector = start + (first + i) * kTileThreads;
+            if (vector < vectors) {
+                grads[i] = load<kVector>(grad + vector * kVector);
+                kept_values[i] = load<kVector>(kept + vector * kVector);
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+            const std::int64_t vector = start + (first + i) * kTileThreads;
             if (vector < vectors) {
 #pragma unroll
                 for (int v = 0; v < kVector; ++v) {
@@ -130,7 +133,7 @@ __global__ void __launch_bounds__(kTileThreads)
             }
         }
         const std::int64_t rest = vectors * kVector + threadIdx.x;
-        if (blockIdx.x == 0 && rest < count) {
+        if (first == 0 && blockIdx.x == 0 && rest < numel) {
             result[rest] = from_arithmetic<T>(activation_gradient<kActivation>(
                 to_arithmetic(grad[rest]), to_arithmetic(kept[rest]), negative_slope));
         }

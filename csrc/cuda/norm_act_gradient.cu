@@ -40,13 +40,14 @@ __global__ void __launch_bounds__(kTileThreads)
             normalise[v] = norm.of_channel<A>(place.channel + v);
         }
         const std::int64_t start = begin * channels + place.channel;
-        with_activation(norm.activation, [&](auto tag) {
+        const auto add_rows = [&](auto tag, auto count) {
+            constexpr int kCount = decltype(count)::value;
 #pragma unroll 1
-            for (std::int64_t row = place.row; row < rows; row += place.rows * kInFlight) {
-                Vector<T, kVector> grads[kInFlight];
-                Vector<T, kVector> values[kInFlight];
+            for (std::int64_t row = place.row; row < rows; row += place.rows * kCount) {
+                Vector<T, kVector> grads[kCount];
+                Vector<T, kVector> values[kCount];
 #pragma unroll
-                for (int r = 0; r < kInFlight; ++r) {
+                for (int r = 0; r < kCount; ++r) {
                     const std::int64_t at = row + r * place.rows;
                     if (at < rows) {
                         grads[r] = load<kVector>(grad + start + at * channels);
@@ -58,7 +59,7 @@ __global__ void __launch_bounds__(kTileThreads)
                     A sum = 0;
                     A dot = 0;
 #pragma unroll
-                    for (int r = 0; r < kInFlight; ++r) {
+                    for (int r = 0; r < kCount; ++r) {
                         if (row + r * place.rows < rows) {
                             const A x = to_arithmetic(values[r].elements[v]);
                             const A g = gradient_by_input<decltype(tag)::value>(
@@ -72,7 +73,12 @@ __global__ void __launch_bounds__(kTileThreads)
                     dots[v] += dot;
                 }
             }
-        });
+        };
+        if_piecewise_linear(
+            norm.activation, [&](auto tag) { add_rows(tag, CountTag<kInFlight>()); },
+            [&] {
+                with_smooth(norm.activation, [&](auto tag) { add_rows(tag, CountTag<1>()); });
+            });
     }
     A sum[kVector];
     A dot[kVector];
@@ -213,20 +219,21 @@ __global__ void __launch_bounds__(kTileThreads)
     }
     const A negative_slope = static_cast<A>(norm.negative_slope);
     const std::int64_t row = place.part * (place.rows * kInFlight) + place.row;
-    Vector<T, kVector> grads[kInFlight];
-    Vector<T, kVector> values[kInFlight];
+    for_vectors_in_flight<kInFlight>(norm.activation, [&](auto tag, auto count, int first) {
+        constexpr int kCount = decltype(count)::value;
+        Vector<T, kVector> grads[kCount];
+        Vector<T, kVector> values[kCount];
 #pragma unroll
-    for (int r = 0; r < kInFlight; ++r) {
-        const std::int64_t at = row + r * place.rows;
-        if (at < norm.layout.images) {
-            grads[r] = load<kVector>(grad + at * channels + place.channel);
-            values[r] = load<kVector>(input + at * channels + place.channel);
+        for (int r = 0; r < kCount; ++r) {
+            const std::int64_t at = row + (first + r) * place.rows;
+            if (at < norm.layout.images) {
+                grads[r] = load<kVector>(grad + at * channels + place.channel);
+                values[r] = load<kVector>(input + at * channels + place.channel);
+            }
         }
-    }
-    with_activation(norm.activation, [&](auto tag) {
 #pragma unroll
-        for (int r = 0; r < kInFlight; ++r) {
-            const std::int64_t at = row + r * place.rows;
+        for (int r = 0; r < kCount; ++r) {
+            const std::int64_t at = row + (first + r) * place.rows;
             if (at < norm.layout.images) {
 #pragma unroll
                 for (int v = 0; v < kVector; ++v) {
@@ -250,22 +257,23 @@ __global__ void __launch_bounds__(kTileThreads)
     using A = Arithmetic<T>;
     const A negative_slope = static_cast<A>(norm.negative_slope);
     const std::int64_t vectors = norm.layout.numel() / kVector;
-    const std::int64_t first =
+    const std::int64_t start =
         static_cast<std::int64_t>(blockIdx.x) * (kTileThreads * kInFlight) + threadIdx.x;
-    Vector<T, kVector> grads[kInFlight];
-    Vector<T, kVector> values[kInFlight];
+    for_vectors_in_flight<kInFlight>(norm.activation, [&](auto tag, auto count, int first) {
+        constexpr int kCount = decltype(count)::value;
+        Vector<T, kVector> grads[kCount];
+        Vector<T, kVector> values[kCount];
 #pragma unroll
-    for (int i = 0; i < kInFlight; ++i) {
-        const std::int64_t vector = first + i * kTileThreads;
-        if (vector < vectors) {
-            grads[i] = load<kVector>(grad + vector * kVector);
-            values[i] = load<kVector>(input + vector * kVector);
+        for (int i = 0; i < kCount; ++i) {
+            const std::int64_t vector = start + (first + i) * kTileThreads;
+            if (vector < vectors) {
+                grads[i] = load<kVector>(grad + vector * kVector);
+                values[i] = load<kVector>(input + vector * kVector);
+            }
         }
-    }
-    with_activation(norm.activation, [&](auto tag) {
 #pragma unroll
-        for (int i = 0; i < kInFlight; ++i) {
-            const std::int64_t vector = first + i * kTileThreads;
+        for (int i = 0; i < kCount; ++i) {
+            const std::int64_t vector = start + (first + i) * kTileThreads;
             if (vector < vectors) {
                 const std::int64_t run = divisors.image_size.quotient(vector * kVector);
                 const std::int64_t channel =

@@ -32,6 +32,7 @@ CPU_SOURCES = (
     "csrc/convolution_ops.cpp",
     "csrc/ops.cpp",
     "csrc/cpu/batch_norm.cpp",
+    "csrc/cpu/bias_act.cpp",
     "csrc/cpu/clip.cpp",
     "csrc/cpu/instruction_sets.cpp",
     "csrc/cpu/optimizers.cpp",
@@ -42,10 +43,12 @@ CPU_SOURCES = (
     "csrc/cpu/winograd.cpp",
     "csrc/op_arguments.cpp",
     "csrc/penalty_ops.cpp",
+    "csrc/style_ops.cpp",
 )
 #: Compiled once per instruction set (csrc/cpu/instruction_sets.h).
 LOOP_SOURCES = (
     "csrc/cpu/batch_norm_loops.cpp",
+    "csrc/cpu/bias_act_loops.cpp",
     "csrc/cpu/clip_loops.cpp",
     "csrc/cpu/multi_tensor_loops.cpp",
     "csrc/cpu/patches_loops.cpp",

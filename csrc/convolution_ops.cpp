@@ -5,7 +5,6 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <array>
 #include <optional>
 #include <utility>
 
@@ -19,46 +18,8 @@ namespace {
 
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
-using FourSizes = std::array<std::int64_t, 4>;
-
-FourSizes channels_last_strides(const FourSizes& sizes) {
-    const auto [n, channels, rows, columns] = sizes;
-    return {channels * rows * columns, 1, channels * columns, channels};
-}
-
-FourSizes contiguous_strides(const FourSizes& sizes) {
-    const auto [n, channels, rows, columns] = sizes;
-    return {channels * rows * columns, rows * columns, columns, 1};
-}
-
-Tensor empty_map(const FourSizes& sizes, const Tensor& like, bool channels_last) {
-    const FourSizes strides =
-        channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes);
-    AtenTensorHandle handle = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes.data(), strides.data(),
-                                                    dtype_code(like), aoti_torch_device_type_cpu(),
-                                                    like.get_device_index(), &handle));
-    return Tensor(handle);
-}
-
 Tensor empty_channels_last(const FourSizes& sizes, const Tensor& like) {
     return empty_map(sizes, like, true);
-}
-
-// Whether torch takes a map for channels-last; its suggest_memory_format.
-bool is_channels_last(const Tensor& map) {
-    if (map.stride(1) == 0) {
-        return false;
-    }
-    std::int64_t least = 0;
-    for (const int d : {1, 3, 2, 0}) {
-        const std::int64_t stride = map.stride(d);
-        if (map.size(d) == 0 || stride < least || (d == 0 && least == map.stride(1))) {
-            return false;
-        }
-        least = stride * map.size(d);
-    }
-    return true;
 }
 
 // Whether torch's convolution of the two is channels-last: fastgan/ops/memory_format.py.

@@ -78,6 +78,43 @@ std::string shape_text(const Tensor& tensor) {
     return text.str();
 }
 
+FourSizes channels_last_strides(const FourSizes& sizes) {
+    const auto [n, channels, rows, columns] = sizes;
+    return {channels * rows * columns, 1, channels * columns, channels};
+}
+
+FourSizes contiguous_strides(const FourSizes& sizes) {
+    const auto [n, channels, rows, columns] = sizes;
+    return {channels * rows * columns, rows * columns, columns, 1};
+}
+
+Tensor empty_map(const FourSizes& sizes, const Tensor& like, bool channels_last) {
+    const FourSizes strides =
+        channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes);
+    AtenTensorHandle handle = nullptr;
+    std::int32_t device_type = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes.data(), strides.data(),
+                                                    dtype_code(like), device_type,
+                                                    like.get_device_index(), &handle));
+    return Tensor(handle);
+}
+
+bool is_channels_last(const Tensor& map) {
+    if (map.stride(1) == 0) {
+        return false;
+    }
+    std::int64_t least = 0;
+    for (const int d : {1, 3, 2, 0}) {
+        const std::int64_t stride = map.stride(d);
+        if (map.size(d) == 0 || stride < least || (d == 0 && least == map.stride(1))) {
+            return false;
+        }
+        least = stride * map.size(d);
+    }
+    return true;
+}
+
 #if defined(FASTGAN_WITH_CUDA)
 
 // Looked up when first needed: builds of

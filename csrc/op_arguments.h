@@ -4,6 +4,7 @@
 
 #include <torch/csrc/stable/tensor.h>
 
+#include <array>
 #include <cstdint>
 #include <limits>
 #include <sstream>
@@ -33,6 +34,20 @@ FloatType float_type(const char* op, const char* argument, const torch::stable::
 
 // "(2, 3)", for messages.
 std::string shape_text(const torch::stable::Tensor& tensor);
+
+// --- Maps of (N, C, H, W) ------------------------------------------------------------------------
+
+using FourSizes = std::array<std::int64_t, 4>;
+
+FourSizes channels_last_strides(const FourSizes& sizes);
+FourSizes contiguous_strides(const FourSizes& sizes);
+
+// In the dtype and on the device of `like`.
+torch::stable::Tensor empty_map(const FourSizes& sizes, const torch::stable::Tensor& like,
+                                bool channels_last);
+
+// Whether torch takes a map for channels-last; its suggest_memory_format.
+bool is_channels_last(const torch::stable::Tensor& map);
 
 #if defined(FASTGAN_WITH_CUDA)
 // torch's current stream on the device, as a cudaStream_t.

@@ -20,19 +20,29 @@ act           act(u)                                      default alpha   gain
 ``swish``     u / (1 + exp(-u))                           0               2^0.5
 ============  ==========================================  ==============  ======
 
-Order of gradients supported: any, in x and b.
+For the gradient one thing is kept: nothing of "linear"; a bit a value of "relu" and "lrelu"
+(whether the slope is 1 there); the output of the others, and where there is a clamp; the input of
+"swish", and where a clamp comes with a negative alpha. At the clamp itself the gradient is 0 where
+it is computed from the output.
+
+Order of gradients supported: any, in x and b. The second derivatives of the first three are zero,
+and nothing is computed for them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.errors import ConfigError
+from fastgan.ops.define import define_op
+from fastgan.ops.memory_format import is_channels_last
 
 __all__ = ["ACTIVATIONS", "Activation", "bias_act"]
 
@@ -42,32 +52,54 @@ class Activation:
     """A row of the table.
 
     Attributes:
+        code: its number in C++: its place in ``csrc/math/bias_act.h``.
         forward: (u, alpha) -> act(u).
         alpha: the default.
         gain: the default.
-        has_second_gradient: whether the second derivative is not zero wherever it exists.
+        slope: act' as a function of act(u), of "swish" of u; None where it is piecewise constant.
     """
 
+    code: int
     forward: Callable[[Tensor, float], Tensor]
     alpha: float
     gain: float
-    has_second_gradient: bool
+    slope: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def has_second_gradient(self) -> bool:
+        """Whether the second derivative isn't zero wherever it exists."""
+        return self.slope is not None
 
 
-_SQRT2 = 2**0.5
+_SQRT2 = math.sqrt(2)
+_SELU, _SELU_ALPHA = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+
+
+def _selu_slope(z: Tensor) -> Tensor:
+    return torch.where(z <= 0, z + _SELU * _SELU_ALPHA, _SELU)
+
+
+def _swish_slope(u: Tensor) -> Tensor:
+    sigmoid = u.sigmoid()
+    return sigmoid * (1 + u * (1 - sigmoid))
+
 
 #: By name.
 ACTIVATIONS: Mapping[str, Activation] = {
-    "linear": Activation(lambda u, alpha: u, 0.0, 1.0, False),
-    "relu": Activation(lambda u, alpha: F.relu(u), 0.0, _SQRT2, False),
-    "lrelu": Activation(lambda u, alpha: F.leaky_relu(u, alpha), 0.2, _SQRT2, False),
-    "tanh": Activation(lambda u, alpha: torch.tanh(u), 0.0, 1.0, True),
-    "sigmoid": Activation(lambda u, alpha: torch.sigmoid(u), 0.0, 1.0, True),
-    "elu": Activation(lambda u, alpha: F.elu(u), 0.0, 1.0, True),
-    "selu": Activation(lambda u, alpha: F.selu(u), 0.0, 1.0, True),
-    "softplus": Activation(lambda u, alpha: F.softplus(u), 0.0, 1.0, True),
-    "swish": Activation(lambda u, alpha: F.silu(u), 0.0, _SQRT2, True),
+    "linear": Activation(0, lambda u, alpha: u, 0.0, 1.0),
+    "relu": Activation(1, lambda u, alpha: F.relu(u), 0.0, _SQRT2),
+    "lrelu": Activation(2, lambda u, alpha: F.leaky_relu(u, alpha), 0.2, _SQRT2),
+    "tanh": Activation(3, lambda u, alpha: u.tanh(), 0.0, 1.0, lambda z: 1 - z * z),
+    "sigmoid": Activation(4, lambda u, alpha: u.sigmoid(), 0.0, 1.0, lambda z: (1 - z) * z),
+    "elu": Activation(
+        5, lambda u, alpha: F.elu(u), 0.0, 1.0, lambda z: torch.where(z <= 0, z + 1, 1.0)
+    ),
+    "selu": Activation(6, lambda u, alpha: F.selu(u), 0.0, 1.0, _selu_slope),
+    "softplus": Activation(7, lambda u, alpha: F.softplus(u), 0.0, 1.0, lambda z: -torch.expm1(-z)),
+    "swish": Activation(8, lambda u, alpha: F.silu(u), 0.0, _SQRT2, _swish_slope),
 }
+_BY_CODE = list(ACTIVATIONS.values())
+_NOTHING, _BITS, _OUTPUT, _INPUT = range(4)
 
 
 def bias_act(
@@ -88,14 +120,13 @@ def bias_act(
         act: a name of :data:`ACTIVATIONS`.
         alpha: the slope of "lrelu" at negative values; None for the default.
         gain: factor behind the activation; None for the default.
-        clamp: the largest magnitude of the result; None for no bound.
+        clamp: the largest magnitude of the result; None or a negative number for no bound.
 
     Returns:
-        A tensor like x.
+        A tensor like x: channels-last if x is, else contiguous.
 
     Raises:
-        ConfigError: there is no such activation, b doesn't fit, or clamp is negative (a
-            ValueError).
+        ConfigError: there is no such activation, or b doesn't fit (a ValueError).
 
     Example:
         >>> bias_act(torch.tensor([[-1.0, 2.0]]), torch.tensor([0.5, 1.0]), act="lrelu", gain=1.0)
@@ -103,20 +134,283 @@ def bias_act(
     """
     if act not in ACTIVATIONS:
         raise ConfigError(f"act is {act!r}; expected one of {', '.join(ACTIVATIONS)}")
-    if clamp is not None and not clamp >= 0:
-        raise ConfigError(f"clamp is {clamp}; expected a number from 0 on, or None")
     row = ACTIVATIONS[act]
     if b is not None:
         if not -x.dim() <= dim < x.dim():
             raise ConfigError(f"dim is {dim}, x has {x.dim()} dimensions")
-        if b.shape != x.shape[dim : dim + 1 or None]:
+        if b.dim() != 1 or b.shape[0] != x.shape[dim]:
             raise ConfigError(
                 f"b has shape {tuple(b.shape)}; expected ({x.shape[dim]},), as x in dimension {dim}"
             )
-        shape = [1] * x.dim()
-        shape[dim] = -1
-        x = x + b.to(x.dtype).reshape(shape)
-    x = row.forward(x, row.alpha if alpha is None else alpha)
-    gain = row.gain if gain is None else gain
-    x = x if gain == 1 else x * gain
-    return x if clamp is None else x.clamp(-clamp, clamp)
+        b = b if b.dtype == x.dtype else b.to(x.dtype)
+    else:
+        dim = 1 if x.dim() > 1 else 0
+    clamp = None if clamp is None or clamp < 0 else float(clamp)
+    settings = (
+        dim,
+        row.code,
+        float(row.alpha if alpha is None else alpha),
+        float(row.gain if gain is None else gain),
+        clamp,
+    )
+    recorded = torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad))
+    # The dispatcher's way round by Python takes as long as the op itself does on small maps.
+    if recorded and type(x) is Tensor and not torch.compiler.is_compiling():
+        return _BiasAct.apply(x, b, *settings)  # type: ignore[no-any-return, no-untyped-call]
+    return _op(x, b, *settings)  # type: ignore[no-any-return]
+
+
+# --- Autograd -------------------------------------------------------------------------------------
+
+
+def _keeps(act: int, alpha: float, clamp: float | None) -> int:
+    """What is kept of the forward pass."""
+    if act == 8 or (act == 2 and alpha < 0 and clamp is not None):
+        return _INPUT
+    if act > 2 or clamp is not None:
+        return _OUTPUT
+    return _BITS if act > 0 else _NOTHING
+
+
+class _BiasAct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, b: Tensor | None, dim: int, *settings: Any) -> Tensor:
+        act, alpha, gain, clamp = settings
+        ctx.set_materialize_grads(False)
+        keeps = _keeps(act, alpha, clamp)
+        ctx.settings = (dim, *settings, keeps, _lies_channels_last(x, dim))
+        with torch._C._AutoDispatchBelowAutograd():
+            if keeps == _BITS:
+                y, bits = _bits_op(x, b, dim, act, alpha, gain)
+                ctx.save_for_backward(bits, None)
+            else:
+                y = _op(x, b, dim, *settings)
+                kept = (None, y, x)[keeps - 1] if keeps else None
+                ctx.save_for_backward(kept, b if keeps == _INPUT else None)
+        return y  # type: ignore[no-any-return]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 7
+        kept, b = ctx.saved_tensors
+        dim = ctx.settings[0]
+        grad_b = None
+        if not torch.is_grad_enabled():
+            grad_x, sums = _gradient_op(grad, kept, b, *ctx.settings, ctx.needs_input_grad[1])
+            grad_b = sums if ctx.needs_input_grad[1] else None
+        else:
+            grad_x = _recorded_gradient(grad, kept, b, ctx.settings)
+            if ctx.needs_input_grad[1]:
+                dims = _other_dims(grad_x, dim)
+                grad_b = grad_x.sum(dims) if dims else grad_x
+        return (grad_x if ctx.needs_input_grad[0] else None, grad_b, *(None,) * 5)
+
+
+class _Gradient(torch.autograd.Function):
+    """The gradient of a piecewise-linear activation: linear in ``grad``, and its own transpose."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, grad: Tensor, kept: Tensor | None, b: Tensor | None, *rest: Any
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(kept, b)
+        ctx.rest = rest
+        with torch._C._AutoDispatchBelowAutograd():
+            grad_x: Tensor = _gradient_op(grad, kept, b, *rest, False)[0]
+        return grad_x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        rest = (None,) * (2 + len(ctx.rest))
+        if grad is None:
+            return (None, *rest)
+        kept, b = ctx.saved_tensors
+        return (_recorded_gradient(grad, kept, b, ctx.rest), *rest)
+
+
+def _recorded_gradient(
+    grad: Tensor, kept: Tensor | None, b: Tensor | None, settings: tuple[Any, ...]
+) -> Tensor:
+    """The gradient of x, differentiable again."""
+    if _BY_CODE[settings[1]].slope is not None:
+        return _formula(grad, kept, b, *settings[:-1])
+    kept, b = (None if each is None else each.detach() for each in (kept, b))
+    return _Gradient.apply(grad, kept, b, *settings)  # type: ignore[no-any-return, no-untyped-call]
+
+
+# --- The ops in plain PyTorch ---------------------------------------------------------------------
+
+
+def _laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
+    return tensor.contiguous(
+        memory_format=torch.channels_last if channels_last else torch.contiguous_format
+    )
+
+
+def _lies_channels_last(x: Tensor, dim: int) -> bool:
+    """Whether x is walked with its channels innermost."""
+    return dim in (1, -3) and is_channels_last(x) and x.dim() == 4
+
+
+def _biased(x: Tensor, b: Tensor | None, dim: int) -> Tensor:
+    if b is None:
+        return x.clone()
+    shape = [1] * x.dim()
+    shape[dim] = -1
+    return x + b.reshape(shape)
+
+
+def _other_dims(x: Tensor, dim: int) -> list[int]:
+    return [d for d in range(x.dim()) if d != dim % x.dim()]
+
+
+def _in_order(x: Tensor, channels_last: bool) -> Tensor:
+    """All values in memory's order."""
+    return (x.permute(0, 2, 3, 1) if channels_last else x).reshape(-1)
+
+
+def _rises(u: Tensor, act: int) -> Tensor:
+    """Whether "relu" or "lrelu" has slope 1; a NaN counts as it does in torch."""
+    return ~(u <= 0) if act == 1 else u > 0
+
+
+def _examples() -> Iterator[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        x = torch.randn(2, 5, 9, 7, generator=generator).to(dtype)
+        b = torch.randn(5, generator=generator).to(dtype)
+        yield x, b, 1, 2, 0.2, _SQRT2, None
+        yield x.contiguous(memory_format=torch.channels_last), b, 1, 2, 0.2, 2.0, 0.5
+        for row in _BY_CODE:
+            yield x.flatten(2)[0], None, 0, row.code, row.alpha, 1.5, None
+
+
+@define_op(
+    "bias_act(Tensor x, Tensor? b, int dim, int act, float alpha, float gain, float? clamp) -> "
+    "Tensor",
+    examples=_examples,
+    function=_BiasAct,
+)
+def _bias_act(
+    x: Tensor,
+    b: Tensor | None,
+    dim: int,
+    act: int,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
+) -> Tensor:
+    y = _BY_CODE[act].forward(_biased(x, b, dim), alpha)
+    y = y if gain == 1 else y * gain
+    y = y if clamp is None else y.clamp(-clamp, clamp)
+    return _laid_out(y, _lies_channels_last(x, dim))
+
+
+def _bits_examples() -> Iterator[tuple[Any, ...]]:
+    return (each[:-1] for each in _examples() if each[3] in (1, 2) and each[6] is None)
+
+
+@define_op(
+    "bias_act_bits(Tensor x, Tensor? b, int dim, int act, float alpha, float gain) -> (Tensor, "
+    "Tensor)",
+    examples=_bits_examples,
+)
+def _bias_act_bits(
+    x: Tensor, b: Tensor | None, dim: int, act: int, alpha: float, gain: float
+) -> tuple[Tensor, Tensor]:
+    rises = _in_order(_rises(_biased(x, b, dim), act), _lies_channels_last(x, dim))
+    eights = F.pad(rises.to(torch.uint8), (0, -rises.numel() % 8)).view(-1, 8)
+    bits = (eights << torch.arange(8, dtype=torch.uint8, device=x.device)).sum(1)
+    return _bias_act(x, b, dim, act, alpha, gain, None), bits.to(torch.uint8)
+
+
+def _gradient_examples() -> Iterator[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(1)
+    for x, b, dim, act, alpha, gain, clamp in _examples():
+        keeps = _keeps(act, alpha, clamp)
+        kept: Tensor | None = 0.7 * x
+        if keeps in (_NOTHING, _BITS):
+            size = ((x.numel() + 7) // 8,)
+            kept = torch.randint(0, 256, size, dtype=torch.uint8, generator=generator)
+        kept = None if keeps == _NOTHING else kept
+        b = b if keeps == _INPUT else None
+        yield x, kept, b, dim, act, alpha, gain, clamp, keeps, _lies_channels_last(x, dim), True
+
+
+@define_op(
+    "bias_act_gradient(Tensor grad_output, Tensor? kept, Tensor? b, int dim, int act, "
+    "float alpha, float gain, float? clamp, int keeps, bool channels_last, bool with_bias) -> "
+    "(Tensor, Tensor)",
+    examples=_gradient_examples,
+)
+def _bias_act_gradient(
+    grad_output: Tensor,
+    kept: Tensor | None,
+    b: Tensor | None,
+    dim: int,
+    act: int,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
+    keeps: int,
+    channels_last: bool,
+    with_bias: bool,
+) -> tuple[Tensor, Tensor]:
+    if keeps == _BITS:
+        assert kept is not None
+        lanes = torch.arange(8, dtype=torch.uint8, device=kept.device)
+        rises = (kept.to(torch.uint8)[:, None] >> lanes & 1).reshape(-1)[: grad_output.numel()] > 0
+        shape = grad_output.shape
+        if channels_last:
+            rises = rises.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+        grad = _scaled(grad_output * gain, rises.reshape(shape), act, alpha)
+    else:
+        grad = _formula(grad_output, kept, b, dim, act, alpha, gain, clamp, keeps)
+    grad = _laid_out(grad, channels_last)
+    dims = _other_dims(grad, dim) if grad.dim() > 0 else []
+    bias = (
+        grad.sum(dims) if with_bias and dims else grad.clone() if with_bias else grad.new_empty(0)
+    )
+    return grad, bias.reshape(-1)
+
+
+def _scaled(grad: Tensor, rises: Tensor, act: int, alpha: float) -> Tensor:
+    return torch.where(rises, grad, 0.0 if act == 1 else grad * alpha)
+
+
+def _formula(
+    grad: Tensor,
+    kept: Tensor | None,
+    b: Tensor | None,
+    dim: int,
+    act: int,
+    alpha: float,
+    gain: float,
+    clamp: float | None,
+    keeps: int,
+) -> Tensor:
+    """The gradient of x, differentiable in ``grad`` and, of smooth activations, in what is kept."""
+    row = _BY_CODE[act]
+    if kept is None:
+        return grad * gain
+    z = kept
+    if keeps == _INPUT:
+        z = _biased(kept, b, dim)
+        if clamp is not None:
+            v = row.forward(z.detach(), alpha) * gain
+            grad = torch.where(v.abs() <= clamp, grad, 0.0)
+    else:
+        z = kept * (1 / gain if gain != 0 else 0.0)
+        if clamp is not None:
+            grad = torch.where(kept.detach().abs() < clamp, grad, 0.0)
+    grad = grad * gain
+    if row.slope is not None:
+        return grad * row.slope(z)
+    return grad if act == 0 else _scaled(grad, _rises(z, act), act, alpha)
+
+
+_op = torch.ops.fastgan.bias_act.default
+_bits_op = torch.ops.fastgan.bias_act_bits.default
+_gradient_op = torch.ops.fastgan.bias_act_gradient.default

@@ -23,6 +23,7 @@ from fastgan.ops.registration import (
     NAMESPACE,
     define_if_absent,
     register_fallback,
+    register_function,
     register_in_place_on_lists,
 )
 from fastgan.ops.without_gradient import register_without_gradient
@@ -86,7 +87,8 @@ class Op:
                     expected.append(wide[place])
             for number, (actual, right) in enumerate(zip(found, expected, strict=True)):
                 size = max(1.0, float(right.abs().max())) if right.numel() else 1.0
-                tolerance = self.units * torch.finfo(actual.dtype).eps
+                rounding = torch.finfo(actual.dtype).eps if actual.is_floating_point() else 0
+                tolerance = self.units * rounding
                 error = (actual.cpu().double() - right.double()).abs()
                 if not (error <= tolerance * (size + right.double().abs())).all():
                     settings = [each for each in arguments if not isinstance(each, Tensor)]
@@ -108,6 +110,7 @@ def define_op(
     exact: torch.dtype = torch.float64,
     scratch: tuple[str, ...] = (),
     autograd: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
+    function: type[torch.autograd.Function] | None = None,
 ) -> Callable[[Reference], Reference]:
     """Defines an op by its reference.
 
@@ -117,8 +120,9 @@ def define_op(
         units: how many units in the last place, of the largest value, the op may be off by.
         exact: the widest dtype that the op takes.
         scratch: names of arguments that are written, but aren't results.
-        autograd: (backward, setup_context) of ``torch.library.register_autograd``. Without it the
-            op raises where autograd would have to record it.
+        autograd: (backward, setup_context) of ``torch.library.register_autograd``.
+        function: takes the op's place where autograd records; may keep what the op doesn't
+            return. Without either the op raises where autograd would have to record it.
 
     Returns:
         A decorator that returns the reference as it is.
@@ -134,6 +138,8 @@ def define_op(
             torch.library.register_autograd(
                 f"{NAMESPACE}::{op.name}", backward, setup_context=setup_context
             )
+        elif function is not None:
+            register_function(op.overload, function)
         elif places := op.places_written:
             register_in_place_on_lists(
                 op.overload, lambda args: [args[i] for i in places if args[i] is not None]

@@ -11,6 +11,7 @@ from fastgan import _native
 from fastgan.errors import ConfigError
 from fastgan.ops import (  # the last ones define their ops
     adam_step,
+    bias_act,  # noqa: F401
     bn_act,  # noqa: F401
     clip,
     clip_tensors,

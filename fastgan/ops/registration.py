@@ -20,6 +20,7 @@ __all__ = [
     "call_if_accepted",
     "library",
     "register_fallback",
+    "register_function",
     "register_in_place_on_lists",
     "register_in_place_without_gradient",
     "register_list_fallback",
@@ -53,6 +54,26 @@ def register_fallback(name: str, kernel: Callable[..., Any]) -> None:
         return kernel(self, *args, **kwargs)
 
     library.impl(name, fallback, "CompositeExplicitAutograd")
+
+
+def register_function(op: torch._ops.OpOverload, function: type[torch.autograd.Function]) -> None:
+    """Makes `function`, which takes the op's arguments, its part under autograd.
+
+    The function calls ops under ``torch._C._AutoDispatchBelowAutograd()``.
+    """
+    below = torch._C._after_autograd_keyset
+    redispatch = op.redispatch
+    forward_ad = torch.autograd.forward_ad
+
+    def kernel(keyset: torch._C.DispatchKeySet, *args: Any) -> Any:
+        recorded = torch.is_grad_enabled() and any(
+            isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args
+        )
+        if recorded or forward_ad._current_level >= 0:
+            return function.apply(*args)
+        return redispatch(keyset & below, *args)
+
+    library.impl(op._schema.name.partition("::")[2], kernel, "Autograd", with_keyset=True)
 
 
 def why_no_kernel(device_type: str) -> str:

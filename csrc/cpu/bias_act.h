@@ -1,0 +1,28 @@
+// bias_act on a CPU: math/bias_act.h says what it computes.
+#pragma once
+
+#include <cstdint>
+
+#include "../math/bias_act.h"
+#include "../math/float_types.h"
+
+namespace fastgan::cpu {
+
+// Values without gaps, in memory's order: the one at place i is of channel i / inner % channels.
+struct BiasShape {
+    FloatType type;
+    std::int64_t numel;
+    std::int64_t channels;
+    std::int64_t inner;
+};
+
+// bias: `channels` values of shape.type, or null. bits: one for each value, or null.
+void bias_act(const BiasShape& shape, const BiasAct& settings, const void* bias, const void* x,
+              void* y, std::uint8_t* bits);
+
+// grad_bias: null if it isn't wanted.
+void bias_act_gradient(const BiasShape& shape, const BiasAct& settings, const void* bias,
+                       Kept keeps, const void* kept, const void* grad, void* grad_x,
+                       void* grad_bias);
+
+}  // namespace fastgan::cpu

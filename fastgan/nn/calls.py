@@ -33,6 +33,7 @@ from fastgan.nn.pending import Pending
 from fastgan.nn.stretch import TORCHS, convolves_faster, has_few_products, has_few_values
 from fastgan.nn.waiting import Op, hooks_on_saved, state_of
 from fastgan.ops.eligibility import PLAIN, autocast_dtype, why_not_chained, why_not_this_stage
+from fastgan.ops.memory_format import gives_channels_last, is_channels_last
 from fastgan.ops.stages import Stage, padding_named, pair
 
 __all__ = ["NOT_CHOSEN", "RECORDED"]
@@ -75,8 +76,8 @@ def _convolution(
         warn_once(f"fused modules run layers one by one: {reason}", stacklevel=6)
         return reason
     stage, shape, _ = matched
-    ours = convolves_faster(stage, input, weight, dtype)
-    if not ours and has_few_values(shape.numel(), input.device):
+    ours, turns = convolves_faster(stage, input, weight, dtype)
+    if not ours and not turns and has_few_values(shape.numel(), input.device):
         return TORCHS
     pending.produce((weight, bias))
     source = pending.find(input)
@@ -91,8 +92,11 @@ def _convolution(
         (weight, bias),
         stage,
         ours=ours,
+        turns=turns,
     )
-    return pending.add(op, shape, input.dtype if dtype is None else dtype, input.device)
+    channels_last = turns or (kind != "linear" and gives_channels_last(input, weight))
+    dtype = input.dtype if dtype is None else dtype
+    return pending.add(op, shape, dtype, input.device, channels_last)
 
 
 def _norm(
@@ -142,7 +146,7 @@ def _norm(
         of_norm,
         settings=(training, momentum, eps),
     )
-    return pending.add(op, input.shape, input.dtype, input.device)
+    return _added(pending, op, input)
 
 
 def _instance_norm(
@@ -178,7 +182,7 @@ def _instance_norm(
         (weight, bias),
         settings=(eps,),
     )
-    return pending.add(op, input.shape, input.dtype, input.device)
+    return _added(pending, op, input)
 
 
 def _of_two(
@@ -194,18 +198,23 @@ def _of_two(
         kind = _kind_of_two(name, input, other)
         if source is None or kind is None or source.kind not in _BEFORE[kind]:
             continue
-        shape, dtype, device = input.shape, input.dtype, input.device
         pending.produce((other,))
         op = Op(
             kind,
             name,
             source,
             _called(func, place, other),
-            state_of(device),
+            state_of(input.device),
             (other,),
         )
-        return pending.add(op, shape, dtype, device)
+        return _added(pending, op, input)
     return ""
+
+
+def _added(pending: Pending, op: Op, input: Tensor) -> Tensor:
+    """Has an op wait that makes what is like its input."""
+    channels_last = is_channels_last(input)
+    return pending.add(op, input.shape, input.dtype, input.device, channels_last)
 
 
 def _called(func: Any, place: int, other: Tensor) -> Callable[[Tensor], Tensor]:
@@ -276,7 +285,7 @@ def _activation(
     )
     if inplace:
         return pending.add_in_place(op, tensor)
-    return pending.add(op, input.shape, input.dtype, input.device)
+    return _added(pending, op, input)
 
 
 # --- Arguments ------------------------------------------------------------------------------------

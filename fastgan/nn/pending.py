@@ -4,10 +4,17 @@ A value that waits is computed as soon as anything else touches its tensor; it i
 nobody holds that tensor by then, and produced otherwise. Running statistics are written once, in
 the order of the calls, before anything reads them. A write in place, to memory that something
 which waits will read, has it computed first.
+
+Where convolutions are faster on channels-last maps, values of contiguous ones lie so within the
+forward pass: these are *turned*. Functions that don't look at strides take them as they are;
+anything else, and whatever is left at the end, gets them with eager's strides: the same tensor,
+with its values laid out anew.
 """
 
 from __future__ import annotations
 
+import functools
+import sys
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,8 +24,16 @@ import torch
 from torch import Tensor
 
 from fastgan.nn.stretch import Log, run_stretch
-from fastgan.nn.touches import ANYTHING, same_memory, tensors_in, written_by
+from fastgan.nn.touches import (
+    ANYTHING,
+    CONVOLUTIONS,
+    KEEPS_LAYOUT,
+    same_memory,
+    tensors_in,
+    written_by,
+)
 from fastgan.nn.waiting import Op, Waiting, hooks_on_saved, nodes_made, state_of, under
+from fastgan.ops.memory_format import is_channels_last, laid_out, map_strides
 
 __all__ = ["Pending"]
 
@@ -39,9 +54,10 @@ class Pending:
         self.watches = True
         self._ops: list[Op] = []
         self._by_tensor: dict[int, Op] = {}
+        self._turned: dict[int, weakref.ref[Tensor]] = {}
 
-    def __len__(self) -> int:
-        return len(self._ops)
+    def __bool__(self) -> bool:
+        return bool(self._ops or self._turned)
 
     def find(self, tensor: Any) -> Op | None:
         """What a tensor waits for; None where it has its values."""
@@ -50,7 +66,14 @@ class Pending:
             return None
         return op
 
-    def add(self, op: Op, shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def add(
+        self,
+        op: Op,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        device: torch.device,
+        channels_last: bool = False,
+    ) -> Tensor:
         """Has an op wait; returns the tensor that stands for its result.
 
         Args:
@@ -58,8 +81,9 @@ class Pending:
             shape: its result's.
             dtype: its result's.
             device: its result's.
+            channels_last: whether its result's values will lie so, as far as can be told.
         """
-        tensor = Waiting.like(shape, dtype, device)
+        tensor = Waiting.like(shape, dtype, device, channels_last)
         op.layer, op.shape = self.log.layer(), shape
         op.ref = weakref.ref(tensor)
         self._by_tensor[id(tensor)] = op
@@ -96,8 +120,31 @@ class Pending:
 
     # --- What runs --------------------------------------------------------------------------------
 
-    def prepare(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Computes what a function will touch, before it runs."""
+    def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Runs a function that is not recorded, with what it touches computed."""
+        self._prepare(func, args, kwargs)
+        if not self._turned:
+            return func(*args, **kwargs)
+        maps = [tensor for tensor in tensors_in((args, kwargs)) if tensor.dim() == 4]
+        turned = [tensor for tensor in maps if self._is_turned(tensor)]
+        if not turned:
+            return func(*args, **kwargs)
+        stays = is_channels_last if func in CONVOLUTIONS else _stays
+        if (
+            func not in KEEPS_LAYOUT
+            or "out" in kwargs
+            or hooks_on_saved() is not None
+            or any(stays(each) for each in maps if not self._is_turned(each))
+        ):
+            for tensor in turned:
+                self._straighten(tensor)
+            return func(*args, **kwargs)
+        output = func(*args, **kwargs)
+        self._keep_turned(output)
+        return output
+
+    def _prepare(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Computes what a function will touch."""
         written = written_by(func, args, kwargs)
         if written is ANYTHING:
             return self.flush()
@@ -123,13 +170,22 @@ class Pending:
                 self.compute(op)
 
     def flush(self) -> None:
-        """Computes all that somebody holds, and writes the running statistics."""
+        """Computes all that somebody holds, as eager lays it out, and the running statistics."""
         for op in self._ops:
             if not op.done and op.ref() is not None:
                 self.compute(op)
         for op in self._ops:
             if op.writes():
                 self.compute(op)
+        for each in list(self._turned.values()):
+            tensor = each()
+            if tensor is None:
+                continue
+            use_count: Any = Tensor._use_count  # type: ignore[attr-defined]
+            held = sys.getrefcount(tensor) - 2
+            if held > (use_count(tensor) > 1 and _graph_counts_as_a_holder()):
+                self._straighten(tensor)
+        self._turned.clear()
 
     def compute(self, op: Op) -> None:
         """Runs an op, with those before it that nobody else wants the values of."""
@@ -142,12 +198,13 @@ class Pending:
             source = source.source
         ops.reverse()
         input, made = ops[0].input(), nodes_made()
+        turned = self._turns(ops, input)
         with self.unwatched():
             if state_of(input.device) == op.state and hooks_on_saved() is None:
-                value = run_stretch(ops, input, self.log)
+                value = run_stretch(ops, turn(input) if turned else input, self.log)
             else:
                 with under(op.state, input.device):
-                    value = run_stretch(ops, input, self.log)
+                    value = run_stretch(ops, turn(input) if turned else input, self.log)
         _order_nodes(value.grad_fn, made, ops[0].order)
         tensor = op.ref()
         if tensor is not None:
@@ -159,11 +216,92 @@ class Pending:
                 torch._C._swap_tensor_impl(tensor, value.view_as(value))
             value = tensor
         op.value = value
+        if turned:
+            self.log.fused = True
+            self._keep_turned(value)
         for each in ops:
             each.finish()
         self._ops = [each for each in self._ops if not each.done]
         if not self._ops:
             self._by_tensor.clear()
+
+    # --- What lies channels-last within -----------------------------------------------------------
+
+    def _is_turned(self, tensor: Tensor) -> bool:
+        held = self._turned.get(id(tensor))
+        return held is not None and held() is tensor
+
+    def _keep_turned(self, value: Any) -> None:
+        """Remembers a value that eager would have contiguous, if it is not."""
+        is_map = isinstance(value, Tensor) and value.dim() == 4
+        if is_map and value.stride() != map_strides(value.shape, False):
+            self._turned[id(value)] = weakref.ref(value)
+
+    def _straighten(self, tensor: Tensor) -> None:
+        """Lays a turned value out as eager does; node, hooks and who holds it stay."""
+        del self._turned[id(tensor)]
+        with self.unwatched():
+            tensor.data = laid_out(tensor.detach(), False)
+
+    def _turns(self, ops: list[Op], input: Tensor) -> bool:
+        """Whether a stretch runs on channels-last maps where eager's are contiguous."""
+        turned = self._is_turned(input)
+        if not turned and (_lies_otherwise(input) or not any(op.turns for op in ops)):
+            return False
+        for op in ops:
+            for tensor in op.tensors:
+                if tensor is None or tensor.dim() != 4 or self._is_turned(tensor):
+                    continue
+                if is_channels_last(tensor) if op.kind == "convolution" else _stays(tensor):
+                    if turned:
+                        self._straighten(input)
+                    return False
+        return True
+
+
+def _lies_otherwise(map: Tensor) -> bool:
+    """Whether eager's function of it would not be contiguous."""
+    return is_channels_last(map) or not map.is_contiguous()
+
+
+def _stays(map: Tensor) -> bool:
+    """Whether turned maps can't join this one: its own layout, or its gradient's, would show."""
+    return _lies_otherwise(map) or (map.requires_grad and map.shape[2:] != (1, 1))
+
+
+@functools.cache
+def _graph_counts_as_a_holder() -> bool:
+    """Whether Python counts one reference more to a tensor that C++ holds too (torch 2.13 does)."""
+    tensor = torch.ones(1, requires_grad=True) * 1
+    before = sys.getrefcount(tensor)
+    square = tensor * tensor
+    return sys.getrefcount(tensor) > before and square.requires_grad
+
+
+class _Turn(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, map: Tensor) -> Tensor:
+        turned = laid_out(map, True)
+        return torch.ops.aten.alias(turned) if turned is map else turned
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
+        return laid_out(grad_output, False)
+
+
+def turn(map: Tensor) -> Tensor:
+    """A contiguous map's values channels-last; its gradient is contiguous.
+
+    Example:
+        >>> turn(torch.ones(2, 3, 4, 4)).stride()
+        (48, 1, 12, 3)
+    """
+    if is_channels_last(map):
+        return map
+    if not (map.requires_grad and torch.is_grad_enabled()):
+        return laid_out(map, True)
+    turned: Tensor = _Turn.apply(map)  # type: ignore[no-untyped-call]
+    return turned
 
 
 def _order_nodes(node: Any, made: int, order: int) -> None:

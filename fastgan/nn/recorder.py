@@ -212,6 +212,4 @@ class Recorder(TorchFunctionMode):
                 pending.log.refused(name, output)
         elif func in METADATA:
             return func(*args, **kwargs)
-        if pending:
-            pending.prepare(func, args, kwargs)
-        return func(*args, **kwargs)
+        return pending.call(func, args, kwargs) if pending else func(*args, **kwargs)

@@ -21,9 +21,16 @@ from fastgan import kernels
 from fastgan.activations import ACTIVATIONS
 from fastgan.nn.waiting import Op, Waiting
 from fastgan.ops import op_path
-from fastgan.ops.backends import ATEN, Pass, describe_layer
+from fastgan.ops.backends import (
+    ATEN,
+    Pass,
+    describe_layer,
+    prefers_channels_last,
+    select_backend,
+)
 from fastgan.ops.bn_act import bn_act
-from fastgan.ops.chain import Chain, chosen, rearranged, run_chain
+from fastgan.ops.chain import Chain, run_chain
+from fastgan.ops.memory_format import is_channels_last
 from fastgan.ops.sample_norm import sample_norm_act
 from fastgan.ops.stages import IDENTITY, Stage, StageTensors, folded, folding_pays
 from fastgan.report import Row
@@ -107,8 +114,10 @@ def has_few_values(values: int, device: torch.device) -> bool:
 
 def convolves_faster(
     stage: Stage, input: Tensor, weight: Tensor, dtype: torch.dtype | None
-) -> bool:
+) -> tuple[bool, bool]:
     """Whether on a CPU another convolution than torch's is chosen, in some pass that will run.
+
+    And whether contiguous maps are to be turned channels-last for it.
 
     Args:
         stage: the convolution.
@@ -117,15 +126,24 @@ def convolves_faster(
         dtype: autocast's, or None.
     """
     if not leaves_to_torch(input.device):
-        return True
-    if dtype is not None:
-        input, weight = (torch.empty(t.shape, dtype=dtype) for t in (input, weight))
+        return True, False
     passes: list[Pass] = ["forward"]
     if torch.is_grad_enabled():
         passes.append("weight_gradient")
         if type(input) is Waiting or input.requires_grad:
             passes.append("input_gradient")
-    return any(chosen(stage, input, weight, each) is not ATEN for each in passes)
+    lies_so = stage.kind != "linear" and is_channels_last(input)
+    dtype = input.dtype if dtype is None else dtype
+    if dtype != weight.dtype:
+        weight = torch.empty_like(weight, dtype=dtype)
+    if dtype != input.dtype:
+        input = Waiting.like(input.shape, dtype, input.device, lies_so)
+    turns = False
+    if not lies_so and stage.kind != "linear" and not is_channels_last(weight):
+        turns = prefers_channels_last(stage, input, weight, tuple(passes))
+        if turns:
+            input = Waiting.like(input.shape, dtype, input.device, True)
+    return any(select_backend(each, stage, input, weight) is not ATEN for each in passes), turns
 
 
 def _folds(unit: list[Op], input: tuple[int, ...]) -> bool:
@@ -331,7 +349,7 @@ def _say_chain(units: list[list[Op]], stages: list[Stage], input: Tensor, log: L
         weight = unit[0].tensors[0]
         found = ("aten", "")
         if stage.kind != "identity" and weight is not None:
-            found = describe_layer(stage, rearranged(stage, weight), input.dtype, device)
+            found = describe_layer(stage, weight, input.dtype, device)
         described.append(found)
     norm_path = op_path("norm_act", device.type).path
     for number, (unit, stage) in enumerate(zip(units, stages, strict=True)):

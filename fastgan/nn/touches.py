@@ -8,11 +8,21 @@ from functools import lru_cache
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from fastgan.activations import BY_FUNCTION
 from fastgan.nn.waiting import Waiting
 
-__all__ = ["ANYTHING", "METADATA", "same_memory", "tensors_in", "written_by"]
+__all__ = [
+    "ANYTHING",
+    "CONVOLUTIONS",
+    "KEEPS_LAYOUT",
+    "METADATA",
+    "same_memory",
+    "tensors_in",
+    "written_by",
+]
 
 #: In the place of a list of tensors: there is no telling.
 ANYTHING: Any = object()
@@ -32,6 +42,20 @@ METADATA = frozenset(
     )
     for name in _words(names)
 )
+CONVOLUTIONS = frozenset((F.conv2d, torch.conv2d, F.conv_transpose2d, torch.conv_transpose2d))
+#: Functions that give the same for channels-last maps as for contiguous ones, laid out as these.
+KEEPS_LAYOUT = frozenset(
+    getattr(home, name)
+    for home, names in (
+        (F, "interpolate upsample avg_pool2d max_pool2d adaptive_avg_pool2d pad pixel_shuffle"),
+        (F, "batch_norm group_norm instance_norm"),
+        (torch, "cat concat add sub mul div neg sum mean abs square clamp"),
+        (Tensor, "add sub mul div neg sum mean abs square clamp add_ sub_ mul_ div_"),
+        (Tensor, "__add__ __radd__ __iadd__ __sub__ __rsub__ __isub__ __neg__"),
+        (Tensor, "__mul__ __rmul__ __imul__ __truediv__ __itruediv__"),
+    )
+    for name in _words(names)
+).union(CONVOLUTIONS, BY_FUNCTION)
 _WRITE_IN_PLACE = frozenset(
     f"__{name}__"
     for name in _words(
@@ -41,7 +65,7 @@ _WRITE_IN_PLACE = frozenset(
 #: Functions that change torch's state, or hand out memory that is written past torch.
 _REACH_FURTHER = frozenset(
     _words(
-        "_set_grad_enabled backward grad numpy __array__ data_ptr untyped_storage storage "
+        "backward grad numpy __array__ data_ptr untyped_storage storage "
         "_typed_storage __dlpack__ share_memory_ __cuda_array_interface__"
     )
 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastgan.ops.eligibility import PLAIN
+from fastgan.ops.memory_format import map_strides
 from fastgan.ops.stages import Stage
 
 __all__ = ["Op", "State", "Waiting", "hooks_on_saved", "nodes_made", "state_of", "under"]
@@ -32,16 +33,20 @@ class Waiting(Tensor):
         )
 
     @staticmethod
-    def like(shape: torch.Size, dtype: torch.dtype, device: torch.device) -> Tensor:
+    def like(
+        shape: torch.Size, dtype: torch.dtype, device: torch.device, channels_last: bool = False
+    ) -> Tensor:
         """A new one.
 
         Args:
             shape: its shape.
             dtype: its dtype.
             device: its device.
+            channels_last: whether a map's values will lie so; nobody but backends asks.
         """
+        strides = map_strides(shape, True) if channels_last else None
         made: Tensor = torch._C.TensorBase._make_wrapper_subclass(
-            Waiting, shape, dtype=dtype, device=device
+            Waiting, shape, strides, dtype=dtype, device=device
         )
         return made
 
@@ -129,6 +134,7 @@ class Op:
             activation's name and negative_slope.
         order: how many nodes of autograd's graph were made before the call.
         ours: whether another convolution than torch's is faster here.
+        turns: whether a convolution of contiguous maps is faster with channels-last ones.
         layer: the name of the module that called it.
         shape: of its result.
         consumers: how many take its result.
@@ -147,6 +153,7 @@ class Op:
     settings: tuple[Any, ...] = ()
     order: int = field(default_factory=nodes_made)
     ours: bool = False
+    turns: bool = False
     layer: str = ""
     shape: tuple[int, ...] = ()
     consumers: int = 0

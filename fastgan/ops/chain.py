@@ -43,10 +43,6 @@ from fastgan.fusion import (
 from fastgan.ops.backends import (
     ATEN,
     TRITON,
-    WINOGRAD,
-    Backend,
-    Pass,
-    Problem,
     fusion,
     select_backend,
 )
@@ -57,15 +53,11 @@ from fastgan.ops.stages import Stage, StageTensors
 
 __all__ = [
     "Chain",
-    "chosen",
-    "rearranged",
     "run_chain",
     "run_layers",
     "weights_left_out",
 ]
 
-#: Of a layer whose weight is laid out anew on a CPU; :func:`_is_placed_anew`.
-FEWEST_PRODUCTS_PLACED = 100_000_000
 _FIELDS = len(StageTensors._fields)
 _ops = torch.ops.fastgan
 
@@ -315,7 +307,7 @@ def _forward(
         value, before = of_kept.value, of_kept.norm
     output = value if before is None else _normalised(value, before)
     if input.dim() == 4:
-        # Triton's kernels write channels-last, and so do convolutions with weights placed anew.
+        # Triton's kernels write channels-last.
         output = laid_out(output, _gives_channels_last(chain.stages, input, tensors))
         if before is None:
             kept[-1].value = output  # whose identity tells what autograd saves
@@ -346,7 +338,7 @@ def _stage_forward(
     prologue: NormActivation | None,
     tensors: StageTensors,
 ) -> _Kept:
-    weight, bias = _placed(stage, input, tensors.weight, dtype), _cast(tensors.bias, dtype)
+    weight, bias = _cast(tensors.weight, dtype), _cast(tensors.bias, dtype)
     activation, slope = activation_named(stage.activation), stage.negative_slope
     is_deferred = stage.norm or activation.keeps_input(slope)
     partials: PartialStatistics | None = None
@@ -522,7 +514,7 @@ def _gradients(
         weight = current.cast_weight
         current = before = kept.pop() if number > 0 else _Kept(_cast(input, chain.dtype))
         if weight is None:
-            weight = _placed(stages[number], before.value, tensors[number].weight, chain.dtype)
+            weight = _cast(tensors[number].weight, chain.dtype)
         if gradients.wants(number, "weight", "bias"):
             grad_weight, grad_bias = _weight_gradient(
                 stages[number],
@@ -531,14 +523,11 @@ def _gradients(
                 weight,
                 gradients.wants(number, "bias"),
             )
-            if weight is not tensors[number].weight:
-                grad_weight = laid_out(grad_weight, is_channels_last(tensors[number].weight))
             gradients.put(number, "weight", grad_weight)
             gradients.put(number, "bias", grad_bias)
             del grad_weight, grad_bias
         if number > lowest or (number == 0 and gradients.wants_input()):
-            original = tensors[number].weight
-            carried = _input_gradient(stages, number, carried, before, weight, original, gradients)
+            carried = _input_gradient(stages, number, carried, before, weight, gradients)
     if gradients.wants_input():
         gradients.put_input(carried.grad)
     return gradients.found
@@ -619,13 +608,9 @@ def _input_gradient(
     carried: _Carried,
     before: _Kept,
     weight: Tensor,
-    original: Tensor,
     gradients: _Gradients,
 ) -> _Carried:
-    """The gradient of the raw result of the stage before, or of the chain's input.
-
-    `original`: the weight as its owner lays it out.
-    """
+    """The gradient of the raw result of the stage before, or of the chain's input."""
     stage = stages[number]
     activates = number > 0 and stages[number - 1].activation != "none"
     store = "norm" if before.invstd is not None else "activation" if activates else ""
@@ -635,7 +620,7 @@ def _input_gradient(
         grad = backend.input_gradient(stage, carried.finished(), before.value, weight)
         if number == 0:
             if grad.dim() == 4:
-                grad = laid_out(grad, gives_channels_last(before.value, original))
+                grad = laid_out(grad, gives_channels_last(before.value, weight))
             return _Carried(grad)
         return _through_norm(stages, number - 1, before, grad, True, gradients)
     epilogue: NormActivationGradient | ActivationGradient | None = None
@@ -648,7 +633,7 @@ def _input_gradient(
         stage, carried.grad, before.value, weight, carried.prologue, epilogue
     )
     if number == 0:
-        grad = laid_out(grad, gives_channels_last(before.value, original))
+        grad = laid_out(grad, gives_channels_last(before.value, weight))
     if sums is None:
         return _Carried(grad)
     assert before.norm is not None
@@ -712,48 +697,6 @@ def _cast(tensor: Tensor, dtype: torch.dtype | None) -> Tensor: ...
 def _cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None: ...
 def _cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
     return tensor if tensor is None or dtype is None else tensor.to(dtype)
-
-
-def rearranged(stage: Stage, weight: Tensor) -> Tensor:
-    """A weight without values, laid out as the fastest convolution on a CPU takes it."""
-    if weight.device.type != "cpu" or stage.kind not in ("conv2d", "conv_transpose2d"):
-        return weight
-    placed = torch.empty(weight.shape, dtype=weight.dtype, memory_format=torch.channels_last)
-    problem = Problem.of("forward", stage, None, placed, dtype=weight.dtype, device=weight.device)
-    return placed if WINOGRAD.unsupported_reason(problem) is None else weight
-
-
-def chosen(stage: Stage, input: Tensor, weight: Tensor, which: Pass) -> Backend:
-    """The backend of a pass, of a weight that is laid out for it first where that pays."""
-    if _is_placed_anew(stage, input, weight):
-        weight = rearranged(stage, weight)
-    return select_backend(which, stage, input, weight)
-
-
-def _is_placed_anew(stage: Stage, input: Tensor, weight: Tensor) -> bool:
-    """Whether a pass over the weight, and one over its gradient, make up for themselves.
-
-    Measured: from 256 places on, the one takes less than what the forward pass then saves; and in a
-    small layer what is saved is not worth a chain.
-    """
-    if stage.kind == "linear" or input.device.type != "cpu" or is_channels_last(weight):
-        return False
-    rows, columns = input.shape[2:]
-    if stage.kind == "conv2d":
-        rows, columns = stage.output_places((rows, columns), weight)
-    places = len(input) * rows * columns
-    if places < 256 or places * weight.numel() < FEWEST_PRODUCTS_PLACED:
-        return False
-    other = rearranged(stage, weight)
-    return other is not weight and select_backend("forward", stage, input, other) is WINOGRAD
-
-
-def _placed(stage: Stage, input: Tensor, weight: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """The weight in the dtype and layout that its convolution runs in."""
-    cast = _cast(weight, dtype)
-    if stage.kind == "identity" or not _is_placed_anew(stage, input, cast):
-        return cast
-    return rearranged(stage, cast).copy_(cast)
 
 
 def _vector(tensor: Tensor | None, like: Tensor) -> Tensor | None:

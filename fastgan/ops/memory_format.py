@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["empty_map", "gives_channels_last", "is_channels_last", "laid_out"]
+__all__ = ["empty_map", "gives_channels_last", "is_channels_last", "laid_out", "map_strides"]
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -44,24 +44,29 @@ def gives_channels_last(input: Tensor, weight: Tensor) -> bool:
     return is_channels_last(input) or is_channels_last(weight)
 
 
-def empty_map(like: Tensor, sizes: Sequence[int], channels_last: bool) -> Tensor:
+def empty_map(
+    like: Tensor, sizes: Sequence[int], channels_last: bool, device: str | None = None
+) -> Tensor:
     """An uninitialised (N, C, H, W) of ``like``'s dtype and device; no view of anything."""
     return torch.empty(
-        sizes, dtype=like.dtype, device=like.device, memory_format=_format(channels_last)
+        sizes, dtype=like.dtype, device=device or like.device, memory_format=_format(channels_last)
     )
+
+
+def map_strides(sizes: Sequence[int], channels_last: bool) -> tuple[int, int, int, int]:
+    """The strides of an (N, C, H, W) without gaps."""
+    _, channels, rows, columns = sizes
+    image = channels * rows * columns
+    if channels_last:
+        return image, 1, columns * channels, channels
+    return image, rows * columns, columns, 1
 
 
 def laid_out(map: Tensor, channels_last: bool) -> Tensor:
     """``map`` itself if it is laid out so, to the strides of dimensions of size 1; else a copy."""
     if map.dim() != 4:
         return map
-    _, channels, rows, columns = map.shape
-    image = channels * rows * columns
-    strides = (
-        (image, 1, columns * channels, channels)
-        if channels_last
-        else (image, rows * columns, columns, 1)
-    )
+    strides = map_strides(map.shape, channels_last)
     if map.stride() == strides:
         return map
     if map.is_contiguous(memory_format=_format(channels_last)):

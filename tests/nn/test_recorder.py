@@ -23,7 +23,6 @@ from torch.utils.checkpoint import checkpoint
 import fastgan
 from fastgan.nn import recorder, stretch
 from fastgan.nn.waiting import Waiting
-from fastgan.ops import chain
 from fastgan.ops.backends.selection import measuring_nothing
 from fastgan.ops.backends.vector_units import has_vectors
 
@@ -215,10 +214,15 @@ def agree(module: nn.Module, *inputs: Tensor, tolerance: float = 1e-9) -> nn.Mod
     return fused
 
 
-@pytest.fixture(params=["all fused", "as on a CPU"])
+@pytest.fixture(params=["all fused", "as on a CPU", "channels-last within"])
 def fewest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of running what waits: as chains, and as torch's functions where these are fast."""
-    monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", request.param == "as on a CPU")
+    """The ways of running what waits: as chains, and as torch's functions where these are fast.
+
+    The third lays all contiguous maps out anew.
+    """
+    monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", request.param != "all fused")
+    if request.param == "channels-last within":
+        monkeypatch.setattr(stretch, "prefers_channels_last", lambda *_: True)
     monkeypatch.setattr(stretch, "FEWEST_PRODUCTS", 0)
     monkeypatch.setattr(stretch, "FEWEST_VALUES", 0)
 
@@ -648,7 +652,6 @@ def test_contiguous_weights_take_the_fastest_convolution_and_keep_their_layout(
     """As 4x4 taps with stride 2 are multiplied less often, where the processor has vectors."""
     monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", True)
     monkeypatch.setattr(stretch, "FEWEST_PRODUCTS", 0)
-    monkeypatch.setattr(chain, "FEWEST_PRODUCTS_PLACED", 0)
     torch.manual_seed(0)
     plain = nn.Sequential(
         nn.Conv2d(32, 64, 4, 2, 1),
@@ -711,3 +714,37 @@ def test_explain_names_what_chains_and_why_the_rest_does_not() -> None:
     assert reasons["line"] == "no other backend has convolutions of one dimension"
     found = nodes(agree(Conditional().double(), image())(image()))
     assert sum("SampleNormAct" in name for name in found) == 2
+
+
+class Skips(nn.Module):
+    """Contiguous maps through functions that don't look at strides, and some that do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(3, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+        self.norm, self.seen, self.kept = nn.BatchNorm2d(4), [], []
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.first(x)
+        h = h + F.relu(self.norm(self.second(h)))
+        h = F.avg_pool2d(F.interpolate(h, scale_factor=2), 2)
+        self.kept.append(h)
+        g = torch.cat([h, -h.tanh()], 1)
+        self.seen.append(g.stride())
+        return g.view(len(x), -1).sum(1) + g.mean((1, 2, 3))
+
+
+def test_maps_laid_out_anew_are_nobody_elses_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", True)
+    monkeypatch.setattr(stretch, "FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr(stretch, "prefers_channels_last", lambda *_: True)
+    x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
+    fused = agree(Skips().double(), x)
+    with torch.inference_mode():
+        fused(x)
+    assert fused.seen == [(240, 30, 6, 1)] * 2
+    assert [map.stride() for map in fused.kept] == [(120, 30, 6, 1)] * 2
+    fused(x)
+    pooled = fused.kept[-1].grad_fn
+    assert pooled.name() == "AvgPool2DBackward0"
+    assert pooled._saved_self.stride() == (480, 1, 48, 4)

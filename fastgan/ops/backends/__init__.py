@@ -19,6 +19,7 @@ from fastgan.ops.backends.registry import ATEN, BACKENDS, TRITON, WINOGRAD
 from fastgan.ops.backends.selection import (
     Selector,
     measuring_nothing,
+    prefers_channels_last,
     recorded_choices,
     select_backend,
     using,
@@ -39,6 +40,7 @@ __all__ = [
     "describe_layer",
     "fusion",
     "measuring_nothing",
+    "prefers_channels_last",
     "recorded_choices",
     "select_backend",
     "using",

@@ -36,7 +36,7 @@ def fixed_choice(problem: Problem, backends: Sequence[Backend]) -> Backend:
 
 def _winograd(problem: Problem) -> bool:
     rows, columns = _small_places(problem)
-    if not problem.weight_channels_last or min(rows, columns) < 1:
+    if not problem.gives_channels_last or min(rows, columns) < 1:
         return False
     batch = problem.output_shape[0]
     tiles = batch * ((rows + 1) // 2) * ((columns + 1) // 2)

@@ -96,7 +96,7 @@ class Problem(NamedTuple):
             weight: of the weight's shape and layout.
             fusion: what is done around the convolution.
             dtype: the input's; needed without one.
-            device: the input's; needed without one.
+            device: the input's; needed without one, or where it stands for one elsewhere.
 
         Example:
             >>> input, weight = torch.empty(2, 3, 8, 8), torch.empty(4, 3, 3, 3)
@@ -105,7 +105,7 @@ class Problem(NamedTuple):
             ((2, 3, 8, 8), False)
         """
         if input is not None:
-            dtype, device = input.dtype, input.device
+            dtype, device = input.dtype, device or input.device
         assert dtype is not None
         assert device is not None
         return Problem(

@@ -16,6 +16,7 @@ table, for this call.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -26,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastgan.errors import ConfigError
 from fastgan.fallback import warn_once
@@ -35,8 +36,16 @@ from fastgan.ops.backends.choices import Choice, Choices, ChoicesFile, cache_pat
 from fastgan.ops.backends.devices import device_name, fingerprint
 from fastgan.ops.backends.fixed_table import fixed_choice
 from fastgan.ops.backends.measurement import measure
-from fastgan.ops.backends.problem import UNFUSED, Fusion, Pass, Problem, float32_precision
+from fastgan.ops.backends.problem import (
+    UNFUSED,
+    Fusion,
+    Pass,
+    Problem,
+    float32_precision,
+)
 from fastgan.ops.backends.registry import BACKENDS
+from fastgan.ops.eligibility import PLAIN
+from fastgan.ops.memory_format import empty_map
 from fastgan.ops.stages import Stage
 
 __all__ = [
@@ -44,6 +53,7 @@ __all__ = [
     "Selector",
     "current_selector",
     "measuring_nothing",
+    "prefers_channels_last",
     "recorded_choices",
     "select_backend",
     "supporting",
@@ -60,7 +70,6 @@ _MOST_KNOWN = 16384
 #: Committed tables, in the format of the user's files, indexed by devices' names.
 TABLES = Path(__file__).parent / "tables"
 
-_PLAIN = (Tensor, nn.Parameter)
 _threads = torch.get_num_threads
 _deterministic = torch._C._get_deterministic_algorithms
 
@@ -102,6 +111,42 @@ def select_backend(
     return _selector.select(call, input, weight) if found is None else found
 
 
+def prefers_channels_last(
+    stage: Stage, input: Tensor, weight: Tensor, passes: tuple[Pass, ...]
+) -> bool:
+    """Whether a convolution's passes together are faster with its maps channels-last.
+
+    Each layout's fastest backends, as they were measured; where nothing is, whether the fixed table
+    has one of fastgan's own for it.
+
+    Args:
+        stage: geometry.
+        input: contiguous, of the input's shape, dtype and device; its values are not read.
+        weight: the layer's.
+        passes: which of them will run.
+
+    Example:
+        >>> prefers_channels_last(
+        ...     Stage("linear"), torch.ones(2, 3), torch.ones(4, 3), ("forward",))
+        False
+    """
+    if stage.kind == "linear":
+        return False
+    call = (
+        stage,
+        passes,
+        input.shape,
+        weight.shape,
+        weight.stride(),
+        input.dtype,
+        input.device,
+        _threads(),
+        _deterministic(),
+    )
+    found = _selector.layouts.get(call)
+    return _selector.compare_layouts(call, input, weight) if found is None else found
+
+
 class Selector:
     """What is known of the backends, and how more is found out.
 
@@ -112,6 +157,7 @@ class Selector:
 
     Attributes:
         known: the backend of each call seen.
+        layouts: whether maps are better channels-last, of each call seen.
         chosen: the choices taken, by device and problem.
         measures: whether it may measure now.
     """
@@ -124,6 +170,7 @@ class Selector:
     ) -> None:
         self.mode = _mode_of_environment() if mode is None else mode
         self.known: dict[tuple[Any, ...], Backend] = {}
+        self.layouts: dict[tuple[Any, ...], bool] = {}
         self.chosen: Choices = {}
         self.measures = True
         self._run = run
@@ -150,6 +197,27 @@ class Selector:
                 self.known.clear()
             self.known[call] = backend
         return backend
+
+    def compare_layouts(self, call: tuple[Any, ...], input: Tensor, weight: Tensor) -> bool:
+        """The answer to a call of :func:`prefers_channels_last` that isn't known yet."""
+        stage, passes = call[:2]
+        backends, milliseconds, is_lasting = [], [0.0, 0.0], True
+        for channels_last in (False, True):
+            map = empty_map(input, input.shape, channels_last, "meta")
+            for which in passes:
+                problem = Problem.of(which, stage, map, weight, device=input.device)
+                with self._lock:
+                    choice, lasts = self._choice(problem, supporting(problem), input)
+                is_lasting = is_lasting and lasts
+                milliseconds[channels_last] += choice.milliseconds.get(choice.backend, math.nan)
+                backends.append(choice.backend)
+        better = milliseconds[1] * (1 + MARGIN) < milliseconds[0]
+        if math.isnan(sum(milliseconds)):
+            own = [each.name for each in BACKENDS if each.path != "aten"]
+            better = any(name in own for name in backends[len(passes) :])
+        if is_lasting:
+            self.layouts[call] = better
+        return better
 
     def of_device(self, device: torch.device) -> dict[str, Choice]:
         """The measured choices known for a device, by the problem's key."""
@@ -289,7 +357,7 @@ def measuring_nothing() -> Iterator[None]:
 def _may_measure(input: Tensor) -> bool:
     """Whether a measurement would disturb nothing, and stand for the calls to come."""
     return (
-        type(input) in _PLAIN
+        type(input) in PLAIN
         and input.device.type in ("cpu", "cuda")
         and not torch.compiler.is_compiling()
         and torch._C._functorch.peek_interpreter_stack() is None

@@ -33,6 +33,7 @@ from fastgan.report import Report
 
 if TYPE_CHECKING:
     from fastgan import (
+        compat,
         data,
         evaluation,
         functional,
@@ -63,8 +64,8 @@ else:
             **{
                 name: f"fastgan.{name}"
                 for name in (
-                    *("data", "evaluation", "functional", "kernels", "models", "nn", "ops"),
-                    *("optim", "penalty", "reference", "training"),
+                    *("compat", "data", "evaluation", "functional", "kernels", "models", "nn"),
+                    *("ops", "optim", "penalty", "reference", "training"),
                 )
             },
             **dict.fromkeys(("BuildInfo", "build_info"), "fastgan._native"),
@@ -103,6 +104,7 @@ __all__ = [
     "__version__",
     "build_info",
     "clip_weights_",
+    "compat",
     "data",
     "discriminator_loss",
     "evaluation",

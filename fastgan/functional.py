@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastgan.ops import bn_act
 from fastgan.ops.conv_bn_act import conv2d_bn_act, conv_transpose2d_bn_act
+from fastgan.ops.modulated_conv2d import modulated_conv2d
 from fastgan.penalty import discriminator_loss, gradient_penalty, wgan_gp_critic_loss
 from fastgan.weight_clipping import clip_weights_
 
@@ -14,5 +15,6 @@ __all__ = [
     "conv_transpose2d_bn_act",
     "discriminator_loss",
     "gradient_penalty",
+    "modulated_conv2d",
     "wgan_gp_critic_loss",
 ]

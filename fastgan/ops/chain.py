@@ -53,8 +53,10 @@ from fastgan.ops.stages import Stage, StageTensors
 
 __all__ = [
     "Chain",
+    "OneDispatch",
     "run_chain",
     "run_layers",
+    "weights_are_left_out",
     "weights_left_out",
 ]
 
@@ -168,6 +170,11 @@ def weights_left_out() -> Iterator[None]:
         _weights_are_left_out = before
 
 
+def weights_are_left_out() -> bool:
+    """Whether it is within :func:`weights_left_out`."""
+    return _weights_are_left_out
+
+
 class _ChainFunction(torch.autograd.Function):
     """What the forward pass keeps between stages is let go of as the backward pass consumes it.
 
@@ -183,7 +190,7 @@ class _ChainFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, chain: Chain, input: Tensor, *flat: Tensor | None) -> Tensor:
         tensors = _unflatten(flat)
-        with _OneDispatch():
+        with OneDispatch():
             output, kept = _forward(chain, input, tensors)
         ctx.chain = chain
         ctx.vectors = [
@@ -233,7 +240,7 @@ class _ChainFunction(torch.autograd.Function):
         if not torch._C._autograd._get_current_graph_task_keep_graph():
             ctx.kept = None
         del saved, values
-        with _OneDispatch():
+        with OneDispatch():
             return None, *_gradients(chain, input, tensors, kept, grad_output, wanted)
 
 
@@ -275,7 +282,7 @@ _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
 )
 
 
-class _OneDispatch:
+class OneDispatch:
     """Calls within go straight to the kernels: past autograd, which the chain itself is for, past
     the counting of writes to tensors that nobody else has, and past autocast, which would cast
     again what has been cast, or a backward pass that happens to run under it.

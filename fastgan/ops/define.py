@@ -5,8 +5,9 @@
         return 2 * input
 
 The declaration provides the schema where the compiled part is missing, the kernel for devices
-without a compiled one, the fake kernel (the reference runs on meta tensors), the op's behaviour
-under autograd, and the check that ``fastgan doctor`` and the tests run.
+without a compiled one, the fake kernel (the reference runs on meta tensors), what exports to ONNX
+put in its place, the op's behaviour under autograd, and the check that ``fastgan doctor`` and the
+tests run.
 """
 
 from __future__ import annotations
@@ -146,6 +147,9 @@ def define_op(
             )
         else:
             register_without_gradient(op.overload)
+        if not op.places_written:
+            # What exports to other runtimes, as to ONNX, put in the op's place.
+            torch._decomp.register_decomposition(op.overload)(reference)
         DEFINED[op.name] = op
         return reference
 

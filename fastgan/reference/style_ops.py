@@ -128,7 +128,11 @@ def upfirdn2d(
     (up_x, up_y), (down_x, down_y) = up, down
     x = x.reshape(batch, channels, height, 1, width, 1)
     x = F.pad(x, [0, up_x - 1, 0, 0, 0, up_y - 1])
-    x = F.pad(x.reshape(batch, channels, height * up_y, width * up_x), list(padding))
+    x = x.reshape(batch, channels, height * up_y, width * up_x)
+    # More may be cropped on one side than there is, if there are zeros on the other.
+    x = F.pad(x, [max(zeros, 0) for zeros in padding])
+    left, right, top, bottom = (max(-cropped, 0) for cropped in padding)
+    x = x[:, :, top : x.shape[2] - bottom, left : x.shape[3] - right]
     if f is None:
         f = torch.ones(1, 1, device=x.device)
     f = f.to(x.dtype)

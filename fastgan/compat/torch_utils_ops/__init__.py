@@ -1,0 +1,196 @@
+"""The ops of StyleGAN's family of code, under the names by which that code imports them.
+
+    import fastgan.compat.torch_utils_ops as ops
+    ops.install("torch_utils.ops")        # before the code that uses them is imported
+
+From then on ``from torch_utils.ops import upfirdn2d``, and the like, gives the modules of this
+package: ``bias_act``, ``upfirdn2d``, ``filtered_lrelu``, ``conv2d_gradfix``, ``conv2d_resample``,
+``grid_sample_gradfix`` and ``fma``. :func:`install_op` does it for code with ``FusedLeakyReLU``,
+``fused_leaky_relu`` and ``upfirdn2d`` in a package ``op``. Nothing is compiled, downloaded or
+written. They run on CPUs and GPUs, in both memory formats, are differentiable to any order, and go
+through ``torch.compile``, ``torch.export`` and ``torch.onnx.export``.
+
+Names, arguments and meaning are those that such code relies on; the operations are those of Karras
+et al. 2018 to 2021, arXiv 1812.04948, 1912.04958, 2006.06676 and 2106.12423.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Mapping
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+from fastgan.compat.torch_utils_ops import (
+    bias_act,
+    conv2d_gradfix,
+    conv2d_resample,
+    filtered_lrelu,
+    fma,
+    fused_act,
+    grid_sample_gradfix,
+    upfirdn2d,
+    upfirdn2d_by_kernel,
+)
+from fastgan.errors import ConfigError
+
+__all__ = [
+    "bias_act",
+    "conv2d_gradfix",
+    "conv2d_resample",
+    "filtered_lrelu",
+    "fma",
+    "grid_sample_gradfix",
+    "install",
+    "install_op",
+    "uninstall",
+    "upfirdn2d",
+]
+
+_TORCH_UTILS: Mapping[str, ModuleType] = {
+    "bias_act": bias_act,
+    "conv2d_gradfix": conv2d_gradfix,
+    "conv2d_resample": conv2d_resample,
+    "filtered_lrelu": filtered_lrelu,
+    "fma": fma,
+    "grid_sample_gradfix": grid_sample_gradfix,
+    "upfirdn2d": upfirdn2d,
+}
+_OP: Mapping[str, ModuleType] = {
+    "conv2d_gradfix": conv2d_gradfix,
+    "fused_act": fused_act,
+    "upfirdn2d": upfirdn2d_by_kernel,
+}
+
+#: What is in ``sys.modules`` because of this module.
+_installed: dict[str, ModuleType] = {}
+#: The attributes that parents of installed packages were given.
+_attributes: list[tuple[ModuleType, str]] = []
+
+
+def install(name: str = "torch_utils.ops") -> None:
+    """Makes ``import name`` and ``import name.bias_act``, and so on, give the modules here.
+
+    A folder of that name keeps its other modules, and its parent package stays what it is; a
+    parent that there isn't is made. Installing twice is installing once.
+
+    Args:
+        name: the package's dotted name, as it is imported.
+
+    Raises:
+        ImportError: modules of these names were imported already; the message names them.
+        ConfigError: ``name`` is no dotted name (a ValueError).
+
+    Example:
+        >>> install("my_gan.torch_utils.ops")
+        >>> from my_gan.torch_utils.ops import bias_act
+        >>> bias_act.activation_funcs["lrelu"].def_alpha
+        0.2
+        >>> uninstall()
+    """
+    _install(name, _TORCH_UTILS, {})
+
+
+def install_op(name: str = "op") -> None:
+    """As :func:`install`, of the modules ``fused_act``, ``upfirdn2d`` and ``conv2d_gradfix``.
+
+    The package has the names ``FusedLeakyReLU``, ``fused_leaky_relu`` and ``upfirdn2d`` as well,
+    the last of which is the function.
+
+    Args:
+        name: the package's dotted name, as it is imported.
+
+    Raises:
+        ImportError: as :func:`install`.
+        ConfigError: as :func:`install`.
+
+    Example:
+        >>> install_op("my_gan.op")
+        >>> from my_gan.op import FusedLeakyReLU, upfirdn2d
+        >>> FusedLeakyReLU(4).bias.shape
+        torch.Size([4])
+        >>> uninstall()
+    """
+    functions = {
+        "FusedLeakyReLU": fused_act.FusedLeakyReLU,
+        "fused_leaky_relu": fused_act.fused_leaky_relu,
+        "upfirdn2d": upfirdn2d_by_kernel.upfirdn2d,
+    }
+    _install(name, _OP, functions)
+
+
+def uninstall() -> None:
+    """Takes back every installation; what code has imported so far, it keeps.
+
+    Example:
+        >>> install("my_gan.ops")
+        >>> uninstall()
+        >>> import my_gan.ops
+        Traceback (most recent call last):
+        ModuleNotFoundError: No module named 'my_gan'
+    """
+    for name, module in _installed.items():
+        if sys.modules.get(name) is module:
+            del sys.modules[name]
+    for parent, attribute in _attributes:
+        vars(parent).pop(attribute, None)
+    _installed.clear()
+    _attributes.clear()
+
+
+def _install(name: str, modules: Mapping[str, ModuleType], functions: Mapping[str, Any]) -> None:
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise ConfigError(f"name is {name!r}; expected a dotted name such as 'torch_utils.ops'")
+    wanted = {f"{name}.{short}": module for short, module in modules.items()}
+    wanted[name] = _installed.get(name) or _package(name, _folders(name))
+    taken = [each for each in wanted if sys.modules.get(each, wanted[each]) is not wanted[each]]
+    if taken:
+        raise ImportError(
+            f"{', '.join(sorted(taken))}: imported already; install {name!r} before the code that "
+            "uses it is imported"
+        )
+    vars(wanted[name]).update(modules, **functions)
+    sys.modules.update(wanted)
+    _installed.update(wanted)
+    try:
+        _give_to_parent(name)
+    except BaseException:
+        uninstall()
+        raise
+
+
+def _give_to_parent(name: str) -> None:
+    """Makes a package an attribute of its parent, which is imported, or made if there is none."""
+    parent, _, short = name.rpartition(".")
+    if not parent:
+        return
+    try:
+        module = importlib.import_module(parent)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{parent}.".startswith(f"{error.name}."):
+            raise
+        module = _package(parent, [])
+        sys.modules[parent] = _installed[parent] = module
+        _give_to_parent(parent)
+    setattr(module, short, sys.modules[name])
+    _attributes.append((module, short))
+
+
+def _package(name: str, folders: list[str]) -> ModuleType:
+    package = ModuleType(name, f"Installed by {__name__}.")
+    package.__path__ = folders
+    package.__spec__ = ModuleSpec(name, None, is_package=True)
+    package.__spec__.submodule_search_locations = folders
+    return package
+
+
+def _folders(name: str) -> list[str]:
+    """The folders of a package, found without importing its parents."""
+    folders = sys.path
+    for part in name.split("."):
+        inner = [os.path.join(folder, part) for folder in folders]
+        folders = [folder for folder in inner if os.path.isdir(folder)]
+    return folders

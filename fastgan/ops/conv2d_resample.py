@@ -1,0 +1,140 @@
+"""``conv2d_resample``: a convolution between FIR-filtered upsampling and downsampling.
+
+::
+
+    y = downsample(conv(upsample(pad(x), f), w), f)
+
+of StyleGAN2 (Karras et al. 2019, arXiv 1912.04958). All steps are linear, and a filter that is the
+same for every channel commutes with the convolution, so that it isn't computed that way::
+
+    up      a transposed convolution of stride ``up``, then the filter
+    down    the filter, then a convolution of stride ``down``
+    1x1     where there are the fewest places: before upsampling, after downsampling
+
+Order of gradients supported: any, in x and w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan.errors import ConfigError
+from fastgan.ops.convolution import conv2d, conv_transpose2d
+from fastgan.ops.upfirdn2d import upfirdn2d
+
+__all__ = ["conv2d_resample", "filter_size", "four_sides"]
+
+Padding = int | Sequence[int]
+
+
+def four_sides(padding: Padding) -> tuple[int, int, int, int]:
+    """Left, right, top and bottom, of one number, of (x, y) or of all four.
+
+    Raises:
+        ConfigError: there are three numbers, say (a ValueError).
+
+    Example:
+        >>> four_sides(1), four_sides((1, 2)), four_sides([1, 2, 3, 4])
+        ((1, 1, 1, 1), (1, 1, 2, 2), (1, 2, 3, 4))
+    """
+    sides = [padding] * 4 if isinstance(padding, int) else list(padding)
+    if len(sides) == 2:
+        sides = [sides[0], sides[0], sides[1], sides[1]]
+    if len(sides) != 4:
+        raise ConfigError(f"padding is {padding}; expected a number, or 2 or 4 of them")
+    x0, x1, y0, y1 = map(int, sides)
+    return x0, x1, y0, y1
+
+
+def filter_size(f: Tensor | None) -> tuple[int, int]:
+    """Width and height of a filter.
+
+    Example:
+        >>> import torch
+        >>> filter_size(None), filter_size(torch.ones(3)), filter_size(torch.ones(2, 4))
+        ((1, 1), (3, 3), (4, 2))
+    """
+    return (1, 1) if f is None else (f.shape[-1], f.shape[0])
+
+
+def conv2d_resample(
+    x: Tensor,
+    w: Tensor,
+    f: Tensor | None = None,
+    up: int = 1,
+    down: int = 1,
+    padding: Padding = 0,
+    groups: int = 1,
+    flip_weight: bool = True,
+    flip_filter: bool = False,
+) -> Tensor:
+    """Upsamples, convolves and downsamples images.
+
+    Args:
+        x: (N, C, H, W); float64, float32, float16 or bfloat16.
+        w: (C_out, C / groups, kh, kw), of x's dtype.
+        f: filter of both resamplings, as in :func:`fastgan.ops.upfirdn2d.upfirdn2d`; None for none.
+        up: upsampling factor.
+        down: downsampling factor.
+        padding: of the upsampled image: one number, (x, y), or (x0, x1, y0, y1). What centres the
+            filter is added to it.
+        groups: of the convolution.
+        flip_weight: True for what torch calls a convolution, False for a true one.
+        flip_filter: as in ``upfirdn2d``.
+
+    Returns:
+        (N, C_out, H', W').
+
+    Raises:
+        ConfigError: a factor below 1, or a wrong padding (a ValueError).
+        RuntimeError: shapes or dtypes that torch's convolution refuses.
+
+    Example:
+        >>> import torch
+        >>> x, w, f = torch.ones(1, 2, 8, 8), torch.ones(3, 2, 3, 3), torch.ones(4, 4) / 16
+        >>> conv2d_resample(x, w, f, up=2, padding=1).shape
+        torch.Size([1, 3, 16, 16])
+    """
+    if min(up, down) < 1:
+        raise ConfigError(f"up is {up}, down is {down}; expected numbers from 1 on")
+    x0, x1, y0, y1 = four_sides(padding)
+    taps_x, taps_y = filter_size(f)
+    rows, columns = w.shape[2:]
+    if up > 1:
+        x0, x1 = x0 + (taps_x + up - 1) // 2, x1 + (taps_x - up) // 2
+        y0, y1 = y0 + (taps_y + up - 1) // 2, y1 + (taps_y - up) // 2
+    if down > 1:
+        x0, x1 = x0 + (taps_x - down + 1) // 2, x1 + (taps_x - down) // 2
+        y0, y1 = y0 + (taps_y - down + 1) // 2, y1 + (taps_y - down) // 2
+    sides, one, factors = (x0, x1, y0, y1), (1, 1), (down, down)
+    # The convolution's weight as torch takes it, and as its transpose does.
+    correlated = w if flip_weight else w.flip([2, 3])
+    if (rows, columns) == one and min(up, down) == 1:
+        if down > 1:
+            x = upfirdn2d(x, f, one, factors, sides, flip_filter)
+            return conv2d(x, correlated, groups=groups)
+        if up > 1:
+            x = conv2d(x, correlated, groups=groups)
+            return upfirdn2d(x, f, (up, up), one, sides, flip_filter, up * up)
+    if up > 1:
+        transposed = w.flip([2, 3]) if flip_weight else w
+        if groups > 1:
+            transposed = transposed.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+        else:
+            transposed = transposed.transpose(0, 1)
+        sides = (x0 - columns + 1, x1 - columns + up, y0 - rows + 1, y1 - rows + up)
+        # What would be cropped on either side isn't made.
+        cut_x, cut_y = max(min(-sides[0], -sides[1]), 0), max(min(-sides[2], -sides[3]), 0)
+        x = conv_transpose2d(x, transposed, stride=up, padding=(cut_y, cut_x), groups=groups)
+        sides = (sides[0] + cut_x, sides[1] + cut_x, sides[2] + cut_y, sides[3] + cut_y)
+        x = upfirdn2d(x, f, one, one, sides, flip_filter, up * up)
+        return x if down == 1 else upfirdn2d(x, f, one, factors, flip_filter=flip_filter)
+    if down > 1:
+        x = upfirdn2d(x, f, one, one, sides, flip_filter)
+        return conv2d(x, correlated, stride=down, groups=groups)
+    if x0 == x1 >= 0 and y0 == y1 >= 0:
+        return conv2d(x, correlated, padding=(y0, x0), groups=groups)
+    return conv2d(F.pad(x, list(sides)), correlated, groups=groups)

@@ -1,0 +1,191 @@
+"""Convolutions in two dimensions with gradients of any order, each a single convolution.
+
+With T(x, W, g) = sum(conv(x, W) * g), linear in each of the three, the output and both gradients
+are derivatives of T in one of them::
+
+    y = dT/dg (x, W)      grad_input = dT/dx (W, g)      grad_weight = dT/dW (x, g)
+
+and so are their derivatives. Autograd's own double backward computes grad_weight's as a convolution
+with a dilated filter of the map's size, and sends zeros where a gradient is undefined; here an
+undefined gradient stays undefined. Each derivative runs on the backend that
+:mod:`fastgan.ops.backends` selects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan.ops.backends import select_backend
+from fastgan.ops.chain import OneDispatch, weights_are_left_out
+from fastgan.ops.eligibility import autocast_dtype, why_not_chained, why_not_this_stage
+from fastgan.ops.stages import Stage, padding_named, pair
+
+__all__ = ["conv2d", "conv_transpose2d", "leads_to"]
+
+Size = int | Sequence[int]
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Tensor:
+    """``F.conv2d``: the same arguments, results and errors.
+
+    Order of gradients supported: any. A double backward pass through it takes one convolution for
+    each gradient, and none for gradients that are undefined or that nobody asked for.
+
+    Example:
+        >>> x, weight = torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3, requires_grad=True)
+        >>> conv2d(x, weight, padding=1).shape
+        torch.Size([1, 3, 4, 4])
+    """
+    named = (
+        padding_named(padding, weight.shape[2:], pair(dilation), pair(stride))
+        if isinstance(padding, str)
+        else pair(padding)
+    )
+    if named is not None:
+        stage = Stage("conv2d", pair(stride), named, pair(dilation), groups=groups)
+        output = _convolution(stage, input, weight, bias)
+        if output is not None:
+            return output
+    return F.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Tensor:
+    """``F.conv_transpose2d``, as :func:`conv2d`.
+
+    Example:
+        >>> x, weight = torch.ones(1, 2, 4, 4), torch.ones(2, 3, 4, 4, requires_grad=True)
+        >>> conv_transpose2d(x, weight, stride=2, padding=1).shape
+        torch.Size([1, 3, 8, 8])
+    """
+    stage = Stage(
+        "conv_transpose2d",
+        pair(stride),
+        pair(padding),
+        pair(dilation),
+        pair(output_padding),
+        groups,
+    )
+    output = _convolution(stage, input, weight, bias)
+    if output is not None:
+        return output
+    return F.conv_transpose2d(
+        input,
+        weight,
+        bias,
+        stride,
+        padding,
+        output_padding,
+        groups,
+        dilation,
+    )
+
+
+def _convolution(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
+    """None where torch's own function is to do it: compilers, tracers, subclasses, errors."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+        return None
+    dtype = autocast_dtype(input)
+    if (
+        weight.dim() != 4
+        or why_not_this_stage(stage) is not None
+        or why_not_chained(input, 4, dtype, (weight, bias), ()) is not None
+    ):
+        return None
+    if dtype is not None:
+        input, weight = input.to(dtype), weight.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+    return _Derivative.apply(stage, _OUTPUT, None, bias, input, weight)  # type: ignore[no-any-return, no-untyped-call]
+
+
+_INPUT, _WEIGHT, _OUTPUT = range(3)
+#: What a derivative by one of the three depends on.
+_FACTORS = {_INPUT: (_WEIGHT, _OUTPUT), _WEIGHT: (_INPUT, _OUTPUT), _OUTPUT: (_INPUT, _WEIGHT)}
+
+
+class _Derivative(torch.autograd.Function):
+    """dT by one of input, weight and output, at the other two."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        stage: Stage,
+        by: int,
+        like: Tensor | None,
+        bias: Tensor | None,
+        *factors: Tensor,
+    ) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.stage, ctx.by = stage, by
+        ctx.save_for_backward(*factors)
+        first, second = factors
+        with OneDispatch():
+            if by == _OUTPUT:
+                return select_backend("forward", stage, first, second).forward(
+                    stage, first, second, bias
+                )
+            assert like is not None
+            if by == _INPUT:
+                backend = select_backend("input_gradient", stage, like, first)
+                return backend.input_gradient(stage, second, like, first)
+            backend = select_backend("weight_gradient", stage, first, like)
+            return backend.weight_gradient(stage, second, first, like, False)[0]
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 6
+        stage, by = ctx.stage, ctx.by
+        values: dict[int, Tensor] = dict(zip(_FACTORS[by], ctx.saved_tensors, strict=True))
+        values[by] = grad
+        bias = grad.sum((0, 2, 3)) if leads_to(ctx, 3, 0) else None
+        gradients: list[Tensor | None] = [None, None, None, bias]
+        for place, factor in zip((-2, -1), _FACTORS[by], strict=True):
+            if leads_to(ctx, place, place) and not (factor == _WEIGHT and weights_are_left_out()):
+                others = (values[each] for each in _FACTORS[factor])
+                like = values[factor].detach()
+                found = _Derivative.apply(stage, factor, like, None, *others)  # type: ignore[no-untyped-call]
+                gradients.append(found)
+            else:
+                gradients.append(None)
+        return tuple(gradients)
+
+
+def leads_to(node: Any, argument: int, tensor: int) -> bool:
+    """Whether the backward pass under way goes on to an argument of a node.
+
+    ``needs_input_grad`` is true of weights even in ``torch.autograd.grad(scores, images)``.
+
+    Args:
+        node: the ``ctx`` of an autograd function.
+        argument: the argument's place among all.
+        tensor: its place among those that are tensors.
+    """
+    if not node.needs_input_grad[argument]:
+        return False
+    try:
+        goes: bool = torch._C._will_engine_execute_node(node.next_functions[tensor][0])
+    except RuntimeError:  # a leaf that is asked for
+        return True
+    return goes

@@ -1,0 +1,1 @@
+"""The package of a user's repository that its ops lie in."""

@@ -51,7 +51,7 @@ LONGEST_FILES = (
     "test_training_reliability.py",
     "test_cli.py",
     "test_batch_norm_ops.py",
-    "test_clip_op.py",
+    "test_clipping.py",
     "test_seeding.py",
     "test_penalty_ops.py",
     "test_evaluation_report.py",

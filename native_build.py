@@ -33,7 +33,6 @@ CPU_SOURCES = (
     "csrc/ops.cpp",
     "csrc/cpu/batch_norm.cpp",
     "csrc/cpu/bias_act.cpp",
-    "csrc/cpu/clip.cpp",
     "csrc/cpu/instruction_sets.cpp",
     "csrc/cpu/optimizers.cpp",
     "csrc/cpu/parallel.cpp",
@@ -49,7 +48,6 @@ CPU_SOURCES = (
 LOOP_SOURCES = (
     "csrc/cpu/batch_norm_loops.cpp",
     "csrc/cpu/bias_act_loops.cpp",
-    "csrc/cpu/clip_loops.cpp",
     "csrc/cpu/multi_tensor_loops.cpp",
     "csrc/cpu/patches_loops.cpp",
     "csrc/cpu/penalty_norm_loops.cpp",
@@ -60,7 +58,6 @@ LOOP_SOURCES = (
 CUDA_SOURCES = (
     "csrc/cuda/adam.cu",
     "csrc/cuda/batch_norm_statistics.cu",
-    "csrc/cuda/clip.cu",
     "csrc/cuda/clip_tensors.cu",
     "csrc/cuda/norm_act.cu",
     "csrc/cuda/norm_act_gradient.cu",

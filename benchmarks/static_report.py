@@ -1,8 +1,8 @@
 """What compilers make of every kernel, without a GPU: registers, spills, occupancy, instructions.
 
     python benchmarks/static_report.py                          # all; ten minutes on two cores
-    python benchmarks/static_report.py --architecture sm_90 --only clip.cu --out DIR
-    python benchmarks/static_report.py --check --only clip.cu    # exit code 1 if it differs
+    python benchmarks/static_report.py --architecture sm_90 --only adam.cu --out DIR
+    python benchmarks/static_report.py --check --only adam.cu    # exit code 1 if it differs
 
 Every CUDA source is compiled by nvcc with the build's own flags, every distinct Triton tile that is
 shipped by Triton, with the most that is fused around it. Nothing depends on the machine, only on

@@ -18,7 +18,6 @@
 #include <utility>
 #include <vector>
 
-#include "cpu/clip.h"
 #include "cpu/instruction_sets.h"
 #include "cpu/optimizers.h"
 #include "math/clip.h"
@@ -27,7 +26,6 @@
 #include "tensor_view.h"
 
 #if defined(FASTGAN_WITH_CUDA)
-#include "cuda/clip.h"
 #include "cuda/optimizers.h"
 #endif
 
@@ -36,23 +34,6 @@ namespace fastgan {
 namespace {
 
 using torch::stable::Tensor;
-
-// A tensor about to be written in place.
-TensorView writable_view(const char* op, const char* argument, const Tensor& tensor) {
-    TensorView view;
-    view.type = float_type(op, argument, tensor);
-    const auto sizes = tensor.sizes();
-    const auto strides = tensor.strides();
-    const int dimensions = static_cast<int>(sizes.size());
-    if (tensor.numel() > 0 && is_expanded(sizes.data(), strides.data(), dimensions)) {
-        fail(op, ": ", argument,
-             " is expanded: more than one of its elements refers to a single memory location. "
-             "Please clone() the tensor before performing the operation.");
-    }
-    view.layout = make_layout(sizes.data(), strides.data(), dimensions);
-    view.data = tensor.mutable_data_ptr();
-    return view;
-}
 
 double largest(FloatType type) {
     switch (type) {
@@ -85,12 +66,6 @@ ClipBounds clip_bounds(const char* op, const Tensor& tensor, FloatType type, dou
         }
     }
     return ClipBounds{round_to(type, min), round_to(type, max)};
-}
-
-void clip_on_cpu(Tensor self, double min, double max) {
-    const TensorView view = writable_view("fastgan::clip_", "self", self);
-    const ClipBounds bounds = clip_bounds("fastgan::clip_", self, view.type, min, max);
-    cpu::clip(view, bounds);
 }
 
 // --- Lists of tensors ----------------------------------------------------------------------------
@@ -481,14 +456,6 @@ constexpr Kernels<AdamSettings> kAdamOnCpu = {
 
 #if defined(FASTGAN_WITH_CUDA)
 
-void clip_on_cuda(Tensor self, double min, double max) {
-    const TensorView view = writable_view("fastgan::clip_", "self", self);
-    const ClipBounds bounds = clip_bounds("fastgan::clip_", self, view.type, min, max);
-    const std::int32_t device_index = self.get_device_index();
-    const torch::stable::accelerator::DeviceGuard guard(device_index);
-    cuda::clip(view, bounds, current_cuda_stream(device_index));
-}
-
 void clip_list_on_cuda(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_type,
                        const ScalarReference& found_inf, const Tensor& first) {
     const std::int32_t device_index = first.get_device_index();
@@ -523,7 +490,6 @@ constexpr Kernels<AdamSettings> kAdamOnCuda = {
 }  // namespace fastgan
 
 STABLE_TORCH_LIBRARY(fastgan, library) {
-    library.def("clip_(Tensor(a!) self, float min, float max) -> ()");
     library.def(
         "clip_tensors_(Tensor(a!)[] tensors, Tensor(b!)[] shadows, float min, float max, "
         "Tensor? found_inf) -> ()");
@@ -542,7 +508,6 @@ STABLE_TORCH_LIBRARY(fastgan, library) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
-    library.impl("clip_", TORCH_BOX(&fastgan::clip_on_cpu));
     library.impl("clip_tensors_", TORCH_BOX(&fastgan::clip_tensors<fastgan::kClipOnCpu>));
     library.impl("rmsprop_step_", TORCH_BOX(&fastgan::rmsprop_step<fastgan::kRmspropOnCpu>));
     library.impl("adam_step_", TORCH_BOX(&fastgan::adam_step<fastgan::kAdamOnCpu>));
@@ -550,7 +515,6 @@ STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
 
 #if defined(FASTGAN_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, library) {
-    library.impl("clip_", TORCH_BOX(&fastgan::clip_on_cuda));
     library.impl("clip_tensors_", TORCH_BOX(&fastgan::clip_tensors<fastgan::kClipOnCuda>));
     library.impl("rmsprop_step_", TORCH_BOX(&fastgan::rmsprop_step<fastgan::kRmspropOnCuda>));
     library.impl("adam_step_", TORCH_BOX(&fastgan::adam_step<fastgan::kAdamOnCuda>));

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from fastgan.errors import ConfigError, DtypeError
-from fastgan.ops.clip import DTYPES
+from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.registration import call_counting_writes, call_if_accepted
 
 __all__ = ["clip_bounds", "clip_lists", "clip_weights_"]

@@ -431,7 +431,7 @@ def test_wheel_installs_and_runs(installed, tmp_path):
         "assert info.native and not info.cuda and 'g++' in info.cxx_compiler.lower(), info\n"
         "assert info.cuda_left_out_because == 'FASTGAN_BUILD_CUDA=0'\n"
         "assert '-std=c++20' in info.cxx_flags and not [f for f in info.cxx_flags if '/' in f]\n"
-        "check_op('clip_', 'cpu')\n"
+        "check_op('adam_step_', 'cpu')\n"
     )
     run(sys.executable, "-c", script, cwd=tmp_path, PYTHONPATH=str(installed))
 
@@ -449,7 +449,7 @@ def test_only_what_changed_is_compiled_again(wheel, unpacked_sdist, native_build
     assert [line.split()[-1] for line in due()] == ["csrc/cpu/instruction_sets.cpp"]
     (unpacked_sdist / "csrc" / "math" / "clip.h").touch()
     again = " ".join(due())
-    assert "clip_loops.cpp for baseline" in again
+    assert "multi_tensor_loops.cpp for baseline" in again
     assert "csrc/ops.cpp" in again
     assert "parallel.cpp" not in again
     assert "module.cpp" not in again
@@ -485,16 +485,17 @@ def test_pure_wheel_runs_on_plain_pytorch_with_one_warning(pure_wheel, tmp_path)
         "    assert not [w for w in caught if 'fastgan' in str(w.message)], caught\n"
         "    assert not fastgan.build_info().native\n"
         "    assert {row.path for row in op_paths()} == {'aten'}\n"
-        "    check_op('clip_', 'cpu'); check_op('clip_', 'cpu')\n"
+        "    check_op('adam_step_', 'cpu'); check_op('adam_step_', 'cpu')\n"
         "ours = [w for w in caught if isinstance(w.message, fastgan.FallbackWarning)]\n"
         "assert len(ours) == 1 and 'no compiled part' in str(ours[0].message), ours\n"
-        "schema = str(torch.ops.fastgan.clip_.default._schema)\n"
-        "assert schema == f'fastgan::{fastgan.ops.clip.SCHEMA}', schema\n"
-        "torch.library.opcheck(torch.ops.fastgan.clip_.default, (torch.randn(9), -0.1, 0.2))\n"
+        "op = torch.ops.fastgan.clip_tensors_.default\n"
+        "from fastgan.ops.clip_tensors import SCHEMA\n"
+        "assert str(op._schema) == f'fastgan::{SCHEMA}', op._schema\n"
+        "torch.library.opcheck(op, ([torch.randn(9)], [], -0.1, 0.2, None))\n"
         "x = torch.ones(3)\n"
         "for bad in ((x, 1.0, -1.0), (x.long(), -1.0, 1.0), (x.half(), -1e6, 1.0),\n"
         "            (x.requires_grad_(), -1.0, 1.0), (x[:1].detach().expand(3), -1.0, 1.0)):\n"
-        "    try: torch.ops.fastgan.clip_(*bad)\n"
+        "    try: op([bad[0]], [], *bad[1:], None)\n"
         "    except RuntimeError: continue\n"
         "    raise AssertionError(bad)\n"
     )

@@ -211,7 +211,7 @@ def test_doctor_finds_this_machine_in_order(capsys: pytest.CaptureFixture[str]) 
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
     assert torch.__version__ in printed
-    assert "clip_" in printed
+    assert "adam_step_" in printed
     assert "FAILED" not in printed
 
 
@@ -252,7 +252,7 @@ def test_doctor_notices_a_wrong_result(
     def off(device: object) -> None:
         raise RuntimeError("values are off")
 
-    monkeypatch.setitem(paths._CHECKS, "clip_", off)
+    monkeypatch.setitem(paths._CHECKS, "adam_step_", off)
     assert main(["doctor"]) == 1
     printed = capsys.readouterr().out
     assert "FAILED" in printed

@@ -50,21 +50,21 @@ def held(bound, dtype):
     return torch.tensor(bound, dtype=torch.float64).to(dtype).item()
 
 
-# --- clip.cu --------------------------------------------------------------------------------------
+# --- clip_tensors.cu ------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def clip(harness):
-    return harness.kernels("clip")
+    return harness.kernels("clip_tensors")
 
 
 def clip_case(values, bounds, misalignment=0):
     lower, upper = (held(bound, values.dtype) for bound in bounds)
     return Case(
-        "clip",
-        {"values": values},
+        "clip_tensors",
+        {"params": [values]},
         numbers={"lower": lower, "upper": upper},
-        misalignment={"values": misalignment},
+        misalignment={"params": misalignment},
         label=f"clip of {values.dtype} {tuple(values.shape)}, strides {values.stride()}, to "
         f"[{lower}, {upper}], {misalignment} bytes after a boundary",
     )
@@ -72,22 +72,22 @@ def clip_case(values, bounds, misalignment=0):
 
 def assert_clipped(case, result):
     """Against float64's comparison; a value within the bounds keeps its very bits, NaN included."""
-    values = case.tensors["values"]
+    (values,) = case.tensors["params"]
     wide = values.double()
     lower, upper = case.numbers["lower"], case.numbers["upper"]
     expected = values.clone()
     expected[wide < lower] = lower
     expected[wide > upper] = upper
     assert result.error == ""
-    actual = result.tensors["values"]
+    (actual,) = result.tensors["params"]
     wrong = as_bits(actual) != as_bits(expected)
     assert not wrong.any(), f"{case.label}: {actual[wrong][:4]}, not {expected[wrong][:4]}"
 
 
 def assert_rest_untouched(case, result):
     """What lies between the elements of a strided tensor has the bits it had."""
-    values = case.tensors["values"]
-    (after,) = result.extents["values"]
+    (values,) = case.tensors["params"]
+    (after,) = result.extents["params"]
     before = values.as_strided(after.shape, (1,), values.storage_offset())
     is_element = torch.zeros(after.shape, dtype=torch.bool)
     is_element.as_strided(values.shape, values.stride()).fill_(True)
@@ -157,23 +157,20 @@ def test_clip_is_right_for_every_16_bit_pattern(clip, dtype):
     assert_clipped(case, result)
 
 
-@pytest.mark.parametrize("entry", ["clip", "clip_tensors"])
-def test_clips_count_vectors_beyond_two_to_the_31(harness, entry):
+def test_clip_counts_vectors_beyond_two_to_the_31(clip):
     """The first and the last block alone; of the 32 GiB only what they touch takes memory."""
     count = 2**34 + 4096 + 37
     fives = torch.full((37 + 8,), 5.0, dtype=torch.bfloat16)
     sparse = SparseTensor(torch.bfloat16, count, {0: fives, count - len(fives): fives})
-    name, tensors = ("values", sparse) if entry == "clip" else ("params", [sparse])
     case = Case(
-        entry,
-        {name: tensors},
+        "clip_tensors",
+        {"params": [sparse]},
         numbers={"lower": -1.0, "upper": 1.0},
         only_blocks=(0, -1),
-        label=f"{entry} of {count} elements",
+        label=f"clip of {count} elements",
     )
-    (result,) = harness.kernels(entry).check([case], builds=["sanitized"])
-    got = result.tensors[name]
-    first, last = (got if entry == "clip" else got[0]).values()
+    (result,) = clip.check([case], builds=["sanitized"])
+    first, last = result.tensors["params"][0].values()
     assert first.eq(1).all()
     assert last.eq(1).all()
 
@@ -485,8 +482,7 @@ def test_step_replays_from_a_graph(optimisers, rule):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_clip_tensors_is_right_for_lists_of_every_size_alignment_and_layout(harness, dtype):
-    program = harness.kernels("clip_tensors")
+def test_clip_is_right_for_lists_of_every_size_alignment_and_layout(clip, dtype):
     itemsize = dtype.itemsize
 
     def case(seed, shadow, misalignment, view):
@@ -509,11 +505,11 @@ def test_clip_tensors_is_right_for_lists_of_every_size_alignment_and_layout(harn
         case(3, torch.float16, itemsize, lambda t: t),
         case(4, None, 0, lambda t: t.repeat_interleave(2, -1)[..., ::2]),
     ]
-    for one, result in zip(cases, program.check(cases), strict=True):
+    for one, result in zip(cases, clip.check(cases), strict=True):
         lists = zip(one.tensors["params"], result.tensors["params"], strict=True)
         for i, (before, after) in enumerate(lists):
-            single = replace(one, tensors={"values": before})
-            assert_clipped(single, replace(result, tensors={"values": after}))
+            single = replace(one, tensors={"params": [before]})
+            assert_clipped(single, replace(result, tensors={"params": [after]}))
             if "shadows" in one.tensors:
                 shadow = result.tensors["shadows"][i]
                 rounded = after.float().to(shadow.dtype)

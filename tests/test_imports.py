@@ -64,7 +64,7 @@ def registered():
     }}
 
 before = registered()
-torch.ops.fastgan.clip_(torch.ones(3), -1.0, 1.0)
+torch.ops.fastgan.clip_tensors_([torch.ones(3)], [], -1.0, 1.0, None)
 import fastgan.cli.bench, fastgan.cli.doctor, fastgan.cli.evaluate, fastgan.cli.train
 assert before == registered()
 assert torch.__spec__.loader.get_source("torch")
@@ -84,7 +84,7 @@ import fastgan
 from fastgan._after_torch import NEEDED_WHOLE
 fastgan.build_info()  # imports torch by itself
 torch = sys.modules["torch"]
-torch.ops.fastgan.clip_(torch.ones(3, device="meta"), -1.0, 1.0)
+torch.ops.fastgan.clip_tensors_([torch.ones(3, device="meta")], [], -1.0, 1.0, None)
 ours = [m for name, m in sys.modules.items() if name.startswith("fastgan.")]
 print({
     m.__name__ for m in ours

@@ -1281,4 +1281,4 @@ def test_explain_leaves_the_penalty_out_where_it_finds_no_input() -> None:
         fastgan.explain(3)
     critic, shape = make("residual")
     assert fastgan.explain(critic, images(shape, 2)[0]).rows[0].path == "aten"
-    assert {row.op for row in fastgan.explain().rows} >= {"clip_"}
+    assert {row.op for row in fastgan.explain().rows} >= {"adam_step_"}

@@ -12,8 +12,7 @@ from fastgan import _native
 _native.load()
 
 from fastgan.ops.bn_act import bn_act  # noqa: E402 - ops must be defined to be completed
-from fastgan.ops.clip import clip_  # noqa: E402
 from fastgan.ops.clip_tensors import clip_tensors_  # noqa: E402
 from fastgan.ops.paths import OpPath, check_op, op_path, op_paths  # noqa: E402
 
-__all__ = ["OpPath", "bn_act", "check_op", "clip_", "clip_tensors_", "op_path", "op_paths"]
+__all__ = ["OpPath", "bn_act", "check_op", "clip_tensors_", "op_path", "op_paths"]

@@ -5,7 +5,7 @@
 
 The tensors are of one dtype and on one device. ``shadows`` is empty, or holds a float16 or bfloat16
 copy of each tensor, which is written in the same pass. Where ``found_inf`` is given and not zero,
-nothing happens. Values as ``clip_`` (:mod:`fastgan.ops.clip`). Kernels:
+nothing happens. Values as ``torch.clamp_``; a NaN stays. Kernels:
 ``csrc/cpu/optimizers.cpp``, ``csrc/cuda/clip_tensors.cu``.
 
 Order of gradients supported: none.
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
-from fastgan.ops.clip import DTYPES
+from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.plain_step import check_bounds, check_lists, clip_list
 from fastgan.ops.registration import (
     NAMESPACE,

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from fastgan.ops.clip import DTYPES
+from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.stages import Stage
 
 __all__ = ["PLAIN", "autocast_dtype", "why_not_chained", "why_not_this_stage"]

@@ -13,7 +13,6 @@ from fastgan.ops import (  # the last ones define their ops
     adam_step,
     bias_act,  # noqa: F401
     bn_act,  # noqa: F401
-    clip,
     clip_tensors,
     patches,  # noqa: F401
     penalty_mix,  # noqa: F401
@@ -29,7 +28,6 @@ __all__ = ["OpPath", "check_op", "op_path", "op_paths"]
 
 #: For each op, a function that runs it on a device and raises FastganError on a wrong value.
 _CHECKS: dict[str, Callable[[torch.device | str], None]] = {
-    "clip_": clip.check,
     "clip_tensors_": clip_tensors.check,
     "rmsprop_step_": rmsprop_step.check,
     "adam_step_": adam_step.check,
@@ -65,8 +63,8 @@ def op_paths() -> list[OpPath]:
 
     Example:
         >>> from fastgan.ops import op_paths
-        >>> [row.path for row in op_paths() if row.op == "clip_" and row.device == "cpu"][0] in (
-        ...     "cpu", "aten")
+        >>> paths = {(row.op, row.device): row.path for row in op_paths()}
+        >>> paths["adam_step_", "cpu"] in ("cpu", "aten")
         True
     """
     return [
@@ -81,7 +79,7 @@ def op_path(op: str, device: str) -> OpPath:
     """One op on one kind of device.
 
     Args:
-        op: the op's name under ``torch.ops.fastgan``, such as ``"clip_"``.
+        op: the op's name under ``torch.ops.fastgan``, such as ``"adam_step_"``.
         device: the kind, as ``torch.device`` has it in ``type``.
 
     Raises:
@@ -89,7 +87,7 @@ def op_path(op: str, device: str) -> OpPath:
 
     Example:
         >>> from fastgan.ops import op_path
-        >>> op_path("clip_", "mps").reason.startswith("fastgan has kernels for the CPU and")
+        >>> op_path("adam_step_", "mps").reason.startswith("fastgan has kernels for the CPU and")
         True
     """
     _check_name(op)
@@ -111,7 +109,7 @@ def check_op(op: str, device: torch.device | str) -> None:
     """Runs `op` on `device` and compares with its formula; takes milliseconds.
 
     Args:
-        op: the op's name under ``torch.ops.fastgan``, such as ``"clip_"``.
+        op: the op's name under ``torch.ops.fastgan``, such as ``"adam_step_"``.
         device: where to run it.
 
     Raises:
@@ -121,7 +119,7 @@ def check_op(op: str, device: torch.device | str) -> None:
 
     Example:
         >>> from fastgan.ops import check_op
-        >>> check_op("clip_", "cpu")
+        >>> check_op("adam_step_", "cpu")
     """
     _check_name(op)
     _CHECKS[op](device)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastgan.ops.clip import DTYPES
+from fastgan.ops.dtypes import DTYPES
 
 __all__ = ["PlainStep", "check_bounds", "check_lists", "clip_list", "written_by_step"]
 

@@ -22,7 +22,6 @@ __all__ = [
     "register_fallback",
     "register_function",
     "register_in_place_on_lists",
-    "register_in_place_without_gradient",
     "register_list_fallback",
 ]
 
@@ -88,38 +87,6 @@ def why_no_kernel(device_type: str) -> str:
     return "fastgan has kernels for the CPU and for CUDA only"
 
 
-def register_in_place_without_gradient(op: torch._ops.OpOverload) -> None:
-    """Autograd's part for an op that writes its first argument, returns nothing, has no gradient.
-
-    As torch's own in-place ops do, it counts the write, so that a backward pass which needs the
-    overwritten values raises instead of using the new ones. Unlike them it has no derivative: where
-    autograd would have to record it, it raises, so that no gradient is ever lost in silence.
-
-    It stands at ADInplaceOrView and not at Autograd because torch passes through the former in
-    inference mode too, where a write to an ordinary tensor must be counted as well.
-    """
-    name = op._schema.name
-    below = torch._C._after_ADInplaceOrView_keyset
-    redispatch = op.redispatch
-    is_grad_enabled = torch.is_grad_enabled
-    increment_version = torch.autograd.graph.increment_version
-    forward_ad = torch.autograd.forward_ad
-
-    def kernel(keyset: torch._C.DispatchKeySet, self: torch.Tensor, *args: Any) -> None:
-        if self.requires_grad and is_grad_enabled():
-            kind = "a leaf that requires grad" if self.is_leaf else "a tensor that requires grad"
-            raise RuntimeError(
-                f"{name}: self is {kind}, and the op has no gradient; call it under "
-                "torch.no_grad(), or on self.detach()"
-            )
-        if forward_ad._current_level >= 0 and forward_ad.unpack_dual(self).tangent is not None:
-            raise RuntimeError(f"{name}: self carries a forward-mode tangent, which the op lacks")
-        increment_version(self)
-        redispatch(keyset & below, self, *args)
-
-    library.impl(op._schema.name.partition("::")[2], kernel, "ADInplaceOrView", with_keyset=True)
-
-
 def register_list_fallback(name: str, kernel: Callable[..., Any]) -> None:
     """As :func:`register_fallback`, for an op whose first argument is a list of tensors."""
 
@@ -139,9 +106,15 @@ def register_list_fallback(name: str, kernel: Callable[..., Any]) -> None:
 def register_in_place_on_lists(
     op: torch._ops.OpOverload, written: Callable[[Sequence[Any]], Iterable[torch.Tensor]]
 ) -> None:
-    """As :func:`register_in_place_without_gradient`, for an op that writes lists of tensors.
+    """Autograd's part for an op that writes tensors or lists of them, and has no gradient.
 
-    Or several tensors; what it returns, if anything, must be new.
+    As torch's own in-place ops do, it counts the writes, so that a backward pass which needs the
+    overwritten values raises instead of using the new ones. Unlike them it has no derivative: where
+    autograd would have to record it, it raises, so that no gradient is ever lost in silence. What
+    the op returns, if anything, must be new.
+
+    It stands at ADInplaceOrView and not at Autograd because torch passes through the former in
+    inference mode too, where a write to an ordinary tensor must be counted as well.
 
     Args:
         op: writes its arguments, has no gradient.

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import FastganError
-from fastgan.ops.clip import DTYPES
+from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.plain_step import PlainStep, check_lists, written_by_step
 from fastgan.ops.registration import (
     NAMESPACE,

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from fastgan.errors import ConfigError, DtypeError
-from fastgan.ops.clip import DTYPES
+from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.registration import call_counting_writes
 from fastgan.weight_clipping import clip_bounds, clip_lists
 

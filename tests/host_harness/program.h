@@ -1,9 +1,8 @@
 // A program runs cases that a test sends it: each names an entry, gives it tensors and numbers, and
 // gets the tensors back. To make a kernel's entry:
 //
-//     FASTGAN_HOST_ENTRY(clip) {
-//         fastgan::cuda::clip(request.tensor("values"), {request.number("lower"), ...},
-//                             request.stream());
+//     FASTGAN_HOST_ENTRY(sum) {
+//         fastgan::cuda::sum(request.tensor("values"), request.number("scale"), request.stream());
 //     }
 #pragma once
 

@@ -23,35 +23,50 @@ Order of gradients supported: none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgan.errors import FastganError
+from fastgan.ops.define import define_op
 from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.plain_step import PlainStep, check_lists, written_by_step
-from fastgan.ops.registration import (
-    NAMESPACE,
-    define_if_absent,
-    register_in_place_on_lists,
-    register_list_fallback,
-)
 
-__all__ = ["SCHEMA", "check"]
+__all__ = ["adam_step_"]
 
-#: As in csrc/ops.cpp.
-SCHEMA = (
+
+def _examples() -> Iterator[tuple[Any, ...]]:
+    random = torch.Generator().manual_seed(0)
+    for dtype in DTYPES:
+        tensors = torch.randn(5, 3, 1367, generator=random).to(dtype)
+        weights, grads, means, squares, most = ([t[0, :1], t[1, :17], t[2]] for t in tensors)
+        squares, most = ([each**2 + 1 for each in each_list] for each_list in (squares, most))
+        steps = [torch.full((), 2.0) for _ in weights]
+        shadows = [weight.to(torch.bfloat16) for weight in weights]
+        yield (weights, grads, means, squares, most, steps, shadows, 0.1, None, 0.5, 0.9, 1e-3,
+               0.01, True, False, -1.0, 0.5, False, None, None)  # fmt: skip
+        yield (weights, grads, means, squares, [], steps, [], 0.1, torch.tensor(0.2), 0.5, 0.9,
+               1e-3, 0.0, False, True, -1.0, 0.5, True, torch.tensor(2.0),
+               torch.tensor(0.0))  # fmt: skip
+
+
+def _fake(params: Sequence[Tensor], grads: Sequence[Tensor], *args: Any) -> None:
+    check_lists("fastgan::adam_step_", [("params", params), ("grads", grads)], ())
+
+
+@define_op(
     "adam_step_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, "
     "Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] state_steps, "
     "Tensor(g!)[] shadows, float lr, Tensor? lr_tensor, float beta1, float beta2, float eps, "
     "float weight_decay, bool amsgrad, bool maximize, float clip_min, float clip_max, "
-    "bool clip_first, Tensor? grad_scale, Tensor? found_inf) -> ()"
+    "bool clip_first, Tensor? grad_scale, Tensor? found_inf) -> ()",
+    examples=_examples,
+    as_given=("shadows",),
+    fake=_fake,
+    written=written_by_step,
 )
-
-
-def _plain(
+def adam_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     exp_avgs: Sequence[Tensor],
@@ -73,6 +88,8 @@ def _plain(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
+    """The step in plain PyTorch."""
+
     def rule(weight: Tensor, grad: Tensor, states: list[Tensor], lr: float, step: float) -> Tensor:
         exp_avg, exp_avg_sq, *others = states
         exp_avg.lerp_(grad, 1 - beta1)
@@ -87,7 +104,7 @@ def _plain(
     if amsgrad:
         states.append(("max_exp_avg_sqs", max_exp_avg_sqs))
     PlainStep(
-        f"{NAMESPACE}::adam_step_",
+        "fastgan::adam_step_",
         params,
         grads,
         state_steps,
@@ -102,56 +119,3 @@ def _plain(
         grad_scale,
         found_inf,
     ).run(states, rule)
-
-
-def _fake(params: Sequence[Tensor], grads: Sequence[Tensor], *args: Any) -> None:
-    check_lists(f"{NAMESPACE}::adam_step_", [("params", params), ("grads", grads)], ())
-
-
-def _written(args: Sequence[Any]) -> list[Tensor]:
-    return written_by_step(args[0], args[1], args[2:7], grad_scale=args[18])
-
-
-def check(device: torch.device | str) -> None:
-    """Runs the op on `device` and compares with its formula in float64; for ``fastgan doctor``.
-
-    Raises:
-        FastganError: a value is wrong.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for dtype in DTYPES:
-        sizes = (1, 17, 4099)
-        w, g, m = (
-            [torch.randn(n, generator=generator, dtype=torch.float64).to(dtype) for n in sizes]
-            for _ in range(3)
-        )
-        v = [m_i**2 + 1 for m_i in m]
-        on_device = [[t.to(device, copy=True) for t in tensors] for tensors in (w, g, m, v, v)]
-        steps = [torch.full((), 2.0, device=device) for _ in sizes]
-        torch.ops.fastgan.adam_step_(
-            *on_device, steps, [], 0.1, None, 0.5, 0.9, 1e-3, 0.01, True, False, -1.0, 0.5, False,
-            None, None,
-        )  # fmt: skip
-        for i in range(len(sizes)):
-            weight, grad, mean, square = (t[i].double() for t in (w, g, m, v))
-            largest = square
-            grad = grad + 0.01 * weight
-            mean = 0.5 * mean + 0.5 * grad
-            square = 0.9 * square + 0.1 * grad**2
-            largest = torch.maximum(largest, square)
-            denominator = (largest / (1 - 0.9**3)).sqrt() + 1e-3
-            expected = (weight - 0.1 / (1 - 0.5**3) * mean / denominator).clamp(-1.0, 0.5)
-            actual = on_device[0][i].cpu().double()
-            tolerance = 8 * torch.finfo(dtype).eps
-            if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance):
-                raise FastganError(
-                    f"fastgan::adam_step_ gives wrong values on {device}, for {dtype}"
-                )
-            if steps[i].item() != 3:
-                raise FastganError(f"fastgan::adam_step_ miscounts its steps on {device}")
-
-
-define_if_absent(SCHEMA)
-register_list_fallback("adam_step_", _plain)
-torch.library.register_fake(f"{NAMESPACE}::adam_step_", _fake)
-register_in_place_on_lists(torch.ops.fastgan.adam_step_.default, _written)

@@ -14,29 +14,52 @@ Order of gradients supported: none.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgan.errors import FastganError
+from fastgan.ops.define import define_op
 from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.plain_step import check_bounds, check_lists, clip_list
-from fastgan.ops.registration import (
-    NAMESPACE,
-    define_if_absent,
-    register_in_place_on_lists,
-    register_list_fallback,
-)
 
-__all__ = ["SCHEMA", "check", "clip_tensors_"]
+__all__ = ["clip_tensors_"]
 
-#: As in csrc/ops.cpp.
-SCHEMA = (
+
+def _examples() -> Iterator[tuple[Any, ...]]:
+    random = torch.Generator().manual_seed(0)
+    for dtype in DTYPES:
+        values = torch.randn(3, 1367, generator=random).to(dtype)
+        tensors = [values[0, :0], values[0, :1], values[1, :17], values[2], values[:, ::3]]
+        yield tensors, [each.to(torch.bfloat16) for each in tensors], -0.5, 0.25, None
+        yield tensors, [], -math.inf, 0.25, torch.tensor(1.0)
+
+
+def _fake(tensors: Sequence[Tensor], shadows: Sequence[Tensor], *args: Any) -> None:
+    check_lists("fastgan::clip_tensors_", [("tensors", tensors)], shadows)
+
+
+@define_op(
     "clip_tensors_(Tensor(a!)[] tensors, Tensor(b!)[] shadows, float min, float max, "
-    "Tensor? found_inf) -> ()"
+    "Tensor? found_inf) -> ()",
+    examples=_examples,
+    as_given=("shadows",),
+    fake=_fake,
 )
+def _clip_tensors_(
+    tensors: Sequence[Tensor],
+    shadows: Sequence[Tensor],
+    min: float,
+    max: float,
+    found_inf: Tensor | None,
+) -> None:
+    check_lists("fastgan::clip_tensors_", [("tensors", tensors)], shadows)
+    if not tensors:
+        return
+    check_bounds("fastgan::clip_tensors_", tensors[0].dtype, min, max)
+    if found_inf is None or found_inf.item() == 0:
+        clip_list(tensors, shadows, min, max)
 
 
 def clip_tensors_(
@@ -67,61 +90,3 @@ def clip_tensors_(
     if len(tensors) == 0:
         return
     torch.ops.fastgan.clip_tensors_(tensors, shadows, min, max, None)
-
-
-def _plain(
-    tensors: Sequence[Tensor],
-    shadows: Sequence[Tensor],
-    min: float,
-    max: float,
-    found_inf: Tensor | None,
-) -> None:
-    check_lists(f"{NAMESPACE}::clip_tensors_", [("tensors", tensors)], shadows)
-    if not tensors:
-        return
-    check_bounds(f"{NAMESPACE}::clip_tensors_", tensors[0].dtype, min, max)
-    if found_inf is None or found_inf.item() == 0:
-        clip_list(tensors, shadows, min, max)
-
-
-def _fake(
-    tensors: Sequence[Tensor],
-    shadows: Sequence[Tensor],
-    min: float,
-    max: float,
-    found_inf: Tensor | None,
-) -> None:
-    check_lists(f"{NAMESPACE}::clip_tensors_", [("tensors", tensors)], shadows)
-
-
-def _written(args: Sequence[Any]) -> list[Tensor]:
-    return [*args[0], *args[1]]
-
-
-def check(device: torch.device | str) -> None:
-    """Runs the op on `device` and compares with what the formula says; for ``fastgan doctor``.
-
-    Raises:
-        FastganError: a value is wrong.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for dtype in DTYPES:
-        values = [torch.randn(n, generator=generator).to(dtype) for n in (0, 1, 17, 4099)]
-        values[2][3] = math.nan
-        tensors = [value.to(device, copy=True) for value in values]
-        shadows = [tensor.to(torch.bfloat16) for tensor in tensors]
-        clip_tensors_(tensors, -0.5, 0.25, shadows=shadows)
-        for tensor, shadow, value in zip(tensors, shadows, values, strict=True):
-            expected = torch.where(value < -0.5, -0.5, torch.where(value > 0.25, 0.25, value))
-            same = torch.equal(tensor.cpu().nan_to_num(9.0), expected.to(dtype).nan_to_num(9.0))
-            low = expected.to(torch.bfloat16)
-            if not same or not torch.equal(shadow.cpu().nan_to_num(9.0), low.nan_to_num(9.0)):
-                raise FastganError(
-                    f"fastgan::clip_tensors_ gives wrong values on {device}, for {dtype}"
-                )
-
-
-define_if_absent(SCHEMA)
-register_list_fallback("clip_tensors_", _plain)
-torch.library.register_fake(f"{NAMESPACE}::clip_tensors_", _fake)
-register_in_place_on_lists(torch.ops.fastgan.clip_tensors_.default, _written)

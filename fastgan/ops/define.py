@@ -12,7 +12,7 @@ tests run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,7 +25,7 @@ from fastgan.ops.registration import (
     define_if_absent,
     register_fallback,
     register_function,
-    register_in_place_on_lists,
+    register_in_place,
 )
 from fastgan.ops.without_gradient import register_without_gradient
 
@@ -46,6 +46,7 @@ class Op:
         units: how many units in the last place, of the largest value, the op may be off by.
         exact: the dtype that the reference is run in for comparison.
         scratch: arguments that are written, but aren't results.
+        as_given: arguments that are of the examples' dtype for the reference, too.
     """
 
     schema: str
@@ -54,6 +55,7 @@ class Op:
     units: int = 32
     exact: torch.dtype = torch.float64
     scratch: tuple[str, ...] = ()
+    as_given: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -77,25 +79,29 @@ class Op:
         Raises:
             FastganError: a value is off by more than rounding.
         """
+        names = [argument.name for argument in self.overload._schema.arguments]
         for arguments in self.examples():
             own = [_copied(each, device, None) for each in arguments]
-            wide = [_copied(each, "cpu", self.exact) for each in arguments]
+            wide = [
+                _copied(each, "cpu", None if name in self.as_given else self.exact)
+                for name, each in zip(names, arguments, strict=False)
+            ]
             with torch.no_grad():
                 found, expected = _tensors(self.overload(*own)), _tensors(self.reference(*wide))
             for place in self.places_written:
-                if self.overload._schema.arguments[place].name not in self.scratch:
-                    found.append(own[place])
-                    expected.append(wide[place])
+                if names[place] not in self.scratch:
+                    found += _tensors(own[place])
+                    expected += _tensors(wide[place])
             for number, (actual, right) in enumerate(zip(found, expected, strict=True)):
                 size = max(1.0, float(right.abs().max())) if right.numel() else 1.0
                 rounding = torch.finfo(actual.dtype).eps if actual.is_floating_point() else 0
                 tolerance = self.units * rounding
                 error = (actual.cpu().double() - right.double()).abs()
                 if not (error <= tolerance * (size + right.double().abs())).all():
-                    settings = [each for each in arguments if not isinstance(each, Tensor)]
+                    settings = [each for each in arguments if not isinstance(each, (Tensor, list))]
                     raise FastganError(
                         f"fastgan::{self.name} gives a wrong result {number} on {device}, for "
-                        f"{own[0].dtype}, {settings}"
+                        f"{_tensors(own[0])[0].dtype}, {settings}"
                     )
 
 
@@ -110,6 +116,9 @@ def define_op(
     units: int = 32,
     exact: torch.dtype = torch.float64,
     scratch: tuple[str, ...] = (),
+    as_given: tuple[str, ...] = (),
+    fake: Callable[..., Any] | None = None,
+    written: Callable[[Sequence[Any]], Iterable[Tensor]] | None = None,
     autograd: tuple[Callable[..., Any], Callable[..., Any]] | None = None,
     function: type[torch.autograd.Function] | None = None,
 ) -> Callable[[Reference], Reference]:
@@ -121,6 +130,10 @@ def define_op(
         units: how many units in the last place, of the largest value, the op may be off by.
         exact: the widest dtype that the op takes.
         scratch: names of arguments that are written, but aren't results.
+        as_given: names of arguments that are of the examples' dtype for the reference, too.
+        fake: in the reference's place where tensors have no values, for one that reads some.
+        written: given the op's arguments, the tensors that this call writes; by default all that
+            the schema says may be.
         autograd: (backward, setup_context) of ``torch.library.register_autograd``.
         function: takes the op's place where autograd records; may keep what the op doesn't
             return. Without either the op raises where autograd would have to record it.
@@ -130,10 +143,10 @@ def define_op(
     """
 
     def define(reference: Reference) -> Reference:
-        op = Op(schema, reference, examples, units, exact, scratch)
+        op = Op(schema, reference, examples, units, exact, scratch, as_given)
         define_if_absent(schema)
         register_fallback(op.name, reference)
-        torch.library.register_fake(f"{NAMESPACE}::{op.name}", reference)
+        torch.library.register_fake(f"{NAMESPACE}::{op.name}", fake or reference)
         if autograd is not None:
             backward, setup_context = autograd
             torch.library.register_autograd(
@@ -142,8 +155,9 @@ def define_op(
         elif function is not None:
             register_function(op.overload, function)
         elif places := op.places_written:
-            register_in_place_on_lists(
-                op.overload, lambda args: [args[i] for i in places if args[i] is not None]
+            register_in_place(
+                op.overload,
+                written or (lambda args: [each for i in places for each in _tensors(args[i])]),
             )
         else:
             register_without_gradient(op.overload)
@@ -163,6 +177,8 @@ def _tensors(results: Any) -> list[Tensor]:
 
 
 def _copied(argument: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:
+    if isinstance(argument, list):
+        return [_copied(each, device, dtype) for each in argument]
     if not isinstance(argument, Tensor):
         return argument
     return argument.to(device, argument.dtype if dtype is None else dtype, copy=True)

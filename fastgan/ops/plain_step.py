@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -167,16 +168,9 @@ def check_lists(
                 )
 
 
-def written_by_step(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    others: Sequence[Sequence[Tensor]],
-    grad_scale: Tensor | None,
-) -> list[Tensor]:
+def written_by_step(args: Sequence[Any]) -> list[Tensor]:
     """The tensors that a step writes: the gradients only where it unscales them."""
-    written = list(params)
-    if grad_scale is not None:
-        written += grads
-    for tensors in others:
-        written += tensors
-    return written
+    params, grads, *others = args[:7]
+    grad_scale = args[18]
+    lists = [params, *others] if grad_scale is None else [params, grads, *others]
+    return [tensor for tensors in lists for tensor in tensors]

@@ -21,8 +21,7 @@ __all__ = [
     "library",
     "register_fallback",
     "register_function",
-    "register_in_place_on_lists",
-    "register_list_fallback",
+    "register_in_place",
 ]
 
 NAMESPACE = "fastgan"
@@ -41,16 +40,18 @@ def register_fallback(name: str, kernel: Callable[..., Any]) -> None:
     """Plain PyTorch for every device that the build has no kernel for; warns once per device.
 
     Registered for the key that torch asks after a device's own, so a compiled kernel goes first.
-    `kernel` takes the op's arguments, the first of them a tensor.
+    `kernel` takes the op's arguments, the first of them a tensor or a list of tensors.
     """
 
-    def fallback(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        warn_once(
-            f"fastgan::{name} runs as plain PyTorch on {self.device.type}: "
-            f"{why_no_kernel(self.device.type)}",
-            stacklevel=3,
-        )
-        return kernel(self, *args, **kwargs)
+    def fallback(first: torch.Tensor | list[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        for tensor in [first] if isinstance(first, torch.Tensor) else first[:1]:
+            device_type = tensor.device.type
+            warn_once(
+                f"fastgan::{name} runs as plain PyTorch on {device_type}: "
+                f"{why_no_kernel(device_type)}",
+                stacklevel=3,
+            )
+        return kernel(first, *args, **kwargs)
 
     library.impl(name, fallback, "CompositeExplicitAutograd")
 
@@ -87,23 +88,7 @@ def why_no_kernel(device_type: str) -> str:
     return "fastgan has kernels for the CPU and for CUDA only"
 
 
-def register_list_fallback(name: str, kernel: Callable[..., Any]) -> None:
-    """As :func:`register_fallback`, for an op whose first argument is a list of tensors."""
-
-    def fallback(tensors: Sequence[torch.Tensor], *args: Any) -> Any:
-        if tensors:
-            device_type = tensors[0].device.type
-            warn_once(
-                f"fastgan::{name} runs as plain PyTorch on {device_type}: "
-                f"{why_no_kernel(device_type)}",
-                stacklevel=3,
-            )
-        return kernel(tensors, *args)
-
-    library.impl(name, fallback, "CompositeExplicitAutograd")
-
-
-def register_in_place_on_lists(
+def register_in_place(
     op: torch._ops.OpOverload, written: Callable[[Sequence[Any]], Iterable[torch.Tensor]]
 ) -> None:
     """Autograd's part for an op that writes tensors or lists of them, and has no gradient.
@@ -154,7 +139,7 @@ def register_in_place_on_lists(
 def call_counting_writes(
     op: torch._ops.OpOverload, written: Iterable[Sequence[torch.Tensor]], *args: Any
 ) -> None:
-    """Calls an op of :func:`register_in_place_on_lists`, counting its writes ahead of the call.
+    """Calls an op of :func:`register_in_place`, counting its writes ahead of the call.
 
     For fastgan's own calls, which mean no-grad mode and no forward-mode tangents: what the op would
     do below the dispatcher in Python takes as long as the rest of a small network's step. Where

@@ -25,35 +25,49 @@ Order of gradients supported: none.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgan.errors import FastganError
+from fastgan.ops.define import define_op
 from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.plain_step import PlainStep, check_lists, written_by_step
-from fastgan.ops.registration import (
-    NAMESPACE,
-    define_if_absent,
-    register_in_place_on_lists,
-    register_list_fallback,
-)
 
-__all__ = ["SCHEMA", "check"]
+__all__ = ["rmsprop_step_"]
 
-#: As in csrc/ops.cpp.
-SCHEMA = (
+
+def _examples() -> Iterator[tuple[Any, ...]]:
+    random = torch.Generator().manual_seed(0)
+    for dtype in DTYPES:
+        tensors = torch.randn(5, 3, 1367, generator=random).to(dtype)
+        weights, grads, squares, buffers, means = ([t[0, :1], t[1, :17], t[2]] for t in tensors)
+        squares = [square.abs() + means[i] ** 2 + 1 for i, square in enumerate(squares)]
+        steps = [torch.zeros(()) for _ in weights]
+        shadows = [weight.to(torch.bfloat16) for weight in weights]
+        yield (weights, grads, squares, buffers, means, steps, shadows, 0.1, None, 0.9, 1e-3, 0.01,
+               0.5, True, False, -1.0, 0.5, False, None, None)  # fmt: skip
+        yield (weights, grads, squares, [], [], steps, [], 0.1, torch.tensor(0.2), 0.9, 1e-3, 0.0,
+               0.0, False, True, -1.0, 0.5, True, torch.tensor(2.0), torch.tensor(0.0))  # fmt: skip
+
+
+def _fake(params: Sequence[Tensor], grads: Sequence[Tensor], *args: Any) -> None:
+    check_lists("fastgan::rmsprop_step_", [("params", params), ("grads", grads)], ())
+
+
+@define_op(
     "rmsprop_step_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] square_avgs, "
     "Tensor(d!)[] momentum_buffers, Tensor(e!)[] grad_avgs, Tensor(f!)[] state_steps, "
     "Tensor(g!)[] shadows, float lr, Tensor? lr_tensor, float alpha, float eps, "
     "float weight_decay, float momentum, bool centered, bool maximize, float clip_min, "
-    "float clip_max, bool clip_first, Tensor? grad_scale, Tensor? found_inf) -> ()"
+    "float clip_max, bool clip_first, Tensor? grad_scale, Tensor? found_inf) -> ()",
+    examples=_examples,
+    as_given=("shadows",),
+    fake=_fake,
+    written=written_by_step,
 )
-
-
-def _plain(
+def rmsprop_step_(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],
     square_avgs: Sequence[Tensor],
@@ -75,6 +89,8 @@ def _plain(
     grad_scale: Tensor | None,
     found_inf: Tensor | None,
 ) -> None:
+    """The step in plain PyTorch."""
+
     def rule(weight: Tensor, grad: Tensor, states: list[Tensor], lr: float, step: float) -> Tensor:
         square_avg, *others = states
         square_avg.mul_(alpha).addcmul_(grad, grad, value=1 - alpha)
@@ -95,7 +111,7 @@ def _plain(
     if centered:
         states.append(("grad_avgs", grad_avgs))
     PlainStep(
-        f"{NAMESPACE}::rmsprop_step_",
+        "fastgan::rmsprop_step_",
         params,
         grads,
         state_steps,
@@ -110,54 +126,3 @@ def _plain(
         grad_scale,
         found_inf,
     ).run(states, rule)
-
-
-def _fake(params: Sequence[Tensor], grads: Sequence[Tensor], *args: Any) -> None:
-    check_lists(f"{NAMESPACE}::rmsprop_step_", [("params", params), ("grads", grads)], ())
-
-
-def _written(args: Sequence[Any]) -> list[Tensor]:
-    return written_by_step(args[0], args[1], args[2:7], grad_scale=args[18])
-
-
-def check(device: torch.device | str) -> None:
-    """Runs the op on `device` and compares with its formula in float64; for ``fastgan doctor``.
-
-    Raises:
-        FastganError: a value is wrong.
-    """
-    generator = torch.Generator().manual_seed(0)
-    for dtype in DTYPES:
-        sizes = (1, 17, 4099)
-        w, g, b, m = (
-            [torch.randn(n, generator=generator, dtype=torch.float64).to(dtype) for n in sizes]
-            for _ in range(4)
-        )
-        v = [m_i**2 + 1 for m_i in m]
-        on_device = [[t.to(device, copy=True) for t in tensors] for tensors in (w, g, v, b, m)]
-        steps = [torch.zeros((), device=device) for _ in sizes]
-        torch.ops.fastgan.rmsprop_step_(
-            *on_device, steps, [], 0.1, None, 0.9, 1e-3, 0.01, 0.5, True, False, -1.0, 0.5, False,
-            None, None,
-        )  # fmt: skip
-        for i in range(len(sizes)):
-            weight, grad, square, buffer, mean = (t[i].double() for t in (w, g, v, b, m))
-            grad = grad + 0.01 * weight
-            square = 0.9 * square + 0.1 * grad**2
-            mean = 0.9 * mean + 0.1 * grad
-            buffer = 0.5 * buffer + grad / ((square - mean**2).sqrt() + 1e-3)
-            expected = (weight - 0.1 * buffer).clamp(-1.0, 0.5)
-            actual = on_device[0][i].cpu().double()
-            tolerance = 8 * torch.finfo(dtype).eps
-            if not torch.allclose(actual, expected, rtol=tolerance, atol=tolerance):
-                raise FastganError(
-                    f"fastgan::rmsprop_step_ gives wrong values on {device}, for {dtype}"
-                )
-            if steps[i].item() != 1:
-                raise FastganError(f"fastgan::rmsprop_step_ miscounts its steps on {device}")
-
-
-define_if_absent(SCHEMA)
-register_list_fallback("rmsprop_step_", _plain)
-torch.library.register_fake(f"{NAMESPACE}::rmsprop_step_", _fake)
-register_in_place_on_lists(torch.ops.fastgan.rmsprop_step_.default, _written)

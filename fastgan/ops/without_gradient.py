@@ -20,7 +20,7 @@ def register_without_gradient(op: torch._ops.OpOverload) -> None:
 
     Args:
         op: functional; ops that write their arguments have
-            :func:`fastgan.ops.registration.register_in_place_on_lists`.
+            :func:`fastgan.ops.registration.register_in_place`.
     """
     name = op._schema.name
     below = torch._C._after_autograd_keyset

@@ -11,7 +11,7 @@ room            what it holds
 ``machine``     where a figure was made: processor, versions, commit, disturbance
 ``schema``      the one format of results, JSON and CSV; comparing two of them
 ``cases``       what a case is
-``suites``      the cases: ops, models, training
+``suites``      the cases: ops, models, training, style
 ``goals``       the ratios we want to reach, and whether a result does
 ``runner``      from cases to a result
 ``plots``       pictures of a result

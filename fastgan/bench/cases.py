@@ -45,7 +45,7 @@ class Case:
     """Something to measure.
 
     Attributes:
-        suite: "ops", "models" or "training".
+        suite: "ops", "models", "training" or "style".
         op: what is done.
         shape: on what, in words.
         dtype: a name of :data:`DTYPES`.

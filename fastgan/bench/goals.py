@@ -92,6 +92,7 @@ _BN_ACT = "bn_act, forward and backward"
 _DISCRIMINATOR = "discriminator, forward and backward"
 _MAPS = ("512x4x4", "256x8x8", "128x16x16", "64x32x32")
 _RGB = "64x64, {} critic updates"
+_STYLE = "64x64x64, {}"
 
 _CPU: list[Goal] = [
     *(
@@ -154,6 +155,19 @@ _CPU: list[Goal] = [
     Goal("cpu", "WGAN-GP iteration", _RGB.format(5), "float32", 32, "times_faster", 1.4),
     Goal("cpu", "WGAN iteration", _RGB.format(5), "float32", 32, "times_faster", 1.3),
     Goal("cpu", "DCGAN iteration", "64x64, 1 critic update", "float32", 32, "times_faster", 1.0),
+    *(
+        Goal("cpu", op, shape.format(layout), "float32", 8, "times_faster", bound, peers)
+        for op, shape, bound, peers in (
+            ("bias_act, forward and backward", _STYLE, 2.0, ""),
+            ("upfirdn2d up 2 with 4x4 taps", _STYLE, 2.0, "depthwise"),
+            ("upfirdn2d up 2 with 4x4 taps", _STYLE, 4.0, "eager"),
+            ("upfirdn2d down 2 with 4x4 taps", _STYLE, 2.0, "depthwise"),
+            ("upfirdn2d down 2 with 4x4 taps", _STYLE, 4.0, "eager"),
+            ("filtered_lrelu, 12 taps, up 2, down 2", _STYLE, 4.0, ""),
+            ("StyleGAN2 generator, forward", "64x64, {}", 1.5, ""),
+        )
+        for layout in ("contiguous", "channels-last")
+    ),
 ]
 
 #: Nearly cuDNN's speed, in a graph, is what a convolution alone is to have: what it gains is what

@@ -95,7 +95,7 @@ class Row:
     """One number.
 
     Attributes:
-        suite: "ops", "models" or "training".
+        suite: "ops", "models", "training" or "style".
         op: what was done.
         provider: who did it: "fastgan", "eager", "torch.compile", ...; "floor" for what the
             machine allows, "machine" for what is true of all.

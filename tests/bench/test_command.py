@@ -269,7 +269,7 @@ def test_cases_have_names_of_their_own_and_work_to_do(device: str, quick: bool) 
     cases = suite_cases("all", torch.device(device), quick=quick)
     names = [case.name for case in cases]
     assert len(set(names)) == len(names)
-    assert {case.suite for case in cases} == {"ops", "models", "training"}
+    assert {case.suite for case in cases} == {"ops", "models", "training", "style"}
     assert all(case.work.bytes > 0 for case in cases)
     assert (
         set(names) <= {case.name for case in suite_cases("all", torch.device(device))}

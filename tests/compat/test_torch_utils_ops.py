@@ -103,6 +103,12 @@ def test_an_error_of_a_users_parent_package_is_raised(
     assert not any(name.startswith("broken") for name in sys.modules)
 
 
+def test_the_page_of_the_docs_runs(modules: None, capsys: pytest.CaptureFixture[str]):
+    page = (Path(__file__).parent.parent.parent / "docs/compat.md").read_text()
+    exec(page.split("```python\n")[1].split("```")[0], {})
+    assert capsys.readouterr().out.count("torch.Size") == 2
+
+
 # --- Values ---------------------------------------------------------------------------------------
 
 

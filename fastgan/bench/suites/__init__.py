@@ -10,6 +10,7 @@ room              cases
                   and of others'
 ``networks``      a DCGAN's networks, forward and backward
 ``iterations``    a whole iteration of training
+``style``         StyleGAN's operations and a small StyleGAN2 generator
 ``layers``        their layers' shapes, from which their work is counted
 ================  =================================================================================
 """
@@ -34,6 +35,7 @@ SUITES: Mapping[str, tuple[str, ...]] = {
     "ops": ("optimizers", "convolutions", "fused_layers", "penalties"),
     "models": ("networks",),
     "training": ("iterations",),
+    "style": ("style",),
 }
 
 

@@ -15,6 +15,7 @@ from torch import nn
 
 import fastgan
 from fastgan.ops import check_op, clip_tensors_, op_paths
+from fastgan.ops.define import DEFINED
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 SPECIALS = [math.nan, math.inf, -math.inf, 0.0, -0.0, 0.5, -0.5, 1e-40, -1e-40, 6e-8, 65504.0]
@@ -273,7 +274,12 @@ def test_finite_bounds_beyond_the_dtype_are_refused_as_by_torch(device, dtype, b
 
 def test_expanded_tensor_is_refused_as_by_torch(device):
     base = torch.tensor([[3.0], [4.0]], device=device)
-    for operation in (torch.Tensor.clamp_, clip_):
+    plain = DEFINED["clip_tensors_"].reference
+    for operation in (
+        torch.Tensor.clamp_,
+        clip_,
+        lambda tensor, low, high: plain([tensor], [], low, high, None),
+    ):
         with pytest.raises(RuntimeError, match="single memory location"):
             operation(base.expand(2, 3), -1.0, 1.0)
     assert base.tolist() == [[3.0], [4.0]]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastgan.ops.define import define_op
 from fastgan.ops.dtypes import DTYPES
-from fastgan.ops.plain_step import check_bounds, check_lists, clip_list
+from fastgan.ops.plain_step import check_bounds, check_lists, check_not_expanded, clip_list
 
 __all__ = ["clip_tensors_"]
 
@@ -57,6 +57,7 @@ def _clip_tensors_(
     check_lists("fastgan::clip_tensors_", [("tensors", tensors)], shadows)
     if not tensors:
         return
+    check_not_expanded("fastgan::clip_tensors_", [("tensors", tensors), ("shadows", shadows)])
     check_bounds("fastgan::clip_tensors_", tensors[0].dtype, min, max)
     if found_inf is None or found_inf.item() == 0:
         clip_list(tensors, shadows, min, max)

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from fastgan.ops.dtypes import DTYPES
 
-__all__ = ["PlainStep", "check_bounds", "check_lists", "clip_list", "written_by_step"]
+__all__ = [
+    "PlainStep",
+    "check_bounds",
+    "check_lists",
+    "check_not_expanded",
+    "clip_list",
+    "written_by_step",
+]
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,7 @@ class PlainStep:
             )
         if not self.params:
             return
+        check_not_expanded(self.op, [lists[0], *states, ("shadows", self.shadows)])
         check_bounds(self.op, self.params[0].dtype, self.clip_min, self.clip_max)
         if self.grad_scale is not None:
             check_apart(self.op, self.grads)
@@ -136,6 +144,19 @@ def check_apart(op: str, grads: Sequence[Tensor]) -> None:
                 f"{op}: gradients that share memory would be divided by grad_scale twice; list "
                 "each parameter once, with a gradient of its own"
             )
+
+
+def check_not_expanded(op: str, lists: Sequence[tuple[str, Sequence[Tensor]]]) -> None:
+    """What csrc/ops.cpp checks of tensors that are written: no two elements are one."""
+    for name, tensors in lists:
+        for i, tensor in enumerate(tensors):
+            sizes = zip(tensor.shape, tensor.stride(), strict=True)
+            if tensor.numel() > 0 and any(size > 1 and stride == 0 for size, stride in sizes):
+                raise RuntimeError(
+                    f"{op}: {name}[{i}] is expanded: more than one of its elements refers to a "
+                    "single memory location. Please clone() the tensor before performing the "
+                    "operation."
+                )
 
 
 def check_lists(

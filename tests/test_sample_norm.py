@@ -20,7 +20,7 @@ def drawn(*shape: int) -> Tensor:
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("over", ["batch", "sample", "running"])
+@pytest.mark.parametrize("over", ["batch", "sample", "group", "running"])
 def test_values_and_gradients_to_second_order(
     over: str, activation: str, device: torch.device
 ) -> None:
@@ -41,16 +41,19 @@ def test_values_and_gradients_to_second_order(
             mean, variance = (each.clone().to(device) for each in running)
             of = {k: None if each is None else each.to(device) for k, each in given.items()}
             if fused:
-                own = (mean, variance) if over != "sample" else (None, None)
+                own = (mean, variance) if over in ("batch", "running") else (None, None)
                 output = sample_norm_act(
                     x.to(device),
                     over=over,
+                    groups=2,
                     running_mean=own[0],
                     running_var=own[1],
                     activation=activation,
                     negative_slope=0.2,
                     **of,
                 )
+            elif over == "group":
+                output = F.group_norm(x.to(device), 2, of["weight"], of["bias"])
             elif over == "sample":
                 output = F.instance_norm(x.to(device), weight=of["weight"], bias=of["bias"])
             else:

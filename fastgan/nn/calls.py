@@ -5,7 +5,7 @@ kind           calls
 =============  =====================================================================
 "convolution"  ``conv2d``, ``conv_transpose2d``, ``linear``
 "norm"         ``batch_norm``
-"sample norm"  ``instance_norm``
+"sample norm"  ``instance_norm``, ``group_norm``
 "scale"        ``*`` of a norm and each sample's own (N, C, 1, 1)
 "shift"        ``+`` of a norm, or of its scale, and the same
 "sum"          ``+`` of a convolution or norm and another map, as of a residual block
@@ -30,8 +30,14 @@ from torch import Tensor
 from fastgan.activations import BY_FUNCTION, activation_call
 from fastgan.fallback import warn_once
 from fastgan.nn.pending import Pending
-from fastgan.nn.stretch import TORCHS, convolves_faster, has_few_products, has_few_values
-from fastgan.nn.waiting import Op, hooks_on_saved, state_of
+from fastgan.nn.stretch import (
+    TORCHS,
+    convolves_faster,
+    has_few_products,
+    has_few_values,
+    norm_pays,
+)
+from fastgan.nn.waiting import Op, Waiting, hooks_on_saved, state_of
 from fastgan.ops.eligibility import PLAIN, autocast_dtype, why_not_chained, why_not_this_stage
 from fastgan.ops.memory_format import gives_channels_last, is_channels_last
 from fastgan.ops.stages import Stage, padding_named, pair
@@ -121,8 +127,6 @@ def _norm(
     of_norm = (weight, bias, mean, variance)
     if source is None and input.dim() != 4:
         return "no convolution or linear layer before it waits"
-    if source is None and has_few_values(input.numel(), input.device):
-        return _SMALL
     if (
         (training and input.numel() == channels)
         or (mean is None) != (variance is None)
@@ -133,6 +137,10 @@ def _norm(
     reason = why_not_chained(input, input.dim(), None, (), of_norm)
     if reason is not None:
         return reason
+    # Before a scale and a shift of each sample a norm has none for all.
+    over, owns = "batch" if training else "running", (False, True)[: 2 if weight is None else 1]
+    if source is None and not any(norm_pays(over, input, own=own) for own in owns):
+        return TORCHS
     pending.produce(of_norm)
     if mean is not None and pending.will_write(mean):
         pending.flush()  # one after the other, as they were called
@@ -149,16 +157,16 @@ def _norm(
     return _added(pending, op, input)
 
 
-def _instance_norm(
-    pending: Pending, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+def _sample_norm(
+    pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | str:
-    """Records an instance norm of the batch's own statistics."""
+    """Records an instance norm of the batch's own statistics, or a group norm."""
     try:
-        input, mean, variance, weight, bias, own, _, eps = _ARGUMENTS[kind](*args, **kwargs)
+        input, mean, variance, weight, bias, own, groups, eps = _ARGUMENTS[name](*args, **kwargs)
     except TypeError:
         return _REFUSED
     if not isinstance(input, Tensor) or input.dim() != 4 or input.shape[2:].numel() < 2:
-        return _REFUSED
+        return "it is not of images" if name == "group_norm" else _REFUSED
     if hooks_on_saved() is not None:
         return _HOOKED
     if mean is not None or variance is not None or not own:
@@ -167,20 +175,33 @@ def _instance_norm(
         return "autocast casts it"
     if any(each is not None and each.shape != (input.shape[1],) for each in (weight, bias)):
         return _REFUSED
-    if has_few_values(input.numel(), input.device):
-        return _SMALL
+    if groups is not None and (groups < 1 or input.shape[1] % groups != 0):
+        return _REFUSED
     reason = why_not_chained(input, 4, None, (), (weight, bias))
     if reason is not None:
         return reason
+    over = "sample" if groups is None else "group"
+    owns = (False, True)[: 2 if weight is None else 1]
+    source, like = pending.find(input), input
+    if source is not None and source.turns:
+        source.turns = False  # the norm takes contiguous maps
+        like = Waiting.like(input.shape, input.dtype, input.device)
+    if not any(norm_pays(over, like, groups or 1, own=each) for each in owns):
+        return TORCHS
     pending.produce((input, weight, bias))
+    given = {"weight": weight, "bias": bias, "eps": eps}
     op = Op(
         "sample norm",
-        kind,
+        name,
         input,
-        lambda input: F.instance_norm(input, weight=weight, bias=bias, eps=eps),
+        lambda input: (
+            F.instance_norm(input, **given)
+            if groups is None
+            else F.group_norm(input, groups, **given)
+        ),
         state_of(input.device),
         (weight, bias),
-        settings=(eps,),
+        settings=(eps, groups),
     )
     return _added(pending, op, input)
 
@@ -369,7 +390,7 @@ def _instance_norm_arguments(
     momentum: Any = 0.1,
     eps: Any = 1e-5,
 ) -> tuple[Any, ...]:
-    return input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps
+    return input, running_mean, running_var, weight, bias, use_input_stats, None, eps
 
 
 #: The arguments of each function, as they are taken here.
@@ -381,12 +402,14 @@ _ARGUMENTS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "linear": lambda input, weight, bias=None: (input, weight, bias),
     "batch_norm": _batch_norm,
     "instance_norm": _instance_norm_arguments,
+    "group_norm": lambda input, num_groups, weight=None, bias=None, eps=1e-5: (
+        (input, None, None, weight, bias, True, num_groups, eps)
+    ),
     "dropout": lambda input, p=0.5, training=True, inplace=False: (input, p, training),
 }
 
 #: What runs as it was called, and why.
 _LEFT = {
-    "group_norm": "torch has one pass for it",
     "layer_norm": "torch has one pass for it",
     "pad": "a pass of its own: convolutions pad with zeros alone",
     "conv1d": "no other backend has convolutions of one dimension",
@@ -401,7 +424,8 @@ RECORDED: dict[Any, tuple[Any, str]] = {
     torch.conv_transpose2d: (_convolution, "conv_transpose2d"),
     F.linear: (_convolution, "linear"),
     F.batch_norm: (_norm, "batch_norm"),
-    F.instance_norm: (_instance_norm, "instance_norm"),
+    F.instance_norm: (_sample_norm, "instance_norm"),
+    F.group_norm: (_sample_norm, "group_norm"),
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), (_of_two, "mul")),
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), (_of_two, "add")),
     **dict.fromkeys((F.dropout, F.dropout2d, F.alpha_dropout), (_dropout, "dropout")),

@@ -105,12 +105,14 @@ class _Pace:
 
     A tiny network's recording costs more than the network. What a recorded call took, the second
     that fused nothing, is the limit: calls of the same shapes run plain as long as they take less.
-    One that takes longer did something else than was recorded, and the next is recorded again.
+    One that takes longer did something else than was recorded, and the next is recorded again; if
+    that finds nothing either, the machine was busy, and the limit is twice what it was.
     """
 
     def __init__(self) -> None:
         #: By call: the limit in seconds; None after the first, which found backends and memory.
         self._limits: dict[Any, float | None] = {}
+        self._exceeded: dict[Any, float] = {}
 
     def runs_plain(self, call: Any) -> bool:
         return self._limits.get(call) is not None
@@ -118,13 +120,14 @@ class _Pace:
     def was_plain(self, call: Any, seconds: float) -> None:
         limit = self._limits.get(call)
         if limit is not None and seconds > limit:
-            self._limits[call] = None
+            self._limits[call], self._exceeded[call] = None, limit
 
     def was_recorded(self, call: Any, fused: bool, seconds: float) -> None:
         if fused:
             self._limits.pop(call, None)
         else:
-            self._limits[call] = seconds if call in self._limits else None
+            limit = max(seconds, 2 * self._exceeded.get(call, 0.0))
+            self._limits[call] = limit if call in self._limits else None
 
 
 _paces: weakref.WeakKeyDictionary[nn.Module, _Pace] = weakref.WeakKeyDictionary()

@@ -22,15 +22,16 @@ from fastgan.activations import ACTIVATIONS
 from fastgan.nn.waiting import Op, Waiting
 from fastgan.ops import op_path
 from fastgan.ops.backends import (
-    ATEN,
+    PASSES,
+    RECORDING_SECONDS,
     Pass,
     describe_layer,
-    prefers_channels_last,
-    select_backend,
+    select_layout,
 )
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.chain import Chain, run_chain
 from fastgan.ops.memory_format import is_channels_last
+from fastgan.ops.norm_choice import runs_in_one_pass
 from fastgan.ops.sample_norm import sample_norm_act
 from fastgan.ops.stages import IDENTITY, Stage, StageTensors, folded, folding_pays
 from fastgan.report import Row
@@ -42,17 +43,17 @@ __all__ = [
     "has_few_products",
     "has_few_values",
     "leaves_to_torch",
+    "norm_pays",
     "run_stretch",
 ]
 
 #: On a CPU torch's functions run what they are as fast at. Without it all that can is fused, which
 #: is for tests.
 LEAVE_TO_TORCH = True
-#: A convolution of fewer multiplications, or a norm of fewer values, doesn't wait on a CPU: what
-#: fusing saves there is less than what recording costs. (On one thread a norm and activation in one
-#: pass take 1.07 times as long as torch's two at 16,384 values and 0.9 at 65,536 and above; of a
-#: convolution with these, forward and backward, that is a tenth, and recording costs 0.1 ms.)
-FEWEST_PRODUCTS = 16_000_000
+#: More than a processor's core multiplies in a second: 32 a cycle, at 5 GHz.
+PRODUCTS_A_SECOND = 1.6e11
+#: A convolution of fewer values, which torch runs best, doesn't wait on a CPU: what an activation
+#: or sum saves in place is less than what recording costs.
 FEWEST_VALUES = 400_000
 #: Why torch's function runs.
 TORCHS = "by torch's own function, the fastest here"
@@ -103,13 +104,26 @@ def leaves_to_torch(device: torch.device) -> bool:
 
 
 def has_few_products(products: int, device: torch.device) -> bool:
-    """Whether a convolution is too small to gain."""
-    return products < FEWEST_PRODUCTS and leaves_to_torch(device)
+    """Whether a convolution takes less time than recording it costs."""
+    fewest = RECORDING_SECONDS * PRODUCTS_A_SECOND * torch.get_num_threads()
+    return products < fewest and leaves_to_torch(device)
 
 
 def has_few_values(values: int, device: torch.device) -> bool:
-    """Whether a norm's map is too small to gain."""
+    """Whether a map is too small to gain by what is done in place."""
     return values < FEWEST_VALUES and leaves_to_torch(device)
+
+
+def norm_pays(over: str, input: Tensor, groups: int = 1, *, own: bool = False) -> bool:
+    """Whether a norm and what follows run in one pass: on CPUs if that was measured to be faster.
+
+    Args:
+        over: as :func:`fastgan.ops.norm_choice.runs_in_one_pass` has it, and the rest.
+        input: (N, C, H, W) or (N, C), which may be waiting.
+        groups: of a group norm.
+        own: whether each sample has its own scale and shift.
+    """
+    return not leaves_to_torch(input.device) or runs_in_one_pass(over, input, groups, own=own)
 
 
 def convolves_faster(
@@ -127,23 +141,19 @@ def convolves_faster(
     """
     if not leaves_to_torch(input.device):
         return True, False
-    passes: list[Pass] = ["forward"]
+    passes: tuple[Pass, ...] = ("forward",)
     if torch.is_grad_enabled():
-        passes.append("weight_gradient")
+        passes = ("forward", "weight_gradient")
         if type(input) is Waiting or input.requires_grad:
-            passes.append("input_gradient")
-    lies_so = stage.kind != "linear" and is_channels_last(input)
-    dtype = input.dtype if dtype is None else dtype
-    if dtype != weight.dtype:
-        weight = torch.empty_like(weight, dtype=dtype)
-    if dtype != input.dtype:
-        input = Waiting.like(input.shape, dtype, input.device, lies_so)
-    turns = False
-    if not lies_so and stage.kind != "linear" and not is_channels_last(weight):
-        turns = prefers_channels_last(stage, input, weight, tuple(passes))
-        if turns:
-            input = Waiting.like(input.shape, dtype, input.device, True)
-    return any(select_backend(each, stage, input, weight) is not ATEN for each in passes), turns
+            passes = PASSES
+    if dtype is not None:
+        input, weight = (
+            each
+            if each.dtype == dtype
+            else Waiting.like(each.shape, dtype, each.device, is_channels_last(each))
+            for each in (input, weight)
+        )
+    return select_layout(stage, input, weight, passes)
 
 
 def _folds(unit: list[Op], input: tuple[int, ...]) -> bool:
@@ -243,12 +253,20 @@ def _adds_in_place(op: Op, value: Tensor) -> bool:
 
 
 def _takes_one_pass(norm: Op, rest: list[Op], value: Tensor) -> bool:
-    if has_few_values(value.numel(), value.device):
-        return False
-    if norm.kind == "norm" and not _is_own(rest[0]):
-        return True
-    # As torch's, whose instance norm is contiguous; a channels-last map has no rows of a sample.
-    return value.is_contiguous() and not value.is_contiguous(memory_format=torch.channels_last)
+    over, groups = _statistics_of(norm)
+    own = any(map(_is_own, rest))
+    return norm_pays(over, value, groups, own=own) and (
+        # A copy of its own, of a channels-last map, is what torch's instance norm takes too.
+        over == "sample" or not (own or over == "group") or not is_channels_last(value)
+    )
+
+
+def _statistics_of(norm: Op) -> tuple[str, int]:
+    """What a norm's statistics are over, and the number of groups."""
+    if norm.kind == "norm":
+        return "batch" if norm.settings[0] else "running", 1
+    groups = norm.settings[1]
+    return ("sample", 1) if groups is None else ("group", groups)
 
 
 def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
@@ -278,10 +296,12 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
             activation=name,
             negative_slope=slope,
         )
-    training, momentum, eps = norm.settings if is_batch else (True, 0.0, *norm.settings)
+    momentum, eps = norm.settings[1:] if is_batch else (0.0, norm.settings[0])
+    over, groups = _statistics_of(norm)
     return sample_norm_act(
-        value,
-        over="sample" if not is_batch else "batch" if training else "running",
+        value.contiguous(),
+        over=over,
+        groups=groups,
         weight=weight,
         bias=bias,
         running_mean=mean,

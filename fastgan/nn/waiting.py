@@ -130,8 +130,8 @@ class Op:
         tensors: a convolution's weight and bias; a norm's weight, bias and running statistics; the
             other one of two.
         stage: a convolution's geometry.
-        settings: a batch norm's batch_statistics, momentum and eps; an instance norm's eps; an
-            activation's name and negative_slope.
+        settings: a batch norm's batch_statistics, momentum and eps; an instance or group
+            norm's eps and groups; an activation's name and negative_slope.
         order: how many nodes of autograd's graph were made before the call.
         ours: whether another convolution than torch's is faster here.
         turns: whether a convolution of contiguous maps is faster with channels-last ones.

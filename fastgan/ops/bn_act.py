@@ -34,7 +34,7 @@ from fastgan.ops import batch_norm
 from fastgan.ops.batch_norm import arithmetic_dtype, check_norm, check_vectors, per_channel
 from fastgan.ops.define import define_op
 
-__all__ = ["batch_statistics", "bn_act", "running_statistics"]
+__all__ = ["batch_statistics", "bn_act", "normalised", "running_statistics"]
 
 _FLOAT64 = frozenset((torch.float64,))
 _FLOAT32 = frozenset((torch.float32,))
@@ -139,13 +139,41 @@ def bn_act(
             name = "running_mean" if running_mean is None else "running_var"
             raise RuntimeError(f"bn_act: {name} is None; expected a tensor where training is false")
         mean, invstd = running_statistics(running_mean, running_var, eps, input.dtype)
-    arguments = (input, bn_weight, bn_bias, mean, invstd, training, code, negative_slope)
+    return normalised(input, bn_weight, bn_bias, mean, invstd, training, code, negative_slope)
+
+
+def normalised(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    invstd: Tensor,
+    batch_statistics: bool,
+    activation: int,
+    negative_slope: float,
+) -> Tensor:
+    """The op, with its gradient: the last step of :func:`bn_act`, of its arguments' checked kind.
+
+    Args:
+        input: (N, C) or (N, C, ...).
+        weight: (C,) or None.
+        bias: (C,) or None.
+        mean: (C,).
+        invstd: (C,).
+        batch_statistics: whether these are of the input, so that its gradient goes through them.
+        activation: its code.
+        negative_slope: of "leaky_relu".
+    """
+    arguments = (
+        *(input, weight, bias, mean, invstd, batch_statistics),
+        *(activation, negative_slope),
+    )
     if torch.compiler.is_compiling():
         output: Tensor = _op(*arguments)
     elif torch.is_grad_enabled():
         output = _BnAct.apply(*arguments)  # type: ignore[no-untyped-call]
     else:
-        _refuse_tangents(input, bn_weight, bn_bias)
+        _refuse_tangents(input, weight, bias)
         with torch._C._AutoDispatchBelowAutograd():
             output = _op(*arguments)
     return output

@@ -1,12 +1,13 @@
 """Norms with each sample's own statistics, or own scale and shift, and an activation: one pass.
 
 Instance norm (Ulyanov et al. 2016, arXiv 1607.08022), adaptive instance norm (Huang and Belongie
-2017, arXiv 1703.06868) and conditional batch norm (de Vries et al. 2017, arXiv 1707.00683; of
-SNGAN and BigGAN)::
+2017, arXiv 1703.06868), group norm (Wu and He 2018, arXiv 1803.08494) and conditional batch norm
+(de Vries et al. 2017, arXiv 1707.00683; of SNGAN and BigGAN)::
 
     u = (x - mean) * invstd * gain + shift,    y = z(u)
 
-with gain and shift of shape (N, C), and mean and invstd over the batch or over each sample. A
+with gain and shift of shape (N, C), and mean and invstd over the batch, or over each sample's
+channels or groups of channels. A
 contiguous map of (N, C, H, W) is one of (1, N * C, H, W), so that the ops of
 :mod:`fastgan.ops.batch_norm` do it. With g = grad_output * z', the sums over a sample's map,
 G = gain * g, and M values in each mean::
@@ -14,7 +15,8 @@ G = gain * g, and M values in each mean::
     grad_shift = sum(g),    grad_gain = sum(g * xhat)
     grad_input = invstd * (G - sum(G) / M - xhat * sum(G * xhat) / M)
 
-the last two sums over what a mean is over. Statistics that are constants have none of them.
+the last two sums over what a mean is over. Statistics of each sample's channels, or that are
+constants, are a batch norm's of that one sample (:mod:`fastgan.ops.bn_act`).
 
 Order of gradients supported: any. Where a backward pass is itself recorded, autograd
 differentiates the formulas composed of torch's functions.
@@ -29,19 +31,18 @@ from torch import Tensor
 
 from fastgan.activations import ACTIVATIONS
 from fastgan.ops.batch_norm import arithmetic_dtype
-from fastgan.ops.bn_act import batch_statistics, running_statistics
+from fastgan.ops.bn_act import batch_statistics, normalised, running_statistics
 
 __all__ = ["sample_norm_act"]
 
 _ops = torch.ops.fastgan
-#: Over which dimensions the mean is taken.
-_OVER = {"batch": (0, 2, 3), "sample": (2, 3)}
 
 
 def sample_norm_act(
     input: Tensor,
     *,
     over: str,
+    groups: int = 1,
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     running_mean: Tensor | None = None,
@@ -57,7 +58,9 @@ def sample_norm_act(
 
     Args:
         input: (N, C, H, W), contiguous; float64, float32, float16 or bfloat16.
-        over: what the statistics are of: "batch" or "sample"; "running" takes the running ones.
+        over: what the statistics are of: "batch", "sample" (each channel of it) or "group" (each
+            group of its channels); "running" takes the running ones.
+        groups: how many groups of channels "group" is over; unused otherwise.
         weight: (C,), the norm's; None for 1.
         bias: (C,), the norm's; None for 0.
         running_mean: (C,); updated in place over "batch".
@@ -85,7 +88,15 @@ def sample_norm_act(
         mean, invstd = running_statistics(running_mean, running_var, eps, input.dtype)
     else:
         values = input if over == "batch" else _as_one_sample(input)
+        if over == "group":
+            values = input.reshape(1, input.shape[0] * groups, -1, input.shape[3])
+        if over != "batch":
+            running_mean = running_var = None
         mean, invstd = batch_statistics(values, running_mean, running_var, momentum, eps)
+        if over == "group":
+            mean, invstd = (
+                each.repeat_interleave(input.shape[1] // groups) for each in (mean, invstd)
+            )
     samples = input.shape[:2]
     scale = of_sample = None if gain is None else gain.reshape(samples)
     offset = bias
@@ -98,8 +109,32 @@ def sample_norm_act(
     if shift is not None:
         offset = shift.reshape(samples) + (0 if offset is None else offset)
     scale, offset = (None if each is None else each.expand(samples) for each in (scale, offset))
+    row = ACTIVATIONS[activation]
+    if over in ("sample", "running"):
+        # A batch norm of one sample with N * C channels.
+        value = normalised(
+            _as_one_sample(input),
+            None if scale is None else scale.reshape(-1),
+            None if offset is None else offset.reshape(-1),
+            _flat(mean, input),
+            _flat(invstd, input),
+            over == "sample",
+            row.code,
+            negative_slope,
+        )
+        # No view, whose gradient could not be found once somebody writes to it.
+        return torch.ops.aten._unsafe_view(value, input.shape)  # type: ignore[no-any-return]
     output: Tensor = _SampleNormAct.apply(  # type: ignore[no-untyped-call]
-        input, scale, offset, mean, invstd, over, eps, ACTIVATIONS[activation], negative_slope
+        input,
+        scale,
+        offset,
+        mean,
+        invstd,
+        over,
+        groups,
+        eps,
+        row,
+        negative_slope,
     )
     return output
 
@@ -126,10 +161,11 @@ class _SampleNormAct(torch.autograd.Function):
         mean: Tensor,
         invstd: Tensor,
         over: str,
+        groups: int,
         *rest: Any,
     ) -> Tensor:
         ctx.save_for_backward(input, gain, shift, mean, invstd)
-        ctx.over, (ctx.eps, ctx.activation, ctx.negative_slope) = over, rest
+        ctx.over, ctx.groups, (ctx.eps, ctx.activation, ctx.negative_slope) = over, groups, rest
         norm = _vectors(input, gain, shift, mean, invstd)
         value = _as_one_sample(input)
         code, slope = ctx.activation.code, ctx.negative_slope
@@ -141,7 +177,7 @@ class _SampleNormAct(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return (*_recorded_gradients(ctx, tensors, grad_output), *(None,) * 6)
+            return (*_recorded_gradients(ctx, tensors, grad_output), *(None,) * 7)
         input, gain, shift, mean, invstd = tensors
         mean, invstd, scale, offset = _vectors(input, gain, shift, mean, invstd)
         value, grad = _as_one_sample(input), _as_one_sample(grad_output.contiguous())
@@ -151,15 +187,16 @@ class _SampleNormAct(torch.autograd.Function):
         grad_input = None
         if ctx.needs_input_grad[0]:
             slope, constant = torch.zeros_like(scale), torch.zeros_like(scale)
-            if ctx.over != "running":
-                # sum(G) and sum(G * xhat) over what a mean is over, divided by M, times invstd.
-                for found, sums in ((constant, grad_shift), (slope, grad_gain)):
-                    share = (scale * sums).view(input.shape[:2])
-                    if ctx.over == "batch":
-                        share = share.mean(0, keepdim=True)
-                    share = share / (input.shape[2] * input.shape[3])
-                    found.view(input.shape[:2]).copy_(-share)
-                slope *= invstd
+            # sum(G) and sum(G * xhat) over what a mean is over, divided by M, times invstd.
+            for found, sums in ((constant, grad_shift), (slope, grad_gain)):
+                share = (scale * sums).view(input.shape[:2])
+                if ctx.over == "batch":
+                    share = share.mean(0, keepdim=True)
+                else:
+                    of_group = share.view(len(share), ctx.groups, -1)
+                    share = of_group.mean(2, keepdim=True).expand_as(of_group).flatten(1)
+                found.view(input.shape[:2]).copy_(-share / (input.shape[2] * input.shape[3]))
+            slope *= invstd
             grad_input = _ops.norm_act_gradient(
                 grad, value, mean, scale, offset, slope, constant, *rest
             ).view(input.shape)
@@ -167,7 +204,7 @@ class _SampleNormAct(torch.autograd.Function):
             found.view(input.shape[:2]).to(vector.dtype) if vector is not None else None
             for found, vector in ((grad_gain, gain), (grad_shift, shift))
         )
-        return (grad_input, *of_vectors, *(None,) * 6)
+        return (grad_input, *of_vectors, *(None,) * 7)
 
 
 def _vectors(
@@ -191,12 +228,11 @@ def _recorded_gradients(
     assert mean is not None
     assert invstd is not None
     x = input.to(mean.dtype)
-    if ctx.over == "running":
-        xhat = (x - mean[:, None, None]) * invstd[:, None, None]
-    else:
-        centred = x - x.mean(_OVER[ctx.over], keepdim=True)
-        variance = centred.square().mean(_OVER[ctx.over], keepdim=True)
-        xhat = centred * (variance + ctx.eps).rsqrt()
+    grouped = x.unflatten(1, (ctx.groups if ctx.over == "group" else x.shape[1], -1))
+    over = (0, 2, 3, 4) if ctx.over == "batch" else (2, 3, 4)
+    centred = grouped - grouped.mean(over, keepdim=True)
+    variance = centred.square().mean(over, keepdim=True)
+    xhat = (centred * (variance + ctx.eps).rsqrt()).flatten(1, 2)
     u = xhat if gain is None else xhat * gain[:, :, None, None]
     u = u if shift is None else u + shift[:, :, None, None]
     output = ctx.activation.forward(u, ctx.negative_slope).to(input.dtype)

@@ -25,6 +25,7 @@ from fastgan.nn import recorder, stretch
 from fastgan.nn.waiting import Waiting
 from fastgan.ops.backends.selection import measuring_nothing
 from fastgan.ops.backends.vector_units import has_vectors
+from fastgan.ops.memory_format import is_channels_last
 
 SIZE, CHANNELS = 6, 4
 ACTIVATIONS = (torch.relu, torch.tanh, Tensor.sigmoid, F.leaky_relu, F.silu, F.gelu)
@@ -222,9 +223,21 @@ def fewest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """
     monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", request.param != "all fused")
     if request.param == "channels-last within":
-        monkeypatch.setattr(stretch, "prefers_channels_last", lambda *_: True)
-    monkeypatch.setattr(stretch, "FEWEST_PRODUCTS", 0)
+        monkeypatch.setattr(stretch, "select_layout", turned)
+    take_all(monkeypatch)
+
+
+def take_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small."""
+    monkeypatch.setattr(stretch, "PRODUCTS_A_SECOND", 0)
     monkeypatch.setattr(stretch, "FEWEST_VALUES", 0)
+    monkeypatch.setattr(stretch, "runs_in_one_pass", lambda *_, **__: True)
+
+
+def turned(stage: Any, input: Tensor, weight: Tensor, passes: Any) -> tuple[bool, bool]:
+    """Stands for :func:`select_layout`: all that is contiguous is better channels-last."""
+    lies_so = stage.kind == "linear" or is_channels_last(input) or is_channels_last(weight)
+    return False, not lies_so
 
 
 @pytest.mark.usefixtures("fewest")
@@ -640,7 +653,7 @@ def test_a_call_that_does_more_than_was_recorded_is_recorded_again(
         fused(image())
     grown = True
     fused(image())  # takes longer than it did when it was recorded
-    monkeypatch.setattr(stretch, "FEWEST_VALUES", 0)
+    take_all(monkeypatch)
     found = nodes(fused(image()))
     assert any("BnAct" in name for name in found)
 
@@ -651,7 +664,7 @@ def test_contiguous_weights_take_the_fastest_convolution_and_keep_their_layout(
 ) -> None:
     """As 4x4 taps with stride 2 are multiplied less often, where the processor has vectors."""
     monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", True)
-    monkeypatch.setattr(stretch, "FEWEST_PRODUCTS", 0)
+    monkeypatch.setattr(stretch, "PRODUCTS_A_SECOND", 0)
     torch.manual_seed(0)
     plain = nn.Sequential(
         nn.Conv2d(32, 64, 4, 2, 1),
@@ -709,11 +722,12 @@ def test_explain_names_what_chains_and_why_the_rest_does_not() -> None:
     reasons = {row.layer: row.reason for row in fastgan.explain(module, image()).rows}
     assert reasons["norm"] == "with the scale, shift, activation after it, in one pass"
     assert reasons["instance"] == "with the activation after it, in one pass"
-    assert reasons["groups"] == "torch has one pass for it"
+    assert reasons["groups"] == "by torch's own function, the fastest here"
     assert reasons["pad"] == "a pass of its own: convolutions pad with zeros alone"
     assert reasons["line"] == "no other backend has convolutions of one dimension"
     found = nodes(agree(Conditional().double(), image())(image()))
-    assert sum("SampleNormAct" in name for name in found) == 2
+    assert sum("SampleNormAct" in name for name in found) == 1
+    assert sum("_BnAct" in name for name in found) == 1
 
 
 class Skips(nn.Module):
@@ -736,8 +750,8 @@ class Skips(nn.Module):
 
 def test_maps_laid_out_anew_are_nobody_elses_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", True)
-    monkeypatch.setattr(stretch, "FEWEST_PRODUCTS", 0)
-    monkeypatch.setattr(stretch, "prefers_channels_last", lambda *_: True)
+    monkeypatch.setattr(stretch, "PRODUCTS_A_SECOND", 0)
+    monkeypatch.setattr(stretch, "select_layout", turned)
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
     fused = agree(Skips().double(), x)
     with torch.inference_mode():

@@ -17,11 +17,12 @@ from fastgan.ops.backends.describe import describe_layer
 from fastgan.ops.backends.problem import PASSES, UNFUSED, Fusion, Pass, Problem, fusion
 from fastgan.ops.backends.registry import ATEN, BACKENDS, TRITON, WINOGRAD
 from fastgan.ops.backends.selection import (
+    RECORDING_SECONDS,
     Selector,
     measuring_nothing,
-    prefers_channels_last,
     recorded_choices,
     select_backend,
+    select_layout,
     using,
 )
 
@@ -29,6 +30,7 @@ __all__ = [
     "ATEN",
     "BACKENDS",
     "PASSES",
+    "RECORDING_SECONDS",
     "TRITON",
     "UNFUSED",
     "WINOGRAD",
@@ -40,8 +42,8 @@ __all__ = [
     "describe_layer",
     "fusion",
     "measuring_nothing",
-    "prefers_channels_last",
     "recorded_choices",
     "select_backend",
+    "select_layout",
     "using",
 ]

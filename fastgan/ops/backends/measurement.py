@@ -9,7 +9,7 @@ that doesn't fuse does in passes of its own, within its time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,7 +31,7 @@ from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.problem import Problem
 from fastgan.ops.backends.triton import Triton
 
-__all__ = ["measure"]
+__all__ = ["measure", "race"]
 
 #: Seconds of turns for one problem, and how many turns: at least, at most.
 _SECONDS, _TURNS = 0.15, (2, 10)
@@ -85,33 +85,54 @@ def measure(
 
 
 def _measured(problem: Problem, backends: Sequence[Backend], exhaustive: bool) -> dict[str, float]:
-    seconds: dict[Backend, float] = {}
-    calls: dict[Backend, Callable[[], object]] = {}
-    clock = _on_the_device if problem.device.type == "cuda" else _on_the_host
     try:
         trial = _Trial(problem)
     except RuntimeError as error:
-        _say(problem, "its tensors", error)
+        _say(problem.key, "its tensors", error)
         return {}
-    for backend in backends:
+    calls = {backend.name: trial.call(backend) for backend in backends}
+    return race(problem.key, calls, problem.device, exhaustive=exhaustive)
+
+
+def race(
+    key: str,
+    contenders: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    *,
+    exhaustive: bool = False,
+) -> dict[str, float]:
+    """The milliseconds that each of some calls takes, by turns; one that fails is left out.
+
+    Args:
+        key: of the problem, for warnings.
+        contenders: what to time, by name.
+        device: where they run.
+        exhaustive: give all of them all turns, and more.
+
+    Example:
+        >>> list(race("nothing", {"idle": lambda: None}, torch.device("cpu")))
+        ['idle']
+    """
+    seconds: dict[str, float] = {}
+    clock = _on_the_device if device.type == "cuda" else _on_the_host
+    for name, call in contenders.items():
         try:
-            call = trial.call(backend)
             call()
-            seconds[backend], calls[backend] = clock(call, 1), call
+            seconds[name] = clock(call, 1)
         except Exception as error:  # of a kernel that doesn't compile, or memory that isn't there
-            _say(problem, backend.name, error)
+            _say(key, name, error)
 
-    def turn(racing: Sequence[Backend]) -> None:
-        for backend in racing:
-            repeats = max(1, round(_SHORTEST_TURN / max(seconds[backend], 1e-7)))
-            seconds[backend] = min(seconds[backend], clock(calls[backend], repeats))
+    def turn(racing: Sequence[str]) -> None:
+        for name in racing:
+            repeats = max(1, round(_SHORTEST_TURN / max(seconds[name], 1e-7)))
+            seconds[name] = min(seconds[name], clock(contenders[name], repeats))
 
-    racing = list(calls)
+    racing = list(seconds)
     for _ in range(_FIRST_TURNS - 1 if len(racing) > 1 else 0):
-        turn([backend for backend in racing if seconds[backend] < _FIRST_SECONDS])
+        turn([name for name in racing if seconds[name] < _FIRST_SECONDS])
     if racing and not exhaustive:
         slowest = _CLEARLY_SLOWER * min(seconds.values())
-        racing = [backend for backend in racing if seconds[backend] <= slowest]
+        racing = [name for name in racing if seconds[name] <= slowest]
     if len(racing) > 1:
         least, most = _EXHAUSTIVE_TURNS if exhaustive else _TURNS
         ends = time.perf_counter() + (_EXHAUSTIVE_SECONDS if exhaustive else _SECONDS)
@@ -119,7 +140,7 @@ def _measured(problem: Problem, backends: Sequence[Backend], exhaustive: bool) -
             if number >= least and time.perf_counter() > ends:
                 break
             turn(racing if number % 2 == 0 else racing[::-1])
-    return {backend.name: 1e3 * each for backend, each in seconds.items()}
+    return {name: 1e3 * each for name, each in seconds.items()}
 
 
 def _on_the_host(call: Callable[[], object], repeats: int) -> float:
@@ -140,10 +161,10 @@ def _on_the_device(call: Callable[[], object], repeats: int) -> float:
     return milliseconds / 1e3 / repeats
 
 
-def _say(problem: Problem, what: str, error: Exception) -> None:
+def _say(key: str, what: str, error: Exception) -> None:
     lines = str(error).strip().splitlines()
     warn_once(
-        f"backends for {problem.key}: {what} left out, {type(error).__name__}: "
+        f"backends for {key}: {what} left out, {type(error).__name__}: "
         f"{lines[0][:200] if lines else ''}"
     )
 

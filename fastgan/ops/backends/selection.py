@@ -20,7 +20,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -43,19 +43,20 @@ from fastgan.ops.backends.problem import (
     Problem,
     float32_precision,
 )
-from fastgan.ops.backends.registry import BACKENDS
+from fastgan.ops.backends.registry import ATEN, BACKENDS
 from fastgan.ops.eligibility import PLAIN
-from fastgan.ops.memory_format import empty_map
+from fastgan.ops.memory_format import empty_map, is_channels_last
 from fastgan.ops.stages import Stage
 
 __all__ = [
     "MODES",
+    "RECORDING_SECONDS",
     "Selector",
     "current_selector",
     "measuring_nothing",
-    "prefers_channels_last",
     "recorded_choices",
     "select_backend",
+    "select_layout",
     "supporting",
     "using",
 ]
@@ -65,6 +66,9 @@ MODES = ("0", "1", "exhaustive")
 MOST_SECONDS = 60.0
 #: By how much another backend must beat the fixed table's, so that noise doesn't decide.
 MARGIN = 0.03
+#: What recording a layer and running it as a node, there and back, costs the host: what saves less
+#: is not worth it.
+RECORDING_SECONDS = 2e-4
 #: Calls remembered; shapes that never repeat must not fill the memory.
 _MOST_KNOWN = 16384
 #: Committed tables, in the format of the user's files, indexed by devices' names.
@@ -111,31 +115,30 @@ def select_backend(
     return _selector.select(call, input, weight) if found is None else found
 
 
-def prefers_channels_last(
+def select_layout(
     stage: Stage, input: Tensor, weight: Tensor, passes: tuple[Pass, ...]
-) -> bool:
-    """Whether a convolution's passes together are faster with its maps channels-last.
+) -> tuple[bool, bool]:
+    """Whether a convolution is worth taking from torch, and whether its maps are to be turned.
 
-    Each layout's fastest backends, as they were measured; where nothing is, whether the fixed table
-    has one of fastgan's own for it.
+    That is, whether its passes' fastest backends together save more than taking it costs the host;
+    and whether, of a contiguous input, these are faster with maps that are channels-last. Where
+    nothing is measured, the fixed table's are fastest.
 
     Args:
         stage: geometry.
-        input: contiguous, of the input's shape, dtype and device; its values are not read.
-        weight: the layer's.
+        input: of the input's shape, layout, dtype and device; its values are not read.
+        weight: the layer's, or of its shape and layout.
         passes: which of them will run.
 
     Example:
-        >>> prefers_channels_last(
-        ...     Stage("linear"), torch.ones(2, 3), torch.ones(4, 3), ("forward",))
-        False
+        >>> select_layout(Stage("linear"), torch.ones(2, 3), torch.ones(4, 3), ("forward",))
+        (False, False)
     """
-    if stage.kind == "linear":
-        return False
     call = (
         stage,
         passes,
         input.shape,
+        input.stride(),
         weight.shape,
         weight.stride(),
         input.dtype,
@@ -157,7 +160,8 @@ class Selector:
 
     Attributes:
         known: the backend of each call seen.
-        layouts: whether maps are better channels-last, of each call seen.
+        layouts: the answer to each call of :func:`select_layout` seen.
+        norms: whether a norm runs in one pass, of each call seen.
         chosen: the choices taken, by device and problem.
         measures: whether it may measure now.
     """
@@ -170,7 +174,8 @@ class Selector:
     ) -> None:
         self.mode = _mode_of_environment() if mode is None else mode
         self.known: dict[tuple[Any, ...], Backend] = {}
-        self.layouts: dict[tuple[Any, ...], bool] = {}
+        self.layouts: dict[tuple[Any, ...], tuple[bool, bool]] = {}
+        self.norms: dict[tuple[Any, ...], bool] = {}
         self.chosen: Choices = {}
         self.measures = True
         self._run = run
@@ -198,26 +203,57 @@ class Selector:
             self.known[call] = backend
         return backend
 
-    def compare_layouts(self, call: tuple[Any, ...], input: Tensor, weight: Tensor) -> bool:
-        """The answer to a call of :func:`prefers_channels_last` that isn't known yet."""
+    def compare_layouts(
+        self, call: tuple[Any, ...], input: Tensor, weight: Tensor
+    ) -> tuple[bool, bool]:
+        """The answer to a call of :func:`select_layout` that isn't known yet."""
         stage, passes = call[:2]
-        backends, milliseconds, is_lasting = [], [0.0, 0.0], True
-        for channels_last in (False, True):
-            map = empty_map(input, input.shape, channels_last, "meta")
+        lies_so = is_channels_last(input)
+        is_open = not (stage.kind == "linear" or lies_so or is_channels_last(weight))
+        found: list[tuple[float, bool]] = []  # by layout: milliseconds, whether taken
+        is_lasting = True
+        for channels_last in (False, True) if is_open else (lies_so,):
+            best, by_torch, own = 0.0, 0.0, False
+            like = input
+            if stage.kind != "linear":
+                like = empty_map(input, input.shape, channels_last, "meta")
             for which in passes:
-                problem = Problem.of(which, stage, map, weight, device=input.device)
+                problem = Problem.of(which, stage, like, weight, device=input.device)
                 with self._lock:
                     choice, lasts = self._choice(problem, supporting(problem), input)
                 is_lasting = is_lasting and lasts
-                milliseconds[channels_last] += choice.milliseconds.get(choice.backend, math.nan)
-                backends.append(choice.backend)
-        better = milliseconds[1] * (1 + MARGIN) < milliseconds[0]
-        if math.isnan(sum(milliseconds)):
-            own = [each.name for each in BACKENDS if each.path != "aten"]
-            better = any(name in own for name in backends[len(passes) :])
+                best += choice.milliseconds.get(choice.backend, math.nan)
+                by_torch += choice.milliseconds.get(ATEN.name, math.nan)
+                own = own or choice.backend != ATEN.name
+            found.append((best, own and not by_torch - best < 1e3 * RECORDING_SECONDS))
+        turns = is_open and found[1][0] * (1 + MARGIN) < found[0][0]
+        if is_open and math.isnan(found[0][0] + found[1][0]):
+            turns = found[1][1]
+        answer = found[turns if is_open else 0][1], turns
         if is_lasting:
-            self.layouts[call] = better
-        return better
+            self.layouts[call] = answer
+        return answer
+
+    def choose(
+        self,
+        key: str,
+        input: Tensor,
+        names: Sequence[str],
+        fixed: str,
+        measured: Callable[[], dict[str, float]],
+    ) -> tuple[str, bool]:
+        """One of some names by what they were measured to take, and whether it is to be kept.
+
+        Args:
+            key: what it is about, in words; without the device.
+            input: on the device in question.
+            names: of all that can do it.
+            fixed: the one of the fixed table.
+            measured: measures them.
+        """
+        with self._lock:
+            choice, is_lasting = self._choice_of(key, input, names, Choice(fixed), measured)
+        return choice.backend, is_lasting
 
     def of_device(self, device: torch.device) -> dict[str, Choice]:
         """The measured choices known for a device, by the problem's key."""
@@ -233,18 +269,35 @@ class Selector:
         self, problem: Problem, backends: Sequence[Backend], input: Tensor
     ) -> tuple[Choice, bool]:
         """The choice, and whether it is to be kept."""
+        names = [backend.name for backend in backends]
         fixed = Choice(fixed_choice(problem, backends).name)
-        device, key = fingerprint(problem.device), problem.key
+        exhaustive = self.mode == "exhaustive"
+        return self._choice_of(
+            problem.key,
+            input,
+            names,
+            fixed,
+            lambda: measure(problem, backends, exhaustive=exhaustive),
+        )
+
+    def _choice_of(
+        self,
+        key: str,
+        input: Tensor,
+        names: Sequence[str],
+        fixed: Choice,
+        measured: Callable[[], dict[str, float]],
+    ) -> tuple[Choice, bool]:
+        device = fingerprint(input.device)
         if self.mode == "0" or _deterministic():
             self._keep(device, key, fixed)
             return fixed, True
-        names = {backend.name for backend in backends}
         for known, is_own in (
             (self.chosen.get(device, {}), True),
             (self._run_choices.get(device, {}), True),
             (self._measured.get(device, {}), False),
-            (self._of_cache(problem.device), False),
-            (_committed().get(device_name(problem.device), {}), False),
+            (self._of_cache(input.device), False),
+            (_committed().get(device_name(input.device), {}), False),
         ):
             choice = known.get(key)
             # A file may be another version's, or made up.
@@ -257,14 +310,14 @@ class Selector:
                 return choice, True
         if not (self.measures and _may_measure(input)):
             return fixed, False
-        choice = self._measure(problem, backends, fixed)
+        choice = self._measure(measured, fixed)
         self._keep(device, key, choice)
         if choice.milliseconds:
             self._measured.setdefault(device, {})[key] = choice
             ChoicesFile(cache_path(device)).merge({device: {key: choice}})
         return choice, True
 
-    def _measure(self, problem: Problem, backends: Sequence[Backend], fixed: Choice) -> Choice:
+    def _measure(self, measured: Callable[[], dict[str, float]], fixed: Choice) -> Choice:
         global _seconds_spent
         exhaustive = self.mode == "exhaustive"
         if _seconds_spent > MOST_SECONDS and not exhaustive:
@@ -274,7 +327,7 @@ class Selector:
             )
             return fixed
         began = time.perf_counter()
-        milliseconds = measure(problem, backends, exhaustive=exhaustive)
+        milliseconds = measured()
         _seconds_spent += time.perf_counter() - began
         if not milliseconds:
             return fixed

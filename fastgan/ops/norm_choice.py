@@ -1,0 +1,127 @@
+"""Whether a norm and what follows it run in one pass of fastgan's or as torch's functions.
+
+Measured once for each case, forward and backward, by turns, and kept with the convolutions' choices
+(:mod:`fastgan.ops.backends`). The fixed table goes by the number of values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan.ops.backends.measurement import race
+from fastgan.ops.backends.selection import current_selector
+from fastgan.ops.bn_act import bn_act
+from fastgan.ops.memory_format import empty_map, is_channels_last
+from fastgan.ops.sample_norm import sample_norm_act
+
+__all__ = ["runs_in_one_pass"]
+
+#: The fixed table: of at least so many values. Below, calls take longer than passes over memory.
+FEWEST_VALUES = 400_000
+_NAMES = ("one_pass", "aten")
+#: Stands for all activations: their passes over memory differ little.
+_SLOPE = 0.2
+
+
+def runs_in_one_pass(over: str, input: Tensor, groups: int = 1, *, own: bool = False) -> bool:
+    """Whether the one pass was the faster; on a CPU.
+
+    Args:
+        over: what the statistics are of: "batch", "running", "sample" or "group".
+        input: (N, C, H, W) or (N, C); its values are not read.
+        groups: of a group norm.
+        own: whether each sample has its own scale and shift.
+
+    Example:
+        >>> from fastgan.ops.backends import Selector, using
+        >>> with using(Selector("0")):  # nothing is measured
+        ...     runs_in_one_pass("sample", torch.empty(4, 8, 16, 16))
+        False
+    """
+    selector = current_selector()
+    gradients, channels_last = torch.is_grad_enabled(), is_channels_last(input)
+    threads, dtype = torch.get_num_threads(), input.dtype
+    fixed_only = torch.are_deterministic_algorithms_enabled()
+    call = (over, groups, own, input.shape, channels_last, dtype, gradients, threads, fixed_only)
+    found = selector.norms.get(call)
+    if found is None:
+        fixed = "one_pass" if input.numel() >= FEWEST_VALUES else "aten"
+        parts = ["norm over", f"{groups} groups" if over == "group" else over]
+        parts += ["own scale and shift"] if own else []
+        parts += ["x".join(map(str, input.shape)), "nhwc" if channels_last else "nchw"]
+        parts += [str(dtype).removeprefix("torch."), "with gradients" if gradients else "forward"]
+        key = f"{' '.join(parts)}, threads {threads}"
+
+        def time() -> dict[str, float]:
+            with (
+                torch.inference_mode(False),
+                torch.autocast("cpu", enabled=False),
+                torch.set_grad_enabled(gradients),
+                torch.utils._python_dispatch._disable_current_modes(),
+            ):
+                calls = _contenders(over, input, groups, own)
+                return race(key, calls, input.device)
+
+        name, is_lasting = selector.choose(key, input, _NAMES, fixed, time)
+        found = name == "one_pass"
+        if is_lasting:
+            selector.norms[call] = found
+    return found
+
+
+def _contenders(over: str, like: Tensor, groups: int, own: bool) -> dict[str, Callable[[], object]]:
+    shape, dtype, channels = like.shape, like.dtype, like.shape[1]
+    gradients = torch.is_grad_enabled()
+    drawn = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=dtype) - 0.5
+    input = drawn
+    if len(shape) == 4:
+        input = empty_map(drawn, shape, is_channels_last(like)).copy_(drawn)
+    input.requires_grad_(gradients)
+    grad = torch.ones_like(input)
+    weight, bias = (torch.ones(channels, dtype=dtype, requires_grad=gradients) for _ in "wb")
+    mean, variance = torch.zeros(channels), torch.ones(channels)
+    affine: dict[str, Any] = {"weight": weight, "bias": bias}
+    scales = torch.ones(2, *shape[:2], 1, 1, dtype=dtype, requires_grad=gradients)
+    gain, shift = scales.unbind() if own else (None, None)
+
+    def one_pass() -> Tensor:
+        activated: dict[str, Any] = {"activation": "leaky_relu", "negative_slope": _SLOPE}
+        if over in ("batch", "running") and not own:
+            settings: dict[str, Any] = {"running_mean": mean, "running_var": variance, **activated}
+            training = over == "batch"
+            return bn_act(input, bn_weight=weight, bn_bias=bias, training=training, **settings)
+        return sample_norm_act(
+            input.contiguous(),
+            over=over,
+            groups=groups,
+            running_mean=mean,
+            running_var=variance,
+            gain=gain,
+            shift=shift,
+            **affine,
+            **activated,
+        )
+
+    def by_torch() -> Tensor:
+        if over == "group":
+            output = F.group_norm(input, groups, weight, bias)
+        elif over == "sample":
+            output = F.instance_norm(input, weight=weight, bias=bias)
+        else:
+            output = F.batch_norm(input, mean, variance, weight, bias, over == "batch")
+        if gain is not None and shift is not None:
+            output = output * gain + shift
+        return F.leaky_relu_(output, _SLOPE)
+
+    def with_gradients(run: Callable[[], Tensor]) -> Callable[[], object]:
+        leaves = [input, weight, bias, *([scales] if own else [])]
+        if not gradients:
+            return run
+        return lambda: torch.autograd.grad(run(), leaves, grad)
+
+    return {"one_pass": with_gradients(one_pass), "aten": with_gradients(by_torch)}

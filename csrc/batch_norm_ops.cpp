@@ -29,16 +29,6 @@ using OptionalTensor = std::optional<Tensor>;
 
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
-Tensor empty_strided(Sizes sizes, Sizes strides, std::int32_t dtype, const Tensor& on_device_of) {
-    AtenTensorHandle handle = nullptr;
-    std::int32_t device_type = 0;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on_device_of.get(), &device_type));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-        static_cast<std::int64_t>(sizes.size()), sizes.data(), strides.data(), dtype, device_type,
-        on_device_of.get_device_index(), &handle));
-    return Tensor(handle);
-}
-
 // As `tensor`, whose memory has no gaps, lies.
 Tensor empty_as(const Tensor& tensor) {
     return empty_strided(tensor.sizes(), tensor.strides(), dtype_code(tensor), tensor);
@@ -148,9 +138,9 @@ Tensor without_gaps(const Tensor& tensor) {
     const std::int64_t dimensions = tensor.dim();
     const bool channels_last = (dimensions == 4 || dimensions == 5) &&
                                suggests_channels_last(tensor.sizes(), tensor.strides());
-    return torch::stable::contiguous(tensor, !channels_last    ? MemoryFormat::Contiguous
-                                             : dimensions == 4 ? MemoryFormat::ChannelsLast
-                                                               : MemoryFormat::ChannelsLast3d);
+    return packed(tensor, !channels_last    ? MemoryFormat::Contiguous
+                          : dimensions == 4 ? MemoryFormat::ChannelsLast
+                                            : MemoryFormat::ChannelsLast3d);
 }
 
 Image image_argument(const char* op, const char* argument, const Tensor& tensor) {
@@ -184,12 +174,12 @@ Tensor lying_as(const char* op, const char* argument, const Tensor& tensor, cons
         return tensor;
     }
     Tensor copy = empty_as(image);
-    torch::stable::copy_(copy, tensor);
+    copy_into(copy, tensor);
     return copy;
 }
 
 Tensor without_stride(const Tensor& tensor) {
-    return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+    return tensor.is_contiguous() ? tensor : packed(tensor);
 }
 
 void check_shape(const char* op, const char* argument, const Tensor& tensor,
@@ -281,7 +271,7 @@ class VectorArgument {
 
     void write_back() {
         if (written_ && dense_->get() != original_->get() && !original_->is_contiguous()) {
-            torch::stable::copy_(*original_, *dense_);
+            copy_into(*original_, *dense_);
         }
     }
 
@@ -595,7 +585,7 @@ void norm_act_gradient_in_place(Tensor grad_output, const Tensor& input, const T
     norm_act_gradient_into<Device>(op, grad.tensor, values, grad.layout, mean, scale, bias, slope,
                                    offset, activation, negative_slope, result);
     if (!same_strides(grad_output, result)) {
-        torch::stable::copy_(grad_output, result);
+        copy_into(grad_output, result);
     }
 }
 
@@ -753,7 +743,7 @@ void act_gradient_in_place(Tensor grad_output, const Tensor& kept, std::int64_t 
     const Tensor values = lying_as(op, "kept", kept, "grad_output", grad);
     act_gradient_into<Device>(op, grad, values, activation, negative_slope, grad);
     if (!same_strides(grad_output, grad)) {
-        torch::stable::copy_(grad_output, grad);
+        copy_into(grad_output, grad);
     }
 }
 

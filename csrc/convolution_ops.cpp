@@ -33,7 +33,7 @@ Tensor as_convolved(const Tensor& map, const Tensor& argument, const Tensor& wei
         return map;
     }
     Tensor copy = empty_map({map.size(0), map.size(1), map.size(2), map.size(3)}, map, false);
-    torch::stable::copy_(copy, map);
+    copy_into(copy, map);
     return copy;
 }
 
@@ -55,7 +55,7 @@ Tensor channels_last(const Tensor& tensor) {
         return tensor;
     }
     Tensor copy = empty_channels_last(sizes, tensor);
-    torch::stable::copy_(copy, tensor);
+    copy_into(copy, tensor);
     return copy;
 }
 
@@ -145,13 +145,8 @@ Bias bias_argument(const char* op, const OptionalTensor& bias, std::int64_t chan
         fail(op, ": bias has shape ", shape_text(*bias), "; expected (", channels, ")");
     }
     map_type(op, "bias", *bias);
-    AtenTensorHandle handle = nullptr;
-    const std::int64_t stride = 1;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &channels, &stride,
-                                                    aoti_torch_dtype_float32(),
-                                                    aoti_torch_device_type_cpu(), -1, &handle));
-    Tensor copy(handle);
-    torch::stable::copy_(copy, *bias);
+    Tensor copy = empty_strided({channels}, {1}, aoti_torch_dtype_float32(), *bias);
+    copy_into(copy, *bias);
     return {copy};
 }
 

@@ -1,12 +1,11 @@
 #include "op_arguments.h"
 
+#include <dlfcn.h>
+
 #include <torch/csrc/stable/c/shim.h>
 
 #include <utility>
 
-#if defined(FASTGAN_WITH_CUDA)
-#include <dlfcn.h>
-#endif
 
 namespace fastgan {
 
@@ -78,6 +77,64 @@ std::string shape_text(const Tensor& tensor) {
     return text.str();
 }
 
+namespace {
+
+// Of torch's last error on this thread; nothing where this torch doesn't keep it.
+std::string reason_of_torch() {
+    using GetWhat = const char* (*)();
+    constexpr const char* symbol = "torch_exception_get_what_without_backtrace";
+    static const auto get_what = reinterpret_cast<GetWhat>([] {
+        void* found = dlsym(RTLD_DEFAULT, symbol);
+        if (found == nullptr) {
+            // torch is loaded without RTLD_GLOBAL, so the default scope may not reach it.
+            if (void* library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD)) {
+                found = dlsym(library, symbol);
+            }
+        }
+        return found;
+    }());
+    const std::string what = get_what == nullptr ? "" : get_what();
+    return what.empty() ? what : ": " + what.substr(0, what.find('\n'));
+}
+
+}  // namespace
+
+Tensor empty_strided(torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                     torch::headeronly::IntHeaderOnlyArrayRef strides, std::int32_t dtype,
+                     const Tensor& on_device_of) {
+    AtenTensorHandle handle = nullptr;
+    std::int32_t device_type = 0;
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on_device_of.get(), &device_type));
+    if (aoti_torch_empty_strided(static_cast<std::int64_t>(sizes.size()), sizes.data(),
+                                 strides.data(), dtype, device_type,
+                                 on_device_of.get_device_index(), &handle) != TORCH_SUCCESS) {
+        std::int64_t elements = 1;
+        for (const std::int64_t size : sizes) {
+            elements *= size;
+        }
+        fail("fastgan: torch can't allocate ", elements, " elements of ", dtype_name(dtype),
+             reason_of_torch());
+    }
+    return Tensor(handle);
+}
+
+void copy_into(Tensor& to, const Tensor& from) {
+    try {
+        torch::stable::copy_(to, from);
+    } catch (const std::exception&) {
+        fail("fastgan: torch can't copy a tensor of shape ", shape_text(from), reason_of_torch());
+    }
+}
+
+Tensor packed(const Tensor& tensor, torch::headeronly::MemoryFormat format) {
+    try {
+        return torch::stable::contiguous(tensor, format);
+    } catch (const std::exception&) {
+        fail("fastgan: torch can't lay out a tensor of shape ", shape_text(tensor),
+             " anew", reason_of_torch());
+    }
+}
+
 FourSizes channels_last_strides(const FourSizes& sizes) {
     const auto [n, channels, rows, columns] = sizes;
     return {channels * rows * columns, 1, channels * columns, channels};
@@ -91,13 +148,7 @@ FourSizes contiguous_strides(const FourSizes& sizes) {
 Tensor empty_map(const FourSizes& sizes, const Tensor& like, bool channels_last) {
     const FourSizes strides =
         channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes);
-    AtenTensorHandle handle = nullptr;
-    std::int32_t device_type = 0;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(4, sizes.data(), strides.data(),
-                                                    dtype_code(like), device_type,
-                                                    like.get_device_index(), &handle));
-    return Tensor(handle);
+    return empty_strided(sizes, strides, dtype_code(like), like);
 }
 
 bool is_channels_last(const Tensor& map) {
@@ -136,7 +187,9 @@ void* current_cuda_stream(std::int32_t device_index) {
         fail("fastgan: this build of torch has no CUDA streams");
     }
     void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(get_stream(device_index, &stream));
+    if (get_stream(device_index, &stream) != TORCH_SUCCESS) {
+        fail("fastgan: torch gives no stream of CUDA device ", device_index, reason_of_torch());
+    }
     return stream;
 }
 

@@ -2,6 +2,7 @@
 // torch.
 #pragma once
 
+#include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
 #include <array>
@@ -34,6 +35,16 @@ FloatType float_type(const char* op, const char* argument, const torch::stable::
 
 // "(2, 3)", for messages.
 std::string shape_text(const torch::stable::Tensor& tensor);
+
+// What we ask of torch. Where it fails, for want of memory for one, the error says what was asked
+// and torch's reason, if this torch tells it (2.13 does); the headers' own names a C function.
+torch::stable::Tensor empty_strided(torch::headeronly::IntHeaderOnlyArrayRef sizes,
+                                    torch::headeronly::IntHeaderOnlyArrayRef strides,
+                                    std::int32_t dtype, const torch::stable::Tensor& on_device_of);
+void copy_into(torch::stable::Tensor& to, const torch::stable::Tensor& from);
+torch::stable::Tensor packed(const torch::stable::Tensor& tensor,
+                             torch::headeronly::MemoryFormat format =
+                                 torch::headeronly::MemoryFormat::Contiguous);
 
 // --- Maps of (N, C, H, W) ------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@
 #include <limits>
 #include <optional>
 #include <tuple>
+#include <vector>
 
 #include "cpu/bias_act.h"
 #include "op_arguments.h"
@@ -25,8 +26,7 @@ using OptionalTensor = std::optional<Tensor>;
 
 Tensor laid_out(const Tensor& tensor, bool channels_last) {
     using torch::headeronly::MemoryFormat;
-    return torch::stable::contiguous(
-        tensor, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    return packed(tensor, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
 }
 
 bool lies_channels_last(const Tensor& tensor) {
@@ -35,19 +35,19 @@ bool lies_channels_last(const Tensor& tensor) {
 
 // Without gaps, in the dtype of `like`.
 Tensor empty_as(const Tensor& like, bool channels_last) {
-    return channels_last ? empty_map({like.size(0), like.size(1), like.size(2), like.size(3)}, like,
-                                     true)
-                         : torch::stable::new_empty(like, like.sizes());
+    if (channels_last) {
+        return empty_map({like.size(0), like.size(1), like.size(2), like.size(3)}, like, true);
+    }
+    std::vector<std::int64_t> strides(like.sizes().size(), 1);
+    for (std::size_t d = strides.size(); d-- > 1;) {
+        const std::int64_t size = like.size(static_cast<std::int64_t>(d));
+        strides[d - 1] = strides[d] * std::max<std::int64_t>(size, 1);
+    }
+    return empty_strided(like.sizes(), strides, dtype_code(like), like);
 }
 
 Tensor empty_vector(std::int64_t size, const Tensor& like, std::int32_t dtype) {
-    AtenTensorHandle handle = nullptr;
-    std::int32_t device_type = 0;
-    const std::int64_t stride = 1;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(like.get(), &device_type));
-    TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(1, &size, &stride, dtype, device_type,
-                                                    like.get_device_index(), &handle));
-    return Tensor(handle);
+    return empty_strided({size}, {1}, dtype, like);
 }
 
 void require_alike(const char* op, const char* argument, const Tensor& tensor, const Tensor& x) {
@@ -103,7 +103,7 @@ const void* data_of(const OptionalTensor& tensor) {
 }
 
 OptionalTensor without_gaps(const OptionalTensor& tensor) {
-    return tensor ? OptionalTensor(torch::stable::contiguous(*tensor)) : std::nullopt;
+    return tensor ? OptionalTensor(packed(*tensor)) : std::nullopt;
 }
 
 struct OnCpu {
@@ -185,7 +185,7 @@ std::tuple<Tensor, Tensor> bias_act_gradient(const Tensor& grad_output, const Op
                  dtype_name(dtype_code(*kept)), "; expected ", (shape.numel + 7) / 8,
                  " of torch.uint8");
         }
-        values = torch::stable::contiguous(*kept);
+        values = packed(*kept);
     } else if (kept) {
         require_alike(op, "kept", *kept, grad_output);
         const auto sizes = kept->sizes(), expected = grad_output.sizes();

@@ -10,6 +10,9 @@ imported at its first use, and ``torch.ops.fastgan`` is defined as soon as torch
 
 from __future__ import annotations
 
+from fastgan import _interrupts  # noqa: F401  # before all that takes a while
+
+# isort: split
 from typing import TYPE_CHECKING
 
 from fastgan import _after_torch

@@ -9,19 +9,25 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Runs one command; Ctrl-C while its modules are imported ends the process without a word.
+    """Runs one command; Ctrl-C while modules are imported ends the process without a word.
+
+    So it does from the first lines of ``fastgan/__init__.py`` on, and while Python ends.
 
     Returns:
         The exit code.
     """
-    interruptible = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if interruptible:
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    if not ignored:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     from fastgan.cli import main as run_command
 
-    if interruptible:
+    if not ignored:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    return run_command()
+    try:
+        return run_command()
+    finally:
+        if not ignored:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 if __name__ == "__main__":

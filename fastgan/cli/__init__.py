@@ -41,12 +41,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             say("fastgan: interrupted", error=True)
             return 130
-        except (OSError, ValueError) as error:
-            if error is not output.lost:
+        except (OSError, ValueError, SystemExit) as error:
+            lost = output.lost
+            # rich makes a SystemExit of a broken pipe; argparse's own has lost nothing.
+            if lost is None or (error is not lost and not isinstance(error, SystemExit)):
                 raise
-            if isinstance(error, BrokenPipeError):  # whoever read our output has stopped
+            if isinstance(lost, BrokenPipeError):  # whoever read our output has stopped
                 return 141
-            say(f"fastgan: error: standard output: {one_line(error)}", error=True)
+            say(f"fastgan: error: standard output: {one_line(lost)}", error=True)
             return 2
     return code
 

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 from fastgan._version import __version__
 from fastgan.bench.suites import SUITES
 from fastgan.devices import DEVICES
-from fastgan.errors import ConfigError
+from fastgan.errors import ConfigError, printable
 from fastgan.training.config import TrainConfig
 from fastgan.training.config_files import read_settings
 
@@ -49,7 +49,7 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*arguments, **{"allow_abbrev": False, **options})
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
+        self.exit(2, f"{self.prog}: error: {printable(message)} (see {self.prog} --help)\n")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -19,6 +19,8 @@ __all__ = ["run"]
 def run(options: argparse.Namespace) -> int:
     """Prints a line for each file; returns 0 if all are good, else 1."""
     place = Path(options.run)
+    if not place.exists():
+        raise CheckpointError(f"{place}: there is no such run or checkpoint")
     checks: dict[Path, Callable[[Path], object]] = {}
     if place.is_dir():
         checks = dict.fromkeys(list_checkpoints(place), load_generator)

@@ -59,8 +59,8 @@ def run(options: argparse.Namespace) -> int:
         k=NEIGHBOURS,
         feature_space=f"torchscript:{options.features}" if options.features else None,
     )
-    say(str(report))
-    if options.json:
+    if options.json:  # first: whoever reads what is printed may have left
         with atomic_write(options.json) as file:
             file.write(json.dumps(report.to_dict(), indent=2).encode() + b"\n")
+    say(str(report))
     return 0

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastgan.cli.arguments import TUNED
+from fastgan.cli.terminal import say
 from fastgan.data import ImageSource
 from fastgan.files import check_writable
 from fastgan.ops.backends import Selector, using
@@ -60,11 +61,12 @@ def run(options: argparse.Namespace) -> int:
         found = ChoicesFile(Path(folder) / "run" / "backends.json").read()
     device = torch.empty(0, device=trainer.device).device  # with its index
     choices = found.get(fingerprint(device), {})
-    for problem, choice in sorted(choices.items()):
-        print(f"{problem}: {choice}")
-    where = cache_path(fingerprint(device))
-    print(f"{len(choices)} problems measured on {device_name(device)}; kept in {where}")
     if options.table is not None:
         ChoicesFile(Path(options.table)).merge({device_name(device): choices})
-        print(f"added to {options.table}")
+    for problem, choice in sorted(choices.items()):
+        say(f"{problem}: {choice}")
+    where = cache_path(fingerprint(device))
+    say(f"{len(choices)} problems measured on {device_name(device)}; kept in {where}")
+    if options.table is not None:
+        say(f"added to {options.table}")
     return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -155,7 +156,15 @@ class ImageStream:
             )
             # A worker ignores interrupts from its first line on, and until then must not get one.
             with _interrupts_held_back():
-                self._iterator = iter(loader)
+                try:
+                    if workers:  # half a loader complains when it is let go of
+                        multiprocessing.get_context(start_method).Lock()
+                    self._iterator = iter(loader)
+                except OSError as error:
+                    raise DataError(
+                        f"{source.name}: {workers} data worker processes can't be started"
+                        f" ({one_line(error)}): use --workers 0, or let them write to /dev/shm"
+                    ) from error
 
     def __iter__(self) -> ImageStream:
         return self

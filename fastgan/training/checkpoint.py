@@ -14,6 +14,7 @@ A checkpoint is a file of ``torch.save`` that holds one dictionary of tensors an
 ``optimizer_g``    state_dict, as ``optimizer_d`` and (fp16 only) ``scaler``
 ``random``         states of every random number generator in use
 ``totals``         sums of the metrics since the last row
+``logged``         sums of the caller's own metrics since then
 =================  ===========================================================================
 
 The zip archive's comment holds a digest of all the bytes before it, so that a flipped bit anywhere

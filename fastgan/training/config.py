@@ -8,7 +8,9 @@ the command-line flag, its metadata is the help text and the allowed values, and
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+import os
 import reprlib
 import types
 import typing
@@ -19,7 +21,7 @@ from typing import Any
 
 from fastgan.devices import DEVICES, check_device_name
 from fastgan.errors import ConfigError, ImageSizeError
-from fastgan.training.config_files import format_settings, parse_settings
+from fastgan.training.config_files import check_text, format_settings, parse_settings
 
 __all__ = ["MODELS", "PAPER_DEFAULTS", "TrainConfig", "default_image_size"]
 
@@ -262,6 +264,10 @@ class TrainConfig:
         None, "stop, as if interrupted, after this many minutes of training"
     )
 
+    def __post_init__(self) -> None:
+        if isinstance(self.out, os.PathLike):
+            object.__setattr__(self, "out", os.fspath(self.out))
+
     def resolved(self) -> TrainConfig:
         """This configuration with every ``None`` replaced by its default, and validated."""
         self.validate()  # what follows looks values up
@@ -294,6 +300,7 @@ class TrainConfig:
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
             choices = each.metadata["choices"]
+            _check_type(each.name, value)
             if value is None:
                 continue
             if choices and value not in choices:
@@ -302,10 +309,10 @@ class TrainConfig:
                 )
             if isinstance(value, float) and not math.isfinite(value):
                 raise ConfigError(f"{each.name}: expected a finite number, got {value}")
-            if isinstance(value, int) and value.bit_length() > 63:
-                raise ConfigError(f"{each.name}: expected a number of at most 63 bits")
-            if isinstance(value, str) and "\0" in value:
-                raise ConfigError(f"{each.name}: expected text without NUL, got {value!r}")
+            if isinstance(value, str):
+                if "\0" in value:
+                    raise ConfigError(f"{each.name}: expected text without NUL, got {value!r}")
+                check_text(each.name, value)  # before a folder is made for what can't be written
         self._require_at_least(
             1,
             ("steps", "batch_size", "nz", "ngf", "ndf", "n_critic", "log_every"),
@@ -426,21 +433,10 @@ class TrainConfig:
         """
         if not isinstance(values, Mapping):
             raise ConfigError(f"config: expected names with values, got {reprlib.repr(values)}")
-        hints = typing.get_type_hints(cls)
         for name, value in values.items():
-            if name not in hints:
+            if name not in _types():
                 raise ConfigError(f"{reprlib.repr(name)}: there is no such setting")
-            allowed = typing.get_args(hints[name]) or (hints[name],)
-            if float in allowed:
-                allowed = (*allowed, int)
-            if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-                names = " or ".join(
-                    "None" if each is types.NoneType else each.__name__ for each in allowed
-                )
-                raise ConfigError(f"{name}: expected {names}, got {reprlib.repr(value)}")
-            if isinstance(value, int) and value.bit_length() > 63:
-                # Here, before anybody prints it: Python refuses to print numbers of any length.
-                raise ConfigError(f"{name}: expected a number of at most 63 bits")
+            _check_type(name, value)
         return cls(**values)
 
     def to_toml(self) -> str:
@@ -467,3 +463,26 @@ class TrainConfig:
             value = getattr(self, name)
             if value is not None and value < minimum:
                 raise ConfigError(f"{name}: expected at least {minimum}, got {value}")
+
+
+@functools.cache
+def _types() -> dict[str, tuple[type, ...]]:
+    """What each field may hold."""
+    allowed = {
+        name: typing.get_args(hint) or (hint,)
+        for name, hint in typing.get_type_hints(TrainConfig).items()
+    }
+    return {
+        name: (*each, int) if float in each and int not in each else each
+        for name, each in allowed.items()
+    }
+
+
+def _check_type(name: str, value: object) -> None:
+    allowed = _types()[name]
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        names = " or ".join("None" if each is types.NoneType else each.__name__ for each in allowed)
+        raise ConfigError(f"{name}: expected {names}, got {reprlib.repr(value)}")
+    if isinstance(value, int) and value.bit_length() > 63:
+        # Here, before anybody prints it: Python refuses to print numbers of any length.
+        raise ConfigError(f"{name}: expected a number of at most 63 bits")

@@ -20,7 +20,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["format_settings", "parse_settings", "read_settings"]
+__all__ = ["check_text", "format_settings", "parse_settings", "read_settings"]
 
 _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
@@ -88,11 +88,20 @@ def _formatted(name: str, value: object) -> str:
         return repr(value)
     if not isinstance(value, str):
         raise ConfigError(f"{name}: expected text, a number or a truth value, got {value!r}")
+    check_text(name, value)
+    return '"' + "".join(map(_escaped, value)) + '"'
+
+
+def check_text(name: str, value: str) -> None:
+    """Refuses text that no file of ours could hold: bytes of another encoding, in a path for one.
+
+    Raises:
+        ConfigError: naming the setting.
+    """
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise ConfigError(f"{name}: expected text that UTF-8 can hold, got {value!r}") from error
-    return '"' + "".join(map(_escaped, value)) + '"'
 
 
 def _escaped(character: str) -> str:

@@ -42,6 +42,7 @@ class MetricTotals:
 
     Args:
         device: where the metrics are.
+        dtype: of the sums.
 
     Attributes:
         counts: how many values each sum has.
@@ -54,10 +55,13 @@ class MetricTotals:
         ({'loss': 1.5}, {})
     """
 
-    def __init__(self, device: torch.device | None = None) -> None:
+    def __init__(
+        self, device: torch.device | None = None, dtype: torch.dtype = torch.float32
+    ) -> None:
         self.counts: dict[str, int] = {}
         self._sums: dict[str, Tensor] = {}
         self._device = device
+        self._dtype = dtype
 
     def add(self, metrics: Mapping[str, Tensor]) -> None:
         """Adds each metric to its sum, in place."""
@@ -78,11 +82,14 @@ class MetricTotals:
             ValueError: something else.
         """
         for name, (total, count) in state.items():
-            if not (
-                type(name) is str and type(total) is float and type(count) is int and count > 0
+            if (
+                not (
+                    type(name) is str and type(total) is float and type(count) is int and count > 0
+                )
+                or not name.isprintable()
             ):
                 raise ValueError("totals of metrics that can't be")
-            self._sums[name] = torch.tensor(total, dtype=torch.float32, device=self._device)
+            self._sums[name] = torch.tensor(total, dtype=self._dtype, device=self._device)
             self.counts[name] = count
 
     def take(self) -> dict[str, float]:

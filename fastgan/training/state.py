@@ -46,6 +46,7 @@ class TrainState:
         updater: both networks with their optimisers.
         ema: the generator's moving average, or None.
         totals: sums of the metrics since the last row of metrics.csv.
+        logged: sums of the caller's own, likewise, of this process alone.
         step: generator updates done.
         batches: batches of real images used.
 
@@ -94,6 +95,7 @@ class TrainState:
             rates_on_device=rates_on_device,
         )
         self.totals = MetricTotals(device)
+        self.logged = MetricTotals(device, torch.float64)
         self._reseed(processes.rank)
         if saved is not None:
             with parsing(f"{saved.path}: can't be resumed from", CheckpointError):
@@ -143,10 +145,12 @@ class TrainState:
             "ema_generator": None if self.ema is None else self.ema.module.state_dict(),
             "random": self._random_state(),
             "totals": {name: [means[name], count] for name, (_, count) in totals.items()},
+            "logged": self.logged.state_dict(),
         }
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
         self.totals.load_state_dict(saved.get("totals", {}))
+        self.logged.load_state_dict(saved.get("logged", {}))
         self.step, self.batches = int(saved["step"]), int(saved["batches"])
         if not (0 <= self.step < 2**53 and 0 <= self.batches < 2**53):
             raise ValueError(f"step {self.step} after {self.batches} batches")

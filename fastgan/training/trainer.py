@@ -105,7 +105,6 @@ class Trainer:
         self.processes = Processes() if processes is None else processes
         self.row: dict[str, float] | None = None
         self._stop_reason: str | None = None
-        self._logged: dict[str, list[float | Tensor]] = {}
         self._mid_step = False
 
         self._folder = RunFolder(self.out, resume=resume)
@@ -199,7 +198,7 @@ class Trainer:
                 with clock.paused():
                     self._tell("on_step")
                     if self.row is not None:
-                        last_row = self.row = {**self.row, **self._take_logged()}
+                        last_row = self.row = {**self.row, **self.state.logged.take()}
                         self._tell("on_metrics", self.row)
                     self._tell("on_step_end")
                 profiler.step()
@@ -230,8 +229,10 @@ class Trainer:
         if isinstance(value, Tensor):
             if value.numel() != 1:
                 raise ConfigError(f"value: expected one element, got shape {tuple(value.shape)}")
-            value = value.detach().clone()
-        self._logged.setdefault(name, []).append(value)
+            value = value.detach().reshape(())
+        self.state.logged.add(
+            {name: torch.as_tensor(value, dtype=torch.float64, device=self.device)}
+        )
 
     def warn(self, text: str) -> None:
         """Tells all callbacks of trouble."""
@@ -318,10 +319,6 @@ class Trainer:
             "lr_d": rates[1],
             **means,
         }
-
-    def _take_logged(self) -> dict[str, float]:
-        logged, self._logged = self._logged, {}
-        return {name: sum(map(float, values)) / len(values) for name, values in logged.items()}
 
     def _set_learning_rates(self) -> tuple[float, float]:
         config = self.config

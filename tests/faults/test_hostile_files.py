@@ -280,6 +280,21 @@ def test_settings_of_any_text_end_in_one_line(text: str, tmp_path: Path) -> None
     assert len(str(caught.value)) < 1000
 
 
+@pytest.mark.parametrize("given", [{"steps": "10"}, {"seed": 1.5}, {"device": None}, {"lr": True}])
+def test_a_setting_of_another_type_is_refused_by_its_name(given: dict[str, Any]) -> None:
+    (name,) = given
+    with pytest.raises(ConfigError, match=f"^{name}: expected (int|str|float), got|^lr: expected "):
+        TrainConfig(out="x", **given).resolved()
+
+
+def test_a_folder_that_no_settings_file_can_name_is_not_made(tmp_path: Path) -> None:
+    out = tmp_path / "b\udcfc"  # a byte that isn't UTF-8
+    with pytest.raises(ConfigError, match="out: expected text that UTF-8 can hold"):
+        Trainer(TrainConfig(out=str(out)))
+    assert not out.exists()
+    assert TrainConfig(out=tmp_path / "run").out == str(tmp_path / "run")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     "rows",
     ['"abc"', "[1]", "[[]]", "{}", "1e999", "[" * 100_000, '[{"value": 1e999}]', "9" * 5000],
@@ -347,6 +362,18 @@ def test_the_command_line_takes_a_device_by_its_index(
         joined_processes("cuda:0").__enter__()
 
 
+@pytest.mark.gpu
+def test_a_run_on_the_first_cuda_device_is_a_run_on_cuda(
+    cuda: torch.device, tmp_path: Path
+) -> None:
+    weights = []
+    for number, device in enumerate((cuda.type, "cuda:0")):
+        config = TrainConfig(out=str(tmp_path / str(number)), steps=2, device=device, **SMALL)
+        weights.append(load_checkpoint(Trainer(config).run().checkpoint)["generator"])
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name])
+
+
 # --- What is shown --------------------------------------------------------------------------------
 
 ESCAPE = "\x1b]0;owned\x07"
@@ -384,8 +411,12 @@ def test_nothing_from_outside_reaches_a_terminal_raw(
         ["train", "--config", str(tmp_path / "evil.toml"), "--out", str(tmp_path / "x")],
         ["train", "--data", f"npz:{tmp_path / 'evil.npz'}", "--out", str(tmp_path / "x")],
         ["train", "--data", f"folder:{ESCAPE}", "--out", str(tmp_path / "x")],
+        ["check", str(tmp_path / ESCAPE)],
     ):
         assert main(mistake) == 2
+    for mistake in (["train", f"--{ESCAPE}"], [ESCAPE], ["sample", "x", f"--n={ESCAPE}"]):
+        with pytest.raises(SystemExit, match="2"):
+            main(mistake)
     said = capsys.readouterr()
     assert "\x1b" not in said.out + said.err
     assert "\x07" not in said.out + said.err
@@ -456,16 +487,23 @@ def test_metrics_removed_in_mid_run_are_written_anew_and_it_is_said(tmp_path: Pa
 def test_the_first_row_after_a_resume_is_the_mean_of_all_its_steps(tmp_path: Path) -> None:
     settings = {**SMALL, "log_every": 6, "checkpoint_every": 2}
     whole = tmp_path / "whole"
-    Trainer(TrainConfig(out=str(whole), steps=6, **settings)).run()
+
+    class Logs(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            trainer.log("mine", float(trainer.step))
+
+    Trainer(TrainConfig(out=str(whole), steps=6, **settings), callbacks=[Logs()]).run()
     parts = tmp_path / "parts"
 
-    class Stops(Callback):
+    class Stops(Logs):
         def on_step(self, trainer: Trainer) -> None:
+            super().on_step(trainer)
             trainer.request_stop("enough") if trainer.step == 4 else None
 
     Trainer(TrainConfig(out=str(parts), steps=6, **settings), callbacks=[Stops()]).run()
-    Trainer(TrainConfig(out=str(parts)), resume=True).run()
+    Trainer(TrainConfig(out=str(parts)), resume=True, callbacks=[Logs()]).run()
     (ours,), (theirs,) = (read_metrics(each / "metrics.csv") for each in (parts, whole))
+    assert ours["mine"] == 3.5
     for name in ("loss_d", "loss_g", "d_real", "d_fake"):
         assert ours[name] == theirs[name]
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import resource
+from pathlib import Path
 
 import pytest
 import torch
+from forked import Forked
 from torch import nn
 
 from fastgan.activations import ACTIVATIONS
@@ -75,6 +78,37 @@ def test_constant_statistics_leave_infinite_inputs_out_of_gradients(
     above, below = _AT_INFINITIES[activation]
     expected = [3.0 * z for z in (slope(0.5), above, below, slope(1.0))]  # u = x + 0.25
     assert found == pytest.approx(expected, rel=4 * torch.finfo(dtype).eps, abs=0)
+
+
+def call_without_memory() -> int:
+    """Ops that ask torch for more memory than there is; 0 if each says so in words."""
+    maps, weight = torch.randn(64, 64, 64, 64), torch.randn(64, 64, 3, 3)
+    turned = maps.transpose(2, 3)
+    calls = [
+        lambda: torch.ops.fastgan.act_gradient(turned, maps, 1, 0.0),
+        lambda: torch.ops.fastgan.winograd_gather(maps, weight, None, 1, 1, 1, 64, 64),
+        lambda: torch.ops.fastgan.bn_act_gradient(
+            maps[:, :, ::2], maps[:, :, ::2], *[None] * 2, *torch.ones(2, 64), True, 1, 0.2
+        ),
+    ]
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**24,) * 2)
+    for call in calls:
+        with pytest.raises(RuntimeError) as caught, torch.no_grad():
+            call()
+        print(str(caught.value).splitlines()[0], flush=True)
+    return 0
+
+
+def test_an_op_that_finds_no_memory_says_so_in_words(tmp_path: Path) -> None:
+    process = Forked(call_without_memory, folder=tmp_path)
+    assert process.ended() == 0, process.errors
+    lines = process.printed.splitlines()
+    assert len(lines) == 3
+    for line in lines:
+        assert line.startswith("fastgan: torch can't "), line
+        assert "API call failed" not in line
+        assert torch.__version__ < "2.13" or "can't allocate memory" in line
 
 
 def test_statistics_that_would_be_written_in_one_place_are_refused_in_words() -> None:

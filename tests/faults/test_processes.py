@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import io
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from forked import Forked, fastgan_process
 from PIL import Image
 from torch import nn
 
+from fastgan.cli import main
 from fastgan.data import load_data, open_stream, streaming
 from fastgan.data.streaming import StreamInterrupted
 from fastgan.errors import DataError, OutputError
@@ -64,6 +68,17 @@ def test_a_batch_that_shared_memory_cannot_hold_is_an_error_in_words(
         open_with_workers(source) as stream,
     ):
         next(stream)
+
+
+def test_workers_that_cannot_be_started_are_an_error_in_words(
+    source: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(*_: object, **__: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr("multiprocessing.synchronize.SemLock.__init__", read_only)
+    with pytest.raises(DataError, match=r"can't be started \(.*Read-only file system.*/dev/shm"):
+        open_with_workers(source)
 
 
 def test_workers_that_hang_are_waited_for_so_long_and_no_longer(
@@ -166,7 +181,35 @@ def test_an_interrupt_at_the_start_leaves_no_traceback(seconds: float, tmp_path:
     _, errors = process.communicate(timeout=60)
     assert process.returncode in (130, -signal.SIGINT)
     # Python itself, before it has read a line of ours, has its own way.
-    assert "Traceback" not in errors or "fastgan/cli" not in errors
+    assert "Traceback" not in errors or "fastgan/" not in errors
+
+
+INTERRUPTED = """
+import os, signal, sys
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["INTERRUPTED"]:
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("module", ["fastgan._after_torch", "fastgan.report", "fastgan.cli"])
+@pytest.mark.parametrize("how", ["-m", "script"])
+def test_an_interrupt_at_any_import_leaves_no_traceback(
+    module: str, how: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sitecustomize.py").write_text(INTERRUPTED)
+    script = tmp_path / "fastgan"  # as the installer makes it
+    script.write_text("import sys\nfrom fastgan.__main__ import main\nsys.exit(main())\n")
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = subprocess.run(
+        [*FASTGAN, "--help"] if how == "-m" else [sys.executable, str(script), "--help"],
+        env={**ENVIRONMENT, "PYTHONPATH": path, "INTERRUPTED": module},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == -signal.SIGINT
+    assert done.stdout + done.stderr == ""
 
 
 def wait_in_c(patience: float) -> None:
@@ -191,6 +234,31 @@ def test_a_wait_in_c_yields_to_a_second_signal_or_after_a_while(
     assert process.ended() == 128 + signal.SIGTERM
     after = "a second signal" if signals == 2 else "0 s of waiting"
     assert process.errors.startswith(f"fastgan: ended by SIGTERM after {after}")
+
+
+class Gone(io.StringIO):
+    """Standard output whose reader has left."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(32, "Broken pipe")
+
+    def fileno(self) -> int:
+        return os.open(os.devnull, os.O_WRONLY)
+
+
+def test_a_reader_that_leaves_early_costs_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdout", Gone())
+    assert main(["doctor"]) == 141
+    small = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4}
+    run = Trainer(TrainConfig(out=str(tmp_path / "run"), steps=1, **small)).run()
+    report = types.SimpleNamespace(to_dict=lambda: {"fid": 1.0})
+    monkeypatch.setattr("fastgan.cli.evaluate.evaluate_samples", lambda *_, **__: report)
+    out = tmp_path / "report.json"
+    assert main(["evaluate", str(run.checkpoint), "--n=8", f"--json={out}"]) == 141
+    assert json.loads(out.read_text())["fid"] == 1.0
+    assert capsys.readouterr().err == ""
 
 
 # --- Two runs, one folder -------------------------------------------------------------------------

@@ -1,0 +1,16 @@
+"""Ctrl-C while the command line is imported ends it without a word; ``__main__.py`` goes on.
+
+The first module of fastgan's that is imported; it imports nothing that isn't part of Python itself.
+"""
+
+import _signal  # type: ignore[import-not-found]  # signal imports others, which takes a while
+import sys
+
+_words = sys.orig_argv
+if sys.argv[:1] == ["-m"]:  # Python is looking for the module that it shall run
+    _flag = _words[_words.index("fastgan") - 1] if "fastgan" in _words else ""
+    _runs = "-mfastgan" in _words or (_flag[:1] == "-" and _flag[-1:] == "m")
+else:
+    _runs = sys.argv[:1] != [] and sys.argv[0].endswith(("/fastgan", "\\fastgan.exe"))
+if _runs and _signal.getsignal(_signal.SIGINT) is _signal.default_int_handler:
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)

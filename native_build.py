@@ -39,6 +39,7 @@ CPU_SOURCES = (
     "csrc/cpu/patches.cpp",
     "csrc/cpu/penalty_norm.cpp",
     "csrc/cpu/penalty_points.cpp",
+    "csrc/cpu/upfirdn2d.cpp",
     "csrc/cpu/winograd.cpp",
     "csrc/op_arguments.cpp",
     "csrc/penalty_ops.cpp",
@@ -52,6 +53,7 @@ LOOP_SOURCES = (
     "csrc/cpu/patches_loops.cpp",
     "csrc/cpu/penalty_norm_loops.cpp",
     "csrc/cpu/penalty_points_loops.cpp",
+    "csrc/cpu/upfirdn2d_loops.cpp",
     "csrc/cpu/winograd_loops.cpp",
 )
 #: Compiled by nvcc, where CUDA is built.

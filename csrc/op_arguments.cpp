@@ -145,10 +145,11 @@ FourSizes contiguous_strides(const FourSizes& sizes) {
     return {channels * rows * columns, rows * columns, columns, 1};
 }
 
-Tensor empty_map(const FourSizes& sizes, const Tensor& like, bool channels_last) {
+Tensor empty_map(const FourSizes& sizes, const Tensor& like, bool channels_last,
+                 std::optional<std::int32_t> dtype) {
     const FourSizes strides =
         channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes);
-    return empty_strided(sizes, strides, dtype_code(like), like);
+    return empty_strided(sizes, strides, dtype.value_or(dtype_code(like)), like);
 }
 
 bool is_channels_last(const Tensor& map) {

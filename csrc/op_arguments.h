@@ -8,6 +8,7 @@
 #include <array>
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
@@ -53,9 +54,9 @@ using FourSizes = std::array<std::int64_t, 4>;
 FourSizes channels_last_strides(const FourSizes& sizes);
 FourSizes contiguous_strides(const FourSizes& sizes);
 
-// In the dtype and on the device of `like`.
+// On the device of `like`, and in its dtype or another.
 torch::stable::Tensor empty_map(const FourSizes& sizes, const torch::stable::Tensor& like,
-                                bool channels_last);
+                                bool channels_last, std::optional<std::int32_t> dtype = {});
 
 // Whether torch takes a map for channels-last; its suggest_memory_format.
 bool is_channels_last(const torch::stable::Tensor& map);

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cpu/bias_act.h"
+#include "cpu/upfirdn2d.h"
 #include "op_arguments.h"
 
 namespace fastgan {
@@ -120,6 +121,13 @@ struct OnCpu {
                            void* grad_bias) const {
         cpu::bias_act_gradient(shape, settings, bias, keeps, kept, grad, grad_x, grad_bias);
     }
+    void upfirdn2d(const FirMaps& maps, const Filter& filter) const {
+        cpu::upfirdn2d(maps, filter);
+    }
+    void filtered_lrelu(const FirMaps& maps, const Filter& first, const FirBetween& between,
+                        const Filter& second) const {
+        cpu::filtered_lrelu(maps, first, between, second);
+    }
 };
 
 template <typename Device>
@@ -212,6 +220,233 @@ std::tuple<Tensor, Tensor> bias_act_gradient(const Tensor& grad_output, const Op
     return {grad_x, grad_bias};
 }
 
+// --- upfirdn2d and filtered_lrelu ----------------------------------------------------------------
+
+using Numbers = std::vector<std::int64_t>;
+
+// Factors, paddings and sizes beyond this are mistakes, and what is computed from them might
+// overflow.
+constexpr std::int64_t kLargest = std::int64_t{1} << 31;
+
+void require_numbers(const char* op, const char* argument, const Numbers& numbers,
+                     std::size_t count, std::int64_t least) {
+    bool fits = numbers.size() == count;
+    for (const std::int64_t number : numbers) {
+        fits = fits && number >= least && number < kLargest;
+    }
+    if (!fits) {
+        fail(op, ": ", argument, " should be ", count, " numbers from ", least, " on");
+    }
+}
+
+void require_map(const char* op, const char* argument, const Tensor& map) {
+    if (map.dim() != 4) {
+        fail(op, ": ", argument, " has shape ", shape_text(map), "; expected (N, C, H, W)");
+    }
+}
+
+// A filter without gaps; holds what it points to.
+struct FilterArgument {
+    OptionalTensor values;
+    Filter filter;
+};
+
+// The first of `paddings` are of x and y before their first values.
+FilterArgument filter_argument(const char* op, const char* argument, const OptionalTensor& f,
+                               const Tensor& x, std::int64_t rows, std::int64_t columns,
+                               const Numbers& up, const Numbers& down, const Numbers& paddings,
+                               bool flip, double gain) {
+    FilterArgument result{without_gaps(f), {}};
+    std::int64_t taps_x = 1, taps_y = 1;
+    if (f) {
+        const std::int32_t dtype = dtype_code(*f);
+        if (f->dim() < 1 || f->dim() > 2 || f->numel() == 0) {
+            fail(op, ": ", argument, " has shape ", shape_text(*f),
+                 "; expected (taps,) or (rows, columns)");
+        }
+        if (dtype != aoti_torch_dtype_float32() && dtype != aoti_torch_dtype_float64()) {
+            fail(op, ": ", argument, " has dtype ", dtype_name(dtype),
+                 "; expected float32 or float64");
+        }
+        if (f->device() != x.device()) {
+            fail(op, ": ", argument, " is on another device than x");
+        }
+        taps_x = f->size(f->dim() - 1);
+        taps_y = f->size(0);
+    }
+    result.filter = {{columns, 0, up[0], down[0], paddings[0], taps_x},
+                     {rows, 0, up[1], down[1], paddings[1], taps_y},
+                     !f || f->dim() == 1,
+                     result.values ? result.values->const_data_ptr() : nullptr,
+                     f && dtype_code(*f) == aoti_torch_dtype_float64(),
+                     flip,
+                     gain};
+    return result;
+}
+
+std::int64_t output_size(const char* op, const FirAxis& axis, std::int64_t padding_behind) {
+    const std::int64_t padded = axis.in * axis.up + axis.pad + padding_behind;
+    if (padded < axis.taps) {
+        fail(op, ": a filter of ", axis.taps, " taps is longer than ", axis.in, " * ", axis.up,
+             " + ", axis.pad, " + ", padding_behind, " values");
+    }
+    return (padded - axis.taps) / axis.down + 1;
+}
+
+FirMaps maps_of(const char* op, const Tensor& x, const Tensor& y, bool channels_last) {
+    return {float_type(op, "x", x), x.size(0),          x.size(1),
+            channels_last,          x.const_data_ptr(), const_cast<void*>(y.const_data_ptr())};
+}
+
+template <typename Device>
+Tensor upfirdn2d(const Tensor& x, const OptionalTensor& f, const Numbers& up, const Numbers& down,
+                 const Numbers& padding, bool flip_filter, double gain) {
+    constexpr const char* op = "fastgan::upfirdn2d";
+    require_map(op, "x", x);
+    float_type(op, "x", x);
+    require_numbers(op, "up", up, 2, 1);
+    require_numbers(op, "down", down, 2, 1);
+    require_numbers(op, "padding", padding, 4, -kLargest);
+    FilterArgument fir = filter_argument(op, "f", f, x, x.size(2), x.size(3), up, down,
+                                         {padding[0], padding[2]}, flip_filter, gain);
+    Filter& filter = fir.filter;
+    filter.x.out = output_size(op, filter.x, padding[1]);
+    filter.y.out = output_size(op, filter.y, padding[3]);
+    const bool channels_last = is_channels_last(x);
+    const Tensor values = laid_out(x, channels_last);
+    Tensor y = empty_map({x.size(0), x.size(1), filter.y.out, filter.x.out}, x, channels_last);
+    if (y.numel() > 0) {
+        Device::run(x, [&](const Device& device) {
+            device.upfirdn2d(maps_of(op, values, y, channels_last), filter);
+        });
+    }
+    return y;
+}
+
+struct FilteredLrelu {
+    Tensor output;
+    OptionalTensor signs;
+};
+
+template <typename Device>
+FilteredLrelu filtered_lrelu_with(const char* op, const Tensor& x, const OptionalTensor& fu,
+                                  const OptionalTensor& fd, const OptionalTensor& b,
+                                  std::int64_t up, std::int64_t down, const Numbers& padding,
+                                  double gain, double slope, std::optional<double> clamp,
+                                  bool flip_filter, bool with_signs) {
+    require_map(op, "x", x);
+    float_type(op, "x", x);
+    require_numbers(op, "up and down", {up, down}, 2, 1);
+    require_numbers(op, "padding", padding, 4, -kLargest);
+    if (b) {
+        require_alike(op, "b", *b, x);
+        if (b->dim() != 1 || b->size(0) != x.size(1)) {
+            fail(op, ": b has shape ", shape_text(*b), "; expected (", x.size(1), ")");
+        }
+    }
+    const double up_gain = static_cast<double>(up) * static_cast<double>(up);
+    FilterArgument first = filter_argument(op, "fu", fu, x, x.size(2), x.size(3), {up, up}, {1, 1},
+                                           {padding[0], padding[2]}, flip_filter, up_gain);
+    first.filter.x.out = output_size(op, first.filter.x, padding[1]);
+    first.filter.y.out = output_size(op, first.filter.y, padding[3]);
+    FilterArgument second =
+        filter_argument(op, "fd", fd, x, first.filter.y.out, first.filter.x.out, {1, 1},
+                        {down, down}, {0, 0}, flip_filter, 1.0);
+    second.filter.x.out = output_size(op, second.filter.x, 0);
+    second.filter.y.out = output_size(op, second.filter.y, 0);
+    const double bound = clamp && *clamp >= 0 ? *clamp : std::numeric_limits<double>::infinity();
+    const bool channels_last = is_channels_last(x);
+    const Tensor values = laid_out(x, channels_last);
+    const OptionalTensor bias = without_gaps(b);
+    const std::int64_t bytes = (std::isfinite(bound) ? 2 : 1) * ((first.filter.x.out + 7) / 8);
+    Tensor y = empty_map({x.size(0), x.size(1), second.filter.y.out, second.filter.x.out}, x,
+                         channels_last);
+    OptionalTensor signs;
+    if (with_signs) {
+        signs.emplace(empty_map({x.size(0), x.size(1), first.filter.y.out, bytes}, x, channels_last,
+                                aoti_torch_dtype_uint8()));
+    }
+    if (y.numel() > 0) {
+        Device::run(x, [&](const Device& device) {
+            const FirBetween between{
+                data_of(bias),
+                {gain, slope, bound},
+                with_signs ? Signs::written : Signs::none,
+                with_signs ? static_cast<std::uint8_t*>(signs->mutable_data_ptr()) : nullptr};
+            device.filtered_lrelu(maps_of(op, values, y, channels_last), first.filter, between,
+                                  second.filter);
+        });
+    }
+    return {std::move(y), std::move(signs)};
+}
+
+template <typename Device>
+Tensor filtered_lrelu(const Tensor& x, const OptionalTensor& fu, const OptionalTensor& fd,
+                      const OptionalTensor& b, std::int64_t up, std::int64_t down,
+                      const Numbers& padding, double gain, double slope,
+                      std::optional<double> clamp, bool flip_filter) {
+    return filtered_lrelu_with<Device>("fastgan::filtered_lrelu", x, fu, fd, b, up, down, padding,
+                                       gain, slope, clamp, flip_filter, false)
+        .output;
+}
+
+template <typename Device>
+std::tuple<Tensor, Tensor> filtered_lrelu_signs(const Tensor& x, const OptionalTensor& fu,
+                                                const OptionalTensor& fd, const OptionalTensor& b,
+                                                std::int64_t up, std::int64_t down,
+                                                const Numbers& padding, double gain, double slope,
+                                                std::optional<double> clamp, bool flip_filter) {
+    FilteredLrelu result =
+        filtered_lrelu_with<Device>("fastgan::filtered_lrelu_signs", x, fu, fd, b, up, down,
+                                    padding, gain, slope, clamp, flip_filter, true);
+    return {result.output, *result.signs};
+}
+
+// The same with the signs given, so that it is linear in x.
+template <typename Device>
+Tensor filtered_lrelu_masked(const Tensor& x, const Tensor& signs, const OptionalTensor& fu,
+                             const OptionalTensor& fd, std::int64_t up, std::int64_t down,
+                             const Numbers& padding, const Numbers& sizes, double gain,
+                             double slope, bool clamped, bool flip_filter) {
+    constexpr const char* op = "fastgan::filtered_lrelu_masked";
+    require_map(op, "x", x);
+    require_map(op, "signs", signs);
+    require_numbers(op, "up and down", {up, down}, 2, 1);
+    require_numbers(op, "padding", padding, 4, -kLargest);
+    require_numbers(op, "sizes", sizes, 4, 0);
+    FilterArgument first = filter_argument(op, "fu", fu, x, x.size(2), x.size(3), {up, up}, {1, 1},
+                                           {padding[0], padding[1]}, flip_filter, 1.0);
+    first.filter.y.out = sizes[0];
+    first.filter.x.out = sizes[1];
+    FilterArgument second = filter_argument(op, "fd", fd, x, sizes[0], sizes[1], {1, 1},
+                                            {down, down}, {padding[2], padding[3]}, flip_filter, 1.0);
+    second.filter.y.out = sizes[2];
+    second.filter.x.out = sizes[3];
+    const std::int64_t bytes = (clamped ? 2 : 1) * ((sizes[1] + 7) / 8);
+    if (dtype_code(signs) != aoti_torch_dtype_uint8() || signs.device() != x.device() ||
+        signs.size(0) != x.size(0) || signs.size(1) != x.size(1) || signs.size(2) != sizes[0] ||
+        signs.size(3) != bytes) {
+        fail(op, ": signs has shape ", shape_text(signs), " and dtype ",
+             dtype_name(dtype_code(signs)), "; expected (", x.size(0), ", ", x.size(1), ", ",
+             sizes[0], ", ", bytes, ") of torch.uint8");
+    }
+    const bool channels_last = is_channels_last(x);
+    const Tensor values = laid_out(x, channels_last);
+    const Tensor bits = laid_out(signs, channels_last);
+    Tensor y = empty_map({x.size(0), x.size(1), sizes[2], sizes[3]}, x, channels_last);
+    if (y.numel() > 0) {
+        Device::run(x, [&](const Device& device) {
+            const double bound = clamped ? 0.0 : std::numeric_limits<double>::infinity();
+            const FirBetween between{
+                nullptr, {gain, slope, bound}, Signs::read,
+                const_cast<std::uint8_t*>(static_cast<const std::uint8_t*>(bits.const_data_ptr()))};
+            device.filtered_lrelu(maps_of(op, values, y, channels_last), first.filter, between,
+                                  second.filter);
+        });
+    }
+    return y;
+}
+
 }  // namespace
 
 }  // namespace fastgan
@@ -227,10 +462,29 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
         "bias_act_gradient(Tensor grad_output, Tensor? kept, Tensor? b, int dim, int act, "
         "float alpha, float gain, float? clamp, int keeps, bool channels_last, bool with_bias) -> "
         "(Tensor, Tensor)");
+    library.def(
+        "upfirdn2d(Tensor x, Tensor? f, int[] up, int[] down, int[] padding, bool flip_filter, "
+        "float gain) -> Tensor");
+    library.def(
+        "filtered_lrelu(Tensor x, Tensor? fu, Tensor? fd, Tensor? b, int up, int down, "
+        "int[] padding, float gain, float slope, float? clamp, bool flip_filter) -> Tensor");
+    library.def(
+        "filtered_lrelu_signs(Tensor x, Tensor? fu, Tensor? fd, Tensor? b, int up, int down, "
+        "int[] padding, float gain, float slope, float? clamp, bool flip_filter) -> (Tensor, "
+        "Tensor)");
+    library.def(
+        "filtered_lrelu_masked(Tensor x, Tensor signs, Tensor? fu, Tensor? fd, int up, int down, "
+        "int[] padding, int[] sizes, float gain, float slope, bool clamped, bool flip_filter) -> "
+        "Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
     library.impl("bias_act", TORCH_BOX(&fastgan::bias_act<fastgan::OnCpu>));
     library.impl("bias_act_bits", TORCH_BOX(&fastgan::bias_act_bits<fastgan::OnCpu>));
     library.impl("bias_act_gradient", TORCH_BOX(&fastgan::bias_act_gradient<fastgan::OnCpu>));
+    library.impl("upfirdn2d", TORCH_BOX(&fastgan::upfirdn2d<fastgan::OnCpu>));
+    library.impl("filtered_lrelu", TORCH_BOX(&fastgan::filtered_lrelu<fastgan::OnCpu>));
+    library.impl("filtered_lrelu_signs", TORCH_BOX(&fastgan::filtered_lrelu_signs<fastgan::OnCpu>));
+    library.impl("filtered_lrelu_masked",
+                 TORCH_BOX(&fastgan::filtered_lrelu_masked<fastgan::OnCpu>));
 }

@@ -14,11 +14,13 @@ from fastgan.ops import (  # they define their ops
     bias_act,  # noqa: F401
     bn_act,  # noqa: F401
     clip_tensors,  # noqa: F401
+    filtered_lrelu,  # noqa: F401
     patches,  # noqa: F401
     penalty_mix,  # noqa: F401
     penalty_norm,  # noqa: F401
     penalty_tangent,  # noqa: F401
     rmsprop_step,  # noqa: F401
+    upfirdn2d,  # noqa: F401
     winograd,  # noqa: F401
 )
 from fastgan.ops.define import DEFINED

@@ -10,21 +10,25 @@ for each map of (N, C, H, W): a true convolution, unless the filter is flipped. 
 crops. The output has ``(H * up_y + pad_y0 + pad_y1 - fh) // down_y + 1`` rows. A filter of one
 dimension is used along both, one after the other. Source: Karras et al. 2019, arXiv 1912.04958.
 
-Order of gradients supported: any.
+Order of gradients supported: any. The map is linear, and its transpose is another one of its kind:
+up and down change places and the filter is flipped. Where the filter itself requires grad, torch's
+functions do it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.errors import ConfigError
+from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import is_channels_last
 
-__all__ = ["upfirdn2d"]
+__all__ = ["laid_as", "padding_behind", "taps_of", "upfirdn2d"]
 
 
 def upfirdn2d(
@@ -40,7 +44,7 @@ def upfirdn2d(
 
     Args:
         x: (N, C, H, W); float64, float32, float16 or bfloat16.
-        f: (taps,) or (rows, columns); None for a single tap of 1.
+        f: (taps,) or (rows, columns), float32 or float64; None for a single tap of 1.
         up: (x, y): of each value, this many places are made; the others are zero.
         down: (x, y): of so many results one is kept.
         padding: (x0, x1, y0, y1), in places after upsampling; negative ones crop.
@@ -64,7 +68,7 @@ def upfirdn2d(
     (up_x, up_y), (down_x, down_y), (x0, x1, y0, y1) = up, down, padding
     if min(up_x, up_y, down_x, down_y) < 1:
         raise ConfigError(f"up is {tuple(up)}, down is {tuple(down)}; expected numbers from 1 on")
-    taps = (1, 1) if f is None else (f.shape[-1], f.shape[0])
+    taps = taps_of(f)
     for size, factor, before, after, length in (
         (x.shape[3], up_x, x0, x1, taps[0]),
         (x.shape[2], up_y, y0, y1, taps[1]),
@@ -74,22 +78,99 @@ def upfirdn2d(
                 f"a filter of {length} taps is longer than {size} * {factor} + {before} + {after} "
                 "values"
             )
-    batch, channels, height, width = x.shape
-    output = F.pad(
-        x.reshape(batch, channels, height, 1, width, 1), [0, up_x - 1, 0, 0, 0, up_y - 1]
-    ).reshape(batch, channels, height * up_y, width * up_x)
-    output = F.pad(output, [x0, x1, y0, y1])
-    if f is None:
-        output = output * gain if gain != 1 else output
-    else:
-        taps_of_one = (f * gain ** (f.dim() / 2)).to(x.dtype)
-        taps_of_one = taps_of_one if flip_filter else taps_of_one.flip(list(range(f.dim())))
-        kernel = taps_of_one.expand(channels, 1, *taps_of_one.shape)
-        if f.dim() == 2:
-            output = F.conv2d(output, kernel, groups=channels)
-        else:
-            output = F.conv2d(output, kernel.unsqueeze(2), groups=channels)
-            output = F.conv2d(output, kernel.unsqueeze(3), groups=channels)
-    output = output[:, :, ::down_y, ::down_x]
+    if f is not None and f.dtype not in (torch.float32, torch.float64):
+        f = f.float()
+    settings = (list(up), list(down), list(padding), bool(flip_filter), float(gain))
+    if torch.is_grad_enabled():
+        if f is not None and f.requires_grad:
+            return _upfirdn2d(x, f, *settings)
+        if x.requires_grad and type(x) is Tensor and not torch.compiler.is_compiling():
+            return _Upfirdn2d.apply(x, f, *settings)  # type: ignore[no-any-return, no-untyped-call]
+    return _op(x, f, *settings)  # type: ignore[no-any-return]
+
+
+def taps_of(f: Tensor | None) -> tuple[int, int]:
+    """Along x and along y."""
+    return (1, 1) if f is None else (f.shape[-1], f.shape[0])
+
+
+def padding_behind(size: int, wanted: int, up: int, down: int, before: int, taps: int) -> int:
+    """The padding behind ``size`` values that gives ``wanted`` results."""
+    return (wanted - 1) * down + taps - size * up - before
+
+
+class _Upfirdn2d(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, f: Tensor | None, *settings: Any) -> Tensor:
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(f)
+        ctx.sizes, ctx.settings = (x.shape[3], x.shape[2]), settings
+        with torch._C._AutoDispatchBelowAutograd():
+            y: Tensor = _op(x, f, *settings)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor | None) -> tuple[Tensor | None, ...]:
+        if grad is None:
+            return (None,) * 7
+        (f,) = ctx.saved_tensors
+        up, down, padding, flip_filter, gain = ctx.settings
+        paddings: list[int] = []
+        for axis, (size, taps) in enumerate(zip(ctx.sizes, taps_of(f), strict=True)):
+            before = taps - 1 - padding[2 * axis]
+            rest = grad.shape[3 - axis], size, down[axis], up[axis], before, taps
+            paddings += [before, padding_behind(*rest)]
+        return (_op(grad, f, down, up, paddings, not flip_filter, gain), *(None,) * 6)
+
+
+# --- The op in plain PyTorch ----------------------------------------------------------------------
+
+
+def _examples() -> Iterator[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.randn(2, 17, 9, 30, generator=generator).to(dtype)
+        f = torch.rand(4, 3, generator=generator)
+        yield x, f, [2, 2], [1, 1], [2, 1, 1, 2], False, 4.0
+        x = x.contiguous(memory_format=torch.channels_last)
+        yield x, f[:, 0], [1, 1], [2, 2], [-1, 2, 3, 0], True, 1.0
+        yield x[:, :3], None, [3, 1], [2, 1], [0, 0, 0, 0], False, 1.5
+
+
+def laid_as(x: Tensor, result: Tensor) -> Tensor:
+    """``result`` in the memory format of x."""
     format = torch.channels_last if is_channels_last(x) else torch.contiguous_format
-    return output.contiguous(memory_format=format)
+    return result.contiguous(memory_format=format)
+
+
+@define_op(
+    "upfirdn2d(Tensor x, Tensor? f, int[] up, int[] down, int[] padding, bool flip_filter, "
+    "float gain) -> Tensor",
+    examples=_examples,
+    function=_Upfirdn2d,
+)
+def _upfirdn2d(
+    x: Tensor,
+    f: Tensor | None,
+    up: Sequence[int],
+    down: Sequence[int],
+    padding: Sequence[int],
+    flip_filter: bool,
+    gain: float,
+) -> Tensor:
+    batch, channels, height, width = x.shape
+    (up_x, up_y), (down_x, down_y) = up, down
+    wide = x if x.dtype in (torch.float64, torch.float32) else x.float()
+    output = F.pad(
+        wide.reshape(batch, channels, height, 1, width, 1), [0, up_x - 1, 0, 0, 0, up_y - 1]
+    ).reshape(batch, channels, height * up_y, width * up_x)
+    output = F.pad(output, list(padding))
+    if f is not None:
+        taps = f.to(wide.dtype) if flip_filter else f.to(wide.dtype).flip(list(range(f.dim())))
+        for kernel in [taps] if f.dim() == 2 else [taps[None], taps[:, None]]:
+            output = F.conv2d(output, kernel.expand(channels, 1, *kernel.shape), groups=channels)
+    output = output[:, :, ::down_y, ::down_x] * gain
+    return laid_as(x, output.to(x.dtype))
+
+
+_op = torch.ops.fastgan.upfirdn2d.default

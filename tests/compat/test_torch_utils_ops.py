@@ -116,7 +116,9 @@ def assert_as_exact(ours: Tensor, plain: Tensor, exact: Tensor) -> None:
     """At most twice plain PyTorch's error."""
     assert ours.shape == exact.shape
     assert ours.dtype == plain.dtype
-    unit = torch.finfo(ours.dtype).eps * float(exact.abs().max()) if exact.numel() else 0.0
+    # Of float64 the exact result is torch's own, whose roundings are other ones.
+    units = 32 if ours.dtype == torch.float64 else 1
+    unit = units * torch.finfo(ours.dtype).eps * float(exact.abs().max()) if exact.numel() else 0.0
     error = (ours.double() - exact).abs().max() if exact.numel() else 0.0
     assert error <= 2 * (plain.double() - exact).abs().max() + unit
 

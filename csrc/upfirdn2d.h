@@ -1,0 +1,50 @@
+// What the kernels of upfirdn2d and filtered_lrelu are called with, on CPUs and GPUs.
+#pragma once
+
+#include <cstdint>
+
+#include "math/float_types.h"
+#include "math/upfirdn2d.h"
+
+namespace fastgan {
+
+// f: taps of a convolution unless `flip`, in double or float; rows of x.taps, or one for both axes
+// if separable. Null for a single tap of 1.
+struct Filter {
+    FirAxis x;
+    FirAxis y;
+    bool separable;
+    const void* f;
+    bool is_double;
+    bool flip;
+    double gain;
+
+    FASTGAN_INLINE double tap(std::int64_t t, std::int64_t count) const {
+        const std::int64_t at = flip ? t : count - 1 - t;
+        return is_double ? static_cast<const double*>(f)[at]
+                         : static_cast<double>(static_cast<const float*>(f)[at]);
+    }
+};
+
+enum class Signs { none, written, read };
+
+// Maps without gaps, all channels-last or all contiguous; `signs` has (channels, rows between the
+// filters, bytes) of each sample.
+struct FirMaps {
+    FloatType type;
+    std::int64_t batch;
+    std::int64_t channels;
+    bool channels_last;
+    const void* x;
+    void* y;
+};
+
+// Between the filters: bias in the maps' type, or null, and added before the first.
+struct FirBetween {
+    const void* bias;
+    FirActivation activation;
+    Signs signs;
+    std::uint8_t* bits;
+};
+
+}  // namespace fastgan

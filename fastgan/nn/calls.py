@@ -37,7 +37,7 @@ from fastgan.nn.stretch import (
     has_few_values,
     norm_pays,
 )
-from fastgan.nn.waiting import Op, Waiting, hooks_on_saved, state_of
+from fastgan.nn.waiting import Op, Waiting, hooks_on_saved, of_two, state_of
 from fastgan.ops.eligibility import PLAIN, autocast_dtype, why_not_chained, why_not_this_stage
 from fastgan.ops.memory_format import gives_channels_last, is_channels_last
 from fastgan.ops.stages import Stage, padding_named, pair
@@ -224,9 +224,10 @@ def _of_two(
             kind,
             name,
             source,
-            _called(func, place, other),
+            of_two(func, place, other),
             state_of(input.device),
             (other,),
+            settings=(func, place),
         )
         return _added(pending, op, input)
     return ""
@@ -236,11 +237,6 @@ def _added(pending: Pending, op: Op, input: Tensor) -> Tensor:
     """Has an op wait that makes what is like its input."""
     channels_last = is_channels_last(input)
     return pending.add(op, input.shape, input.dtype, input.device, channels_last)
-
-
-def _called(func: Any, place: int, other: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function of two maps, of that at ``place`` alone."""
-    return lambda input: func(*((input, other) if place == 0 else (other, input)))
 
 
 def _kind_of_two(name: str, input: Tensor, other: Tensor) -> str | None:

@@ -28,11 +28,20 @@ from fastgan.nn.touches import (
     ANYTHING,
     CONVOLUTIONS,
     KEEPS_LAYOUT,
+    replaced,
     same_memory,
     tensors_in,
     written_by,
 )
-from fastgan.nn.waiting import Op, Waiting, hooks_on_saved, nodes_made, state_of, under
+from fastgan.nn.waiting import (
+    Op,
+    Waiting,
+    hooks_on_saved,
+    nodes_made,
+    of_two,
+    state_of,
+    under,
+)
 from fastgan.ops.memory_format import is_channels_last, laid_out, map_strides
 
 __all__ = ["Pending"]
@@ -129,16 +138,20 @@ class Pending:
         turned = [tensor for tensor in maps if self._is_turned(tensor)]
         if not turned:
             return func(*args, **kwargs)
-        stays = is_channels_last if func in CONVOLUTIONS else _stays
+        stays = is_channels_last if func in CONVOLUTIONS else _lies_otherwise
+        others = [each for each in maps if not self._is_turned(each)]
         if (
             func not in KEEPS_LAYOUT
             or "out" in kwargs
             or hooks_on_saved() is not None
-            or any(stays(each) for each in maps if not self._is_turned(each))
+            or any(stays(each) for each in others)
         ):
             for tensor in turned:
                 self._straighten(tensor)
             return func(*args, **kwargs)
+        if func not in CONVOLUTIONS and any(map(_shows_its_gradient, others)):
+            with self.unwatched():
+                args, kwargs = replaced((args, kwargs), _shows_its_gradient, turn)
         output = func(*args, **kwargs)
         self._keep_turned(output)
         return output
@@ -198,8 +211,8 @@ class Pending:
             source = source.source
         ops.reverse()
         input, made = ops[0].input(), nodes_made()
-        turned = self._turns(ops, input)
         with self.unwatched():
+            turned = self._turns(ops, input)
             if state_of(input.device) == op.state and hooks_on_saved() is None:
                 value = run_stretch(ops, turn(input) if turned else input, self.log)
             else:
@@ -252,10 +265,16 @@ class Pending:
             for tensor in op.tensors:
                 if tensor is None or tensor.dim() != 4 or self._is_turned(tensor):
                     continue
-                if is_channels_last(tensor) if op.kind == "convolution" else _stays(tensor):
+                stays = is_channels_last if op.kind == "convolution" else _lies_otherwise
+                if stays(tensor):
                     if turned:
                         self._straighten(input)
                     return False
+                if op.kind != "convolution" and _shows_its_gradient(tensor):
+                    with under(op.state, tensor.device):
+                        other = turn(tensor)
+                    func, place = op.settings
+                    op.tensors, op.call = (other,), of_two(func, place, other)
         return True
 
 
@@ -264,9 +283,9 @@ def _lies_otherwise(map: Tensor) -> bool:
     return is_channels_last(map) or not map.is_contiguous()
 
 
-def _stays(map: Tensor) -> bool:
-    """Whether turned maps can't join this one: its own layout, or its gradient's, would show."""
-    return _lies_otherwise(map) or (map.requires_grad and map.shape[2:] != (1, 1))
+def _shows_its_gradient(map: Tensor) -> bool:
+    """Whether a contiguous map's gradient would lie as that of the turned one it joins."""
+    return map.requires_grad and map.shape[2:] != (1, 1) and not is_channels_last(map)
 
 
 @functools.cache

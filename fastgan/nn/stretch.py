@@ -104,8 +104,8 @@ def leaves_to_torch(device: torch.device) -> bool:
 
 
 def has_few_products(products: int, device: torch.device) -> bool:
-    """Whether a convolution takes less time than recording it costs."""
-    fewest = RECORDING_SECONDS * PRODUCTS_A_SECOND * torch.get_num_threads()
+    """Whether a convolution's three passes take less time than recording it costs."""
+    fewest = RECORDING_SECONDS * PRODUCTS_A_SECOND * torch.get_num_threads() / 3
     return products < fewest and leaves_to_torch(device)
 
 

@@ -14,7 +14,7 @@ from fastgan.ops.eligibility import PLAIN
 from fastgan.ops.memory_format import map_strides
 from fastgan.ops.stages import Stage
 
-__all__ = ["Op", "State", "Waiting", "hooks_on_saved", "nodes_made", "state_of", "under"]
+__all__ = ["Op", "State", "Waiting", "hooks_on_saved", "nodes_made", "of_two", "state_of", "under"]
 
 
 class Waiting(Tensor):
@@ -113,6 +113,11 @@ def under(state: State, device: torch.device) -> Iterator[None]:
             _autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
+def of_two(func: Any, place: int, other: Tensor) -> Callable[[Tensor], Tensor]:
+    """A function of two maps, of that at ``place`` alone."""
+    return lambda input: func(*((input, other) if place == 0 else (other, input)))
+
+
 def _nobody() -> None:
     return None
 
@@ -131,7 +136,8 @@ class Op:
             other one of two.
         stage: a convolution's geometry.
         settings: a batch norm's batch_statistics, momentum and eps; an instance or group
-            norm's eps and groups; an activation's name and negative_slope.
+            norm's eps and groups; an activation's name and negative_slope; of two, the function
+            and the place of its source.
         order: how many nodes of autograd's graph were made before the call.
         ours: whether another convolution than torch's is faster here.
         turns: whether a convolution of contiguous maps is faster with channels-last ones.

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+#: Programs for tests to run, not modules to look for docstrings in.
+collect_ignore_glob = ["compat/users_code/*"]
+
 _DEVICES = [
     "cpu",
     *([pytest.param("cuda", marks=pytest.mark.gpu)] if torch.cuda.is_available() else []),

@@ -58,7 +58,7 @@ INSTALLED := $(VENV)/.installed$(if $(ALL_GPUS),,-for-cpu)
 demo: $(INSTALLED)  ## train a GAN on handwritten digits (about 3 minutes), show and measure its samples
 	@rm -rf $(DEMO)
 	@$(BIN)/fastgan train --model wgan-gp --conditional --data digits --out $(DEMO) \
-	    --steps 1500 --lr 1e-3 --beta1 0.5 --lr-decay linear --n-critic 2 --ndf 32 --max-minutes 2.5
+	    --steps 1500 --lr 1e-3 --beta1 0.5 --lr-decay linear --n-critic 2 --ndf 32 --minutes 2.5
 	@$(BIN)/fastgan evaluate $(DEMO) --n 1000 --json $(DEMO)/evaluation.json
 	@echo "look at $(DEMO)/samples.png"
 

@@ -33,6 +33,8 @@ PADDING = 2
 
 # A 16x16 digit is a speck on today's screens; images are enlarged to at least this many pixels.
 SMALLEST_CELL = 48
+# One that moves is watched alone.
+SMALLEST_FRAME = 256
 
 
 def _to_bytes(images: Tensor, argument: str = "images") -> ByteImage:
@@ -64,10 +66,10 @@ def _positive(value: int, argument: str) -> int:
     return value
 
 
-def _enlarge(pixels: ByteImage, scale: int | None) -> ByteImage:
-    """Repeat every pixel ``scale`` times both ways; None picks the smallest visible scale."""
+def _enlarge(pixels: ByteImage, scale: int | None, smallest: int = SMALLEST_CELL) -> ByteImage:
+    """Repeat every pixel ``scale`` times both ways; None makes images ``smallest`` pixels wide."""
     if scale is None:
-        scale = max(1, math.ceil(SMALLEST_CELL / min(pixels.shape[1:3])))
+        scale = max(1, math.ceil(smallest / min(pixels.shape[1:3])))
     _positive(scale, "scale")
     return pixels.repeat(scale, axis=1).repeat(scale, axis=2)
 
@@ -218,7 +220,7 @@ def save_gif(
         milliseconds: how long each frame shows, at least 10; the format counts in hundredths of a
             second, so it is rounded down to a multiple of 10.
         loop: how often the animation repeats; 0 means for ever.
-        scale: as in :func:`save_grid`.
+        scale: as in :func:`save_grid`; single images are at least 256 pixels high and wide.
 
     Raises:
         ValueError: ``milliseconds``, ``loop`` or ``scale`` out of range.
@@ -234,7 +236,7 @@ def save_gif(
         ...     save_gif(frames, Path(folder) / "morph.gif")
         ...     with Image.open(Path(folder) / "morph.gif") as picture:
         ...         picture.n_frames, picture.size
-        (8, (48, 48))
+        (8, (256, 256))
     """
     path = Path(path)
     image_format = _format_for(path, ANIMATED_FORMATS)
@@ -251,7 +253,8 @@ def save_gif(
         pixels = pixels.reshape(*frames.shape[:2], *pixels.shape[1:])
         pictures = [_picture(_arrange(cells, None, PADDING)) for cells in pixels]
     else:
-        pictures = [_picture(cell) for cell in _enlarge(_to_bytes(frames, "frames"), scale)]
+        cells = _enlarge(_to_bytes(frames, "frames"), scale, SMALLEST_FRAME)
+        pictures = [_picture(cell) for cell in cells]
     if pictures[0].mode == "RGB":
         # Without dithering, flat areas stay flat and don't flicker between frames.
         pictures = [picture.quantize(256, dither=Image.Dither.NONE) for picture in pictures]

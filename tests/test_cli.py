@@ -26,7 +26,7 @@ from rich.console import Console
 import fastgan
 from fastgan.cli import main
 from fastgan.cli.progress import TrainingDisplay
-from fastgan.training import TrainConfig
+from fastgan.training import Callback, TrainConfig, Trainer
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
 
 FASTGAN = (sys.executable, "-m", "fastgan")
@@ -541,3 +541,34 @@ def test_output_into_a_closed_pipe_is_no_crash() -> None:
         timeout=120,
     )
     assert "Traceback" not in done.stderr
+
+
+def test_a_slow_run_away_from_a_terminal_says_something_every_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr("fastgan.cli.progress.time.monotonic", lambda: now[0])
+    screen = io.StringIO()
+
+    class Slow(Callback):
+        def on_step(self, trainer: Trainer) -> None:
+            now[0] += 8.0
+
+    config = TrainConfig(out=str(tmp_path), steps=9, nz=4, ngf=4, ndf=4, batch_size=4)
+    Trainer(config, callbacks=[Slow(), TrainingDisplay(Console(file=screen))]).run()
+    steps = [line for line in screen.getvalue().splitlines() if line.startswith("step ")]
+    assert [line.split()[1] for line in steps] == ["2/9", "4/9", "6/9", "8/9", "9/9"]
+    assert steps[0].endswith("0:56 left")
+
+
+def test_help_has_every_default_and_doctor_a_line_for_what_is_missing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "seed of weights, noise and data order (default 0)" in text
+    assert "images a batch (default 128, gan 100, wgan 64, wgan-gp 64)" in text
+    assert "(default on)" in text
+    assert main(["doctor"]) == 0
+    assert capsys.readouterr().out.count("has no CUDA kernels") <= 1

@@ -14,7 +14,7 @@ from fastgan._version import __version__
 from fastgan.bench.suites import SUITES
 from fastgan.devices import DEVICES
 from fastgan.errors import ConfigError, printable
-from fastgan.training.config import TrainConfig
+from fastgan.training.config import PAPER_DEFAULTS, TrainConfig
 from fastgan.training.config_files import read_settings
 
 __all__ = ["NEIGHBOURS", "TUNED", "parse", "require_class", "train_settings"]
@@ -132,8 +132,7 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
             group = parser.add_argument_group(_GROUPS[each.name])
         flag = "--" + each.name.replace("_", "-")
         text = each.metadata["help"]
-        if each.default not in (None, "", False):
-            text += f" (default {each.default})"
+        text += _default(each)
         kinds = [kind for kind in typing.get_args(hints[each.name]) if kind is not NoneType]
         kind = kinds[0] if kinds else hints[each.name]
         if kind is bool:
@@ -165,6 +164,22 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
                 default=None,
                 help="a TOML file with settings by their names; flags go before what it says",
             )
+
+
+def _default(setting: dataclasses.Field[Any]) -> str:
+    """What help says of a setting's default, which the models' papers may differ in."""
+    papers = {
+        model: values[setting.name]
+        for model, values in PAPER_DEFAULTS.items()
+        if setting.name in values
+    }
+    if papers and setting.default is None:
+        common = max(papers.values(), key=list(papers.values()).count)
+        others = [f"{model} {value}" for model, value in papers.items() if value != common]
+        return f" (default {', '.join([str(common), *others])})"
+    if isinstance(setting.default, bool):
+        return f" (default {'on' if setting.default else 'off'})"
+    return "" if setting.default in (None, "") else f" (default {setting.default})"
 
 
 def _add_sample(commands: Any) -> None:

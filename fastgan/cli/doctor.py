@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -112,9 +113,15 @@ def _checks() -> list[Check]:
             row.device,
             row.path,
             row.reason,
-            partial(check_op, row.op, row.device) if row.usable else None,
+            partial(check_op, row.op, row.device),
         )
         for row in op_paths()
+        if row.usable
+    ]
+    missing = Counter((row.device, row.path, row.reason) for row in op_paths() if not row.usable)
+    checks += [
+        (f"{number} ops", device, path, reason, None)
+        for (device, path, reason), number in missing.items()
     ]
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     for device in devices:

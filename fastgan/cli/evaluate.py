@@ -7,6 +7,7 @@ import json
 
 import torch
 
+from fastgan._version import __version__
 from fastgan.cli.arguments import NEIGHBOURS
 from fastgan.cli.terminal import say
 from fastgan.data import load_data
@@ -15,7 +16,7 @@ from fastgan.evaluation import evaluate_samples
 from fastgan.files import atomic_write, check_writable
 from fastgan.noise import sample_noise
 from fastgan.sampling import generate_images
-from fastgan.training import load_generator
+from fastgan.training.checkpoint import read_generator
 
 __all__ = ["run"]
 
@@ -24,7 +25,8 @@ def run(options: argparse.Namespace) -> int:
     """Prints the report; returns 0."""
     if options.json:
         check_writable(options.json)
-    generator, config, shape = load_generator(options.checkpoint, ema=not options.no_ema)
+    found = read_generator(options.checkpoint, ema=not options.no_ema)
+    generator, config, shape = found.module, found.config, found.data
     spec = options.data or config.data
     # A run that converted its data to grey or to colour is measured against data so converted.
     source = load_data(spec, image_size=shape.image_size, channels=config.channels)
@@ -60,7 +62,20 @@ def run(options: argparse.Namespace) -> int:
         feature_space=f"torchscript:{options.features}" if options.features else None,
     )
     if options.json:  # first: whoever reads what is printed may have left
+        figures = {
+            **report.to_dict(),
+            "checkpoint": str(found.path),
+            "step": found.step,
+            "ema": found.averaged,
+            "data": spec,
+            "n": options.n,
+            "seed": options.seed,
+            "truncation": options.truncation,
+            "features": options.features,
+            "fastgan": __version__,
+            "torch": torch.__version__,
+        }
         with atomic_write(options.json) as file:
-            file.write(json.dumps(report.to_dict(), indent=2).encode() + b"\n")
+            file.write(json.dumps(figures, indent=2).encode() + b"\n")
     say(str(report))
     return 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
@@ -32,7 +33,7 @@ class TrainingDisplay(Callback):
         self._console = console or Console(stderr=True, highlight=False)
         self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._last_line = -QUIET_INTERVAL
+        self._last_line = -math.inf
         self._started = 0.0
         self._first_step = 0
 
@@ -97,10 +98,19 @@ class TrainingDisplay(Callback):
             )
             self._progress.start()
 
+    def on_plan(self, trainer: Trainer) -> None:
+        """Says what the time is enough for."""
+        steps, minutes = trainer.config.steps, trainer.config.minutes
+        self.say(f"{minutes:g} minutes are enough for {steps} steps at this speed")
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, total=steps)
+
     def on_step(self, trainer: Trainer) -> None:
-        """Moves the bar."""
+        """Moves the bar; away from a terminal, says something before the first numbers are due."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=trainer.step)
+        elif trainer.row is None and self._is_quiet_for_long():
+            self._line(trainer, [])
 
     def on_metrics(self, trainer: Trainer, row: Mapping[str, float]) -> None:
         """Shows the newest numbers."""
@@ -110,20 +120,22 @@ class TrainingDisplay(Callback):
                 numbers = numbers[:2]
             self._progress.update(self._task, numbers="  ".join(numbers))
             return
-        now = time.monotonic()
-        if now - self._last_line >= QUIET_INTERVAL or trainer.step == trainer.config.steps:
-            done = trainer.step - self._first_step
-            left = (trainer.config.steps - trainer.step) * (now - self._started) / max(done, 1)
-            self.say(
-                "  ".join(
-                    [
-                        f"step {trainer.step}/{trainer.config.steps}",
-                        *_numbers(row),
-                        f"{_clock(left)} left",
-                    ]
-                )
-            )
-            self._last_line = now
+        first = self._last_line < self._started
+        if first or self._is_quiet_for_long() or trainer.step == trainer.config.steps:
+            self._line(trainer, _numbers(row))
+
+    def _is_quiet_for_long(self) -> bool:
+        return time.monotonic() - max(self._last_line, self._started) >= QUIET_INTERVAL
+
+    def _line(self, trainer: Trainer, numbers: list[str]) -> None:
+        now, config = time.monotonic(), trainer.config
+        done = trainer.step - self._first_step
+        left = (config.steps - trainer.step) * (now - self._started) / max(done, 1)
+        if config.max_minutes is not None:
+            left = min(left, max(0.0, config.max_minutes * 60 - (now - self._started)))
+        step = f"step {trainer.step}/{config.steps}"
+        self.say("  ".join([step, *numbers, f"{_clock(left)} left"]))
+        self._last_line = now
 
     def on_warning(self, trainer: Trainer, text: str) -> None:
         """Shows a warning above the bar."""

@@ -80,9 +80,11 @@ def _trained(trainer: Trainer, display: TrainingDisplay) -> int:
             f" {result.out / 'tensorboard'}, checkpoint {result.checkpoint}"
         )
         return 0
-    reason = "the time limit" if result.stopped_by == "max_minutes" else result.stopped_by
+    reason = f"stopped by {result.stopped_by}"
+    if result.stopped_by == "max_minutes":
+        reason = "cut short by --max-minutes"
     report(
-        f"stopped by {reason} at step {result.step} of {trainer.config.steps}; saved"
+        f"{reason} at step {result.step} of {trainer.config.steps}; saved"
         f" {result.checkpoint}; go on with: fastgan train --resume --out {result.out}"
     )
     return {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129}.get(result.stopped_by, 0)

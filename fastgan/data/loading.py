@@ -18,6 +18,9 @@ __all__ = ["SPECS", "load_data"]
 SPECS = ("digits", "folder:DIR", "idx:DIR", "cifar10:DIR", "npz:FILE")
 """The forms that :func:`load_data` takes."""
 
+GIVEN = "source"
+"""Begins the names, in a run's settings, of data that the caller of Python had."""
+
 _MAX_IMAGE_SIZE = 4096
 
 
@@ -55,8 +58,15 @@ def load_data(
         raise ImageSizeError(f"image_size: {image_size}; expected 1 to {_MAX_IMAGE_SIZE}")
     choose_channels(spec, 1, channels)
     if spec == "digits":
-        return load_digits(image_size=image_size, channels=channels, in_memory=in_memory)
+        source = load_digits(image_size=image_size, channels=channels, in_memory=in_memory)
+        source.spec = spec
+        return source
     kind, separator, place = spec.partition(":")
+    if kind == GIVEN and separator:
+        raise DataError(
+            f"data {spec!r}: was given to Trainer(source=...) in Python, and can't be loaded from"
+            " here; give it again, or name other data"
+        )
     if kind not in ("folder", "idx", "cifar10", "npz") or not separator:
         raise DataError(f"data {spec!r}: unknown; expected {', '.join(SPECS)}")
     if not place or "\0" in place:
@@ -67,7 +77,9 @@ def load_data(
         raise DataError(f"data {spec!r}: no such home folder") from error
     # The readers name the file and what is wrong with it; what they didn't foresee ends here.
     with parsing(f"data {spec!r}: can't be read", DataError):
-        return _load(kind, path, spec, image_size, channels, in_memory, progress)
+        source = _load(kind, path, spec, image_size, channels, in_memory, progress)
+        source.spec = spec
+        return source
 
 
 def _load(

@@ -46,6 +46,9 @@ class ImageSource(ABC):
         DataError: no images, a channel count other than 1 or 3, or labels without names.
     """
 
+    spec: str | None = None
+    """What :func:`load_data` made the set of, and can make it of again."""
+
     in_memory: bool = False
     """True where :attr:`images` holds the whole set, small enough to live on a device."""
 

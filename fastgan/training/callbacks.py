@@ -39,6 +39,9 @@ class Callback:
     def on_start(self, trainer: Trainer) -> None:
         """Training is about to begin, at ``trainer.step``."""
 
+    def on_plan(self, trainer: Trainer) -> None:
+        """``trainer.config.steps`` was lowered to what fits into ``trainer.config.minutes``."""
+
     def on_step(self, trainer: Trainer) -> None:
         """A generator update is done. Reading a loss here would wait for the device.
 

@@ -29,11 +29,13 @@ import hashlib
 import math
 import os
 import re
+import reprlib
 import struct
 import sys
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -329,12 +331,40 @@ def load_generator(
         ema: take the moving average where the checkpoint has one.
 
     Returns:
-        The generator in eval mode on the CPU, the run's configuration and the data's shape.
+        The generator in eval mode on the CPU, its weights contiguous, as safetensors' ``save_file``
+        wants them; the run's configuration and the data's shape.
 
     Raises:
         CheckpointError: see :func:`load_checkpoint`; also when the weights don't fit the model
             that the checkpoint names.
     """
+    found = read_generator(path, ema=ema)
+    return found.module, found.config, found.data
+
+
+@dataclass(frozen=True)
+class TrainedGenerator:
+    """A generator and where it is from.
+
+    Attributes:
+        path: the checkpoint.
+        step: generator updates done.
+        averaged: whether the weights are the moving average.
+        module: in eval mode on the CPU, its weights contiguous.
+        config: the run's settings.
+        data: the shape of what it was trained on.
+    """
+
+    path: Path
+    step: int
+    averaged: bool
+    module: nn.Module
+    config: TrainConfig
+    data: DataShape
+
+
+def read_generator(path: str | os.PathLike[str], *, ema: bool = True) -> TrainedGenerator:
+    """As :func:`load_generator`, with the checkpoint that a folder's is."""
     path = Path(path)
     if path.is_dir():
         found = list_checkpoints(path)
@@ -342,15 +372,20 @@ def load_generator(
             raise CheckpointError(f"{path}: this folder holds no checkpoint")
         path, content, failures = newest_checkpoint(found)
         for failure in failures:
-            warnings.warn(f"{failure}; taking {path}", DataWarning, stacklevel=2)
+            warnings.warn(f"{failure}; taking {path}", DataWarning, stacklevel=3)
     else:
         content = load_checkpoint(path)
     config, data = read_description(path, content)
-    weights = content.get("ema_generator") if ema else None
-    if weights is None:
-        weights = content.get("generator")
-    generator = restore_module(path, "generator", lambda: build_generator(config, data), weights)
-    return generator.eval(), config, data
+    average = content.get("ema_generator") if ema else None
+    weights = content.get("generator") if average is None else average
+    module = restore_module(path, "generator", lambda: build_generator(config, data), weights)
+    # As safetensors wants them; the fused forward lays them out as is fastest.
+    module = module.eval()
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    step = content.get("step")
+    if type(step) is not int:
+        raise CheckpointError(f"{path}: expected a step, got {reprlib.repr(step)}")
+    return TrainedGenerator(path, step, average is not None, module, config, data)
 
 
 def restore_module(path: Path, name: str, build: Any, weights: object) -> nn.Module:

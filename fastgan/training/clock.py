@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Clock"]
+__all__ = ["Clock", "Planner"]
 
 
 class Clock:
@@ -55,3 +55,47 @@ class Clock:
         began = time.perf_counter()
         yield
         self._paused += time.perf_counter() - began
+
+
+class Planner:
+    """How many steps fit into a run's time, by the speed of its first ones.
+
+    The speed is measured over the first 5% of the time, without the first step, which may compile.
+    A tenth of the time is left for pictures and checkpoints.
+
+    Args:
+        budget: seconds for the whole run.
+        spent: seconds that earlier calls spent; beyond 5%, their plan stands.
+
+    Attributes:
+        done: whether the plan is made.
+
+    Example:
+        >>> planner = Planner(100.0, spent=0.0)
+        >>> planner.steps(1, 5.0), planner.steps(2, 8.0), planner.steps(3, 11.0)
+        (None, None, 29)
+        >>> planner.done
+        True
+    """
+
+    def __init__(self, budget: float, spent: float) -> None:
+        self._budget = budget
+        self._first: tuple[int, float] | None = None
+        self.done = spent > 0.05 * budget
+
+    def steps(self, step: int, seconds: float) -> int | None:
+        """The run's steps, or None while its speed is unknown; at least one more than ``step``.
+
+        Args:
+            step: steps done.
+            seconds: the run's time so far.
+        """
+        if self._first is None:
+            self._first = step, seconds
+            return None
+        first, began = self._first
+        if seconds - began < 0.05 * self._budget:
+            return None
+        self.done = True
+        left = max(0.0, 0.9 * self._budget - seconds)
+        return step + max(1, int(left * (step - first) / (seconds - began)))

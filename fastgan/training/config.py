@@ -95,6 +95,7 @@ RESUMABLE_CHANGES = frozenset(
         "keep_checkpoints",
         "n_samples",
         "max_minutes",
+        "minutes",
         "data",
         "graphs",
         "profile",
@@ -260,6 +261,11 @@ class TrainConfig:
     keep_checkpoints: int = _option(2, "how many of the newest checkpoints to keep")
     n_samples: int = _option(64, "images in a sample grid")
     profile: bool = _option(False, "trace a few steps and write where their time goes")
+    minutes: float | None = _option(
+        None,
+        "about how long the run may take: its speed is measured first, and what doesn't fit is"
+        " taken off --steps, so that learning rates still fall to their end",
+    )
     max_minutes: float | None = _option(
         None, "stop, as if interrupted, after this many minutes of training"
     )
@@ -326,7 +332,7 @@ class TrainConfig:
                 )
         self._require_at_least(0, ("seed", "workers", "gp_weight", "r1", "r2"))
         check_device_name(self.device)
-        for name in ("lr", "lr_g", "lr_d", "clip", "max_minutes"):
+        for name in ("lr", "lr_g", "lr_d", "clip", "minutes", "max_minutes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name}: expected a number above 0, got {value}")

@@ -85,7 +85,7 @@ class SampleWriter(Callback):
     def on_step(self, trainer: Trainer) -> None:
         """Draws a grid if one is due."""
         step = trainer.step
-        last = step == self._config.steps
+        last = step == trainer.config.steps
         if not (last or step % self._config.sample_every == 0):
             return
         trainer.check_weights()

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastgan.data.loading import GIVEN
 from fastgan.errors import CheckpointError, ConfigError, FastganError, OutputError
 from fastgan.files import atomic_write
 from fastgan.reading import parsing, read_text
@@ -219,4 +220,6 @@ def _read_settings(path: Path) -> TrainConfig:
 def _absolute(data: str) -> str:
     """The data's name with an absolute path, so that a run can be resumed from another folder."""
     kind, colon, place = data.partition(":")
-    return f"{kind}:{Path(place).absolute()}" if colon and place else data
+    if not (colon and place) or kind == GIVEN:
+        return data
+    return f"{kind}:{Path(place).absolute()}"

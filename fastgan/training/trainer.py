@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.profiler import record_function
 
 from fastgan.data import ImageSource
+from fastgan.data.loading import GIVEN
 from fastgan.data.streaming import StreamInterrupted
 from fastgan.devices import choose_device
 from fastgan.errors import ConfigError, DataError, FastganError
@@ -23,7 +25,7 @@ from fastgan.training.checkpoint import (
     list_checkpoints,
     save_checkpoint,
 )
-from fastgan.training.clock import Clock
+from fastgan.training.clock import Clock, Planner
 from fastgan.training.config import TrainConfig
 from fastgan.training.ema import ExponentialMovingAverage
 from fastgan.training.feed import Batch, BatchFeed, open_feed, open_source
@@ -56,7 +58,9 @@ class Trainer:
 
     Args:
         config: settings; unset ones take the paper's defaults.
-        source: data to use instead of loading ``config.data``.
+        source: data to use instead of loading ``config.data``. The run's settings record it as
+            what :func:`fastgan.data.load_data` made it of, else as ``source:NAME``, which must be
+            given again to resume or evaluate.
         resume: continue the run in ``config.out`` from its newest checkpoint, or from its
             beginning if it ended before the first one. Settings that shape
             the trajectory are taken from there; see ``explicit``.
@@ -112,7 +116,17 @@ class Trainer:
         self.resumed_from = None if saved is None else saved.path
         for failure in self._folder.failures:
             self.warn(f"{failure}; going on from {self.resumed_from}")
+        if source is not None:
+            # The truth: evaluate and --resume must not take other data for it.
+            recorded = source.spec or f"{GIVEN}:{source.name}"
+            size = source.image_size if config.image_size is None else config.image_size
+            config = dataclasses.replace(config, data=recorded, image_size=size)
+            explicit |= {"data"}
         self.config = config = self._folder.settings(config, explicit)
+        if source is not None and source.image_size != config.image_size:
+            raise ConfigError(
+                f"image_size: {config.image_size}, and the source's images have {source.image_size}"
+            )
         self.device = self.processes.device or choose_device(config.device)
         if self.device.index is not None:
             torch.cuda.set_device(self.device)  # CUDA graphs and streams belong to the current one
@@ -179,19 +193,24 @@ class Trainer:
         if self.processes.is_main:
             self._folder.begin(config)
         clock = Clock(self._folder.seconds())
+        planner = None
+        if config.minutes is not None:
+            planner = Planner(config.minutes * 60, clock.total_seconds)
         last_row: dict[str, float] = {}
         with self._open_feed() as feed, self._profiler() as profiler:
             self._tell("on_start")
             iteration = self._iteration()
             rates = self._set_learning_rates()
-            while state.step < config.steps and (batches := self._next_batches(feed)):
+            while state.step < self.config.steps and (batches := self._next_batches(feed)):
                 self._mid_step = True
                 iteration.run(batches, self._shape())
                 state.batches += len(batches)
                 state.step += 1
                 self._mid_step = False
+                if planner is not None and not planner.done:
+                    self._fit(planner.steps(state.step, clock.total_seconds))
                 rates = self._set_learning_rates()
-                if state.step < config.steps:
+                if state.step < self.config.steps:
                     feed.stage(config.critic_updates(state.step))
                 clock.count(len(batches) * self._batch_size)
                 self.row = self._numbers(clock, rates) if self._is_logged(state.step) else None
@@ -204,7 +223,7 @@ class Trainer:
                 profiler.step()
                 if config.max_minutes is not None and clock.seconds > config.max_minutes * 60:
                     self.request_stop("max_minutes")
-        if state.step == config.steps:
+        if state.step == self.config.steps:
             # Asked to stop during the very last step: the run is complete all the same.
             self._stop_reason = None
         result = self._result(self.save(), clock.seconds, last_row)
@@ -303,6 +322,15 @@ class Trainer:
             # Measuring costs a graph little, and one graph then serves all steps.
             measured=self._captures or self._is_logged(self.step + 1),
         )
+
+    def _fit(self, steps: int | None) -> None:
+        """Ends the run after so many steps, if that is earlier; the first process's decide."""
+        steps = self.processes.gather(steps)[0]
+        if steps is not None and steps < self.config.steps:
+            self.config = dataclasses.replace(self.config, steps=steps)
+            if self.processes.is_main:
+                self._folder.begin(self.config)
+            self._tell("on_plan")
 
     def _is_logged(self, step: int) -> bool:
         return step % self.config.log_every == 0 or step == self.config.steps

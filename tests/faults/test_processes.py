@@ -22,6 +22,7 @@ from forked import Forked, fastgan_process
 from PIL import Image
 from torch import nn
 
+import fastgan
 from fastgan.cli import main
 from fastgan.data import load_data, open_stream, streaming
 from fastgan.data.streaming import StreamInterrupted
@@ -257,7 +258,12 @@ def test_a_reader_that_leaves_early_costs_no_result(
     monkeypatch.setattr("fastgan.cli.evaluate.evaluate_samples", lambda *_, **__: report)
     out = tmp_path / "report.json"
     assert main(["evaluate", str(run.checkpoint), "--n=8", f"--json={out}"]) == 141
-    assert json.loads(out.read_text())["fid"] == 1.0
+    figures = json.loads(out.read_text())
+    assert figures["fid"] == 1.0
+    # What was measured, so that it can be measured again.
+    assert figures["checkpoint"] == str(run.checkpoint)
+    assert (figures["step"], figures["data"], figures["n"], figures["seed"]) == (1, "digits", 8, 0)
+    assert figures["fastgan"] == fastgan.__version__
     assert capsys.readouterr().err == ""
 
 

@@ -164,7 +164,10 @@ def _upfirdn2d(
     output = F.pad(
         wide.reshape(batch, channels, height, 1, width, 1), [0, up_x - 1, 0, 0, 0, up_y - 1]
     ).reshape(batch, channels, height * up_y, width * up_x)
-    output = F.pad(output, list(padding))
+    # More may be cropped on one side than there is, if there are zeros on the other.
+    output = F.pad(output, [max(zeros, 0) for zeros in padding])
+    left, right, top, bottom = (max(-cropped, 0) for cropped in padding)
+    output = output[:, :, top : output.shape[2] - bottom, left : output.shape[3] - right]
     if f is not None:
         taps = f.to(wide.dtype) if flip_filter else f.to(wide.dtype).flip(list(range(f.dim())))
         for kernel in [taps] if f.dim() == 2 else [taps[None], taps[:, None]]:

@@ -112,19 +112,23 @@ def test_the_page_of_the_docs_runs(modules: None, capsys: pytest.CaptureFixture[
 # --- Values ---------------------------------------------------------------------------------------
 
 
-def assert_as_exact(ours: Tensor, plain: Tensor, exact: Tensor) -> None:
-    """At most twice plain PyTorch's error."""
+def assert_as_exact(ours: Tensor, plain: Tensor, exact: Tensor, size: Tensor | None = None) -> None:
+    """At most twice plain PyTorch's error, or one rounding of the largest value.
+
+    Args:
+        size: the sum of what is added up without its signs, of which the roundings are.
+    """
     assert ours.shape == exact.shape
     assert ours.dtype == plain.dtype
-    # Of float64 the exact result is torch's own, whose roundings are other ones.
-    units = 32 if ours.dtype == torch.float64 else 1
-    unit = units * torch.finfo(ours.dtype).eps * float(exact.abs().max()) if exact.numel() else 0.0
-    error = (ours.double() - exact).abs().max() if exact.numel() else 0.0
+    if exact.numel() == 0:
+        return
+    unit = torch.finfo(ours.dtype).eps * float((exact if size is None else size).abs().max())
+    error = (ours.double() - exact).abs().max()
     assert error <= 2 * (plain.double() - exact).abs().max() + unit
 
 
 def random_case(draw: random.Random, generator: torch.Generator) -> tuple[Any, ...]:
-    dtype = draw.choice([torch.float64, torch.float32, torch.bfloat16])
+    dtype = draw.choice([torch.float64, torch.float32, torch.bfloat16, torch.float16])
     up, down = ([draw.choice([1, 2, 4]) for _ in "xy"] for _ in range(2))
     taps = [draw.randint(1, draw.choice([4, 12])) for _ in range(draw.choice([1, 2]))]
     size = [draw.randint(1, 2), draw.choice([1, 3, 8]), draw.randint(1, 7), draw.randint(1, 7)]
@@ -132,8 +136,6 @@ def random_case(draw: random.Random, generator: torch.Generator) -> tuple[Any, .
     for axis, (length, first, factor) in enumerate(
         ((size[3], taps[-1], up[0]), (size[2], taps[0], up[1]))
     ):
-        for side in (2 * axis, 2 * axis + 1):
-            padding[side] = max(padding[side], -(length * factor // 3))
         short = first - length * factor - padding[2 * axis] - padding[2 * axis + 1]
         padding[2 * axis] += max(short, 0)
     x = torch.randn(size, generator=generator).to(dtype)
@@ -141,19 +143,21 @@ def random_case(draw: random.Random, generator: torch.Generator) -> tuple[Any, .
     return x, torch.randn(taps, generator=generator), up, down, padding, draw.random() < 0.5
 
 
-@pytest.mark.parametrize(
-    ("first", "cases"), [(0, 100), pytest.param(100, 1900, marks=pytest.mark.exhaustive)]
-)
-def test_upfirdn2d_in_random_cases(first: int, cases: int):
-    draw, generator = random.Random(first), torch.Generator().manual_seed(first)
-    for _ in range(cases):
-        x, f, *settings, gain = *random_case(draw, generator), draw.choice([1, 4])
+def test_upfirdn2d_in_random_cases():
+    draw, generator = random.Random(0), torch.Generator().manual_seed(0)
+    for _ in range(200):
+        x, f, *settings, gain = *random_case(draw, generator), draw.choice([1, 0.3])
         found = ops.upfirdn2d.upfirdn2d(x, f, *settings, gain)
         exact = style_ops.upfirdn2d(x.double(), f.double(), *settings, gain)
-        assert_as_exact(found, ops.upfirdn2d.upfirdn2d(x, f, *settings, gain, impl="ref"), exact)
-        if exact.numel() and first == 0:
-            again = ops.upfirdn2d.upfirdn2d(x, f, *settings, gain)
-            assert torch.equal(found, again)
+        size = style_ops.upfirdn2d(x.double().abs(), f.double().abs(), *settings, gain)
+        plain = ops.upfirdn2d.upfirdn2d(x, f, *settings, gain, impl="ref")
+        if x.dtype == torch.float64:  # of which nothing is more exact
+            size, plain = (2 * f.numel() + 4) * size, exact
+        assert_as_exact(found, plain, exact, size)
+        again = ops.upfirdn2d.upfirdn2d(x, f, *settings, gain)
+        assert torch.equal(found, again)
+        without_kernel = fastgan.ops.upfirdn2d._upfirdn2d(x, f, *settings, gain)
+        assert_as_exact(without_kernel, found, exact, (2 * f.numel() + 4) * size)
 
 
 @pytest.mark.parametrize("layout", [NCHW, NHWC])

@@ -217,7 +217,7 @@ class StyleGenerator(nn.Module):
     """
 
     def __init__(
-        self, modulation: str = "fastgan", size: int = 64, channels: int = 128, style: int = 128
+        self, modulation: str = "fastgan", size: int = 64, channels: int = 256, style: int = 128
     ) -> None:
         super().__init__()
         ways: dict[str, Function] = dict(

@@ -157,7 +157,7 @@ Image image_argument(const char* op, const char* argument, const Tensor& tensor)
 }
 
 // `tensor`, or a copy of it that lies as `image` does.
-Tensor lying_as(const char* op, const char* argument, const Tensor& tensor, const char* other,
+Tensor with_layout_of(const char* op, const char* argument, const Tensor& tensor, const char* other,
                 const Tensor& image) {
     if (dtype_code(tensor) != dtype_code(image)) {
         fail(op, ": ", argument, " has dtype ", dtype_name(dtype_code(tensor)), "; expected ",
@@ -477,7 +477,7 @@ std::tuple<Tensor, Tensor> norm_act_gradient_sums(const Tensor& grad_output, con
     const Image image = image_argument(op, "input", input);
     const NormActTensors tensors(op, image, mean, "scale", scale, std::nullopt, bias, activation,
                                  negative_slope);
-    const Tensor grad = lying_as(op, "grad_output", grad_output, "input", image.tensor);
+    const Tensor grad = with_layout_of(op, "grad_output", grad_output, "input", image.tensor);
     const std::int64_t channels = image.layout.channels;
     const std::int32_t dtype = arithmetic_dtype(tensors.norm().type);
     const Tensor invstds = array_argument(op, "invstd", invstd, {channels}, dtype, input);
@@ -565,7 +565,7 @@ Tensor norm_act_gradient(const Tensor& grad_output, const Tensor& input, const T
                          const Tensor& offset, std::int64_t activation, double negative_slope) {
     constexpr const char* op = "fastgan::norm_act_gradient";
     const Image image = image_argument(op, "input", input);
-    const Tensor grad = lying_as(op, "grad_output", grad_output, "input", image.tensor);
+    const Tensor grad = with_layout_of(op, "grad_output", grad_output, "input", image.tensor);
     Tensor result = empty_as(image.tensor);
     norm_act_gradient_into<Device>(op, grad, image.tensor, image.layout, mean, scale, bias, slope,
                                    offset, activation, negative_slope, result);
@@ -580,7 +580,7 @@ void norm_act_gradient_in_place(Tensor grad_output, const Tensor& input, const T
     constexpr const char* op = "fastgan::norm_act_gradient_";
     check_not_expanded(op, "grad_output", grad_output);
     const Image grad = image_argument(op, "grad_output", grad_output);
-    const Tensor values = lying_as(op, "input", input, "grad_output", grad.tensor);
+    const Tensor values = with_layout_of(op, "input", input, "grad_output", grad.tensor);
     Tensor result = grad.tensor;
     norm_act_gradient_into<Device>(op, grad.tensor, values, grad.layout, mean, scale, bias, slope,
                                    offset, activation, negative_slope, result);
@@ -658,7 +658,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_gradient(const Tensor& grad_output, co
     const std::int64_t channels = image.layout.channels;
     const NormActTensors tensors(op, image, mean, "invstd", invstd, weight, bias, activation,
                                  negative_slope);
-    const Tensor grad = lying_as(op, "grad_output", grad_output, "input", image.tensor);
+    const Tensor grad = with_layout_of(op, "grad_output", grad_output, "input", image.tensor);
     const std::int64_t values = image.layout.values_per_channel();
     const std::int64_t tiles = tile_count(values, channels);
     const bool is_double = tensors.norm().type == FloatType::float64;
@@ -726,7 +726,7 @@ Tensor act_gradient(const Tensor& grad_output, const Tensor& kept, std::int64_t 
     const Tensor values = is_dense(kept)
                               ? kept
                               : (kept.dim() < 2 ? without_stride(kept) : without_gaps(kept));
-    const Tensor grad = lying_as(op, "grad_output", grad_output, "kept", values);
+    const Tensor grad = with_layout_of(op, "grad_output", grad_output, "kept", values);
     Tensor result = empty_as(values);
     act_gradient_into<Device>(op, grad, values, activation, negative_slope, result);
     return result;
@@ -740,7 +740,7 @@ void act_gradient_in_place(Tensor grad_output, const Tensor& kept, std::int64_t 
     Tensor grad = is_dense(grad_output) ? grad_output
                                         : (grad_output.dim() < 2 ? without_stride(grad_output)
                                                                  : without_gaps(grad_output));
-    const Tensor values = lying_as(op, "kept", kept, "grad_output", grad);
+    const Tensor values = with_layout_of(op, "kept", kept, "grad_output", grad);
     act_gradient_into<Device>(op, grad, values, activation, negative_slope, grad);
     if (!same_strides(grad_output, grad)) {
         copy_into(grad_output, grad);

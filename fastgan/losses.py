@@ -32,6 +32,7 @@ from fastgan.errors import ConfigError
 __all__ = [
     "PLAYERS_LOSSES",
     "SCORES_LOSSES",
+    "at_least_float32",
     "bce_discriminator_loss",
     "bce_generator_loss",
     "hinge_discriminator_loss",
@@ -42,16 +43,15 @@ __all__ = [
     "relativistic_generator_loss",
     "wasserstein_critic_loss",
     "wasserstein_generator_loss",
-    "widened",
 ]
 
 
-def widened(input: Tensor) -> Tensor:
+def at_least_float32(input: Tensor) -> Tensor:
     """``input`` in float32 if its dtype is narrower, else as it is.
 
     Example:
-        >>> widened(torch.zeros(1, dtype=torch.bfloat16)).dtype, widened(torch.zeros(1)).dtype
-        (torch.float32, torch.float32)
+        >>> at_least_float32(torch.zeros(1, dtype=torch.bfloat16)).dtype
+        torch.float32
     """
     return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
 
@@ -70,7 +70,10 @@ def bce_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         >>> round(bce_discriminator_loss(torch.zeros(4), torch.zeros(4)).item(), 4)  # 2 log 2
         1.3863
     """
-    return F.softplus(-widened(real_logits)).mean() + F.softplus(widened(fake_logits)).mean()
+    return (
+        F.softplus(-at_least_float32(real_logits)).mean()
+        + F.softplus(at_least_float32(fake_logits)).mean()
+    )
 
 
 def bce_generator_loss(
@@ -95,9 +98,9 @@ def bce_generator_loss(
         20.0
     """
     if objective == "non-saturating":
-        return F.softplus(-widened(fake_logits)).mean()
+        return F.softplus(-at_least_float32(fake_logits)).mean()
     if objective == "minimax":
-        return -F.softplus(widened(fake_logits)).mean()
+        return -F.softplus(at_least_float32(fake_logits)).mean()
     raise ConfigError(f"objective is {objective!r}; expected 'non-saturating' or 'minimax'")
 
 
@@ -115,7 +118,7 @@ def wasserstein_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         >>> wasserstein_critic_loss(torch.tensor([3.0, 5.0]), torch.tensor([1.0])).item()
         -3.0
     """
-    return widened(fake_scores).mean() - widened(real_scores).mean()
+    return at_least_float32(fake_scores).mean() - at_least_float32(real_scores).mean()
 
 
 def wasserstein_generator_loss(fake_scores: Tensor) -> Tensor:
@@ -131,7 +134,7 @@ def wasserstein_generator_loss(fake_scores: Tensor) -> Tensor:
         >>> wasserstein_generator_loss(torch.tensor([1.0, 3.0])).item()
         -2.0
     """
-    return -widened(fake_scores).mean()
+    return -at_least_float32(fake_scores).mean()
 
 
 def hinge_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -148,7 +151,10 @@ def hinge_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor
         >>> hinge_discriminator_loss(torch.tensor([0.5, 3.0]), torch.tensor([-2.0])).item()
         0.25
     """
-    return F.relu(1 - widened(real_scores)).mean() + F.relu(1 + widened(fake_scores)).mean()
+    return (
+        F.relu(1 - at_least_float32(real_scores)).mean()
+        + F.relu(1 + at_least_float32(fake_scores)).mean()
+    )
 
 
 def hinge_generator_loss(fake_scores: Tensor) -> Tensor:
@@ -164,7 +170,7 @@ def hinge_generator_loss(fake_scores: Tensor) -> Tensor:
         >>> hinge_generator_loss(torch.tensor([1.0, 3.0])).item()
         -2.0
     """
-    return -widened(fake_scores).mean()
+    return -at_least_float32(fake_scores).mean()
 
 
 def least_squares_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -181,7 +187,10 @@ def least_squares_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -
         >>> least_squares_discriminator_loss(torch.tensor([3.0]), torch.tensor([1.0])).item()
         2.5
     """
-    return ((widened(real_scores) - 1).square().mean() + widened(fake_scores).square().mean()) / 2
+    return (
+        (at_least_float32(real_scores) - 1).square().mean()
+        + at_least_float32(fake_scores).square().mean()
+    ) / 2
 
 
 def least_squares_generator_loss(fake_scores: Tensor) -> Tensor:
@@ -197,7 +206,7 @@ def least_squares_generator_loss(fake_scores: Tensor) -> Tensor:
         >>> least_squares_generator_loss(torch.tensor([3.0])).item()
         2.0
     """
-    return (widened(fake_scores) - 1).square().mean() / 2
+    return (at_least_float32(fake_scores) - 1).square().mean() / 2
 
 
 def relativistic_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -217,7 +226,7 @@ def relativistic_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) ->
         >>> round(relativistic_discriminator_loss(torch.zeros(4), torch.zeros(4)).item(), 4)
         0.6931
     """
-    return F.softplus(widened(fake_scores) - widened(real_scores)).mean()
+    return F.softplus(at_least_float32(fake_scores) - at_least_float32(real_scores)).mean()
 
 
 def relativistic_generator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -235,7 +244,7 @@ def relativistic_generator_loss(real_scores: Tensor, fake_scores: Tensor) -> Ten
         >>> relativistic_generator_loss(torch.tensor([10.0]), fake_scores).item()
         30.0
     """
-    return F.softplus(widened(real_scores) - widened(fake_scores)).mean()
+    return F.softplus(at_least_float32(real_scores) - at_least_float32(fake_scores)).mean()
 
 
 DiscriminatorLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]

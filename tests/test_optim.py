@@ -27,7 +27,7 @@ OPTIMIZERS = ["RMSprop", "Adam"]
 SHAPES = [(64, 3, 4, 4), (7,), (1001,), (), (0, 3), (5, 40, 41)]
 
 
-def widened(tensor):
+def at_least_float32(tensor):
     """A copy with at least ten bits more than a double has."""
     return tensor.detach().cpu().double().numpy().astype(np.longdouble)
 
@@ -151,7 +151,7 @@ def units_apart(actual, exact):
     """The largest error in units in the last place of the largest value, of a tensor's dtype."""
     largest = np.abs(exact).max(initial=np.finfo(np.float32).tiny)
     unit = torch.finfo(actual.dtype).eps * 2.0 ** np.floor(np.log2(largest))
-    return float(np.abs(widened(actual) - exact).max(initial=0) / unit)
+    return float(np.abs(at_least_float32(actual) - exact).max(initial=0) / unit)
 
 
 def steps_errors(name, dtype, device, clip, clip_when, seed, shapes, **options):
@@ -175,9 +175,13 @@ def steps_errors(name, dtype, device, clip, clip_when, seed, shapes, **options):
             with torch.no_grad():
                 q.copy_(p)
             state = dict.fromkeys(STATES[name], np.zeros(p.shape, np.longdouble))
-            state |= {key: widened(value) for key, value in ours.state.get(p, {}).items()}
-            weight = widened(p).clip(low, high) if clip_when == "before" else widened(p)
-            weight = exact_step(name, weight, widened(p.grad), state, step + 1, **kwargs)
+            state |= {key: at_least_float32(value) for key, value in ours.state.get(p, {}).items()}
+            weight = (
+                at_least_float32(p).clip(low, high)
+                if clip_when == "before"
+                else at_least_float32(p)
+            )
+            weight = exact_step(name, weight, at_least_float32(p.grad), state, step + 1, **kwargs)
             exact.append((weight.clip(low, high) if clip_when == "after" else weight, state))
         ours.step()
         reference_step(theirs, their_params, (low, high), clip_when)

@@ -1,7 +1,7 @@
 """Measuring: what ``fastgan bench`` does, and what every recorder in ``benchmarks/`` builds on.
 
 ==============  ===================================================================================
-room            what it holds
+module          what it holds
 ==============  ===================================================================================
 ``timing``      contenders by turns, ratios within a round
 ``memory``      peak memory of a call

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from fastgan.losses import widened
+from fastgan.losses import at_least_float32
 from fastgan.penalty.formula import Formula
 from fastgan.penalty.points import within_transform
 
@@ -77,7 +77,7 @@ def loss_by_double_backward(
     total = sum(list(terms.values())[1:], next(iter(terms.values())))
     if asked.loss is not None:
         for name in ("real", "fake"):
-            terms[name] = torch.cat([widened(s).flatten() for s in found[name]]).mean()
+            terms[name] = torch.cat([at_least_float32(s).flatten() for s in found[name]]).mean()
     return total, {name: term.detach() for name, term in terms.items()}
 
 

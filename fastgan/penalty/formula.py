@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 import fastgan.ops.penalty_tangent  # noqa: F401 - defines the op that is called here
-from fastgan.losses import widened
+from fastgan.losses import at_least_float32
 
 __all__ = ["Formula"]
 
@@ -40,7 +40,7 @@ class Formula:
             gradient: g, (N, ...).
         """
         elements = tuple(range(1, gradient.dim()))
-        squared_norm = widened(gradient).square().sum(dim=elements)
+        squared_norm = at_least_float32(gradient).square().sum(dim=elements)
         if self.target == 0:
             # Without the root, no derivative is singular at zero.
             return self.weight * squared_norm.mean()

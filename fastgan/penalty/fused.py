@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 import fastgan.ops.penalty_mix  # noqa: F401 - defines the op that is called here
-from fastgan.losses import widened
+from fastgan.losses import at_least_float32
 from fastgan.penalty.critics import Critic, Joining, Recording, joining, record
 from fastgan.penalty.data_parallel import run_within
 from fastgan.penalty.double_backward import TERMS, Asked, loss_by_double_backward
@@ -261,7 +261,7 @@ class _Run:
                 }
         self.terms["adversarial"] = loss.detach()
         for name, each in scores.items():
-            self.terms[name] = torch.cat([widened(s).flatten() for s in each]).mean()
+            self.terms[name] = torch.cat([at_least_float32(s).flatten() for s in each]).mean()
         return loss.detach(), seeds
 
     def _linear_seeds(self, names: Any) -> Seeds:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.losses import widened
+from fastgan.losses import at_least_float32
 from fastgan.penalty.entries import Value
 from fastgan.penalty.rule import with_random
 from fastgan.penalty.tape import Tape
@@ -120,7 +120,7 @@ class _Loss(torch.autograd.Function):
         if not torch.is_grad_enabled():
             factor = grad_output / ctx.count
             results = [
-                (widened(gradient) * factor).to(leaves[i].dtype)
+                (at_least_float32(gradient) * factor).to(leaves[i].dtype)
                 for i, gradient in zip(asked, gradients, strict=True)
             ]
         else:

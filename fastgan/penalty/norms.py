@@ -29,7 +29,7 @@ from torch import Tensor
 
 import fastgan.ops.batch_norm
 import fastgan.ops.penalty_norm  # noqa: F401 - defines the ops that are called here
-from fastgan.losses import widened
+from fastgan.losses import at_least_float32
 from fastgan.ops.paths import op_path
 from fastgan.penalty.entries import Node, Samples
 from fastgan.penalty.rule import AUTOGRAD, Found, Grads, Rule, sum_to, wide
@@ -117,7 +117,7 @@ class GroupNorm(Rule):
 
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
         input, eps = args[0], args[-1]
-        maps = widened(self.maps(node, self.dense(node, input)))
+        maps = at_least_float32(self.maps(node, self.dense(node, input)))
         groups = self.groups(node)
         grouped = maps.reshape(maps.size(0), groups, maps.size(1) // groups, -1)
         affine = [
@@ -280,7 +280,7 @@ class BatchNorm(Rule):
         input, weight, bias, mean, variance, training, momentum, eps = args
         if training:
             dims = (0, *range(2, input.dim()))
-            result = normalised(widened(input), dims, eps)
+            result = normalised(at_least_float32(input), dims, eps)
             result = _affine(result, (-1, *[1] * (input.dim() - 2)), weight, bias)
             return result.to(input.dtype), None, None
         given = (input, mean, variance, weight, bias, training, momentum, eps)

@@ -37,7 +37,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.losses import widened
+from fastgan.losses import at_least_float32
 from fastgan.penalty.entries import Node, Samples, Value
 from fastgan.penalty.formula import Formula
 from fastgan.penalty.rule import Found
@@ -367,7 +367,7 @@ class Passes:
             self.gradients[id(leaf)] = signal if owned else signal.clone()
         else:
             # Kept in half precision, which saves memory, until something is added.
-            self.gradients[id(leaf)] = widened(earlier).add_(widened(signal))
+            self.gradients[id(leaf)] = at_least_float32(earlier).add_(at_least_float32(signal))
 
 
 def _take(store: Store, node: Node) -> tuple[Sequence[Tensor | None] | None, bool]:

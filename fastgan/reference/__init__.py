@@ -6,7 +6,7 @@ functions that the fused ones must equal. Written to be read beside the papers, 
 and importing nothing else of fastgan, so that no mistake can be shared.
 
 ======================  =====================================================================
-room                    paper
+module                  paper
 ======================  =====================================================================
 ``gan``                 Goodfellow et al. 2014, arXiv 1406.2661
 ``conditional``         Mirza and Osindero 2014, arXiv 1411.1784

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from fastgan.losses import at_least_float32
 from fastgan.training.processes import Processes
 
 __all__ = ["SynchronizedBatchNorm", "synchronize_batch_norm"]
@@ -100,7 +101,7 @@ class _Normalize(torch.autograd.Function):
         eps: float,
         processes: Processes,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        own = _widened(input)
+        own = at_least_float32(input)
         count = torch.full((1,), own.numel() // own.shape[1], dtype=own.dtype, device=own.device)
         mean = own.mean((0, 2, 3))
         squares = (own - _channels(mean)).square_().sum((0, 2, 3))
@@ -124,8 +125,8 @@ class _Normalize(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
         input, weight, mean, invstd, count = ctx.saved_tensors
-        grad = _widened(grad_output)
-        xhat = (_widened(input) - _channels(mean)).mul_(_channels(invstd))
+        grad = at_least_float32(grad_output)
+        xhat = (at_least_float32(input) - _channels(mean)).mul_(_channels(invstd))
         sums = torch.stack([grad.sum((0, 2, 3)), (grad * xhat).sum((0, 2, 3))])
         own_sum, own_sum_xhat = sums.clone()
         total, total_xhat = ctx.processes.sum_(sums) / count
@@ -156,10 +157,6 @@ def _merge(rows: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def _channels(value: Tensor) -> Tensor:
     return value.view(1, -1, 1, 1)
-
-
-def _widened(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
 
 
 def synchronize_batch_norm(module: nn.Module, processes: Processes) -> None:

@@ -1,7 +1,7 @@
 """What is measured: cases by suite, on each kind of device, in full or in a few minutes.
 
 ================  =================================================================================
-room              cases
+module            cases
 ================  =================================================================================
 ``optimizers``    a step and the clip of the weights, the clip alone
 ``convolutions``  each pass of a DCGAN's convolutions alone; on a CPU those of our kernels
@@ -59,9 +59,9 @@ def suite_cases(suite: str, device: torch.device, *, quick: bool = False) -> lis
     if suite != "all" and suite not in SUITES:
         raise ConfigError(f"suite: expected one of {', '.join([*SUITES, 'all'])}, got {suite!r}")
     names = list(SUITES) if suite == "all" else [suite]
-    rooms = [
-        importlib.import_module(f"fastgan.bench.suites.{room}")
+    modules = [
+        importlib.import_module(f"fastgan.bench.suites.{module}")
         for name in names
-        for room in SUITES[name]
+        for module in SUITES[name]
     ]
-    return [case for room in rooms for case in room.cases(device, quick)]
+    return [case for module in modules for case in module.cases(device, quick)]

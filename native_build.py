@@ -60,12 +60,14 @@ LOOP_SOURCES = (
 CUDA_SOURCES = (
     "csrc/cuda/adam.cu",
     "csrc/cuda/batch_norm_statistics.cu",
+    "csrc/cuda/bias_act.cu",
     "csrc/cuda/clip_tensors.cu",
     "csrc/cuda/norm_act.cu",
     "csrc/cuda/norm_act_gradient.cu",
     "csrc/cuda/penalty_norm.cu",
     "csrc/cuda/penalty_points.cu",
     "csrc/cuda/rmsprop.cu",
+    "csrc/cuda/upfirdn2d.cu",
 )
 #: The Python module that describes the build.
 MODULE_SOURCES = ("csrc/module.cpp",)

@@ -18,6 +18,11 @@
 #include "cpu/upfirdn2d.h"
 #include "op_arguments.h"
 
+#if defined(FASTGAN_WITH_CUDA)
+#include "cuda/bias_act.h"
+#include "cuda/upfirdn2d.h"
+#endif
+
 namespace fastgan {
 
 namespace {
@@ -73,9 +78,9 @@ BiasAct bias_act_settings(const char* op, std::int64_t act, double alpha, double
 }
 
 // The bias lies along `dim` of x, which lies as `channels_last` says.
-cpu::BiasShape bias_shape(const char* op, const Tensor& x, const OptionalTensor& b,
+BiasShape bias_shape(const char* op, const Tensor& x, const OptionalTensor& b,
                           std::int64_t dim, bool channels_last) {
-    cpu::BiasShape shape{float_type(op, "x", x), x.numel(), 1, std::max<std::int64_t>(x.numel(), 1)};
+    BiasShape shape{float_type(op, "x", x), x.numel(), 1, std::max<std::int64_t>(x.numel(), 1)};
     const std::int64_t along = dim < 0 ? dim + x.dim() : dim;
     if (along < 0 || along >= std::max<std::int64_t>(x.dim(), 1) || (b && x.dim() == 0)) {
         fail(op, ": dim is ", dim, ", x has ", x.dim(), " dimensions");
@@ -112,11 +117,12 @@ struct OnCpu {
     static void run(const Tensor&, const Call& call) {
         call(OnCpu());
     }
-    void bias_act(const cpu::BiasShape& shape, const BiasAct& settings, const void* bias,
+    void bias_act(const BiasShape& shape, const BiasAct& settings, const void* bias,
                   const void* x, void* y, std::uint8_t* bits) const {
         cpu::bias_act(shape, settings, bias, x, y, bits);
     }
-    void bias_act_gradient(const cpu::BiasShape& shape, const BiasAct& settings, const void* bias,
+    static constexpr bool kAddsUpBias = true;
+    void bias_act_gradient(const BiasShape& shape, const BiasAct& settings, const void* bias,
                            Kept keeps, const void* kept, const void* grad, void* grad_x,
                            void* grad_bias) const {
         cpu::bias_act_gradient(shape, settings, bias, keeps, kept, grad, grad_x, grad_bias);
@@ -130,11 +136,57 @@ struct OnCpu {
     }
 };
 
+#if defined(FASTGAN_WITH_CUDA)
+struct OnCuda {
+    template <typename Call>
+    static void run(const Tensor& first, const Call& call) {
+        const std::int32_t device_index = first.get_device_index();
+        const torch::stable::accelerator::DeviceGuard guard(device_index);
+        call(OnCuda{current_cuda_stream(device_index)});
+    }
+    void bias_act(const BiasShape& shape, const BiasAct& settings, const void* bias, const void* x,
+                  void* y, std::uint8_t* bits) const {
+        cuda::bias_act(shape, settings, bias, x, y, bits, stream);
+    }
+    static constexpr bool kAddsUpBias = false;
+    void bias_act_gradient(const BiasShape& shape, const BiasAct& settings, const void* bias,
+                           Kept keeps, const void* kept, const void* grad, void* grad_x,
+                           void*) const {
+        cuda::bias_act_gradient(shape, settings, bias, keeps, kept, grad, grad_x, stream);
+    }
+    void upfirdn2d(const FirMaps& maps, const Filter& filter) const {
+        cuda::upfirdn2d(maps, filter, stream);
+    }
+    void filtered_lrelu(const FirMaps& maps, const Filter& first, const FirBetween& between,
+                        const Filter& second) const {
+        cuda::filtered_lrelu(maps, first, between, second, stream);
+    }
+    void* stream;
+};
+#endif
+
+// Over all dimensions but one; torch's own sum, which has no atomics.
+Tensor sum_over_others(const Tensor& tensor, std::int64_t dim) {
+    std::vector<std::int64_t> others;
+    const std::int64_t kept = dim < 0 ? dim + tensor.dim() : dim;
+    for (std::int64_t d = 0; d < tensor.dim(); ++d) {
+        if (d != kept) {
+            others.push_back(d);
+        }
+    }
+    if (others.empty()) {
+        Tensor copy = empty_as(tensor, false);
+        copy_into(copy, tensor);
+        return copy;
+    }
+    return torch::stable::sum(tensor, torch::headeronly::IntHeaderOnlyArrayRef(others));
+}
+
 template <typename Device>
 Tensor bias_act_into(const char* op, const Tensor& x, const OptionalTensor& b, std::int64_t dim,
                      const BiasAct& settings, std::uint8_t* bits) {
     const bool channels_last = lies_channels_last(x) && (dim == 1 || dim == -3);
-    const cpu::BiasShape shape = bias_shape(op, x, b, dim, channels_last);
+    const BiasShape shape = bias_shape(op, x, b, dim, channels_last);
     const Tensor values = laid_out(x, channels_last);
     const OptionalTensor bias = without_gaps(b);
     Tensor y = empty_as(x, channels_last);
@@ -177,7 +229,7 @@ std::tuple<Tensor, Tensor> bias_act_gradient(const Tensor& grad_output, const Op
                                              bool channels_last, bool with_bias) {
     constexpr const char* op = "fastgan::bias_act_gradient";
     const BiasAct settings = bias_act_settings(op, act, alpha, gain, clamp);
-    const cpu::BiasShape shape = bias_shape(op, grad_output, b, dim, channels_last);
+    const BiasShape shape = bias_shape(op, grad_output, b, dim, channels_last);
     const auto keep = static_cast<Kept>(keeps);
     const bool is_swish = settings.act == StyleActivation::swish;
     if (keeps < 0 || keeps > 3 || (keep == Kept::nothing) != !kept ||
@@ -206,16 +258,21 @@ std::tuple<Tensor, Tensor> bias_act_gradient(const Tensor& grad_output, const Op
     const Tensor grad = laid_out(grad_output, channels_last);
     const OptionalTensor bias = without_gaps(b);
     Tensor grad_x = empty_as(grad_output, channels_last);
+    const bool adds_up = with_bias && Device::kAddsUpBias;
     Tensor grad_bias =
-        empty_vector(with_bias ? shape.channels : 0, grad_output, dtype_code(grad_output));
+        empty_vector(adds_up ? shape.channels : 0, grad_output, dtype_code(grad_output));
     if (shape.numel > 0) {
         Device::run(grad_output, [&](const Device& device) {
             device.bias_act_gradient(shape, settings, data_of(bias), keep,
-                                     values.const_data_ptr(), grad.const_data_ptr(), grad_x.mutable_data_ptr(),
-                                     with_bias ? grad_bias.mutable_data_ptr() : nullptr);
+                                     values.const_data_ptr(), grad.const_data_ptr(),
+                                     grad_x.mutable_data_ptr(),
+                                     adds_up ? grad_bias.mutable_data_ptr() : nullptr);
         });
     } else {
         torch::stable::zero_(grad_bias);
+    }
+    if (with_bias && !adds_up) {
+        return {grad_x, sum_over_others(grad_x, dim)};
     }
     return {grad_x, grad_bias};
 }
@@ -488,3 +545,16 @@ STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
     library.impl("filtered_lrelu_masked",
                  TORCH_BOX(&fastgan::filtered_lrelu_masked<fastgan::OnCpu>));
 }
+
+#if defined(FASTGAN_WITH_CUDA)
+STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, library) {
+    library.impl("bias_act", TORCH_BOX(&fastgan::bias_act<fastgan::OnCuda>));
+    library.impl("bias_act_bits", TORCH_BOX(&fastgan::bias_act_bits<fastgan::OnCuda>));
+    library.impl("bias_act_gradient", TORCH_BOX(&fastgan::bias_act_gradient<fastgan::OnCuda>));
+    library.impl("upfirdn2d", TORCH_BOX(&fastgan::upfirdn2d<fastgan::OnCuda>));
+    library.impl("filtered_lrelu", TORCH_BOX(&fastgan::filtered_lrelu<fastgan::OnCuda>));
+    library.impl("filtered_lrelu_signs", TORCH_BOX(&fastgan::filtered_lrelu_signs<fastgan::OnCuda>));
+    library.impl("filtered_lrelu_masked",
+                 TORCH_BOX(&fastgan::filtered_lrelu_masked<fastgan::OnCuda>));
+}
+#endif

@@ -1,20 +1,9 @@
 // bias_act on a CPU: math/bias_act.h says what it computes.
 #pragma once
 
-#include <cstdint>
-
-#include "../math/bias_act.h"
-#include "../math/float_types.h"
+#include "../bias_act.h"
 
 namespace fastgan::cpu {
-
-// Values without gaps, in memory's order: the one at place i is of channel i / inner % channels.
-struct BiasShape {
-    FloatType type;
-    std::int64_t numel;
-    std::int64_t channels;
-    std::int64_t inner;
-};
 
 // bias: `channels` values of shape.type, or null. bits: one for each value, or null.
 void bias_act(const BiasShape& shape, const BiasAct& settings, const void* bias, const void* x,

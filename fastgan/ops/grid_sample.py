@@ -54,10 +54,11 @@ def grid_sample(input: Tensor, grid: Tensor) -> Tensor:
         or type(input) not in PLAIN
         or type(grid) not in PLAIN
         or not (input.requires_grad or grid.requires_grad)
-        or torch.is_autocast_enabled(input.device.type)
         or input.dim() != 4
     ):
         return F.grid_sample(input, grid, align_corners=False)
+    if torch.is_autocast_enabled(input.device.type):  # which has it in float32
+        input, grid = (t if t.dtype == torch.float64 else t.float() for t in (input, grid))
     return _Sampled.apply(input, grid)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -371,6 +371,10 @@ def test_grid_sample_differentiates_once_by_the_grid_and_then_says_so():
     )
     with pytest.raises(RuntimeError, match="second derivative by the grid"):
         gradient.square().sum().backward()
+    with torch.autocast("cpu"):
+        half = ops.grid_sample_gradfix.grid_sample(x.bfloat16(), grid)
+    (gradient,) = torch.autograd.grad(half.square().sum(), [x], create_graph=True)
+    gradient.sum().backward(inputs=[x])
 
 
 class Counted(TorchDispatchMode):
@@ -484,6 +488,21 @@ def test_a_users_networks_and_penalties(users_code: ModuleType, monkeypatch: pyt
     found = gradients()
     plainly(monkeypatch, users_code)
     torch.testing.assert_close(found, gradients(), rtol=1e-9, atol=1e-12)
+
+
+def test_a_users_discriminator_in_the_fused_penalty(users_code: ModuleType):
+    discriminator = users_code.Discriminator(4, 8).double()
+    images = torch.randn(2, 4, 3, 8, 8, dtype=torch.float64)
+    fused, plain = (
+        torch.autograd.grad(
+            fastgan.discriminator_loss(
+                discriminator, *images, loss="logistic", r1=1.0, path=path
+            ).loss,
+            list(discriminator.parameters()),
+        )
+        for path in ("fused", "autograd")
+    )
+    torch.testing.assert_close(fused, plain)
 
 
 def test_a_users_code_compiles_and_exports_whole(users_code: ModuleType):

@@ -372,7 +372,7 @@ def test_grid_sample_differentiates_once_by_the_grid_and_then_says_so():
     with pytest.raises(RuntimeError, match="second derivative by the grid"):
         gradient.square().sum().backward()
     with torch.autocast("cpu"):
-        half = ops.grid_sample_gradfix.grid_sample(x.bfloat16(), grid)
+        half = ops.grid_sample_gradfix.grid_sample(x.bfloat16(), grid.bfloat16())
     (gradient,) = torch.autograd.grad(half.square().sum(), [x], create_graph=True)
     gradient.sum().backward(inputs=[x])
 

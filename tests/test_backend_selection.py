@@ -44,6 +44,7 @@ from fastgan.ops.backends.describe import backend_facts, describe_layer
 from fastgan.ops.backends.devices import device_name, fingerprint
 from fastgan.ops.backends.fixed_table import fixed_choice
 from fastgan.ops.backends.measurement import measure
+from fastgan.ops.backends.problem import float32_precision, product_precision
 from fastgan.ops.backends.selection import supporting
 from fastgan.ops.stages import Stage
 
@@ -193,6 +194,20 @@ def test_only_what_changes_the_choice_is_told_apart(watched: Watched) -> None:
         select_backend("forward", CONV, INPUT[:0], WEIGHT)
         select_backend("forward", CONV, INPUT.double(), WEIGHT)
     assert len(watched.asked) == 1
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+def test_convolutions_and_products_say_alike_that_they_may_use_tf32(
+    monkeypatch: pytest.MonkeyPatch, allowed: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", allowed)
+    before = torch.backends.cuda.matmul.allow_tf32
+    try:
+        torch.backends.cuda.matmul.allow_tf32 = allowed
+        found = float32_precision(torch.float32, torch.device("cuda")), product_precision()
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+    assert found == (("tf32", "tf32") if allowed else ("ieee", "ieee"))
 
 
 def test_the_number_of_threads_is_part_of_a_problem(

@@ -27,12 +27,14 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
+from fastgan import _native
+from fastgan.errors import FastganError
 from fastgan.fallback import warn_once
 from fastgan.training.feed import Batch
 from fastgan.training.iteration import Iteration, Shape
 from fastgan.training.updates import GANUpdater
 
-__all__ = ["CapturedIteration", "CudaCapture", "StepCapture"]
+__all__ = ["CapturedIteration", "CudaCapture", "StepCapture", "why_not_captured"]
 
 Step: TypeAlias = Callable[[], None]
 
@@ -41,8 +43,27 @@ Step: TypeAlias = Callable[[], None]
 WARM_UP = 3
 
 
+def why_not_captured(device: torch.device) -> str | None:
+    """Why steps on ``device`` run one by one, in words; None where they are captured.
+
+    Without CUDA kernels the optimisers' ops run as plain PyTorch, which reads the count of steps
+    back from the GPU: within a capture that fails.
+    """
+    if device.type != "cuda":
+        return "CUDA graphs are of CUDA devices alone"
+    if not _native.build_info().cuda:
+        return f"this build has no CUDA kernels ({_native.build_info().cuda_left_out_because})"
+    return None
+
+
 class StepCapture(Protocol):
-    """What can record a step and play it again."""
+    """What can record a step and play it again.
+
+    Attributes:
+        spoils_allocator: whether nothing can run any more after a step that couldn't be recorded.
+    """
+
+    spoils_allocator: bool
 
     def warm_up(self, step: Step) -> None:
         """Runs a step where one will be captured."""
@@ -68,6 +89,9 @@ class CudaCapture:
         self._random = random
         self._stream = torch.cuda.Stream(device)
         self._pool: Any = None
+        # Before 2.12 torch leaves the capture's stream current and its allocator in capture mode.
+        major, minor = map(int, torch.__version__.split(".")[:2])
+        self.spoils_allocator = (major, minor) < (2, 12)
 
     def warm_up(self, step: Step) -> None:
         """Runs a step on the stream of the captures."""
@@ -140,6 +164,12 @@ class CapturedIteration:
             before.restore(updater)
             lines = str(error).strip().splitlines()
             self.failure = f"{type(error).__name__}: {lines[0] if lines else ''}"
+            if self._capture.spoils_allocator:
+                raise FastganError(
+                    "a step can't be captured as a CUDA graph, and this torch's allocator and "
+                    "streams stay as they were within the capture; go on from the last checkpoint "
+                    f"with --no-graphs, or with torch 2.12 or later: {self.failure}"
+                ) from error
             warn_once(
                 f"steps run one by one, they can't be captured as a CUDA graph: {self.failure}"
             )

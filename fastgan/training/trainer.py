@@ -17,6 +17,7 @@ from fastgan.data.loading import GIVEN
 from fastgan.data.streaming import StreamInterrupted
 from fastgan.devices import choose_device
 from fastgan.errors import ConfigError, DataError, FastganError
+from fastgan.fallback import warn_once
 from fastgan.ops.backends import recorded_choices
 from fastgan.training.callbacks import Callback
 from fastgan.training.checkpoint import (
@@ -29,7 +30,7 @@ from fastgan.training.clock import Clock, Planner
 from fastgan.training.config import TrainConfig
 from fastgan.training.ema import ExponentialMovingAverage
 from fastgan.training.feed import Batch, BatchFeed, open_feed, open_source
-from fastgan.training.graphs import CapturedIteration, CudaCapture
+from fastgan.training.graphs import CapturedIteration, CudaCapture, why_not_captured
 from fastgan.training.interrupt import stop_on_signals
 from fastgan.training.iteration import Iteration, Shape
 from fastgan.training.outputs import CheckpointWriter, HealthWatch, MetricsWriter, SampleWriter
@@ -366,7 +367,12 @@ class Trainer:
 
     @property
     def _captures(self) -> bool:
-        return self.config.graphs and self.device.type == "cuda"
+        if not self.config.graphs or self.device.type != "cuda":
+            return False
+        reason = why_not_captured(self.device)
+        if reason is not None:
+            warn_once(f"steps run one by one, not as CUDA graphs: {reason}")
+        return reason is None
 
     def _iteration(self) -> Iteration | CapturedIteration:
         iteration = Iteration(self.updater, self.state.ema, self.state.totals)

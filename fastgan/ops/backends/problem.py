@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
@@ -11,7 +11,16 @@ from torch import Tensor
 from fastgan.ops.memory_format import is_channels_last
 from fastgan.ops.stages import Stage
 
-__all__ = ["PASSES", "UNFUSED", "Fusion", "Pass", "Problem", "float32_precision", "fusion"]
+__all__ = [
+    "PASSES",
+    "UNFUSED",
+    "Fusion",
+    "Pass",
+    "Problem",
+    "float32_precision",
+    "fusion",
+    "product_precision",
+]
 
 Pass = Literal["forward", "input_gradient", "weight_gradient"]
 PASSES: tuple[Pass, ...] = get_args(Pass)
@@ -195,12 +204,22 @@ class Problem(NamedTuple):
 
 
 def float32_precision(dtype: torch.dtype, device: torch.device) -> str:
-    """What torch's convolutions compute float32 in on a GPU, "" for all else."""
+    """What torch's convolutions compute float32 in on a GPU, "tf32" or "ieee"; "" for all else."""
     if dtype is not torch.float32 or device.type != "cuda":
         return ""
-    backends = torch.backends
-    precision: str = backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
-    return precision
+    backends: Any = torch.backends
+    return _tf32_or_ieee(backends.cudnn.conv.fp32_precision)
+
+
+def product_precision() -> str:
+    """As :func:`float32_precision`, of torch's matrix products."""
+    backends: Any = torch.backends
+    return _tf32_or_ieee(backends.cuda.matmul.fp32_precision)
+
+
+def _tf32_or_ieee(setting: str) -> str:
+    # What was never set, or set by allow_tf32, is "none".
+    return "tf32" if setting == "tf32" else "ieee"
 
 
 def _times(sizes: tuple[int, ...]) -> str:

@@ -26,7 +26,7 @@ from fastgan.fusion import (
     Statistics,
 )
 from fastgan.ops.backends.backend import Backend
-from fastgan.ops.backends.problem import Problem
+from fastgan.ops.backends.problem import Problem, product_precision
 from fastgan.ops.stages import Stage
 
 __all__ = ["Triton"]
@@ -50,11 +50,10 @@ class Triton(Backend):
             stage.groups,
             device=None if device.type == "meta" else device,
         )
-        if reason is None and problem.is_linear and problem.precision:
-            # The kernels go by the setting for convolutions.
-            backends: Any = torch.backends
-            if problem.precision != backends.cuda.matmul.fp32_precision:
-                return "a float32 product whose TF32 setting is not that of convolutions"
+        # The kernels go by the setting for convolutions.
+        of_products = problem.is_linear and problem.precision
+        if reason is None and of_products and problem.precision != product_precision():
+            return "a float32 product whose TF32 setting is not that of convolutions"
         return reason
 
     def forward(self, stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -25,6 +25,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastgan
 from fastgan.models import DCGANGenerator, WGANCritic
+from fastgan.ops.bias_act import bias_act
+from fastgan.ops.filtered_lrelu import filtered_lrelu
+from fastgan.ops.upfirdn2d import upfirdn2d
 
 N, SHAPE = 4, (2, 6, 6)
 
@@ -494,6 +497,21 @@ class LearnsBiasesOnly(Critic):
         self.head.weight.requires_grad_(False)
 
 
+class Styled(Critic):
+    """StyleGAN's ops, each with the shape of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("taps", torch.tensor([1.0, 2.0, 1.0]) / 4)
+        self.bias = nn.Parameter(torch.randn(self.first.out_channels))
+
+    def between(self, h: Tensor) -> Tensor:
+        h = bias_act(h, self.bias, act="lrelu", clamp=0.6)
+        h = upfirdn2d(h, self.taps, padding=(1, 1, 1, 1))
+        h = bias_act(h, self.bias, act="swish")
+        return filtered_lrelu(h, self.taps, self.taps, self.bias, 2, 2, (2, 2, 2, 2), clamp=0.5)
+
+
 STRANGE: list[Callable[[], nn.Module]] = [
     KeepsADict,
     OwnStream,
@@ -531,6 +549,7 @@ STRANGE: list[Callable[[], nn.Module]] = [
     Compares,
     KnowsItsBatch,
     LearnsBiasesOnly,
+    Styled,
 ]
 
 

@@ -44,7 +44,7 @@ from fastgan.errors import ConfigError
 from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import is_channels_last
 
-__all__ = ["ACTIVATIONS", "Activation", "bias_act"]
+__all__ = ["ACTIVATIONS", "Activation", "bias_act", "gradient_by_output"]
 
 
 @dataclass(frozen=True)
@@ -238,6 +238,14 @@ def _recorded_gradient(
         return _formula(grad, kept, b, *settings[:-1])
     kept, b = (None if each is None else each.detach() for each in (kept, b))
     return _Gradient.apply(grad, kept, b, *settings)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def gradient_by_output(
+    grad: Tensor, y: Tensor, dim: int, act: int, alpha: float, gain: float, clamp: float | None
+) -> Tensor:
+    """The gradient of x of a piecewise-linear activation with ``alpha >= 0``, from its output."""
+    rest = (dim, act, alpha, gain, clamp, _OUTPUT, _lies_channels_last(y, dim), False)
+    return _gradient_op(grad, y, None, *rest)[0]  # type: ignore[no-any-return]
 
 
 # --- The ops in plain PyTorch ---------------------------------------------------------------------

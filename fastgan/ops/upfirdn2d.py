@@ -28,7 +28,7 @@ from fastgan.errors import ConfigError
 from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import is_channels_last
 
-__all__ = ["laid_as", "padding_behind", "taps_of", "upfirdn2d"]
+__all__ = ["laid_as", "padding_behind", "taps_of", "transposed", "upfirdn2d"]
 
 
 def upfirdn2d(
@@ -104,7 +104,7 @@ class _Upfirdn2d(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, f: Tensor | None, *settings: Any) -> Tensor:
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(f)
-        ctx.sizes, ctx.settings = (x.shape[3], x.shape[2]), settings
+        ctx.shape, ctx.settings = x.shape, settings
         with torch._C._AutoDispatchBelowAutograd():
             y: Tensor = _op(x, f, *settings)
         return y
@@ -114,13 +114,27 @@ class _Upfirdn2d(torch.autograd.Function):
         if grad is None:
             return (None,) * 7
         (f,) = ctx.saved_tensors
-        up, down, padding, flip_filter, gain = ctx.settings
-        paddings: list[int] = []
-        for axis, (size, taps) in enumerate(zip(ctx.sizes, taps_of(f), strict=True)):
-            before = taps - 1 - padding[2 * axis]
-            rest = grad.shape[3 - axis], size, down[axis], up[axis], before, taps
-            paddings += [before, padding_behind(*rest)]
-        return (_op(grad, f, down, up, paddings, not flip_filter, gain), *(None,) * 6)
+        return (transposed(grad, f, ctx.shape, *ctx.settings), *(None,) * 6)
+
+
+def transposed(
+    grad: Tensor,
+    f: Tensor | None,
+    shape: Sequence[int],
+    up: Sequence[int],
+    down: Sequence[int],
+    padding: Sequence[int],
+    flip_filter: bool,
+    gain: float,
+) -> Tensor:
+    """The gradient of an x of this shape, given the op's other arguments."""
+    paddings: list[int] = []
+    for axis, taps in enumerate(taps_of(f)):
+        before = taps - 1 - padding[2 * axis]
+        size, wanted = grad.shape[3 - axis], shape[3 - axis]
+        behind = padding_behind(size, wanted, down[axis], up[axis], before, taps)
+        paddings += [before, behind]
+    return _op(grad, f, down, up, paddings, not flip_filter, gain)  # type: ignore[no-any-return]
 
 
 # --- The op in plain PyTorch ----------------------------------------------------------------------

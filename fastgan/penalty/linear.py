@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastgan.ops.upfirdn2d import transposed
 from fastgan.penalty.entries import Node, Samples
 from fastgan.penalty.rule import (
     AUTOGRAD,
@@ -380,6 +381,13 @@ class _Region(_Linear):
 
 
 REGION = _Region()
+
+
+def _unfiltered(node: Node, grad: Tensor) -> Tensor:
+    f, *settings = (node.arg(position) for position in range(1, 7))
+    return transposed(grad, f, node.slots[0].shape, *settings)
+
+
 _same = _Map(lambda node, grad: grad)
 
 #: Op -> its rule.
@@ -394,6 +402,7 @@ LINEAR: dict[Any, Rule] = {
         ),
         _Map(_unshaped, _whole_samples, _reshaped),
     ),
+    torch.ops.fastgan.upfirdn2d.default: _Map(_unfiltered),
     aten.alias.default: _same,
     aten.clone.default: _same,
     aten._to_copy.default: _Cast(lambda node, grad: grad.to(node.slots[0].dtype), mapped=_cast),

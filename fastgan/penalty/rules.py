@@ -15,6 +15,7 @@ from fastgan.penalty.linear import LINEAR, REGION
 from fastgan.penalty.norms import BatchNorm, GroupNorm, LayerNorm
 from fastgan.penalty.products import Convolution, MatrixProduct, Multiply
 from fastgan.penalty.rule import AUTOGRAD, GRAPH, POINTWISE, Rule
+from fastgan.penalty.styles import STYLES
 
 __all__ = ["GRAPH", "REGION", "RULES", "Op", "rule_of"]
 
@@ -33,6 +34,7 @@ RULES: dict[Any, Rule] = {
     aten.native_batch_norm.default: BatchNorm(),
     **ELEMENTWISE,
     **LINEAR,
+    **STYLES,
 }
 
 #: Ops that use only their tensors' shape.

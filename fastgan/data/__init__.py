@@ -7,6 +7,7 @@ One module a kind of data: :mod:`~fastgan.data.digits`, :mod:`~fastgan.data.fold
 
 from __future__ import annotations
 
+from fastgan.data.given import as_source
 from fastgan.data.loading import load_data
 from fastgan.data.sampling import InfiniteSampler, split_indices
 from fastgan.data.source import ImageSource, MemorySource, source_from_array
@@ -17,6 +18,7 @@ __all__ = [
     "ImageStream",
     "InfiniteSampler",
     "MemorySource",
+    "as_source",
     "load_data",
     "open_stream",
     "source_from_array",

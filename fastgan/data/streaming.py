@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from fastgan.data.folder import available_processors
+from fastgan.data.given import StreamSource
 from fastgan.data.pixels import bytes_to_unit_range
 from fastgan.data.sampling import InfiniteSampler
 from fastgan.data.source import ImageSource
@@ -136,7 +137,9 @@ class ImageStream:
         self._images: Tensor | None = None
         self._labels: Tensor | None = None
         self._iterator: Iterator[Any] | None = None
-        if source.in_memory and workers == 0:
+        if isinstance(source, StreamSource):
+            self._iterator = source.batches(sampler.batch_size)
+        elif source.in_memory and workers == 0:
             self._images = source.images.to(device)
             self._labels = None if source.labels is None else source.labels.to(device)
         else:

@@ -8,6 +8,7 @@ stream of their own, so that the copies wait for nothing and nothing waits for t
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -16,8 +17,9 @@ import torch
 from torch import Tensor
 
 from fastgan.data import ImageSource, ImageStream, InfiniteSampler, load_data, open_stream
+from fastgan.data.given import StreamSource
 from fastgan.data.streaming import StreamInterrupted
-from fastgan.errors import ConfigError, DataError
+from fastgan.errors import ConfigError, DataError, DataWarning
 from fastgan.training.config import TrainConfig
 from fastgan.training.networks import DataShape
 from fastgan.training.processes import Processes
@@ -169,6 +171,15 @@ def open_feed(
     ``stopping`` is asked while a batch is waited for, and calls the wait off.
     """
     assert config.batch_size is not None
+    if isinstance(source, StreamSource):
+        if processes.world_size > 1:
+            raise ConfigError("source: a stream of batches can't be shared by several processes")
+        if start > 0:
+            warnings.warn(
+                f"{source.name}: a stream can't be sought; the run goes on with its first images",
+                DataWarning,
+                stacklevel=2,
+            )
     if processes.world_size == 1:
         stream = open_stream(
             source,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
-from fastgan.data import ImageSource
+from fastgan.data import as_source
 from fastgan.data.loading import GIVEN
 from fastgan.data.streaming import StreamInterrupted
 from fastgan.devices import choose_device
@@ -59,7 +59,9 @@ class Trainer:
 
     Args:
         config: settings; unset ones take the paper's defaults.
-        source: data to use instead of loading ``config.data``. The run's settings record it as
+        source: data to use instead of loading ``config.data``: an image source, a tensor, an array,
+            a dataset, a ``DataLoader`` or a stream of batches, see
+            :func:`fastgan.data.as_source`. The run's settings record it as
             what :func:`fastgan.data.load_data` made it of, else as ``source:NAME``, which must be
             given again to resume or evaluate.
         resume: continue the run in ``config.out`` from its newest checkpoint, or from its
@@ -99,7 +101,7 @@ class Trainer:
         self,
         config: TrainConfig,
         *,
-        source: ImageSource | None = None,
+        source: Any = None,
         resume: bool = False,
         explicit: frozenset[str] = frozenset(),
         callbacks: Sequence[Callback] = (),
@@ -118,6 +120,10 @@ class Trainer:
         for failure in self._folder.failures:
             self.warn(f"{failure}; going on from {self.resumed_from}")
         if source is not None:
+            saved_size = None if saved is None else saved.config.image_size
+            source = as_source(
+                source, image_size=config.image_size or saved_size, channels=config.channels
+            )
             # The truth: evaluate and --resume must not take other data for it.
             recorded = source.spec or f"{GIVEN}:{source.name}"
             size = source.image_size if config.image_size is None else config.image_size

@@ -71,6 +71,31 @@ FASTGAN_INLINE void store_block(const A* __restrict u, std::int64_t count, T* __
     }
 }
 
+// "lrelu" in one loop; its bits from the output, which has the sign of what it is of where a gain of
+// 1 or more keeps it from vanishing.
+FASTGAN_INLINE bool is_plain_lrelu(const BiasAct& settings) {
+    return settings.act == StyleActivation::lrelu && settings.alpha >= 0 && settings.gain >= 1 &&
+           settings.clamp == __builtin_inf();
+}
+
+template <typename A>
+FASTGAN_INLINE void plain_lrelu(const A* __restrict x, const BlockBias<A>& bias, A alpha, A gain,
+                                A* __restrict y) {
+    const A* __restrict const values = bias.values;
+    const A value = bias.value;
+    if (values != nullptr) {
+        for (std::int64_t i = 0; i < kBlock; ++i) {
+            const A u = x[i] + values[i];
+            y[i] = (u > A(0) ? u : u * alpha) * gain;
+        }
+    } else {
+        for (std::int64_t i = 0; i < kBlock; ++i) {
+            const A u = x[i] + value;
+            y[i] = (u > A(0) ? u : u * alpha) * gain;
+        }
+    }
+}
+
 template <typename T>
 void typed_range(const BiasAct& settings, const BiasReader& bias, const T* x, std::int64_t begin,
                  std::int64_t end, T* y, std::uint8_t* bits) {
@@ -78,9 +103,21 @@ void typed_range(const BiasAct& settings, const BiasReader& bias, const T* x, st
     alignas(64) A u[kBlock] = {};
     alignas(64) A filled[kBlock];
     std::uint8_t packed[kBlock / 8];
+    [[maybe_unused]] const bool is_plain = is_plain_lrelu(settings);
     for (std::int64_t i = begin; i < end; i += kBlock) {
         const std::int64_t count = end - i < kBlock ? end - i : kBlock;
-        load_block(x + i, BlockBias<A>::at(bias, i, count, filled), count, u);
+        const auto block_bias = BlockBias<A>::at(bias, i, count, filled);
+        if constexpr (sizeof(T) == sizeof(A)) {
+            if (is_plain && count == kBlock) {
+                plain_lrelu(x + i, block_bias, static_cast<A>(settings.alpha),
+                            static_cast<A>(settings.gain), y + i);
+                if (bits != nullptr) {
+                    pack_rising(y + i, kBlock, false, bits + i / 8);
+                }
+                continue;
+            }
+        }
+        load_block(x + i, block_bias, count, u);
         if (bits != nullptr) {
             for (std::int64_t j = count; j < kBlock; ++j) {
                 u[j] = A(0);
@@ -233,6 +270,15 @@ void typed_gradient_range(const BiasAct& settings, const BiasReader& bias, Kept 
     BiasSums<A> bias_sums(bias, sums, scratch);
     for (std::int64_t i = begin; i < end; i += kBlock) {
         const std::int64_t count = end - i < kBlock ? end - i : kBlock;
+        const A* const factor = settings.act == StyleActivation::relu ? nullptr : &alpha;
+        if constexpr (sizeof(T) == sizeof(A)) {
+            if (keeps == Kept::bits && count == kBlock) {
+                scale_unset(static_cast<const std::uint8_t*>(kept) + i / 8, kBlock, gain, factor,
+                            grad + i, grad_x + i);
+                bias_sums.add(grad_x + i, i, count);
+                continue;
+            }
+        }
         load_block(grad + i, count, g);
         if (keeps == Kept::output) {
             load_block(static_cast<const T*>(kept) + i, count, z);
@@ -258,14 +304,12 @@ void typed_gradient_range(const BiasAct& settings, const BiasReader& bias, Kept 
                 g[j] *= gain;
             }
             apply_slope(settings, z, count, g);
+        } else if (keeps == Kept::bits) {
+            memcpy(packed, static_cast<const std::uint8_t*>(kept) + i / 8, (count + 7) / 8);
+            scale_unset(packed, kBlock, gain, factor, g, g);
         } else {
             for (std::int64_t j = 0; j < count; ++j) {
                 g[j] *= gain;
-            }
-            if (keeps == Kept::bits) {
-                memcpy(packed, static_cast<const std::uint8_t*>(kept) + i / 8, (count + 7) / 8);
-                scale_unset(packed, kBlock,
-                            settings.act == StyleActivation::relu ? nullptr : &alpha, g);
             }
         }
         store_block(g, count, grad_x + i);

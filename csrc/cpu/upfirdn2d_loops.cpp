@@ -461,17 +461,17 @@ FASTGAN_INLINE void write_bits(const A* row, std::int64_t places, std::int64_t l
     }
 }
 
-// Where the bit is not `set`: row = row * factor, or 0 where that is null.
+// row = row * gain, and where the bit is not `set` that times `factor`, or 0 where that is null.
 template <typename A>
 FASTGAN_INLINE void read_bits(const std::uint8_t* bits, bool set, RowStrides strides,
-                              std::int64_t bytes, std::int64_t places, std::int64_t lanes,
+                              std::int64_t bytes, std::int64_t places, std::int64_t lanes, A gain,
                               const A* factor, std::uint8_t* scratch, A* row) {
     const std::uint8_t invert = set ? 0 : 0xff;
     if (lanes == 1) {
         for (std::int64_t b = 0; b < bytes; ++b) {
             scratch[b] = bits[b * strides.place] ^ invert;
         }
-        scale_unset(scratch, (places + 15) / 16 * 16, factor, row);
+        scale_unset(scratch, (places + 15) / 16 * 16, gain, factor, row, row);
         return;
     }
     const A by = factor != nullptr ? *factor : A(0);
@@ -483,7 +483,7 @@ FASTGAN_INLINE void read_bits(const std::uint8_t* bits, bool set, RowStrides str
         for (std::int64_t p = 0; p < left; ++p) {
             A* const values = row + (8 * b + p) * lanes;
             for (std::int64_t lane = 0; lane < lanes; ++lane) {
-                const A value = values[lane];
+                const A value = values[lane] * gain;
                 const A other = factor != nullptr ? value * by : A(0);
                 values[lane] = (scratch[lane] >> p & 1) != 0 ? value : other;
             }
@@ -503,13 +503,11 @@ void activate_row(const FirTask& task, std::int64_t m, std::uint8_t* scratch, A*
     std::uint8_t* const bits =
         task.signs == Signs::none ? nullptr : task.sign_bits + m * strides.row;
     if (task.signs == Signs::read) {
-        for (std::int64_t i = 0; i < count; ++i) {
-            row[i] *= gain;
-        }
-        read_bits(bits, true, strides, task.sign_bytes, places, task.lanes, &slope, scratch, row);
+        read_bits(bits, true, strides, task.sign_bytes, places, task.lanes, gain, &slope, scratch,
+                  row);
         if (is_clamped) {
             read_bits<A>(bits + task.sign_bytes * strides.place, false, strides, task.sign_bytes,
-                         places, task.lanes, nullptr, scratch, row);
+                         places, task.lanes, A(1), nullptr, scratch, row);
         }
         return;
     }

@@ -71,46 +71,47 @@ FASTGAN_INLINE void pack_rising(const float* u, std::int64_t count, bool is_relu
 }
 #endif
 
-// Where the bit is not set, g = g * factor, or 0 where that is null. count is a multiple of 16.
+// g = x * gain, and where the bit is not set that times `factor`, or 0 where that is null. count is
+// a multiple of 16; g may be x.
 template <typename A>
-FASTGAN_INLINE void scale_unset(const std::uint8_t* bits, std::int64_t count, const A* factor,
-                                A* g) {
+FASTGAN_INLINE void scale_unset(const std::uint8_t* bits, std::int64_t count, A gain,
+                                const A* factor, const A* x, A* g) {
     const A by = factor != nullptr ? *factor : A(0);
     const Choice<A> scaled = Choice<A>::make(factor != nullptr);
     for (std::int64_t i = 0; i < count; i += 8) {
         const std::uint32_t byte = bits[i / 8];
 #pragma GCC unroll 8
         for (int lane = 0; lane < 8; ++lane) {
-            const A value = g[i + lane];
+            const A value = x[i + lane] * gain;
             g[i + lane] = (byte >> lane & 1u) != 0 ? value : scaled(value * by, A(0));
         }
     }
 }
 
 #if defined(__AVX512F__)
-FASTGAN_INLINE void scale_unset(const std::uint8_t* bits, std::int64_t count, const float* factor,
-                                float* g) {
+FASTGAN_INLINE void scale_unset(const std::uint8_t* bits, std::int64_t count, float gain,
+                                const float* factor, const float* x, float* g) {
+    const __m512 gains = _mm512_set1_ps(gain);
     const __m512 by = _mm512_set1_ps(factor != nullptr ? *factor : 0.0f);
     for (std::int64_t i = 0; i < count; i += 16) {
         std::uint16_t set;
         memcpy(&set, bits + i / 8, sizeof(set));
-        const __m512 value = _mm512_loadu_ps(g + i);
-        const __m512 other =
-            factor != nullptr ? _mm512_mul_ps(value, by) : _mm512_setzero_ps();
+        const __m512 value = _mm512_mul_ps(_mm512_loadu_ps(x + i), gains);
+        const __m512 other = factor != nullptr ? _mm512_mul_ps(value, by) : _mm512_setzero_ps();
         _mm512_storeu_ps(g + i, _mm512_mask_blend_ps(set, other, value));
     }
 }
 #elif defined(__AVX2__)
-FASTGAN_INLINE void scale_unset(const std::uint8_t* bits, std::int64_t count, const float* factor,
-                                float* g) {
+FASTGAN_INLINE void scale_unset(const std::uint8_t* bits, std::int64_t count, float gain,
+                                const float* factor, const float* x, float* g) {
+    const __m256 gains = _mm256_set1_ps(gain);
     const __m256 by = _mm256_set1_ps(factor != nullptr ? *factor : 0.0f);
     const __m256i of_lane = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
     for (std::int64_t i = 0; i < count; i += 8) {
         const __m256i byte = _mm256_set1_epi32(bits[i / 8]);
         const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(byte, of_lane), of_lane);
-        const __m256 value = _mm256_loadu_ps(g + i);
-        const __m256 other =
-            factor != nullptr ? _mm256_mul_ps(value, by) : _mm256_setzero_ps();
+        const __m256 value = _mm256_mul_ps(_mm256_loadu_ps(x + i), gains);
+        const __m256 other = factor != nullptr ? _mm256_mul_ps(value, by) : _mm256_setzero_ps();
         _mm256_storeu_ps(g + i, _mm256_blendv_ps(other, value, _mm256_castsi256_ps(set)));
     }
 }

@@ -259,7 +259,7 @@ def _laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
 
 def _lies_channels_last(x: Tensor, dim: int) -> bool:
     """Whether x is walked with its channels innermost."""
-    return dim in (1, -3) and is_channels_last(x) and x.dim() == 4
+    return x.dim() == 4 and dim in (1, -3) and not x.is_contiguous() and is_channels_last(x)
 
 
 def _biased(x: Tensor, b: Tensor | None, dim: int) -> Tensor:

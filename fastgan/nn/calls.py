@@ -35,6 +35,7 @@ from fastgan.nn.stretch import (
     convolves_faster,
     has_few_products,
     has_few_values,
+    leaves_to_torch,
     norm_pays,
 )
 from fastgan.nn.waiting import Op, Waiting, hooks_on_saved, of_two, state_of
@@ -42,13 +43,16 @@ from fastgan.ops.eligibility import PLAIN, autocast_dtype, why_not_chained, why_
 from fastgan.ops.memory_format import gives_channels_last, is_channels_last
 from fastgan.ops.stages import Stage, padding_named, pair
 
-__all__ = ["NOT_CHOSEN", "RECORDED"]
+__all__ = ["CHOSEN", "RECORDED"]
 
 _REFUSED = "by torch's own function, for its message"
 _HOOKED = "saved tensors have hooks"
 _SMALL = "too small to gain by it"
-#: Reasons for which nobody chose what runs.
-NOT_CHOSEN = frozenset((_REFUSED, _HOOKED))
+#: How reasons begin for which torch's function runs by choice.
+CHOSEN = (
+    *(TORCHS, _SMALL, "measured: ", "statistics of the", "in place", "folded into"),
+    *("winograd", "patches", "matrix_product", "aten"),
+)
 
 
 def _convolution(
@@ -125,7 +129,8 @@ def _norm(
         source = None
     channels = input.shape[1] if input.dim() > 1 else 0
     of_norm = (weight, bias, mean, variance)
-    if source is None and input.dim() != 4:
+    alone = (2, 4) if leaves_to_torch(input.device) else (4,)
+    if source is None and input.dim() not in alone:
         return "no convolution or linear layer before it waits"
     if (
         (training and input.numel() == channels)

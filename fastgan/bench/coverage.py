@@ -1,0 +1,76 @@
+"""How many layers of other people's networks are fused, or on a backend that was chosen.
+
+    python -m fastgan.bench.coverage
+
+goes over the networks of :mod:`fastgan.bench.styles`. Convolutions, linear layers and norms count.
+A layer is covered if it runs fused, alone on the backend that was measured to be the fastest (which
+may be torch's own), or on torch's because it takes less time than choosing could save.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from fastgan.bench.styles import STYLES
+from fastgan.nn import fuse
+from fastgan.nn.calls import CHOSEN
+from fastgan.nn.placement import placements
+from fastgan.report import Row
+
+__all__ = ["Coverage", "coverage", "main"]
+
+_LAYERS = (
+    *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm),
+)
+
+
+class Coverage(NamedTuple):
+    """What is covered of a network.
+
+    Attributes:
+        layers: how many there are.
+        left: those that are not covered, and why.
+    """
+
+    layers: int
+    left: tuple[Row, ...]
+
+
+def coverage(network: nn.Module, *args: torch.Tensor) -> Coverage:
+    """Runs a fused network once, and counts.
+
+    Args:
+        network: any module; it is fused in place.
+        args: what it is called with.
+
+    Example:
+        >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3).double())
+        >>> coverage(network[:2], torch.ones(1, 3, 8, 8))
+        Coverage(layers=1, left=())
+    """
+    layers = {name for name, each in network.named_modules() if isinstance(each, _LAYERS)}
+    rows = [row for row in placements(fuse(network), *args) if row.layer in layers]
+    left = (row for row in rows if row.path == "aten" and not row.reason.startswith(CHOSEN))
+    return Coverage(len(layers), tuple(left))
+
+
+def main() -> None:
+    """Prints a line for each network, the layers that are left, and the share of all."""
+    layers = covered = 0
+    for kind, shape in STYLES.items():
+        torch.manual_seed(0)
+        found = coverage(kind(), torch.randn(16, *shape))
+        layers += found.layers
+        covered += found.layers - len(found.left)
+        print(f"{kind.__name__:16s} {found.layers - len(found.left):3d} of {found.layers:3d}")
+        for row in found.left:
+            print(f"    {row.layer} {row.op}: {row.reason}")
+    print(f"{'all':16s} {covered:3d} of {layers:3d}: {covered / layers:.0%}")
+
+
+if __name__ == "__main__":
+    main()

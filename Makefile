@@ -103,9 +103,12 @@ tables: $(INSTALLED)  ## make the README's and the docs' tables from benchmarks/
 gpu-check:  ## on a machine with a GPU: build, test, measure there, into OUT=dir; PARTS=build,tests
 	PARTS="$(PARTS)" benchmarks/gpu_check.sh "$(OUT)"
 
+# For whatever GPU it is installed beside, from the T4 on: each has machine code of its own.
+WHEEL_ARCHS := 7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX
+
 wheel: $(INSTALLED)  ## build a wheel and an sdist into dist/
 	$(BIN)/python -m pip install --quiet -c constraints.txt build
-	$(BIN)/python -m build --no-isolation
+	FASTGAN_CUDA_ARCHS="$(WHEEL_ARCHS)" $(BIN)/python -m build --no-isolation
 
 clean:  ## remove what was built, the environment and the demo's run
 	rm -rf build dist $(VENV) $(DEMO) fastgan.egg-info fastgan/*.so

@@ -204,8 +204,9 @@ __device__ __forceinline__ void for_vectors_in_flight(Activation activation, con
         activation, [&](auto tag) { body(tag, CountTag<kInFlight>(), 0); },
         [&] {
             with_smooth(activation, [&](auto tag) {
+                // Downwards, which ptxas compiles for sm_100 without a spill.
 #pragma unroll 1
-                for (int first = 0; first < kInFlight; ++first) {
+                for (int first = kInFlight - 1; first >= 0; --first) {
                     body(tag, CountTag<1>(), first);
                 }
             });

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.activations import ACTIVATIONS
+from fastgan.ops.norm_choice import contenders
 from fastgan.ops.sample_norm import sample_norm_act
 
 SHAPE = (3, 4, 5, 6)
@@ -112,3 +113,15 @@ def test_the_output_may_be_written_over() -> None:
     (grad,) = torch.autograd.grad(output.mul_(2).square().sum(), x)
     (expected,) = torch.autograd.grad((F.instance_norm(x).relu() * 2).square().sum(), x)
     torch.testing.assert_close(grad, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_what_is_timed_is_the_same(dtype: torch.dtype) -> None:
+    for over, own in itertools.product(("batch", "running", "sample", "group"), (False, True)):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            like = torch.empty(2, 4, 3, 3, dtype=dtype).contiguous(memory_format=layout)
+            calls = contenders(over, like, 2, own)
+            mine, theirs = (calls[name]() for name in ("one_pass", "aten"))
+            bound = 100 * torch.finfo(dtype).eps
+            for each, other in zip(mine, theirs, strict=True):
+                torch.testing.assert_close(each, other, rtol=bound, atol=10 * bound)

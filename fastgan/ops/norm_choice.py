@@ -16,11 +16,12 @@ from torch import Tensor
 
 from fastgan.ops.backends.measurement import race
 from fastgan.ops.backends.selection import RECORDING_SECONDS, current_selector
+from fastgan.ops.batch_norm import arithmetic_dtype
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.memory_format import empty_map, is_channels_last
 from fastgan.ops.sample_norm import sample_norm_act
 
-__all__ = ["runs_in_one_pass"]
+__all__ = ["contenders", "runs_in_one_pass"]
 
 #: The fixed table: of at least so many values. Below, calls take longer than passes over memory.
 FEWEST_VALUES = 400_000
@@ -65,7 +66,7 @@ def runs_in_one_pass(over: str, input: Tensor, groups: int = 1, *, own: bool = F
                 torch.set_grad_enabled(gradients),
                 torch.utils._python_dispatch._disable_current_modes(),
             ):
-                found = race(key, _contenders(over, input, groups, own), input.device)
+                found = race(key, contenders(over, input, groups, own), input.device)
             if "one_pass" in found:
                 found["one_pass"] += 1e3 * RECORDING_SECONDS / 2
             return found
@@ -77,7 +78,15 @@ def runs_in_one_pass(over: str, input: Tensor, groups: int = 1, *, own: bool = F
     return found
 
 
-def _contenders(over: str, like: Tensor, groups: int, own: bool) -> dict[str, Callable[[], object]]:
+def contenders(over: str, like: Tensor, groups: int, own: bool) -> dict[str, Callable[[], object]]:
+    """What is timed: each norm with a leaky ReLU, and its gradients where they are recorded.
+
+    Args:
+        over: as :func:`runs_in_one_pass`, and the rest.
+        like: of the input's shape, layout and dtype.
+        groups: of a group norm.
+        own: whether each sample has its own scale and shift.
+    """
     shape, dtype, channels = like.shape, like.dtype, like.shape[1]
     gradients = torch.is_grad_enabled()
     drawn = torch.rand(shape, generator=torch.Generator().manual_seed(0), dtype=dtype) - 0.5
@@ -86,8 +95,10 @@ def _contenders(over: str, like: Tensor, groups: int, own: bool) -> dict[str, Ca
         input = empty_map(drawn, shape, is_channels_last(like)).copy_(drawn)
     input.requires_grad_(gradients)
     grad = torch.ones_like(input)
-    weight, bias = (torch.ones(channels, dtype=dtype, requires_grad=gradients) for _ in "wb")
-    mean, variance = torch.zeros(channels), torch.ones(channels)
+    # Beside 16 bits as under autocast.
+    wide = arithmetic_dtype(dtype)
+    weight, bias = (torch.ones(channels, dtype=wide, requires_grad=gradients) for _ in "wb")
+    mean, variance = torch.zeros(channels, dtype=wide), torch.ones(channels, dtype=wide)
     affine: dict[str, Any] = {"weight": weight, "bias": bias}
     scales = torch.ones(2, *shape[:2], 1, 1, dtype=dtype, requires_grad=gradients)
     gain, shift = scales.unbind() if own else (None, None)

@@ -109,6 +109,32 @@ FASTGAN_INLINE void sum_block(const Terms<A>& terms, std::int64_t at, A* out) {
     memcpy(out, sums, sizeof(sums));
 }
 
+// As sum_terms, of kCount terms, which stay in registers; size is at least one vector.
+template <int kCount, typename A>
+void sum_few(const Terms<A>& terms, std::int64_t times, std::int64_t size, std::int64_t step,
+             std::int64_t out_step, A* out) {
+    constexpr std::int64_t lanes = kBytes / sizeof(A);
+    const A* sources[kCount];
+    Vector<A> by[kCount];
+#pragma GCC unroll 16
+    for (int t = 0; t < kCount; ++t) {
+        sources[t] = terms.sources[t];
+        by[t] = terms.coefficients[t] - Vector<A>{};
+    }
+    for (std::int64_t k = 0; k < times; ++k) {
+        for (std::int64_t i = 0; i < size; i += lanes) {
+            const std::int64_t inside = i + lanes <= size ? i : size - lanes;
+            const std::int64_t at = k * step + inside;
+            Vector<A> sum = by[0] * load_vector(sources[0] + at);
+#pragma GCC unroll 16
+            for (int t = 1; t < kCount; ++t) {
+                sum = multiply_add_all(by[t], load_vector(sources[t] + at), sum);
+            }
+            memcpy(out + k * out_step + inside, &sum, sizeof(sum));
+        }
+    }
+}
+
 // out[k * out_step + i] = sum of coefficient * source[k * step + i], 0 <= i < size, 0 <= k < times.
 template <typename A>
 void sum_terms(const Terms<A>& terms, std::int64_t times, std::int64_t size, std::int64_t step,
@@ -117,6 +143,28 @@ void sum_terms(const Terms<A>& terms, std::int64_t times, std::int64_t size, std
     if (step == size && out_step == size) {
         size *= times;
         times = 1;
+    }
+    if (size >= lanes) {
+        switch (terms.count) {
+            case 1:
+                return sum_few<1>(terms, times, size, step, out_step, out);
+            case 2:
+                return sum_few<2>(terms, times, size, step, out_step, out);
+            case 3:
+                return sum_few<3>(terms, times, size, step, out_step, out);
+            case 4:
+                return sum_few<4>(terms, times, size, step, out_step, out);
+            case 6:
+                return sum_few<6>(terms, times, size, step, out_step, out);
+            case 8:
+                return sum_few<8>(terms, times, size, step, out_step, out);
+            case 12:
+                return sum_few<12>(terms, times, size, step, out_step, out);
+            case 16:
+                return sum_few<16>(terms, times, size, step, out_step, out);
+            default:
+                break;
+        }
     }
     for (std::int64_t k = 0; k < times; ++k) {
         A* const to = out + k * out_step;
@@ -275,6 +323,12 @@ class FirRows {
         row_in_ = filter.separable ? scratch.take(prepared_) : nullptr;
         line_ = lanes == 1 && downs_ > 1 ? scratch.take(places_) : nullptr;
         phases_ = lanes == 1 && ups_ > 1 ? scratch.take(ups_ * times(0)) : nullptr;
+        // Divisions are taken once, not for each row.
+        phase_taps_ = reinterpret_cast<FirTaps*>(
+            scratch.take(ups_ * static_cast<std::int64_t>(sizeof(FirTaps) / sizeof(A))));
+        along_x_ = along_x;
+        offsets_ = reinterpret_cast<std::int64_t*>(scratch.take(
+            ups_ * along_x * static_cast<std::int64_t>(sizeof(std::int64_t) / sizeof(A))));
         terms_.coefficients = scratch.take(most);
         terms_.sources = reinterpret_cast<const A**>(
             scratch.take(most * static_cast<std::int64_t>(sizeof(void*) / sizeof(A))));
@@ -283,6 +337,14 @@ class FirRows {
                    (filter.separable ? prepared_ : rows_ * row_) * sizeof(A));
             if (line_ != nullptr) {
                 memset(line_, 0, places_ * sizeof(A));
+            }
+            for (std::int64_t q = 0; q < ups_ && q < x.out; ++q) {
+                const FirTaps taps = phase_taps_[q] = taps_of(x, q);
+                for (std::int64_t j = 0; j < taps.count; ++j) {
+                    const std::int64_t at = taps.place - begin_ + j;
+                    offsets_[q * along_x_ + j] =
+                        lanes == 1 ? at % downs_ * array_ + at / downs_ : at * lanes;
+                }
             }
         }
     }
@@ -349,12 +411,10 @@ class FirRows {
     FASTGAN_INLINE A* slot_of(std::int64_t row) const { return ring_ + row % rows_ * row_; }
 
     FASTGAN_INLINE void add_terms(const A* prepared, const A* coefficients, std::int64_t q) {
-        const FirTaps taps = taps_of(filter_.x, q);
+        const FirTaps& taps = phase_taps_[q];
         for (std::int64_t j = 0; j < taps.count; ++j) {
-            const std::int64_t at = taps.place - begin_ + j;
-            const A* const source = lanes_ == 1 ? prepared + at % downs_ * array_ + at / downs_
-                                                : prepared + at * lanes_;
-            terms_.add(source, coefficients[taps.first + j * filter_.x.up]);
+            terms_.add(prepared + offsets_[q * along_x_ + j],
+                       coefficients[taps.first + j * filter_.x.up]);
         }
     }
 
@@ -427,6 +487,9 @@ class FirRows {
     A* row_in_;
     A* line_;
     A* phases_;
+    FirTaps* phase_taps_;
+    std::int64_t along_x_;
+    std::int64_t* offsets_;
     Terms<A> terms_;
 };
 

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
         gradient_penalty,
         wgan_gp_critic_loss,
     )
+    from fastgan.trained import load_generator
     from fastgan.weight_clipping import clip_weights_
 else:
     __getattr__, __dir__ = attach(
@@ -82,6 +83,7 @@ else:
                 "fastgan.penalty",
             ),
             "clip_weights_": "fastgan.weight_clipping",
+            "load_generator": "fastgan.trained",
         },
     )
 
@@ -116,6 +118,7 @@ __all__ = [
     "fuse",
     "gradient_penalty",
     "kernels",
+    "load_generator",
     "models",
     "nn",
     "ops",

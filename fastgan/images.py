@@ -20,7 +20,7 @@ from torch import Tensor
 from fastgan.errors import DataError, ImageSizeError, OutputError
 from fastgan.files import atomic_write, check_writable
 
-__all__ = ["make_grid", "save_gif", "save_grid", "save_strip"]
+__all__ = ["make_grid", "save_gif", "save_grid", "save_image", "save_strip", "to_bytes"]
 
 ByteImage = npt.NDArray[np.uint8]
 
@@ -37,8 +37,19 @@ SMALLEST_CELL = 48
 SMALLEST_FRAME = 256
 
 
-def _to_bytes(images: Tensor, argument: str = "images") -> ByteImage:
-    """Turn float (N, C, H, W) in [-1, 1] into uint8 (N, H, W, C), refusing what can't be drawn."""
+def to_bytes(images: Tensor, argument: str = "images") -> ByteImage:
+    """Turns images into bytes, as they are drawn.
+
+    Args:
+        images: floating-point tensor (N, C, H, W) in [-1, 1], C 1 or 3; values beyond are clipped.
+        argument: what messages call it.
+
+    Returns:
+        uint8 array (N, H, W, C): ``round((x + 1) * 127.5)``.
+
+    Raises:
+        TypeError, ImageSizeError, DataError: as :func:`make_grid`.
+    """
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"{argument}: expected a floating-point tensor, got {kind}")
@@ -119,7 +130,7 @@ def make_grid(images: Tensor, *, columns: int | None = None, padding: int = PADD
         >>> make_grid(torch.zeros(6, 1, 16, 16), columns=3, padding=2).shape
         (38, 56, 1)
     """
-    return _arrange(_to_bytes(images), columns, padding)
+    return _arrange(to_bytes(images), columns, padding)
 
 
 def _picture(pixels: ByteImage) -> Image.Image:
@@ -177,7 +188,15 @@ def save_grid(
         ...     [file.name for file in Path(folder).iterdir()]
         ['grid.png']
     """
-    _save_still(_arrange(_enlarge(_to_bytes(images), scale), columns, PADDING), path)
+    _save_still(_arrange(_enlarge(to_bytes(images), scale), columns, PADDING), path)
+
+
+def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:
+    """Writes one image (C, H, W) as it is, pixel by pixel.
+
+    Errors are those of :func:`save_grid`.
+    """
+    _save_still(to_bytes(image[None])[0], path)
 
 
 def save_strip(images: Tensor, path: str | os.PathLike[str], *, scale: int | None = None) -> None:
@@ -196,7 +215,7 @@ def save_strip(images: Tensor, path: str | os.PathLike[str], *, scale: int | Non
         ...         picture.size
         (252, 52)
     """
-    pixels = _enlarge(_to_bytes(images), scale)
+    pixels = _enlarge(to_bytes(images), scale)
     _save_still(_arrange(pixels, len(pixels), PADDING), path)
 
 
@@ -249,11 +268,11 @@ def save_gif(
     if isinstance(frames, Tensor) and frames.dim() == 5:
         if frames.numel() == 0:
             raise ImageSizeError(f"frames: nothing to show in shape {tuple(frames.shape)}")
-        pixels = _enlarge(_to_bytes(frames.flatten(0, 1), "frames"), scale)
+        pixels = _enlarge(to_bytes(frames.flatten(0, 1), "frames"), scale)
         pixels = pixels.reshape(*frames.shape[:2], *pixels.shape[1:])
         pictures = [_picture(_arrange(cells, None, PADDING)) for cells in pixels]
     else:
-        cells = _enlarge(_to_bytes(frames, "frames"), scale, SMALLEST_FRAME)
+        cells = _enlarge(to_bytes(frames, "frames"), scale, SMALLEST_FRAME)
         pictures = [_picture(cell) for cell in cells]
     if pictures[0].mode == "RGB":
         # Without dithering, flat areas stay flat and don't flicker between frames.

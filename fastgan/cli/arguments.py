@@ -17,7 +17,7 @@ from fastgan.errors import ConfigError, printable
 from fastgan.training.config import PAPER_DEFAULTS, TrainConfig
 from fastgan.training.config_files import read_settings
 
-__all__ = ["NEIGHBOURS", "TUNED", "parse", "require_class", "train_settings"]
+__all__ = ["NEIGHBOURS", "TUNED", "parse", "train_settings"]
 
 #: Each sample's neighbourhood reaches to its fifth neighbour, as in Naeem et al. 2020.
 NEIGHBOURS = 5
@@ -101,16 +101,6 @@ def train_settings(options: argparse.Namespace) -> dict[str, Any]:
     return given | {name: value for name, value in vars(options).items() if name in names}
 
 
-def require_class(label: int | None, num_classes: int | None) -> None:
-    """Refuses a class that the model doesn't have."""
-    if label is None:
-        return
-    if num_classes is None:
-        raise ConfigError("class: this checkpoint's model is not conditional")
-    if not 0 <= label < num_classes:
-        raise ConfigError(f"class: expected 0 to {num_classes - 1}, got {label}")
-
-
 def _add_train(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
@@ -187,7 +177,12 @@ def _add_sample(commands: Any) -> None:
         "sample", help="draw images from a checkpoint", description="Draw a grid of images."
     )
     _add_checkpoint(parser)
-    parser.add_argument("--out", required=True, metavar="FILE.png", help="the picture to write")
+    parser.add_argument("--out", metavar="FILE.png", help="write a grid there")
+    parser.add_argument(
+        "--to",
+        metavar="DIR|FILE.npz",
+        help="write single images: PNGs in a new folder, a subfolder a class, or one array",
+    )
     parser.add_argument(
         "--n", type=_at_least(1), default=64, metavar="N", help="images (default 64)"
     )
@@ -195,8 +190,7 @@ def _add_sample(commands: Any) -> None:
     parser.add_argument(
         "--class",
         dest="label",
-        type=int,
-        metavar="K",
+        metavar="NAME|K",
         help="of a conditional model; by default all classes in turn, a column each",
     )
 
@@ -222,7 +216,7 @@ def _add_interpolate(commands: Any) -> None:
     )
     _add_sampling(parser)
     parser.add_argument(
-        "--class", dest="label", type=int, metavar="K", help="of a conditional model (default 0)"
+        "--class", dest="label", metavar="NAME|K", help="of a conditional model (default 0)"
     )
 
 

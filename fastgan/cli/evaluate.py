@@ -16,7 +16,7 @@ from fastgan.evaluation import evaluate_samples
 from fastgan.files import atomic_write, check_writable
 from fastgan.noise import sample_noise
 from fastgan.sampling import generate_images
-from fastgan.training.checkpoint import read_generator
+from fastgan.trained import load_generator
 
 __all__ = ["run"]
 
@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     """Prints the report; returns 0."""
     if options.json:
         check_writable(options.json)
-    found = read_generator(options.checkpoint, ema=not options.no_ema)
+    found = load_generator(options.checkpoint, ema=not options.no_ema)
     generator, config, shape = found.module, found.config, found.data
     spec = options.data or config.data
     # A run that converted its data to grey or to colour is measured against data so converted.
@@ -34,7 +34,7 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError(
             f"data: {spec} has {source.channels} channel(s), the checkpoint draws {shape.channels}"
         )
-    classes = shape.num_classes if config.conditional else None
+    classes = found.num_classes
     if classes is not None and source.num_classes not in (None, classes):
         raise ConfigError(
             f"data: {spec} has {source.num_classes} classes, the checkpoint {classes}"

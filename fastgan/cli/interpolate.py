@@ -7,14 +7,11 @@ from pathlib import Path
 
 import torch
 
-from fastgan.cli.arguments import require_class
 from fastgan.cli.terminal import say
 from fastgan.errors import OutputError
 from fastgan.files import check_writable
 from fastgan.images import save_gif, save_strip
-from fastgan.noise import sample_noise, spherical_interpolation
-from fastgan.sampling import generate_images
-from fastgan.training import load_generator
+from fastgan.trained import load_generator
 
 __all__ = ["run"]
 
@@ -27,30 +24,16 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if out.suffix.lower() != ".gif":
         raise OutputError(f"{out}: expected a name that ends in .gif")
-    generator, config, data = load_generator(options.checkpoint, ema=not options.no_ema)
-    classes = data.num_classes if config.conditional else None
-    require_class(options.label, classes)
-    assert config.noise is not None
-    stops = sample_noise(
+    generator = load_generator(options.checkpoint, ema=not options.no_ema)
+    if options.label is not None:
+        generator.class_number(options.label)
+    images = generator.interpolate(
         options.stops,
-        config.nz,
-        config.noise,
+        options.frames,
+        seed=options.seed,
         truncation=options.truncation,
-        generator=torch.Generator().manual_seed(options.seed),
+        classes=options.label or 0,
     )
-    # A closed walk: the GIF loops without a jump.
-    ends = stops.roll(-1, dims=0)
-    z = torch.stack(
-        [
-            spherical_interpolation(stops, ends, frame / options.frames)
-            for frame in range(options.frames)
-        ],
-        dim=1,
-    ).flatten(0, 1)
-    labels = None
-    if classes is not None:
-        labels = torch.full((len(z),), options.label or 0)
-    images = generate_images(generator, z, labels)
     strip = out.with_name(f"{out.stem}-strip.png")
     for place in (out, strip):
         check_writable(place)

@@ -1,42 +1,65 @@
-"""``fastgan sample``: a grid of images from a checkpoint."""
+"""``fastgan sample``: images from a checkpoint, as a grid or one by one."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
-from fastgan.cli.arguments import require_class
 from fastgan.cli.terminal import say
-from fastgan.images import save_grid
-from fastgan.noise import sample_noise
-from fastgan.sampling import generate_images
-from fastgan.training import load_generator
+from fastgan.errors import ConfigError, OutputError
+from fastgan.files import atomic_write, check_writable
+from fastgan.images import save_grid, save_image, to_bytes
+from fastgan.trained import TrainedGenerator, load_generator
 
 __all__ = ["run"]
 
 
 def run(options: argparse.Namespace) -> int:
-    """Writes the grid; returns 0."""
-    generator, config, data = load_generator(options.checkpoint, ema=not options.no_ema)
-    classes = data.num_classes if config.conditional else None
-    require_class(options.label, classes)
-    assert config.noise is not None
-    z = sample_noise(
-        options.n,
-        config.nz,
-        config.noise,
-        truncation=options.truncation,
-        generator=torch.Generator().manual_seed(options.seed),
+    """Writes the grid, the single images, or both; returns 0."""
+    if options.out is None and options.to is None:
+        raise ConfigError("out: expected --out FILE.png for a grid, or --to DIR or --to FILE.npz")
+    generator = load_generator(options.checkpoint, ema=not options.no_ema)
+    labels = generator.labels(options.n, options.label)
+    images = generator.sample(
+        options.n, seed=options.seed, truncation=options.truncation, classes=options.label
     )
-    labels = None
-    columns = None
-    if classes is not None:
-        labels = torch.arange(options.n) % classes
-        columns = min(classes, options.n)
-        if options.label is not None:
-            labels = torch.full_like(labels, options.label)
-            columns = None
-    save_grid(generate_images(generator, z, labels), options.out, columns=columns)
-    say(f"{options.n} images: {options.out}")
+    if options.out is not None:
+        columns = None
+        if labels is not None and options.label is None:
+            columns = min(generator.num_classes or 1, options.n)
+        save_grid(images, options.out, columns=columns)
+        say(f"{options.n} images: {options.out}")
+    if options.to is not None:
+        say(f"{options.n} images: {_save_singly(images, labels, generator, Path(options.to))}")
     return 0
+
+
+def _save_singly(
+    images: torch.Tensor, labels: torch.Tensor | None, generator: TrainedGenerator, place: Path
+) -> Path:
+    """A folder of PNGs, or an ``.npz`` as ``--data npz:`` takes it."""
+    if place.suffix == ".npz":
+        arrays: dict[str, Any] = {"images": to_bytes(images)}
+        if labels is not None:
+            arrays["labels"] = labels.numpy()
+        check_writable(place)
+        with atomic_write(place) as file:
+            np.savez(file, **arrays)
+        return place
+    if place.exists() and (not place.is_dir() or any(place.iterdir())):
+        raise OutputError(f"{place}: expected a new or empty folder, or a name that ends in .npz")
+    digits = len(str(len(images) - 1))
+    for number, image in enumerate(images):
+        folder = place
+        if labels is not None:
+            folder = place / f"{int(labels[number]):03d}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"{folder}: can't be made: {error.strerror}") from error
+        save_image(image, folder / f"{number:0{digits}d}.png")
+    return place

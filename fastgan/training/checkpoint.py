@@ -29,25 +29,22 @@ import hashlib
 import math
 import os
 import re
-import reprlib
 import struct
 import sys
-import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
 
-from fastgan.errors import CheckpointError, ConfigError, DataWarning, OutputError
+from fastgan.errors import CheckpointError, ConfigError, OutputError
 from fastgan.files import atomic_write
 from fastgan.plain_pickle import load_plain_pickle
 from fastgan.reading import one_line, parsing, printable
 from fastgan.training.config import TrainConfig
-from fastgan.training.networks import DataShape, build_generator
+from fastgan.training.networks import DataShape
 
 __all__ = [
     "checkpoint_path",
@@ -323,7 +320,7 @@ def _text(value: object) -> str:
 def load_generator(
     path: str | os.PathLike[str], *, ema: bool = True
 ) -> tuple[nn.Module, TrainConfig, DataShape]:
-    """The generator of a checkpoint, ready to sample from.
+    """The generator of a checkpoint as a module; :func:`fastgan.load_generator` has more to it.
 
     Args:
         path: the checkpoint file, or a run's folder for its newest good one; a
@@ -338,54 +335,10 @@ def load_generator(
         CheckpointError: see :func:`load_checkpoint`; also when the weights don't fit the model
             that the checkpoint names.
     """
-    found = read_generator(path, ema=ema)
+    from fastgan.trained import load_generator as load
+
+    found = load(path, ema=ema)
     return found.module, found.config, found.data
-
-
-@dataclass(frozen=True)
-class TrainedGenerator:
-    """A generator and where it is from.
-
-    Attributes:
-        path: the checkpoint.
-        step: generator updates done.
-        averaged: whether the weights are the moving average.
-        module: in eval mode on the CPU, its weights contiguous.
-        config: the run's settings.
-        data: the shape of what it was trained on.
-    """
-
-    path: Path
-    step: int
-    averaged: bool
-    module: nn.Module
-    config: TrainConfig
-    data: DataShape
-
-
-def read_generator(path: str | os.PathLike[str], *, ema: bool = True) -> TrainedGenerator:
-    """As :func:`load_generator`, with the checkpoint that a folder's is."""
-    path = Path(path)
-    if path.is_dir():
-        found = list_checkpoints(path)
-        if not found:
-            raise CheckpointError(f"{path}: this folder holds no checkpoint")
-        path, content, failures = newest_checkpoint(found)
-        for failure in failures:
-            warnings.warn(f"{failure}; taking {path}", DataWarning, stacklevel=3)
-    else:
-        content = load_checkpoint(path)
-    config, data = read_description(path, content)
-    average = content.get("ema_generator") if ema else None
-    weights = content.get("generator") if average is None else average
-    module = restore_module(path, "generator", lambda: build_generator(config, data), weights)
-    # As safetensors wants them; the fused forward lays them out as is fastest.
-    module = module.eval()
-    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-    step = content.get("step")
-    if type(step) is not int:
-        raise CheckpointError(f"{path}: expected a step, got {reprlib.repr(step)}")
-    return TrainedGenerator(path, step, average is not None, module, config, data)
 
 
 def restore_module(path: Path, name: str, build: Any, weights: object) -> nn.Module:

@@ -1,0 +1,213 @@
+"""A trained generator: where it is from, what it draws."""
+
+from __future__ import annotations
+
+import os
+import reprlib
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fastgan.errors import CheckpointError, ConfigError, DataWarning
+from fastgan.noise import sample_noise, spherical_interpolation
+from fastgan.sampling import generate_images
+from fastgan.training.checkpoint import (
+    list_checkpoints,
+    load_checkpoint,
+    newest_checkpoint,
+    read_description,
+    restore_module,
+)
+from fastgan.training.config import TrainConfig
+from fastgan.training.networks import DataShape, build_generator
+
+__all__ = ["TrainedGenerator", "load_generator"]
+
+
+def load_generator(path: str | os.PathLike[str], *, ema: bool = True) -> TrainedGenerator:
+    """Loads the generator of a checkpoint.
+
+    Args:
+        path: the checkpoint file, or a run's folder for its newest good one; a
+            :class:`fastgan.DataWarning` says which are damaged.
+        ema: take the moving average where the checkpoint has one.
+
+    Raises:
+        CheckpointError: no checkpoint, a damaged one, or one whose weights don't fit the model
+            that it names.
+
+    Example:
+        >>> import tempfile
+        >>> from fastgan.training import TrainConfig, Trainer
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = TrainConfig(out=folder, steps=1, batch_size=4, ngf=4, ndf=4)
+        ...     _ = Trainer(config).run()
+        ...     generator = load_generator(folder)
+        >>> generator.sample(3, seed=1).shape
+        torch.Size([3, 1, 16, 16])
+    """
+    path = Path(path)
+    if path.is_dir():
+        found = list_checkpoints(path)
+        if not found:
+            raise CheckpointError(f"{path}: this folder holds no checkpoint")
+        path, content, failures = newest_checkpoint(found)
+        for failure in failures:
+            warnings.warn(f"{failure}; taking {path}", DataWarning, stacklevel=2)
+    else:
+        content = load_checkpoint(path)
+    config, data = read_description(path, content)
+    average = content.get("ema_generator") if ema else None
+    weights = content.get("generator") if average is None else average
+    module = restore_module(path, "generator", lambda: build_generator(config, data), weights)
+    module = module.eval()
+    # As safetensors wants them; the fused forward lays them out as is fastest.
+    module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    step = content.get("step")
+    if type(step) is not int:
+        raise CheckpointError(f"{path}: expected a step, got {reprlib.repr(step)}")
+    return TrainedGenerator(path, step, average is not None, module, config, data)
+
+
+@dataclass(frozen=True)
+class TrainedGenerator:
+    """A generator and where it is from; made by :func:`load_generator`.
+
+    Attributes:
+        path: the checkpoint.
+        step: generator updates done.
+        averaged: whether the weights are the moving average.
+        module: in eval mode, on the CPU until it is moved; its weights contiguous, as
+            safetensors' ``save_file`` wants them. Takes z (N, nz, 1, 1), and labels (N,) int64 if
+            it is conditional.
+        config: the run's settings.
+        data: the shape of what it was trained on.
+    """
+
+    path: Path
+    step: int
+    averaged: bool
+    module: nn.Module
+    config: TrainConfig
+    data: DataShape
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes it draws; None if it isn't conditional."""
+        return self.data.num_classes if self.config.conditional else None
+
+    def to(self, device: torch.device | str) -> TrainedGenerator:
+        """Moves the module; returns this object."""
+        self.module.to(device)
+        return self
+
+    def class_number(self, name: int | str) -> int:
+        """The number of a class, given by its name or by its number, as text too.
+
+        Raises:
+            ConfigError: there is no such class, or the generator isn't conditional.
+        """
+        if self.num_classes is None:
+            raise ConfigError("class: this checkpoint's model is not conditional")
+        names = self.data.class_names or ()
+        if name in names:
+            return names.index(str(name))
+        try:
+            number = int(name)
+        except ValueError:
+            raise ConfigError(
+                f"class: expected 0 to {self.num_classes - 1} or one of"
+                f" {', '.join(names[:10])}, got {name!r}"
+            ) from None
+        if not 0 <= number < self.num_classes:
+            raise ConfigError(f"class: expected 0 to {self.num_classes - 1}, got {number}")
+        return number
+
+    def labels(
+        self, n: int, classes: int | str | Sequence[int | str] | None = None
+    ) -> Tensor | None:
+        """Labels (n,) int64: the classes in turn, by default all; None if not conditional.
+
+        Raises:
+            ConfigError: a class that doesn't exist, or one of a generator without classes.
+        """
+        if classes is None:
+            return None if self.num_classes is None else torch.arange(n) % self.num_classes
+        asked = [classes] if isinstance(classes, (int, str)) else list(classes)
+        numbers = torch.tensor([self.class_number(each) for each in asked])
+        return numbers[torch.arange(n) % len(numbers)]
+
+    def noise(self, n: int, *, seed: int = 0, truncation: float | None = None) -> Tensor:
+        """Latent vectors (n, nz, 1, 1) on the CPU, the same for the same seed.
+
+        Raises:
+            ConfigError: a ``truncation`` below 0.001.
+        """
+        assert self.config.noise is not None
+        return sample_noise(
+            n,
+            self.config.nz,
+            self.config.noise,
+            truncation=truncation,
+            generator=torch.Generator().manual_seed(seed),
+        )
+
+    def sample(
+        self,
+        n: int,
+        *,
+        seed: int = 0,
+        truncation: float | None = None,
+        classes: int | str | Sequence[int | str] | None = None,
+    ) -> Tensor:
+        """Draws images.
+
+        Args:
+            n: how many.
+            seed: of the noise.
+            truncation: noise beyond it is drawn again: more typical, less varied images.
+            classes: of a conditional generator: a number, a name, or several, in turn; by default
+                all.
+
+        Returns:
+            float32 (n, channels, size, size) in [-1, 1], on the CPU.
+
+        Raises:
+            ConfigError: a class or a truncation that can't be.
+        """
+        z = self.noise(n, seed=seed, truncation=truncation)
+        return generate_images(self.module, z, self.labels(n, classes))
+
+    def interpolate(
+        self,
+        stops: int = 6,
+        frames: int = 12,
+        *,
+        seed: int = 0,
+        truncation: float | None = None,
+        classes: int | str = 0,
+    ) -> Tensor:
+        """A closed walk between samples, along great circles (White 2016, arXiv 1609.04468).
+
+        Args:
+            stops: samples on the way, at least 2.
+            frames: images from one to the next.
+            seed: of the noise, and ``truncation``, as in :meth:`sample`.
+            truncation: see ``seed``.
+            classes: the class that is drawn throughout, if the generator is conditional.
+
+        Returns:
+            float32 (stops * frames, channels, size, size) in [-1, 1]; the last leads to the first.
+        """
+        corners = self.noise(stops, seed=seed, truncation=truncation)
+        following = corners.roll(-1, dims=0)
+        parts = [
+            spherical_interpolation(corners, following, frame / frames) for frame in range(frames)
+        ]
+        z = torch.stack(parts, dim=1).flatten(0, 1)
+        labels = None if self.num_classes is None else self.labels(len(z), classes)
+        return generate_images(self.module, z, labels)

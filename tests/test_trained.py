@@ -1,0 +1,105 @@
+"""A trained generator in one line of Python, and the single images that the command line writes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import fastgan
+from fastgan.cli import main
+from fastgan.data import load_data
+from fastgan.errors import ConfigError
+from fastgan.images import to_bytes
+from fastgan.training import TrainConfig, Trainer
+
+SMALL: dict[str, Any] = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "n_critic": 1, "steps": 1}
+
+
+@pytest.fixture(scope="module")
+def conditional(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("trained") / "run"
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 16, 16), np.uint8)
+
+    class Animals:
+        targets = torch.arange(9) % 3
+        classes = ("cat", "dog", "owl")
+
+        def __len__(self) -> int:
+            return 9
+
+        def __getitem__(self, index: int) -> np.ndarray:
+            return pixels[index]
+
+    config = TrainConfig(model="cgan", out=str(out), **SMALL)
+    return Trainer(config, source=Animals()).run().checkpoint
+
+
+def test_a_generator_draws_the_same_for_the_same_seed(conditional: Path) -> None:
+    generator = fastgan.load_generator(conditional.parent)
+    assert (generator.path, generator.step, generator.averaged) == (conditional, 1, True)
+    images = generator.sample(6, seed=3)
+    assert images.shape == (6, 1, 16, 16)
+    assert torch.equal(images, generator.sample(6, seed=3))
+    assert not torch.equal(images, generator.sample(6, seed=4))
+    z, labels = generator.noise(6, seed=3), torch.tensor([0, 1, 2, 0, 1, 2])
+    with torch.no_grad():
+        assert torch.allclose(images, generator.module(z, labels), atol=1e-6)
+    assert generator.noise(50, truncation=0.3).abs().max() <= 0.3
+
+
+def test_classes_go_by_name_and_by_number(conditional: Path) -> None:
+    generator = fastgan.load_generator(conditional)
+    dogs = generator.sample(4, classes="dog")
+    assert torch.equal(dogs, generator.sample(4, classes=1))
+    assert torch.equal(dogs, generator.sample(4, classes="1"))
+    mixed = generator.labels(5, ["owl", 0])
+    assert mixed is not None
+    assert mixed.tolist() == [2, 0, 2, 0, 2]
+    with pytest.raises(ConfigError, match="class: expected 0 to 2 or one of cat, dog, owl, got"):
+        generator.sample(1, classes="cow")
+    with pytest.raises(ConfigError, match="class: expected 0 to 2, got 3"):
+        generator.sample(1, classes=3)
+
+
+def test_a_walk_passes_its_samples_and_comes_back(conditional: Path) -> None:
+    generator = fastgan.load_generator(conditional)
+    walk = generator.interpolate(3, 4, seed=5, classes="owl")
+    assert walk.shape == (12, 1, 16, 16)
+    assert torch.allclose(walk[::4], generator.sample(3, seed=5, classes="owl"), atol=1e-5)
+
+
+def test_single_images_are_what_other_programs_read(
+    conditional: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wanted = to_bytes(fastgan.load_generator(conditional).sample(12, seed=2))[..., 0]
+    folder, array = tmp_path / "images", tmp_path / "images.npz"
+    for place in (folder, array):
+        assert main(["sample", str(conditional), "--n=12", "--seed=2", "--to", str(place)]) == 0
+    names = [path.relative_to(folder).as_posix() for path in sorted(folder.glob("*/*"))]
+    assert names == [f"{label:03d}/{k:02d}.png" for label in range(3) for k in range(label, 12, 3)]
+    for name in names:
+        assert np.array_equal(np.asarray(Image.open(folder / name)), wanted[int(name[4:6])])
+    source = load_data(f"npz:{array}", image_size=16)
+    assert np.array_equal(to_bytes(source.get(range(12))[0])[..., 0], wanted)
+    assert source.labels is not None
+    assert source.labels.tolist() == [0, 1, 2] * 4
+    # Nothing is mixed with what is there, and nothing is written where nothing was asked for.
+    assert main(["sample", str(conditional), "--to", str(folder)]) == 2
+    assert "expected a new or empty folder" in capsys.readouterr().err
+    assert main(["sample", str(conditional)]) == 2
+    assert "--to DIR" in capsys.readouterr().err
+
+
+def test_the_command_line_takes_classes_by_name(conditional: Path, tmp_path: Path) -> None:
+    for label in ("dog", "1"):
+        out = tmp_path / f"{label}.npz"
+        words = ["sample", str(conditional), "--n=3", f"--class={label}", "--to", str(out)]
+        assert main(words) == 0
+    named, numbered = (np.load(tmp_path / f"{label}.npz")["images"] for label in ("dog", "1"))
+    assert np.array_equal(named, numbered)
+    assert main(["sample", str(conditional), "--class=cow", f"--out={tmp_path / 'a.png'}"]) == 2

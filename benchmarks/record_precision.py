@@ -42,8 +42,8 @@ from fastgan import reference
 from fastgan.bench.machine import commit, machine_facts, utc_now, versions
 from fastgan.data import load_data, open_stream
 from fastgan.evaluation.report import evaluate_samples
-from fastgan.noise import sample_noise
-from fastgan.sampling import generate_images
+from fastgan.sampling.batches import generate_images
+from fastgan.sampling.noise import sample_noise
 from fastgan.training import TrainConfig, Trainer
 from fastgan.training.config import MODELS
 

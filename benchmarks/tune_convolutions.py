@@ -26,15 +26,15 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastgan.fusion import (
+from fastgan.kernels import ConvGeometry, forward, input_gradient, weight_gradient
+from fastgan.kernels import convolution as host
+from fastgan.kernels.fusion import (
     BatchNormGradient,
     BiasActivation,
     NormActivation,
     NormActivationGradient,
     Statistics,
 )
-from fastgan.kernels import ConvGeometry, forward, input_gradient, weight_gradient
-from fastgan.kernels import convolution as host
 from fastgan.kernels.tile_tables import MEASURED, PROGRAMS, TABLES
 from fastgan.kernels.tiles import Problem, Tile, architecture_of
 

@@ -13,8 +13,8 @@ import tempfile
 
 import torch
 
-from fastgan.noise import sample_noise
-from fastgan.sampling import generate_images
+from fastgan.sampling.batches import generate_images
+from fastgan.sampling.noise import sample_noise
 from fastgan.training import Callback, TrainConfig, Trainer, TrainingResult
 
 

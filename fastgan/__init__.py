@@ -31,8 +31,8 @@ from fastgan.errors import (
     OutputError,
     UnsupportedCriticError,
 )
-from fastgan.fallback import FallbackWarning
-from fastgan.report import Report
+from fastgan.explaining.fallback import FallbackWarning
+from fastgan.explaining.report import Report
 
 if TYPE_CHECKING:
     from fastgan import (
@@ -50,8 +50,9 @@ if TYPE_CHECKING:
         training,
     )
     from fastgan._native import BuildInfo, build_info
-    from fastgan.explanation import explain
+    from fastgan.explaining.explanation import explain
     from fastgan.nn.fuse import fuse
+    from fastgan.optim.weight_clipping import clip_weights_
     from fastgan.penalty import (
         CriticLoss,
         DiscriminatorLoss,
@@ -60,7 +61,6 @@ if TYPE_CHECKING:
         wgan_gp_critic_loss,
     )
     from fastgan.trained import load_generator
-    from fastgan.weight_clipping import clip_weights_
 else:
     __getattr__, __dir__ = attach(
         __name__,
@@ -73,7 +73,7 @@ else:
                 )
             },
             **dict.fromkeys(("BuildInfo", "build_info"), "fastgan._native"),
-            "explain": "fastgan.explanation",
+            "explain": "fastgan.explaining.explanation",
             "fuse": "fastgan.nn",
             **dict.fromkeys(
                 (
@@ -82,7 +82,7 @@ else:
                 ),
                 "fastgan.penalty",
             ),
-            "clip_weights_": "fastgan.weight_clipping",
+            "clip_weights_": "fastgan.optim.weight_clipping",
             "load_generator": "fastgan.trained",
         },
     )

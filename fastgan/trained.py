@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.errors import CheckpointError, ConfigError, DataWarning
-from fastgan.noise import sample_noise, spherical_interpolation
-from fastgan.sampling import generate_images
+from fastgan.sampling.batches import generate_images
+from fastgan.sampling.noise import sample_noise, spherical_interpolation
 from fastgan.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,

@@ -14,7 +14,7 @@ import fastgan
 from fastgan.cli import main
 from fastgan.data import load_data
 from fastgan.errors import ConfigError
-from fastgan.images import to_bytes
+from fastgan.sampling.images import to_bytes
 from fastgan.training import TrainConfig, Trainer
 
 SMALL: dict[str, Any] = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "n_critic": 1, "steps": 1}

@@ -15,10 +15,10 @@ import torch
 from torch import nn
 
 from fastgan.bench.styles import STYLES
+from fastgan.explaining.report import Row
 from fastgan.nn import fuse
 from fastgan.nn.calls import CHOSEN
 from fastgan.nn.placement import placements
-from fastgan.report import Row
 
 __all__ = ["Coverage", "coverage", "main"]
 

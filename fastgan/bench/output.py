@@ -6,12 +6,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from fastgan._util.files import atomic_write
 from fastgan.bench.goals import GOALS, judge
 from fastgan.bench.page import render_page
 from fastgan.bench.plots import save_plots, why_no_plots
 from fastgan.bench.schema import Change, Result
 from fastgan.errors import OutputError
-from fastgan.files import atomic_write
 
 __all__ = ["check_folder", "write_result"]
 

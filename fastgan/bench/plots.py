@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fastgan._util.files import atomic_write
 from fastgan.bench.counting import OTHER, PARTS, PYTHON
 from fastgan.bench.goals import GOALS
 from fastgan.bench.schema import Result, Row
 from fastgan.bench.summary import Line, lines, seconds_text, without_passes
-from fastgan.files import atomic_write
 
 __all__ = ["PLOTS", "save_plots", "why_no_plots"]
 

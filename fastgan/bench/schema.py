@@ -31,8 +31,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastgan._util.reading import parsing, read_text
 from fastgan.errors import DataError
-from fastgan.reading import parsing, read_text
 
 __all__ = [
     "METRICS",

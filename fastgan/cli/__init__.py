@@ -12,11 +12,11 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fastgan._util.reading import one_line
 from fastgan.cli.arguments import parse
 from fastgan.cli.terminal import Output, ended_by_interrupts, say, standard_streams
 from fastgan.errors import DataWarning, FastganError
-from fastgan.fallback import FallbackWarning
-from fastgan.reading import one_line
+from fastgan.explaining.fallback import FallbackWarning
 
 __all__ = ["main"]
 

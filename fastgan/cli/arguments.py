@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from types import NoneType
 from typing import Any, NoReturn
 
+from fastgan._util.devices import DEVICES
 from fastgan._version import __version__
 from fastgan.bench.suites import SUITES
-from fastgan.devices import DEVICES
 from fastgan.errors import ConfigError, printable
 from fastgan.training.config import PAPER_DEFAULTS, TrainConfig
 from fastgan.training.config_files import read_settings

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Column, Table
 from rich.text import Text
 
+from fastgan._util.devices import choose_device
 from fastgan.bench.cases import Case
 from fastgan.bench.goals import GOALS, Verdict, has_goal, judge
 from fastgan.bench.output import check_folder, write_result
@@ -25,7 +26,6 @@ from fastgan.bench.suites import suite_cases
 from fastgan.bench.summary import Line, lines, seconds_text
 from fastgan.bench.tables import goal_cells
 from fastgan.bench.timing import Budget
-from fastgan.devices import choose_device
 from fastgan.errors import ConfigError
 
 __all__ = ["run"]

@@ -7,15 +7,15 @@ import json
 
 import torch
 
+from fastgan._util.files import atomic_write, check_writable
 from fastgan._version import __version__
 from fastgan.cli.arguments import NEIGHBOURS
 from fastgan.cli.terminal import say
 from fastgan.data import load_data
 from fastgan.errors import ConfigError
 from fastgan.evaluation import evaluate_samples
-from fastgan.files import atomic_write, check_writable
-from fastgan.noise import sample_noise
-from fastgan.sampling import generate_images
+from fastgan.sampling.batches import generate_images
+from fastgan.sampling.noise import sample_noise
 from fastgan.trained import load_generator
 
 __all__ = ["run"]

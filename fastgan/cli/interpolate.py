@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
+from fastgan._util.files import check_writable
 from fastgan.cli.terminal import say
 from fastgan.errors import OutputError
-from fastgan.files import check_writable
-from fastgan.images import save_gif, save_strip
+from fastgan.sampling.images import save_gif, save_strip
 from fastgan.trained import load_generator
 
 __all__ = ["run"]

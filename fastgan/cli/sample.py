@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastgan._util.files import atomic_write, check_writable
 from fastgan.cli.terminal import say
 from fastgan.errors import ConfigError, OutputError
-from fastgan.files import atomic_write, check_writable
-from fastgan.images import save_grid, save_image, to_bytes
+from fastgan.sampling.images import save_grid, save_image, to_bytes
 from fastgan.trained import TrainedGenerator, load_generator
 
 __all__ = ["run"]

@@ -10,10 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fastgan._util.files import check_writable
 from fastgan.cli.arguments import TUNED
 from fastgan.cli.terminal import say
 from fastgan.data import ImageSource
-from fastgan.files import check_writable
 from fastgan.ops.backends import Selector, using
 from fastgan.ops.backends.choices import ChoicesFile, cache_path
 from fastgan.ops.backends.devices import device_name, fingerprint

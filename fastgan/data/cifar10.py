@@ -2,7 +2,7 @@
 
 Each batch is a dictionary with ``data``, uint8 (n, 3072), a row being the red, the green and the
 blue plane of 32 x 32, and ``labels``. (Krizhevsky, Learning multiple layers of features from tiny
-images, 2009.) The pickles are read as data, see :mod:`fastgan.plain_pickle`.
+images, 2009.) The pickles are read as data, see :mod:`fastgan._util.plain_pickle`.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from fastgan._util.plain_pickle import Record, load_plain_pickle
+from fastgan._util.reading import one_line
 from fastgan.data.limits import file_size, quoted
 from fastgan.data.source import ImageSource, source_from_array
 from fastgan.errors import DataError
-from fastgan.plain_pickle import Record, load_plain_pickle
-from fastgan.reading import one_line
 
 __all__ = ["load_cifar10"]
 

@@ -19,9 +19,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from fastgan._util.reading import one_line
 from fastgan.data.limits import MAX_FILE_BYTES, MAX_PIXELS, file_size, quoted
 from fastgan.errors import DataError
-from fastgan.reading import one_line
 
 __all__ = ["EXTENSIONS", "decode_image", "is_grey_image", "quiet_about_bombs"]
 

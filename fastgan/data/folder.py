@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgan._util.reading import one_line
 from fastgan.data.decoding import EXTENSIONS, decode_image, is_grey_image, quiet_about_bombs
 from fastgan.data.limits import quoted
 from fastgan.data.pixels import bytes_to_unit_range
 from fastgan.data.source import ImageSource, MemorySource, choose_channels, fits_in_memory
 from fastgan.errors import DataError, DataWarning
-from fastgan.reading import one_line
 
 __all__ = [
     "VERIFIED_FILES",

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastgan._util.reading import one_line
 from fastgan.data.limits import (
     Readable,
     check_expansion,
@@ -25,7 +26,6 @@ from fastgan.data.limits import (
 )
 from fastgan.data.source import ImageSource, source_from_array
 from fastgan.errors import DataError
-from fastgan.reading import one_line
 
 __all__ = ["load_idx", "read_idx"]
 

@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 from typing import Protocol
 
+from fastgan._util.reading import one_line
 from fastgan.errors import DataError
-from fastgan.reading import one_line
 
 __all__ = [
     "IN_MEMORY_BYTES",

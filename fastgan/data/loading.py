@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from fastgan._util.reading import parsing
 from fastgan.data.cifar10 import load_cifar10
 from fastgan.data.digits import load_digits
 from fastgan.data.folder import Progress, load_folder
@@ -11,7 +12,6 @@ from fastgan.data.idx import load_idx
 from fastgan.data.npz import load_npz
 from fastgan.data.source import ImageSource, choose_channels
 from fastgan.errors import DataError, ImageSizeError
-from fastgan.reading import parsing
 
 __all__ = ["SPECS", "load_data"]
 

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fastgan._util.reading import one_line, parsing
 from fastgan.data.limits import check_expansion, file_size, quoted, read_exactly
 from fastgan.data.source import ImageSource, source_from_array
 from fastgan.errors import DataError
-from fastgan.reading import one_line, parsing
 
 __all__ = ["IMAGE_KEYS", "LABEL_KEYS", "load_npz"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastgan._util.random_streams import seeded_generator
 from fastgan.errors import ConfigError
-from fastgan.random_streams import seeded_generator
 
 __all__ = ["InfiniteSampler", "split_indices"]
 

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from fastgan._util.reading import one_line
 from fastgan.data.folder import available_processors
 from fastgan.data.given import StreamSource
 from fastgan.data.pixels import bytes_to_unit_range
 from fastgan.data.sampling import InfiniteSampler
 from fastgan.data.source import ImageSource
 from fastgan.errors import ConfigError, DataError
-from fastgan.reading import one_line
 
 __all__ = ["PATIENCE", "ImageStream", "StreamInterrupted", "open_stream"]
 

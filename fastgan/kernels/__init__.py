@@ -6,7 +6,7 @@
 ``implicit_gemm``, ``index_maps``       the gather and the scatter kernel
 ``split_reduction``                     the weight gradient, in two stages
 ``prologues``, ``epilogues``,           what they do on loading and on storing: the Triton of
-``activations``                         :mod:`fastgan.fusion` and :mod:`fastgan.activations`
+``activations``                         :mod:`fastgan.kernels.fusion` and :mod:`fastgan.activations`
 ``tiles``, ``tile_tables``              tile choices, as data
 ``plans``, ``launch``                   what is worked out once for a problem, and the launch
 ======================================  =========================================================

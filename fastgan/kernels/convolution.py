@@ -1,7 +1,8 @@
 """Convolutions forward, and their two gradients, each in one kernel with what surrounds it.
 
-What they compute is in :mod:`fastgan.fusion`, how in ``docs/kernels.md``. Triton is imported when
-the first kernel runs. Nothing here waits for the GPU, so that calls can be captured in CUDA graphs
+What they compute is in :mod:`fastgan.kernels.fusion`, how in ``docs/kernels.md``. Triton is
+imported when the first kernel runs. Nothing here waits for the GPU, so that calls can be captured
+in CUDA graphs
 (after one call outside, which compiles); they run on torch's current stream. Nothing is recorded by
 autograd.
 """
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import ConfigError, DtypeError
-from fastgan.fusion import (
+from fastgan.kernels.fusion import (
     ActivationGradient,
     BatchNormGradient,
     BiasActivation,

@@ -1,4 +1,4 @@
-"""What a kernel does with its result on storing it: :mod:`fastgan.fusion`'s epilogues in Triton.
+"""What a kernel does with its result on storing it: the epilogues of :mod:`fastgan.kernels.fusion`.
 
 An epilogue says what is stored:
 

@@ -1,4 +1,4 @@
-"""What a kernel does with an operand on loading it: :mod:`fastgan.fusion`'s prologues in Triton.
+"""What a kernel does with an operand on loading it: the prologues of :mod:`fastgan.kernels.fusion`.
 
 All have one signature, so that a kernel can be given any of them:
 

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.activations import BY_FUNCTION, activation_call
-from fastgan.fallback import warn_once
+from fastgan.explaining.fallback import warn_once
 from fastgan.nn.pending import Pending
 from fastgan.nn.stretch import (
     TORCHS,

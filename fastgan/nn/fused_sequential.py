@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from fastgan import recording
+from fastgan._util import recording
 from fastgan.nn.recorder import run_recorded
 
 __all__ = ["FusedSequential"]

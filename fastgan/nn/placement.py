@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.modules import module as nn_module
 from torch.nn.utils import parametrize
 
+from fastgan.explaining.report import Row
 from fastgan.nn.recorder import is_fused, watched
-from fastgan.report import Row
 
 __all__ = ["placements"]
 

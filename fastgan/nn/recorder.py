@@ -33,14 +33,14 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from fastgan import recording
-from fastgan.fallback import warn_once
+from fastgan._util import recording
+from fastgan.explaining.fallback import warn_once
+from fastgan.explaining.report import Row
 from fastgan.nn import unseen
 from fastgan.nn.calls import RECORDED
 from fastgan.nn.pending import Pending
 from fastgan.nn.stretch import Log
 from fastgan.nn.touches import METADATA
-from fastgan.report import Row
 
 __all__ = ["Recorder", "is_fused", "run_recorded", "watched"]
 

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from fastgan import kernels
 from fastgan.activations import ACTIVATIONS
+from fastgan.explaining.report import Row
 from fastgan.nn.waiting import Op, Waiting
 from fastgan.ops import op_path
 from fastgan.ops.backends import (
@@ -34,7 +35,6 @@ from fastgan.ops.memory_format import is_channels_last
 from fastgan.ops.norm_choice import runs_in_one_pass
 from fastgan.ops.sample_norm import sample_norm_act
 from fastgan.ops.stages import IDENTITY, Stage, StageTensors, folded, folding_pays
-from fastgan.report import Row
 
 __all__ = [
     "TORCHS",

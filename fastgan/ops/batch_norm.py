@@ -13,7 +13,7 @@ arXiv 1502.03167, section 3)::
 ==============================  ===================================================================
 ``batch_norm_statistics``       mean, invstd, scale of a tensor; moves the running statistics
 ``batch_norm_finalize``         the same, merged from the statistics of tiles that a convolution's
-                                epilogue leaves (:class:`fastgan.fusion.PartialStatistics`)
+                                epilogue leaves (:class:`fastgan.kernels.fusion.PartialStatistics`)
 ``norm_act``                    y
 ``norm_act_gradient_sums``      sum(g) and sum(g xhat), (tiles, C)
 ``norm_act_gradient_finalize``  slope, offset, grad_weight, grad_bias; of 0 values slope and offset
@@ -382,7 +382,7 @@ def norm_act_gradient_sums(
     activation: int,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor]:
-    """The fields of :class:`fastgan.fusion.GradientSums`."""
+    """The fields of :class:`fastgan.kernels.fusion.GradientSums`."""
     op = "norm_act_gradient_sums"
     check_norm(op, input, mean, scale, bias, activation)
     check_alike(op, "grad_output", grad_output, "input", input)

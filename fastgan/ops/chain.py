@@ -2,8 +2,8 @@
 
 Forward, for each stage: convolve; of a stage with a batch norm keep the *raw* result and its
 statistics, and leave normalising and activating it to the next stage's convolution, on load
-(:mod:`fastgan.fusion`). So between two convolutions one tensor is kept where eager PyTorch keeps
-two, and a kernel that has a prologue reads and writes nothing else.
+(:mod:`fastgan.kernels.fusion`). So between two convolutions one tensor is kept where eager PyTorch
+keeps two, and a kernel that has a prologue reads and writes nothing else.
 
 Backward, from the last stage to the first, with dy the gradient of a stage's raw result:
 
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from fastgan.activations import ACTIVATIONS, activation_named
-from fastgan.fusion import (
+from fastgan.kernels.fusion import (
     ActivationGradient,
     BatchNormGradient,
     BiasActivation,

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.activations import activation_named
-from fastgan.fallback import warn_once
+from fastgan.explaining.fallback import warn_once
 from fastgan.ops.backends import ATEN
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.chain import Chain, run_chain

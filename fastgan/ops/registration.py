@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from fastgan import _native
-from fastgan.fallback import warn_once
+from fastgan.explaining.fallback import warn_once
 
 __all__ = [
     "NAMESPACE",

@@ -19,7 +19,7 @@ from torch.nn.parameter import is_lazy
 from fastgan.errors import ConfigError, DtypeError
 from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.registration import call_counting_writes
-from fastgan.weight_clipping import clip_bounds, clip_lists
+from fastgan.optim.weight_clipping import clip_bounds, clip_lists
 
 __all__ = ["Clip", "ClipWhen", "ClippingOptimizer", "StepLists"]
 

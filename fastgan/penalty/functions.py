@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import ConfigError, DtypeError, UnsupportedCriticError
-from fastgan.fallback import warn_once
+from fastgan.explaining.fallback import warn_once
 from fastgan.losses import SCORES_LOSSES
 from fastgan.penalty.critics import Critic as _Critic
 from fastgan.penalty.critics import Scores

@@ -25,7 +25,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastgan.fusion import ActivationGradient
+from fastgan.kernels.fusion import ActivationGradient
 from fastgan.ops.backends import TRITON, fusion, select_backend
 from fastgan.penalty.elementwise import ActivationRule
 from fastgan.penalty.entries import Node, Value

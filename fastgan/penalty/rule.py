@@ -105,7 +105,7 @@ class Rule:
         return False
 
     def backend(self, node: Node) -> tuple[str, str]:
-        """The backend, as :class:`fastgan.report.Row` names it, and the reason."""
+        """The backend, as :class:`fastgan.explaining.report.Row` names it, and the reason."""
         return "aten", ""
 
     # By default the derivatives are those of one differentiable result, slot by slot.

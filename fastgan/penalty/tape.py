@@ -32,7 +32,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from fastgan import recording
+from fastgan._util import recording
 from fastgan.penalty.entries import Node, Samples, Value
 from fastgan.penalty.rule import AUTOGRAD, OUTPUT, layout_of
 from fastgan.penalty.rules import GRAPH, REGION, Op, rule_of

@@ -19,7 +19,8 @@ A checkpoint is a file of ``torch.save`` that holds one dictionary of tensors an
 
 The zip archive's comment holds a digest of all the bytes before it, so that a flipped bit anywhere
 is found. Reading one allocates nothing that the file doesn't hold: members are stored, not
-deflated; the pickle is read by :mod:`fastgan.plain_pickle`; each tensor lies within its bytes.
+deflated; the pickle is read by :mod:`fastgan._util.plain_pickle`; each tensor lies within its
+bytes.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor, nn
 
+from fastgan._util.files import atomic_write
+from fastgan._util.plain_pickle import load_plain_pickle
+from fastgan._util.reading import one_line, parsing, printable
 from fastgan.errors import CheckpointError, ConfigError, OutputError
-from fastgan.files import atomic_write
-from fastgan.plain_pickle import load_plain_pickle
-from fastgan.reading import one_line, parsing, printable
 from fastgan.training.config import TrainConfig
 from fastgan.training.networks import DataShape
 

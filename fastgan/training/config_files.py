@@ -12,8 +12,8 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
+from fastgan._util.reading import one_line, parsing, read_text
 from fastgan.errors import ConfigError
-from fastgan.reading import one_line, parsing, read_text
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from fastgan import _native
 from fastgan.errors import FastganError
-from fastgan.fallback import warn_once
+from fastgan.explaining.fallback import warn_once
 from fastgan.training.feed import Batch
 from fastgan.training.iteration import Iteration, Shape
 from fastgan.training.updates import GANUpdater

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from fastgan._util.random_streams import seeded_generator
 from fastgan.data import ImageSource
 from fastgan.errors import OutputError
 from fastgan.evaluation.diversity import SampleDiversity
-from fastgan.images import make_grid, save_grid
-from fastgan.noise import sample_noise
-from fastgan.random_streams import seeded_generator
-from fastgan.sampling import generate_images
+from fastgan.sampling.batches import generate_images
+from fastgan.sampling.images import make_grid, save_grid
+from fastgan.sampling.noise import sample_noise
 from fastgan.training.callbacks import Callback
 from fastgan.training.config import TrainConfig
 from fastgan.training.health import HealthMonitor

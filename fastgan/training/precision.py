@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from fastgan.devices import choose_device
+from fastgan._util.devices import choose_device
 
 __all__ = ["BF16_TRAINS_AS_WELL", "automatic_precision", "bf16_is_fast"]
 

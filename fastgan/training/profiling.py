@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
+from fastgan._util.files import atomic_write
 from fastgan.errors import OutputError
-from fastgan.files import atomic_write
 from fastgan.training.iteration import PHASES
 
 __all__ = ["StepProfiler", "summarize"]

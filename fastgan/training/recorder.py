@@ -14,9 +14,9 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from fastgan._util.files import atomic_write
+from fastgan._util.reading import read_text
 from fastgan.errors import DataWarning, OutputError
-from fastgan.files import atomic_write
-from fastgan.reading import read_text
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter

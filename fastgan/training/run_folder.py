@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastgan._util.files import atomic_write
+from fastgan._util.reading import parsing, read_text
 from fastgan.data.loading import GIVEN
 from fastgan.errors import CheckpointError, ConfigError, FastganError, OutputError
-from fastgan.files import atomic_write
-from fastgan.reading import parsing, read_text
 from fastgan.training.checkpoint import (
     list_checkpoints,
     load_checkpoint,

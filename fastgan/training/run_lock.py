@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fastgan._util.reading import one_line, printable
 from fastgan.errors import OutputError
-from fastgan.reading import one_line, printable
 
 __all__ = ["run_lock"]
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgan._util.random_streams import seeded_generator
+from fastgan._util.reading import parsing
 from fastgan.errors import CheckpointError
-from fastgan.random_streams import seeded_generator
-from fastgan.reading import parsing
 from fastgan.training.checkpoint import restore_module
 from fastgan.training.config import TrainConfig
 from fastgan.training.ema import ExponentialMovingAverage

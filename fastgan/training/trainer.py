@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.profiler import record_function
 
+from fastgan._util.devices import choose_device
 from fastgan.data import as_source
 from fastgan.data.loading import GIVEN
 from fastgan.data.streaming import StreamInterrupted
-from fastgan.devices import choose_device
 from fastgan.errors import ConfigError, DataError, FastganError
-from fastgan.fallback import warn_once
+from fastgan.explaining.fallback import warn_once
 from fastgan.ops.backends import recorded_choices
 from fastgan.training.callbacks import Callback
 from fastgan.training.checkpoint import (

@@ -19,16 +19,16 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.losses import PLAYERS_LOSSES
-from fastgan.noise import sample_noise
 from fastgan.ops.chain import weights_left_out
 from fastgan.optim import Adam, RMSprop
+from fastgan.optim.weight_clipping import clip_weights_
 from fastgan.penalty import discriminator_loss, gradient_penalty
 from fastgan.penalty.points import Points
+from fastgan.sampling.noise import sample_noise
 from fastgan.training.augmentation import augment, augmentation_kinds, draw_augmentation
 from fastgan.training.checkpoint import restore_optimizer, restore_scaler
 from fastgan.training.config import TrainConfig
 from fastgan.training.processes import Processes
-from fastgan.weight_clipping import clip_weights_
 
 __all__ = ["GANUpdater", "build_optimizer"]
 

@@ -13,11 +13,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fastgan._util.plain_pickle import Record
 from fastgan.data import load_data
 from fastgan.data.cifar10 import _byte_array
 from fastgan.data.cifar10 import _load as load
 from fastgan.errors import DataError
-from fastgan.plain_pickle import Record
 
 FOLDER = "cifar-10-batches-py"
 NAMES = [b"airplane", b"automobile", b"bird", b"cat", b"deer"]

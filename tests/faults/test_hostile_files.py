@@ -19,12 +19,12 @@ import torch
 from forked import Forked
 from PIL import Image
 
+from fastgan._util.devices import choose_device
+from fastgan._util.files import atomic_write
 from fastgan.bench.schema import read_result
 from fastgan.cli import main
 from fastgan.data import load_data
-from fastgan.devices import choose_device
 from fastgan.errors import CheckpointError, ConfigError, DataError, FastganError
-from fastgan.files import atomic_write
 from fastgan.training import Callback, TrainConfig, Trainer, joined_processes, load_generator
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint, save_checkpoint
 from fastgan.training.config_files import read_settings

@@ -195,7 +195,9 @@ sys.meta_path.insert(0, Finder())
 """
 
 
-@pytest.mark.parametrize("module", ["fastgan._after_torch", "fastgan.report", "fastgan.cli"])
+@pytest.mark.parametrize(
+    "module", ["fastgan._after_torch", "fastgan.explaining.report", "fastgan.cli"]
+)
 @pytest.mark.parametrize("how", ["-m", "script"])
 def test_an_interrupt_at_any_import_leaves_no_traceback(
     module: str, how: str, tmp_path: Path

@@ -22,7 +22,7 @@ from typing import Any
 from unittest import mock
 
 import torch
-from test_penalty_programs import CHANNELS, SIZE, N, Program, flat
+from penalty.test_penalty_programs import CHANNELS, SIZE, N, Program, flat
 from torch import Tensor, nn
 
 import fastgan

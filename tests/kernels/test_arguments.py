@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from fastgan.errors import ConfigError, DtypeError
-from fastgan.fusion import ActivationGradient, NormActivation
 from fastgan.kernels import ConvGeometry, covers, forward, input_gradient, weight_gradient
 from fastgan.kernels.convolution import _float32_precision
+from fastgan.kernels.fusion import ActivationGradient, NormActivation
 
 GEOMETRY = ConvGeometry((4, 4), (2, 2), (1, 1))
 INPUT = torch.zeros(2, 3, 8, 8)

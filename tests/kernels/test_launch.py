@@ -26,8 +26,13 @@ class Driver:
 
 driver.set_active(Driver())
 
-from fastgan.fusion import BatchNormGradient, NormActivation, NormActivationGradient, Statistics
 from fastgan.kernels import ConvGeometry, convolution, forward, input_gradient, weight_gradient
+from fastgan.kernels.fusion import (
+    BatchNormGradient,
+    NormActivation,
+    NormActivationGradient,
+    Statistics,
+)
 from fastgan.kernels.launch import Launch
 
 compiled = []

@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastgan.fusion import NormActivation, Statistics
 from fastgan.kernels import ConvGeometry, forward, input_gradient, weight_gradient
+from fastgan.kernels.fusion import NormActivation, Statistics
 
 pytestmark = pytest.mark.gpu
 GEOMETRY = ConvGeometry((4, 4), (2, 2), (1, 1))

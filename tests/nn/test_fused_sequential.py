@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from fastgan import fallback
-from fastgan.fallback import FallbackWarning
+from fastgan.explaining import fallback
+from fastgan.explaining.fallback import FallbackWarning
 from fastgan.nn import FusedSequential, fuse
 from fastgan.ops.chain import weights_left_out
 from fastgan.ops.stages import Stage, StageTensors, folding_pays

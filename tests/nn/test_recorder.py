@@ -241,7 +241,7 @@ def turned(stage: Any, input: Tensor, weight: Tensor, passes: Any) -> tuple[bool
 
 
 @pytest.mark.usefixtures("fewest")
-@pytest.mark.filterwarnings("ignore::fastgan.fallback.FallbackWarning")
+@pytest.mark.filterwarnings("ignore::fastgan.explaining.fallback.FallbackWarning")
 @given(
     instructions,
     st.sampled_from(["tuple", "dict", "one"]),

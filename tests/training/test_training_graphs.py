@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import fastgan.fallback
+import fastgan.explaining.fallback
 from fastgan import _native
 from fastgan.errors import FastganError
-from fastgan.fallback import FallbackWarning
+from fastgan.explaining.fallback import FallbackWarning
 from fastgan.training import TrainConfig, Trainer
 from fastgan.training.checkpoint import load_checkpoint
 from fastgan.training.config import MODELS
@@ -257,7 +257,7 @@ def test_reading_a_value_back_is_noticed() -> None:
 
 
 def test_a_step_that_can_not_be_recorded_is_run_with_one_warning_and_nothing_lost() -> None:
-    fastgan.fallback._seen.clear()
+    fastgan.explaining.fallback._seen.clear()
     eager, refused = make(model="wgan"), make(model="wgan")
     captured = CapturedIteration(refused, Refusal(refused))
     with warnings.catch_warnings(record=True) as caught:
@@ -328,7 +328,7 @@ def test_graphs_and_single_steps_train_alike_on_a_gpu(
             lr_decay="linear",
             **small,
         )
-        fastgan.fallback._seen.clear()
+        fastgan.explaining.fallback._seen.clear()
         with warnings.catch_warnings():
             warnings.filterwarnings("error", "steps run one by one", FallbackWarning)
             checkpoints.append(load_checkpoint(Trainer(config).run().checkpoint))

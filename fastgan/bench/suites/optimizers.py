@@ -18,7 +18,7 @@ from fastgan.bench.cases import Case, Setting
 from fastgan.bench.timing import Call
 from fastgan.bench.work import Work, elementwise
 from fastgan.errors import ConfigError
-from fastgan.weight_clipping import clip_weights_
+from fastgan.optim.weight_clipping import clip_weights_
 
 __all__ = ["CLIP", "OPS", "SHAPES", "cases", "contenders", "work_of"]
 

@@ -27,9 +27,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from fastgan._util.files import atomic_write
 from fastgan.errors import OutputError
-from fastgan.fallback import warn_once
-from fastgan.files import atomic_write
+from fastgan.explaining.fallback import warn_once
 
 __all__ = ["Choice", "Choices", "ChoicesFile", "cache_folder", "cache_path"]
 

@@ -18,8 +18,8 @@ from torch.autograd.profiler import record_function
 from torch.utils._python_dispatch import _disable_current_modes
 
 from fastgan.activations import ACTIVATIONS
-from fastgan.fallback import warn_once
-from fastgan.fusion import (
+from fastgan.explaining.fallback import warn_once
+from fastgan.kernels.fusion import (
     ActivationGradient,
     BatchNormGradient,
     BiasActivation,

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import ConfigError
-from fastgan.fallback import warn_once
+from fastgan.explaining.fallback import warn_once
 from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.choices import Choice, Choices, ChoicesFile, cache_path
 from fastgan.ops.backends.devices import device_name, fingerprint

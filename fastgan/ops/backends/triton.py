@@ -1,6 +1,6 @@
 """Convolutions by the Triton kernels of ``fastgan.kernels``.
 
-These also do what :mod:`fastgan.fusion` describes on load and on store. A linear layer is a
+These also do what :mod:`fastgan.kernels.fusion` describes on load and on store. A linear layer is a
 convolution of one place.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from fastgan import kernels
-from fastgan.fusion import (
+from fastgan.kernels.fusion import (
     ActivationGradient,
     BatchNormGradient,
     BiasActivation,

@@ -3,7 +3,7 @@
 // Each map, weight and bias is a heap block of exactly its size, so that AddressSanitizer finds any
 // access beyond it. All values are whole numbers so small that every sum of the kernels is exact:
 // what is expected of float32 is equality, and of bfloat16 the exact sum rounded once. What nobody
-// wrote is NaN (tests/test_cpu_convolutions_under_sanitizers.py fills allocated memory with it), so
+// wrote is NaN (tests/ops/test_cpu_convolutions_under_sanitizers.py fills allocated memory with it), so
 // that a result which depends on it is wrong too.
 //
 // Of this file itself nothing is instrumented. Run as: convolutions SEED CASES

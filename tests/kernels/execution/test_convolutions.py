@@ -10,7 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.activations import ACTIVATIONS
-from fastgan.fusion import (
+from fastgan.kernels import ConvGeometry, forward, input_gradient, plans, weight_gradient
+from fastgan.kernels import convolution as kernel_convolution
+from fastgan.kernels.fusion import (
     ActivationGradient,
     BatchNormGradient,
     BiasActivation,
@@ -18,8 +20,6 @@ from fastgan.fusion import (
     NormActivationGradient,
     Statistics,
 )
-from fastgan.kernels import ConvGeometry, forward, input_gradient, plans, weight_gradient
-from fastgan.kernels import convolution as kernel_convolution
 from fastgan.kernels.launch import interpreted
 from fastgan.kernels.tile_tables import TABLES
 from fastgan.kernels.tiles import Tile, rows_of

@@ -6,8 +6,8 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 from test_convolutions import Case, check_forward, check_gradients, draw
 
-from fastgan.fusion import Statistics
 from fastgan.kernels import ConvGeometry
+from fastgan.kernels.fusion import Statistics
 
 # Each is compiled on a GPU, or takes a third of a second in the interpreter.
 EXAMPLES = 15

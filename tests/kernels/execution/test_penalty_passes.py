@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgan
-from fastgan.explanation import _named_recording
+from fastgan.explaining.explanation import _named_recording
 from fastgan.kernels import interpreted
 from fastgan.penalty.critics import Critic
 from fastgan.penalty.peephole import MaskingConvolution

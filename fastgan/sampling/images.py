@@ -2,7 +2,7 @@
 
 Everything here takes what a generator returns, float ``(N, C, H, W)`` in ``[-1, 1]`` with one or
 three channels, and writes it with Pillow. A file appears whole or not at all: it is written
-under another name in the same folder and moved into place (:mod:`fastgan.files`).
+under another name in the same folder and moved into place (:mod:`fastgan._util.files`).
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fastgan._util.files import atomic_write, check_writable
 from fastgan.errors import DataError, ImageSizeError, OutputError
-from fastgan.files import atomic_write, check_writable
 
 __all__ = ["make_grid", "save_gif", "save_grid", "save_image", "save_strip", "to_bytes"]
 
@@ -126,7 +126,7 @@ def make_grid(images: Tensor, *, columns: int | None = None, padding: int = PADD
 
     Example:
         >>> import torch
-        >>> from fastgan.images import make_grid
+        >>> from fastgan.sampling.images import make_grid
         >>> make_grid(torch.zeros(6, 1, 16, 16), columns=3, padding=2).shape
         (38, 56, 1)
     """
@@ -182,7 +182,7 @@ def save_grid(
     Example:
         >>> import tempfile, torch
         >>> from pathlib import Path
-        >>> from fastgan.images import save_grid
+        >>> from fastgan.sampling.images import save_grid
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_grid(torch.zeros(4, 3, 16, 16), Path(folder) / "grid.png")
         ...     [file.name for file in Path(folder).iterdir()]
@@ -208,7 +208,7 @@ def save_strip(images: Tensor, path: str | os.PathLike[str], *, scale: int | Non
         >>> import tempfile, torch
         >>> from pathlib import Path
         >>> from PIL import Image
-        >>> from fastgan.images import save_strip
+        >>> from fastgan.sampling.images import save_strip
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_strip(torch.zeros(5, 1, 16, 16), Path(folder) / "strip.png")
         ...     with Image.open(Path(folder) / "strip.png") as picture:
@@ -249,7 +249,7 @@ def save_gif(
         >>> import tempfile, torch
         >>> from pathlib import Path
         >>> from PIL import Image
-        >>> from fastgan.images import save_gif
+        >>> from fastgan.sampling.images import save_gif
         >>> frames = torch.linspace(-1, 1, 8).reshape(8, 1, 1, 1).expand(8, 1, 16, 16)
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     save_gif(frames, Path(folder) / "morph.gif")

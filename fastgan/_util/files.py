@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from fastgan._util.reading import one_line
 from fastgan.errors import OutputError
-from fastgan.reading import one_line
 
 __all__ = ["atomic_write", "check_writable"]
 

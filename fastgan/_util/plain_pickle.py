@@ -16,8 +16,8 @@ import pickletools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from fastgan._util.reading import parsing
 from fastgan.errors import FastganError
-from fastgan.reading import parsing
 
 __all__ = ["MAX_DEPTH", "Record", "load_plain_pickle"]
 

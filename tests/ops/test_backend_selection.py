@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import fastgan
-from fastgan import fallback
 from fastgan.errors import ConfigError
+from fastgan.explaining import fallback
 from fastgan.ops.backends import (
     BACKENDS,
     PASSES,

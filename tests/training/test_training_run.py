@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
+from fastgan._util.random_streams import seeded_generator
 from fastgan.data import MemorySource
 from fastgan.errors import CheckpointError, ConfigError, DataError, OutputError
 from fastgan.ops.backends import Backend, Problem, Selector, selection, using
-from fastgan.random_streams import seeded_generator
 from fastgan.training import Callback, TrainConfig, Trainer, TrainingDivergedError, load_generator
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
 from fastgan.training.config import MODELS

@@ -22,7 +22,7 @@ import fastgan
 from fastgan import _native
 from fastgan.errors import NativeLibraryError
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 G_PLUS_PLUS = shutil.which("g++")
 
 pytestmark = pytest.mark.skipif(
@@ -583,7 +583,7 @@ def test_build_for_another_python_is_an_error(broken):
 
 
 def test_a_rebuild_leaves_a_loaded_library_alone(tmp_path: Path) -> None:
-    namespace = runpy.run_path(str(Path(__file__).resolve().parent.parent / "setup.py"))
+    namespace = runpy.run_path(str(Path(__file__).resolve().parents[2] / "setup.py"))
     built, target = tmp_path / "built.so", tmp_path / "installed.so"
     target.write_bytes(b"old")
     built.write_bytes(b"new")

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import nn
 
+from fastgan._util.files import atomic_write
 from fastgan.errors import OutputError
-from fastgan.files import atomic_write
 from fastgan.models import DCGANGenerator
-from fastgan.sampling import generate_images
+from fastgan.sampling.batches import generate_images
 from fastgan.training.ema import ExponentialMovingAverage
 from fastgan.training.recorder import COLUMNS, MetricsRecorder, read_metrics
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgan.errors import ConfigError
-from fastgan.noise import sample_noise, spherical_interpolation
+from fastgan.sampling.noise import sample_noise, spherical_interpolation
 
 
 def seeded(seed: int = 0) -> torch.Generator:

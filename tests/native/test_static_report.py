@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 pytestmark = pytest.mark.skipif(
     not (ROOT / "native_build.py").exists(), reason="needs a checkout: it compiles the sources"

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from fastgan.errors import ConfigError, UnsupportedCriticError
+from fastgan.explaining.report import Report, Row
 from fastgan.nn.placement import placements
 from fastgan.ops import op_path, op_paths
 from fastgan.ops.backends import measuring_nothing
 from fastgan.penalty.critics import Critic, Recording, inner_critic, record
 from fastgan.penalty.entries import Node
 from fastgan.penalty.tape import Tape, Unrecordable
-from fastgan.report import Report, Row
 
 __all__ = ["explain"]
 

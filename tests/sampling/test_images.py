@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageSequence
 
 from fastgan.errors import DataError, ImageSizeError, OutputError
-from fastgan.images import make_grid, save_gif, save_grid, save_strip
+from fastgan.sampling.images import make_grid, save_gif, save_grid, save_strip
 
 
 def random_images(count: int, channels: int, height: int, width: int, seed: int) -> torch.Tensor:

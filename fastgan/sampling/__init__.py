@@ -1,0 +1,1 @@
+"""Images from a generator: its input, its batches, and pictures of them on disk."""

@@ -31,7 +31,7 @@ using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
 // As `tensor`, whose memory has no gaps, lies.
 Tensor empty_as(const Tensor& tensor) {
-    return empty_strided(tensor.sizes(), tensor.strides(), dtype_code(tensor), tensor);
+    return empty_strided(tensor.sizes(), strides_of(tensor), dtype_code(tensor), tensor);
 }
 
 std::int32_t arithmetic_dtype(FloatType type) {
@@ -58,8 +58,8 @@ bool same_sizes(const Tensor& a, const Tensor& b) {
 
 bool same_strides(const Tensor& a, const Tensor& b) {
     const auto sizes = a.sizes();
-    const auto left = a.strides();
-    const auto right = b.strides();
+    const auto left = strides_of(a);
+    const auto right = strides_of(b);
     for (std::size_t d = 0; d < sizes.size(); ++d) {
         if (sizes[d] > 1 && left[d] != right[d]) {
             return false;
@@ -100,7 +100,7 @@ struct Image {
 
 std::optional<ChannelLayout> channel_layout(const Tensor& tensor) {
     const auto sizes = tensor.sizes();
-    const auto strides = tensor.strides();
+    const auto strides = strides_of(tensor);
     const std::int64_t channels = sizes[1];
     const std::int64_t numel = tensor.numel();
     if (numel == 0) {
@@ -137,7 +137,7 @@ Tensor without_gaps(const Tensor& tensor) {
     using torch::headeronly::MemoryFormat;
     const std::int64_t dimensions = tensor.dim();
     const bool channels_last = (dimensions == 4 || dimensions == 5) &&
-                               suggests_channels_last(tensor.sizes(), tensor.strides());
+                               suggests_channels_last(tensor.sizes(), strides_of(tensor));
     return packed(tensor, !channels_last    ? MemoryFormat::Contiguous
                           : dimensions == 4 ? MemoryFormat::ChannelsLast
                                             : MemoryFormat::ChannelsLast3d);
@@ -231,7 +231,7 @@ const void* data_of(const Tensor& tensor) {
 // What is written must have each element in a place of its own.
 void check_not_expanded(const char* op, const char* argument, const Tensor& tensor) {
     const auto sizes = tensor.sizes();
-    const auto strides = tensor.strides();
+    const auto strides = strides_of(tensor);
     for (std::size_t d = 0; d < sizes.size(); ++d) {
         if (sizes[d] > 1 && strides[d] == 0 && tensor.numel() > 0) {
             fail(op, ": ", argument,
@@ -712,7 +712,7 @@ void act_gradient_into(const char* op, const Tensor& grad, const Tensor& kept,
 // Without gaps, in whatever order of dimensions.
 bool is_dense(const Tensor& tensor) {
     const auto sizes = tensor.sizes();
-    const auto strides = tensor.strides();
+    const auto strides = strides_of(tensor);
     if (is_contiguous(sizes, strides) || tensor.numel() == 0) {
         return true;
     }

@@ -66,6 +66,13 @@ FloatType float_type(const char* op, const char* argument, const Tensor& tensor)
          "; expected float64, float32, float16 or bfloat16");
 }
 
+torch::headeronly::IntHeaderOnlyArrayRef strides_of(const Tensor& tensor) {
+    if (!tensor.defined()) {
+        fail("fastgan: an op was given None where it takes a tensor");
+    }
+    return tensor.strides();
+}
+
 std::string shape_text(const Tensor& tensor) {
     std::ostringstream text;
     const char* separator = "(";

@@ -34,6 +34,9 @@ std::string dtype_name(std::int32_t code);
 // Refuses every dtype that fastgan does not compute on.
 FloatType float_type(const char* op, const char* argument, const torch::stable::Tensor& tensor);
 
+// tensor.strides(); raises in words where there is no tensor, for which torch hands over None.
+torch::headeronly::IntHeaderOnlyArrayRef strides_of(const torch::stable::Tensor& tensor);
+
 // "(2, 3)", for messages.
 std::string shape_text(const torch::stable::Tensor& tensor);
 

@@ -97,7 +97,7 @@ void check_matches(const char* op, const Tensor& param, const ListArgument& list
 void check_not_expanded(const char* op, const ListArgument& list, std::size_t i) {
     const Tensor& tensor = (*list.tensors)[i];
     if (tensor.numel() > 0 &&
-        is_expanded(tensor.sizes().data(), tensor.strides().data(), tensor.dim())) {
+        is_expanded(tensor.sizes().data(), strides_of(tensor).data(), tensor.dim())) {
         fail(op, ": ", list.name, "[", i,
              "] is expanded: more than one of its elements refers to a single memory location. "
              "Please clone() the tensor before performing the operation.");
@@ -165,7 +165,7 @@ MultiTensor multi_tensor(const char* op, const std::vector<ListArgument>& lists)
             if (list.written) {
                 check_not_expanded(op, list, i);
             }
-            strides[list.place] = tensor.strides().data();
+            strides[list.place] = strides_of(tensor).data();
             item.data[list.place] = list.written ? tensor.mutable_data_ptr()
                                                  : const_cast<void*>(tensor.const_data_ptr());
         }

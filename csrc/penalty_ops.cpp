@@ -45,7 +45,7 @@ const void* read(const OptionalTensor& tensor) {
 // The dimensions behind the batch that have more than one element, fastest first in memory.
 std::vector<int> by_stride(const Tensor& tensor) {
     const auto sizes = tensor.sizes();
-    const auto strides = tensor.strides();
+    const auto strides = strides_of(tensor);
     std::vector<int> order;
     for (int d = static_cast<int>(sizes.size()) - 1; d >= 1; --d) {
         if (sizes[d] != 1) {
@@ -68,7 +68,7 @@ void require_dense_samples(const char* op, const char* argument, const Tensor& t
              "; expected a batch dimension and at least one more");
     }
     const auto sizes = tensor.sizes();
-    const auto strides = tensor.strides();
+    const auto strides = strides_of(tensor);
     std::int64_t expected = 1;
     bool dense = true;
     for (const int d : by_stride(tensor)) {
@@ -94,8 +94,8 @@ void require_like(const char* op, const char* argument, const Tensor& tensor, co
     }
     require_dense_samples(op, argument, tensor);
     const auto sizes = tensor.sizes();
-    const auto left = tensor.strides();
-    const auto right = like.strides();
+    const auto left = strides_of(tensor);
+    const auto right = strides_of(like);
     for (std::size_t d = 1; d < sizes.size(); ++d) {
         if (sizes[d] > 1 && left[d] != right[d]) {
             fail(op, ": ", argument, " lies in memory in another order than the first tensor");
@@ -117,7 +117,7 @@ void require_numbers(const char* op, const char* argument, const Tensor& tensor,
     }
     std::int64_t expected = 1;
     const auto sizes = tensor.sizes();
-    const auto strides = tensor.strides();
+    const auto strides = strides_of(tensor);
     for (int d = static_cast<int>(sizes.size()) - 1; d >= 0; --d) {
         if (sizes[d] != 1 && strides[d] != expected) {
             fail(op, ": ", argument, " is not contiguous");

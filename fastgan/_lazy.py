@@ -20,9 +20,9 @@ def attach(
         names: name -> the module that has it. A submodule's own name stands for the submodule.
 
     Example:
-        >>> getattr_, dir_ = attach("fastgan", {"sampling": "fastgan.sampling.batches"})
+        >>> getattr_, dir_ = attach("fastgan", {"sampling": "fastgan.sampling"})
         >>> getattr_("sampling").__name__
-        'fastgan.sampling.batches'
+        'fastgan.sampling'
         >>> "sampling" in dir_()
         True
         >>> getattr_("nothing")

@@ -28,6 +28,11 @@ def test_norms_of_no_channels_are_refused(op: str) -> None:
         getattr(torch.ops.fastgan, f"penalty_norm_{op}_")(*arguments)
 
 
+def test_none_in_a_tensors_place_is_said_in_words() -> None:
+    with pytest.raises(RuntimeError, match="was given None where it takes a tensor"):
+        torch.ops.fastgan.act_gradient(torch.ones(3), None, 6, 0.2)
+
+
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1e30])
 def test_an_infinity_in_evaluation_leaves_the_gradients_of_others_alone(value: float) -> None:
     torch.manual_seed(0)

@@ -7,6 +7,7 @@ import json
 import math
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -123,8 +124,15 @@ def test_a_folder_whose_name_no_file_can_hold_is_refused_by_name() -> None:
 
 def test_the_example_of_the_docs_runs(tmp_path: Path) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text()
-    (block,) = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    block, of_a_trained_run = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     assert len([line for line in block.splitlines() if line]) <= 10
     small = block.replace("steps=2000", "steps=1, ngf=4, ndf=4, batch_size=4")
     exec(compile(small.replace("runs/digits", str(tmp_path / "run")), "training.md", "exec"), {})
     assert (tmp_path / "run" / "samples.png").exists()
+    # Without classes, which the first example's run doesn't have.
+    unlabelled = of_a_trained_run.replace(', classes="7"', "")
+    assert unlabelled.count("classes") == 0
+    names: dict[str, Any] = {}
+    code = unlabelled.replace("runs/digits", str(tmp_path / "run"))
+    exec(compile(code, "training.md", "exec"), names)
+    assert names["images"].shape == (16, 1, 16, 16)

@@ -195,7 +195,7 @@ class Pending:
             if tensor is None:
                 continue
             use_count: Any = Tensor._use_count  # type: ignore[attr-defined]
-            held = sys.getrefcount(tensor) - 2
+            held = _references(each) - _references_of_ours()
             if held > (use_count(tensor) > 1 and _graph_counts_as_a_holder()):
                 self._straighten(tensor)
         self._turned.clear()
@@ -286,6 +286,21 @@ def _lies_otherwise(map: Tensor) -> bool:
 def _shows_its_gradient(map: Tensor) -> bool:
     """Whether a contiguous map's gradient would lie as that of the turned one it joins."""
     return map.requires_grad and map.shape[2:] != (1, 1) and not is_channels_last(map)
+
+
+def _references(each: weakref.ref[Tensor]) -> int:
+    tensor = each()
+    return sys.getrefcount(tensor)
+
+
+@functools.cache
+def _references_of_ours() -> int:
+    """What :func:`_references` counts of a tensor that only one variable of its caller holds.
+
+    Python versions differ in which references of running code they count.
+    """
+    tensor = torch.empty(0)
+    return _references(weakref.ref(tensor))
 
 
 @functools.cache

@@ -23,9 +23,9 @@ from torch import Tensor
 
 from fastgan.errors import ConfigError
 from fastgan.ops.convolution import conv2d, conv_transpose2d
-from fastgan.ops.upfirdn2d import upfirdn2d
+from fastgan.ops.upfirdn2d import taps_of, upfirdn2d
 
-__all__ = ["conv2d_resample", "filter_size", "four_sides"]
+__all__ = ["centred", "conv2d_resample", "four_sides"]
 
 Padding = int | Sequence[int]
 
@@ -49,15 +49,30 @@ def four_sides(padding: Padding) -> tuple[int, int, int, int]:
     return x0, x1, y0, y1
 
 
-def filter_size(f: Tensor | None) -> tuple[int, int]:
-    """Width and height of a filter.
+def centred(
+    sides: Sequence[int], f: Tensor | None, up: Sequence[int] = (1, 1), down: Sequence[int] = (1, 1)
+) -> tuple[int, int, int, int]:
+    """Padding with what keeps an image centred behind a filter that resamples it.
+
+    Args:
+        sides: (x0, x1, y0, y1).
+        f: the filter.
+        up: (x, y); 1 where ``down`` isn't.
+        down: (x, y).
 
     Example:
         >>> import torch
-        >>> filter_size(None), filter_size(torch.ones(3)), filter_size(torch.ones(2, 4))
-        ((1, 1), (3, 3), (4, 2))
+        >>> centred((0, 0, 0, 0), torch.ones(4), up=(2, 2))
+        (2, 1, 2, 1)
     """
-    return (1, 1) if f is None else (f.shape[-1], f.shape[0])
+    x0, x1, y0, y1 = sides
+    (taps_x, taps_y), (up_x, up_y), (down_x, down_y) = taps_of(f), up, down
+    return (
+        x0 + (taps_x + up_x - down_x) // 2,
+        x1 + (taps_x - max(up_x, down_x)) // 2,
+        y0 + (taps_y + up_y - down_y) // 2,
+        y1 + (taps_y - max(up_y, down_y)) // 2,
+    )
 
 
 def conv2d_resample(
@@ -100,16 +115,13 @@ def conv2d_resample(
     """
     if min(up, down) < 1:
         raise ConfigError(f"up is {up}, down is {down}; expected numbers from 1 on")
-    x0, x1, y0, y1 = four_sides(padding)
-    taps_x, taps_y = filter_size(f)
-    rows, columns = w.shape[2:]
+    sides, one, factors = four_sides(padding), (1, 1), (down, down)
     if up > 1:
-        x0, x1 = x0 + (taps_x + up - 1) // 2, x1 + (taps_x - up) // 2
-        y0, y1 = y0 + (taps_y + up - 1) // 2, y1 + (taps_y - up) // 2
+        sides = centred(sides, f, up=(up, up))
     if down > 1:
-        x0, x1 = x0 + (taps_x - down + 1) // 2, x1 + (taps_x - down) // 2
-        y0, y1 = y0 + (taps_y - down + 1) // 2, y1 + (taps_y - down) // 2
-    sides, one, factors = (x0, x1, y0, y1), (1, 1), (down, down)
+        sides = centred(sides, f, down=factors)
+    x0, x1, y0, y1 = sides
+    rows, columns = w.shape[2:]
     # The convolution's weight as torch takes it, and as its transpose does.
     correlated = w if flip_weight else w.flip([2, 3])
     if (rows, columns) == one and min(up, down) == 1:

@@ -1,4 +1,4 @@
-"""Rules of StyleGAN's ops that bend: a bias with an activation, alone and between filters."""
+"""Rules of StyleGAN's nonlinear ops: a bias with an activation, alone and between filters."""
 
 from __future__ import annotations
 

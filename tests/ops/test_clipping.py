@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import subprocess
 import sys
 
@@ -210,35 +209,6 @@ def test_number_of_threads_does_not_change_the_result():
             assert_same_bits(actual, expected)
     finally:
         torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
-def test_every_instruction_set_gives_the_same(instruction_set):
-    info = fastgan.build_info()
-    if instruction_set not in info.cpu_instruction_sets:
-        pytest.skip(f"this build has no loops for {instruction_set}: {info.cpu_instruction_sets}")
-    widest = info.cpu_instruction_sets.index(info.cpu_instruction_set)
-    if info.cpu_instruction_sets.index(instruction_set) > widest:
-        pytest.skip(f"this processor lacks {instruction_set}")
-    script = (
-        "import torch, fastgan\n"
-        "from fastgan.ops import check_op\n"
-        "check_op('clip_tensors_', 'cpu')\n"
-        "for d in (torch.float16, torch.bfloat16):\n"
-        "    v = torch.arange(-2**15, 2**15).to(torch.int16).view(d)\n"
-        "    a = v.clone(); torch.ops.fastgan.clip_tensors_([a], [], -0.3, 7.0, None)\n"
-        "    assert torch.equal(a.nan_to_num(9), v.clamp(-0.3, 7.0).nan_to_num(9))\n"
-        "print(fastgan.build_info().cpu_instruction_set)\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "FASTGAN_CPU_INSTRUCTION_SET": instruction_set},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == instruction_set
 
 
 # --- Refusals -------------------------------------------------------------------------------------

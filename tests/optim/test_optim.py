@@ -509,8 +509,12 @@ def test_every_instruction_set_passes_the_checks(instruction_set):
     if info.cpu_instruction_sets.index(instruction_set) > widest:
         pytest.skip(f"this processor lacks {instruction_set}")
     script = (
-        "import fastgan; from fastgan.ops import check_op\n"
+        "import torch, fastgan; from fastgan.ops import check_op\n"
         "for op in ('clip_tensors_', 'rmsprop_step_', 'adam_step_'): check_op(op, 'cpu')\n"
+        "for d in (torch.float16, torch.bfloat16):\n"
+        "    v = torch.arange(-2**15, 2**15).to(torch.int16).view(d)\n"
+        "    a = v.clone(); torch.ops.fastgan.clip_tensors_([a], [], -0.3, 7.0, None)\n"
+        "    assert torch.equal(a.nan_to_num(9), v.clamp(-0.3, 7.0).nan_to_num(9))\n"
         "print(fastgan.build_info().cpu_instruction_set)\n"
     )
     result = subprocess.run(

@@ -58,7 +58,7 @@ def bias_act(
         alpha: slope of "lrelu" below zero; None for the default.
         gain: factor behind the activation; None for the default.
         clamp: largest magnitude of the result; None or a negative number for no bound.
-        impl: "ref" for plain PyTorch; any other for the fastest on x's device, whatever that is.
+        impl: "ref" for plain PyTorch; any other for fastgan's op, on any device.
 
     Example:
         >>> import torch

@@ -48,7 +48,7 @@ def filtered_lrelu(
         slope: of the leaky ReLU below zero.
         clamp: largest magnitude behind the leaky ReLU; None for no bound.
         flip_filter: correlate instead of convolve.
-        impl: "ref" for plain PyTorch; any other for the fastest on x's device, whatever that is.
+        impl: "ref" for plain PyTorch; any other for fastgan's op, on any device.
 
     Returns:
         (N, C, rows, columns).

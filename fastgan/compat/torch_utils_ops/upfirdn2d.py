@@ -1,7 +1,7 @@
 """``upfirdn2d.upfirdn2d``, filters, and what resamples with them and keeps the image centred.
 
 Formula and source: :mod:`fastgan.ops.upfirdn2d`. Everything is differentiable to any order in x.
-``impl="ref"`` is plain PyTorch; any other the fastest for x's device, whatever that is.
+``impl="ref"`` is plain PyTorch, any other fastgan's op, on any device.
 """
 
 from __future__ import annotations
@@ -14,13 +14,16 @@ from torch import Tensor
 
 from fastgan.errors import ConfigError
 from fastgan.ops import upfirdn2d as _op
-from fastgan.ops.conv2d_resample import filter_size as _get_filter_size
+from fastgan.ops.conv2d_resample import centred
 from fastgan.ops.conv2d_resample import four_sides as _parse_padding
 from fastgan.reference import style_ops
 
 __all__ = ["downsample2d", "filter2d", "setup_filter", "upfirdn2d", "upsample2d"]
 
 Scaling = int | Sequence[int]
+
+#: Callers import it, as they do ``_parse_padding``, ``_parse_scaling`` and ``_init``.
+_get_filter_size = _op.taps_of
 
 
 def _init() -> bool:
@@ -155,14 +158,7 @@ def filter2d(
         >>> filter2d(torch.ones(1, 1, 4, 4), setup_filter([1, 2, 1])).shape
         torch.Size([1, 1, 4, 4])
     """
-    columns, rows = _get_filter_size(f)
-    x0, x1, y0, y1 = _parse_padding(padding)
-    sides = (
-        x0 + columns // 2,
-        x1 + (columns - 1) // 2,
-        y0 + rows // 2,
-        y1 + (rows - 1) // 2,
-    )
+    sides = centred(_parse_padding(padding), f)
     return upfirdn2d(x, f, padding=sides, flip_filter=flip_filter, gain=gain, impl=impl)
 
 
@@ -191,14 +187,7 @@ def upsample2d(
         torch.Size([1, 1, 8, 8])
     """
     up_x, up_y = _parse_scaling(up)
-    columns, rows = _get_filter_size(f)
-    x0, x1, y0, y1 = _parse_padding(padding)
-    sides = (
-        x0 + (columns + up_x - 1) // 2,
-        x1 + (columns - up_x) // 2,
-        y0 + (rows + up_y - 1) // 2,
-        y1 + (rows - up_y) // 2,
-    )
+    sides = centred(_parse_padding(padding), f, up=(up_x, up_y))
     return upfirdn2d(x, f, (up_x, up_y), 1, sides, flip_filter, gain * up_x * up_y, impl)
 
 
@@ -226,13 +215,6 @@ def downsample2d(
         >>> downsample2d(torch.ones(1, 1, 8, 8), setup_filter([1, 3, 3, 1])).shape
         torch.Size([1, 1, 4, 4])
     """
-    down_x, down_y = _parse_scaling(down)
-    columns, rows = _get_filter_size(f)
-    x0, x1, y0, y1 = _parse_padding(padding)
-    sides = (
-        x0 + (columns - down_x + 1) // 2,
-        x1 + (columns - down_x) // 2,
-        y0 + (rows - down_y + 1) // 2,
-        y1 + (rows - down_y) // 2,
-    )
-    return upfirdn2d(x, f, 1, (down_x, down_y), sides, flip_filter, gain, impl)
+    factors = _parse_scaling(down)
+    sides = centred(_parse_padding(padding), f, down=factors)
+    return upfirdn2d(x, f, 1, factors, sides, flip_filter, gain, impl)

@@ -11,7 +11,20 @@ namespace fastgan {
 
 using torch::stable::Tensor;
 
+namespace {
+
+// For None in a tensor's place torch hands over a tensor that is not defined, of which it can ask
+// nothing.
+void require_defined(const Tensor& tensor) {
+    if (!tensor.defined()) {
+        fail("fastgan: an op was given None where it takes a tensor");
+    }
+}
+
+}  // namespace
+
 std::int32_t dtype_code(const Tensor& tensor) {
+    require_defined(tensor);
     std::int32_t code = 0;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &code));
     return code;
@@ -67,9 +80,7 @@ FloatType float_type(const char* op, const char* argument, const Tensor& tensor)
 }
 
 torch::headeronly::IntHeaderOnlyArrayRef strides_of(const Tensor& tensor) {
-    if (!tensor.defined()) {
-        fail("fastgan: an op was given None where it takes a tensor");
-    }
+    require_defined(tensor);
     return tensor.strides();
 }
 
@@ -109,6 +120,7 @@ std::string reason_of_torch() {
 Tensor empty_strided(torch::headeronly::IntHeaderOnlyArrayRef sizes,
                      torch::headeronly::IntHeaderOnlyArrayRef strides, std::int32_t dtype,
                      const Tensor& on_device_of) {
+    require_defined(on_device_of);
     AtenTensorHandle handle = nullptr;
     std::int32_t device_type = 0;
     TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(on_device_of.get(), &device_type));

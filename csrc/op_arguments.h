@@ -34,7 +34,7 @@ std::string dtype_name(std::int32_t code);
 // Refuses every dtype that fastgan does not compute on.
 FloatType float_type(const char* op, const char* argument, const torch::stable::Tensor& tensor);
 
-// tensor.strides(); raises in words where there is no tensor, for which torch hands over None.
+// tensor.strides(). As dtype_code and empty_strided it raises in words for None.
 torch::headeronly::IntHeaderOnlyArrayRef strides_of(const torch::stable::Tensor& tensor);
 
 // "(2, 3)", for messages.

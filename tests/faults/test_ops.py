@@ -14,6 +14,7 @@ from torch import nn
 from fastgan.activations import ACTIVATIONS
 from fastgan.nn import fuse
 from fastgan.ops import batch_norm
+from fastgan.ops.define import DEFINED
 
 
 @pytest.mark.parametrize("op", ["forward", "project", "curvature"])
@@ -28,9 +29,14 @@ def test_norms_of_no_channels_are_refused(op: str) -> None:
         getattr(torch.ops.fastgan, f"penalty_norm_{op}_")(*arguments)
 
 
-def test_none_in_a_tensors_place_is_said_in_words() -> None:
-    with pytest.raises(RuntimeError, match="was given None where it takes a tensor"):
-        torch.ops.fastgan.act_gradient(torch.ones(3), None, 6, 0.2)
+@pytest.mark.parametrize("name", DEFINED)
+def test_none_in_a_tensors_place_is_said_in_words(name: str) -> None:
+    op = DEFINED[name]
+    arguments = next(iter(op.examples()))
+    for place, expected in enumerate(op.overload._schema.arguments):
+        if isinstance(expected.type, torch.TensorType):
+            with pytest.raises(RuntimeError, match=r"was given None where|\(0\)"):
+                op.overload(*arguments[:place], None, *arguments[place + 1 :])
 
 
 @pytest.mark.parametrize("value", [float("inf"), -float("inf"), 1e30])

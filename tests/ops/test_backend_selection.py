@@ -34,6 +34,7 @@ from fastgan.ops.backends import (
     patches,
     recorded_choices,
     select_backend,
+    select_layout,
     selection,
     using,
     winograd,
@@ -181,6 +182,23 @@ def test_a_process_measures_for_a_bounded_time(
     with using(Selector("1")), pytest.warns(fastgan.FallbackWarning, match="fixed table"):
         assert choose() == "aten"
     assert watched.asked == []
+
+
+@pytest.mark.parametrize(("copy", "turns"), [(0.2, True), (0.6, False)])
+def test_maps_are_turned_only_where_that_saves_more_than_turning_them_costs(
+    monkeypatch: pytest.MonkeyPatch, copy: float, turns: bool
+) -> None:
+    def measured(problem: Problem, backends: Any, *, exhaustive: bool = False) -> dict[str, float]:
+        return {"aten": 1.0 if "nhwc" in problem.key else 1.4}
+
+    monkeypatch.setattr(selection, "measure", measured)
+    monkeypatch.setattr(selection, "race", lambda key, calls, device: dict.fromkeys(calls, copy))
+    input, weight = torch.ones(2, 3, 8, 8), torch.ones(5, 3, 3, 3)
+    with using(Selector("1")):
+        assert select_layout(CONV, input, weight, ("forward",)) == (False, turns)
+        # Over both ways: 2 x 0.4 ms are saved, and two copies made.
+        both = select_layout(CONV, input, weight, ("forward", "input_gradient"))
+        assert both == (False, turns)
 
 
 def test_only_what_changes_the_choice_is_told_apart(watched: Watched) -> None:

@@ -35,7 +35,7 @@ from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.choices import Choice, Choices, ChoicesFile, cache_path
 from fastgan.ops.backends.devices import device_name, fingerprint
 from fastgan.ops.backends.fixed_table import fixed_choice
-from fastgan.ops.backends.measurement import measure
+from fastgan.ops.backends.measurement import measure, race
 from fastgan.ops.backends.problem import (
     UNFUSED,
     Fusion,
@@ -227,6 +227,11 @@ class Selector:
                 by_torch += choice.milliseconds.get(ATEN.name, math.nan)
                 own = own or choice.backend != ATEN.name
             found.append((best, own and not by_torch - best < 1e3 * RECORDING_SECONDS))
+        if is_open:
+            copied, lasts = self._milliseconds_to_turn(input)
+            is_lasting = is_lasting and lasts
+            # The map on its way in, and its gradient on the way back.
+            found[1] = found[1][0] + copied * (1 + ("input_gradient" in passes)), found[1][1]
         turns = is_open and found[1][0] * (1 + MARGIN) < found[0][0]
         if is_open and math.isnan(found[0][0] + found[1][0]):
             turns = found[1][1]
@@ -234,6 +239,26 @@ class Selector:
         if is_lasting:
             self.layouts[call] = answer
         return answer
+
+    def _milliseconds_to_turn(self, input: Tensor) -> tuple[float, bool]:
+        """What laying a contiguous map out channels-last takes, and whether it is to be kept.
+
+        0 where nothing is measured.
+        """
+        shape, dtype, device = input.shape, input.dtype, input.device
+        sizes = "x".join(map(str, shape))
+        key = f"channels-last copy of {sizes} {str(dtype).removeprefix('torch.')}"
+        key += f", threads {_threads()}" if device.type == "cpu" else ""
+
+        def time() -> dict[str, float]:
+            with torch.utils._python_dispatch._disable_current_modes():
+                map = torch.ones(shape, dtype=dtype, device=device)
+                copy = {"copy": lambda: map.contiguous(memory_format=torch.channels_last)}
+                return race(key, copy, device)
+
+        with self._lock:
+            choice, is_lasting = self._choice_of(key, input, ("copy",), Choice("copy"), time)
+        return choice.milliseconds.get("copy", 0.0), is_lasting
 
     def choose(
         self,

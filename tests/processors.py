@@ -1,7 +1,7 @@
 """Tests numbers as other processors would give them, by holding each library to fewer instructions.
 
 ``make test-processors`` runs the tests marked ``processors``, half a minute in all; with arguments,
-pytest's, all that they name: ``python tests/processors.py tests/optim/test_optim.py``. A core has a
+pytest's, all that they name: ``python tests/processors.py tests/optim``. A core has a
 processor's tests at a time. The exit status is 1 where a processor's tests fail.
 """
 

@@ -2,8 +2,8 @@
 
 Three steps, each usable on its own: :func:`configure` reads the switches from the environment and
 looks for compilers, :func:`ninja_file` writes the build down, :func:`build` runs it. Importing
-this module runs nothing and needs neither torch nor setuptools. ``docs/building.md`` describes the
-switches.
+this module runs nothing and needs neither torch nor setuptools. ``python native_build.py`` builds
+into the checkout without setuptools. ``docs/building.md`` describes the switches.
 """
 
 from __future__ import annotations
@@ -565,6 +565,41 @@ def build(configuration: Configuration, build_dir: Path, *, verbose: bool = Fals
         raise BuildError(f"compiling failed, see above{hint}")
 
 
+def install(place: Callable[[str], Path], *, verbose: bool = False) -> None:
+    """Configures and builds, then puts both libraries where ``place`` says for their modules."""
+    # Not in a folder of setuptools', which is new each time: a second build finds the first's
+    # objects here and compiles only what changed.
+    build_dir = Path("build") / f"native-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
+    build(configure(package_version()), ROOT / build_dir, verbose=verbose)
+    for name, built in (
+        ("fastgan._ops", ops_library(ROOT / build_dir)),
+        ("fastgan._build", build_module(ROOT / build_dir)),
+    ):
+        target = place(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        replace_library(built, target)
+
+
+def package_version() -> str:
+    """Of fastgan, without importing it."""
+    namespace: dict[str, str] = {}
+    exec((ROOT / "fastgan" / "_version.py").read_text(encoding="utf-8"), namespace)
+    return namespace["__version__"]
+
+
+def replace_library(built: Path, target: Path) -> None:
+    """Puts a library in place under a new inode: a process that has the old one loaded keeps it."""
+    temporary = target.with_name(f".{target.name}.new")
+    shutil.copyfile(built, temporary)
+    os.replace(temporary, target)
+
+
+def place_in_checkout(name: str) -> Path:
+    """Where a checkout's own package has the library, as after an editable install."""
+    suffix = ".so" if name == "fastgan._ops" else str(sysconfig.get_config_var("EXT_SUFFIX"))
+    return ROOT / (name.replace(".", "/") + suffix)
+
+
 def _write_if_changed(path: Path, text: str) -> None:
     if not path.exists() or path.read_text(encoding="utf-8") != text:
         path.write_text(text, encoding="utf-8")
@@ -582,3 +617,10 @@ def _find_ninja() -> str:
     if on_path is None:
         raise BuildError("building fastgan needs ninja: pip install ninja")
     return on_path
+
+
+if __name__ == "__main__":
+    try:
+        install(place_in_checkout)
+    except BuildError as failed:
+        sys.exit(f"error: {failed}")

@@ -7,9 +7,7 @@ setuptools is told about it.
 from __future__ import annotations
 
 import os
-import shutil
 import sys
-import sysconfig
 from pathlib import Path
 
 from setuptools import Extension, setup
@@ -22,39 +20,16 @@ sys.path.insert(0, str(ROOT))  # isolated builds don't put the project's root on
 import native_build  # noqa: E402
 
 
-def package_version() -> str:
-    namespace: dict[str, str] = {}
-    exec((ROOT / "fastgan" / "_version.py").read_text(encoding="utf-8"), namespace)
-    return namespace["__version__"]
-
-
-def replace_library(built: Path, target: Path) -> None:
-    """Puts a library in place under a new inode: a process that has the old one loaded keeps it."""
-    temporary = target.with_name(f".{target.name}.new")
-    shutil.copyfile(built, temporary)
-    os.replace(temporary, target)
-
-
 class BuildNative(build_ext):  # type: ignore[misc]
     """Hands the whole job to ninja, then puts the two libraries where setuptools expects them."""
 
     def build_extensions(self) -> None:
-        # Not in setuptools' build_temp, which is new each time: a second build finds the first's
-        # objects here and compiles only what changed.
-        tag = f"{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
-        build_dir = Path("build") / f"native-{tag}"
         try:
-            configuration = native_build.configure(package_version())
-            native_build.build(configuration, ROOT / build_dir, verbose=self.verbose > 1)
+            native_build.install(
+                lambda name: Path(self.get_ext_fullpath(name)), verbose=self.verbose > 1
+            )
         except native_build.BuildError as error:
             raise SystemExit(f"error: {error}") from None
-        for name, built in (
-            ("fastgan._ops", native_build.ops_library(ROOT / build_dir)),
-            ("fastgan._build", native_build.build_module(ROOT / build_dir)),
-        ):
-            target = Path(self.get_ext_fullpath(name))
-            target.parent.mkdir(parents=True, exist_ok=True)
-            replace_library(built, target)
 
     def get_ext_filename(self, fullname: str) -> str:
         # The library of ops is no Python module and serves every version of Python.

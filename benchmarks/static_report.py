@@ -23,6 +23,8 @@ holds
         occupancy       percent of a multiprocessor's warps that registers, shared memory and
                         threads allow
         instructions    machine instructions by group (GROUPS below), and in all
+        step            of Triton's tiles on tensor cores: machine instructions of a step of the
+                        reduction, which is its loop
 
 Counts are of the code, not of what runs: a loop's body counts once.
 """
@@ -79,7 +81,8 @@ GROUPS: dict[str, str] = {
 }
 OTHER = "integer and moves"
 INSTRUCTION = re.compile(
-    r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*)", flags=re.M
+    r"^\s+/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_]*(?:\.[A-Z0-9_]+)*)(.*?);",
+    flags=re.M,
 )
 
 
@@ -117,7 +120,7 @@ def instructions_of(code: str) -> dict[str, int]:
     Padding after the last instruction doesn't count.
     """
     counts = dict.fromkeys((*GROUPS, OTHER), 0)
-    for name in INSTRUCTION.findall(code):
+    for _, name, _ in INSTRUCTION.findall(code):
         if name == "NOP":
             continue
         base, *modifiers = name.split(".")
@@ -126,6 +129,24 @@ def instructions_of(code: str) -> dict[str, int]:
         counts[wide if wide in GROUPS and "128" in modifiers else group] += 1
     found = {group: number for group, number in counts.items() if number}
     return {"all": sum(counts.values()), **found}
+
+
+def step_of(code: str) -> int | None:
+    """Instructions of the shortest loop with tensor-core instructions; None where there is none."""
+    found = [
+        (int(address, 16), name, operands)
+        for address, name, operands in INSTRUCTION.findall(code)
+        if name != "NOP"
+    ]
+    products = [a for a, name, _ in found if re.match(GROUPS["tensor core"], name.split(".")[0])]
+    loops = []
+    for end, name, operands in found:
+        target = re.search(r"\b0x([0-9a-f]+)\s*$", operands)
+        if name.startswith("BRA") and target is not None:
+            start = int(target[1], 16)
+            if any(start <= place <= end for place in products):
+                loops.append(sum(start <= address <= end for address, *_ in found))
+    return min(loops, default=None)
 
 
 def occupancy(architecture: str, threads: int, registers: int, shared: int) -> int:
@@ -154,7 +175,7 @@ def read_cubin(path: Path, cuobjdump: str) -> dict[str, dict]:
         }
     for part in output(cuobjdump, "--dump-sass", path).split("Function : ")[1:]:
         name, _, code = part.partition("\n")
-        kernels[name.strip()]["instructions"] = instructions_of(code)
+        kernels[name.strip()] |= {"instructions": instructions_of(code), "step": step_of(code)}
     elf = output(cuobjdump, "--dump-elf", path)
     for name, section in re.findall(r"^\.nv\.info\.(\S+)\n(.*?)(?=^\.|\Z)", elf, flags=re.M | re.S):
         match = re.search(r"EIATTR_MAX_THREADS\s+Format:.*\s+Value:\s+0x([0-9a-f]+)", section)
@@ -223,6 +244,7 @@ def row(architecture: str, source: str, kernel: str, facts: dict) -> dict:
         "stack": facts["stack"],
         "occupancy": allowed,
         "instructions": facts["instructions"],
+        **({} if source != "triton" or facts["step"] is None else {"step": facts["step"]}),
     }
 
 

@@ -24,6 +24,7 @@ from fastgan.errors import FastganError
 from fastgan.models import DCGANDiscriminator, DCGANGenerator, WGANCritic
 from fastgan.ops import check_op, op_paths
 from fastgan.ops.backends.describe import backend_facts
+from fastgan.ops.cuda_support import cuda_obstacle, driver_version
 from fastgan.penalty import wgan_gp_critic_loss
 
 __all__ = ["run"]
@@ -80,6 +81,8 @@ def _versions() -> dict[str, str]:
             major, minor = torch.cuda.get_device_capability(index)
             facts[f"GPU {index}"] = f"{torch.cuda.get_device_name(index)} (sm_{major}{minor})"
         facts["CUDA of torch"] = str(torch.version.cuda)
+        driver = driver_version()
+        facts["CUDA of the driver"] = "unknown" if driver is None else "{}.{}".format(*driver)
     else:
         facts["GPU"] = "none that torch can use"
     return facts
@@ -97,6 +100,9 @@ def _build(info: BuildInfo) -> dict[str, str]:
         facts["CUDA kernels"] = f"{', '.join(info.cuda_architectures)} (nvcc {info.cuda_toolkit})"
     else:
         facts["CUDA kernels"] = f"left out: {info.cuda_left_out_because}"
+    obstacle = cuda_obstacle()
+    if info.cuda and obstacle is not None:
+        facts["CUDA kernels here"] = f"not used: {obstacle}"
     return facts
 
 

@@ -9,6 +9,7 @@
 ``activations``                         :mod:`fastgan.kernels.fusion` and :mod:`fastgan.activations`
 ``tiles``, ``tile_tables``              tile choices, as data
 ``plans``, ``launch``                   what is worked out once for a problem, and the launch
+``toolchain``                           whether Triton can compile on this machine
 ======================================  =========================================================
 
 Importing this needs no Triton; running a kernel does. ``covers`` says what can run, and why not.

@@ -30,6 +30,7 @@ from fastgan.kernels.fusion import (
 )
 from fastgan.kernels.geometry import ConvGeometry
 from fastgan.kernels.launch import interpreted
+from fastgan.kernels.toolchain import triton_obstacle
 
 if TYPE_CHECKING:
     from fastgan.kernels import plans
@@ -108,8 +109,10 @@ def _device_lacks(device: torch.device) -> str | None:
     if device.type != "cuda":
         return None if interpreted() else f"device {device.type}"
     major, minor = torch.cuda.get_device_capability(device)
-    # Below, Triton has no matrix instructions to compile to.
-    return f"compute capability {major}.{minor}" if major < 8 else None
+    if major < 8:
+        # Triton has no matrix instructions to compile to.
+        return f"compute capability {major}.{minor}"
+    return triton_obstacle()
 
 
 def _capability(device: torch.device) -> Pair:

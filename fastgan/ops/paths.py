@@ -23,6 +23,7 @@ from fastgan.ops import (  # they define their ops
     upfirdn2d,  # noqa: F401
     winograd,  # noqa: F401
 )
+from fastgan.ops.cuda_support import cuda_obstacle
 from fastgan.ops.define import DEFINED
 from fastgan.ops.registration import NAMESPACE, why_no_kernel
 
@@ -91,8 +92,11 @@ def op_path(op: str, device: str) -> OpPath:
     """
     _check_name(op)
     usable = device != "cuda" or torch.cuda.is_available()
-    if device not in ("cpu", "cuda") or not torch._C._dispatch_has_kernel_for_dispatch_key(
-        f"{NAMESPACE}::{op}", device.upper()
+    is_replaced = device == "cuda" and cuda_obstacle() is not None
+    if (
+        is_replaced
+        or device not in ("cpu", "cuda")
+        or not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", device.upper())
     ):
         return OpPath(op, device, "aten", usable, why_no_kernel(device))
     info = _native.build_info()

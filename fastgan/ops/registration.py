@@ -6,6 +6,7 @@ version counters; these come from here. In a pure-Python install the schema does
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 
 from fastgan import _native
 from fastgan.explaining.fallback import warn_once
+from fastgan.ops.cuda_support import NO_COMPILED_PART, cuda_obstacle
 
 __all__ = [
     "NAMESPACE",
@@ -22,12 +24,16 @@ __all__ = [
     "register_fallback",
     "register_function",
     "register_in_place",
+    "replace_cuda_kernels",
 ]
 
 NAMESPACE = "fastgan"
 
 #: Kept for the life of the process: when it goes, its registrations go too.
 library = torch.library.Library(NAMESPACE, "FRAGMENT")
+
+#: By name, what :func:`register_fallback` has registered.
+_fallbacks: dict[str, Callable[..., Any]] = {}
 
 
 def define_if_absent(schema: str) -> None:
@@ -53,7 +59,28 @@ def register_fallback(name: str, kernel: Callable[..., Any]) -> None:
             )
         return kernel(first, *args, **kwargs)
 
+    _fallbacks[name] = fallback
     library.impl(name, fallback, "CompositeExplicitAutograd")
+
+
+def replace_cuda_kernels() -> torch.library.Library | None:
+    """Where the compiled CUDA kernels can't run, puts plain PyTorch in their place.
+
+    Called when torch initialises CUDA.
+
+    Returns:
+        What holds the replacements, as long as it lives; None where nothing is replaced.
+    """
+    if cuda_obstacle() is None:
+        return None
+    replacements = torch.library.Library(NAMESPACE, "IMPL")
+    with warnings.catch_warnings():
+        # torch warns of any kernel that takes another's place.
+        warnings.filterwarnings("ignore", message="(?s).*Overriding a previously")
+        for name, fallback in _fallbacks.items():
+            if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CUDA"):
+                replacements.impl(name, fallback, "CUDA")
+    return replacements
 
 
 def register_function(op: torch._ops.OpOverload, function: type[torch.autograd.Function]) -> None:
@@ -78,13 +105,10 @@ def register_function(op: torch._ops.OpOverload, function: type[torch.autograd.F
 
 def why_no_kernel(device_type: str) -> str:
     """Why this build has no kernel for a kind of device."""
-    if not _native.load():
-        return "this install of fastgan has no compiled part (FASTGAN_BUILD_NATIVE=0)"
     if device_type == "cuda":
-        reason = _native.build_info().cuda_left_out_because
-        if reason is None:
-            return "it has a kernel for CPUs alone"
-        return f"this build of fastgan has no CUDA kernels ({reason})"
+        return cuda_obstacle() or "it has a kernel for CPUs alone"
+    if not _native.load():
+        return NO_COMPILED_PART
     return "fastgan has kernels for the CPU and for CUDA only"
 
 

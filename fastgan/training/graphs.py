@@ -27,9 +27,9 @@ from typing import Any, Protocol, TypeAlias
 import torch
 from torch import Tensor
 
-from fastgan import _native
 from fastgan.errors import FastganError
 from fastgan.explaining.fallback import warn_once
+from fastgan.ops.cuda_support import cuda_obstacle
 from fastgan.training.feed import Batch
 from fastgan.training.iteration import Iteration, Shape
 from fastgan.training.updates import GANUpdater
@@ -51,9 +51,7 @@ def why_not_captured(device: torch.device) -> str | None:
     """
     if device.type != "cuda":
         return "CUDA graphs are of CUDA devices alone"
-    if not _native.build_info().cuda:
-        return f"this build has no CUDA kernels ({_native.build_info().cuda_left_out_because})"
-    return None
+    return cuda_obstacle()
 
 
 class StepCapture(Protocol):

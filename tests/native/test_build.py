@@ -8,7 +8,6 @@ import importlib.machinery
 import importlib.util
 import os
 import re
-import runpy
 import shutil
 import subprocess
 import sys
@@ -582,13 +581,30 @@ def test_build_for_another_python_is_an_error(broken):
         _native.load.__wrapped__()
 
 
-def test_a_rebuild_leaves_a_loaded_library_alone(tmp_path: Path) -> None:
-    namespace = runpy.run_path(str(Path(__file__).resolve().parents[2] / "setup.py"))
+def test_a_rebuild_leaves_a_loaded_library_alone(native_build, tmp_path: Path) -> None:
     built, target = tmp_path / "built.so", tmp_path / "installed.so"
     target.write_bytes(b"old")
     built.write_bytes(b"new")
     with target.open("rb") as loaded:  # as a process that has it mapped
-        namespace["replace_library"](built, target)
+        native_build.replace_library(built, target)
         assert loaded.read() == b"old"
     assert target.read_bytes() == b"new"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["built.so", "installed.so"]
+
+
+def test_native_build_by_itself_puts_the_libraries_into_the_checkout(
+    native_build, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(native_build, "ROOT", tmp_path)
+    monkeypatch.setattr(native_build, "configure", lambda version: version)
+    monkeypatch.setattr(native_build, "package_version", lambda: "1.2.3")
+
+    def build(configuration: str, folder: Path, *, verbose: bool) -> None:
+        folder.mkdir(parents=True)
+        native_build.ops_library(folder).write_text(configuration, encoding="utf-8")
+        native_build.build_module(folder).write_text(configuration, encoding="utf-8")
+
+    monkeypatch.setattr(native_build, "build", build)
+    native_build.install(native_build.place_in_checkout)
+    placed = {path.name: path.read_text() for path in (tmp_path / "fastgan").iterdir()}
+    assert placed == {"_ops.so": "1.2.3", suffixed_build_module(): "1.2.3"}

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ PYTHON = """#!/bin/sh
 case "$*" in
   -\\ */environment.json) echo '{}' >"$2"; echo "gpu-check: a GPU" ;;
   -c*) echo 9.0a ;;
-  *build_ext*) echo "built for $FASTGAN_CUDA_ARCHS"; exit ${BUILD:-0} ;;
+  native_build.py) echo "built for $FASTGAN_CUDA_ARCHS"; exit ${BUILD:-0} ;;
   *run_tests.py*) echo "3 passed, 0 skipped, 1 failed: tests::t"; exit ${TESTS:-0} ;;
   *run_every_kernel.py*) echo "ran" ;;
   *fastgan\\ bench*) echo "suite $6"; for last; do :; done; mkdir -p "$last"
@@ -57,6 +58,11 @@ def test_parts_that_fail_lose_nothing_of_the_others(tmp_path: Path) -> None:
     done = check(tmp_path, "", BUILD="1", TESTS="1", BAD="racecheck")
     assert done.returncode == 1
     out = tmp_path / "out"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "environment.json",
+        "results.tgz",
+        "summary.txt",
+    ]
     lines = (out / "summary.txt").read_text(encoding="utf-8").splitlines()
     assert [line.split(" in ")[0] for line in lines] == [
         "build: FAILED",
@@ -67,12 +73,21 @@ def test_parts_that_fail_lose_nothing_of_the_others(tmp_path: Path) -> None:
     assert lines[0].endswith("built for 9.0a")
     assert lines[1].endswith("1 failed: tests::t")
     assert done.stdout.splitlines()[-4:] == lines
-    log = (out / "sanitizers.log").read_text(encoding="utf-8")
+    with tarfile.open(out / "results.tgz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    log = (tmp_path / "sanitizers.log").read_text(encoding="utf-8")
+    assert log.startswith("ran\n")  # once without a sanitizer, which fills Triton's cache
     assert "memcheck: clean" in log
     assert "racecheck: FAILED" in log
     assert "ERROR SUMMARY: 1 error" in log
+    assert (tmp_path / "benchmarks.log").read_text(encoding="utf-8").splitlines() == [
+        "suite training",
+        "suite models",
+        "suite ops",
+        "recorded",
+    ]
     for suite in ("models", "ops", "training"):
-        assert (out / f"bench-{suite}" / "results.json").exists()
+        assert (tmp_path / f"bench-{suite}" / "results.json").exists()
 
 
 def test_parts_are_chosen_with_commas_or_spaces_in_their_order(tmp_path: Path) -> None:
@@ -112,23 +127,20 @@ def test_a_part_beyond_its_limit_is_stopped_and_the_next_one_runs(tmp_path: Path
     assert tests.startswith("tests: FAILED (stopped after 1 s)")
     assert tests.endswith("started")
     assert build.startswith("build: ok")
+    with tarfile.open(tmp_path / "out" / "results.tgz") as archive:
+        assert {"./tests.log", "./build.log"} <= set(archive.getnames())
 
 
 # --- What it runs ---------------------------------------------------------------------------------
 
 
-def run_tests(tmp_path: Path, *files: Path, limit: str = "60") -> tuple[int, str, dict]:
-    # Files outside the checkout can't be named: they are put where the script looks for them.
-    copy = tmp_path / "checkout" / "benchmarks" / "run_tests.py"
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    copy.write_text((BENCHMARKS / "run_tests.py").read_text(encoding="utf-8"), encoding="utf-8")
-    (tmp_path / "checkout" / "pyproject.toml").write_text(
-        '[tool.pytest.ini_options]\naddopts = "--strict-config"\ntime_out_of_a_plugin = 3\n',
-        encoding="utf-8",
-    )
-    report = tmp_path / "tests.json"
+def run_tests(checkout: Path, *arguments: str) -> tuple[int, str, dict]:
+    report = checkout / "tests.json"
     done = subprocess.run(
-        [sys.executable, str(copy), "--json", str(report), "--limit", limit, *map(str, files)],
+        [
+            *(sys.executable, str(checkout / "benchmarks" / "run_tests.py"), "--json", str(report)),
+            *("--workers", "2", *arguments),
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -138,35 +150,57 @@ def run_tests(tmp_path: Path, *files: Path, limit: str = "60") -> tuple[int, str
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> list[Path]:
-    folder = tmp_path / "checkout" / "tests"
-    folder.mkdir(parents=True)
+def checkout(tmp_path: Path) -> Path:
+    """Another checkout, with the script and tests that end in every way."""
     texts = {
-        "test_good.py": "import pytest\ndef test_a(): pass\n"
-        "@pytest.mark.skip\ndef test_b(): pass\n",
-        "test_bad.py": "def test_c(): assert 0, 'the reason'\ndef test_d(): pass\n",
-        "test_broken.py": "import nothing_of_this_name\n",
+        "benchmarks/run_tests.py": (BENCHMARKS / "run_tests.py").read_text(encoding="utf-8"),
+        "pyproject.toml": '[tool.pytest.ini_options]\naddopts = "--strict-config"\n'
+        "time_out_of_a_plugin = 3\n",
+        "tests/test_marked.py": "import os, pytest\n"
+        "@pytest.mark.gpu\ndef test_a(): pass\n"
+        "@pytest.mark.gpu\n@pytest.mark.skip\ndef test_b(): pass\n"
+        "@pytest.mark.gpu\ndef test_c(): assert 0, 'the reason'\n"
+        "@pytest.mark.gpu\ndef test_d(): raise RuntimeError('CUDA error: an illegal access')\n"
+        "@pytest.mark.gpu\ndef test_e(): os._exit(1)\n"
+        "@pytest.mark.gpu\n@pytest.mark.parametrize('n', range(9))\ndef test_f(n): pass\n"
+        "def test_needs_no_gpu(): assert 0\n",
+        "tests/kernels/execution/test_kernels.py": "def test_g(): pass\n",
     }
     for name, text in texts.items():
-        (folder / name).write_text(text, encoding="utf-8")
-    return [folder / name for name in texts]
+        path = tmp_path / "checkout" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    return tmp_path / "checkout"
 
 
-def test_every_file_runs_and_every_failure_is_named(tmp_path: Path, files: list[Path]) -> None:
-    code, said, found = run_tests(tmp_path, *files)
+def test_the_gpus_tests_all_run_whatever_becomes_of_the_workers(checkout: Path) -> None:
+    code, said, found = run_tests(checkout)
     assert code == 1
-    assert (found["passed"], found["skipped"]) == (2, 1)
-    assert len(found["failed"]) == 2
-    assert any(name.endswith("test_c") for name in found["failed"])
+    assert (found["passed"], found["skipped"], found["not_run"]) == (11, 1, 0)
+    assert sorted(name[-1] for name in found["failed"]) == ["c", "d", "e"]
     assert "the reason" in said
-    assert said.splitlines()[-1].startswith("2 passed, 1 skipped, 2 failed: ")
-    code, _, found = run_tests(tmp_path, files[0])
-    assert (code, found["failed"]) == (0, [])
+    assert "test_e: stopped" in said
+    assert said.splitlines()[-1].startswith("11 passed, 1 skipped, 3 failed: ")
 
 
-def test_what_is_not_done_in_time_has_failed(tmp_path: Path, files: list[Path]) -> None:
-    files[0].write_text("import time\ndef test_a(): time.sleep(60)\n", encoding="utf-8")
-    code, said, found = run_tests(tmp_path, files[0], limit="3")
+def test_of_files_that_are_named_all_runs_and_one_that_is_broken_has_failed(checkout: Path) -> None:
+    broken, good = checkout / "tests" / "test_broken.py", checkout / "tests" / "test_good.py"
+    broken.write_text("import nothing_of_this_name\n", encoding="utf-8")
+    good.write_text("def test_h(): pass\n", encoding="utf-8")
+    code, said, found = run_tests(checkout, str(broken), str(good))
+    assert (code, found["passed"], found["failed"]) == (1, 1, ["tests/test_broken.py"])
+    assert "nothing_of_this_name" in said
+    assert run_tests(checkout, str(good))[0] == 0
+
+
+def test_what_is_known_when_the_time_is_up_is_kept(checkout: Path) -> None:
+    slow = checkout / "tests" / "test_slow.py"
+    slow.write_text(
+        "import pytest, time\n@pytest.mark.parametrize('n', [0, 0, 60, 60, 60])\n"
+        "def test_i(n): time.sleep(n)\n",
+        encoding="utf-8",
+    )
+    code, said, found = run_tests(checkout, str(slow), "--limit", "4")
     assert code == 1
-    assert found["failed"] == ["tests/test_good.py: no report"]
-    assert "stopped: the time was up" in said
+    assert (found["passed"], len(found["failed"]), found["not_run"]) == (2, 2, 1)
+    assert "1 not run: the time was up" in said.splitlines()[-1]

@@ -94,6 +94,24 @@ def test_disassembly_is_counted_by_group() -> None:
     }
 
 
+def test_a_step_is_the_shortest_loop_with_products() -> None:
+    code = """
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+        /*0010*/                   IADD3 R2, R2, 0x1, RZ ;
+        /*0020*/                   WARPSYNC.ALL ;
+        /*0030*/              @!P1 BRA 0x20 ;
+        /*0040*/                   HGMMA.64x64x16.F32.BF16 R24, gdesc[UR8], R24 ;
+        /*0050*/                   NOP ;
+        /*0060*/              @P2  BRA 0x90 ;
+        /*0070*/               @P0 BRA 0x20 ;
+        /*0080*/              @!P3 BRA 0x10 ;
+        /*0090*/                   EXIT ;
+        /*00a0*/                   BRA 0xa0;
+    """
+    assert static_report.step_of(code) == 5
+    assert static_report.step_of(code.replace("HGMMA.64x64x16.F32.BF16", "FFMA")) is None
+
+
 @pytest.mark.parametrize(
     ("threads", "registers", "shared", "percent"),
     [

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import fastgan.explaining.fallback
-from fastgan import _native
 from fastgan.errors import FastganError
 from fastgan.explaining.fallback import FallbackWarning
 from fastgan.training import TrainConfig, Trainer
 from fastgan.training.checkpoint import load_checkpoint
 from fastgan.training.config import MODELS
 from fastgan.training.ema import ExponentialMovingAverage
-from fastgan.training.graphs import WARM_UP, CapturedIteration, Step, why_not_captured
+from fastgan.training.graphs import WARM_UP, CapturedIteration, Step
 from fastgan.training.iteration import Iteration, MetricTotals, Shape
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
 from fastgan.training.updates import GANUpdater, build_optimizer
@@ -283,17 +281,6 @@ def test_a_step_that_can_not_be_recorded_ends_the_run_where_torch_can_not_go_on(
         FastganError, match=r"last checkpoint with --no-graphs, or with torch 2\.12"
     ):
         trained(captured, refused, 1, WARM_UP * 3 + 6)
-
-
-def test_steps_are_recorded_only_where_the_ops_have_cuda_kernels(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    cuda = torch.device("cuda")
-    build_info = replace(fastgan.build_info(), cuda=True, cuda_left_out_because=None)
-    monkeypatch.setattr(_native, "build_info", lambda: build_info)
-    assert why_not_captured(cuda) is None
-    build_info = replace(build_info, cuda=False, cuda_left_out_because="nvcc was not found")
-    assert why_not_captured(cuda) == "this build has no CUDA kernels (nvcc was not found)"
 
 
 def test_the_average_on_a_device_is_the_average() -> None:

@@ -29,6 +29,8 @@ TESTING  := $(SEEDED) $(BIN)/python -m pytest --numprocesses auto --doctest-modu
 help:  ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
+# A comma in an argument of a function.
+, := ,
 # CI has warnings and spilled registers as errors.
 STRICT   := $(if $(filter test-all,$(MAKECMDGOALS)),FASTGAN_BUILD_STRICT=1)
 
@@ -38,24 +40,29 @@ define install
 @test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 @echo "installing into $(VENV) ..."
 @$(INSTALL) setuptools wheel ninja pybind11 torch numpy
-@MAKEFLAGS= $(1) $(INSTALL) --no-build-isolation -e '.[test,bench,lint]'
+@MAKEFLAGS= $(1) $(INSTALL) --no-build-isolation -e '.[$(2)]'
 @$(BIN)/python -c 'import fastgan; print(fastgan.build_info().summary())'
 endef
 
 $(VENV)/.installed: $(SOURCES)
-	$(call install,$(STRICT))
-	@touch $@ $(VENV)/.installed-for-cpu
+	$(call install,$(STRICT),test$(,)bench$(,)lint)
+	@touch $@ $(VENV)/.installed-for-cpu $(VENV)/.installed-for-demo
 
 # Compiling the CUDA kernels takes longer than all else, and a demo without a GPU can't use them.
 $(VENV)/.installed-for-cpu: $(SOURCES)
-	$(call install,FASTGAN_BUILD_CUDA=0)
+	$(call install,FASTGAN_BUILD_CUDA=0,test$(,)bench$(,)lint)
+	@touch $@ $(VENV)/.installed-for-demo
+
+# What a demo needs without the tools of tests.
+$(VENV)/.installed-for-demo: $(SOURCES)
+	$(call install,FASTGAN_BUILD_CUDA=0,plots)
 	@touch $@
 
 # What this machine can run: without a GPU all but the CUDA kernels.
 ALL_GPUS  := $(filter test-all wheel,$(MAKECMDGOALS))$(shell nvidia-smi -L 2>/dev/null)
 INSTALLED := $(VENV)/.installed$(if $(ALL_GPUS),,-for-cpu)
 
-demo: $(INSTALLED)  ## train a GAN on handwritten digits (about 3 minutes), show and measure its samples
+demo: $(if $(ALL_GPUS),$(INSTALLED),$(VENV)/.installed-for-demo)  ## train a GAN on handwritten digits (about 3 minutes), show and measure its samples
 	@rm -rf $(DEMO)
 	@$(BIN)/fastgan train --model wgan-gp --conditional --data digits --out $(DEMO) \
 	    --steps 1500 --lr 1e-3 --beta1 0.5 --lr-decay linear --n-critic 2 --ndf 32 --minutes 2.5

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import reprlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from fastgan._util.reading import parsing
 from fastgan.errors import CheckpointError, ConfigError, DataWarning
 from fastgan.sampling.batches import generate_images
 from fastgan.sampling.noise import sample_noise, spherical_interpolation
@@ -24,21 +28,30 @@ from fastgan.training.checkpoint import (
 )
 from fastgan.training.config import TrainConfig
 from fastgan.training.networks import DataShape, build_generator
+from fastgan.training.own import own_names
 
-__all__ = ["TrainedGenerator", "load_generator"]
+__all__ = ["PRETRAINED", "TrainedGenerator", "load_generator", "read_generator"]
+
+#: A generator's weights in a folder as the Hugging Face Hub has them.
+PRETRAINED = "model.safetensors"
 
 
-def load_generator(path: str | os.PathLike[str], *, ema: bool = True) -> TrainedGenerator:
+def load_generator(
+    path: str | os.PathLike[str], *, ema: bool = True, generator: nn.Module | None = None
+) -> TrainedGenerator:
     """Loads the generator of a checkpoint.
 
     Args:
         path: the checkpoint file, or a run's folder for its newest good one; a
-            :class:`fastgan.DataWarning` says which are damaged.
+            :class:`fastgan.DataWarning` says which are damaged. Or what ``fastgan export --format
+            safetensors`` or :meth:`TrainedGenerator.save_pretrained` wrote.
         ema: take the moving average where the checkpoint has one.
+        generator: of a run with ``Trainer(generator=...)``: a module like it, which receives the
+            weights.
 
     Raises:
-        CheckpointError: no checkpoint, a damaged one, or one whose weights don't fit the model
-            that it names.
+        CheckpointError: no checkpoint, a damaged one, one whose weights don't fit the model
+            that it names, or one of your own network without ``generator``.
 
     Example:
         >>> import tempfile
@@ -51,7 +64,11 @@ def load_generator(path: str | os.PathLike[str], *, ema: bool = True) -> Trained
         torch.Size([3, 1, 16, 16])
     """
     path = Path(path)
-    if path.is_dir():
+    if (path / PRETRAINED).is_file():
+        path = path / PRETRAINED
+    if path.suffix == ".safetensors":
+        content = _read_safetensors(path)
+    elif path.is_dir():
         found = list_checkpoints(path)
         if not found:
             raise CheckpointError(f"{path}: this folder holds no checkpoint")
@@ -60,17 +77,52 @@ def load_generator(path: str | os.PathLike[str], *, ema: bool = True) -> Trained
             warnings.warn(f"{failure}; taking {path}", DataWarning, stacklevel=2)
     else:
         content = load_checkpoint(path)
+    return read_generator(path, content, ema=ema, generator=generator)
+
+
+def read_generator(
+    path: Path, content: Mapping[str, Any], *, ema: bool = True, generator: nn.Module | None = None
+) -> TrainedGenerator:
+    """The generator of a checkpoint that has been read; see :func:`load_generator`."""
     config, data = read_description(path, content)
+    own = own_names(path, content).get("generator")
+    if (own is None) != (generator is None):
+        raise CheckpointError(
+            f"{path}: its generator is the {config.model}'s; load it without generator="
+            if own is None
+            else f"{path}: its generator is a {own} that was given to Trainer in Python; give one"
+            " to fastgan.load_generator(..., generator=...)"
+        )
     average = content.get("ema_generator") if ema else None
     weights = content.get("generator") if average is None else average
-    module = restore_module(path, "generator", lambda: build_generator(config, data), weights)
+    module = restore_module(
+        path, "generator", lambda: generator or build_generator(config, data), weights
+    )
     module = module.eval()
     # As safetensors wants them; the fused forward lays them out as is fastest.
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     step = content.get("step")
     if type(step) is not int:
         raise CheckpointError(f"{path}: expected a step, got {reprlib.repr(step)}")
-    return TrainedGenerator(path, step, average is not None, module, config, data)
+    averaged = average is not None or content.get("averaged") is True
+    return TrainedGenerator(path, step, averaged, module, config, data)
+
+
+def _read_safetensors(path: Path) -> dict[str, Any]:
+    """What a checkpoint would hold of the generator."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such file")
+    if importlib.util.find_spec("safetensors") is None:
+        raise CheckpointError(f"{path}: safetensors isn't installed: pip install 'fastgan[hub]'")
+    from safetensors import safe_open
+
+    with (
+        parsing(f"{path}: damaged, or not written by fastgan", CheckpointError),
+        safe_open(path, "pt") as file,
+    ):
+        content = json.loads((file.metadata() or {})["fastgan"])
+        weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        return {**content, "generator": weights, "ema_generator": None}
 
 
 @dataclass(frozen=True)
@@ -104,6 +156,44 @@ class TrainedGenerator:
         """Moves the module; returns this object."""
         self.module.to(device)
         return self
+
+    def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
+        """Writes a folder as the Hugging Face Hub has them; needs ``fastgan[hub]``.
+
+        Args:
+            folder: receives ``model.safetensors``, ``config.json`` and a model card.
+            options: of huggingface_hub's ``ModelHubMixin.save_pretrained``.
+        """
+        from fastgan.hub import Pretrained
+
+        Pretrained(self).save_pretrained(folder, **options)
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Uploads that folder; returns the commit's address; needs ``fastgan[hub]``.
+
+        Args:
+            repo_id: ``USER/NAME``.
+            options: of huggingface_hub's ``ModelHubMixin.push_to_hub``.
+        """
+        from fastgan.hub import Pretrained
+
+        return str(Pretrained(self).push_to_hub(repo_id, **options))
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> TrainedGenerator:
+        """Loads such a folder, or one of the Hub; needs ``fastgan[hub]``.
+
+        Args:
+            name: the folder, or ``USER/NAME`` on the Hub.
+            options: of huggingface_hub's ``ModelHubMixin.from_pretrained``, such as ``revision``.
+
+        Raises:
+            CheckpointError: the file isn't what :meth:`save_pretrained` wrote.
+        """
+        from fastgan.hub import Pretrained
+
+        found: Pretrained = Pretrained.from_pretrained(str(name), **options)
+        return found.generator
 
     def class_number(self, name: int | str) -> int:
         """The number of a class, given by its name or by its number, as text too.

@@ -27,7 +27,6 @@ _CONTEXT.set_forkserver_preload(
         *(
             "torch.utils.tensorboard",
             "torch.distributed",
-            "sklearn.datasets",
             "pytest",
             "PIL.Image",
         ),

@@ -13,7 +13,10 @@ from fastgan.bench.cases import Case
 from fastgan.bench.schema import METRICS, Result, Row, merged
 from fastgan.bench.suites.layers import critic_layers, generator_layers
 
-__all__ = ["GOALS", "Goal", "Verdict", "has_goal", "judge"]
+__all__ = ["GOALS", "Goal", "Verdict", "judge", "urgency"]
+
+#: Quartiles of a ratio further apart than so many times say nothing of it.
+_WIDEST_SPREAD = 2.0
 
 
 @dataclass(frozen=True)
@@ -64,10 +67,15 @@ class Verdict:
 
     @property
     def words(self) -> str:
-        """ "pass", "falls short by 12%", "within the spread" of the bound, "not measured"."""
+        """ "pass", "falls short by 12%", "within the spread" of the bound, "not measured".
+
+        "too noisy" where one quartile is more than twice the other.
+        """
         if self.row is None:
             return "not measured"
         value, bound = self.row.value, self.goal.bound
+        if self.row.spread is not None and self.row.spread[1] > _WIDEST_SPREAD * self.row.spread[0]:
+            return "too noisy"
         if value >= bound if self.goal.at_least else value <= bound:
             return "pass"
         if self.row.spread is not None:
@@ -219,9 +227,23 @@ _CUDA: list[Goal] = [
 
 GOALS: tuple[Goal, ...] = (*_CPU, *_CUDA)
 
+#: What the library is for, one case each: whole iterations, the penalty, the generator, the clip.
+_HEADLINES = {
+    ("DCGAN iteration", "64x64, 1 critic update"),
+    ("WGAN-GP iteration", _RGB.format(5)),
+    ("critic loss", _CRITIC),
+    ("gradient penalty", _CRITIC),
+    (_GENERATOR, "DCGAN-64"),
+    ("RMSprop and clip", _CRITIC),
+}
+_HEADLINE_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
-def has_goal(case: Case, device: str) -> bool:
-    """Whether a goal is about such a case, whatever the batch: `quick` cases have smaller ones.
+
+def urgency(case: Case, device: str) -> int:
+    """How early a case is measured, so that a limit doesn't leave it out: 0 is the earliest.
+
+    0 has a case of :data:`_HEADLINES`, 1 another that a goal is about, whatever the batch (`quick`
+    cases have smaller ones), 2 any other.
 
     Args:
         case: what may be measured.
@@ -230,14 +252,19 @@ def has_goal(case: Case, device: str) -> bool:
     Example:
         >>> import torch
         >>> from fastgan.bench.suites import suite_cases
-        >>> cases = suite_cases("ops", torch.device("cpu"), quick=True)
-        >>> [has_goal(case, "cpu") for case in cases if "DCGAN-64 critic, cold" in case.name]
-        [False, False, False]
+        >>> cases = suite_cases("training", torch.device("cpu"), quick=True)
+        >>> sorted({case.op for case in cases if urgency(case, "cpu") == 0})
+        ['DCGAN iteration', 'WGAN-GP iteration']
     """
-    return any(
-        (goal.device, goal.op, goal.shape, goal.dtype) == (device, case.op, case.shape, case.dtype)
+    goals = {
+        (goal.op, goal.shape)
         for goal in GOALS
-    )
+        if (goal.device, goal.op, goal.shape, goal.dtype)
+        == (device, case.op, case.shape, case.dtype)
+    }
+    if not goals:
+        return 2
+    return 0 if goals & _HEADLINES and case.dtype == _HEADLINE_DTYPE[device] else 1
 
 
 def judge(results: Iterable[Result], goals: Sequence[Goal] = GOALS) -> list[Verdict]:

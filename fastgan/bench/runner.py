@@ -44,8 +44,7 @@ class Plan:
         seconds: about how long all may take: after a fifth of it no further peak is measured,
             after four fifths no further case begins, and none is timed whose fewest rounds would
             take longer than what is left; None for no limit.
-        urgent: of a case, whether it is measured before those that aren't, so that it isn't what
-            a limit leaves out.
+        urgency: of a case; lower ones are measured earlier, so that a limit doesn't leave them out.
         settings: said in the result.
     """
 
@@ -54,7 +53,7 @@ class Plan:
     compile_mode: str | None = "default"
     memory: bool = True
     seconds: float | None = None
-    urgent: Callable[[Case], bool] = lambda _: False
+    urgency: Callable[[Case], int] = lambda _: 0
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -86,7 +85,7 @@ def copies_beyond_cache(case: Case, device: torch.device) -> int:
 
 
 def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = None) -> Result:
-    """Measures every case, one after the other: the urgent ones first, all reported as given.
+    """Measures every case, one after the other: the most urgent first, all reported as given.
 
     A provider that can't run (torch.compile without a compiler, say) is left out of its case with
     a note; so is a case whose own provider can't.
@@ -130,7 +129,7 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
     if why_not is not None:
         note(f"peak memory is not measured: {why_not}")
     total = len(cases) * (2 if memory else 1) + 2
-    in_turn = sorted(cases, key=lambda case: not plan.urgent(case))
+    in_turn = sorted(cases, key=plan.urgency)
     rows: list[Row] = []
     if memory:
         # First, while the process is young: what compiling and timing leave in the allocator would

@@ -17,7 +17,9 @@ from fastgan.errors import ConfigError, printable
 from fastgan.training.config import PAPER_DEFAULTS, TrainConfig
 from fastgan.training.config_files import read_settings
 
-__all__ = ["NEIGHBOURS", "TUNED", "parse", "train_settings"]
+__all__ = ["EXPORT_FORMATS", "NEIGHBOURS", "TUNED", "parse", "train_settings"]
+
+EXPORT_FORMATS = ("onnx", "torch-export", "safetensors")
 
 #: Each sample's neighbourhood reaches to its fifth neighbour, as in Naeem et al. 2020.
 NEIGHBOURS = 5
@@ -71,7 +73,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         title="commands", dest="command", metavar="COMMAND", required=True
     )
     for add in (
-        *(_add_train, _add_sample, _add_interpolate, _add_evaluate),
+        *(_add_train, _add_sample, _add_interpolate, _add_export, _add_evaluate),
         *(_add_check, _add_bench, _add_tune, _add_doctor),
     ):
         add(commands)
@@ -184,14 +186,18 @@ def _add_sample(commands: Any) -> None:
         help="write single images: PNGs in a new folder, a subfolder a class, or one array",
     )
     parser.add_argument(
-        "--n", type=_at_least(1), default=64, metavar="N", help="images (default 64)"
+        "--n",
+        type=_at_least(1),
+        metavar="N",
+        help="images (default 64, or about as many as make whole rows of a grid with classes)",
     )
     _add_sampling(parser)
+    _add_device(parser)
     parser.add_argument(
         "--class",
         dest="label",
         metavar="NAME|K",
-        help="of a conditional model; by default all classes in turn, a column each",
+        help="of a conditional model; by default all classes, in a grid with columns for each",
     )
 
 
@@ -215,9 +221,24 @@ def _add_interpolate(commands: Any) -> None:
         help="frames between two (default 12)",
     )
     _add_sampling(parser)
+    _add_device(parser)
     parser.add_argument(
         "--class", dest="label", metavar="NAME|K", help="of a conditional model (default 0)"
     )
+
+
+def _add_export(commands: Any) -> None:
+    parser = commands.add_parser(
+        "export",
+        help="write a generator for other programs",
+        description="Write a generator as ONNX or torch.export, a function of noise (N, nz), and"
+        " labels (N,) if it is conditional, or its weights as safetensors, which"
+        " fastgan.load_generator reads too. What was written is run and compared.",
+    )
+    _add_checkpoint(parser)
+    parser.add_argument("--format", required=True, choices=EXPORT_FORMATS, help="of the file")
+    parser.add_argument("--out", required=True, metavar="FILE", help="the file to write")
+    _add_truncation(parser, "in the file: draw as from noise within [-T, T]; not for safetensors")
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -264,7 +285,7 @@ def _add_bench(commands: Any) -> None:
     parser.add_argument(
         "--compare", metavar="OLD.json", help="an earlier results.json, to find regressions"
     )
-    parser.add_argument("--device", default="auto", help=f"where: {DEVICES} (default auto)")
+    _add_device(parser)
     parser.add_argument(
         "--threads",
         type=_at_least(1),
@@ -342,12 +363,17 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seed", type=_seed, default=0, metavar="N", help="of the noise (default 0)"
     )
-    parser.add_argument(
-        "--truncation",
-        type=float,
-        metavar="T",
-        help="draw noise again until within [-T, T]: more typical, less varied images",
+    _add_truncation(
+        parser, "draw noise again until within [-T, T]: more typical, less varied images"
     )
+
+
+def _add_truncation(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--truncation", type=float, metavar="T", help=text)
+
+
+def _add_device(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--device", default="auto", help=f"where: {DEVICES} (default auto)")
 
 
 def _at_least(minimum: int) -> Callable[[str], int]:

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from fastgan._util.devices import choose_device
 from fastgan.bench.cases import Case
-from fastgan.bench.goals import GOALS, Verdict, has_goal, judge
+from fastgan.bench.goals import GOALS, Verdict, judge, urgency
 from fastgan.bench.output import check_folder, write_result
 from fastgan.bench.plots import why_no_plots
 from fastgan.bench.runner import Listener, Plan, run_cases
@@ -85,7 +85,7 @@ def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
         budget=Budget(seconds),
         compile_mode=mode,
         seconds=None if minutes is None else 60 * minutes,
-        urgent=lambda case: has_goal(case, device.type),
+        urgency=lambda case: urgency(case, device.type),
         settings={
             "suite": options.suite,
             "quick": options.quick,

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from fastgan._util.devices import choose_device
 from fastgan._util.files import check_writable
 from fastgan.cli.terminal import say
 from fastgan.errors import OutputError
@@ -24,7 +25,8 @@ def run(options: argparse.Namespace) -> int:
     out = Path(options.out)
     if out.suffix.lower() != ".gif":
         raise OutputError(f"{out}: expected a name that ends in .gif")
-    generator = load_generator(options.checkpoint, ema=not options.no_ema)
+    device = choose_device(options.device)
+    generator = load_generator(options.checkpoint, ema=not options.no_ema).to(device)
     if options.label is not None:
         generator.class_number(options.label)
     images = generator.interpolate(

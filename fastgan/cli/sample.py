@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from fastgan._util.devices import choose_device
 from fastgan._util.files import atomic_write, check_writable
 from fastgan.cli.terminal import say
 from fastgan.errors import ConfigError, OutputError
-from fastgan.sampling.images import save_grid, save_image, to_bytes
-from fastgan.trained import TrainedGenerator, load_generator
+from fastgan.sampling.images import class_grid, save_grid, save_image, to_bytes
+from fastgan.trained import load_generator
 
 __all__ = ["run"]
 
@@ -22,25 +23,29 @@ def run(options: argparse.Namespace) -> int:
     """Writes the grid, the single images, or both; returns 0."""
     if options.out is None and options.to is None:
         raise ConfigError("out: expected --out FILE.png for a grid, or --to DIR or --to FILE.npz")
-    generator = load_generator(options.checkpoint, ema=not options.no_ema)
-    labels = generator.labels(options.n, options.label)
+    device = choose_device(options.device)
+    generator = load_generator(options.checkpoint, ema=not options.no_ema).to(device)
+    count, columns, classes = options.n or 64, None, options.label
+    if options.out is not None and generator.num_classes is not None and classes is None:
+        classes, columns = class_grid(count, generator.num_classes)
+        # Without --n, as many as make whole rows.
+        count = options.n or len(classes)
+    labels = generator.labels(count, classes)
     images = generator.sample(
-        options.n, seed=options.seed, truncation=options.truncation, classes=options.label
+        count, seed=options.seed, truncation=options.truncation, classes=classes
     )
     if options.out is not None:
-        columns = None
-        if labels is not None and options.label is None:
-            columns = min(generator.num_classes or 1, options.n)
-        save_grid(images, options.out, columns=columns)
-        say(f"{options.n} images: {options.out}")
+        captions = None
+        if labels is not None:
+            captions = [generator.data.class_name(label) for label in labels.tolist()]
+        save_grid(images, options.out, columns=columns, captions=captions)
+        say(f"{count} images: {options.out}")
     if options.to is not None:
-        say(f"{options.n} images: {_save_singly(images, labels, generator, Path(options.to))}")
+        say(f"{count} images: {_save_singly(images, labels, Path(options.to))}")
     return 0
 
 
-def _save_singly(
-    images: torch.Tensor, labels: torch.Tensor | None, generator: TrainedGenerator, place: Path
-) -> Path:
+def _save_singly(images: torch.Tensor, labels: torch.Tensor | None, place: Path) -> Path:
     """A folder of PNGs, or an ``.npz`` as ``--data npz:`` takes it."""
     if place.suffix == ".npz":
         arrays: dict[str, Any] = {"images": to_bytes(images)}

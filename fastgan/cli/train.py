@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import warnings
 from typing import Any
 
@@ -74,10 +75,17 @@ def _trained(trainer: Trainer, display: TrainingDisplay) -> int:
     result = trainer.run()
     display.stop()
     if result.stopped_by is None:
+        parts = [f"grid {result.samples}", f"metrics {result.out / 'metrics.csv'}"]
+        extras = {
+            "matplotlib": f"losses {result.out / 'losses.png'}",
+            "tensorboard": f"events {result.out / 'tensorboard'}",
+        }
+        missing = [name for name in extras if importlib.util.find_spec(name) is None]
+        parts += [text for name, text in extras.items() if name not in missing]
+        hint = f"; for plots and events: pip install {' '.join(missing)}" if missing else ""
         report(
-            f"done: {result.step} steps in {result.seconds:.0f} s; grid {result.samples}, losses"
-            f" {result.out / 'losses.png'}, metrics {result.out / 'metrics.csv'}, events"
-            f" {result.out / 'tensorboard'}, checkpoint {result.checkpoint}"
+            f"done: {result.step} steps in {result.seconds:.0f} s; {', '.join(parts)}, checkpoint"
+            f" {result.checkpoint}{hint}"
         )
         return 0
     reason = f"stopped by {result.stopped_by}"

@@ -201,7 +201,7 @@ def train_classifier(
 
     Cross-entropy on hard labels, Adam with decoupled weight decay and a one-cycle rate, dropout,
     and shifts of a pixel or so: enough to be right on over 97% of unseen handwritten digits (the
-    eight-by-eight ones of scikit-learn) after about three seconds on one CPU core. It is meant for
+    eight-by-eight ones of ``digits``) after about three seconds on one CPU core. It is meant for
     such sets of small pictures; on photographs its accuracy is modest, which the report tells.
 
     The same seed gives the same classifier, on the CPU bit for bit with the same number of threads.

@@ -9,18 +9,28 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fastgan._util.files import atomic_write, check_writable
-from fastgan.errors import DataError, ImageSizeError, OutputError
+from fastgan.errors import DataError, ImageSizeError, OutputError, printable
 
-__all__ = ["make_grid", "save_gif", "save_grid", "save_image", "save_strip", "to_bytes"]
+__all__ = [
+    "class_grid",
+    "grid_columns",
+    "make_grid",
+    "save_gif",
+    "save_grid",
+    "save_image",
+    "save_strip",
+    "to_bytes",
+]
 
 ByteImage = npt.NDArray[np.uint8]
 
@@ -35,6 +45,10 @@ PADDING = 2
 SMALLEST_CELL = 48
 # One that moves is watched alone.
 SMALLEST_FRAME = 256
+# With more classes than this, a column for each makes a strip.
+MOST_CLASS_COLUMNS = 16
+CAPTION_HEIGHT = 16
+CAPTION_VALUE = 255
 
 
 def to_bytes(images: Tensor, argument: str = "images") -> ByteImage:
@@ -85,25 +99,120 @@ def _enlarge(pixels: ByteImage, scale: int | None, smallest: int = SMALLEST_CELL
     return pixels.repeat(scale, axis=1).repeat(scale, axis=2)
 
 
-def _arrange(pixels: ByteImage, columns: int | None, padding: int) -> ByteImage:
+def grid_columns(n: int) -> int:
+    """The number of columns in a grid of ``n`` images.
+
+    The divisor of ``n`` that makes the grid the nearest to a square, at least as wide as high, so
+    that its last row is full; ``ceil(sqrt(n))`` where that grid would be more than four times as
+    wide as high.
+
+    Raises:
+        ValueError: ``n`` is below 1.
+
+    Example:
+        >>> [grid_columns(n) for n in (1, 3, 12, 60, 64, 13)]
+        [1, 3, 4, 10, 8, 4]
+    """
+    square = math.ceil(math.sqrt(_positive(n, "n")))
+    columns = next(each for each in range(square, n + 1) if n % each == 0)
+    return columns if columns**2 <= 4 * n else square
+
+
+def class_grid(n: int, num_classes: int) -> tuple[list[int], int]:
+    """The classes in a grid of about ``n`` images, near a square and with a full last row.
+
+    Up to 16 classes have columns of their own, the same number each; more follow one another.
+
+    Args:
+        n: images wanted.
+        num_classes: how many classes there are.
+
+    Returns:
+        The class of each image, row by row, and the number of columns.
+
+    Raises:
+        ValueError: either number is below 1.
+
+    Example:
+        >>> labels, columns = class_grid(20, 3)
+        >>> labels, columns
+        ([0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2, 0, 1, 2], 3)
+        >>> labels, columns = class_grid(64, 3)
+        >>> labels[:columns], len(labels)
+        ([0, 0, 0, 1, 1, 1, 2, 2, 2], 63)
+    """
+    _positive(n, "n")
+    if _positive(num_classes, "num_classes") > MOST_CLASS_COLUMNS:
+        columns = max(1, round(math.sqrt(n)))
+        count = columns * math.ceil(n / columns)
+        return [image % num_classes for image in range(count)], columns
+    width = max(1, round(math.sqrt(n) / num_classes))
+    columns = width * num_classes
+    row = [column // width for column in range(columns)]
+    return row * max(1, round(n / columns)), columns
+
+
+def _arrange(
+    pixels: ByteImage,
+    columns: int | None,
+    padding: int,
+    captions: Sequence[str] | None = None,
+) -> ByteImage:
     """Lay uint8 (N, H, W, C) out row by row, ``padding`` pixels around and between."""
     if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
         raise ValueError(f"padding: expected a whole number of at least 0, got {padding!r}")
     count, height, width, channels = pixels.shape
-    if columns is None:
-        columns = math.ceil(math.sqrt(count))
-    columns = min(_positive(columns, "columns"), count)
-    rows = math.ceil(count / columns)
-    grid: ByteImage = np.full(
-        (rows * (height + padding) + padding, columns * (width + padding) + padding, channels),
-        PADDING_VALUE,
-        dtype=np.uint8,
-    )
-    for index in range(count):
-        row, column = divmod(index, columns)
-        top, left = padding + row * (height + padding), padding + column * (width + padding)
-        grid[top : top + height, left : left + width] = pixels[index]
+    if captions is not None and len(captions) != count:
+        raise ValueError(f"captions: expected {count}, one for each image, got {len(captions)}")
+    columns = min(_positive(grid_columns(count) if columns is None else columns, "columns"), count)
+    lines = _caption_lines(captions, columns) if captions is not None else {}
+    parts = []
+    for start in range(0, count, columns):
+        if start in lines:
+            shape = (CAPTION_HEIGHT, columns * (width + padding) + padding, channels)
+            parts.append(_caption_strip(lines[start], shape, width + padding, padding))
+        row: ByteImage = np.full(
+            (height + padding, columns * (width + padding) + padding, channels),
+            PADDING_VALUE,
+            dtype=np.uint8,
+        )
+        for column, image in enumerate(pixels[start : start + columns]):
+            left = padding + column * (width + padding)
+            row[padding:, left : left + width] = image
+        parts.append(row)
+    parts.append(np.full((padding, *parts[-1].shape[1:]), PADDING_VALUE, dtype=np.uint8))
+    grid: ByteImage = np.concatenate(parts)
     return grid
+
+
+def _caption_lines(captions: Sequence[str], columns: int) -> dict[int, list[tuple[int, int, str]]]:
+    """The captions above each row that has new ones, by its first image: first column, end, text.
+
+    Neighbours with the same caption share it, and so do images below one another.
+    """
+    lines = {}
+    for start in range(0, len(captions), columns):
+        row = captions[start : start + columns]
+        if start and list(row) == list(captions[start - columns : start - columns + len(row)]):
+            continue
+        starts = [k for k in range(len(row)) if k == 0 or row[k] != row[k - 1]]
+        ends = [*starts[1:], len(row)]
+        lines[start] = [(k, end, row[k]) for k, end in zip(starts, ends, strict=True)]
+    return lines
+
+
+def _caption_strip(
+    captions: list[tuple[int, int, str]], shape: tuple[int, ...], cell: int, padding: int
+) -> ByteImage:
+    """A strip (height, width, C) with each caption above its columns, cut where they end."""
+    font = ImageFont.load_default(CAPTION_HEIGHT - 4)
+    strip = Image.new("L", (shape[1], shape[0]), PADDING_VALUE)
+    for first, end, text in captions:
+        room = Image.new("L", ((end - first) * cell - padding, shape[0]), PADDING_VALUE)
+        ImageDraw.Draw(room).text((0, 1), printable(text), fill=CAPTION_VALUE, font=font)
+        strip.paste(room, (padding + first * cell, 0))
+    filled: ByteImage = np.broadcast_to(np.asarray(strip)[:, :, None], shape).copy()
+    return filled
 
 
 def make_grid(images: Tensor, *, columns: int | None = None, padding: int = PADDING) -> ByteImage:
@@ -112,7 +221,7 @@ def make_grid(images: Tensor, *, columns: int | None = None, padding: int = PADD
     Args:
         images: floating-point tensor ``(N, C, H, W)`` with ``C`` 1 or 3, on any device. -1 is
             black and 1 white (``round((x + 1) * 127.5)``); values beyond are clipped.
-        columns: images a row; None means ``ceil(sqrt(N))``. Never more than ``N``.
+        columns: images a row, never more than ``N``; None means :func:`grid_columns`.
         padding: grey pixels around and between the images.
 
     Returns:
@@ -164,15 +273,18 @@ def save_grid(
     *,
     columns: int | None = None,
     scale: int | None = None,
+    captions: Sequence[str] | None = None,
 ) -> None:
     """Write images as one picture, row by row, enlarged so that small ones can be seen.
 
     Args:
         images: floating-point tensor ``(N, C, H, W)`` in ``[-1, 1]``, ``C`` 1 or 3.
         path: a ``.png`` (exact) or ``.jpg`` file in a folder that exists; replaced if there.
-        columns: images a row; None means ``ceil(sqrt(N))``.
+        columns: images a row; None means :func:`grid_columns`.
         scale: each pixel becomes ``scale`` by ``scale`` pixels; None takes the smallest that makes
             an image at least 48 pixels high and wide (3 for 16x16, 1 for 64x64).
+        captions: a text for each image, such as its class, written above it in Latin letters;
+            neighbours side by side or below one another with the same text share it.
 
     Raises:
         OutputError: the folder is missing or can't be written, or the extension is unknown.
@@ -188,7 +300,8 @@ def save_grid(
         ...     [file.name for file in Path(folder).iterdir()]
         ['grid.png']
     """
-    _save_still(_arrange(_enlarge(to_bytes(images), scale), columns, PADDING), path)
+    pixels = _enlarge(to_bytes(images), scale)
+    _save_still(_arrange(pixels, columns, PADDING, captions), path)
 
 
 def save_image(image: Tensor, path: str | os.PathLike[str]) -> None:

@@ -15,6 +15,7 @@ A checkpoint is a file of ``torch.save`` that holds one dictionary of tensors an
 ``random``         states of every random number generator in use
 ``totals``         sums of the metrics since the last row
 ``logged``         sums of the caller's own metrics since then
+``own``            classes of the networks and optimisers that the caller of the trainer made
 =================  ===========================================================================
 
 The zip archive's comment holds a digest of all the bytes before it, so that a flipped bit anywhere
@@ -383,7 +384,7 @@ _OPTIMIZER_STATE: Mapping[str, tuple[str, ...]] = {
 
 
 def restore_optimizer(
-    name: str, kind: str, optimizer: torch.optim.Optimizer, saved: Any, step: int
+    name: str, kind: str | None, optimizer: torch.optim.Optimizer, saved: Any, step: int
 ) -> None:
     """Gives a new optimiser its saved state, having checked all of it.
 
@@ -392,8 +393,9 @@ def restore_optimizer(
 
     Args:
         name: how messages refer to it.
-        kind: "adam", "rmsprop" or "sgd".
-        optimizer: as :func:`fastgan.training.updates.build_optimizer` made it.
+        kind: "adam", "rmsprop" or "sgd", as :func:`fastgan.training.updates.build_optimizer` made
+            it; None for the caller's own, whose state may be anything finite.
+        optimizer: the optimiser.
         saved: its saved state_dict.
         step: generator updates done: after the first, every parameter has state.
 
@@ -406,12 +408,15 @@ def restore_optimizer(
         raise ValueError(f"has no state of the {name}")
     stateless = kind == "sgd" and optimizer.param_groups[0]["momentum"] == 0
     if any(type(index) is not int or not 0 <= index < len(parameters) for index in states) or (
-        step > 0 and not stateless and len(states) != len(parameters)
+        kind is not None and step > 0 and not stateless and len(states) != len(parameters)
     ):
         raise ValueError(
             f"its {name} has the state of {len(states)} of {len(parameters)} parameters"
         )
     for index, state in states.items():
+        if kind is None:
+            _check_own_state(name, state)
+            continue
         if (
             not isinstance(state, dict)
             or not set(state) <= set(_OPTIMIZER_STATE[kind])
@@ -432,7 +437,19 @@ def restore_optimizer(
                 key in ("step", "exp_avg_sq", "square_avg") and bool((value < 0).any())
             ):
                 raise ValueError(f"its {name} has a {key} that can't be: NaN or below zero")
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    try:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    except (KeyError, TypeError, RuntimeError) as error:  # of a class that isn't ours
+        raise ValueError(f"its {name} doesn't take its state: {one_line(error)}") from error
+
+
+def _check_own_state(name: str, state: object) -> None:
+    if not isinstance(state, dict) or not all(type(key) is str for key in state):
+        raise ValueError(f"its {name} has a state that can't be")
+    for key, value in state.items():
+        numbers = torch.as_tensor(value) if isinstance(value, (float, Tensor)) else torch.zeros(())
+        if not bool(numbers.isfinite().all()):
+            raise ValueError(f"its {name} has a {key} that isn't finite")
 
 
 def restore_scaler(name: str, scaler: torch.amp.GradScaler, saved: Any) -> None:

@@ -38,6 +38,10 @@ class DataShape:
     class_names: tuple[str, ...] | None = None
     length: int | None = None
 
+    def class_name(self, number: int) -> str:
+        """The name of a class, or its number where the data has no names."""
+        return str(number) if self.class_names is None else self.class_names[number]
+
 
 def _conditioning(config: TrainConfig, data: DataShape) -> int | None:
     return data.num_classes if config.conditional else None

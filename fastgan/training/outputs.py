@@ -15,7 +15,7 @@ from fastgan.data import ImageSource
 from fastgan.errors import OutputError
 from fastgan.evaluation.diversity import SampleDiversity
 from fastgan.sampling.batches import generate_images
-from fastgan.sampling.images import make_grid, save_grid
+from fastgan.sampling.images import class_grid, make_grid, save_grid
 from fastgan.sampling.noise import sample_noise
 from fastgan.training.callbacks import Callback
 from fastgan.training.config import TrainConfig
@@ -89,9 +89,7 @@ class SampleWriter(Callback):
         if not (last or step % self._config.sample_every == 0):
             return
         trainer.check_weights()
-        images = self.grid(trainer.state)
-        columns = trainer.updater.num_classes
-        save_grid(images, trainer.out / f"samples-{step:07d}.png", columns=columns)
+        images, columns = self._save(trainer, trainer.out / f"samples-{step:07d}.png")
         self._metrics.add_image("samples", make_grid(images, columns=columns), step)
         report = self._diversity.measure(self.sample(trainer.state, DIVERSITY_SAMPLES))
         for text in self._monitor.observe_samples(step, report, final=last):
@@ -101,23 +99,30 @@ class SampleWriter(Callback):
 
     def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
         """Draws the final grid."""
-        save_grid(self.grid(trainer.state), result.samples, columns=trainer.updater.num_classes)
+        self._save(trainer, result.samples)
 
-    def grid(self, state: TrainState) -> Tensor:
-        """The images of a grid; with classes, one column for each."""
-        count, classes = self._config.n_samples, state.updater.num_classes
-        return self.sample(
-            state, count if classes is None else max(1, round(count / classes)) * classes
-        )
+    def _save(self, trainer: Trainer, path: Path) -> tuple[Tensor, int | None]:
+        """Saves a grid, its classes named; returns its images and the number of columns."""
+        count, classes = self._config.n_samples, trainer.updater.num_classes
+        if classes is None:
+            images = self.sample(trainer.state, count)
+            save_grid(images, path)
+            return images, None
+        labels, columns = class_grid(count, classes)
+        images = self.sample(trainer.state, len(labels), torch.tensor(labels))
+        captions = [trainer.data.class_name(label) for label in labels]
+        save_grid(images, path, columns=columns, captions=captions)
+        return images, columns
 
-    def sample(self, state: TrainState, n: int) -> Tensor:
-        """``n`` images, from the same noise at every call, with the classes in turn."""
+    def sample(self, state: TrainState, n: int, labels: Tensor | None = None) -> Tensor:
+        """``n`` images, from the same noise at every call; by default with the classes in turn."""
         config, classes = self._config, state.updater.num_classes
         assert config.noise is not None
         # Drawn on the CPU, so that every device gets the same noise.
         generator = seeded_generator(config.seed, PICTURE_STREAM)
         z = sample_noise(n, config.nz, config.noise, generator=generator)
-        labels = None if classes is None else torch.arange(n) % classes
+        if labels is None and classes is not None:
+            labels = torch.arange(n) % classes
         return generate_images(state.sampler, z, labels)
 
 

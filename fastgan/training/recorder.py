@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import math
 import os
@@ -47,7 +48,7 @@ COLUMNS = (
 
 
 class MetricsRecorder:
-    """Writes each row of metrics to ``metrics.csv`` and to TensorBoard as it comes.
+    """Writes each row of metrics to ``metrics.csv`` and, where it is installed, TensorBoard.
 
     Args:
         folder: the run's folder, which exists.
@@ -55,9 +56,6 @@ class MetricsRecorder:
     """
 
     def __init__(self, folder: Path, start_step: int = 0) -> None:
-        # TensorBoard takes a second to import, which `fastgan sample` shouldn't pay.
-        from torch.utils.tensorboard.writer import SummaryWriter
-
         self.path = folder / "metrics.csv"
         # TensorBoard's thread keeps what went wrong for the next call, which raises it; that Python
         # prints a traceback of it as well helps nobody.
@@ -65,10 +63,13 @@ class MetricsRecorder:
         threading.excepthook = self._quiet_about_tensorboard
         self._rewrite([row for row in read_metrics(self.path) if row["step"] <= start_step])
         self._events_folder = folder / "tensorboard"
-        with _named(self._events_folder):
-            self._events: SummaryWriter = SummaryWriter(
-                str(self._events_folder), purge_step=start_step + 1
-            )
+        self._events: SummaryWriter | None = None
+        if importlib.util.find_spec("tensorboard") is not None:
+            # It takes a second to import, which `fastgan sample` shouldn't pay.
+            from torch.utils.tensorboard.writer import SummaryWriter
+
+            with _named(self._events_folder):
+                self._events = SummaryWriter(str(self._events_folder), purge_step=start_step + 1)
 
     def record(self, row: Mapping[str, float]) -> None:
         """Appends one row; columns that the model doesn't have stay empty.
@@ -86,6 +87,8 @@ class MetricsRecorder:
         with _named(self.path):
             self._writer.writerow(_formatted(row))
             self._file.flush()
+        if self._events is None:
+            return
         with _named(self._events_folder):
             for name, value in row.items():
                 if name not in ("step", "seconds"):
@@ -93,6 +96,8 @@ class MetricsRecorder:
 
     def record_image(self, name: str, grid: object, step: int) -> None:
         """Adds a uint8 picture of shape (height, width, 3 or 1) to the TensorBoard events."""
+        if self._events is None:
+            return
         with _named(self._events_folder):
             self._events.add_image(name, grid, step, dataformats="HWC")
 
@@ -129,6 +134,8 @@ class MetricsRecorder:
         threading.excepthook = self._excepthook
         with _named(self.path):
             self._file.close()
+        if self._events is None:
+            return
         with _named(self._events_folder):
             self._events.close()
 
@@ -163,7 +170,12 @@ def _parse_rows(file: TextIO) -> list[dict[str, float]]:
 def plot_losses(
     rows: list[dict[str, float]], path: Path, *, title: str, opponent: str = "discriminator"
 ) -> None:
-    """Draws both losses, and below them what the second player thinks, over the steps."""
+    """Draws both losses, and below them what the second player thinks, over the steps.
+
+    Without matplotlib nothing is drawn.
+    """
+    if importlib.util.find_spec("matplotlib") is None:
+        return
     import matplotlib
 
     matplotlib.use("agg")

@@ -26,6 +26,7 @@ from fastgan.training.checkpoint import (
 from fastgan.training.config import RESUMABLE_CHANGES, TrainConfig
 from fastgan.training.config_files import read_settings
 from fastgan.training.networks import DataShape
+from fastgan.training.own import own_names
 from fastgan.training.recorder import read_metrics
 from fastgan.training.run_lock import run_lock
 
@@ -45,12 +46,14 @@ class SavedRun:
         content: what it holds.
         config: the run's settings.
         data: the data that it was trained on.
+        own: classes of what the caller of the trainer made, by name.
     """
 
     path: Path
     content: dict[str, Any]
     config: TrainConfig
     data: DataShape
+    own: dict[str, str]
 
     @classmethod
     def read(cls, path: Path) -> SavedRun:
@@ -60,7 +63,7 @@ class SavedRun:
             CheckpointError: it is damaged.
         """
         content = load_checkpoint(path)
-        return cls(path, content, *read_description(path, content))
+        return cls(path, content, *read_description(path, content), own_names(path, content))
 
     def check_data(self, data: DataShape) -> None:
         """Refuses to continue on data of another shape.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,6 +18,7 @@ from fastgan.training.config import TrainConfig
 from fastgan.training.ema import ExponentialMovingAverage
 from fastgan.training.iteration import MetricTotals
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
+from fastgan.training.own import OwnParts
 from fastgan.training.processes import Processes
 from fastgan.training.run_folder import SavedRun
 from fastgan.training.sync_batch_norm import synchronize_batch_norm
@@ -41,8 +44,10 @@ class TrainState:
         processes: the run's processes.
         rates_on_device: whether learning rates are kept in tensors, for CUDA graphs.
         saved: a checkpoint to restore; None starts from freshly drawn weights.
+        own: networks and optimisers that the caller made.
 
     Attributes:
+        config: the settings, with the learning rates of the caller's optimisers if there are any.
         updater: both networks with their optimisers.
         ema: the generator's moving average, or None.
         totals: sums of the metrics since the last row of metrics.csv.
@@ -63,36 +68,48 @@ class TrainState:
         *,
         rates_on_device: bool = False,
         saved: SavedRun | None = None,
+        own: OwnParts | None = None,
     ) -> None:
-        self.config = config
+        own = self.own = OwnParts() if own is None else own
         self.device = device
         self.processes = processes
         self.step = 0
         self.batches = 0
-        assert config.lr_g is not None
-        assert config.lr_d is not None
         # Weight initialisation and dropout draw from torch's global generators; their states are
         # part of every checkpoint.
         torch.manual_seed(config.seed)
-        generator = _built(saved, "generator", config, data)
-        discriminator = _built(saved, "discriminator", config, data)
+        generator = _built(saved, "generator", config, data, own.generator)
+        discriminator = _built(saved, "discriminator", config, data, own.discriminator)
         averaged = None
         if saved is not None and config.ema_decay > 0:
-            averaged = _built(saved, "ema_generator", config, data)
+            given = copy.deepcopy(own.generator)
+            averaged = _built(saved, "ema_generator", config, data, given)
         for network in (generator, discriminator):
             # Convolutions are fastest with channels innermost, on CPUs and GPUs alike.
             network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        assert config.lr_g is not None
+        assert config.lr_d is not None
+        optimizer_g = own.optimizer(0, generator)
+        optimizer_d = own.optimizer(1, discriminator)
+        if optimizer_g is None or optimizer_d is None:
+            optimizer_g = build_optimizer(config, generator, config.lr_g)
+            optimizer_d = build_optimizer(config, discriminator, config.lr_d)
+        elif saved is None:
+            lr_g, lr_d = (float(each.param_groups[0]["lr"]) for each in (optimizer_g, optimizer_d))
+            config = dataclasses.replace(config, lr_g=lr_g, lr_d=lr_d)
+        self.config = config
         self.updater = GANUpdater(
             config=config,
             generator=generator,
             discriminator=discriminator,
-            optimizer_g=build_optimizer(config, generator, config.lr_g),
-            optimizer_d=build_optimizer(config, discriminator, config.lr_d),
+            optimizer_g=optimizer_g,
+            optimizer_d=optimizer_d,
             num_classes=data.num_classes if config.conditional else None,
             device=device,
             random=seeded_generator(config.seed, NOISE_STREAM, device),
             processes=processes,
             rates_on_device=rates_on_device,
+            own_optimizers=own.optimizers is not None,
         )
         self.totals = MetricTotals(device)
         self.logged = MetricTotals(device, torch.float64)
@@ -146,6 +163,7 @@ class TrainState:
             "random": self._random_state(),
             "totals": {name: [means[name], count] for name, (_, count) in totals.items()},
             "logged": self.logged.state_dict(),
+            "own": self.own.names([self.updater.optimizer_g, self.updater.optimizer_d]),
         }
 
     def _restore(self, saved: Mapping[str, Any]) -> None:
@@ -191,9 +209,21 @@ class TrainState:
             torch.manual_seed((seed + self.step) % 2**63)
 
 
-def _built(saved: SavedRun | None, name: str, config: TrainConfig, data: DataShape) -> nn.Module:
-    """A network, with the weights that a checkpoint has under ``name``."""
-    build = build_discriminator if name == "discriminator" else build_generator
-    if saved is None:
+def _built(
+    saved: SavedRun | None,
+    name: str,
+    config: TrainConfig,
+    data: DataShape,
+    given: nn.Module | None,
+) -> nn.Module:
+    """A network, the caller's if there is one, with a checkpoint's weights under ``name``."""
+
+    def build() -> nn.Module:
+        if given is not None:
+            return given
+        build = build_discriminator if name == "discriminator" else build_generator
         return build(config, data)
-    return restore_module(saved.path, name, lambda: build(config, data), saved.content.get(name))
+
+    if saved is None:
+        return build()
+    return restore_module(saved.path, name, build, saved.content.get(name))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import record_function
 
 from fastgan._util.devices import choose_device
@@ -34,6 +34,7 @@ from fastgan.training.graphs import CapturedIteration, CudaCapture, why_not_capt
 from fastgan.training.interrupt import stop_on_signals
 from fastgan.training.iteration import Iteration, Shape
 from fastgan.training.outputs import CheckpointWriter, HealthWatch, MetricsWriter, SampleWriter
+from fastgan.training.own import OptimizerLike, OwnParts
 from fastgan.training.processes import Processes
 from fastgan.training.profiling import StepProfiler
 from fastgan.training.recorder import COLUMNS, read_metrics
@@ -64,6 +65,15 @@ class Trainer:
             :func:`fastgan.data.as_source`. The run's settings record it as
             what :func:`fastgan.data.load_data` made it of, else as ``source:NAME``, which must be
             given again to resume or evaluate.
+        generator: a network of your own, trained in place: it takes noise (N, nz, 1, 1), and labels
+            (N,) int64 where ``config.conditional``, and returns images (N, channels, size, size)
+            in [-1, 1]. ``config.model`` says how it is trained. Checkpoints hold its weights and
+            the name of its class: give it again to resume, and to :func:`fastgan.load_generator`.
+        discriminator: likewise; takes images, and labels, and returns logits (scores for ``wgan``
+            and ``wgan-gp``) with a row for each image. :func:`fastgan.fuse` makes either fast.
+        optimizers: the generator's and the discriminator's: optimisers of your networks'
+            parameters, or functions that make one of a list of parameters. Their first groups'
+            learning rates are recorded as ``lr_g`` and ``lr_d``, and ``lr_decay`` scales all.
         resume: continue the run in ``config.out`` from its newest checkpoint, or from its
             beginning if it ended before the first one. Settings that shape
             the trajectory are taken from there; see ``explicit``.
@@ -102,6 +112,9 @@ class Trainer:
         config: TrainConfig,
         *,
         source: Any = None,
+        generator: nn.Module | None = None,
+        discriminator: nn.Module | None = None,
+        optimizers: tuple[OptimizerLike, OptimizerLike] | None = None,
         resume: bool = False,
         explicit: frozenset[str] = frozenset(),
         callbacks: Sequence[Callback] = (),
@@ -109,6 +122,7 @@ class Trainer:
     ) -> None:
         self.out = config.folder()
         self.callbacks = list(callbacks)
+        self._own = OwnParts(generator, discriminator, optimizers)
         self.processes = Processes() if processes is None else processes
         self.row: dict[str, float] | None = None
         self._stop_reason: str | None = None
@@ -143,6 +157,8 @@ class Trainer:
         )
         if saved is not None:
             saved.check_data(self.data)
+            self._own.require(saved.own, saved.path)
+        self._own.check(config, self.data, self.device)
         self.state = TrainState(
             config,
             self.data,
@@ -150,7 +166,9 @@ class Trainer:
             self.processes,
             rates_on_device=self._captures,
             saved=saved,
+            own=self._own,
         )
+        self.config = self.state.config
         self._saved_step = self.step
         self.callbacks = [*self._outputs(), *callbacks]
         self._folder.prepare()
@@ -373,8 +391,8 @@ class Trainer:
 
     @property
     def _captures(self) -> bool:
-        if not self.config.graphs or self.device.type != "cuda":
-            return False
+        if not self.config.graphs or self.device.type != "cuda" or self._own.given:
+            return False  # whether others' code can be captured shows when it is too late
         reason = why_not_captured(self.device)
         if reason is not None:
             warn_once(f"steps run one by one, not as CUDA graphs: {reason}")

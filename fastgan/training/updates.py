@@ -115,6 +115,7 @@ class GANUpdater:
             state in all processes.
         processes: who share each batch.
         rates_on_device: keep the learning rates in tensors, which CUDA graphs read anew.
+        own_optimizers: whether the optimisers are the caller's, of whatever class.
     """
 
     config: TrainConfig
@@ -127,12 +128,18 @@ class GANUpdater:
     random: torch.Generator
     processes: Processes = field(default_factory=Processes)
     rates_on_device: bool = False
+    own_optimizers: bool = False
 
     def __post_init__(self) -> None:
         self.make_scalers()
         self.discriminator_loss, self.generator_loss = PLAYERS_LOSSES[self.config.loss]
         self._augmentation = augmentation_kinds(self.config.augment)
         self._rates: dict[int, Tensor] = {}
+        # A group keeps its ratio to its optimiser's first one.
+        self._ratios = [
+            [_ratio(group, optimizer.param_groups[0]) for group in optimizer.param_groups]
+            for optimizer in (self.optimizer_g, self.optimizer_d)
+        ]
 
     def make_scalers(self) -> None:
         """Fresh scalers of fp16's gradients, which do nothing in other precisions."""
@@ -146,14 +153,15 @@ class GANUpdater:
         )
 
     def set_learning_rates(self, lr_g: float, lr_d: float) -> None:
-        """The rates of the updates to come."""
-        for optimizer, lr in ((self.optimizer_g, lr_g), (self.optimizer_d, lr_d)):
-            rate: float | Tensor = lr
-            if self.rates_on_device:
-                rate = self._rates.setdefault(
-                    id(optimizer), torch.zeros((), device=self.device)
-                ).fill_(lr)
-            for group in optimizer.param_groups:
+        """The rates of the updates to come, of each optimiser's first group."""
+        both = zip((self.optimizer_g, self.optimizer_d), (lr_g, lr_d), self._ratios, strict=True)
+        for optimizer, lr, ratios in both:
+            for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
+                rate: float | Tensor = lr * ratio
+                if self.rates_on_device:
+                    rate = self._rates.setdefault(
+                        id(group["params"][0]), torch.zeros((), device=self.device)
+                    ).fill_(rate)
                 group["lr"] = rate
 
     def update_discriminator(
@@ -298,7 +306,8 @@ class GANUpdater:
         assert self.config.optimizer is not None
         for name in ("optimizer_g", "optimizer_d"):
             optimizer = getattr(self, name)
-            restore_optimizer(name, self.config.optimizer, optimizer, saved.get(name), step)
+            kind = None if self.own_optimizers else self.config.optimizer
+            restore_optimizer(name, kind, optimizer, saved.get(name), step)
         for name in ("scaler_g", "scaler_d"):
             restore_scaler(name, getattr(self, name), saved.get(name))
 
@@ -483,6 +492,11 @@ class GANUpdater:
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def _ratio(group: Mapping[str, Any], first: Mapping[str, Any]) -> float:
+    rate, base = float(group["lr"]), float(first["lr"])
+    return rate / base if base else 1.0
 
 
 def _means(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

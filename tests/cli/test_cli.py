@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import importlib.metadata
+import importlib.util
 import io
 import json
 import os
@@ -77,6 +78,24 @@ def test_training_ends_with_one_line_that_says_where_everything_is(
     assert "\x1b" not in captured.err  # no terminal, no escape sequences
     assert "\r" not in captured.err
     assert "2/2" in captured.err
+
+
+def test_without_matplotlib_and_tensorboard_a_run_says_what_to_install(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_spec = importlib.util.find_spec
+    missing = ("matplotlib", "tensorboard")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name in missing else find_spec(name)
+    )
+    out = tmp_path / "run"
+    assert train(out) == 0
+    printed = capsys.readouterr().out
+    assert printed.endswith("; for plots and events: pip install matplotlib tensorboard\n")
+    for name in ("losses.png", "tensorboard"):
+        assert str(out / name) not in printed
+        assert not (out / name).exists()
+    assert (out / "samples.png").exists()
 
 
 def test_a_terminal_shows_a_live_bar(tmp_path: Path) -> None:

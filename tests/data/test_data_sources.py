@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,8 @@ from fastgan.data import ImageSource, load_data, source_from_array
 from fastgan.data.limits import IN_MEMORY_BYTES
 from fastgan.data.source import ArraySource
 from fastgan.errors import DataError, ImageSizeError
+
+DIGITS = "87ff0c9e40dc7e2c0e34e7257799c2e3f3aec1a016363bb11cad869ec428a826"
 
 
 def triangle_resize(plane: np.ndarray, size: int) -> np.ndarray:
@@ -31,29 +35,33 @@ def triangle_resize(plane: np.ndarray, size: int) -> np.ndarray:
 
 
 def test_digits_are_the_real_ones_scaled_to_minus_one_to_one():
-    from sklearn.datasets import load_digits  # takes a second, and not all runs need it
-
-    bunch = load_digits()
     source = load_data("digits", image_size=8)
     assert (len(source), source.channels, source.num_classes) == (1797, 1, 10)
     assert source.class_names == list("0123456789")
     assert source.in_memory
     assert source.images.dtype == torch.float32
-    np.testing.assert_array_equal(source.images[:, 0].numpy(), bunch.images / 8.0 - 1.0)
-    assert source.images.min() == -1.0
-    assert source.images.max() == 1.0
+    counts = (source.images[:, 0] + 1) * 8
+    # As the set is documented: the first digit's first rows, and how many there are of each.
+    assert counts[0, :2].tolist() == [[0, 0, 5, 13, 9, 1, 0, 0], [0, 0, 13, 15, 10, 15, 5, 0]]
+    assert source.labels.bincount().tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    assert source.labels[:10].tolist() == list(range(10))
+    assert counts.unique().tolist() == list(range(17))
+    # Their digest, taken from scikit-learn's copy.
+    whole = (
+        counts.to(torch.uint8).numpy().tobytes() + source.labels.to(torch.uint8).numpy().tobytes()
+    )
+    assert hashlib.sha256(whole).hexdigest() == DIGITS
     images, labels = source.get([5, 3, 5, 1796])
-    np.testing.assert_array_equal(images[:, 0].numpy(), bunch.images[[5, 3, 5, 1796]] / 8.0 - 1.0)
+    assert torch.equal(images, source.images[[5, 3, 5, 1796]])
     assert labels.dtype == torch.int64
-    np.testing.assert_array_equal(labels.numpy(), bunch.target[[5, 3, 5, 1796]])
+    assert torch.equal(labels, source.labels[[5, 3, 5, 1796]])
 
 
 @pytest.mark.parametrize("image_size", [4, 5, 16, 31])
 def test_resizing_is_bilinear_with_antialiasing(image_size):
     source = load_data("digits", image_size=image_size)
-    from sklearn.datasets import load_digits  # takes a second, and not all runs need it
-
-    expected = triangle_resize(load_digits().images / 8.0 - 1.0, image_size)
+    digits = load_data("digits", image_size=8).images[:, 0].double().numpy()
+    expected = triangle_resize(digits, image_size)
     np.testing.assert_allclose(source.images[:, 0].numpy(), expected, atol=2e-6)
     assert source.images.abs().max() <= 1.0
 

@@ -9,17 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from fastgan.data import load_data
 from fastgan.errors import ConfigError, DataError, ImageSizeError
 from fastgan.evaluation import SampleDiversity
 
 
 def real_digits(image_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    from sklearn.datasets import load_digits  # takes a second, and not all runs need it
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 8 - 1
-    images = F.interpolate(images, size=image_size, mode="bilinear")
-    return images, torch.from_numpy(bunch.target)
+    digits = load_data("digits", image_size=8)
+    images = F.interpolate(digits.images, size=image_size, mode="bilinear")
+    return images, digits.labels
 
 
 def random_images(count: int, channels: int, size: int, seed: int) -> torch.Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from rich.console import Console
 
+from fastgan.data import load_data
 from fastgan.errors import ConfigError, DataError, ImageSizeError
 from fastgan.evaluation import (
     EvaluationReport,
@@ -23,11 +24,8 @@ from fastgan.evaluation import (
 
 
 def real_digits() -> tuple[torch.Tensor, torch.Tensor]:
-    from sklearn.datasets import load_digits  # takes a second, and not all runs need it
-
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images).float().unsqueeze(1) / 8 - 1
-    return F.interpolate(images, size=16, mode="bilinear"), torch.from_numpy(bunch.target)
+    digits = load_data("digits", image_size=8)
+    return F.interpolate(digits.images, size=16, mode="bilinear"), digits.labels
 
 
 def random_images(count: int, channels: int = 1, seed: int = 0) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from pathlib import Path
 
@@ -12,7 +11,15 @@ import torch
 from PIL import Image, ImageSequence
 
 from fastgan.errors import DataError, ImageSizeError, OutputError
-from fastgan.sampling.images import make_grid, save_gif, save_grid, save_strip
+from fastgan.sampling.images import (
+    PADDING_VALUE,
+    class_grid,
+    grid_columns,
+    make_grid,
+    save_gif,
+    save_grid,
+    save_strip,
+)
 
 
 def random_images(count: int, channels: int, height: int, width: int, seed: int) -> torch.Tensor:
@@ -38,7 +45,7 @@ def test_grid_places_every_pixel(count, channels, height, width, columns, paddin
     images = random_images(count, channels, height, width, seed=count)
     grid = make_grid(images, columns=columns, padding=padding)
 
-    across = min(columns or math.ceil(math.sqrt(count)), count)
+    across = min(columns or {1: 1, 10: 5}[count], count)
     down = -(-count // across)
     assert grid.dtype == np.uint8
     assert grid.shape == (
@@ -57,6 +64,58 @@ def test_grid_places_every_pixel(count, channels, height, width, columns, paddin
                     want = expected_pixel(images[index, channel, y, x].item())
                     assert abs(int(grid[top + y, left + x, channel]) - want) <= 0.5
     assert len(np.unique(grid[~covered])) <= 1  # one padding colour everywhere else
+
+
+def test_grids_are_near_squares_with_full_last_rows():
+    for n in range(1, 200):
+        columns = grid_columns(n)
+        rows = -(-n // columns)
+        assert rows <= columns <= 4 * rows
+        # Only where no divisor makes such a grid is the last row left open.
+        fits = [d for d in range(1, n + 1) if n % d == 0 and n <= d * d <= 4 * n]
+        assert (n % columns == 0) == bool(fits), n
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 10, 16, 17, 40, 1000])
+def test_grids_of_classes_have_full_rows_and_columns_for_few_classes(classes):
+    labels, columns = class_grid(64, classes)
+    assert len(labels) % columns == 0
+    assert 48 <= len(labels) <= 80
+    assert columns <= 16
+    assert set(labels) == set(range(min(classes, 64)))
+    if classes <= 16:
+        assert labels == sorted(labels[:columns]) * (len(labels) // columns)
+
+
+def test_captions_stand_above_the_columns_that_they_name(tmp_path: Path):
+    labels, columns = class_grid(64, 3)
+    images = torch.zeros(len(labels), 3, 16, 16)
+    path, bare = tmp_path / "grid.png", tmp_path / "bare.png"
+    save_grid(images, path, columns=columns, captions=[("cat", "", "W" * 99)[k] for k in labels])
+    save_grid(images, bare, columns=columns)
+    with Image.open(path) as picture, Image.open(bare) as without:
+        pixels, plain = np.asarray(picture.convert("L")), np.asarray(without.convert("L"))
+    extra = len(pixels) - len(plain)
+    assert 10 <= extra <= 20
+    np.testing.assert_array_equal(pixels[extra:], plain)
+    written = (pixels[:extra] != PADDING_VALUE).any(axis=0)
+    third = 3 * 50
+    # "cat" is short, nothing is written above the second class, and the third is cut at its end.
+    assert written[:third].any()
+    assert not written[60 : 2 * third].any()
+    assert written[2 * third : -2].mean() > 0.5
+    assert not written[-2:].any()
+
+
+def test_captions_come_again_where_they_change_and_only_there(tmp_path: Path):
+    heights = []
+    for captions in (["a", "b", "a", "b"], ["a", "b", "b", "a"]):
+        save_grid(torch.zeros(4, 1, 16, 16), tmp_path / "grid.png", columns=2, captions=captions)
+        with Image.open(tmp_path / "grid.png") as picture:
+            heights.append(picture.height)
+    assert heights[1] - heights[0] == heights[0] - (2 * 50 + 2)
+    with pytest.raises(ValueError, match="captions: expected 4, one for each image, got 1"):
+        save_grid(torch.zeros(4, 1, 16, 16), tmp_path / "grid.png", captions=["a"])
 
 
 def test_range_ends_map_to_black_and_white():

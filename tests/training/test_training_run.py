@@ -488,7 +488,7 @@ def test_the_generator_of_a_run_draws_what_the_run_drew(tmp_path: Path) -> None:
     class Remember(Callback):
         def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
             (writer,) = (c for c in trainer.callbacks if isinstance(c, SampleWriter))
-            self.images = writer.grid(trainer.state)
+            self.images = writer.sample(trainer.state, 64)
 
     remember = Remember()
     result = Trainer(small_config(tmp_path / "run", noise="normal"), callbacks=[remember]).run()

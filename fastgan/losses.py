@@ -25,7 +25,7 @@ from typing import Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastgan.errors import ConfigError
 
@@ -39,6 +39,7 @@ __all__ = [
     "hinge_generator_loss",
     "least_squares_discriminator_loss",
     "least_squares_generator_loss",
+    "orthogonal_regularisation",
     "relativistic_discriminator_loss",
     "relativistic_generator_loss",
     "wasserstein_critic_loss",
@@ -245,6 +246,34 @@ def relativistic_generator_loss(real_scores: Tensor, fake_scores: Tensor) -> Ten
         30.0
     """
     return F.softplus(at_least_float32(real_scores) - at_least_float32(fake_scores)).mean()
+
+
+def orthogonal_regularisation(network: nn.Module) -> Tensor:
+    """sum over weights W of sum_{i != j} (W_i . W_j)^2, a row W_i for each output channel.
+
+    Brock et al. 2018 (BigGAN, arXiv 1809.11096, equation 3). Lengths are left free. Biases and
+    scales don't count, nor does a child called ``embedding``; where a weight is parametrised, such
+    as by spectral norm, the parameter counts.
+
+    Args:
+        network: the generator.
+
+    Returns:
+        A scalar of the parameters' dtype.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> layer.weight.data = torch.tensor([[1.0, 0.0], [3.0, 1.0]])
+        >>> orthogonal_regularisation(layer).item()
+        18.0
+    """
+    total = torch.zeros(())
+    for name, weight in network.named_parameters():
+        if weight.dim() > 1 and not name.startswith("embedding."):
+            rows = weight.flatten(1)
+            products = rows @ rows.mT
+            total = total.to(products) + (products - products.diag().diag()).square().sum()
+    return total
 
 
 DiscriminatorLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]

@@ -14,7 +14,7 @@ from fastgan._util.devices import DEVICES
 from fastgan._version import __version__
 from fastgan.bench.suites import SUITES
 from fastgan.errors import ConfigError, printable
-from fastgan.training.config import PAPER_DEFAULTS, TrainConfig
+from fastgan.training.config import COMMON_DEFAULTS, PAPER_DEFAULTS, TrainConfig
 from fastgan.training.config_files import read_settings
 
 __all__ = ["EXPORT_FORMATS", "NEIGHBOURS", "TUNED", "parse", "train_settings"]
@@ -161,9 +161,9 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
 def _default(setting: dataclasses.Field[Any]) -> str:
     """What help says of a setting's default, which the models' papers may differ in."""
     papers = {
-        model: values[setting.name]
+        model: {**COMMON_DEFAULTS, **values}[setting.name]
         for model, values in PAPER_DEFAULTS.items()
-        if setting.name in values
+        if setting.name in values or setting.name in COMMON_DEFAULTS
     }
     if papers and setting.default is None:
         common = max(papers.values(), key=list(papers.values()).count)

@@ -1,11 +1,11 @@
-"""Networks that are ready to train: DCGAN, WGAN critics and MLPs, conditional or not.
+"""Networks that are ready to train: DCGAN, WGAN, SNGAN, BigGAN, R3GAN and MLPs, conditional or not.
 
-Each keeps its layers, plain ``torch.nn`` modules in the paper's order, in a
-:class:`fastgan.nn.FusedSequential` called ``main``, which runs them fused and is in all else an
-``nn.Sequential``: ``state_dict`` keys read ``main.0.weight``, ... and ``apply``, hooks,
-``deepcopy`` and ``pickle`` work as for any module. The convolutional ones are built with the
-DCGAN's initialisation, and keep their weights in channels-last memory; their images are
-channels-last too, as any convolution's with such weights.
+Their layers are plain ``torch.nn`` modules in the paper's order, and run fused; in all else a
+network is an ``nn.Module`` as any: ``apply``, hooks, ``deepcopy`` and ``pickle`` work. DCGAN's and
+WGAN's layers are one :class:`fastgan.nn.FusedSequential` called ``main``: ``state_dict`` keys read
+``main.0.weight``, .... All are built with their papers' initialisation, and convolutional ones keep
+their weights in channels-last memory; their images are channels-last too, as any convolution's with
+such weights.
 :mod:`fastgan.models.compat` has the classes of two well-known repositories under their own names,
 for changing one import line.
 
@@ -19,16 +19,25 @@ Example:
 
 from __future__ import annotations
 
+from fastgan.models.biggan import BigGANDiscriminator, BigGANGenerator
 from fastgan.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from fastgan.models.initialisation import weights_init
 from fastgan.models.mlp import MLPDiscriminator, MLPGenerator
+from fastgan.models.r3gan import R3GANDiscriminator, R3GANGenerator
+from fastgan.models.sngan import SNGANDiscriminator, SNGANGenerator
 from fastgan.models.wgan import WGANCritic
 
 __all__ = [
+    "BigGANDiscriminator",
+    "BigGANGenerator",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "MLPDiscriminator",
     "MLPGenerator",
+    "R3GANDiscriminator",
+    "R3GANGenerator",
+    "SNGANDiscriminator",
+    "SNGANGenerator",
     "WGANCritic",
     "weights_init",
 ]

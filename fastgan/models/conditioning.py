@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from fastgan.errors import LabelError
 from fastgan.models.checks import check_positive
 
-__all__ = ["check_num_classes", "with_labels"]
+__all__ = ["check_num_classes", "one_hot_labels", "with_labels"]
 
 
 def check_num_classes(num_classes: int | None) -> int:
@@ -57,25 +57,51 @@ def with_labels(
         >>> x[0, :, 0, 0]
         tensor([0., 0., 1.])
     """
+    labels = one_hot_labels(labels, num_classes, maps, network)
+    if labels is None:
+        return maps
+    planes = labels[:, :, None, None].expand(-1, -1, *maps.shape[2:])
+    return torch.cat([maps, planes], dim=1)
+
+
+def one_hot_labels(
+    labels: Tensor | None, num_classes: int | None, input: Tensor, network: nn.Module
+) -> Tensor | None:
+    """Labels as rows that are 1 at the label and 0 elsewhere.
+
+    Args:
+        labels: as in :func:`with_labels`.
+        num_classes: as in :func:`with_labels`.
+        input: what the labels belong to, (N, ...); gives the number of rows and their dtype.
+        network: for the messages.
+
+    Returns:
+        (N, num_classes), or None if the network is unconditional.
+
+    Raises:
+        LabelError: as in :func:`with_labels`.
+
+    Example:
+        >>> one_hot_labels(torch.tensor([1]), 3, torch.zeros(1, 8), nn.Identity())
+        tensor([[0., 1., 0.]])
+    """
     name = type(network).__name__
     if num_classes is None:
         if labels is not None:
             raise LabelError(f"{name} got labels; expected none, it was built without num_classes")
-        return maps
+        return None
     if labels is None:
-        raise LabelError(f"{name} got no labels; expected int64 of shape ({maps.size(0)},)")
-    if labels.dtype != torch.int64 or tuple(labels.shape) != (maps.size(0),):
+        raise LabelError(f"{name} got no labels; expected int64 of shape ({input.size(0)},)")
+    if labels.dtype != torch.int64 or tuple(labels.shape) != (input.size(0),):
         raise LabelError(
             f"{name} got labels of dtype {labels.dtype} and shape {tuple(labels.shape)}; "
-            f"expected torch.int64 and ({maps.size(0)},)"
+            f"expected torch.int64 and ({input.size(0)},)"
         )
     _refuse_labels_outside(labels, num_classes, name)
     outside = (labels < 0) | (labels >= num_classes)
     classes = torch.arange(num_classes, device=labels.device)
-    one_hot = (labels[:, None] == classes).to(maps.dtype)
-    one_hot = one_hot.masked_fill(outside[:, None], float("nan"))
-    planes = one_hot[:, :, None, None].expand(-1, -1, *maps.shape[2:])
-    return torch.cat([maps, planes], dim=1)
+    one_hot = (labels[:, None] == classes).to(input.dtype)
+    return one_hot.masked_fill(outside[:, None], float("nan"))
 
 
 # The one check that reads values. torch.fx, which can't follow it, records the call instead, so

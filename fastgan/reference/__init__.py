@@ -1,9 +1,9 @@
 """The papers in plain PyTorch: what every test of fastgan compares with.
 
 Models, losses and single training steps of the vanilla GAN, the (conditional) DCGAN, the WGAN
-with weight clipping and the WGAN with gradient penalty, and the compositions of torch's own
-functions that the fused ones must equal. Written to be read beside the papers, not to be fast,
-and importing nothing else of fastgan, so that no mistake can be shared.
+with weight clipping, the WGAN with gradient penalty, SNGAN, BigGAN and R3GAN, and the compositions
+of torch's own functions that the fused ones must equal. Written to be read beside the papers, not
+to be fast, and importing nothing else of fastgan, so that no mistake can be shared.
 
 ======================  =====================================================================
 module                  paper
@@ -13,6 +13,9 @@ module                  paper
 ``dcgan``               Radford, Metz and Chintala 2015, arXiv 1511.06434
 ``wgan``                Arjovsky, Chintala and Bottou 2017, arXiv 1701.07875
 ``wgan_gp``             Gulrajani et al. 2017, arXiv 1704.00028 (with R1, R2, DRAGAN)
+``sngan``               Miyato et al. 2018, arXiv 1802.05957 and 1802.05637
+``biggan``              Brock et al. 2018, arXiv 1809.11096
+``r3gan``               Huang et al. 2025, arXiv 2501.05441
 ``functional``          batch norm: Ioffe and Szegedy 2015, arXiv 1502.03167
 ``style_ops``           Karras et al. 2018 to 2021, arXiv 1710.10196, 1912.04958 and 2106.12423
 ======================  =====================================================================
@@ -29,6 +32,7 @@ Example:
 
 from __future__ import annotations
 
+from fastgan.reference.biggan import BigGANDiscriminator, BigGANGenerator
 from fastgan.reference.conditional import append_label_planes, append_labels
 from fastgan.reference.dcgan import DCGANDiscriminator, DCGANGenerator, weights_init
 from fastgan.reference.functional import bn_act, conv2d_bn_act, conv_transpose2d_bn_act
@@ -43,6 +47,20 @@ from fastgan.reference.gan import (
     generator_loss,
     generator_loss_with_logits,
     generator_step,
+)
+from fastgan.reference.r3gan import (
+    R3GANDiscriminator,
+    R3GANDiscriminatorStep,
+    R3GANGenerator,
+    r3gan_discriminator_step,
+    r3gan_generator_step,
+)
+from fastgan.reference.sngan import (
+    SNGANDiscriminator,
+    SNGANDiscriminatorStep,
+    SNGANGenerator,
+    hinge_discriminator_step,
+    hinge_generator_step,
 )
 from fastgan.reference.wgan import (
     WGANCritic,
@@ -61,6 +79,8 @@ from fastgan.reference.wgan_gp import (
 )
 
 __all__ = [
+    "BigGANDiscriminator",
+    "BigGANGenerator",
     "CriticLoss",
     "DCGANDiscriminator",
     "DCGANGenerator",
@@ -68,6 +88,12 @@ __all__ = [
     "GeneratorStep",
     "MLPDiscriminator",
     "MLPGenerator",
+    "R3GANDiscriminator",
+    "R3GANDiscriminatorStep",
+    "R3GANGenerator",
+    "SNGANDiscriminator",
+    "SNGANDiscriminatorStep",
+    "SNGANGenerator",
     "WGANCritic",
     "WGANCriticStep",
     "append_label_planes",
@@ -83,6 +109,10 @@ __all__ = [
     "generator_loss_with_logits",
     "generator_step",
     "gradient_penalty",
+    "hinge_discriminator_step",
+    "hinge_generator_step",
+    "r3gan_discriminator_step",
+    "r3gan_generator_step",
     "weights_init",
     "wgan_critic_loss",
     "wgan_critic_step",

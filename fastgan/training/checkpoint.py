@@ -40,6 +40,7 @@ from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from fastgan._util.files import atomic_write
 from fastgan._util.plain_pickle import load_plain_pickle
@@ -351,7 +352,7 @@ def restore_module(path: Path, name: str, build: Any, weights: object) -> nn.Mod
     """
     if not isinstance(weights, dict):
         raise CheckpointError(f"{path}: has no weights for the {name}")
-    with torch.device("meta"):
+    with torch.device("meta"), _NothingDrawn():
         expected = build().state_dict()
     found, wanted = _forms(weights), _forms(expected)
     if found != wanted:
@@ -363,6 +364,17 @@ def restore_module(path: Path, name: str, build: Any, weights: object) -> nn.Mod
     module: nn.Module = build()
     module.load_state_dict(weights, strict=True)
     return module
+
+
+class _NothingDrawn(TorchFunctionMode):
+    """Leaves out the drawing of weights. On the meta device torch takes a second for the first."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
+            return args[0]
+        return func(*args, **(kwargs or {}))
 
 
 def _forms(weights: Mapping[str, Any]) -> dict[str, object]:

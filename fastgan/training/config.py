@@ -23,9 +23,7 @@ from fastgan._util.devices import DEVICES, check_device_name
 from fastgan.errors import ConfigError, ImageSizeError
 from fastgan.training.config_files import check_text, format_settings, parse_settings
 
-__all__ = ["MODELS", "PAPER_DEFAULTS", "TrainConfig", "default_image_size"]
-
-MODELS = ("gan", "dcgan", "cgan", "wgan", "wgan-gp")
+__all__ = ["COMMON_DEFAULTS", "MODELS", "PAPER_DEFAULTS", "TrainConfig", "default_image_size"]
 
 PAPER_DEFAULTS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
     {
@@ -75,11 +73,51 @@ PAPER_DEFAULTS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
             "noise": "normal",
             "n_critic": 5,
         },
+        # Miyato et al. 2018, section 4 and appendix B.4.
+        "sngan": {
+            "batch_size": 64,
+            "optimizer": "adam",
+            "lr": 2e-4,
+            "beta1": 0.0,
+            "beta2": 0.9,
+            "noise": "normal",
+            "n_critic": 5,
+            "loss": "hinge",
+        },
+        # Brock et al. 2018, section 3 and appendix C, with an eighth of the batch of 2,048.
+        "biggan": {
+            "batch_size": 256,
+            "optimizer": "adam",
+            "lr": 2e-4,
+            "lr_g": 5e-5,
+            "beta1": 0.0,
+            "noise": "normal",
+            "n_critic": 2,
+            "loss": "hinge",
+            "orthogonal": 1e-4,
+        },
+        # Huang et al. 2025, as for faces of 64 pixels, without annealing.
+        "r3gan": {
+            "batch_size": 256,
+            "optimizer": "adam",
+            "lr": 2e-4,
+            "beta1": 0.0,
+            "beta2": 0.99,
+            "noise": "normal",
+            "n_critic": 1,
+            "loss": "relativistic",
+            "r1": 2.0,
+            "r2": 2.0,
+        },
     }
 )
 
-# What a field falls back to when neither the user nor the paper says anything.
-_COMMON_DEFAULTS: Mapping[str, Any] = types.MappingProxyType({"beta1": 0.9, "beta2": 0.999})
+MODELS = tuple(PAPER_DEFAULTS)
+
+#: What a field falls back to when neither the user nor the paper says anything.
+COMMON_DEFAULTS: Mapping[str, Any] = types.MappingProxyType(
+    {"beta1": 0.9, "beta2": 0.999, "r1": 0.0, "r2": 0.0, "orthogonal": 0.0}
+)
 
 # A run may be resumed with other values of these: they change where and how long it runs and
 # what it writes, not the trajectory.
@@ -105,15 +143,15 @@ RESUMABLE_CHANGES = frozenset(
 # Which models (or optimisers) read an option that others ignore.
 READ_BY: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
     {
-        "ngf": ("dcgan", "cgan", "wgan", "wgan-gp"),
-        "ndf": ("dcgan", "cgan", "wgan", "wgan-gp"),
+        "ngf": tuple(each for each in MODELS if each != "gan"),
+        "ndf": tuple(each for each in MODELS if each != "gan"),
         "critic_norm": ("wgan", "wgan-gp"),
         "clip": ("wgan",),
         "clip_when": ("wgan",),
         "gp_weight": ("wgan-gp",),
         "penalty_every": ("wgan-gp",),
-        "r1": ("gan", "dcgan", "cgan", "wgan-gp"),
-        "r2": ("gan", "dcgan", "cgan", "wgan-gp"),
+        "r1": tuple(each for each in MODELS if each != "wgan"),
+        "r2": tuple(each for each in MODELS if each != "wgan"),
         "beta1": ("adam", "sgd"),
         "beta2": ("adam",),
     }
@@ -202,8 +240,8 @@ class TrainConfig:
 
     loss: str = _option(
         "auto",
-        "what discriminators descend, bce on logits unless asked otherwise; critics have"
-        " wasserstein",
+        "what discriminators descend, by default bce on logits, but as their papers for r3gan"
+        " (relativistic), sngan and biggan (hinge); critics have wasserstein",
         ("auto", "bce", "hinge", "least-squares", "relativistic", "wasserstein"),
     )
     n_critic: int | None = _option(None, "critic updates for each generator update")
@@ -221,10 +259,13 @@ class TrainConfig:
         ("after", "before"),
     )
     gp_weight: float = _option(10.0, "wgan-gp: weight of the gradient penalty")
-    r1: float = _option(
-        0.0, "gamma of R1: adds gamma / 2 * mean ||grad D(x)||^2 at real images; not for wgan"
+    r1: float | None = _option(
+        None, "gamma of R1: adds gamma / 2 * mean ||grad D(x)||^2 at real images; not for wgan"
     )
-    r2: float = _option(0.0, "gamma of R2: the same at generated images; not for wgan")
+    r2: float | None = _option(None, "gamma of R2: the same at generated images; not for wgan")
+    orthogonal: float | None = _option(
+        None, "weight of the generator's orthogonal regularisation (BigGAN's)"
+    )
     penalty_every: int = _option(
         1,
         "wgan-gp, r1 and r2: penalise only every so many critic updates, by as many times the"
@@ -277,13 +318,12 @@ class TrainConfig:
     def resolved(self) -> TrainConfig:
         """This configuration with every ``None`` replaced by its default, and validated."""
         self.validate()  # what follows looks values up
-        paper = {**_COMMON_DEFAULTS, **PAPER_DEFAULTS[self.model]}
+        paper = {**COMMON_DEFAULTS, **PAPER_DEFAULTS[self.model]}
         filled = {name: value for name, value in paper.items() if getattr(self, name) is None}
-        lr = self.lr if self.lr is not None else paper["lr"]
-        filled["lr"] = lr
+        filled["lr"] = paper["lr"] if self.lr is None else self.lr
         for name in ("lr_g", "lr_d"):
             if getattr(self, name) is None:
-                filled[name] = lr
+                filled[name] = paper.get(name, paper["lr"]) if self.lr is None else self.lr
         if self.image_size is None:
             filled["image_size"] = default_image_size(self.data)
         if self.critic_norm == "auto":
@@ -291,7 +331,7 @@ class TrainConfig:
         if self.model == "cgan":
             filled["conditional"] = True
         if self.loss == "auto":
-            filled["loss"] = "wasserstein" if self.is_wasserstein else "bce"
+            filled["loss"] = paper.get("loss", "wasserstein" if self.is_wasserstein else "bce")
         if self.precision == "auto":
             # Imported where it is needed, as all here that needs torch: the command line doesn't.
             from fastgan.training.precision import automatic_precision
@@ -330,7 +370,7 @@ class TrainConfig:
                 raise ConfigError(
                     f"{name}: expected at most {LARGEST_WIDTH}, got {getattr(self, name)}"
                 )
-        self._require_at_least(0, ("seed", "workers", "gp_weight", "r1", "r2"))
+        self._require_at_least(0, ("seed", "workers", "gp_weight", "r1", "r2", "orthogonal"))
         check_device_name(self.device)
         for name in ("lr", "lr_g", "lr_d", "clip", "minutes", "max_minutes"):
             value = getattr(self, name)
@@ -396,8 +436,8 @@ class TrainConfig:
 
     @property
     def uses_batch_norm(self) -> bool:
-        """Whether a network of this model has batch norm: all but the plain GAN's."""
-        return self.model != "gan"
+        """Whether a network of this model has batch norm."""
+        return self.model not in ("gan", "r3gan")
 
     @property
     def is_wasserstein(self) -> bool:
@@ -407,7 +447,7 @@ class TrainConfig:
     @property
     def has_penalty(self) -> bool:
         """Whether the second player's loss has a gradient penalty."""
-        return self.model == "wgan-gp" or self.r1 > 0 or self.r2 > 0
+        return self.model == "wgan-gp" or bool(self.r1) or bool(self.r2)
 
     def ignored(self, names: Iterable[str]) -> list[str]:
         """Of these fields, the ones that neither the model nor the optimiser reads."""

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import inspect
+import types
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
 from fastgan.models import (
+    BigGANDiscriminator,
+    BigGANGenerator,
     DCGANDiscriminator,
     DCGANGenerator,
     MLPDiscriminator,
     MLPGenerator,
+    R3GANDiscriminator,
+    R3GANGenerator,
+    SNGANDiscriminator,
+    SNGANGenerator,
     WGANCritic,
 )
 from fastgan.training.config import TrainConfig
@@ -43,49 +52,48 @@ class DataShape:
         return str(number) if self.class_names is None else self.class_names[number]
 
 
-def _conditioning(config: TrainConfig, data: DataShape) -> int | None:
-    return data.num_classes if config.conditional else None
+#: The networks of each model that has other ones than the DCGAN's.
+_GENERATORS: Mapping[str, type[nn.Module]] = types.MappingProxyType(
+    {
+        "biggan": BigGANGenerator,
+        "gan": MLPGenerator,
+        "r3gan": R3GANGenerator,
+        "sngan": SNGANGenerator,
+    }
+)
+_DISCRIMINATORS: Mapping[str, type[nn.Module]] = types.MappingProxyType(
+    {
+        "biggan": BigGANDiscriminator,
+        "gan": MLPDiscriminator,
+        "r3gan": R3GANDiscriminator,
+        "sngan": SNGANDiscriminator,
+        "wgan": WGANCritic,
+        "wgan-gp": WGANCritic,
+    }
+)
 
 
 def build_generator(config: TrainConfig, data: DataShape) -> nn.Module:
     """The generator that ``config.model`` names, freshly initialised on the CPU."""
-    if config.model == "gan":
-        return MLPGenerator(
-            nz=config.nz,
-            nc=data.channels,
-            image_size=data.image_size,
-            num_classes=_conditioning(config, data),
-        )
-    return DCGANGenerator(
-        nz=config.nz,
-        ngf=config.ngf,
-        nc=data.channels,
-        image_size=data.image_size,
-        num_classes=_conditioning(config, data),
-    )
+    return _built(_GENERATORS.get(config.model, DCGANGenerator), config, data)
 
 
 def build_discriminator(config: TrainConfig, data: DataShape) -> nn.Module:
     """The discriminator (its output logits) or critic that ``config.model`` names."""
-    if config.model == "gan":
-        return MLPDiscriminator(
-            nc=data.channels,
-            image_size=data.image_size,
-            num_classes=_conditioning(config, data),
-            output="logits",
-        )
-    if config.is_wasserstein:
-        return WGANCritic(
-            nc=data.channels,
-            ndf=config.ndf,
-            image_size=data.image_size,
-            norm=config.critic_norm,
-            num_classes=_conditioning(config, data),
-        )
-    return DCGANDiscriminator(
-        nc=data.channels,
-        ndf=config.ndf,
-        image_size=data.image_size,
-        output="logits",
-        num_classes=_conditioning(config, data),
-    )
+    return _built(_DISCRIMINATORS.get(config.model, DCGANDiscriminator), config, data)
+
+
+def _built(network: type[nn.Module], config: TrainConfig, data: DataShape) -> nn.Module:
+    """A network, given those settings that its constructor takes."""
+    settings = {
+        "nz": config.nz,
+        "ngf": config.ngf,
+        "ndf": config.ndf,
+        "nc": data.channels,
+        "image_size": data.image_size,
+        "num_classes": data.num_classes if config.conditional else None,
+        "norm": config.critic_norm,
+        "output": "logits",
+    }
+    taken = inspect.signature(network).parameters
+    return network(**{name: value for name, value in settings.items() if name in taken})

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgan.losses import PLAYERS_LOSSES
+from fastgan.losses import PLAYERS_LOSSES, orthogonal_regularisation
 from fastgan.ops.chain import weights_left_out
 from fastgan.optim import Adam, RMSprop
 from fastgan.optim.weight_clipping import clip_weights_
@@ -383,8 +383,8 @@ class GANUpdater:
     def _penalty_weights(self) -> dict[str, float]:
         """The weights of the penalties, as :func:`fastgan.discriminator_loss` takes them."""
         config = self.config
-        weights = {"r1": config.r1, "r2": config.r2}
-        weights = {name: weight for name, weight in weights.items() if weight}
+        given = {"r1": config.r1, "r2": config.r2}
+        weights = {name: weight for name, weight in given.items() if weight}
         if config.model == "wgan-gp":
             weights["gp"] = config.gp_weight
         return {name: weight * config.penalty_every for name, weight in weights.items()}
@@ -420,6 +420,9 @@ class GANUpdater:
             clip_weights_(self.discriminator, self.config.clip)
 
     def _step_generator(self, measure_gradient: bool) -> dict[str, Tensor]:
+        if self.config.orthogonal:
+            penalty = self.config.orthogonal * orthogonal_regularisation(self.generator)
+            self.scaler_g.scale(penalty).backward()
         self.processes.average_gradients(self.generator.parameters())
         metrics = {}
         if measure_gradient:

@@ -17,6 +17,9 @@ PAPERS = {
     "cgan": (128, "adam", 2e-4, 0.5, 0.999, "uniform", 1),
     "wgan": (64, "rmsprop", 5e-5, None, None, "normal", 5),
     "wgan-gp": (64, "adam", 1e-4, 0.0, 0.9, "normal", 5),
+    "sngan": (64, "adam", 2e-4, 0.0, 0.9, "normal", 5),
+    "biggan": (256, "adam", 2e-4, 0.0, 0.999, "normal", 2),
+    "r3gan": (256, "adam", 2e-4, 0.0, 0.99, "normal", 1),
 }
 
 
@@ -25,7 +28,13 @@ def test_defaults_are_the_papers(model: str) -> None:
     config = TrainConfig(model=model, out="x").resolved()
     batch, optimizer, lr, beta1, beta2, noise, n_critic = PAPERS[model]
     assert (config.batch_size, config.optimizer, config.noise) == (batch, optimizer, noise)
-    assert (config.lr_g, config.lr_d, config.n_critic) == (lr, lr, n_critic)
+    lr_g = 5e-5 if model == "biggan" else lr
+    assert (config.lr_g, config.lr_d, config.n_critic) == (lr_g, lr, n_critic)
+    losses = {"wgan": "wasserstein", "wgan-gp": "wasserstein", "r3gan": "relativistic"}
+    losses |= {"sngan": "hinge", "biggan": "hinge"}
+    assert config.loss == losses.get(model, "bce")
+    assert config.r1 == config.r2 == (2.0 if model == "r3gan" else 0.0)
+    assert config.orthogonal == (1e-4 if model == "biggan" else 0.0)
     assert beta1 is None or config.beta1 == beta1
     assert beta2 is None or config.beta2 == beta2
     assert (config.clip, config.gp_weight) == (0.01, 10.0)
@@ -35,6 +44,9 @@ def test_defaults_are_the_papers(model: str) -> None:
 def test_given_values_beat_the_papers() -> None:
     config = TrainConfig(model="wgan", out="x", lr=1e-3, lr_d=2e-3, n_critic=2).resolved()
     assert (config.lr_g, config.lr_d, config.n_critic) == (1e-3, 2e-3, 2)
+    config = TrainConfig(model="biggan", out="x", lr=1e-3, loss="bce", orthogonal=0.0).resolved()
+    assert (config.lr_g, config.lr_d, config.loss, config.orthogonal) == (1e-3, 1e-3, "bce", 0.0)
+    assert TrainConfig(model="r3gan", out="x", r1=0.0).resolved().r1 == 0.0
 
 
 def test_original_schedule_trains_the_critic_longer_early_on() -> None:

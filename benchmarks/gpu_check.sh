@@ -10,7 +10,7 @@
 #   tests        the tests marked gpu, and the Triton kernels' (run_tests.py)
 #   sanitizers   compute-sanitizer's memcheck, racecheck and initcheck over every CUDA op and the
 #                Triton kernels
-#   benchmarks   every suite of `fastgan bench --quick`, and the optimisers' own recorder
+#   benchmarks   every suite of `fastgan bench --quick`
 #   tune         not by default: refills fastgan/kernels/tile_tables.py, and copies it into DIR
 #
 # A part that fails, or takes longer than its limit (below), doesn't keep the others from running,
@@ -21,7 +21,6 @@
 #   results.tgz            written anew after each part:
 #       PART.log, tests.json   what each part said; of the tests how many ran, failed, were skipped
 #       bench-SUITE/           results.json, results.csv, plots, index.html
-#       optimizers-cuda.json   see record_optimizers.py
 set -uo pipefail
 
 out=${1:?usage: gpu_check.sh DIR}
@@ -117,7 +116,6 @@ benchmarks() {
         "$python" -m fastgan bench --quick --suite "$suite" --device cuda --max-minutes 0.8 \
             --out "$results/bench-$suite" || status=1
     done
-    "$python" benchmarks/record_optimizers.py --device cuda --tries 1 --results "$results" || status=1
     return "$status"
 }
 

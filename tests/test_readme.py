@@ -20,7 +20,7 @@ def test_code_blocks_run(block: str) -> None:
 def test_demo_figures_are_those_of_the_committed_run() -> None:
     figures = json.loads((ROOT / "benchmarks/results/demo-cpu.json").read_text())
     evaluation = figures["evaluation"]
-    table = README.split("<!-- demo figures: begin -->")[1].split("<!-- demo figures: end -->")[0]
+    table = README.split("<!-- table: demo -->")[1].split("<!-- end of table -->")[0]
     shown = [row.split("|")[2].strip() for row in table.strip().splitlines()[2:]]
     assert shown == [
         f"{figures['training_seconds']:.0f} s",

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from fastgan.bench.schema import Row
 from fastgan.bench.timing import Call
 from fastgan.bench.work import Work
 
@@ -83,6 +84,19 @@ class Case:
         """
         batch = f", batch {self.batch}" if self.batch else ""
         return f"{self.op}, {self.shape}, {self.dtype}{batch}"
+
+    def row(
+        self,
+        provider: str,
+        metric: str,
+        value: float,
+        spread: tuple[float, float] | None = None,
+        detail: str = "",
+        mode: str = "launched",
+    ) -> Row:
+        """A number of this case."""
+        of_case = (self.suite, self.op, provider, self.shape, self.dtype, self.batch)
+        return Row(*of_case, mode, metric, value, spread, detail)
 
 
 def is_ours(provider: str) -> bool:

@@ -64,13 +64,11 @@ class Counts:
         launches: kernels, copies and fills that the device ran; on a CPU the operator calls that
             made no other operator call.
         convolutions: convolution passes.
-        dilated: those with a dilated filter: autograd's way to the penalty's weight gradient.
         shares: part of the iteration -> share of the call's time, summing to 1.
     """
 
     launches: int
     convolutions: int
-    dilated: int
     shares: Mapping[str, float]
 
 
@@ -99,7 +97,7 @@ def count(call: Callable[[], object], device: torch.device) -> Counts:
         for event in events
         if event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False)
     ]
-    convolutions, dilated = _convolutions(operators)
+    convolutions = _convolutions(operators)
     convolutions += sum(bool(_TRITON_CONVOLUTION.match(event.name)) for event in kernels)
     if device.type == "cuda":
         launches = len(kernels)
@@ -107,7 +105,7 @@ def count(call: Callable[[], object], device: torch.device) -> Counts:
         launches = sum(
             event.name.partition("::")[1] != "" and not event.cpu_children for event in operators
         )
-    return Counts(launches, convolutions, dilated, _shares(operators, device))
+    return Counts(launches, convolutions, _shares(operators, device))
 
 
 def _profiled(
@@ -127,22 +125,16 @@ def _duration(events: list[Any]) -> float:
     return float(sum(event.cpu_time_total for event in events if event.name == _REGION))
 
 
-def _convolutions(operators: list[Any]) -> tuple[int, int]:
-    passes = dilated = 0
+def _convolutions(operators: list[Any]) -> int:
+    passes = 0
     for event in operators:
         if event.name == _BACKWARD:
             inputs = list(event.concrete_inputs)
             # The output mask: (input, weight, bias). The bias's gradient is a sum, not a pass.
-            gradients = sum(map(bool, inputs[-1][:2])) if inputs and inputs[-1] else 2
-            passes += gradients
-            dilated += gradients * (len(inputs) > 6 and _is_dilated(inputs[6]))
+            passes += sum(map(bool, inputs[-1][:2])) if inputs and inputs[-1] else 2
         elif _FORWARD.match(event.name) and not _inside_another(event):
             passes += 1
-            inputs = list(event.concrete_inputs)
-            dilated += (
-                event.name == "aten::convolution" and len(inputs) > 5 and _is_dilated(inputs[5])
-            )
-    return passes, dilated
+    return passes
 
 
 def _inside_another(event: Any) -> bool:
@@ -152,10 +144,6 @@ def _inside_another(event: Any) -> bool:
             return True
         parent = parent.cpu_parent
     return False
-
-
-def _is_dilated(dilation: Any) -> bool:
-    return bool(dilation) and max(dilation) > 1
 
 
 def _shares(operators: list[Any], device: torch.device) -> dict[str, float]:

@@ -6,8 +6,10 @@ not at all. Against several peers the hardest counts.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from fastgan.bench.cases import Case
 from fastgan.bench.schema import METRICS, Result, Row, merged
@@ -85,155 +87,95 @@ class Verdict:
         return f"falls short by {100 * abs(value - bound) / bound:.0f}%"
 
 
-def _critic(op: str, dtypes: Sequence[str], batches: Sequence[int], bound: float) -> list[Goal]:
+def _goals(
+    device: str,
+    ops: str | Sequence[str],
+    shapes: str | Sequence[str],
+    dtypes: str | Sequence[str],
+    batches: int | Sequence[int],
+    bound: float,
+    metric: str = "times_faster",
+    peers: str = "",
+    mode: str = "launched",
+) -> list[Goal]:
+    """The same bound for every op, shape, dtype and batch."""
+    given: tuple[Any, ...] = (ops, shapes, dtypes, batches)
+    axes: list[Any] = [[axis] if isinstance(axis, (str, int)) else axis for axis in given]
     return [
-        Goal("cpu", op, "DCGAN-64 critic", dtype, batch, "times_faster", bound)
-        for dtype in dtypes
-        for batch in batches
+        Goal(device, op, shape, dtype, batch, metric, bound, peers, mode)
+        for op, shape, dtype, batch in itertools.product(*axes)
     ]
 
 
 _CRITIC, _MANY = "DCGAN-64 critic", "64 million weights in 200 tensors"
+_LAYER_NORM = f"{_CRITIC}, layer norm"
+_OTHERS = ("5x5", "ResNet", "spectral norm", "PatchGAN", "batch norm")
 _BOTH = ("float32", "bfloat16")
-_GENERATOR = "generator, forward and backward"
-_BN_ACT = "bn_act, forward and backward"
-_DISCRIMINATOR = "discriminator, forward and backward"
+_NETWORKS = ("generator, forward and backward", "discriminator, forward and backward")
 _MAPS = ("512x4x4", "256x8x8", "128x16x16", "64x32x32")
-_RGB = "64x64, {} critic updates"
-_STYLE = "64x64x64, {}"
+_FIVE, _ONE = "64x64, 5 critic updates", "64x64, 1 critic update"
+_STYLE = ("64x64x64, contiguous", "64x64x64, channels-last")
+_RESAMPLE = ("upfirdn2d up 2 with 4x4 taps", "upfirdn2d down 2 with 4x4 taps")
+_STYLEGAN2 = ("64x64, contiguous", "64x64, channels-last")
+_BATCHES = (16, 32, 64)
+_PASSES = tuple(f"convolution, {p}" for p in ("forward", "input gradient", "weight gradient"))
+_LAYERS = tuple(layer.shape for layer in (*generator_layers(), *critic_layers()))
 
-_CPU: list[Goal] = [
-    *(
-        Goal("cpu", "RMSprop and clip", shape, "float32", 0, "times_faster", 2.5)
-        for shape in (_CRITIC, _MANY)
+GOALS: tuple[Goal, ...] = (
+    *_goals("cpu", "RMSprop and clip", (_CRITIC, _MANY), "float32", 0, 2.5),
+    *_goals("cpu", "Adam and clip", (_CRITIC, _MANY), "float32", 0, 1.0, peers="fused"),
+    *_goals("cpu", "clip alone", (_CRITIC, _MANY), "float32", 0, 1.0),
+    *_goals("cpu", "bn_act, forward and backward", _MAPS, "float32", 64, 1.5, peers="eager"),
+    *_goals("cpu", _NETWORKS, "DCGAN-64", _BOTH, 64, 1.0),
+    *_goals("cpu", _NETWORKS[0], "DCGAN-64", "float32", 64, 0.75, "peak_ratio", "eager"),
+    *_goals("cpu", "gradient penalty", _CRITIC, _BOTH, _BATCHES, 1.8),
+    *_goals("cpu", "critic loss", _CRITIC, _BOTH, _BATCHES, 1.45),
+    *_goals("cpu", "critic loss", _LAYER_NORM, _BOTH, _BATCHES, 1.3),
+    *_goals("cpu", "gradient penalty", _CRITIC, _BOTH, _BATCHES, 0.7, "peak_ratio", "eager"),
+    *_goals("cpu", "critic loss", _CRITIC, _BOTH, _BATCHES, 0.7, "peak_ratio", "eager"),
+    *_goals("cpu", "critic loss", _LAYER_NORM, _BOTH, _BATCHES, 0.7, "peak_ratio", "eager"),
+    # Four of each of the critic's five layers.
+    *_goals("cpu", ("gradient penalty", "critic loss"), _CRITIC, "float32", 16, 20, "convolutions"),
+    *_goals("cpu", "critic loss", [f"{each} critic" for each in _OTHERS], "float32", 16, 1.3),
+    *_goals("cpu", "critic loss", "self-attention critic", "float32", 16, 1.2),
+    *_goals("cpu", "critic loss", "minibatch stddev critic", "float32", 32, 1.2),
+    *_goals("cpu", "discriminator loss", (_CRITIC, "grouped ResNet critic"), "float32", 32, 1.8),
+    *_goals("cpu", "WGAN-GP iteration", _FIVE, "float32", 32, 1.4),
+    *_goals("cpu", "WGAN iteration", _FIVE, "float32", 32, 1.3),
+    *_goals("cpu", "DCGAN iteration", _ONE, "float32", 32, 1.0),
+    *_goals("cpu", "bias_act, forward and backward", _STYLE, "float32", 8, 2.0),
+    *_goals("cpu", _RESAMPLE, _STYLE, "float32", 8, 2.0, peers="depthwise"),
+    *_goals("cpu", _RESAMPLE, _STYLE, "float32", 8, 4.0, peers="eager"),
+    *_goals("cpu", "filtered_lrelu, 12 taps, up 2, down 2", _STYLE, "float32", 8, 4.0),
+    *_goals("cpu", "StyleGAN2 generator, forward", _STYLEGAN2, "float32", 8, 1.5),
+    *_goals("cuda", "RMSprop and clip", _MANY, "float32", 0, 85, "percent_of_floor"),
+    *_goals("cuda", "RMSprop and clip", _CRITIC, "float32", 0, 5, peers="foreach"),
+    *_goals(
+        *("cuda", _NETWORKS[0], "DCGAN-64", ("bfloat16", "float16"), (64, 128, 512), 1.5),
+        mode="graph",
     ),
-    *(
-        Goal("cpu", "Adam and clip", shape, "float32", 0, "times_faster", 1.0, "fused")
-        for shape in (_CRITIC, _MANY)
-    ),
-    *(
-        Goal("cpu", "clip alone", shape, "float32", 0, "times_faster", 1.0)
-        for shape in (_CRITIC, _MANY)
-    ),
-    *(Goal("cpu", _BN_ACT, shape, "float32", 64, "times_faster", 1.5, "eager") for shape in _MAPS),
-    *(
-        Goal("cpu", op, "DCGAN-64", dtype, 64, "times_faster", 1.0)
-        for op in (_GENERATOR, _DISCRIMINATOR)
-        for dtype in _BOTH
-    ),
-    Goal("cpu", _GENERATOR, "DCGAN-64", "float32", 64, "peak_ratio", 0.75, "eager"),
-    *_critic("gradient penalty", _BOTH, (16, 32, 64), 1.8),
-    *_critic("critic loss", _BOTH, (16, 32, 64), 1.45),
-    *(
-        Goal("cpu", "critic loss", f"{_CRITIC}, layer norm", dtype, batch, "times_faster", 1.3)
-        for dtype in _BOTH
-        for batch in (16, 32, 64)
-    ),
-    *(
-        Goal("cpu", op, shape, dtype, batch, "peak_ratio", 0.7, "eager")
-        for op, shape in (
-            ("gradient penalty", _CRITIC),
-            ("critic loss", _CRITIC),
-            ("critic loss", f"{_CRITIC}, layer norm"),
-        )
-        for dtype in _BOTH
-        for batch in (16, 32, 64)
-    ),
-    *(
-        # Four of each of the critic's five layers.
-        Goal("cpu", op, _CRITIC, "float32", 16, "convolutions", 20)
-        for op in ("gradient penalty", "critic loss")
-    ),
-    *(
-        Goal("cpu", "critic loss", shape, "float32", batch, "times_faster", bound)
-        for shape, batch, bound in (
-            ("5x5 critic", 16, 1.3),
-            ("ResNet critic", 16, 1.3),
-            ("spectral norm critic", 16, 1.3),
-            ("PatchGAN critic", 16, 1.3),
-            ("batch norm critic", 16, 1.3),
-            ("self-attention critic", 16, 1.2),
-            ("minibatch stddev critic", 32, 1.2),
-        )
-    ),
-    *(
-        Goal("cpu", "discriminator loss", shape, "float32", 32, "times_faster", 1.8)
-        for shape in (_CRITIC, "grouped ResNet critic")
-    ),
-    Goal("cpu", "WGAN-GP iteration", _RGB.format(5), "float32", 32, "times_faster", 1.4),
-    Goal("cpu", "WGAN iteration", _RGB.format(5), "float32", 32, "times_faster", 1.3),
-    Goal("cpu", "DCGAN iteration", "64x64, 1 critic update", "float32", 32, "times_faster", 1.0),
-    *(
-        Goal("cpu", op, shape.format(layout), "float32", 8, "times_faster", bound, peers)
-        for op, shape, bound, peers in (
-            ("bias_act, forward and backward", _STYLE, 2.0, ""),
-            ("upfirdn2d up 2 with 4x4 taps", _STYLE, 2.0, "depthwise"),
-            ("upfirdn2d up 2 with 4x4 taps", _STYLE, 4.0, "eager"),
-            ("upfirdn2d down 2 with 4x4 taps", _STYLE, 2.0, "depthwise"),
-            ("upfirdn2d down 2 with 4x4 taps", _STYLE, 4.0, "eager"),
-            ("filtered_lrelu, 12 taps, up 2, down 2", _STYLE, 4.0, ""),
-            ("StyleGAN2 generator, forward", "64x64, {}", 1.5, ""),
-        )
-        for layout in ("contiguous", "channels-last")
-    ),
-]
-
-#: Nearly cuDNN's speed, in a graph, is what a convolution alone is to have: what it gains is what
-#: is fused around it.
-_LEVEL = ("times_faster", 0.9, "", "graph")
-
-_CUDA: list[Goal] = [
-    Goal("cuda", "RMSprop and clip", _MANY, "float32", 0, "percent_of_floor", 85),
-    Goal("cuda", "RMSprop and clip", _CRITIC, "float32", 0, "times_faster", 5, "foreach"),
-    *(
-        Goal("cuda", _GENERATOR, "DCGAN-64", dtype, batch, "times_faster", 1.5, "", "graph")
-        for dtype in ("bfloat16", "float16")
-        for batch in (64, 128, 512)
-    ),
-    *(
-        Goal(
-            "cuda", f"convolution, {each}", layer, "bfloat16", 128, "times_faster", 0.9, "", "graph"
-        )
-        for layer in (layer.shape for layer in (*generator_layers(), *critic_layers()))
-        for each in ("forward", "input gradient", "weight gradient")
-    ),
-    Goal("cuda", _GENERATOR, "DCGAN-64", "bfloat16", 128, "saved_ratio", 0.6, "eager"),
-    *(
-        Goal("cuda", op, "DCGAN-64", "bfloat16", 64, "host_times_faster", 1.0, "eager")
-        for op in (_GENERATOR, _DISCRIMINATOR)
-    ),
-    *(
-        Goal("cuda", "critic loss", _CRITIC, "bfloat16", batch, "times_faster", 2.0, "", "graph")
-        for batch in (64, 512)
-    ),
-    Goal("cuda", "critic loss", _CRITIC, "bfloat16", 64, "times_faster", 4.0),
-    *(
-        Goal("cuda", op, shape, "bfloat16", 128, "times_faster", bound, peer)
-        for op, shape in (
-            ("DCGAN iteration", "64x64, 1 critic update"),
-            ("WGAN-GP iteration", _RGB.format(5)),
-        )
-        for peer, bound in (("eager", 3.0), ("torch.compile", 1.5))
-    ),
-    *(
-        # At most 2.5 times the roofline's time.
-        Goal("cuda", op, shape, "bfloat16", 512, "percent_of_floor", 40)
-        for op, shape in (
-            ("DCGAN iteration", "64x64, 1 critic update"),
-            ("WGAN-GP iteration", _RGB.format(5)),
-        )
-    ),
-]
-
-GOALS: tuple[Goal, ...] = (*_CPU, *_CUDA)
+    # Nearly the speed of cuDNN alone: what is gained is what is fused around a convolution.
+    *_goals("cuda", _PASSES, _LAYERS, "bfloat16", 128, 0.9, mode="graph"),
+    *_goals("cuda", _NETWORKS[0], "DCGAN-64", "bfloat16", 128, 0.6, "saved_ratio", "eager"),
+    *_goals("cuda", _NETWORKS, "DCGAN-64", "bfloat16", 64, 1.0, "host_times_faster", "eager"),
+    *_goals("cuda", "critic loss", _CRITIC, "bfloat16", (64, 512), 2.0, mode="graph"),
+    *_goals("cuda", "critic loss", _CRITIC, "bfloat16", 64, 4.0),
+    *_goals("cuda", "DCGAN iteration", _ONE, "bfloat16", 128, 3.0, peers="eager"),
+    *_goals("cuda", "DCGAN iteration", _ONE, "bfloat16", 128, 1.5, peers="torch.compile"),
+    *_goals("cuda", "WGAN-GP iteration", _FIVE, "bfloat16", 128, 3.0, peers="eager"),
+    *_goals("cuda", "WGAN-GP iteration", _FIVE, "bfloat16", 128, 1.5, peers="torch.compile"),
+    # At most 2.5 times the roofline's time.
+    *_goals("cuda", "DCGAN iteration", _ONE, "bfloat16", 512, 40, "percent_of_floor"),
+    *_goals("cuda", "WGAN-GP iteration", _FIVE, "bfloat16", 512, 40, "percent_of_floor"),
+)
 
 #: What the library is for, one case each: whole iterations, the penalty, the generator, the clip.
 _HEADLINES = {
-    ("DCGAN iteration", "64x64, 1 critic update"),
-    ("WGAN-GP iteration", _RGB.format(5)),
+    ("DCGAN iteration", _ONE),
+    ("WGAN-GP iteration", _FIVE),
     ("critic loss", _CRITIC),
     ("gradient penalty", _CRITIC),
-    (_GENERATOR, "DCGAN-64"),
+    (_NETWORKS[0], "DCGAN-64"),
     ("RMSprop and clip", _CRITIC),
 }
 _HEADLINE_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}

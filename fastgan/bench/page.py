@@ -9,8 +9,8 @@ from pathlib import Path
 
 from fastgan.bench.goals import Verdict
 from fastgan.bench.schema import METRICS, Change, Result
-from fastgan.bench.summary import Line, bytes_text, lines, seconds_text
-from fastgan.bench.tables import goal_cells
+from fastgan.bench.summary import lines
+from fastgan.bench.tables import case_table, goal_table
 
 __all__ = ["render_page"]
 
@@ -41,13 +41,10 @@ table { border-collapse: collapse; font-size: .88rem; width: 100%; }
 th, td { padding: .34rem .7rem; text-align: left; border-bottom: 1px solid var(--faint);
   white-space: nowrap; }
 th { font-weight: 600; color: var(--quiet); border-bottom-width: 2px; }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; }
+td { font-variant-numeric: tabular-nums; }
 /* The first column takes what the others leave, in as many lines as it needs. */
-.cases td:first-child { white-space: normal; min-width: 15rem; width: 40%; }
-.cases td:nth-child(3) { white-space: normal; min-width: 10.5rem; }
-.cases th:last-child { white-space: normal; }
+td:first-child { white-space: normal; min-width: 15rem; width: 40%; }
 td.good { color: var(--good); font-weight: 600; } td.bad { color: var(--bad); font-weight: 600; }
-td .q { color: var(--quiet); font-weight: 400; font-size: .8rem; }
 ul.changes { padding-left: 1.2rem; } .worse { color: var(--bad); } .better { color: var(--good); }
 ul.names { columns: 30rem; font-size: .88rem; color: var(--quiet); margin-bottom: .75rem; }
 footer { margin-top: 3rem; color: var(--quiet); font-size: .85rem; }
@@ -91,11 +88,16 @@ def render_page(
     suites = dict.fromkeys(row.suite for row in result.rows)
     parts.append("<h2>Every case</h2>")
     for suite in suites:
-        of_suite = [line for line in lines(result) if line.row.suite == suite]
-        parts += [f"<h3>{_text(suite)}</h3>", _table(of_suite)]
+        table = case_table(line for line in lines(result) if line.row.suite == suite)
+        parts += [f"<h3>{_text(suite)}</h3>", table.html()]
     reached = [verdict for verdict in verdicts if verdict.row is not None]
     if reached:
-        parts += ["<h2>Goals</h2>", _goals(reached)]
+        meanings = "; ".join(
+            f"{name.replace('_', ' ')}: {METRICS[name].meaning}"
+            for name in dict.fromkeys(verdict.goal.metric for verdict in reached)
+        )
+        parts += ["<h2>Goals</h2>", goal_table(reached).html()]
+        parts.append(f"<p><small>{_text(meanings)}.</small></p>")
     if result.notes:
         items = "".join(f"<li>{_note(note)}</li>" for note in result.notes)
         parts += ["<h2>Left out</h2>", f"<ul>{items}</ul>"]
@@ -124,10 +126,8 @@ def _text(value: object) -> str:
 
 def _facts(result: Result) -> str:
     facts = {**result.machine, **result.versions, "commit": result.commit or "no git checkout"}
-    if "memory_bytes" in facts:
-        facts["memory_bytes"] = bytes_text(float(facts["memory_bytes"]))
-    if "gpu_memory_bytes" in facts:
-        facts["gpu_memory_bytes"] = bytes_text(float(facts["gpu_memory_bytes"]))
+    for name in facts.keys() & {"memory_bytes", "gpu_memory_bytes"}:
+        facts[name] = f"{float(facts[name]) / (1 << 30):.1f} GiB"
     if result.floors:
         facts["copy bandwidth"] = f"{result.floors['bytes_per_second'] / 1e9:.1f} GB/s"
         for dtype, rate in result.floors["flops_per_second"].items():
@@ -155,57 +155,4 @@ def _picture(name: str, path: Path) -> str:
     return (
         f'<figure><img alt="{caption}" src="data:image/svg+xml;base64,{data}">'
         f"<figcaption>{caption}</figcaption></figure>"
-    )
-
-
-def _table(of_suite: Sequence[Line]) -> str:
-    head = (
-        "<tr><th>case</th><th class=n>time</th><th>fastest peer</th>"
-        "<th class=n>its time</th><th class=n>times faster</th><th class=n>of floor</th>"
-        "<th>bound by</th><th class=n>peak, of eager's</th></tr>"
-    )
-    body = []
-    for line in of_suite:
-        cells = [f"<td>{_text(line.short_label)}</td>"]
-        cells.append(f"<td class=n>{seconds_text(line.row.value)}</td>")
-        if line.peer is not None and line.ratio is not None:
-            low, high = line.ratio.spread or (line.ratio.value, line.ratio.value)
-            mark = "good" if low > 1 else "bad" if high < 1 else ""
-            cells += [
-                f"<td>{_text(line.peer.provider)}</td>",
-                f"<td class=n>{seconds_text(line.peer.value)}</td>",
-                f'<td class="n {mark}">{line.ratio.value:.2f}'
-                f' <span class="q">{low:.2f} to {high:.2f}</span></td>',
-            ]
-        else:
-            cells.append("<td></td><td></td><td></td>")
-        floor = line.floor
-        cells.append(f"<td class=n>{floor.value:.0f}%</td>" if floor else "<td></td>")
-        cells.append(f"<td>{_text(floor.detail)}</td>" if floor else "<td></td>")
-        cells.append(f"<td class=n>{line.peak.value:.2f}</td>" if line.peak else "<td></td>")
-        body.append(f"<tr>{''.join(cells)}</tr>")
-    return f'<div class="scroll"><table class="cases">{head}{"".join(body)}</table></div>'
-
-
-def _goals(verdicts: Sequence[Verdict]) -> str:
-    head = (
-        "<tr><th>what</th><th>number</th><th class=n>goal</th><th class=n>measured</th>"
-        "<th>against</th><th></th></tr>"
-    )
-    body = []
-    for verdict in verdicts:
-        what, metric, bound, value, against = map(_text, goal_cells(verdict))
-        words = verdict.words
-        mark = "good" if words == "pass" else "bad" if words.startswith("falls") else ""
-        body.append(
-            f"<tr><td>{what}</td><td>{metric}</td><td class=n>{bound}</td><td class=n>{value}</td>"
-            f'<td>{against}</td><td class="{mark}">{_text(words)}</td></tr>'
-        )
-    meanings = "; ".join(
-        f"{name.replace('_', ' ')}: {METRICS[name].meaning}"
-        for name in dict.fromkeys(verdict.goal.metric for verdict in verdicts)
-    )
-    return (
-        f'<div class="scroll"><table>{head}{"".join(body)}</table></div>'
-        f"<p><small>{_text(meanings)}.</small></p>"
     )

@@ -155,7 +155,7 @@ def _speedups(result: Result) -> Any:
             )
     axes.axvline(1, color=_INK, linewidth=0.8, zorder=1)
     axes.axvspan(0, 1, color="#b23a48", alpha=0.06, zorder=0, linewidth=0)
-    axes.set_yticks(range(len(shown)), [line.short_label for line in shown])
+    axes.set_yticks(range(len(shown)), [line.label for line in shown])
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(0, 1.08 * largest)
     axes.tick_params(axis="y", length=0)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -298,60 +299,37 @@ def _capture(call: Call, copies: int) -> Call:
 
 
 def _timing_rows(case: Case, mode: str, timing: Timing, device: torch.device) -> list[Row]:
-    rows = []
-
-    def add(
-        provider: str,
-        metric: str,
-        value: float,
-        spread: tuple[float, float] | None = None,
-        detail: str = "",
-    ) -> None:
-        rows.append(
-            Row(
-                *(case.suite, case.op, provider, case.shape, case.dtype, case.batch),
-                *(mode, metric, value, spread, detail),
-            )
-        )
-
+    row = partial(case.row, mode=mode)
+    rows = [row("machine", "disturbance", timing.disturbance)]
     ours = [name for name in timing.seconds if is_ours(name)]
     for name, seconds in timing.seconds.items():
         middle, spread = median_and_quartiles(list(seconds))
-        add(name, "seconds", middle, spread)
+        rows.append(row(name, "seconds", middle, spread))
         if case.images:
-            add(
-                name,
-                "images_per_second",
-                case.images / middle,
-                (case.images / spread[1], case.images / spread[0]),
-            )
+            rate, rates = case.images / middle, (case.images / spread[1], case.images / spread[0])
+            rows.append(row(name, "images_per_second", rate, rates))
         if device.type == "cuda":
-            add(name, "host_seconds", *median_and_quartiles(list(timing.host_seconds[name])))
+            host = median_and_quartiles(list(timing.host_seconds[name]))
+            rows.append(row(name, "host_seconds", *host))
     for name in ours:
         for peer in timing.seconds:
             if not is_ours(peer):
-                add(name, "times_faster", *timing.times_faster(name, peer), peer)
+                rows.append(row(name, "times_faster", *timing.times_faster(name, peer), peer))
                 if device.type == "cuda":
                     ratio = timing.times_faster(name, peer, host=True)
-                    add(name, "host_times_faster", *ratio, peer)
-    add("machine", "disturbance", timing.disturbance)
+                    rows.append(row(name, "host_times_faster", *ratio, peer))
     return rows
 
 
 def _count_rows(case: Case, provider: str, call: Call, device: torch.device) -> list[Row]:
     counts = count(lambda: call(0), device)
-
-    def row(metric: str, value: float, detail: str = "") -> Row:
-        return Row(
-            *(case.suite, case.op, provider, case.shape, case.dtype, case.batch),
-            *("launched", metric, value, None, detail),
-        )
-
-    rows = [row("launches", counts.launches)]
+    rows = [case.row(provider, "launches", counts.launches)]
     if counts.convolutions:
-        rows.append(row("convolutions", counts.convolutions))
+        rows.append(case.row(provider, "convolutions", counts.convolutions))
     if case.breakdown:
-        rows += [row("share", share, part) for part, share in counts.shares.items()]
+        rows += [
+            case.row(provider, "share", share, detail=part) for part, share in counts.shares.items()
+        ]
     return rows
 
 
@@ -367,25 +345,17 @@ def _floor_rows(
         if row.metric != "seconds" or row.provider == "floor":
             continue
         case = cases[row.case]
-        least = floors.seconds(case.work, case.dtype)
-        suite, op, shape, dtype, batch, mode = row.case
+        least, mode = floors.seconds(case.work, case.dtype), row.mode
         if row.case not in seen:
             seen.add(row.case)
-            found += [
-                Row(suite, op, "floor", shape, dtype, batch, mode, metric, value)
-                for metric, value in (
-                    ("seconds", least),
-                    ("flops", case.work.flops),
-                    ("bytes", case.work.bytes),
-                )
-            ]
-        spread = None
-        if row.spread is not None:
-            spread = (100 * least / row.spread[1], 100 * least / row.spread[0])
+            limits = {"seconds": least, "flops": case.work.flops, "bytes": case.work.bytes}
+            found += [case.row("floor", name, value, mode=mode) for name, value in limits.items()]
+        low, high = row.spread or (row.value, row.value)
         found.append(
-            Row(
-                *(suite, op, row.provider, shape, dtype, batch, mode, "percent_of_floor"),
-                *(100 * least / row.value, spread, floors.bound(case.work, case.dtype)),
+            case.row(
+                *(row.provider, "percent_of_floor", 100 * least / row.value),
+                *((100 * least / high, 100 * least / low), floors.bound(case.work, case.dtype)),
+                mode,
             )
         )
     return found
@@ -396,30 +366,21 @@ def _memory_rows(
 ) -> list[Row]:
     calls, _ = _prepare(case, Setting(plan.device), note)
     # What else happens in the process can only add.
-    peaks = {name: min(meter.peak(_first(call)) for _ in range(3)) for name, call in calls.items()}
+    peaks = {
+        name: min(meter.peak(partial(call, 0)) for _ in range(3)) for name, call in calls.items()
+    }
     found = {"peak": peaks}
     if case.suite == "models":
-        found["saved"] = {name: saved_bytes(_first(call)) for name, call in calls.items()}
-
-    def row(provider: str, metric: str, value: float, detail: str = "") -> Row:
-        return Row(
-            *(case.suite, case.op, provider, case.shape, case.dtype, case.batch),
-            *("launched", metric, value, None, detail),
-        )
-
+        found["saved"] = {name: saved_bytes(partial(call, 0)) for name, call in calls.items()}
     rows = []
     for what, values in found.items():
         if max(values.values(), default=0) < _LEAST_PEAK:
             continue
-        rows += [row(name, f"{what}_bytes", value) for name, value in values.items()]
+        rows += [case.row(name, f"{what}_bytes", value) for name, value in values.items()]
         rows += [
-            row(name, f"{what}_ratio", value / values[peer], peer)
+            case.row(name, f"{what}_ratio", value / values[peer], detail=peer)
             for name, value in values.items()
             for peer in values
             if is_ours(name) and not is_ours(peer) and values[peer] >= _LEAST_PEAK
         ]
     return rows
-
-
-def _first(call: Call) -> Callable[[], object]:
-    return lambda: call(0)

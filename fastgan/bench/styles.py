@@ -10,12 +10,10 @@ network             as in
 ``UnetGenerator``   Isola et al. 2017, arXiv 1611.07004: skips by concatenation, instance norm
 ``CycleGenerator``  Zhu et al. 2017, arXiv 1703.10593: reflection padding, residual blocks
 ``DcganCritic``     Radford et al. 2016, arXiv 1511.06434, layer by layer, and ``view`` at the end
-``ResnetCritic``    Mescheder et al. 2018, arXiv 1801.04406: residual blocks without norm
-``PatchCritic``     Isola et al. 2017 again: scores of patches, instance norm
-``R3ganCritic``     Huang et al. 2024, arXiv 2501.05441: bottlenecks with convolutions of groups, no
-                    norm
 ``MlpGenerator``    Goodfellow et al. 2014, arXiv 1406.2661: linear layers with batch norm
 ==================  ============================================================================
+
+With ``ResNetCritic``, ``PatchCritic`` and ``GroupedCritic`` of :mod:`fastgan.bench.critics`.
 """
 
 from __future__ import annotations
@@ -24,6 +22,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
+
+from fastgan.bench.critics import GroupedCritic, PatchCritic, ResNetCritic
 
 __all__ = ["STYLES", "DcganCritic"]
 
@@ -198,81 +198,6 @@ class DcganCritic(nn.Module):
         return scores
 
 
-class ResnetCritic(nn.Module):
-    """(N, 3, 32, 32) -> (N, 1)."""
-
-    def __init__(self, channels: int = 64) -> None:
-        super().__init__()
-        self.conv_img = nn.Conv2d(3, channels, 3, padding=1)
-        self.conv_0 = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3))
-        self.conv_1 = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in range(3))
-        self.fc = nn.Linear(channels * 16, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The scores."""
-        x = self.conv_img(x)
-        for first, second in zip(self.conv_0, self.conv_1, strict=True):
-            dx = first(F.leaky_relu(x, 0.2))
-            x = F.avg_pool2d(x + 0.1 * second(F.leaky_relu(dx, 0.2)), 2)
-        scores: Tensor = self.fc(F.leaky_relu(x, 0.2).flatten(1))
-        return scores
-
-
-class PatchCritic(nn.Module):
-    """(N, 3, 64, 64) -> (N, 1, 6, 6)."""
-
-    def __init__(self, channels: int = 32) -> None:
-        super().__init__()
-        c = channels
-
-        def block(features: int, out: int, stride: int) -> list[nn.Module]:
-            convolution = nn.Conv2d(features, out, 4, stride, 1)
-            return [convolution, nn.InstanceNorm2d(out), nn.LeakyReLU(0.2, True)]
-
-        first = [nn.Conv2d(3, c, 4, 2, 1), nn.LeakyReLU(0.2, True)]
-        layers = [*first, *block(c, 2 * c, 2), *block(2 * c, 4 * c, 2), *block(4 * c, 8 * c, 1)]
-        self.model = nn.Sequential(*layers, nn.Conv2d(8 * c, 1, 4, 1, 1))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The scores."""
-        scores: Tensor = self.model(x)
-        return scores
-
-
-class _Bottleneck(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.first = nn.Conv2d(channels, 2 * channels, 1, bias=False)
-        self.grouped = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, groups=4, bias=False)
-        self.last = nn.Conv2d(2 * channels, channels, 1, bias=False)
-        self.biases = nn.ParameterList(torch.zeros(2 * channels) for _ in range(2))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = F.leaky_relu(self.first(x) + self.biases[0].view(1, -1, 1, 1), 0.2)
-        y = F.leaky_relu(self.grouped(y) + self.biases[1].view(1, -1, 1, 1), 0.2)
-        sum: Tensor = x + self.last(y)
-        return sum
-
-
-class R3ganCritic(nn.Module):
-    """(N, 3, 32, 32) -> (N, 1)."""
-
-    def __init__(self, channels: int = 64) -> None:
-        super().__init__()
-        c = channels
-        self.extract = nn.Conv2d(3, c, 1)
-        self.blocks = nn.ModuleList(_Bottleneck(c) for _ in range(3))
-        self.basis, self.score = nn.Conv2d(c, c, 4, groups=c, bias=False), nn.Linear(c, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The scores."""
-        x = self.extract(x)
-        for block in self.blocks:
-            x = F.interpolate(block(x), scale_factor=0.5, mode="bilinear", align_corners=False)
-        scores: Tensor = self.score(self.basis(x).flatten(1))
-        return scores
-
-
 class MlpGenerator(nn.Module):
     """(N, 100) -> (N, 1, 28, 28)."""
 
@@ -300,8 +225,8 @@ STYLES: dict[type[nn.Module], tuple[int, ...]] = {
     UnetGenerator: (3, 32, 32),
     CycleGenerator: (3, 32, 32),
     DcganCritic: (3, 64, 64),
-    ResnetCritic: (3, 32, 32),
+    ResNetCritic: (3, 64, 64),
     PatchCritic: (3, 64, 64),
-    R3ganCritic: (3, 32, 32),
+    GroupedCritic: (3, 32, 32),
     MlpGenerator: (100,),
 }

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from fastgan.bench.cases import is_ours
 from fastgan.bench.schema import Result, Row
 
-__all__ = ["Line", "bytes_text", "lines", "seconds_text", "without_passes"]
+__all__ = ["Line", "lines", "seconds_text", "without_passes"]
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,6 @@ class Line:
         parts += ["graph"] if row.mode == "graph" else []
         which = "" if row.provider == "fastgan" else f" ({row.provider})"
         return ", ".join(parts) + which
-
-    @property
-    def short_label(self) -> str:
-        """The same without what most cases have in common."""
-        return without_passes(self.label)
 
 
 def without_passes(label: str) -> str:
@@ -100,19 +95,6 @@ def seconds_text(seconds: float) -> str:
         if seconds >= size:
             return f"{_three(seconds / size)} {unit}"
     return f"{_three(seconds / 1e-6)} µs"
-
-
-def bytes_text(count: float) -> str:
-    """Three digits and a unit.
-
-    Example:
-        >>> bytes_text(38_113_280)
-        '36.3 MiB'
-    """
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
-        if count >= size:
-            return f"{_three(count / size)} {unit}"
-    return f"{count:.0f} B"
 
 
 def _three(value: float) -> str:

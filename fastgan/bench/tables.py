@@ -1,14 +1,52 @@
-"""Results as Markdown: what the README and the docs show of the committed ones."""
+"""A result's tables as text: in the terminal, on the page, in the README and the docs."""
 
 from __future__ import annotations
 
+import html
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from fastgan.bench.goals import Verdict
-from fastgan.bench.schema import METRICS, Result
-from fastgan.bench.summary import lines, seconds_text, without_passes
+from fastgan.bench.schema import METRICS, Row
+from fastgan.bench.summary import Line, seconds_text, without_passes
 
-__all__ = ["case_table", "goal_cells", "goal_table", "markdown_table"]
+__all__ = ["Table", "case_table", "goal_cells", "goal_table", "markdown_table"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text.
+
+    Attributes:
+        head: the columns' names.
+        body: the rows.
+        marked: the number of the column that ``marks`` is about.
+        marks: "good", "bad" or "" for each row.
+    """
+
+    head: Sequence[str]
+    body: Sequence[Sequence[str]]
+    marked: int
+    marks: Sequence[str]
+
+    def markdown(self) -> str:
+        """For a page of the docs."""
+        return markdown_table(self.head, self.body)
+
+    def html(self) -> str:
+        """For the page of a result."""
+
+        def row(tag: str, cells: Sequence[str], mark: str = "") -> str:
+            kinds = [f' class="{mark}"' if n == self.marked else "" for n in range(len(cells))]
+            texts = (
+                f"<{tag}{kind}>{html.escape(cell)}</{tag}>"
+                for kind, cell in zip(kinds, cells, strict=True)
+            )
+            return f"<tr>{''.join(texts)}</tr>"
+
+        rows = map(row, ["td"] * len(self.body), self.body, self.marks)
+        table = row("th", self.head) + "".join(rows)
+        return f'<div class="scroll"><table>{table}</table></div>'
 
 
 def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
@@ -36,48 +74,53 @@ def goal_cells(verdict: Verdict) -> tuple[str, str, str, str, str]:
     unit = METRICS[goal.metric].unit
     sign = "at least" if goal.at_least else "at most"
     bound = f"{sign} {_number(goal.bound, unit)}"
-    value = "not measured"
-    against = goal.peers or ""
+    value, against = "not measured", goal.peers
     if row is not None:
-        value = _number(row.value, unit)
-        if row.spread is not None:
-            value += f" ({_number(row.spread[0], unit)} to {_number(row.spread[1], unit)})"
+        value = _with_spread(row, unit)
         against = row.detail if goal.metric != "percent_of_floor" else ""
     return what, goal.metric.replace("_", " "), bound, value, against
 
 
 def _number(value: float, unit: str) -> str:
-    if unit == "%":
-        return f"{value:.0f}%"
-    return f"{value:.2f}" if unit == "x" else f"{value:.0f}"
+    return f"{value:.2f}" if unit == "x" else f"{value:.0f}{'%' if unit == '%' else ''}"
 
 
-def goal_table(verdicts: Sequence[Verdict]) -> str:
-    """Every goal, those nobody measured too."""
-    body = [(*goal_cells(verdict), verdict.words) for verdict in verdicts]
-    return markdown_table(["what", "number", "goal", "measured", "against", ""], body)
+def _with_spread(row: Row, unit: str) -> str:
+    quartiles = " to ".join(_number(value, unit) for value in row.spread or ())
+    return _number(row.value, unit) + (f" ({quartiles})" if quartiles else "")
 
 
-def case_table(result: Result, suite: str) -> str:
-    """Every case of a suite: ours, the fastest peer, the ratio with its quartiles, the floor."""
-    body = []
-    for line in lines(result):
-        if line.row.suite != suite:
-            continue
-        ratio = ""
+def goal_table(verdicts: Sequence[Verdict]) -> Table:
+    """Every goal, and what became of it."""
+    words = [verdict.words for verdict in verdicts]
+    return Table(
+        ["what", "number", "goal", "measured", "against", ""],
+        [(*goal_cells(verdict), word) for verdict, word in zip(verdicts, words, strict=True)],
+        marked=5,
+        marks=["good" if w == "pass" else "bad" * w.startswith("falls") for w in words],
+    )
+
+
+def case_table(lines: Iterable[Line]) -> Table:
+    """Every case: ours, the fastest peer, the ratio with its quartiles, the floor, the peak."""
+    body, marks = [], []
+    for line in lines:
+        ratio = mark = ""
         if line.ratio is not None:
             low, high = line.ratio.spread or (line.ratio.value, line.ratio.value)
-            ratio = f"{line.ratio.value:.2f} ({low:.2f} to {high:.2f})"
-        floor = f"{line.floor.value:.0f}%, {line.floor.detail}" if line.floor else ""
+            ratio = _with_spread(line.ratio, "x")
+            mark = "good" if low > 1 else "bad" if high < 1 else ""
+        peer, floor = line.peer, line.floor
         body.append(
             (
                 line.label,
                 seconds_text(line.row.value),
-                f"{seconds_text(line.peer.value)}, {line.peer.provider}" if line.peer else "",
+                f"{seconds_text(peer.value)}, {peer.provider}" if peer else "",
                 ratio,
-                floor,
+                f"{floor.value:.0f}%, {floor.detail}" if floor else "",
                 f"{line.peak.value:.2f}" if line.peak else "",
             )
         )
+        marks.append(mark)
     head = ["case", "fastgan", "fastest peer", "times faster", "of floor", "peak, of eager's"]
-    return markdown_table(head, body)
+    return Table(head, body, marked=3, marks=marks)

@@ -16,15 +16,15 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from fastgan._util.devices import choose_device
+from fastgan.bench import tables
 from fastgan.bench.cases import Case
-from fastgan.bench.goals import GOALS, Verdict, judge, urgency
+from fastgan.bench.goals import GOALS, judge, urgency
 from fastgan.bench.output import check_folder, write_result
 from fastgan.bench.plots import why_no_plots
 from fastgan.bench.runner import Listener, Plan, run_cases
 from fastgan.bench.schema import Change, Result, Row, compare, read_result
 from fastgan.bench.suites import suite_cases
-from fastgan.bench.summary import Line, lines, seconds_text
-from fastgan.bench.tables import goal_cells
+from fastgan.bench.summary import lines, seconds_text
 from fastgan.bench.timing import Budget
 from fastgan.errors import ConfigError
 
@@ -149,8 +149,12 @@ class _Display(Listener):
 
 def _show(console: Console, result: Result, changes: list[Change] | None) -> None:
     for suite in dict.fromkeys(row.suite for row in result.rows):
+        of_suite = [line for line in lines(result) if line.row.suite == suite]
+        above = any(line.floor is not None and line.floor.value > 100 for line in of_suite)
         console.print()
-        console.print(_case_table(suite, [x for x in lines(result) if x.row.suite == suite]))
+        console.print(
+            _shown(suite, tables.case_table(of_suite), _ABOVE_THE_FLOOR if above else None)
+        )
     device = result.machine["device"]
     verdicts = [
         verdict
@@ -159,7 +163,7 @@ def _show(console: Console, result: Result, changes: list[Change] | None) -> Non
     ]
     if verdicts:
         console.print()
-        console.print(_goal_table(verdicts))
+        console.print(_shown("goals", tables.goal_table(verdicts)))
     if changes is not None:
         console.print("\ncompared with the earlier result:" if changes else "")
         for change in changes:
@@ -169,49 +173,15 @@ def _show(console: Console, result: Result, changes: list[Change] | None) -> Non
             console.print("compared with the earlier result: nothing changed beyond the spread")
 
 
-def _goal_table(verdicts: Sequence[Verdict]) -> Table:
-    table = Table(title="goals", title_justify="left", box=None, pad_edge=False)
-    for column in ("what", "goal", "measured", "against", ""):
-        # Names may take several lines, numbers may not.
-        table.add_column(column, overflow="fold", no_wrap=column not in ("what", "against"))
-    for verdict in verdicts:
-        what, number, bound, measured, against = goal_cells(verdict)
-        bound = bound.replace("at least", ">=").replace("at most", "<=")
-        words = verdict.words
-        style = "green" if words == "pass" else "red" if words.startswith("falls") else "yellow"
-        table.add_row(
-            *(what, f"{number} {bound}", measured.replace(" to ", "-"), against),
-            Text(words, style=style),
-        )
-    return table
-
-
-def _case_table(suite: str, of_suite: Sequence[Line]) -> Table:
-    above = any(line.floor is not None and line.floor.value > 100 for line in of_suite)
-    table = Table(
-        title=suite, title_justify="left", box=None, pad_edge=False,
-        caption=_ABOVE_THE_FLOOR if above else None, caption_justify="left",
+def _shown(title: str, table: tables.Table, caption: str | None = None) -> Table:
+    shown = Table(
+        title=title, title_justify="left", box=None, pad_edge=False, caption=caption,
+        caption_justify="left",
     )  # fmt: skip
-    table.add_column("case", overflow="fold")
-    table.add_column("fastgan", justify="right", no_wrap=True)
-    table.add_column("fastest peer", overflow="fold", max_width=18)
-    for column in ("its time", "times faster", "of floor", "peak"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for line in of_suite:
-        ratio = Text()
-        if line.ratio is not None:
-            low, high = line.ratio.spread or (line.ratio.value, line.ratio.value)
-            style = "green" if low > 1 else "red" if high < 1 else "yellow"
-            ratio = Text(f"{line.ratio.value:.2f}", style=style)
-            ratio.append(f" {low:.2f}-{high:.2f}", style="dim")
-        peer = line.peer
-        table.add_row(
-            line.short_label,
-            seconds_text(line.row.value),
-            peer.provider if peer is not None else "",
-            seconds_text(peer.value) if peer is not None else "",
-            ratio,
-            f"{line.floor.value:.0f}%" if line.floor is not None else "",
-            f"{line.peak.value:.2f}" if line.peak is not None else "",
-        )
-    return table
+    for name in table.head:
+        shown.add_column(name, overflow="fold")
+    for cells, mark in zip(table.body, table.marks, strict=True):
+        texts = [Text(cell) for cell in cells]
+        texts[table.marked].stylize({"good": "green", "bad": "red"}.get(mark, "yellow"))
+        shown.add_row(*texts)
+    return shown

@@ -128,14 +128,6 @@ def test_passes_are_counted_one_each_for_output_and_each_gradient() -> None:
     assert count(frozen, CPU).convolutions == 2
 
 
-def test_dilated_passes_are_told_apart() -> None:
-    images, weight = torch.randn(2, 3, 16, 16), torch.randn(4, 3, 3, 3, requires_grad=True)
-    plain = count(lambda: F.conv2d(images, weight).sum().backward(), CPU)
-    dilated = count(lambda: F.conv2d(images, weight, dilation=3).sum().backward(), CPU)
-    assert (plain.convolutions, plain.dilated) == (2, 0)
-    assert (dilated.convolutions, dilated.dilated) == (2, 2)
-
-
 def test_shares_name_where_the_time_goes_and_sum_to_one() -> None:
     layer = torch.nn.Conv2d(16, 32, 3)
     optimizer = torch.optim.Adam(layer.parameters(), foreach=False)

@@ -7,7 +7,7 @@ and weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from fastgan.bench.suites.layers import (
 )
 from fastgan.bench.timing import Call
 from fastgan.bench.work import ITEM_BYTES
-from fastgan.ops.backends import ATEN, Pass, Selector, select_backend, using
+from fastgan.ops.backends import ATEN, TRITON, Pass, Selector, select_backend, using
 from fastgan.ops.stages import Stage
 
 __all__ = ["PASSES", "cases", "contenders"]
@@ -78,9 +78,6 @@ def _stage(layer: Layer) -> Stage:
 
 
 def _case(layer: Layer, each: str, dtype: str, batch: int) -> Case:
-    def prepare(setting: Setting) -> dict[str, Call]:
-        return contenders(layer, each, dtype, batch, setting)
-
     elements = layer.channels_in * layer.size_in**2 + layer.channels_out * layer.size_out**2
     return Case(
         suite="ops",
@@ -90,7 +87,7 @@ def _case(layer: Layer, each: str, dtype: str, batch: int) -> Case:
         batch=batch,
         work=layer.work(batch, dtype, [PASSES[each]]),
         input_bytes=batch * elements * ITEM_BYTES[dtype],
-        prepare=prepare,
+        prepare=partial(contenders, layer, each, dtype, batch),
         compiled=False,
         capturable=True,
     )
@@ -110,97 +107,37 @@ def contenders(
     """
     torch.manual_seed(0)
 
+    def tensor(*shape: int, scale: float = 1.0) -> Tensor:
+        values = torch.randn(shape).mul_(scale).to(setting.device, DTYPES[dtype])
+        return values.contiguous(memory_format=torch.channels_last)
+
     def images(channels: int, size: int) -> list[Tensor]:
-        return [
-            torch.randn(batch, channels, size, size)
-            .to(setting.device, DTYPES[dtype])
-            .contiguous(memory_format=torch.channels_last)
-            for _ in range(setting.copies)
-        ]
+        return [tensor(batch, channels, size, size) for _ in range(setting.copies)]
 
     inputs = images(layer.channels_in, layer.size_in)
     gradients = images(layer.channels_out, layer.size_out)
-    weight = (
-        torch.randn(layer.weight_shape)
-        .mul_(0.02)
-        .to(setting.device, DTYPES[dtype])
-        .contiguous(memory_format=torch.channels_last)
-    )
-    stride, padding = (layer.stride, layer.stride), (layer.padding, layer.padding)
-    output_padding = (layer.output_padding, layer.output_padding)
-    geometry = kernels.ConvGeometry(
-        (layer.taps, layer.taps), stride, padding, transposed=layer.transposed
-    )
+    weight = tensor(*layer.weight_shape, scale=0.02)
+    stage, of = _stage(layer), PASSES[each]
 
-    def backward(number: int, wanted: int) -> Tensor:
-        found: list[Tensor] = torch.ops.aten.convolution_backward(
-            *(gradients[number], inputs[number], weight, None, stride, padding, (1, 1)),
-            *(layer.transposed, output_padding, 1, [wanted == 0, wanted == 1, False]),
-        )
-        return found[wanted]
-
-    if setting.device.type == "cpu" and not kernels.interpreted():
-        return {
-            "fastgan": _on_a_cpu(_stage(layer), PASSES[each], inputs, gradients, weight),
-            "eager": {
-                "forward": lambda n: torch.ops.aten.convolution(
-                    *(
-                        inputs[n],
-                        weight,
-                        None,
-                        stride,
-                        padding,
-                        (1, 1),
-                        layer.transposed,
-                        output_padding,
-                        1,
-                    )
-                ),
-                "input gradient": lambda n: backward(n, 0),
-                "weight gradient": lambda n: backward(n, 1),
-            }[each],
-        }
-    size = (layer.size_in, layer.size_in)
-    calls: dict[str, tuple[Callable[[int], Tensor], Callable[[int], Tensor]]] = {
-        "forward": (
-            lambda n: kernels.forward(inputs[n], weight, geometry)[0],
-            lambda n: torch.ops.aten.convolution(
-                *(
-                    inputs[n],
-                    weight,
-                    None,
-                    stride,
-                    padding,
-                    (1, 1),
-                    layer.transposed,
-                    output_padding,
-                    1,
-                )
-            ),
-        ),
-        "input gradient": (
-            lambda n: kernels.input_gradient(gradients[n], weight, geometry, size)[0],
-            lambda n: backward(n, 0),
-        ),
-        "weight gradient": (
-            lambda n: kernels.weight_gradient(inputs[n], gradients[n], geometry, weight)[0],
-            lambda n: backward(n, 1),
-        ),
-    }
-    ours, theirs = calls[each]
-    return {"fastgan": ours, "eager": theirs}
-
-
-def _on_a_cpu(
-    stage: Stage, of: Pass, inputs: list[Tensor], gradients: list[Tensor], weight: Tensor
-) -> Callable[[int], Tensor]:
-    def call(number: int) -> Tensor:
-        input = inputs[number]
-        backend = select_backend(of, stage, input, weight)
+    def ours(number: int) -> Tensor:
+        input, gradient = inputs[number], gradients[number]
+        on_a_cpu = setting.device.type == "cpu" and not kernels.interpreted()
+        backend = select_backend(of, stage, input, weight) if on_a_cpu else TRITON
         if of == "forward":
             return backend.forward(stage, input, weight, None)
         if of == "input_gradient":
-            return backend.input_gradient(stage, gradients[number], input, weight)
-        return backend.weight_gradient(stage, gradients[number], input, weight, False)[0]
+            return backend.input_gradient(stage, gradient, input, weight)
+        return backend.weight_gradient(stage, gradient, input, weight, False)[0]
 
-    return call
+    geometry = (stage.stride, stage.padding, stage.dilation, layer.transposed, stage.output_padding)
+
+    def eager(number: int) -> Tensor:
+        if of == "forward":
+            return torch.convolution(inputs[number], weight, None, *geometry, 1)
+        asked = [of == "input_gradient", of == "weight_gradient", False]
+        found: list[Tensor] = torch.ops.aten.convolution_backward(
+            gradients[number], inputs[number], weight, None, *geometry, 1, asked
+        )
+        return found[asked.index(True)]
+
+    return {"fastgan": ours, "eager": eager}

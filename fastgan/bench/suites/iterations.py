@@ -13,8 +13,10 @@ iteration with them against our iteration without.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +24,8 @@ from torch import Tensor, nn
 
 from fastgan import reference
 from fastgan.bench.cases import Case, Setting, autocast, placed, tracing_autograd
-from fastgan.bench.suites.layers import critic_layers, generator_layers, network_work, penalty_work
 from fastgan.bench.timing import Call
-from fastgan.bench.work import Work
+from fastgan.bench.work import Work, products_work
 from fastgan.errors import FastganError
 from fastgan.training.config import TrainConfig
 from fastgan.training.feed import Batch
@@ -69,35 +70,42 @@ def _case(model: str, dtype: str, batch: int, compiled: bool, one_stage: bool = 
     ).resolved()
     assert config.n_critic is not None
 
-    def prepare(setting: Setting) -> dict[str, Call]:
-        return _contenders(config, dtype, setting)
-
     return Case(
         suite="training",
         op=f"{_MODELS[model]} iteration{', one-stage updates' if one_stage else ''}",
         shape=f"64x64, {config.n_critic} critic update{'s' * (config.n_critic > 1)}",
         dtype=dtype,
         batch=batch,
-        work=_work(model, config.n_critic, batch, dtype),
+        work=_work(config, dtype),
         input_bytes=config.n_critic * batch * 3 * 64 * 64 * 4,
-        prepare=prepare,
+        prepare=partial(_contenders, config, dtype),
         images=config.n_critic * batch,
         compiled=compiled,
         breakdown=True,
     )
 
 
-def _work(model: str, n_critic: int, batch: int, dtype: str) -> Work:
-    generator, critic = generator_layers(), critic_layers()
-    if model == "wgan-gp":
-        update = penalty_work(critic, batch, dtype, whole=True)
-    else:
-        update = network_work(critic, 2 * batch, dtype)
-    update += network_work(generator, batch, dtype, backward=False)
+def _work(config: TrainConfig, dtype: str) -> Work:
+    assert config.n_critic is not None
+    assert config.batch_size is not None
+    penalised = config.model == "wgan-gp"
+    with torch.device("meta"):
+        # All discriminators have the same convolutions.
+        networks = [reference.DCGANGenerator(), reference.DCGANDiscriminator()]
+        generator, critic = networks
+        frozen_generator, frozen_critic = (copy.deepcopy(n).requires_grad_(False) for n in networks)
+        noise = torch.empty(config.batch_size, config.nz, 1, 1)
+        images = torch.empty(config.batch_size, 3, 64, 64)
+    learning = partial(products_work, dtype=dtype, gradients="of parameters")
+    update = learning(frozen_generator, noise) + learning(
+        critic, torch.cat([images] * (3 if penalised else 2))
+    )
+    if penalised:
+        update += products_work(critic, images, dtype, gradients="of images")
     return (
-        update.times(n_critic)
-        + network_work(generator, batch, dtype)
-        + network_work(critic, batch, dtype, weights=False, input=True)
+        update.times(config.n_critic)
+        + learning(generator, noise)
+        + learning(frozen_critic, images.requires_grad_())
     )
 
 

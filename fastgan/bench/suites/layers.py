@@ -1,4 +1,4 @@
-"""The layers of GANs' networks as shapes, and the work of passes through them.
+"""The convolutions of GANs' networks as shapes, and the work of passes through them.
 
 A DCGAN's: Radford et al. 2015, arXiv 1511.06434, figure 1, with 4x4 kernels as in everybody's
 versions (see :mod:`fastgan.models.layers` for the modules) and with the paper's 5x5 ones; 3x3 ones
@@ -17,9 +17,7 @@ __all__ = [
     "Layer",
     "critic_layers",
     "generator_layers",
-    "network_work",
     "paper_layers",
-    "penalty_work",
     "residual_layers",
 ]
 
@@ -165,60 +163,3 @@ def paper_layers() -> list[Layer]:
         Layer(False, few, many, 2 * size, size, 2, 2, True, "leaky_relu", taps=5)
         for many, few, size in reversed(sizes)
     ]
-
-
-def network_work(
-    layers: Iterable[Layer],
-    batch: int,
-    dtype: str,
-    *,
-    weights: bool = True,
-    input: bool = False,
-    backward: bool = True,
-) -> Work:
-    """A forward pass, and the gradients that are asked for.
-
-    Args:
-        layers: of the network.
-        batch: images.
-        dtype: of the convolutions.
-        weights: whether the weights' gradients are wanted.
-        input: whether the network's input's gradient is wanted, beside those of hidden maps.
-        backward: False for a forward pass alone.
-
-    Example:
-        >>> one = network_work(critic_layers(), 1, "float32", backward=False)
-        >>> all = network_work(critic_layers(), 1, "float32", input=True)
-        >>> all.flops / one.flops
-        3.0
-    """
-    work = Work(())
-    for number, layer in enumerate(layers):
-        passes = ["forward"]
-        if backward and (number > 0 or input):
-            passes.append("input_gradient")
-        if backward and weights:
-            passes.append("weight_gradient")
-        work += layer.work(batch, dtype, passes)
-    return work
-
-
-def penalty_work(layers: Iterable[Layer], batch: int, dtype: str, *, whole: bool) -> Work:
-    """Of a gradient penalty and its gradients without a second backward pass, or a whole loss.
-
-    The penalty: forward, signals, tangent and weight gradient over N points (four passes a layer).
-    The whole critic loss: forward, signals and weight gradient over 3N rows, the tangent over N;
-    the first layer's signals only over the N points. ``docs/gradient-penalty.md`` derives them.
-
-    Example:
-        >>> alone = penalty_work(critic_layers(), 2, "float32", whole=False)
-        >>> alone.flops / network_work(critic_layers(), 2, "float32", backward=False).flops
-        4.0
-    """
-    work = Work(())
-    for number, layer in enumerate(layers):
-        rows = 3 * batch if whole else batch
-        work += layer.work(rows, dtype, ["forward", "weight_gradient"])
-        work += layer.work(rows if number else batch, dtype, ["input_gradient"])
-        work += layer.work(batch, dtype, ["forward"])
-    return work

@@ -9,6 +9,7 @@ which the others have pushed out of the nearer caches.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,22 +17,21 @@ import torch
 import fastgan.optim
 from fastgan.bench.cases import Case, Setting
 from fastgan.bench.timing import Call
-from fastgan.bench.work import Work, elementwise
-from fastgan.errors import ConfigError
+from fastgan.bench.work import elementwise
 from fastgan.optim.weight_clipping import clip_weights_
 
-__all__ = ["CLIP", "OPS", "SHAPES", "cases", "contenders", "work_of"]
+__all__ = ["OPS", "cases"]
 
 #: A critic for 64x64 images, ndf = 64: 2,765,568 weights (Radford et al. 2015, figure 1 mirrored).
 _CRITIC = (
     *((64, 3, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4), (512, 256, 4, 4), (1, 512, 4, 4)),
     *((128,), (128,), (256,), (256,), (512,), (512,)),
 )
-SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
+_SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "DCGAN-64 critic": _CRITIC,
     "64 million weights in 200 tensors": ((320, 1000),) * 200,
 }
-CLIP = 0.01
+_CLIP = 0.01
 #: Tensors of the weights' size that an op can't do without reading, and writing.
 OPS: dict[str, tuple[int, int]] = {
     "RMSprop and clip": (3, 2),  # weight, gradient, mean square; weight, mean square
@@ -49,10 +49,8 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
 
 
 def _case(op: str, shapes: str, cold: bool) -> Case:
-    def prepare(setting: Setting) -> dict[str, Call]:
-        calls = contenders(op, shapes, cold=cold, device=setting.device)
-        return {name: _ignoring_number(call) for name, call in calls.items()}
-
+    reads, writes = OPS[op]
+    count = sum(torch.Size(shape).numel() for shape in _SHAPES[shapes])
     return Case(
         suite="ops",
         op=op,
@@ -60,77 +58,48 @@ def _case(op: str, shapes: str, cold: bool) -> Case:
         shape=shapes + ", cold" * (cold and shapes == "DCGAN-64 critic"),
         dtype="float32",
         batch=0,
-        work=work_of(op, shapes),
+        work=elementwise(count, reads=reads, writes=writes, dtype="float32"),
         input_bytes=0,  # one set: weights are what the last step made of them
-        prepare=prepare,
+        prepare=partial(_contenders, op, shapes, cold),
     )
-
-
-def work_of(op: str, shapes: str) -> Work:
-    """20, 28 or 8 bytes a weight."""
-    reads, writes = OPS[op]
-    count = sum(torch.Size(shape).numel() for shape in SHAPES[shapes])
-    return elementwise(count, reads=reads, writes=writes, dtype="float32")
-
-
-def _ignoring_number(call: Callable[[], object]) -> Call:
-    return lambda number: call()
 
 
 def _weights(shapes: str, device: torch.device) -> list[torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     weights = []
-    for shape in SHAPES[shapes]:
-        weight = torch.randn(shape, generator=generator).mul_(CLIP).to(device).requires_grad_()
+    for shape in _SHAPES[shapes]:
+        weight = torch.randn(shape, generator=generator).mul_(_CLIP).to(device).requires_grad_()
         weight.grad = torch.randn(shape, generator=generator).to(device)
         weights.append(weight)
     return weights
 
 
 def _clamp_each(weights: list[torch.Tensor]) -> None:
-    with torch.no_grad():
-        for weight in weights:
-            weight.clamp_(-CLIP, CLIP)
+    for weight in weights:
+        weight.clamp_(-_CLIP, _CLIP)
 
 
 def _clamp_foreach(weights: list[torch.Tensor]) -> None:
-    with torch.no_grad():
-        torch._foreach_clamp_min_(weights, -CLIP)
-        torch._foreach_clamp_max_(weights, CLIP)
+    torch._foreach_clamp_min_(weights, -_CLIP)
+    torch._foreach_clamp_max_(weights, _CLIP)
 
 
-_CLAMPS: dict[str, Callable[[list[torch.Tensor]], None]] = {
-    "clamp_": _clamp_each,
-    "_foreach_clamp_": _clamp_foreach,
-}
+_CLAMPS = {"clamp_": _clamp_each, "_foreach_clamp_": _clamp_foreach}
 
 
-def contenders(
-    op: str, shapes: str, *, cold: bool, device: torch.device
-) -> dict[str, Callable[[], object]]:
-    """Name and call of each; fastgan's first, then all of torch's implementations.
+def _contenders(op: str, shapes: str, cold: bool, setting: Setting) -> dict[str, Call]:
+    """fastgan's, then each of torch's implementations with each way to clamp."""
+    weights = _weights(shapes, setting.device)
 
-    Args:
-        op: a name of :data:`OPS`.
-        shapes: a name of :data:`SHAPES`.
-        cold: whether each has weights and gradients of its own.
-        device: of the weights.
+    def own() -> list[torch.Tensor]:
+        return _weights(shapes, setting.device) if cold else weights
 
-    Raises:
-        ConfigError: there is no such op or shape.
-    """
-    if op not in OPS or shapes not in SHAPES:
-        raise ConfigError(f"op, shapes: expected one of {list(OPS)} and of {list(SHAPES)}")
-    weights = _weights(shapes, device)
     if op == "clip alone":
-        calls: dict[str, Callable[[], object]] = {"fastgan": lambda: clip_weights_(weights, CLIP)}
-        for clamp_name, clamp in _CLAMPS.items():
-            own = _weights(shapes, device) if cold else weights
-            calls[clamp_name] = _clamped(lambda: None, clamp, own)
-        return calls
+        calls: dict[str, Call] = {"fastgan": lambda _: clip_weights_(weights, _CLIP)}
+        return calls | {name: _then_clamp(None, clamp, own()) for name, clamp in _CLAMPS.items()}
     name = op.split()[0]
-    ours = getattr(fastgan.optim, name)(weights, lr=5e-5, clip=CLIP)
-    calls = {"fastgan": ours.step}
+    ours = getattr(fastgan.optim, name)(weights, lr=5e-5, clip=_CLIP)
+    calls = {"fastgan": lambda _: ours.step()}
     implementations: dict[str, dict[str, Any]] = {
         "single-tensor": {"foreach": False},
         "foreach": {"foreach": True},
@@ -138,20 +107,21 @@ def contenders(
     if name == "Adam":
         implementations["fused"] = {"fused": True}
     for implementation, settings in implementations.items():
-        own = _weights(shapes, device) if cold else weights
-        theirs = getattr(torch.optim, name)(own, lr=5e-5, **settings)
+        theirs = getattr(torch.optim, name)(mine := own(), lr=5e-5, **settings)
         for clamp_name, clamp in _CLAMPS.items():
-            calls[f"{implementation} and {clamp_name}"] = _clamped(theirs.step, clamp, own)
+            calls[f"{implementation} and {clamp_name}"] = _then_clamp(theirs.step, clamp, mine)
     return calls
 
 
-def _clamped(
-    step: Callable[[], object],
+def _then_clamp(
+    step: Callable[[], object] | None,
     clamp: Callable[[list[torch.Tensor]], None],
     weights: list[torch.Tensor],
-) -> Callable[[], object]:
-    def call() -> None:
-        step()
-        clamp(weights)
+) -> Call:
+    def call(_: int) -> None:
+        if step is not None:
+            step()
+        with torch.no_grad():
+            clamp(weights)
 
     return call

@@ -61,15 +61,15 @@ def coverage(network: nn.Module, *args: torch.Tensor) -> Coverage:
 def main() -> None:
     """Prints a line for each network, the layers that are left, and the share of all."""
     layers = covered = 0
-    for kind, shape in STYLES.items():
+    for name, (network, shape) in STYLES.items():
         torch.manual_seed(0)
-        found = coverage(kind(), torch.randn(16, *shape))
+        found = coverage(network(64), torch.randn(16, *shape))
         layers += found.layers
         covered += found.layers - len(found.left)
-        print(f"{kind.__name__:16s} {found.layers - len(found.left):3d} of {found.layers:3d}")
+        print(f"{name:18s} {found.layers - len(found.left):3d} of {found.layers:3d}")
         for row in found.left:
             print(f"    {row.layer} {row.op}: {row.reason}")
-    print(f"{'all':16s} {covered:3d} of {layers:3d}: {covered / layers:.0%}")
+    print(f"{'all':18s} {covered:3d} of {layers:3d}: {covered / layers:.0%}")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ kind           calls
 "sample norm"  ``instance_norm``, ``group_norm``
 "scale"        ``*`` of a norm and each sample's own (N, C, 1, 1)
 "shift"        ``+`` of a norm, or of its scale, and the same
+"bias"         ``+`` of a convolution that has none, and (1, C, 1, 1) or (C, 1, 1)
 "sum"          ``+`` of a convolution or norm and another map, as of a residual block
 "activation"   those of :mod:`fastgan.activations`, of any of these
 =============  =====================================================================
@@ -33,10 +34,9 @@ from fastgan.nn.pending import Pending
 from fastgan.nn.stretch import (
     TORCHS,
     convolves_faster,
-    has_few_products,
-    has_few_values,
     leaves_to_torch,
     norm_pays,
+    overwriting_pays,
 )
 from fastgan.nn.waiting import Op, Waiting, hooks_on_saved, of_two, state_of
 from fastgan.ops.eligibility import PLAIN, autocast_dtype, why_not_chained, why_not_this_stage
@@ -47,10 +47,9 @@ __all__ = ["CHOSEN", "RECORDED"]
 
 _REFUSED = "by torch's own function, for its message"
 _HOOKED = "saved tensors have hooks"
-_SMALL = "too small to gain by it"
 #: How reasons begin for which torch's function runs by choice.
 CHOSEN = (
-    *(TORCHS, _SMALL, "measured: ", "statistics of the", "in place", "folded into"),
+    *(TORCHS, "measured: ", "statistics of the", "in place", "folded into"),
     *("winograd", "patches", "matrix_product", "aten"),
 )
 
@@ -77,27 +76,28 @@ def _convolution(
         None if bias is None else bias.shape,
         *(tuple(each) if isinstance(each, list) else each for each in settings),
     )
-    if not isinstance(matched, str) and has_few_products(matched[2], input.device):
-        return _SMALL
     dtype = autocast_dtype(input)
     reason = why_not_chained(input, dimensions, dtype, (weight, bias), ())
     if reason is not None or isinstance(matched, str):
         reason = reason or str(matched)
         warn_once(f"fused modules run layers one by one: {reason}", stacklevel=6)
         return reason
-    stage, shape, _ = matched
-    ours, turns = convolves_faster(stage, input, weight, dtype)
-    if not ours and not turns and has_few_values(shape.numel(), input.device):
-        return TORCHS
+    stage, shape = matched
+    ours, turns = True, False
+    if not pending.takes_all:
+        ours, turns = convolves_faster(stage, input, weight, dtype)
+        if not ours and not turns and not overwriting_pays(shape.numel(), input):
+            return TORCHS
     pending.produce((weight, bias))
     source = pending.find(input)
-    # Not the arguments themselves, which hold the input's tensor.
-    rest, named = args[1:], {name: kwargs[name] for name in kwargs if name != "input"}
+    named = dict(zip(_SETTINGS, settings, strict=False))
+    if kind == "conv2d":
+        del named["output_padding"]
     op = Op(
         "convolution",
         kind,
         input if source is None else source,
-        lambda input: func(input, *rest, **named),
+        lambda input, bias=bias: func(input, weight, bias, **named),
         state_of(input.device),
         (weight, bias),
         stage,
@@ -124,7 +124,7 @@ def _norm(
     if hooks_on_saved() is not None:
         return _HOOKED
     source = pending.find(input)
-    if source is not None and source.kind != "convolution":
+    if source is not None and source.kind not in ("convolution", "bias"):
         pending.compute(source)
         source = None
     channels = input.shape[1] if input.dim() > 1 else 0
@@ -214,17 +214,19 @@ def _sample_norm(
 def _of_two(
     pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | str:
-    """Records a norm's scale and shift of each sample, and the sum of two maps."""
+    """Records a norm's scale and shift of each sample, a bias, and the sum of two maps."""
     if len(args) != 2 or kwargs or not all(isinstance(each, Tensor) for each in args):
         return ""
     if args[0] is args[1] or hooks_on_saved() is not None:
         return ""
     for place, (input, other) in enumerate((args, args[::-1])):
         source = pending.find(input)
-        kind = _kind_of_two(name, input, other)
+        kind = None if source is None else _kind_of_two(name, source, input, other)
         if source is None or kind is None or source.kind not in _BEFORE[kind]:
             continue
         pending.produce((other,))
+        if kind == "bias" and source.tensors[1] is not None:
+            return ""
         op = Op(
             kind,
             name,
@@ -244,11 +246,15 @@ def _added(pending: Pending, op: Op, input: Tensor) -> Tensor:
     return pending.add(op, input.shape, input.dtype, input.device, channels_last)
 
 
-def _kind_of_two(name: str, input: Tensor, other: Tensor) -> str | None:
+def _kind_of_two(name: str, source: Op, input: Tensor, other: Tensor) -> str | None:
     if type(other) not in PLAIN or other.dtype != input.dtype or other.device != input.device:
         return None
     if input.dim() != 4:
         return None
+    of_channels = (input.shape[1], 1, 1)
+    if source.kind == "convolution" and other.shape in (of_channels, (1, *of_channels)):
+        # A sum of maps of one channel, row or column may not be laid out as its terms are.
+        return "bias" if name == "add" and min(input.shape[1:]) > 1 else None
     if other.shape == (*input.shape[:2], 1, 1) != input.shape:
         return "scale" if name == "mul" else "shift"
     return "sum" if name == "add" and other.shape == input.shape else None
@@ -258,7 +264,8 @@ def _kind_of_two(name: str, input: Tensor, other: Tensor) -> str | None:
 _BEFORE = {
     "scale": ("norm", "sample norm"),
     "shift": ("norm", "sample norm", "scale"),
-    "sum": ("convolution", "norm", "sample norm"),
+    "bias": ("convolution",),
+    "sum": ("convolution", "bias", "norm", "sample norm"),
 }
 
 
@@ -324,8 +331,8 @@ def _matched(
     dilation: Any = 1,
     output_padding: Any = 0,
     groups: int = 1,
-) -> tuple[Stage, torch.Size, int] | str:
-    """A convolution's geometry, the shape of what it makes, and how many products that takes.
+) -> tuple[Stage, torch.Size] | str:
+    """A convolution's geometry, and the shape of what it makes.
 
     Or in words why there is none: where shapes or settings are such that torch has to say what is
     wrong with them.
@@ -349,10 +356,7 @@ def _matched(
         places = stage.output_places((input[2], input[3]), torch.empty(weight, device="meta"))
         if min(places) < 1:
             return "its output is empty"
-    shape = torch.Size((input[0], makes, *places))
-    # Each value of the larger side meets each tap of each channel of the other.
-    size = input if kind == "conv_transpose2d" else shape
-    return stage, shape, size.numel() * weight.numel() // size[1]
+    return stage, torch.Size((input[0], makes, *places))
 
 
 def _conv_transpose2d(
@@ -394,6 +398,8 @@ def _instance_norm_arguments(
     return input, running_mean, running_var, weight, bias, use_input_stats, None, eps
 
 
+#: What a convolution's arguments after its bias are called, in the order of ``_ARGUMENTS``.
+_SETTINGS = ("stride", "padding", "dilation", "output_padding", "groups")
 #: The arguments of each function, as they are taken here.
 _ARGUMENTS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "conv2d": lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: (

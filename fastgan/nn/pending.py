@@ -52,14 +52,16 @@ class Pending:
 
     Args:
         log: takes what runs.
+        takes_all: whether every convolution runs as a chain, however fast torch's is.
 
     Attributes:
         log: as given.
+        takes_all: as given.
         watches: false within what is not to be recorded.
     """
 
-    def __init__(self, log: Log) -> None:
-        self.log = log
+    def __init__(self, log: Log, *, takes_all: bool = False) -> None:
+        self.log, self.takes_all = log, takes_all
         self.watches = True
         self._ops: list[Op] = []
         self._by_tensor: dict[int, Op] = {}

@@ -44,7 +44,15 @@ from fastgan.nn.touches import METADATA
 
 __all__ = ["Recorder", "is_fused", "run_recorded", "watched"]
 
-_local = threading.local()
+
+class _OfThread(threading.local):
+    #: Where rows are noted, and what names the module that runs.
+    watched: tuple[list[Row] | None, Callable[[], str]] = None, lambda: ""
+    #: Whether a module runs plain, and those within it with it.
+    is_plain = False
+
+
+_local = _OfThread()
 
 
 def run_recorded(
@@ -66,16 +74,16 @@ def run_recorded(
         kwargs: of ``forward``.
     """
     if (
-        recording.is_recording()
+        torch.compiler.is_compiling()
+        or _local.is_plain
+        or recording.is_recording()
         or unseen.current() is not None
-        or torch.compiler.is_compiling()
         or torch._C._get_tracing_state() is not None
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
         or torch.fx._symbolic_trace.is_fx_symbolic_tracing()
     ):
         return forward(*args, **kwargs)
-    log = Log(*getattr(_local, "watched", (None, _no_layer)))
     pace = _paces.get(module)
     if pace is None:
         pace = _paces[module] = _Pace()
@@ -85,13 +93,18 @@ def run_recorded(
         *((each.shape, each.dtype) for each in args if isinstance(each, Tensor)),
     )
     began = _clock()
-    if log.rows is None and pace.runs_plain(call):
-        output = forward(*args, **kwargs)
+    if _local.watched[0] is None and pace.runs_plain(call):
+        _local.is_plain = True
+        try:
+            output = forward(*args, **kwargs)
+        finally:
+            _local.is_plain = False
         pace.was_plain(call, _clock() - began)
     elif any(map(_is_compiled, _walked(module))):
         warn_once("a fused module with compiled children runs as ever", stacklevel=5)
         output = forward(*args, **kwargs)
     else:
+        log = Log(*_local.watched)
         output = Recorder(log).run(forward, args, kwargs)
         pace.was_recorded(call, log.fused, _clock() - began)
     return output
@@ -154,11 +167,11 @@ def watched(rows: list[Row], layer: Callable[[], str]) -> Iterator[None]:
         rows: where to.
         layer: gives the name of the module that runs.
     """
-    _local.watched = (rows, layer)
+    before, _local.watched = _local.watched, (rows, layer)
     try:
         yield
     finally:
-        del _local.watched
+        _local.watched = before
 
 
 def is_fused() -> bool:
@@ -166,26 +179,24 @@ def is_fused() -> bool:
     return unseen.current() is not None
 
 
-def _no_layer() -> str:
-    return ""
-
-
 class Recorder(TorchFunctionMode):
     """Records one forward pass; :func:`run_recorded` enters it.
 
     Args:
         log: takes what runs.
+        takes_all: whether every convolution runs as a chain, however fast torch's is.
     """
 
-    def __init__(self, log: Log) -> None:
+    def __init__(self, log: Log, *, takes_all: bool = False) -> None:
         super().__init__()
-        self._pending = Pending(log)
+        self._pending = Pending(log, takes_all=takes_all)
 
     def run(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """``forward(*args, **kwargs)``, with all computed that it leaves behind."""
         unseen.see()
+        before = unseen.current()
         unseen.set_current(self._pending)
         try:
             with self:
@@ -196,7 +207,7 @@ class Recorder(TorchFunctionMode):
                 self._pending.flush()
             raise
         finally:
-            unseen.set_current(None)
+            unseen.set_current(before)
         return output
 
     def __torch_function__(

@@ -20,11 +20,11 @@ from torch import Tensor
 from fastgan import kernels
 from fastgan.activations import ACTIVATIONS
 from fastgan.explaining.report import Row
+from fastgan.nn.recording_cost import recording_milliseconds
 from fastgan.nn.waiting import Op, Waiting
-from fastgan.ops import op_path
+from fastgan.ops import norm_choice, op_path
 from fastgan.ops.backends import (
     PASSES,
-    RECORDING_SECONDS,
     Pass,
     describe_layer,
     select_layout,
@@ -32,7 +32,6 @@ from fastgan.ops.backends import (
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.chain import Chain, run_chain
 from fastgan.ops.memory_format import is_channels_last
-from fastgan.ops.norm_choice import runs_in_one_pass
 from fastgan.ops.sample_norm import sample_norm_act
 from fastgan.ops.stages import IDENTITY, Stage, StageTensors, folded, folding_pays
 
@@ -40,21 +39,15 @@ __all__ = [
     "TORCHS",
     "Log",
     "convolves_faster",
-    "has_few_products",
-    "has_few_values",
     "leaves_to_torch",
     "norm_pays",
+    "overwriting_pays",
     "run_stretch",
 ]
 
 #: On a CPU torch's functions run what they are as fast at. Without it all that can is fused, which
 #: is for tests.
 LEAVE_TO_TORCH = True
-#: More than a processor's core multiplies in a second: 32 a cycle, at 5 GHz.
-PRODUCTS_A_SECOND = 1.6e11
-#: A convolution of fewer values, which torch runs best, doesn't wait on a CPU: what an activation
-#: or sum saves in place is less than what recording costs.
-FEWEST_VALUES = 400_000
 #: Why torch's function runs.
 TORCHS = "by torch's own function, the fastest here"
 
@@ -103,15 +96,17 @@ def leaves_to_torch(device: torch.device) -> bool:
     return LEAVE_TO_TORCH and device.type == "cpu" and not kernels.interpreted()
 
 
-def has_few_products(products: int, device: torch.device) -> bool:
-    """Whether a convolution's three passes take less time than recording it costs."""
-    fewest = RECORDING_SECONDS * PRODUCTS_A_SECOND * torch.get_num_threads() / 3
-    return products < fewest and leaves_to_torch(device)
+def overwriting_pays(values: int, input: Tensor) -> bool:
+    """Whether recording a convolution that torch runs pays, for what follows it in place.
 
-
-def has_few_values(values: int, device: torch.device) -> bool:
-    """Whether a map is too small to gain by what is done in place."""
-    return values < FEWEST_VALUES and leaves_to_torch(device)
+    Args:
+        values: of its result.
+        input: what it takes, which may be waiting.
+    """
+    device = input.device
+    return not leaves_to_torch(device) or norm_choice.overwriting_pays(
+        values, input, recording_milliseconds
+    )
 
 
 def norm_pays(over: str, input: Tensor, groups: int = 1, *, own: bool = False) -> bool:
@@ -123,7 +118,9 @@ def norm_pays(over: str, input: Tensor, groups: int = 1, *, own: bool = False) -
         groups: of a group norm.
         own: whether each sample has its own scale and shift.
     """
-    return not leaves_to_torch(input.device) or runs_in_one_pass(over, input, groups, own=own)
+    return not leaves_to_torch(input.device) or norm_choice.runs_in_one_pass(
+        over, input, groups, own=own, costs=recording_milliseconds
+    )
 
 
 def convolves_faster(
@@ -153,7 +150,7 @@ def convolves_faster(
             else Waiting.like(each.shape, dtype, each.device, is_channels_last(each))
             for each in (input, weight)
         )
-    return select_layout(stage, input, weight, passes)
+    return select_layout(stage, input, weight, passes, recording_milliseconds)
 
 
 def _folds(unit: list[Op], input: tuple[int, ...]) -> bool:
@@ -235,6 +232,11 @@ def _run_unit(unit: list[Op], value: Tensor, owned: bool, log: Log) -> Tensor:
             log.say(op, "aten", "in place, on the result of what it is added to")
             assert op.tensors[0] is not None
             value = value.add_(op.tensors[0])
+        elif op.kind == "convolution" and rest and rest[0].kind == "bias":
+            log.say(op, "aten", TORCHS)
+            value = op.call(value, _bias_of(rest[0]))
+        elif op.kind == "bias" and op is not unit[0]:
+            log.say(op, "aten", f"in the convolution of {beside!r}")
         elif op.kind == "activation" and op is not unit[0]:
             log.say(op, "aten", f"in place, on the result of {beside!r}")
             name, negative_slope = op.settings
@@ -344,9 +346,17 @@ def _stage_of(unit: list[Op]) -> tuple[Stage, StageTensors]:
         elif op.kind == "norm":
             stage = _with_norm(stage, *op.settings)
             tensors = StageTensors(tensors.weight, tensors.bias, *op.tensors)
+        elif op.kind == "bias":
+            tensors = tensors._replace(bias=_bias_of(op))
         else:
             stage = _with_activation(stage, *op.settings)
     return stage, tensors
+
+
+def _bias_of(op: Op) -> Tensor:
+    """(1, C, 1, 1) or (C, 1, 1) -> (C,), as a convolution takes it."""
+    assert op.tensors[0] is not None
+    return op.tensors[0].reshape(-1)
 
 
 @lru_cache(maxsize=4096)
@@ -384,6 +394,8 @@ def _say_chain(units: list[list[Op]], stages: list[Stage], input: Tensor, log: L
             by = path
             if op.kind == "convolution":
                 reason = how
+            elif op.kind == "bias":
+                reason = f"in the convolution of {beside!r}"
             elif op.kind == "norm" and not stage.norm:
                 reason = f"folded into {beside!r}"
             elif op.kind == "norm":

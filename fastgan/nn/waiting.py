@@ -130,7 +130,8 @@ class Op:
         kind: as :mod:`fastgan.nn.calls` lists them.
         name: the function's own.
         source: what it takes: a tensor, or what was not computed when it was called.
-        call: the function itself, as it was called, of its input alone.
+        call: the function itself, as it was called, of its input alone; a convolution's also of
+            another bias.
         state: torch's state at the call.
         tensors: a convolution's weight and bias; a norm's weight, bias and running statistics; the
             other one of two.
@@ -152,7 +153,7 @@ class Op:
     kind: str
     name: str
     source: Op | Tensor
-    call: Callable[[Tensor], Tensor]
+    call: Callable[..., Tensor]
     state: State
     tensors: tuple[Tensor | None, ...] = ()
     stage: Stage | None = None

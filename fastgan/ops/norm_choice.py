@@ -1,4 +1,4 @@
-"""Whether a norm and what follows it run in one pass of fastgan's or as torch's functions.
+"""Whether norms and activations run in fewer passes than torch's functions take.
 
 Measured once for each case, forward and backward, by turns, and kept with the convolutions' choices
 (:mod:`fastgan.ops.backends`); what recording costs the host is added. The fixed table goes by the
@@ -14,23 +14,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgan.ops.backends.fixed_table import FEWEST_VALUES
 from fastgan.ops.backends.measurement import race
-from fastgan.ops.backends.selection import RECORDING_SECONDS, current_selector
+from fastgan.ops.backends.selection import current_selector
 from fastgan.ops.batch_norm import arithmetic_dtype
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.memory_format import empty_map, is_channels_last
 from fastgan.ops.sample_norm import sample_norm_act
 
-__all__ = ["contenders", "runs_in_one_pass"]
+__all__ = ["contenders", "overwriting_pays", "runs_in_one_pass"]
 
-#: The fixed table: of at least so many values. Below, calls take longer than passes over memory.
-FEWEST_VALUES = 400_000
 _NAMES = ("one_pass", "aten")
 #: Stands for all activations: their passes over memory differ little.
 _SLOPE = 0.2
 
 
-def runs_in_one_pass(over: str, input: Tensor, groups: int = 1, *, own: bool = False) -> bool:
+def runs_in_one_pass(
+    over: str,
+    input: Tensor,
+    groups: int = 1,
+    *,
+    own: bool = False,
+    costs: Callable[[Tensor], float] = lambda input: 0.0,
+) -> bool:
     """Whether the one pass was the faster; on a CPU.
 
     Args:
@@ -38,6 +44,7 @@ def runs_in_one_pass(over: str, input: Tensor, groups: int = 1, *, own: bool = F
         input: (N, C, H, W) or (N, C); its values are not read.
         groups: of a group norm.
         own: whether each sample has its own scale and shift.
+        costs: the milliseconds that recording it costs the host, asked for where it is measured.
 
     Example:
         >>> from fastgan.ops.backends import Selector, using
@@ -51,31 +58,88 @@ def runs_in_one_pass(over: str, input: Tensor, groups: int = 1, *, own: bool = F
     fixed_only = torch.are_deterministic_algorithms_enabled()
     call = (over, groups, own, input.shape, channels_last, dtype, gradients, threads, fixed_only)
     found = selector.norms.get(call)
-    if found is None:
-        fixed = "one_pass" if input.numel() >= FEWEST_VALUES else "aten"
-        parts = ["norm over", f"{groups} groups" if over == "group" else over]
-        parts += ["own scale and shift"] if own else []
-        parts += ["x".join(map(str, input.shape)), "nhwc" if channels_last else "nchw"]
-        parts += [str(dtype).removeprefix("torch."), "with gradients" if gradients else "forward"]
-        key = f"{' '.join(parts)}, threads {threads}"
+    if found is not None:
+        return found
+    parts = ["norm over", f"{groups} groups" if over == "group" else over]
+    parts += ["own scale and shift"] if own else []
+    parts += ["x".join(map(str, input.shape)), "nhwc" if channels_last else "nchw"]
+    parts += [str(dtype).removeprefix("torch."), "with gradients" if gradients else "forward"]
+    return _chosen(
+        call,
+        f"{' '.join(parts)}, threads {threads}",
+        input,
+        input.numel() >= FEWEST_VALUES,
+        lambda: contenders(over, input, groups, own),
+        costs,
+    )
 
-        def time() -> dict[str, float]:
-            with (
-                torch.inference_mode(False),
-                torch.autocast("cpu", enabled=False),
-                torch.set_grad_enabled(gradients),
-                torch.utils._python_dispatch._disable_current_modes(),
-            ):
-                found = race(key, contenders(over, input, groups, own), input.device)
-            if "one_pass" in found:
-                found["one_pass"] += 1e3 * RECORDING_SECONDS / 2
-            return found
 
-        name, is_lasting = selector.choose(key, input, _NAMES, fixed, time)
-        found = name == "one_pass"
-        if is_lasting:
-            selector.norms[call] = found
-    return found
+def overwriting_pays(
+    values: int, input: Tensor, costs: Callable[[Tensor], float] = lambda input: 0.0
+) -> bool:
+    """Whether an activation in place of a convolution's result saves more than recording costs.
+
+    Measured for powers of two.
+
+    Args:
+        values: of the result.
+        input: of its dtype, on a CPU; its values are not read.
+        costs: as of :func:`runs_in_one_pass`.
+
+    Example:
+        >>> from fastgan.ops.backends import Selector, using
+        >>> with using(Selector("0")):  # nothing is measured
+        ...     overwriting_pays(1 << 10, torch.empty(1)), overwriting_pays(1 << 20, torch.empty(1))
+        (False, True)
+    """
+    size, dtype, threads = (
+        1 << max(values.bit_length() - 1, 0),
+        input.dtype,
+        torch.get_num_threads(),
+    )
+    call = (size, dtype, threads, torch.are_deterministic_algorithms_enabled())
+    found = current_selector().norms.get(call)
+    if found is not None:
+        return found
+
+    def calls() -> dict[str, Callable[[], object]]:
+        map = torch.ones(size, dtype=dtype)
+        return {
+            "one_pass": lambda: F.leaky_relu_(map.clone(), _SLOPE),
+            "aten": lambda: F.leaky_relu(map.clone(), _SLOPE),
+        }
+
+    key = f"activation of {size} {str(dtype).removeprefix('torch.')}, threads {threads}"
+    return _chosen(call, key, input, size >= FEWEST_VALUES, calls, costs)
+
+
+def _chosen(
+    call: tuple[Any, ...],
+    key: str,
+    input: Tensor,
+    fixed: bool,
+    calls: Callable[[], dict[str, Callable[[], object]]],
+    costs: Callable[[Tensor], float],
+) -> bool:
+    """Whether "one_pass" of two calls was the faster, with what recording it costs."""
+    selector, gradients = current_selector(), torch.is_grad_enabled()
+
+    def time() -> dict[str, float]:
+        with (
+            torch.inference_mode(False),
+            torch.autocast("cpu", enabled=False),
+            torch.set_grad_enabled(gradients),
+            torch.utils._python_dispatch._disable_current_modes(),
+        ):
+            found = race(key, calls(), input.device)
+        if "one_pass" in found:
+            found["one_pass"] += costs(input)
+        return found
+
+    name, is_lasting = selector.choose(key, input, _NAMES, _NAMES[not fixed], time)
+    if is_lasting:
+        selector.norms[call] = name == "one_pass"
+    return name == "one_pass"
 
 
 def contenders(over: str, like: Tensor, groups: int, own: bool) -> dict[str, Callable[[], object]]:

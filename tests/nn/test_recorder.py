@@ -23,6 +23,8 @@ from torch.utils.checkpoint import checkpoint
 import fastgan
 from fastgan.nn import recorder, stretch
 from fastgan.nn.waiting import Waiting
+from fastgan.ops import norm_choice
+from fastgan.ops.backends import fixed_table
 from fastgan.ops.backends.selection import measuring_nothing
 from fastgan.ops.backends.vector_units import has_vectors
 from fastgan.ops.memory_format import is_channels_last
@@ -65,6 +67,7 @@ class Program(nn.Module):
                 *(hooked, before, backward),
             ]
         )
+        self.bias = nn.Parameter(torch.rand(1, c, 1, 1))
         self.norms = nn.ModuleList(
             [
                 nn.BatchNorm2d(c),
@@ -89,6 +92,11 @@ class Program(nn.Module):
                 r[a] = self.norms[number % 4](r[b])
             elif name == "block":
                 r[a] = F.relu(self.norms[number % 4](self.convolutions[number](r[b])))
+            elif name == "bias":
+                h = F.conv_transpose2d(r[b], self.convolutions[1].weight, padding=1) + (
+                    self.bias if number % 2 else self.bias[0]
+                )
+                r[a] = r[a] + F.leaky_relu(self.norms[number % 4](h) if number > 3 else h, 0.2)
             elif name == "before":
                 r[a] = self.convolutions[number](F.leaky_relu(self.norms[number % 4](r[b]), 0.2))
             elif name == "sample norm":
@@ -145,7 +153,7 @@ class Program(nn.Module):
 
 NAMES = [
     *("convolution", "norm", "block", "before", "activation", "in place", "add", "add in place"),
-    *("sample norm", "conditional", "conditional", "residual", "left"),
+    *("sample norm", "conditional", "conditional", "residual", "left", "bias"),
     *("branch", "keep", "resample", "custom", "checkpoint", "no grad", "statistics", "view"),
 ]
 instructions = st.lists(
@@ -229,12 +237,12 @@ def fewest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 def take_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small."""
-    monkeypatch.setattr(stretch, "PRODUCTS_A_SECOND", 0)
-    monkeypatch.setattr(stretch, "FEWEST_VALUES", 0)
-    monkeypatch.setattr(stretch, "runs_in_one_pass", lambda *_, **__: True)
+    monkeypatch.setattr(fixed_table, "FEWEST_PRODUCTS", 0)
+    for name in ("overwriting_pays", "runs_in_one_pass"):
+        monkeypatch.setattr(norm_choice, name, lambda *_, **__: True)
 
 
-def turned(stage: Any, input: Tensor, weight: Tensor, passes: Any) -> tuple[bool, bool]:
+def turned(stage: Any, input: Tensor, weight: Tensor, *_: Any) -> tuple[bool, bool]:
     """Stands for :func:`select_layout`: all that is contiguous is better channels-last."""
     lies_so = stage.kind == "linear" or is_channels_last(input) or is_channels_last(weight)
     return False, not lies_so
@@ -666,7 +674,6 @@ def test_contiguous_weights_take_the_fastest_convolution_and_keep_their_layout(
 ) -> None:
     """As 4x4 taps with stride 2 are multiplied less often, where the processor has vectors."""
     monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", True)
-    monkeypatch.setattr(stretch, "PRODUCTS_A_SECOND", 0)
     torch.manual_seed(0)
     plain = nn.Sequential(
         nn.Conv2d(32, 64, 4, 2, 1),
@@ -752,7 +759,6 @@ class Skips(nn.Module):
 
 def test_maps_laid_out_anew_are_nobody_elses_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", True)
-    monkeypatch.setattr(stretch, "PRODUCTS_A_SECOND", 0)
     monkeypatch.setattr(stretch, "select_layout", turned)
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
     fused = agree(Skips().double(), x)

@@ -13,7 +13,8 @@ import fastgan
 from fastgan.bench.coverage import coverage
 from fastgan.bench.styles import STYLES
 from fastgan.nn import stretch
-from fastgan.ops.backends import measuring_nothing
+from fastgan.ops import norm_choice
+from fastgan.ops.backends import fixed_table, measuring_nothing
 
 NETWORKS = pytest.mark.parametrize("name", STYLES)
 
@@ -42,9 +43,9 @@ def test_results_are_those_of_the_plain_network(
     name: str, leave: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", leave)
-    monkeypatch.setattr(stretch, "PRODUCTS_A_SECOND", 0)
-    monkeypatch.setattr(stretch, "FEWEST_VALUES", 0)
-    monkeypatch.setattr(stretch, "runs_in_one_pass", lambda *_, **__: True)
+    monkeypatch.setattr(fixed_table, "FEWEST_PRODUCTS", 0)
+    for each in ("overwriting_pays", "runs_in_one_pass"):
+        monkeypatch.setattr(norm_choice, each, lambda *_, **__: True)
     torch.manual_seed(zlib.crc32(name.encode()))
     network, shape = STYLES[name]
     plain = network(16).double()

@@ -24,12 +24,15 @@ from torch import Tensor
 import fastgan
 from fastgan.errors import ConfigError
 from fastgan.explaining import fallback
+from fastgan.nn import recording_cost
+from fastgan.nn.recording_cost import recording_milliseconds
 from fastgan.ops.backends import (
     BACKENDS,
     PASSES,
     Backend,
     Problem,
     Selector,
+    fixed_table,
     measuring_nothing,
     patches,
     recorded_choices,
@@ -199,6 +202,39 @@ def test_maps_are_turned_only_where_that_saves_more_than_turning_them_costs(
         # Over both ways: 2 x 0.4 ms are saved, and two copies made.
         both = select_layout(CONV, input, weight, ("forward", "input_gradient"))
         assert both == (False, turns)
+
+
+@pytest.mark.parametrize(("costs", "ours"), [(0.5, True), (1.5, False)])
+def test_what_saves_less_than_recording_it_costs_is_left_to_torch(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, costs: float, ours: bool
+) -> None:
+    watched.fastest = "aten_contiguous"  # of channels-last tensors: in 1 ms, not 2
+    with using(Selector("1")):
+        found = select_layout(CONV, INPUT, WEIGHT, ("forward",), lambda input: costs)
+    assert found == (ours, False)
+    monkeypatch.setattr(selection, "fixed_choice", lambda problem, backends: backends[0])
+    for fewest in (0, 10**9):
+        monkeypatch.setattr(fixed_table, "FEWEST_PRODUCTS", fewest)
+        with using(Selector("0")):  # no times to compare
+            found = select_layout(CONV, INPUT, WEIGHT, ("forward",), lambda input: costs)
+        assert found == (fewest == 0, False)
+
+
+def test_what_recording_costs_is_measured_once_and_kept(
+    own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with using(Selector("0")):
+        assert recording_milliseconds(INPUT) == fixed_table.RECORDING_MILLISECONDS
+    assert not own_cache.exists()
+    with using(Selector("1")):
+        found = recording_milliseconds(INPUT)
+    assert 0 <= found < 100
+    monkeypatch.setattr(recording_cost, "_measured", lambda key: pytest.fail("measured again"))
+    with using(Selector("1")):  # another process's, which reads the file
+        assert recording_milliseconds(INPUT) == pytest.approx(found, abs=1e-5)
+    (choices,) = ChoicesFile(own_cache).read().values()
+    (kept,) = (each for key, each in choices.items() if key.startswith("recording, threads"))
+    assert set(kept.milliseconds) == {"recorded", "plain"}
 
 
 def test_only_what_changes_the_choice_is_told_apart(watched: Watched) -> None:

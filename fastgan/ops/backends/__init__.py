@@ -17,7 +17,6 @@ from fastgan.ops.backends.describe import describe_layer
 from fastgan.ops.backends.problem import PASSES, UNFUSED, Fusion, Pass, Problem, fusion
 from fastgan.ops.backends.registry import ATEN, BACKENDS, TRITON, WINOGRAD
 from fastgan.ops.backends.selection import (
-    RECORDING_SECONDS,
     Selector,
     measuring_nothing,
     recorded_choices,
@@ -30,7 +29,6 @@ __all__ = [
     "ATEN",
     "BACKENDS",
     "PASSES",
-    "RECORDING_SECONDS",
     "TRITON",
     "UNFUSED",
     "WINOGRAD",

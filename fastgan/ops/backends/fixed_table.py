@@ -6,6 +6,7 @@ with AVX-512. These are the only thresholds there are: otherwise backends are me
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -14,7 +15,7 @@ from fastgan.ops import winograd
 from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.problem import Problem
 
-__all__ = ["fixed_choice"]
+__all__ = ["FEWEST_PRODUCTS", "FEWEST_VALUES", "RECORDING_MILLISECONDS", "fixed_choice", "takes"]
 
 #: Tiles of 2x2 places from which Winograd saves more than transforming the weight costs.
 FEWEST_TILES = 32
@@ -22,6 +23,12 @@ FEWEST_TILES = 32
 #: on either side from which they are.
 MOST_PLACES = 16
 FEWEST_CHANNELS = 64
+#: Products a thread from which a fused module takes a convolution from torch.
+FEWEST_PRODUCTS = 25_000_000
+#: Values of a map from which what follows a convolution is done in place, and a norm in one pass.
+FEWEST_VALUES = 400_000
+#: What recording a convolution with its activation costs, there and back.
+RECORDING_MILLISECONDS = 0.5
 
 
 def fixed_choice(problem: Problem, backends: Sequence[Backend]) -> Backend:
@@ -32,6 +39,22 @@ def fixed_choice(problem: Problem, backends: Sequence[Backend]) -> Backend:
         backends: those that can compute it, in the registry's order, the last being ATen's.
     """
     return next(each for each in backends if each.name in _TABLE and _TABLE[each.name](problem))
+
+
+def takes(problem: Problem, choice: str) -> bool:
+    """Whether a fused module takes a convolution from torch.
+
+    Args:
+        problem: with its input's shape.
+        choice: the backend's name.
+    """
+    small = (
+        problem.input_shape if problem.stage.kind == "conv_transpose2d" else problem.output_shape
+    )
+    assert small is not None
+    # Each value of that side meets each tap of each channel of the other.
+    products = math.prod(small) * math.prod(problem.weight_shape) // small[1]
+    return choice != "aten" and products >= FEWEST_PRODUCTS * problem.threads
 
 
 def _winograd(problem: Problem) -> bool:

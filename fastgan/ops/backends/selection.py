@@ -20,7 +20,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -34,7 +34,7 @@ from fastgan.explaining.fallback import warn_once
 from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.choices import Choice, Choices, ChoicesFile, cache_path
 from fastgan.ops.backends.devices import device_name, fingerprint
-from fastgan.ops.backends.fixed_table import fixed_choice
+from fastgan.ops.backends.fixed_table import fixed_choice, takes
 from fastgan.ops.backends.measurement import measure, race
 from fastgan.ops.backends.problem import (
     UNFUSED,
@@ -50,7 +50,6 @@ from fastgan.ops.stages import Stage
 
 __all__ = [
     "MODES",
-    "RECORDING_SECONDS",
     "Selector",
     "current_selector",
     "measuring_nothing",
@@ -66,10 +65,6 @@ MODES = ("0", "1", "exhaustive")
 MOST_SECONDS = 60.0
 #: By how much another backend must beat the fixed table's, so that noise doesn't decide.
 MARGIN = 0.03
-#: What recording a convolution with its activation and running them as a node of its own, there and
-#: back, costs the host: what saves less is not worth it. (Of a U-Net with six of these and three
-#: norms on one image 0.3 to 0.5 ms each, as busy as the machine was.)
-RECORDING_SECONDS = 5e-4
 #: Calls remembered; shapes that never repeat must not fill the memory.
 _MOST_KNOWN = 16384
 #: Committed tables, in the format of the user's files, indexed by devices' names.
@@ -117,7 +112,11 @@ def select_backend(
 
 
 def select_layout(
-    stage: Stage, input: Tensor, weight: Tensor, passes: tuple[Pass, ...]
+    stage: Stage,
+    input: Tensor,
+    weight: Tensor,
+    passes: tuple[Pass, ...],
+    costs: Callable[[Tensor], float] = lambda input: 0.0,
 ) -> tuple[bool, bool]:
     """Whether a convolution is worth taking from torch, and whether its maps are to be turned.
 
@@ -130,6 +129,7 @@ def select_layout(
         input: of the input's shape, layout, dtype and device; its values are not read.
         weight: the layer's, or of its shape and layout.
         passes: which of them will run.
+        costs: the milliseconds that taking it costs the host, asked for where some are measured.
 
     Example:
         >>> select_layout(Stage("linear"), torch.ones(2, 3), torch.ones(4, 3), ("forward",))
@@ -148,7 +148,7 @@ def select_layout(
         _deterministic(),
     )
     found = _selector.layouts.get(call)
-    return _selector.compare_layouts(call, input, weight) if found is None else found
+    return _selector.compare_layouts(call, input, weight, costs) if found is None else found
 
 
 class Selector:
@@ -205,7 +205,11 @@ class Selector:
         return backend
 
     def compare_layouts(
-        self, call: tuple[Any, ...], input: Tensor, weight: Tensor
+        self,
+        call: tuple[Any, ...],
+        input: Tensor,
+        weight: Tensor,
+        costs: Callable[[Tensor], float],
     ) -> tuple[bool, bool]:
         """The answer to a call of :func:`select_layout` that isn't known yet."""
         stage, passes = call[:2]
@@ -214,7 +218,7 @@ class Selector:
         found: list[tuple[float, bool]] = []  # by layout: milliseconds, whether taken
         is_lasting = True
         for channels_last in (False, True) if is_open else (lies_so,):
-            best, by_torch, own = 0.0, 0.0, False
+            best, by_torch, own, fixed = 0.0, 0.0, False, False
             like = input
             if stage.kind != "linear":
                 like = empty_map(input, input.shape, channels_last, "meta")
@@ -226,7 +230,10 @@ class Selector:
                 best += choice.milliseconds.get(choice.backend, math.nan)
                 by_torch += choice.milliseconds.get(ATEN.name, math.nan)
                 own = own or choice.backend != ATEN.name
-            found.append((best, own and not by_torch - best < 1e3 * RECORDING_SECONDS))
+                fixed = fixed or takes(problem, choice.backend)
+            is_measured = not math.isnan(by_torch - best)
+            pays = own and by_torch - best >= costs(input) if is_measured else fixed
+            found.append((best, pays))
         if is_open:
             copied, lasts = self._milliseconds_to_turn(input)
             is_lasting = is_lasting and lasts
@@ -256,9 +263,27 @@ class Selector:
                 copy = {"copy": lambda: map.contiguous(memory_format=torch.channels_last)}
                 return race(key, copy, device)
 
+        found, is_lasting = self.milliseconds(key, input, ("copy",), time)
+        return found.get("copy", 0.0), is_lasting
+
+    def milliseconds(
+        self,
+        key: str,
+        input: Tensor,
+        names: Sequence[str],
+        measured: Callable[[], dict[str, float]],
+    ) -> tuple[Mapping[str, float], bool]:
+        """What each of some names takes, and whether it is to be kept; empty if not measured.
+
+        Args:
+            key: what it is about, in words; without the device.
+            input: on the device in question.
+            names: of what is measured.
+            measured: measures them.
+        """
         with self._lock:
-            choice, is_lasting = self._choice_of(key, input, ("copy",), Choice("copy"), time)
-        return choice.milliseconds.get("copy", 0.0), is_lasting
+            choice, is_lasting = self._choice_of(key, input, names, Choice(names[0]), measured)
+        return choice.milliseconds, is_lasting
 
     def choose(
         self,

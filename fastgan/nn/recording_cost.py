@@ -1,0 +1,77 @@
+"""What recording a convolution with its activation costs the host, forward and backward.
+
+Measured once, on maps so small that computing them takes no time, and kept with the convolutions'
+choices (:mod:`fastgan.ops.backends`). What saves less than this isn't worth recording.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastgan.ops.backends.fixed_table import RECORDING_MILLISECONDS
+from fastgan.ops.backends.measurement import race
+from fastgan.ops.backends.selection import current_selector
+
+__all__ = ["recording_milliseconds"]
+
+_NAMES = ("recorded", "plain")
+#: Values written before each call, as a network's maps are: caches don't hold Python's own then.
+_VALUES_BETWEEN = 1 << 19
+
+
+def recording_milliseconds(input: Tensor) -> float:
+    """The milliseconds; the fixed table's where nothing is measured.
+
+    Args:
+        input: on the device in question.
+
+    Example:
+        >>> from fastgan.ops.backends import Selector, using
+        >>> with using(Selector("0")):  # nothing is measured
+        ...     recording_milliseconds(torch.ones(1))
+        0.5
+    """
+    key = f"recording, threads {torch.get_num_threads()}"
+    found, _ = current_selector().milliseconds(key, input, _NAMES, lambda: _measured(key))
+    if len(found) < len(_NAMES):
+        return RECORDING_MILLISECONDS
+    return max(found["recorded"] - found["plain"], 0.0)
+
+
+def _measured(key: str) -> dict[str, float]:
+    from fastgan.nn.recorder import Recorder  # which imports what asks for this
+    from fastgan.nn.stretch import Log
+
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.utils._python_dispatch._disable_current_modes(),
+    ):
+        map, weight = torch.ones(1, 8, 2, 2), torch.ones(8, 8, 1, 1)
+        between, leaves = torch.zeros(_VALUES_BETWEEN), (map, weight)
+        for each in leaves:
+            each.requires_grad_()
+
+        def forward(map: Tensor) -> Tensor:
+            return F.leaky_relu(F.conv2d(map, weight), 0.2)
+
+        def recorded(map: Tensor) -> Tensor:
+            log = Log(None, lambda: "")
+            output: Tensor = Recorder(log, takes_all=True).run(forward, (map,), {})
+            return output
+
+        def timed(run: Callable[[Tensor], Tensor]) -> Callable[[], object]:
+            def call() -> None:
+                between.add_(1)
+                output = run(map)
+                torch.autograd.grad(output, leaves, torch.ones_like(output))
+
+            return call
+
+        calls = {"recorded": timed(recorded), "plain": timed(forward)}
+        return race(key, calls, map.device, exhaustive=True)

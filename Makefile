@@ -17,11 +17,13 @@ SOURCES  := $(shell find csrc -type f 2>/dev/null) setup.py native_build.py pypr
 # All random draws of the tests begin with it.
 SEED     ?= 0
 MINUTES  ?= 10
-# A process for each core, with one thread each: several threads each would wait for one another.
+# With one thread each: several threads each would wait for one another. A process more than there
+# are cores, as some tests wait for signals and other processes.
+WORKERS  ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
 # With bytecode, or each of the suite's many processes would compile all sources again.
 unexport PYTHONDONTWRITEBYTECODE
 SEEDED   := OMP_NUM_THREADS=1 FASTGAN_TEST_SEED=$(SEED)
-TESTING  := $(SEEDED) $(BIN)/python -m pytest --numprocesses auto --doctest-modules tests fastgan
+TESTING  := $(SEEDED) $(BIN)/python -m pytest --numprocesses $(WORKERS) --doctest-modules tests fastgan
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-processors quick fuzz attack lint format bench tables gpu-check wheel clean

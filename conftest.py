@@ -104,9 +104,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         path, _, test = item.nodeid.partition("[")[0].partition("::")
         path = os.path.relpath(path, "tests")
-        if SLOW & {path, f"{path}::{test}"}:
+        # It compiles CUDA kernels, which `make test` leaves out without a GPU.
+        on_harness = "harness" in getattr(item, "fixturenames", ())
+        if SLOW & {path, f"{path}::{test}"} or on_harness:
             item.add_marker("slow")
-        if EXHAUSTIVE.search(item.nodeid):
+        if EXHAUSTIVE.search(item.nodeid) or on_harness:
             item.add_marker("exhaustive")
     # What takes minutes alone must not begin last.
     longest = {name: number - len(LONGEST_FILES) for number, name in enumerate(LONGEST_FILES)}

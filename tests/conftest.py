@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from host_harness import HostHarness
 
 #: Programs for tests to run, not modules to look for docstrings in.
 collect_ignore_glob = ["compat/users_code/*"]
@@ -51,6 +52,12 @@ def cuda() -> torch.device:
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device: torch finds none on this machine")
     return torch.device("cuda")
+
+
+@pytest.fixture(scope="session")
+def harness(tmp_path_factory: pytest.TempPathFactory) -> HostHarness:
+    """What runs CUDA kernels on the host, with each of them compiled once for all tests."""
+    return HostHarness.of_session(tmp_path_factory)
 
 
 @pytest.fixture(autouse=True, scope="module")

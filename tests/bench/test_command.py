@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastgan.bench import runner
+from fastgan.bench import runner, suites
 from fastgan.bench.cases import Case, Setting
 from fastgan.bench.floors import Floors
 from fastgan.bench.goals import GOALS, Goal, judge, urgency
@@ -22,7 +23,6 @@ from fastgan.bench.page import render_page
 from fastgan.bench.plots import ABOVE_THE_ROOF, PLOTS
 from fastgan.bench.runner import Plan, run_cases
 from fastgan.bench.schema import METRICS, Result, Row, read_result
-from fastgan.bench.suites import suite_cases
 from fastgan.bench.suites.convolutions import PASSES, contenders
 from fastgan.bench.suites.layers import critic_layers, generator_layers
 from fastgan.bench.summary import lines
@@ -32,6 +32,8 @@ from fastgan.cli import main
 from fastgan.ops.backends.vector_units import has_vectors
 
 CPU = torch.device("cpu")
+#: Cases build their models when they are measured, but count the work of their layers at once.
+suite_cases = functools.cache(suites.suite_cases)
 MATRIX = torch.randn(128, 128)
 
 

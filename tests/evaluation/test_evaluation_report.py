@@ -95,7 +95,8 @@ def test_real_against_real_is_far_below_noise():
     assert report.frechet_distance_real < 0.05 * report.frechet_distance
 
 
-def test_seed_makes_the_report_repeatable():
+def test_seed_makes_the_report_repeatable(monkeypatch):
+    monkeypatch.setattr("fastgan.evaluation.classifier.STEPS", (20, 20))
     images, labels = real_digits()
     images, labels = images[:300], labels[:300]
     torch.manual_seed(0)
@@ -165,7 +166,8 @@ def test_poor_classifier_is_noted():
     assert any("of held-out real images" in note for note in report.notes)
 
 
-def test_chosen_feature_spaces(tmp_path: Path):
+def test_chosen_feature_spaces(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("fastgan.evaluation.classifier.STEPS", (20, 20))
     images, labels = real_digits()
     images, labels = images[:300], labels[:300]
     by_name = evaluate_samples(images[:50], images, labels=labels, feature_space="random-conv")

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from host_harness import CSRC, HERE, SCHEDULES, Case, HostHarness, SparseTensor
+from host_harness import CSRC, HERE, SCHEDULES, Case, SparseTensor
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -25,11 +25,6 @@ BOUNDS = [
     (-math.inf, math.inf),
     (math.inf, math.inf),
 ]
-
-
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory):
-    return HostHarness.of_session(tmp_path_factory)
 
 
 def random_values(count, dtype, seed):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import host_harness
 import pytest
 import torch
-from host_harness import BUILDS, SCHEDULES, Case, HarnessError, HostHarness, Schedule
+from host_harness import BUILDS, SCHEDULES, Case, HarnessError, Schedule
 
 PLANTED = sorted((host_harness.HERE / "planted").glob("*.cu"))
 BOTH = tuple(BUILDS)
@@ -209,11 +209,6 @@ BUGS = {
         **dict.fromkeys(BOTH, r"wrong stream: work was put in the default stream, not in the one"),
     },
 }
-
-
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory):
-    return HostHarness.of_session(tmp_path_factory)
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 import torch
 from host_harness import SCHEDULES, Case, HostHarness
 from torch import Tensor
@@ -16,11 +15,6 @@ from fastgan.ops.bias_act import ACTIVATIONS
 from fastgan.ops.define import DEFINED
 
 UNITS = 32
-
-
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> HostHarness:
-    return HostHarness.of_session(tmp_path_factory)
 
 
 def assert_near(found: Any, right: Tensor, label: str) -> None:

@@ -147,11 +147,10 @@ def test_maps_without_places_are_refused_with_values_and_without(where: str) -> 
         scatter(small, weight[:, :0], None, 2, 2, 1, 1, 4, 8)
 
 
-def test_opcheck_and_the_plain_version() -> None:
+def test_the_plain_version_lies_in_memory_as_the_compiled_one() -> None:
     torch.manual_seed(2)
     small, weight, bias = torch.randn(2, 32, 3, 4), torch.randn(32, 3, 3, 4), torch.randn(3)
     arguments = (small, weight, bias, 2, 3, 1, 0, 6, 14)
-    torch.library.opcheck(scatter.default, arguments)
     plain, compiled = patches.patch_scatter(*arguments), scatter(*arguments)
     assert plain.stride() == compiled.stride()
     torch.testing.assert_close(plain, compiled, rtol=1e-4, atol=1e-5)

@@ -283,11 +283,6 @@ def arguments(name: str, device: torch.device | str = "cpu") -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_opcheck(name: str, device: torch.device) -> None:
-    torch.library.opcheck(getattr(ops, name).default, arguments(name, device))
-
-
-@pytest.mark.parametrize("name", NAMES)
 def test_check_finds_nothing_wrong(name: str, device: torch.device) -> None:
     check_op(name, device)
 
@@ -390,11 +385,6 @@ def test_ops_run_in_the_current_stream_and_in_cuda_graphs(name: str) -> None:
 
 
 # --- The CUDA kernels, on the host ----------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def harness(tmp_path_factory: pytest.TempPathFactory) -> HostHarness:
-    return HostHarness.of_session(tmp_path_factory)
 
 
 def test_kernels_of_points_and_tangents_on_the_host(harness: HostHarness) -> None:

@@ -279,15 +279,6 @@ def test_misfits_are_refused_without_values_too(shape: tuple[int, ...]) -> None:
             getattr(ops, f"winograd_{op}")(map, whole, None, 3, 1, 1, *places)
 
 
-def test_opcheck() -> None:
-    case = fitting((5, 2))
-    small, wide, weight, biases = drawn(case, torch.float32)
-    places = wide.shape[2:]
-    torch.library.opcheck(ops.winograd_gather.default, (wide, weight, biases[0], 2, 1, 1, 3, 4))
-    torch.library.opcheck(ops.winograd_scatter.default, (small, weight, None, 2, 1, 1, *places))
-    torch.library.opcheck(ops.winograd_weight_gradient.default, (small, wide, 5, 2, 1, 1))
-
-
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("name", ["gather", "scatter", "weight_gradient"])
 def test_the_plain_version_agrees(name: str, kernel: tuple[int, int]) -> None:

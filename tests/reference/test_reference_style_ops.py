@@ -7,12 +7,18 @@ import math
 import numpy as np
 import numpy.typing as npt
 import pytest
+import scipy
 import torch
-from scipy.signal import convolve2d, upfirdn
 
 from fastgan.reference import style_ops
 
 Array = npt.NDArray[np.float64]
+
+
+def convolve2d(x: Array, f: Array) -> Array:
+    result: Array = scipy.signal.convolve2d(x, f, "valid")
+    return result
+
 
 ACTIVATIONS = {
     "linear": (1, lambda z: z),
@@ -41,7 +47,7 @@ def resampled(x: Array, f: Array, up: int, down: int, padding: int) -> Array:
     """One channel by scipy: a true convolution with zeros around."""
     for axis in (0, 1):
         size = x.shape[axis] * up
-        x = upfirdn(f, x, up, 1, axis=axis)  # the last value's zeros aren't inserted
+        x = scipy.signal.upfirdn(f, x, up, 1, axis=axis)  # the last value's zeros aren't inserted
         room = max(size + len(f) - 1 - x.shape[axis], 0) + padding
         x = np.pad(x, [(padding, room) if axis == a else (0, 0) for a in (0, 1)])
         x = x.take(range(len(f) - 1, size + 2 * padding, down), axis)
@@ -75,7 +81,7 @@ def test_filters_of_two_dimensions_convolve_and_negative_padding_crops():
     x, f = random(1, 1, 7, 6), random(2, 3, seed=1)
     y = style_ops.upfirdn2d(torch.tensor(x), torch.tensor(f), padding=(-1, 2, 0, -2))
     cropped = np.pad(x[0, 0, :-2, 1:], ((0, 0), (0, 2)))
-    np.testing.assert_allclose(y[0, 0], convolve2d(cropped, f, "valid"), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(y[0, 0], convolve2d(cropped, f), rtol=0, atol=1e-12)
 
 
 def test_filtered_lrelu_is_its_parts():
@@ -86,9 +92,9 @@ def test_filtered_lrelu_is_its_parts():
     for channel, bias, out in zip(x[0], b, y[0], strict=True):
         wide = np.zeros((6 * 2 + 6, 5 * 2 + 6))
         wide[3:15:2, 3:13:2] = channel + bias
-        z = 4 * convolve2d(convolve2d(wide, fu[:, None], "valid"), fu[None], "valid")
+        z = 4 * convolve2d(convolve2d(wide, fu[:, None]), fu[None])
         z = np.clip(1.5 * np.where(z > 0, z, 0.2 * z), -0.8, 0.8)
-        z = convolve2d(convolve2d(z, fd[:, None], "valid"), fd[None], "valid")[::2, ::2]
+        z = convolve2d(convolve2d(z, fd[:, None]), fd[None])[::2, ::2]
         np.testing.assert_allclose(out, z, rtol=0, atol=1e-12)
 
 
@@ -118,10 +124,10 @@ def test_modulated_conv2d_is_a_convolution_of_each_sample(up: int, down: int):
                 before, after = 3, 2
             planes = [np.pad(plane, (before, after)) for plane in planes]
             if up == 2:
-                planes = [convolve2d(plane, fir, "valid") for plane in planes]
-            z = sum(convolve2d(p, k, "valid") for p, k in zip(planes, weight[o], strict=True))
+                planes = [convolve2d(plane, fir) for plane in planes]
+            z = sum(convolve2d(p, k) for p, k in zip(planes, weight[o], strict=True))
             if down == 2:
-                z = convolve2d(z, fir, "valid")[::2, ::2]
+                z = convolve2d(z, fir)[::2, ::2]
             np.testing.assert_allclose(y[n, o], z + noise[n, 0], rtol=0, atol=1e-12)
 
 

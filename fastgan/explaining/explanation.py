@@ -20,7 +20,7 @@ from fastgan.penalty.tape import Tape, Unrecordable
 
 __all__ = ["explain"]
 
-_FUSED = "fused: one forward, one signal, one tangent pass, no second backward"
+_FUSED = "fused: one forward, one backward, one tangent pass, no second backward"
 
 
 def explain(
@@ -187,10 +187,10 @@ def _of_node(node: Node) -> Row:
     path, reason = rule.backend(node)
     if not rule.known:
         kind = "nothing is known of it"
-    elif rule.curved(node):
+    elif rule.smooth(node):
         kind = "smooth; the gradient of its second derivative is carried back from here"
     else:
-        kind = "piecewise linear, its mask" if rule.bends else "linear"
+        kind = "piecewise linear, its mask" if rule.nonlinear else "linear"
     said = "; ".join(part for part in (f"penalty: {kind}", reason) if part)
     return Row(node.layer or name, name, path, said)
 

@@ -129,7 +129,7 @@ class Recording:
 
     @property
     def one_score_each(self) -> bool:
-        """Whether, beside that, each sample has one score: its signals are multiples of one."""
+        """Whether, beside that, each sample has one score, so that its gradients are multiples."""
         return self.apart and [score.numel() for score in self.scores] == [len(self.scores[0])]
 
 

@@ -46,7 +46,7 @@ class ActivationRule(Rule):
     def reads(self, node: Node) -> Iterable[Any]:
         return (self.read,)
 
-    def curved(self, node: Node) -> bool:
+    def smooth(self, node: Node) -> bool:
         return not self.activation.piecewise_linear
 
     def _kept(self, node: Node) -> Tensor:

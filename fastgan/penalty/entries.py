@@ -96,8 +96,8 @@ class Node:
         outputs: its results; None for those that aren't differentiable.
         reads: the values whose data its derivatives read.
         by_images: whether it depends on the images.
-        overwrite: whether a rule may write its result over the signal, tangent or first argument
-            that it is given.
+        overwrite: whether a rule may write its result over the output gradient, tangent or first
+            argument that it is given.
         kept: what the rule's own forward pass kept.
         random: the random state before it ran, if it draws random numbers.
         layer: the name of the module that called it, recorded for (:func:`fastgan.explain`).

@@ -205,7 +205,7 @@ def discriminator_loss(
                           +  r1 / 2 * mean ||grad f(real)||^2  +  r2 / 2 * mean ||grad f(fake)||^2
 
     If each sample has one score and no samples are coupled, a step with R1 and R2 takes four
-    convolutions a layer: forward, signal, tangent and weight gradient.
+    convolutions a layer: forward, output gradient, tangent and weight gradient.
 
     By autograd's path the critic sees fakes, then reals, then interpolates. So does the fused one
     where a forward pass moves anything (spectral norm, batch norm, counters, random numbers);

@@ -35,7 +35,7 @@ aten = torch.ops.aten
 class _Linear(Rule):
     """A linear map of several tensors, of which some may be constants."""
 
-    bends = False
+    nonlinear = False
 
     def reads(self, node: Node) -> Iterable[Any]:
         return ()
@@ -208,7 +208,7 @@ class _MaxPool(_Kept):
     """Maximum over windows; the map is where each maximum came from."""
 
     name = "max_pool2d"
-    bends = True
+    nonlinear = True
 
     def for_node(self, node: Node) -> Rule:
         return self if len(node.slots[0].shape) == 4 else AUTOGRAD

@@ -81,7 +81,7 @@ class GroupNorm(Rule):
     def batched(self, node: Node, samples: int) -> bool:
         return True
 
-    def curved(self, node: Node) -> bool:
+    def smooth(self, node: Node) -> bool:
         return True
 
     def backend(self, node: Node) -> tuple[str, str]:
@@ -255,7 +255,7 @@ class BatchNorm(Rule):
     def batched(self, node: Node, samples: int) -> bool:
         return not node.args[5]
 
-    def curved(self, node: Node) -> bool:
+    def smooth(self, node: Node) -> bool:
         return bool(node.args[5])
 
     def moves(self, node: Node, args: Sequence[Any]) -> Iterable[Tensor]:

@@ -1,14 +1,15 @@
-"""The passes over a tape: signals backward, tangents forward, gradients backward.
+"""The passes over a tape: output gradients backward, tangents forward, gradients backward.
 
 With S the sum of the scores, and J_i the derivative of op i in its inputs that depend on the
 images,
 
-    signals     d = dS/da, from the scores back to the images: g = dS/dx
-    penalty     P(g), and its tangent v = dP/dg
-    tangents    u = J v, from the images to the scores
-    gradients   of <v, g> = <d_i, J_i u> at every op i, with d and u held fixed there: in the
-                parameters directly, and in the activations if J_i depends on them. These start a
-                second signal e, which goes back through the earlier ops:  e = J^T e + d/da <d, J u>
+    output gradients  d = dS/da, from the scores back to the images: g = dS/dx
+    penalty           P(g), and its tangent v = dP/dg
+    tangents          u = J v, from the images to the scores
+    gradients         of <v, g> = <d_i, J_i u> at every op i, with d and u held fixed there: in the
+                      parameters directly, and in the activations if J_i depends on them. These
+                      start a second gradient e, which goes back through the earlier ops:
+                      e = J^T e + d/da <d, J u>
 
 which is reverse mode over the tangent. It holds for any tape; where every J is piecewise constant
 (convolutions, leaky ReLU) there is no e, and the penalty's gradient takes one weight gradient for
@@ -16,13 +17,13 @@ each layer: no second backward pass, and none of the zeros that one would drag a
 
 **An adversarial loss with it.** If c = dL/ds are the gradients of a loss of the scores, e = c at
 the scores adds that loss's gradient to the rest. Where no sample sees another and each has one
-score, its own signal is c_n d_n, and both gradients of a layer take one product:
+score, its own output gradient is c_n d_n, and both gradients of a layer take one product:
 
-    dL/dW + dP/dW = weight gradient of (input c_n a + u, signal d)
+    dL/dW + dP/dW = weight gradient of (input c_n a + u, output gradient d)
 
-**Joined batches.** Rows without a penalty start with c_n in place of 1. Once their signals are
-known, the tape is narrowed to the penalised rows; the others' inputs a join their tangents u in one
-weight gradient.
+**Joined batches.** Rows without a penalty start with c_n in place of 1. Once their output gradients
+are known, the tape is narrowed to the penalised rows; the others' inputs a join their tangents u in
+one weight gradient.
 
 All gradients are computed N times too large, N the number of samples: numbers then start at the
 order of 1, and half precision doesn't underflow for large batches.
@@ -46,9 +47,9 @@ from fastgan.penalty.tape import Tape
 __all__ = ["Passes"]
 
 Store = dict[Value, tuple[Tensor, bool]]
-"""Value -> (signal or tangent, whether it may be overwritten)."""
+"""Value -> (output gradient or tangent, whether it may be overwritten)."""
 Second = dict[Node, tuple[Found, Sequence["Tensor | None"]]]
-"""Curved op -> (its inputs' tangents, its results' signals)."""
+"""Smooth op -> (its inputs' tangents, its results' output gradients)."""
 
 
 class Passes:
@@ -66,21 +67,21 @@ class Passes:
         self.gradients = gradients
         self.scores = scores
         self.rows: Samples | None = None
-        self.signals: dict[Node, Sequence[Tensor | None]] = {}
+        self.grad_outputs: dict[Node, Sequence[Tensor | None]] = {}
         self.extra: Store = {}
         self.done: set[Node] = set()
         self.again: set[Node] = set()
-        # The ops that start a second signal, which reaches parameters.
-        self.curved = {
+        # The ops that start a second gradient, which reaches parameters.
+        self.smooth = {
             node
             for node in tape.nodes
-            if len(node.outer) > len(node.own) and node.rule.curved(node)
+            if len(node.outer) > len(node.own) and node.rule.smooth(node)
         }
 
     # Back from the scores, as plain backpropagation ---------------------------------------------
 
     def backpropagate(self, seeds: Sequence[Tensor]) -> None:
-        """Adds the gradient of <seeds, scores>, and of the second signals that are waiting.
+        """Adds the gradient of <seeds, scores>, and of the second gradients that are waiting.
 
         Args:
             seeds: one for each score.
@@ -103,9 +104,9 @@ class Passes:
                     node.overwrite = owned and waiting is None and len(node.outer) == 1
                     self._give(node, node.rule.vjp(node, grads, node.outer), grads, owned)
                 if waiting is not None:
-                    tangents, signals = waiting
-                    found = node.rule.gradients(node, tangents, signals, node.outer)
-                    self._give(node, found, signals)
+                    tangents, grad_outputs = waiting
+                    found = node.rule.gradients(node, tangents, grad_outputs, node.outer)
+                    self._give(node, found, grad_outputs)
             self._release(node)
 
     def _release(self, node: Node) -> None:
@@ -158,8 +159,8 @@ class Passes:
         narrowed: Any = contextlib.nullcontext()
         if self.rows is not None:
             # All rows' inputs, where the others' join the tangents.
-            for node, signals in self.signals.items():
-                if signals and node.own and self._merges(node):
+            for node, grad_outputs in self.grad_outputs.items():
+                if grad_outputs and node.own and self._merges(node):
                     inputs[node] = node.arg(node.rule.left)
             narrowed = self.tape.narrowed(self.rows)
         with narrowed:
@@ -172,14 +173,14 @@ class Passes:
         return values
 
     def _signals(self, starts: Sequence[Tensor], learning: bool) -> Tensor:
-        """Returns g; sets :attr:`signals` to the signals that gradients need."""
+        """Returns g; sets :attr:`grad_outputs` to the output gradients that gradients need."""
         root, rows = self.tape.root, self.rows
         store: Store = {}
 
-        def add(value: Value, signal: Tensor, owned: bool) -> None:
-            if value is root and rows is not None and len(signal) != len(rows):
-                signal = rows.of(signal)
-            _add(store, value, signal, owned)
+        def add(value: Value, grad_output: Tensor, owned: bool) -> None:
+            if value is root and rows is not None and len(grad_output) != len(rows):
+                grad_output = rows.of(grad_output)
+            _add(store, value, grad_output, owned)
 
         for value, start in zip(self.scores, starts, strict=True):
             if value.by_images:
@@ -190,8 +191,8 @@ class Passes:
             grads, owned = _take(store, node)
             if grads is None:
                 continue
-            kept = learning and (bool(node.own) or node in self.curved)
-            self.signals[node] = grads if kept else []
+            kept = learning and (bool(node.own) or node in self.smooth)
+            self.grad_outputs[node] = grads if kept else []
             if rows is not None and learning and node.own:
                 self._of_others(node, grads, rows)
             node.overwrite = owned and not kept and len(node.inner) == 1
@@ -218,7 +219,7 @@ class Passes:
     def _merges(self, node: Node) -> bool:
         """Whether one product takes the gradients of both the loss and the penalty."""
         rule = node.rule
-        if not rule.merges or node.own == [rule.bias] or node in self.curved:
+        if not rule.merges or node.own == [rule.bias] or node in self.smooth:
             return False
         # A factor may have a row for each sample.
         return self.rows is None or not rule.broadcasts
@@ -231,12 +232,12 @@ class Passes:
         *,
         everywhere: bool,
     ) -> Second:
-        """Gradients of parameters; returns what goes on from where the tape is curved."""
+        """Gradients of parameters; returns what goes on from where ops are smooth."""
         nodes = [node for node in self.tape.nodes if node.by_images]
         last = -1
         uses: dict[Value, int] = {}
         for index, node in enumerate(nodes):
-            if self.signals.get(node):
+            if self.grad_outputs.get(node):
                 last = index
             for slot in node.inner:
                 uses[node.slots[slot]] = index
@@ -245,17 +246,17 @@ class Passes:
         del tangent
         second: Second = {}
         for index, node in enumerate(nodes):
-            if index <= last and node in self.signals:
-                signals = self.signals.pop(node)
+            if index <= last and node in self.grad_outputs:
+                grad_outputs = self.grad_outputs.pop(node)
                 values = [node.slots[slot] for slot in node.inner]
                 given = [store.get(value) for value in values]
                 tangents = {s: t and t[0] for s, t in zip(node.inner, given, strict=True)}
-                if signals:
-                    if node in self.curved:
-                        second[node] = (tangents, self._narrowed(signals))
+                if grad_outputs:
+                    if node in self.smooth:
+                        second[node] = (tangents, self._narrowed(grad_outputs))
                     if node.own:
-                        self._of_parameters(node, tangents, signals, factors, inputs)
-                del signals
+                        self._of_parameters(node, tangents, grad_outputs, factors, inputs)
+                del grad_outputs
                 owned = len(values) == 1 and given[0] is not None and given[0][1]
                 owned = owned and uses[values[0]] == index and node not in second
                 del given
@@ -274,28 +275,30 @@ class Passes:
                 self._release(node)
         return second
 
-    def _narrowed(self, signals: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    def _narrowed(self, grad_outputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
         rows = self.rows
-        return signals if rows is None else [None if s is None else rows.of(s) for s in signals]
+        if rows is None:
+            return grad_outputs
+        return [None if grad is None else rows.of(grad) for grad in grad_outputs]
 
     def _of_parameters(
         self,
         node: Node,
         tangents: Found,
-        signals: Sequence[Tensor | None],
+        grad_outputs: Sequence[Tensor | None],
         factors: Tensor | None,
         inputs: dict[Node, Tensor],
     ) -> None:
-        """The gradients of an op's own parameters, but for those that wait for a second signal."""
+        """Gradients of an op's own parameters, except those that wait for a second gradient."""
         wanted, rule = node.own, node.rule
         merged = self._merges(node) and (factors is not None or self.rows is not None)
-        mine = self._narrowed(signals)
+        mine = self._narrowed(grad_outputs)
         if merged:
             mixed = self._mixed(node, tangents.get(rule.left), factors, inputs)
-            found = rule.gradients(node, {rule.left: mixed}, signals, wanted)
-            self._give(node, found, signals)
+            found = rule.gradients(node, {rule.left: mixed}, grad_outputs, wanted)
+            self._give(node, found, grad_outputs)
             wanted = [slot for slot in wanted if slot == rule.bias]
-        elif node not in self.curved:
+        elif node not in self.smooth:
             self._give(node, rule.gradients(node, tangents, mine, wanted), mine)
         if wanted and factors is not None:
             scaled = [None if s is None else s * _rows(factors, s).to(s.dtype) for s in mine]
@@ -323,13 +326,13 @@ class Passes:
         return input
 
     def _gone_over_again(self) -> set[Node]:
-        """The ops that a second signal comes back through."""
+        """The ops that a second gradient comes back through."""
         found: set[Node] = set()
-        if not self.curved:
+        if not self.smooth:
             return found
         reached: set[Value] = set()
         for node in reversed(self.tape.nodes):
-            hit = node in self.curved and bool(self.signals.get(node))
+            hit = node in self.smooth and bool(self.grad_outputs.get(node))
             if hit or any(value in reached for value in node.outputs):
                 found.add(node)
                 reached.update(node.slots[slot] for slot in node.outer)
@@ -337,13 +340,13 @@ class Passes:
 
     def _zeros(self) -> None:
         """Zeros for parameters that double backward reaches, through the derivative of a mask."""
-        bent: set[Value] = set()
+        before_nonlinear: set[Value] = set()
         for node in reversed(self.tape.nodes):
-            ahead = any(value in bent for value in node.outputs if value is not None)
-            if ahead or (node.by_images and (node.rule.bends or node.rule.curved(node))):
-                bent.update(node.slots.values())
+            ahead = any(value in before_nonlinear for value in node.outputs if value is not None)
+            if ahead or (node.by_images and (node.rule.nonlinear or node.rule.smooth(node))):
+                before_nonlinear.update(node.slots.values())
         for value in self.tape.parameters:
-            if value in bent and id(value.leaf) not in self.gradients:
+            if value in before_nonlinear and id(value.leaf) not in self.gradients:
                 assert value.leaf is not None
                 self.gradients[id(value.leaf)] = torch.zeros_like(value.leaf)
 
@@ -352,26 +355,26 @@ class Passes:
     ) -> None:
         _spread(self._add, node, found, grads, owned)
 
-    def _add(self, value: Value, signal: Tensor, owned: bool) -> None:
+    def _add(self, value: Value, grad_output: Tensor, owned: bool) -> None:
         leaf = value.leaf
         if leaf is None:
-            _add(self.extra, value, signal, owned)
+            _add(self.extra, value, grad_output, owned)
             return
-        if signal.shape != leaf.shape:  # a parameter with a row for each sample
+        if grad_output.shape != leaf.shape:  # a parameter with a row for each sample
             assert self.rows is not None
-            penalised, signal, owned = signal, signal.new_zeros(leaf.shape), True
-            self.rows.of(signal).copy_(penalised)
+            penalised, grad_output, owned = grad_output, grad_output.new_zeros(leaf.shape), True
+            self.rows.of(grad_output).copy_(penalised)
         earlier = self.gradients.get(id(leaf))
         if earlier is None:
             # Will be added to and scaled in place.
-            self.gradients[id(leaf)] = signal if owned else signal.clone()
+            self.gradients[id(leaf)] = grad_output if owned else grad_output.clone()
         else:
             # Kept in half precision, which saves memory, until something is added.
-            self.gradients[id(leaf)] = at_least_float32(earlier).add_(at_least_float32(signal))
+            self.gradients[id(leaf)] = at_least_float32(earlier).add_(at_least_float32(grad_output))
 
 
 def _take(store: Store, node: Node) -> tuple[Sequence[Tensor | None] | None, bool]:
-    """The signals of an op's results, and whether they may be written over."""
+    """The output gradients of an op's results, and whether they may be written over."""
     taken = [None if value is None else store.pop(value, None) for value in node.outputs]
     if not any(taken):
         return None, False
@@ -397,14 +400,14 @@ def _spread(
             add(node.slots[slot], result, mine and 0 not in result.stride())
 
 
-def _add(store: Store, value: Value, signal: Tensor, owned: bool) -> None:
+def _add(store: Store, value: Value, grad_output: Tensor, owned: bool) -> None:
     earlier = store.get(value)
     if earlier is None:
-        store[value] = (signal, owned)
-    elif earlier[1] and earlier[0].dtype == signal.dtype:
-        store[value] = (earlier[0].add_(signal), True)
+        store[value] = (grad_output, owned)
+    elif earlier[1] and earlier[0].dtype == grad_output.dtype:
+        store[value] = (earlier[0].add_(grad_output), True)
     else:
-        store[value] = (earlier[0] + signal, True)
+        store[value] = (earlier[0] + grad_output, True)
 
 
 def _shares_memory(tensor: Tensor, others: Iterable[Tensor | None]) -> bool:

@@ -1,10 +1,10 @@
 """Has convolutions by ``fastgan.kernels`` apply the masks of the activations beside them.
 
 With W a convolution, m the mask of the activation after it, m' that of the activation before it, u
-a tangent and d a signal, the kernels make each of these in one pass over memory, on storing:
+a tangent and d an output gradient, the kernels compute each of these in one pass over memory:
 
     tangents    m * (W u)
-    signals     m' * (W^T d)
+    gradients   m' * (W^T d)
 
 A mask is read off its activation's output. It goes with the convolution before if nothing but the
 activation takes that one's output, and with the convolution after if nothing else takes the
@@ -61,11 +61,11 @@ class Mask:
 
 
 class MaskingConvolution(Convolution):
-    """A convolution by the kernels that masks its tangents, its signals, or both.
+    """A convolution by the kernels that masks its tangents, its gradients, or both.
 
     Args:
         after: the mask of the activation that takes its output; None leaves tangents as they are.
-        before: that of the activation whose output it takes; None leaves signals as they are.
+        before: that of the activation whose output it takes; None leaves gradients as they are.
     """
 
     def __init__(self, after: Mask | None, before: Mask | None) -> None:
@@ -73,8 +73,8 @@ class MaskingConvolution(Convolution):
         self.before = before
 
     @classmethod
-    def covers(cls, node: Node) -> bool:
-        """Whether a node is a convolution that is fastest by the kernels, masks included."""
+    def supports(cls, node: Node) -> bool:
+        """Whether a node is a convolution that the kernels are fastest at, masks included."""
         if type(node.rule) is not Convolution:
             return False
         stage, weight = cls.prepared(node)
@@ -101,7 +101,7 @@ class MaskingConvolution(Convolution):
 
     def backend(self, node: Node) -> tuple[str, str]:
         path, _ = super().backend(node)
-        masks = (("tangents", self.after), ("signals", self.before))
+        masks = (("tangents", self.after), ("gradients", self.before))
         done = " and ".join(f"{what} by {mask}" for what, mask in masks if mask is not None)
         return path, f"on storing, masks {done}" if done else ""
 
@@ -112,22 +112,22 @@ class MaskedActivation(ActivationRule):
     Args:
         rule: the activation's own.
         tangents: which convolution masks the tangents, for tables; None if none does.
-        signals: the same for the signals.
+        gradients: the same for the gradients.
     """
 
-    def __init__(self, rule: ActivationRule, tangents: str | None, signals: str | None) -> None:
+    def __init__(self, rule: ActivationRule, tangents: str | None, gradients: str | None) -> None:
         super().__init__(rule.activation, rule.negative_slope)
-        self.tangents = tangents
-        self.signals = signals
+        self.masked_tangents = tangents
+        self.masked_gradients = gradients
 
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
-        return super().back(node, grad, slot) if self.signals is None else grad
+        return super().back(node, grad, slot) if self.masked_gradients is None else grad
 
     def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
-        return super().back(node, tangent, slot) if self.tangents is None else tangent
+        return super().back(node, tangent, slot) if self.masked_tangents is None else tangent
 
     def backend(self, node: Node) -> tuple[str, str]:
-        by = (("tangents", self.tangents), ("signals", self.signals))
+        by = (("tangents", self.masked_tangents), ("gradients", self.masked_gradients))
         done = [f"to {what} by {name}" for what, name in by if name is not None]
         path = "triton" if len(done) == len(by) else "aten"
         return path, f"applied {', '.join(done)}" if done else ""
@@ -140,7 +140,7 @@ def move_masks(nodes: Sequence[Node], scores: Iterable[Value]) -> None:
         nodes: of the tape, complete.
         scores: the values that the critic returned.
     """
-    convolutions = {node for node in nodes if MaskingConvolution.covers(node)}
+    convolutions = {node for node in nodes if MaskingConvolution.supports(node)}
     if not convolutions:
         return
     makers = {value: node for node in nodes for value in node.outputs if value is not None}
@@ -178,7 +178,7 @@ def _mask(node: Node) -> Mask | None:
     rule = node.rule
     if output is None or type(rule) is not ActivationRule or not node.by_images:
         return None
-    if rule.curved(node) or rule.read != OUTPUT:
+    if rule.smooth(node) or rule.read != OUTPUT:
         return None
     return Mask(output, rule.activation.name, rule.negative_slope, node.layer)
 

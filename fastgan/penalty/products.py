@@ -45,7 +45,7 @@ class Product(Rule):
     left = 0
     right = 1
     bias: int | None = None
-    bends = False
+    nonlinear = False
     merges = True
 
     @abstractmethod
@@ -70,7 +70,7 @@ class Product(Rule):
         if left is not None and right is not None:
             yield from (self.left, self.right)
 
-    def curved(self, node: Node) -> bool:
+    def smooth(self, node: Node) -> bool:
         return self.left in node.inner and self.right in node.inner
 
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:

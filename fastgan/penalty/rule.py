@@ -1,7 +1,7 @@
 """The rule protocol: an op's derivatives.
 
 With J the derivative of the op's results in what it takes, d the gradient of the results (a
-signal), u a tangent of what it takes:
+output gradient), u a tangent of what it takes:
 
     vjp         J^T d                                    from results to inputs and parameters
     jvp         J u                                      from inputs to results
@@ -53,7 +53,7 @@ class Rule:
 
     Attributes:
         name: name in reports; empty for the op's own name.
-        bends: whether the op is nonlinear in its inputs.
+        nonlinear: whether the op is nonlinear in its inputs.
         by_rows: whether derivatives can be computed for some rows only.
         broadcasts: whether inputs broadcast row by row, so what doesn't depend on the images may
             also have a row for each sample.
@@ -65,7 +65,7 @@ class Rule:
     """
 
     name = ""
-    bends = True
+    nonlinear = True
     by_rows = True
     broadcasts = False
     merges = False
@@ -100,7 +100,7 @@ class Rule:
         """Whether each row of the result depends on the same row of the (batched) inputs only."""
         return False
 
-    def curved(self, node: Node) -> bool:
+    def smooth(self, node: Node) -> bool:
         """Whether J depends on the images."""
         return False
 
@@ -163,7 +163,7 @@ class Autograd(Rule):
     def batched(self, node: Node, samples: int) -> bool:
         return self.by_rows and aligned(node)
 
-    def curved(self, node: Node) -> bool:
+    def smooth(self, node: Node) -> bool:
         return not self.piecewise_linear
 
     def backend(self, node: Node) -> tuple[str, str]:

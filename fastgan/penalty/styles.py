@@ -39,7 +39,7 @@ class _BiasAct(Rule):
     def reads(self, node: Node) -> Iterable[Any]:
         return (OUTPUT,)
 
-    def curved(self, node: Node) -> bool:
+    def smooth(self, node: Node) -> bool:
         return False
 
     def _scaled(self, node: Node, grad: Tensor) -> Tensor:

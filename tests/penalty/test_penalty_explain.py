@@ -38,7 +38,7 @@ CONVOLUTIONS = {
 def test_at_most_four_convolutions_a_layer_and_none_dilated(
     norm: str, width: int, whole: bool
 ) -> None:
-    # What curves has two more for the second signal, and its fakes and reals come by themselves.
+    # Smooth ops take two more for the second gradient, and fakes and reals come by themselves.
     limit = 4 if norm == "none" else 9 if whole else 6
     critic = WGANCritic(3, width, 64, norm=norm)
     layers = sum(isinstance(m, nn.Conv2d) for m in critic.modules())

@@ -188,9 +188,9 @@ def _case(subject: Subject, op: str, dtype: str, batch: int, *, compiled: bool =
 def _work(subject: Subject, op: str, dtype: str, batch: int) -> Work:
     """Of a loss and its gradients without a second backward pass.
 
-    Every batch takes a forward pass, signals and weight gradients, a penalised one tangents and the
-    images' own gradient as well; ``docs/gradient-penalty.md`` derives them. What bends needs
-    more: a floor stays one.
+    Every batch takes a forward pass, input and weight gradients, a penalised one tangents and the
+    images' own gradient as well; ``docs/gradient-penalty.md`` derives them. Smooth ops need more:
+    a floor stays one.
     """
     batches, penalised = _OPS[op].batches, _OPS[op].penalised
     shape = (3, subject.size, subject.size)

@@ -72,7 +72,7 @@ def frozen_first() -> nn.Module:
 
 
 def frozen_last() -> nn.Module:
-    """No signal goes as far as its last activations."""
+    """No gradient goes as far as its last activations."""
     critic = plain()
     for index in (2, 4):
         critic[index].requires_grad_(False)
@@ -226,7 +226,7 @@ def compare(
 
 
 def neighbours(critic: nn.Module, device: torch.device) -> list[tuple[str, str | None, str | None]]:
-    """Of each convolution by the kernels: its layer, whose mask tangents and signals go through."""
+    """Each convolution by the kernels: its layer, and whose masks it applies."""
     tape = _named_recording(Critic(critic), images(device)[0]).tape
     return [
         (node.layer, *(mask and mask.name for mask in (node.rule.after, node.rule.before)))
@@ -323,9 +323,9 @@ def test_no_pass_of_its_own_convolves_or_masks(
     ran = [name for name in names if any(word in name for word in words)]
     # The forward pass activates for itself: it runs eagerly, layer by layer, while it is recorded.
     forward = ["aten::leaky_relu_", "aten::relu", "aten::leaky_relu"]
-    # The last activation masks its own signals, which come of no convolution.
+    # The last activation masks its own gradients, which come of no convolution.
     assert ran == [*forward, "aten::leaky_relu_backward"]
-    # Signals of fakes and reals are of one tensor with those of the points.
+    # Output gradients of fakes and reals are of one tensor with those of the points.
     assert ("aten::cat", 4) not in recorded.found
 
 
@@ -394,18 +394,18 @@ def test_explain_says_which_layers_are_the_kernels(device: torch.device) -> None
     ops = [row for row in report.rows if row.reason.startswith("penalty: ")]
     assert [(row.layer, row.path) for row in ops] == [
         *((str(index), "triton") for index in range(5)),
-        ("5", "aten"),  # its signals come of no convolution
+        ("5", "aten"),  # its gradients come of no convolution
         ("6", "aten"),  # its input is channels-last: a copy,
         ("6", "aten"),  # and a view
         ("7", "aten"),
     ]
     assert ops[2].reason == (
-        "penalty: linear; on storing, masks tangents by relu of '3' and signals by leaky_relu of "
+        "penalty: linear; on storing, masks tangents by relu of '3' and gradients by leaky_relu of "
         "'1'"
     )
     assert ops[3].reason == (
         "penalty: piecewise linear, its mask; applied to tangents by convolution of '2', to "
-        "signals by convolution of '4'"
+        "gradients by convolution of '4'"
     )
     # Float64 is not theirs.
     double = fastgan.explain(critic.double(), images(device)[0].double())

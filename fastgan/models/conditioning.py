@@ -1,10 +1,14 @@
-"""Class labels as a network's input: Mirza and Osindero 2014, arXiv 1411.1784, section 3.2.
+"""Class labels in a network: Mirza and Osindero 2014, Miyato and Koyama 2018.
 
-A label becomes ``num_classes`` more channels of a map, 1 everywhere in the label's own channel
-and 0 elsewhere. A noise vector is a 1x1 map, so one function serves generator and discriminator.
+As its input (arXiv 1411.1784, section 3.2) a label becomes ``num_classes`` more channels of a map,
+1 everywhere in the label's own channel and 0 elsewhere. A noise vector is a 1x1 map, so one
+function serves generator and discriminator. As its output (arXiv 1802.05637) it chooses what a
+discriminator's features are multiplied with.
 """
 
 from __future__ import annotations
+
+import math
 
 import torch
 import torch.fx
@@ -13,7 +17,7 @@ from torch import Tensor, nn
 from fastgan.errors import LabelError
 from fastgan.models.checks import check_positive
 
-__all__ = ["check_num_classes", "one_hot_labels", "with_labels"]
+__all__ = ["LabelProjection", "check_num_classes", "one_hot_labels", "with_labels"]
 
 
 def check_num_classes(num_classes: int | None) -> int:
@@ -102,6 +106,37 @@ def one_hot_labels(
     classes = torch.arange(num_classes, device=labels.device)
     one_hot = (labels[:, None] == classes).to(input.dtype)
     return one_hot.masked_fill(outside[:, None], float("nan"))
+
+
+class LabelProjection(nn.Module):
+    """Scores f . e_y of features f and the label's embedding e_y.
+
+    Miyato and Koyama 2018, arXiv 1802.05637, as R3GAN has it: without the term that all classes
+    share. e_y is drawn from N(0, 1 / num_classes).
+
+    Args:
+        num_classes: the number of classes.
+
+    Shape:
+        features (N, LabelProjection.FEATURES), one-hot labels (N, num_classes) -> (N,)
+
+    Example:
+        >>> LabelProjection(10)(torch.zeros(2, 64), torch.eye(10)[[3, 7]]).shape
+        torch.Size([2])
+    """
+
+    #: Length of features and embeddings.
+    FEATURES = 64
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.embedding = nn.Linear(num_classes, self.FEATURES, bias=False)
+        nn.init.normal_(self.embedding.weight, 0.0, 1 / math.sqrt(num_classes))
+
+    def forward(self, features: Tensor, classes: Tensor) -> Tensor:
+        """The scores."""
+        scores: Tensor = (features * self.embedding(classes)).sum(1)
+        return scores
 
 
 # The one check that reads values. torch.fx, which can't follow it, records the call instead, so

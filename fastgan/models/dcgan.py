@@ -5,8 +5,10 @@ Radford et al. 2015, arXiv 1511.06434; conditioning by Mirza and Osindero 2014, 
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
+from fastgan.errors import ConfigError
 from fastgan.models.checks import (
     check_choice,
     check_image_size,
@@ -14,9 +16,14 @@ from fastgan.models.checks import (
     check_positive,
     latent_map,
 )
-from fastgan.models.conditioning import check_num_classes, with_labels
+from fastgan.models.conditioning import (
+    LabelProjection,
+    check_num_classes,
+    one_hot_labels,
+    with_labels,
+)
 from fastgan.models.initialisation import keep_channels_last, weights_init
-from fastgan.models.layers import critic_layers, generator_layers
+from fastgan.models.layers import NORMS, critic_layers, generator_layers
 from fastgan.nn import FusedSequential
 
 __all__ = ["DCGANDiscriminator", "DCGANGenerator"]
@@ -91,7 +98,66 @@ class DCGANGenerator(nn.Module):
         return images
 
 
-class DCGANDiscriminator(nn.Module):
+class ImageCritic(nn.Module):
+    """Strided convolutions from an image to one score per sample: what discriminators here share.
+
+    The arguments, shapes and errors are :class:`DCGANDiscriminator`'s.
+    """
+
+    def __init__(
+        self,
+        nc: int,
+        ndf: int,
+        image_size: int,
+        norm: str,
+        num_classes: int | None,
+        projection: bool,
+    ) -> None:
+        super().__init__()
+        check_image_size("image_size", image_size, LARGEST_IMAGE)
+        check_positive(nc=nc, ndf=ndf)
+        check_choice("norm", norm, NORMS)
+        self.nc = nc
+        self.ndf = ndf
+        self.image_size = image_size
+        self.norm = norm
+        self.num_classes = num_classes
+        planes, outputs = check_num_classes(num_classes), 1
+        self.projection: LabelProjection | None = None
+        if projection:
+            if num_classes is None:
+                raise ConfigError("projection is True, num_classes None; expected a number")
+            planes, outputs = 0, LabelProjection.FEATURES
+            self.projection = LabelProjection(num_classes)
+        self.main = FusedSequential(*critic_layers(nc + planes, ndf, image_size, norm, outputs))
+        self.apply(weights_init)
+        keep_channels_last(self)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """How real images look.
+
+        Args:
+            images: (N, nc, image_size, image_size), in [-1, 1].
+            labels: int64 (N,) in [0, num_classes) for a conditional network, else None.
+
+        Returns:
+            (N,): one real number per sample; of a :class:`DCGANDiscriminator` probabilities or
+            logits, as its ``output`` says.
+
+        Raises:
+            ImageSizeError: images of another shape (a ValueError).
+            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
+        """
+        check_images(images, self.nc, self.image_size, self)
+        if self.projection is None:
+            scores: Tensor = self.main(with_labels(images, labels, self.num_classes, self))
+        else:
+            classes = one_hot_labels(labels, self.num_classes, images, self)
+            scores = self.projection(self.main(images).flatten(1), classes)
+        return scores.view(-1)
+
+
+class DCGANDiscriminator(ImageCritic):
     """D(x), or D(x|y): strided convolutions from an image to one score per sample.
 
     At 64 pixels the layers, keys and parameters are those of pytorch/examples' discriminator,
@@ -104,7 +170,11 @@ class DCGANDiscriminator(nn.Module):
         image_size: a power of two from 16 to 256.
         output: "probability" ends in a sigmoid, for ``BCELoss``; "logits" doesn't, for
             ``BCEWithLogitsLoss``. The ``state_dict`` is the same.
+        norm: what follows each hidden convolution but the first, as of
+            :class:`fastgan.models.WGANCritic`; the paper has "batch".
         num_classes: None, or the number of classes: then ``forward`` takes labels.
+        projection: take labels by :class:`fastgan.models.conditioning.LabelProjection`, instead
+            of as further channels of the image.
 
     Raises:
         ImageSizeError: an ``image_size`` that isn't such a power of two (a ValueError).
@@ -123,38 +193,19 @@ class DCGANDiscriminator(nn.Module):
         image_size: int = 64,
         output: str = "probability",
         *,
+        norm: str = "batch",
         num_classes: int | None = None,
+        projection: bool = False,
     ) -> None:
-        super().__init__()
-        check_image_size("image_size", image_size, LARGEST_IMAGE)
-        check_positive(nc=nc, ndf=ndf)
         check_choice("output", output, ("probability", "logits"))
-        self.nc = nc
-        self.ndf = ndf
-        self.image_size = image_size
+        super().__init__(nc, ndf, image_size, norm, num_classes, projection)
         self.output = output
-        self.num_classes = num_classes
-        channels_in = nc + check_num_classes(num_classes)
-        self.main = FusedSequential(*critic_layers(channels_in, ndf, image_size, "batch"))
-        if output == "probability":
+        if output == "probability" and not projection:
             self.main.append(nn.Sigmoid())
-        self.apply(weights_init)
-        keep_channels_last(self)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """How real images look.
-
-        Args:
-            images: (N, nc, image_size, image_size), in [-1, 1].
-            labels: int64 (N,) in [0, num_classes) for a conditional discriminator, else None.
-
-        Returns:
-            (N,): probabilities or logits, as ``output`` says.
-
-        Raises:
-            ImageSizeError: images of another shape (a ValueError).
-            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
-        """
-        check_images(images, self.nc, self.image_size, self)
-        scores: Tensor = self.main(with_labels(images, labels, self.num_classes, self))
-        return scores.view(-1)
+        """:meth:`ImageCritic.forward`."""
+        scores = super().forward(images, labels)
+        if self.output == "probability" and self.projection is not None:
+            return torch.sigmoid(scores)
+        return scores

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["critic_layers", "generator_layers"]
+__all__ = ["NORMS", "critic_layers", "generator_layers"]
+
+NORMS = ("none", "batch", "instance", "layer")
 
 
 def generator_layers(nz: int, ngf: int, nc: int, image_size: int) -> list[nn.Module]:
@@ -43,16 +45,19 @@ def generator_layers(nz: int, ngf: int, nc: int, image_size: int) -> list[nn.Mod
     return [*layers, nn.ConvTranspose2d(ngf, nc, 4, 2, 1, bias=False), nn.Tanh()]
 
 
-def critic_layers(nc: int, ndf: int, image_size: int, norm: str = "batch") -> list[nn.Module]:
+def critic_layers(
+    nc: int, ndf: int, image_size: int, norm: str = "batch", outputs: int = 1
+) -> list[nn.Module]:
     """Image to one score: strided convolutions, normalisations and leaky ReLUs.
 
     Args:
         nc: channels of the image, labels' channels included.
         ndf: channels of the map of half the image's size.
         image_size: a power of two of at least 16.
-        norm: "batch", "instance", "layer" or "none", after every hidden convolution but the
+        norm: one of :data:`NORMS`, after every hidden convolution but the
             first. With "none" the hidden convolutions have a bias instead, zero at first. The
             last has none: a constant cancels in a critic's loss.
+        outputs: numbers for each image.
 
     Example:
         >>> [type(layer).__name__ for layer in critic_layers(3, 64, 16, "layer")]
@@ -72,7 +77,7 @@ def critic_layers(nc: int, ndf: int, image_size: int, norm: str = "batch") -> li
     for layer in layers:
         if isinstance(layer, nn.Conv2d) and layer.bias is not None:
             nn.init.zeros_(layer.bias)
-    return [*layers, nn.Conv2d(channels, 1, 4, 1, 0, bias=False)]
+    return [*layers, nn.Conv2d(channels, outputs, 4, 1, 0, bias=False)]
 
 
 def _normalisation(norm: str, channels: int) -> list[nn.Module]:

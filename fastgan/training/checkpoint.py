@@ -294,7 +294,7 @@ def newest_checkpoint(
 def read_description(path: Path, content: Mapping[str, Any]) -> tuple[TrainConfig, DataShape]:
     """The configuration and the data's shape that a checkpoint was made with, checked."""
     try:
-        config = TrainConfig.from_dict(content["config"]).resolved()
+        config = TrainConfig.from_run(content["config"])
         values = dict(content["data"])
         names = values.get("class_names")
         if names is not None:

@@ -145,7 +145,8 @@ READ_BY: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
     {
         "ngf": tuple(each for each in MODELS if each != "gan"),
         "ndf": tuple(each for each in MODELS if each != "gan"),
-        "critic_norm": ("wgan", "wgan-gp"),
+        "critic_norm": ("dcgan", "cgan", "wgan", "wgan-gp"),
+        "projection": ("dcgan", "cgan", "wgan", "wgan-gp"),
         "clip": ("wgan",),
         "clip_when": ("wgan",),
         "gp_weight": ("wgan-gp",),
@@ -231,11 +232,18 @@ class TrainConfig:
     ndf: int = _option(64, "discriminator width: channels of its first layer")
     critic_norm: str = _option(
         "auto",
-        "normalisation in a critic: auto is batch for wgan, none for wgan-gp, as in the papers",
+        "normalisation in the discriminator or critic: auto is none for wgan-gp, else batch, as in"
+        " the papers",
         ("auto", "none", "batch", "instance", "layer"),
     )
     conditional: bool = _option(
         False, "condition both networks on the class label (cgan always does)"
+    )
+
+    projection: bool = _option(
+        False,
+        "conditional discriminators and critics compare images with an embedding of the label,"
+        " instead of taking it as further channels; those of sngan, biggan and r3gan always do",
     )
 
     loss: str = _option(
@@ -327,7 +335,7 @@ class TrainConfig:
         if self.image_size is None:
             filled["image_size"] = default_image_size(self.data)
         if self.critic_norm == "auto":
-            filled["critic_norm"] = "batch" if self.model == "wgan" else "none"
+            filled["critic_norm"] = "none" if self.model == "wgan-gp" else "batch"
         if self.model == "cgan":
             filled["conditional"] = True
         if self.loss == "auto":
@@ -418,10 +426,10 @@ class TrainConfig:
                 raise ConfigError(
                     f"{needed}wgan-gp takes of its critic; expected another critic_norm than batch"
                 )
-            if self.model in ("dcgan", "cgan"):
+            if self.model in ("dcgan", "cgan") and self.critic_norm in ("auto", "batch"):
                 raise ConfigError(
                     f"{needed}r1 and r2 take of a discriminator with batch norm; expected r1 and r2"
-                    f" to be 0, or another model than {self.model}"
+                    " to be 0, or another critic_norm"
                 )
 
     def folder(self) -> Path:
@@ -484,6 +492,18 @@ class TrainConfig:
                 raise ConfigError(f"{reprlib.repr(name)}: there is no such setting")
             _check_type(name, value)
         return cls(**values)
+
+    @classmethod
+    def from_run(cls, values: Mapping[str, Any]) -> TrainConfig:
+        """The resolved settings of a run, from what it saved, perhaps by an older release.
+
+        Raises:
+            ConfigError: naming the field.
+        """
+        if "orthogonal" not in values and values.get("model") in ("dcgan", "cgan"):
+            # They didn't read it then, and had batch norm.
+            values = {**values, "critic_norm": "auto"}
+        return cls.from_dict(values).resolved()
 
     def to_toml(self) -> str:
         """This configuration as a TOML file; fields that are ``None`` are left out.

@@ -93,6 +93,7 @@ def _built(network: type[nn.Module], config: TrainConfig, data: DataShape) -> nn
         "image_size": data.image_size,
         "num_classes": data.num_classes if config.conditional else None,
         "norm": config.critic_norm,
+        "projection": config.conditional and config.projection,
         "output": "logits",
     }
     taken = inspect.signature(network).parameters

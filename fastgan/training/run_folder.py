@@ -214,7 +214,7 @@ def _read_settings(path: Path) -> TrainConfig:
             settings = read_settings(path)
         if isinstance(settings, dict) and "model" not in settings:
             raise ConfigError("names no model, as every run's does")
-        return TrainConfig.from_dict(settings).resolved()
+        return TrainConfig.from_run(settings)
     except FastganError as error:
         reason = str(error).removeprefix(f"{path}: ")
         raise ConfigError(f"{path}: can't be resumed from: {reason}") from error

@@ -276,3 +276,32 @@ def test_sizes_fit_together(model: str, image_size: int) -> None:
     with torch.device("meta"):  # as checkpoints are checked
         build_generator(config, data)
         build_discriminator(config, data)
+
+
+@pytest.mark.parametrize("norm", ["none", "layer"])
+def test_a_dcgans_discriminator_with_another_norm_is_a_wgans_critic(norm: str) -> None:
+    torch.manual_seed(0)
+    ours = models.DCGANDiscriminator(1, WIDTH, SIZE, output="logits", norm=norm).double()
+    theirs = reference.WGANCritic(1, WIDTH, SIZE, norm).double()
+    theirs.load_state_dict(ours.state_dict())
+    images = drawn((BATCH, 1, SIZE, SIZE), 0)
+    assert_same(ours(images), theirs(images), norm)
+    with pytest.raises(ValueError, match="norm is 'group'"):
+        models.DCGANDiscriminator(norm="group")
+
+
+@pytest.mark.parametrize("output", ["probability", "logits"])
+def test_projection_is_the_product_of_features_and_the_labels_embedding(output: str) -> None:
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"num_classes": CLASSES, "projection": True, "norm": "none"}
+    network = models.DCGANDiscriminator(1, WIDTH, SIZE, output, **settings).double()
+    images, labels = drawn((BATCH, 1, SIZE, SIZE), 0), torch.tensor([0, 2, 1, 2])
+    embedding = network.projection.embedding.weight.T[labels]
+    expected = torch.einsum("nc,nc->n", network.main(images).flatten(1), embedding)
+    if output == "probability":
+        expected = 1 / (1 + (-expected).exp())
+    assert_same(network(images, labels), expected, output)
+    with pytest.raises(ValueError, match="got label 3"):
+        network(images, labels + 1)
+    with pytest.raises(ValueError, match="projection is True, num_classes None"):
+        models.WGANCritic(projection=True)

@@ -109,6 +109,19 @@ def test_dictionary_round_trip(model: str) -> None:
     assert TrainConfig.from_dict(config.to_dict()) == config
 
 
+def test_a_discriminators_norm_is_an_option_that_older_runs_did_not_have() -> None:
+    none = TrainConfig(model="dcgan", out="x", critic_norm="none", r1=1.0, sync_batch_norm=True)
+    assert none.resolved().critic_norm == "none"
+    saved = none.resolved().to_dict()
+    assert TrainConfig.from_run(saved).critic_norm == "none"
+    del saved["orthogonal"]
+    saved |= {"r1": 0.0, "sync_batch_norm": False}
+    assert TrainConfig.from_run(saved).critic_norm == "batch"
+    for model in ("wgan", "wgan-gp"):
+        found = TrainConfig.from_run({**saved, "model": model, "loss": "wasserstein"})
+        assert found.critic_norm == "none"
+
+
 @pytest.mark.parametrize(
     "change",
     [{"no_such": 1}, {"steps": "many"}, {"steps": 1.5}, {"steps": True}, {"conditional": 1}],

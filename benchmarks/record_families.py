@@ -1,0 +1,69 @@
+"""Trains SNGAN, BigGAN and R3GAN on digits, and measures what they draw before and after.
+
+    python benchmarks/record_families.py [MODEL ...]
+
+Writes benchmarks/results/families-cpu.json: time, commit, machine, versions, and for each model its
+flags, the seconds of its training, and what `fastgan evaluate` (docs/evaluation.md) finds of 1,000
+samples after one step ("start") and after all ("end"). The last grid becomes docs/images/MODEL.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from fastgan.bench.machine import commit, machine_facts, utc_now, versions
+from fastgan.cli import main as fastgan
+from fastgan.training.recorder import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULT = ROOT / "benchmarks" / "results" / "families-cpu.json"
+
+SMALL = "--data digits --conditional --batch-size 64 --ngf 16 --ndf 16 --lr-decay linear"
+FLAGS = {
+    "sngan": f"{SMALL} --steps 1200 --lr 1e-3 --n-critic 2",
+    "biggan": f"{SMALL} --steps 1200 --lr-g 5e-4 --lr-d 1e-3 --n-critic 1",
+    "r3gan": f"{SMALL} --steps 500 --lr 1e-3 --r1 1 --r2 1",
+}
+
+
+def run(*words: str) -> None:
+    code = fastgan(list(words))
+    if code:
+        raise SystemExit(code)
+
+
+def measured(model: str, folder: Path) -> dict[str, object]:
+    found: dict[str, object] = {"flags": FLAGS[model]}
+    for name, more in (("start", ["--steps", "1"]), ("end", [])):
+        out, report = folder / name, folder / f"{name}.json"
+        run("train", "--model", model, "--out", str(out), *FLAGS[model].split(), *more)
+        run("evaluate", str(out), "--n", "1000", "--json", str(report))
+        found[name] = json.loads(report.read_text())
+        del found[name]["checkpoint"]
+    found["training_seconds"] = read_metrics(folder / "end" / "metrics.csv")[-1]["seconds"]
+    shutil.copyfile(folder / "end" / "samples.png", ROOT / "docs" / "images" / f"{model}.png")
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", metavar="MODEL", help="by default all")
+    models = parser.parse_args().models or list(FLAGS)
+    result = json.loads(RESULT.read_text()) if RESULT.exists() else {"models": {}}
+    result |= {"time": utc_now(), "commit": commit(), "machine": machine_facts(torch.device("cpu"))}
+    result["versions"] = versions()
+    for model in models:
+        with tempfile.TemporaryDirectory() as folder:
+            result["models"][model] = measured(model, Path(folder))
+        RESULT.write_text(json.dumps(result, indent=2) + "\n")
+        print(f"{model}: written to {RESULT}")
+
+
+if __name__ == "__main__":
+    main()

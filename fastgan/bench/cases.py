@@ -1,4 +1,4 @@
-"""What a case is: something done on some shape by several providers, and the work it needs."""
+"""A case: an op on a shape, run by several providers, and the work it needs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """How a case is to be prepared.
+    """Where a case runs, and against which peers.
 
     Attributes:
         device: where it runs.
@@ -76,7 +76,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """For people, and for ``--only``.
+        """A readable name, which ``--only`` searches.
 
         Example:
             >>> Case("ops", "bn_act", "64x8x8", "float32", 4, Work(()), 0, lambda _: {}).name

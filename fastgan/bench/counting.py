@@ -1,4 +1,4 @@
-"""What a call launches, counted by torch's profiler: kernels, convolution passes, and its time.
+"""Counts a call's kernels and convolution passes with torch's profiler, and shares out its time.
 
 A convolution pass is one traversal of a layer's arithmetic: a forward convolution is one, the
 gradient of its input another, the gradient of its weight a third, whether one operator call

@@ -1,4 +1,4 @@
-"""How many layers of other people's networks are fused, or on a backend that was chosen.
+"""Counts the layers of other people's networks that are fused, or on a backend that was chosen.
 
     python -m fastgan.bench.coverage
 
@@ -29,7 +29,7 @@ _LAYERS = (
 
 
 class Coverage(NamedTuple):
-    """What is covered of a network.
+    """The covered layers of a network.
 
     Attributes:
         layers: how many there are.

@@ -1,4 +1,4 @@
-"""What this machine can do at most, measured: how fast it copies, how fast it multiplies.
+"""Measures the machine's limits: its copy bandwidth and its matmul rate.
 
 A step can't be done before its bytes have crossed the memory interface, nor before its operations
 are through the matrix units:

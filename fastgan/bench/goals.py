@@ -1,7 +1,7 @@
 """The ratios this library is to reach, and whether a result reaches them.
 
-Each goal names cases one by one, so that a case nobody measured shows as "not measured" instead of
-not at all. Against several peers the hardest counts.
+Each goal names cases one by one, so that an unmeasured case shows as "not measured" instead of not
+at all. Against several peers the hardest counts.
 """
 
 from __future__ import annotations
@@ -49,17 +49,17 @@ class Goal:
 
     @property
     def at_least(self) -> bool:
-        """Whether the number is to be at least the bound, or at most."""
+        """True if the bound is a lower bound."""
         return METRICS[self.metric].better == "higher"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a goal.
+    """The outcome of a goal.
 
     Attributes:
         goal: the goal.
-        row: the number, against the hardest peer; None if nobody measured it.
+        row: the number, against the hardest peer; None if it was not measured.
         result: where the number is from.
     """
 
@@ -182,7 +182,7 @@ _HEADLINE_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 
 def urgency(case: Case, device: str) -> int:
-    """How early a case is measured, so that a limit doesn't leave it out: 0 is the earliest.
+    """Ranks a case: lower ranks are measured earlier, so that a limit doesn't leave them out.
 
     0 has a case of :data:`_HEADLINES`, 1 another that a goal is about, whatever the batch (`quick`
     cases have smaller ones), 2 any other.

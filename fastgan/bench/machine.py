@@ -1,4 +1,4 @@
-"""What a result says about where it was made: the machine, the versions, the commit, the quiet."""
+"""Facts that go with a result: machine, versions, commit, and load of other processes."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def utc_now() -> str:
 
 
 def machine_facts(device: torch.device) -> dict[str, str | int]:
-    """What the figures depend on: the processor or GPU, the cores, torch's threads.
+    """The processor or GPU, the cores, torch's threads.
 
     Args:
         device: where the figures are made.
@@ -66,7 +66,7 @@ def machine_facts(device: torch.device) -> dict[str, str | int]:
 
 
 def versions() -> dict[str, str]:
-    """Of python, torch, triton, fastgan, and what the compiled part was built for."""
+    """Versions of python, torch, triton and fastgan, and the CPU loops' instruction set."""
     info = build_info()
     found = {
         "python": platform.python_version(),
@@ -84,7 +84,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """Of the code that runs, with ``-dirty`` where files differ from it; None outside a clone."""
+    """The running code's commit, ``-dirty`` where files differ from it; None outside a clone."""
     answers = []
     for arguments in (
         ("rev-parse", "--show-prefix", "HEAD"),
@@ -124,7 +124,7 @@ def cache_bytes(device: torch.device) -> int:
 
 
 class DisturbanceMeter:
-    """How much of all cores' time other processes used while a block ran.
+    """Measures the share of all cores' time that other processes used while a block ran.
 
     Attributes:
         percent: after the block, of all cores' time; 0 where ``/proc/stat`` isn't there to ask.

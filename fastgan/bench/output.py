@@ -17,7 +17,7 @@ __all__ = ["check_folder", "write_result"]
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder that can't be made or written, before the work whose results go there.
+    """Refuses a folder that can't be made or written, before the measurement begins.
 
     Raises:
         OutputError: the message names the folder and what is wrong.

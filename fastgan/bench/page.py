@@ -62,7 +62,7 @@ def render_page(
     Args:
         result: what was measured.
         plots: name and SVG of each picture.
-        verdicts: of the goals for this device; those nobody measured are left out.
+        verdicts: of the goals for this device; unmeasured ones are left out.
         changes: against an earlier result, or None if there was none to compare with.
 
     Example:

@@ -1,4 +1,4 @@
-"""From cases to a result: peaks of memory, then times by turns, with counts."""
+"""Measures cases: peak memory first, then times by turns, with counts."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Plan:
         compile_mode: of the torch.compile peers; None leaves them out.
         memory: whether to measure peaks.
         seconds: about how long all may take: after a fifth of it no further peak is measured,
-            after four fifths no further case begins, and none is timed whose fewest rounds would
+            after four fifths no further case begins, and none is timed if its fewest rounds would
             take longer than what is left; None for no limit.
         urgency: of a case; lower ones are measured earlier, so that a limit doesn't leave them out.
         settings: said in the result.
@@ -59,10 +59,10 @@ class Plan:
 
 
 class Listener:
-    """What :func:`run_cases` tells; override what you need."""
+    """Receives progress from :func:`run_cases`; override what you need."""
 
     def on_stage(self, name: str, done: int, total: int) -> None:
-        """So many of so many steps are done, and this one begins."""
+        """``done`` of ``total`` steps are done, and the named one begins."""
 
     def on_rows(self, case: Case, rows: Sequence[Row]) -> None:
         """A case was timed."""
@@ -89,7 +89,7 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
     """Measures every case, one after the other: the most urgent first, all reported as given.
 
     A provider that can't run (torch.compile without a compiler, say) is left out of its case with
-    a note; so is a case whose own provider can't.
+    a note; so is a case if fastgan itself can't run.
 
     Args:
         cases: what to measure.
@@ -97,8 +97,7 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
         listener: is told of progress.
 
     Returns:
-        The result, all of whose percents of floor refer to the better of the rates measured
-        before and after.
+        The result. Percents of floor refer to the better of the rates measured before and after.
 
     Example:
         >>> from fastgan.bench.suites import suite_cases
@@ -189,7 +188,7 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
 
 
 def _subject(of: Case | Row) -> tuple[str, str, str, str, int]:
-    """What a case and its rows have in common."""
+    """The fields that a case shares with its rows."""
     return (of.suite, of.op, of.shape, of.dtype, of.batch)
 
 

@@ -82,9 +82,7 @@ METRICS: Mapping[str, Metric] = {
         "1", "lower", "convolution passes of a call, products of matrices included"
     ),
     "share": Metric("1", "neither", "of a call's time, spent in the part named in detail"),
-    "flops": Metric(
-        "1", "neither", "operations by the formulas, whoever saves some (provider: floor)"
-    ),
+    "flops": Metric("1", "neither", "operations by the formulas (provider: floor)"),
     "bytes": Metric("B", "neither", "bytes the call can't do without moving (provider: floor)"),
     "disturbance": Metric("%", "neither", "of all cores' time, what other processes used"),
 }
@@ -97,7 +95,7 @@ class Row:
     Attributes:
         suite: "ops", "models", "training" or "style".
         op: what was done.
-        provider: who did it: "fastgan", "eager", "torch.compile", ...; "floor" for what the
+        provider: the implementation: "fastgan", "eager", "torch.compile", ...; "floor" for what the
             machine allows, "machine" for what is true of all.
         shape: on what.
         dtype: in which arithmetic.
@@ -123,7 +121,7 @@ class Row:
 
     @property
     def case(self) -> tuple[str, str, str, str, int, str]:
-        """What was measured, whoever did it."""
+        """The case, without the provider."""
         return (self.suite, self.op, self.shape, self.dtype, self.batch, self.mode)
 
     @property
@@ -203,7 +201,7 @@ class Result:
         return stream.getvalue()
 
     def find(self, **wanted: object) -> list[Row]:
-        """The rows whose fields have these values.
+        """The rows with these values.
 
         Example:
             >>> row = Row("ops", "bn_act", "eager", "s", "float32", 1, "launched", "seconds", 1.0)
@@ -307,7 +305,7 @@ _ABSOLUTE = frozenset({"seconds", "host_seconds", "images_per_second", "percent_
 
 
 def compare(old: Result, new: Result) -> list[Change]:
-    """What of fastgan's numbers changed beyond the spread: the quartiles of the two don't overlap.
+    """Lists fastgan's numbers that changed beyond the spread: quartile ranges that don't overlap.
 
     Ratios and counts are compared across machines; seconds, images per second and percent of floor
     only where processor or GPU, and the number of threads, are the same. Peers' own numbers are
@@ -360,7 +358,7 @@ def _size(change: Change) -> tuple[bool, float]:
 
 
 def merged(results: Iterable[Result]) -> dict[tuple[str | int, ...], tuple[Row, Result]]:
-    """Of each number the newest, with the result it is from."""
+    """The newest value of each number, with the result it is from."""
     found: dict[tuple[str | int, ...], tuple[Row, Result]] = {}
     for result in sorted(results, key=lambda each: each.time):
         for row in result.rows:

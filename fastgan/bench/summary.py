@@ -1,4 +1,4 @@
-"""What of a result a person reads: one line a case, ours beside the hardest peer."""
+"""A result in short: one line a case, fastgan beside the hardest peer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Line:
 
     @property
     def label(self) -> str:
-        """What was measured, short; and by which of ours where there are several."""
+        """The case in short, and the provider if there are several of fastgan's."""
         row = self.row
         parts = [row.op, row.shape]
         parts += [row.dtype] if row.dtype != "float32" else []

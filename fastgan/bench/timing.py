@@ -2,7 +2,7 @@
 
 What is reported of two contenders is the ratio within a round, its median and its quartiles over
 the rounds: a machine that slows down for a minute slows both, and their ratio stays. The order
-rotates from round to round, since whoever comes first finds the caches as the last one left them;
+rotates from round to round, since the first one finds the caches as the last one left them;
 inputs rotate too, so that together they exceed the last cache and none is found there again.
 """
 

@@ -1,4 +1,4 @@
-"""How much a call has to do at least: operations and bytes, counted from its shapes.
+"""The least work of a call: operations and bytes, counted from its shapes.
 
 A convolution of N images from C_in to C_out channels with a k_h x k_w kernel does
 
@@ -6,7 +6,7 @@ A convolution of N images from C_in to C_out channels with a k_h x k_w kernel do
 
 with H x W the size of its output, of its *input* if it is transposed: as many multiply-adds as
 there are pairs of a weight and a position it is applied at. Each of its two gradients does as many.
-That is the formula's count, whoever computes it: convolutions that save products do fewer.
+That is the formula's count: convolutions that save products do fewer.
 
 Bytes are those that must cross the memory interface if whatever can be fused is: a convolution
 reads its input and weight and writes its output; batch norm and activation around it are free; so
@@ -54,12 +54,12 @@ class Work:
 
     @property
     def flops(self) -> float:
-        """Of all steps."""
+        """The sum over all steps."""
         return sum(step.flops for step in self.steps)
 
     @property
     def bytes(self) -> float:
-        """Of all steps."""
+        """The sum over all steps."""
         return sum(step.bytes for step in self.steps)
 
     def __add__(self, other: Work) -> Work:

@@ -181,7 +181,7 @@ def _members_of_archive(path: Path) -> dict[str, tuple[bytes, str]]:
 
 
 def _encode(text: object = None, encoding: object = None) -> bytes:
-    """What ``_codecs.encode`` is called for: by it Python 3 writes bytes in old protocols."""
+    """Replaces ``_codecs.encode``, with which Python 3 writes bytes in old protocols."""
     if isinstance(text, str) and encoding == "latin1":
         return text.encode("latin1")
     raise ValueError("_codecs.encode is called for something other than bytes")
@@ -229,7 +229,7 @@ def _byte_array(value: object, what: str) -> npt.NDArray[np.uint8]:
         and isinstance(content, bytes)
         and len(content) == math.prod(shape)
     ):
-        raise DataError(f"{what}: an array whose bytes don't match its shape {shape!r}")
+        raise DataError(f"{what}: an array with other bytes than its shape {shape!r}")
     flat = np.frombuffer(content, dtype=np.uint8)
     return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
 

@@ -1,7 +1,7 @@
-"""How much a file of data may ask for, and reading that never takes more than that.
+"""Limits on what a data file may ask for, and reading within them.
 
-A header is a promise made by whoever wrote the file. Every reader here first holds the promise
-against what the file can contain, and only then allocates.
+A header can promise anything. Every reader here first compares it with what the file can contain,
+and only then allocates.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ _CHUNK_BYTES = 2**24
 
 
 class Readable(Protocol):
-    """What the readers need of a stream of bytes; gzip's and zipfile's have it too."""
+    """A stream of bytes, also gzip's and zipfile's."""
 
     def read(self, size: int, /) -> bytes:
         """Read at most ``size`` bytes; none at the end."""

@@ -1,4 +1,4 @@
-"""From the text of ``--data`` to a source: ``digits``, ``folder:DIR``, ``idx:DIR`` and so on."""
+"""Makes a source from the text of ``--data``: ``digits``, ``folder:DIR``, ``idx:DIR`` and so on."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ IMAGE_KEYS = ("images", "x", "x_train", "train_images", "data", "arr_0")
 LABEL_KEYS = ("labels", "y", "y_train", "train_labels", "targets")
 """Names under which labels are looked for, in this order."""
 
-# Float images may overshoot their range by the rounding of whoever wrote them.
+# Float images may overshoot their range by rounding.
 _SLACK = 1e-4
 
 

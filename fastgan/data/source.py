@@ -1,4 +1,4 @@
-"""What a set of images is to the rest of the library, and the sets that come as arrays.
+"""The interface of a set of images, and the sets that come as arrays.
 
 :class:`ImageSource` is the interface; :class:`MemorySource` holds converted images whole,
 :class:`ArraySource` holds an array too large for that and converts on request. Image folders,
@@ -47,7 +47,7 @@ class ImageSource(ABC):
     """
 
     spec: str | None = None
-    """What :func:`load_data` made the set of, and can make it of again."""
+    """The text that :func:`load_data` made the set from, and can make it from again."""
 
     in_memory: bool = False
     """True where :attr:`images` holds the whole set, small enough to live on a device."""
@@ -118,7 +118,7 @@ class ImageSource(ABC):
         return found.hexdigest()
 
     def _parts(self) -> Iterable[bytes | memoryview]:
-        """What of the images goes into the digest: bytes, or arrays of numbers."""
+        """The digest's input: bytes, or arrays of numbers."""
         return ()
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""How good generated images are: distances to the real ones, classifier figures, diversity.
+"""Measures generated images: distances to the real ones, classifier figures, diversity.
 
 - :mod:`~fastgan.evaluation.report`: :func:`evaluate_samples`, all figures in one call.
 - :mod:`~fastgan.evaluation.metrics`: precision, recall, density, coverage, Fréchet distance.

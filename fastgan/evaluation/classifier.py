@@ -155,7 +155,7 @@ class ClassifierReport:
     """A trained classifier and how it does on real images it has not seen."""
 
     classifier: ImageClassifier
-    """In evaluation mode, on the device it was trained on."""
+    """The trained classifier, in evaluation mode, on the device it was trained on."""
 
     accuracy: float
     """Share of the held-out images whose most probable class is the right one."""

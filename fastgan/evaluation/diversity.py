@@ -22,7 +22,7 @@ SIDE = 8
 
 @dataclass(frozen=True)
 class DiversityReport:
-    """What :meth:`SampleDiversity.measure` found."""
+    """The result of :meth:`SampleDiversity.measure`."""
 
     ratio: float
     """Mean distance between two samples over that between two real images.

@@ -41,7 +41,7 @@ class FeatureSpace(Protocol):
 
     @property
     def name(self) -> str:
-        """What figures in this space are labelled with; equal names mean comparable figures."""
+        """The label of figures in this space; equal names mean comparable figures."""
 
     def extract(self, images: Tensor) -> Tensor:
         """Features, float32 ``(N, F)`` on the CPU, of float images ``(N, C, H, W)``."""
@@ -154,7 +154,7 @@ class TorchScriptFeatures:
     that resizes, rescales or repeats channels before it is saved; ``docs/evaluation.md`` shows one.
 
     A TorchScript file is a program. It can't reach Python, but it can take any time and memory and
-    call any operator of torch, so it deserves no more trust than whoever made it.
+    call any operator of torch: trust it only as far as its author.
 
     Args:
         path: the file, as written by ``torch.jit.save``.

@@ -32,7 +32,7 @@ CHUNK_PAIRS = 1 << 22
 
 @dataclass(frozen=True)
 class NeighbourMetrics:
-    """What :func:`neighbour_metrics` found; each a plain float, higher is better."""
+    """The result of :func:`neighbour_metrics`: plain floats, higher is better."""
 
     precision: float
     recall: float

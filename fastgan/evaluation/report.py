@@ -39,7 +39,7 @@ MAX_CLASS_ROWS = 20
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationReport:
-    """What :func:`evaluate_samples` found; ``str()`` is a table, :meth:`to_dict` is for JSON."""
+    """The result of :func:`evaluate_samples`; ``str()`` is a table, :meth:`to_dict` is for JSON."""
 
     precision: float
     """Share of generated images within the real ones' neighbourhoods: do they look real?"""
@@ -64,7 +64,7 @@ class EvaluationReport:
     """Neighbours that set the size of a neighbourhood."""
 
     feature_space: str
-    """Where distances were taken; only figures with the same name here can be compared."""
+    """The feature space; only figures with the same name here can be compared."""
 
     n_generated: int
     n_real: int
@@ -85,10 +85,10 @@ class EvaluationReport:
     """Share of held-out real images the classifier gets right: how far to trust it."""
 
     class_names: list[str] | None
-    """What the classes are called, in the order of the histogram."""
+    """The classes' names, in the order of the histogram."""
 
     notes: list[str]
-    """What a reader should know before believing a figure; empty if nothing."""
+    """Caveats about the figures; empty if there are none."""
 
     @property
     def smallest_class_share(self) -> float | None:

@@ -1,4 +1,4 @@
-"""RMSprop and Adam whose step also clips the weights, in one pass over memory.
+"""RMSprop and Adam that step and clip the weights in one pass over memory.
 
 Drop-in for :class:`torch.optim.RMSprop` and :class:`torch.optim.Adam`: the same arguments, the same
 values, the same state dicts. ``docs/optimisers.md`` has the details and the measurements.

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from fastgan.errors import ConfigError
-from fastgan.optim.clipping import Clip, ClippingOptimizer, ClipWhen, StepLists, run_step_op
+from fastgan.optim.clipping import Clip, ClippingOptimizer, ClipWhen, ParamGroup, StepCall
 
 __all__ = ["Adam"]
 
@@ -109,45 +109,14 @@ class Adam(ClippingOptimizer, torch.optim.Adam):
                 "decoupled_weight_decay is True; fastgan.optim.Adam has the L2 penalty alone"
             )
 
-    def _state_names(self, group: dict[str, Any]) -> list[str]:
+    def _state_names(self, group: ParamGroup) -> list[str]:
         names = ["exp_avg", "exp_avg_sq"]
         return [*names, "max_exp_avg_sq"] if group["amsgrad"] else names
 
-    def _call_op(
-        self,
-        group: dict[str, Any],
-        lists: StepLists,
-        lr: float,
-        lr_tensor: Tensor | None,
-        bounds: tuple[float, float],
-        clip_first: bool,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        amsgrad = group["amsgrad"]
-        states = lists.states
-        beta1, beta2 = group["betas"]
-        run_step_op(
+    def _call(self, group: ParamGroup, states: list[list[Tensor]]) -> StepCall:
+        first, second, *largest = states
+        return (
             torch.ops.fastgan.adam_step_.default,
-            lists,
-            grad_scale is not None,
-            lists.params,
-            lists.grads,
-            states[0],
-            states[1],
-            states[2] if amsgrad else [],
-            lists.steps,
-            lists.shadows,
-            lr,
-            lr_tensor,
-            beta1,
-            beta2,
-            group["eps"],
-            group["weight_decay"],
-            amsgrad,
-            group["maximize"],
-            *bounds,
-            clip_first,
-            grad_scale,
-            found_inf,
+            (first, second, largest[0] if largest else []),
+            (*group["betas"], group["eps"], group["weight_decay"], group["amsgrad"]),
         )

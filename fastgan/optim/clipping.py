@@ -1,4 +1,4 @@
-"""What both optimisers share: the clip's settings, shadows, and gathering tensors for the op.
+"""The base of both optimisers: the clip's settings, shadows, and collecting tensors for the op.
 
 A step makes one call of an op for each param group, device and dtype. Everything that varies is
 read from the param groups and the state at each step, as torch.optim does, so that whatever a user,
@@ -21,11 +21,12 @@ from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.registration import call_counting_writes
 from fastgan.optim.weight_clipping import clip_bounds, clip_lists
 
-__all__ = ["Clip", "ClipWhen", "ClippingOptimizer", "StepLists"]
+__all__ = ["Clip", "ClipWhen", "ClippingOptimizer", "ParamGroup", "StepCall"]
 
 Clip: TypeAlias = "float | tuple[float, float] | None"
 ClipWhen: TypeAlias = Literal["after", "before"]
 ParamGroup: TypeAlias = "dict[str, Any]"
+StepCall: TypeAlias = "tuple[torch._ops.OpOverload, tuple[list[Tensor], ...], tuple[Any, ...]]"
 
 _SHADOW_DTYPES = (torch.bfloat16, torch.float16)
 #: torch.optim's arguments that choose among its implementations. There is one here, which is fused
@@ -65,18 +66,8 @@ class ClippingOptimizer(torch.optim.Optimizer):
         """The keys of a parameter's state, ``step`` apart, in the op's order."""
 
     @abstractmethod
-    def _call_op(
-        self,
-        group: ParamGroup,
-        lists: StepLists,
-        lr: float,
-        lr_tensor: Tensor | None,
-        bounds: tuple[float, float],
-        clip_first: bool,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        """Steps the lists' parameters by the subclass's op."""
+    def _call(self, group: ParamGroup, states: list[list[Tensor]]) -> StepCall:
+        """The op of a step, the states and the settings that it takes of the group."""
 
     def _remember_defaults(self, clip: Clip, clip_when: str, shadow_dtype: object) -> None:
         """Must be called before torch's ``__init__``, which adds the param groups."""
@@ -240,15 +231,16 @@ class ClippingOptimizer(torch.optim.Optimizer):
                 lr_here = lr.item()
             else:
                 lr_tensor = _as_scalar(lr).to(lists.device)
-            self._call_op(
-                group,
-                lists,
-                lr_here,
-                lr_tensor,
-                bounds,
-                clip_first,
-                _on(lists.device, grad_scale),
-                _on(lists.device, found_inf),
+            op, states, settings = self._call(group, lists.states)
+            written = [lists.params, lists.steps, lists.shadows, *lists.states]
+            if grad_scale is not None:  # the gradients are unscaled in place
+                written.append(lists.grads)
+            call_counting_writes(
+                op,
+                written,
+                *(lists.params, lists.grads, *states, lists.steps, lists.shadows),
+                *(lr_here, lr_tensor, *settings, group["maximize"], *bounds, clip_first),
+                *(_on(lists.device, grad_scale), _on(lists.device, found_inf)),
             )
         if idle and bounds != _NO_CLIP:
             clip_lists(idle, *bounds, found_inf=found_inf, shadow_of=self._shadow_for(group))
@@ -314,19 +306,6 @@ class ClippingOptimizer(torch.optim.Optimizer):
             if shadow_dtype is not None and dtype not in _SHADOW_DTYPES:
                 lists.shadows.append(self._shadow(param, shadow_dtype))
         return calls.values(), idle
-
-
-def run_step_op(
-    op: torch._ops.OpOverload,
-    lists: StepLists,
-    scaled: bool,
-    *args: Any,
-) -> None:
-    """Calls a step's op; `scaled`: the gradients are written too."""
-    written = [lists.params, lists.steps, lists.shadows, *lists.states]
-    if scaled:
-        written.append(lists.grads)
-    call_counting_writes(op, written, *args)
 
 
 def _complete_state(state: dict[str, Any], param: Tensor, names: list[str]) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from fastgan.optim.clipping import Clip, ClippingOptimizer, ClipWhen, StepLists, run_step_op
+from fastgan.optim.clipping import Clip, ClippingOptimizer, ClipWhen, ParamGroup, StepCall
 
 __all__ = ["RMSprop"]
 
@@ -54,8 +52,8 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
         clip_when: ``"after"`` the step, as in the paper; or ``"before"`` it, which leaves weights
             that may exceed the bounds by one step. That is not the trajectory of the authors' code,
             which clips and then takes the gradient, at the clipped weights; here the gradient is
-            there already. For theirs call :func:`fastgan.clip_weights_` before the forward pass, as
-            ``fastgan.training`` does.
+            there already. To clip as they do, call :func:`fastgan.clip_weights_` before the forward
+            pass, as ``fastgan.training`` does.
         shadow_dtype: ``torch.bfloat16`` or ``torch.float16``: each step also writes a copy of the
             weights in that dtype; see :meth:`shadow`.
 
@@ -111,7 +109,7 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
             differentiable=differentiable,
         )
 
-    def _state_names(self, group: dict[str, Any]) -> list[str]:
+    def _state_names(self, group: ParamGroup) -> list[str]:
         names = ["square_avg"]
         if group["momentum"] > 0:
             names.append("momentum_buffer")
@@ -119,41 +117,10 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
             names.append("grad_avg")
         return names
 
-    def _call_op(
-        self,
-        group: dict[str, Any],
-        lists: StepLists,
-        lr: float,
-        lr_tensor: Tensor | None,
-        bounds: tuple[float, float],
-        clip_first: bool,
-        grad_scale: Tensor | None,
-        found_inf: Tensor | None,
-    ) -> None:
-        momentum = group["momentum"]
-        centered = group["centered"]
-        states = lists.states
-        run_step_op(
+    def _call(self, group: ParamGroup, states: list[list[Tensor]]) -> StepCall:
+        momentum, centered = group["momentum"], group["centered"]
+        return (
             torch.ops.fastgan.rmsprop_step_.default,
-            lists,
-            grad_scale is not None,
-            lists.params,
-            lists.grads,
-            states[0],
-            states[1] if momentum > 0 else [],
-            states[-1] if centered else [],
-            lists.steps,
-            lists.shadows,
-            lr,
-            lr_tensor,
-            group["alpha"],
-            group["eps"],
-            group["weight_decay"],
-            momentum,
-            centered,
-            group["maximize"],
-            *bounds,
-            clip_first,
-            grad_scale,
-            found_inf,
+            (states[0], states[1] if momentum > 0 else [], states[-1] if centered else []),
+            (group["alpha"], group["eps"], group["weight_decay"], momentum, centered),
         )

@@ -88,7 +88,7 @@ def clip_weights_(
 
 
 def _parameters_of(module: nn.Module) -> list[Tensor]:
-    """As ``list(module.parameters())``, in any order, tied ones more than once; much faster."""
+    """``list(module.parameters())``, but faster: in any order, tied ones more than once."""
     parameters: list[Tensor] = []
     modules, seen = [module], {id(module)}
     for each in modules:  # which grows meanwhile

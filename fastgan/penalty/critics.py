@@ -124,7 +124,7 @@ class Recording:
 
     @property
     def apart(self) -> bool:
-        """Whether no sample sees another."""
+        """Whether each score depends on its own sample only."""
         return self.tape.mixes is None and all(v.batched and v.by_images for v in self.values)
 
     @property
@@ -256,7 +256,7 @@ class _Pickler(pickle.Pickler):
 
 
 def _pickled(values: list[Any]) -> bytes | None:
-    """What objects hold, for comparison; None if they can't be pickled."""
+    """The objects' contents, for comparison; None if they can't be pickled."""
     buffer = io.BytesIO()
     try:
         if values:
@@ -370,7 +370,7 @@ _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, Joining]] = weakref.WeakK
 
 
 def joining(critic: Critic, images: Tensor, names: tuple[str, ...]) -> Joining:
-    """What is known of a critic's calls with these batches, and with images of this kind.
+    """Records of a critic's calls with these batches, and with images of this kind.
 
     It is kept for modules only, and not for modules with hooks: a hook would run once for all
     batches.

@@ -27,7 +27,7 @@ TERMS = {"points": "gp", "real": "r1", "fake": "r2"}
 
 @dataclass(frozen=True)
 class Asked:
-    """What to compute.
+    """The penalty to compute.
 
     Attributes:
         loss: (real scores, fake scores) -> a scalar, each the tensors that the critic returned;

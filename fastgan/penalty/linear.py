@@ -180,7 +180,7 @@ def _cast(node: Node, input: Tensor) -> Tensor:
 
 
 def _unsummed(node: Node, grad: Tensor) -> Tensor:
-    """Of a sum: the gradient repeated over what was summed."""
+    """A sum's vjp: the gradient, repeated over the summed dimensions."""
     shape = node.slots[0].shape
     if shape and not (len(node.args) > 2 and node.args[2]):
         for dim in _dims(node, 1):
@@ -251,7 +251,7 @@ class _Index(_Map):
 
 
 class _Meeting(_Linear):
-    """Of tensors that are broadcast, row by row."""
+    """For tensors that are broadcast, row by row."""
 
     broadcasts = True
 

@@ -307,7 +307,7 @@ class Passes:
     def _mixed(
         self, node: Node, tangent: Tensor | None, factors: Tensor | None, inputs: dict[Node, Tensor]
     ) -> Tensor:
-        """What stands for an input: c_n a + u in penalised rows, a in the others."""
+        """The input of a merged product: c_n a + u in penalised rows, a in the others."""
         value = node.slots[node.rule.left]
         input = inputs.pop(node) if node in inputs else value.tensor
         assert input is not None

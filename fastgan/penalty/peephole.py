@@ -11,8 +11,8 @@ activation takes that one's output, and with the convolution after if nothing el
 activation's own; scores count as taken. Both hold one dtype then: where autocast changes it, the
 cast is an op of its own on the tape, and so is the mask.
 
-Values stay apart: a critic runs eagerly while it is recorded, so when a convolution runs, nobody
-knows yet of the activation that comes next.
+Values stay apart: a critic runs eagerly while it is recorded, so when a convolution runs, the next
+activation isn't known yet.
 """
 
 # ruff: noqa: D102

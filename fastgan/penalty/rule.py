@@ -251,7 +251,7 @@ def differentiated(
     *,
     create_graph: bool = False,
 ) -> Found:
-    """By autograd, the gradients of <grads, results>, for those that have any."""
+    """The gradients of <grads, results> by autograd, for inputs that have any."""
     slots = list(wanted)
     pairs = [
         (result, grad)

@@ -66,7 +66,7 @@ _ALONE = {aten.lift_fresh.default}
 
 @dataclass(frozen=True)
 class Op:
-    """What the tape needs to know before it runs an op.
+    """The tape's view of an op, before it runs.
 
     Attributes:
         func: the op.

@@ -16,7 +16,7 @@ __all__ = ["STYLES"]
 
 
 class _BySample(Autograd):
-    """By autograd, one sample at a time."""
+    """Derivatives by autograd, one sample at a time."""
 
     def batched(self, node: Node, samples: int) -> bool:
         return aligned(node)
@@ -26,7 +26,7 @@ _SMOOTH, _PIECEWISE = _BySample(), _BySample(piecewise_linear=True)
 
 
 class _BiasAct(Rule):
-    """Of a piecewise-linear activation, from the signs of its output."""
+    """A piecewise-linear activation's derivatives, from its output's signs."""
 
     def for_node(self, node: Node) -> Rule:
         act, alpha, along_samples = node.arg(3), node.arg(4), node.arg(2) % len(node.slots[0].shape)

@@ -84,7 +84,7 @@ class Tape(TorchFunctionMode):
     :attr:`images`.
 
     Args:
-        images: (N, ...), a tensor that nobody else holds.
+        images: (N, ...), a tensor that nothing else references.
         joined: whether the batch holds several batches one after the other, which must not notice
             one another: then :class:`Changed` is raised before anything moves or mixes.
         divided: whether the tape will be :meth:`narrowed`: then it is raised, too, before what
@@ -261,7 +261,7 @@ class Tape(TorchFunctionMode):
         return result
 
     def _touched(self, structure: Any) -> bool:
-        """Whether any tensor in it came of the images."""
+        """Whether any tensor in it depends on the images."""
         for tensor in tensors_in(structure):
             if self._by_images(tensor):
                 return True
@@ -412,7 +412,7 @@ class Tape(TorchFunctionMode):
                     self._hold(value, tensor)
 
     def _hold(self, value: Value, tensor: Tensor) -> None:
-        # A tensor of its own: whoever else keeps the data then shows in the storage's count.
+        # A tensor of its own: other references to the data then show in the storage's count.
         value.tensor = tensor.detach()
         self._saved.setdefault(_storage(tensor), []).append(value)
 
@@ -651,7 +651,7 @@ def _slots(info: Op, args: Sequence[Any]) -> Iterator[tuple[Any, Tensor]]:
 
 
 def _beside(node: Node) -> list[Value | Tensor]:
-    """What doesn't depend on the images and has a row for each row of the result."""
+    """Values that don't depend on the images and have a row for each row of the result."""
     (output, *_) = node.outputs
     found: list[Value | Tensor] = [node.slots[slot] for slot in node.own]
     found += [argument for argument in node.args if isinstance(argument, Tensor)]

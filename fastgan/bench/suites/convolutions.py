@@ -37,7 +37,7 @@ PASSES: dict[str, Pass] = {
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    """Of the suite "ops"."""
+    """These cases of the suite "ops"."""
     layers = (*generator_layers(), *critic_layers())
     if device.type == "cuda":
         dtypes = ["bfloat16"] if quick else ["bfloat16", "float16"]

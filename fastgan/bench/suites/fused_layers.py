@@ -24,7 +24,7 @@ __all__ = ["cases"]
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    """Of the suite "ops"."""
+    """These cases of the suite "ops"."""
     if device.type == "cuda":
         batches = [64] if quick else [64, 128, 512]
         dtypes = ["bfloat16"] if quick else ["bfloat16", "float16", "float32"]

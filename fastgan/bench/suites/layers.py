@@ -54,7 +54,7 @@ class Layer:
 
     @property
     def shape(self) -> str:
-        """For people.
+        """A readable name.
 
         Example:
             >>> generator_layers()[1].shape
@@ -70,7 +70,7 @@ class Layer:
 
     @property
     def weight_shape(self) -> tuple[int, int, int, int]:
-        """As the module's.
+        """The shape of the module's weight.
 
         Example:
             >>> generator_layers()[1].weight_shape, critic_layers()[1].weight_shape
@@ -81,7 +81,7 @@ class Layer:
         return self.channels_out, self.channels_in, self.taps, self.taps
 
     def work(self, batch: int, dtype: str, passes: Iterable[str]) -> Work:
-        """Of these passes over so many images."""
+        """The work of these passes over a batch."""
         return convolution_steps(
             batch,
             (self.channels_in, self.size_in, self.size_in),
@@ -96,7 +96,7 @@ class Layer:
 def generator_layers(
     nz: int = 100, ngf: int = 64, nc: int = 3, image_size: int = 64
 ) -> list[Layer]:
-    """From noise to image.
+    """A generator's layers, from noise to image.
 
     Example:
         >>> [layer.channels_out for layer in generator_layers()]
@@ -112,7 +112,7 @@ def generator_layers(
 
 
 def critic_layers(nc: int = 3, ndf: int = 64, image_size: int = 64) -> list[Layer]:
-    """From image to score: of a discriminator, and of a critic.
+    """A discriminator's or critic's layers, from image to score.
 
     Example:
         >>> [layer.channels_out for layer in critic_layers()]

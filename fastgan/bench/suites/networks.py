@@ -76,7 +76,7 @@ def _case(
     dtype: str,
     batch: int,
 ) -> Case:
-    """Of other people's networks, ours is the plain one, fused."""
+    """A case; without ``ours``, fastgan's network is the plain one, fused."""
     with torch.device("meta"):
         network, images = plain().eval(), torch.empty(batch, *shape)
     return Case(

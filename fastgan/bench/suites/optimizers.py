@@ -41,7 +41,7 @@ OPS: dict[str, tuple[int, int]] = {
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    """Of the suite "ops"."""
+    """These cases of the suite "ops"."""
     wanted = [(op, "DCGAN-64 critic", cold) for op in OPS for cold in (False, True)]
     if not quick:
         wanted += [(op, "64 million weights in 200 tensors", True) for op in OPS]

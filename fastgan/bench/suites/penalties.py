@@ -143,7 +143,7 @@ OTHERS: tuple[tuple[Subject, str, int], ...] = (
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    """Of the suite "ops"."""
+    """These cases of the suite "ops"."""
     cuda = device.type == "cuda"
     if cuda:
         batches = [64] if quick else [64, 128, 512]
@@ -186,7 +186,7 @@ def _case(subject: Subject, op: str, dtype: str, batch: int, *, compiled: bool =
 
 @functools.cache
 def _work(subject: Subject, op: str, dtype: str, batch: int) -> Work:
-    """Of a loss and its gradients without a second backward pass.
+    """The work of a loss and its gradients without a second backward pass.
 
     Every batch takes a forward pass, input and weight gradients, a penalised one tangents and the
     images' own gradient as well; ``docs/gradient-penalty.md`` derives them. Smooth ops need more:
@@ -205,11 +205,11 @@ def _work(subject: Subject, op: str, dtype: str, batch: int) -> Work:
 def contenders(
     subject: Subject, op: str, dtype: str, batch: int, setting: Setting
 ) -> dict[str, Call]:
-    """Of a case: each sets its critic's gradients, and returns the loss.
+    """A case's contenders: each sets its critic's gradients and returns the loss.
 
     Args:
-        subject: whose critic.
-        op: which of its losses.
+        subject: makes the critic.
+        op: a name of the losses.
         dtype: a name of :data:`fastgan.bench.cases.DTYPES`.
         batch: real images, and as many fakes.
         setting: where, and against whom.

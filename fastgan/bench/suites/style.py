@@ -36,7 +36,7 @@ _MODULATIONS = ("fastgan", "scaled", "grouped")
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
-    """Of the suite "style"."""
+    """The suite "style"."""
     batch, channels, size = (32, 128, 128) if device.type == "cuda" else (8, 64, 64)
     dtypes = ["float32"]
     if device.type == "cuda":

@@ -41,7 +41,7 @@ STRICT   := $(if $(filter test-all,$(MAKECMDGOALS)),FASTGAN_BUILD_STRICT=1)
 define install
 @test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 @echo "installing into $(VENV) ..."
-@$(INSTALL) setuptools wheel ninja pybind11 torch numpy
+@$(INSTALL) setuptools ninja torch numpy
 @MAKEFLAGS= $(1) $(INSTALL) --no-build-isolation -e '.[$(2)]'
 @$(BIN)/python -c 'import fastgan; print(fastgan.build_info().summary())'
 endef

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import json
 import os
 import platform
 import re
@@ -69,10 +70,7 @@ CUDA_SOURCES = (
     "csrc/cuda/rmsprop.cu",
     "csrc/cuda/upfirdn2d.cu",
 )
-#: The Python module that describes the build.
-MODULE_SOURCES = ("csrc/module.cpp",)
-
-ALL_SOURCES = CPU_SOURCES + LOOP_SOURCES + CUDA_SOURCES + MODULE_SOURCES
+ALL_SOURCES = CPU_SOURCES + LOOP_SOURCES + CUDA_SOURCES
 
 #: The oldest torch whose stable ABI the ops are written against.
 TORCH_TARGET = "2.10"
@@ -182,8 +180,6 @@ class Configuration:
     cxx_version: str
     torch_version: str
     torch_root: Path
-    pybind11_include: str
-    python_include: str
     cuda: Cuda | None
     cuda_left_out_because: str
     strict: bool
@@ -260,8 +256,6 @@ def configure(
         cxx_version=cxx_version,
         torch_version=torch_version,
         torch_root=torch_root,
-        pybind11_include=_find_pybind11(),
-        python_include=sysconfig.get_path("include"),
         cuda=cuda,
         cuda_left_out_because=left_out_because,
         strict=strict,
@@ -294,13 +288,6 @@ def _find_torch() -> tuple[Path, str]:
     if match is None or (int(match[1]), int(match[2])) < needed:
         raise BuildError(f"building fastgan needs torch >= {TORCH_TARGET}, this is {version}")
     return Path(spec.origin).parent, version
-
-
-def _find_pybind11() -> str:
-    spec = importlib.util.find_spec("pybind11")
-    if spec is None or spec.origin is None:
-        raise BuildError("building fastgan needs pybind11: pip install pybind11")
-    return str(Path(spec.origin).parent / "include")
 
 
 def find_nvcc(environment: Mapping[str, str]) -> str | None:
@@ -405,7 +392,6 @@ def ninja_file(configuration: Configuration, build_dir: Path) -> str:
     prefix_maps = (
         f"-ffile-prefix-map={ROOT}=fastgan",
         f"-ffile-prefix-map={c.torch_root}=torch",
-        f"-ffile-prefix-map={c.pybind11_include}=pybind11",
     )
     strict_cxx_flags = STRICT_CXX_FLAGS if c.strict else ()
     define_cuda = ("-DFASTGAN_WITH_CUDA",) if c.cuda else ()
@@ -413,11 +399,6 @@ def ninja_file(configuration: Configuration, build_dir: Path) -> str:
         f"-DTORCH_TARGET_VERSION={TORCH_TARGET_VERSION}",
         "-isystem",
         str(c.torch_root / "include"),
-    )
-    module_flags = (
-        *("-isystem", c.pybind11_include),
-        *("-isystem", c.python_include),
-        *("-I", str(build_dir)),
     )
     lines += [
         f"cxx = {flags(*c.cxx)}",
@@ -476,28 +457,15 @@ def ninja_file(configuration: Configuration, build_dir: Path) -> str:
     if c.cuda:
         objects += [compile_with("nvcc", source) for source in CUDA_SOURCES]
         link_flags += (c.cuda.runtime, "-ldl", "-lrt", "-lpthread")
-    module_objects = [compile_with("cxx", source, extra=module_flags) for source in MODULE_SOURCES]
-
-    for target, inputs, extra in (
-        (ops_library(build_dir), objects, link_flags),
-        # A Python module's symbols come from the interpreter that loads it.
-        (build_module(build_dir), module_objects, ("-Wl,-z,undefs",)),
-    ):
-        lines.append(
-            f"build {_escape_path(str(target))}: link {' '.join(map(_escape_path, inputs))}"
-        )
-        lines.append(f"  flags = {flags(*extra)}")
+    target = _escape_path(str(ops_library(build_dir)))
+    lines.append(f"build {target}: link {' '.join(map(_escape_path, objects))}")
+    lines.append(f"  flags = {flags(*link_flags)}")
     return "\n".join(lines) + "\n"
 
 
 def ops_library(build_dir: Path) -> Path:
     """Where the library with the ops is built."""
     return build_dir / "_ops.so"
-
-
-def build_module(build_dir: Path) -> Path:
-    """Where the module that describes the build is built."""
-    return build_dir / "_build.so"
 
 
 def _escape(text: str) -> str:
@@ -508,48 +476,28 @@ def _escape_path(path: str) -> str:
     return path.replace("$", "$$").replace(" ", "$ ").replace(":", "$:")
 
 
-def description_header(configuration: Configuration) -> str:
-    """The text of build_description.h, which csrc/module.cpp includes."""
+def description(configuration: Configuration) -> dict[str, object]:
+    """What the build contains: ``_build.json``, which :func:`fastgan.build_info` reads."""
     c = configuration
-    architectures = [name for a in c.cuda.architectures for name in a.names] if c.cuda else []
-
-    def string(text: str) -> str:
-        return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
-
-    def optional(text: str | None) -> str:
-        return "std::nullopt" if not text else f"std::optional<std::string>({string(text)})"
-
-    def strings(words: list[str]) -> str:
-        return "{" + ", ".join(string(word) for word in words) + "}"
-
-    toolkit = c.cuda.version if c.cuda else None
-    cuda_flags = [*CUDA_FLAGS, *(a.gencode for a in c.cuda.architectures)] if c.cuda else []
-    return f"""// Written by native_build.py.
-#pragma once
-#include <optional>
-#include <string>
-#include <vector>
-namespace fastgan::build_description {{
-inline const char* const version = {string(c.version)};
-inline const char* const torch_target = {string(TORCH_TARGET)};
-inline const char* const built_with_torch = {string(c.torch_version)};
-inline const char* const cxx_compiler = {string(c.cxx_version)};
-inline const std::vector<std::string> cxx_flags = {strings(list(CXX_FLAGS))};
-inline const std::vector<std::string> cpu_instruction_sets = {strings(list(c.instruction_sets))};
-inline const bool cuda = {"true" if c.cuda else "false"};
-inline const std::optional<std::string> cuda_toolkit = {optional(toolkit)};
-inline const std::vector<std::string> cuda_architectures = {strings(architectures)};
-inline const std::vector<std::string> cuda_flags = {strings(cuda_flags)};
-inline const std::optional<std::string> cuda_left_out_because =
-    {optional(c.cuda_left_out_because)};
-}}  // namespace fastgan::build_description
-"""
+    architectures = c.cuda.architectures if c.cuda else ()
+    return {
+        "version": c.version,
+        "torch_target": TORCH_TARGET,
+        "built_with_torch": c.torch_version,
+        "cxx_compiler": c.cxx_version,
+        "cxx_flags": CXX_FLAGS,
+        "cpu_instruction_sets": list(c.instruction_sets),
+        "cuda": c.cuda is not None,
+        "cuda_toolkit": c.cuda.version if c.cuda else None,
+        "cuda_architectures": [name for each in architectures for name in each.names],
+        "cuda_flags": [*CUDA_FLAGS, *(each.gencode for each in architectures)] if c.cuda else [],
+        "cuda_left_out_because": c.cuda_left_out_because or None,
+    }
 
 
 def build(configuration: Configuration, build_dir: Path, *, verbose: bool = False) -> None:
-    """Builds both libraries in build_dir; files whose inputs did not change stay as they are."""
+    """Builds the library in build_dir; files whose inputs did not change stay as they are."""
     build_dir.mkdir(parents=True, exist_ok=True)
-    _write_if_changed(build_dir / "build_description.h", description_header(configuration))
     _write_if_changed(build_dir / "build.ninja", ninja_file(configuration, build_dir))
     command = [_find_ninja(), "-f", str(build_dir / "build.ninja")]
     jobs = os.environ.get("MAX_JOBS", "").strip()
@@ -565,19 +513,17 @@ def build(configuration: Configuration, build_dir: Path, *, verbose: bool = Fals
         raise BuildError(f"compiling failed, see above{hint}")
 
 
-def install(place: Callable[[str], Path], *, verbose: bool = False) -> None:
-    """Configures and builds, then puts both libraries where ``place`` says for their modules."""
+def install(folder: Path, *, verbose: bool = False) -> None:
+    """Configures and builds, then puts the library and its description into a folder."""
     # Not in a folder of setuptools', which is new each time: a second build finds the first's
     # objects here and compiles only what changed.
     build_dir = Path("build") / f"native-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
-    build(configure(package_version()), ROOT / build_dir, verbose=verbose)
-    for name, built in (
-        ("fastgan._ops", ops_library(ROOT / build_dir)),
-        ("fastgan._build", build_module(ROOT / build_dir)),
-    ):
-        target = place(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        replace_library(built, target)
+    configuration = configure(package_version())
+    build(configuration, ROOT / build_dir, verbose=verbose)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace_library(ops_library(ROOT / build_dir), folder / "_ops.so")
+    text = json.dumps(description(configuration), indent=1) + "\n"
+    _write_if_changed(folder / "_build.json", text)
 
 
 def package_version() -> str:
@@ -592,12 +538,6 @@ def replace_library(built: Path, target: Path) -> None:
     temporary = target.with_name(f".{target.name}.new")
     shutil.copyfile(built, temporary)
     os.replace(temporary, target)
-
-
-def place_in_checkout(name: str) -> Path:
-    """Where a checkout's own package has the library, as after an editable install."""
-    suffix = ".so" if name == "fastgan._ops" else str(sysconfig.get_config_var("EXT_SUFFIX"))
-    return ROOT / (name.replace(".", "/") + suffix)
 
 
 def _write_if_changed(path: Path, text: str) -> None:
@@ -621,6 +561,6 @@ def _find_ninja() -> str:
 
 if __name__ == "__main__":
     try:
-        install(place_in_checkout)
+        install(ROOT / "fastgan")
     except BuildError as failed:
         sys.exit(f"error: {failed}")

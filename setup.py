@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
@@ -21,21 +22,26 @@ import native_build  # noqa: E402
 
 
 class BuildNative(build_ext):  # type: ignore[misc]
-    """Hands the whole job to ninja, then puts the two libraries where setuptools expects them."""
+    """Hands the whole job to ninja, then puts the library where setuptools expects it."""
 
     def build_extensions(self) -> None:
         try:
             native_build.install(
-                lambda name: Path(self.get_ext_fullpath(name)), verbose=self.verbose > 1
+                Path(self.get_ext_fullpath("fastgan._ops")).parent, verbose=self.verbose > 1
             )
         except native_build.BuildError as error:
             raise SystemExit(f"error: {error}") from None
 
     def get_ext_filename(self, fullname: str) -> str:
         # The library of ops is no Python module and serves every version of Python.
-        if fullname.rpartition(".")[2] == "_ops":
-            return os.path.join(*fullname.split(".")) + ".so"
-        return str(super().get_ext_filename(fullname))
+        return os.path.join(*fullname.split(".")) + ".so"
+
+
+class BuildWheel(bdist_wheel):  # type: ignore[misc]
+    """Tags the wheel for every Python 3: nothing in it is compiled for one."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "py3", "none", super().get_tag()[2]
 
 
 class BuildPython(build_py):  # type: ignore[misc]
@@ -43,20 +49,15 @@ class BuildPython(build_py):  # type: ignore[misc]
 
     def run(self) -> None:
         if self.editable_mode and not self.distribution.ext_modules:
-            for pattern in ("_ops.so", "_build.*.so"):
-                for stale in (ROOT / "fastgan").glob(pattern):
-                    stale.unlink()
+            for stale in ("_ops.so", "_build.json"):
+                (ROOT / "fastgan" / stale).unlink(missing_ok=True)
         super().run()
 
 
 def extensions() -> list[Extension]:
     try:
         if native_build.wants_native(os.environ):
-            ops_sources = [s for s in native_build.ALL_SOURCES if s != "csrc/module.cpp"]
-            return [
-                Extension("fastgan._ops", ops_sources),
-                Extension("fastgan._build", list(native_build.MODULE_SOURCES)),
-            ]
+            return [Extension("fastgan._ops", list(native_build.ALL_SOURCES))]
     except native_build.BuildError as error:
         raise SystemExit(f"error: {error}") from None
     print(
@@ -69,5 +70,9 @@ def extensions() -> list[Extension]:
 if __name__ == "__main__":
     setup(
         ext_modules=extensions(),
-        cmdclass={"build_ext": BuildNative, "build_py": BuildPython},
+        cmdclass={
+            "bdist_wheel": BuildWheel,
+            "build_ext": BuildNative,
+            "build_py": BuildPython,
+        },
     )

@@ -1,18 +1,17 @@
 """The compiled part: loading it, and saying what it contains.
 
-The build makes two libraries beside this file. ``_build`` is a Python module that describes the
-build and needs nothing of torch; ``_ops.so`` holds the ops and registers them with torch when it is
-loaded. An install with neither is a pure-Python one (``FASTGAN_BUILD_NATIVE=0``), where the ops are
-plain PyTorch. Anything between the two, or a library that does not load, is an error here, with its
-reason, and not an ``AttributeError`` at the first use of an op.
+The build makes two files beside this one, for every Python. ``_build.json`` describes the build;
+``_ops.so`` holds the ops and registers them with torch when it is loaded. An install with neither
+is a pure-Python one (``FASTGAN_BUILD_NATIVE=0``), where the ops are plain PyTorch. Anything between
+the two, or a library that does not load, is an error here, with its reason, and not an
+``AttributeError`` at the first use of an op.
 """
 
 from __future__ import annotations
 
 import ctypes
-import importlib
-import importlib.machinery
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -94,7 +93,8 @@ def load() -> bool:
     if description is None and not library.exists():
         return False
     if description is None or not library.exists():
-        present, missing = ("_ops.so", "_build") if library.exists() else ("_build", "_ops.so")
+        names = ("_ops.so", "_build.json")
+        present, missing = names if library.exists() else names[::-1]
         raise NativeLibraryError(
             f"fastgan's compiled part is incomplete: {present} is there, {missing} is not; "
             f"{_REBUILD}"
@@ -142,30 +142,27 @@ def build_info() -> BuildInfo:
         return BuildInfo(version=__version__, native=False)
     description = _description(_FOLDER)
     assert description is not None, "load() has checked it"
-    fields: dict[str, Any] = {
+    facts: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in description.items()
     }
-    return BuildInfo(native=True, cpu_instruction_set=_cpu_instruction_set(), **fields)
+    return BuildInfo(native=True, cpu_instruction_set=_cpu_instruction_set(), **facts)
 
 
 def _description(folder: Path) -> dict[str, Any] | None:
-    """What the module ``_build`` says, or None where there is no such module."""
-    if not any((folder / f"_build{s}").exists() for s in importlib.machinery.EXTENSION_SUFFIXES):
-        others = sorted(path.name for path in folder.glob("_build.*.so"))
-        if others:
-            raise NativeLibraryError(
-                f"fastgan's compiled part was built for another Python ({', '.join(others)}); "
-                f"{_REBUILD}"
-            )
+    """What ``_build.json`` says, or None where there is no such file."""
+    path = folder / "_build.json"
+    if not path.exists():
         return None
     try:
-        module = importlib.import_module("fastgan._build")
-    except ImportError as error:
+        description = json.loads(path.read_text(encoding="utf-8"))
+        known = {field.name for field in fields(BuildInfo)}
+        if not isinstance(description, dict) or not {"version"} <= description.keys() <= known:
+            raise ValueError("it has other entries than this version's")
+    except (OSError, ValueError) as error:
         raise NativeLibraryError(
-            f"fastgan's build description does not load: {error}; {_REBUILD}"
+            f"fastgan's build description, {path}, can't be read: {error}; {_REBUILD}"
         ) from error
-    description: dict[str, Any] = module.description()
     return description
 
 

@@ -166,7 +166,7 @@ class TrainedGenerator:
         """
         from fastgan.hub import Pretrained
 
-        Pretrained(self).save_pretrained(folder, **options)
+        Pretrained(self).save_pretrained(Path(folder), **options)
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """Uploads that folder; returns the commit's address; needs ``fastgan[hub]``.

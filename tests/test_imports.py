@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
@@ -132,3 +133,33 @@ def test_no_submodule_can_take_the_place_of_a_function(package: str):
     submodules = {each.name for each in pkgutil.iter_modules(module.__path__)}
     for name in submodules & set(module.__all__):
         assert isinstance(getattr(module, name), types.ModuleType)
+
+
+WITHOUT_POSIX = """
+import os, signal, sys, types
+import torch  # with all that it imports of Python's, which asks for msvcrt too
+
+locked = []
+sys.modules["fcntl"] = None
+sys.modules["msvcrt"] = types.SimpleNamespace(
+    LK_NBLCK=2, locking=lambda handle, mode, count: locked.append((mode, count))
+)
+for name in ("pthread_sigmask", "SIGHUP"):
+    delattr(signal, name)
+for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "pipe2", "pread", "sched_getaffinity"):
+    delattr(os, name)
+
+from fastgan.cli import main
+
+small = ["--steps=1", "--nz=4", "--ngf=4", "--ndf=4", "--batch-size=4", "--device=cpu"]
+assert main(["train", "--out", "run", *small]) == 0
+assert locked == [(2, 1)]
+assert main(["sample", "run", "--out", "grid.png"]) == 0
+"""
+
+
+def test_training_needs_nothing_that_windows_or_macos_lack(tmp_path: Path) -> None:
+    """As far as Linux can show: what only it or POSIX has is taken away."""
+    environment = {**os.environ, "FASTGAN_CACHE_DIR": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", WITHOUT_POSIX], cwd=tmp_path, check=True, env=environment)
+    assert {"run", "grid.png"} <= {path.name for path in tmp_path.iterdir()}

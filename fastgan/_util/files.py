@@ -15,6 +15,10 @@ from fastgan.errors import OutputError
 __all__ = ["atomic_write", "check_writable"]
 
 
+#: Not for processes that this one starts; on Windows without new line ends.
+_AS_IT_IS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
 def check_writable(path: str | os.PathLike[str]) -> None:
     """Refuses a place where no file can be written, before the work whose result would go there.
 
@@ -71,7 +75,7 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = False) -> Iter
     try:
         # An ordinary file: the system takes this process's umask off its mode.
         name = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
-        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _AS_IT_IS, 0o666)
         temporary = name
         with os.fdopen(handle, "w+b") as file:
             yield file
@@ -80,7 +84,7 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = False) -> Iter
                 os.fsync(file.fileno())
         os.replace(temporary, path)
         temporary = None
-        if durable:
+        if durable and os.name != "nt":  # Windows opens no folders
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)

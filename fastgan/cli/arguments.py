@@ -299,8 +299,8 @@ def _add_bench(commands: Any) -> None:
         "--max-minutes",
         type=_above_zero,
         metavar="M",
-        help="about how long all may take: cases that don't fit are left out, with a note"
-        " (default 9 with --quick)",
+        help="about how long all may take: cases that don't fit are left out, with a note; below 5"
+        " minutes so are torch.compile and peak memory (default 9 with --quick)",
     )
     parser.add_argument(
         "--no-compile", action="store_true", help="leave torch.compile out: compiling takes longest"

@@ -36,6 +36,9 @@ _QUICK_SECONDS = {"cpu": 3.0, "cuda": 0.5}
 #: So that it ends within ten, with the last case and the pictures, however slow the machine.
 _QUICK_MINUTES = 9.0
 
+#: Below, torch.compile and peaks of memory would leave no time for the headline cases.
+_MINUTES_FOR_ALL = 5.0
+
 _ABOVE_THE_FLOOR = (
     "more than 100% of floor: data still in a cache, or convolutions that save products"
 )
@@ -60,6 +63,11 @@ def run(options: argparse.Namespace) -> int:
         no_plots = why_no_plots()
         if no_plots is not None:
             display.on_note(no_plots)
+        if not plan.memory:
+            display.on_note(
+                "torch.compile and peak memory are left out: they take more than --max-minutes"
+                f" {options.max_minutes:g}"
+            )
         result = run_cases(cases, plan, display)
     changes = None if earlier is None else compare(earlier, result)
     written = write_result(result, folder, changes)
@@ -75,8 +83,9 @@ def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
     minutes = options.max_minutes
     if minutes is None and options.quick:
         minutes = _QUICK_MINUTES
+    short = minutes is not None and minutes < _MINUTES_FOR_ALL
     mode = None
-    if not options.no_compile:
+    if not options.no_compile and not short:
         # Graphs we capture ourselves, for all alike. Autotuning takes minutes a case.
         tuned = device.type == "cuda" and not options.quick
         mode = "max-autotune-no-cudagraphs" if tuned else "default"
@@ -84,6 +93,7 @@ def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
         device=device,
         budget=Budget(seconds),
         compile_mode=mode,
+        memory=not short,
         seconds=None if minutes is None else 60 * minutes,
         urgency=lambda case: urgency(case, device.type),
         settings={

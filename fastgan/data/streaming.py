@@ -90,6 +90,9 @@ def _unchanged(batch: Any) -> Any:
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
     """Let a Ctrl-C wait; processes started inside begin with it held back as well."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows: workers ignore it once they run
+        yield
+        return
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -101,9 +104,10 @@ def _start_worker(number: int) -> None:
     # Ctrl-C reaches the whole process group. The trainer wants to finish its step and save, which
     # it can't if its workers are gone; they end when it closes the stream, or when it is gone.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    if hasattr(signal, "pthread_sigmask"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 
 class ImageStream:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,10 @@ __all__ = ["PATIENCE", "stop_on_signals"]
 PATIENCE = 120.0
 """Seconds from the first signal to the end, whatever the run waits for; a step takes less."""
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# Windows has no SIGHUP.
+_SIGNALS = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
 
 
 @contextmanager
@@ -50,9 +54,12 @@ def stop_on_signals(request_stop: Callable[[str], None]) -> Iterator[None]:
 
     for number in previous:
         signal.signal(number, handle)
-    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    # Sockets, not a pipe: Windows can wait for no other.
+    reader, writer = socket.socketpair()
+    for each in (reader, writer):
+        each.setblocking(False)
     # The system's own handler writes each signal's number there, wherever the main thread is.
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     arguments = (reader, {int(number) for number in previous}, heard)
     watcher = threading.Thread(target=_watch, args=arguments, daemon=True)
     watcher.start()
@@ -61,13 +68,13 @@ def stop_on_signals(request_stop: Callable[[str], None]) -> Iterator[None]:
     finally:
         restore()
         signal.set_wakeup_fd(before)
-        os.write(writer, b"\0")
+        writer.send(b"\0")
         watcher.join()
-        os.close(writer)
-        os.close(reader)
+        writer.close()
+        reader.close()
 
 
-def _watch(reader: int, numbers: set[int], heard: threading.Event) -> None:
+def _watch(reader: socket.socket, numbers: set[int], heard: threading.Event) -> None:
     first: int | None = None
     deadline: float | None = None
     while True:
@@ -76,7 +83,7 @@ def _watch(reader: int, numbers: set[int], heard: threading.Event) -> None:
         if not ready:
             assert first is not None
             _end(first, f"{PATIENCE:.0f} s of waiting")
-        for number in os.read(reader, 64) if ready else b"":
+        for number in reader.recv(64) if ready else b"":
             if number == 0:
                 return
             if number not in numbers:

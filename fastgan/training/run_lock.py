@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import socket
 import time
@@ -10,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fastgan._util.locks import try_lock
 from fastgan._util.reading import one_line, printable
 from fastgan.errors import OutputError
 
@@ -52,7 +52,7 @@ def run_lock(folder: Path) -> Iterator[None]:
     finally:
         _held.discard(key)
         # While it is still ours: whoever opened it before finds that it is gone, and looks again.
-        with suppress(OSError):
+        with suppress(OSError):  # Windows keeps an open file, and the next run takes it over
             path.unlink()
         os.close(handle)
 
@@ -64,7 +64,7 @@ def _key(file: Path | int) -> tuple[int, int]:
 
 def _locked(path: Path) -> int:
     """The open lock file, locked, and still the one of that name."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
     while True:
         try:
             handle = os.open(path, flags, 0o666)
@@ -83,19 +83,20 @@ def _locked(path: Path) -> int:
 
 def _lock(handle: int, folder: Path) -> None:
     try:
-        fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError) as error:
-        holder = printable(os.pread(handle, 200, 0).decode("utf-8", "replace").strip())
-        raise OutputError(
-            f"{folder}: {holder or 'another process'} writes there; wait for it to end, or choose"
-            " another folder"
-        ) from error
+        free = try_lock(handle)
+        os.lseek(handle, 0, os.SEEK_SET)
+        holder = "" if free else printable(os.read(handle, 200).decode("utf-8", "replace").strip())
     except OSError as error:
         raise OutputError(
             f"{folder}: can't be locked ({one_line(error)}); this file system has no locks, without"
             " which two runs could spoil each other: choose a folder on another"
         ) from error
+    if not free:
+        raise OutputError(
+            f"{folder}: {holder or 'another process'} writes there; wait for it to end, or choose"
+            " another folder"
+        )
     text = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T %z')}\n"
     with suppress(OSError):  # a full disk: the lock holds all the same
         os.ftruncate(handle, 0)
-        os.pwrite(handle, text.encode(), 0)
+        os.write(handle, text.encode())

@@ -1,116 +1,94 @@
 """Indices beyond 2^31, checked on sizes alone: no such tensor is allocated.
 
-A small program is compiled from the headers that the kernels use, and its answers are compared with
-Python's integers, which have no limit.
+The headers that the kernels use are compiled as a Python module, and its answers are compared with
+Python's integers, which have no limit. Undefined arithmetic ends the process.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import shlex
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
+import pybind11
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 8192
 
-PROGRAM = r"""
-#include <cstdio>
-#include <cstring>
-#include <iostream>
+MODULE = r"""
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <tuple>
 #include <vector>
 
 #include "cuda/chunk_table.h"
 
 using namespace fastgan;
 using namespace fastgan::cuda;
+using Numbers = std::vector<std::int64_t>;
 
-// In: "table", the chunk size, the number of tensors, their sizes, the number of questions, chunks.
-// Out: the number of chunks, then for each chunk asked for: tensor, begin, end.
-void answer_table() {
-    std::int64_t chunk_elements, tensors, questions;
-    std::cin >> chunk_elements >> tensors;
+// The number of chunks, and of each chunk asked for: tensor, begin, end.
+auto chunks(std::int64_t chunk_elements, const Numbers& sizes, const Numbers& asked) {
     ChunkTable table;
-    for (std::int64_t i = 0; i < tensors; ++i) {
+    for (const std::int64_t numel : sizes) {
         MultiTensorItem item;
-        std::cin >> item.numel;
+        item.numel = numel;
         add_to_table(table, item, true, chunk_elements);
     }
-    std::cout << table.chunks << "\n";
-    std::cin >> questions;
-    for (std::int64_t i = 0; i < questions; ++i) {
-        std::int64_t asked;
-        std::cin >> asked;
-        const Chunk chunk = find_chunk(table, asked, chunk_elements);
-        std::cout << chunk.entry << " " << chunk.begin << " " << chunk.end << "\n";
+    std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t>> found;
+    for (const std::int64_t number : asked) {
+        const Chunk chunk = find_chunk(table, number, chunk_elements);
+        found.emplace_back(chunk.entry, chunk.begin, chunk.end);
     }
+    return std::make_tuple(std::int64_t{table.chunks}, found);
 }
 
-// In: "layout", dimensions, sizes, the parameter's strides, the gradient's, questions, indices.
-// Out: for each index: the offset in the parameter and in the gradient.
-void answer_layout() {
-    int dimensions;
-    std::cin >> dimensions;
-    std::vector<std::int64_t> sizes(dimensions), param(dimensions), grad(dimensions);
-    for (auto* list : {&sizes, &param, &grad}) {
-        for (auto& value : *list) {
-            std::cin >> value;
-        }
-    }
+// Of each element asked for: the offset in the parameter and in the gradient.
+auto offsets(
+    const Numbers& sizes, const Numbers& param, const Numbers& grad, const Numbers& asked) {
     const std::int64_t* const strides[kPlaces] = {param.data(), grad.data()};
-    const JointLayout layout = make_joint_layout(sizes.data(), strides, dimensions);
-    std::int64_t questions;
-    std::cin >> questions;
-    for (std::int64_t i = 0; i < questions; ++i) {
-        std::int64_t index;
-        std::cin >> index;
-        std::cout << layout.offset(kParam, index) << " " << layout.offset(kGrad, index) << "\n";
+    const auto layout = make_joint_layout(sizes.data(), strides, static_cast<int>(sizes.size()));
+    std::vector<std::tuple<std::int64_t, std::int64_t>> found;
+    for (const std::int64_t index : asked) {
+        found.emplace_back(layout.offset(kParam, index), layout.offset(kGrad, index));
     }
+    return found;
 }
 
-int main() {
-    std::string question;
-    std::cin >> question;
-    question == "table" ? answer_table() : answer_layout();
+PYBIND11_MODULE(index_arithmetic, module) {
+    module.def("chunks", &chunks);
+    module.def("offsets", &offsets);
 }
 """
 
 
 @pytest.fixture(scope="module")
-def ask(tmp_path_factory):
-    """Given words, the program's answer as rows of numbers."""
+def headers(tmp_path_factory):
+    """The module."""
     if not (ROOT / "csrc").exists():
         pytest.skip("needs a checkout: this is an install without its sources")
     compiler = shlex.split(os.environ.get("CXX", "") or "g++")
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"needs a C++ compiler: {compiler[0]} is not here")
     folder = tmp_path_factory.mktemp("index_arithmetic")
-    source, program = folder / "main.cpp", folder / "main"
-    source.write_text("#include <string>\n" + PROGRAM, encoding="utf-8")
-    flags = ["-std=c++20", "-O1", "-fsanitize=undefined", "-fno-sanitize-recover=all"]
-    subprocess.run(
-        [*compiler, *flags, "-I", str(ROOT / "csrc"), str(source), "-o", str(program)], check=True
-    )
-
-    def run(*words):
-        flat = []
-        for word in words:
-            flat += word if isinstance(word, (list, tuple)) else [word]
-        result = subprocess.run(
-            [str(program)],
-            input=" ".join(map(str, flat)),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
-        return [[int(x) for x in line.split()] for line in result.stdout.splitlines()]
-
-    return run
+    source, library = folder / "module.cpp", folder / "index_arithmetic.so"
+    source.write_text(MODULE, encoding="utf-8")
+    flags = ["-std=c++20", "-O0", "-shared", "-fPIC", "-fvisibility=hidden"]
+    flags += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-fno-sanitize=vptr"]
+    for place in (ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")):
+        flags += ["-isystem", str(place)]
+    subprocess.run([*compiler, *flags, str(source), "-o", str(library)], check=True)
+    spec = importlib.util.spec_from_file_location("index_arithmetic", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize(
@@ -122,7 +100,7 @@ def ask(tmp_path_factory):
         [0] * 7 + [2**40 + 1] + [CHUNK, CHUNK - 1, CHUNK + 1],
     ],
 )
-def test_every_chunk_lies_where_exact_arithmetic_puts_it(ask, sizes):
+def test_every_chunk_lies_where_exact_arithmetic_puts_it(headers, sizes):
     chunks = [max(1, -(-n // CHUNK)) for n in sizes]
     first = [sum(chunks[:i]) for i in range(len(sizes))]
     total = sum(chunks)
@@ -130,7 +108,7 @@ def test_every_chunk_lies_where_exact_arithmetic_puts_it(ask, sizes):
     asked = {0, total - 1, *first, *(f - 1 for f in first if f > 0)}
     asked |= {generator.randrange(total) for _ in range(200)}
     asked = sorted(asked)
-    (answered,), *rows = ask("table", CHUNK, len(sizes), sizes, len(asked), asked)
+    answered, rows = headers.chunks(CHUNK, sizes, asked)
     assert answered == total
     for chunk, (entry, begin, end) in zip(asked, rows, strict=True):
         expected = max(i for i in range(len(sizes)) if first[i] <= chunk)
@@ -152,7 +130,7 @@ def offsets(sizes, strides, order, index):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_every_element_of_large_strided_tensors_lies_where_exact_arithmetic_puts_it(ask, seed):
+def test_every_element_of_large_strided_tensors_lies_where_exact_arithmetic_puts_it(headers, seed):
     generator = random.Random(seed)
     dimensions = generator.randrange(1, 6)
     sizes = [generator.choice([1, 2, 3, 70, 4099, 65537]) for _ in range(dimensions)]
@@ -178,7 +156,7 @@ def test_every_element_of_large_strided_tensors_lies_where_exact_arithmetic_puts
     real = [d for d in range(len(sizes)) if sizes[d] > 1]
     by_stride = sorted(real, key=lambda d: (strides[0][d], -d))
     asked = sorted({0, numel - 1, *(generator.randrange(numel) for _ in range(100))})
-    rows = ask("layout", len(sizes), sizes, strides[0], strides[1], len(asked), asked)
+    rows = headers.offsets(sizes, strides[0], strides[1], asked)
     for index, (param, grad) in zip(asked, rows, strict=True):
         assert param == offsets(sizes, strides[0], by_stride, index)
         assert grad == offsets(sizes, strides[1], by_stride, index)

@@ -15,7 +15,6 @@ their folder's lock. What isn't such a file is ignored, said once, and replaced 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import math
 import os
@@ -28,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from fastgan._util.files import atomic_write
+from fastgan._util.locks import fcntl
 from fastgan.errors import OutputError
 from fastgan.explaining.fallback import warn_once
 
@@ -103,7 +103,7 @@ class ChoicesFile:
         """All choices in the file; none where it isn't there, or isn't such a file."""
         try:
             # Not to wait for a writer, should it be a pipe.
-            with open(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
+            with open(os.open(self.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
                 content = file.read(_MOST_BYTES + 1)
         except FileNotFoundError:
             return {}
@@ -139,6 +139,9 @@ class ChoicesFile:
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Holds the folder's lock, but doesn't wait for ever: its holder may have been stopped."""
+    if fcntl is None:  # Windows, which opens no folders: the last writer merges
+        yield
+        return
     handle = os.open(folder, os.O_RDONLY)
     try:
         deadline = time.monotonic() + _PATIENCE

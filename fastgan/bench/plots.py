@@ -221,10 +221,10 @@ def _roofline(result: Result) -> Any:
         axes.plot(
             [left, ridge, right], [bandwidth * left, rate, rate], color=colour, lw=1.4, zorder=1
         )
-    places = _side_by_side(intensities)
+    positions = _side_by_side(intensities)
     ops = list(dict.fromkeys(without_passes(line.row.op) for line, _, _ in points))
     markers = dict(zip(ops, "osD^vPX*ph<>" * len(ops), strict=False))
-    for (line, flops, _), at in zip(points, places, strict=True):
+    for (line, flops, _), at in zip(points, positions, strict=True):
         colour = _DTYPE_COLOURS.get(line.row.dtype, _INK)
         marker = markers[without_passes(line.row.op)]
         ours = flops / line.row.value
@@ -313,7 +313,7 @@ def _breakdown(result: Result) -> Any:
     if not wanted:
         return None
     bars: list[tuple[str, float, str, dict[str, Row]]] = []
-    places: list[float] = []
+    positions: list[float] = []
     for number, (_, providers) in enumerate(wanted):
         any_row = next(iter(next(iter(providers.values())).values()))
         times = {
@@ -327,12 +327,12 @@ def _breakdown(result: Result) -> Any:
             layer_norm = ", layer norm" if "layer norm" in any_row.shape else ""
             label = f"{any_row.op}{layer_norm}{dtype}, batch {any_row.batch}: {provider}"
             # What belongs together stands together.
-            places.append(len(bars) + 0.45 * number)
+            positions.append(len(bars) + 0.45 * number)
             bars.append((label, times[provider] / whole, seconds_text(times[provider]), shares))
     colours = dict(zip(_PART_ORDER, _PART_COLOURS, strict=True))
-    figure = _figure(9, 1.5 + 0.36 * (places[-1] + 1))
+    figure = _figure(9, 1.5 + 0.36 * (positions[-1] + 1))
     axes = figure.subplots()
-    for position, (_, length, text, shares) in zip(places, bars, strict=True):
+    for position, (_, length, text, shares) in zip(positions, bars, strict=True):
         start = 0.0
         for part in _PART_ORDER:
             if part not in shares:
@@ -347,8 +347,8 @@ def _breakdown(result: Result) -> Any:
                 )  # fmt: skip
             start += width
         axes.text(start + 1, position, text, va="center", fontsize=8)
-    axes.set_yticks(places, [without_passes(bar[0]) for bar in bars])
-    axes.set_ylim(places[-1] + 0.55, -0.55)
+    axes.set_yticks(positions, [without_passes(bar[0]) for bar in bars])
+    axes.set_ylim(positions[-1] + 0.55, -0.55)
     axes.set_xlim(0, 112 * max(length for _, length, _, _ in bars))
     axes.tick_params(axis="y", length=0)
     axes.set_xlabel("percent of eager's time")

@@ -101,7 +101,7 @@ class DatasetSource(ImageSource):
         if count == 0:
             raise DataError(f"{name}: holds no images; expected at least one")
         looked_at = range(0, count, max(1, count // _LOOKED_AT))
-        pictures = [_laid_out(name, _item(dataset[k])[0], single=True) for k in looked_at]
+        pictures = [_laid_out(name, _item(dataset[k])[0], unbatched=True) for k in looked_at]
         self._range = _Range(name)
         self._range.look(pictures)
         labels = _labels(name, dataset)
@@ -127,7 +127,7 @@ class DatasetSource(ImageSource):
     def _fitted(self, index: int) -> Tensor:
         what = f"{self.name}, item {index}"
         picture = self._range.applied(
-            _laid_out(what, _item(self._dataset[index])[0], single=True), what
+            _laid_out(what, _item(self._dataset[index])[0], unbatched=True), what
         )
         return fit_images(picture, image_size=self.image_size, channels=self.channels)
 
@@ -256,8 +256,8 @@ class _Range:
         return images * 2 - 1 if self._low == 0.0 else images
 
 
-def _laid_out(what: str, images: Any, *, single: bool = False) -> Tensor:
-    """Images as (N, C, H, W), uint8 or float32; ``single``: one image, as a batch of one."""
+def _laid_out(what: str, images: Any, *, unbatched: bool = False) -> Tensor:
+    """Images as (N, C, H, W), uint8 or float32; ``unbatched``: a single image."""
     if isinstance(images, Image.Image):
         images = np.asarray(images.convert("L" if images.mode in ("1", "L", "I;16") else "RGB"))
     if not isinstance(images, (Tensor, np.ndarray)):
@@ -267,7 +267,7 @@ def _laid_out(what: str, images: Any, *, single: bool = False) -> Tensor:
     if isinstance(images, np.ndarray):
         images = np.require(images, requirements=["C", "W"])
     values = torch.as_tensor(images).detach().cpu()
-    if single:
+    if unbatched:
         values = values[None]
     if values.ndim == 3:
         values = values[:, None]

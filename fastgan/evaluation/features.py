@@ -138,7 +138,7 @@ class RandomConvolutionFeatures:
             padded = F.pad(activations, (1, 1, 1, 1), mode="replicate")
             convolved = F.conv2d(padded, weight.to(images.device))
             activations = F.avg_pool2d(F.leaky_relu(convolved, 0.1), 2)
-        return F.avg_pool2d(activations, 2).flatten(1)  # 32 channels at 2 x 2 places
+        return F.avg_pool2d(activations, 2).flatten(1)  # 32 channels at 2 x 2 positions
 
     def extract(self, images: Tensor) -> Tensor:
         """Features, float32 ``(N, 128)`` on the CPU."""

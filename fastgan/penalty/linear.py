@@ -222,8 +222,8 @@ def _to_places(node: Node, grad: Tensor) -> Tensor:
 
 
 def _from_places(node: Node, tangent: Tensor) -> Tensor:
-    places: Tensor = node.kept
-    return tangent.flatten(2).gather(2, places.flatten(2)).view(places.shape)
+    indices: Tensor = node.kept
+    return tangent.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
 
 
 def _dropped(node: Node, grad: Tensor) -> Tensor:

@@ -157,10 +157,10 @@ def test_two_providers_of_ours_are_told_apart() -> None:
 
 def test_terminal_explains_more_than_the_floor(tmp_path: Path, capsys, monkeypatch) -> None:
     words = "convolutions that save products"
-    for least, explained in ((1e-12, False), (1e3, True)):
+    for least, expected in ((1e-12, False), (1e3, True)):
         monkeypatch.setattr(Floors, "seconds", lambda *_, least=least: least)
         assert bench("--out", str(tmp_path), "--no-compile") == 0
-        assert (words in capsys.readouterr().out) == explained
+        assert (words in capsys.readouterr().out) == expected
 
 
 @pytest.mark.parametrize(

@@ -112,12 +112,12 @@ def test_subfolders_are_classes_at_any_depth(tmp_path):
     assert levels == [3, 0, 1, 2]
 
 
-@pytest.mark.parametrize("places", [["only/a", "only/b"], ["a", "cat/b", "dog/c"]])
-def test_one_subfolder_or_images_beside_them_are_no_classes(tmp_path, places):
-    for place in places:
+@pytest.mark.parametrize("folders", [["only/a", "only/b"], ["a", "cat/b", "dog/c"]])
+def test_one_subfolder_or_images_beside_them_are_no_classes(tmp_path, folders):
+    for place in folders:
         save(random_pixels(0, 8, 8), tmp_path / f"{place}.png")
     source = open_folder(tmp_path)
-    assert len(source) == len(places)
+    assert len(source) == len(folders)
     assert source.num_classes is None
     assert source.labels is None
 

@@ -507,12 +507,12 @@ def _with_edges(draw: random.Random, value: torch.Tensor) -> torch.Tensor:
     if not value.numel() or sum((n - 1) * stride for n, stride in sizes) + 1 != value.numel():
         return value  # with gaps
     offset = draw.randrange(4)
-    room = torch.empty(offset + value.numel(), dtype=value.dtype)
-    changed = room.as_strided(value.shape, value.stride(), offset).copy_(value)
+    buffer = torch.empty(offset + value.numel(), dtype=value.dtype)
+    changed = buffer.as_strided(value.shape, value.stride(), offset).copy_(value)
     if value.is_floating_point():
         edges = [float("nan"), float("inf"), -float("inf"), 1e-42, 1e30, -1e30, 0.0]
         for place in draw.choices(range(value.numel()), k=3):
-            room[offset + place] = draw.choice(edges)
+            buffer[offset + place] = draw.choice(edges)
     return changed
 
 

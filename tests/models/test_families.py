@@ -27,9 +27,9 @@ def pair(model: str, role: str, conditional: bool) -> tuple[nn.Module, nn.Module
     settings |= {"nz": NZ, "ngf": WIDTH} if role == "Generator" else {"ndf": WIDTH}
     settings["num_classes"] = CLASSES if conditional else None
     found = []
-    for room in (models, reference):
+    for package in (models, reference):
         torch.manual_seed(3)
-        found.append(getattr(room, name)(**settings))
+        found.append(getattr(package, name)(**settings))
     ours, theirs = found
     assert list(ours.state_dict()) == list(theirs.state_dict())
     for key, value in theirs.state_dict().items():

@@ -503,8 +503,8 @@ def test_clip_is_right_for_lists_of_every_size_alignment_and_layout(clip, dtype)
     for one, result in zip(cases, clip.check(cases), strict=True):
         lists = zip(one.tensors["params"], result.tensors["params"], strict=True)
         for i, (before, after) in enumerate(lists):
-            single = replace(one, tensors={"params": [before]})
-            assert_clipped(single, replace(result, tensors={"params": [after]}))
+            unclipped = replace(one, tensors={"params": [before]})
+            assert_clipped(unclipped, replace(result, tensors={"params": [after]}))
             if "shadows" in one.tensors:
                 shadow = result.tensors["shadows"][i]
                 rounded = after.float().to(shadow.dtype)

@@ -86,7 +86,7 @@ def random_vectors(count, input, seed=1):
     return [v.to(input.device, arithmetic(input.dtype), copy=True) for v in vectors.unbind()]
 
 
-def activated(name, u, slope):
+def activate(name, u, slope):
     return {
         "none": lambda: u,
         "relu": lambda: u.clamp(min=0),
@@ -226,9 +226,9 @@ def test_normalised_and_activated_values_and_gradients_are_right(device, name, a
 
         y = OPS.norm_act(input, mean, scale, bias, code, slope)
         assert y.stride() == input.stride()
-        assert_near(y, activated(activation, u, slope), dtype)
+        assert_near(y, activate(activation, u, slope), dtype)
         no_bias = OPS.norm_act(input, mean, scale, None, code, slope)
-        assert_near(no_bias, activated(activation, u - wide(bias, input), slope), dtype)
+        assert_near(no_bias, activate(activation, u - wide(bias, input), slope), dtype)
 
         sums = OPS.norm_act_gradient_sums(grad, input, mean, invstd, scale, bias, code, slope)
         xhat = x * wide(invstd, input)
@@ -268,7 +268,7 @@ def test_activation_gradients_are_right_for_any_shape(device, dtype, activation)
     generator = torch.Generator().manual_seed(3)
     for shape in ((), (7,), (0, 3), (70, 300), (3, 5, 8, 9)):
         u = torch.randn(shape, generator=generator, dtype=torch.float64)
-        kept = u if activation in KEEP_INPUT else activated(activation, u, 0.2)
+        kept = u if activation in KEEP_INPUT else activate(activation, u, 0.2)
         kept = kept.to(dtype).to(device_or_skip(device))
         grad = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype).to(device)
         y = kept.double().cpu()
@@ -312,7 +312,7 @@ def test_silu_and_gelu_of_any_float32_are_accurate():
         code = CODES[activation]
         values = OPS.norm_act(u[:, None], zero, one, None, code, 0.0)[:, 0]
         gradients = OPS.act_gradient(torch.ones_like(u), u, code, 0.0)
-        exact = activated(activation, wide_u, 0.0)
+        exact = activate(activation, wide_u, 0.0)
         terms = derivative(activation, wide_u, 0.0).abs() + wide_u.abs() * exact.abs()
         for actual, expected, size in (
             (values, exact, exact.abs()),
@@ -322,7 +322,7 @@ def test_silu_and_gelu_of_any_float32_are_accurate():
             assert (error <= 4e-7 * rounding * size + 1e-37).all(), activation
     code = CODES["gelu_tanh"]
     values = OPS.norm_act(u[:, None], zero, one, None, code, 0.0)[:, 0]
-    error = (values.double() - activated("gelu_tanh", wide_u, 0.0)).abs()
+    error = (values.double() - activate("gelu_tanh", wide_u, 0.0)).abs()
     assert (error <= 3e-7 * wide_u.abs()).all()
 
 
@@ -845,7 +845,7 @@ def test_normalising_kernels_on_the_host(harness, dtype):
             u = u * wide(tensors["weight"], x)
         if "bias" in tensors:
             u = u + wide(tensors["bias"], x)
-        assert_near(result.tensors["result"], activated(name, u, -0.3), dtype)
+        assert_near(result.tensors["result"], activate(name, u, -0.3), dtype)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

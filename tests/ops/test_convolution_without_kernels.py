@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fastgan.ops.backends import ATEN, BACKENDS, matrix_product
 from fastgan.ops.stages import Stage
 
-#: Stage, input's shape, weight's shape. Of the first four the kernel covers the whole wide map.
+#: Stage, input's shape, weight's shape. In the first four the kernel spans the whole wide map.
 CASES = {
     "first of a generator": (Stage("conv_transpose2d"), (3, 5, 1, 1), (5, 4, 4, 3)),
     "first, strided": (Stage("conv_transpose2d", stride=(2, 3)), (3, 5, 1, 1), (5, 4, 4, 3)),
@@ -24,7 +24,7 @@ CASES = {
         (5, 4, 4, 4),
     ),
     "halving": (Stage("conv2d", stride=(2, 2), padding=(1, 1)), (3, 5, 8, 8), (6, 5, 4, 4)),
-    "with places left over": (
+    "with positions left over": (
         Stage("conv2d", stride=(3, 2), padding=(0, 1)),
         (2, 5, 9, 8),
         (6, 5, 2, 3),

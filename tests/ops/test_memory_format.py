@@ -322,14 +322,14 @@ def test_channels_last_is_what_torch_takes_for_it() -> None:
 
 
 @pytest.mark.parametrize("size", [(2, 4, 6, 6), (2, 1, 6, 6), (1, 4, 3, 6), (2, 4, 3, 5, 6)])
-@pytest.mark.parametrize("places", ["turned", "with gaps", "with gaps, contiguous"])
-def test_a_norm_of_a_view_is_laid_out_as_torchs(size: tuple[int, ...], places: str) -> None:
-    """Channels may be innermost while the places are in another order."""
+@pytest.mark.parametrize("positions", ["turned", "with gaps", "with gaps, contiguous"])
+def test_a_norm_of_a_view_is_laid_out_as_torchs(size: tuple[int, ...], positions: str) -> None:
+    """Channels may be innermost while the positions are in another order."""
     x = torch.randn(size)
-    if places != "with gaps, contiguous":
+    if positions != "with gaps, contiguous":
         last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
         x = x.contiguous(memory_format=last)
-    x = (x.transpose(-2, -1) if places == "turned" else x[..., ::2]).requires_grad_()
+    x = (x.transpose(-2, -1) if positions == "turned" else x[..., ::2]).requires_grad_()
     plain = F.relu(F.batch_norm(x, None, None, training=True))
     ours = functional.bn_act(
         x,

@@ -491,12 +491,12 @@ def test_kernels_of_norms_on_the_host(harness: HostHarness) -> None:
         )
         exact.append({"output": expected.curvature})
         for tangent, sums in (({"tangent": u}, expected.of_tangents), ({}, expected.of_values)):
-            room = {
+            buffers = {
                 "weight_grad": invstd.new_empty(2, 36),
                 "bias_grad": invstd.new_empty(2, 36),
                 "means": invstd.new_empty(2, 2, groups),
             }
-            add("norm_gradients", {"grad": d, **tangent, **room}, " ".join(room))
+            add("norm_gradients", {"grad": d, **tangent, **buffers}, " ".join(buffers))
             exact.append({"weight_grad": sums, "bias_grad": expected.of_bias})
     results = harness.kernels("penalty_norm").check(cases)
     for case, result, expected_of in zip(cases, results, exact, strict=True):

@@ -126,17 +126,17 @@ def test_errors_are_at_most_twice_those_of_torch(kernel: tuple[int, int], mean: 
     Or of two roundings of the values: torch's error depends on its processor's kernels.
     """
     taps, stride = kernel
-    for few, many, places in ((32, 32, 8), (128, 64, 16), (512, 256, 4), (256, 256, 13)):
-        wide = stride * (places - 1) + taps - 2
+    for few, many, spatial_size in ((32, 32, 8), (128, 64, 16), (512, 256, 4), (256, 256, 13)):
+        wide = stride * (spatial_size - 1) + taps - 2
         case = {
             "kernel": kernel,
             "batch": 4,
-            "small": (few, places, places),
+            "small": (few, spatial_size, spatial_size),
             "wide": (many, wide, wide),
             "padding": (1, 1),
             "bias": False,
             "mean": mean,
-            "seed": places,
+            "seed": spatial_size,
         }
         tensors = drawn(case, torch.float32)
         truths = by_torch(case, *(t.double() for t in tensors[:3]), tensors[3])
@@ -171,7 +171,7 @@ def test_errors_of_a_weight_gradient_do_not_grow_with_the_batch(kernel: tuple[in
 def fitting(kernel: tuple[int, int], **sizes: Any) -> dict[str, Any]:
     """A case of an odd shape, unless `sizes` say otherwise."""
     taps, stride = kernel
-    wide = tuple(stride * (places - 1) + taps - 2 for places in (3, 4))
+    wide = tuple(stride * (spatial_size - 1) + taps - 2 for spatial_size in (3, 4))
     return {
         "kernel": kernel,
         "batch": 2,
@@ -265,18 +265,18 @@ def test_misfits_are_refused_without_values_too(shape: tuple[int, ...]) -> None:
     """By the version that compilers trace, and that runs without a compiled part."""
     small, wide = torch.ones(2, 32, 4, 4, device="meta"), torch.ones(2, 64, 8, 8, device="meta")
     whole, few = torch.ones(32, 64, 4, 4, device="meta"), torch.ones(shape, device="meta")
-    for op, map, places in (("gather", wide, (4, 4)), ("scatter", small, (8, 8))):
+    for op, map, spatial_size in (("gather", wide, (4, 4)), ("scatter", small, (8, 8))):
         for pair in ((map, few), (few, whole)):
             with pytest.raises(RuntimeError, match=r"expected four dimensions"):
-                getattr(ops, f"winograd_{op}")(*pair, None, 2, 1, 1, *places)
+                getattr(ops, f"winograd_{op}")(*pair, None, 2, 1, 1, *spatial_size)
         bias = torch.ones(3, device="meta")
         with pytest.raises(RuntimeError, match=r"bias has shape \(3\); expected"):
-            getattr(ops, f"winograd_{op}")(map, whole, bias, 2, 1, 1, *places)
+            getattr(ops, f"winograd_{op}")(map, whole, bias, 2, 1, 1, *spatial_size)
         oblong = whole[..., :3]
         with pytest.raises(RuntimeError, match=r"channels to match"):
-            getattr(ops, f"winograd_{op}")(map, oblong, None, 2, 1, 1, *places)
+            getattr(ops, f"winograd_{op}")(map, oblong, None, 2, 1, 1, *spatial_size)
         with pytest.raises(RuntimeError, match=r"4 by 4 taps and stride 3; expected"):
-            getattr(ops, f"winograd_{op}")(map, whole, None, 3, 1, 1, *places)
+            getattr(ops, f"winograd_{op}")(map, whole, None, 3, 1, 1, *spatial_size)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

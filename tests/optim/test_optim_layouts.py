@@ -190,14 +190,14 @@ def test_groups_may_differ_in_everything(device, name):
     ]
     ours = getattr(fastgan.optim, name)(groups, clip=0.3)
     ours.add_param_group({"params": ours_params[3]})
-    single = [
+    one_each = [
         getattr(fastgan.optim, name)([p], lr=0.01 * (i + 1), **a, **b)
         for i, (p, a, b) in enumerate(zip(apart[:3], options, own, strict=True))
     ]
-    single.append(getattr(fastgan.optim, name)([apart[3]], clip=0.3))
+    one_each.append(getattr(fastgan.optim, name)([apart[3]], clip=0.3))
     for step in range(3):
         set_gradients((ours_params, apart), step)
-        for optimizer in (ours, *single):
+        for optimizer in (ours, *one_each):
             optimizer.step()
     for p, q in zip(ours_params, apart, strict=True):
         assert torch.equal(p, q)

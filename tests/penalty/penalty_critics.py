@@ -62,12 +62,12 @@ class Bound(nn.Module):
         self.weight = nn.Parameter(torch.randn(5, 2, 3, 3))
         self.shift = nn.Parameter(torch.randn(5, 1, 1))
         self.gain = nn.Parameter(torch.randn(5, 1, 1))
-        self.places = nn.Parameter(torch.randn(1, 2, 6, 8))
+        self.offset = nn.Parameter(torch.randn(1, 2, 6, 8))
         self.register_buffer("scale", torch.tensor(0.7))
         self.head = nn.Linear(5, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = torch.cat([x[:, :1], -x[:, 1:]], 1) + self.places
+        x = torch.cat([x[:, :1], -x[:, 1:]], 1) + self.offset
         h = F.conv2d(x, self.weight * self.scale, padding=1) * self.gain + self.shift
         h = F.hardtanh(h, -0.8, 1.1).abs()
         h = F.max_pool2d(h, 2).permute(0, 2, 3, 1)
@@ -311,13 +311,13 @@ def assert_as_exact_as_autograd(
     expected = gradients(exact, reference.wgan_gp_critic_loss(exact, real, fake, eps=eps).loss)
     wanted = [name for name, g in expected.items() if g is not None]
     target = torch.cat([expected[name].flatten() for name in wanted])  # type: ignore[union-attr]
-    single = copy.deepcopy(exact).float()
+    in_float32 = copy.deepcopy(exact).float()
     errors = {}
     for path in ("fused", "autograd"):
         found = gradients(
-            single,
+            in_float32,
             fastgan.wgan_gp_critic_loss(
-                single, real.float(), fake.float(), eps=eps.float(), path=path
+                in_float32, real.float(), fake.float(), eps=eps.float(), path=path
             ).loss,
         )
         flat = torch.cat([found[name].flatten().double() for name in wanted])  # type: ignore[union-attr]

@@ -280,15 +280,21 @@ def test_autocast_is_as_exact_as_autograds(dtype: torch.dtype) -> None:
     exact = gradients(
         critic, plain(lambda x: [critic(x)], real, fake, eps, LOSSES["logistic"], r1=1.0, r2=1.0)
     )
-    single = copy.deepcopy(critic).float()
+    in_float32 = copy.deepcopy(critic).float()
     errors = {}
     for path in ("fused", "autograd"):
         for _ in range(2):
             with torch.autocast("cpu", dtype=dtype):
                 loss = fastgan.discriminator_loss(
-                    single, real.float(), fake.float(), loss="logistic", r1=1.0, r2=1.0, path=path
+                    in_float32,
+                    real.float(),
+                    fake.float(),
+                    loss="logistic",
+                    r1=1.0,
+                    r2=1.0,
+                    path=path,
                 ).loss
-        found = gradients(single, loss)
+        found = gradients(in_float32, loss)
         errors[path] = max(
             float((f.double() - e).norm() / e.norm().clamp_min(1e-3))
             for f, e in zip(found, exact, strict=True)

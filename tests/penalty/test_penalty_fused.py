@@ -120,13 +120,13 @@ def test_float32_is_as_exact_as_autograd(name: str) -> None:
     exact, shape = make(name)
     real, fake, eps = images(shape, 6, seed=4)
     expected = gradients(exact, reference.wgan_gp_critic_loss(exact, real, fake, eps=eps).loss)
-    single = copy.deepcopy(exact).float()
+    in_float32 = copy.deepcopy(exact).float()
     errors = {}
     for path in ("fused", "autograd"):
         loss = fastgan.wgan_gp_critic_loss(
-            single, real.float(), fake.float(), eps=eps.float(), path=path
+            in_float32, real.float(), fake.float(), eps=eps.float(), path=path
         ).loss
-        found = gradients(single, loss)
+        found = gradients(in_float32, loss)
         errors[path] = max(
             float((found[k].double() - g).norm() / g.norm())  # type: ignore[union-attr]
             for k, g in expected.items()
@@ -149,10 +149,10 @@ LAYERS = st.sampled_from(KINDS.split())
     width=st.integers(4, 7),
     channels=st.sampled_from([1, 2, 3]),
     n=st.integers(1, 3),
-    single=st.booleans(),
+    float32=st.booleans(),
 )
 def test_random_critics_match_double_backward(
-    kinds: list[str], seed: int, height: int, width: int, channels: int, n: int, single: bool
+    kinds: list[str], seed: int, height: int, width: int, channels: int, n: int, float32: bool
 ) -> None:
     torch.manual_seed(seed)
     layers: list[nn.Module] = []
@@ -192,7 +192,7 @@ def test_random_critics_match_double_backward(
     critic = trained_statistics(critic).double()
     twin = copy.deepcopy(critic)
     real, fake, eps = images((channels, height, width), n, seed)
-    if single:  # only then are maps channels-last
+    if float32:  # only then are maps channels-last
         assert_as_exact_as_autograd(critic, real, fake, eps, floor=1e-4)
         return
     ours = fastgan.wgan_gp_critic_loss(critic, real, fake, eps=eps, path="fused")

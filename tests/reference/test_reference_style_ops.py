@@ -48,8 +48,8 @@ def resampled(x: Array, f: Array, up: int, down: int, padding: int) -> Array:
     for axis in (0, 1):
         size = x.shape[axis] * up
         x = scipy.signal.upfirdn(f, x, up, 1, axis=axis)  # the last value's zeros aren't inserted
-        room = max(size + len(f) - 1 - x.shape[axis], 0) + padding
-        x = np.pad(x, [(padding, room) if axis == a else (0, 0) for a in (0, 1)])
+        after = max(size + len(f) - 1 - x.shape[axis], 0) + padding
+        x = np.pad(x, [(padding, after) if axis == a else (0, 0) for a in (0, 1)])
         x = x.take(range(len(f) - 1, size + 2 * padding, down), axis)
     return x
 

@@ -79,10 +79,10 @@ def test_every_shift_and_every_place_of_the_square_comes_about_as_often() -> Non
     torch.testing.assert_close(shares, torch.full((5,), 0.2), rtol=0, atol=0.03)
     cut = augment(torch.ones(count, 1, size, size), drawn("cutout", count, 0))
     first = (cut == 0).any(3).float().argmax(2).flatten()
-    places = torch.bincount(first, minlength=13) / count
-    # Of 17 places of the centre, 5 have the square begin at the edge or beyond it.
-    torch.testing.assert_close(places[0].item(), 5 / 17, rtol=0, atol=0.03)
-    torch.testing.assert_close(places[1:], torch.full_like(places[1:], 1 / 17), rtol=0, atol=0.02)
+    shares = torch.bincount(first, minlength=13) / count
+    # Of 17 positions of the centre, 5 have the square begin at the edge or beyond it.
+    torch.testing.assert_close(shares[0].item(), 5 / 17, rtol=0, atol=0.03)
+    torch.testing.assert_close(shares[1:], torch.full_like(shares[1:], 1 / 17), rtol=0, atol=0.02)
 
 
 @pytest.mark.parametrize("kind", KINDS)

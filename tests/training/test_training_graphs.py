@@ -241,10 +241,10 @@ def test_a_step_reads_nothing_back_and_its_results_stay_in_their_places(
     iteration.updater.set_learning_rates(1e-3, 1e-3)
     iteration.run(taken(), shape)  # makes the optimisers' states
 
-    def places() -> list[int]:
+    def addresses() -> list[int]:
         return [tensor.data_ptr() for tensor in results_of(iteration)]
 
-    before = places()
+    before = addresses()
     given = taken()
     # torch's SGD reads a rate in a tensor where its fused kernel, taken on CUDA, doesn't.
     reads_on_cpu = isinstance(iteration.updater.optimizer_d, torch.optim.SGD)
@@ -255,7 +255,7 @@ def test_a_step_reads_nothing_back_and_its_results_stay_in_their_places(
         iteration.run(given, shape)
     iteration.updater.set_learning_rates(5e-4, 5e-4)
     iteration.run(taken(), shape)
-    assert places() == before
+    assert addresses() == before
 
 
 def test_reading_a_value_back_is_noticed() -> None:

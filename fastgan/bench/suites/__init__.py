@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SUITES", "suite_cases"]
 
-#: The rooms of each suite. They are imported when their cases are made, as they need torch.
+#: The modules of each suite, imported when their cases are made, as they need torch.
 SUITES: Mapping[str, tuple[str, ...]] = {
     "ops": ("optimizers", "convolutions", "fused_layers", "penalties"),
     "models": ("networks",),

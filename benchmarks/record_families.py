@@ -26,9 +26,9 @@ RESULT = ROOT / "benchmarks" / "results" / "families-cpu.json"
 
 SMALL = "--data digits --conditional --batch-size 64 --ngf 16 --ndf 16 --lr-decay linear"
 FLAGS = {
-    "sngan": f"{SMALL} --steps 1200 --lr 1e-3 --n-critic 2",
-    "biggan": f"{SMALL} --steps 1200 --lr-g 5e-4 --lr-d 1e-3 --n-critic 1",
-    "r3gan": f"{SMALL} --steps 500 --lr 1e-3 --r1 1 --r2 1",
+    "sngan": f"{SMALL} --steps 800 --lr 1e-3 --n-critic 1",
+    "biggan": f"{SMALL} --steps 600 --lr-g 5e-4 --lr-d 1e-3 --n-critic 1",
+    "r3gan": f"{SMALL} --steps 400 --lr 1e-3 --r1 1 --r2 1",
 }
 
 

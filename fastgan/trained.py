@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import importlib.util
 import json
 import os
@@ -17,7 +19,7 @@ from torch import Tensor, nn
 
 from fastgan._util.reading import parsing
 from fastgan.errors import CheckpointError, ConfigError, DataWarning
-from fastgan.sampling.batches import generate_images
+from fastgan.sampling.batches import STANDING_BATCH, generate_images, standing_statistics_
 from fastgan.sampling.noise import sample_noise, spherical_interpolation
 from fastgan.training.checkpoint import (
     list_checkpoints,
@@ -245,6 +247,25 @@ class TrainedGenerator:
             truncation=truncation,
             generator=torch.Generator().manual_seed(seed),
         )
+
+    def with_standing_statistics(
+        self, truncation: float | None = None, *, batches: int = 16, seed: int = 0
+    ) -> TrainedGenerator:
+        """A copy with batch norms' statistics of noise that is truncated so (BigGAN, appendix D).
+
+        Args:
+            truncation: as of :meth:`sample`.
+            batches: of 64 images, of all classes in turn.
+            seed: of the noise.
+
+        Raises:
+            ConfigError: a ``truncation`` below 0.001.
+        """
+        n = batches * STANDING_BATCH
+        module = copy.deepcopy(self.module)
+        noise = self.noise(n, seed=seed, truncation=truncation)
+        standing_statistics_(module, noise, self.labels(n))
+        return dataclasses.replace(self, module=module)
 
     def sample(
         self,

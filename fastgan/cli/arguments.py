@@ -366,6 +366,11 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
     _add_truncation(
         parser, "draw noise again until within [-T, T]: more typical, less varied images"
     )
+    parser.add_argument(
+        "--standing-statistics",
+        action="store_true",
+        help="take batch norms' statistics from noise that is truncated so, not from training",
+    )
 
 
 def _add_truncation(parser: argparse.ArgumentParser, text: str) -> None:

@@ -26,6 +26,8 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         check_writable(options.json)
     found = load_generator(options.checkpoint, ema=not options.no_ema)
+    if options.standing_statistics:
+        found = found.with_standing_statistics(options.truncation)
     generator, config, shape = found.module, found.config, found.data
     spec = options.data or config.data
     # A run that converted its data to grey or to colour is measured against data so converted.
@@ -71,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
             "n": options.n,
             "seed": options.seed,
             "truncation": options.truncation,
+            "standing_statistics": options.standing_statistics,
             "features": options.features,
             "fastgan": __version__,
             "torch": torch.__version__,

@@ -27,6 +27,8 @@ def run(options: argparse.Namespace) -> int:
         raise OutputError(f"{out}: expected a name that ends in .gif")
     device = choose_device(options.device)
     generator = load_generator(options.checkpoint, ema=not options.no_ema).to(device)
+    if options.standing_statistics:
+        generator = generator.with_standing_statistics(options.truncation)
     if options.label is not None:
         generator.class_number(options.label)
     images = generator.interpolate(

@@ -25,6 +25,8 @@ def run(options: argparse.Namespace) -> int:
         raise ConfigError("out: expected --out FILE.png for a grid, or --to DIR or --to FILE.npz")
     device = choose_device(options.device)
     generator = load_generator(options.checkpoint, ema=not options.no_ema).to(device)
+    if options.standing_statistics:
+        generator = generator.with_standing_statistics(options.truncation)
     count, columns, classes = options.n or 64, None, options.label
     if options.out is not None and generator.num_classes is not None and classes is None:
         classes, columns = class_grid(count, generator.num_classes)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-__all__ = ["generate_images"]
+__all__ = ["generate_images", "standing_statistics_"]
+
+STANDING_BATCH = 64
 
 
 @torch.no_grad()
@@ -41,3 +43,44 @@ def generate_images(
     finally:
         generator.train(training)
     return torch.cat(batches)
+
+
+def standing_statistics_(generator: nn.Module, z: Tensor, labels: Tensor | None = None) -> None:
+    """Sets the batch norms' running statistics to the means over batches of these latent vectors.
+
+    Brock et al. 2018, arXiv 1809.11096, appendix D: those of training belong to noise that isn't
+    truncated.
+
+    Args:
+        generator: in eval mode; its buffers are changed in place.
+        z: shape (n, nz, 1, 1), passed in batches of 64.
+        labels: classes of shape (n,) for a conditional generator.
+
+    Example:
+        >>> from fastgan.models import DCGANGenerator
+        >>> generator = DCGANGenerator(nz=8, ngf=8, nc=1, image_size=16).eval()
+        >>> standing_statistics_(generator, torch.randn(128, 8, 1, 1))
+        >>> int(generator.main[1].num_batches_tracked)
+        2
+    """
+    norms = [
+        each
+        for each in generator.modules()
+        if isinstance(each, nn.modules.batchnorm._BatchNorm) and each.track_running_stats
+    ]
+    momenta = [norm.momentum for norm in norms]
+    device = next(generator.parameters()).device
+    try:
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a mean over all batches
+            norm.train()
+        with torch.no_grad():
+            for start in range(0, len(z) if norms else 0, STANDING_BATCH):
+                part = slice(start, start + STANDING_BATCH)
+                condition = () if labels is None else (labels[part].to(device),)
+                generator(z[part].to(device), *condition)
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+            norm.eval()

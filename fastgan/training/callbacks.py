@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fastgan.training.result import TrainingResult
     from fastgan.training.trainer import Trainer
 
@@ -53,6 +55,9 @@ class Callback:
 
     def on_metrics(self, trainer: Trainer, row: Mapping[str, float]) -> None:
         """A row of metrics.csv was written."""
+
+    def on_samples(self, trainer: Trainer, images: Tensor) -> None:
+        """A grid of samples was drawn: float32 (N, channels, size, size) in [-1, 1], on the CPU."""
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
         """A checkpoint was written, whole, to ``path``."""

@@ -96,6 +96,8 @@ class SampleWriter(Callback):
             trainer.warn(text)
         if trainer.row is not None:
             trainer.row["diversity"] = report.ratio
+        for callback in trainer.callbacks:
+            callback.on_samples(trainer, images)
 
     def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
         """Draws the final grid."""

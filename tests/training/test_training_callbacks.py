@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -35,6 +34,9 @@ def test_events_come_in_their_order_and_a_checkpoint_is_whole_when_it_is_told(
         def on_step(self, trainer: Trainer) -> None:
             heard.append(f"step {trainer.step}")
 
+        def on_samples(self, trainer: Trainer, images: torch.Tensor) -> None:
+            heard.append(f"samples {tuple(images.shape)}")
+
         def on_metrics(self, trainer: Trainer, row: Mapping[str, float]) -> None:
             heard.append(f"row {row['step']:.0f}")
 
@@ -47,7 +49,7 @@ def test_events_come_in_their_order_and_a_checkpoint_is_whole_when_it_is_told(
     Trainer(config(tmp_path / "run", checkpoint_every=2), callbacks=[Listener()]).run()
     assert heard == [
         *("start 0", "step 1", "step 2", "row 2", "checkpoint 2"),
-        *("step 3", "step 4", "row 4", "checkpoint 4", "end 4"),
+        *("step 3", "samples (64, 1, 16, 16)", "step 4", "row 4", "checkpoint 4", "end 4"),
     ]
 
 
@@ -94,10 +96,3 @@ def test_an_error_in_a_callback_surfaces(event: str, tmp_path: Path) -> None:
     setattr(Broken, event, fail)
     with pytest.raises(LookupError, match="the user's own mistake"):
         Trainer(config(tmp_path / "run", checkpoint_every=2), callbacks=[Broken()]).run()
-
-
-def test_the_example_measures_and_may_stop(monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = Path(__file__).resolve().parents[2] / "examples"
-    monkeypatch.syspath_prepend(str(examples))
-    result = importlib.import_module("train_from_python").main(steps=10)
-    assert 0 <= result.metrics["decided_pixels"] <= 1

@@ -3,13 +3,15 @@
 =============  =====================================================================
 kind           calls
 =============  =====================================================================
-"convolution"  ``conv2d``, ``conv_transpose2d``, ``linear``
+"convolution"  ``conv2d``, ``conv_transpose2d``, those of one dimension, ``linear``
 "norm"         ``batch_norm``
-"sample norm"  ``instance_norm``, ``group_norm``
+"sample norm"  ``instance_norm``, ``group_norm``, ``layer_norm`` of whole images without a weight
+"layer norm"   ``layer_norm``, which torch runs; what follows is done in place
 "scale"        ``*`` of a norm and each sample's own (N, C, 1, 1)
 "shift"        ``+`` of a norm, or of its scale, and the same
 "bias"         ``+`` of a convolution that has none, and (1, C, 1, 1) or (C, 1, 1)
 "sum"          ``+`` of a convolution or norm and another map, as of a residual block
+"pad"          ``pad``, as much on either side, by zeros, reflection or replication
 "activation"   those of :mod:`fastgan.activations`, of any of these
 =============  =====================================================================
 
@@ -64,7 +66,7 @@ def _convolution(
         return _REFUSED
     if not (isinstance(input, Tensor) and isinstance(weight, Tensor)):
         return _REFUSED
-    dimensions = 2 if kind == "linear" else 4
+    dimensions = 2 if kind == "linear" else 3 if kind in _OF_ONE_DIMENSION else 4
     if kind == "linear" and input.dim() != dimensions:
         return f"its input has {input.dim()} dimensions, not 2"
     if hooks_on_saved() is not None:
@@ -83,15 +85,20 @@ def _convolution(
         warn_once(f"fused modules run layers one by one: {reason}", stacklevel=6)
         return reason
     stage, shape = matched
+    pending.produce((weight, bias))
+    map, taps = input, weight
+    if dimensions == 3:
+        map, taps = _row(input), _row(weight)
     ours, turns = True, False
     if not pending.takes_all:
-        ours, turns = convolves_faster(stage, input, weight, dtype)
+        ours, turns = convolves_faster(stage, map, taps, dtype)
+        if turns and dimensions == 3:  # what is turned is a map of four dimensions
+            ours = turns = False
         if not ours and not turns and not overwriting_pays(shape.numel(), input):
             return TORCHS
-    pending.produce((weight, bias))
     source = pending.find(input)
     named = dict(zip(_SETTINGS, settings, strict=False))
-    if kind == "conv2d":
+    if stage.kind == "conv2d":
         del named["output_padding"]
     op = Op(
         "convolution",
@@ -99,7 +106,7 @@ def _convolution(
         input if source is None else source,
         lambda input, bias=bias: func(input, weight, bias, **named),
         state_of(input.device),
-        (weight, bias),
+        (taps, bias),
         stage,
         ours=ours,
         turns=turns,
@@ -107,6 +114,14 @@ def _convolution(
     channels_last = turns or (kind != "linear" and gives_channels_last(input, weight))
     dtype = input.dtype if dtype is None else dtype
     return pending.add(op, shape, dtype, input.device, channels_last)
+
+
+def _row(rows: Tensor) -> Tensor:
+    """(N, C, L) -> (N, C, 1, L), images of one row."""
+    if type(rows) is Waiting:
+        shape = torch.Size((*rows.shape[:2], 1, rows.shape[2]))
+        return Waiting.like(shape, rows.dtype, rows.device)
+    return rows.unsqueeze(2)
 
 
 def _norm(
@@ -211,6 +226,83 @@ def _sample_norm(
     return _added(pending, op, input)
 
 
+def _layer_norm(
+    pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | str:
+    """Records a layer norm, for what follows it."""
+    try:
+        input, shape, weight, bias, eps = _ARGUMENTS[name](*args, **kwargs)
+        shape = torch.Size(shape)
+    except TypeError:
+        return _REFUSED
+    if not isinstance(input, Tensor) or shape != input.shape[-len(shape) :] or not shape:
+        return _REFUSED
+    is_map = input.dim() == 4 and not is_channels_last(input)
+    if is_map and len(shape) == 3 and weight is None and bias is None:
+        given = {"num_groups": 1, "eps": eps}
+        return _sample_norm(pending, F.group_norm, "group_norm", (input,), given)
+    if hooks_on_saved() is not None:
+        return _HOOKED
+    if any(each is not None and each.shape != shape for each in (weight, bias)):
+        return _REFUSED
+    if autocast_dtype(input) is not None and input.dtype != torch.float32:
+        return "autocast casts it"
+    reason = why_not_chained(input, input.dim(), None, (weight, bias), ())
+    if reason is not None:
+        return reason
+    if not overwriting_pays(input.numel(), input):
+        return TORCHS
+    pending.produce((weight, bias))
+    source = pending.find(input)
+    if source is not None:
+        source.turns = False  # the norm takes contiguous maps
+    op = Op(
+        "layer norm",
+        name,
+        input if source is None else source,
+        lambda input: F.layer_norm(input, shape, weight, bias, eps),
+        state_of(input.device),
+        (weight, bias),
+    )
+    return pending.add(op, input.shape, input.dtype, input.device)
+
+
+def _pad(
+    pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Tensor | str:
+    """Records a padding, for the convolution that takes it."""
+    try:
+        input, added, mode, value = _ARGUMENTS[name](*args, **kwargs)
+        left, right, top, bottom = added
+    except (TypeError, ValueError):
+        return "a pass of its own"
+    if not isinstance(input, Tensor) or (left, top) != (right, bottom) or min(left, top) < 0:
+        return "not as much on either side"
+    if hooks_on_saved() is not None:
+        return _HOOKED
+    reason = why_not_chained(input, 4, None, (), ())
+    if reason is not None:
+        return reason
+    rows, columns = input.shape[2:]
+    if (mode == "reflect" and (left >= columns or top >= rows)) or max(left, top) == 0:
+        return _REFUSED
+    if mode not in ("reflect", "replicate") and (mode != "constant" or value):
+        return "a pass of its own"
+    source = pending.find(input)
+    if source is None and (mode != "constant" or not overwriting_pays(input.numel(), input)):
+        return "a pass of its own"
+    op = Op(
+        "pad",
+        name,
+        input if source is None else source,
+        lambda input: func(input, (left, right, top, bottom), mode),
+        state_of(input.device),
+        settings=(mode, (top, left)),
+    )
+    shape = torch.Size((*input.shape[:2], rows + 2 * top, columns + 2 * left))
+    return pending.add(op, shape, input.dtype, input.device, is_channels_last(input))
+
+
 def _of_two(
     pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | str:
@@ -265,7 +357,7 @@ _BEFORE = {
     "scale": ("norm", "sample norm"),
     "shift": ("norm", "sample norm", "scale"),
     "bias": ("convolution",),
-    "sum": ("convolution", "bias", "norm", "sample norm"),
+    "sum": ("convolution", "bias", "norm", "sample norm", "layer norm"),
 }
 
 
@@ -281,12 +373,6 @@ def _dropout(
         handed_on: Tensor = input
         return handed_on
     return "it draws random numbers" if training else "nothing before it waits"
-
-
-def _left(
-    pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> str:
-    return _LEFT[name]
 
 
 def _activation(
@@ -339,6 +425,21 @@ def _matched(
     """
     if len(weight) != len(input):
         return f"a weight has {len(weight)} dimensions"
+    if kind in _OF_ONE_DIMENSION:
+        kind = _OF_ONE_DIMENSION[kind]
+        stride, dilation = (1, pair(stride)[0]), (1, pair(dilation)[0])
+        output_padding = 0, pair(output_padding)[0]
+        padding = padding if isinstance(padding, str) else (0, pair(padding)[0])
+        of_row = _matched(
+            kind,
+            *(torch.Size((*shape[:2], 1, shape[2])) for shape in (input, weight)),
+            bias,
+            *(stride, padding, dilation, output_padding, groups),
+        )
+        if isinstance(of_row, str):
+            return of_row
+        stage, shape = of_row
+        return stage, torch.Size((*shape[:2], shape[3]))
     if isinstance(padding, str):
         named = padding_named(padding, weight[2:], pair(dilation), pair(stride))
         if named is None:
@@ -359,7 +460,19 @@ def _matched(
     return stage, torch.Size((input[0], makes, *places))
 
 
-def _conv_transpose2d(
+def _conv(
+    input: Any,
+    weight: Any,
+    bias: Any = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    dilation: Any = 1,
+    groups: Any = 1,
+) -> tuple[Any, ...]:
+    return input, weight, bias, stride, padding, dilation, 0, groups
+
+
+def _conv_transpose(
     input: Any,
     weight: Any,
     bias: Any = None,
@@ -398,29 +511,27 @@ def _instance_norm_arguments(
     return input, running_mean, running_var, weight, bias, use_input_stats, None, eps
 
 
+#: What convolutions of one dimension are, of images of one row.
+_OF_ONE_DIMENSION = {"conv1d": "conv2d", "conv_transpose1d": "conv_transpose2d"}
 #: What a convolution's arguments after its bias are called, in the order of ``_ARGUMENTS``.
 _SETTINGS = ("stride", "padding", "dilation", "output_padding", "groups")
 #: The arguments of each function, as they are taken here.
 _ARGUMENTS: dict[str, Callable[..., tuple[Any, ...]]] = {
-    "conv2d": lambda input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1: (
-        (input, weight, bias, stride, padding, dilation, 0, groups)
-    ),
-    "conv_transpose2d": _conv_transpose2d,
+    "conv2d": _conv,
+    "conv1d": _conv,
+    "conv_transpose2d": _conv_transpose,
+    "conv_transpose1d": _conv_transpose,
     "linear": lambda input, weight, bias=None: (input, weight, bias),
     "batch_norm": _batch_norm,
     "instance_norm": _instance_norm_arguments,
     "group_norm": lambda input, num_groups, weight=None, bias=None, eps=1e-5: (
         (input, None, None, weight, bias, True, num_groups, eps)
     ),
+    "layer_norm": lambda input, normalized_shape, weight=None, bias=None, eps=1e-5: (
+        (input, normalized_shape, weight, bias, eps)
+    ),
+    "pad": lambda input, pad, mode="constant", value=None: (input, pad, mode, value),
     "dropout": lambda input, p=0.5, training=True, inplace=False: (input, p, training),
-}
-
-#: What runs as it was called, and why.
-_LEFT = {
-    "layer_norm": "torch has one pass for it",
-    "pad": "a pass of its own: convolutions pad with zeros alone",
-    "conv1d": "no other backend has convolutions of one dimension",
-    "conv_transpose1d": "no other backend has convolutions of one dimension",
 }
 
 #: Each function that is recorded: by what method, and its name among ``_ARGUMENTS``.
@@ -429,14 +540,19 @@ RECORDED: dict[Any, tuple[Any, str]] = {
     torch.conv2d: (_convolution, "conv2d"),
     F.conv_transpose2d: (_convolution, "conv_transpose2d"),
     torch.conv_transpose2d: (_convolution, "conv_transpose2d"),
+    F.conv1d: (_convolution, "conv1d"),
+    torch.conv1d: (_convolution, "conv1d"),
+    F.conv_transpose1d: (_convolution, "conv_transpose1d"),
+    torch.conv_transpose1d: (_convolution, "conv_transpose1d"),
     F.linear: (_convolution, "linear"),
     F.batch_norm: (_norm, "batch_norm"),
     F.instance_norm: (_sample_norm, "instance_norm"),
     F.group_norm: (_sample_norm, "group_norm"),
+    F.layer_norm: (_layer_norm, "layer_norm"),
+    F.pad: (_pad, "pad"),
     **dict.fromkeys((torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__), (_of_two, "mul")),
     **dict.fromkeys((torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__), (_of_two, "add")),
     **dict.fromkeys((F.dropout, F.dropout2d, F.alpha_dropout), (_dropout, "dropout")),
-    **{getattr(F, name): (_left, name) for name in _LEFT},
     **{function: (_activation, rows[0].name) for function, rows in BY_FUNCTION.items()},
 }
 

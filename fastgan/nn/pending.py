@@ -17,7 +17,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -66,9 +66,10 @@ class Pending:
         self._ops: list[Op] = []
         self._by_tensor: dict[int, Op] = {}
         self._turned: dict[int, weakref.ref[Tensor]] = {}
+        self._kept_by_autograd: dict[int, weakref.ref[Tensor]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._ops or self._turned)
+        return bool(self._ops or self._turned or self._kept_by_autograd)
 
     def find(self, tensor: Any) -> Op | None:
         """What a tensor waits for; None where it has its values."""
@@ -133,7 +134,10 @@ class Pending:
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Runs a function that is not recorded, with what it touches computed."""
-        self._prepare(func, args, kwargs)
+        written = written_by(func, args, kwargs)
+        self._prepare(written, args, kwargs)
+        for tensor in () if written is ANYTHING else written:
+            self._part_from_autograd(tensor)
         if not self._turned:
             return func(*args, **kwargs)
         maps = [tensor for tensor in tensors_in((args, kwargs)) if tensor.dim() == 4]
@@ -158,9 +162,8 @@ class Pending:
         self._keep_turned(output)
         return output
 
-    def _prepare(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Computes what a function will touch."""
-        written = written_by(func, args, kwargs)
+    def _prepare(self, written: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Computes what a function will touch, and write."""
         if written is ANYTHING:
             return self.flush()
         touched = list(tensors_in((args, kwargs)))
@@ -176,6 +179,16 @@ class Pending:
             elif self.will_write(tensor):
                 return self.flush()
         return None
+
+    def _part_from_autograd(self, tensor: Tensor) -> None:
+        """Has a leaky ReLU's result written to as torch's may be, which keeps its input instead."""
+        kept = self._kept_by_autograd.pop(id(tensor), None)
+        if kept is None or kept() is not tensor:
+            return
+        with self.unwatched(), torch.enable_grad():
+            copy = tensor.clone()
+        with suppress(RuntimeError):  # another function keeps it, and torch says so
+            torch._C._swap_tensor_impl(tensor, copy)
 
     def produce(self, tensors: Iterable[Tensor | None]) -> None:
         """Computes those of the tensors that wait."""
@@ -231,6 +244,8 @@ class Pending:
                 torch._C._swap_tensor_impl(tensor, value.view_as(value))
             value = tensor
         op.value = value
+        if value.requires_grad and op.kind == "activation" and op.settings[0] == "leaky_relu":
+            self._kept_by_autograd[id(value)] = weakref.ref(value)
         if turned:
             self.log.fused = True
             self._keep_turned(value)
@@ -260,17 +275,25 @@ class Pending:
 
     def _turns(self, ops: list[Op], input: Tensor) -> bool:
         """Whether a stretch runs on channels-last maps where eager's are contiguous."""
-        turned = self._is_turned(input)
-        if not turned and (_lies_otherwise(input) or not any(op.turns for op in ops)):
-            return False
+        would = self._is_turned(input) or (
+            not _lies_otherwise(input) and any(op.turns for op in ops)
+        )
+        if would and self._turn_others(ops):
+            return True
+        of_ops = (tensor for op in ops for tensor in op.tensors)
+        for tensor in (input, *of_ops):
+            if tensor is not None and self._is_turned(tensor):
+                self._straighten(tensor)
+        return False
+
+    def _turn_others(self, ops: list[Op]) -> bool:
+        """Turns what ops take beside the map; false where eager's isn't contiguous."""
         for op in ops:
             for tensor in op.tensors:
                 if tensor is None or tensor.dim() != 4 or self._is_turned(tensor):
                     continue
                 stays = is_channels_last if op.kind == "convolution" else _lies_otherwise
                 if stays(tensor):
-                    if turned:
-                        self._straighten(input)
                     return False
                 if op.kind != "convolution" and _shows_its_gradient(tensor):
                     with under(op.state, tensor.device):

@@ -15,6 +15,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan import kernels
@@ -163,7 +164,7 @@ def _folds(unit: list[Op], input: tuple[int, ...]) -> bool:
 
 
 def _places(shape: tuple[int, ...]) -> tuple[int, int]:
-    return (1, 1) if len(shape) == 2 else (shape[2], shape[3])
+    return (1, 1) if len(shape) == 2 else (shape[2], shape[3]) if len(shape) == 4 else (1, shape[2])
 
 
 # --- What runs ------------------------------------------------------------------------------------
@@ -177,6 +178,7 @@ def run_stretch(ops: list[Op], input: Tensor, log: Log) -> Tensor:
         input: of the first.
         log: where it is noted what ran.
     """
+    ops = _with_padding(ops, log)
     units: list[list[Op]] = []
     for op, following in zip(ops, [*ops[1:], None], strict=True):
         if not units or op.kind in _FIRST or (op.kind == "norm" and _is_own(following)):
@@ -194,8 +196,38 @@ def run_stretch(ops: list[Op], input: Tensor, log: Log) -> Tensor:
     return _run_chain(together, input, log)
 
 
+def _with_padding(ops: list[Op], log: Log) -> list[Op]:
+    """The ops without what pads for a convolution, which does that itself."""
+    kept: list[Op] = []
+    for op in ops:
+        before = kept[-1] if kept else None
+        if before is not None and before.kind == "pad" and op.name == "conv2d":
+            log.say(before, "aten", f"padding of {op.layer!r}")
+            _pad_by(op, before)
+            kept.pop()
+        kept.append(op)
+    return kept
+
+
+def _pad_by(convolution: Op, pad: Op) -> None:
+    """Has a convolution pad: zeros are its own, and the rest is a part of its stage."""
+    stage, call, padded = convolution.stage, convolution.call, pad.call
+    mode, added = pad.settings
+    assert stage is not None
+    if mode != "constant":
+        convolution.stage = replace(stage, pad=added, pad_mode=mode)
+        convolution.call = lambda input, *bias: call(padded(input), *bias)
+        return
+    rows, columns = (one + other for one, other in zip(stage.padding, added, strict=True))
+    stage = convolution.stage = replace(stage, padding=(rows, columns))
+    weight, bias = convolution.tensors
+    assert weight is not None
+    settings = (stage.stride, stage.padding, stage.dilation, stage.groups)
+    convolution.call = lambda input, bias=bias: F.conv2d(input, weight, bias, *settings)
+
+
 #: What begins a unit.
-_FIRST = ("convolution", "sample norm", "sum")
+_FIRST = ("pad", "convolution", "sample norm", "layer norm", "sum")
 
 
 def _is_own(op: Op | None) -> bool:
@@ -242,7 +274,7 @@ def _run_unit(unit: list[Op], value: Tensor, owned: bool, log: Log) -> Tensor:
             name, negative_slope = op.settings
             value = ACTIVATIONS[name].overwrite(value, negative_slope)
         else:
-            log.say(op, "aten", TORCHS)
+            log.say(op, "aten", "a pass of its own" if op.kind == "pad" else TORCHS)
             value = op.call(value)
         beside = op.layer
     return value
@@ -335,7 +367,11 @@ def _run_chain(units: list[list[Op]], input: Tensor, log: Log) -> Tensor:
         tensors.append(of_stage)
     if log.rows is not None:
         _say_chain(units, stages, input, log)
-    return run_chain(Chain(tuple(stages), units[0][0].state.autocast), input, tensors)
+    chain, rows = Chain(tuple(stages), units[0][0].state.autocast), input.dim() == 3
+    output = run_chain(chain, input.unsqueeze(2) if rows else input, tensors)
+    # No view, whose gradient could not be found once somebody writes to it.
+    shape = units[-1][0].shape
+    return torch.ops.aten._unsafe_view(output, shape) if rows else output
 
 
 def _stage_of(unit: list[Op]) -> tuple[Stage, StageTensors]:

@@ -23,9 +23,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, overload
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.activations import ACTIVATIONS, activation_named
@@ -43,6 +45,7 @@ from fastgan.kernels.fusion import (
 from fastgan.ops.backends import (
     ATEN,
     TRITON,
+    UNFUSED,
     fusion,
     select_backend,
 )
@@ -81,7 +84,8 @@ class Chain:
 class _Kept:
     """What the forward pass keeps of a stage: its raw result and norm, or its finished result.
 
-    And its weight as it was cast for autocast, if it was, and whether Triton's kernels made it. An
+    And its weight as it was cast for autocast, if it was, whether Triton's kernels made it, and the
+    padded input, if the stage pads. An
     activation that keeps its input, without a norm, has one of mean 0 and scale 1 in ``norm``, and
     no ``invstd``.
     """
@@ -91,6 +95,7 @@ class _Kept:
     invstd: Tensor | None = None
     cast_weight: Tensor | None = None
     by_triton: bool = False
+    padded: Tensor | None = None
 
 
 #: In the place of a value that is kept by ``save_for_backward``, and of one that is not kept.
@@ -131,7 +136,7 @@ def run_layers(
         weight, bias = _cast(of_stage.weight, dtype), _cast(of_stage.bias, dtype)
         input = _cast(input, dtype)
         if stage.kind != "identity":
-            input = ATEN.forward(stage, input, weight, bias)
+            input = ATEN.forward(_unpadded(stage), pad(stage, input), weight, bias)
         if stage.norm:
             # Not torch's, whose third derivative is wrong in training mode (torch 2.13).
             training = stage.batch_statistics
@@ -206,7 +211,7 @@ class _ChainFunction(torch.autograd.Function):
                 saved.append(of_kept.value)
                 of_kept.value = _ELSEWHERE
             if hooks is not None:
-                of_kept.cast_weight = None  # cheap to make again
+                of_kept.cast_weight = of_kept.padded = None  # cheap to make again
         ctx.kept = kept
         ctx.save_for_backward(*saved)
         return output
@@ -309,7 +314,11 @@ def _forward(
     value = _cast(input, chain.dtype)
     before: NormActivation | None = None
     for stage, of_stage in zip(chain.stages, tensors, strict=True):
-        of_kept = _stage_forward(stage, chain.dtype, value, before, of_stage)
+        padded = _padded(stage, value, before)
+        if padded is not None:
+            value, before = padded, None
+        of_kept = _stage_forward(_unpadded(stage), chain.dtype, value, before, of_stage)
+        of_kept.padded = padded
         kept.append(of_kept)
         value, before = of_kept.value, of_kept.norm
     output = value if before is None else _normalised(value, before)
@@ -319,6 +328,38 @@ def _forward(
         if before is None:
             kept[-1].value = output  # whose identity tells what autograd saves
     return output, kept
+
+
+def _padded(stage: Stage, value: Tensor, norm: NormActivation | None) -> Tensor | None:
+    """What a stage that pads convolves; None of one that doesn't."""
+    if stage.pad == (0, 0):
+        return None
+    return pad(stage, value if norm is None else _normalised(value, norm))
+
+
+def pad(stage: Stage, input: Tensor) -> Tensor:
+    """A stage's input with rows and columns added on each side."""
+    rows, columns = stage.pad
+    if stage.pad == (0, 0):
+        return input
+    return F.pad(input, (columns, columns, rows, rows), stage.pad_mode)
+
+
+@lru_cache(maxsize=4096)
+def _unpadded(stage: Stage) -> Stage:
+    """The stage of a map that is padded already."""
+    return stage if stage.pad == (0, 0) else replace(stage, pad=(0, 0))
+
+
+def _pad_gradient(stage: Stage, grad: Tensor, input: Tensor) -> Tensor:
+    """The gradient of what was padded, given that of the padded map."""
+    rows, columns = stage.pad
+    backward = {
+        "reflect": torch.ops.aten.reflection_pad2d_backward,
+        "replicate": torch.ops.aten.replication_pad2d_backward,
+    }[stage.pad_mode]
+    found: Tensor = backward(grad, input, (columns, columns, rows, rows))
+    return found
 
 
 def _gives_channels_last(
@@ -518,15 +559,17 @@ def _gradients(
             if gradients.wants_input():  # laid out as eager's norm leaves it
                 carried = _Carried(laid_out(carried.finished(), is_channels_last(input)))
             break
-        weight = current.cast_weight
+        weight, padded = current.cast_weight, current.padded
         current = before = kept.pop() if number > 0 else _Kept(_cast(input, chain.dtype))
+        if padded is None:
+            padded = _padded(stages[number], before.value, before.norm)
         if weight is None:
             weight = _cast(tensors[number].weight, chain.dtype)
         if gradients.wants(number, "weight", "bias"):
             grad_weight, grad_bias = _weight_gradient(
-                stages[number],
+                _unpadded(stages[number]),
                 carried,
-                before,
+                before if padded is None else _Kept(padded),
                 weight,
                 gradients.wants(number, "bias"),
             )
@@ -534,7 +577,7 @@ def _gradients(
             gradients.put(number, "bias", grad_bias)
             del grad_weight, grad_bias
         if number > lowest or (number == 0 and gradients.wants_input()):
-            carried = _input_gradient(stages, number, carried, before, weight, gradients)
+            carried = _input_gradient(stages, number, carried, before, padded, weight, gradients)
     if gradients.wants_input():
         gradients.put_input(carried.grad)
     return gradients.found
@@ -614,19 +657,25 @@ def _input_gradient(
     number: int,
     carried: _Carried,
     before: _Kept,
+    padded: Tensor | None,
     weight: Tensor,
     gradients: _Gradients,
 ) -> _Carried:
     """The gradient of the raw result of the stage before, or of the chain's input."""
-    stage = stages[number]
+    stage = _unpadded(stages[number])
     activates = number > 0 and stages[number - 1].activation != "none"
     store = "norm" if before.invstd is not None else "activation" if activates else ""
-    around = fusion("", carried.pending(), store)
-    backend = select_backend("input_gradient", stage, before.value, weight, around)
-    if not backend.fuses:
-        grad = backend.input_gradient(stage, carried.finished(), before.value, weight)
+    around = UNFUSED if padded is not None else fusion("", carried.pending(), store)
+    input = before.value if padded is None else padded
+    backend = select_backend("input_gradient", stage, input, weight, around)
+    if padded is not None or not backend.fuses:
+        grad = backend.input_gradient(stage, carried.finished(), input, weight)
+        if padded is not None:
+            grad = _pad_gradient(stages[number], grad, before.value)
         if number == 0:
-            if grad.dim() == 4:
+            if padded is not None:
+                grad = laid_out(grad, is_channels_last(before.value))
+            elif grad.dim() == 4:
                 grad = laid_out(grad, gives_channels_last(before.value, weight))
             return _Carried(grad)
         return _through_norm(stages, number - 1, before, grad, True, gradients)

@@ -83,6 +83,8 @@ class Stage:
         dilation: distance of the kernel's taps.
         output_padding: of a transposed convolution.
         groups: of the convolution.
+        pad: rows and columns added on each side before the convolution, beside ``padding``.
+        pad_mode: what they hold: "reflect" or "replicate", as of ``F.pad``.
         norm: whether a batch norm follows.
         batch_statistics: whether it normalises with the batch's statistics; else the running ones.
         momentum: share of the new value in the running statistics.
@@ -97,6 +99,8 @@ class Stage:
     dilation: Pair = (1, 1)
     output_padding: Pair = (0, 0)
     groups: int = 1
+    pad: Pair = (0, 0)
+    pad_mode: str = "reflect"
     norm: bool = False
     batch_statistics: bool = True
     momentum: float = 0.1
@@ -120,7 +124,7 @@ class Stage:
         if self.kind == "linear":
             return 1, 1
         along = zip(
-            places,
+            (n + 2 * added for n, added in zip(places, self.pad, strict=True)),
             weight.shape[2:],
             self.stride,
             self.padding,

@@ -31,10 +31,10 @@ def test_nine_of_ten_layers_are_fused_or_their_own_backend_is_chosen() -> None:
 
 
 def test_a_layer_that_is_left_is_named() -> None:
-    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Flatten(2), nn.Conv1d(4, 4, 1))
+    network = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Unflatten(1, (2, 2)), nn.Conv3d(2, 4, 1))
     layers, (row,) = coverage(network, torch.randn(2, 3, 4, 4))
     assert (layers, row.layer) == (2, "2")
-    assert row.reason == "no other backend has convolutions of one dimension"
+    assert row.reason == "Conv3d is not one of the layers that are fused"
 
 
 @NETWORKS

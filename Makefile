@@ -26,7 +26,7 @@ SEEDED   := OMP_NUM_THREADS=1 FASTGAN_TEST_SEED=$(SEED)
 TESTING  := $(SEEDED) $(BIN)/python -m pytest --numprocesses $(WORKERS) --doctest-modules tests fastgan
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-processors quick fuzz attack lint format bench tables gpu-check wheel clean
+.PHONY: help demo test test-all test-processors quick fuzz attack lint docs format bench tables gpu-check wheel clean
 
 help:  ## list what make can do
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -95,6 +95,10 @@ lint: $(INSTALLED)  ## ruff and mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: $(INSTALLED)  ## build the site into build/site, with warnings as errors
+	@$(INSTALL) mkdocs-material 'mkdocstrings[python]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 format: $(INSTALLED)  ## let ruff format the code
 	$(BIN)/ruff check --fix .

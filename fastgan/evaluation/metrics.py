@@ -236,8 +236,10 @@ def frechet_distance_from_moments(
     slightly negative count as zero.
 
     Args:
-        mean1, mean2: ``(F,)``.
-        covariance1, covariance2: ``(F, F)``, symmetric and positive semi-definite.
+        mean1: ``(F,)``, of one set of features.
+        covariance1: ``(F, F)``, symmetric and positive semi-definite.
+        mean2: ``(F,)``, of the other.
+        covariance2: as ``covariance1``.
 
     Raises:
         DataError: shapes that don't fit, values that aren't finite, a covariance that is not

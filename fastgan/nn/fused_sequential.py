@@ -23,7 +23,7 @@ class FusedSequential(nn.Sequential):
     mode a batch norm is folded into the convolution before it.
 
     Args:
-        *modules: as of ``nn.Sequential``, or one ordered dict of them.
+        modules: as of ``nn.Sequential``, or one ordered dict of them.
 
     Shape:
         As of the children. Any shapes, dtypes, devices and memory formats that they take.

@@ -229,7 +229,7 @@ def _byte_array(value: object, what: str) -> npt.NDArray[np.uint8]:
         and isinstance(content, bytes)
         and len(content) == math.prod(shape)
     ):
-        raise DataError(f"{what}: an array with other bytes than its shape {shape!r}")
+        raise DataError(f"{what}: an array whose bytes don't match its shape {shape!r}")
     flat = np.frombuffer(content, dtype=np.uint8)
     return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
 

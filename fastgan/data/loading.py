@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
+from typing import Any
 
+from fastgan._util.data_kinds import DATA_KINDS
 from fastgan._util.reading import parsing
-from fastgan.data.cifar10 import load_cifar10
-from fastgan.data.digits import load_digits
-from fastgan.data.folder import Progress, load_folder
-from fastgan.data.idx import load_idx
-from fastgan.data.npz import load_npz
+from fastgan.data.folder import Progress
 from fastgan.data.source import ImageSource, choose_channels
 from fastgan.errors import DataError, ImageSizeError
 
-__all__ = ["SPECS", "load_data"]
-
-SPECS = ("digits", "folder:DIR", "idx:DIR", "cifar10:DIR", "npz:FILE")
-"""The forms that :func:`load_data` takes."""
+__all__ = ["load_data"]
 
 GIVEN = "source"
 """Begins the names, in a run's settings, of data that the caller of Python had."""
@@ -57,48 +53,31 @@ def load_data(
     if not 1 <= image_size <= _MAX_IMAGE_SIZE:
         raise ImageSizeError(f"image_size: {image_size}; expected 1 to {_MAX_IMAGE_SIZE}")
     choose_channels(spec, 1, channels)
-    if spec == "digits":
-        source = load_digits(image_size=image_size, channels=channels, in_memory=in_memory)
-        source.spec = spec
-        return source
-    kind, separator, place = spec.partition(":")
-    if kind == GIVEN and separator:
+    name, separator, place = spec.partition(":")
+    if name == GIVEN and separator:
         raise DataError(
             f"data {spec!r}: was given to Trainer(source=...) in Python, and can't be loaded from"
             " here; give it again, or name other data"
         )
-    if kind not in ("folder", "idx", "cifar10", "npz") or not separator:
-        raise DataError(f"data {spec!r}: unknown; expected {', '.join(SPECS)}")
-    if not place or "\0" in place:
-        raise DataError(f"data {spec!r}: no path; expected {kind}:PATH")
-    try:
-        path = Path(place).expanduser()
-    except RuntimeError as error:
-        raise DataError(f"data {spec!r}: no such home folder") from error
+    kind = DATA_KINDS.get(name)
+    if kind is None or (":" in kind.form) != (separator == ":"):
+        forms = ", ".join(kind.form for kind in DATA_KINDS.values())
+        raise DataError(f"data {spec!r}: unknown; expected {forms}")
+    module, _, function = kind.loader.partition(".")
+    load = getattr(importlib.import_module(f"fastgan.data.{module}"), function)
+    given: dict[str, Any] = {"image_size": image_size, "channels": channels}
+    given |= {"in_memory": in_memory} | ({"progress": progress} if kind.reports_progress else {})
+    path: tuple[Path, ...] = ()
+    if separator:
+        if not place or "\0" in place:
+            raise DataError(f"data {spec!r}: no path; expected {name}:PATH")
+        try:
+            path = (Path(place).expanduser(),)
+        except RuntimeError as error:
+            raise DataError(f"data {spec!r}: no such home folder") from error
+        given["name"] = spec
     # The readers name the file and what is wrong with it; what they didn't foresee ends here.
     with parsing(f"data {spec!r}: can't be read", DataError):
-        source = _load(kind, path, spec, image_size, channels, in_memory, progress)
+        source: ImageSource = load(*path, **given)
         source.spec = spec
         return source
-
-
-def _load(
-    kind: str,
-    path: Path,
-    name: str,
-    image_size: int,
-    channels: int | None,
-    in_memory: bool | None,
-    progress: Progress | None,
-) -> ImageSource:
-    if kind == "folder":
-        return load_folder(
-            path,
-            name=name,
-            image_size=image_size,
-            channels=channels,
-            in_memory=in_memory,
-            progress=progress,
-        )
-    load = {"idx": load_idx, "cifar10": load_cifar10, "npz": load_npz}[kind]
-    return load(path, name=name, image_size=image_size, channels=channels, in_memory=in_memory)

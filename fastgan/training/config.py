@@ -19,11 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fastgan._util.data_kinds import DATA_KINDS
 from fastgan._util.devices import DEVICES, check_device_name
 from fastgan.errors import ConfigError, ImageSizeError
 from fastgan.training.config_files import check_text, format_settings, parse_settings
 
-__all__ = ["COMMON_DEFAULTS", "MODELS", "PAPER_DEFAULTS", "TrainConfig", "default_image_size"]
+__all__ = ["COMMON_DEFAULTS", "MODELS", "PAPER_DEFAULTS", "TrainConfig"]
 
 PAPER_DEFAULTS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
     {
@@ -167,19 +168,6 @@ def _option(default: Any, help_text: str, choices: tuple[str, ...] | None = None
     return field(default=default, metadata={"help": help_text, "choices": choices})
 
 
-def default_image_size(data: str) -> int:
-    """The image size a data set is trained at when none is asked for.
-
-    The smallest power of two that holds the set's own images; 64, the DCGAN paper's, for data
-    without a fixed size.
-
-    >>> default_image_size("digits"), default_image_size("idx:mnist"), default_image_size("npz:a")
-    (16, 32, 64)
-    """
-    kind = data.partition(":")[0]
-    return {"digits": 16, "idx": 32, "cifar10": 32}.get(kind, 64)
-
-
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """The settings of one training run.
@@ -201,9 +189,7 @@ class TrainConfig:
 
     out: str = _option("", "folder for everything the run writes")
     model: str = _option("dcgan", "which GAN to train", MODELS)
-    data: str = _option(
-        "digits", "digits, folder:DIR, idx:DIR (MNIST-style), cifar10:DIR or npz:FILE"
-    )
+    data: str = _option("digits", ", ".join(kind.form for kind in DATA_KINDS.values()))
     steps: int = _option(5000, "generator updates to train for")
     image_size: int | None = _option(
         None, "side of the square images in pixels, a power of two from 16 to 256"
@@ -333,7 +319,8 @@ class TrainConfig:
             if getattr(self, name) is None:
                 filled[name] = paper.get(name, paper["lr"]) if self.lr is None else self.lr
         if self.image_size is None:
-            filled["image_size"] = default_image_size(self.data)
+            kind = DATA_KINDS.get(self.data.partition(":")[0])
+            filled["image_size"] = kind.image_size if kind else 64
         if self.critic_norm == "auto":
             filled["critic_norm"] = "none" if self.model == "wgan-gp" else "batch"
         if self.model == "cgan":

@@ -1,0 +1,36 @@
+"""The kinds of data that ``--data`` names: a row each, read by the command line and the loader."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+__all__ = ["DATA_KINDS", "DataKind"]
+
+
+class DataKind(NamedTuple):
+    """A kind of data.
+
+    Attributes:
+        form: what ``--data`` takes: a name, or a name, a colon and what follows it.
+        loader: module of :mod:`fastgan.data` and its function.
+        image_size: the default: the smallest power of two that holds the set's own images, or 64,
+            the DCGAN paper's, where images have no fixed size.
+        reports_progress: whether the loader takes ``progress``.
+    """
+
+    form: str
+    loader: str
+    image_size: int = 64
+    reports_progress: bool = False
+
+
+DATA_KINDS = {
+    kind.form.partition(":")[0]: kind
+    for kind in (
+        DataKind("digits", "digits.load_digits", 16),
+        DataKind("folder:DIR", "folder.load_folder", reports_progress=True),
+        DataKind("idx:DIR", "idx.load_idx", 32),
+        DataKind("cifar10:DIR", "cifar10.load_cifar10", 32),
+        DataKind("npz:FILE", "npz.load_npz"),
+    )
+}

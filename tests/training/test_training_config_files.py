@@ -124,11 +124,13 @@ def test_a_folder_whose_name_no_file_can_hold_is_refused_by_name() -> None:
 
 def test_the_example_of_the_docs_runs(tmp_path: Path) -> None:
     page = (Path(__file__).resolve().parents[2] / "docs" / "training.md").read_text()
-    block, of_a_trained_run = re.findall(r"```python\n(.*?)```", page, flags=re.S)
+    block, of_own_networks, of_a_trained_run = re.findall(r"```python\n(.*?)```", page, flags=re.S)
     assert len([line for line in block.splitlines() if line]) <= 10
     small = block.replace("steps=2000", "steps=1, ngf=4, ndf=4, batch_size=4")
     exec(compile(small.replace("runs/digits", str(tmp_path / "run")), "training.md", "exec"), {})
     assert (tmp_path / "run" / "samples.png").exists()
+    own = of_own_networks.replace("runs/own", str(tmp_path / "own"))
+    exec(compile(own, "training.md", "exec"), {})
     # Without classes, which the first example's run doesn't have.
     unlabelled = of_a_trained_run.replace(', classes="7"', "")
     assert unlabelled.count("classes") == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import runpy
@@ -41,3 +42,32 @@ def test_short_programs_do_what_they_show(name: str, capsys: pytest.CaptureFixtu
     assert PROGRAMS[name](main(*steps.get(name, ())))
     if name == "callback_and_logger":
         assert "decided_pixels" in capsys.readouterr().out
+
+
+NOTEBOOKS = sorted(path.stem for path in (EXAMPLES / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NOTEBOOKS)
+def test_notebooks_run_from_top_to_bottom(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a minute of training there are two steps, and next to none of the judge's."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastgan.evaluation.classifier.STEPS", (5, 5))
+    cells = json.loads((EXAMPLES / "notebooks" / f"{name}.ipynb").read_text())["cells"]
+    scope: dict[str, object] = {}
+    for cell in cells:
+        if cell["cell_type"] == "code":
+            code = re.sub(r"steps=\d+", "steps=2", "".join(cell["source"]))
+            code = code.replace("minutes=1,", "")
+            exec(compile(code, name, "exec"), scope)
+
+
+def test_there_are_four_notebooks() -> None:
+    assert NOTEBOOKS == [
+        "check_numerics",
+        "first_gan",
+        "measure_a_kernel",
+        "wgan_gp_on_your_images",
+    ]

@@ -10,11 +10,11 @@ from typing import Any
 from rich.console import Console
 
 from fastgan.cli.arguments import train_settings
-from fastgan.cli.progress import TrainingDisplay
 from fastgan.cli.terminal import ended_by_interrupts, say
 from fastgan.errors import DataWarning
 from fastgan.training import TrainConfig, Trainer
 from fastgan.training.processes import Processes, joined_processes
+from fastgan.training.progress import TrainingDisplay
 
 __all__ = ["run"]
 

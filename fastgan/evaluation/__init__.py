@@ -21,6 +21,7 @@ from fastgan.evaluation.metrics import (
     NeighbourMetrics,
     frechet_distance,
     frechet_distance_from_moments,
+    kernel_distance,
     neighbour_metrics,
     neighbour_radii,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "evaluate_samples",
     "frechet_distance",
     "frechet_distance_from_moments",
+    "kernel_distance",
     "neighbour_metrics",
     "neighbour_radii",
     "train_classifier",

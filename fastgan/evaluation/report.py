@@ -28,7 +28,7 @@ from fastgan.evaluation.features import (
     RandomConvolutionFeatures,
     TorchScriptFeatures,
 )
-from fastgan.evaluation.metrics import frechet_distance, neighbour_metrics
+from fastgan.evaluation.metrics import frechet_distance, kernel_distance, neighbour_metrics
 
 __all__ = ["EvaluationReport", "evaluate_samples"]
 
@@ -59,6 +59,10 @@ class EvaluationReport:
     frechet_distance_real: float
     """The same between the held-out real images and the other real ones: about what a
     perfect generator would score with as few samples as were held out."""
+
+    kernel_distance: float
+    """Squared maximum mean discrepancy of the cubic kernel, "KID" in Inception's features; about 0
+    is ideal, without bias whatever the number of samples."""
 
     k: int
     """Neighbours that set the size of a neighbourhood."""
@@ -126,6 +130,9 @@ class EvaluationReport:
             "Fréchet distance",
             f"{self.frechet_distance:.4g}",
             f"lower is better; real against real {self.frechet_distance_real:.4g}",
+        )
+        table.add_row(
+            "kernel distance", f"{self.kernel_distance:.3g}", "lower is better; 0 is ideal"
         )
         if self.class_histogram is not None:
             table.add_row(
@@ -216,10 +223,10 @@ def evaluate_samples(
 ) -> EvaluationReport:
     """Measure generated images against real ones.
 
-    Precision, recall, density, coverage and the Fréchet distance are taken between all generated
-    and all real images, in a named feature space. For labelled data a small classifier is trained
-    on part of the real images, and its figures on generated images stand beside those on the
-    held-out part. The time is that of the classifier (seconds) and of ``N^2 + M^2 + N M``
+    Precision, recall, density, coverage, the Fréchet and the kernel distance are taken between all
+    generated and all real images, in a named feature space. For labelled data a small classifier
+    is trained on part of the real images, and its figures on generated images stand beside those
+    on the held-out part. The time is that of the classifier (seconds) and of ``N^2 + M^2 + N M``
     distances; for large sets, pass some ten thousand of each.
 
     Args:
@@ -315,6 +322,7 @@ def evaluate_samples(
         frechet_distance_real=frechet_distance(
             real_features[train_indices], real_features[held_out_indices]
         ),
+        kernel_distance=kernel_distance(real_features, generated_features),
         k=k,
         feature_space=space.name,
         n_generated=len(generated),

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from fastgan.training.callbacks import Callback
     from fastgan.training.checkpoint import load_generator
     from fastgan.training.processes import Processes, ProcessFailedError, joined_processes
+    from fastgan.training.progress import TrainingDisplay
     from fastgan.training.result import TrainingDivergedError, TrainingResult
     from fastgan.training.trainer import Trainer
 else:
@@ -22,6 +23,7 @@ else:
             "ProcessFailedError": "fastgan.training.processes",
             "Processes": "fastgan.training.processes",
             "Trainer": "fastgan.training.trainer",
+            "TrainingDisplay": "fastgan.training.progress",
             "TrainingDivergedError": "fastgan.training.result",
             "TrainingResult": "fastgan.training.result",
             "joined_processes": "fastgan.training.processes",
@@ -35,6 +37,7 @@ __all__ = [
     "Processes",
     "TrainConfig",
     "Trainer",
+    "TrainingDisplay",
     "TrainingDivergedError",
     "TrainingResult",
     "joined_processes",

@@ -26,9 +26,10 @@ from rich.console import Console
 
 import fastgan
 from fastgan.cli import main
-from fastgan.cli.progress import TrainingDisplay
 from fastgan.training import Callback, TrainConfig, Trainer
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
+from fastgan.training.config import PAPER_DEFAULTS
+from fastgan.training.progress import TrainingDisplay
 
 FASTGAN = (sys.executable, "-m", "fastgan")
 SMALL = ["--nz", "4", "--ngf", "4", "--ndf", "4", "--batch-size", "4", "--n-critic", "1"]
@@ -566,7 +567,7 @@ def test_a_slow_run_away_from_a_terminal_says_something_every_while(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [0.0]
-    monkeypatch.setattr("fastgan.cli.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("fastgan.training.progress.time.monotonic", lambda: now[0])
     screen = io.StringIO()
 
     class Slow(Callback):
@@ -587,7 +588,12 @@ def test_help_has_every_default_and_doctor_a_line_for_what_is_missing(
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert "seed of weights, noise and data order (default 0)" in text
-    assert "images a batch (default 128, gan 100, wgan 64, wgan-gp 64)" in text
+    # The commonest of the papers' defaults, and those that differ.
+    (batch,) = re.findall(r"images a batch \(default (\d+(?:, [\w-]+ \d+)+)\)", text)
+    common, *others = batch.split(", ")
+    told = dict(each.split() for each in others)
+    for model, values in PAPER_DEFAULTS.items():
+        assert int(told.get(model, common)) == values["batch_size"]
     assert "(default on)" in text
     assert main(["doctor"]) == 0
     assert capsys.readouterr().out.count("has no CUDA kernels") <= 1

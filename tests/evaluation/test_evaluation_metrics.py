@@ -12,6 +12,7 @@ from fastgan.errors import ConfigError, DataError
 from fastgan.evaluation import (
     frechet_distance,
     frechet_distance_from_moments,
+    kernel_distance,
     neighbour_metrics,
     neighbour_radii,
 )
@@ -311,3 +312,41 @@ def test_a_single_sample_has_no_covariance():
 def test_unfit_moments_are_refused(covariance, message):
     with pytest.raises(DataError, match=message):
         frechet_distance_from_moments(torch.zeros(2), torch.eye(2), torch.zeros(2), covariance)
+
+
+def loop_kernel_distance(real: torch.Tensor, generated: torch.Tensor) -> float:
+    x, y = real.double().numpy(), generated.double().numpy()
+
+    def kernel(a, b):
+        return (sum(p * q for p, q in zip(a, b, strict=True)) / len(a) + 1) ** 3
+
+    def within(z):
+        pairs = [kernel(a, b) for i, a in enumerate(z) for j, b in enumerate(z) if i != j]
+        return sum(pairs) / len(pairs)
+
+    return within(x) + within(y) - 2 * np.mean([[kernel(a, b) for b in y] for a in x])
+
+
+@pytest.mark.parametrize(("real_count", "generated_count", "features"), [(2, 3, 1), (9, 5, 4)])
+@pytest.mark.parametrize("chunk_pairs", [1, 7, 10**6])
+def test_kernel_distance_matches_loops_over_pairs(
+    real_count, generated_count, features, chunk_pairs
+):
+    real = gaussian(real_count, features, seed=1)
+    generated = gaussian(generated_count, features, seed=2, shift=1.0)
+    found = kernel_distance(real, generated, chunk_pairs=chunk_pairs)
+    assert found == pytest.approx(loop_kernel_distance(real, generated), rel=1e-12)
+
+
+def test_kernel_distance_has_no_bias_even_of_a_few_samples():
+    # Over all ways to split a finite set's ordered pairs, the mean is exactly zero.
+    values = gaussian(4, 3, seed=3)
+    splits = [([0, 1], [2, 3]), ([0, 2], [1, 3]), ([0, 3], [1, 2])]
+    found = [kernel_distance(values[a], values[b]) for a, b in splits]
+    assert min(found) < 0 < max(found)
+    assert sum(found) == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_single_sample_has_no_kernel_distance():
+    with pytest.raises(DataError, match="generated: a kernel distance needs at least 2 samples"):
+        kernel_distance(torch.zeros(2, 3), torch.zeros(1, 3))

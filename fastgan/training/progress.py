@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import (
@@ -18,7 +19,11 @@ from rich.progress import (
 from rich.table import Column
 
 from fastgan.errors import printable
-from fastgan.training import Callback, Trainer
+from fastgan.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from fastgan.training.result import TrainingResult
+    from fastgan.training.trainer import Trainer
 
 __all__ = ["TrainingDisplay"]
 
@@ -27,7 +32,23 @@ QUIET_INTERVAL = 15.0
 
 
 class TrainingDisplay(Callback):
-    """Shows losses, the Wasserstein estimate, images per second and the time left, on stderr."""
+    """Shows losses, the Wasserstein estimate, images per second and the time left, on stderr.
+
+    A live bar in a terminal; elsewhere, in a notebook for one, a line now and then.
+
+    Args:
+        console: another place to show them at.
+
+    Example:
+        >>> import io, tempfile
+        >>> from fastgan.training import TrainConfig, Trainer, TrainingDisplay
+        >>> console = Console(file=io.StringIO())
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     config = TrainConfig(out=folder, steps=1, batch_size=4, ngf=4, ndf=4)
+        ...     _ = Trainer(config, callbacks=[TrainingDisplay(console)]).run()
+        >>> print(console.file.getvalue().split(":")[0])
+        dcgan on digits
+    """
 
     def __init__(self, console: Console | None = None) -> None:
         self._console = console or Console(stderr=True, highlight=False)
@@ -136,6 +157,14 @@ class TrainingDisplay(Callback):
         step = f"step {trainer.step}/{config.steps}"
         self.say("  ".join([step, *numbers, f"{_clock(left)} left"]))
         self._last_line = now
+
+    def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
+        """Takes leave of the bar."""
+        self.stop()
+
+    def on_exception(self, trainer: Trainer, error: BaseException) -> None:
+        """Takes leave of the bar."""
+        self.stop()
 
     def on_warning(self, trainer: Trainer, text: str) -> None:
         """Shows a warning above the bar."""

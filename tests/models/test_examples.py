@@ -71,3 +71,11 @@ def test_there_are_four_notebooks() -> None:
         "measure_a_kernel",
         "wgan_gp_on_your_images",
     ]
+
+
+def test_other_trainers_run_fastgans_parts() -> None:
+    trainer = runpy.run_path(str(EXAMPLES / "lightning_module.py"))["main"]()
+    assert 0 < trainer.callback_metrics["penalty"] < 100
+    assert trainer.global_step == 6 + 2
+    penalty = runpy.run_path(str(EXAMPLES / "accelerate_loop.py"))["main"]()
+    assert 0 < penalty < 100

@@ -1,11 +1,12 @@
 """What compilers make of every kernel, without a GPU: registers, spills, occupancy, instructions.
 
     python benchmarks/static_report.py                          # all; ten minutes on two cores
-    python benchmarks/static_report.py --architecture sm_90 --only adam.cu --out DIR
+    python benchmarks/static_report.py --architecture sm_90 --only adam.cu
     python benchmarks/static_report.py --check --only adam.cu    # exit code 1 if it differs
 
 Every CUDA source is compiled by nvcc with the build's own flags, every distinct Triton tile that is
-shipped by Triton, with the most that is fused around it. Nothing depends on the machine, only on
+shipped by Triton, with the most that is fused around it; those of 16 bits without anything on load
+too, since that is what their loops are measured by. Nothing depends on the machine, only on
 the code and on the compilers, whose versions are in the file: so a change that costs registers or
 loses a 16-byte access shows as a change of benchmarks/results/static-<architecture>.json, which
 holds
@@ -33,6 +34,7 @@ from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import itertools
 import json
 import os
 import re
@@ -48,6 +50,7 @@ sys.path.insert(0, str(ROOT))
 
 import native_build  # noqa: E402
 from fastgan.bench.tables import markdown_table  # noqa: E402
+from fastgan.kernels.tiles import TileRow  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = "../benchmarks/results"
@@ -267,27 +270,35 @@ def triton_kernels(architecture: str, folder: Path) -> list[dict]:
     ]
     if not tile_rows:
         raise SystemExit(f"static_report: no tile is shipped for {architecture}")
-    for tile_row in tile_rows:
-        tile, own = tile_row.tile, folder / f"tile-{len(rows)}"
-        own.mkdir()
+    for tile_row, loads in itertools.product(tile_rows, (True, False)):
+        if tile_row.bits != 16 and not loads:
+            continue
         dtype = torch.bfloat16 if tile_row.bits == 16 else torch.float32
-        name = f"{tile_row.kernel}, {str(dtype).removeprefix('torch.')},"
-        name += f" {tile.block_m}x{tile.block_n}x{tile.block_k}, {tile.stages} stages"
         if tile_row.kernel == "weight_gradient":
-            fused = (shipped.GRADIENT_PROLOGUES[-1], shipped.FORWARD_PROLOGUES[-1])
+            fused = shipped.HEAVIEST_OPERANDS if loads else (shipped.PLAIN, shipped.PLAIN)
             compiled = shipped.compile_weight_gradient(
-                architecture, tile_row, *fused, dtype, "ieee", own
+                architecture, tile_row, *fused, dtype, "ieee", folder
             )
         else:
-            name += "" if tile_row.max_channels is None else ", few channels"
+            prologue, epilogue = shipped.HEAVIEST
+            prologue = prologue if loads else shipped.PLAIN
             compiled = shipped.compile_convolution(
-                architecture, tile_row, *shipped.HEAVIEST, dtype, "ieee", own
+                architecture, tile_row, prologue, epilogue, dtype, "ieee", folder
             )
-        (cubin,) = own.glob("*.cubin")
-        (facts,) = read_cubin(cubin, cuobjdump).values()
-        facts |= {"threads": 32 * tile.warps, "shared": compiled.shared}
-        rows.append(row(architecture, "triton", name, facts))
+        (facts,) = read_cubin(compiled.cubin, cuobjdump).values()
+        facts |= {"threads": 32 * tile_row.tile.warps, "shared": compiled.shared}
+        rows.append(row(architecture, "triton", name_of_tile(tile_row, loads), facts))
     return rows
+
+
+def name_of_tile(tile_row: TileRow, loads: bool) -> str:
+    """What the report calls a Triton kernel; ``loads``: whether with the most on load."""
+    tile, number = tile_row.tile, "bfloat16" if tile_row.bits == 16 else "float32"
+    name = f"{tile_row.kernel}, {number}, {tile.block_m}x{tile.block_n}x{tile.block_k}"
+    name += f", {tile.stages} stages"
+    if tile_row.kernel != "weight_gradient" and tile_row.max_channels is not None:
+        name += ", few channels"
+    return name if loads else f"{name}, nothing on load"
 
 
 # --- The file, and its table ----------------------------------------------------------------------
@@ -356,6 +367,7 @@ def table(architecture: str) -> str:
                 str(max(each["stack"] for each in rows)),
                 f"{min(each['occupancy'] for each in rows)}%",
                 str(counts["all"]),
+                str(worst.get("step", "")),
                 ", ".join(f"{group} {number}" for group, number in mix[:6]),
             )
         )
@@ -363,7 +375,7 @@ def table(architecture: str) -> str:
     head = ("source", "kernel", "threads", "registers", "shared", "stack", "occupancy")
     return (
         f"{versions}; [`{path.name}`]({PAGE}/{path.name}), {len(found['kernels'])} kernels:\n\n"
-        + markdown_table((*head, "instructions", "of which"), body)
+        + markdown_table((*head, "instructions", "a step", "of which"), body)
     )
 
 
@@ -374,8 +386,6 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="compare with the files, write none")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the files")
     options = parser.parse_args()
-    if options.only and not options.check and options.out == RESULTS:
-        parser.error("--only writes part of a report: name another folder with --out, or --check")
     differing = 0
     for architecture in options.architecture:
         new = report(architecture, options.only)
@@ -385,11 +395,26 @@ def main() -> int:
                 differing += 1
                 print(f"{architecture}: {line}")
             continue
+        if options.only and options.out == RESULTS:
+            old = json.loads(path_of(architecture).read_text(encoding="utf-8"))
+            new = merged(old, new, options.only)
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / path_of(architecture).name
         path.write_text(text_of(new), encoding="utf-8")
         print(f"{path}: {len(new['kernels'])} kernels")
     return int(differing > 0)
+
+
+def merged(old: dict, new: dict, only: str) -> dict:
+    """The old report with the new one's kernels of the sources that ``only`` keeps."""
+    if old["compilers"] != new["compilers"]:
+        raise SystemExit(
+            f"static_report: the report is of {old['compilers']}, here are {new['compilers']}: "
+            "write all of it"
+        )
+    kept = [kernel for kernel in old["kernels"] if only not in kernel["source"]]
+    kernels = sorted(kept + new["kernels"], key=lambda kernel: (kernel["source"], kernel["kernel"]))
+    return {**new, "kernels": kernels}
 
 
 def differences(old: dict, new: dict, only: str = "") -> list[str]:

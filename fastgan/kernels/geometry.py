@@ -195,3 +195,28 @@ class ConvGeometry:
 def _inverse(dilation: int, stride: int) -> int:
     common = math.gcd(dilation, stride)
     return pow(dilation // common, -1, stride // common)
+
+
+@lru_cache(maxsize=1024)
+def division_by(divisor: int) -> Pair:
+    """What a division by a number is as a product: a multiplier and a shift.
+
+        n // d = (n m) >> (31 + s),    m = ceil(2^(31 + s) / d),    s = ceil(log2(d)),
+
+    for 0 <= n < 2^31. Granlund and Montgomery 1994, "Division by invariant integers using
+    multiplication", theorem 4.2.
+
+    Args:
+        divisor: from 1 to 2^31 - 1; of 1 the result is of no use.
+
+    Returns:
+        m, as the signed number of the same 32 bits, and s - 1: the product's upper half is shifted.
+
+    Example:
+        >>> multiplier, shift = division_by(48)
+        >>> [n * (multiplier % 2**32) >> 32 + shift for n in (47, 48, 2**31 - 1)]
+        [0, 1, 44739242]
+    """
+    shift = (divisor - 1).bit_length()
+    multiplier = -(-(1 << 31 + shift) // divisor)
+    return (multiplier + 2**31) % 2**32 - 2**31, max(shift - 1, 0)

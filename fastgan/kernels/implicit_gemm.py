@@ -23,7 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastgan.kernels.index_maps import pixel_of, tap_and_channel
+from fastgan.kernels.index_maps import pixel_of, quotient, within
 from fastgan.kernels.prologues import after_prologue, load_vector, load_vectors
 
 __all__ = ["implicit_gemm_kernel"]
@@ -48,6 +48,8 @@ __all__ = ["implicit_gemm_kernel"]
         "common_width",
         "inverse_height",
         "inverse_width",
+        "channel_multiplier",
+        "channel_shift",
         "phases_height",
         "phases_width",
         "tiles_m",
@@ -104,6 +106,8 @@ def implicit_gemm_kernel(
     common_width,
     inverse_height,  # of dilation / common, modulo stride / common
     inverse_width,
+    channel_multiplier,  # for a quotient by in_channels
+    channel_shift,
     phases_height,
     phases_width,
     tiles_m,  # per phase
@@ -114,8 +118,10 @@ def implicit_gemm_kernel(
     EPILOGUE: tl.constexpr,
     OUTPUT_FUNCTION: tl.constexpr,
     REDUCTION: tl.constexpr,  # or None
-    ONE_TAP: tl.constexpr,
+    ONE_TAP: tl.constexpr,  # whether a step stays within one tap
+    WHOLE_BLOCKS: tl.constexpr,  # whether in_channels is a multiple of BLOCK_K
     POSITION: tl.constexpr,  # the integer type that holds the number of positions
+    OFFSET: tl.constexpr,  # the integer type that holds offsets into input and weight
     PRECISION: tl.constexpr,  # of float32 products
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -168,8 +174,8 @@ def implicit_gemm_kernel(
         inverse_width,
     )
 
-    # Row m of the tile is the output (sample, q_h, q_w) of the phase. Offsets are 64 bits wide from
-    # the first product on: a tensor may have more than 2^31 elements.
+    # Row m of the tile is the output (sample, q_h, q_w) of the phase. Offsets into operands are
+    # OFFSET from the first product on: a tensor may have more than 2^31 elements.
     positions = batch.to(POSITION) * outputs_h * outputs_w
     position = tile_m.to(POSITION) * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = position < positions
@@ -177,16 +183,16 @@ def implicit_gemm_kernel(
     input_h = first_input_h + q_h * input_per_output_h
     input_w = first_input_w + q_w * input_per_output_w
     row_offset = (
-        sample * input_stride_n
-        + input_h.to(tl.int64) * input_stride_h
-        + input_w.to(tl.int64) * input_stride_w
+        sample.to(OFFSET) * input_stride_n
+        + input_h.to(OFFSET) * input_stride_h
+        + input_w.to(OFFSET) * input_stride_w
     )
     output_h = (first_output_h + q_h * output_step_h).to(tl.int64)
     output_w = (first_output_w + q_w * output_step_w).to(tl.int64)
     output_row = ((sample * output_height + output_h) * output_width + output_w) * out_channels
     column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     column_exists = column < out_channels
-    column_offset = column.to(tl.int64) * weight_stride_n
+    column_offset = column.to(OFFSET) * weight_stride_n
 
     if ONE_TAP:
         steps = taps_h * taps_w * tl.cdiv(in_channels, BLOCK_K)
@@ -195,26 +201,44 @@ def implicit_gemm_kernel(
     # The last tiles of a smaller phase are empty.
     steps = tl.where(tile_m.to(POSITION) * BLOCK_M < positions, steps, 0)
     accumulator = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
+    k = tl.arange(0, BLOCK_K)
+    row, col, first_channel = 0, 0, 0
+    # Of numbers whose product with the divisor is below 2^32. A phase without taps has no step.
+    row_multiplier = (2**32 - 1) // tl.maximum(taps_w, 1).to(tl.uint32) + 1
     for step in range(steps):
-        tap_h, tap_w, channel, known = tap_and_channel(
-            step, taps_h, taps_w, in_channels, BLOCK_K, ONE_TAP
-        )
-        at_h = input_h[:, None] + (tap_h * input_per_tap_h)[None, :]
-        at_w = input_w[:, None] + (tap_w * input_per_tap_w)[None, :]
-        inside = (at_h >= 0) & (at_h < input_height) & (at_w >= 0) & (at_w < input_width)
+        if ONE_TAP:
+            channel = first_channel + k
+            known = k < BLOCK_K if WHOLE_BLOCKS else channel < in_channels
+            tap_h, tap_w = row + tl.full([1], 0, tl.int32), col + tl.full([1], 0, tl.int32)
+            # Counted on: a division a step would take longer than the products.
+            first_channel += BLOCK_K
+            col = tl.where(first_channel < in_channels, col, col + 1)
+            first_channel = tl.where(first_channel < in_channels, first_channel, 0)
+            row = tl.where(col < taps_w, row, row + 1)
+            col = tl.where(col < taps_w, col, 0)
+        else:
+            number = step * BLOCK_K + k
+            tap = quotient(number, in_channels, channel_multiplier, channel_shift)
+            channel = number - tap * in_channels
+            known = tap < taps_h * taps_w
+            tap_h = quotient(tap, taps_w, row_multiplier, 0)
+            tap_w = tap - tap_h * taps_w
+        step_h, step_w = tap_h * input_per_tap_h, tap_w * input_per_tap_w
+        at_h, at_w = input_h[:, None] + step_h[None, :], input_w[:, None] + step_w[None, :]
+        inside = within(at_h, input_height) & within(at_w, input_width)
         inside = inside & exists[:, None] & known[None, :]
         k_offset = (
-            (tap_h * input_per_tap_h).to(tl.int64) * input_stride_h
-            + (tap_w * input_per_tap_w).to(tl.int64) * input_stride_w
-            + channel.to(tl.int64) * input_stride_c
+            step_h.to(OFFSET) * input_stride_h
+            + step_w.to(OFFSET) * input_stride_w
+            + channel.to(OFFSET) * input_stride_c
         )
         offset = row_offset[:, None] + k_offset[None, :]
         a = tl.load(input + offset, mask=inside, other=0.0)
 
         weight_offset = (
-            (first_tap_h + tap_h * tap_step_h).to(tl.int64) * weight_stride_h
-            + (first_tap_w + tap_w * tap_step_w).to(tl.int64) * weight_stride_w
-            + channel.to(tl.int64) * weight_stride_k
+            (first_tap_h + tap_h * tap_step_h).to(OFFSET) * weight_stride_h
+            + (first_tap_w + tap_w * tap_step_w).to(OFFSET) * weight_stride_w
+            + channel.to(OFFSET) * weight_stride_k
         )
         b = tl.load(
             weight + (weight_offset[:, None] + column_offset[None, :]),

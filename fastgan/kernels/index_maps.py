@@ -24,7 +24,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["gather_axis", "pixel_of", "scatter_axis", "tap_and_channel"]
+__all__ = ["gather_axis", "pixel_of", "quotient", "scatter_axis", "tap_and_channel", "within"]
 
 
 @triton.jit
@@ -67,6 +67,20 @@ def scatter_axis(phase, outputs, kernel, stride, padding, dilation, common, inve
         1,
         -(dilation // common),
     )
+
+
+@triton.jit
+def quotient(number, divisor, multiplier, shift):
+    """number // divisor, of a number from 0 to 2^31 - 1, by a product (geometry.division_by)."""
+    factor = multiplier.to(tl.uint32, bitcast=True)
+    product = tl.umulhi(number.to(tl.uint32, bitcast=True), factor) >> shift
+    return tl.where(divisor == 1, number, product.to(tl.int32, bitcast=True))
+
+
+@triton.jit
+def within(place, size):
+    """0 <= place < size in one comparison: without a sign, what is below 0 is beyond the end."""
+    return place.to(tl.uint32, bitcast=True) < size.to(tl.uint32, bitcast=True)
 
 
 @triton.jit

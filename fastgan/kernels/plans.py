@@ -9,7 +9,7 @@ import torch
 import triton.language as tl
 
 from fastgan.kernels import activations, epilogues, index_maps, prologues
-from fastgan.kernels.geometry import ConvGeometry
+from fastgan.kernels.geometry import ConvGeometry, division_by
 from fastgan.kernels.implicit_gemm import implicit_gemm_kernel
 from fastgan.kernels.launch import Launch
 from fastgan.kernels.split_reduction import (
@@ -91,6 +91,15 @@ def _position_type(positions: int) -> tl.dtype:
     return tl.int32 if positions < 2**31 - 4096 else tl.int64
 
 
+def _offset_type(*operands: tuple[Four, Four]) -> tl.dtype:
+    """What holds the offsets into operands of these shapes and strides, and a little beyond."""
+    spans = [
+        sum((size - 1) * stride for size, stride in zip(*operand, strict=True))
+        for operand in operands
+    ]
+    return tl.int32 if max(spans) < 2**30 else tl.int64
+
+
 def _stays_in_one_tap(channels: int, block: int) -> bool:
     # Up to twice the arithmetic is a fair price for whole vectors and masks per row; a few channels
     # in a block of 64 are not.
@@ -168,6 +177,7 @@ def plan_convolution(
         *_axis_arguments(geometry),
         *(math.gcd(d, s) for d, s in zip(geometry.dilation, geometry.stride, strict=True)),
         *geometry.inverse_dilation,
+        *division_by(in_channels),
         *phases,
         tiles_m,
         tiles_n,
@@ -177,7 +187,9 @@ def plan_convolution(
         getattr(activations.FUNCTIONS[epilogue.activation], output_function),
         reduction,
         _stays_in_one_tap(in_channels, tile.block_k),
+        in_channels % tile.block_k == 0,
         _position_type(problem.rows),
+        _offset_type((input_shape, input_strides), (weight_shape, weight_strides)),
         precision,
         tile.block_m,
         tile.block_n,
@@ -238,6 +250,8 @@ def plan_weight_gradient(
         elements,
         *weight_strides,
         *_axis_arguments(geometry),
+        *division_by(paired_size[1]),
+        *division_by(paired_size[0] * paired_size[1]),
         steps_per_split,
         tiles_m,
         tiles_n,
@@ -245,6 +259,7 @@ def plan_weight_gradient(
         *_functions(gathered_prologue),
         one_tap,
         _position_type(positions),
+        _offset_type((paired_shape, paired_strides), (gathered_shape, gathered_strides)),
         precision,
         tile.block_m,
         tile.block_n,

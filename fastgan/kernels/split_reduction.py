@@ -23,7 +23,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastgan.kernels.index_maps import pixel_of, tap_and_channel
+from fastgan.kernels.index_maps import pixel_of, quotient, tap_and_channel, within
 from fastgan.kernels.prologues import after_prologue, load_vectors
 
 __all__ = ["channel_sums_kernel", "sum_splits_kernel", "weight_gradient_kernel"]
@@ -44,6 +44,10 @@ __all__ = ["channel_sums_kernel", "sum_splits_kernel", "weight_gradient_kernel"]
         "padding_width",
         "dilation_height",
         "dilation_width",
+        "row_multiplier",
+        "row_shift",
+        "sample_multiplier",
+        "sample_shift",
         "steps_per_split",
         "tiles_m",
         "tiles_n",
@@ -96,6 +100,10 @@ def weight_gradient_kernel(
     padding_width,
     dilation_height,
     dilation_width,
+    row_multiplier,  # for a quotient by paired_width
+    row_shift,
+    sample_multiplier,  # for one by paired_height paired_width
+    sample_shift,
     steps_per_split,  # of BLOCK_K positions each
     tiles_m,
     tiles_n,
@@ -105,6 +113,7 @@ def weight_gradient_kernel(
     GATHERED_FUNCTION: tl.constexpr,
     ONE_TAP: tl.constexpr,  # whether a tile's rows stay within one tap
     POSITION: tl.constexpr,  # the integer type that holds the number of positions
+    OFFSET: tl.constexpr,  # the integer type that holds offsets into paired and gathered
     PRECISION: tl.constexpr,  # of float32 products
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -124,13 +133,13 @@ def weight_gradient_kernel(
     from_w = tap_w * dilation_width - padding_width
     # From the paired pixel, scaled by the stride, to the element that its tap reads.
     row_offset = (
-        from_h.to(tl.int64) * gathered_stride_h
-        + from_w.to(tl.int64) * gathered_stride_w
-        + channel.to(tl.int64) * gathered_stride_c
+        from_h.to(OFFSET) * gathered_stride_h
+        + from_w.to(OFFSET) * gathered_stride_w
+        + channel.to(OFFSET) * gathered_stride_c
     )
     column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     column_exists = column < paired_channels
-    column_offset = column.to(tl.int64) * paired_stride_c
+    column_offset = column.to(OFFSET) * paired_stride_c
 
     gathered_vectors = load_vectors(
         gathered_mean,
@@ -157,12 +166,19 @@ def weight_gradient_kernel(
     for step in range(steps_per_split):
         position = start + step * BLOCK_K + tl.arange(0, BLOCK_K)
         exists = position < positions
-        sample, q_h, q_w = pixel_of(position, paired_height, paired_width, POSITION)
+        if POSITION.primitive_bitwidth == 32:
+            per_sample = paired_height * paired_width
+            sample = quotient(position, per_sample, sample_multiplier, sample_shift)
+            in_sample = position - sample * per_sample
+            q_h = quotient(in_sample, paired_width, row_multiplier, row_shift)
+            q_w = in_sample - q_h * paired_width
+        else:
+            sample, q_h, q_w = pixel_of(position, paired_height, paired_width, POSITION)
 
         paired_offset_2d = (
-            sample * paired_stride_n
-            + q_h.to(tl.int64) * paired_stride_h
-            + q_w.to(tl.int64) * paired_stride_w
+            sample.to(OFFSET) * paired_stride_n
+            + q_h.to(OFFSET) * paired_stride_h
+            + q_w.to(OFFSET) * paired_stride_w
         )[:, None] + column_offset[None, :]
         paired_inside = exists[:, None] & column_exists[None, :]
         b = tl.load(paired + paired_offset_2d, mask=paired_inside, other=0.0)
@@ -171,12 +187,12 @@ def weight_gradient_kernel(
         scaled_w = q_w * stride_width
         at_h = scaled_h[:, None] + from_h[None, :]
         at_w = scaled_w[:, None] + from_w[None, :]
-        inside = (at_h >= 0) & (at_h < gathered_height) & (at_w >= 0) & (at_w < gathered_width)
+        inside = within(at_h, gathered_height) & within(at_w, gathered_width)
         inside = inside & exists[:, None] & known[None, :]
         gathered_offset_2d = (
-            sample * gathered_stride_n
-            + scaled_h.to(tl.int64) * gathered_stride_h
-            + scaled_w.to(tl.int64) * gathered_stride_w
+            sample.to(OFFSET) * gathered_stride_n
+            + scaled_h.to(OFFSET) * gathered_stride_h
+            + scaled_w.to(OFFSET) * gathered_stride_w
         )[:, None] + row_offset[None, :]
         a = tl.load(gathered + gathered_offset_2d, mask=inside, other=0.0)
 

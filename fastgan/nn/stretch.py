@@ -422,9 +422,8 @@ def _say_chain(units: list[list[Op]], stages: list[Stage], input: Tensor, log: L
         path, how = described[number]
         where = "normalised and activated as the last step"
         if number + 1 < len(units):
-            load = "on the load of" if described[number + 1][0] == "triton" else "for"
             next_layer = units[number + 1][0].layer
-            where = f"normalised and activated {load} {next_layer!r} alone, and not kept"
+            where = f"normalised and activated for {next_layer!r} alone, and not kept"
         beside = unit[0].layer
         for op in unit:
             by = path

@@ -395,6 +395,8 @@ def _stage_forward(
     around = fusion("" if prologue is None else "norm", "", store)
     convolves = stage.kind != "identity"
     backend = select_backend("forward", stage, input, weight, around) if convolves else ATEN
+    if prologue is not None and not backend.loads:
+        input, prologue = _normalised(input, prologue), None
     if not convolves:
         value = input
     elif backend.fuses:
@@ -407,8 +409,6 @@ def _stage_forward(
         )
         value, partials = TRITON.fused_forward(stage, input, weight, prologue, epilogue)
     else:
-        if prologue is not None:
-            input = _normalised(input, prologue)
         value = backend.forward(stage, input, weight, bias)
         if not is_deferred:
             value = activation.forward_(value, slope)
@@ -481,8 +481,8 @@ class _Carried:
             return ""
         return "norm" if isinstance(self.prologue, BatchNormGradient) else "activation"
 
-    def finished(self) -> Tensor:
-        """The gradient itself, written over the tensor."""
+    def finish(self) -> None:
+        """Does it, over the tensor."""
         prologue = self.prologue
         if isinstance(prologue, BatchNormGradient):
             _ops.norm_act_gradient_(
@@ -500,7 +500,6 @@ class _Carried:
             code = ACTIVATIONS[prologue.activation].code
             _ops.act_gradient_(self.grad, prologue.kept, code, prologue.negative_slope)
         self.prologue = None
-        return self.grad
 
 
 class _Gradients:
@@ -557,7 +556,8 @@ def _gradients(
     for number in range(last, lowest - 1, -1):
         if stages[number].kind == "identity":
             if gradients.wants_input():  # laid out as eager's norm leaves it
-                carried = _Carried(laid_out(carried.finished(), is_channels_last(input)))
+                carried.finish()
+                carried = _Carried(laid_out(carried.grad, is_channels_last(input)))
             break
         weight, padded = current.cast_weight, current.padded
         current = before = kept.pop() if number > 0 else _Kept(_cast(input, chain.dtype))
@@ -643,13 +643,16 @@ def _weight_gradient(
 ) -> tuple[Tensor, Tensor | None]:
     around = fusion("" if before.norm is None else "norm", carried.pending())
     backend = select_backend("weight_gradient", stage, before.value, weight, around)
+    input, norm = before.value, before.norm
+    if not backend.loads:
+        carried.finish()
+        if norm is not None:
+            input, norm = _normalised(input, norm), None
     if backend.fuses:
         return TRITON.fused_weight_gradient(
-            stage, carried.grad, before.value, weight, before.norm, carried.prologue, with_bias
+            stage, carried.grad, input, weight, norm, carried.prologue, with_bias
         )
-    grad = carried.finished()
-    input = before.value if before.norm is None else _normalised(before.value, before.norm)
-    return backend.weight_gradient(stage, grad, input, weight, with_bias)
+    return backend.weight_gradient(stage, carried.grad, input, weight, with_bias)
 
 
 def _input_gradient(
@@ -668,8 +671,10 @@ def _input_gradient(
     around = UNFUSED if padded is not None else fusion("", carried.pending(), store)
     input = before.value if padded is None else padded
     backend = select_backend("input_gradient", stage, input, weight, around)
+    if padded is not None or not backend.loads:
+        carried.finish()
     if padded is not None or not backend.fuses:
-        grad = backend.input_gradient(stage, carried.finished(), input, weight)
+        grad = backend.input_gradient(stage, carried.grad, input, weight)
         if padded is not None:
             grad = _pad_gradient(stages[number], grad, before.value)
         if number == 0:

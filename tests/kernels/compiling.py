@@ -23,6 +23,7 @@ class Compiled:
     """What came of it.
 
     Attributes:
+        cubin: the file with the machine code.
         registers: per thread.
         stack: bytes per thread: registers that were spilled.
         shared: bytes per program.
@@ -31,6 +32,7 @@ class Compiled:
         ttir: Triton's own code, before anything of the GPU is in it.
     """
 
+    cubin: Path
     registers: int
     stack: int
     shared: int
@@ -75,6 +77,7 @@ def compile_for(
     ).stdout
     found = {name: int(re.search(rf"{name}:(\d+)", usage)[1]) for name in ("REG", "STACK", "LOCAL")}
     return Compiled(
+        cubin=cubin,
         registers=found["REG"],
         stack=found["STACK"] + found["LOCAL"],
         shared=compiled.metadata.shared,

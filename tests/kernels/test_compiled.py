@@ -54,6 +54,8 @@ PAIRS = [
     *itertools.product(GRADIENT_PROLOGUES, GRADIENT_EPILOGUES),
 ]
 HEAVIEST = PAIRS[-1]
+#: Of a weight gradient: on its paired operand, on its gathered one.
+HEAVIEST_OPERANDS = (GRADIENT_PROLOGUES[-1], FORWARD_PROLOGUES[-1])
 
 
 def prologue_pointers(prologue: Operation, dtype: torch.dtype) -> list[torch.dtype | None]:
@@ -251,7 +253,7 @@ def test_smooth_activations_in_the_largest_tile(architecture, name, tmp_path):
 def test_each_weight_gradient_with_the_most_around_it(architecture, row, tmp_path):
     dtype, precision = numbers_of(row)[0]
     compiled = compile_weight_gradient(
-        architecture, row, GRADIENT_PROLOGUES[-1], FORWARD_PROLOGUES[-1], dtype, precision, tmp_path
+        architecture, row, *HEAVIEST_OPERANDS, dtype, precision, tmp_path
     )
     assert_shippable(compiled, architecture, row)
 
@@ -315,22 +317,41 @@ def test_any_problem_has_a_tile(kernel, bits, architecture):
         tile_for(Problem(kernel, bits, size, size, size), capability)
 
 
-def test_offsets_into_tensors_are_64_bits_wide(tmp_path):
+def test_offsets_are_64_bits_wide_where_a_tensor_needs_it(tmp_path, monkeypatch):
     """Per-channel vectors apart, which are no tensor of more than 2^31 elements."""
-    row = distinct_rows("sm_90", "gather")[0]
-    kernels = [
-        compile_convolution("sm_90", row, *HEAVIEST, torch.float16, "ieee", tmp_path),
-        compile_weight_gradient(
-            "sm_90",
-            distinct_rows("sm_90", "weight_gradient")[0],
-            GRADIENT_PROLOGUES[-1],
-            FORWARD_PROLOGUES[-1],
-            torch.float16,
-            "ieee",
-            tmp_path,
-        ),
-    ]
-    for compiled in kernels:
-        offsets = re.findall(r"tt\.addptr .* : (tensor<\d+x\d+x.*), (\S+)", compiled.ttir)
-        assert len(offsets) >= 3
-        assert all("xi64>" in offset for _, offset in offsets)
+
+    def offsets() -> list[list[bool]]:
+        """Of each kernel's loads and stores of tiles, whether they are."""
+        kernels = [
+            compile_convolution(
+                "sm_90",
+                distinct_rows("sm_90", "gather")[0],
+                *HEAVIEST,
+                torch.float16,
+                "ieee",
+                tmp_path,
+            ),
+            compile_weight_gradient(
+                "sm_90",
+                distinct_rows("sm_90", "weight_gradient")[0],
+                *HEAVIEST_OPERANDS,
+                torch.float16,
+                "ieee",
+                tmp_path,
+            ),
+        ]
+        pattern = r"tt\.addptr .* : (tensor<\d+x\d+x.*), (\S+)"
+        return [["xi64>" in of for _, of in re.findall(pattern, k.ttir)] for k in kernels]
+
+    # Results are written once a tile: their offsets needn't be narrow.
+    assert offsets() == [[False] * 3 + [True] * 2, [False] * 3 + [True]]
+    monkeypatch.setattr(plans, "_offset_type", lambda *operands: plans.tl.int64)
+    assert offsets() == [[True] * 5, [True] * 4]
+
+
+def test_offsets_of_operands_are_32_bits_wide_where_these_hold_them():
+    places, huge = (2, 3, 4, 5), (2**25 + 1, 8, 2, 2)
+    assert plans._offset_type((places, channels_last(places))) == plans.tl.int32
+    assert plans._offset_type((huge, channels_last(huge))) == plans.tl.int64
+    # Samples far apart, of which there are two.
+    assert plans._offset_type((places, (2**31, 1, 15, 3)), (places, (0, 1, 0, 0))) == plans.tl.int64

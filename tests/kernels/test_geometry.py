@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from fastgan import ConfigError
 from fastgan.kernels import ConvGeometry
+from fastgan.kernels.geometry import division_by
 
 pairs = st.tuples
 
@@ -129,3 +130,15 @@ def test_impossible_geometries_are_refused(settings: dict[str, object], message:
 def test_an_input_without_output_is_refused():
     with pytest.raises(ConfigError, match="an input of 2x8 gives an output of -1x5"):
         ConvGeometry((4, 4)).output_size((2, 8))
+
+
+def test_a_product_and_a_shift_divide_exactly():
+    largest = 2**31 - 1
+    divisors = [*range(2, 200), 2**16 - 1, 2**16, 2**16 + 1, 10**9 + 7, largest - 1, largest]
+    for divisor in divisors:
+        multiplier, shift = division_by(divisor)
+        assert -(2**31) <= multiplier < 2**31
+        last = largest // divisor * divisor
+        for number in (0, 1, divisor - 1, divisor, last - 1, last, largest):
+            assert number * (multiplier % 2**32) >> 32 + shift == number // divisor
+    assert division_by(1)[1] == 0  # the kernels take the number itself

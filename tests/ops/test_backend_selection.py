@@ -818,6 +818,22 @@ def test_a_chain_computes_the_same_by_whatever_is_chosen(monkeypatch: pytest.Mon
             torch.testing.assert_close(net(x), expected)
 
 
+def test_the_fixed_table_has_nothing_done_on_load_where_products_are_fast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weight, input = channels_last(8, 8, 4, 4).bfloat16(), channels_last(2, 8, 8, 8).bfloat16()
+    loading, after_passes = (each for each in BACKENDS if each.fuses)
+    around = fusion_of("norm", "", "statistics")
+    assert after_passes.unsupported_reason(Problem.of("forward", HALVING, input, weight))
+    for capability, expected in (((8, 6), loading), ((9, 0), after_passes)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, c=capability: c)
+        problem = Problem.of("forward", HALVING, input, weight, around)
+        problem = problem._replace(device=torch.device("cuda"))
+        assert fixed_choice(problem, [loading, after_passes, BACKENDS[-1]]) is expected
+        plain = problem._replace(fusion=fusion_of("", "", "statistics"))
+        assert fixed_choice(plain, [loading, BACKENDS[-1]]) is loading
+
+
 # --- What is said -------------------------------------------------------------------------------
 
 

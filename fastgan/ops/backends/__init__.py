@@ -1,6 +1,7 @@
 """Convolution backends: what can compute one, and which is the fastest for the case.
 
 triton              kernels that fuse what lies around the convolution, on GPUs
+triton_after_passes the same after passes that do what they would do on load
 winograd            3x3 taps with stride 1, 4x4 and 5x5 with stride 2, on CPUs: fewer products
 patches             the pass that makes an image, on CPUs
 matrix_product      products of matrices over patches, on CPUs

@@ -26,12 +26,14 @@ class Backend(ABC):
     Attributes:
         name: in files of choices and in tables.
         path: "triton", "cpu" (C++ of fastgan's own) or "aten", as ``fastgan.explain`` shows it.
-        fuses: whether it can do what a :class:`Fusion` asks for on load and on store.
+        fuses: whether it can do what a :class:`Fusion` asks for on store.
+        loads: whether it can do what one asks for on load.
     """
 
     name: str
     path: str
     fuses = False
+    loads = False
 
     @abstractmethod
     def unsupported_reason(self, problem: Problem) -> str | None:

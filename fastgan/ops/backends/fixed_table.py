@@ -1,7 +1,9 @@
 """The choice that measures nothing, for ``FASTGAN_AUTOTUNE=0`` and deterministic algorithms.
 
-Triton's kernels wherever they can run; on CPUs the thresholds below, measured on two processors
-with AVX-512. These are the only thresholds there are: otherwise backends are measured.
+Triton's kernels wherever they can run; from compute capability 9.0 on with nothing done on load,
+which would take several times the instructions of their products. On CPUs the thresholds below,
+measured on two processors with AVX-512. These are the only thresholds there are: otherwise backends
+are measured.
 """
 
 from __future__ import annotations
@@ -57,6 +59,13 @@ def takes(problem: Problem, choice: str) -> bool:
     return choice != "aten" and products >= FEWEST_PRODUCTS * problem.threads
 
 
+def _loads_in_the_loop(problem: Problem) -> bool:
+    around = problem.fusion
+    if not (around.input or around.grad) or problem.device.type != "cuda":
+        return True
+    return torch.cuda.get_device_capability(problem.device) < (9, 0)
+
+
 def _winograd(problem: Problem) -> bool:
     rows, columns = _small_places(problem)
     if not problem.gives_channels_last or min(rows, columns) < 1:
@@ -99,7 +108,8 @@ def _small_places(problem: Problem) -> tuple[int, int]:
 
 #: A backend that isn't here is only chosen by measurement.
 _TABLE: dict[str, Callable[[Problem], bool]] = {
-    "triton": lambda problem: True,
+    "triton": _loads_in_the_loop,
+    "triton_after_passes": lambda problem: True,
     "winograd": _winograd,
     "patches": _patches,
     "matrix_product": _matrix_product,

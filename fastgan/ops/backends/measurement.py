@@ -23,6 +23,7 @@ from fastgan.kernels.fusion import (
     ActivationGradient,
     BatchNormGradient,
     BiasActivation,
+    GradPrologue,
     NormActivation,
     NormActivationGradient,
     Statistics,
@@ -255,8 +256,8 @@ class _Trial:
             epilogue = Statistics()
         elif fusion.store == "activation":
             epilogue = BiasActivation(None, _ACTIVATION, _SLOPE)
-        prologue = self.before if fusion.input == "norm" else None
-        _, partials = backend.fused_forward(self.stage, self.input, self.weight, prologue, epilogue)
+        input, prologue = self._input_and_prologue(backend)
+        _, partials = backend.fused_forward(self.stage, input, self.weight, prologue, epilogue)
         if partials is not None:
             _ops.batch_norm_finalize(
                 partials.count, partials.mean, partials.m2, None, None, None, 0.1, 1e-5
@@ -268,27 +269,37 @@ class _Trial:
             epilogue = NormActivationGradient(self.input, self.before, self.before.scale)
         elif self.problem.fusion.store == "activation":
             epilogue = ActivationGradient(self.input, _ACTIVATION, _SLOPE)
+        grad, prologue = self._grad_and_prologue(backend)
         grad, sums = backend.fused_input_gradient(
-            self.stage, self.grad, self.input, self.weight, self._grad_prologue(), epilogue
+            self.stage, grad, self.input, self.weight, prologue, epilogue
         )
         if sums is not None:
             scale, count = self.before.scale, grad.numel() // grad.shape[1]
             _ops.norm_act_gradient_finalize(sums.grad, sums.grad_xhat, scale, scale, count)
 
     def _fused_weight_gradient(self, backend: Triton) -> None:
-        prologue = self.before if self.problem.fusion.input == "norm" else None
+        grad, grad_prologue = self._grad_and_prologue(backend)
+        input, input_prologue = self._input_and_prologue(backend)
         backend.fused_weight_gradient(
-            self.stage, self.grad, self.input, self.weight, prologue, self._grad_prologue(), False
+            self.stage, grad, input, self.weight, input_prologue, grad_prologue, False
         )
 
-    def _grad_prologue(self) -> ActivationGradient | BatchNormGradient | None:
+    def _input_and_prologue(self, backend: Triton) -> tuple[Tensor, NormActivation | None]:
+        if not backend.loads:
+            return self._loaded_input(), None
+        return self.input, self.before if self.problem.fusion.input == "norm" else None
+
+    def _grad_and_prologue(self, backend: Triton) -> tuple[Tensor, GradPrologue | None]:
+        if not backend.loads:
+            return self._loaded_grad(), None
         kind = self.problem.fusion.grad
         if kind == "activation":
-            return ActivationGradient(self.output, _ACTIVATION, _SLOPE)
+            return self.grad, ActivationGradient(self.output, _ACTIVATION, _SLOPE)
         if kind == "norm":
-            zeros = torch.zeros_like(self.after.mean)
-            return BatchNormGradient(self.output, self.after.mean, self.after.scale, zeros, zeros)
-        return None
+            mean, scale = self.after.mean, self.after.scale
+            zeros = torch.zeros_like(mean)
+            return self.grad, BatchNormGradient(self.output, mean, scale, zeros, zeros)
+        return self.grad, None
 
     def _norm(self, channels: int) -> NormActivation:
         dtype = torch.float64 if self.problem.dtype == torch.float64 else torch.float32

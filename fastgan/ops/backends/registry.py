@@ -9,12 +9,15 @@ from fastgan.ops.backends.patches import Patches
 from fastgan.ops.backends.triton import Triton
 from fastgan.ops.backends.winograd import Winograd
 
-__all__ = ["ATEN", "BACKENDS", "TRITON", "WINOGRAD"]
+__all__ = ["ATEN", "BACKENDS", "TRITON", "TRITON_AFTER_PASSES", "WINOGRAD"]
 
-TRITON, WINOGRAD, ATEN = Triton(), Winograd(), ATen()
+TRITON = Triton("triton", loads=True)
+TRITON_AFTER_PASSES = Triton("triton_after_passes", loads=False)
+WINOGRAD, ATEN = Winograd(), ATen()
 
 BACKENDS: tuple[Backend, ...] = (
     TRITON,
+    TRITON_AFTER_PASSES,
     WINOGRAD,
     Patches(),
     MatrixProduct(),

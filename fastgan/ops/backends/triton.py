@@ -33,14 +33,27 @@ __all__ = ["Triton"]
 
 
 class Triton(Backend):
-    """Three implicit-GEMM kernels that normalise, activate and sum on load and on store."""
+    """Three implicit-GEMM kernels that normalise, activate and sum on load and on store.
 
-    name = "triton"
+    What is done on load is done in the loop of the products, again for each tap. Where these are
+    fast that takes longer than a pass of its own before.
+
+    Args:
+        name: of the backend.
+        loads: whether it is done on load; else the caller does it in passes of its own.
+    """
+
     path = "triton"
     fuses = True
 
+    def __init__(self, name: str, loads: bool) -> None:
+        self.name = name
+        self.loads = loads
+
     def unsupported_reason(self, problem: Problem) -> str | None:
         """Why the kernels can't run it."""
+        if not self.loads and not (problem.fusion.input or problem.fusion.grad):
+            return "nothing is to be done on load"
         stage, device = problem.stage, problem.device
         geometry = _geometry_of(stage, (1, 1) if problem.is_linear else problem.weight_shape[2:])
         # Without a device the kernels are asked about the layer alone.

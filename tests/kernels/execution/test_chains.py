@@ -17,6 +17,8 @@ from fastgan.nn import fuse
 from fastgan.nn.placement import placements
 from fastgan.ops.backends import PASSES, TRITON, Problem, Selector, fusion, selection, using
 from fastgan.ops.backends.measurement import measure
+from fastgan.ops.backends.registry import TRITON_AFTER_PASSES
+from fastgan.ops.backends.selection import supporting
 from fastgan.ops.stages import Stage
 
 pytestmark = pytest.mark.usefixtures("few_programs")
@@ -188,6 +190,9 @@ def test_results_are_laid_out_as_eager_s(
     assert found[0] == found[1]
 
 
+CONTENDERS = {"triton", "triton_after_passes", "aten"}
+
+
 @pytest.mark.parametrize("make", [generator, critic, dense, smooth])
 def test_each_pass_can_run_on_a_backend_of_its_own(
     make, device: torch.device, monkeypatch: pytest.MonkeyPatch, tmp_path
@@ -205,7 +210,7 @@ def test_each_pass_can_run_on_a_backend_of_its_own(
         draws = random.Random(seed)
 
         def chosen(problem, backends, draws=draws, **options):
-            able = [each.name for each in backends if each.name in ("triton", "aten")]
+            able = [each.name for each in backends if each.name in CONTENDERS]
             name = draws.choice(able)
             used.add((problem.which, name, *problem.fusion))
             return {each: 1.0 if each == name else 2.0 for each in able}
@@ -217,7 +222,8 @@ def test_each_pass_can_run_on_a_backend_of_its_own(
             path.unlink()
         for ours, truth in zip(found, expected, strict=True):
             torch.testing.assert_close(ours.double(), truth, rtol=1e-3, atol=2e-4)
-    assert {name for _, name, *_ in used} == {"triton", "aten"}
+    assert {name for _, name, *_ in used} <= CONTENDERS
+    assert {"triton", "aten"} <= {name for _, name, *_ in used}
 
 
 @pytest.mark.parametrize("which", PASSES)
@@ -245,5 +251,7 @@ def test_the_kernels_are_timed_with_what_they_fuse(
     ):
         tensors = (torch.empty(shape, device=device) for shape in (input, weight))
         problem = Problem.of(which, stage, *tensors, fusion(**around))
-        assert TRITON.unsupported_reason(problem) is None
-        assert set(measure(problem, [TRITON])) == {"triton"}
+        able = [each for each in supporting(problem) if each.fuses]
+        loads = "input" in around or "grad" in around
+        assert able == [TRITON, *([TRITON_AFTER_PASSES] if loads else [])]
+        assert set(measure(problem, able)) == {each.name for each in able}

@@ -280,7 +280,9 @@ def _find_torch() -> tuple[Path, str]:
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise BuildError(
-            "building fastgan needs torch's headers: install torch (any build of it, CPU or CUDA)"
+            "building fastgan needs the headers of the torch that it is to run with, any build of "
+            "it: pip install torch setuptools ninja, then pip install --no-build-isolation with "
+            "fastgan's name or folder; FASTGAN_BUILD_NATIVE=0 builds without a compiled part"
         )
     version = importlib.metadata.version("torch")
     match = re.match(r"(\d+)\.(\d+)", version)

@@ -149,8 +149,10 @@ class MetricsWriter(Callback):
 
     def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
         """Closes the files and plots the losses."""
-        path = self._close()
         config = trainer.config
+        assert self._recorder is not None
+        self._recorder.record_settings(config.to_dict(), result.metrics)
+        path = self._close()
         plot_losses(
             read_metrics(path),
             trainer.out / "losses.png",

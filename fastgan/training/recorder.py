@@ -47,6 +47,16 @@ COLUMNS = (
 )
 
 
+_GROUPS = {
+    **dict.fromkeys(("loss_d", "loss_g"), "loss"),
+    **dict.fromkeys(("wasserstein", "d_real", "d_fake"), "scores"),
+    **dict.fromkeys(("penalty", "r1", "r2"), "penalties"),
+    **dict.fromkeys(("grad_norm_g", "diversity"), "health"),
+    **dict.fromkeys(("lr_d", "lr_g"), "rates"),
+    **dict.fromkeys(("images", "images_per_second"), "progress"),
+}
+
+
 class MetricsRecorder:
     """Writes each row of metrics to ``metrics.csv`` and, where it is installed, TensorBoard.
 
@@ -92,7 +102,16 @@ class MetricsRecorder:
         with _named(self._events_folder):
             for name, value in row.items():
                 if name not in ("step", "seconds"):
-                    self._events.add_scalar(name, value, int(row["step"]))
+                    self._events.add_scalar(_tag(name), value, int(row["step"]))
+
+    def record_settings(self, settings: Mapping[str, object], results: Mapping[str, float]) -> None:
+        """Adds a run's settings and last numbers to TensorBoard's table of runs."""
+        if self._events is None:
+            return
+        plain = {name: value for name, value in settings.items() if value is not None}
+        numbers = {_tag(name): value for name, value in results.items() if name != "step"}
+        with _named(self._events_folder):
+            self._events.add_hparams(plain, numbers, run_name=".")
 
     def record_image(self, name: str, grid: object, step: int) -> None:
         """Adds a uint8 picture of shape (height, width, 3 or 1) to the TensorBoard events."""
@@ -138,6 +157,12 @@ class MetricsRecorder:
             return
         with _named(self._events_folder):
             self._events.close()
+
+
+def _tag(name: str) -> str:
+    """A metric's name in TensorBoard, which shows what stands before a slash as a group."""
+    group = _GROUPS.get(name, "own" if name not in COLUMNS else "")
+    return f"{group}/{name}" if group and "/" not in name else name
 
 
 @contextmanager

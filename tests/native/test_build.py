@@ -522,6 +522,19 @@ def test_setup_refuses_bad_switches_in_one_line(unpacked_sdist):
         assert "Traceback" not in result.stderr
 
 
+def test_an_isolated_build_stops_at_once_and_says_the_command(native_build, monkeypatch):
+    """pip would fetch a CUDA torch for its headers: torch is no requirement of the build."""
+    requires = re.search(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), re.M)
+    assert requires is not None
+    assert "torch" not in requires[1]
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "torch" else find_spec(name)
+    )
+    with pytest.raises(native_build.BuildError, match="pip install --no-build-isolation with"):
+        native_build._find_torch()
+
+
 # --- Broken installs ------------------------------------------------------------------------------
 
 

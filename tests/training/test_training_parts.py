@@ -57,6 +57,23 @@ def test_metrics_survive_the_file(tmp_path: Path) -> None:
     ]
 
 
+def test_tensorboard_has_groups_of_curves_and_a_runs_settings(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    recorder = MetricsRecorder(tmp_path)
+    recorder.record(row(1, penalty=0.25, mine=1.0, **{"my/own": 2.0}))
+    recorder.record_settings({"model": "wgan", "steps": 3, "lr": None}, row(1, loss_g=0.5))
+    recorder.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    tags = events.Tags()
+    scalars = {"loss/loss_d", "loss/loss_g", "penalties/penalty", "progress/images"}
+    assert scalars | {"own/mine", "my/own"} <= set(tags["scalars"])
+    assert events.Scalars("penalties/penalty")[0].value == 0.25
+    settings = events.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
+    assert b"wgan" in settings
+
+
 def test_resuming_drops_rows_of_steps_that_will_be_done_again(tmp_path: Path) -> None:
     recorder = MetricsRecorder(tmp_path)
     for step in range(1, 6):

@@ -12,12 +12,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from fastgan._util.reading import parsing
+from fastgan.data import as_source, load_data
 from fastgan.errors import CheckpointError, ConfigError, DataWarning
 from fastgan.sampling.batches import STANDING_BATCH, generate_images, standing_statistics_
 from fastgan.sampling.noise import sample_noise, spherical_interpolation
@@ -31,6 +32,9 @@ from fastgan.training.checkpoint import (
 from fastgan.training.config import TrainConfig
 from fastgan.training.networks import DataShape, build_generator
 from fastgan.training.own import own_names
+
+if TYPE_CHECKING:
+    from fastgan.evaluation import EvaluationReport, FeatureSpace
 
 __all__ = ["PRETRAINED", "TrainedGenerator", "load_generator", "read_generator"]
 
@@ -158,6 +162,79 @@ class TrainedGenerator:
         """Moves the module; returns this object."""
         self.module.to(device)
         return self
+
+    def evaluate(
+        self,
+        source: Any = None,
+        n: int = 1000,
+        *,
+        seed: int = 0,
+        truncation: float | None = None,
+        feature_space: FeatureSpace | str | None = None,
+        k: int = 5,
+    ) -> EvaluationReport:
+        """Measures ``n`` samples against real images; what ``fastgan evaluate`` does.
+
+        Args:
+            source: the real images, at most 10,000 of which are taken: anything that
+                :func:`fastgan.data.as_source` takes, a name as for ``fastgan train --data``, or
+                None for what the generator was trained on.
+            n: samples to draw, of all classes alike.
+            seed: of the noise, the classes and the choice of real images.
+            truncation: as in :meth:`sample`.
+            feature_space: see :func:`fastgan.evaluation.evaluate_samples`.
+            k: likewise.
+
+        Raises:
+            ConfigError: real images of other channels or classes than the generator's.
+            DataError: real images that can't be read, or must be given again.
+
+        Example:
+            >>> import tempfile
+            >>> from fastgan.training import TrainConfig, Trainer
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     config = TrainConfig(out=folder, steps=1, batch_size=4, ngf=4, ndf=4)
+            ...     generator = load_generator(Trainer(config).run().checkpoint)
+            >>> generator.evaluate(torch.rand(50, 1, 16, 16) * 2 - 1, n=20).n_real
+            50
+        """
+        from fastgan.evaluation import evaluate_samples
+
+        config, shape = self.config, self.data
+        # A run that converted its data to grey or to colour is measured against data so converted.
+        options: dict[str, Any] = {"image_size": shape.image_size, "channels": config.channels}
+        if source is None or isinstance(source, str):
+            source = load_data(source or config.data, **options)
+        else:
+            source = as_source(source, **options)
+        if source.channels != shape.channels:
+            raise ConfigError(
+                f"data: {source.name} has {source.channels} channel(s), the checkpoint draws"
+                f" {shape.channels}"
+            )
+        classes = self.num_classes
+        if classes is not None and source.num_classes not in (None, classes):
+            raise ConfigError(
+                f"data: {source.name} has {source.num_classes} classes, the checkpoint {classes}"
+            )
+        random = torch.Generator().manual_seed(seed)
+        assert config.noise is not None
+        z = sample_noise(n, config.nz, config.noise, truncation=truncation, generator=random)
+        labels = None
+        if classes is not None:
+            labels = torch.randint(classes, (n,), generator=random)
+        # Metrics of 10,000 real images are as steady as of more, and fit in memory.
+        chosen = torch.randperm(len(source), generator=random)[:10_000]
+        real, real_labels = source.get(chosen.tolist())
+        return evaluate_samples(
+            generate_images(self.module, z, labels),
+            real,
+            labels=real_labels,
+            num_classes=source.num_classes,
+            class_names=source.class_names,
+            k=k,
+            feature_space=feature_space,
+        )
 
     def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
         """Writes a folder as the Hugging Face Hub has them; needs ``fastgan[hub]``.

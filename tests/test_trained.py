@@ -13,7 +13,7 @@ from PIL import Image
 import fastgan
 from fastgan.cli import main
 from fastgan.data import load_data
-from fastgan.errors import ConfigError
+from fastgan.errors import ConfigError, DataError
 from fastgan.sampling.images import to_bytes
 from fastgan.training import TrainConfig, Trainer
 
@@ -103,3 +103,18 @@ def test_the_command_line_takes_classes_by_name(conditional: Path, tmp_path: Pat
     named, numbered = (np.load(tmp_path / f"{label}.npz")["images"] for label in ("dog", "1"))
     assert np.array_equal(named, numbered)
     assert main(["sample", str(conditional), "--class=cow", f"--out={tmp_path / 'a.png'}"]) == 2
+
+
+def test_a_generator_is_measured_against_any_real_images(conditional: Path) -> None:
+    generator = fastgan.load_generator(conditional)
+    with pytest.raises(DataError, match="give it again"):
+        generator.evaluate(n=20)
+    real = torch.rand(60, 1, 16, 16) * 2 - 1
+    report = generator.evaluate(real, 30, seed=3)
+    assert (report.n_real, report.n_generated, report.class_histogram) == (60, 30, None)
+    assert report == generator.evaluate(real, 30, seed=3)
+    assert report != generator.evaluate(real, 30, seed=4)
+    with pytest.raises(ConfigError, match="tensor has 2 classes, the checkpoint 3"):
+        generator.evaluate((real, torch.arange(60) % 2), 30)
+    with pytest.raises(ConfigError, match=r"tensor has 3 channel\(s\), the checkpoint draws 1"):
+        generator.evaluate(real.expand(-1, 3, -1, -1), 30)

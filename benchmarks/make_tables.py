@@ -262,6 +262,11 @@ def demo() -> str:
     body = [
         ("training", f"{found['training_seconds']:.0f} s"),
         (top, f"{evaluation['confidence_ratio']:.3f}"),
+        ("coverage of the real digits", f"{evaluation['coverage']:.2f}"),
+        (
+            "Fréchet distance to them; of real digits from real ones",
+            f"{evaluation['frechet_distance']:.1f}; {evaluation['frechet_distance_real']:.1f}",
+        ),
         ("the rarest of the ten classes", f"{100 * min(evaluation['class_histogram']):.1f}%"),
         ("the classifier's accuracy on held-out real digits", accuracy),
     ]

@@ -16,18 +16,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import shutil
 from pathlib import Path
 
 import torch
 
+from fastgan import load_generator
 from fastgan.bench.machine import commit, machine_facts, utc_now, versions
+from fastgan.data import load_data
+from fastgan.sampling.images import save_grid
 from fastgan.training.config_files import read_settings
 from fastgan.training.recorder import read_metrics
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "demo-cpu.json"
 PICTURE = ROOT / "docs" / "images" / "demo.png"
+
+ROWS = 6
+
+
+def save_picture(run: Path) -> None:
+    """Samples on the left and real digits on the right, a column a class."""
+    generator = load_generator(run)
+    classes = generator.num_classes
+    drawn = generator.sample(ROWS * classes, seed=1)
+    source = load_data("digits", image_size=drawn.shape[-1])
+    images, labels = source.get(list(range(len(source))))
+    real = torch.stack([images[labels == label][:ROWS] for label in range(classes)], 1)
+    gap = torch.full((ROWS, 1, *drawn.shape[1:]), -1.0)
+    cells = torch.cat([drawn.unflatten(0, (ROWS, classes)), gap, real], 1).flatten(0, 1)
+    names = [generator.data.class_name(label) for label in range(classes)]
+    save_grid(cells, PICTURE, columns=2 * classes + 1, captions=[*names, "", *names] * ROWS)
 
 
 def main() -> None:
@@ -45,7 +63,7 @@ def main() -> None:
         "evaluation": json.loads((run / "evaluation.json").read_text()),
     }
     RESULT.write_text(json.dumps(result, indent=2) + "\n")
-    shutil.copyfile(run / "samples.png", PICTURE)
+    save_picture(run)
     print(f"wrote {RESULT} and {PICTURE}; `make tables` puts the figures into README.md")
 
 

@@ -25,6 +25,8 @@ def test_demo_figures_are_those_of_the_committed_run() -> None:
     assert shown == [
         f"{figures['training_seconds']:.0f} s",
         f"{evaluation['confidence_ratio']:.3f}",
+        f"{evaluation['coverage']:.2f}",
+        f"{evaluation['frechet_distance']:.1f}; {evaluation['frechet_distance_real']:.1f}",
         f"{100 * min(evaluation['class_histogram']):.1f}%",
         f"{100 * evaluation['classifier_accuracy']:.1f}%",
     ]

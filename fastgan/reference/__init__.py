@@ -50,8 +50,9 @@ from fastgan.reference.gan import (
 )
 from fastgan.reference.r3gan import (
     R3GANDiscriminator,
-    R3GANDiscriminatorStep,
+    R3GANDiscriminatorLoss,
     R3GANGenerator,
+    r3gan_discriminator_loss,
     r3gan_discriminator_step,
     r3gan_generator_step,
 )
@@ -89,7 +90,7 @@ __all__ = [
     "MLPDiscriminator",
     "MLPGenerator",
     "R3GANDiscriminator",
-    "R3GANDiscriminatorStep",
+    "R3GANDiscriminatorLoss",
     "R3GANGenerator",
     "SNGANDiscriminator",
     "SNGANDiscriminatorStep",
@@ -111,6 +112,7 @@ __all__ = [
     "gradient_penalty",
     "hinge_discriminator_step",
     "hinge_generator_step",
+    "r3gan_discriminator_loss",
     "r3gan_discriminator_step",
     "r3gan_generator_step",
     "weights_init",

@@ -22,8 +22,9 @@ from fastgan.reference.conditional import call
 
 __all__ = [
     "R3GANDiscriminator",
-    "R3GANDiscriminatorStep",
+    "R3GANDiscriminatorLoss",
     "R3GANGenerator",
+    "r3gan_discriminator_loss",
     "r3gan_discriminator_step",
     "r3gan_generator_step",
 ]
@@ -188,8 +189,8 @@ class R3GANDiscriminator(nn.Module):
         return scores
 
 
-class R3GANDiscriminatorStep(NamedTuple):
-    """What a discriminator step saw, before its update; detached scalars."""
+class R3GANDiscriminatorLoss(NamedTuple):
+    """L_D and its penalties, scalars; a step returns them detached, from before its update."""
 
     loss: Tensor
     """L_D."""
@@ -197,6 +198,45 @@ class R3GANDiscriminatorStep(NamedTuple):
     """gamma / 2 E ||grad D(x)||^2."""
     r2: Tensor
     """gamma / 2 E ||grad D(G(z))||^2."""
+
+
+def r3gan_discriminator_loss(
+    discriminator: nn.Module,
+    real: Tensor,
+    fake: Tensor,
+    *,
+    gamma: float,
+    labels: Tensor | None = None,
+) -> R3GANDiscriminatorLoss:
+    """L_D.
+
+    Args:
+        discriminator: D.
+        real: x, (N, C, H, W).
+        fake: G(z), likewise.
+        gamma: the weight of R1 and of R2.
+        labels: None, or int64 (N,), of both real and generated images.
+
+    Returns:
+        The loss and its penalties, detached but for the loss.
+
+    Example:
+        >>> D = R3GANDiscriminator(1, 2, 16)
+        >>> images = torch.zeros(2, 1, 16, 16)
+        >>> r3gan_discriminator_loss(D, images, images, gamma=1)._fields
+        ('loss', 'r1', 'r2')
+    """
+    penalties = []
+    scores = []
+    for images in (real.detach().clone(), fake.detach().clone()):
+        images.requires_grad_()
+        score = call(discriminator, images, labels)
+        (gradient,) = torch.autograd.grad(score.sum(), images, create_graph=True)
+        penalties.append(gamma / 2 * gradient.square().sum((1, 2, 3)).mean())
+        scores.append(score)
+    r1, r2 = penalties
+    loss = F.softplus(-(scores[0] - scores[1])).mean() + r1 + r2
+    return R3GANDiscriminatorLoss(loss, r1.detach(), r2.detach())
 
 
 def r3gan_discriminator_step(
@@ -208,7 +248,7 @@ def r3gan_discriminator_step(
     *,
     gamma: float,
     labels: Tensor | None = None,
-) -> R3GANDiscriminatorStep:
+) -> R3GANDiscriminatorLoss:
     """Descends L_D in the discriminator's parameters.
 
     Args:
@@ -232,21 +272,12 @@ def r3gan_discriminator_step(
     """
     with torch.no_grad():
         fake = call(generator, noise, labels)
-    penalties = []
-    scores = []
-    for images in (real.detach().clone(), fake):
-        images.requires_grad_()
-        score = call(discriminator, images, labels)
-        (gradient,) = torch.autograd.grad(score.sum(), images, create_graph=True)
-        penalties.append(gamma / 2 * gradient.square().sum((1, 2, 3)).mean())
-        scores.append(score)
-    r1, r2 = penalties
-    loss = F.softplus(-(scores[0] - scores[1])).mean() + r1 + r2
+    found = r3gan_discriminator_loss(discriminator, real, fake, gamma=gamma, labels=labels)
 
     optimizer.zero_grad()
-    loss.backward()
+    found.loss.backward()
     optimizer.step()
-    return R3GANDiscriminatorStep(loss.detach(), r1.detach(), r2.detach())
+    return found._replace(loss=found.loss.detach())
 
 
 def r3gan_generator_step(

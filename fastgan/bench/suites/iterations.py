@@ -1,4 +1,7 @@
-"""A whole iteration of training at 64 pixels: the critic's updates, then the generator's.
+"""A whole iteration of training: the critic's updates, then the generator's.
+
+DCGAN, WGAN and WGAN-GP at 64 pixels as in their papers; SNGAN and R3GAN, which are much deeper, at
+32 pixels with 32 channels at full size and one update of each player.
 
 Ours is the iteration that ``fastgan train`` makes, on a GPU replayed from a CUDA graph as there.
 Peers are :mod:`fastgan.reference`'s steps with
@@ -36,9 +39,15 @@ from fastgan.training.updates import GANUpdater, build_optimizer
 
 __all__ = ["cases"]
 
-_MODELS = {"dcgan": "DCGAN", "wgan": "WGAN", "wgan-gp": "WGAN-GP"}
+_MODELS = {
+    "dcgan": "DCGAN",
+    "wgan": "WGAN",
+    "wgan-gp": "WGAN-GP",
+    "sngan": "SNGAN",
+    "r3gan": "R3GAN",
+}
+_RESIDUAL: dict[str, Any] = {"image_size": 32, "ngf": 32, "ndf": 32, "n_critic": 1}
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-_IMAGES = DataShape(name="random", channels=3, image_size=64)
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
@@ -50,8 +59,9 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         batches = [32]
         dtypes = ["float32"] if quick else ["float32", "bfloat16"]
     compiled = not quick or device.type == "cuda"
+    models = [model for model in _MODELS if not quick or model not in ("sngan", "r3gan")]
     found = [
-        _case(model, dtype, n, compiled) for model in _MODELS for dtype in dtypes for n in batches
+        _case(model, dtype, n, compiled) for model in models for dtype in dtypes for n in batches
     ]
     if not quick:
         found += [_case("dcgan", dtypes[0], n, compiled=False, one_stage=True) for n in batches]
@@ -59,25 +69,28 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
 
 
 def _case(model: str, dtype: str, batch: int, compiled: bool, one_stage: bool = False) -> Case:
+    size: dict[str, Any] = _RESIDUAL if model in ("sngan", "r3gan") else {"image_size": 64}
     config = TrainConfig(
         model=model,
-        image_size=64,
         batch_size=batch,
         precision=_PRECISIONS[dtype],
         out="unused",
         ema_decay=0.0,
         one_stage=one_stage,
+        **size,
     ).resolved()
     assert config.n_critic is not None
+    side = config.image_size
+    assert side is not None
 
     return Case(
         suite="training",
         op=f"{_MODELS[model]} iteration{', one-stage updates' if one_stage else ''}",
-        shape=f"64x64, {config.n_critic} critic update{'s' * (config.n_critic > 1)}",
+        shape=f"{side}x{side}, {config.n_critic} critic update{'s' * (config.n_critic > 1)}",
         dtype=dtype,
         batch=batch,
         work=_work(config, dtype),
-        input_bytes=config.n_critic * batch * 3 * 64 * 64 * 4,
+        input_bytes=config.n_critic * batch * 3 * side * side * 4,
         prepare=partial(_contenders, config, dtype),
         images=config.n_critic * batch,
         compiled=compiled,
@@ -88,20 +101,22 @@ def _case(model: str, dtype: str, batch: int, compiled: bool, one_stage: bool = 
 def _work(config: TrainConfig, dtype: str) -> Work:
     assert config.n_critic is not None
     assert config.batch_size is not None
-    penalised = config.model == "wgan-gp"
+    assert config.image_size is not None
+    # Images that the gradient penalty is taken at: as many again, or those there are.
+    further, penalised = {"wgan-gp": (1, 1), "r3gan": (0, 2)}.get(config.model, (0, 0))
     with torch.device("meta"):
-        # All discriminators have the same convolutions.
-        networks = [reference.DCGANGenerator(), reference.DCGANDiscriminator()]
+        networks = _reference_networks(config)
         generator, critic = networks
         frozen_generator, frozen_critic = (copy.deepcopy(n).requires_grad_(False) for n in networks)
         noise = torch.empty(config.batch_size, config.nz, 1, 1)
-        images = torch.empty(config.batch_size, 3, 64, 64)
+        images = torch.empty(config.batch_size, 3, config.image_size, config.image_size)
     learning = partial(products_work, dtype=dtype, gradients="of parameters")
     update = learning(frozen_generator, noise) + learning(
-        critic, torch.cat([images] * (3 if penalised else 2))
+        critic, torch.cat([images] * (2 + further))
     )
     if penalised:
-        update += products_work(critic, images, dtype, gradients="of images")
+        points = torch.cat([images] * penalised)
+        update += products_work(critic, points, dtype, gradients="of images")
     return (
         update.times(config.n_critic)
         + learning(generator, noise)
@@ -113,14 +128,15 @@ def _contenders(config: TrainConfig, dtype: str, setting: Setting) -> dict[str, 
     assert config.batch_size is not None
     assert config.n_critic is not None
     torch.manual_seed(0)
-    shape = (setting.copies, config.n_critic, config.batch_size, 3, 64, 64)
+    data = _data(config)
+    shape = (setting.copies, config.n_critic, config.batch_size, 3, *2 * (data.image_size,))
     batches = [
         [real.contiguous(memory_format=torch.channels_last) for real in each]
         for each in torch.rand(shape).mul_(2).sub_(1).to(setting.device)
     ]
     weights = (
-        build_generator(config, _IMAGES).state_dict(),
-        build_discriminator(config, _IMAGES).state_dict(),
+        build_generator(config, data).state_dict(),
+        build_discriminator(config, data).state_dict(),
     )
     device = setting.device
     captured = device.type == "cuda"
@@ -136,6 +152,29 @@ def _contenders(config: TrainConfig, dtype: str, setting: Setting) -> dict[str, 
     return calls
 
 
+def _data(config: TrainConfig) -> DataShape:
+    assert config.image_size is not None
+    return DataShape(name="random", channels=3, image_size=config.image_size)
+
+
+def _reference_networks(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
+    """:mod:`fastgan.reference`'s generator and discriminator."""
+    assert config.image_size is not None
+    generator: Any = reference.DCGANGenerator
+    discriminator: Any = partial(reference.DCGANDiscriminator, output="logits")
+    if config.is_wasserstein:
+        discriminator = partial(reference.WGANCritic, norm=config.critic_norm)
+    elif config.model in ("sngan", "r3gan"):
+        name = _MODELS[config.model]
+        generator = getattr(reference, f"{name}Generator")
+        discriminator = getattr(reference, f"{name}Discriminator")
+    size = {"nc": 3, "image_size": config.image_size}
+    return (
+        generator(nz=config.nz, ngf=config.ngf, **size),
+        discriminator(ndf=config.ndf, **size),
+    )
+
+
 Weights = tuple[dict[str, Tensor], dict[str, Tensor]]
 
 
@@ -147,8 +186,8 @@ def _ours(
     *,
     captured: bool,
 ) -> Call:
-    generator = build_generator(config, _IMAGES)
-    discriminator = build_discriminator(config, _IMAGES)
+    generator = build_generator(config, _data(config))
+    discriminator = build_discriminator(config, _data(config))
     for network, values in zip((generator, discriminator), weights, strict=True):
         placed(network, values, device, torch.channels_last)
     assert config.lr_g is not None
@@ -168,7 +207,7 @@ def _ours(
     plain = Iteration(updater, None, MetricTotals())
     iteration = CapturedIteration(plain, CudaCapture(device, [random])) if captured else plain
     assert config.n_critic is not None
-    shape = Shape(penalized=(config.model == "wgan-gp",) * config.n_critic, measured=False)
+    shape = Shape(penalized=(config.has_penalty,) * config.n_critic, measured=False)
     sets: list[list[Batch]] = [[(real, None) for real in each] for each in batches]
 
     def call(number: int) -> None:
@@ -191,12 +230,7 @@ def _plain(
     dtype: str,
     mode: str | None,
 ) -> Call:
-    generator: nn.Module = reference.DCGANGenerator()
-    discriminator: nn.Module
-    if config.is_wasserstein:
-        discriminator = reference.WGANCritic(norm=config.critic_norm)
-    else:
-        discriminator = reference.DCGANDiscriminator(output="logits")
+    generator, discriminator = _reference_networks(config)
     for network, values in zip((generator, discriminator), weights, strict=True):
         placed(network, values, device, torch.channels_last)
     optimizer_g, optimizer_d = (
@@ -219,21 +253,31 @@ def _plain(
 
         def critic_step(real: Tensor, z: Tensor) -> object:
             return reference.wgan_critic_step(run_g, run_d, optimizer_d, real, z, clip=config.clip)
+    elif config.model == "r3gan":
+        critic_step = _relativistic_step(config, run_g, discriminator, optimizer_d, mode)
+    elif config.model == "sngan":
+
+        def critic_step(real: Tensor, z: Tensor) -> object:
+            return reference.hinge_discriminator_step(run_g, run_d, optimizer_d, real, z)
     else:
 
         def critic_step(real: Tensor, z: Tensor) -> object:
             return reference.discriminator_step(run_g, run_d, optimizer_d, real, z, output="logits")
 
-    def generator_step(z: Tensor) -> object:
+    def generator_step(real: Tensor, z: Tensor) -> object:
         if config.is_wasserstein:
             return reference.wgan_generator_step(run_g, run_d, optimizer_g, z)
+        if config.model == "r3gan":
+            return reference.r3gan_generator_step(run_g, run_d, optimizer_g, real, z)
+        if config.model == "sngan":
+            return reference.hinge_generator_step(run_g, run_d, optimizer_g, z)
         return reference.generator_step(run_g, run_d, optimizer_g, z, output="logits")
 
     def iteration(number: int) -> None:
         with autocast(device, dtype):
             for real in batches[number]:
                 critic_step(real, noise())
-            generator_step(noise())
+            generator_step(batches[number][-1], noise())
 
     return iteration
 
@@ -253,18 +297,49 @@ def _penalised_step(
             critic, real, fake, weight=config.gp_weight, eps=eps
         ).loss
 
+    def points(real: Tensor) -> tuple[Tensor]:
+        return (torch.rand(len(real), 1, 1, 1, generator=random, device=real.device),)
+
+    return _compiled_step(loss, points, generator, optimizer, mode)
+
+
+def _relativistic_step(
+    config: TrainConfig,
+    generator: Callable[[Tensor], Tensor],
+    discriminator: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    mode: str | None,
+) -> Callable[[Tensor, Tensor], object]:
+    """:func:`fastgan.reference.r3gan_discriminator_step`, with a loss that can be compiled."""
+    assert config.r1 is not None
+    gamma = config.r1
+
+    def loss(real: Tensor, fake: Tensor) -> Tensor:
+        return reference.r3gan_discriminator_loss(discriminator, real, fake, gamma=gamma).loss
+
+    return _compiled_step(loss, lambda real: (), generator, optimizer, mode)
+
+
+def _compiled_step(
+    loss: Callable[..., Tensor],
+    more: Callable[[Tensor], tuple[Tensor, ...]],
+    generator: Callable[[Tensor], Tensor],
+    optimizer: torch.optim.Optimizer,
+    mode: str | None,
+) -> Callable[[Tensor, Tensor], object]:
+    """A step down a loss of real and generated images, and of what ``more`` draws."""
     run: Callable[..., Any] = loss if mode is None else torch.compile(loss, mode=mode)
 
     def step(real: Tensor, z: Tensor) -> None:
         with torch.no_grad():
             fake = generator(z).to(real.dtype)
-        eps = torch.rand(len(real), 1, 1, 1, generator=random, device=real.device)
+        given = (real, fake, *more(real))
         optimizer.zero_grad()
         if mode is None:
-            value = run(real, fake, eps)
+            value = run(*given)
         else:
             with tracing_autograd():
-                value = run(real, fake, eps)
+                value = run(*given)
         value.backward()
         optimizer.step()
 

@@ -131,6 +131,7 @@ RESUMABLE_CHANGES = frozenset(
         "log_every",
         "sample_every",
         "checkpoint_every",
+        "evaluate_every",
         "keep_checkpoints",
         "n_samples",
         "max_minutes",
@@ -293,6 +294,11 @@ class TrainConfig:
     log_every: int = _option(25, "generator updates between two rows of metrics.csv")
     sample_every: int = _option(500, "generator updates between two sample grids")
     checkpoint_every: int = _option(1000, "generator updates between two checkpoints")
+    evaluate_every: int = _option(
+        0,
+        "generator updates between two evaluations, in evaluations.json; best.pt is the checkpoint"
+        " with the smallest Fréchet distance; 0 for none",
+    )
     keep_checkpoints: int = _option(2, "how many of the newest checkpoints to keep")
     n_samples: int = _option(64, "images in a sample grid")
     profile: bool = _option(False, "trace a few steps and write where their time goes")
@@ -365,7 +371,9 @@ class TrainConfig:
                 raise ConfigError(
                     f"{name}: expected at most {LARGEST_WIDTH}, got {getattr(self, name)}"
                 )
-        self._require_at_least(0, ("seed", "workers", "gp_weight", "r1", "r2", "orthogonal"))
+        self._require_at_least(
+            0, ("seed", "workers", "gp_weight", "r1", "r2", "orthogonal", "evaluate_every")
+        )
         check_device_name(self.device)
         for name in ("lr", "lr_g", "lr_d", "clip", "minutes", "max_minutes"):
             value = getattr(self, name)

@@ -69,6 +69,9 @@ class SampleWriter(Callback):
         source: real images, which samples' variety is compared with.
         metrics: where grids and diversity are recorded.
         health: what is told of collapsed samples.
+
+    Attributes:
+        real: up to 2,000 of the real images, and their labels or None.
     """
 
     def __init__(
@@ -79,8 +82,8 @@ class SampleWriter(Callback):
         self._monitor = health.monitor
         generator = seeded_generator(config.seed, PICTURE_STREAM)
         some = torch.randperm(len(source), generator=generator)[:2000]
-        images, labels = source.get(some.tolist())
-        self._diversity = SampleDiversity(images, labels, num_classes=source.num_classes)
+        self.real = source.get(some.tolist())
+        self._diversity = SampleDiversity(*self.real, num_classes=source.num_classes)
 
     def on_step(self, trainer: Trainer) -> None:
         """Draws a grid if one is due."""

@@ -29,6 +29,7 @@ from fastgan.training.checkpoint import (
 from fastgan.training.clock import Clock, Planner
 from fastgan.training.config import TrainConfig
 from fastgan.training.ema import ExponentialMovingAverage
+from fastgan.training.evaluations import Evaluator
 from fastgan.training.feed import Batch, BatchFeed, open_feed, open_source
 from fastgan.training.graphs import CapturedIteration, CudaCapture, why_not_captured
 from fastgan.training.interrupt import stop_on_signals
@@ -425,10 +426,12 @@ class Trainer:
         """The trainer's own callbacks. Only the first process writes files."""
         health = HealthWatch(self.config, self.source.channels * self.source.image_size**2)
         if not self.processes.is_main:
-            return [health, CheckpointWriter()]
+            found = [health, CheckpointWriter()]
+            return [*found, Evaluator(None, None, None)] if self.config.evaluate_every else found
         metrics = MetricsWriter()
         samples = SampleWriter(self.config, self.source, metrics, health)
-        return [health, samples, metrics, CheckpointWriter()]
+        found = [health, samples, metrics, CheckpointWriter()]
+        return [*found, Evaluator(samples, *samples.real)] if self.config.evaluate_every else found
 
     def _tell(self, event: str, *arguments: object) -> None:
         for callback in self.callbacks:

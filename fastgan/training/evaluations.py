@@ -1,0 +1,77 @@
+"""Evaluations during a run, and the best checkpoint."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from typing import TYPE_CHECKING, Any
+
+from fastgan._util.files import atomic_write
+from fastgan.evaluation.report import evaluate_samples
+from fastgan.training.callbacks import Callback
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from fastgan.training.outputs import SampleWriter
+    from fastgan.training.trainer import Trainer
+
+__all__ = ["BEST", "EVALUATIONS", "Evaluator"]
+
+EVALUATIONS = "evaluations.json"
+BEST = "best.pt"
+SAMPLES = 1000
+
+
+class Evaluator(Callback):
+    """Saves every ``evaluate_every`` steps and evaluates; the best checkpoint becomes best.pt.
+
+    ``evaluations.json`` holds what :func:`fastgan.evaluation.evaluate_samples` finds of 1,000
+    samples, of the same noise each time, and the step. The best has the smallest Fréchet distance.
+
+    Args:
+        samples: draws them; None in processes that don't write.
+        real: what they are compared with.
+        labels: of ``real``, or None.
+    """
+
+    def __init__(
+        self, samples: SampleWriter | None, real: Tensor | None, labels: Tensor | None
+    ) -> None:
+        self._samples = samples
+        self._real = real
+        self._labels = labels
+        self._found: list[dict[str, Any]] = []
+
+    def on_start(self, trainer: Trainer) -> None:
+        """Reads the evaluations of the steps before this one."""
+        path = trainer.out / EVALUATIONS
+        if self._samples is not None and path.exists():
+            self._found = [
+                each
+                for each in json.loads(path.read_text(encoding="utf-8"))
+                if each["step"] <= trainer.step
+            ]
+
+    def on_step_end(self, trainer: Trainer) -> None:
+        """Saves and evaluates, if it is time."""
+        if trainer.step % trainer.config.evaluate_every:
+            return
+        checkpoint = trainer.save()
+        if self._samples is None or self._real is None:
+            return
+        report = evaluate_samples(
+            self._samples.sample(trainer.state, SAMPLES),
+            self._real,
+            labels=self._labels,
+            num_classes=trainer.data.num_classes,
+            class_names=trainer.data.class_names,
+        ).to_dict()
+        best = min((each["frechet_distance"] for each in self._found), default=math.inf)
+        self._found.append({"step": trainer.step, **report})
+        if report["frechet_distance"] < best:
+            with atomic_write(trainer.out / BEST) as file, checkpoint.open("rb") as saved:
+                shutil.copyfileobj(saved, file)
+        with atomic_write(trainer.out / EVALUATIONS) as file:
+            file.write(json.dumps(self._found, indent=2).encode() + b"\n")

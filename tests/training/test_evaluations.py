@@ -1,0 +1,52 @@
+"""Evaluations during a run, and the best checkpoint."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from fastgan import load_generator
+from fastgan.errors import ConfigError
+from fastgan.training import Callback, TrainConfig, Trainer
+
+IMAGES = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+def trainer(out: Path, callbacks: list[Callback], **more: Any) -> Trainer:
+    small: dict[str, Any] = {"nz": 4, "ngf": 2, "ndf": 2, "batch_size": 4, "lr": 1e-2}
+    config = TrainConfig(out=str(out), steps=4, evaluate_every=2, keep_checkpoints=1, **small)
+    return Trainer(config, source=IMAGES, callbacks=callbacks, **more)
+
+
+class StopAtTwo(Callback):
+    def on_step_end(self, trainer: Trainer) -> None:
+        if trainer.step == 2:
+            trainer.request_stop("test")
+
+
+def test_the_best_checkpoint_is_kept_and_a_continued_run_finds_the_same(tmp_path: Path) -> None:
+    trainer(tmp_path / "whole", []).run()
+    found = json.loads((tmp_path / "whole" / "evaluations.json").read_text())
+    assert [each["step"] for each in found] == [2, 4]
+    assert len({each["frechet_distance"] for each in found}) == 2
+    best = min(found, key=lambda each: each["frechet_distance"])["step"]
+    assert load_generator(tmp_path / "whole" / "best.pt").step == best
+
+    parts = tmp_path / "parts"
+    trainer(parts, [StopAtTwo()]).run()
+    # What a run that was killed after its checkpoint may have left.
+    later = [*json.loads((parts / "evaluations.json").read_text()), {"step": 4}]
+    (parts / "evaluations.json").write_text(json.dumps(later))
+    trainer(parts, [], resume=True).run()
+    assert json.loads((parts / "evaluations.json").read_text()) == found
+    assert load_generator(parts / "best.pt").step == best
+
+
+def test_a_run_without_evaluations_writes_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="evaluate_every: expected at least 0"):
+        TrainConfig(evaluate_every=-1, out=str(tmp_path)).resolved()
+    assert TrainConfig(out="x").resolved().evaluate_every == 0

@@ -8,6 +8,7 @@ or a page of docs/. What is between them is replaced. The names:
 
     headline    the README's: a whole training iteration, and how many goals are reached
     demo        the README's: a run of `make demo`, from demo-cpu.json, which record_demo.py writes
+    family-sngan, ...    docs/sngan.md's: before and after training on digits, families-cpu.json
     summary     docs/performance.md's: every goal on this project's machines, those not measured too
     goals-cpu, goals-cuda    docs/measurements.md's: the same in full, for one kind of device
     cases-cpu-ops, ...       every case of a suite, rows where a peer is faster included
@@ -68,6 +69,8 @@ def make_table(name: str, results: list[tuple[Path, Result]], up: str = "") -> s
         return {"headline": headline, "summary": summary, "penalty": penalty}[name](results, up)
     if name in ("demo", "faults", "health"):
         return {"demo": demo, "faults": faults, "health": health}[name]()
+    if kind == "family":
+        return family(rest)
     if kind == "goals" and rest in ("cpu", "cuda"):
         goals = [goal for goal in GOALS if goal.device == rest]
         verdicts = judge([result for _, result in results], goals)
@@ -271,6 +274,22 @@ def demo() -> str:
         ("the classifier's accuracy on held-out real digits", accuracy),
     ]
     return markdown_table(["", ""], body)
+
+
+def family(model: str) -> str:
+    """What an evaluation found of a model's samples after one step and after all."""
+    found = load("families-cpu.json")["models"][model]
+    names = {
+        "frechet_distance": "Fréchet distance to real digits",
+        "coverage": "coverage of them",
+        "confidence_ratio": "a classifier's top probability, over real digits'",
+    }
+    body = [
+        (text, f"{found['start'][name]:.3g}", f"{found['end'][name]:.3g}")
+        for name, text in names.items()
+    ]
+    flags = f"`fastgan train --model {model} {found['flags']}`"
+    return f"{flags}\n\n{markdown_table(['', 'step 1', 'end'], body)}"
 
 
 # --- Pages ----------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from fastgan.activations import BY_FUNCTION, activation_call
 from fastgan.explaining.fallback import warn_once
 from fastgan.nn.pending import Pending
 from fastgan.nn.stretch import (
+    EVERYTHING,
     TORCHS,
     convolves_faster,
     leaves_to_torch,
@@ -89,12 +90,13 @@ def _convolution(
     map, taps = input, weight
     if dimensions == 3:
         map, taps = _row(input), _row(weight)
-    ours, turns = True, False
-    if not pending.takes_all:
-        ours, turns = convolves_faster(stage, map, taps, dtype)
-        if turns and dimensions == 3:  # what is turned is a map of four dimensions
-            ours = turns = False
-        if not ours and not turns and not overwriting_pays(shape.numel(), input):
+    way = unturned = EVERYTHING
+    if pending.takes is False:
+        return TORCHS
+    if pending.takes is None:
+        way, unturned = convolves_faster(stage, map, taps, dtype)
+        way = unturned if dimensions == 3 else way  # what is turned has four dimensions
+        if not way.ours and not way.turns and not overwriting_pays(shape.numel(), input):
             return TORCHS
     source = pending.find(input)
     named = dict(zip(_SETTINGS, settings, strict=False))
@@ -108,10 +110,10 @@ def _convolution(
         state_of(input.device),
         (taps, bias),
         stage,
-        ours=ours,
-        turns=turns,
+        way=way,
+        unturned=unturned,
     )
-    channels_last = turns or (kind != "linear" and gives_channels_last(input, weight))
+    channels_last = way.turns or (kind != "linear" and gives_channels_last(input, weight))
     dtype = input.dtype if dtype is None else dtype
     return pending.add(op, shape, dtype, input.device, channels_last)
 
@@ -203,8 +205,8 @@ def _sample_norm(
     over = "sample" if groups is None else "group"
     owns = (False, True)[: 2 if weight is None else 1]
     source, like = pending.find(input), input
-    if source is not None and source.turns:
-        source.turns = False  # the norm takes contiguous maps
+    if source is not None and source.way.turns:
+        source.way = source.unturned  # the norm takes contiguous maps
         like = Waiting.like(input.shape, input.dtype, input.device)
     if not any(norm_pays(over, like, groups or 1, own=each) for each in owns):
         return TORCHS
@@ -255,7 +257,7 @@ def _layer_norm(
     pending.produce((weight, bias))
     source = pending.find(input)
     if source is not None:
-        source.turns = False  # the norm takes contiguous maps
+        source.way = source.unturned  # the norm takes contiguous maps
     op = Op(
         "layer norm",
         name,

@@ -52,16 +52,16 @@ class Pending:
 
     Args:
         log: takes what runs.
-        takes_all: whether every convolution runs as a chain, however fast torch's is.
+        takes: whether convolutions run as chains, however fast torch's are; None: by choice.
 
     Attributes:
         log: as given.
-        takes_all: as given.
+        takes: as given.
         watches: false within what is not to be recorded.
     """
 
-    def __init__(self, log: Log, *, takes_all: bool = False) -> None:
-        self.log, self.takes_all = log, takes_all
+    def __init__(self, log: Log, *, takes: bool | None = None) -> None:
+        self.log, self.takes = log, takes
         self.watches = True
         self._ops: list[Op] = []
         self._by_tensor: dict[int, Op] = {}
@@ -247,7 +247,6 @@ class Pending:
         if value.requires_grad and op.kind == "activation" and op.settings[0] == "leaky_relu":
             self._kept_by_autograd[id(value)] = weakref.ref(value)
         if turned:
-            self.log.fused = True
             self._keep_turned(value)
         for each in ops:
             each.finish()
@@ -276,7 +275,7 @@ class Pending:
     def _turns(self, ops: list[Op], input: Tensor) -> bool:
         """Whether a stretch runs on channels-last maps where eager's are contiguous."""
         would = self._is_turned(input) or (
-            not _lies_otherwise(input) and any(op.turns for op in ops)
+            not _lies_otherwise(input) and any(op.way.turns for op in ops)
         )
         if would and self._turn_others(ops):
             return True

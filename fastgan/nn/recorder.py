@@ -39,6 +39,7 @@ from fastgan.explaining.report import Row
 from fastgan.nn import unseen
 from fastgan.nn.calls import RECORDED
 from fastgan.nn.pending import Pending
+from fastgan.nn.recording_cost import watching_milliseconds
 from fastgan.nn.stretch import Log
 from fastgan.nn.touches import METADATA
 
@@ -106,15 +107,20 @@ def run_recorded(
     else:
         log = Log(*_local.watched)
         output = Recorder(log).run(forward, args, kwargs)
-        pace.was_recorded(call, log.fused, _clock() - began)
+        pace.was_recorded(call, pays(log), _clock() - began)
     return output
+
+
+def pays(log: Log) -> bool:
+    """Whether a recorded forward saved more than watching its functions costs."""
+    return log.saves > 0 and log.saves >= log.calls * watching_milliseconds()
 
 
 _clock = time.perf_counter
 
 
 class _Pace:
-    """Whether a module's calls are faster recorded or not, where recording finds nothing to fuse.
+    """Whether a module's calls are faster recorded or not, where recording finds little to fuse.
 
     A tiny network's recording costs more than the network. What a recorded call took, the second
     that fused nothing, is the limit: calls of the same shapes run plain as long as they take less.
@@ -184,12 +190,12 @@ class Recorder(TorchFunctionMode):
 
     Args:
         log: takes what runs.
-        takes_all: whether every convolution runs as a chain, however fast torch's is.
+        takes: whether convolutions run as chains, however fast torch's are; None: by choice.
     """
 
-    def __init__(self, log: Log, *, takes_all: bool = False) -> None:
+    def __init__(self, log: Log, *, takes: bool | None = None) -> None:
         super().__init__()
-        self._pending = Pending(log, takes_all=takes_all)
+        self._pending = Pending(log, takes=takes)
 
     def run(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -216,6 +222,7 @@ class Recorder(TorchFunctionMode):
         kwargs, pending = kwargs or {}, self._pending
         if not pending.watches:
             return func(*args, **kwargs)
+        pending.log.calls += 1
         entry = RECORDED.get(func)
         if entry is not None:
             waits, name = entry

@@ -10,6 +10,7 @@ in place to what nobody else will read, and the rest runs as it was called.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -27,6 +28,7 @@ from fastgan.ops import norm_choice, op_path
 from fastgan.ops.backends import (
     PASSES,
     Pass,
+    Way,
     describe_layer,
     select_layout,
 )
@@ -37,6 +39,7 @@ from fastgan.ops.sample_norm import sample_norm_act
 from fastgan.ops.stages import IDENTITY, Stage, StageTensors, folded, folding_pays
 
 __all__ = [
+    "EVERYTHING",
     "TORCHS",
     "Log",
     "convolves_faster",
@@ -49,6 +52,8 @@ __all__ = [
 #: On a CPU torch's functions run what they are as fast at. Without it all that can is fused, which
 #: is for tests.
 LEAVE_TO_TORCH = True
+#: Where nothing is left to torch.
+EVERYTHING = Way(True, False, math.inf)
 #: Why torch's function runs.
 TORCHS = "by torch's own function, the fastest here"
 
@@ -61,11 +66,12 @@ class Log:
         layer: gives the name of the module that runs.
 
     Attributes:
-        fused: whether anything ran otherwise than by torch's own functions.
+        saves: the milliseconds saved by what ran otherwise than by torch's own functions.
+        calls: how many of torch's functions were called.
     """
 
     def __init__(self, rows: list[Row] | None, layer: Callable[[], str]) -> None:
-        self.rows, self.layer, self.fused = rows, layer, False
+        self.rows, self.layer, self.saves, self.calls = rows, layer, 0.0, 0
 
     def say(self, op: Op, path: str, reason: str) -> None:
         """What ran an op.
@@ -105,13 +111,13 @@ def overwriting_pays(values: int, input: Tensor) -> bool:
         input: what it takes, which may be waiting.
     """
     device = input.device
-    return not leaves_to_torch(device) or norm_choice.overwriting_pays(
-        values, input, recording_milliseconds
+    return not leaves_to_torch(device) or bool(
+        norm_choice.overwriting_pays(values, input, recording_milliseconds)
     )
 
 
-def norm_pays(over: str, input: Tensor, groups: int = 1, *, own: bool = False) -> bool:
-    """Whether a norm and what follows run in one pass: on CPUs if that was measured to be faster.
+def norm_pays(over: str, input: Tensor, groups: int = 1, *, own: bool = False) -> float:
+    """The milliseconds that a norm and what follows save in one pass: on CPUs as measured.
 
     Args:
         over: as :func:`fastgan.ops.norm_choice.runs_in_one_pass` has it, and the rest.
@@ -119,17 +125,15 @@ def norm_pays(over: str, input: Tensor, groups: int = 1, *, own: bool = False) -
         groups: of a group norm.
         own: whether each sample has its own scale and shift.
     """
-    return not leaves_to_torch(input.device) or norm_choice.runs_in_one_pass(
-        over, input, groups, own=own, costs=recording_milliseconds
-    )
+    if not leaves_to_torch(input.device):
+        return math.inf
+    return norm_choice.runs_in_one_pass(over, input, groups, own=own, costs=recording_milliseconds)
 
 
 def convolves_faster(
     stage: Stage, input: Tensor, weight: Tensor, dtype: torch.dtype | None
-) -> tuple[bool, bool]:
-    """Whether on a CPU another convolution than torch's is chosen, in some pass that will run.
-
-    And whether contiguous maps are to be turned channels-last for it.
+) -> tuple[Way, Way]:
+    """How a convolution runs, and how without turning its maps channels-last.
 
     Args:
         stage: the convolution.
@@ -138,7 +142,7 @@ def convolves_faster(
         dtype: autocast's, or None.
     """
     if not leaves_to_torch(input.device):
-        return True, False
+        return EVERYTHING, EVERYTHING
     passes: tuple[Pass, ...] = ("forward",)
     if torch.is_grad_enabled():
         passes = ("forward", "weight_gradient")
@@ -179,6 +183,7 @@ def run_stretch(ops: list[Op], input: Tensor, log: Log) -> Tensor:
         log: where it is noted what ran.
     """
     ops = _with_padding(ops, log)
+    log.saves += sum(op.way.saves for op in ops)
     units: list[list[Op]] = []
     for op, following in zip(ops, [*ops[1:], None], strict=True):
         if not units or op.kind in _FIRST or (op.kind == "norm" and _is_own(following)):
@@ -239,7 +244,7 @@ def _joins(unit: list[Op], shape: tuple[int, ...], input: Tensor, ops: list[Op])
     """Whether a unit runs as a part of a chain."""
     first, leaves = unit[0], leaves_to_torch(input.device)
     if first.kind == "convolution":
-        return (first.ours and (leaves or len(ops) > 1)) or (leaves and _folds(unit, shape))
+        return (first.way.ours and (leaves or len(ops) > 1)) or (leaves and _folds(unit, shape))
     # What came in goes into the first convolution's load, if autocast leaves its dtype alone.
     return (
         first.kind == "norm"
@@ -289,7 +294,7 @@ def _adds_in_place(op: Op, value: Tensor) -> bool:
 def _takes_one_pass(norm: Op, rest: list[Op], value: Tensor) -> bool:
     over, groups = _statistics_of(norm)
     own = any(map(_is_own, rest))
-    return norm_pays(over, value, groups, own=own) and (
+    return norm_pays(over, value, groups, own=own) > 0 and (
         # A copy of its own, of a channels-last map, is what torch's instance norm takes too.
         over == "sample" or not (own or over == "group") or not is_channels_last(value)
     )
@@ -305,7 +310,8 @@ def _statistics_of(norm: Op) -> tuple[str, int]:
 
 def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
     """A norm with its scale, shift and activation, in one pass."""
-    log.fused = True
+    over, groups = _statistics_of(norm)
+    log.saves += norm_pays(over, value, groups, own=any(map(_is_own, rest)))
     of = {op.kind: op for op in rest}
     name, slope = of["activation"].settings if "activation" in of else ("none", 0.0)
     is_batch = norm.kind == "norm"
@@ -331,7 +337,6 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
             negative_slope=slope,
         )
     momentum, eps = norm.settings[1:] if is_batch else (0.0, norm.settings[0])
-    over, groups = _statistics_of(norm)
     return sample_norm_act(
         value.contiguous(),
         over=over,
@@ -353,7 +358,7 @@ def _run_chain(units: list[list[Op]], input: Tensor, log: Log) -> Tensor:
     """As stages: each a convolution, or what came in, with what follows it."""
     if not units:
         return input
-    log.fused = True
+    log.saves += 0.0 if leaves_to_torch(input.device) else math.inf
     places = _places(input.shape)
     stages, tensors = [], []
     for unit in units:

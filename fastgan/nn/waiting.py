@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastgan.ops.backends import BY_TORCH, Way
 from fastgan.ops.eligibility import PLAIN
 from fastgan.ops.memory_format import map_strides
 from fastgan.ops.stages import Stage
@@ -86,6 +87,13 @@ _autograd: Any = torch._C._autograd
 nodes_made: Callable[[], int] = _autograd._get_sequence_nr
 
 
+def _place_among_nodes() -> int:
+    """The number of the node that a call would have made now; no other call gets it."""
+    number = nodes_made()
+    torch._C._functions.UndefinedGrad()
+    return number
+
+
 def hooks_on_saved() -> Any:
     """The innermost hooks on what autograd saves; None where there are none."""
     return _autograd._top_saved_tensors_default_hooks(True)
@@ -139,9 +147,9 @@ class Op:
         settings: a batch norm's batch_statistics, momentum and eps; an instance or group
             norm's eps and groups; an activation's name and negative_slope; of two, the function
             and the place of its source.
-        order: how many nodes of autograd's graph were made before the call.
-        ours: whether another convolution than torch's is faster here.
-        turns: whether a convolution of contiguous maps is faster with channels-last ones.
+        order: the number of the node of autograd's graph that the call would have made.
+        way: how a convolution runs.
+        unturned: how it runs where its maps stay contiguous.
         layer: the name of the module that called it.
         shape: of its result.
         consumers: how many take its result.
@@ -158,9 +166,9 @@ class Op:
     tensors: tuple[Tensor | None, ...] = ()
     stage: Stage | None = None
     settings: tuple[Any, ...] = ()
-    order: int = field(default_factory=nodes_made)
-    ours: bool = False
-    turns: bool = False
+    order: int = field(default_factory=_place_among_nodes)
+    way: Way = BY_TORCH
+    unturned: Way = BY_TORCH
     layer: str = ""
     shape: tuple[int, ...] = ()
     consumers: int = 0

@@ -7,6 +7,7 @@ number of values.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -36,8 +37,10 @@ def runs_in_one_pass(
     *,
     own: bool = False,
     costs: Callable[[Tensor], float] = lambda input: 0.0,
-) -> bool:
-    """Whether the one pass was the faster; on a CPU.
+) -> float:
+    """What the one pass saves, on a CPU: milliseconds, 0 where torch's functions are as fast.
+
+    Infinite where the fixed table has it.
 
     Args:
         over: what the statistics are of: "batch", "running", "sample" or "group".
@@ -50,7 +53,7 @@ def runs_in_one_pass(
         >>> from fastgan.ops.backends import Selector, using
         >>> with using(Selector("0")):  # nothing is measured
         ...     runs_in_one_pass("sample", torch.empty(4, 8, 16, 16))
-        False
+        0.0
     """
     selector = current_selector()
     gradients, channels_last = torch.is_grad_enabled(), is_channels_last(input)
@@ -76,10 +79,10 @@ def runs_in_one_pass(
 
 def overwriting_pays(
     values: int, input: Tensor, costs: Callable[[Tensor], float] = lambda input: 0.0
-) -> bool:
-    """Whether an activation in place of a convolution's result saves more than recording costs.
+) -> float:
+    """What an activation in place of a convolution's result saves, less what recording costs.
 
-    Measured for powers of two.
+    In milliseconds, as :func:`runs_in_one_pass`; measured for powers of two.
 
     Args:
         values: of the result.
@@ -90,7 +93,7 @@ def overwriting_pays(
         >>> from fastgan.ops.backends import Selector, using
         >>> with using(Selector("0")):  # nothing is measured
         ...     overwriting_pays(1 << 10, torch.empty(1)), overwriting_pays(1 << 20, torch.empty(1))
-        (False, True)
+        (0.0, inf)
     """
     size, dtype, threads = (
         1 << max(values.bit_length() - 1, 0),
@@ -120,8 +123,8 @@ def _chosen(
     fixed: bool,
     calls: Callable[[], dict[str, Callable[[], object]]],
     costs: Callable[[Tensor], float],
-) -> bool:
-    """Whether "one_pass" of two calls was the faster, with what recording it costs."""
+) -> float:
+    """What "one_pass" of two calls saves, with what recording it costs."""
     selector, gradients = current_selector(), torch.is_grad_enabled()
 
     def time() -> dict[str, float]:
@@ -136,10 +139,13 @@ def _chosen(
             found["one_pass"] += costs(input)
         return found
 
-    name, is_lasting = selector.choose(key, input, _NAMES, _NAMES[not fixed], time)
+    choice, is_lasting = selector.choose(key, input, _NAMES, _NAMES[not fixed], time)
+    saves, times = 0.0, choice.milliseconds
+    if choice.backend == "one_pass":
+        saves = max(times["aten"] - times["one_pass"], 0.0) if len(times) > 1 else math.inf
     if is_lasting:
-        selector.norms[call] = name == "one_pass"
-    return name == "one_pass"
+        selector.norms[call] = saves
+    return saves
 
 
 def contenders(over: str, like: Tensor, groups: int, own: bool) -> dict[str, Callable[[], object]]:

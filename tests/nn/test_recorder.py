@@ -24,7 +24,7 @@ import fastgan
 from fastgan.nn import recorder, stretch
 from fastgan.nn.waiting import Waiting
 from fastgan.ops import norm_choice
-from fastgan.ops.backends import fixed_table
+from fastgan.ops.backends import Way, fixed_table
 from fastgan.ops.backends.selection import measuring_nothing
 from fastgan.ops.backends.vector_units import has_vectors
 from fastgan.ops.memory_format import is_channels_last
@@ -270,10 +270,10 @@ def take_all(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(norm_choice, name, lambda *_, **__: True)
 
 
-def turned(stage: Any, input: Tensor, weight: Tensor, *_: Any) -> tuple[bool, bool]:
+def turned(stage: Any, input: Tensor, weight: Tensor, *_: Any) -> tuple[Way, Way]:
     """Stands for :func:`select_layout`: all that is contiguous is better channels-last."""
     lies_so = stage.kind == "linear" or is_channels_last(input) or is_channels_last(weight)
-    return False, not lies_so
+    return Way(False, not lies_so, 1.0), Way(False, False, 0.0)
 
 
 @pytest.mark.usefixtures("fewest")
@@ -289,6 +289,12 @@ def turned(stage: Any, input: Tensor, weight: Tensor, *_: Any) -> tuple[bool, bo
     returned="tuple",
     layouts=(torch.channels_last,) * 3,
     seed=13,
+)
+@example(  # gradients of one value, added up in the order of calls of which none has run
+    program=[("before", 2, 0, 0), ("layer norm", 2, 0, 5), ("checkpoint", 0, 2, 7)],
+    returned="dict",
+    layouts=(torch.channels_last, torch.contiguous_format, torch.channels_last),
+    seed=0,
 )
 @example(  # a sum of what is turned and what eager has channels-last
     program=[("conditional", 2, 0, 5), ("block", 1, 2, 2), ("residual", 1, 0, 2)],

@@ -198,10 +198,13 @@ def test_maps_are_turned_only_where_that_saves_more_than_turning_them_costs(
     monkeypatch.setattr(selection, "race", lambda key, calls, device: dict.fromkeys(calls, copy))
     input, weight = torch.ones(2, 3, 8, 8), torch.ones(5, 3, 3, 3)
     with using(Selector("1")):
-        assert select_layout(CONV, input, weight, ("forward",)) == (False, turns)
+        assert select_layout(CONV, input, weight, ("forward",))[0][:2] == (False, turns)
         # Over both ways: 2 x 0.4 ms are saved, and two copies made.
         both = select_layout(CONV, input, weight, ("forward", "input_gradient"))
-        assert both == (False, turns)
+        assert both[0][:2] == (False, turns)
+        assert both[1] == (False, False, 0.0)
+        if turns:
+            assert both[0].saves == pytest.approx(2 * 0.2)
 
 
 @pytest.mark.parametrize(("costs", "ours"), [(0.5, True), (1.5, False)])
@@ -210,14 +213,14 @@ def test_what_saves_less_than_recording_it_costs_is_left_to_torch(
 ) -> None:
     watched.fastest = "aten_contiguous"  # of channels-last tensors: in 1 ms, not 2
     with using(Selector("1")):
-        found = select_layout(CONV, INPUT, WEIGHT, ("forward",), lambda input: costs)
-    assert found == (ours, False)
+        (found, _) = select_layout(CONV, INPUT, WEIGHT, ("forward",), lambda input: costs)
+    assert found == (ours, False, 1 - costs if ours else 0.0)
     monkeypatch.setattr(selection, "fixed_choice", lambda problem, backends: backends[0])
     for fewest in (0, 10**9):
         monkeypatch.setattr(fixed_table, "FEWEST_PRODUCTS", fewest)
         with using(Selector("0")):  # no times to compare
-            found = select_layout(CONV, INPUT, WEIGHT, ("forward",), lambda input: costs)
-        assert found == (fewest == 0, False)
+            (found, _) = select_layout(CONV, INPUT, WEIGHT, ("forward",), lambda input: costs)
+        assert found[:2] == (fewest == 0, False)
 
 
 def test_what_recording_costs_is_measured_once_and_kept(
@@ -233,8 +236,8 @@ def test_what_recording_costs_is_measured_once_and_kept(
     with using(Selector("1")):  # another process's, which reads the file
         assert recording_milliseconds(INPUT) == pytest.approx(found, abs=1e-5)
     (choices,) = ChoicesFile(own_cache).read().values()
-    (kept,) = (each for key, each in choices.items() if key.startswith("recording, threads"))
-    assert set(kept.milliseconds) == {"recorded", "plain"}
+    (kept,) = (each for key, each in choices.items() if key.startswith("recording and"))
+    assert set(kept.milliseconds) == {"recorded", "watched", "plain"}
 
 
 def test_only_what_changes_the_choice_is_told_apart(watched: Watched) -> None:

@@ -18,7 +18,9 @@ from fastgan.ops.backends.describe import describe_layer
 from fastgan.ops.backends.problem import PASSES, UNFUSED, Fusion, Pass, Problem, fusion
 from fastgan.ops.backends.registry import ATEN, BACKENDS, TRITON, WINOGRAD
 from fastgan.ops.backends.selection import (
+    BY_TORCH,
     Selector,
+    Way,
     measuring_nothing,
     recorded_choices,
     select_backend,
@@ -29,6 +31,7 @@ from fastgan.ops.backends.selection import (
 __all__ = [
     "ATEN",
     "BACKENDS",
+    "BY_TORCH",
     "PASSES",
     "TRITON",
     "UNFUSED",
@@ -38,6 +41,7 @@ __all__ = [
     "Pass",
     "Problem",
     "Selector",
+    "Way",
     "describe_layer",
     "fusion",
     "measuring_nothing",

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -49,8 +49,10 @@ from fastgan.ops.memory_format import empty_map, is_channels_last
 from fastgan.ops.stages import Stage
 
 __all__ = [
+    "BY_TORCH",
     "MODES",
     "Selector",
+    "Way",
     "current_selector",
     "measuring_nothing",
     "recorded_choices",
@@ -111,18 +113,47 @@ def select_backend(
     return _selector.select(call, input, weight) if found is None else found
 
 
+class Way(NamedTuple):
+    """How a convolution runs in a fused module on a CPU.
+
+    Attributes:
+        ours: whether in a chain, of another backend than torch's in some pass.
+        turns: whether its contiguous maps are laid out channels-last.
+        saves: the milliseconds that saves; infinite where it was not measured.
+    """
+
+    ours: bool
+    turns: bool
+    saves: float
+
+
+BY_TORCH = Way(False, False, 0.0)
+
+
+def _fixed_way(ours: bool, *, turns: bool) -> Way:
+    return Way(ours, turns and ours, math.inf if ours else 0.0)
+
+
+def _fastest_way(found: Mapping[tuple[bool, bool], float]) -> Way:
+    """Of the milliseconds by ``ours`` and ``turns``; torch's but where another saves something."""
+    usual, fastest = found[False, False], min(found, key=found.__getitem__)
+    if not found[fastest] * (1 + MARGIN) < usual:
+        fastest = False, False
+    return Way(*fastest, usual - found[fastest])
+
+
 def select_layout(
     stage: Stage,
     input: Tensor,
     weight: Tensor,
     passes: tuple[Pass, ...],
     costs: Callable[[Tensor], float] = lambda input: 0.0,
-) -> tuple[bool, bool]:
+) -> tuple[Way, Way]:
     """Whether a convolution is worth taking from torch, and whether its maps are to be turned.
 
-    That is, whether its passes' fastest backends together save more than taking it costs the host;
-    and whether, of a contiguous input, these are faster with maps that are channels-last. Where
-    nothing is measured, the fixed table's are fastest.
+    That is, what is fastest: torch's passes, those of the backends that were measured to be, or
+    either with a contiguous input's maps channels-last; with what turning and taking it cost. Where
+    nothing is measured, the fixed table says.
 
     Args:
         stage: geometry.
@@ -131,9 +162,12 @@ def select_layout(
         passes: which of them will run.
         costs: the milliseconds that taking it costs the host, asked for where some are measured.
 
+    Returns:
+        What is fastest, and what is without turning.
+
     Example:
-        >>> select_layout(Stage("linear"), torch.ones(2, 3), torch.ones(4, 3), ("forward",))
-        (False, False)
+        >>> select_layout(Stage("linear"), torch.ones(2, 3), torch.ones(4, 3), ("forward",))[0]
+        Way(ours=False, turns=False, saves=0.0)
     """
     call = (
         stage,
@@ -162,7 +196,7 @@ class Selector:
     Attributes:
         known: the backend of each call seen.
         layouts: the answer to each call of :func:`select_layout` seen.
-        norms: whether a norm runs in one pass, of each call seen.
+        norms: the milliseconds that running a norm in one pass saves, of each call seen.
         chosen: the choices taken, by device and problem.
         measures: whether it may measure now.
     """
@@ -175,8 +209,8 @@ class Selector:
     ) -> None:
         self.mode = _mode_of_environment() if mode is None else mode
         self.known: dict[tuple[Any, ...], Backend] = {}
-        self.layouts: dict[tuple[Any, ...], tuple[bool, bool]] = {}
-        self.norms: dict[tuple[Any, ...], bool] = {}
+        self.layouts: dict[tuple[Any, ...], tuple[Way, Way]] = {}
+        self.norms: dict[tuple[Any, ...], float] = {}
         self.chosen: Choices = {}
         self.measures = True
         self._run = run
@@ -210,18 +244,19 @@ class Selector:
         input: Tensor,
         weight: Tensor,
         costs: Callable[[Tensor], float],
-    ) -> tuple[bool, bool]:
+    ) -> tuple[Way, Way]:
         """The answer to a call of :func:`select_layout` that isn't known yet."""
         stage, passes = call[:2]
         lies_so = is_channels_last(input)
         is_open = not (stage.kind == "linear" or lies_so or is_channels_last(weight))
-        found: list[tuple[float, bool]] = []  # by layout: milliseconds, whether taken
+        #: Whether it is taken, whether its maps are turned -> milliseconds.
+        found: dict[tuple[bool, bool], float] = {}
+        fixed: dict[bool, bool] = {}
         is_lasting = True
-        for channels_last in (False, True) if is_open else (lies_so,):
-            best, by_torch, own, fixed = 0.0, 0.0, False, False
-            like = input
+        for turns in (False, True) if is_open else (False,):
+            like, best, by_torch = input, 0.0, 0.0
             if stage.kind != "linear":
-                like = empty_map(input, input.shape, channels_last, "meta")
+                like = empty_map(input, input.shape, lies_so or turns, "meta")
             for which in passes:
                 problem = Problem.of(which, stage, like, weight, device=input.device)
                 with self._lock:
@@ -229,20 +264,22 @@ class Selector:
                 is_lasting = is_lasting and lasts
                 best += choice.milliseconds.get(choice.backend, math.nan)
                 by_torch += choice.milliseconds.get(ATEN.name, math.nan)
-                own = own or choice.backend != ATEN.name
-                fixed = fixed or takes(problem, choice.backend)
-            is_measured = not math.isnan(by_torch - best)
-            pays = own and by_torch - best >= costs(input) if is_measured else fixed
-            found.append((best, pays))
-        if is_open:
-            copied, lasts = self._milliseconds_to_turn(input)
-            is_lasting = is_lasting and lasts
-            # The map on its way in, and its gradient on the way back.
-            found[1] = found[1][0] + copied * (1 + ("input_gradient" in passes)), found[1][1]
-        turns = is_open and found[1][0] * (1 + MARGIN) < found[0][0]
-        if is_open and math.isnan(found[0][0] + found[1][0]):
-            turns = found[1][1]
-        answer = found[turns if is_open else 0][1], turns
+                fixed[turns] = fixed.get(turns, False) or takes(problem, choice.backend)
+            found[False, turns], found[True, turns] = by_torch, best
+        if any(map(math.isnan, found.values())):
+            unturned = _fixed_way(fixed[False], turns=False)
+            turned = is_open and fixed[True]
+            answer = _fixed_way(True, turns=True) if turned else unturned, unturned
+        else:
+            if is_open:
+                copied, lasts = self._milliseconds_to_turn(input)
+                is_lasting = is_lasting and lasts
+                for ours in (False, True):
+                    # The map on its way in, and its gradient on the way back.
+                    found[ours, True] += copied * (1 + ("input_gradient" in passes))
+            for way in found:
+                found[way] += costs(input) if any(way) else 0.0
+            answer = _fastest_way(found), _fastest_way({w: found[w] for w in found if not w[1]})
         if is_lasting:
             self.layouts[call] = answer
         return answer
@@ -292,7 +329,7 @@ class Selector:
         names: Sequence[str],
         fixed: str,
         measured: Callable[[], dict[str, float]],
-    ) -> tuple[str, bool]:
+    ) -> tuple[Choice, bool]:
         """One of some names by what they were measured to take, and whether it is to be kept.
 
         Args:
@@ -304,7 +341,7 @@ class Selector:
         """
         with self._lock:
             choice, is_lasting = self._choice_of(key, input, names, Choice(fixed), measured)
-        return choice.backend, is_lasting
+        return choice, is_lasting
 
     def of_device(self, device: torch.device) -> dict[str, Choice]:
         """The measured choices known for a device, by the problem's key."""

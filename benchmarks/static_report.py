@@ -42,7 +42,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -254,8 +254,10 @@ def row(architecture: str, source: str, kernel: str, facts: dict) -> dict:
 # --- Triton ---------------------------------------------------------------------------------------
 
 
-def triton_kernels(architecture: str, folder: Path) -> list[dict]:
-    """Every distinct tile, with the most that is fused around it; the tests compile the same."""
+def triton_kernels(
+    architecture: str, folder: Path, wanted: Callable[[str], bool] = lambda name: True
+) -> list[dict]:
+    """Every distinct tile of a wanted name, with the most that is fused around it."""
     import torch
 
     sys.path.insert(0, str(ROOT / "tests" / "kernels"))
@@ -271,7 +273,7 @@ def triton_kernels(architecture: str, folder: Path) -> list[dict]:
     if not tile_rows:
         raise SystemExit(f"static_report: no tile is shipped for {architecture}")
     for tile_row, loads in itertools.product(tile_rows, (True, False)):
-        if tile_row.bits != 16 and not loads:
+        if (tile_row.bits != 16 and not loads) or not wanted(name_of_tile(tile_row, loads)):
             continue
         dtype = torch.bfloat16 if tile_row.bits == 16 else torch.float32
         if tile_row.kernel == "weight_gradient":
@@ -435,6 +437,19 @@ def differences(old: dict, new: dict, only: str = "") -> list[str]:
         if changed:
             lines.append(f"{' '.join(key)}: {', '.join(changed)}")
     return sorted(lines)
+
+
+def over_bars(report: dict, kernels: Iterable[dict]) -> list[str]:
+    """In words, which Triton kernels spill, or take more instructions a step than in the report."""
+    bars = {each["kernel"]: each for each in report["kernels"] if each["source"] == "triton"}
+    lines = []
+    for kernel in kernels:
+        step, bar = kernel.get("step"), bars[kernel["kernel"]].get("step")
+        if kernel["stack"]:
+            lines.append(f"{kernel['kernel']}: {kernel['stack']} bytes of a stack")
+        if step is not None and (bar is None or step > bar):
+            lines.append(f"{kernel['kernel']}: {step} instructions a step, the bar is {bar}")
+    return lines
 
 
 if __name__ == "__main__":

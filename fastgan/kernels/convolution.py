@@ -455,6 +455,7 @@ def weight_gradient(
     input_prologue: NormActivation | None = None,
     grad_prologue: GradPrologue | None = None,
     with_bias: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of a convolution's weight and bias.
 
@@ -466,6 +467,7 @@ def weight_gradient(
         input_prologue: of the input; None leaves it as it is.
         grad_prologue: of the gradient; None leaves it as it is.
         with_bias: whether the bias has a gradient too.
+        dtype: of the gradients, which are added up in float32; None is the weight's.
 
     Returns:
         The weight's gradient, and the bias's: the sum of ``grad_prologue(grad_output)`` over all
@@ -483,19 +485,21 @@ def weight_gradient(
             f"grad_output has {grad_output.shape[0]} samples; expected {input.shape[0]}, as input"
         )
     if input.shape[0] == 0:
-        grad_bias = grad_output.new_zeros(grad_output.shape[1]) if with_bias else None
-        return torch.zeros_like(weight, requires_grad=False), grad_bias
+        channels = grad_output.shape[1]
+        grad_bias = grad_output.new_zeros(channels, dtype=dtype) if with_bias else None
+        return torch.zeros_like(weight, dtype=dtype, requires_grad=False), grad_bias
     loaded_input = _load(input, input_prologue)
     loaded_grad = _load(grad_output, grad_prologue)
     paired, gathered = (
         (loaded_input, loaded_grad) if geometry.transposed else (loaded_grad, loaded_input)
     )
-    grad_weight = torch.empty_like(weight, requires_grad=False)
+    grad_weight = torch.empty_like(weight, dtype=dtype, requires_grad=False)
     precision = _float32_precision(input.dtype)
     key = (
         paired.key,
         gathered.key,
         grad_weight.stride(),
+        grad_weight.dtype,
         geometry,
         input.dtype,
         input.get_device(),
@@ -528,13 +532,13 @@ def weight_gradient(
         )
         plan.launch(*paired.pointers, *gathered.pointers, partial)
         plan.total(partial, grad_weight)
-    return grad_weight, _channel_sums(loaded_grad) if with_bias else None
+    return grad_weight, _channel_sums(loaded_grad, grad_weight.dtype) if with_bias else None
 
 
-def _channel_sums(loaded: _Loaded) -> Tensor:
-    """The sum over N, H and W of the operand after its prologue, in the operand's dtype."""
+def _channel_sums(loaded: _Loaded, dtype: torch.dtype) -> Tensor:
+    """The sum over N, H and W of the operand after its prologue, in ``dtype``."""
     tensor = loaded.tensor
-    key = ("channel sums", loaded.key, tensor.dtype, tensor.get_device())
+    key = ("channel sums", loaded.key, dtype, tensor.dtype, tensor.get_device())
     plan: plans.ReductionPlan | None = _PLANS.get(key)
     if plan is None:
         module = _plans()
@@ -550,6 +554,6 @@ def _channel_sums(loaded: _Loaded) -> Tensor:
     channels = tensor.shape[1]
     partial = torch.empty((plan.splits, channels), dtype=torch.float32, device=tensor.device)
     plan.launch(*loaded.pointers, partial)
-    total = torch.empty((channels,), dtype=tensor.dtype, device=tensor.device)
+    total = torch.empty((channels,), dtype=dtype, device=tensor.device)
     plan.total(partial, total)
     return total

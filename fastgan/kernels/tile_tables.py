@@ -47,7 +47,7 @@ SM_80_GATHER: Rows = (
     (32, None, 16, None, (128, 16, 32, 4, 3)),
     (32, None, 32, None, (64, 32, 32, 4, 3)),
     (32, 8192, None, None, (64, 64, 32, 4, 3)),
-    (32, None, None, None, (128, 64, 32, 8, 3)),
+    (32, None, None, None, (128, 64, 32, 8, 2)),
 )
 SM_80_WEIGHT_GRADIENT: Rows = (
     (16, None, 16, None, (128, 16, 64, 4, 3)),

@@ -313,11 +313,12 @@ def _forward(
     kept: list[_Kept] = []
     value = _cast(input, chain.dtype)
     before: NormActivation | None = None
-    for stage, of_stage in zip(chain.stages, tensors, strict=True):
+    biases = _norm_biases(tensors, arithmetic_dtype(value.dtype))
+    for stage, of_stage, norm_bias in zip(chain.stages, tensors, biases, strict=True):
         padded = _padded(stage, value, before)
         if padded is not None:
             value, before = padded, None
-        of_kept = _stage_forward(_unpadded(stage), chain.dtype, value, before, of_stage)
+        of_kept = _stage_forward(_unpadded(stage), chain.dtype, value, before, of_stage, norm_bias)
         of_kept.padded = padded
         kept.append(of_kept)
         value, before = of_kept.value, of_kept.norm
@@ -385,6 +386,7 @@ def _stage_forward(
     input: Tensor,
     prologue: NormActivation | None,
     tensors: StageTensors,
+    norm_bias: Tensor | None,
 ) -> _Kept:
     weight, bias = _cast(tensors.weight, dtype), _cast(tensors.bias, dtype)
     activation, slope = activation_named(stage.activation), stage.negative_slope
@@ -420,7 +422,6 @@ def _stage_forward(
         norm = NormActivation(zeros, torch.ones_like(zeros), None, activation.name, slope)
         return _Kept(value, norm, None, cast_weight, backend.fuses)
     mean, invstd, scale = _vectors_of_norm(stage, value, partials, tensors)
-    norm_bias = _vector(tensors.norm_bias, mean)
     norm = NormActivation(mean, scale, norm_bias, activation.name, slope)
     return _Kept(value, norm, invstd, cast_weight, backend.fuses)
 
@@ -572,6 +573,7 @@ def _gradients(
                 before if padded is None else _Kept(padded),
                 weight,
                 gradients.wants(number, "bias"),
+                tensors[number].weight.dtype,
             )
             gradients.put(number, "weight", grad_weight)
             gradients.put(number, "bias", grad_bias)
@@ -640,7 +642,9 @@ def _weight_gradient(
     before: _Kept,
     weight: Tensor,
     with_bias: bool,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
+    """The gradients of weight and bias, in ``dtype`` where the kernels can write it at once."""
     around = fusion("" if before.norm is None else "norm", carried.pending())
     backend = select_backend("weight_gradient", stage, before.value, weight, around)
     input, norm = before.value, before.norm
@@ -650,7 +654,7 @@ def _weight_gradient(
             input, norm = _normalised(input, norm), None
     if backend.fuses:
         return TRITON.fused_weight_gradient(
-            stage, carried.grad, input, weight, norm, carried.prologue, with_bias
+            stage, carried.grad, input, weight, norm, carried.prologue, with_bias, dtype
         )
     return backend.weight_gradient(stage, carried.grad, input, weight, with_bias)
 
@@ -760,6 +764,10 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
     return tensor if tensor is None or dtype is None else tensor.to(dtype)
 
 
-def _vector(tensor: Tensor | None, like: Tensor) -> Tensor | None:
-    """A norm's parameter as it is now, in the dtype that the norm is computed in."""
-    return tensor if tensor is None else tensor.to(like.dtype, copy=True)
+def _norm_biases(tensors: Sequence[StageTensors], dtype: torch.dtype) -> list[Tensor | None]:
+    """The norms' biases as they are now, in the dtype that norms are computed in: one copy."""
+    given = [of_stage.norm_bias for of_stage in tensors if of_stage.norm_bias is not None]
+    if not given:
+        return [None] * len(tensors)
+    copies = iter(torch.cat(given).to(dtype).split([len(bias) for bias in given]))
+    return [None if of_stage.norm_bias is None else next(copies) for of_stage in tensors]

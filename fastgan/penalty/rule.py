@@ -318,8 +318,9 @@ def sum_to(grad: Tensor, shape: Sequence[int]) -> Tensor:
     extra = grad.dim() - len(shape)
     summed = [d for d in range(grad.dim()) if d < extra or shape[d - extra] != grad.shape[d]]
     # On the CPU torch converts the whole tensor before it sums, so sum in pieces that fit the
-    # cache.
-    pieces = grad.split(max(1, grad.size(0) // 16)) if 0 in summed else (grad,)
+    # cache. On a GPU each would be a launch.
+    in_pieces = 0 in summed and grad.device.type == "cpu"
+    pieces = grad.split(max(1, grad.size(0) // 16)) if in_pieces else (grad,)
     sums = [piece.sum(summed, keepdim=True, dtype=torch.float32) for piece in pieces]
     total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
     return total.view(tuple(shape))

@@ -68,8 +68,9 @@ class MetricTotals:
         for name, value in metrics.items():
             if name not in self._sums:
                 self._sums[name] = torch.zeros_like(value)
-            self._sums[name].add_(value)
             self.counts[name] = self.counts.get(name, 0) + 1
+        if metrics:  # in one launch
+            torch._foreach_add_([self._sums[name] for name in metrics], list(metrics.values()))
 
     def state_dict(self) -> dict[str, list[float]]:
         """Each sum and how many values it has. Waits for the device."""

@@ -142,8 +142,9 @@ class Triton(Backend):
         input_prologue: NormActivation | None,
         grad_prologue: GradPrologue | None,
         with_bias: bool,
+        dtype: torch.dtype | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """The gradients of weight and bias."""
+        """The gradients of weight and bias, in ``dtype``; None is the weight's."""
         grad_weight, grad_bias = kernels.weight_gradient(
             _placed(stage, input),
             _placed(stage, grad_output),
@@ -152,6 +153,7 @@ class Triton(Backend):
             input_prologue=input_prologue,
             grad_prologue=_placed_fusion(stage, grad_prologue),
             with_bias=with_bias,
+            dtype=dtype,
         )
         return _flat(stage, grad_weight), grad_bias
 

@@ -692,6 +692,32 @@ def test_a_vector_in_half_precision_is_read_as_it_is(device):
     check_forward(conv, input, weight, None, BiasActivation(draw((7,), torch.float16, device, 2)))
 
 
+def test_gradients_of_halves_are_not_rounded_where_float32_is_asked_for(device):
+    conv = case(False, channels=(17, 18), size=(8, 8))
+    input, weight, grad_output = (
+        draw(shape, torch.float16, device, seed)
+        for seed, shape in enumerate((conv.input_shape, conv.weight_shape, conv.output_shape))
+    )
+    ours = weight_gradient(
+        input, grad_output, conv.geometry, weight, with_bias=True, dtype=torch.float32
+    )
+    geometry = conv.geometry
+    exact = (
+        torch.nn.grad.conv2d_weight(
+            input.double(),
+            weight.shape,
+            grad_output.double(),
+            geometry.stride,
+            geometry.padding,
+            geometry.dilation,
+        ),
+        grad_output.double().sum((0, 2, 3)),
+    )
+    for found, truth in zip(ours, exact, strict=True):
+        assert found.dtype == torch.float32
+        assert (found - truth).abs().max() <= 1e-5 * truth.abs().max()
+
+
 def test_offsets_beyond_32_bits(device, monkeypatch):
     """Samples further apart than 2^31 elements, and positions numbered in 64 bits.
 
@@ -734,5 +760,5 @@ def test_errors_of_a_bias_gradient_do_not_grow_with_the_positions(device, monkey
     grad_output = of_channels.expand(2, 6, 256, 256).contiguous(memory_format=torch.channels_last)
     loaded = kernel_convolution._load(grad_output, None)
     exact = 2**17 * of_channels.double().flatten()
-    error = (kernel_convolution._channel_sums(loaded).double() / exact - 1).abs()
+    error = (kernel_convolution._channel_sums(loaded, torch.float32).double() / exact - 1).abs()
     assert (error <= 26 * 2.0**-24).all(), error * 2**24

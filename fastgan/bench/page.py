@@ -88,7 +88,7 @@ def render_page(
     suites = dict.fromkeys(row.suite for row in result.rows)
     parts.append("<h2>Every case</h2>")
     for suite in suites:
-        table = case_table(line for line in lines(result) if line.row.suite == suite)
+        table = case_table([line for line in lines(result) if line.row.suite == suite])
         parts += [f"<h3>{_text(suite)}</h3>", table.html()]
     reached = [verdict for verdict in verdicts if verdict.row is not None]
     if reached:

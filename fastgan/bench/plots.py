@@ -15,7 +15,7 @@ from fastgan._util.files import atomic_write
 from fastgan.bench.counting import OTHER, PARTS, PYTHON
 from fastgan.bench.goals import GOALS
 from fastgan.bench.schema import Result, Row
-from fastgan.bench.summary import Line, lines, seconds_text, without_passes
+from fastgan.bench.summary import Line, labels, lines, seconds_text, without_passes
 
 __all__ = ["PLOTS", "save_plots", "why_no_plots"]
 
@@ -155,7 +155,7 @@ def _speedups(result: Result) -> Any:
             )
     axes.axvline(1, color=_INK, linewidth=0.8, zorder=1)
     axes.axvspan(0, 1, color="#b23a48", alpha=0.06, zorder=0, linewidth=0)
-    axes.set_yticks(range(len(shown)), [line.label for line in shown])
+    axes.set_yticks(range(len(shown)), labels(shown))
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.set_xlim(0, 1.08 * largest)
     axes.tick_params(axis="y", length=0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from fastgan.bench.cases import is_ours
 from fastgan.bench.schema import Result, Row
 
-__all__ = ["Line", "lines", "seconds_text", "without_passes"]
+__all__ = ["Line", "labels", "lines", "seconds_text", "without_passes"]
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,15 @@ def without_passes(label: str) -> str:
         'bn_act, 64x8x8'
     """
     return label.replace(", forward and backward", "")
+
+
+def labels(shown: Sequence[Line]) -> list[str]:
+    """The lines' labels, short where that tells them apart."""
+    short = [without_passes(line.label) for line in shown]
+    return [
+        label if short.count(label) == 1 else line.label
+        for label, line in zip(short, shown, strict=True)
+    ]
 
 
 def lines(result: Result | Iterable[Row]) -> list[Line]:

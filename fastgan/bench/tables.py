@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from fastgan.bench.goals import Verdict
 from fastgan.bench.schema import METRICS, Row
-from fastgan.bench.summary import Line, seconds_text, without_passes
+from fastgan.bench.summary import Line, labels, seconds_text, without_passes
 
 __all__ = ["Table", "case_table", "goal_cells", "goal_table", "markdown_table"]
 
@@ -101,10 +101,10 @@ def goal_table(verdicts: Sequence[Verdict]) -> Table:
     )
 
 
-def case_table(lines: Iterable[Line]) -> Table:
+def case_table(lines: Sequence[Line]) -> Table:
     """Every case: ours, the fastest peer, the ratio with its quartiles, the floor, the peak."""
     body, marks = [], []
-    for line in lines:
+    for line, label in zip(lines, labels(lines), strict=True):
         ratio = mark = ""
         if line.ratio is not None:
             low, high = line.ratio.spread or (line.ratio.value, line.ratio.value)
@@ -113,7 +113,7 @@ def case_table(lines: Iterable[Line]) -> Table:
         peer, floor = line.peer, line.floor
         body.append(
             (
-                line.label,
+                label,
                 seconds_text(line.row.value),
                 f"{seconds_text(peer.value)}, {peer.provider}" if peer else "",
                 ratio,

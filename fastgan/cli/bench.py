@@ -189,7 +189,7 @@ def _shown(title: str, table: tables.Table, caption: str | None = None) -> Table
         caption_justify="left",
     )  # fmt: skip
     for name in table.head:
-        shown.add_column(name, overflow="fold")
+        shown.add_column(name, overflow="fold", max_width=None if name == table.head[0] else 23)
     for cells, mark in zip(table.body, table.marks, strict=True):
         texts = [Text(cell) for cell in cells]
         texts[table.marked].stylize({"good": "green", "bad": "red"}.get(mark, "yellow"))

@@ -3,13 +3,12 @@
 The critic runs once, as it is, on real tensors, while two of torch's modes watch. A function mode
 sees every call of a torch function. A call that takes the images, or anything computed from them,
 runs without autograd under a dispatch mode that writes its ATen ops to the tape. Everything else
-(spectral
-norm, embeddings of labels, counters) runs under autograd as usual. A tensor that requires grad and
-is an input of a recorded op becomes one of the tape's parameters and keeps its graph.
+(spectral norm, embeddings of labels, counters) runs under autograd as usual. A tensor that requires
+grad and is an input of a recorded op becomes one of the tape's parameters and keeps its graph.
 
-The critic is given plain tensors. They require grad, as they would in a double backward,
-so what torch's modes don't see (a ``torch.autograd.Function``, a scripted module) leaves an
-autograd graph that leads back to them; the tape takes such a graph as one entry (:class:`Graph`).
+The critic is given plain tensors. They require grad, as they would in a double backward, so what
+torch's modes don't see (a ``torch.autograd.Function``, a scripted module) leaves an autograd graph
+between them and its results; the tape takes such a graph as one entry (:class:`Graph`).
 
 In-place ops are recorded as new values, also for other views of the same memory:
 :meth:`Tape._write`.

@@ -42,7 +42,7 @@ from fastgan.nn.waiting import (
     state_of,
     under,
 )
-from fastgan.ops.memory_format import is_channels_last, laid_out, map_strides
+from fastgan.ops.memory_format import is_channels_last, laid_out, map_strides, relaid
 
 __all__ = ["Pending"]
 
@@ -336,17 +336,6 @@ def _graph_counts_as_a_holder() -> bool:
     return sys.getrefcount(tensor) > before and square.requires_grad
 
 
-class _Turn(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, map: Tensor) -> Tensor:
-        turned = laid_out(map, True)
-        return torch.ops.aten.alias(turned) if turned is map else turned
-
-    @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> Tensor:
-        return laid_out(grad_output, False)
-
-
 def turn(map: Tensor) -> Tensor:
     """A contiguous map's values channels-last; its gradient is contiguous.
 
@@ -354,12 +343,7 @@ def turn(map: Tensor) -> Tensor:
         >>> turn(torch.ones(2, 3, 4, 4)).stride()
         (48, 1, 12, 3)
     """
-    if is_channels_last(map):
-        return map
-    if not (map.requires_grad and torch.is_grad_enabled()):
-        return laid_out(map, True)
-    turned: Tensor = _Turn.apply(map)  # type: ignore[no-untyped-call]
-    return turned
+    return relaid(map, True)
 
 
 def _order_nodes(node: Any, made: int, order: int) -> None:

@@ -34,7 +34,7 @@ from fastgan.ops.backends import (
 )
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.chain import Chain, run_chain
-from fastgan.ops.memory_format import is_channels_last
+from fastgan.ops.memory_format import is_channels_last, relaid
 from fastgan.ops.sample_norm import sample_norm_act
 from fastgan.ops.stages import IDENTITY, Stage, StageTensors, folded, folding_pays
 
@@ -294,10 +294,7 @@ def _adds_in_place(op: Op, value: Tensor) -> bool:
 def _takes_one_pass(norm: Op, rest: list[Op], value: Tensor) -> bool:
     over, groups = _statistics_of(norm)
     own = any(map(_is_own, rest))
-    return norm_pays(over, value, groups, own=own) > 0 and (
-        # A copy of its own, of a channels-last map, is what torch's instance norm takes too.
-        over == "sample" or not (own or over == "group") or not is_channels_last(value)
-    )
+    return norm_pays(over, value, groups, own=own) > 0
 
 
 def _statistics_of(norm: Op) -> tuple[str, int]:
@@ -337,8 +334,8 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
             negative_slope=slope,
         )
     momentum, eps = norm.settings[1:] if is_batch else (0.0, norm.settings[0])
-    return sample_norm_act(
-        value.contiguous(),
+    output = sample_norm_act(
+        relaid(value, False),
         over=over,
         groups=groups,
         weight=weight,
@@ -352,6 +349,8 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
         activation=name,
         negative_slope=slope,
     )
+    # Torch's instance norm is contiguous whatever it is of.
+    return relaid(output, is_channels_last(value) and over != "sample")
 
 
 def _run_chain(units: list[list[Op]], input: Tensor, log: Log) -> Tensor:

@@ -8,11 +8,19 @@ is, and contiguous otherwise: torch's rule, on CPUs and with cuDNN
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["empty_map", "gives_channels_last", "is_channels_last", "laid_out", "map_strides"]
+__all__ = [
+    "empty_map",
+    "gives_channels_last",
+    "is_channels_last",
+    "laid_out",
+    "map_strides",
+    "relaid",
+]
 
 
 def is_channels_last(tensor: Tensor) -> bool:
@@ -72,6 +80,33 @@ def laid_out(map: Tensor, channels_last: bool) -> Tensor:
     if map.is_contiguous(memory_format=_format(channels_last)):
         return map.as_strided(map.shape, strides)
     return map.contiguous(memory_format=_format(channels_last))
+
+
+class _Relaid(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, map: Tensor, channels_last: bool) -> Tensor:
+        ctx.channels_last = channels_last
+        copy = laid_out(map, channels_last)
+        return torch.ops.aten.alias(copy) if copy is map else copy
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        return laid_out(grad_output, not ctx.channels_last), None
+
+
+def relaid(map: Tensor, channels_last: bool) -> Tensor:
+    """A map's values, laid out otherwise than they are; its gradient lies as it does.
+
+    Example:
+        >>> relaid(torch.ones(2, 3, 4, 4), True).stride()
+        (48, 1, 12, 3)
+    """
+    if is_channels_last(map) == channels_last:
+        return map
+    if not (map.requires_grad and torch.is_grad_enabled()):
+        return laid_out(map, channels_last)
+    copy: Tensor = _Relaid.apply(map, channels_last)  # type: ignore[no-untyped-call]
+    return copy
 
 
 def _format(channels_last: bool) -> torch.memory_format:

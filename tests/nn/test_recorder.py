@@ -794,9 +794,12 @@ def test_explain_names_what_chains_and_why_the_rest_does_not() -> None:
     assert reasons["groups"] == "by torch's own function, the fastest here"
     assert reasons["pad"] == "a pass of its own"
     assert reasons["line"] == "by torch's own function, the fastest here"
-    found = nodes(agree(Conditional().double(), image())(image()))
-    assert sum("SampleNormAct" in name for name in found) == 1
-    assert sum("_BnAct" in name for name in found) == 1
+    for layout in (torch.contiguous_format, torch.channels_last):
+        plain = Conditional().double().to(memory_format=layout)
+        x = image().contiguous(memory_format=layout)
+        found = nodes(agree(plain, x)(x))
+        assert sum("SampleNormAct" in name for name in found) == 1
+        assert sum("_BnAct" in name for name in found) == 1
 
 
 class Skips(nn.Module):

@@ -311,15 +311,15 @@ def _forward(
     chain: Chain, input: Tensor, tensors: Sequence[StageTensors]
 ) -> tuple[Tensor, list[_Kept]]:
     kept: list[_Kept] = []
-    value = _cast(input, chain.dtype)
+    value, as_run = _as_run(chain, input, tensors)
     before: NormActivation | None = None
-    biases = _norm_biases(tensors, arithmetic_dtype(value.dtype))
-    for stage, of_stage, norm_bias in zip(chain.stages, tensors, biases, strict=True):
+    for stage, given, of_stage in zip(chain.stages, tensors, as_run, strict=True):
         padded = _padded(stage, value, before)
         if padded is not None:
             value, before = padded, None
-        of_kept = _stage_forward(_unpadded(stage), chain.dtype, value, before, of_stage, norm_bias)
+        of_kept = _stage_forward(_unpadded(stage), value, before, of_stage)
         of_kept.padded = padded
+        of_kept.cast_weight = None if of_stage.weight is given.weight else of_stage.weight
         kept.append(of_kept)
         value, before = of_kept.value, of_kept.norm
     output = value if before is None else _normalised(value, before)
@@ -380,15 +380,40 @@ def _gives_channels_last(
     return channels_last
 
 
+def _as_run(
+    chain: Chain, input: Tensor, tensors: Sequence[StageTensors]
+) -> tuple[Tensor, list[StageTensors]]:
+    """Inputs, weights and biases as autocast has them, and copies of the norms' biases.
+
+    The copies are in the dtype that norms are computed in. There is one launch for all casts, and
+    one for all copies.
+    """
+    weights = [of_stage.weight for of_stage in tensors]
+    cast = _cast_together([input, *weights, *(each.bias for each in tensors)], chain.dtype)
+    value = cast[0]
+    assert value is not None
+    copies = iter(())
+    norm_biases = [each.norm_bias for each in tensors if each.norm_bias is not None]
+    if norm_biases:
+        joined = torch.cat(norm_biases).to(arithmetic_dtype(value.dtype))
+        copies = iter(joined.split([len(bias) for bias in norm_biases]))
+    as_run = [
+        of_stage._replace(
+            weight=weight,  # type: ignore[arg-type]
+            bias=bias,
+            norm_bias=None if of_stage.norm_bias is None else next(copies),
+        )
+        for of_stage, weight, bias in zip(
+            tensors, cast[1 : 1 + len(tensors)], cast[1 + len(tensors) :], strict=True
+        )
+    ]
+    return value, as_run
+
+
 def _stage_forward(
-    stage: Stage,
-    dtype: torch.dtype | None,
-    input: Tensor,
-    prologue: NormActivation | None,
-    tensors: StageTensors,
-    norm_bias: Tensor | None,
+    stage: Stage, input: Tensor, prologue: NormActivation | None, tensors: StageTensors
 ) -> _Kept:
-    weight, bias = _cast(tensors.weight, dtype), _cast(tensors.bias, dtype)
+    weight, bias = tensors.weight, tensors.bias
     activation, slope = activation_named(stage.activation), stage.negative_slope
     is_deferred = stage.norm or activation.keeps_input(slope)
     partials: PartialStatistics | None = None
@@ -414,16 +439,15 @@ def _stage_forward(
         value = backend.forward(stage, input, weight, bias)
         if not is_deferred:
             value = activation.forward_(value, slope)
-    cast_weight = None if weight is tensors.weight else weight
     if not is_deferred:
-        return _Kept(value, cast_weight=cast_weight, by_triton=backend.fuses)
+        return _Kept(value, by_triton=backend.fuses)
     if not stage.norm:
         zeros = value.new_zeros(value.shape[1], dtype=arithmetic_dtype(value.dtype))
         norm = NormActivation(zeros, torch.ones_like(zeros), None, activation.name, slope)
-        return _Kept(value, norm, None, cast_weight, backend.fuses)
+        return _Kept(value, norm, by_triton=backend.fuses)
     mean, invstd, scale = _vectors_of_norm(stage, value, partials, tensors)
-    norm = NormActivation(mean, scale, norm_bias, activation.name, slope)
-    return _Kept(value, norm, invstd, cast_weight, backend.fuses)
+    norm = NormActivation(mean, scale, tensors.norm_bias, activation.name, slope)
+    return _Kept(value, norm, invstd, by_triton=backend.fuses)
 
 
 def _vectors_of_norm(
@@ -764,10 +788,14 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
     return tensor if tensor is None or dtype is None else tensor.to(dtype)
 
 
-def _norm_biases(tensors: Sequence[StageTensors], dtype: torch.dtype) -> list[Tensor | None]:
-    """The norms' biases as they are now, in the dtype that norms are computed in: one copy."""
-    given = [of_stage.norm_bias for of_stage in tensors if of_stage.norm_bias is not None]
-    if not given:
-        return [None] * len(tensors)
-    copies = iter(torch.cat(given).to(dtype).split([len(bias) for bias in given]))
-    return [None if of_stage.norm_bias is None else next(copies) for of_stage in tensors]
+def _cast_together(
+    tensors: Sequence[Tensor | None], dtype: torch.dtype | None
+) -> list[Tensor | None]:
+    """As :func:`_cast` each, in one launch on a GPU."""
+    others = [each for each in tensors if each is not None and each.dtype != dtype]
+    if dtype is None or not others:
+        return list(tensors)
+    copies = [torch.empty_like(each, dtype=dtype) for each in others]
+    torch._foreach_copy_(copies, others)
+    found = iter(copies)
+    return [each if each is None or each.dtype == dtype else next(found) for each in tensors]

@@ -495,7 +495,11 @@ class TrainConfig:
         Raises:
             ConfigError: naming the field.
         """
-        if "orthogonal" not in values and values.get("model") in ("dcgan", "cgan"):
+        if (
+            isinstance(values, Mapping)
+            and "orthogonal" not in values
+            and values.get("model") in ("dcgan", "cgan")
+        ):
             # They didn't read it then, and had batch norm.
             values = {**values, "critic_norm": "auto"}
         return cls.from_dict(values).resolved()

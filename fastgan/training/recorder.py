@@ -22,7 +22,7 @@ from fastgan.errors import DataWarning, OutputError
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-__all__ = ["COLUMNS", "MetricsRecorder", "plot_losses", "read_metrics"]
+__all__ = ["COLUMNS", "GROUPS", "MetricsRecorder", "plot_losses", "read_metrics"]
 
 # metrics.csv, in this order; columns of Trainer.log come behind. Which are filled depends on the
 # model: `wasserstein` and `penalty` for critics, `d_real` and `d_fake` (mean probability of "real")
@@ -47,7 +47,8 @@ COLUMNS = (
 )
 
 
-_GROUPS = {
+#: What belongs together on a page of curves.
+GROUPS = {
     **dict.fromkeys(("loss_d", "loss_g"), "loss"),
     **dict.fromkeys(("wasserstein", "d_real", "d_fake"), "scores"),
     **dict.fromkeys(("penalty", "r1", "r2"), "penalties"),
@@ -161,7 +162,7 @@ class MetricsRecorder:
 
 def _tag(name: str) -> str:
     """A metric's name in TensorBoard, which shows what stands before a slash as a group."""
-    group = _GROUPS.get(name, "own" if name not in COLUMNS else "")
+    group = GROUPS.get(name, "own" if name not in COLUMNS else "")
     return f"{group}/{name}" if group and "/" not in name else name
 
 

@@ -36,6 +36,7 @@ from fastgan.training.interrupt import stop_on_signals
 from fastgan.training.iteration import Iteration, Shape
 from fastgan.training.outputs import CheckpointWriter, HealthWatch, MetricsWriter, SampleWriter
 from fastgan.training.own import OptimizerLike, OwnParts
+from fastgan.training.page import PageWriter
 from fastgan.training.processes import Processes
 from fastgan.training.profiling import StepProfiler
 from fastgan.training.recorder import COLUMNS, read_metrics
@@ -54,10 +55,10 @@ class Trainer:
     """Trains one GAN.
 
     The run's folder, ``config.out``, receives ``config.toml``, ``metrics.csv``, ``tensorboard/``,
-    ``samples-STEP.png``, ``checkpoint-STEP.pt`` and, at the end, ``samples.png`` and
-    ``losses.png``. ``backends.json`` (of the n-th further process ``backends-n.json``) receives the
-    convolution backends that were chosen, with which the run is resumed. Nothing is written before
-    the configuration and the data have been found good.
+    ``samples-STEP.png``, ``checkpoint-STEP.pt``, ``index.html`` and, at the end, ``samples.png``
+    and ``losses.png``. ``backends.json`` (of the n-th further process ``backends-n.json``) receives
+    the convolution backends that were chosen, with which the run is resumed. Nothing is written
+    before the configuration and the data have been found good.
 
     Args:
         config: settings; unset ones take the paper's defaults.
@@ -430,7 +431,7 @@ class Trainer:
             return [*found, Evaluator(None, None, None)] if self.config.evaluate_every else found
         metrics = MetricsWriter()
         samples = SampleWriter(self.config, self.source, metrics, health)
-        found = [health, samples, metrics, CheckpointWriter()]
+        found = [health, samples, metrics, CheckpointWriter(), PageWriter()]
         return [*found, Evaluator(samples, *samples.real)] if self.config.evaluate_every else found
 
     def _tell(self, event: str, *arguments: object) -> None:

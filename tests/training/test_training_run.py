@@ -66,13 +66,14 @@ def test_a_run_leaves_everything_a_person_needs(model: str, tmp_path: Path) -> N
         "checkpoint-0000003.pt",
         "checkpoint-0000006.pt",
         "config.toml",
+        "index.html",
         "losses.png",
         "metrics.csv",
         "samples-0000003.png",
         "samples-0000006.png",
         "samples.png",
         "tensorboard",
-        *(["backends.json"] if model != "gan" else []),  # which has no convolutions
+        "backends.json",
     }
     assert result.checkpoint == out / "checkpoint-0000006.pt"
     with (out / "metrics.csv").open(newline="") as file:

@@ -209,7 +209,12 @@ def _add_interpolate(commands: Any) -> None:
         " that loops, and beside it a PNG strip.",
     )
     _add_checkpoint(parser)
-    parser.add_argument("--out", required=True, metavar="FILE.gif", help="the animation to write")
+    parser.add_argument(
+        "--out",
+        required=True,
+        metavar="FILE.gif|FILE.mp4",
+        help="the animation to write; MP4 where imageio with ffmpeg is installed",
+    )
     parser.add_argument(
         "--stops", type=_at_least(2), default=6, metavar="N", help="samples on the way (default 6)"
     )

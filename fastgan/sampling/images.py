@@ -7,8 +7,10 @@ under another name in the same folder and moved into place (:mod:`fastgan._util.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from fastgan._util.files import atomic_write, check_writable
-from fastgan.errors import DataError, ImageSizeError, OutputError, printable
+from fastgan.errors import ConfigError, DataError, ImageSizeError, OutputError, printable
 
 __all__ = [
     "class_grid",
@@ -29,6 +31,7 @@ __all__ = [
     "save_grid",
     "save_image",
     "save_strip",
+    "save_video",
     "to_bytes",
 ]
 
@@ -36,6 +39,7 @@ ByteImage = npt.NDArray[np.uint8]
 
 STILL_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 ANIMATED_FORMATS = {".gif": "GIF"}
+VIDEO_FORMATS = {".mp4": "MP4"}
 
 # Between black digits and white paper alike, a mid-dark grey shows where one image ends.
 PADDING_VALUE = 72
@@ -372,10 +376,7 @@ def save_gif(
     """
     path = Path(path)
     image_format = _format_for(path, ANIMATED_FORMATS)
-    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int) or milliseconds < 10:
-        raise ValueError(
-            f"milliseconds: expected a whole number of at least 10, got {milliseconds!r}"
-        )
+    _check_milliseconds(milliseconds)
     if isinstance(loop, bool) or not isinstance(loop, int) or not 0 <= loop <= 65535:
         raise ValueError(f"loop: expected a whole number from 0 to 65535, got {loop!r}")
     if isinstance(frames, Tensor) and frames.dim() == 5:
@@ -400,4 +401,52 @@ def save_gif(
             append_images=pictures[1:],
             duration=milliseconds // 10 * 10,
             loop=loop,
+        )
+
+
+def save_video(
+    frames: Tensor,
+    path: str | os.PathLike[str],
+    *,
+    milliseconds: int = 60,
+    scale: int | None = None,
+) -> None:
+    """Write an MP4 (H.264) of single images; needs imageio with ffmpeg, ``fastgan[video]``.
+
+    Args:
+        frames: floating-point tensor ``(T, C, H, W)`` in ``[-1, 1]``, ``C`` 1 or 3.
+        path: a ``.mp4`` file in a folder that exists; replaced if there.
+        milliseconds: how long each frame shows, at least 10.
+        scale: as in :func:`save_gif`.
+
+    Raises:
+        ConfigError: imageio or its ffmpeg isn't installed.
+        ValueError, OutputError, TypeError, ImageSizeError, DataError: as :func:`save_gif`.
+    """
+    path = Path(path)
+    _format_for(path, VIDEO_FORMATS)
+    _check_milliseconds(milliseconds)
+    if any(importlib.util.find_spec(each) is None for each in ("imageio", "imageio_ffmpeg")):
+        raise ConfigError(f"{path}: imageio isn't installed: pip install 'imageio[ffmpeg]'")
+    from imageio import v3 as imageio
+
+    cells = _enlarge(to_bytes(frames, "frames"), scale, SMALLEST_FRAME)
+    # Even sides, which the format asks for.
+    cells = cells[:, : len(cells[0]) // 2 * 2, : len(cells[0][0]) // 2 * 2]
+    cells = np.broadcast_to(cells, (*cells.shape[:3], 3))
+    check_writable(path)
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "video.mp4"
+        imageio.imwrite(
+            made, cells, plugin="FFMPEG", fps=1000 / milliseconds, codec="libx264",
+            macro_block_size=2,
+        )  # fmt: skip
+        with atomic_write(path) as file:
+            file.write(made.read_bytes())
+
+
+def _check_milliseconds(milliseconds: int) -> None:
+    if isinstance(milliseconds, bool) or not isinstance(milliseconds, int) or milliseconds < 10:
+        raise ValueError(
+            f"milliseconds: expected a whole number of at least 10, got {milliseconds!r}"
         )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
+import types
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
-from fastgan.errors import DataError, ImageSizeError, OutputError
+from fastgan.errors import ConfigError, DataError, ImageSizeError, OutputError
 from fastgan.sampling.images import (
     PADDING_VALUE,
     class_grid,
@@ -19,6 +22,7 @@ from fastgan.sampling.images import (
     save_gif,
     save_grid,
     save_strip,
+    save_video,
 )
 
 
@@ -311,3 +315,33 @@ def test_existing_file_is_replaced(tmp_path: Path):
     save_grid(torch.ones(1, 1, 16, 16), tmp_path / "grid.png", scale=1)
     with Image.open(tmp_path / "grid.png") as picture:
         assert np.asarray(picture)[10, 10] == 255
+
+
+def test_a_video_is_given_every_frame_and_appears_whole(tmp_path: Path, monkeypatch):
+    """With imageio's part played by a stand-in: ffmpeg is larger than all that tests install."""
+    given = {}
+
+    def imwrite(path, frames, **options):
+        given.update(options, frames=frames)
+        Path(path).write_bytes(b"a video")
+
+    stand_in = types.SimpleNamespace(v3=types.SimpleNamespace(imwrite=imwrite))
+    frames = random_images(5, 1, 28, 28, seed=5)
+    path = tmp_path / "walk.mp4"
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"pip install 'imageio\[ffmpeg\]'"):
+        save_video(frames, path)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name)
+    monkeypatch.setitem(sys.modules, "imageio", stand_in)
+    save_video(frames, path, milliseconds=40)
+    assert path.read_bytes() == b"a video"
+    assert given["fps"] == 25
+    assert given["frames"].shape == (5, 280, 280, 3)
+    for frame, image in zip(given["frames"], frames, strict=True):
+        want = make_grid(image[None], padding=0)
+        np.testing.assert_array_equal(frame[::10, ::10], want.repeat(3, axis=2))
+    with pytest.raises(OutputError, match=r"expected one of \.mp4"):
+        save_video(frames, tmp_path / "walk.avi")
+    with pytest.raises(ValueError, match="milliseconds: expected a whole number of at least 10"):
+        save_video(frames, path, milliseconds=3)
+    assert [each.name for each in tmp_path.iterdir()] == ["walk.mp4"]

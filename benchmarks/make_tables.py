@@ -9,6 +9,7 @@ or a page of docs/. What is between them is replaced. The names:
     headline    the README's: a whole training iteration, and how many goals are reached
     demo        the README's: a run of `make demo`, from demo-cpu.json, which record_demo.py writes
     family-sngan, ...    docs/sngan.md's: before and after training on digits, families-cpu.json
+    iteration-sngan, ... the same page's: how fast an iteration of training is
     summary     docs/performance.md's: every goal on this project's machines, those not measured too
     goals-cpu, goals-cuda    docs/measurements.md's: the same in full, for one kind of device
     cases-cpu-ops, ...       every case of a suite, rows where a peer is faster included
@@ -71,6 +72,8 @@ def make_table(name: str, results: list[tuple[Path, Result]], up: str = "") -> s
         return {"demo": demo, "faults": faults, "health": health}[name]()
     if kind == "family":
         return family(rest)
+    if kind == "iteration":
+        return cases(results, up, "cpu", lambda row: row.op.lower() == f"{rest} iteration")
     if kind == "goals" and rest in ("cpu", "cuda"):
         goals = [goal for goal in GOALS if goal.device == rest]
         verdicts = judge([result for _, result in results], goals)

@@ -28,6 +28,8 @@ CASES = {
     # Without batch norm, which takes its statistics from each part.
     "parts": {"model": "gan", "accumulate": 2},
     "hinge": {"model": "dcgan", "loss": "hinge", "conditional": True},
+    "spectral norm": {"model": "biggan", "conditional": True},
+    "relativistic": {"model": "r3gan"},
 }
 
 
@@ -65,7 +67,7 @@ def updated(case: str, processes: Processes) -> dict[str, Tensor]:
             metrics = updater.update_both(real, labels, penalize=True, measure_gradient=True)
         else:
             metrics = updater.update_discriminator(real, labels)
-            metrics |= updater.update_generator(measure_gradient=True)
+            metrics |= updater.update_generator(real, labels, measure_gradient=True)
         means = processes.mean({name: float(value) for name, value in metrics.items()})
         found |= {f"{name} {step}": torch.tensor(value) for name, value in means.items()}
         for network in (generator, discriminator):

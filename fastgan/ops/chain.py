@@ -382,32 +382,34 @@ def _gives_channels_last(
 
 def _as_run(
     chain: Chain, input: Tensor, tensors: Sequence[StageTensors]
-) -> tuple[Tensor, list[StageTensors]]:
+) -> tuple[Tensor, Sequence[StageTensors]]:
     """Inputs, weights and biases as autocast has them, and copies of the norms' biases.
 
     The copies are in the dtype that norms are computed in. There is one launch for all casts, and
     one for all copies.
     """
-    weights = [of_stage.weight for of_stage in tensors]
-    cast = _cast_together([input, *weights, *(each.bias for each in tensors)], chain.dtype)
-    value = cast[0]
-    assert value is not None
-    copies = iter(())
+    weights: Sequence[Tensor] = [of_stage.weight for of_stage in tensors]
+    biases = [of_stage.bias for of_stage in tensors]
     norm_biases = [each.norm_bias for each in tensors if each.norm_bias is not None]
+    if chain.dtype is not None:
+        input, *cast = _cast_together([input, *weights, *biases], chain.dtype)
+        weights, biases = cast[: len(tensors)], cast[len(tensors) :]
+    elif not norm_biases:
+        return input, tensors
     if norm_biases:
-        joined = torch.cat(norm_biases).to(arithmetic_dtype(value.dtype))
-        copies = iter(joined.split([len(bias) for bias in norm_biases]))
-    as_run = [
-        of_stage._replace(
-            weight=weight,  # type: ignore[arg-type]
-            bias=bias,
-            norm_bias=None if of_stage.norm_bias is None else next(copies),
+        joined = torch.cat(norm_biases).to(arithmetic_dtype(input.dtype))
+        norm_biases = list(joined.split([len(bias) for bias in norm_biases]))[::-1]
+    return input, [
+        StageTensors(
+            weight,
+            bias,
+            given.norm_weight,
+            None if given.norm_bias is None else norm_biases.pop(),
+            given.running_mean,
+            given.running_var,
         )
-        for of_stage, weight, bias in zip(
-            tensors, cast[1 : 1 + len(tensors)], cast[1 + len(tensors) :], strict=True
-        )
+        for given, weight, bias in zip(tensors, weights, biases, strict=True)
     ]
-    return value, as_run
 
 
 def _stage_forward(
@@ -788,12 +790,10 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
     return tensor if tensor is None or dtype is None else tensor.to(dtype)
 
 
-def _cast_together(
-    tensors: Sequence[Tensor | None], dtype: torch.dtype | None
-) -> list[Tensor | None]:
+def _cast_together(tensors: Sequence[Any], dtype: torch.dtype) -> list[Any]:
     """As :func:`_cast` each, in one launch on a GPU."""
     others = [each for each in tensors if each is not None and each.dtype != dtype]
-    if dtype is None or not others:
+    if not others:
         return list(tensors)
     copies = [torch.empty_like(each, dtype=dtype) for each in others]
     torch._foreach_copy_(copies, others)

@@ -21,7 +21,7 @@ from fastgan.training.updates import GANUpdater, build_optimizer
 
 pytest.importorskip("triton", reason="Triton is a dependency on Linux only")
 
-#: Of a step of 64x64 images in bf16: the critic's updates, n of them, and the generator's.
+#: Of a step of 64x64 images in bf16: one update of the critic, and one of the generator.
 LAUNCHES = {"dcgan": 177, "wgan": 161, "wgan-gp": 288}
 
 LAUNCHES_NOTHING = {

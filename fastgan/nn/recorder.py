@@ -22,6 +22,7 @@ A ``TorchFunctionMode`` sees every torch function of the forward pass, whatever 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 import weakref
@@ -42,6 +43,8 @@ from fastgan.nn.pending import Pending
 from fastgan.nn.recording_cost import watching_milliseconds
 from fastgan.nn.stretch import Log
 from fastgan.nn.touches import METADATA
+from fastgan.ops.backends import measuring_nothing
+from fastgan.ops.backends.selection import current_selector
 
 __all__ = ["Recorder", "is_fused", "run_recorded", "watched"]
 
@@ -87,7 +90,7 @@ def run_recorded(
         return forward(*args, **kwargs)
     pace = _paces.get(module)
     if pace is None:
-        pace = _paces[module] = _Pace()
+        pace = _paces[module] = _Pace(module)
     call = (
         module.training,
         torch.is_grad_enabled(),
@@ -107,13 +110,8 @@ def run_recorded(
     else:
         log = Log(*_local.watched)
         output = Recorder(log).run(forward, args, kwargs)
-        pace.was_recorded(call, pays(log), _clock() - began)
+        pace.was_recorded(call, log, _clock() - began)
     return output
-
-
-def pays(log: Log) -> bool:
-    """Whether a recorded forward saved more than watching its functions costs."""
-    return log.saves > 0 and log.saves >= log.calls * watching_milliseconds()
 
 
 _clock = time.perf_counter
@@ -126,24 +124,48 @@ class _Pace:
     that fused nothing, is the limit: calls of the same shapes run plain as long as they take less.
     One that takes longer did something else than was recorded, and the next is recorded again; if
     that finds nothing either, the machine was busy, and the limit is twice what it was.
+
+    Where recording finds something that saves less than watching all functions costs, calls run
+    plain as well. That changes roundings: so it is a choice among those of the backends, kept with
+    them, and no timing of calls changes it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, module: nn.Module) -> None:
+        sizes = sum(each.numel() for each in module.parameters())
+        self._name = f"forward of {type(module).__qualname__}, {sizes} parameters"
+        #: By call: whether it is chosen to run plain; None where something may be chosen yet.
+        self._chosen: dict[Any, bool | None] = {}
         #: By call: the limit in seconds; None after the first, which found backends and memory.
         self._limits: dict[Any, float | None] = {}
         self._exceeded: dict[Any, float] = {}
 
     def runs_plain(self, call: Any) -> bool:
-        return self._limits.get(call) is not None
+        if call not in self._chosen:
+            with measuring_nothing():
+                self._choose(call, {})
+        return self._chosen[call] is True or self._limits.get(call) is not None
+
+    def _choose(self, call: Any, milliseconds: dict[str, float]) -> None:
+        training, gradients, *inputs = call
+        of_inputs = ", ".join(f"{'x'.join(map(str, shape))} {dtype}" for shape, dtype in inputs)
+        key = f"{self._name}, {of_inputs}, threads {torch.get_num_threads()}"
+        key += ", training" * training + ", with gradients" * gradients
+        choice, is_lasting = current_selector().choose(
+            key, torch.empty(0), ("recorded", "plain"), "recorded", lambda: milliseconds
+        )
+        self._chosen[call] = choice.backend == "plain" if is_lasting else None
 
     def was_plain(self, call: Any, seconds: float) -> None:
         limit = self._limits.get(call)
         if limit is not None and seconds > limit:
             self._limits[call], self._exceeded[call] = None, limit
 
-    def was_recorded(self, call: Any, fused: bool, seconds: float) -> None:
-        if fused:
+    def was_recorded(self, call: Any, log: Log, seconds: float) -> None:
+        if log.saves > 0:
             self._limits.pop(call, None)
+            if self._chosen.get(call, True) is None and log.saves < math.inf:
+                costs = log.calls * watching_milliseconds()
+                self._choose(call, {"recorded": costs, "plain": log.saves})
         else:
             limit = max(seconds, 2 * self._exceeded.get(call, 0.0))
             self._limits[call] = limit if call in self._limits else None

@@ -10,6 +10,7 @@ import pickle
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ import fastgan
 from fastgan.nn import recorder, stretch
 from fastgan.nn.waiting import Waiting
 from fastgan.ops import norm_choice
-from fastgan.ops.backends import Way, fixed_table
+from fastgan.ops.backends import Selector, Way, fixed_table, using
 from fastgan.ops.backends.selection import measuring_nothing
 from fastgan.ops.backends.vector_units import has_vectors
 from fastgan.ops.memory_format import is_channels_last
@@ -702,6 +703,33 @@ def test_a_small_network_runs_as_ever_from_its_third_call_on(recordings: Recordi
     assert recordings.count == 2
     fused(image(3, 4, 6, 6))
     assert recordings.count == 3
+
+
+@pytest.mark.parametrize("costs", [1e-3, 1.0])
+def test_a_forward_that_saves_less_than_watching_it_costs_is_plain_by_a_choice_that_is_kept(
+    recordings: Recordings,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    costs: float,
+) -> None:
+    way = Way(False, True, 0.1)
+    monkeypatch.setenv("FASTGAN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(stretch, "select_layout", lambda *_: (way, way))
+    monkeypatch.setattr(recorder, "watching_milliseconds", lambda: costs)
+    for name in ("overwriting_pays", "runs_in_one_pass"):
+        monkeypatch.setattr(norm_choice, name, lambda *_, **__: 0.0)
+    plain = Block().double()
+    for first in (True, False):  # the second as another process, which reads the file
+        fused = fastgan.fuse(copy.deepcopy(plain))
+        recordings.count = 0
+        with using(Selector("1")):
+            for _ in range(4):
+                fused(image())
+        assert recordings.count == (4 if costs < 0.1 else 1 if first else 0)
+    with using(Selector("0")):
+        fused = fastgan.fuse(copy.deepcopy(plain))
+        fused(image())
+    assert recordings.count == (5 if costs < 0.1 else 1)
 
 
 def test_a_call_that_does_more_than_was_recorded_is_recorded_again(

@@ -17,7 +17,7 @@ IMAGES = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0)) *
 
 
 def trainer(out: Path, callbacks: list[Callback], **more: Any) -> Trainer:
-    small: dict[str, Any] = {"nz": 4, "ngf": 2, "ndf": 2, "batch_size": 4, "lr": 1e-2}
+    small: dict[str, Any] = {"model": "gan", "nz": 4, "batch_size": 4}
     config = TrainConfig(out=str(out), steps=4, evaluate_every=2, keep_checkpoints=1, **small)
     return Trainer(config, source=IMAGES, callbacks=callbacks, **more)
 

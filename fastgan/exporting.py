@@ -97,7 +97,7 @@ def truncate(z: Tensor, kind: str, truncation: float) -> Tensor:
 
     Example:
         >>> truncate(torch.tensor([-9.0, 0.0, 1.0]), "normal", 0.5)
-        tensor([-0.5000,  0.0000,  0.3349])
+        tensor([-0.5000,  0.0000,  0.3337])
     """
     if kind == "uniform":
         return z * min(truncation, 1.0)
@@ -154,7 +154,8 @@ def _traced(
     labels = generator.labels(_CHECKED)
     inputs = (z,) if labels is None else (z, labels)
     batch = torch.export.Dim("batch", min=1)
-    shapes = ({0: batch}, tuple({0: batch} for _ in inputs[1:]))
+    # One entry for z, and one for all that forward takes as *labels, if it is given any.
+    shapes: tuple[Any, ...] = ({0: batch}, ({0: batch},))[: len(inputs)]
     with torch.no_grad():
         program = torch.export.export(function, inputs, dynamic_shapes=shapes)
         return program, inputs, function(*inputs)

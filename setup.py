@@ -32,6 +32,11 @@ class BuildNative(build_ext):  # type: ignore[misc]
         except native_build.BuildError as error:
             raise SystemExit(f"error: {error}") from None
 
+    def copy_extensions_to_source(self) -> None:
+        """In an editable build; setuptools knows of the library alone."""
+        super().copy_extensions_to_source()
+        self.copy_file(str(Path(self.build_lib, "fastgan/_build.json")), str(ROOT / "fastgan"))
+
     def get_ext_filename(self, fullname: str) -> str:
         # The library of ops is no Python module and serves every version of Python.
         return os.path.join(*fullname.split(".")) + ".so"

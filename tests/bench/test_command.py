@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import os
 import re
 import subprocess
@@ -15,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastgan.bench import runner, suites
+from fastgan.bench import runner
 from fastgan.bench.cases import Case, Setting
 from fastgan.bench.floors import Floors
 from fastgan.bench.goals import GOALS, Goal, judge, urgency
@@ -23,6 +22,7 @@ from fastgan.bench.page import render_page
 from fastgan.bench.plots import ABOVE_THE_ROOF, PLOTS
 from fastgan.bench.runner import Plan, run_cases
 from fastgan.bench.schema import METRICS, Result, Row, read_result
+from fastgan.bench.suites import suite_cases
 from fastgan.bench.suites.convolutions import PASSES, contenders
 from fastgan.bench.suites.layers import critic_layers, generator_layers
 from fastgan.bench.summary import lines
@@ -32,8 +32,6 @@ from fastgan.cli import main
 from fastgan.ops.backends.vector_units import has_vectors
 
 CPU = torch.device("cpu")
-#: Cases build their models when they are measured, but count the work of their layers at once.
-suite_cases = functools.cache(suites.suite_cases)
 MATRIX = torch.randn(128, 128)
 
 
@@ -255,8 +253,8 @@ def test_urgent_cases_are_measured_first_and_all_are_reported_as_given() -> None
     assert list(dict.fromkeys(row.op for row in result.rows)) == ["squares", "cubes"]
 
 
-def test_a_quick_run_begins_with_the_headlines_and_ends_with_lone_convolutions() -> None:
-    cases = suite_cases("all", CPU, quick=True)
+def assert_headlines_come_first(cases: Sequence[Case]) -> None:
+    """Of a quick run on a CPU: the headlines, other cases with a goal, lone convolutions."""
     ranks = [{case.op for case in cases if urgency(case, "cpu") == rank} for rank in range(3)]
     assert ranks[0] == {
         *("critic loss", "gradient penalty", "RMSprop and clip"),
@@ -271,28 +269,21 @@ def test_a_quick_run_begins_with_the_headlines_and_ends_with_lone_convolutions()
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("quick", [True, False])
-def test_cases_have_names_of_their_own_and_work_to_do(device: str, quick: bool) -> None:
-    cases = suite_cases("all", torch.device(device), quick=quick)
-    names = [case.name for case in cases]
-    assert len(set(names)) == len(names)
-    assert {case.suite for case in cases} == {"ops", "models", "training", "style"}
-    assert all(case.work.bytes > 0 for case in cases)
-    assert (
-        set(names) <= {case.name for case in suite_cases("all", torch.device(device))}
-        or device == "cpu"
-    )
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_every_goal_is_about_a_case_that_is_measured(device: str) -> None:
-    cases = {
-        (case.op, case.shape, case.dtype, case.batch)
-        for case in suite_cases("all", torch.device(device))
-    }
+def test_cases_have_names_of_their_own_work_to_do_and_all_that_goals_are_about(device: str) -> None:
+    """In one test, as to count the work of all networks takes seconds."""
+    every, quick = (suite_cases("all", torch.device(device), quick=q) for q in (False, True))
+    for cases in (every, quick):
+        assert len({case.name for case in cases}) == len(cases)
+        assert {case.suite for case in cases} == {"ops", "models", "training", "style"}
+        assert all(case.work.bytes > 0 for case in cases)
+    if device == "cpu":
+        assert_headlines_come_first(quick)
+    else:
+        assert {case.name for case in quick} <= {case.name for case in every}
+    about = {(case.op, case.shape, case.dtype, case.batch) for case in every}
     for goal in GOALS:
         if goal.device == device:
-            assert (goal.op, goal.shape, goal.dtype, goal.batch) in cases, goal
+            assert (goal.op, goal.shape, goal.dtype, goal.batch) in about, goal
 
 
 def result_with(*rows: Row, device: str = "cpu") -> Result:

@@ -61,7 +61,7 @@ def test_shuffled_labels_can_not_be_learnt():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("image_size", "channels"), [(8, 1), (28, 3), (64, 3)])
+@pytest.mark.parametrize(("image_size", "channels"), [(8, 1), (28, 3)])
 def test_other_sizes_and_colours_work_as_well(image_size, channels):
     images, labels = real_digits(image_size, channels)
     assert train_classifier(images, labels, num_classes=10, seed=1).accuracy > 0.97

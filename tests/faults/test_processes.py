@@ -257,7 +257,7 @@ def test_a_reader_that_leaves_early_costs_no_result(
     small = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4}
     run = Trainer(TrainConfig(out=str(tmp_path / "run"), steps=1, **small)).run()
     report = types.SimpleNamespace(to_dict=lambda: {"fid": 1.0})
-    monkeypatch.setattr("fastgan.cli.evaluate.evaluate_samples", lambda *_, **__: report)
+    monkeypatch.setattr("fastgan.evaluation.evaluate_samples", lambda *_, **__: report)
     out = tmp_path / "report.json"
     assert main(["evaluate", str(run.checkpoint), "--n=8", f"--json={out}"]) == 141
     figures = json.loads(out.read_text())

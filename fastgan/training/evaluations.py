@@ -8,6 +8,8 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from fastgan._util.files import atomic_write
+from fastgan._util.reading import parsing, read_text
+from fastgan.errors import OutputError
 from fastgan.evaluation.report import evaluate_samples
 from fastgan.training.callbacks import Callback
 
@@ -48,11 +50,11 @@ class Evaluator(Callback):
         """Reads the evaluations of the steps before this one."""
         path = trainer.out / EVALUATIONS
         if self._samples is not None and path.exists():
-            self._found = [
-                each
-                for each in json.loads(path.read_text(encoding="utf-8"))
-                if each["step"] <= trainer.step
-            ]
+            text = read_text(path, OutputError)
+            with parsing(f"{path}: isn't what a run writes", OutputError):
+                self._found = [each for each in json.loads(text) if each["step"] <= trainer.step]
+                for each in self._found:
+                    each["frechet_distance"] = float(each["frechet_distance"])
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Saves and evaluates, if it is time."""

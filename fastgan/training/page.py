@@ -75,7 +75,7 @@ def render_run(folder: Path, title: str, settings: Mapping[str, object]) -> str:
     """
     title = escape(printable(title))
     rows = read_metrics(folder / "metrics.csv")
-    grids = sorted(folder.glob("samples-*.png"))
+    grids = [each for each in sorted(folder.glob("samples-*.png")) if _step(each).isdecimal()]
     path = folder / "warnings.txt"
     warnings = read_text(path, OutputError).splitlines() if path.exists() else []
     groups: dict[str, list[str]] = {}
@@ -92,7 +92,7 @@ def render_run(folder: Path, title: str, settings: Mapping[str, object]) -> str:
         "<h2>Samples</h2><div class=strip>",
         *(
             f'<figure><img src="{escape(each.name)}" alt="samples" loading=lazy>'
-            f"<figcaption>step {int(each.stem.partition('-')[2])}</figcaption></figure>"
+            f"<figcaption>step {int(_step(each))}</figcaption></figure>"
             for each in reversed(grids)
         ),
         "</div><h2>Curves</h2>",
@@ -108,6 +108,10 @@ def render_run(folder: Path, title: str, settings: Mapping[str, object]) -> str:
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>{title}</title>"
     view = '<meta name=viewport content="width=device-width"><style>'
     return "\n".join([head + view + _STYLE + "</style>", *parts, "</html>"]) + "\n"
+
+
+def _step(grid: Path) -> str:
+    return grid.stem.removeprefix("samples-")
 
 
 def _curves(group: str, rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> str:

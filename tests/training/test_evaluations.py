@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastgan import load_generator
-from fastgan.errors import ConfigError
+from fastgan.errors import ConfigError, OutputError
 from fastgan.training import Callback, TrainConfig, Trainer
 
 IMAGES = torch.rand(40, 1, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -44,6 +44,14 @@ def test_the_best_checkpoint_is_kept_and_a_continued_run_finds_the_same(tmp_path
     trainer(parts, [], resume=True).run()
     assert json.loads((parts / "evaluations.json").read_text()) == found
     assert load_generator(parts / "best.pt").step == best
+
+
+@pytest.mark.parametrize("text", ["[", "[" * 100_000, "7", "[7]", '[{"step": 1}]', '{"step": 1}'])
+def test_evaluations_that_no_run_has_written_are_refused(tmp_path: Path, text: str) -> None:
+    trainer(tmp_path, [StopAtTwo()]).run()
+    (tmp_path / "evaluations.json").write_text(text)
+    with pytest.raises(OutputError, match=r"evaluations.json: isn't what a run writes"):
+        trainer(tmp_path, [], resume=True).run()
 
 
 def test_a_run_without_evaluations_writes_none(tmp_path: Path) -> None:

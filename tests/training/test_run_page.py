@@ -51,7 +51,9 @@ def test_a_runs_page_shows_its_samples_curves_warnings_and_settings(tmp_path: Pa
 def test_names_on_a_page_are_text_and_no_numbers_are_no_curve(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\x1b[2J"
     (tmp_path / "metrics.csv").write_text("step,images,loss_d,loss_g\n1,4,nan,\n2,8,,inf\n")
+    (tmp_path / "samples-of-mine.png").touch()  # no grid of the run's
     text = render_run(tmp_path, evil, {"data": evil, "steps": 3, "lr": None})
+    assert "of-mine" not in text
     page = Page(text)
     assert "script" not in {tag for tag, _ in page.found}
     assert "\x1b" not in text

@@ -13,7 +13,8 @@ ROOT = Path(__file__).parents[1]
 PAGES = {"index.md": "README.md"} | {
     name: name for name in ("CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md")
 }
-LINK = re.compile(r"(\]\()(?!\w+:|#)([^)#]+)")
+#: The text of a link, its target within the repository, and the place in it.
+LINK = re.compile(r"\[([^\[\]]*)\]\((?!\w+:|#)([^)#]+)(#[^)]*)?\)")
 
 
 def on_files(files: Files, *, config: Any) -> Files:
@@ -22,7 +23,7 @@ def on_files(files: Files, *, config: Any) -> Files:
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     linked = set()
     for file in files.documentation_pages():
-        for _, target in LINK.findall(file.content_string):
+        for _, target, _ in LINK.findall(file.content_string):
             linked.add((Path(file.abs_src_path).parent / target).resolve())
     for path in sorted(linked):
         name = str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else ""
@@ -38,12 +39,14 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
     pages = {source: name for name, source in PAGES.items()}
 
     def moved(match: re.Match[str]) -> str:
-        path = (folder / match[2]).resolve()
-        if not path.is_relative_to(ROOT):
-            return match[0]
+        text, target, anchor = match.groups(default="")
+        path = (folder / target).resolve()
         if path.is_dir():  # a site has no listing of folders
-            return f"{match[1]}{'../' * page.file.src_uri.count('/')}measurements.md"
+            return text
+        if not path.exists():  # no link, or a broken one, which MkDocs names
+            return match[0]
         name = str(path.relative_to(ROOT)).removeprefix("docs/")
-        return match[1] + "../" * page.file.src_uri.count("/") + pages.get(name, name)
+        up = "../" * page.file.src_uri.count("/")
+        return f"[{text}]({up}{pages.get(name, name)}{anchor})"
 
     return LINK.sub(moved, markdown)

@@ -133,7 +133,7 @@ def norm_pays(over: str, input: Tensor, groups: int = 1, *, own: bool = False) -
 def convolves_faster(
     stage: Stage, input: Tensor, weight: Tensor, dtype: torch.dtype | None
 ) -> tuple[Way, Way]:
-    """How a convolution runs, and how without turning its maps channels-last.
+    """The fastest way to run a convolution, and the fastest with its maps as they are.
 
     Args:
         stage: the convolution.

@@ -84,10 +84,9 @@ class Chain:
 class _Kept:
     """What the forward pass keeps of a stage: its raw result and norm, or its finished result.
 
-    And its weight as it was cast for autocast, if it was, whether Triton's kernels made it, and the
-    padded input, if the stage pads. An
-    activation that keeps its input, without a norm, has one of mean 0 and scale 1 in ``norm``, and
-    no ``invstd``.
+    It also keeps the weight if autocast cast it, whether Triton's kernels made the result, and the
+    padded input if the stage pads. An activation that keeps its input, without a norm, has one of
+    mean 0 and scale 1 in ``norm``, and no ``invstd``.
     """
 
     value: Tensor
@@ -509,7 +508,7 @@ class _Carried:
         return "norm" if isinstance(self.prologue, BatchNormGradient) else "activation"
 
     def finish(self) -> None:
-        """Does it, over the tensor."""
+        """Applies the pending prologue to the tensor in place."""
         prologue = self.prologue
         if isinstance(prologue, BatchNormGradient):
             _ops.norm_act_gradient_(

@@ -66,7 +66,7 @@ _NAME = re.compile(r"checkpoint-(\d{7,})\.pt")
 # What atomic_write calls a file until it is whole.
 _LEFTOVER = re.compile(
     r"\.(checkpoint-\d{7,}\.pt|samples(-\d{7,})?\.png|losses\.png|metrics\.csv|config\.toml"
-    r"|index\.html"
+    r"|index\.html|evaluations\.json|best\.pt"
     r"|backends(-\d+)?\.json)\..+"
 )
 

@@ -159,11 +159,11 @@ class TrainingDisplay(Callback):
         self._last_line = now
 
     def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
-        """Takes leave of the bar."""
+        """Closes the bar."""
         self.stop()
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        """Takes leave of the bar."""
+        """Closes the bar."""
         self.stop()
 
     def on_warning(self, trainer: Trainer, text: str) -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fastgan.errors import CheckpointError, OutputError
 from fastgan.training import TrainConfig, Trainer, load_generator
-from fastgan.training.checkpoint import load_checkpoint, save_checkpoint
+from fastgan.training.checkpoint import load_checkpoint, remove_leftovers, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -248,3 +248,18 @@ def test_the_moving_average_is_what_is_drawn_from(checkpoint: Path) -> None:
         assert torch.equal(value, content["ema_generator"][name])
     for name, value in last.state_dict().items():
         assert torch.equal(value, content["generator"][name])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("checkpoint-0000001.pt", "best.pt", "samples.png", "samples-0000001.png", "losses.png"),
+        *("metrics.csv", "config.toml", "index.html", "evaluations.json", "backends-1.json"),
+    ],
+)
+def test_what_a_killed_run_left_half_written_is_removed(tmp_path: Path, name: str) -> None:
+    mine = tmp_path / f".my-{name}.0123"
+    for path in (tmp_path / name, tmp_path / f".{name}.0123456789abcdef", mine):
+        path.touch()
+    remove_leftovers(tmp_path)
+    assert set(tmp_path.iterdir()) == {tmp_path / name, mine}

@@ -117,9 +117,9 @@ class Way(NamedTuple):
     """How a convolution runs in a fused module on a CPU.
 
     Attributes:
-        ours: whether in a chain, of another backend than torch's in some pass.
+        ours: whether it runs in a chain, with a backend other than torch's in some pass.
         turns: whether its contiguous maps are laid out channels-last.
-        saves: the milliseconds that saves; infinite where it was not measured.
+        saves: the milliseconds saved over torch; infinite where nothing was measured.
     """
 
     ours: bool
@@ -135,7 +135,11 @@ def _fixed_way(ours: bool, *, turns: bool) -> Way:
 
 
 def _fastest_way(found: Mapping[tuple[bool, bool], float]) -> Way:
-    """Of the milliseconds by ``ours`` and ``turns``; torch's but where another saves something."""
+    """Picks the fastest way, or torch's where no other is faster by more than the margin.
+
+    Args:
+        found: (ours, turns) -> milliseconds.
+    """
     usual, fastest = found[False, False], min(found, key=found.__getitem__)
     if not found[fastest] * (1 + MARGIN) < usual:
         fastest = False, False

@@ -51,6 +51,11 @@ def test_the_suite_runs_on_the_oldest_and_the_newest_versions() -> None:
     )
 
 
+def test_no_page_has_both_sides_of_a_merge() -> None:
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")):
+        assert not re.search(r"^(<{7}|>{7}) ", page.read_text(), flags=re.M), page.name
+
+
 def test_one_version_is_named_everywhere() -> None:
     assert yaml.safe_load(text_of("CITATION.cff"))["version"] == fastgan.__version__
 

@@ -23,94 +23,12 @@ from fastgan._util.data_kinds import DATA_KINDS
 from fastgan._util.devices import DEVICES, check_device_name
 from fastgan.errors import ConfigError, ImageSizeError
 from fastgan.training.config_files import check_text, format_settings, parse_settings
+from fastgan.training.model_kinds import MODEL_KINDS, ModelKind
 
 __all__ = ["COMMON_DEFAULTS", "MODELS", "PAPER_DEFAULTS", "TrainConfig"]
 
 PAPER_DEFAULTS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
-    {
-        # Goodfellow et al. 2014: stochastic gradient descent with momentum (section 5 and the
-        # authors' settings: minibatches of 100, rate 0.1, momentum 0.5), uniform noise.
-        "gan": {
-            "batch_size": 100,
-            "optimizer": "sgd",
-            "lr": 0.1,
-            "beta1": 0.5,
-            "noise": "uniform",
-            "n_critic": 1,
-        },
-        # Radford et al. 2015, section 4: Adam, 2e-4, beta1 0.5, minibatches of 128, uniform Z.
-        "dcgan": {
-            "batch_size": 128,
-            "optimizer": "adam",
-            "lr": 2e-4,
-            "beta1": 0.5,
-            "noise": "uniform",
-            "n_critic": 1,
-        },
-        # Mirza & Osindero 2014 for the conditioning and the noise, Radford et al. for the rest.
-        "cgan": {
-            "batch_size": 128,
-            "optimizer": "adam",
-            "lr": 2e-4,
-            "beta1": 0.5,
-            "noise": "uniform",
-            "n_critic": 1,
-        },
-        # Arjovsky et al. 2017, Algorithm 1.
-        "wgan": {
-            "batch_size": 64,
-            "optimizer": "rmsprop",
-            "lr": 5e-5,
-            "noise": "normal",
-            "n_critic": 5,
-        },
-        # Gulrajani et al. 2017, Algorithm 1.
-        "wgan-gp": {
-            "batch_size": 64,
-            "optimizer": "adam",
-            "lr": 1e-4,
-            "beta1": 0.0,
-            "beta2": 0.9,
-            "noise": "normal",
-            "n_critic": 5,
-        },
-        # Miyato et al. 2018, section 4 and appendix B.4.
-        "sngan": {
-            "batch_size": 64,
-            "optimizer": "adam",
-            "lr": 2e-4,
-            "beta1": 0.0,
-            "beta2": 0.9,
-            "noise": "normal",
-            "n_critic": 5,
-            "loss": "hinge",
-        },
-        # Brock et al. 2018, section 3 and appendix C, with an eighth of the batch of 2,048.
-        "biggan": {
-            "batch_size": 256,
-            "optimizer": "adam",
-            "lr": 2e-4,
-            "lr_g": 5e-5,
-            "beta1": 0.0,
-            "noise": "normal",
-            "n_critic": 2,
-            "loss": "hinge",
-            "orthogonal": 1e-4,
-        },
-        # Huang et al. 2025, as for faces of 64 pixels, without annealing.
-        "r3gan": {
-            "batch_size": 256,
-            "optimizer": "adam",
-            "lr": 2e-4,
-            "beta1": 0.0,
-            "beta2": 0.99,
-            "noise": "normal",
-            "n_critic": 1,
-            "loss": "relativistic",
-            "r1": 2.0,
-            "r2": 2.0,
-        },
-    }
+    {name: kind.defaults for name, kind in MODEL_KINDS.items()}
 )
 
 MODELS = tuple(PAPER_DEFAULTS)
@@ -142,22 +60,10 @@ RESUMABLE_CHANGES = frozenset(
     }
 )
 
-# Which models (or optimisers) read an option that others ignore.
-READ_BY: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
-    {
-        "ngf": tuple(each for each in MODELS if each != "gan"),
-        "ndf": tuple(each for each in MODELS if each != "gan"),
-        "critic_norm": ("dcgan", "cgan", "wgan", "wgan-gp"),
-        "projection": ("dcgan", "cgan", "wgan", "wgan-gp"),
-        "clip": ("wgan",),
-        "clip_when": ("wgan",),
-        "gp_weight": ("wgan-gp",),
-        "penalty_every": ("wgan-gp",),
-        "r1": tuple(each for each in MODELS if each != "wgan"),
-        "r2": tuple(each for each in MODELS if each != "wgan"),
-        "beta1": ("adam", "sgd"),
-        "beta2": ("adam",),
-    }
+# Options that some models read and others ignore, and which optimisers read one.
+_MODELS_OWN = frozenset(name for kind in MODEL_KINDS.values() for name in kind.reads)
+_OPTIMIZERS_OWN: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
+    {"beta1": ("adam", "sgd"), "beta2": ("adam",)}
 )
 
 
@@ -328,11 +234,11 @@ class TrainConfig:
             kind = DATA_KINDS.get(self.data.partition(":")[0])
             filled["image_size"] = kind.image_size if kind else 64
         if self.critic_norm == "auto":
-            filled["critic_norm"] = "none" if self.model == "wgan-gp" else "batch"
+            filled["critic_norm"] = paper.get("critic_norm", "batch")
         if self.model == "cgan":
             filled["conditional"] = True
         if self.loss == "auto":
-            filled["loss"] = paper.get("loss", "wasserstein" if self.is_wasserstein else "bce")
+            filled["loss"] = paper.get("loss", "bce")
         if self.precision == "auto":
             # Imported where it is needed, as all here that needs torch: the command line doesn't.
             from fastgan.training.precision import automatic_precision
@@ -438,14 +344,19 @@ class TrainConfig:
         return Path(self.out)
 
     @property
+    def kind(self) -> ModelKind:
+        """The model's row in the table of models."""
+        return MODEL_KINDS[self.model]
+
+    @property
     def uses_batch_norm(self) -> bool:
         """Whether a network of this model has batch norm."""
-        return self.model not in ("gan", "r3gan")
+        return self.kind.batch_norm
 
     @property
     def is_wasserstein(self) -> bool:
         """Whether the second player is a critic with an unbounded score."""
-        return self.model in ("wgan", "wgan-gp")
+        return self.kind.defaults.get("loss") == "wasserstein"
 
     @property
     def has_penalty(self) -> bool:
@@ -457,9 +368,12 @@ class TrainConfig:
         return [
             name
             for name in sorted(names)
-            if name in READ_BY
-            and not {self.model, self.optimizer} & set(READ_BY[name])
-            and not (name == "penalty_every" and self.has_penalty)
+            if (
+                name in _MODELS_OWN
+                and name not in self.kind.reads
+                and not (name == "penalty_every" and self.has_penalty)
+            )
+            or self.optimizer not in _OPTIMIZERS_OWN.get(name, (self.optimizer,))
         ]
 
     def critic_updates(self, step: int) -> int:

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 import inspect
-import types
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import nn
 
-from fastgan.models import (
-    BigGANDiscriminator,
-    BigGANGenerator,
-    DCGANDiscriminator,
-    DCGANGenerator,
-    MLPDiscriminator,
-    MLPGenerator,
-    R3GANDiscriminator,
-    R3GANGenerator,
-    SNGANDiscriminator,
-    SNGANGenerator,
-    WGANCritic,
-)
+import fastgan.models
 from fastgan.training.config import TrainConfig
 
 __all__ = ["DataShape", "build_discriminator", "build_generator"]
@@ -52,43 +38,21 @@ class DataShape:
         return str(number) if self.class_names is None else self.class_names[number]
 
 
-#: The networks of each model that has other ones than the DCGAN's.
-_GENERATORS: Mapping[str, type[nn.Module]] = types.MappingProxyType(
-    {
-        "biggan": BigGANGenerator,
-        "gan": MLPGenerator,
-        "r3gan": R3GANGenerator,
-        "sngan": SNGANGenerator,
-    }
-)
-_DISCRIMINATORS: Mapping[str, type[nn.Module]] = types.MappingProxyType(
-    {
-        "biggan": BigGANDiscriminator,
-        "gan": MLPDiscriminator,
-        "r3gan": R3GANDiscriminator,
-        "sngan": SNGANDiscriminator,
-        "wgan": WGANCritic,
-        "wgan-gp": WGANCritic,
-    }
-)
-
-
 def build_generator(config: TrainConfig, data: DataShape) -> nn.Module:
     """The generator that ``config.model`` names, freshly initialised on the CPU."""
-    return _built(_GENERATORS.get(config.model, DCGANGenerator), config, data)
+    return _built(config.kind.generator, config, data)
 
 
 def build_discriminator(config: TrainConfig, data: DataShape) -> nn.Module:
     """The discriminator (its output logits) or critic that ``config.model`` names."""
-    return _built(_DISCRIMINATORS.get(config.model, DCGANDiscriminator), config, data)
+    return _built(config.kind.discriminator, config, data)
 
 
-def _built(network: type[nn.Module], config: TrainConfig, data: DataShape) -> nn.Module:
-    """A network, given those settings that its constructor takes."""
+def _built(name: str, config: TrainConfig, data: DataShape) -> nn.Module:
+    """A network, given those settings that its constructor takes, by their names."""
+    network = getattr(fastgan.models, name)
     settings = {
-        "nz": config.nz,
-        "ngf": config.ngf,
-        "ndf": config.ndf,
+        **config.to_dict(),
         "nc": data.channels,
         "image_size": data.image_size,
         "num_classes": data.num_classes if config.conditional else None,
@@ -97,4 +61,5 @@ def _built(network: type[nn.Module], config: TrainConfig, data: DataShape) -> nn
         "output": "logits",
     }
     taken = inspect.signature(network).parameters
-    return network(**{name: value for name, value in settings.items() if name in taken})
+    built: nn.Module = network(**{name: settings[name] for name in taken if name in settings})
+    return built

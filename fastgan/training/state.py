@@ -22,7 +22,7 @@ from fastgan.training.own import OwnParts
 from fastgan.training.processes import Processes
 from fastgan.training.run_folder import SavedRun
 from fastgan.training.sync_batch_norm import synchronize_batch_norm
-from fastgan.training.updates import GANUpdater, build_optimizer
+from fastgan.training.updates import build_optimizer, updater_class
 
 __all__ = ["PICTURE_STREAM", "TrainState"]
 
@@ -98,7 +98,7 @@ class TrainState:
             lr_g, lr_d = (float(each.param_groups[0]["lr"]) for each in (optimizer_g, optimizer_d))
             config = dataclasses.replace(config, lr_g=lr_g, lr_d=lr_d)
         self.config = config
-        self.updater = GANUpdater(
+        self.updater = updater_class(config)(
             config=config,
             generator=generator,
             discriminator=discriminator,

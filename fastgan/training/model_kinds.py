@@ -1,0 +1,171 @@
+"""The models that ``--model`` names: a row each, with the paper's defaults.
+
+Nothing here imports torch: the command line reads it before it answers.
+"""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+__all__ = ["MODEL_KINDS", "ModelKind"]
+
+
+class ModelKind(NamedTuple):
+    """A model.
+
+    Attributes:
+        generator: a class of :mod:`fastgan.models`, whose arguments are given by their names:
+            those of :class:`fastgan.training.TrainConfig`, and what
+            :mod:`fastgan.training.networks` says of the data.
+        discriminator: likewise.
+        defaults: values of settings that the user leaves unset.
+        reads: settings that it reads and some other models ignore.
+        batch_norm: whether a network of it has batch norm.
+        updater: module of :mod:`fastgan.training` and its class: how both players are updated.
+    """
+
+    generator: str
+    discriminator: str
+    defaults: Mapping[str, Any]
+    reads: tuple[str, ...]
+    batch_norm: bool = True
+    updater: str = "updates.GANUpdater"
+
+
+_WIDTHS = ("ngf", "ndf")
+_PENALTIES = ("r1", "r2")
+_DCGAN = (*_WIDTHS, "critic_norm", "projection")
+
+MODEL_KINDS: Mapping[str, ModelKind] = types.MappingProxyType(
+    {
+        # Goodfellow et al. 2014: stochastic gradient descent with momentum (section 5 and the
+        # authors' settings: minibatches of 100, rate 0.1, momentum 0.5), uniform noise.
+        "gan": ModelKind(
+            "MLPGenerator",
+            "MLPDiscriminator",
+            {
+                "batch_size": 100,
+                "optimizer": "sgd",
+                "lr": 0.1,
+                "beta1": 0.5,
+                "noise": "uniform",
+                "n_critic": 1,
+            },
+            reads=_PENALTIES,
+            batch_norm=False,
+        ),
+        # Radford et al. 2015, section 4: Adam, 2e-4, beta1 0.5, minibatches of 128, uniform Z.
+        "dcgan": ModelKind(
+            "DCGANGenerator",
+            "DCGANDiscriminator",
+            {
+                "batch_size": 128,
+                "optimizer": "adam",
+                "lr": 2e-4,
+                "beta1": 0.5,
+                "noise": "uniform",
+                "n_critic": 1,
+            },
+            reads=(*_DCGAN, *_PENALTIES),
+        ),
+        # Mirza & Osindero 2014 for the conditioning and the noise, Radford et al. for the rest.
+        "cgan": ModelKind(
+            "DCGANGenerator",
+            "DCGANDiscriminator",
+            {
+                "batch_size": 128,
+                "optimizer": "adam",
+                "lr": 2e-4,
+                "beta1": 0.5,
+                "noise": "uniform",
+                "n_critic": 1,
+            },
+            reads=(*_DCGAN, *_PENALTIES),
+        ),
+        # Arjovsky et al. 2017, Algorithm 1.
+        "wgan": ModelKind(
+            "DCGANGenerator",
+            "WGANCritic",
+            {
+                "batch_size": 64,
+                "optimizer": "rmsprop",
+                "lr": 5e-5,
+                "noise": "normal",
+                "n_critic": 5,
+                "loss": "wasserstein",
+            },
+            reads=(*_DCGAN, "clip", "clip_when"),
+        ),
+        # Gulrajani et al. 2017, Algorithm 1.
+        "wgan-gp": ModelKind(
+            "DCGANGenerator",
+            "WGANCritic",
+            {
+                "batch_size": 64,
+                "optimizer": "adam",
+                "lr": 1e-4,
+                "beta1": 0.0,
+                "beta2": 0.9,
+                "noise": "normal",
+                "n_critic": 5,
+                "loss": "wasserstein",
+                "critic_norm": "none",
+            },
+            reads=(*_DCGAN, *_PENALTIES, "gp_weight", "penalty_every"),
+        ),
+        # Miyato et al. 2018, section 4 and appendix B.4.
+        "sngan": ModelKind(
+            "SNGANGenerator",
+            "SNGANDiscriminator",
+            {
+                "batch_size": 64,
+                "optimizer": "adam",
+                "lr": 2e-4,
+                "beta1": 0.0,
+                "beta2": 0.9,
+                "noise": "normal",
+                "n_critic": 5,
+                "loss": "hinge",
+            },
+            reads=(*_WIDTHS, *_PENALTIES),
+        ),
+        # Brock et al. 2018, section 3 and appendix C, with an eighth of the batch of 2,048.
+        "biggan": ModelKind(
+            "BigGANGenerator",
+            "BigGANDiscriminator",
+            {
+                "batch_size": 256,
+                "optimizer": "adam",
+                "lr": 2e-4,
+                "lr_g": 5e-5,
+                "beta1": 0.0,
+                "noise": "normal",
+                "n_critic": 2,
+                "loss": "hinge",
+                "orthogonal": 1e-4,
+            },
+            reads=(*_WIDTHS, *_PENALTIES),
+        ),
+        # Huang et al. 2025, as for faces of 64 pixels, without annealing.
+        "r3gan": ModelKind(
+            "R3GANGenerator",
+            "R3GANDiscriminator",
+            {
+                "batch_size": 256,
+                "optimizer": "adam",
+                "lr": 2e-4,
+                "beta1": 0.0,
+                "beta2": 0.99,
+                "noise": "normal",
+                "n_critic": 1,
+                "loss": "relativistic",
+                "r1": 2.0,
+                "r2": 2.0,
+            },
+            reads=(*_WIDTHS, *_PENALTIES),
+            batch_norm=False,
+        ),
+    }
+)

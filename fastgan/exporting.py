@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fastgan._util.extras import require
 from fastgan._util.files import atomic_write, check_writable
 from fastgan.errors import ConfigError, OutputError
 from fastgan.trained import TrainedGenerator
@@ -172,7 +173,7 @@ def _torch_export(generator: TrainedGenerator, truncation: float | None) -> tupl
 
 
 def _onnx(generator: TrainedGenerator, truncation: float | None) -> tuple[bytes, str]:
-    _require("onnxscript", "export")
+    require("onnxscript", "export")
     import onnx
 
     program, inputs, wanted = _traced(generator, truncation)
@@ -205,7 +206,7 @@ def _onnx(generator: TrainedGenerator, truncation: float | None) -> tuple[bytes,
 
 
 def _safetensors(generator: TrainedGenerator, truncation: float | None) -> tuple[bytes, str]:
-    _require("safetensors", "export")
+    require("safetensors", "export")
     import safetensors
     from safetensors.torch import load, save
 
@@ -236,8 +237,3 @@ def _compare(program: str, found: Tensor, wanted: Tensor) -> None:
     off = float((found - wanted).abs().max())
     if not off <= _TOLERANCE:
         raise OutputError(f"{program} draws other images than the generator: off by {off:.2g}")
-
-
-def _require(package: str, extra: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ConfigError(f"{package} isn't installed: pip install 'fastgan[{extra}]'")

@@ -57,6 +57,7 @@ RESUMABLE_CHANGES = frozenset(
         "data",
         "graphs",
         "profile",
+        "logger",
     }
 )
 
@@ -207,6 +208,12 @@ class TrainConfig:
     )
     keep_checkpoints: int = _option(2, "how many of the newest checkpoints to keep")
     n_samples: int = _option(64, "images in a sample grid")
+    logger: str = _option(
+        "none",
+        "where else metrics and grids go; the extra of that name brings it, and its own environment"
+        " variables set it up",
+        ("none", "wandb", "trackio", "mlflow"),
+    )
     profile: bool = _option(False, "trace a few steps and write where their time goes")
     minutes: float | None = _option(
         None,

@@ -27,13 +27,18 @@ from fastgan.training.state import PICTURE_STREAM, TrainState
 if TYPE_CHECKING:
     from fastgan.training.trainer import Trainer
 
-__all__ = ["CheckpointWriter", "HealthWatch", "MetricsWriter", "SampleWriter"]
+__all__ = ["CheckpointWriter", "HealthWatch", "MetricsWriter", "SampleWriter", "grid_path"]
 
 #: Generator updates after which samples that are all alike are a collapse, not a beginning: with
 #: WGAN's small learning rate about half of these are needed on digits.
 WARM_UP_STEPS = 2000
 #: Samples in a measurement of diversity: enough that a class of a tenth shows up 25 times.
 DIVERSITY_SAMPLES = 256
+
+
+def grid_path(folder: Path, step: int) -> Path:
+    """The grid of samples of a step."""
+    return folder / f"samples-{step:07d}.png"
 
 
 class HealthWatch(Callback):
@@ -92,7 +97,7 @@ class SampleWriter(Callback):
         if not (last or step % self._config.sample_every == 0):
             return
         trainer.check_weights()
-        images, columns = self._save(trainer, trainer.out / f"samples-{step:07d}.png")
+        images, columns = self._save(trainer, grid_path(trainer.out, step))
         self._metrics.add_image("samples", make_grid(images, columns=columns), step)
         report = self._diversity.measure(self.sample(trainer.state, DIVERSITY_SAMPLES))
         for text in self._monitor.observe_samples(step, report, final=last):

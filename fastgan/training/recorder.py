@@ -22,7 +22,7 @@ from fastgan.errors import DataWarning, OutputError
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-__all__ = ["COLUMNS", "GROUPS", "MetricsRecorder", "plot_losses", "read_metrics"]
+__all__ = ["COLUMNS", "GROUPS", "MetricsRecorder", "plot_losses", "read_metrics", "tagged"]
 
 # metrics.csv, in this order; columns of Trainer.log come behind. Which are filled depends on the
 # model: `wasserstein` and `penalty` for critics, `d_real` and `d_fake` (mean probability of "real")
@@ -101,9 +101,8 @@ class MetricsRecorder:
         if self._events is None:
             return
         with _named(self._events_folder):
-            for name, value in row.items():
-                if name not in ("step", "seconds"):
-                    self._events.add_scalar(_tag(name), value, int(row["step"]))
+            for name, value in tagged(row).items():
+                self._events.add_scalar(name, value, int(row["step"]))
 
     def record_settings(self, settings: Mapping[str, object], results: Mapping[str, float]) -> None:
         """Adds a run's settings and last numbers to TensorBoard's table of runs."""
@@ -158,6 +157,11 @@ class MetricsRecorder:
             return
         with _named(self._events_folder):
             self._events.close()
+
+
+def tagged(row: Mapping[str, float]) -> dict[str, float]:
+    """A row's curves under their names in TensorBoard."""
+    return {_tag(name): value for name, value in row.items() if name not in ("step", "seconds")}
 
 
 def _tag(name: str) -> str:

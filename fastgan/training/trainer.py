@@ -34,6 +34,7 @@ from fastgan.training.feed import Batch, BatchFeed, open_feed, open_source
 from fastgan.training.graphs import CapturedIteration, CudaCapture, why_not_captured
 from fastgan.training.interrupt import stop_on_signals
 from fastgan.training.iteration import Iteration, Shape
+from fastgan.training.loggers import LOGGERS
 from fastgan.training.outputs import CheckpointWriter, HealthWatch, MetricsWriter, SampleWriter
 from fastgan.training.own import OptimizerLike, OwnParts
 from fastgan.training.page import PageWriter
@@ -225,7 +226,8 @@ class Trainer:
             planner = Planner(config.minutes * 60, clock.total_seconds)
         last_row: dict[str, float] = {}
         with self._open_feed() as feed, self._profiler() as profiler:
-            self._tell("on_start")
+            with clock.paused():
+                self._tell("on_start")
             iteration = self._iteration()
             rates = self._set_learning_rates()
             while state.step < self.config.steps and (batches := self._next_batches(feed)):
@@ -432,6 +434,8 @@ class Trainer:
         metrics = MetricsWriter()
         samples = SampleWriter(self.config, self.source, metrics, health)
         found = [health, samples, metrics, CheckpointWriter(), PageWriter()]
+        if self.config.logger != "none":
+            found.append(LOGGERS[self.config.logger]())
         return [*found, Evaluator(samples, *samples.real)] if self.config.evaluate_every else found
 
     def _tell(self, event: str, *arguments: object) -> None:

@@ -12,6 +12,7 @@ A checkpoint is a file of ``torch.save`` that holds one dictionary of tensors an
 ``ema_generator``  state_dict of the moving average, or ``None``
 ``discriminator``  state_dict
 ``optimizer_g``    state_dict, as ``optimizer_d`` and (fp16 only) ``scaler``
+``adaptive``       state of the augmentation's probability, or ``None``
 ``random``         states of every random number generator in use
 ``totals``         sums of the metrics since the last row
 ``logged``         sums of the caller's own metrics since then

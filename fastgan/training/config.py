@@ -179,7 +179,20 @@ class TrainConfig:
         " 2021)",
     )
     augment: str = _option(
-        "none", "augment what both players see: some of color,translation,cutout (DiffAugment)"
+        "none",
+        "augment what both players see: some of color,translation,cutout (DiffAugment), or ada, as"
+        " often as the discriminator overfits (ADA)",
+    )
+    ada_target: float = _option(
+        0.6,
+        "ada: mean sign of the discriminator's scores of real images, above which the probability"
+        " rises",
+    )
+    ada_kimg: float = _option(
+        500.0, "ada: thousands of images within which the probability can rise from 0 to 1"
+    )
+    ada_interval: int = _option(
+        4, "ada: discriminator updates between two moves of the probability"
     )
     ema_decay: float = _option(
         0.999, "decay of the generator's moving average, which samples are drawn from; 0 for none"
@@ -277,7 +290,7 @@ class TrainConfig:
             1,
             ("steps", "batch_size", "nz", "ngf", "ndf", "n_critic", "log_every"),
             ("sample_every", "checkpoint_every", "keep_checkpoints", "n_samples"),
-            ("accumulate", "penalty_every"),
+            ("accumulate", "penalty_every", "ada_interval"),
         )
         for name in ("nz", "ngf", "ndf"):
             if getattr(self, name) > LARGEST_WIDTH:
@@ -288,7 +301,7 @@ class TrainConfig:
             0, ("seed", "workers", "gp_weight", "r1", "r2", "orthogonal", "evaluate_every")
         )
         check_device_name(self.device)
-        for name in ("lr", "lr_g", "lr_d", "clip", "minutes", "max_minutes"):
+        for name in ("lr", "lr_g", "lr_d", "clip", "ada_kimg", "minutes", "max_minutes"):
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise ConfigError(f"{name}: expected a number above 0, got {value}")
@@ -304,7 +317,16 @@ class TrainConfig:
         if self.augment != "none":
             from fastgan.training.augmentation import augmentation_kinds
 
-            augmentation_kinds(self.augment)
+            if "ada" in augmentation_kinds(self.augment) and self.is_wasserstein:
+                raise ConfigError(
+                    f"augment: ada follows the signs of scores, which say nothing of {self.model}'s"
+                    " critic; expected some of color,translation,cutout, or another model, got"
+                    f" {self.augment!r}"
+                )
+        if not -1 <= self.ada_target <= 1:
+            raise ConfigError(
+                f"ada_target: expected a mean of signs, from -1 to 1, got {self.ada_target}"
+            )
         if self.loss != "auto" and (self.loss == "wasserstein") != self.is_wasserstein:
             raise ConfigError(
                 f"loss: {self.model} has {'critics' if self.is_wasserstein else 'discriminators'},"
@@ -380,6 +402,7 @@ class TrainConfig:
                 and name not in self.kind.reads
                 and not (name == "penalty_every" and self.has_penalty)
             )
+            or (name.startswith("ada_") and "ada" not in self.augment)
             or self.optimizer not in _OPTIMIZERS_OWN.get(name, (self.optimizer,))
         ]
 

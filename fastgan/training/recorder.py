@@ -26,7 +26,8 @@ __all__ = ["COLUMNS", "GROUPS", "MetricsRecorder", "plot_losses", "read_metrics"
 
 # metrics.csv, in this order; columns of Trainer.log come behind. Which are filled depends on the
 # model: `wasserstein` and `penalty` for critics, `d_real` and `d_fake` (mean probability of "real")
-# for discriminators; `r1` and `r2`, as the loss has them, where they are asked for.
+# for discriminators; `r1` and `r2`, as the loss has them, where they are asked for; `ada_r` and
+# `ada_p` with adaptive augmentation.
 COLUMNS = (
     "step",
     "images",
@@ -39,6 +40,8 @@ COLUMNS = (
     "r2",
     "d_real",
     "d_fake",
+    "ada_r",
+    "ada_p",
     "grad_norm_g",
     "diversity",
     "lr_g",
@@ -52,6 +55,7 @@ GROUPS = {
     **dict.fromkeys(("loss_d", "loss_g"), "loss"),
     **dict.fromkeys(("wasserstein", "d_real", "d_fake"), "scores"),
     **dict.fromkeys(("penalty", "r1", "r2"), "penalties"),
+    **dict.fromkeys(("ada_r", "ada_p"), "augmentation"),
     **dict.fromkeys(("grad_norm_g", "diversity"), "health"),
     **dict.fromkeys(("lr_d", "lr_g"), "rates"),
     **dict.fromkeys(("images", "images_per_second"), "progress"),
@@ -218,6 +222,7 @@ def plot_losses(
         "R2": "r2",
         "D(real)": "d_real",
         "D(fake)": "d_fake",
+        "p of augmentation": "ada_p",
     }
     figure, (above, below) = plt.subplots(
         2, 1, figsize=(8, 6), sharex=True, height_ratios=(3, 2), layout="constrained"

@@ -26,6 +26,7 @@ from fastgan.optim.weight_clipping import clip_weights_
 from fastgan.penalty import discriminator_loss, gradient_penalty
 from fastgan.penalty.points import Points
 from fastgan.sampling.noise import sample_noise
+from fastgan.training.adaptive import AdaptiveProbability
 from fastgan.training.augmentation import augment, augmentation_kinds, draw_augmentation
 from fastgan.training.checkpoint import restore_optimizer, restore_scaler
 from fastgan.training.config import TrainConfig
@@ -142,6 +143,9 @@ class GANUpdater:
         self.make_scalers()
         self.discriminator_loss, self.generator_loss = PLAYERS_LOSSES[self.config.loss]
         self._augmentation = augmentation_kinds(self.config.augment)
+        self.adaptive: AdaptiveProbability | None = None
+        if "ada" in self._augmentation:
+            self.adaptive = AdaptiveProbability(self.config, self.device, self.processes)
         self._rates: dict[int, Tensor] = {}
         # A group keeps its ratio to its optimiser's first one.
         self._ratios = [
@@ -183,8 +187,9 @@ class GANUpdater:
             penalize: whether this update's loss has its gradient penalties, if there are any.
 
         Returns:
-            Detached scalars: ``loss_d``; ``wasserstein``, or ``d_real`` and ``d_fake``; and
-            ``penalty``, ``r1`` and ``r2`` where the loss has them.
+            Detached scalars: ``loss_d``; ``wasserstein``, or ``d_real`` and ``d_fake``;
+            ``penalty``, ``r1`` and ``r2`` where the loss has them; ``ada_r`` and ``ada_p`` with
+            adaptive augmentation.
         """
         drawn = self._drawn_for_critic(real, labels, penalize)
         self._clip_before()
@@ -199,7 +204,7 @@ class GANUpdater:
             parts.append(metrics)
         self._step_discriminator()
         self.scaler_d.update()
-        return _means(parts)
+        return self._adapted(_means(parts))
 
     def update_generator(
         self, real: Tensor | None = None, labels: Tensor | None = None, *, measure_gradient: bool
@@ -292,7 +297,7 @@ class GANUpdater:
         self._step_discriminator()
         measured = self._step_generator(measure_gradient)
         self.scaler_d.update()
-        return {**_means(parts), **measured}
+        return {**self._adapted(_means(parts)), **measured}
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a checkpoint needs of both networks."""
@@ -303,10 +308,11 @@ class GANUpdater:
             "optimizer_d": _with_plain_rates(self.optimizer_d.state_dict()),
             "scaler_g": self.scaler_g.state_dict(),
             "scaler_d": self.scaler_d.state_dict(),
+            "adaptive": None if self.adaptive is None else self.adaptive.state_dict(),
         }
 
     def load_optimizers(self, saved: Mapping[str, Any], step: int) -> None:
-        """What :meth:`state_dict` gave of the optimisers and scalers, on whatever device.
+        """What :meth:`state_dict` gave but the networks, on whatever device.
 
         Raises:
             ValueError: state that can't be, or of other optimisers.
@@ -318,6 +324,8 @@ class GANUpdater:
             restore_optimizer(name, kind, optimizer, saved.get(name), step)
         for name in ("scaler_g", "scaler_d"):
             restore_scaler(name, getattr(self, name), saved.get(name))
+        if self.adaptive is not None:
+            self.adaptive.load_state_dict(saved.get("adaptive"))
 
     # What an update consists of ------------------------------------------------------------------
 
@@ -403,7 +411,16 @@ class GANUpdater:
         # The scores of other losses are no logits, and are shown as they are.
         squashed = torch.sigmoid if self.config.loss == "bce" else torch.Tensor.detach
         means = [squashed(each.float()).mean() for each in scores]
-        return dict(zip(("d_real", "d_fake"), means, strict=True))
+        metrics = dict(zip(("d_real", "d_fake"), means, strict=True))
+        if self.adaptive is not None:
+            metrics["ada_r"] = self.adaptive.measure(*scores)
+        return metrics
+
+    def _adapted(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The metrics of an update of the discriminator, after which ADA's probability moves."""
+        if self.adaptive is None:
+            return metrics
+        return {**metrics, **self.adaptive.update(metrics["ada_r"])}
 
     def _scaled(self, scaler: torch.amp.GradScaler, loss: Tensor) -> Tensor:
         if self.config.accumulate > 1:
@@ -498,7 +515,8 @@ class GANUpdater:
                 torch.rand((count, numbers), generator=self.random, device=self.device)
             )
 
-        return draw_augmentation(self._augmentation, draw)
+        p = 1.0 if self.adaptive is None else self.adaptive.p
+        return draw_augmentation(self._augmentation, draw, p)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         dtype = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(self.config.precision)

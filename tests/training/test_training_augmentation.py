@@ -85,7 +85,7 @@ def test_every_shift_and_every_place_of_the_square_comes_about_as_often() -> Non
     torch.testing.assert_close(shares[1:], torch.full_like(shares[1:], 1 / 17), rtol=0, atol=0.02)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["color", "translation", "cutout"])
 def test_gradients_pass_through_to_any_order(kind: str) -> None:
     images = batch(0, 5).requires_grad_()
     numbers = {name: value.double() for name, value in drawn(kind, 4, 1).items()}

@@ -88,6 +88,8 @@ def results_of(iteration: Iteration) -> list[Tensor]:
         for values in optimizer.state.values():
             tensors += [value for value in values.values() if isinstance(value, Tensor)]
         tensors += [group["lr"] for group in optimizer.param_groups]
+    if updater.adaptive is not None:
+        tensors.append(updater.adaptive._state)
     for scaler in (updater.scaler_g, updater.scaler_d):
         held = (getattr(scaler, name, None) for name in ("_scale", "_growth_tracker"))
         tensors += [each for each in held if each is not None]
@@ -174,6 +176,7 @@ CASES: list[dict[str, Any]] = [
     {"model": "dcgan", "one_stage": True, "accumulate": 2},
     {"model": "wgan", "optimizer": "sgd", "clip_when": "before"},
     {"model": "dcgan", "precision": "fp16"},
+    {"model": "gan", "augment": "ada", "ada_target": -0.9, "ada_kimg": 0.1},
 ]
 
 

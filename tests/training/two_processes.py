@@ -30,6 +30,9 @@ CASES = {
     "hinge": {"model": "dcgan", "loss": "hinge", "conditional": True},
     "spectral norm": {"model": "biggan", "conditional": True},
     "relativistic": {"model": "r3gan"},
+    # p rises with each update of the discriminator.
+    "adaptive": {"model": "gan", "augment": "ada", "ada_interval": 1, "ada_kimg": 0.02}
+    | {"ada_target": -1.0},
 }
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan._util.reading import parsing
-from fastgan.data import as_source, load_data
+from fastgan.data import PairSource, as_source, load_data, load_pairs
 from fastgan.errors import CheckpointError, ConfigError, DataWarning
 from fastgan.sampling.batches import STANDING_BATCH, generate_images, standing_statistics_
 from fastgan.sampling.noise import sample_noise, spherical_interpolation
@@ -178,7 +178,8 @@ class TrainedGenerator:
         Args:
             source: the real images, at most 10,000 of which are taken: anything that
                 :func:`fastgan.data.as_source` takes, a name as for ``fastgan train --data``, or
-                None for what the generator was trained on.
+                None for what the generator was trained on. Of ``cyclegan`` and ``pix2pix`` pairs,
+                :class:`fastgan.data.PairSource`: translations of A are compared with B.
             n: samples to draw, of all classes alike.
             seed: of the noise, the classes and the choice of real images.
             truncation: as in :meth:`sample`.
@@ -201,6 +202,17 @@ class TrainedGenerator:
         from fastgan.evaluation import evaluate_samples
 
         config, shape = self.config, self.data
+        if config.kind.pairs:
+            pairs = self._pairs() if source is None else source
+            if not isinstance(pairs, PairSource):
+                raise ConfigError(
+                    f"data: a {config.model} is measured on pairs; expected none, or a PairSource"
+                )
+            order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
+            a, b = pairs.get(order[:10_000].tolist())[0].chunk(2, 1)
+            return evaluate_samples(
+                self.translate(a[torch.arange(n) % len(a)]), b, k=k, feature_space=feature_space
+            )
         # A run that converted its data to grey or to colour is measured against data so converted.
         options: dict[str, Any] = {"image_size": shape.image_size, "channels": config.channels}
         if source is None or isinstance(source, str):
@@ -234,6 +246,19 @@ class TrainedGenerator:
             class_names=source.class_names,
             k=k,
             feature_space=feature_space,
+        )
+
+    def _pairs(self) -> PairSource:
+        """What a translating generator was trained on."""
+        config = self.config
+        if config.data_a is None or config.data_b is None:
+            raise ConfigError(f"data: {self.path} was trained on pairs that were given in Python")
+        return load_pairs(
+            config.data_a,
+            config.data_b,
+            paired=config.kind.pairs == "paired",
+            image_size=self.data.image_size,
+            channels=config.channels,
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
@@ -314,9 +339,13 @@ class TrainedGenerator:
         """Latent vectors (n, nz, 1, 1) on the CPU, the same for the same seed.
 
         Raises:
-            ConfigError: a ``truncation`` below 0.001.
+            ConfigError: a ``truncation`` below 0.001, or a generator that takes images instead.
         """
-        assert self.config.noise is not None
+        if self.config.noise is None:
+            raise ConfigError(
+                f"{self.path}: {self.config.model} draws nothing from noise, it translates images:"
+                " fastgan translate"
+            )
         return sample_noise(
             n,
             self.config.nz,
@@ -369,6 +398,38 @@ class TrainedGenerator:
         """
         z = self.noise(n, seed=seed, truncation=truncation)
         return generate_images(self.module, z, self.labels(n, classes))
+
+    def translate(self, images: Tensor, direction: str = "a2b") -> Tensor:
+        """Translates images; for ``cyclegan`` and ``pix2pix``.
+
+        Args:
+            images: (n, channels, size, size) in [-1, 1], floating-point.
+            direction: "a2b", or of ``cyclegan`` also "b2a".
+
+        Returns:
+            float32, of the same shape, in [-1, 1], on the CPU.
+
+        Raises:
+            ConfigError: a generator that takes noise, or a direction that it hasn't.
+            ImageSizeError: images of another shape.
+
+        Example:
+            >>> import tempfile
+            >>> from fastgan.training import TrainConfig, Trainer
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     config = TrainConfig(model="pix2pix", out=folder, steps=1, ngf=2, ndf=2)
+            ...     generator = load_generator(Trainer(config).run().checkpoint)
+            >>> generator.translate(torch.zeros(3, 1, 16, 16)).shape
+            torch.Size([3, 1, 16, 16])
+        """
+        module: Any = self.module
+        ways = module.directions if self.config.kind.pairs else {}
+        if direction not in ways:
+            expected = f"expected {' or '.join(ways)}" if ways else "it draws images from noise"
+            raise ConfigError(
+                f"direction: a {self.config.model} doesn't translate {direction}; {expected}"
+            )
+        return generate_images(ways[direction], images, batch_size=32)
 
     def interpolate(
         self,

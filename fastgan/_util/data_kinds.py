@@ -28,6 +28,7 @@ DATA_KINDS = {
     kind.form.partition(":")[0]: kind
     for kind in (
         DataKind("digits", "digits.load_digits", 16),
+        DataKind("digit-outlines", "digits.load_digit_outlines", 16),
         DataKind("folder:DIR", "folder.load_folder", reports_progress=True),
         DataKind("idx:DIR", "idx.load_idx", 32),
         DataKind("cifar10:DIR", "cifar10.load_cifar10", 32),

@@ -73,7 +73,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         title="commands", dest="command", metavar="COMMAND", required=True
     )
     for add in (
-        *(_add_train, _add_sample, _add_interpolate, _add_export, _add_evaluate),
+        *(_add_train, _add_sample, _add_translate, _add_interpolate, _add_export, _add_evaluate),
         *(_add_check, _add_bench, _add_tune, _add_doctor),
     ):
         add(commands)
@@ -137,7 +137,7 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
             dest=each.name,
             type=kind,
             choices=each.metadata["choices"],
-            metavar={"out": "DIR", "data": "SOURCE", int: "N", float: "X"}.get(
+            metavar={"out": "DIR", **dict.fromkeys(("data", "data_a", "data_b"), "SOURCE")}.get(
                 each.name, None if each.metadata["choices"] else {int: "N", float: "X"}.get(kind)
             ),
             help=text,
@@ -199,6 +199,27 @@ def _add_sample(commands: Any) -> None:
         metavar="NAME|K",
         help="of a conditional model; by default all classes, in a grid with columns for each",
     )
+
+
+def _add_translate(commands: Any) -> None:
+    parser = commands.add_parser(
+        "translate",
+        help="translate images by a checkpoint of cyclegan or pix2pix",
+        description="Writes an image of the same name for each image, cut to a square and resized"
+        " to the size of training; a PNG, or a JPEG of a JPEG.",
+    )
+    _add_checkpoint(parser)
+    parser.add_argument(
+        "--data", required=True, nargs="+", metavar="folder:DIR|FILE", help="what to translate"
+    )
+    parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder")
+    parser.add_argument(
+        "--direction",
+        choices=("a2b", "b2a"),
+        default="a2b",
+        help="from A to B, or of cyclegan also back (default a2b)",
+    )
+    _add_device(parser)
 
 
 def _add_interpolate(commands: Any) -> None:

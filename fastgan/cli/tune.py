@@ -13,7 +13,7 @@ from torch import Tensor
 from fastgan._util.files import check_writable
 from fastgan.cli.arguments import TUNED
 from fastgan.cli.terminal import say
-from fastgan.data import ImageSource
+from fastgan.data import ImageSource, PairSource
 from fastgan.ops.backends import Selector, using
 from fastgan.ops.backends.choices import ChoicesFile, cache_path
 from fastgan.ops.backends.devices import device_name, fingerprint
@@ -48,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
         size, channels = config.image_size or 64, config.channels or 3
         count = max(64, config.batch_size or 0)
         names = [str(number) for number in range(10)]
-        source = Noise(
+        source: ImageSource = Noise(
             "noise",
             length=count,
             channels=channels,
@@ -56,6 +56,8 @@ def run(options: argparse.Namespace) -> int:
             labels=torch.arange(count) % len(names),
             class_names=names,
         )
+        if config.kind.pairs:
+            source = PairSource(source, source, paired=config.kind.pairs == "paired")
         trainer = Trainer(config, source=source)
         trainer.run()
         found = ChoicesFile(Path(folder) / "run" / "backends.json").read()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from fastgan.data.given import as_source
 from fastgan.data.loading import load_data
+from fastgan.data.pairs import PairSource, load_pairs
 from fastgan.data.sampling import InfiniteSampler, split_indices
 from fastgan.data.source import ImageSource, MemorySource, source_from_array
 from fastgan.data.streaming import ImageStream, open_stream
@@ -18,8 +19,10 @@ __all__ = [
     "ImageStream",
     "InfiniteSampler",
     "MemorySource",
+    "PairSource",
     "as_source",
     "load_data",
+    "load_pairs",
     "open_stream",
     "source_from_array",
     "split_indices",

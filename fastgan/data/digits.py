@@ -12,10 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
-from fastgan.data.source import ImageSource, source_from_array
+from fastgan.data.source import ImageSource, MemorySource, source_from_array
 
-__all__ = ["load_digits"]
+__all__ = ["load_digit_outlines", "load_digits"]
 
 
 def load_digits(
@@ -38,4 +39,27 @@ def load_digits(
         channels=channels,
         labels=labels.to(torch.int64),
         in_memory=in_memory,
+    )
+
+
+def load_digit_outlines(
+    *, image_size: int, channels: int | None = None, in_memory: bool | None = None
+) -> ImageSource:
+    """Load the outlines of the digits, in the order of :func:`load_digits`.
+
+    An outline is bright where a digit's edge is: the difference of the largest and the smallest
+    value among the pixel and its eight neighbours, times ``image_size / 16``, at most 2, less 1.
+
+    >>> outlines = load_digit_outlines(image_size=32).images
+    >>> outlines.amin(), outlines.amax()
+    (tensor(-1.), tensor(1.))
+    """
+    digits = load_digits(image_size=image_size, channels=channels, in_memory=True)
+    padded = F.pad(digits.images, (1, 1, 1, 1), mode="replicate")
+    largest, smallest = F.max_pool2d(padded, 3, 1), -F.max_pool2d(-padded, 3, 1)
+    return MemorySource(
+        "digit-outlines",
+        ((largest - smallest) * (image_size / 16)).clamp(max=2) - 1,
+        labels=digits.labels,
+        class_names=digits.class_names,
     )

@@ -159,6 +159,7 @@ def load_folder(
             labels=labels,
             class_names=class_names,
         )
+        source.file_names = [path.relative_to(folder).as_posix() for path in files]
         keep = fits_in_memory(len(files), channels, image_size, in_memory) and (
             in_memory is True or len(files) <= VERIFIED_FILES
         )
@@ -175,7 +176,9 @@ def load_folder(
         images = torch.empty(len(files), channels, image_size, image_size)
         for index, image in enumerate(_in_threads(decode, files, progress)):
             images[index] = bytes_to_unit_range(image)
-    return MemorySource(name, images, labels=labels, class_names=class_names)
+    kept = MemorySource(name, images, labels=labels, class_names=class_names)
+    kept.file_names = source.file_names
+    return kept
 
 
 def find_images(folder: Path) -> tuple[list[Path], Tensor | None, list[str] | None]:

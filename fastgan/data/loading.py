@@ -31,7 +31,8 @@ def load_data(
     """Open a set of images, checking it as far as is affordable before training begins.
 
     Args:
-        spec: ``digits`` (1,797 real handwritten digits, no download), ``folder:DIR`` (image
+        spec: ``digits`` (1,797 real handwritten digits, no download),
+            ``digit-outlines`` (their outlines), ``folder:DIR`` (image
             files; subfolders are classes), ``idx:DIR`` (MNIST-style), ``cifar10:DIR`` (its
             python archive, packed or not) or ``npz:FILE``. ``~`` stands for the home folder.
         image_size: side of the images in pixels; data of another size are centre-cropped to

@@ -49,6 +49,9 @@ class ImageSource(ABC):
     spec: str | None = None
     """The text that :func:`load_data` made the set from, and can make it from again."""
 
+    file_names: Sequence[str] | None = None
+    """Of a folder: each image's path in it, its parts joined by ``/``."""
+
     in_memory: bool = False
     """True where :attr:`images` holds the whole set, small enough to live on a device."""
 

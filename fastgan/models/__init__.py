@@ -1,4 +1,4 @@
-"""Networks that are ready to train: DCGAN, WGAN, SNGAN, BigGAN, R3GAN and MLPs, conditional or not.
+"""Networks that are ready to train: DCGAN, WGAN, SNGAN, BigGAN, R3GAN, CycleGAN, pix2pix and MLPs.
 
 Their layers are plain ``torch.nn`` modules in the paper's order, and run fused; in all else a
 network is an ``nn.Module`` as any: ``apply``, hooks, ``deepcopy`` and ``pickle`` work. DCGAN's and
@@ -20,9 +20,17 @@ Example:
 from __future__ import annotations
 
 from fastgan.models.biggan import BigGANDiscriminator, BigGANGenerator
+from fastgan.models.cyclegan import (
+    CycleGANDiscriminator,
+    CycleGANGenerator,
+    ImagePool,
+    PatchDiscriminator,
+    ResNetGenerator,
+)
 from fastgan.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from fastgan.models.initialisation import weights_init
 from fastgan.models.mlp import MLPDiscriminator, MLPGenerator
+from fastgan.models.pix2pix import Pix2PixDiscriminator, UNetGenerator
 from fastgan.models.r3gan import R3GANDiscriminator, R3GANGenerator
 from fastgan.models.sngan import SNGANDiscriminator, SNGANGenerator
 from fastgan.models.wgan import WGANCritic
@@ -30,14 +38,21 @@ from fastgan.models.wgan import WGANCritic
 __all__ = [
     "BigGANDiscriminator",
     "BigGANGenerator",
+    "CycleGANDiscriminator",
+    "CycleGANGenerator",
     "DCGANDiscriminator",
     "DCGANGenerator",
+    "ImagePool",
     "MLPDiscriminator",
     "MLPGenerator",
+    "PatchDiscriminator",
+    "Pix2PixDiscriminator",
     "R3GANDiscriminator",
     "R3GANGenerator",
+    "ResNetGenerator",
     "SNGANDiscriminator",
     "SNGANGenerator",
+    "UNetGenerator",
     "WGANCritic",
     "weights_init",
 ]

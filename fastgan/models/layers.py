@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from torch import nn
 
-__all__ = ["NORMS", "critic_layers", "generator_layers"]
+__all__ = ["NORMS", "critic_layers", "generator_layers", "normalisation"]
 
 NORMS = ("none", "batch", "instance", "layer")
 
@@ -72,7 +72,7 @@ def critic_layers(
     while channels < ndf * (image_size // 8):
         layers.append(nn.Conv2d(channels, channels * 2, 4, 2, 1, bias=biased))
         channels *= 2
-        layers += _normalisation(norm, channels)
+        layers += normalisation(norm, channels)
         layers.append(nn.LeakyReLU(0.2, inplace=True))
     for layer in layers:
         if isinstance(layer, nn.Conv2d) and layer.bias is not None:
@@ -80,7 +80,17 @@ def critic_layers(
     return [*layers, nn.Conv2d(channels, outputs, 4, 1, 0, bias=False)]
 
 
-def _normalisation(norm: str, channels: int) -> list[nn.Module]:
+def normalisation(norm: str, channels: int) -> list[nn.Module]:
+    """The layers of a norm, one of :data:`NORMS`, that has a scale and a shift for each channel.
+
+    Args:
+        norm: its name.
+        channels: of the map.
+
+    Example:
+        >>> normalisation("instance", 4)
+        [InstanceNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=False)]
+    """
     if norm == "batch":
         return [nn.BatchNorm2d(channels)]
     if norm == "instance":

@@ -1,9 +1,10 @@
 """The papers in plain PyTorch: what every test of fastgan compares with.
 
 Models, losses and single training steps of the vanilla GAN, the (conditional) DCGAN, the WGAN
-with weight clipping, the WGAN with gradient penalty, SNGAN, BigGAN and R3GAN, and the compositions
-of torch's own functions that the fused ones must equal. Written to be read beside the papers, not
-to be fast, and importing nothing else of fastgan, so that no mistake can be shared.
+with weight clipping, the WGAN with gradient penalty, SNGAN, BigGAN, R3GAN, CycleGAN and pix2pix,
+and the compositions of torch's own functions that the fused ones must equal. Written to be read
+beside the papers, not to be fast, and importing nothing else of fastgan, so that no mistake can be
+shared.
 
 ======================  =====================================================================
 module                  paper
@@ -16,6 +17,8 @@ module                  paper
 ``sngan``               Miyato et al. 2018, arXiv 1802.05957 and 1802.05637
 ``biggan``              Brock et al. 2018, arXiv 1809.11096
 ``r3gan``               Huang et al. 2025, arXiv 2501.05441
+``pix2pix``             Isola et al. 2017, arXiv 1611.07004
+``cyclegan``            Zhu et al. 2017, arXiv 1703.10593
 ``functional``          batch norm: Ioffe and Szegedy 2015, arXiv 1502.03167
 ``style_ops``           Karras et al. 2018 to 2021, arXiv 1710.10196, 1912.04958 and 2106.12423
 ======================  =====================================================================
@@ -34,6 +37,13 @@ from __future__ import annotations
 
 from fastgan.reference.biggan import BigGANDiscriminator, BigGANGenerator
 from fastgan.reference.conditional import append_label_planes, append_labels
+from fastgan.reference.cyclegan import (
+    CycleGANDiscriminator,
+    CycleGANGenerator,
+    ImagePool,
+    ResNetGenerator,
+    cyclegan_step,
+)
 from fastgan.reference.dcgan import DCGANDiscriminator, DCGANGenerator, weights_init
 from fastgan.reference.functional import bn_act, conv2d_bn_act, conv_transpose2d_bn_act
 from fastgan.reference.gan import (
@@ -47,6 +57,12 @@ from fastgan.reference.gan import (
     generator_loss,
     generator_loss_with_logits,
     generator_step,
+)
+from fastgan.reference.pix2pix import (
+    PatchDiscriminator,
+    TranslationStep,
+    UNetGenerator,
+    pix2pix_step,
 )
 from fastgan.reference.r3gan import (
     R3GANDiscriminator,
@@ -83,18 +99,25 @@ __all__ = [
     "BigGANDiscriminator",
     "BigGANGenerator",
     "CriticLoss",
+    "CycleGANDiscriminator",
+    "CycleGANGenerator",
     "DCGANDiscriminator",
     "DCGANGenerator",
     "DiscriminatorStep",
     "GeneratorStep",
+    "ImagePool",
     "MLPDiscriminator",
     "MLPGenerator",
+    "PatchDiscriminator",
     "R3GANDiscriminator",
     "R3GANDiscriminatorLoss",
     "R3GANGenerator",
+    "ResNetGenerator",
     "SNGANDiscriminator",
     "SNGANDiscriminatorStep",
     "SNGANGenerator",
+    "TranslationStep",
+    "UNetGenerator",
     "WGANCritic",
     "WGANCriticStep",
     "append_label_planes",
@@ -103,6 +126,7 @@ __all__ = [
     "clip_weights_",
     "conv2d_bn_act",
     "conv_transpose2d_bn_act",
+    "cyclegan_step",
     "discriminator_loss",
     "discriminator_loss_with_logits",
     "discriminator_step",
@@ -112,6 +136,7 @@ __all__ = [
     "gradient_penalty",
     "hinge_discriminator_step",
     "hinge_generator_step",
+    "pix2pix_step",
     "r3gan_discriminator_loss",
     "r3gan_discriminator_step",
     "r3gan_generator_step",

@@ -35,7 +35,7 @@ MODELS = tuple(PAPER_DEFAULTS)
 
 #: What a field falls back to when neither the user nor the paper says anything.
 COMMON_DEFAULTS: Mapping[str, Any] = types.MappingProxyType(
-    {"beta1": 0.9, "beta2": 0.999, "r1": 0.0, "r2": 0.0, "orthogonal": 0.0}
+    {"lr_decay": "none", "beta1": 0.9, "beta2": 0.999, "r1": 0.0, "r2": 0.0, "orthogonal": 0.0}
 )
 
 # A run may be resumed with other values of these: they change where and how long it runs and
@@ -55,6 +55,8 @@ RESUMABLE_CHANGES = frozenset(
         "max_minutes",
         "minutes",
         "data",
+        "data_a",
+        "data_b",
         "graphs",
         "profile",
         "logger",
@@ -98,6 +100,11 @@ class TrainConfig:
     out: str = _option("", "folder for everything the run writes")
     model: str = _option("dcgan", "which GAN to train", MODELS)
     data: str = _option("digits", ", ".join(kind.form for kind in DATA_KINDS.values()))
+    data_a: str | None = _option(None, "cyclegan and pix2pix: the images of A, as for --data")
+    data_b: str | None = _option(
+        None,
+        "likewise the images of B; pix2pix: of the same file names as those of A they belong to",
+    )
     steps: int = _option(5000, "generator updates to train for")
     image_size: int | None = _option(
         None, "side of the square images in pixels, a power of two from 16 to 256"
@@ -110,8 +117,10 @@ class TrainConfig:
     lr: float | None = _option(None, "learning rate of both players")
     lr_g: float | None = _option(None, "learning rate of the generator, if it differs")
     lr_d: float | None = _option(None, "learning rate of the discriminator, if it differs")
-    lr_decay: str = _option(
-        "none", "linear: the learning rates fall to zero over --steps", ("none", "linear")
+    lr_decay: str | None = _option(
+        None,
+        "linear: the learning rates fall to zero over --steps; half: over the second half of them",
+        ("none", "linear", "half"),
     )
     beta1: float | None = _option(None, "first moment's decay (Adam), or momentum (sgd)")
     beta2: float | None = _option(None, "second moment's decay (Adam)")
@@ -124,10 +133,13 @@ class TrainConfig:
     noise: str | None = _option(None, "distribution of the noise", ("normal", "uniform"))
     ngf: int = _option(64, "generator width: channels of its last hidden layer")
     ndf: int = _option(64, "discriminator width: channels of its first layer")
+    blocks: int | None = _option(
+        None, "cyclegan: residual blocks of a generator; by default 9 from 256 pixels on, else 6"
+    )
     critic_norm: str = _option(
         "auto",
-        "normalisation in the discriminator or critic: auto is none for wgan-gp, else batch, as in"
-        " the papers",
+        "normalisation in the discriminator or critic, and in pix2pix's generator: auto is none for"
+        " wgan-gp, instance for cyclegan and pix2pix, else batch, as in the papers",
         ("auto", "none", "batch", "instance", "layer"),
     )
     conditional: bool = _option(
@@ -168,6 +180,11 @@ class TrainConfig:
     orthogonal: float | None = _option(
         None, "weight of the generator's orthogonal regularisation (BigGAN's)"
     )
+    cycle_weight: float = _option(10.0, "cyclegan: weight of the cycle loss")
+    identity_weight: float = _option(
+        0.5, "cyclegan: weight of the identity loss, as a factor of the cycle loss's"
+    )
+    l1_weight: float = _option(100.0, "pix2pix: weight of the L1 loss")
     penalty_every: int = _option(
         1,
         "wgan-gp, r1 and r2: penalise only every so many critic updates, by as many times the"
@@ -246,12 +263,15 @@ class TrainConfig:
         self.validate()  # what follows looks values up
         paper = {**COMMON_DEFAULTS, **PAPER_DEFAULTS[self.model]}
         filled = {name: value for name, value in paper.items() if getattr(self, name) is None}
+        if self._is_given:
+            filled = {name: value for name, value in filled.items() if not name.startswith("data_")}
         filled["lr"] = paper["lr"] if self.lr is None else self.lr
         for name in ("lr_g", "lr_d"):
             if getattr(self, name) is None:
                 filled[name] = paper.get(name, paper["lr"]) if self.lr is None else self.lr
         if self.image_size is None:
-            kind = DATA_KINDS.get(self.data.partition(":")[0])
+            data = (self.data_a or paper["data_a"]) if self.kind.pairs else self.data
+            kind = DATA_KINDS.get(data.partition(":")[0])
             filled["image_size"] = kind.image_size if kind else 64
         if self.critic_norm == "auto":
             filled["critic_norm"] = paper.get("critic_norm", "batch")
@@ -290,7 +310,7 @@ class TrainConfig:
             1,
             ("steps", "batch_size", "nz", "ngf", "ndf", "n_critic", "log_every"),
             ("sample_every", "checkpoint_every", "keep_checkpoints", "n_samples"),
-            ("accumulate", "penalty_every", "ada_interval"),
+            ("accumulate", "penalty_every", "ada_interval", "blocks"),
         )
         for name in ("nz", "ngf", "ndf"):
             if getattr(self, name) > LARGEST_WIDTH:
@@ -298,8 +318,11 @@ class TrainConfig:
                     f"{name}: expected at most {LARGEST_WIDTH}, got {getattr(self, name)}"
                 )
         self._require_at_least(
-            0, ("seed", "workers", "gp_weight", "r1", "r2", "orthogonal", "evaluate_every")
+            0,
+            ("seed", "workers", "gp_weight", "r1", "r2", "orthogonal", "evaluate_every"),
+            ("cycle_weight", "identity_weight", "l1_weight"),
         )
+        self._refuse_what_makes_no_sense()
         check_device_name(self.device)
         for name in ("lr", "lr_g", "lr_d", "clip", "ada_kimg", "minutes", "max_minutes"):
             value = getattr(self, name)
@@ -362,6 +385,22 @@ class TrainConfig:
                     " to be 0, or another critic_norm"
                 )
 
+    def _refuse_what_makes_no_sense(self) -> None:
+        for name in self.kind.refuses:
+            value, default = getattr(self, name), getattr(TrainConfig, name)
+            if value in (None, default, COMMON_DEFAULTS.get(name)) or (
+                name == "data" and self._is_given
+            ):
+                continue
+            raise ConfigError(
+                f"{name}: {self.model} has no use for it, got {value!r}"
+                + ("; expected data_a and data_b" if name == "data" else "")
+            )
+        if self.kind.pairs and (self.data_a is None) != (self.data_b is None):
+            raise ConfigError(
+                f"data_b: {self.model} takes data_a and data_b, or its own digits without either"
+            )
+
     def folder(self) -> Path:
         """``out`` as a path.
 
@@ -378,9 +417,16 @@ class TrainConfig:
         return MODEL_KINDS[self.model]
 
     @property
+    def _is_given(self) -> bool:
+        """Whether the data was given to Trainer in Python; its name is recorded."""
+        return self.data.startswith("source:")
+
+    @property
     def uses_batch_norm(self) -> bool:
         """Whether a network of this model has batch norm."""
-        return self.kind.batch_norm
+        return self.kind.batch_norm or (
+            "critic_norm" in self.kind.reads and self.critic_norm == "batch"
+        )
 
     @property
     def is_wasserstein(self) -> bool:

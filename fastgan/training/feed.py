@@ -16,7 +16,15 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fastgan.data import ImageSource, ImageStream, InfiniteSampler, load_data, open_stream
+from fastgan.data import (
+    ImageSource,
+    ImageStream,
+    InfiniteSampler,
+    PairSource,
+    load_data,
+    load_pairs,
+    open_stream,
+)
 from fastgan.data.given import StreamSource
 from fastgan.data.streaming import StreamInterrupted
 from fastgan.errors import ConfigError, DataError, DataWarning
@@ -132,6 +140,15 @@ def open_source(
         DataError: the data can't be read, or is a single image.
     """
     assert config.image_size is not None
+    if source is None and config.kind.pairs and config.data_a and config.data_b:
+        source = load_pairs(
+            config.data_a,
+            config.data_b,
+            paired=config.kind.pairs == "paired",
+            image_size=config.image_size,
+            channels=config.channels,
+            progress=progress,
+        )
     if source is None:
         source = load_data(
             config.data,
@@ -139,8 +156,15 @@ def open_source(
             channels=config.channels,
             progress=progress,
         )
+    if isinstance(source, PairSource) != bool(config.kind.pairs):
+        expected = "a" if config.kind.pairs else "no"
+        raise ConfigError(
+            f"source: {config.model} trains on {source.name}; expected {expected} PairSource"
+        )
+    if isinstance(source, PairSource) and source.paired != (config.kind.pairs == "paired"):
+        raise ConfigError(f"source: {config.model} takes {config.kind.pairs} images")
     if len(source) < 2:
-        raise DataError(f"{config.data}: expected at least 2 images to train on, got 1")
+        raise DataError(f"{source.name}: expected at least 2 images to train on, got 1")
     if config.conditional and source.num_classes is None:
         raise ConfigError(
             f"data: {config.model} is conditioned on labels, and {config.data} has none"

@@ -5,11 +5,12 @@ Nothing here imports torch: the command line reads it before it answers.
 
 from __future__ import annotations
 
+import importlib
 import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["MODEL_KINDS", "ModelKind"]
+__all__ = ["MODEL_KINDS", "ModelKind", "named"]
 
 
 class ModelKind(NamedTuple):
@@ -24,6 +25,9 @@ class ModelKind(NamedTuple):
         reads: settings that it reads and some other models ignore.
         batch_norm: whether a network of it has batch norm.
         updater: module of :mod:`fastgan.training` and its class: how both players are updated.
+        pictures: likewise: what draws the grids.
+        pairs: "paired" or "unpaired" where it translates between two sets of images.
+        refuses: settings that make no sense for it: one that is set is an error.
     """
 
     generator: str
@@ -32,11 +36,26 @@ class ModelKind(NamedTuple):
     reads: tuple[str, ...]
     batch_norm: bool = True
     updater: str = "updates.GANUpdater"
+    pictures: str = "outputs.SampleWriter"
+    pairs: str = ""
+    refuses: tuple[str, ...] = ()
 
 
-_WIDTHS = ("ngf", "ndf")
+def named(name: str) -> Any:
+    """The class that a row names by its module of :mod:`fastgan.training`."""
+    module, _, of_class = name.partition(".")
+    return getattr(importlib.import_module(f"fastgan.training.{module}"), of_class)
+
+
+_NOISE = ("nz", "noise")
+_WIDTHS = (*_NOISE, "ngf", "ndf")
 _PENALTIES = ("r1", "r2")
 _DCGAN = (*_WIDTHS, "critic_norm", "projection")
+_PAIRS = ("ngf", "ndf", "critic_norm", "data_a", "data_b")
+_NOT_FOR_PAIRS = (
+    *("data", "conditional", "projection", "r1", "r2", "orthogonal", "one_stage"),
+    *("augment", "accumulate"),
+)
 
 MODEL_KINDS: Mapping[str, ModelKind] = types.MappingProxyType(
     {
@@ -53,7 +72,7 @@ MODEL_KINDS: Mapping[str, ModelKind] = types.MappingProxyType(
                 "noise": "uniform",
                 "n_critic": 1,
             },
-            reads=_PENALTIES,
+            reads=(*_NOISE, *_PENALTIES),
             batch_norm=False,
         ),
         # Radford et al. 2015, section 4: Adam, 2e-4, beta1 0.5, minibatches of 128, uniform Z.
@@ -166,6 +185,50 @@ MODEL_KINDS: Mapping[str, ModelKind] = types.MappingProxyType(
             },
             reads=(*_WIDTHS, *_PENALTIES),
             batch_norm=False,
+        ),
+        # Zhu et al. 2017, section 4 and appendix 7.1.
+        "cyclegan": ModelKind(
+            "CycleGANGenerator",
+            "CycleGANDiscriminator",
+            {
+                "data_a": "digits",
+                "data_b": "digit-outlines",
+                "batch_size": 1,
+                "optimizer": "adam",
+                "lr": 2e-4,
+                "lr_decay": "half",
+                "beta1": 0.5,
+                "n_critic": 1,
+                "loss": "least-squares",
+                "critic_norm": "instance",
+            },
+            reads=(*_PAIRS, "blocks", "cycle_weight", "identity_weight"),
+            batch_norm=False,
+            updater="translation.CycleGANUpdater",
+            pictures="translation.TranslationWriter",
+            pairs="unpaired",
+            refuses=_NOT_FOR_PAIRS,
+        ),
+        # Isola et al. 2017, section 3.3 and appendix 6.2.
+        "pix2pix": ModelKind(
+            "UNetGenerator",
+            "Pix2PixDiscriminator",
+            {
+                "data_a": "digit-outlines",
+                "data_b": "digits",
+                "batch_size": 1,
+                "optimizer": "adam",
+                "lr": 2e-4,
+                "beta1": 0.5,
+                "n_critic": 1,
+                "critic_norm": "instance",
+            },
+            reads=(*_PAIRS, "l1_weight"),
+            batch_norm=False,
+            updater="translation.Pix2PixUpdater",
+            pictures="translation.TranslationWriter",
+            pairs="paired",
+            refuses=_NOT_FOR_PAIRS,
         ),
     }
 )

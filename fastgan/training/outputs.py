@@ -87,8 +87,12 @@ class SampleWriter(Callback):
         self._monitor = health.monitor
         generator = seeded_generator(config.seed, PICTURE_STREAM)
         some = torch.randperm(len(source), generator=generator)[:2000]
-        self.real = source.get(some.tolist())
+        self.real = self._looked_at(*source.get(some.tolist()))
         self._diversity = SampleDiversity(*self.real, num_classes=source.num_classes)
+
+    def _looked_at(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What samples are compared with, and its labels."""
+        return images, labels
 
     def on_step(self, trainer: Trainer) -> None:
         """Draws a grid if one is due."""

@@ -123,6 +123,8 @@ class OwnParts:
         Raises:
             ConfigError: one fails, or returns something of another shape than training needs.
         """
+        if config.kind.pairs and not {"generator", "discriminator"}.isdisjoint(self.given):
+            raise ConfigError(f"generator: {config.model} trains its own networks; expected none")
         labels: tuple[Tensor, ...] = ()
         if config.conditional:
             labels = (torch.zeros(2, dtype=torch.int64, device=device),)

@@ -26,8 +26,9 @@ __all__ = ["COLUMNS", "GROUPS", "MetricsRecorder", "plot_losses", "read_metrics"
 
 # metrics.csv, in this order; columns of Trainer.log come behind. Which are filled depends on the
 # model: `wasserstein` and `penalty` for critics, `d_real` and `d_fake` (mean probability of "real")
-# for discriminators; `r1` and `r2`, as the loss has them, where they are asked for; `ada_r` and
-# `ada_p` with adaptive augmentation.
+# for discriminators; `r1` and `r2`, as the loss has them, where they are asked for; `l1`, `cycle`
+# and `identity` likewise, where images are translated; `ada_r` and `ada_p` with adaptive
+# augmentation.
 COLUMNS = (
     "step",
     "images",
@@ -38,6 +39,9 @@ COLUMNS = (
     "penalty",
     "r1",
     "r2",
+    "l1",
+    "cycle",
+    "identity",
     "d_real",
     "d_fake",
     "ada_r",
@@ -56,6 +60,7 @@ GROUPS = {
     **dict.fromkeys(("wasserstein", "d_real", "d_fake"), "scores"),
     **dict.fromkeys(("penalty", "r1", "r2"), "penalties"),
     **dict.fromkeys(("ada_r", "ada_p"), "augmentation"),
+    **dict.fromkeys(("l1", "cycle", "identity"), "translation"),
     **dict.fromkeys(("grad_norm_g", "diversity"), "health"),
     **dict.fromkeys(("lr_d", "lr_g"), "rates"),
     **dict.fromkeys(("images", "images_per_second"), "progress"),

@@ -133,7 +133,9 @@ class RunFolder:
         elif self._settings is not None:
             # The run ended before its first checkpoint and starts again from its beginning.
             asked = _continued(_read_settings(self._settings), asked, explicit, self._settings)
-        return dataclasses.replace(asked, data=_absolute(asked.data)).resolved()
+        places = {name: getattr(asked, name) for name in ("data", "data_a", "data_b")}
+        places = {name: _absolute(place) for name, place in places.items() if place is not None}
+        return dataclasses.replace(asked, **places).resolved()
 
     def prepare(self) -> None:
         """Creates the folder.

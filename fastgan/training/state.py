@@ -17,12 +17,13 @@ from fastgan.training.checkpoint import restore_module
 from fastgan.training.config import TrainConfig
 from fastgan.training.ema import ExponentialMovingAverage
 from fastgan.training.iteration import MetricTotals
+from fastgan.training.model_kinds import named
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
 from fastgan.training.own import OwnParts
 from fastgan.training.processes import Processes
 from fastgan.training.run_folder import SavedRun
 from fastgan.training.sync_batch_norm import synchronize_batch_norm
-from fastgan.training.updates import build_optimizer, updater_class
+from fastgan.training.updates import GANUpdater, build_optimizer
 
 __all__ = ["PICTURE_STREAM", "TrainState"]
 
@@ -98,7 +99,7 @@ class TrainState:
             lr_g, lr_d = (float(each.param_groups[0]["lr"]) for each in (optimizer_g, optimizer_d))
             config = dataclasses.replace(config, lr_g=lr_g, lr_d=lr_d)
         self.config = config
-        self.updater = updater_class(config)(
+        self.updater: GANUpdater = named(config.kind.updater)(
             config=config,
             generator=generator,
             discriminator=discriminator,

@@ -35,7 +35,8 @@ from fastgan.training.graphs import CapturedIteration, CudaCapture, why_not_capt
 from fastgan.training.interrupt import stop_on_signals
 from fastgan.training.iteration import Iteration, Shape
 from fastgan.training.loggers import LOGGERS
-from fastgan.training.outputs import CheckpointWriter, HealthWatch, MetricsWriter, SampleWriter
+from fastgan.training.model_kinds import named
+from fastgan.training.outputs import CheckpointWriter, HealthWatch, MetricsWriter
 from fastgan.training.own import OptimizerLike, OwnParts
 from fastgan.training.page import PageWriter
 from fastgan.training.processes import Processes
@@ -49,7 +50,7 @@ from fastgan.training.updates import GANUpdater
 __all__ = ["Trainer"]
 
 #: Settings that processes of one run may each have their own values for.
-_OWN = ("device", "workers", "out", "data")
+_OWN = ("device", "workers", "out", "data", "data_a", "data_b")
 
 
 class Trainer:
@@ -65,7 +66,8 @@ class Trainer:
         config: settings; unset ones take the paper's defaults.
         source: data to use instead of loading ``config.data``: an image source, a tensor, an array,
             a dataset, a ``DataLoader`` or a stream of batches, see
-            :func:`fastgan.data.as_source`. The run's settings record it as
+            :func:`fastgan.data.as_source`; of ``cyclegan`` and ``pix2pix`` a
+            :class:`fastgan.data.PairSource`. The run's settings record it as
             what :func:`fastgan.data.load_data` made it of, else as ``source:NAME``, which must be
             given again to resume or evaluate.
         generator: a network of your own, trained in place: it takes noise (N, nz, 1, 1), and labels
@@ -382,8 +384,10 @@ class Trainer:
         assert config.lr_g is not None
         assert config.lr_d is not None
         factor = 1.0
-        if config.lr_decay == "linear":
+        if config.lr_decay != "none":
             factor = max(0.0, 1 - self.step / config.steps)
+        if config.lr_decay == "half":
+            factor = min(1.0, 2 * factor)
         rates = config.lr_g * factor, config.lr_d * factor
         self.updater.set_learning_rates(*rates)
         return rates
@@ -432,7 +436,7 @@ class Trainer:
             found = [health, CheckpointWriter()]
             return [*found, Evaluator(None, None, None)] if self.config.evaluate_every else found
         metrics = MetricsWriter()
-        samples = SampleWriter(self.config, self.source, metrics, health)
+        samples = named(self.config.kind.pictures)(self.config, self.source, metrics, health)
         found = [health, samples, metrics, CheckpointWriter(), PageWriter()]
         if self.config.logger != "none":
             found.append(LOGGERS[self.config.logger]())

@@ -9,7 +9,6 @@ Nothing here reads a value back from the device, so that a CUDA graph can hold a
 
 from __future__ import annotations
 
-import importlib
 import types
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -32,7 +31,7 @@ from fastgan.training.checkpoint import restore_optimizer, restore_scaler
 from fastgan.training.config import TrainConfig
 from fastgan.training.processes import Processes
 
-__all__ = ["GANUpdater", "build_optimizer", "updater_class"]
+__all__ = ["GANUpdater", "build_optimizer"]
 
 # Where each penalty is taken, its column in metrics.csv, its target, and its factor beside the
 # weight.
@@ -57,13 +56,6 @@ def build_optimizer(config: TrainConfig, module: nn.Module, lr: float) -> torch.
     # Of torch's own kernels only the fused one reads a rate that lies on a CUDA device there.
     fused = True if parameters[0].is_cuda else None
     return torch.optim.SGD(parameters, lr=lr, momentum=config.beta1, fused=fused)
-
-
-def updater_class(config: TrainConfig) -> type[GANUpdater]:
-    """The class of updates that ``config.model`` names."""
-    module, _, name = config.kind.updater.partition(".")
-    found: type[GANUpdater] = getattr(importlib.import_module(f"fastgan.training.{module}"), name)
-    return found
 
 
 @dataclass

@@ -20,6 +20,8 @@ PAPERS = {
     "sngan": (64, "adam", 2e-4, 0.0, 0.9, "normal", 5),
     "biggan": (256, "adam", 2e-4, 0.0, 0.999, "normal", 2),
     "r3gan": (256, "adam", 2e-4, 0.0, 0.99, "normal", 1),
+    "cyclegan": (1, "adam", 2e-4, 0.5, 0.999, None, 1),
+    "pix2pix": (1, "adam", 2e-4, 0.5, 0.999, None, 1),
 }
 
 
@@ -31,7 +33,7 @@ def test_defaults_are_the_papers(model: str) -> None:
     lr_g = 5e-5 if model == "biggan" else lr
     assert (config.lr_g, config.lr_d, config.n_critic) == (lr_g, lr, n_critic)
     losses = {"wgan": "wasserstein", "wgan-gp": "wasserstein", "r3gan": "relativistic"}
-    losses |= {"sngan": "hinge", "biggan": "hinge"}
+    losses |= {"sngan": "hinge", "biggan": "hinge", "cyclegan": "least-squares"}
     assert config.loss == losses.get(model, "bce")
     assert config.r1 == config.r2 == (2.0 if model == "r3gan" else 0.0)
     assert config.orthogonal == (1e-4 if model == "biggan" else 0.0)
@@ -39,6 +41,7 @@ def test_defaults_are_the_papers(model: str) -> None:
     assert beta2 is None or config.beta2 == beta2
     assert (config.clip, config.gp_weight) == (0.01, 10.0)
     assert config.conditional == (model == "cgan")
+    assert config.lr_decay == ("half" if model == "cyclegan" else "none")
 
 
 def test_given_values_beat_the_papers() -> None:

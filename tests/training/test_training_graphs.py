@@ -27,6 +27,7 @@ from fastgan.training.config import MODELS
 from fastgan.training.ema import ExponentialMovingAverage
 from fastgan.training.graphs import WARM_UP, CapturedIteration, Step
 from fastgan.training.iteration import Iteration, MetricTotals, Shape
+from fastgan.training.model_kinds import named
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
 from fastgan.training.updates import GANUpdater, build_optimizer
 
@@ -113,7 +114,7 @@ def make(**changes: Any) -> Iteration:
     torch.manual_seed(0)
     data = DataShape("random", 1, SIZE, CLASSES)
     generator, discriminator = build_generator(config, data), build_discriminator(config, data)
-    updater = GANUpdater(
+    updater: GANUpdater = named(config.kind.updater)(
         config=config,
         generator=generator,
         discriminator=discriminator,
@@ -129,13 +130,14 @@ def make(**changes: Any) -> Iteration:
     return Iteration(updater, average, MetricTotals())
 
 
-def batches(count: int) -> Callable[[], list[tuple[Tensor, Tensor]]]:
+def batches(count: int, config: TrainConfig) -> Callable[[], list[tuple[Tensor, Tensor]]]:
+    channels = 2 if config.kind.pairs else 1
     random = torch.Generator().manual_seed(1)
 
     def next_ones() -> list[tuple[Tensor, Tensor]]:
         return [
             (
-                torch.rand(BATCH, 1, SIZE, SIZE, generator=random) * 2 - 1,
+                torch.rand(BATCH, channels, SIZE, SIZE, generator=random) * 2 - 1,
                 torch.randint(CLASSES, (BATCH,), generator=random),
             )
             for _ in range(count)
@@ -160,7 +162,7 @@ def state(iteration: Iteration) -> dict[str, Tensor]:
 
 def trained(iteration: Any, inner: Iteration, n_critic: int, steps: int) -> dict[str, float]:
     """Trains with falling rates and a penalty in turns; gives the mean metrics."""
-    taken = batches(n_critic)
+    taken = batches(n_critic, inner.updater.config)
     torch.manual_seed(7)  # dropout
     lazily = itertools.cycle([True, False, False])
     for step in range(steps):
@@ -171,7 +173,8 @@ def trained(iteration: Any, inner: Iteration, n_critic: int, steps: int) -> dict
 
 
 CASES: list[dict[str, Any]] = [
-    *({"model": model} for model in MODELS if model not in ("biggan", "r3gan")),
+    *({"model": model} for model in MODELS if model not in ("biggan", "r3gan", "cyclegan")),
+    {"model": "cyclegan", "blocks": 1},
     {"model": "wgan-gp", "conditional": True, "penalty_every": 2, "augment": "color,cutout"},
     {"model": "dcgan", "one_stage": True, "accumulate": 2},
     {"model": "wgan", "optimizer": "sgd", "clip_when": "before"},
@@ -240,7 +243,7 @@ def test_a_step_reads_nothing_back_and_its_results_stay_in_their_places(
     iteration = make(**case)
     if case.get("precision") == "fp16":
         iteration.updater.make_scalers()
-    taken, shape = batches(2), Shape((True, False), measured=True)
+    taken, shape = batches(2, iteration.updater.config), Shape((True, False), measured=True)
     iteration.updater.set_learning_rates(1e-3, 1e-3)
     iteration.run(taken(), shape)  # makes the optimisers' states
 

@@ -1,12 +1,14 @@
 """Spectral norm of all weights of a module at once: Miyato et al. 2018, arXiv 1802.05957.
 
 u <- W v / ||W v||,   v <- W^T u / ||W^T u||,   sigma = u^T W v,   weight = W / sigma
+
+u and v are constants, so that grad_W = grad_weight / sigma - <grad_weight, W> / sigma^2 u v^T.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from fastgan.errors import ConfigError
 __all__ = ["spectral_norm"]
 
 Module = TypeVar("Module", bound=nn.Module)
+Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
 
 #: Iterations on the first weights, as in ``torch.nn.utils.parametrizations.spectral_norm``.
 _FIRST_ITERATIONS = 15
@@ -31,8 +34,9 @@ def spectral_norm(module: Module, *, n_power_iterations: int = 1, eps: float = 1
 
     Parameters, buffers and values are those of ``torch.nn.utils.parametrizations.spectral_norm``
     on each layer; ``state_dict`` interchanges. What differs is when they are computed: all at
-    once, when the module's forward pass begins, and not one by one as layers read their weights.
-    In training each forward pass makes ``n_power_iterations``, in eval mode none.
+    once, when the module's forward pass begins, in training as one autograd node, and not one by
+    one as layers read their weights. In training each forward pass makes ``n_power_iterations``, in
+    eval mode none.
 
     Args:
         module: changed in place.
@@ -78,6 +82,8 @@ class _SpectralNorm(nn.Module):
         self.eps = eps
         #: The normalised weight while the module's forward runs.
         self.computed: Tensor | None = None
+        self._strides: tuple[int, ...] | None = None
+        self._order: list[int] | None = None
         rows = weight.size(dim)
         self.register_buffer("_u", weight.new_empty(rows))
         self.register_buffer("_v", weight.new_empty(weight.numel() // rows))
@@ -87,18 +93,40 @@ class _SpectralNorm(nn.Module):
             for vector in (self._u, self._v):
                 vector.normal_(0, 1)
                 vector.div_(vector.norm().clamp_min(eps))
-            _iterate([self], [self.matrix(weight)], _FIRST_ITERATIONS)
+            # In torch's order, so that the same seed gives the same vectors to the bit.
+            _iterate([self], [weight.contiguous()], _FIRST_ITERATIONS)
 
-    def matrix(self, weight: Tensor) -> Tensor:
-        """(output channels, everything else)."""
-        return weight.transpose(0, self.dim).flatten(1)
+    def order(self, weight: Tensor) -> list[int] | None:
+        """The dimension of the output channels, and the others as they lie in memory; None where
+        that is how they come."""
+        strides = weight.stride()
+        if strides != self._strides:
+            others = [each for each in range(len(strides)) if each != self.dim]
+            order = [self.dim, *sorted(others, key=lambda each: -strides[each])]
+            self._order = None if order == list(range(len(order))) else order
+            self._strides = strides
+        return self._order
+
+    def matrix(self, weight: Tensor, order: list[int] | None) -> Tensor:
+        """(output channels, everything else): a view, where the output channels come first."""
+        return (weight if order is None else weight.permute(order)).flatten(1)
+
+    def right(self, weight: Tensor, order: list[int] | None) -> Tensor:
+        """v with the dimensions of the matrix's columns, a view of the buffer."""
+        if order is None:
+            return self._v
+        sizes = [size for each, size in enumerate(weight.shape) if each != self.dim]
+        return self._v.view(sizes).permute([each - (each > self.dim) for each in order[1:]])
 
     def forward(self, weight: Tensor) -> Tensor:
         if self.computed is not None:
             return self.computed
         if weight.is_meta:
             return weight
-        return _normalized([self], [weight])[0]
+        with torch.autocast(weight.device.type, enabled=False):
+            if self.training:
+                _iterate([self], [weight.detach().contiguous()], self.iterations)
+            return _divided([self], *_kept([self], [weight]), [weight])[0]
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """Assigning a weight sets the unnormalised one."""
@@ -106,32 +134,145 @@ class _SpectralNorm(nn.Module):
 
 
 @torch.no_grad()
-def _iterate(norms: Sequence[_SpectralNorm], matrices: Sequence[Tensor], iterations: int) -> None:
+def _iterate(
+    norms: Sequence[_SpectralNorm], weights: Tensors, iterations: int
+) -> tuple[list[Tensor], list[Tensor], Tensors]:
+    """Moves the buffers of all weights.
+
+    Returns:
+        For each weight u and v, which later passes leave as they are, v in the order of the
+        matrix's columns, and sigma.
+    """
+    eps = norms[0].eps
+    orders = [norm.order(weight) for norm, weight in zip(norms, weights, strict=True)]
+    given = list(zip(norms, weights, orders, strict=True))
+    matrices = [norm.matrix(weight, order) for norm, weight, order in given]
+    rights = [norm.right(weight, order) for norm, weight, order in given]
+    us, vs = [norm._u for norm in norms], [right.flatten() for right in rights]
     for _ in range(iterations):
-        for name in ("_u", "_v"):
-            vectors = [getattr(norm, name) for norm in norms]
-            for norm, matrix, vector in zip(norms, matrices, vectors, strict=True):
-                if name == "_u":
-                    torch.mv(matrix, norm._v, out=vector)
-                else:
-                    torch.mv(matrix.mT, norm._u, out=vector)
-            lengths = torch._foreach_norm(vectors)
-            torch._foreach_clamp_min_(lengths, norms[0].eps)
-            torch._foreach_div_(vectors, lengths)
+        us, _ = _unit([torch.mv(matrix, v) for matrix, v in zip(matrices, vs, strict=True)], eps)
+        vs, lengths = _unit(
+            [torch.mv(matrix.mT, u) for matrix, u in zip(matrices, us, strict=True)], eps
+        )
+    columns = [
+        v if right.dim() == 1 else v.view(right.shape) for v, right in zip(vs, rights, strict=True)
+    ]
+    torch._foreach_copy_([*(norm._u for norm in norms), *rights], [*us, *columns])
+    # u^T W v = (W^T u)^T v
+    return us, vs, lengths
 
 
-def _normalized(norms: Sequence[_SpectralNorm], weights: Sequence[Tensor]) -> list[Tensor]:
+def _unit(vectors: list[Tensor], eps: float) -> tuple[list[Tensor], Tensors]:
+    """Vectors of length 1, in place, and their products with what they were."""
+    lengths = torch._foreach_norm(vectors)
+    bounded = torch._foreach_clamp_min(lengths, eps)
+    torch._foreach_div_(vectors, bounded)
+    return vectors, torch._foreach_mul(lengths, torch._foreach_div(lengths, bounded))
+
+
+def _normalized(norms: Sequence[_SpectralNorm], weights: Tensors) -> Tensors:
     # Autocast would round the products, and sigma with them.
     with torch.autocast(weights[0].device.type, enabled=False):
-        matrices = [norm.matrix(weight) for norm, weight in zip(norms, weights, strict=True)]
-        if norms[0].training:
-            _iterate(norms, [matrix.detach() for matrix in matrices], norms[0].iterations)
-        found = []
-        for norm, matrix, weight in zip(norms, matrices, weights, strict=True):
-            # Copies: the next forward pass changes the buffers, perhaps before this one's backward.
-            u, v = norm._u.clone(), norm._v.clone()
-            found.append(weight / torch.dot(u, torch.mv(matrix, v)))
-        return found
+        if not norms[0].training:
+            return _divided(norms, *_kept(norms, weights), weights)
+        detached = [weight.detach() for weight in weights]
+        us, vs, sigmas = _iterate(norms, detached, norms[0].iterations)
+        if (
+            torch.compiler.is_compiling()
+            or torch._C._functorch.peek_interpreter_stack() is not None
+            or torch.autograd.forward_ad._current_level >= 0
+        ):
+            return _divided(norms, us, vs, weights)
+        return _Divided.apply(norms, us, vs, sigmas, *weights)  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _kept(norms: Sequence[_SpectralNorm], weights: Tensors) -> tuple[list[Tensor], list[Tensor]]:
+    """u and v, copies: the next pass in training changes the buffers, perhaps before a backward."""
+    rights = [
+        norm.right(weight, norm.order(weight)) for norm, weight in zip(norms, weights, strict=True)
+    ]
+    return [norm._u.clone() for norm in norms], [right.flatten().clone() for right in rights]
+
+
+def _divided(
+    norms: Sequence[_SpectralNorm],
+    us: Tensors,
+    vs: Tensors,
+    weights: Tensors,
+) -> list[Tensor]:
+    """The weights divided by u^T W v, each in torch's own ops."""
+    return [
+        weight / torch.dot(u, torch.mv(norm.matrix(weight, norm.order(weight)), v))
+        for norm, u, v, weight in zip(norms, us, vs, weights, strict=True)
+    ]
+
+
+class _Divided(torch.autograd.Function):
+    """All weights, divided by their sigmas, as one node."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        norms: Sequence[_SpectralNorm],
+        us: Tensors,
+        vs: Tensors,
+        sigmas: Tensors,
+        *weights: Tensor,
+    ) -> tuple[Tensor, ...]:
+        ctx.set_materialize_grads(False)
+        ctx.norms = norms
+        ctx.save_for_backward(*us, *vs, *sigmas, *weights)
+        return tuple(torch._foreach_div(weights, sigmas))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
+        count = len(ctx.norms)
+        saved = [ctx.saved_tensors[start * count : (start + 1) * count] for start in range(4)]
+        wanted = zip(ctx.norms, *saved, grads, ctx.needs_input_grad[4:], strict=True)
+        chosen = [each for each in wanted if each[-2] is not None and each[-1]]
+        if not chosen:
+            return (None,) * (4 + count)
+        norms, us, vs, sigmas, weights, given, _ = map(list, zip(*chosen, strict=True))
+        if torch.is_grad_enabled():
+            divided = _divided(norms, us, vs, weights)
+            left = iter(torch.autograd.grad(divided, weights, given, create_graph=True))
+        else:
+            left = iter(_gradients(norms, us, vs, sigmas, weights, given))
+        return (
+            *(None,) * 4,
+            *(
+                next(left) if grad is not None and needed else None
+                for grad, needed in zip(grads, ctx.needs_input_grad[4:], strict=True)
+            ),
+        )
+
+
+def _gradients(
+    norms: Sequence[_SpectralNorm],
+    us: Tensors,
+    vs: Tensors,
+    sigmas: Tensors,
+    weights: Tensors,
+    grads: Tensors,
+) -> list[Tensor]:
+    orders = [norm.order(weight) for norm, weight in zip(norms, weights, strict=True)]
+    products, matrices = [], []
+    for norm, weight, grad, order in zip(norms, weights, grads, orders, strict=True):
+        matrix, of_grad = norm.matrix(weight, order), norm.matrix(grad, order)
+        matrices.append(of_grad)
+        products.append(torch.dot(of_grad.reshape(-1), matrix.reshape(-1)))
+    scaled = torch._foreach_mul(us, torch._foreach_neg(torch._foreach_div(products, sigmas)))
+    sums = list(map(torch.addr, matrices, scaled, vs))
+    torch._foreach_div_(sums, sigmas)
+    return [
+        each.view_as(weight) if order is None else _laid_back(each, weight, order)
+        for each, weight, order in zip(sums, weights, orders, strict=True)
+    ]
+
+
+def _laid_back(matrix: Tensor, weight: Tensor, order: list[int]) -> Tensor:
+    inverse = sorted(range(len(order)), key=order.__getitem__)
+    return matrix.view([weight.shape[each] for each in order]).permute(inverse)
 
 
 def _parametrized(module: nn.Module) -> list[tuple[_SpectralNorm, Tensor]]:

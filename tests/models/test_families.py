@@ -204,6 +204,76 @@ def test_spectral_norm_is_torchs() -> None:
         assert_same(a.grad, b.grad, name)
 
 
+def differently_laid(ours: bool) -> nn.Sequential:
+    torch.manual_seed(1)
+    module = nn.Sequential(
+        nn.ConvTranspose2d(4, 6, 4, 2, 1), nn.Conv2d(6, 5, (3, 2)), nn.Flatten(), nn.Linear(210, 2)
+    )
+    module.double().to(memory_format=torch.channels_last)
+    if ours:
+        return spectral_norm(module)
+    for place in (0, 1, 3):
+        torch_spectral_norm(module[place])
+    return module
+
+
+def assert_equal_in_training(ours: nn.Sequential, theirs: nn.Sequential) -> None:
+    for step in range(3):
+        x = drawn((2, 4, 4, 4), step)
+        gradients = []
+        for module in (ours, theirs):
+            module.zero_grad()
+            module(x).square().sum().backward()
+            gradients.append([p.grad for p in module.parameters()])
+        for (name, ours_value), value in zip(
+            ours.state_dict().items(), theirs.state_dict().values(), strict=True
+        ):
+            torch.testing.assert_close(ours_value, value, rtol=1e-12, atol=1e-12, msg=name)
+        for ours_value, value in zip(*gradients, strict=True):
+            torch.testing.assert_close(ours_value, value, rtol=1e-12, atol=1e-12)
+
+
+def test_spectral_norm_in_training_is_torchs_to_twelve_digits() -> None:
+    ours, theirs = differently_laid(True), differently_laid(False)
+    assert_equal_in_training(ours, theirs)
+    for module in (ours, theirs):
+        module[1].parametrizations.weight.original.requires_grad_(False)
+    assert_equal_in_training(ours, theirs)
+    # As they lie elsewhere: the order of the products is found anew.
+    for module in (ours, theirs):
+        for parameter in module.parameters():
+            parameter.data = parameter.data.contiguous()
+    assert_equal_in_training(ours, theirs)
+
+
+def test_gradients_through_spectral_norm_have_torchs_gradients() -> None:
+    x, found = drawn((2, 4, 4, 4), 0), []
+    for module in (differently_laid(True), differently_laid(False)):
+        loss = module(x).square().sum()
+        weights = [module[place].parametrizations.weight.original for place in (0, 1, 3)]
+        first = torch.autograd.grad(loss, weights, create_graph=True)
+        found.append(torch.autograd.grad(sum(each.square().sum() for each in first), weights))
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_spectral_norm_passes_under_torch_func() -> None:
+    found = []
+    for module in (differently_laid(True), differently_laid(False)):
+        weights, rest = dict(module.named_parameters()), dict(module.named_buffers())
+
+        def loss(
+            weights: dict[str, Tensor], module: nn.Module = module, rest: Any = rest
+        ) -> Tensor:
+            x = drawn((2, 4, 4, 4), 0)
+            called: Tensor = torch.func.functional_call(module, {**weights, **rest}, (x,))
+            return called.square().sum()
+
+        found.append(torch.func.grad(loss)(weights))
+    for name, value in found[1].items():
+        torch.testing.assert_close(found[0][name], value, rtol=1e-12, atol=1e-12, msg=name)
+
+
 def test_a_training_pass_iterates_once_and_its_backward_survives_the_next() -> None:
     module = spectral_norm(nn.Sequential(nn.Linear(3, 5), nn.Linear(5, 2))).double()
     weight = module[0].parametrizations.weight.original.detach()

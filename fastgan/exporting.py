@@ -4,7 +4,7 @@ The first two hold one function, of noise (N, nz) float32, drawn as the run's no
 conditional generator, labels (N,) int64. It returns images (N, channels, size, size) float32 in
 [-1, 1]. N is free. Truncation is part of it: the noise is mapped onto [-T, T] by the monotone map
 that makes truncated noise of the run's noise, so the images are distributed as ``fastgan sample
---truncation T`` draws them.
+--truncation T`` draws them. A StyleGAN2's is of its styles, as there.
 
 safetensors holds the weights, and in its metadata what :func:`fastgan.load_generator` builds the
 generator from.
@@ -78,7 +78,7 @@ def export_generator(
     if truncation is not None and format == "safetensors":
         raise ConfigError("truncation: weights alone have none; expected onnx or torch-export")
     check_writable(path)
-    generator.noise(1, truncation=truncation)  # refuses a truncation that can't be
+    generator.sample(1, truncation=truncation)  # refuses a truncation that can't be
     content, checked = writers[format](generator, truncation)
     with atomic_write(path) as file:
         file.write(content)
@@ -136,12 +136,12 @@ class _Function(nn.Module):
         super().__init__()
         self.module = generator.module
         self.kind = generator.config.noise
-        self.truncation = truncation
+        self.truncation, self.options = generator.truncated(truncation)
 
     def forward(self, z: Tensor, *labels: Tensor) -> Tensor:
         if self.truncation is not None:
             z = truncate(z, str(self.kind), self.truncation)
-        images: Tensor = self.module(z[:, :, None, None], *labels)
+        images: Tensor = self.module(z[:, :, None, None], *labels, **self.options)
         return images
 
 

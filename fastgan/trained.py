@@ -20,6 +20,8 @@ from torch import Tensor, nn
 from fastgan._util.reading import parsing
 from fastgan.data import PairSource, as_source, load_data, load_pairs
 from fastgan.errors import CheckpointError, ConfigError, DataWarning
+from fastgan.models import StyleGAN2Generator
+from fastgan.models.checks import check_positive
 from fastgan.sampling.batches import STANDING_BATCH, generate_images, standing_statistics_
 from fastgan.sampling.noise import sample_noise, spherical_interpolation
 from fastgan.training.checkpoint import (
@@ -231,6 +233,7 @@ class TrainedGenerator:
             )
         random = torch.Generator().manual_seed(seed)
         assert config.noise is not None
+        truncation, options = self.truncated(truncation)
         z = sample_noise(n, config.nz, config.noise, truncation=truncation, generator=random)
         labels = None
         if classes is not None:
@@ -239,7 +242,7 @@ class TrainedGenerator:
         chosen = torch.randperm(len(source), generator=random)[:10_000]
         real, real_labels = source.get(chosen.tolist())
         return evaluate_samples(
-            generate_images(self.module, z, labels),
+            generate_images(self.module, z, labels, **options),
             real,
             labels=real_labels,
             num_classes=source.num_classes,
@@ -354,6 +357,16 @@ class TrainedGenerator:
             generator=torch.Generator().manual_seed(seed),
         )
 
+    def truncated(self, truncation: float | None) -> tuple[float | None, dict[str, Any]]:
+        """What noise is truncated at, and what else the module is called with.
+
+        A StyleGAN2's truncation isn't of noise: it contracts styles to their average, and is the
+        module's ``truncation``.
+        """
+        if truncation is None or not isinstance(self.module, StyleGAN2Generator):
+            return truncation, {}
+        return None, {"truncation": truncation}
+
     def with_standing_statistics(
         self, truncation: float | None = None, *, batches: int = 16, seed: int = 0
     ) -> TrainedGenerator:
@@ -386,7 +399,8 @@ class TrainedGenerator:
         Args:
             n: how many.
             seed: of the noise.
-            truncation: noise beyond it is drawn again: more typical, less varied images.
+            truncation: noise beyond it is drawn again: more typical, less varied images. Of a
+                StyleGAN2 styles are contracted to their average by this factor instead.
             classes: of a conditional generator: a number, a name, or several, in turn; by default
                 all.
 
@@ -396,8 +410,60 @@ class TrainedGenerator:
         Raises:
             ConfigError: a class or a truncation that can't be.
         """
+        truncation, options = self.truncated(truncation)
         z = self.noise(n, seed=seed, truncation=truncation)
-        return generate_images(self.module, z, self.labels(n, classes))
+        return generate_images(self.module, z, self.labels(n, classes), **options)
+
+    def style_mixing(
+        self,
+        rows: int,
+        columns: int,
+        *,
+        seed: int = 0,
+        truncation: float | None = None,
+        layer: int | None = None,
+        classes: int | str | Sequence[int | str] | None = None,
+    ) -> Tensor:
+        """Crosses samples: mixed styles, as in Karras et al. 2018, arXiv 1812.04948, figure 3.
+
+        The image in row i and column k has the styles of sample i in layers below ``layer``, the
+        coarse ones, and of sample k of another set in the others.
+
+        Args:
+            rows: samples on the left.
+            columns: samples on top.
+            seed: of the noise, and ``truncation`` and ``classes``, as in :meth:`sample`; the rows'
+                samples are the first.
+            truncation: see ``seed``.
+            layer: from 0 to the generator's ``layers``; None for half of them.
+            classes: see ``seed``.
+
+        Returns:
+            float32 ((rows + 1) * (columns + 1), channels, size, size) in [-1, 1], row by row: a
+            black image, the samples on top, and so on.
+
+        Raises:
+            ConfigError: the generator has no styles, or as in :meth:`sample`.
+        """
+        module = self.module
+        if not isinstance(module, StyleGAN2Generator):
+            raise ConfigError(f"style_mixing: {self.config.model} has no styles; stylegan2 has")
+        check_positive(rows=rows, columns=columns)
+        layer = module.layers // 2 if layer is None else layer
+        n, device = rows + columns, module.const.device
+        labels = self.labels(n, classes)
+        with torch.no_grad():
+            z = self.noise(n, seed=seed).to(device)
+            styles = module.styles(z, None if labels is None else labels.to(device))
+            left, top = module.truncated(styles, truncation).split([rows, columns])
+            black = torch.full((1, module.nc, *2 * (module.image_size,)), -1.0)
+            sheet = [black, module.synthesis(top).float().cpu()]
+            for each in left:
+                coarse = each[:layer].expand(columns, -1, -1)
+                crossed = torch.cat([coarse, top[:, layer:]], 1)
+                images = module.synthesis(torch.cat([each[None], crossed]))
+                sheet.append(images.float().cpu())
+        return torch.cat(sheet)
 
     def translate(self, images: Tensor, direction: str = "a2b") -> Tensor:
         """Translates images; for ``cyclegan`` and ``pix2pix``.
@@ -452,6 +518,7 @@ class TrainedGenerator:
         Returns:
             float32 (stops * frames, channels, size, size) in [-1, 1]; the last leads to the first.
         """
+        truncation, options = self.truncated(truncation)
         corners = self.noise(stops, seed=seed, truncation=truncation)
         following = corners.roll(-1, dims=0)
         parts = [
@@ -459,4 +526,4 @@ class TrainedGenerator:
         ]
         z = torch.stack(parts, dim=1).flatten(0, 1)
         labels = None if self.num_classes is None else self.labels(len(z), classes)
-        return generate_images(self.module, z, labels)
+        return generate_images(self.module, z, labels, **options)

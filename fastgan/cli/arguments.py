@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import re
 import typing
 from collections.abc import Callable, Sequence
 from types import NoneType
@@ -199,6 +200,13 @@ def _add_sample(commands: Any) -> None:
         metavar="NAME|K",
         help="of a conditional model; by default all classes, in a grid with columns for each",
     )
+    parser.add_argument(
+        "--style-mixing",
+        type=_rows_and_columns,
+        metavar="ROWSxCOLUMNS",
+        help="of stylegan2: write a sheet instead, each image with the coarse styles of the sample"
+        " on its left and the fine ones of the sample on top",
+    )
 
 
 def _add_translate(commands: Any) -> None:
@@ -390,7 +398,9 @@ def _add_sampling(parser: argparse.ArgumentParser) -> None:
         "--seed", type=_seed, default=0, metavar="N", help="of the noise (default 0)"
     )
     _add_truncation(
-        parser, "draw noise again until within [-T, T]: more typical, less varied images"
+        parser,
+        "draw noise again until within [-T, T], of stylegan2 contract styles to their average by T:"
+        " more typical, less varied images",
     )
     parser.add_argument(
         "--standing-statistics",
@@ -417,6 +427,13 @@ def _at_least(minimum: int) -> Callable[[str], int]:
         return value
 
     return parse
+
+
+def _rows_and_columns(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", text)
+    if found is None:
+        raise argparse.ArgumentTypeError(f"expected two numbers from 1 to 99, as 3x6, got {text!r}")
+    return int(found[1]), int(found[2])
 
 
 def _above_zero(text: str) -> float:

@@ -14,7 +14,7 @@ from fastgan._util.files import atomic_write, check_writable
 from fastgan.cli.terminal import say
 from fastgan.errors import ConfigError, OutputError
 from fastgan.sampling.images import class_grid, save_grid, save_image, to_bytes
-from fastgan.trained import load_generator
+from fastgan.trained import TrainedGenerator, load_generator
 
 __all__ = ["run"]
 
@@ -27,6 +27,8 @@ def run(options: argparse.Namespace) -> int:
     generator = load_generator(options.checkpoint, ema=not options.no_ema).to(device)
     if options.standing_statistics:
         generator = generator.with_standing_statistics(options.truncation)
+    if options.style_mixing is not None:
+        return _save_mixed(generator, options)
     count, columns, classes = options.n or 64, None, options.label
     if options.out is not None and generator.num_classes is not None and classes is None:
         classes, columns = class_grid(count, generator.num_classes)
@@ -44,6 +46,22 @@ def run(options: argparse.Namespace) -> int:
         say(f"{count} images: {options.out}")
     if options.to is not None:
         say(f"{count} images: {_save_singly(images, labels, Path(options.to))}")
+    return 0
+
+
+def _save_mixed(generator: TrainedGenerator, options: argparse.Namespace) -> int:
+    if options.out is None or options.to is not None or options.n is not None:
+        raise ConfigError("style_mixing: expected --out FILE.png for a sheet, without --to and --n")
+    rows, columns = options.style_mixing
+    images = generator.style_mixing(
+        rows,
+        columns,
+        seed=options.seed,
+        truncation=options.truncation,
+        classes=options.label,
+    )
+    save_grid(images, options.out, columns=columns + 1)
+    say(f"{rows} times {columns} images: {options.out}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Networks that are ready to train: DCGAN, WGAN, SNGAN, BigGAN, R3GAN, CycleGAN, pix2pix and MLPs.
+"""Networks that are ready to train, conditional or not: DCGAN, WGAN, R3GAN, StyleGAN2 and others.
 
 Their layers are plain ``torch.nn`` modules in the paper's order, and run fused; in all else a
 network is an ``nn.Module`` as any: ``apply``, hooks, ``deepcopy`` and ``pickle`` work. DCGAN's and
@@ -33,6 +33,7 @@ from fastgan.models.mlp import MLPDiscriminator, MLPGenerator
 from fastgan.models.pix2pix import Pix2PixDiscriminator, UNetGenerator
 from fastgan.models.r3gan import R3GANDiscriminator, R3GANGenerator
 from fastgan.models.sngan import SNGANDiscriminator, SNGANGenerator
+from fastgan.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from fastgan.models.wgan import WGANCritic
 
 __all__ = [
@@ -52,6 +53,8 @@ __all__ = [
     "ResNetGenerator",
     "SNGANDiscriminator",
     "SNGANGenerator",
+    "StyleGAN2Discriminator",
+    "StyleGAN2Generator",
     "UNetGenerator",
     "WGANCritic",
     "weights_init",

@@ -43,6 +43,7 @@ from torch import Tensor
 from fastgan.errors import ConfigError
 from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import is_channels_last
+from fastgan.ops.registration import calls_its_function
 
 __all__ = ["ACTIVATIONS", "Activation", "bias_act", "gradient_by_output"]
 
@@ -154,8 +155,7 @@ def bias_act(
         clamp,
     )
     recorded = torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad))
-    # The dispatcher's way round by Python takes as long as the op itself does on small maps.
-    if recorded and type(x) is Tensor and not torch.compiler.is_compiling():
+    if recorded and calls_its_function(x):
         return _BiasAct.apply(x, b, *settings)  # type: ignore[no-any-return, no-untyped-call]
     return _op(x, b, *settings)  # type: ignore[no-any-return]
 

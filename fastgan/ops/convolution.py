@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgan._util.recording import is_recording
 from fastgan.ops.backends import select_backend
 from fastgan.ops.chain import OneDispatch, weights_are_left_out
 from fastgan.ops.eligibility import autocast_dtype, why_not_chained, why_not_this_stage
@@ -103,8 +104,8 @@ def conv_transpose2d(
 
 
 def _convolution(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """None where torch's own function is to do it: compilers, tracers, subclasses, errors."""
-    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+    """None where torch's own function is to do it: compilers, tracers, tapes, odd arguments."""
+    if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or is_recording():
         return None
     dtype = autocast_dtype(input)
     if (

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from fastgan.errors import ConfigError
 from fastgan.ops.define import define_op
+from fastgan.ops.registration import calls_its_function
 from fastgan.ops.upfirdn2d import _upfirdn2d, laid_as, padding_behind, taps_of
 
 __all__ = ["filtered_lrelu"]
@@ -82,7 +83,7 @@ def filtered_lrelu(
         if any(f is not None and f.requires_grad for f in (fu, fd)):
             return _filtered_lrelu(x, fu, fd, b, *settings)
         recorded = x.requires_grad or (b is not None and b.requires_grad)
-        if recorded and type(x) is Tensor and not torch.compiler.is_compiling():
+        if recorded and calls_its_function(x):
             return _FilteredLrelu.apply(x, fu, fd, b, *settings)  # type: ignore[no-any-return, no-untyped-call]
     return _op(x, fu, fd, b, *settings)  # type: ignore[no-any-return]
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from fastgan import _native
+from fastgan._util.recording import is_recording
 from fastgan.explaining.fallback import warn_once
 from fastgan.ops.cuda_support import NO_COMPILED_PART, cuda_obstacle
 
@@ -20,6 +21,7 @@ __all__ = [
     "NAMESPACE",
     "call_counting_writes",
     "call_if_accepted",
+    "calls_its_function",
     "library",
     "register_fallback",
     "register_function",
@@ -34,6 +36,15 @@ library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
 #: By name, what :func:`register_fallback` has registered.
 _fallbacks: dict[str, Callable[..., Any]] = {}
+
+
+def calls_its_function(x: object) -> bool:
+    """Whether an op's autograd function is called without the dispatcher.
+
+    The dispatcher's way round by Python takes as long as an op itself does on small maps; but
+    subclasses, compilers and the penalty's tape see ops alone.
+    """
+    return type(x) is torch.Tensor and not torch.compiler.is_compiling() and not is_recording()
 
 
 def define_if_absent(schema: str) -> None:

@@ -27,6 +27,7 @@ from torch import Tensor
 from fastgan.errors import ConfigError
 from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import is_channels_last
+from fastgan.ops.registration import calls_its_function
 
 __all__ = ["laid_as", "padding_behind", "taps_of", "transposed", "upfirdn2d"]
 
@@ -84,7 +85,7 @@ def upfirdn2d(
     if torch.is_grad_enabled():
         if f is not None and f.requires_grad:
             return _upfirdn2d(x, f, *settings)
-        if x.requires_grad and type(x) is Tensor and not torch.compiler.is_compiling():
+        if x.requires_grad and calls_its_function(x):
             return _Upfirdn2d.apply(x, f, *settings)  # type: ignore[no-any-return, no-untyped-call]
     return _op(x, f, *settings)  # type: ignore[no-any-return]
 

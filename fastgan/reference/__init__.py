@@ -1,10 +1,10 @@
 """The papers in plain PyTorch: what every test of fastgan compares with.
 
 Models, losses and single training steps of the vanilla GAN, the (conditional) DCGAN, the WGAN
-with weight clipping, the WGAN with gradient penalty, SNGAN, BigGAN, R3GAN, CycleGAN and pix2pix,
-and the compositions of torch's own functions that the fused ones must equal. Written to be read
-beside the papers, not to be fast, and importing nothing else of fastgan, so that no mistake can be
-shared.
+with weight clipping, the WGAN with gradient penalty, SNGAN, BigGAN, StyleGAN2, R3GAN, CycleGAN and
+pix2pix, and the compositions of torch's own functions that the fused ones must equal. Written to be
+read beside the papers, not to be fast, and importing nothing else of fastgan, so that no mistake
+can be shared.
 
 ======================  =====================================================================
 module                  paper
@@ -16,6 +16,7 @@ module                  paper
 ``wgan_gp``             Gulrajani et al. 2017, arXiv 1704.00028 (with R1, R2, DRAGAN)
 ``sngan``               Miyato et al. 2018, arXiv 1802.05957 and 1802.05637
 ``biggan``              Brock et al. 2018, arXiv 1809.11096
+``stylegan2``           Karras et al. 2020, arXiv 1912.04958
 ``r3gan``               Huang et al. 2025, arXiv 2501.05441
 ``pix2pix``             Isola et al. 2017, arXiv 1611.07004
 ``cyclegan``            Zhu et al. 2017, arXiv 1703.10593
@@ -79,6 +80,14 @@ from fastgan.reference.sngan import (
     hinge_discriminator_step,
     hinge_generator_step,
 )
+from fastgan.reference.stylegan2 import (
+    StyleGAN2Discriminator,
+    StyleGAN2Generator,
+    StyleGAN2PathLength,
+    stylegan2_path_length,
+    stylegan2_path_length_step,
+    stylegan2_r1_step,
+)
 from fastgan.reference.wgan import (
     WGANCritic,
     WGANCriticStep,
@@ -116,6 +125,9 @@ __all__ = [
     "SNGANDiscriminator",
     "SNGANDiscriminatorStep",
     "SNGANGenerator",
+    "StyleGAN2Discriminator",
+    "StyleGAN2Generator",
+    "StyleGAN2PathLength",
     "TranslationStep",
     "UNetGenerator",
     "WGANCritic",
@@ -140,6 +152,9 @@ __all__ = [
     "r3gan_discriminator_loss",
     "r3gan_discriminator_step",
     "r3gan_generator_step",
+    "stylegan2_path_length",
+    "stylegan2_path_length_step",
+    "stylegan2_r1_step",
     "weights_init",
     "wgan_critic_loss",
     "wgan_critic_step",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +14,12 @@ STANDING_BATCH = 64
 
 @torch.no_grad()
 def generate_images(
-    generator: nn.Module, z: Tensor, labels: Tensor | None = None, *, batch_size: int = 256
+    generator: nn.Module,
+    z: Tensor,
+    labels: Tensor | None = None,
+    *,
+    batch_size: int = 256,
+    **options: Any,
 ) -> Tensor:
     """Runs a generator in eval mode over latent vectors.
 
@@ -21,6 +28,7 @@ def generate_images(
         z: shape (n, nz, 1, 1), on any device.
         labels: classes of shape (n,) for a conditional generator.
         batch_size: vectors at a time.
+        options: of the generator's ``forward``.
 
     Returns:
         float32 tensor of shape (n, channels, size, size) on the CPU.
@@ -39,7 +47,8 @@ def generate_images(
         for start in range(0, len(z), batch_size):
             part = slice(start, start + batch_size)
             condition = () if labels is None else (labels[part].to(device),)
-            batches.append(generator(z[part].to(device), *condition).float().cpu())
+            images = generator(z[part].to(device), *condition, **options)
+            batches.append(images.float().cpu())
     finally:
         generator.train(training)
     return torch.cat(batches)

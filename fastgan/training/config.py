@@ -35,7 +35,16 @@ MODELS = tuple(PAPER_DEFAULTS)
 
 #: What a field falls back to when neither the user nor the paper says anything.
 COMMON_DEFAULTS: Mapping[str, Any] = types.MappingProxyType(
-    {"lr_decay": "none", "beta1": 0.9, "beta2": 0.999, "r1": 0.0, "r2": 0.0, "orthogonal": 0.0}
+    {
+        "lr_decay": "none",
+        "beta1": 0.9,
+        "beta2": 0.999,
+        "r1": 0.0,
+        "r2": 0.0,
+        "penalty_every": 1,
+        "orthogonal": 0.0,
+        "path_length": 0.0,
+    }
 )
 
 # A run may be resumed with other values of these: they change where and how long it runs and
@@ -131,6 +140,8 @@ class TrainConfig:
 
     nz: int = _option(100, "length of the noise vector")
     noise: str | None = _option(None, "distribution of the noise", ("normal", "uniform"))
+    nw: int | None = _option(None, "stylegan2: length of the style vectors; by default nz")
+    mapping_layers: int = _option(8, "stylegan2: layers from noise to style vectors")
     ngf: int = _option(64, "generator width: channels of its last hidden layer")
     ndf: int = _option(64, "discriminator width: channels of its first layer")
     blocks: int | None = _option(
@@ -149,7 +160,8 @@ class TrainConfig:
     projection: bool = _option(
         False,
         "conditional discriminators and critics compare images with an embedding of the label,"
-        " instead of taking it as further channels; those of sngan, biggan and r3gan always do",
+        " instead of taking it as further channels; those of sngan, biggan, stylegan2 and r3gan"
+        " always do",
     )
 
     loss: str = _option(
@@ -176,7 +188,9 @@ class TrainConfig:
     r1: float | None = _option(
         None, "gamma of R1: adds gamma / 2 * mean ||grad D(x)||^2 at real images; not for wgan"
     )
-    r2: float | None = _option(None, "gamma of R2: the same at generated images; not for wgan")
+    r2: float | None = _option(
+        None, "gamma of R2: the same at generated images; not for wgan and stylegan2"
+    )
     orthogonal: float | None = _option(
         None, "weight of the generator's orthogonal regularisation (BigGAN's)"
     )
@@ -185,10 +199,26 @@ class TrainConfig:
         0.5, "cyclegan: weight of the identity loss, as a factor of the cycle loss's"
     )
     l1_weight: float = _option(100.0, "pix2pix: weight of the L1 loss")
-    penalty_every: int = _option(
-        1,
+    penalty_every: int | None = _option(
+        None,
         "wgan-gp, r1 and r2: penalise only every so many critic updates, by as many times the"
         " weight",
+    )
+    path_length: float | None = _option(
+        None, "stylegan2: weight of the generator's path length penalty; 0 for none"
+    )
+    path_length_every: int = _option(
+        4,
+        "stylegan2: penalise path lengths only every so many updates, by as many times the weight",
+    )
+    path_length_decay: float = _option(
+        0.01, "stylegan2: share of each new path length in the average that lengths are pulled to"
+    )
+    path_length_shrink: int = _option(
+        2, "stylegan2: path lengths are of a batch smaller by this factor"
+    )
+    style_mixing: float = _option(
+        0.9, "stylegan2: probability that a generated image has the styles of two noise vectors"
     )
     one_stage: bool = _option(
         False,
@@ -310,18 +340,24 @@ class TrainConfig:
             1,
             ("steps", "batch_size", "nz", "ngf", "ndf", "n_critic", "log_every"),
             ("sample_every", "checkpoint_every", "keep_checkpoints", "n_samples"),
-            ("accumulate", "penalty_every", "ada_interval", "blocks"),
+            ("accumulate", "penalty_every", "ada_interval", "blocks", "nw", "mapping_layers"),
+            ("path_length_every", "path_length_shrink"),
         )
-        for name in ("nz", "ngf", "ndf"):
-            if getattr(self, name) > LARGEST_WIDTH:
+        for name in ("nz", "ngf", "ndf", "nw", "mapping_layers"):
+            if (getattr(self, name) or 0) > LARGEST_WIDTH:
                 raise ConfigError(
                     f"{name}: expected at most {LARGEST_WIDTH}, got {getattr(self, name)}"
                 )
         self._require_at_least(
             0,
             ("seed", "workers", "gp_weight", "r1", "r2", "orthogonal", "evaluate_every"),
-            ("cycle_weight", "identity_weight", "l1_weight"),
+            ("cycle_weight", "identity_weight", "l1_weight", "path_length"),
         )
+        for name in ("path_length_decay", "style_mixing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(
+                    f"{name}: expected a number from 0 to 1, got {getattr(self, name)}"
+                )
         self._refuse_what_makes_no_sense()
         check_device_name(self.device)
         for name in ("lr", "lr_g", "lr_d", "clip", "ada_kimg", "minutes", "max_minutes"):
@@ -458,6 +494,10 @@ class TrainConfig:
         if self.critic_schedule == "original" and (step < 25 or step % 500 == 0):
             return max(100, self.n_critic)
         return self.n_critic
+
+    def penalizes_generator(self, step: int) -> bool:
+        """Whether generator update number ``step`` has its lazy penalty."""
+        return bool(self.path_length) and step % self.path_length_every == 0
 
     def to_dict(self) -> dict[str, Any]:
         """Field names to plain values, fit for a file and for a checkpoint."""

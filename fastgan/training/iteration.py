@@ -31,10 +31,12 @@ class Shape:
     Attributes:
         penalized: for each critic update, whether its loss has the gradient penalty.
         measured: whether the norm of the generator's gradient is wanted.
+        penalized_g: whether the generator's update has its lazy penalty.
     """
 
     penalized: tuple[bool, ...]
     measured: bool
+    penalized_g: bool = False
 
 
 class MetricTotals:
@@ -138,7 +140,10 @@ class Iteration:
             with record_function("generator update"):
                 real, labels = batches[-1]
                 metrics = updater.update_generator(
-                    real=real, labels=labels, measure_gradient=measured
+                    real=real,
+                    labels=labels,
+                    measure_gradient=measured,
+                    penalize=shape.penalized_g,
                 )
             self.totals.add(metrics)
         if self.average is not None:

@@ -50,6 +50,10 @@ def named(name: str) -> Any:
 _NOISE = ("nz", "noise")
 _WIDTHS = (*_NOISE, "ngf", "ndf")
 _PENALTIES = ("r1", "r2")
+_STYLES = (
+    *("nw", "mapping_layers", "style_mixing"),
+    *("path_length", "path_length_every", "path_length_decay", "path_length_shrink"),
+)
 _DCGAN = (*_WIDTHS, "critic_norm", "projection")
 _PAIRS = ("ngf", "ndf", "critic_norm", "data_a", "data_b")
 _NOT_FOR_PAIRS = (
@@ -166,6 +170,27 @@ MODEL_KINDS: Mapping[str, ModelKind] = types.MappingProxyType(
                 "orthogonal": 1e-4,
             },
             reads=(*_WIDTHS, *_PENALTIES),
+        ),
+        # Karras et al. 2020, appendix B; gamma as for faces of 1024 pixels.
+        "stylegan2": ModelKind(
+            "StyleGAN2Generator",
+            "StyleGAN2Discriminator",
+            {
+                "batch_size": 32,
+                "optimizer": "adam",
+                "lr": 2e-3,
+                "beta1": 0.0,
+                "beta2": 0.99,
+                "noise": "normal",
+                "n_critic": 1,
+                "r1": 10.0,
+                "penalty_every": 16,
+                "path_length": 2.0,
+            },
+            reads=(*_WIDTHS, "r1", "penalty_every", *_STYLES),
+            batch_norm=False,
+            updater="style_updates.StyleGAN2Updater",
+            refuses=("r2", "one_stage"),
         ),
         # Huang et al. 2025, as for faces of 64 pixels, without annealing.
         "r3gan": ModelKind(

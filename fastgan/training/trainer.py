@@ -344,6 +344,7 @@ class Trainer:
     def _shape(self) -> Shape:
         """The shape of the next step."""
         config = self.config
+        assert config.penalty_every is not None
         first = self.state.batches
         return Shape(
             penalized=tuple(
@@ -352,6 +353,7 @@ class Trainer:
             ),
             # Measuring costs a graph little, and one graph then serves all steps.
             measured=self._captures or self._is_logged(self.step + 1),
+            penalized_g=config.penalizes_generator(self.step),
         )
 
     def _fit(self, steps: int | None) -> None:

@@ -62,7 +62,12 @@ class Pix2PixUpdater(GANUpdater):
         return {**metrics, "loss_d": loss.detach()}
 
     def update_generator(
-        self, real: Tensor | None = None, labels: Tensor | None = None, *, measure_gradient: bool
+        self,
+        real: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        measure_gradient: bool,
+        penalize: bool = False,
     ) -> dict[str, Tensor]:
         """One step of the generator, or of both, on the translations that the discriminator saw.
 
@@ -71,6 +76,7 @@ class Pix2PixUpdater(GANUpdater):
                 is translated first.
             labels: not read.
             measure_gradient: also return the norm of the gradient.
+            penalize: not read.
 
         Returns:
             Detached scalars: ``loss_g``, its terms, and if asked for ``grad_norm_g``.

@@ -67,6 +67,7 @@ class _Drawn:
         condition: ``(labels,)``, or nothing.
         real: (N, C, H, W), in the critic's updates, and in the generator's if its loss takes real
             scores.
+        mixed: what a generator that mixes styles takes beside the noise.
         penalize: whether the loss has its gradient penalties.
         mixing: (N, 1, 1, 1), where there is one at interpolates.
         augment_real: numbers of :mod:`fastgan.training.augmentation`.
@@ -76,6 +77,7 @@ class _Drawn:
     noise: Tensor
     condition: tuple[Tensor, ...] = ()
     real: Tensor | None = None
+    mixed: tuple[Tensor, ...] = ()
     penalize: bool = False
     mixing: Tensor | None = None
     augment_real: dict[str, Tensor] = field(default_factory=dict)
@@ -93,6 +95,7 @@ class _Drawn:
                 noise=self.noise[rows],
                 condition=tuple(each[rows] for each in self.condition),
                 real=None if self.real is None else self.real[rows],
+                mixed=tuple(each[rows] for each in self.mixed),
                 penalize=self.penalize,
                 mixing=None if self.mixing is None else self.mixing[rows],
                 augment_real={kind: each[rows] for kind, each in self.augment_real.items()},
@@ -189,7 +192,7 @@ class GANUpdater:
         parts = []
         for part in drawn.parts(self.config.accumulate):
             with torch.no_grad(), self._autocast():
-                fake = self.generator(part.noise, *part.condition).to(real.dtype)
+                fake = self._generated(part).to(real.dtype)
             with self._autocast():
                 loss, metrics = self._critic_loss(part, fake)
             self._scaled(self.scaler_d, loss).backward()
@@ -199,7 +202,12 @@ class GANUpdater:
         return self._adapted(_means(parts))
 
     def update_generator(
-        self, real: Tensor | None = None, labels: Tensor | None = None, *, measure_gradient: bool
+        self,
+        real: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        measure_gradient: bool,
+        penalize: bool = False,
     ) -> dict[str, Tensor]:
         """One step of the generator, on fresh noise and, if conditioned, random labels.
 
@@ -210,6 +218,7 @@ class GANUpdater:
             real: as in :meth:`update_discriminator`.
             labels: as in :meth:`update_discriminator`.
             measure_gradient: also return the norm of its gradient.
+            penalize: whether this update has the generator's lazy penalty, where the model has one.
 
         Returns:
             Detached scalars: ``loss_g`` and, if asked for, ``grad_norm_g``.
@@ -228,7 +237,7 @@ class GANUpdater:
                         with torch.no_grad():
                             shown = augment(part.real, part.augment_real)
                             scores.append(self.discriminator(shown, *part.condition))
-                    fake = self.generator(part.noise, *part.condition)
+                    fake = self._generated(part)
                     shown = augment(fake, part.augment_fake)
                     scores.append(self.discriminator(shown, *part.condition))
                     loss = self.generator_loss(*scores)
@@ -270,7 +279,7 @@ class GANUpdater:
         parts = []
         for part in drawn.parts(self.config.accumulate):
             with self._autocast():
-                fake = self.generator(part.noise, *part.condition)
+                fake = self._generated(part)
             images = fake.detach().to(real.dtype).requires_grad_()
             with self._autocast():
                 loss, metrics, scores = self._plain_critic_loss(part, images)
@@ -320,6 +329,10 @@ class GANUpdater:
             self.adaptive.load_state_dict(saved.get("adaptive"))
 
     # What an update consists of ------------------------------------------------------------------
+
+    def _generated(self, part: _Drawn) -> Tensor:
+        images: Tensor = self.generator(part.noise, *part.condition)
+        return images
 
     def _critic_loss(self, part: _Drawn, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The second player's loss and its metrics."""
@@ -391,11 +404,13 @@ class GANUpdater:
     def _penalty_weights(self) -> dict[str, float]:
         """The weights of the penalties, as :func:`fastgan.discriminator_loss` takes them."""
         config = self.config
+        assert config.penalty_every is not None
+        every = config.penalty_every
         given = {"r1": config.r1, "r2": config.r2}
         weights = {name: weight for name, weight in given.items() if weight}
         if config.model == "wgan-gp":
             weights["gp"] = config.gp_weight
-        return {name: weight * config.penalty_every for name, weight in weights.items()}
+        return {name: weight * every for name, weight in weights.items()}
 
     def _adversarial_metrics(self, adversarial: Tensor, *scores: Tensor) -> dict[str, Tensor]:
         if self.config.is_wasserstein:
@@ -473,11 +488,13 @@ class GANUpdater:
         return self.config.loss == "relativistic"
 
     def _drawn_for_generator(self, real: Tensor | None, labels: Tensor | None) -> _Drawn:
-        count = self.config.batch_size
-        assert count is not None
         if self._takes_real_scores:
             assert real is not None
             return self._drawn_for_critic(real, labels, penalize=False)
+        assert self.config.batch_size is not None
+        return self._drawn_for_fakes(self.config.batch_size)
+
+    def _drawn_for_fakes(self, count: int) -> _Drawn:
         condition: tuple[Tensor, ...] = ()
         if self.num_classes is not None:
             classes = torch.randint(

@@ -1,4 +1,7 @@
-"""SNGAN, BigGAN and R3GAN against fastgan.reference in float64: forward, gradients, whole steps."""
+"""SNGAN, BigGAN, R3GAN, StyleGAN2 against fastgan.reference in float64: forward, gradients, steps.
+
+StyleGAN2's steps are in test_stylegan2.py.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from fastgan.training.config import TrainConfig
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
 from fastgan.training.updates import GANUpdater, build_optimizer
 
-FAMILIES = {"sngan": "SNGAN", "biggan": "BigGAN", "r3gan": "R3GAN"}
+FAMILIES = {"sngan": "SNGAN", "biggan": "BigGAN", "r3gan": "R3GAN", "stylegan2": "StyleGAN2"}
 BATCH, SIZE, CLASSES, NZ, WIDTH = 4, 16, 3, 5, 4
 CONDITIONAL = pytest.mark.parametrize("conditional", [False, True], ids=["plain", "conditional"])
 
@@ -65,7 +68,10 @@ def test_the_same_seed_gives_the_same_network_outputs_and_gradients(
         ours.train(training)
         theirs.train(training)
         inputs = [drawn(shape, 1).requires_grad_() for _ in range(2)]
-        outputs = [net(x, *labels) for net, x in zip((ours, theirs), inputs, strict=True)]
+        outputs = []
+        for network, x in zip((ours, theirs), inputs, strict=True):
+            torch.manual_seed(4)  # of the noise within StyleGAN2
+            outputs.append(network(x, *labels))
         assert_same(*outputs, "output")
         weights = drawn(tuple(outputs[0].shape), 2)
         for network, output in zip((ours, theirs), outputs, strict=True):
@@ -74,8 +80,8 @@ def test_the_same_seed_gives_the_same_network_outputs_and_gradients(
         assert_same(inputs[0].grad, inputs[1].grad, "input's gradient")
         for (name, a), b in zip(ours.named_parameters(), theirs.parameters(), strict=True):
             assert_same(a.grad, b.grad, name)
-        for (name, a), b in zip(ours.named_buffers(), theirs.buffers(), strict=True):
-            assert_same(a, b, name)
+        for name, value in theirs.state_dict().items():
+            assert_same(ours.state_dict()[name], value, name)
 
 
 class InDouble(nn.Module):
@@ -91,7 +97,7 @@ class InDouble(nn.Module):
 
 
 @CONDITIONAL
-@pytest.mark.parametrize("model", FAMILIES)
+@pytest.mark.parametrize("model", [each for each in FAMILIES if each != "stylegan2"])
 def test_whole_steps_are_the_references(model: str, conditional: bool) -> None:
     config = TrainConfig(
         model=model, out="x", nz=NZ, batch_size=BATCH, conditional=conditional, precision="fp32"

@@ -19,6 +19,7 @@ PAPERS = {
     "wgan-gp": (64, "adam", 1e-4, 0.0, 0.9, "normal", 5),
     "sngan": (64, "adam", 2e-4, 0.0, 0.9, "normal", 5),
     "biggan": (256, "adam", 2e-4, 0.0, 0.999, "normal", 2),
+    "stylegan2": (32, "adam", 2e-3, 0.0, 0.99, "normal", 1),
     "r3gan": (256, "adam", 2e-4, 0.0, 0.99, "normal", 1),
     "cyclegan": (1, "adam", 2e-4, 0.5, 0.999, None, 1),
     "pix2pix": (1, "adam", 2e-4, 0.5, 0.999, None, 1),
@@ -35,7 +36,11 @@ def test_defaults_are_the_papers(model: str) -> None:
     losses = {"wgan": "wasserstein", "wgan-gp": "wasserstein", "r3gan": "relativistic"}
     losses |= {"sngan": "hinge", "biggan": "hinge", "cyclegan": "least-squares"}
     assert config.loss == losses.get(model, "bce")
-    assert config.r1 == config.r2 == (2.0 if model == "r3gan" else 0.0)
+    assert (config.r1, config.r2) == {"r3gan": (2.0, 2.0), "stylegan2": (10.0, 0.0)}.get(
+        model, (0.0, 0.0)
+    )
+    lazy = (config.penalty_every, config.path_length, config.path_length_every)
+    assert lazy == ((16, 2.0, 4) if model == "stylegan2" else (1, 0.0, 4))
     assert config.orthogonal == (1e-4 if model == "biggan" else 0.0)
     assert beta1 is None or config.beta1 == beta1
     assert beta2 is None or config.beta2 == beta2

@@ -168,7 +168,7 @@ def trained(iteration: Any, inner: Iteration, n_critic: int, steps: int) -> dict
     for step in range(steps):
         inner.updater.set_learning_rates(1e-3 / (step + 1), 2e-3 / (step + 1))
         penalized = tuple(next(lazily) for _ in range(n_critic))
-        iteration.run(taken(), Shape(penalized, measured=True))
+        iteration.run(taken(), Shape(penalized, measured=True, penalized_g=penalized[0]))
     return inner.totals.take()
 
 

@@ -188,15 +188,19 @@ def test_a_lazy_penalty_is_the_penalty_weighted_up_now_and_none_else() -> None:
 # --- One stage ------------------------------------------------------------------------------------
 
 
+# Spectral norms move with each pass, of which the two below make different numbers; stylegan2
+# refuses.
+NOT_ONE_STAGE = ("sngan", "biggan", "stylegan2")
+
+
 @pytest.mark.parametrize("conditional", [False, True])
 @pytest.mark.parametrize(
     ("model", "loss"),
     [
-        # Spectral norms move with each pass, of which the two below make different numbers.
         *(
             (model, "auto")
             for model in MODELS
-            if model not in ("sngan", "biggan") and not MODEL_KINDS[model].pairs
+            if model not in NOT_ONE_STAGE and not MODEL_KINDS[model].pairs
         ),
         *((model, loss) for model in ("gan", "dcgan") for loss in ("hinge", "least-squares")),
     ],

@@ -55,7 +55,9 @@ def all_models(*, exhaustive: tuple[str, ...]) -> list[object]:
     return [pytest.param(each, marks=marks.get(each, ())) for each in MODELS]
 
 
-@pytest.mark.parametrize("model", all_models(exhaustive=("sngan", "biggan", "r3gan", "cyclegan")))
+@pytest.mark.parametrize(
+    "model", all_models(exhaustive=("sngan", "biggan", "stylegan2", "r3gan", "cyclegan"))
+)
 def test_a_run_leaves_everything_a_person_needs(model: str, tmp_path: Path) -> None:
     out = tmp_path / "run"
     result = Trainer(
@@ -97,7 +99,9 @@ def test_a_run_leaves_everything_a_person_needs(model: str, tmp_path: Path) -> N
 ADAPTIVE = {"model": "gan", "augment": "ada", "ada_target": -0.9, "ada_kimg": 0.1}
 
 
-@pytest.mark.parametrize("model", [*all_models(exhaustive=("biggan", "pix2pix")), "adaptive"])
+@pytest.mark.parametrize(
+    "model", [*all_models(exhaustive=("biggan", "stylegan2", "pix2pix")), "adaptive"]
+)
 def test_resuming_continues_to_the_bit(model: str, tmp_path: Path) -> None:
     changes = {"lr_decay": "linear", **(ADAPTIVE if model == "adaptive" else {"model": model})}
     whole = Trainer(small_config(tmp_path / "whole", **changes)).run()

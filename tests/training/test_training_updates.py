@@ -17,7 +17,7 @@ from fastgan.training.model_kinds import MODEL_KINDS
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
 from fastgan.training.updates import GANUpdater, build_optimizer
 
-BATCH, CHANNELS, SIZE, CLASSES = 6, 1, 16, 4
+BATCH, CHANNELS, SIZE, CLASSES = 8, 1, 16, 4
 
 
 def make_updater(config: TrainConfig, seed: int) -> GANUpdater:

@@ -299,6 +299,12 @@ def _add_evaluate(commands: Any) -> None:
         metavar="FILE",
         help="a TorchScript feature extractor to measure in (a program: use only files you trust)",
     )
+    parser.add_argument(
+        "--inception",
+        metavar="FILE",
+        help="torch-fidelity's Inception weights: the Fréchet distance is FID, the kernel distance"
+        " KID (needs fastgan[fid])",
+    )
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
 
 

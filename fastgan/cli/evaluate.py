@@ -11,6 +11,7 @@ from fastgan._util.files import atomic_write, check_writable
 from fastgan._version import __version__
 from fastgan.cli.arguments import NEIGHBOURS
 from fastgan.cli.terminal import say
+from fastgan.errors import ConfigError
 from fastgan.trained import load_generator
 
 __all__ = ["run"]
@@ -23,12 +24,17 @@ def run(options: argparse.Namespace) -> int:
     found = load_generator(options.checkpoint, ema=not options.no_ema)
     if options.standing_statistics:
         found = found.with_standing_statistics(options.truncation)
+    if options.features and options.inception:
+        raise ConfigError("features: expected --features or --inception, got both")
+    space = f"torchscript:{options.features}" if options.features else None
+    if options.inception:
+        space = f"inception:{options.inception}"
     report = found.evaluate(
         options.data,
         options.n,
         seed=options.seed,
         truncation=options.truncation,
-        feature_space=f"torchscript:{options.features}" if options.features else None,
+        feature_space=space,
         k=NEIGHBOURS,
     )
     if options.json:  # first: whoever reads what is printed may have left
@@ -42,7 +48,7 @@ def run(options: argparse.Namespace) -> int:
             "seed": options.seed,
             "truncation": options.truncation,
             "standing_statistics": options.standing_statistics,
-            "features": options.features,
+            "features": options.features or options.inception,
             "fastgan": __version__,
             "torch": torch.__version__,
         }

@@ -2,6 +2,7 @@
 
 - :mod:`~fastgan.evaluation.report`: :func:`evaluate_samples`, all figures in one call.
 - :mod:`~fastgan.evaluation.metrics`: precision, recall, density, coverage, Fréchet distance.
+- :mod:`~fastgan.evaluation.streaming`: the same of images that come in batches.
 - :mod:`~fastgan.evaluation.features`: the named spaces in which images are compared.
 - :mod:`~fastgan.evaluation.classifier`: a classifier trained on the labelled real data.
 - :mod:`~fastgan.evaluation.diversity`: what is cheap enough to watch a training run with.
@@ -14,6 +15,7 @@ from fastgan.evaluation.diversity import DiversityReport, SampleDiversity
 from fastgan.evaluation.features import (
     ClassifierFeatures,
     FeatureSpace,
+    InceptionFeatures,
     RandomConvolutionFeatures,
     TorchScriptFeatures,
 )
@@ -26,6 +28,7 @@ from fastgan.evaluation.metrics import (
     neighbour_radii,
 )
 from fastgan.evaluation.report import EvaluationReport, evaluate_samples
+from fastgan.evaluation.streaming import FrechetDistance, KernelDistance, PrecisionRecall
 
 __all__ = [
     "ClassifierFeatures",
@@ -33,8 +36,12 @@ __all__ = [
     "DiversityReport",
     "EvaluationReport",
     "FeatureSpace",
+    "FrechetDistance",
     "ImageClassifier",
+    "InceptionFeatures",
+    "KernelDistance",
     "NeighbourMetrics",
+    "PrecisionRecall",
     "RandomConvolutionFeatures",
     "SampleDiversity",
     "TorchScriptFeatures",

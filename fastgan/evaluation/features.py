@@ -1,17 +1,20 @@
 """The spaces in which images are compared, each with a name that goes with every figure.
 
 A distance between images means nothing without the features it was taken in, and figures from two
-spaces can't be compared. Three spaces are here:
+spaces can't be compared. Four spaces are here:
 
 - ``classifier-128-<fingerprint>``: the penultimate layer of the classifier trained on the labelled
   real data. The default where there are labels.
 - ``random-conv-128``: a fixed convolution network that was never trained. The default elsewhere.
-- ``torchscript:<file>:<fingerprint>``: an extractor given by the user, an Inception network say.
+- ``inception-2048:<file>:<fingerprint>``: the Inception network of FID and KID, by torch-fidelity,
+  with weights that the user has.
+- ``torchscript:<file>:<fingerprint>``: an extractor given by the user.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import math
 import os
 import warnings
@@ -23,17 +26,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastgan._util.extras import require
+from fastgan._util.reading import one_line
 from fastgan.errors import ConfigError, DataError, FastganError
 from fastgan.evaluation.classifier import ImageClassifier
 
 __all__ = [
     "ClassifierFeatures",
     "FeatureSpace",
+    "InceptionFeatures",
     "RandomConvolutionFeatures",
     "TorchScriptFeatures",
+    "feature_space_named",
 ]
 
 BATCH_SIZE = 256
+#: Of 299 x 299: the activations of 32 images take about a gigabyte.
+INCEPTION_BATCH = 32
 
 
 class FeatureSpace(Protocol):
@@ -47,9 +56,34 @@ class FeatureSpace(Protocol):
         """Features, float32 ``(N, F)`` on the CPU, of float images ``(N, C, H, W)``."""
 
 
-def _in_batches(images: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+def feature_space_named(name: str, device: torch.device | str = "cpu") -> FeatureSpace:
+    """The space of a name that needs nothing but the name.
+
+    Args:
+        name: ``"random-conv"``, ``"inception:FILE"`` or ``"torchscript:FILE"``.
+        device: where an extractor runs.
+
+    Raises:
+        ConfigError: another name, or a library that isn't installed.
+        DataError: a file that can't be used.
+    """
+    if name == "random-conv":
+        return RandomConvolutionFeatures()
+    if name.startswith("torchscript:"):
+        return TorchScriptFeatures(name.removeprefix("torchscript:"), device=device)
+    if name.startswith("inception:"):
+        return InceptionFeatures(name.removeprefix("inception:"), device=device)
+    raise ConfigError(
+        f"feature_space: {name!r}; expected 'classifier' (of labelled data, all at once),"
+        " 'random-conv', 'inception:FILE' or 'torchscript:FILE'"
+    )
+
+
+def _in_batches(
+    images: Tensor, function: Callable[[Tensor], Tensor], batch_size: int = BATCH_SIZE
+) -> Tensor:
     with torch.no_grad():
-        return torch.cat([function(part).cpu() for part in torch.split(images, BATCH_SIZE)])
+        return torch.cat([function(part).cpu() for part in torch.split(images, batch_size)])
 
 
 class ClassifierFeatures:
@@ -143,6 +177,75 @@ class RandomConvolutionFeatures:
     def extract(self, images: Tensor) -> Tensor:
         """Features, float32 ``(N, 128)`` on the CPU."""
         return _in_batches(images, self._features)
+
+
+class InceptionFeatures:
+    """The Inception network in which FID and KID are defined, with weights that the user has.
+
+    The network is torch-fidelity's, ``pip install 'fastgan[fid]'`` (torchmetrics has the same): its
+    pool3 layer of 2,048 features, of 8-bit images enlarged to 299 x 299 as TensorFlow 1 did. The
+    weights are the file ``weights-inception-2015-12-05-6726825d.pth`` of its releases; nothing is
+    downloaded here. Grey images are seen as RGB ones with equal channels.
+
+    The file is read as weights: it can't run code.
+
+    Args:
+        path: the weights.
+        device: where to run the network.
+
+    Raises:
+        ConfigError: torch-fidelity isn't installed.
+        DataError: a missing file, or one that doesn't hold the network's weights.
+
+    Example:
+        >>> from fastgan.evaluation import InceptionFeatures
+        >>> InceptionFeatures("missing.pth")
+        Traceback (most recent call last):
+            ...
+        fastgan.errors.DataError: missing.pth: no such file of Inception weights
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> None:
+        self.path = Path(path)
+        self.device = torch.device(device)
+        if not self.path.is_file():
+            raise DataError(f"{self.path}: no such file of Inception weights")
+        require("torch_fidelity", "fid")
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
+        content = self.path.read_bytes()
+        try:
+            weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        except Exception as error:  # whatever a file of another kind brings about
+            raise DataError(
+                f"{self.path}: not a file that torch saved, or not only weights"
+            ) from error
+        try:
+            # torch-fidelity unpickles what it is given, so it is given nothing of the user's.
+            plain = io.BytesIO()
+            torch.save(weights, plain)
+            plain.seek(0)
+            self._module = FeatureExtractorInceptionV3(
+                "inception-v3-compat", ["2048"], feature_extractor_weights_path=plain
+            ).to(self.device)
+        except Exception as error:  # whatever weights of another network bring about
+            raise DataError(f"{self.path}: not Inception weights: {one_line(error)}") from error
+        self._name = f"inception-2048:{self.path.name}:{hashlib.sha256(content).hexdigest()[:8]}"
+
+    @property
+    def name(self) -> str:
+        """``inception-2048:``, the file's name, and eight digits that identify its content."""
+        return self._name
+
+    def _features(self, images: Tensor) -> Tensor:
+        images = images.to(self.device, torch.float32).expand(-1, 3, -1, -1)
+        pixels = ((images.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+        features: Tensor = self._module(pixels)[0]
+        return features
+
+    def extract(self, images: Tensor) -> Tensor:
+        """Features, float32 ``(N, 2048)`` on the CPU."""
+        return _in_batches(images, self._features, batch_size=INCEPTION_BATCH)
 
 
 class TorchScriptFeatures:

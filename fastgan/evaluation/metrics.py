@@ -41,7 +41,8 @@ class NeighbourMetrics:
     coverage: float
 
 
-def _as_features(features: Tensor, argument: str) -> Tensor:
+def as_features(features: Tensor, argument: str) -> Tensor:
+    """Float64; refuses what is not a matrix of finite numbers."""
     if not isinstance(features, Tensor) or features.dim() != 2 or features.numel() == 0:
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise DataError(f"{argument}: expected a feature matrix (N, F), got {got}")
@@ -52,7 +53,7 @@ def _as_features(features: Tensor, argument: str) -> Tensor:
 
 
 def _as_pair(real: Tensor, generated: Tensor) -> tuple[Tensor, Tensor]:
-    real, generated = _as_features(real, "real"), _as_features(generated, "generated")
+    real, generated = as_features(real, "real"), as_features(generated, "generated")
     if real.shape[1] != generated.shape[1]:
         raise DataError(
             f"real and generated: expected equally many features, got {real.shape[1]} "
@@ -93,7 +94,7 @@ def neighbour_radii(features: Tensor, k: int, *, chunk_pairs: int = CHUNK_PAIRS)
         >>> neighbour_radii(torch.tensor([[0.0], [1.0], [5.0]]), k=1).tolist()
         [1.0, 1.0, 4.0]
     """
-    features = _as_features(features, "features")
+    features = as_features(features, "features")
     count = len(features)
     if isinstance(k, bool) or not isinstance(k, int) or k < 1:
         raise ConfigError(f"k: expected a whole number of at least 1, got {k!r}")
@@ -171,7 +172,7 @@ def neighbour_metrics(
     )
 
 
-def _frechet(mean_difference: Tensor, left: Tensor, right: Tensor) -> float:
+def frechet_between(mean_difference: Tensor, left: Tensor, right: Tensor) -> float:
     """|d|^2 + tr(LᵀL) + tr(RᵀR) - 2 |L Rᵀ|_*, for covariances given as LᵀL and RᵀR."""
     cross = torch.linalg.svdvals(left @ right.T).sum()
     distance = mean_difference.square().sum() + left.square().sum() + right.square().sum()
@@ -224,7 +225,7 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
         triangle = torch.linalg.qr(features - mean, mode="r").R
         means.append(mean)
         factors.append(triangle / math.sqrt(len(features) - 1))
-    return _frechet(means[0] - means[1], factors[0], factors[1])
+    return frechet_between(means[0] - means[1], factors[0], factors[1])
 
 
 def kernel_distance(real: Tensor, generated: Tensor, *, chunk_pairs: int = CHUNK_PAIRS) -> float:
@@ -312,7 +313,7 @@ def frechet_distance_from_moments(
                 f"mean{number}, covariance{number}: expected (F,) and (F, F) with one F, "
                 f"got {tuple(mean.shape)} and {tuple(covariance.shape)}"
             )
-        covariance = _as_features(covariance, f"covariance{number}")
+        covariance = as_features(covariance, f"covariance{number}")
         scale = float(covariance.abs().max())
         if not torch.allclose(covariance, covariance.T, rtol=0, atol=1e-6 * scale):
             raise DataError(f"covariance{number}: is not symmetric")
@@ -326,4 +327,4 @@ def frechet_distance_from_moments(
     difference = mean1.detach().to(torch.float64) - mean2.detach().to(torch.float64)
     if not bool(torch.isfinite(difference).all()):
         raise DataError("mean1, mean2: hold NaN or infinity")
-    return _frechet(difference, factors[0], factors[1])
+    return frechet_between(difference, factors[0], factors[1])

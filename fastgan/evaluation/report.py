@@ -25,8 +25,7 @@ from fastgan.evaluation.classifier import (
 from fastgan.evaluation.features import (
     ClassifierFeatures,
     FeatureSpace,
-    RandomConvolutionFeatures,
-    TorchScriptFeatures,
+    feature_space_named,
 )
 from fastgan.evaluation.metrics import frechet_distance, kernel_distance, neighbour_metrics
 
@@ -184,18 +183,11 @@ def _resolve_feature_space(
         return wanted
     if wanted in (None, "classifier") and classifier is not None:
         return ClassifierFeatures(classifier.classifier)
-    if wanted in (None, "random-conv"):
-        return RandomConvolutionFeatures()
     if wanted == "classifier":
         raise ConfigError(
             "feature_space: 'classifier' needs labelled data, and there are no labels"
         )
-    assert wanted is not None
-    if wanted.startswith("torchscript:"):
-        return TorchScriptFeatures(wanted.removeprefix("torchscript:"), device=device)
-    raise ConfigError(
-        f"feature_space: {wanted!r}; expected 'classifier', 'random-conv' or 'torchscript:FILE'"
-    )
+    return feature_space_named(wanted or "random-conv", device)
 
 
 def _check_class_names(class_names: Sequence[str] | None, num_classes: int) -> list[str] | None:
@@ -237,8 +229,8 @@ def evaluate_samples(
         class_names: names for the table.
         held_out: share of the real images (of each class) on which the classifier is judged.
         feature_space: ``"classifier"`` (needs labels, and is the default with them),
-            ``"random-conv"`` (the default without), ``"torchscript:FILE"``, or an object
-            with a name and an ``extract`` method. See :mod:`fastgan.evaluation.features`.
+            ``"random-conv"`` (the default without), ``"inception:FILE"``, ``"torchscript:FILE"``,
+            or an object with a name and an ``extract`` method: :mod:`fastgan.evaluation.features`.
         k: which nearest neighbour sets the size of a neighbourhood.
         seed: split and classifier. The same seed gives the same report on the CPU.
         device: where to train the classifier and to run an extractor.

@@ -384,6 +384,16 @@ def test_evaluate_checks_where_it_will_write_before_the_work(
     assert "/nowhere/at" in complaint(arguments, capsys)
 
 
+def test_evaluate_takes_one_extractor(
+    plain_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = f"--inception={tmp_path / 'weights.pth'}"
+    assert main(["evaluate", str(plain_run), missing]) == 2
+    assert "weights.pth: no such file of Inception weights" in capsys.readouterr().err
+    assert main(["evaluate", str(plain_run), missing, "--features=extractor.pt"]) == 2
+    assert "expected --features or --inception, got both" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["sample", "interpolate", "evaluate"])
 def test_bad_checkpoints(
     command: str, plain_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.machinery
+import os
+import re
+import sys
+import types
 import warnings
 from pathlib import Path
 
@@ -13,8 +18,10 @@ from fastgan.errors import ConfigError, DataError
 from fastgan.evaluation import (
     ClassifierFeatures,
     ImageClassifier,
+    InceptionFeatures,
     RandomConvolutionFeatures,
     TorchScriptFeatures,
+    evaluate_samples,
 )
 
 
@@ -185,3 +192,72 @@ def test_random_features_forgive_a_small_shift_more_than_pixels_do():
     moved, rotated = (features[1:] - features[0]).norm(dim=1)
     # To pixels, a stroke moved by its width is as far away as one that points elsewhere.
     assert moved / rotated < 0.75 * torch.dist(images, shifted) / torch.dist(images, turned)
+
+
+class SmallInception(nn.Module):
+    """What torch-fidelity 0.4's class takes and returns; it unpickles whatever it is given."""
+
+    def __init__(
+        self, name: str, features_list: list[str], feature_extractor_weights_path: object
+    ) -> None:
+        super().__init__()
+        assert features_list == ["2048"]
+        self.layer = nn.Conv2d(3, 5, 1)
+        self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=False))
+        self.requires_grad_(False).eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor]:
+        assert images.dtype == torch.uint8
+        return (self.layer(images.float()).mean(dim=(2, 3)),)
+
+
+@pytest.fixture
+def torch_fidelity(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "torch_fidelity.feature_extractor_inceptionv3"
+    for each in ("torch_fidelity", name):
+        module = types.ModuleType(each)
+        module.__spec__ = importlib.machinery.ModuleSpec(each, None, origin="stand-in")
+        monkeypatch.setitem(sys.modules, each, module)
+    sys.modules[name].FeatureExtractorInceptionV3 = SmallInception  # type: ignore[attr-defined]
+
+
+def test_inception_sees_bytes_in_colour(tmp_path: Path, torch_fidelity: None) -> None:
+    layer = nn.Conv2d(3, 5, 1)
+    path = tmp_path / "weights.pth"
+    torch.save({f"layer.{name}": value for name, value in layer.state_dict().items()}, path)
+    space = InceptionFeatures(path)
+    assert re.fullmatch(r"inception-2048:weights\.pth:[0-9a-f]{8}", space.name)
+    grey = torch.tensor([-1.5, -1.0, 0.0, 0.5, 1.0, 2.0]).reshape(6, 1, 1, 1).expand(-1, -1, 4, 4)
+    levels = torch.tensor([0.0, 0, 128, 191, 255, 255]).double()  # round((x + 1) 255 / 2)
+    weight, bias = layer.weight.detach().double(), layer.bias.detach().double()
+    wanted = levels[:, None] * weight.sum(dim=1).flatten() + bias
+    torch.testing.assert_close(space.extract(grey).double(), wanted, rtol=1e-5, atol=1e-5)
+    images = grey.repeat(3, 1, 1, 1)
+    assert evaluate_samples(images, images, k=1, feature_space=space).frechet_distance < 1e-6
+
+
+def test_inception_weights_cannot_run_code(tmp_path: Path, torch_fidelity: None) -> None:
+    class Attack:
+        def __reduce__(self) -> object:
+            return os.mkdir, (str(tmp_path / "attacked"),)
+
+    path = tmp_path / "weights.pth"
+    for content in ({"other": torch.zeros(1)}, 3):
+        torch.save(content, path)
+        with pytest.raises(DataError, match=r"weights\.pth: not Inception weights: "):
+            InceptionFeatures(path)
+    torch.save({"layer.weight": Attack()}, path)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"weights\.pth: not a file that torch saved, or not"):
+            InceptionFeatures(path)
+        path.write_bytes(b"no such thing")
+    assert not (tmp_path / "attacked").exists()
+
+
+def test_without_torch_fidelity_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "weights.pth").touch()
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    with pytest.raises(ConfigError, match=r"pip install 'fastgan\[fid\]'"):
+        InceptionFeatures(tmp_path / "weights.pth")

@@ -19,6 +19,7 @@ Example:
 
 from __future__ import annotations
 
+from fastgan.models.acgan import ACGANDiscriminator
 from fastgan.models.biggan import BigGANDiscriminator, BigGANGenerator
 from fastgan.models.cyclegan import (
     CycleGANDiscriminator,
@@ -37,6 +38,7 @@ from fastgan.models.stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from fastgan.models.wgan import WGANCritic
 
 __all__ = [
+    "ACGANDiscriminator",
     "BigGANDiscriminator",
     "BigGANGenerator",
     "CycleGANDiscriminator",

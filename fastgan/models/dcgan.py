@@ -112,6 +112,7 @@ class ImageCritic(nn.Module):
         norm: str,
         num_classes: int | None,
         projection: bool,
+        outputs: int = 1,
     ) -> None:
         super().__init__()
         check_image_size("image_size", image_size, LARGEST_IMAGE)
@@ -122,7 +123,7 @@ class ImageCritic(nn.Module):
         self.image_size = image_size
         self.norm = norm
         self.num_classes = num_classes
-        planes, outputs = check_num_classes(num_classes), 1
+        planes = check_num_classes(num_classes)
         self.projection: LabelProjection | None = None
         if projection:
             if num_classes is None:

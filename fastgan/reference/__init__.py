@@ -1,10 +1,10 @@
 """The papers in plain PyTorch: what every test of fastgan compares with.
 
-Models, losses and single training steps of the vanilla GAN, the (conditional) DCGAN, the WGAN
-with weight clipping, the WGAN with gradient penalty, SNGAN, BigGAN, StyleGAN2, R3GAN, CycleGAN and
-pix2pix, and the compositions of torch's own functions that the fused ones must equal. Written to be
-read beside the papers, not to be fast, and importing nothing else of fastgan, so that no mistake
-can be shared.
+Models, losses and single training steps of the vanilla GAN, the (conditional) DCGAN, the ACGAN, the
+WGAN with weight clipping, the WGAN with gradient penalty, SNGAN, BigGAN, StyleGAN2, R3GAN, CycleGAN
+and pix2pix, and the compositions of torch's own functions that the fused ones must equal. Written
+to be read beside the papers, not to be fast, and importing nothing else of fastgan, so that no
+mistake can be shared.
 
 ======================  =====================================================================
 module                  paper
@@ -12,6 +12,7 @@ module                  paper
 ``gan``                 Goodfellow et al. 2014, arXiv 1406.2661
 ``conditional``         Mirza and Osindero 2014, arXiv 1411.1784
 ``dcgan``               Radford, Metz and Chintala 2015, arXiv 1511.06434
+``acgan``               Odena et al. 2017, arXiv 1610.09585
 ``wgan``                Arjovsky, Chintala and Bottou 2017, arXiv 1701.07875
 ``wgan_gp``             Gulrajani et al. 2017, arXiv 1704.00028 (with R1, R2, DRAGAN)
 ``sngan``               Miyato et al. 2018, arXiv 1802.05957 and 1802.05637
@@ -36,6 +37,12 @@ Example:
 
 from __future__ import annotations
 
+from fastgan.reference.acgan import (
+    ACGANDiscriminator,
+    ACGANDiscriminatorStep,
+    acgan_discriminator_step,
+    acgan_generator_step,
+)
 from fastgan.reference.biggan import BigGANDiscriminator, BigGANGenerator
 from fastgan.reference.conditional import append_label_planes, append_labels
 from fastgan.reference.cyclegan import (
@@ -105,6 +112,8 @@ from fastgan.reference.wgan_gp import (
 )
 
 __all__ = [
+    "ACGANDiscriminator",
+    "ACGANDiscriminatorStep",
     "BigGANDiscriminator",
     "BigGANGenerator",
     "CriticLoss",
@@ -132,6 +141,8 @@ __all__ = [
     "UNetGenerator",
     "WGANCritic",
     "WGANCriticStep",
+    "acgan_discriminator_step",
+    "acgan_generator_step",
     "append_label_planes",
     "append_labels",
     "bn_act",

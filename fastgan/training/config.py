@@ -154,7 +154,7 @@ class TrainConfig:
         ("auto", "none", "batch", "instance", "layer"),
     )
     conditional: bool = _option(
-        False, "condition both networks on the class label (cgan always does)"
+        False, "condition both networks on the class label (cgan and acgan always do)"
     )
 
     projection: bool = _option(
@@ -305,7 +305,7 @@ class TrainConfig:
             filled["image_size"] = kind.image_size if kind else 64
         if self.critic_norm == "auto":
             filled["critic_norm"] = paper.get("critic_norm", "batch")
-        if self.model == "cgan":
+        if "conditional" in paper:
             filled["conditional"] = True
         if self.loss == "auto":
             filled["loss"] = paper.get("loss", "bce")

@@ -104,8 +104,26 @@ MODEL_KINDS: Mapping[str, ModelKind] = types.MappingProxyType(
                 "beta1": 0.5,
                 "noise": "uniform",
                 "n_critic": 1,
+                "conditional": True,
             },
             reads=(*_DCGAN, *_PENALTIES),
+        ),
+        # Odena et al. 2017, appendix A; the noise as Radford et al.
+        "acgan": ModelKind(
+            "DCGANGenerator",
+            "ACGANDiscriminator",
+            {
+                "batch_size": 100,
+                "optimizer": "adam",
+                "lr": 2e-4,
+                "beta1": 0.5,
+                "noise": "uniform",
+                "n_critic": 1,
+                "conditional": True,
+            },
+            reads=(*_WIDTHS, "critic_norm"),
+            updater="acgan.ACGANUpdater",
+            refuses=("projection", "r1", "r2"),
         ),
         # Arjovsky et al. 2017, Algorithm 1.
         "wgan": ModelKind(

@@ -15,6 +15,7 @@ PAPERS = {
     "gan": (100, "sgd", 0.1, 0.5, None, "uniform", 1),
     "dcgan": (128, "adam", 2e-4, 0.5, 0.999, "uniform", 1),
     "cgan": (128, "adam", 2e-4, 0.5, 0.999, "uniform", 1),
+    "acgan": (100, "adam", 2e-4, 0.5, 0.999, "uniform", 1),
     "wgan": (64, "rmsprop", 5e-5, None, None, "normal", 5),
     "wgan-gp": (64, "adam", 1e-4, 0.0, 0.9, "normal", 5),
     "sngan": (64, "adam", 2e-4, 0.0, 0.9, "normal", 5),
@@ -45,7 +46,7 @@ def test_defaults_are_the_papers(model: str) -> None:
     assert beta1 is None or config.beta1 == beta1
     assert beta2 is None or config.beta2 == beta2
     assert (config.clip, config.gp_weight) == (0.01, 10.0)
-    assert config.conditional == (model == "cgan")
+    assert config.conditional == (model in ("cgan", "acgan"))
     assert config.lr_decay == ("half" if model == "cyclegan" else "none")
 
 

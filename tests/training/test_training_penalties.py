@@ -16,6 +16,7 @@ from fastgan import losses
 from fastgan.errors import ConfigError
 from fastgan.training import Callback, TrainConfig, Trainer
 from fastgan.training.checkpoint import load_checkpoint
+from fastgan.training.model_kinds import named
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
 from fastgan.training.updates import GANUpdater, build_optimizer
 
@@ -44,7 +45,7 @@ def make_updater(config: TrainConfig) -> GANUpdater:
     data = DataShape("random", CHANNELS, SIZE, CLASSES)
     generator = InDouble(build_generator(config, data))
     discriminator = build_discriminator(config, data).double()
-    return GANUpdater(
+    updater: GANUpdater = named(config.kind.updater)(
         config=config,
         generator=generator,
         discriminator=discriminator,
@@ -54,6 +55,7 @@ def make_updater(config: TrainConfig) -> GANUpdater:
         device=torch.device("cpu"),
         random=torch.Generator().manual_seed(7),
     )
+    return updater
 
 
 def real_batch() -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastgan import reference
 from fastgan.training.config import MODELS, TrainConfig
-from fastgan.training.model_kinds import MODEL_KINDS
+from fastgan.training.model_kinds import MODEL_KINDS, named
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
 from fastgan.training.updates import GANUpdater, build_optimizer
 
@@ -24,7 +24,7 @@ def make_updater(config: TrainConfig, seed: int) -> GANUpdater:
     torch.manual_seed(seed)
     data = DataShape("random", CHANNELS, SIZE, CLASSES)
     generator, discriminator = build_generator(config, data), build_discriminator(config, data)
-    return GANUpdater(
+    updater: GANUpdater = named(config.kind.updater)(
         config=config,
         generator=generator,
         discriminator=discriminator,
@@ -34,6 +34,7 @@ def make_updater(config: TrainConfig, seed: int) -> GANUpdater:
         device=torch.device("cpu"),
         random=torch.Generator().manual_seed(seed),
     )
+    return updater
 
 
 def draw_noise(config: TrainConfig, random: torch.Generator) -> Tensor:

@@ -1,0 +1,38 @@
+"""ACGAN's updates: both players also want the discriminator to see the right class.
+
+Odena et al. 2017, arXiv 1610.09585, section 3. With L_S the log-likelihood of the right source and
+L_C = E[log P(C = c | x)] + E[log P(C = c | G(c, z))] that of the right class, the discriminator
+maximises L_S + L_C and the generator L_C - L_S.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from fastgan.losses import PLAYERS_LOSSES, at_least_float32
+from fastgan.training.updates import GANUpdater
+
+__all__ = ["ACGANUpdater"]
+
+
+class ACGANUpdater(GANUpdater):
+    """Scores are (N, 2): of the source, which ``config.loss`` is of, and log P(C = c | x)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        of_sources, of_fooled = PLAYERS_LOSSES[self.config.loss]
+
+        def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
+            return of_sources(real[:, 0], fake[:, 0]) - _likelihood(real) - _likelihood(fake)
+
+        def generator_loss(*scores: Tensor) -> Tensor:
+            return of_fooled(*(each[:, 0] for each in scores)) - _likelihood(scores[-1])
+
+        self.discriminator_loss, self.generator_loss = discriminator_loss, generator_loss
+
+    def _adversarial_metrics(self, adversarial: Tensor, *scores: Tensor) -> dict[str, Tensor]:
+        return super()._adversarial_metrics(adversarial, *(each[:, 0] for each in scores))
+
+
+def _likelihood(scores: Tensor) -> Tensor:
+    return at_least_float32(scores[:, 1]).mean()

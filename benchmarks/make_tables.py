@@ -7,6 +7,7 @@ A table stands between two marks, `<!-- table: NAME -->` and `<!-- end of table 
 or a page of docs/. What is between them is replaced. The names:
 
     headline    the README's: a whole training iteration, and how many goals are reached
+    models      the README's: every model of `fastgan train`
     demo        the README's: a run of `make demo`, from demo-cpu.json, which record_demo.py writes
     family-sngan, ...    docs/sngan.md's: before and after training on digits, families-cpu.json
     iteration-sngan, ... the same page's: how fast an iteration of training is
@@ -36,6 +37,7 @@ from fastgan.bench.schema import Result, Row, read_result
 from fastgan.bench.suites.optimizers import OPS
 from fastgan.bench.summary import lines
 from fastgan.bench.tables import case_table, goal_cells, goal_table, markdown_table
+from fastgan.training.model_kinds import MODEL_KINDS, ModelKind
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -66,8 +68,9 @@ def make_table(name: str, results: list[tuple[Path, Result]], up: str = "") -> s
         ValueError: there is no such table.
     """
     kind, _, rest = name.partition("-")
-    if name in ("headline", "summary", "penalty"):
-        return {"headline": headline, "summary": summary, "penalty": penalty}[name](results, up)
+    if name in ("headline", "models", "summary", "penalty"):
+        makers = {"headline": headline, "models": models, "summary": summary, "penalty": penalty}
+        return makers[name](results, up)
     if name in ("demo", "faults", "health"):
         return {"demo": demo, "faults": faults, "health": health}[name]()
     if kind == "family":
@@ -169,6 +172,56 @@ def headline(results: list[tuple[Path, Result]], up: str) -> str:
         f"{passed} are reached, {near} within the spread, {noisy} too noisy and {missed} missed: "
         f"[all of them]({up}docs/performance.md#results).{gpu}"
     )
+
+
+#: Of each model its name, its paper and the paper's number at arXiv.
+_PAPERS = {
+    "gan": ("GAN", "Goodfellow et al. 2014", "1406.2661"),
+    "dcgan": ("DCGAN", "Radford et al. 2015", "1511.06434"),
+    "cgan": ("Conditional DCGAN", "Mirza & Osindero 2014", "1411.1784"),
+    "acgan": ("ACGAN", "Odena et al. 2017", "1610.09585"),
+    "wgan": ("WGAN", "Arjovsky et al. 2017", "1701.07875"),
+    "wgan-gp": ("WGAN-GP", "Gulrajani et al. 2017", "1704.00028"),
+    "sngan": ("SNGAN", "Miyato et al. 2018", "1802.05957"),
+    "biggan": ("BigGAN", "Brock et al. 2018", "1809.11096"),
+    "stylegan2": ("StyleGAN2", "Karras et al. 2020", "1912.04958"),
+    "r3gan": ("R3GAN", "Huang et al. 2025", "2501.05441"),
+    "cyclegan": ("CycleGAN", "Zhu et al. 2017", "1703.10593"),
+    "pix2pix": ("pix2pix", "Isola et al. 2017", "1611.07004"),
+}
+#: Models that have a page of their own in docs/.
+_PAGES = ("acgan", "sngan", "biggan", "stylegan2", "r3gan")
+
+
+def models(results: list[tuple[Path, Result]], up: str) -> str:
+    """Every model, and how many times faster an iteration of its training is on a CPU."""
+    body, used = [], {}
+    for model, kind in MODEL_KINDS.items():
+        title, paper, number = _PAPERS[model]
+        name = f"[{title}]({up}docs/{model}.md)" if model in _PAGES else title
+        measured = [
+            (result.time, line.ratio.value, path, result)
+            for path, result in results
+            for line in lines(result)
+            if (line.row.op, line.row.dtype) == (f"{title} iteration", "float32")
+            and line.ratio is not None
+            and result.machine["device"] == "cpu"
+        ]
+        faster = "not measured"
+        if measured:
+            _, value, path, result = max(measured, key=lambda each: each[0])
+            faster, used[path] = f"{value:.2f}", result
+        arxiv = f"[{paper}](https://arxiv.org/abs/{number})"
+        body.append((name, arxiv, _learns_from(kind), f"`--model {model}`", faster))
+    table = markdown_table(["", "paper", "learns from", "`fastgan train`", "times faster"], body)
+    files = "; ".join(source(path, result, up) for path, result in used.items())
+    return f"{table}\n\n{files}." if files else table
+
+
+def _learns_from(kind: ModelKind) -> str:
+    if kind.pairs:
+        return "pairs of images" if kind.pairs == "paired" else "two sets of images"
+    return "images, labels" + ("" if kind.defaults.get("conditional") else " with `--conditional`")
 
 
 def summary(results: list[tuple[Path, Result]], up: str) -> str:

@@ -15,6 +15,7 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 import make_tables  # noqa: E402
 
 from fastgan.bench.schema import Result, Row  # noqa: E402
+from fastgan.training.config import MODELS  # noqa: E402
 
 
 def test_every_table_is_as_the_committed_results_have_it() -> None:
@@ -123,6 +124,37 @@ def test_goals_are_judged_by_the_ratio_within_turns() -> None:
     text = make_tables.make_table("goals-cpu", [(Path("bench-cpu.json"), result(iteration))])
     (line,) = (line for line in text.splitlines() if line.startswith("| WGAN-GP iteration"))
     assert "| at least 1.40 | 1.50 (1.40 to 1.60) | eager | pass |" in line
+
+
+def test_models_are_all_there_with_the_newest_ratio_against_the_fastest_peer() -> None:
+    def measured(time: str, *ratios: float, device: str = "cpu", dtype: str = "float32") -> Result:
+        case = ("training", "SNGAN iteration", "fastgan", "32x32", dtype, 32, "launched")
+        rows = [Row(*case, "seconds", 0.1)]
+        rows += [
+            Row(*case, "times_faster", each, None, peer)
+            for each, peer in zip(ratios, ("eager", "torch.compile"), strict=False)
+        ]
+        return Result(
+            time, None, result(device=device).machine, {"torch": "2.11"}, {}, {}, tuple(rows)
+        )
+
+    results = [
+        (Path("bench-new.json"), measured("2026-02-02", 1.5, 1.25)),
+        (Path("bench-old.json"), measured("2026-01-02", 3.0)),
+        (Path("bench-cuda.json"), measured("2026-03-02", 4.0, device="cuda")),
+        (Path("bench-half.json"), measured("2026-03-02", 5.0, dtype="bfloat16")),
+    ]
+    text = make_tables.make_table("models", results)
+    shown = {cell for line in text.splitlines() for cell in re.findall(r"`--model (\S+)`", line)}
+    assert shown == set(MODELS)
+    (line,) = (each for each in text.splitlines() if "`--model sngan`" in each)
+    assert line.endswith("| 1.25 |")
+    assert "bench-new.json" in text
+    assert not re.search("bench-(old|cuda|half)", text)
+    assert text.count("not measured") == len(MODELS) - 1
+    (line,) = (each for each in text.splitlines() if "`--model acgan`" in each)
+    assert "| images, labels |" in line
+    assert "two sets of images" in text
 
 
 def test_unknown_table_is_an_error() -> None:

@@ -185,13 +185,7 @@ def _of_node(node: Node) -> Row:
     rule = node.rule
     name = rule.name or str(node.func).removeprefix("aten.").rpartition(".")[0] or str(node.func)
     path, reason = rule.backend(node)
-    if not rule.known:
-        kind = "nothing is known of it"
-    elif rule.smooth(node):
-        kind = "smooth; the gradient of its second derivative is carried back from here"
-    else:
-        kind = "piecewise linear, its mask" if rule.nonlinear else "linear"
-    said = "; ".join(part for part in (f"penalty: {kind}", reason) if part)
+    said = "; ".join(part for part in (f"penalty: {rule.kind_of(node)}", reason) if part)
     return Row(node.layer or name, name, path, said)
 
 

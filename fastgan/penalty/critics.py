@@ -9,7 +9,7 @@ import random
 import sys
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from fastgan.errors import UnsupportedCriticError
-from fastgan.penalty.entries import Value
+from fastgan.penalty.entries import Samples, Value
 from fastgan.penalty.peephole import move_masks
 from fastgan.penalty.points import within_transform
 from fastgan.penalty.rule import layout_of
@@ -32,20 +32,61 @@ __all__ = [
     "inner_critic",
     "joining",
     "record",
+    "run_within",
 ]
 
 Scores = Callable[[Any], Any]
 
 
+def _unwrapped(critic: Any) -> Iterator[Any]:
+    """A critic, and what is in its ``torch.compile`` and DistributedDataParallel wrappers."""
+    yield critic
+    if isinstance(critic, nn.parallel.DistributedDataParallel):
+        yield from _unwrapped(critic.module)
+    elif hasattr(critic, "_orig_mod"):
+        yield from _unwrapped(critic._orig_mod)
+
+
 def inner_critic(critic: Any) -> Any:
-    """The module inside a ``torch.compile`` or DistributedDataParallel wrapper."""
-    while True:
-        if isinstance(critic, nn.parallel.DistributedDataParallel):
-            critic = critic.module
-        elif hasattr(critic, "_orig_mod"):
-            critic = critic._orig_mod
-        else:
-            return critic
+    """The module inside any wrapper."""
+    return [*_unwrapped(critic)][-1]
+
+
+def run_within(critic: Any, images: Tensor, run: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
+    """Calls ``run()``, through ``critic``'s forward if ``critic`` is DistributedDataParallel.
+
+    DDP averages gradients over processes by hooks on the parameters, which fire for whatever writes
+    their ``.grad``. But it expects a call of its ``forward`` in each step: there it sends buffers
+    around, gets its buckets ready and looks through the output's graph for parameters that won't
+    get a gradient. So the fused pass runs *as* the forward pass of the module inside.
+
+    Args:
+        critic: what the user passed.
+        images: what a forward pass would take.
+        run: returns a tuple that begins with the loss, which has a graph to the parameters.
+    """
+    parallel = nn.parallel.DistributedDataParallel
+    wrapper = next((each for each in _unwrapped(critic) if isinstance(each, parallel)), None)
+    if wrapper is None:
+        return run()
+    attributes = vars(wrapper.module)
+    earlier = attributes.get("forward")
+
+    def put_back() -> None:
+        attributes.pop("forward", None)
+        if earlier is not None:
+            attributes["forward"] = earlier
+
+    def forward(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        put_back()  # the pass calls the critic's own
+        return run()
+
+    attributes["forward"] = forward
+    try:
+        results: tuple[Any, ...] = wrapper(images)
+    finally:
+        put_back()
+    return results
 
 
 class Critic:
@@ -105,14 +146,27 @@ class Recording:
     """One run of a critic.
 
     Attributes:
+        names: of its batches, one after the other.
         tape: the recorded ops.
         scores: what it returned, without a graph.
         values: the scores as values of the tape.
     """
 
+    names: Sequence[str]
     tape: Tape
     scores: list[Tensor]
     values: list[Value]
+
+    def rows(self, name: str) -> Samples:
+        """The samples of one batch."""
+        samples = len(self.scores[0])
+        count = samples // len(self.names)
+        start = self.names.index(name) * count
+        return Samples(start, start + count, samples)
+
+    def scores_of(self, name: str) -> list[Tensor]:
+        """The scores of one batch."""
+        return [self.rows(name).of(score) for score in self.scores]
 
     @property
     def size(self) -> int:
@@ -136,8 +190,8 @@ class Recording:
 def record(
     critic: Critic,
     images: Tensor,
+    names: Sequence[str] = ("points",),
     *,
-    times: int = 1,
     divided: bool = False,
     watching: bool = False,
     leave: bool = False,
@@ -148,7 +202,7 @@ def record(
     Args:
         critic: what to run.
         images: (N, ...); left as they are, unless there are several batches.
-        times: number of batches concatenated in ``images``, which then belongs to the recording;
+        names: of the batches in ``images``, which belongs to the recording if there are several;
             arguments with a row for each sample are repeated as often.
         divided: see :class:`fastgan.penalty.tape.Tape`.
         watching: whether :attr:`fastgan.penalty.tape.Tape.moves` is to tell of what Python code
@@ -162,7 +216,7 @@ def record(
         UnsupportedCriticError: as :class:`Critic`.
     """
     refuse_what_no_tape_sees()
-    joined = times > 1
+    joined = len(names) > 1
     if not joined:
         layout = layout_of(images.shape, images.dtype)
         images = torch.empty_like(images, memory_format=layout).copy_(images.detach())
@@ -173,23 +227,20 @@ def record(
         on_tape(tape)
     given = tape.images
     assert given is not None
-    args = critic.args if times == 1 else _repeated(critic.args, len(given) // times, times)
+    args = _repeated(critic.args, len(given) // len(names), len(names)) if joined else critic.args
     try:
         with torch.enable_grad(), tape:
             found = critic(given, inner=True, args=args)
             if tape.refused is not None:
                 raise tape.refused
         outcomes = [(score.detach(), tape.outcome(score)) for score in found]
-    except (Unrecordable, Changed):
-        state.put_back(tape)
+    except (Unrecordable, Changed, Exception) as error:
         tape.close()
-        raise
-    except Exception as error:
-        tape.close()
-        if leave or joined or tape.refused is not None:
+        refused = tape.refused or (None if isinstance(error, Exception) else error)
+        if leave or joined or refused is not None:
             state.put_back(tape)
-        if tape.refused is not None:
-            raise tape.refused from None
+        if refused is not None:
+            raise refused from None
         if "leaf Variable that requires grad" in str(error):
             raise Unrecordable("an op that torch's modes don't see changes a tensor") from error
         if joined:  # one that wants its batch's size; any other error comes again without joining
@@ -205,7 +256,7 @@ def record(
         raise Changed(tape.moves)
     values = [value for _, value in outcomes]
     move_masks(tape.nodes, values)
-    return Recording(tape, [score for score, _ in outcomes], values)
+    return Recording(names, tape, [score for score, _ in outcomes], values)
 
 
 def refuse_what_no_tape_sees() -> None:
@@ -231,16 +282,6 @@ _NAMED = (
     *(Tensor, nn.Module, types.FunctionType, types.MethodType, types.BuiltinFunctionType),
     *(types.ModuleType, type, logging.Logger),
 )
-#: An attribute of these types changes only by being assigned.
-_WHOLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, *_NAMED)
-
-
-def _is_whole(value: Any) -> bool:
-    if type(value) is tuple:
-        return all(isinstance(item, _WHOLE) for item in value)
-    return isinstance(value, _WHOLE)
-
-
 _OF_MODULES = frozenset(vars(nn.Module()))
 _MOST_BYTES = 1 << 16
 
@@ -292,12 +333,11 @@ class _State:
         self.torch = torch.get_rng_state()
         self.watching = watching
         if watching:
-            # What can change without being assigned.
+            # What may change without being assigned.
             self.values = [
-                value
+                vars(module)[name]
                 for module in modules
                 for name in vars(module).keys() - _OF_MODULES
-                if not _is_whole(value := vars(module)[name])
             ]
             self.pickled = _pickled(self.values)
             self.pointers = [

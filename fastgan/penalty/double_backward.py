@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -122,9 +123,18 @@ def refuse_wrong_derivatives(loss: Tensor, critic: Any) -> Tensor:
     for name, module in critic.named_modules():
         if _has_wrong_third_derivative(module):
             layer = f"layer {name!r} ({type(module).__name__})" if name else type(module).__name__
-            guarded: Tensor = _OnceDifferentiable.apply(loss, layer)  # type: ignore[no-untyped-call]
-            return guarded
+            loss.register_hook(partial(_refuse_create_graph, layer))
+            break
     return loss
+
+
+def _refuse_create_graph(layer: str, grad: Tensor) -> None:
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            f"create_graph is set, but {layer} is torch's own norm, whose third derivative is "
+            "wrong, and so would be the derivative of this gradient; expected path='fused', which "
+            "has the right one where it takes the critic, or create_graph=False"
+        )
 
 
 def _has_wrong_third_derivative(module: nn.Module) -> bool:
@@ -135,20 +145,3 @@ def _has_wrong_third_derivative(module: nn.Module) -> bool:
     if isinstance(module, _InstanceNorm):
         return module.training or not module.track_running_stats
     return False
-
-
-class _OnceDifferentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, loss: Tensor, layer: str) -> Tensor:
-        ctx.layer = layer
-        return loss.view_as(loss)
-
-    @staticmethod
-    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:
-        if torch.is_grad_enabled():
-            raise RuntimeError(
-                f"create_graph is set, but {ctx.layer} is torch's own norm, whose third derivative "
-                "is wrong, and so would be the derivative of this gradient; expected path='fused', "
-                "which has the right one where it takes the critic, or create_graph=False"
-            )
-        return grad_outputs[0], None

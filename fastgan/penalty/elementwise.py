@@ -19,8 +19,19 @@ import torch
 from torch import Tensor
 
 from fastgan.activations import ACTIVATIONS, Activation, activation_call
+from fastgan.ops.bias_act import gradient_by_output
 from fastgan.penalty.entries import Node
-from fastgan.penalty.rule import OUTPUT, PIECEWISE, POINTWISE, Found, Rule
+from fastgan.penalty.rule import (
+    OUTPUT,
+    PIECEWISE,
+    PIECEWISE_LINEAR,
+    POINTWISE,
+    SMOOTH,
+    Autograd,
+    Chosen,
+    Found,
+    Rule,
+)
 
 __all__ = ["ELEMENTWISE", "ActivationRule"]
 
@@ -38,16 +49,11 @@ class ActivationRule(Rule):
     def __init__(self, activation: Activation, negative_slope: float) -> None:
         self.activation = activation
         self.negative_slope = negative_slope
+        self.kind = PIECEWISE_LINEAR if activation.piecewise_linear else SMOOTH
         self.read = 0 if activation.keeps_input(negative_slope) else OUTPUT
-
-    def batched(self, node: Node, samples: int) -> bool:
-        return True
 
     def reads(self, node: Node) -> Iterable[Any]:
         return (self.read,)
-
-    def smooth(self, node: Node) -> bool:
-        return not self.activation.piecewise_linear
 
     def _kept(self, node: Node) -> Tensor:
         data: Tensor = node.output if self.read == OUTPUT else node.arg(0)
@@ -66,14 +72,12 @@ class ActivationRule(Rule):
         return second(self._kept(node), self.negative_slope) * grad * tangent
 
 
-class _Activations(Rule):
-    """The rule of a row's op; which row's, the arguments say."""
-
-    def for_node(self, node: Node) -> Rule:
-        call = activation_call(node.func, node.args, node.kwargs)
-        if call is None or set(node.slots) != {0}:
-            return POINTWISE
-        return _activation_rule(call.activation.name, float(call.negative_slope))
+def _activation(node: Node) -> Rule:
+    """The rule of the row that the arguments say."""
+    call = activation_call(node.func, node.args, node.kwargs)
+    if call is None or set(node.slots) != {0}:
+        return POINTWISE
+    return _activation_rule(call.activation.name, float(call.negative_slope))
 
 
 @lru_cache(maxsize=256)
@@ -81,14 +85,40 @@ def _activation_rule(name: str, negative_slope: float) -> ActivationRule:
     return ActivationRule(ACTIVATIONS[name], negative_slope)
 
 
-class _PReLU(Rule):
+_BY_ROWS = Autograd(by_rows=True)
+
+
+class _BiasAct(Rule):
+    """StyleGAN's bias with a piecewise-linear activation, read off the output's signs."""
+
     def for_node(self, node: Node) -> Rule:
-        return PIECEWISE if node.inner == [0] else POINTWISE
+        act, alpha, along_samples = node.arg(3), node.arg(4), node.arg(2) % len(node.slots[0].shape)
+        known = act < 3 and alpha >= 0 and along_samples != 0 and 0 in node.slots
+        return self if known else _BY_ROWS
+
+    def reads(self, node: Node) -> Iterable[Any]:
+        return (OUTPUT,)
+
+    def _scaled(self, node: Node, grad: Tensor) -> Tensor:
+        return gradient_by_output(grad, node.output, *(node.arg(i) for i in range(2, 7)))
+
+    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        grad = self._scaled(node, grad)
+        dim = node.arg(2) % grad.dim()
+        return grad if slot == 0 else grad.sum([d for d in range(grad.dim()) if d != dim])
+
+    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        output = node.output
+        if slot == 1:
+            shape = [1] * output.dim()
+            shape[node.arg(2)] = -1
+            tangent = tangent.reshape(shape).expand_as(output)
+        return self._scaled(node, tangent)
 
 
 #: Op -> its rule.
 ELEMENTWISE: dict[Any, Rule] = {
-    **{row.op: _Activations() for row in ACTIVATIONS.values() if row.op is not None},
+    **{row.op: Chosen(_activation) for row in ACTIVATIONS.values() if row.op is not None},
     **dict.fromkeys(
         (
             *(aten.hardtanh.default, aten.clamp.default, aten.clamp.Tensor),
@@ -99,5 +129,7 @@ ELEMENTWISE: dict[Any, Rule] = {
         ),
         PIECEWISE,
     ),
-    aten._prelu_kernel.default: _PReLU(),
+    aten._prelu_kernel.default: Chosen(lambda node: PIECEWISE if node.inner == [0] else POINTWISE),
+    torch.ops.fastgan.bias_act.default: _BiasAct(),
+    torch.ops.fastgan.filtered_lrelu.default: Autograd(PIECEWISE_LINEAR, by_rows=True),
 }

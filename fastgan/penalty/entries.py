@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ class Value:
     Attributes:
         shape: its shape; while only some samples are on the tape, of their rows.
         dtype: its dtype.
-        device_type: "cpu" or "cuda".
+        device: its device.
         by_images: whether it depends on the images.
         by_parameters: whether it depends on a parameter.
         leaf: the parameter itself, if it is one.
@@ -64,14 +65,14 @@ class Value:
     """
 
     __slots__ = (
-        *("batched", "by_images", "by_parameters", "device_type", "dtype", "leaf"),
+        *("batched", "by_images", "by_parameters", "device", "dtype", "leaf"),
         *("readers", "shape", "tensor"),
     )
 
     def __init__(self, tensor: Tensor, by_images: bool, by_parameters: bool, batched: bool) -> None:
         self.shape = tensor.shape
         self.dtype = tensor.dtype
-        self.device_type = tensor.device.type
+        self.device = tensor.device
         self.by_images = by_images
         self.by_parameters = by_parameters
         self.batched = batched
@@ -143,29 +144,31 @@ class Node:
         if position >= len(self.args):
             return default
         found = self.args[position]
-        if isinstance(found, Value):
-            return found.tensor
         if isinstance(found, list):
             return [item.tensor if isinstance(item, Value) else item for item in found]
-        return found
+        return found.tensor if isinstance(found, Value) else found
 
-    def resolved(self, data: dict[Value, Tensor]) -> list[Any]:
-        """The arguments, with values replaced by tensors from ``data``."""
+    def replaced(self, other: Callable[[Any, Any], Any]) -> list[Any]:
+        """The arguments and the items of lists among them, each replaced by other(slot, it)."""
+        return [
+            [other((position, item), each) for item, each in enumerate(argument)]
+            if isinstance(argument, list)
+            else other(position, argument)
+            for position, argument in enumerate(self.args)
+        ]
 
-        def one(argument: Any) -> Any:
-            if isinstance(argument, Value):
-                return data[argument]
-            return [one(item) for item in argument] if isinstance(argument, list) else argument
-
-        return [one(argument) for argument in self.args]
+    @property
+    def result(self) -> Value:
+        """The first result."""
+        value = self.outputs[0]
+        assert value is not None
+        return value
 
     @property
     def output(self) -> Tensor:
         """The first result's data."""
-        (value, *_) = self.outputs
-        assert value is not None
-        assert value.tensor is not None
-        return value.tensor
+        assert self.result.tensor is not None
+        return self.result.tensor
 
     def released(self) -> None:
         """Called when the op's derivatives are no longer needed."""

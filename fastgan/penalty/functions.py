@@ -28,7 +28,7 @@ from fastgan.penalty.points import (
     Points,
     check_batch,
     check_pair,
-    interpolate_into,
+    images_of,
     mixing_weights,
     points_at,
 )
@@ -260,22 +260,17 @@ def _asked(
         if loss not in SCORES_LOSSES:
             names = ", ".join(map(repr, SCORES_LOSSES))
             raise ConfigError(f"loss is {loss!r}; expected {names}, or a function")
-        each = SCORES_LOSSES[loss]
+    elif not callable(loss):
+        raise ConfigError(f"loss is {type(loss).__name__}; expected a name or a function")
 
-        def of_scores(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-            parts = [each(a, b) for a, b in zip(real, fake, strict=True)]
+    def of_scores(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
+        if isinstance(loss, str):
+            parts = [SCORES_LOSSES[loss](a, b) for a, b in zip(real, fake, strict=True)]
             return sum(parts[1:], parts[0])
-
-    else:
-        if not callable(loss):
-            raise ConfigError(f"loss is {type(loss).__name__}; expected a name or a function")
-
-        def of_scores(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:
-            given = (real[0], fake[0]) if len(real) == 1 else (list(real), list(fake))
-            found = loss(*given)
-            if not isinstance(found, Tensor) or found.numel() != 1:
-                raise ValueError("loss returned no scalar; expected a tensor of one number")
-            return found.reshape(())
+        found = loss(real[0], fake[0]) if len(real) == 1 else loss(list(real), list(fake))
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            raise ValueError("loss returned no scalar; expected a tensor of one number")
+        return found.reshape(())
 
     penalties = {}
     for name, weight in (("points", gp), ("real", r1 or None), ("fake", r2 or None)):
@@ -323,13 +318,9 @@ def _computed(
             stacklevel=4,
         )
 
-    def images(name: str) -> Tensor:
-        if name in given:
-            return given[name]
-        real, fake = given["real"], given["fake"]
-        return interpolate_into(torch.empty_like(real), real, fake, given["eps"])
-
-    loss, terms = loss_by_double_backward(asked, lambda name, points: critic(points), images)
+    loss, terms = loss_by_double_backward(
+        asked, lambda name, images: critic(images), lambda name: images_of(name, given)
+    )
     if asked.penalties:
         loss = refuse_wrong_derivatives(loss, critic.inner)
     return loss, terms

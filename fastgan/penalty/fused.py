@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,13 +19,11 @@ from torch import Tensor
 
 import fastgan.ops.penalty_mix  # noqa: F401 - defines the op that is called here
 from fastgan.losses import at_least_float32
-from fastgan.penalty.critics import Critic, Joining, Recording, joining, record
-from fastgan.penalty.data_parallel import run_within
+from fastgan.penalty.critics import Critic, Joining, Recording, joining, record, run_within
 from fastgan.penalty.double_backward import TERMS, Asked, loss_by_double_backward
-from fastgan.penalty.entries import Samples
 from fastgan.penalty.node import Leaves, attached, replayed
 from fastgan.penalty.passes import Passes
-from fastgan.penalty.points import interpolate_into
+from fastgan.penalty.points import images_of
 from fastgan.penalty.rule import layout_of
 from fastgan.penalty.tape import Changed
 
@@ -36,32 +33,6 @@ Names = tuple[str, ...]
 """The batches that are recorded together: "fake", "real" or "points"."""
 Seeds = dict[str, list[Tensor]]
 """N times the loss's gradient in each of a batch's scores; none at the points."""
-
-
-@dataclass
-class _Batch:
-    """A recording of batches of ``count`` samples, one after the other."""
-
-    names: Names
-    recording: Recording
-    count: int
-
-    def rows(self, name: str) -> Samples:
-        """The samples of one batch."""
-        start = self.names.index(name) * self.count
-        return Samples(start, start + self.count, len(self.names) * self.count)
-
-    def scores(self, name: str) -> list[Tensor]:
-        """The scores of one batch."""
-        return [self.rows(name).of(score) for score in self.recording.scores]
-
-    def replay(self, name: str, leaves: Leaves, images: Tensor) -> list[Tensor]:
-        """The scores at other images, differentiable to any order."""
-        # Samples aren't coupled, so the other rows may hold any images.
-        whole = images if len(self.names) == 1 else torch.cat([images] * len(self.names))
-        recording = self.recording
-        found = replayed(recording.tape, recording.values, whole, leaves)
-        return [self.rows(name).of(score) for score in found]
 
 
 def fused_loss(
@@ -102,7 +73,7 @@ class _Run:
         self.gradients: dict[int, Tensor] = {}
         self.leaves: dict[int, Tensor] = {}
         self.terms: dict[str, Tensor] = {}
-        self.batches: dict[str, _Batch] = {}
+        self.batches: dict[str, Recording] = {}
 
     def result(self) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss and its terms."""
@@ -143,11 +114,12 @@ class _Run:
         """The loss, from batches recorded in this order."""
         linear, penalties = self.asked.linear, self.asked.penalties
         early = linear is not None and set(penalties) <= {"points"} and not self.watching
+        early = early and len(plan) > 1
         scored, total = [], self.zero
         for names in plan:
             batch = self._record(names)
             scored.append(batch)
-            if early and len(plan) > 1:  # before the next batch takes memory
+            if early:  # before the next batch takes memory
                 images = [name for name in names if name != "points"]
                 total = total + self._passes(batch, self._linear_seeds(images))
         if self.watching and (whole := self._learn()) is not None:
@@ -166,61 +138,54 @@ class _Run:
             points = self.batches.get("points") or self._record(("points",))
             total = total + self._passes(points, {})
             del points
-        if not early or len(plan) == 1:
+        while scored and not early:
             # The last recorded batch goes first, while its activations are in the cache.
-            while scored:
-                total = total + self._passes(scored.pop(), seeds)
+            total = total + self._passes(scored.pop(), seeds)
         return total
 
-    def _learn(self) -> _Batch | None:
+    def _learn(self) -> Recording | None:
         """Finds out whether calls may join the batches; the joined batch, if they may."""
-        if all(batch.recording.tape.moves is None for batch in self.batches.values()):
+        if all(batch.tape.moves is None for batch in self.batches.values()):
             for name in self.together:
                 if name not in self.batches:
                     self._record((name,))
         batches = [self.batches[name] for name in self.together if name in self.batches]
         self.joining.tries -= 1
-        if any(b.recording.tape.moves is not None or not b.recording.apart for b in batches):
+        if any(batch.tape.moves is not None or not batch.apart for batch in batches):
             return None
         try:
-            whole = self._recorded(self.together)
+            whole = self._record(self.together, keep=False)
         except Changed:
             return None
-        scores = [batch.recording.scores for batch in batches]
-        apart = [torch.cat(each) for each in zip(*scores, strict=True)]
+        scores = zip(*(batch.scores for batch in batches), strict=True)
+        apart = [torch.cat(each) for each in scores]
         if not all(bool(each.isfinite().all()) for each in apart):
             return None  # NaN agrees with nothing, infinity with all: another call will tell
-        self.joining.joined = _agree(whole.recording.scores, apart)
-        self.joining.size = whole.recording.size
+        self.joining.joined = _agree(whole.scores, apart)
+        self.joining.size = whole.size
         return whole if self.joining.joined else None
 
-    def _recorded(self, names: Names) -> _Batch:
-        several = len(names) > 1
-        recording = record(
+    def _record(self, names: Names, *, keep: bool = True) -> Recording:
+        batch = record(
             self.critic,
             self._images(names),
-            times=len(names),
+            names,
             divided=len({name in self.asked.penalties for name in names}) > 1,
-            watching=self.watching or several,
+            watching=self.watching or len(names) > 1,
         )
-        for value in recording.tape.parameters:
+        for value in batch.tape.parameters:
             assert value.leaf is not None
             self.leaves.setdefault(id(value.leaf), value.leaf)
-        return _Batch(names, recording, self.count)
-
-    def _record(self, names: Names) -> _Batch:
-        batch = self._recorded(names)
-        self.batches.update(dict.fromkeys(names, batch))
+        if keep:
+            self.batches.update(dict.fromkeys(names, batch))
         return batch
 
     def _images(self, names: Names) -> Tensor:
         """The images of one batch, or fakes, reals and perhaps interpolates one after the other."""
         given = self.given
-        if len(names) == 1 and names[0] in given:
-            return given[names[0]]
-        real, fake = given["real"], given["fake"]
         if len(names) == 1:
-            return interpolate_into(torch.empty_like(real), real, fake, given["eps"])
+            return images_of(names[0], given)
+        real, fake = given["real"], given["fake"]
         batch = torch.empty(
             (len(names) * len(real), *real.shape[1:]),
             dtype=real.dtype,
@@ -239,7 +204,7 @@ class _Run:
         """The loss of the scores, and its seeds."""
         loss_of = self.asked.loss
         assert loss_of is not None
-        scores = {name: self.batches[name].scores(name) for name in ("real", "fake")}
+        scores = {name: self.batches[name].scores_of(name) for name in ("real", "fake")}
         with _without_autocast(self.example):
             if self.asked.linear is not None:
                 loss, seeds = loss_of(scores["real"], scores["fake"]), self._linear_seeds(scores)
@@ -268,17 +233,17 @@ class _Run:
         assert self.asked.linear is not None
         weights = {n: self.asked.linear[n == "fake"] * self.count for n in names}
         return {
-            n: [torch.full_like(s, weight / s.numel()) for s in self.batches[n].scores(n)]
+            n: [torch.full_like(s, weight / s.numel()) for s in self.batches[n].scores_of(n)]
             for n, weight in weights.items()
         }
 
     # The passes ---------------------------------------------------------------------------------
 
-    def _passes(self, batch: _Batch, seeds: Seeds) -> Tensor:
+    def _passes(self, batch: Recording, seeds: Seeds) -> Tensor:
         """Runs a recording's passes; returns the sum of its penalties."""
-        names, recording, learning = batch.names, batch.recording, self.learning
+        names, learning = batch.names, self.learning
         formulas = {n: f for n in names if (f := self.asked.penalties.get(n)) is not None}
-        passes = Passes(recording.tape, recording.values, self.gradients)
+        passes = Passes(batch.tape, batch.values, self.gradients)
         with torch.no_grad(), _without_autocast(self.example):
             if not formulas:
                 if learning:
@@ -286,10 +251,10 @@ class _Run:
                 return self.zero
             own = _stacked(formulas, seeds)
             factors = others = None
-            if own is not None and recording.one_score_each:
+            if own is not None and batch.one_score_each:
                 factors, own = own[0].reshape(-1), None
             if len(formulas) < len(names):
-                blank = dict.fromkeys(formulas, batch.scores(next(iter(formulas))))
+                blank = dict.fromkeys(formulas, batch.scores_of(next(iter(formulas))))
                 others = _stacked(names, {**seeds, **blank})
             values = passes.penalty(
                 [(batch.rows(name), formula) for name, formula in formulas.items()],
@@ -304,11 +269,15 @@ class _Run:
     def _composed(self, names: Names, held: Sequence[Tensor], leaves: Leaves) -> Tensor:
         """The loss in differentiable functions."""
         self.given = dict(zip(names, held, strict=True))
-        return loss_by_double_backward(
-            self.asked,
-            lambda name, images: self.batches[name].replay(name, leaves, images),
-            lambda name: self._images((name,)),
-        )[0]
+
+        def scores(name: str, images: Tensor) -> list[Tensor]:
+            batch = self.batches[name]
+            # Samples aren't coupled, so the other rows may hold any images.
+            whole = torch.cat([images] * len(batch.names))
+            found = replayed(batch.tape, batch.values, whole, leaves)
+            return [batch.rows(name).of(score) for score in found]
+
+        return loss_by_double_backward(self.asked, scores, lambda name: self._images((name,)))[0]
 
 
 def _stacked(names: Any, seeds: Seeds) -> list[Tensor] | None:

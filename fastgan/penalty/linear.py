@@ -1,7 +1,4 @@
-"""Rules of linear maps: views, sums, pooling, padding, resampling, joining, adding.
-
-A linear map's jvp is the map itself; autograd transposes it where no transpose is given.
-"""
+"""Rules of linear maps: views, sums, pooling, padding, resampling, joining, adding."""
 
 from __future__ import annotations
 
@@ -13,84 +10,95 @@ import torch
 from torch import Tensor
 
 from fastgan.ops.upfirdn2d import transposed
-from fastgan.penalty.entries import Node, Samples
+from fastgan.penalty.entries import Node, Value
 from fastgan.penalty.rule import (
     AUTOGRAD,
+    LINEAR,
     PIECEWISE,
+    PIECEWISE_LINEAR,
     POINTWISE,
+    Autograd,
+    Chosen,
     Found,
     Grads,
     Rule,
     aligned,
-    differentiated,
     layout_of,
     sum_to,
 )
 
-__all__ = ["LINEAR", "REGION"]
+__all__ = ["LINEAR_RULES", "read_region", "write_region"]
 
 aten = torch.ops.aten
 
 
-class _Linear(Rule):
-    """A linear map of several tensors, of which some may be constants."""
-
-    nonlinear = False
-
-    def reads(self, node: Node) -> Iterable[Any]:
-        return ()
-
-    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
-        found: Found = {}
-        for slot in wanted:
-            value = node.slots[slot]
-            input = torch.empty(
-                value.shape,
-                dtype=value.dtype,
-                device=next(grad.device for grad in grads if grad is not None),
-                memory_format=layout_of(value.shape, value.dtype),
-                requires_grad=True,
-            )
-            with torch.enable_grad():
-                results = self.jvp(node, {slot: input})
-            found |= differentiated(results, grads, {slot: input}, [slot])
-        return found
-
-
-class _Map(_Linear):
-    """A linear map of one tensor, its first argument.
+class _Linear(Autograd):
+    """A linear map: its jvp is the map itself, which autograd transposes.
 
     Args:
         transpose: (node, grad) -> J^T grad; None asks autograd.
-        batched: (node, number of samples) -> whether it keeps samples apart.
         mapped: (node, tangent) -> J tangent; None is the op itself.
+        dims: positions of the arguments that name dimensions.
+        batched: (node, number of samples) -> whether it keeps samples apart; None: it does if none
+            of the dimensions is the first, which stays as it is.
         by_rows: whether it can be applied to some rows only.
+        name: name in reports.
     """
+
+    kind = LINEAR
+    broadcasts = False
 
     def __init__(
         self,
         transpose: Callable[[Node, Tensor], Tensor] | None = None,
-        batched: Callable[[Node, int], bool] = lambda node, samples: True,
         mapped: Callable[[Node, Tensor], Any] | None = None,
         *,
+        dims: Sequence[int] = (),
+        batched: Callable[[Node, int], bool] | None = None,
         by_rows: bool = True,
+        name: str = "",
     ) -> None:
-        self.transpose = transpose
-        self.keeps_apart = batched
-        self.mapped = mapped or _itself
-        self.by_rows = by_rows
+        self.by_rows, self.name = by_rows, name
+        self.transpose, self.mapped = transpose, mapped
+        self.dims, self.keeps_apart = dims, batched
 
     def for_node(self, node: Node) -> Rule:
         return self if set(node.slots) == {0} else AUTOGRAD
 
+    def reads(self, node: Node) -> Iterable[Any]:
+        return ()
+
+    def backend(self, node: Node) -> tuple[str, str]:
+        return Rule.backend(self, node)
+
     def batched(self, node: Node, samples: int) -> bool:
-        return self.keeps_apart(node, samples)
+        if self.keeps_apart is not None:
+            return self.keeps_apart(node, samples)
+        if any(0 in _dims(node, position) for position in self.dims):
+            return False
+        return node.result.shape[:1] == node.slots[0].shape[:1] != ()
+
+    def graph(self, node: Node) -> tuple[Sequence[Any], dict[Any, Tensor]]:
+        inputs: dict[Any, Tensor] = {
+            slot: torch.empty(
+                value.shape,
+                dtype=value.dtype,
+                device=value.device,
+                memory_format=layout_of(value.shape, value.dtype),
+                requires_grad=True,
+            )
+            for slot, value in node.slots.items()
+        }
+        return self.jvp(node, {**inputs}), inputs
 
     def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
         tangent = tangents.get(0)
         if tangent is None:
             return [None] * len(node.outputs)
-        result = self.mapped(node, tangent)
+        if self.mapped is not None:
+            return [self.mapped(node, tangent)]
+        rest = [node.arg(position) for position in range(1, len(node.args))]
+        result = node.func(tangent, *rest, **node.kwargs)
         return list(result) if isinstance(result, (tuple, list)) else [result]
 
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
@@ -98,17 +106,8 @@ class _Map(_Linear):
             return super().vjp(node, grads, wanted)
         return {0: self.transpose(node, grads[0])}
 
-
-def _itself(node: Node, input: Tensor) -> Any:
-    rest = [node.arg(position) for position in range(1, len(node.args))]
-    return node.func(input, *rest, **node.kwargs)
-
-
-def _shape(node: Node) -> tuple[int, ...]:
-    """The first result's."""
-    value = node.outputs[0]
-    assert value is not None
-    return tuple(value.shape)
+    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
+        return {}
 
 
 def _dims(node: Node, position: int) -> list[int]:
@@ -119,34 +118,10 @@ def _dims(node: Node, position: int) -> list[int]:
     return sorted(dim % max(rank, 1) for dim in listed) if listed else list(range(rank))
 
 
-# Which maps keep samples separate --------------------------------------------------------------
+# Maps of one tensor ----------------------------------------------------------------------------
 
 
-def _beside_first(*positions: int) -> Callable[[Node, int], bool]:
-    """The dimensions that arguments name leave the first alone."""
-    return lambda node, samples: all(0 not in _dims(node, position) for position in positions)
-
-
-def _same_first(node: Node, samples: int) -> bool:
-    """Rank and first dimension are unchanged."""
-    shape, output = node.slots[0].shape, _shape(node)
-    return len(shape) == len(output) and shape[:1] == output[:1]
-
-
-def _whole_samples(node: Node, samples: int) -> bool:
-    """Rows are split or merged within samples only."""
-    output = _shape(node)
-    return len(output) > 0 and output[0] % samples == 0
-
-
-def _never(node: Node, samples: int) -> bool:
-    return False
-
-
-# Maps and transposes ---------------------------------------------------------------------------
-
-
-class _View(_Map):
+class _View(_Linear):
     """The same numbers in another shape; a copy where the layout doesn't allow a view."""
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -161,22 +136,24 @@ class _View(_Map):
 
 
 def _reshaped(node: Node, input: Tensor) -> Tensor:
-    return input.reshape(_shape(node))
+    return input.reshape(node.result.shape)
 
 
 def _unshaped(node: Node, grad: Tensor) -> Tensor:
     return grad.reshape(node.slots[0].shape)
 
 
-class _Cast(_Map):
+def _whole_samples(node: Node, samples: int) -> bool:
+    """Rows are split or merged within samples only."""
+    output = node.result.shape
+    return len(output) > 0 and output[0] % samples == 0
+
+
+class _Cast(_Linear):
     def for_node(self, node: Node) -> Rule:
         dtype = node.kwargs.get("dtype")
         real = dtype is None or dtype.is_floating_point
         return super().for_node(node) if real and node.kwargs.get("device") is None else AUTOGRAD
-
-
-def _cast(node: Node, input: Tensor) -> Tensor:
-    return input.to(node.kwargs.get("dtype") or input.dtype)
 
 
 def _unsummed(node: Node, grad: Tensor) -> Tensor:
@@ -193,49 +170,49 @@ def _unaveraged(node: Node, grad: Tensor) -> Tensor:
     return _unsummed(node, grad / count)
 
 
-class _Kept(_Map):
+class _Kept(_Linear):
     """A map that its forward pass has drawn or found, and keeps beside the output."""
 
-    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        output, node.kept = func(*args, **kwargs)
-        return output, node.kept
+    keeps_rows = True
 
-    def narrow(self, node: Node, rows: Samples) -> None:
-        node.kept = rows.of(node.kept)
+    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+        output, *node.kept = func(*args, **kwargs)
+        return output, *node.kept
 
 
 class _MaxPool(_Kept):
     """Maximum over windows; the map is where each maximum came from."""
 
-    name = "max_pool2d"
-    nonlinear = True
-
     def for_node(self, node: Node) -> Rule:
         return self if len(node.slots[0].shape) == 4 else AUTOGRAD
+
+    def kind_of(self, node: Node) -> str:
+        return PIECEWISE_LINEAR
 
 
 def _to_places(node: Node, grad: Tensor) -> Tensor:
     shape = node.slots[0].shape
     flat = grad.new_zeros(*shape[:2], math.prod(shape[2:]))
     # Windows overlap if the stride is smaller than the window, so gradients are summed.
-    return flat.scatter_add_(2, node.kept.flatten(2), grad.flatten(2)).view(shape)
+    return flat.scatter_add_(2, node.kept[0].flatten(2), grad.flatten(2)).view(shape)
 
 
 def _from_places(node: Node, tangent: Tensor) -> Tensor:
-    indices: Tensor = node.kept
-    return tangent.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+    (indices,) = node.kept
+    result: Tensor = tangent.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+    return result
 
 
 def _dropped(node: Node, grad: Tensor) -> Tensor:
     """native_dropout(x, p, training): x * mask / (1 - p)."""
-    p, training = node.args[1], node.args[2] is not False
-    if not training or p == 0:
+    p, (mask,) = node.args[1], node.kept
+    if node.args[2] is False or p == 0:
         return grad
-    mask: Tensor = node.kept
-    return grad * mask * (0.0 if p == 1 else 1 / (1 - p))
+    result: Tensor = grad * mask * (0.0 if p == 1 else 1 / (1 - p))
+    return result
 
 
-class _Index(_Map):
+class _Index(_Linear):
     """x[indices]; the first index may be arange(N)."""
 
     def batched(self, node: Node, samples: int) -> bool:
@@ -250,73 +227,93 @@ class _Index(_Map):
 # Several tensors -------------------------------------------------------------------------------
 
 
-class _Meeting(_Linear):
-    """For tensors that are broadcast, row by row."""
+class _Sum(Rule):
+    """A sum of multiples of tensors that are broadcast, row by row.
 
+    Args:
+        multiple: (node, slot, what is in it) -> its multiple.
+    """
+
+    kind = LINEAR
     broadcasts = True
 
-    def batched(self, node: Node, samples: int) -> bool:
-        return aligned(node)
+    def __init__(self, multiple: Callable[[Node, Any, Tensor], Tensor]) -> None:
+        self.multiple = multiple
 
-    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
-        (grad,) = grads
-        assert grad is not None
-        values = node.slots
-        return {
-            slot: sum_to(self.along(node, grad, slot), values[slot].shape).to(values[slot].dtype)
-            for slot in wanted
-        }
+    def reads(self, node: Node) -> Iterable[Any]:
+        return ()
+
+    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        value = node.slots[slot]
+        return sum_to(self.multiple(node, slot, grad), value.shape).to(value.dtype)
+
+    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        return self.multiple(node, slot, tangent)
 
 
-class _Sum(_Meeting):
+def _added(*factors: float) -> _Sum:
     """left * a + right * b; alpha multiplies the second term (for rsub, the first)."""
+    scaled = 1 if factors[0] == 1 else 0
 
-    def __init__(self, left: float = 1.0, right: float = 1.0) -> None:
-        self.factors = (left, right)
-
-    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+    def multiple(node: Node, slot: Any, tensor: Tensor) -> Tensor:
         alpha = node.kwargs.get("alpha", node.args[2] if len(node.args) > 2 else 1)
-        scaled = slot == (1 if self.factors[0] == 1 else 0)
-        factor = self.factors[slot] * (alpha if scaled else 1)
-        return tangent if factor == 1 else tangent * factor
+        factor = factors[slot] * (alpha if slot == scaled else 1)
+        return tensor if factor == 1 else tensor * factor
+
+    return _Sum(multiple)
 
 
-class _Divide(_Meeting):
-    """a / b by a constant b."""
-
-    def for_node(self, node: Node) -> Rule:
-        if node.kwargs.get("rounding_mode") or node.inner != [0]:
-            return POINTWISE
-        return self if set(node.slots) == {0} else PIECEWISE
-
-    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
-        quotient: Tensor = tangent / node.arg(1)
-        return quotient
+_divided = _Sum(lambda node, slot, tensor: tensor / node.arg(1))
 
 
-class _Copy(_Meeting):
+def _quotient(node: Node) -> Rule:
+    """a / b is linear for a constant b."""
+    if node.kwargs.get("rounding_mode") or node.inner != [0]:
+        return POINTWISE
+    return _divided if set(node.slots) == {0} else PIECEWISE
+
+
+class _Copy(_Sum):
     """copy_(target, source): what is written takes the place of what was there."""
 
     broadcasts = False
 
     def batched(self, node: Node, samples: int) -> bool:
-        return set(node.slots) == {1} and node.slots[1].shape == _shape(node)
-
-    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
-        return tangent if slot == 1 else torch.zeros_like(tangent)
+        return set(node.slots) == {1} and node.slots[1].shape == node.result.shape
 
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
         # Not the op itself, which has no derivative.
         return args[1].to(args[0].dtype).expand_as(args[0]).clone()
 
 
-class _Join(_Linear):
-    """cat and stack."""
+class _Several(_Linear):
+    """A linear map of several tensors."""
 
     broadcasts = True
 
-    def _dim(self, node: Node) -> int:
-        return int(node.args[1] if len(node.args) > 1 else 0) % len(_shape(node))
+    def for_node(self, node: Node) -> Rule:
+        return self
+
+    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+        given = next((t for t in tangents.values() if t is not None), None)
+        if given is None:
+            return [None]
+
+        def tangent(slot: Any, argument: Any) -> Any:
+            found = tangents.get(slot)
+            if found is None and isinstance(argument, (Value, Tensor)):
+                return given.new_zeros(argument.shape)
+            return argument if found is None else found
+
+        return [node.func(*node.replaced(tangent), **node.kwargs)]
+
+
+class _Join(_Several):
+    """cat and stack."""
+
+    @staticmethod
+    def _dim(node: Node) -> int:
+        return int(node.args[1] if len(node.args) > 1 else 0) % len(node.result.shape)
 
     def batched(self, node: Node, samples: int) -> bool:
         return self._dim(node) != 0
@@ -331,56 +328,18 @@ class _Join(_Linear):
             pieces = grad.split_with_sizes(lengths, dim)
         return {slot: pieces[slot[1]].to(node.slots[slot].dtype) for slot in wanted}
 
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
-        given = next((t for t in tangents.values() if t is not None), None)
-        if given is None:
-            return [None]
-        pieces: list[Tensor] = []
-        for item, piece in enumerate(node.args[0]):
-            tangent = tangents.get((0, item))
-            if tangent is None:
-                shape = list(piece.shape)
-                if self._dim(node) != 0 and len(shape) > 1:  # cat takes empty ones of any rank
-                    shape[0] = given.shape[0]
-                tangent = given.new_zeros(shape)
-            pieces.append(tangent)
-        return [node.func(pieces, *node.args[1:])]
+
+def read_region(flat: Tensor, place: tuple[Any, ...]) -> Tensor:
+    """A place (shape, strides, offset) of a flat storage."""
+    return flat.as_strided(*place)
 
 
-class _Region(_Linear):
-    """A flat storage with a piece written to its place; or, without a piece, that place read.
-
-    Arguments: the storage before (or None where it wasn't on the tape), the piece, the place:
-    (shape, strides, offset, length of the storage), and the storage's numbers where it wasn't.
-    """
-
-    name = "as_strided"
-    by_rows = False
-
-    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
-        piece, place = node.args[1:3]
-        given = (None, tangent) if slot == 1 else (tangent, piece)
-        if slot == 0 and piece is not None:
-            given = (tangent, tangent.new_zeros(()))
-        result: Tensor = self.replay(node, (*given, place, None))
-        return result
-
-    def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        return self.replay(node, args)
-
-    def replay(self, node: Node, args: Sequence[Any]) -> Any:
-        flat, piece, (shape, strides, offset, length), before = args
-        if piece is None:
-            return flat.as_strided(shape, strides, offset)
-        if flat is None:
-            flat = piece.new_zeros(length) if before is None else before
-        # Not as_strided_scatter, whose gradients are wrong (2.13).
-        result = flat.clone(memory_format=torch.contiguous_format)
-        result.as_strided(shape, strides, offset).copy_(piece)
-        return result
-
-
-REGION = _Region()
+def write_region(flat: Tensor, piece: Tensor, place: tuple[Any, ...]) -> Tensor:
+    """A flat storage with a piece written to its place."""
+    # Not as_strided_scatter, whose gradients are wrong (2.13).
+    result = flat.clone(memory_format=torch.contiguous_format)
+    result.as_strided(*place).copy_(piece)
+    return result
 
 
 def _unfiltered(node: Node, grad: Tensor) -> Tensor:
@@ -388,77 +347,84 @@ def _unfiltered(node: Node, grad: Tensor) -> Tensor:
     return transposed(grad, f, node.slots[0].shape, *settings)
 
 
-_same = _Map(lambda node, grad: grad)
+def _each(rule: Rule, *ops: Any) -> dict[Any, Rule]:
+    return dict.fromkeys(ops, rule)
+
+
+def _never(node: Node, samples: int) -> bool:
+    return False
+
+
+def _aligned(node: Node, samples: int) -> bool:
+    return aligned(node)
+
 
 #: Op -> its rule.
-LINEAR: dict[Any, Rule] = {
-    **dict.fromkeys(
-        (aten.view.default, aten._unsafe_view.default), _View(_unshaped, _whole_samples, _reshaped)
+LINEAR_RULES: dict[Any, Rule] = {
+    **_each(
+        _View(_unshaped, _reshaped, batched=_whole_samples),
+        *(aten.view.default, aten._unsafe_view.default),
     ),
-    **dict.fromkeys(
-        (
-            *(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims),
-            aten.unsqueeze.default,
-        ),
-        _Map(_unshaped, _whole_samples, _reshaped),
+    **_each(
+        _Linear(_unshaped, _reshaped, batched=_whole_samples),
+        *(aten.squeeze.default, aten.squeeze.dim, aten.squeeze.dims, aten.unsqueeze.default),
     ),
-    torch.ops.fastgan.upfirdn2d.default: _Map(_unfiltered),
-    aten.alias.default: _same,
-    aten.clone.default: _same,
-    aten._to_copy.default: _Cast(lambda node, grad: grad.to(node.slots[0].dtype), mapped=_cast),
-    aten.expand.default: _Map(
+    **_each(_Linear(lambda node, grad: grad), aten.alias.default, aten.clone.default),
+    aten._to_copy.default: _Cast(
+        lambda node, grad: grad.to(node.slots[0].dtype),
+        lambda node, input: input.to(node.kwargs.get("dtype") or input.dtype),
+    ),
+    aten.expand.default: _Linear(
         lambda node, grad: sum_to(grad, node.slots[0].shape).to(grad.dtype),
-        _same_first,
-        lambda node, input: input.expand(_shape(node)),
+        lambda node, input: input.expand(node.result.shape),
+        batched=_aligned,
     ),
-    aten.permute.default: _Map(
+    aten.permute.default: _Linear(
         batched=lambda node, samples: node.args[1][0] % len(node.args[1]) == 0
     ),
-    aten.transpose.int: _Map(batched=_beside_first(1, 2)),
-    aten.t.default: _Map(lambda node, grad: grad.t(), _never),
-    aten.slice.Tensor: _Map(batched=_same_first),
-    aten.repeat.default: _Map(batched=_same_first, by_rows=False),
-    **dict.fromkeys(
-        (
-            *(aten.split.Tensor, aten.split_with_sizes.default),
-            *(aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default),
-            aten.roll.default,
-        ),
-        _Map(batched=_beside_first(2)),
+    aten.t.default: _Linear(lambda node, grad: grad.t(), batched=_never),
+    aten.transpose.int: _Linear(dims=(1, 2)),
+    **_each(
+        _Linear(dims=(2,)),
+        *(aten.split.Tensor, aten.split_with_sizes.default),
+        *(aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default),
+        aten.roll.default,
     ),
-    **dict.fromkeys(
-        (aten.select.int, aten.unbind.int, aten.cumsum.default, aten.flip.default),
-        _Map(batched=_beside_first(1)),
+    **_each(
+        _Linear(dims=(1,)),
+        *(aten.select.int, aten.unbind.int, aten.cumsum.default, aten.flip.default),
     ),
+    aten.repeat.default: _Linear(batched=_aligned, by_rows=False),
     aten.index.Tensor: _Index(by_rows=False),
-    aten.sum.default: _Map(_unsummed, _never),
-    aten.sum.dim_IntList: _Map(_unsummed, _beside_first(1)),
-    aten.mean.default: _Map(_unaveraged, _never),
-    aten.mean.dim: _Map(_unaveraged, _beside_first(1)),
-    aten.neg.default: _Map(lambda node, grad: -grad),
-    aten.constant_pad_nd.default: _Map(
-        None,
-        lambda node, samples: len(node.args[1]) < 2 * len(node.slots[0].shape),
-        lambda node, input: aten.constant_pad_nd(input, node.args[1]),
+    **_each(_Linear(_unsummed, dims=(1,)), aten.sum.default, aten.sum.dim_IntList),
+    **_each(_Linear(_unaveraged, dims=(1,)), aten.mean.default, aten.mean.dim),
+    aten.neg.default: _Linear(lambda node, grad: -grad),
+    aten.constant_pad_nd.default: _Linear(
+        mapped=lambda node, input: aten.constant_pad_nd(input, node.args[1])
     ),
-    aten.max_pool2d_with_indices.default: _MaxPool(_to_places, mapped=_from_places),
-    aten.native_dropout.default: _Kept(_dropped, mapped=_dropped),
-    **dict.fromkeys((aten.add.Tensor, aten.add.Scalar), _Sum()),
-    **dict.fromkeys((aten.sub.Tensor, aten.sub.Scalar), _Sum(1.0, -1.0)),
-    **dict.fromkeys((aten.rsub.Tensor, aten.rsub.Scalar), _Sum(-1.0, 1.0)),
-    **dict.fromkeys((aten.div.Tensor, aten.div.Scalar), _Divide()),
-    **dict.fromkeys((aten.cat.default, aten.stack.default), _Join()),
-    aten.copy.default: _Copy(),
-    **dict.fromkeys(
-        (
-            *(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default),
-            *(aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default),
-            *(aten.upsample_nearest1d.default, aten.upsample_nearest2d.default),
-            *(aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default),
-            *(aten.reflection_pad1d.default, aten.reflection_pad2d.default),
-            *(aten.replication_pad1d.default, aten.replication_pad2d.default),
-            *(aten.pixel_shuffle.default, aten.pixel_unshuffle.default, aten.im2col.default),
-        ),
-        _Map(),
+    aten.max_pool2d_with_indices.default: _MaxPool(_to_places, _from_places, name="max_pool2d"),
+    aten.native_dropout.default: _Kept(_dropped, _dropped),
+    aten.im2col.default: _Linear(batched=_whole_samples),
+    torch.ops.fastgan.upfirdn2d.default: _Linear(_unfiltered),
+    **_each(
+        _Linear(),
+        aten.slice.Tensor,
+        *(aten.avg_pool1d.default, aten.avg_pool2d.default, aten.avg_pool3d.default),
+        *(aten._adaptive_avg_pool2d.default, aten._adaptive_avg_pool3d.default),
+        *(aten.upsample_nearest1d.default, aten.upsample_nearest2d.default),
+        *(aten.upsample_bilinear2d.default, aten.upsample_bicubic2d.default),
+        *(aten.reflection_pad1d.default, aten.reflection_pad2d.default),
+        *(aten.replication_pad1d.default, aten.replication_pad2d.default),
+        *(aten.pixel_shuffle.default, aten.pixel_unshuffle.default),
     ),
+    **_each(_added(1.0, 1.0), aten.add.Tensor, aten.add.Scalar),
+    **_each(_added(1.0, -1.0), aten.sub.Tensor, aten.sub.Scalar),
+    **_each(_added(-1.0, 1.0), aten.rsub.Tensor, aten.rsub.Scalar),
+    **_each(Chosen(_quotient), aten.div.Tensor, aten.div.Scalar),
+    **_each(_Join(), aten.cat.default, aten.stack.default),
+    aten.copy.default: _Copy(
+        lambda node, slot, tensor: tensor if slot == 1 else torch.zeros_like(tensor)
+    ),
+    read_region: _Linear(name="as_strided", batched=_never, by_rows=False),
+    write_region: _Several(name="as_strided", batched=_never, by_rows=False),
 }

@@ -31,8 +31,17 @@ import fastgan.ops.batch_norm
 import fastgan.ops.penalty_norm  # noqa: F401 - defines the ops that are called here
 from fastgan.losses import at_least_float32
 from fastgan.ops.paths import op_path
-from fastgan.penalty.entries import Node, Samples
-from fastgan.penalty.rule import AUTOGRAD, Found, Grads, Rule, sum_to, wide
+from fastgan.penalty.entries import Node
+from fastgan.penalty.rule import (
+    AUTOGRAD,
+    PIECEWISE_LINEAR,
+    SMOOTH,
+    Found,
+    Grads,
+    Rule,
+    sum_to,
+    wide,
+)
 
 __all__ = ["BatchNorm", "GroupNorm", "LayerNorm"]
 
@@ -50,6 +59,8 @@ class GroupNorm(Rule):
     """
 
     name = "group_norm"
+    kind = SMOOTH
+    keeps_rows = True
     weight = 1
 
     def groups(self, node: Node) -> int:
@@ -60,16 +71,12 @@ class GroupNorm(Rule):
         """The view of a dense tensor (see :meth:`dense`) as the ops' maps."""
         return tensor
 
-    def unmapped(self, node: Node, maps: Tensor, like: Tensor) -> Tensor:
-        """The inverse of :meth:`maps`."""
-        return maps
-
     def vector(self, node: Node, parameter: Tensor) -> Tensor:
         """A weight or bias as the ops' vector."""
         return parameter
 
     def parameter(self, node: Node, vector: Tensor) -> Tensor:
-        """The inverse of :meth:`vector`."""
+        """The inverse of :meth:`vector`, and of :meth:`maps` where there are samples first."""
         return vector
 
     def for_node(self, node: Node) -> Rule:
@@ -78,14 +85,8 @@ class GroupNorm(Rule):
     def reads(self, node: Node) -> Iterable[Any]:
         return (self.weight,)
 
-    def batched(self, node: Node, samples: int) -> bool:
-        return True
-
-    def smooth(self, node: Node) -> bool:
-        return True
-
     def backend(self, node: Node) -> tuple[str, str]:
-        found = op_path("penalty_norm_forward_", node.slots[0].device_type)
+        found = op_path("penalty_norm_forward_", node.slots[0].device.type)
         return found.path, found.reason
 
     def dense(self, node: Node, tensor: Tensor) -> Tensor:
@@ -125,26 +126,29 @@ class GroupNorm(Rule):
             for each in args[self.weight : self.weight + 2]
         ]
         result = _affine(normalised(grouped, (2, 3), eps), (groups, -1, 1), *affine)
-        return (self.unmapped(node, result.reshape(maps.shape), input).to(input.dtype), None, None)
-
-    def narrow(self, node: Node, rows: Samples) -> None:
-        node.kept = tuple(map(rows.of, node.kept))
+        return self.parameter(node, result.reshape(maps.shape)).to(input.dtype), None, None
 
     def _vector(self, node: Node, parameter: Tensor | None, like: Tensor) -> Tensor | None:
         if parameter is None:
             return None
         return self.vector(node, parameter).to(wide(like)).contiguous()
 
-    def _project(self, node: Node, grad: Tensor, tangent: bool) -> Tensor:
-        grad, (xhat, invstd) = self.dense(node, grad), node.kept
-        output = grad if node.overwrite else torch.empty_like(grad)
-        weight = self._vector(node, node.arg(self.weight), grad)
-        maps = (self.maps(node, each) for each in (grad, xhat))
-        groups, out = self.groups(node), self.maps(node, output)
-        ops.penalty_norm_project_(*maps, invstd, weight, groups, tangent, out)
+    def _call(
+        self, op: Any, node: Node, maps: Sequence[Tensor], *settings: Any, overwrite: bool = False
+    ) -> Tensor:
+        """Calls an op of maps, xhat and the weight, and returns its map."""
+        (xhat, invstd), first = node.kept, maps[0]
+        output = first if overwrite else torch.empty_like(first)
+        weight = self._vector(node, node.arg(self.weight), first)
+        given = (self.maps(node, each) for each in (*maps, xhat))
+        op(*given, invstd, weight, self.groups(node), *settings, self.maps(node, output))
         return output
 
-    def _sums(self, node: Node, grad: Tensor, tangent: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _project(self, node: Node, grad: Tensor, tangent: bool) -> Tensor:
+        dense, project = [self.dense(node, grad)], ops.penalty_norm_project_
+        return self._call(project, node, dense, tangent, overwrite=node.overwrite)
+
+    def _sums(self, node: Node, grad: Tensor, tangent: Tensor | None) -> list[Tensor]:
         """The gradients of weight and bias; with a tangent, those of <d, J u>."""
         xhat, invstd = node.kept
         maps = self.maps(node, self.dense(node, grad))
@@ -154,17 +158,7 @@ class GroupNorm(Rule):
         ops.penalty_norm_gradients_(
             maps, along, self.maps(node, xhat), invstd, self.groups(node), *sums, means
         )
-        weight_grad, bias_grad = sums.sum(1)
-        return self.parameter(node, weight_grad), self.parameter(node, bias_grad)
-
-    def _curvature(self, node: Node, grad: Tensor, tangent: Tensor) -> Tensor:
-        grad, tangent = self.dense(node, grad), self.dense(node, tangent)
-        result, (xhat, invstd) = torch.empty_like(grad), node.kept
-        weight = self._vector(node, node.arg(self.weight), grad)
-        maps = (self.maps(node, each) for each in (grad, tangent, xhat))
-        groups, out = self.groups(node), self.maps(node, result)
-        ops.penalty_norm_curvature_(*maps, invstd, weight, groups, out)
-        return result
+        return [self.parameter(node, each) for each in sums.sum(1)]
 
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
         grad, slots = grads[0], set(wanted)
@@ -189,7 +183,8 @@ class GroupNorm(Rule):
         if self.weight in slots:
             found[self.weight] = self._sums(node, grad, tangent)[0]
         if 0 in slots:
-            found[0] = self._curvature(node, grad, tangent)
+            dense = [self.dense(node, each) for each in (grad, tangent)]
+            found[0] = self._call(ops.penalty_norm_curvature_, node, dense)
         return found
 
 
@@ -219,20 +214,15 @@ class LayerNorm(GroupNorm):
     def maps(self, node: Node, tensor: Tensor) -> Tensor:
         return self._ordered(node, tensor).view(-1, math.prod(node.args[1]))
 
-    def unmapped(self, node: Node, maps: Tensor, like: Tensor) -> Tensor:
-        ordered = self._ordered(node, like)
-        maps = maps.reshape(ordered.shape)
-        return maps.movedim(-1, -3) if ordered is not like else maps
-
     def vector(self, node: Node, parameter: Tensor) -> Tensor:
         return self._ordered(node, parameter).reshape(-1)
 
     def parameter(self, node: Node, vector: Tensor) -> Tensor:
-        shape = node.args[1]
+        shape = node.slots[0].shape[: -len(node.args[1])] if vector.dim() > 1 else ()
         if self.channels_last(node, node.slots[0].dtype):
-            channels, height, width = shape
-            return vector.view(height, width, channels).movedim(-1, -3)
-        return vector.view(shape)
+            channels, height, width = node.args[1]
+            return vector.reshape(*shape, height, width, channels).movedim(-1, -3)
+        return vector.reshape(*shape, *node.args[1])
 
 
 class BatchNorm(Rule):
@@ -255,8 +245,8 @@ class BatchNorm(Rule):
     def batched(self, node: Node, samples: int) -> bool:
         return not node.args[5]
 
-    def smooth(self, node: Node) -> bool:
-        return bool(node.args[5])
+    def kind_of(self, node: Node) -> str:
+        return SMOOTH if node.args[5] else PIECEWISE_LINEAR
 
     def moves(self, node: Node, args: Sequence[Any]) -> Iterable[Tensor]:
         return [tensor for tensor in args[3:5] if tensor is not None and args[5]]

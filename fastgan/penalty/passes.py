@@ -41,14 +41,14 @@ from torch import Tensor
 from fastgan.losses import at_least_float32
 from fastgan.penalty.entries import Node, Samples, Value
 from fastgan.penalty.formula import Formula
-from fastgan.penalty.rule import Found
+from fastgan.penalty.rule import LINEAR, Found, Grads
 from fastgan.penalty.tape import Tape
 
 __all__ = ["Passes"]
 
 Store = dict[Value, tuple[Tensor, bool]]
 """Value -> (output gradient or tangent, whether it may be overwritten)."""
-Second = dict[Node, tuple[Found, Sequence["Tensor | None"]]]
+Second = dict[Node, tuple[Found, Grads]]
 """Smooth op -> (its inputs' tangents, its results' output gradients)."""
 
 
@@ -63,12 +63,13 @@ class Passes:
     """
 
     def __init__(self, tape: Tape, scores: Sequence[Value], gradients: dict[int, Tensor]) -> None:
-        self.tape = tape
-        self.gradients = gradients
-        self.scores = scores
+        self.tape, self.scores, self.gradients = tape, scores, gradients
         self.rows: Samples | None = None
-        self.grad_outputs: dict[Node, Sequence[Tensor | None]] = {}
-        self.extra: Store = {}
+        self.factors: Tensor | None = None
+        self.grad_outputs: dict[Node, Grads] = {}
+        self.inputs: dict[Node, Tensor] = {}
+        #: Gradients on their way back.
+        self.waiting: Store = {}
         self.done: set[Node] = set()
         self.again: set[Node] = set()
         # The ops that start a second gradient, which reaches parameters.
@@ -80,31 +81,25 @@ class Passes:
 
     # Back from the scores, as plain backpropagation ---------------------------------------------
 
-    def backpropagate(self, seeds: Sequence[Tensor]) -> None:
+    def backpropagate(self, seeds: Sequence[Tensor], second: Second | None = None) -> None:
         """Adds the gradient of <seeds, scores>, and of the second gradients that are waiting.
 
         Args:
-            seeds: one for each score.
+            seeds: one for each score; none for the second gradients alone.
+            second: what these start with.
         """
-        self._seed(seeds)
-        self._back({})
-
-    def _seed(self, seeds: Sequence[Tensor]) -> None:
-        for value, seed in zip(self.scores, seeds, strict=True):
+        for value, seed in zip(self.scores, seeds, strict=False):
             if value.by_parameters:
                 self._add(value, seed.to(value.dtype), False)
-
-    def _back(self, second: Second) -> None:
-        extra = self.extra
         for node in reversed(self.tape.nodes):
-            if extra or second:
-                grads, owned = _take(extra, node)
-                waiting = second.pop(node, None) if second else None
+            if self.waiting or second:
+                grads, owned = self._take(node)
+                starting = second.pop(node, None) if second else None
                 if grads is not None:
-                    node.overwrite = owned and waiting is None and len(node.outer) == 1
+                    node.overwrite = owned and starting is None and len(node.outer) == 1
                     self._give(node, node.rule.vjp(node, grads, node.outer), grads, owned)
-                if waiting is not None:
-                    tangents, grad_outputs = waiting
+                if starting is not None:
+                    tangents, grad_outputs = starting
                     found = node.rule.gradients(node, tangents, grad_outputs, node.outer)
                     self._give(node, found, grad_outputs)
             self._release(node)
@@ -118,7 +113,7 @@ class Passes:
 
     def penalty(
         self,
-        formulas: Sequence[tuple[Samples | None, Formula]],
+        formulas: Sequence[tuple[Samples, Formula]],
         *,
         seeds: Sequence[Tensor] | None = None,
         factors: Tensor | None = None,
@@ -128,7 +123,7 @@ class Passes:
         """P of each formula, and, if ``learning``, the gradient of their sum.
 
         Args:
-            formulas: of the penalties, and the samples that each is of; None for all.
+            formulas: of the penalties, and the samples that each is of.
             seeds: N times the gradients of another loss in the scores of all samples, for each
                 score: its gradient is added.
             factors: the same for samples that have one score each and see no other: a number for
@@ -140,55 +135,45 @@ class Passes:
         starts = [torch.ones(v.shape, dtype=v.dtype, device=self.tape.device) for v in self.scores]
         if others is not None:
             ((self.rows, _),) = formulas
-            assert self.rows is not None
             for start, other in zip(starts, others, strict=True):
                 start.copy_(other)
                 self.rows.of(start).fill_(1)
-        gradient = self._signals(starts, learning)
+        self.factors = factors
+        gradient = self._output_gradients(starts, learning)
         tangent = self.tape.empty_images(len(gradient))
         values = [
             f.value_and_tangent(gradient, tangent)
-            if rows is None or rows == self.rows
+            if self.rows is not None
             else f.value_and_tangent(rows.of(gradient), rows.of(tangent))
             for rows, f in formulas
         ]
         del gradient
         if not learning:
             return values
-        inputs: dict[Node, Tensor] = {}
         narrowed: Any = contextlib.nullcontext()
         if self.rows is not None:
             # All rows' inputs, where the others' join the tangents.
             for node, grad_outputs in self.grad_outputs.items():
                 if grad_outputs and node.own and self._merges(node):
-                    inputs[node] = node.arg(node.rule.left)
+                    self.inputs[node] = node.arg(node.rule.left)
             narrowed = self.tape.narrowed(self.rows)
         with narrowed:
-            second = self._tangents(tangent, factors, inputs, everywhere=seeds is not None)
-            if seeds is not None:
-                self._seed(seeds)
-            self._back(second)
+            second = self._tangents(tangent, everywhere=seeds is not None)
+            self.backpropagate(seeds or (), second)
         if seeds is None and factors is None:
             self._zeros()
         return values
 
-    def _signals(self, starts: Sequence[Tensor], learning: bool) -> Tensor:
-        """Returns g; sets :attr:`grad_outputs` to the output gradients that gradients need."""
+    def _output_gradients(self, starts: Sequence[Tensor], learning: bool) -> Tensor:
+        """Returns g; sets :attr:`grad_outputs` to what gradients need."""
         root, rows = self.tape.root, self.rows
-        store: Store = {}
-
-        def add(value: Value, grad_output: Tensor, owned: bool) -> None:
-            if value is root and rows is not None and len(grad_output) != len(rows):
-                grad_output = rows.of(grad_output)
-            _add(store, value, grad_output, owned)
-
         for value, start in zip(self.scores, starts, strict=True):
             if value.by_images:
-                add(value, start, True)
+                self._add(value, start, True)
         for node in reversed(self.tape.nodes):
             if not node.by_images:
                 continue
-            grads, owned = _take(store, node)
+            grads, owned = self._take(node)
             if grads is None:
                 continue
             kept = learning and (bool(node.own) or node in self.smooth)
@@ -202,12 +187,12 @@ class Passes:
                 grads, narrowed = self._narrowed(grads), self.tape.narrowed(rows, node)
             with narrowed:
                 found = node.rule.vjp(node, grads, node.inner)
-            _spread(add, node, found, grads, owned and not kept)
-        if root not in store:
+            self._give(node, found, grads, owned and not kept)
+        if root not in self.waiting:
             return self.tape.empty_images(root.shape[0] if rows is None else len(rows)).zero_()
-        return store[root][0]
+        return self.waiting.pop(root)[0]
 
-    def _of_others(self, node: Node, grads: Sequence[Tensor | None], rows: Samples) -> None:
+    def _of_others(self, node: Node, grads: Grads, rows: Samples) -> None:
         """The gradients of an op's own parameters, from rows that aren't penalised."""
         wanted = node.own
         if self._merges(node):  # all but the bias will join the tangents
@@ -221,17 +206,11 @@ class Passes:
         rule = node.rule
         if not rule.merges or node.own == [rule.bias] or node in self.smooth:
             return False
-        # A factor may have a row for each sample.
-        return self.rows is None or not rule.broadcasts
+        if self.rows is None:
+            return self.factors is not None
+        return not rule.broadcasts  # a factor may have a row for each sample
 
-    def _tangents(
-        self,
-        tangent: Tensor,
-        factors: Tensor | None,
-        inputs: dict[Node, Tensor],
-        *,
-        everywhere: bool,
-    ) -> Second:
+    def _tangents(self, tangent: Tensor, *, everywhere: bool) -> Second:
         """Gradients of parameters; returns what goes on from where ops are smooth."""
         nodes = [node for node in self.tape.nodes if node.by_images]
         last = -1
@@ -241,7 +220,10 @@ class Passes:
                 last = index
             for slot in node.inner:
                 uses[node.slots[slot]] = index
-        self.again = set(nodes) if everywhere else self._gone_over_again()
+        self.again = set(nodes)
+        if not everywhere:  # those that a second gradient comes back through
+            starts = {node for node in self.smooth if self.grad_outputs.get(node)}
+            self.again = self._before(starts.__contains__)[0] if starts else set()
         store: Store = {self.tape.root: (tangent, True)}
         del tangent
         second: Second = {}
@@ -255,7 +237,7 @@ class Passes:
                     if node in self.smooth:
                         second[node] = (tangents, self._narrowed(grad_outputs))
                     if node.own:
-                        self._of_parameters(node, tangents, grad_outputs, factors, inputs)
+                        self._of_parameters(node, tangents, grad_outputs)
                 del grad_outputs
                 owned = len(values) == 1 and given[0] is not None and given[0][1]
                 owned = owned and uses[values[0]] == index and node not in second
@@ -275,28 +257,17 @@ class Passes:
                 self._release(node)
         return second
 
-    def _narrowed(self, grad_outputs: Sequence[Tensor | None]) -> Sequence[Tensor | None]:
+    def _narrowed(self, grads: Grads) -> Grads:
         rows = self.rows
-        if rows is None:
-            return grad_outputs
-        return [None if grad is None else rows.of(grad) for grad in grad_outputs]
+        return grads if rows is None else [None if g is None else rows.of(g) for g in grads]
 
-    def _of_parameters(
-        self,
-        node: Node,
-        tangents: Found,
-        grad_outputs: Sequence[Tensor | None],
-        factors: Tensor | None,
-        inputs: dict[Node, Tensor],
-    ) -> None:
+    def _of_parameters(self, node: Node, tangents: Found, grad_outputs: Grads) -> None:
         """Gradients of an op's own parameters, except those that wait for a second gradient."""
-        wanted, rule = node.own, node.rule
-        merged = self._merges(node) and (factors is not None or self.rows is not None)
+        wanted, rule, factors = node.own, node.rule, self.factors
         mine = self._narrowed(grad_outputs)
-        if merged:
-            mixed = self._mixed(node, tangents.get(rule.left), factors, inputs)
-            found = rule.gradients(node, {rule.left: mixed}, grad_outputs, wanted)
-            self._give(node, found, grad_outputs)
+        if self._merges(node):
+            mixed: Found = {rule.left: self._mixed(node, tangents.get(rule.left))}
+            self._give(node, rule.gradients(node, mixed, grad_outputs, wanted), grad_outputs)
             wanted = [slot for slot in wanted if slot == rule.bias]
         elif node not in self.smooth:
             self._give(node, rule.gradients(node, tangents, mine, wanted), mine)
@@ -304,19 +275,17 @@ class Passes:
             scaled = [None if s is None else s * _rows(factors, s).to(s.dtype) for s in mine]
             self._give(node, rule.vjp(node, scaled, wanted), scaled)
 
-    def _mixed(
-        self, node: Node, tangent: Tensor | None, factors: Tensor | None, inputs: dict[Node, Tensor]
-    ) -> Tensor:
+    def _mixed(self, node: Node, tangent: Tensor | None) -> Tensor:
         """The input of a merged product: c_n a + u in penalised rows, a in the others."""
         value = node.slots[node.rule.left]
-        input = inputs.pop(node) if node in inputs else value.tensor
+        input = self.inputs.pop(node, value.tensor)
         assert input is not None
         # Only the mask is needed of an activation after its tangent is known.
         if node in self.again or value.readers > 1 or not _exclusive(input, value.tensor):
             input = input.clone()
         penalised = input if self.rows is None else self.rows.of(input)
-        if factors is not None:
-            penalised.mul_(_rows(factors, penalised))
+        if self.factors is not None:
+            penalised.mul_(_rows(self.factors, penalised))
             if tangent is not None:
                 penalised.add_(tangent)
         elif tangent is None:
@@ -325,89 +294,68 @@ class Passes:
             penalised.copy_(tangent)
         return input
 
-    def _gone_over_again(self) -> set[Node]:
-        """The ops that a second gradient comes back through."""
-        found: set[Node] = set()
-        if not self.smooth:
-            return found
-        reached: set[Value] = set()
+    def _before(self, starts: Callable[[Node], bool]) -> tuple[set[Node], set[Value]]:
+        """The ops whose results lead to such an op, itself included, and what they take."""
+        found, reached = set[Node](), set[Value]()
         for node in reversed(self.tape.nodes):
-            hit = node in self.smooth and bool(self.grad_outputs.get(node))
-            if hit or any(value in reached for value in node.outputs):
+            if starts(node) or not reached.isdisjoint(node.outputs):
                 found.add(node)
                 reached.update(node.slots[slot] for slot in node.outer)
-        return found
+        return found, reached
 
     def _zeros(self) -> None:
         """Zeros for parameters that double backward reaches, through the derivative of a mask."""
-        before_nonlinear: set[Value] = set()
-        for node in reversed(self.tape.nodes):
-            ahead = any(value in before_nonlinear for value in node.outputs if value is not None)
-            if ahead or (node.by_images and (node.rule.nonlinear or node.rule.smooth(node))):
-                before_nonlinear.update(node.slots.values())
+        _, reached = self._before(lambda n: n.by_images and n.rule.kind_of(n) != LINEAR)
         for value in self.tape.parameters:
-            if value in before_nonlinear and id(value.leaf) not in self.gradients:
+            if value in reached and id(value.leaf) not in self.gradients:
                 assert value.leaf is not None
                 self.gradients[id(value.leaf)] = torch.zeros_like(value.leaf)
 
-    def _give(
-        self, node: Node, found: Found, grads: Iterable[Tensor | None], owned: bool = False
-    ) -> None:
-        _spread(self._add, node, found, grads, owned)
+    # Gradients on their way ---------------------------------------------------------------------
 
-    def _add(self, value: Value, grad_output: Tensor, owned: bool) -> None:
-        leaf = value.leaf
+    def _take(self, node: Node) -> tuple[Grads | None, bool]:
+        """The output gradients of an op's results, and whether they may be written over."""
+        taken = [self.waiting.pop(v, None) if v is not None else None for v in node.outputs]
+        if not any(taken):
+            return None, False
+        grads = [
+            each[0].to(value.dtype) if each and value else None
+            for each, value in zip(taken, node.outputs, strict=True)
+        ]
+        return grads, len(taken) == 1 and bool(taken[0] and taken[0][1])
+
+    def _give(self, node: Node, found: Found, grads: Grads, owned: bool = False) -> None:
+        """Adds what comes back through an op to what its inputs, parameters perhaps, have."""
+        alone = owned and len(found) == 1
+        for slot, result in found.items():
+            if result is not None:
+                mine = alone or not _shares_memory(result, grads)
+                self._add(node.slots[slot], result, mine and 0 not in result.stride())
+
+    def _add(self, value: Value, grad: Tensor, owned: bool) -> None:
+        leaf, rows = value.leaf, self.rows
         if leaf is None:
-            _add(self.extra, value, grad_output, owned)
+            if value is self.tape.root and rows is not None and len(grad) != len(rows):
+                grad = rows.of(grad)
+            earlier = self.waiting.get(value)
+            if earlier is None:
+                self.waiting[value] = (grad, owned)
+            elif earlier[1] and earlier[0].dtype == grad.dtype:
+                earlier[0].add_(grad)
+            else:
+                self.waiting[value] = (earlier[0] + grad, True)
             return
-        if grad_output.shape != leaf.shape:  # a parameter with a row for each sample
-            assert self.rows is not None
-            penalised, grad_output, owned = grad_output, grad_output.new_zeros(leaf.shape), True
-            self.rows.of(grad_output).copy_(penalised)
-        earlier = self.gradients.get(id(leaf))
-        if earlier is None:
+        if grad.shape != leaf.shape:  # a parameter with a row for each sample
+            assert rows is not None
+            penalised, grad, owned = grad, grad.new_zeros(leaf.shape), True
+            rows.of(grad).copy_(penalised)
+        if id(leaf) not in self.gradients:
             # Will be added to and scaled in place.
-            self.gradients[id(leaf)] = grad_output if owned else grad_output.clone()
+            self.gradients[id(leaf)] = grad if owned else grad.clone()
         else:
             # Kept in half precision, which saves memory, until something is added.
-            self.gradients[id(leaf)] = at_least_float32(earlier).add_(at_least_float32(grad_output))
-
-
-def _take(store: Store, node: Node) -> tuple[Sequence[Tensor | None] | None, bool]:
-    """The output gradients of an op's results, and whether they may be written over."""
-    taken = [None if value is None else store.pop(value, None) for value in node.outputs]
-    if not any(taken):
-        return None, False
-    grads = [
-        each[0].to(value.dtype) if each and value else None
-        for each, value in zip(taken, node.outputs, strict=True)
-    ]
-    return grads, len(taken) == 1 and bool(taken[0] and taken[0][1])
-
-
-def _spread(
-    add: Callable[[Value, Tensor, bool], None],
-    node: Node,
-    found: Found,
-    grads: Iterable[Tensor | None],
-    owned: bool,
-) -> None:
-    """Adds what comes back through an op to what its inputs, parameters perhaps, have."""
-    alone = owned and len(found) == 1
-    for slot, result in found.items():
-        if result is not None:
-            mine = alone or not _shares_memory(result, grads)
-            add(node.slots[slot], result, mine and 0 not in result.stride())
-
-
-def _add(store: Store, value: Value, grad_output: Tensor, owned: bool) -> None:
-    earlier = store.get(value)
-    if earlier is None:
-        store[value] = (grad_output, owned)
-    elif earlier[1] and earlier[0].dtype == grad_output.dtype:
-        store[value] = (earlier[0].add_(grad_output), True)
-    else:
-        store[value] = (earlier[0] + grad_output, True)
+            wide = at_least_float32(self.gradients[id(leaf)])
+            self.gradients[id(leaf)] = wide.add_(at_least_float32(grad))
 
 
 def _shares_memory(tensor: Tensor, others: Iterable[Tensor | None]) -> bool:

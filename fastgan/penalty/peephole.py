@@ -20,7 +20,6 @@ activation isn't known yet.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -32,43 +31,40 @@ from fastgan.penalty.entries import Node, Value
 from fastgan.penalty.products import Convolution
 from fastgan.penalty.rule import OUTPUT
 
-__all__ = ["Mask", "MaskedActivation", "MaskingConvolution", "move_masks"]
+__all__ = ["MaskedActivation", "MaskingConvolution", "move_masks"]
 
 
-@dataclass(frozen=True)
-class Mask:
-    """An activation's mask.
+def _mask(activation: Node) -> ActivationGradient:
+    """An activation's mask, for the kernels to apply."""
+    rule = activation.rule
+    assert isinstance(rule, ActivationRule)
+    return ActivationGradient(activation.output, rule.activation.name, rule.negative_slope)
 
-    Attributes:
-        output: of the activation.
-        name: of the activation in :data:`fastgan.activations.ACTIVATIONS`.
-        slope: of "leaky_relu".
-        layer: the module that called it, if anybody asked.
-    """
 
-    output: Value
-    name: str
-    slope: float
-    layer: str
+def _readable(node: Node) -> bool:
+    """Whether a node is an activation with a mask that the kernels read off its output."""
+    rule = node.rule
+    return (
+        type(rule) is ActivationRule
+        and rule.activation.piecewise_linear
+        and rule.read == OUTPUT
+        and node.by_images
+    )
 
-    def epilogue(self) -> ActivationGradient:
-        """The mask, for the kernels to apply."""
-        assert self.output.tensor is not None
-        return ActivationGradient(self.output.tensor, self.name, self.slope)
 
-    def __str__(self) -> str:
-        return _named(self.name, self.layer)
+def _named(name: str, node: Node) -> str:
+    return f"{name} of '{node.layer}'" if node.layer else name
 
 
 class MaskingConvolution(Convolution):
     """A convolution by the kernels that masks its tangents, its gradients, or both.
 
     Args:
-        after: the mask of the activation that takes its output; None leaves tangents as they are.
-        before: that of the activation whose output it takes; None leaves gradients as they are.
+        after: the activation that takes its output; None leaves tangents as they are.
+        before: the activation whose output it takes; None leaves gradients as they are.
     """
 
-    def __init__(self, after: Mask | None, before: Mask | None) -> None:
+    def __init__(self, after: Node | None, before: Node | None) -> None:
         self.after = after
         self.before = before
 
@@ -90,19 +86,22 @@ class MaskingConvolution(Convolution):
         stage, weight = self.prepared(node)
         if self.after is None or stage is None:
             return super().product(node, left, right)
-        return TRITON.fused_forward(stage, left, weight, None, self.after.epilogue())[0]
+        return TRITON.fused_forward(stage, left, weight, None, _mask(self.after))[0]
 
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
         stage, weight = self.prepared(node)
         if self.before is None or stage is None:
             return super().to_left(node, grad, right)
-        mask = self.before.epilogue()
+        mask = _mask(self.before)
         return TRITON.fused_input_gradient(stage, grad, mask.kept, weight, None, mask)[0]
 
     def backend(self, node: Node) -> tuple[str, str]:
         path, _ = super().backend(node)
-        masks = (("tangents", self.after), ("gradients", self.before))
-        done = " and ".join(f"{what} by {mask}" for what, mask in masks if mask is not None)
+        done = " and ".join(
+            f"{what} by {_named(node.rule.activation.name, node)}"
+            for what, node in (("tangents", self.after), ("gradients", self.before))
+            if node is not None and isinstance(node.rule, ActivationRule)
+        )
         return path, f"on storing, masks {done}" if done else ""
 
 
@@ -153,35 +152,17 @@ def move_masks(nodes: Sequence[Node], scores: Iterable[Value]) -> None:
         found = takers.get(value, ())
         return found[0] if len(found) == 1 else None
 
-    after: dict[Node, Mask] = {}
-    before: dict[Node, Mask] = {}
-    for node in nodes:
-        mask, rule = _mask(node), node.rule
-        if mask is None:
-            continue
-        assert isinstance(rule, ActivationRule)
+    after: dict[Node, Node] = {}
+    before: dict[Node, Node] = {}
+    for node in filter(_readable, nodes):
+        assert isinstance(node.rule, ActivationRule)
         input = node.slots[0]
         maker = makers.get(input) if sole_taker(input) is node else None
         by: list[str | None] = []
-        for beside, masks in ((maker, after), (sole_taker(mask.output), before)):
+        for beside, masks in ((maker, after), (sole_taker(node.result), before)):
             if beside in convolutions:
-                masks[beside] = mask
-            by.append(_named("convolution", beside.layer) if beside in convolutions else None)
-        node.rule = MaskedActivation(rule, *by)
+                masks[beside] = node
+            by.append(_named("convolution", beside) if beside in convolutions else None)
+        node.rule = MaskedActivation(node.rule, *by)
     for node in convolutions:
         node.rule = MaskingConvolution(after.get(node), before.get(node))
-
-
-def _mask(node: Node) -> Mask | None:
-    """The mask of an activation, if the kernels can read it off the output."""
-    (output, *_) = node.outputs
-    rule = node.rule
-    if output is None or type(rule) is not ActivationRule or not node.by_images:
-        return None
-    if rule.smooth(node) or rule.read != OUTPUT:
-        return None
-    return Mask(output, rule.activation.name, rule.negative_slope, node.layer)
-
-
-def _named(name: str, layer: str) -> str:
-    return f"{name} of '{layer}'" if layer else name

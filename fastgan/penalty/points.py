@@ -13,6 +13,7 @@ __all__ = [
     "Points",
     "check_batch",
     "check_pair",
+    "images_of",
     "interpolate_into",
     "mixing_weights",
     "points_at",
@@ -114,6 +115,14 @@ def interpolate_into(out: Tensor, real: Tensor, fake: Tensor, eps: Tensor) -> Te
     if within_transform():
         return (real - fake) * eps + fake
     return torch.sub(real, fake, out=out).mul_(eps).add_(fake)
+
+
+def images_of(name: str, given: dict[str, Tensor]) -> Tensor:
+    """A batch that is given, or else the interpolates between "real" and "fake", by "eps"."""
+    if name in given:
+        return given[name]
+    real, fake = given["real"], given["fake"]
+    return interpolate_into(torch.empty_like(real), real, fake, given["eps"])
 
 
 def mixing_weights(real: Tensor, eps: Tensor | None, generator: torch.Generator | None) -> Tensor:

@@ -26,7 +26,7 @@ from torch import Tensor
 from fastgan.ops.backends import ATEN, describe_layer, select_backend
 from fastgan.ops.stages import Stage
 from fastgan.penalty.entries import Node
-from fastgan.penalty.rule import AUTOGRAD, Found, Rule, aligned, sum_to
+from fastgan.penalty.rule import AUTOGRAD, LINEAR, SMOOTH, Found, Rule, sum_to
 
 __all__ = ["Convolution", "MatrixProduct", "Multiply"]
 
@@ -45,7 +45,6 @@ class Product(Rule):
     left = 0
     right = 1
     bias: int | None = None
-    nonlinear = False
     merges = True
 
     @abstractmethod
@@ -70,8 +69,8 @@ class Product(Rule):
         if left is not None and right is not None:
             yield from (self.left, self.right)
 
-    def smooth(self, node: Node) -> bool:
-        return self.left in node.inner and self.right in node.inner
+    def kind_of(self, node: Node) -> str:
+        return SMOOTH if self.left in node.inner and self.right in node.inner else LINEAR
 
     def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         if slot == self.left:
@@ -112,14 +111,11 @@ class MatrixProduct(Product):
         return AUTOGRAD if scaled else self
 
     def batched(self, node: Node, samples: int) -> bool:
-        value, output = node.slots.get(self.left), node.outputs[0]
-        other = node.slots.get(self.right)
-        assert output is not None
-        if value is None or not value.by_images:
+        if self.left not in node.inner or (
+            self.right in node.inner and len(node.result.shape) == 2
+        ):
             return False
-        if len(output.shape) == 2 and other is not None and other.by_images:
-            return False
-        return value.shape[0] == output.shape[0]
+        return node.slots[self.left].shape[0] == node.result.shape[0]
 
     def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
         return left @ right
@@ -147,11 +143,8 @@ class Multiply(Product):
         # What comes of the images is a.
         return _REVERSED if 0 not in node.inner and 1 in node.inner else self
 
-    def batched(self, node: Node, samples: int) -> bool:
-        return aligned(node)
-
     def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
-        return (left * right).to(self._dtype(node))
+        return (left * right).to(node.result.dtype)
 
     def to_left(self, node: Node, grad: Tensor, right: Any) -> Tensor:
         if node.overwrite and not isinstance(right, Tensor):
@@ -162,12 +155,6 @@ class Multiply(Product):
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
         value = node.slots[self.right]
         return sum_to(left * grad, value.shape)
-
-    @staticmethod
-    def _dtype(node: Node) -> torch.dtype:
-        (output,) = node.outputs
-        assert output is not None
-        return output.dtype
 
 
 _REVERSED = Multiply(1)
@@ -188,9 +175,6 @@ class Convolution(Product):
             return AUTOGRAD
         return self if len(node.slots[0].shape) == len(node.args[1].shape) else AUTOGRAD
 
-    def batched(self, node: Node, samples: int) -> bool:
-        return True
-
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         self.prepared(node, args[1].detach())
         return self._forward(node, args[0], args[2])
@@ -200,18 +184,19 @@ class Convolution(Product):
 
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
         stage, weight = self.prepared(node)
-        input = grad.new_empty(()).expand(node.slots[0].shape)
-        if stage is None:
-            return self._backward(node, grad, input, 0)
-        backend = select_backend("input_gradient", stage, input, weight)
-        if backend is ATEN:
-            return self._transpose(node, grad, weight)
-        return backend.input_gradient(stage, grad, input, weight)
+        if stage is not None:
+            input = grad.new_empty(()).expand(node.slots[0].shape)
+            backend = select_backend("input_gradient", stage, input, weight)
+            if backend is not ATEN:
+                return backend.input_gradient(stage, grad, input, weight)
+        return self._transpose(node, grad, weight)
 
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
         stage, weight = self.prepared(node)
         if stage is None:
-            return self._backward(node, grad, left, 1)
+            mask, backward = [False, True, False], aten.convolution_backward.default
+            found: Tensor = backward(grad, left, weight, None, *node.args[3:9], mask)[1]
+            return found
         backend = select_backend("weight_gradient", stage, left, weight)
         return backend.weight_gradient(stage, grad, left, weight, False)[0]
 
@@ -244,40 +229,39 @@ class Convolution(Product):
             return output
         return select_backend("forward", stage, input, weight).forward(stage, input, weight, bias)
 
-    def _backward(self, node: Node, grad: Tensor, input: Tensor, which: int) -> Tensor:
-        mask = [position == which for position in range(3)]
-        found: list[Tensor] = aten.convolution_backward.default(
-            grad, input, self.prepared(node)[1], None, *node.args[3:9], mask
-        )
-        return found[which]
-
     @staticmethod
     def _transpose(node: Node, grad: Tensor, weight: Tensor) -> Tensor:
         """The convolution's transpose by ATen: conv_transpose of a conv and vice versa."""
-        stride, padding, dilation, transposed, _, groups = node.args[3:9]
-        size, geometry = node.slots[0].shape[2:], (stride, padding, dilation)
+        size = node.slots[0].shape[2:]
+        geometry = [_full(setting, len(size)) for setting in node.args[3:6]]
+        stride, padding, dilation = geometry
+        transposed, _, groups = node.args[6:9]
         if transposed:
-            found: Tensor = torch.convolution(
-                grad, weight, None, *geometry, False, [0] * len(size), groups
+            found = torch.convolution(
+                grad, weight, None, stride, padding, dilation, False, [0] * len(size), groups
             )
             # An output padding larger than the stride (possible with dilation) gives extra rows
             # and columns.
-            return found[:, :, : size[0], : size[1]]
+            inside: Any = (..., *map(slice, size))
+            return found[inside]
         # Rows and columns that the stride skipped become output padding.
         skipped = [
             n - ((m - 1) * s - 2 * p + r * (k - 1) + 1)
             for n, m, k, s, p, r in zip(
-                size, grad.shape[2:], weight.shape[2:], *map(_pair, geometry), strict=True
+                size, grad.shape[2:], weight.shape[2:], *geometry, strict=True
             )
         ]
-        return torch.convolution(grad, weight, None, *geometry, True, skipped, groups)
+        return torch.convolution(
+            grad, weight, None, stride, padding, dilation, True, skipped, groups
+        )
 
 
 def _stage(args: Sequence[Any]) -> Stage:
-    stride, padding, dilation, output_padding = map(_pair, (*args[3:6], args[7]))
+    stride, padding, dilation, output_padding = (_full(args[i], 2) for i in (3, 4, 5, 7))
     kind = "conv_transpose2d" if args[6] else "conv2d"
     return Stage(kind, stride, padding, dilation, output_padding, args[8])
 
 
-def _pair(setting: Sequence[int]) -> tuple[int, int]:
-    return (setting[0], setting[-1])
+def _full(setting: Sequence[int], dims: int) -> Any:
+    """A number for each dimension, where one may stand for all."""
+    return tuple(setting) if len(setting) == dims else (setting[0],) * dims

@@ -23,20 +23,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.penalty.entries import Node, Samples, Value
+from fastgan.penalty.entries import Node, Value
 
 __all__ = [
     "AUTOGRAD",
     "GRAPH",
+    "LINEAR",
     "OUTPUT",
     "PIECEWISE",
+    "PIECEWISE_LINEAR",
     "POINTWISE",
+    "SMOOTH",
     "Autograd",
+    "Chosen",
     "Found",
     "Grads",
     "Rule",
     "aligned",
-    "differentiated",
     "layout_of",
     "sum_to",
     "wide",
@@ -48,34 +51,49 @@ Grads = Sequence["Tensor | None"]
 OUTPUT = -1
 
 
+#: What is known of an op's J, in the words of reports.
+LINEAR = "linear"
+PIECEWISE_LINEAR = "piecewise linear, its mask"
+SMOOTH = "smooth; the gradient of its second derivative is carried back from here"
+UNKNOWN = "nothing is known of it"
+
+
 class Rule:
     """The derivatives of an op.
 
     Attributes:
         name: name in reports; empty for the op's own name.
-        nonlinear: whether the op is nonlinear in its inputs.
+        kind: what is known of J: a constant of this module.
         by_rows: whether derivatives can be computed for some rows only.
         broadcasts: whether inputs broadcast row by row, so what doesn't depend on the images may
             also have a row for each sample.
+        keeps_rows: whether what ``run`` keeps is tensors with rows for each sample.
         merges: whether ``gradients`` is the same linear function of the tangent as ``vjp`` is of
             the input, so one call with the sum of both computes both.
         left: the argument that ``merges`` refers to.
         bias: the argument that is only added; None if there is none.
-        known: whether anything is known of the op.
     """
 
     name = ""
-    nonlinear = True
+    kind = PIECEWISE_LINEAR
     by_rows = True
     broadcasts = False
+    keeps_rows = False
     merges = False
     left = 0
     bias: int | None = None
-    known = True
 
     def for_node(self, node: Node) -> Rule:
         """The rule for the node's arguments: this one, or another."""
         return self
+
+    def kind_of(self, node: Node) -> str:
+        """What is known of a node's J."""
+        return self.kind
+
+    def smooth(self, node: Node) -> bool:
+        """Whether J depends on the images other than by a mask."""
+        return self.kind_of(node) in (SMOOTH, UNKNOWN)
 
     def reads(self, node: Node) -> Iterable[Any]:
         """The slots whose data the derivatives read; :data:`OUTPUT` is the first result."""
@@ -84,9 +102,6 @@ class Rule:
     def moves(self, node: Node, args: Sequence[Any]) -> Iterable[Tensor]:
         """Tensors that the op changes in place although its schema doesn't say so."""
         return ()
-
-    def narrow(self, node: Node, rows: Samples) -> None:
-        """Cuts what ``run`` kept down to some samples' rows."""
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Runs the op."""
@@ -98,11 +113,7 @@ class Rule:
 
     def batched(self, node: Node, samples: int) -> bool:
         """Whether each row of the result depends on the same row of the (batched) inputs only."""
-        return False
-
-    def smooth(self, node: Node) -> bool:
-        """Whether J depends on the images."""
-        return False
+        return aligned(node)
 
     def backend(self, node: Node) -> tuple[str, str]:
         """The backend, as :class:`fastgan.explaining.report.Row` names it, and the reason."""
@@ -147,24 +158,32 @@ class Rule:
         return {slot: self.bend(node, grad, tangents, slot) for slot in wanted}
 
 
+class Chosen(Rule):
+    """Stands for another rule, which the node's arguments decide on."""
+
+    def __init__(self, choose: Callable[[Node], Rule]) -> None:
+        self.choose = choose
+
+    def for_node(self, node: Node) -> Rule:
+        return self.choose(node)
+
+
 class Autograd(Rule):
     """Asks autograd for the derivatives of one op.
 
     Args:
-        pointwise: whether the op works element by element.
-        piecewise_linear: whether its derivative in what depends on the images is piecewise
-            constant.
+        kind: what is known of J.
+        by_rows: whether the op keeps the rows of its inputs apart.
+        broadcasts: whether these broadcast row by row.
     """
 
-    def __init__(self, *, pointwise: bool = False, piecewise_linear: bool = False) -> None:
-        self.by_rows = self.broadcasts = pointwise
-        self.known = self.piecewise_linear = piecewise_linear
+    def __init__(
+        self, kind: str = UNKNOWN, *, by_rows: bool = False, broadcasts: bool = False
+    ) -> None:
+        self.kind, self.by_rows, self.broadcasts = kind, by_rows, broadcasts
 
     def batched(self, node: Node, samples: int) -> bool:
         return self.by_rows and aligned(node)
-
-    def smooth(self, node: Node) -> bool:
-        return not self.piecewise_linear
 
     def backend(self, node: Node) -> tuple[str, str]:
         return "autograd", "autograd, of this op alone"
@@ -201,14 +220,14 @@ class Autograd(Rule):
             }
             every = [probes.get(position) for position in range(len(results))]
             product = _product(results, every, inputs, tangents)
-        found = differentiated([product], [_one(product)], probes, probes)
+        found = differentiated([product], [torch.ones_like(product)], probes, probes)
         return [found.get(position) for position in range(len(results))]
 
     def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
         with torch.enable_grad():
             results, inputs = self.graph(node)
             product = _product(results, grads, inputs, tangents)
-        return differentiated([product], [_one(product)], inputs, wanted)
+        return differentiated([product], [torch.ones_like(product)], inputs, wanted)
 
 
 class _Graph(Autograd):
@@ -225,8 +244,9 @@ class _Graph(Autograd):
         )
 
 
-AUTOGRAD, POINTWISE, GRAPH = Autograd(), Autograd(pointwise=True), _Graph()
-PIECEWISE = Autograd(pointwise=True, piecewise_linear=True)
+AUTOGRAD, GRAPH = Autograd(), _Graph()
+POINTWISE = Autograd(by_rows=True, broadcasts=True)
+PIECEWISE = Autograd(PIECEWISE_LINEAR, by_rows=True, broadcasts=True)
 
 
 def with_random(node: Node, call: Callable[[], Any]) -> Any:
@@ -273,20 +293,19 @@ def differentiated(
 
 def _product(
     results: Sequence[Any], grads: Grads, inputs: dict[Any, Tensor], tangents: Found
-) -> Tensor | None:
-    """<d, J u> as a function of the inputs, or None where it is zero."""
+) -> Tensor:
+    """<d, J u> as a function of the inputs."""
     slots = [slot for slot, tangent in tangents.items() if tangent is not None]
     found = differentiated(results, grads, inputs, slots, create_graph=True)
-    total: Tensor | None = None
+    parts = []
     for slot, grad in found.items():
         tangent = tangents[slot]
         if grad is not None and tangent is not None:
             if grad.is_complex():
                 pair = (grad, tangent.to(grad.dtype))
                 grad, tangent = (torch.view_as_real(each.resolve_conj()) for each in pair)
-            part = (grad * tangent).sum()
-            total = part if total is None else total + part
-    return total
+            parts.append((grad * tangent).sum())
+    return sum(parts[1:], parts[0]) if parts else torch.zeros(())
 
 
 def _leaf(value: Value) -> Tensor:
@@ -294,14 +313,10 @@ def _leaf(value: Value) -> Tensor:
     return value.tensor.detach().requires_grad_()
 
 
-def _one(product: Tensor | None) -> Tensor | None:
-    return None if product is None else torch.ones_like(product)
-
-
 def aligned(node: Node) -> bool:
-    """Whether the first dimension of what depends on the images is that of the result."""
+    """Whether the first dimension of what depends on the images is that of the first result."""
     shapes = [node.slots[slot].shape for slot in node.inner]
-    outputs = [value.shape for value in node.outputs if value is not None] or shapes[:1]
+    outputs = [value.shape for value in node.outputs[:1] if value is not None] or shapes[:1]
     return all(shapes) and all(
         len(shape) == len(output) and shape[0] == output[0]
         for shape in shapes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,13 +12,12 @@ import torch
 from torch import Tensor
 
 from fastgan.penalty.elementwise import ELEMENTWISE
-from fastgan.penalty.linear import LINEAR, REGION
+from fastgan.penalty.linear import LINEAR_RULES
 from fastgan.penalty.norms import BatchNorm, GroupNorm, LayerNorm
 from fastgan.penalty.products import Convolution, MatrixProduct, Multiply
-from fastgan.penalty.rule import AUTOGRAD, GRAPH, POINTWISE, Rule
-from fastgan.penalty.styles import STYLES
+from fastgan.penalty.rule import AUTOGRAD, POINTWISE, Rule
 
-__all__ = ["GRAPH", "REGION", "RULES", "Op", "rule_of"]
+__all__ = ["RULES", "Op", "rule_of"]
 
 aten = torch.ops.aten
 
@@ -33,27 +33,11 @@ RULES: dict[Any, Rule] = {
     aten.native_group_norm.default: GroupNorm(),
     aten.native_batch_norm.default: BatchNorm(),
     **ELEMENTWISE,
-    **LINEAR,
-    **STYLES,
+    **LINEAR_RULES,
 }
 
-#: Ops that use only their tensors' shape.
-_CONSTANT = {
-    "aten::bernoulli",
-    "aten::empty_like",
-    "aten::full_like",
-    "aten::new_empty",
-    "aten::new_empty_strided",
-    "aten::new_full",
-    "aten::new_ones",
-    "aten::new_zeros",
-    "aten::ones_like",
-    "aten::rand_like",
-    "aten::randint_like",
-    "aten::randn_like",
-    "aten::zeros_like",
-}
-
+#: Names of ops that use only their tensors' shape.
+_CONSTANT = re.compile(r"aten::(bernoulli|new_\w+|\w+_like)")
 
 #: Ops that share memory although their schema doesn't say so; ops whose schema says so of a tensor
 #: that is new.
@@ -122,7 +106,7 @@ def rule_of(func: Any) -> Op:
         writes,
         _functional(func) if writes else None,
         torch.Tag.nondeterministic_seeded in func.tags,
-        schema.name in _CONSTANT,
+        _CONSTANT.fullmatch(schema.name) is not None,
         func in _SHARING
         or (func not in _ALONE and any(result.alias_info is not None for result in schema.returns)),
         tuple(position for position, kind in of_tensors if "List" not in kind),

@@ -17,11 +17,11 @@ In-place ops are recorded as new values, also for other views of the same memory
 from __future__ import annotations
 
 import contextlib
-import functools
 import math
 import sys
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -33,8 +33,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan._util import recording
 from fastgan.penalty.entries import Node, Samples, Value
-from fastgan.penalty.rule import AUTOGRAD, OUTPUT, layout_of
-from fastgan.penalty.rules import GRAPH, REGION, Op, rule_of
+from fastgan.penalty.linear import read_region, write_region
+from fastgan.penalty.rule import AUTOGRAD, GRAPH, OUTPUT, layout_of
+from fastgan.penalty.rules import RULES, Op, rule_of
 
 __all__ = ["Changed", "Tape", "Unrecordable", "tensors_in"]
 
@@ -146,14 +147,7 @@ class Tape(TorchFunctionMode):
 
     def outcome(self, tensor: Tensor) -> Value:
         """The value of one of the critic's outputs, which may also be a constant or a parameter."""
-        found = self._find(tensor)
-        if found is None:
-            if tensor.grad_fn is not None and self._from_tape(tensor.grad_fn):
-                return self._graph(tensor)
-            found = Value(tensor, False, False, False)
-            if tensor.requires_grad:
-                found = self._parameter(tensor)
-        return found
+        return self._look_up(tensor) or Value(tensor, False, False, False)
 
     def empty_images(self, rows: int) -> Tensor:
         """An empty tensor for ``rows`` images, in the layout of the tape's."""
@@ -171,33 +165,28 @@ class Tape(TorchFunctionMode):
 
         Afterwards shapes are as they were; what the ops kept is, too, with ``only``.
         """
-        before: dict[Value, tuple[torch.Size, Tensor | None]] = {}
         nodes = [only] if only else [node for node in self.nodes if node.by_images]
-        kept = [(node, node.args, node.kept) for node in nodes if only or node.rule.broadcasts]
+        nodes_before = [(node, node.args, node.kept if only else None) for node in nodes]
+        before: dict[Value, tuple[torch.Size, Tensor | None]] = {}
         for node in nodes:
-            values = [node.slots[slot] for slot in node.inner]
-            values += [value for value in node.outputs if value is not None]
+            own = _with_rows(node)
+            values = [value for slot, value in node.slots.items() if slot in node.inner + own]
+            for value in (*values, *node.outputs):
+                if value is not None:
+                    saved = value.tensor if only or value.leaf is not None else None
+                    before[value] = (value.shape, saved)
             if node.rule.broadcasts:
-                cut = _beside(node)
-                values += [each for each in cut if isinstance(each, Value)]
-                mine = {id(each) for each in cut if isinstance(each, Tensor)}
-                node.args = [rows.of(arg) if id(arg) in mine else arg for arg in node.args]
-            for value in values:
-                saved = value.tensor if only or value.leaf is not None else None
-                before[value] = (value.shape, saved)
-        for node in nodes:
-            if node.kept is not None:
-                node.rule.narrow(node, rows)
+                node.args = node.replaced(partial(_cut, node, rows))
+            if node.kept is not None and node.rule.keeps_rows:
+                node.kept = [rows.of(tensor) for tensor in node.kept]
         for value in before:
             value.shape = rows.shape(value.shape)
             value.tensor = None if value.tensor is None else rows.of(value.tensor)
         try:
             yield
         finally:
-            for node, args, earlier in kept:
-                node.args = args
-                if only:
-                    node.kept = earlier
+            for node, args, kept in nodes_before:
+                node.args, node.kept = args, kept
             for value, (shape, tensor) in before.items():
                 value.shape, value.tensor = shape, tensor
 
@@ -246,7 +235,7 @@ class Tape(TorchFunctionMode):
         self._active = True
         torch._C._set_grad_enabled(False)  # what torch.no_grad calls, at a fifth of the time
         try:
-            whole = func if replaced is None else functools.partial(replaced, self, func)
+            whole = func if replaced is None else partial(replaced, self, func)
             result = whole(*args, **kwargs)
         finally:
             torch._C._set_grad_enabled(True)
@@ -290,9 +279,6 @@ class Tape(TorchFunctionMode):
             if isinstance(argument, Tensor) and self._find(argument) is not None:
                 self._refuse(f"{func} takes what comes of the images by keyword")
         node = self._node(info, args, kwargs, values)
-        if info.random:
-            self._moving(f"{func} draws random numbers")
-            node.random = _random_state(args)
         for tensor in node.rule.moves(node, args):
             self._moving(f"{func} changes in place what the critic keeps", tensor)
         node.overwrite = recording.offered(args[0]) and _storage(args[0]) not in self._saved
@@ -358,6 +344,9 @@ class Tape(TorchFunctionMode):
         rule = info.rule
         node = Node(info.func, rule, list(args), kwargs)
         node.layer = self.layer
+        if info.random:
+            self._moving(f"{info.func} draws random numbers")
+            node.random = _random_state(args)
         for position in info.lists:
             if isinstance(args[position], (list, tuple)):
                 node.args[position] = list(args[position])
@@ -388,7 +377,8 @@ class Tape(TorchFunctionMode):
             if not batched or not node.rule.batched(node, self.root.shape[0]):
                 self._mixing(f"{node.func} may mix the samples of a batch")
                 batched = False
-            if self.joined and self.divided and not _divisible(node):
+            whole = all(node.slots[slot].leaf is not None for slot in _with_rows(node))
+            if self.joined and self.divided and not (node.rule.by_rows and whole):
                 self._changed(f"{node.func} has no derivatives of some rows alone")
             for found in node.outputs:
                 if found is not None:
@@ -484,9 +474,7 @@ class Tape(TorchFunctionMode):
         node.layer = self.layer
         node.kept = (tensor, leaves)
         self._record(node, leaves, tensor)
-        (value,) = node.outputs
-        assert value is not None
-        return value
+        return node.result
 
     # Writing in place ---------------------------------------------------------------------------
 
@@ -516,11 +504,13 @@ class Tape(TorchFunctionMode):
         for value in self.parameters:
             if value.tensor is not None and _storage(value.tensor) == storage:
                 value.tensor = value.tensor.clone()
+
+        def preserved(slot: Any, argument: Any) -> Any:
+            is_written = isinstance(argument, Tensor) and _storage(argument) == storage
+            return argument.clone() if is_written else argument
+
         for node in self.nodes:
-            for args in (node.args, *(a for a in node.args if isinstance(a, list))):
-                for position, argument in enumerate(args):
-                    if isinstance(argument, Tensor) and _storage(argument) == storage:
-                        args[position] = argument.clone()
+            node.args = node.replaced(preserved)
 
     def _write(self, info: Op, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """An in-place op: a new value for the tensor that it writes to."""
@@ -548,9 +538,6 @@ class Tape(TorchFunctionMode):
             held = node.slots.get(0)
             if held is not None and held.tensor is None:
                 self._hold(held, given[0])
-        if functional.random:
-            self._moving(f"{func} draws random numbers")
-            node.random = _random_state(args)
         if storage not in self._written:
             owner = self._owners.get(storage)
             before = None
@@ -568,10 +555,8 @@ class Tape(TorchFunctionMode):
         result = func(*args, **kwargs)
         self._record(node, given, target)
         history = self._written[storage]
-        (value,) = node.outputs
-        assert value is not None
-        history.writes.append((value, _geometry(target)))
-        self._entries[id(target)] = (weakref.ref(target), value, len(history.writes))
+        history.writes.append((node.result, _geometry(target)))
+        self._entries[id(target)] = (weakref.ref(target), node.result, len(history.writes))
         return result
 
     def _reread(self, tensor: Tensor, history: _Storage) -> Value | None:
@@ -584,27 +569,23 @@ class Tape(TorchFunctionMode):
             elements = tensor.untyped_storage().nbytes() // tensor.element_size()
             if self.joined:
                 self._changed("a view of what is written to may mix the samples of a batch")
-            flat: Value | None = None
+            flat: Value | Tensor | None = history.before
+            if flat is None:
+                flat = tensor.new_zeros(()).expand(elements)
             pieces = history.writes if history.owner is None else [history.owner, *history.writes]
             if any(piece.dtype != tensor.dtype for piece, _ in pieces):
                 self._refuse("its forward writes to a view that has another dtype")
             for piece, place in pieces:
-                flat = self._region(tensor, flat, piece, (*place, elements))
-            assert flat is not None
-            value = self._region(tensor, flat, None, (*geometry, elements))
+                flat = self._region(write_region, tensor, (elements,), flat, piece, place)
+            value = self._region(read_region, tensor, geometry[0], flat, geometry)
         self._entries[id(tensor)] = (weakref.ref(tensor), value, len(history.writes))
         return value
 
-    def _region(
-        self, like: Tensor, flat: Value | None, piece: Value | None, place: tuple[Any, ...]
-    ) -> Value:
-        """Records writing ``piece`` to its place in a flat storage, or reading that place."""
-        before = self._written[_storage(like)].before
-        node = Node(REGION, REGION, [flat, piece, place, before], {})
-        node.take({i: v for i, v in enumerate((flat, piece)) if v is not None})
-        shape = place[0] if piece is None else (place[3],)
-        by_parameters = bool(node.outer)
-        value = Value(like.new_empty(0).expand(0), node.by_images, by_parameters, False)
+    def _region(self, func: Any, like: Tensor, shape: Sequence[int], *args: Any) -> Value:
+        """Records a function of a flat storage."""
+        node = Node(func, RULES[func], list(args), {})
+        node.take({i: arg for i, arg in enumerate(args) if isinstance(arg, Value)})
+        value = Value(like, node.by_images, bool(node.outer), False)
         value.shape = torch.Size(shape)
         node.outputs = [value]
         self.nodes.append(node)
@@ -649,25 +630,24 @@ def _slots(info: Op, args: Sequence[Any]) -> Iterator[tuple[Any, Tensor]]:
             yield slot, tensor
 
 
-def _beside(node: Node) -> list[Value | Tensor]:
-    """Values that don't depend on the images and have a row for each row of the result."""
+def _has_rows(node: Node, slot: Any, argument: Value | Tensor) -> bool:
+    """Whether an argument has a row for each row of the result, to be met by that alone."""
     (output, *_) = node.outputs
-    found: list[Value | Tensor] = [node.slots[slot] for slot in node.own]
-    found += [argument for argument in node.args if isinstance(argument, Tensor)]
-    return [
-        each
-        for each in found
-        if output is not None and len(each.shape) == len(output.shape) > 0
-        if each.shape[0] == output.shape[0]
-    ]
+    if output is None or not node.rule.broadcasts:
+        return False
+    same_rank = isinstance(slot, tuple) or len(argument.shape) == len(output.shape)
+    return same_rank and argument.shape[:1] == output.shape[:1] != ()
 
 
-def _divisible(node: Node) -> bool:
-    """Whether a joined batch with this op can be :meth:`Tape.narrowed`."""
-    rule = node.rule
-    if not rule.by_rows or not rule.broadcasts:
-        return rule.by_rows
-    return all(isinstance(each, Tensor) or each.leaf is not None for each in _beside(node))
+def _with_rows(node: Node) -> list[Any]:
+    """The slots of such parameters, and of what depends on parameters only."""
+    return [slot for slot in node.own if _has_rows(node, slot, node.slots[slot])]
+
+
+def _cut(node: Node, rows: Samples, slot: Any, argument: Any) -> Any:
+    """Such a constant's rows; another argument itself."""
+    is_cut = isinstance(argument, Tensor) and _has_rows(node, slot, argument)
+    return rows.of(argument) if is_cut else argument
 
 
 #: View ops that copy if the memory layout requires it.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
-from fastgan.errors import UnsupportedCriticError
+from fastgan.errors import DtypeError, UnsupportedCriticError
 from fastgan.penalty.entries import Samples, Value
 from fastgan.penalty.peephole import move_masks
 from fastgan.penalty.points import within_transform
@@ -99,6 +99,12 @@ class Critic:
     """
 
     def __init__(self, critic: Any, args: Sequence[Any] = (), scores: Scores | None = None) -> None:
+        if not isinstance(args, (tuple, list)):
+            # A tensor would be unpacked into its rows.
+            raise DtypeError(
+                f"critic_args is of type {type(args).__name__}; expected a tuple of what the "
+                "critic takes beside the images, such as (labels,)"
+            )
         self.given = critic
         self.inner = inner_critic(critic)
         self.args = tuple(args)
@@ -159,7 +165,7 @@ class Recording:
 
     def rows(self, name: str) -> Samples:
         """The samples of one batch."""
-        samples = len(self.scores[0])
+        samples = self.scores[0].size(0)
         count = samples // len(self.names)
         start = self.names.index(name) * count
         return Samples(start, start + count, samples)
@@ -184,7 +190,7 @@ class Recording:
     @property
     def one_score_each(self) -> bool:
         """Whether, beside that, each sample has one score, so that its gradients are multiples."""
-        return self.apart and [score.numel() for score in self.scores] == [len(self.scores[0])]
+        return self.apart and [score.numel() for score in self.scores] == [self.scores[0].size(0)]
 
 
 def record(
@@ -227,7 +233,9 @@ def record(
         on_tape(tape)
     given = tape.images
     assert given is not None
-    args = _repeated(critic.args, len(given) // len(names), len(names)) if joined else critic.args
+    args = (
+        _repeated(critic.args, given.size(0) // len(names), len(names)) if joined else critic.args
+    )
     try:
         with torch.enable_grad(), tape:
             found = critic(given, inner=True, args=args)
@@ -282,6 +290,16 @@ _NAMED = (
     *(Tensor, nn.Module, types.FunctionType, types.MethodType, types.BuiltinFunctionType),
     *(types.ModuleType, type, logging.Logger),
 )
+#: An attribute of these types changes only by being assigned.
+_WHOLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, *_NAMED)
+
+
+def _is_whole(value: Any) -> bool:
+    if type(value) is tuple:
+        return all(isinstance(item, _WHOLE) for item in value)
+    return isinstance(value, _WHOLE)
+
+
 _OF_MODULES = frozenset(vars(nn.Module()))
 _MOST_BYTES = 1 << 16
 
@@ -335,9 +353,10 @@ class _State:
         if watching:
             # What may change without being assigned.
             self.values = [
-                vars(module)[name]
+                value
                 for module in modules
                 for name in vars(module).keys() - _OF_MODULES
+                if not _is_whole(value := vars(module)[name])
             ]
             self.pickled = _pickled(self.values)
             self.pointers = [
@@ -394,11 +413,6 @@ class Joining:
     tries: int = 2
     joined: bool = False
     size: int = 0
-
-    @property
-    def known(self) -> bool:
-        """Whether earlier calls have decided."""
-        return self.tries == 0 or self.joined
 
     @property
     def large(self) -> bool:

@@ -138,10 +138,6 @@ def _refuse_create_graph(layer: str, grad: Tensor) -> None:
 
 
 def _has_wrong_third_derivative(module: nn.Module) -> bool:
-    if isinstance(module, nn.LayerNorm):
-        return True
-    if isinstance(module, _BatchNorm):
+    if isinstance(module, (_BatchNorm, _InstanceNorm)):
         return module.training or module.running_mean is None
-    if isinstance(module, _InstanceNorm):
-        return module.training or not module.track_running_stats
-    return False
+    return isinstance(module, nn.LayerNorm)

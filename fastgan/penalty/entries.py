@@ -17,13 +17,7 @@ __all__ = ["Node", "Samples", "Value"]
 
 @dataclass(frozen=True)
 class Samples:
-    """A contiguous range of a batch's samples.
-
-    Attributes:
-        start: the first.
-        stop: one after the last.
-        batch: the batch's size.
-    """
+    """A contiguous range of a batch's samples: ``start`` up to ``stop`` of ``batch``."""
 
     start: int
     stop: int
@@ -49,12 +43,9 @@ class Samples:
 
 
 class Value:
-    """A tensor on the tape.
+    """A tensor on the tape, whose shape is that of the samples' rows that are on it.
 
     Attributes:
-        shape: its shape; while only some samples are on the tape, of their rows.
-        dtype: its dtype.
-        device: its device.
         by_images: whether it depends on the images.
         by_parameters: whether it depends on a parameter.
         leaf: the parameter itself, if it is one.
@@ -86,17 +77,13 @@ class Node:
     """An op on the tape.
 
     Attributes:
-        func: the ATen op.
-        rule: its derivatives.
-        args: its arguments, with a :class:`Value` for each tensor on the tape.
-        kwargs: its keyword arguments.
+        args: the op's arguments, with a :class:`Value` for each tensor on the tape.
         slots: its inputs on the tape by slot.
         inner: the slots that depend on the images.
         own: those that depend on parameters only.
         outer: all that depend on parameters.
         outputs: its results; None for those that aren't differentiable.
         reads: the values whose data its derivatives read.
-        by_images: whether it depends on the images.
         overwrite: whether a rule may write its result over the output gradient, tangent or first
             argument that it is given.
         kept: what the rule's own forward pass kept.

@@ -68,7 +68,7 @@ class Formula:
         if gradient.stride() != out.stride():
             gradient = torch.empty_like(out, dtype=gradient.dtype).copy_(gradient)
         wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-        numbers = torch.empty(len(gradient) + 1, dtype=wide, device=gradient.device)
+        numbers = torch.empty(gradient.size(0) + 1, dtype=wide, device=gradient.device)
         norms, value = numbers[1:], numbers[:1]
         torch.ops.fastgan.penalty_tangent_.default(
             gradient, out, norms, value, self.weight, self.target, self.one_sided

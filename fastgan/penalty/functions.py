@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from fastgan.errors import ConfigError, DtypeError, UnsupportedCriticError
+from fastgan.errors import ConfigError, UnsupportedCriticError
 from fastgan.explaining.fallback import warn_once
 from fastgan.losses import SCORES_LOSSES
 from fastgan.penalty.critics import Critic as _Critic
@@ -140,7 +140,7 @@ def gradient_penalty(
     """
     formula = _formula(weight, target, sided)
     _check_path(path)
-    asked = _critic(critic, critic_args, scores)
+    asked = _Critic(critic, critic_args, scores)
     check_batch(real)
     points = points_at(at, real, fake, eps, generator)
     return _computed(path, asked, Asked(None, {"points": formula}), {"points": points})[0]
@@ -242,7 +242,7 @@ def discriminator_loss(
         ['adversarial', 'fake', 'r1', 'r2', 'real']
     """
     _check_path(path)
-    asked = _critic(critic, critic_args, scores)
+    asked = _Critic(critic, critic_args, scores)
     check_batch(real)
     check_pair(real, fake)
     wanted = _asked(loss, gp, r1, r2)
@@ -324,16 +324,6 @@ def _computed(
     if asked.penalties:
         loss = refuse_wrong_derivatives(loss, critic.inner)
     return loss, terms
-
-
-def _critic(critic: Critic, critic_args: object, scores: Scores | None) -> _Critic:
-    if not isinstance(critic_args, (tuple, list)):
-        # A tensor would be unpacked into its rows.
-        raise DtypeError(
-            f"critic_args is of type {type(critic_args).__name__}; expected a tuple of what the "
-            "critic takes beside the images, such as (labels,)"
-        )
-    return _Critic(critic, critic_args, scores)
 
 
 def _formula(weight: float, target: float, sided: str) -> Formula:

@@ -57,7 +57,7 @@ class _Run:
     def __init__(self, critic: Critic, asked: Asked, given: dict[str, Tensor]) -> None:
         self.critic, self.asked, self.given = critic, asked, given
         self.example = next(iter(given.values()))
-        self.count = len(self.example)
+        self.count = self.example.size(0)
         self.zero = torch.zeros((), device=self.example.device)
         self.together: Names = ("fake", "real")
         if set(asked.penalties) == {"points"}:
@@ -65,7 +65,8 @@ class _Run:
         self.joining = Joining()
         if asked.loss is not None:
             self.joining = joining(critic, self.example, self.together)
-        self.watching = asked.loss is not None and not self.joining.known
+        learnt = self.joining.joined or self.joining.tries == 0
+        self.watching = asked.loss is not None and not learnt
         self._start()
 
     def _start(self) -> None:
@@ -187,7 +188,7 @@ class _Run:
             return images_of(names[0], given)
         real, fake = given["real"], given["fake"]
         batch = torch.empty(
-            (len(names) * len(real), *real.shape[1:]),
+            (len(names) * real.size(0), *real.shape[1:]),
             dtype=real.dtype,
             device=real.device,
             memory_format=layout_of(real.shape, real.dtype),

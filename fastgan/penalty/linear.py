@@ -42,10 +42,10 @@ class _Linear(Autograd):
         batched: (node, number of samples) -> whether it keeps samples apart; None: it does if none
             of the dimensions is the first, which stays as it is.
         by_rows: whether it can be applied to some rows only.
+        kind: PIECEWISE_LINEAR where ``run`` chooses the map.
         name: name in reports.
     """
 
-    kind = LINEAR
     broadcasts = False
 
     def __init__(
@@ -56,9 +56,10 @@ class _Linear(Autograd):
         dims: Sequence[int] = (),
         batched: Callable[[Node, int], bool] | None = None,
         by_rows: bool = True,
+        kind: str = LINEAR,
         name: str = "",
     ) -> None:
-        self.by_rows, self.name = by_rows, name
+        self.by_rows, self.kind, self.name = by_rows, kind, name
         self.transpose, self.mapped = transpose, mapped
         self.dims, self.keeps_apart = dims, batched
 
@@ -180,26 +181,17 @@ class _Kept(_Linear):
         return output, *node.kept
 
 
-class _MaxPool(_Kept):
-    """Maximum over windows; the map is where each maximum came from."""
-
-    def for_node(self, node: Node) -> Rule:
-        return self if len(node.slots[0].shape) == 4 else AUTOGRAD
-
-    def kind_of(self, node: Node) -> str:
-        return PIECEWISE_LINEAR
-
-
 def _to_places(node: Node, grad: Tensor) -> Tensor:
+    """Maximum over windows: to where each maximum came from."""
     shape = node.slots[0].shape
-    flat = grad.new_zeros(*shape[:2], math.prod(shape[2:]))
+    flat = grad.new_zeros(shape).flatten(-2)
     # Windows overlap if the stride is smaller than the window, so gradients are summed.
-    return flat.scatter_add_(2, node.kept[0].flatten(2), grad.flatten(2)).view(shape)
+    return flat.scatter_add_(-1, node.kept[0].flatten(-2), grad.flatten(-2)).view(shape)
 
 
 def _from_places(node: Node, tangent: Tensor) -> Tensor:
     (indices,) = node.kept
-    result: Tensor = tangent.flatten(2).gather(2, indices.flatten(2)).view(indices.shape)
+    result: Tensor = tangent.flatten(-2).gather(-1, indices.flatten(-2)).view(indices.shape)
     return result
 
 
@@ -212,16 +204,14 @@ def _dropped(node: Node, grad: Tensor) -> Tensor:
     return result
 
 
-class _Index(_Linear):
-    """x[indices]; the first index may be arange(N)."""
-
-    def batched(self, node: Node, samples: int) -> bool:
-        first = node.args[1][0]
-        if first is None:
-            return True
-        if not isinstance(first, Tensor) or first.dtype == torch.bool or first.dim() != 1:
-            return False
-        return torch.equal(first, torch.arange(node.slots[0].shape[0], device=first.device))
+def _every_row(node: Node, samples: int) -> bool:
+    """The first index takes all rows, or is arange(N)."""
+    first = node.args[1][0]
+    if first is None or not isinstance(first, Tensor):
+        return first is None
+    if first.dtype == torch.bool or first.dim() != 1:
+        return False
+    return torch.equal(first, torch.arange(node.slots[0].shape[0], device=first.device))
 
 
 # Several tensors -------------------------------------------------------------------------------
@@ -395,14 +385,16 @@ LINEAR_RULES: dict[Any, Rule] = {
         *(aten.select.int, aten.unbind.int, aten.cumsum.default, aten.flip.default),
     ),
     aten.repeat.default: _Linear(batched=_aligned, by_rows=False),
-    aten.index.Tensor: _Index(by_rows=False),
+    aten.index.Tensor: _Linear(batched=_every_row, by_rows=False),
     **_each(_Linear(_unsummed, dims=(1,)), aten.sum.default, aten.sum.dim_IntList),
     **_each(_Linear(_unaveraged, dims=(1,)), aten.mean.default, aten.mean.dim),
     aten.neg.default: _Linear(lambda node, grad: -grad),
     aten.constant_pad_nd.default: _Linear(
         mapped=lambda node, input: aten.constant_pad_nd(input, node.args[1])
     ),
-    aten.max_pool2d_with_indices.default: _MaxPool(_to_places, _from_places, name="max_pool2d"),
+    aten.max_pool2d_with_indices.default: _Kept(
+        _to_places, _from_places, kind=PIECEWISE_LINEAR, name="max_pool2d"
+    ),
     aten.native_dropout.default: _Kept(_dropped, _dropped),
     aten.im2col.default: _Linear(batched=_whole_samples),
     torch.ops.fastgan.upfirdn2d.default: _Linear(_unfiltered),

@@ -140,7 +140,7 @@ class Passes:
                 self.rows.of(start).fill_(1)
         self.factors = factors
         gradient = self._output_gradients(starts, learning)
-        tangent = self.tape.empty_images(len(gradient))
+        tangent = self.tape.empty_images(gradient.size(0))
         values = [
             f.value_and_tangent(gradient, tangent)
             if self.rows is not None
@@ -335,7 +335,7 @@ class Passes:
     def _add(self, value: Value, grad: Tensor, owned: bool) -> None:
         leaf, rows = value.leaf, self.rows
         if leaf is None:
-            if value is self.tape.root and rows is not None and len(grad) != len(rows):
+            if value is self.tape.root and rows is not None and grad.size(0) != len(rows):
                 grad = rows.of(grad)
             earlier = self.waiting.get(value)
             if earlier is None:

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
+from itertools import cycle
 from typing import Any
 
 import torch
@@ -233,9 +234,7 @@ class Convolution(Product):
     def _transpose(node: Node, grad: Tensor, weight: Tensor) -> Tensor:
         """The convolution's transpose by ATen: conv_transpose of a conv and vice versa."""
         size = node.slots[0].shape[2:]
-        geometry = [_full(setting, len(size)) for setting in node.args[3:6]]
-        stride, padding, dilation = geometry
-        transposed, _, groups = node.args[6:9]
+        stride, padding, dilation, transposed, _, groups = node.args[3:9]
         if transposed:
             found = torch.convolution(
                 grad, weight, None, stride, padding, dilation, False, [0] * len(size), groups
@@ -248,7 +247,9 @@ class Convolution(Product):
         skipped = [
             n - ((m - 1) * s - 2 * p + r * (k - 1) + 1)
             for n, m, k, s, p, r in zip(
-                size, grad.shape[2:], weight.shape[2:], *geometry, strict=True
+                *(size, grad.shape[2:], weight.shape[2:]),
+                *map(cycle, (stride, padding, dilation)),  # one number may stand for all
+                strict=False,
             )
         ]
         return torch.convolution(
@@ -257,11 +258,10 @@ class Convolution(Product):
 
 
 def _stage(args: Sequence[Any]) -> Stage:
-    stride, padding, dilation, output_padding = (_full(args[i], 2) for i in (3, 4, 5, 7))
+    stride, padding, dilation, output_padding = map(_pair, (*args[3:6], args[7]))
     kind = "conv_transpose2d" if args[6] else "conv2d"
     return Stage(kind, stride, padding, dilation, output_padding, args[8])
 
 
-def _full(setting: Sequence[int], dims: int) -> Any:
-    """A number for each dimension, where one may stand for all."""
-    return tuple(setting) if len(setting) == dims else (setting[0],) * dims
+def _pair(setting: Sequence[int]) -> tuple[int, int]:
+    return (setting[0], setting[-1])

@@ -315,13 +315,13 @@ def _leaf(value: Value) -> Tensor:
 
 def aligned(node: Node) -> bool:
     """Whether the first dimension of what depends on the images is that of the first result."""
-    shapes = [node.slots[slot].shape for slot in node.inner]
-    outputs = [value.shape for value in node.outputs[:1] if value is not None] or shapes[:1]
-    return all(shapes) and all(
-        len(shape) == len(output) and shape[0] == output[0]
-        for shape in shapes
-        for output in outputs
-    )
+    output = node.outputs[0]
+    shape = node.slots[node.inner[0]].shape if output is None else output.shape
+    for slot in node.inner:
+        other = node.slots[slot].shape
+        if len(other) != len(shape) or other[:1] != shape[:1]:
+            return False
+    return len(shape) > 0
 
 
 def sum_to(grad: Tensor, shape: Sequence[int]) -> Tensor:

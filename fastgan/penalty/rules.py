@@ -53,8 +53,6 @@ class Op:
     """The tape's view of an op, before it runs.
 
     Attributes:
-        func: the op.
-        rule: its derivatives.
         writes: names or positions of the arguments that it writes to.
         functional: the op's functional variant; None if there is none.
         random: whether it draws random numbers.

@@ -169,8 +169,7 @@ class Tape(TorchFunctionMode):
         nodes_before = [(node, node.args, node.kept if only else None) for node in nodes]
         before: dict[Value, tuple[torch.Size, Tensor | None]] = {}
         for node in nodes:
-            own = _with_rows(node)
-            values = [value for slot, value in node.slots.items() if slot in node.inner + own]
+            values = [node.slots[slot] for slot in (*node.inner, *_with_rows(node))]
             for value in (*values, *node.outputs):
                 if value is not None:
                     saved = value.tensor if only or value.leaf is not None else None
@@ -272,13 +271,13 @@ class Tape(TorchFunctionMode):
             return self._beside(info, args, kwargs)
         if info.writes:
             return self._write(info, args, kwargs)
-        values = self._values(info, args)
+        values, constants = self._values(info, args)
         if not values or info.constant:
             return self._beside(info, args, kwargs)
         for argument in kwargs.values():
             if isinstance(argument, Tensor) and self._find(argument) is not None:
                 self._refuse(f"{func} takes what comes of the images by keyword")
-        node = self._node(info, args, kwargs, values)
+        node = self._node(info, args, kwargs, values, constants)
         for tensor in node.rule.moves(node, args):
             self._moving(f"{func} changes in place what the critic keeps", tensor)
         node.overwrite = recording.offered(args[0]) and _storage(args[0]) not in self._saved
@@ -303,7 +302,7 @@ class Tape(TorchFunctionMode):
 
     def _fresh(self, result: Any) -> None:
         """Forgets what is known of a result's memory, which is new."""
-        for tensor in tensors_in(result):
+        for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
             if tensor.layout == torch.strided:
                 storage = _storage(tensor)
                 self._born.add(storage)
@@ -312,14 +311,17 @@ class Tape(TorchFunctionMode):
                 self._written.pop(storage, None)
                 self._copied_views.discard(storage)
 
-    def _values(self, info: Op, args: Sequence[Any]) -> dict[Any, Value]:
-        """The arguments that are on the tape, after adding parameters to it."""
-        found: dict[Any, Value] = {}
+    def _values(self, info: Op, args: Sequence[Any]) -> tuple[dict[Any, Value], dict[Any, Tensor]]:
+        """The arguments that are on the tape, after adding parameters to it; other tensors."""
+        values: dict[Any, Value] = {}
+        constants: dict[Any, Tensor] = {}
         for slot, tensor in _slots(info, args):
             value = self._look_up(tensor)
-            if value is not None:
-                found[slot] = value
-        return found
+            if value is None:
+                constants[slot] = tensor
+            else:
+                values[slot] = value
+        return values, constants
 
     def _look_up(self, tensor: Tensor) -> Value | None:
         found = self._find(tensor)
@@ -339,7 +341,12 @@ class Tape(TorchFunctionMode):
         return entry[1] if known else None  # type: ignore[index]
 
     def _node(
-        self, info: Op, args: Sequence[Any], kwargs: dict[str, Any], values: dict[Any, Value]
+        self,
+        info: Op,
+        args: Sequence[Any],
+        kwargs: dict[str, Any],
+        values: dict[Any, Value],
+        constants: dict[Any, Tensor],
     ) -> Node:
         rule = info.rule
         node = Node(info.func, rule, list(args), kwargs)
@@ -350,9 +357,11 @@ class Tape(TorchFunctionMode):
         for position in info.lists:
             if isinstance(args[position], (list, tuple)):
                 node.args[position] = list(args[position])
-        for slot, tensor in _slots(info, args):
+        for slot, value in values.items():
+            node.put(slot, value)
+        for slot, tensor in constants.items():
             # detach() has its own data pointer, so a later `.data = ` has no effect here.
-            node.put(slot, values[slot] if slot in values else tensor.detach())
+            node.put(slot, tensor.detach())
         node.take(values)
         node.rule = (
             AUTOGRAD
@@ -377,8 +386,7 @@ class Tape(TorchFunctionMode):
             if not batched or not node.rule.batched(node, self.root.shape[0]):
                 self._mixing(f"{node.func} may mix the samples of a batch")
                 batched = False
-            whole = all(node.slots[slot].leaf is not None for slot in _with_rows(node))
-            if self.joined and self.divided and not (node.rule.by_rows and whole):
+            if self.joined and self.divided and not _divisible(node):
                 self._changed(f"{node.func} has no derivatives of some rows alone")
             for found in node.outputs:
                 if found is not None:
@@ -504,22 +512,20 @@ class Tape(TorchFunctionMode):
         for value in self.parameters:
             if value.tensor is not None and _storage(value.tensor) == storage:
                 value.tensor = value.tensor.clone()
-
-        def preserved(slot: Any, argument: Any) -> Any:
-            is_written = isinstance(argument, Tensor) and _storage(argument) == storage
-            return argument.clone() if is_written else argument
-
         for node in self.nodes:
-            node.args = node.replaced(preserved)
+            for args in (node.args, *(a for a in node.args if isinstance(a, list))):
+                for position, argument in enumerate(args):
+                    if isinstance(argument, Tensor) and _storage(argument) == storage:
+                        args[position] = argument.clone()
 
     def _write(self, info: Op, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """An in-place op: a new value for the tensor that it writes to."""
-        func, values = info.func, self._values(info, args)
+        func, (values, constants) = info.func, self._values(info, args)
         written = list(info.written(args, kwargs))
         if not values:
             return self._beside(info, args, kwargs)
         if torch.Tag.inplace_view in func.tags and info.functional is not None:
-            node = self._node(rule_of(info.functional), args, kwargs, values)
+            node = self._node(rule_of(info.functional), args, kwargs, values, constants)
             self._record(node, args, func(*args, **kwargs))
             return args[0]
         if len(written) != 1 or written[0] is not args[0] or info.functional is None:
@@ -531,7 +537,7 @@ class Tape(TorchFunctionMode):
         if storage not in self._born and storage not in self._owners:
             self._moving(f"{func} changes in place what the critic keeps", target)
         functional = rule_of(info.functional)
-        node = self._node(functional, args, kwargs, values)
+        node = self._node(functional, args, kwargs, values, constants)
         given = list(args)
         if 0 not in values or 0 in node.rule.reads(node):
             given[0] = target.clone()
@@ -597,15 +603,13 @@ class Tape(TorchFunctionMode):
         """Notes a side effect, and saves the tensor's data in case the recording is abandoned."""
         if tensor is not None and not self.joined:
             self.undo.append((tensor, tensor.detach().clone()))
-        if self.moves is None:
-            self.moves = reason
+        self.moves = self.moves or reason
         if self.joined:
             self._changed(reason)
 
     def _mixing(self, reason: str) -> None:
         """Samples may see one another, or what becomes of them can't be followed."""
-        if self.mixes is None:
-            self.mixes = reason
+        self.mixes = self.mixes or reason
         if self.joined:
             self._changed(reason)
 
@@ -632,8 +636,8 @@ def _slots(info: Op, args: Sequence[Any]) -> Iterator[tuple[Any, Tensor]]:
 
 def _has_rows(node: Node, slot: Any, argument: Value | Tensor) -> bool:
     """Whether an argument has a row for each row of the result, to be met by that alone."""
-    (output, *_) = node.outputs
-    if output is None or not node.rule.broadcasts:
+    output = node.outputs[0]
+    if output is None:
         return False
     same_rank = isinstance(slot, tuple) or len(argument.shape) == len(output.shape)
     return same_rank and argument.shape[:1] == output.shape[:1] != ()
@@ -641,7 +645,15 @@ def _has_rows(node: Node, slot: Any, argument: Value | Tensor) -> bool:
 
 def _with_rows(node: Node) -> list[Any]:
     """The slots of such parameters, and of what depends on parameters only."""
+    if not node.own or not node.rule.broadcasts:
+        return []
     return [slot for slot in node.own if _has_rows(node, slot, node.slots[slot])]
+
+
+def _divisible(node: Node) -> bool:
+    """Whether a joined batch with this op can be :meth:`Tape.narrowed`."""
+    own = (node.slots[slot] for slot in _with_rows(node))
+    return node.rule.by_rows and all(value.leaf is not None for value in own)
 
 
 def _cut(node: Node, rows: Samples, slot: Any, argument: Any) -> Any:

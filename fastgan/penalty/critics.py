@@ -21,7 +21,7 @@ from fastgan.errors import DtypeError, UnsupportedCriticError
 from fastgan.penalty.entries import Samples, Value
 from fastgan.penalty.peephole import move_masks
 from fastgan.penalty.points import within_transform
-from fastgan.penalty.rule import layout_of
+from fastgan.penalty.rule import empty
 from fastgan.penalty.tape import Changed, Tape, Unrecordable, tensors_in
 
 __all__ = [
@@ -70,12 +70,11 @@ def run_within(critic: Any, images: Tensor, run: Callable[[], tuple[Any, ...]]) 
     if wrapper is None:
         return run()
     attributes = vars(wrapper.module)
-    earlier = attributes.get("forward")
+    earlier = {name: value for name, value in attributes.items() if name == "forward"}
 
     def put_back() -> None:
         attributes.pop("forward", None)
-        if earlier is not None:
-            attributes["forward"] = earlier
+        attributes.update(earlier)
 
     def forward(*args: Any, **kwargs: Any) -> tuple[Any, ...]:
         put_back()  # the pass calls the critic's own
@@ -126,9 +125,9 @@ class Critic:
         if callable(getattr(type(self.inner), "scores", None)):
             function = self.inner.scores
         output = function(images, *(self.args if args is None else args))
-        found = list(tensors_in(output if self.scores is None else self.scores(output)))
+        scores = list(tensors_in(output if self.scores is None else self.scores(output)))
         samples = images.size(0)
-        every: list[Tensor | None] = [*found] or [None]
+        every: list[Tensor | None] = [*scores] or [None]
         for tensor in every:
             if tensor is None or tensor.dim() == 0 or tensor.size(0) != samples:
                 said = "no tensor" if tensor is None else f"shape {tuple(tensor.shape)}"
@@ -144,7 +143,7 @@ class Critic:
                     f"critic {self.name} returned scores of dtype {tensor.dtype}; expected a "
                     "floating dtype"
                 )
-        return found
+        return scores
 
 
 @dataclass
@@ -221,11 +220,13 @@ def record(
         Changed: a joined batch can't be continued (state changes, or samples mix).
         UnsupportedCriticError: as :class:`Critic`.
     """
-    refuse_what_no_tape_sees()
+    if within_transform():
+        raise Unrecordable("it is called within a transform of torch.func, which takes no tape")
+    if nn_module._global_backward_hooks or nn_module._global_backward_pre_hooks:
+        raise Unrecordable("a backward hook is registered for all modules")
     joined = len(names) > 1
     if not joined:
-        layout = layout_of(images.shape, images.dtype)
-        images = torch.empty_like(images, memory_format=layout).copy_(images.detach())
+        images = empty(images.shape, images).copy_(images.detach())
     state = _State(critic.inner, watching=watching)
     tape = Tape(images, joined=joined, divided=divided)
     del images
@@ -233,15 +234,13 @@ def record(
         on_tape(tape)
     given = tape.images
     assert given is not None
-    args = (
-        _repeated(critic.args, given.size(0) // len(names), len(names)) if joined else critic.args
-    )
+    args = _repeated(critic.args, given.size(0), len(names))
     try:
         with torch.enable_grad(), tape:
-            found = critic(given, inner=True, args=args)
+            scores = critic(given, inner=True, args=args)
             if tape.refused is not None:
                 raise tape.refused
-        outcomes = [(score.detach(), tape.outcome(score)) for score in found]
+        outcomes = [(score.detach(), tape.outcome(score)) for score in scores]
     except (Unrecordable, Changed, Exception) as error:
         tape.close()
         refused = tape.refused or (None if isinstance(error, Exception) else error)
@@ -254,7 +253,7 @@ def record(
         if joined:  # one that wants its batch's size; any other error comes again without joining
             raise Changed(f"a larger batch raises {type(error).__name__}") from error
         raise
-    del given, found
+    del given, scores
     tape.close()
     if watching and tape.moves is None:
         tape.moves = state.moved()
@@ -267,19 +266,13 @@ def record(
     return Recording(names, tape, [score for score, _ in outcomes], values)
 
 
-def refuse_what_no_tape_sees() -> None:
-    """Raises :class:`Unrecordable` where torch's modes don't see what happens."""
-    if within_transform():
-        raise Unrecordable("it is called within a transform of torch.func, which takes no tape")
-    if nn_module._global_backward_hooks or nn_module._global_backward_pre_hooks:
-        raise Unrecordable("a backward hook is registered for all modules")
-
-
-def _repeated(args: Sequence[Any], samples: int, times: int) -> list[Any]:
+def _repeated(args: Sequence[Any], rows: int, times: int) -> Sequence[Any]:
     """The arguments, with those that have a row for each sample repeated for each batch."""
+    if times == 1:
+        return args
     return [
         torch.cat([arg] * times)
-        if isinstance(arg, Tensor) and arg.dim() > 0 and arg.size(0) == samples
+        if isinstance(arg, Tensor) and arg.dim() > 0 and arg.size(0) * times == rows
         else arg
         for arg in args
     ]

@@ -55,30 +55,30 @@ def loss_by_double_backward(
         scores: (name of a batch, images) -> the critic's scores.
         images: (name of a batch) -> its images.
     """
-    found: dict[str, list[Tensor]] = {}
+    computed: dict[str, list[Tensor]] = {}
     terms: dict[str, Tensor] = {}
 
     def run(name: str) -> None:
         def sum_at(points: Tensor) -> Tensor:
-            found[name] = each = scores(name, points)
+            computed[name] = each = scores(name, points)
             return sum((s.sum() for s in each[1:]), each[0].sum())
 
         formula = asked.penalties.get(name)
         if formula is None:
-            found[name] = scores(name, images(name))
+            computed[name] = scores(name, images(name))
         else:
             terms[TERMS[name]] = _penalty(sum_at, images(name), formula)
 
     if asked.loss is not None:
         run("fake")
         run("real")
-        terms["adversarial"] = asked.loss(found["real"], found["fake"])
+        terms["adversarial"] = asked.loss(computed["real"], computed["fake"])
     if "points" in asked.penalties:
         run("points")
     total = sum(list(terms.values())[1:], next(iter(terms.values())))
     if asked.loss is not None:
         for name in ("real", "fake"):
-            terms[name] = torch.cat([at_least_float32(s).flatten() for s in found[name]]).mean()
+            terms[name] = torch.cat([at_least_float32(s).flatten() for s in computed[name]]).mean()
     return total, {name: term.detach() for name, term in terms.items()}
 
 
@@ -110,11 +110,7 @@ def refuse_wrong_derivatives(loss: Tensor, critic: Any) -> Tensor:
     wrong.
 
     Within a transform of ``torch.func`` it is unchanged, because a transform doesn't say whether it
-    differentiates again.
-
-    Args:
-        loss: by :func:`loss_by_double_backward`, with a penalty.
-        critic: the module inside any wrapper, or a function, whose layers can't be seen.
+    differentiates again; so it is for a function, whose layers can't be seen.
     """
     if not loss.requires_grad or not isinstance(critic, nn.Module):
         return loss

@@ -29,8 +29,8 @@ from fastgan.penalty.rule import (
     SMOOTH,
     Autograd,
     Chosen,
-    Found,
     Rule,
+    Slots,
 )
 
 __all__ = ["ELEMENTWISE", "ActivationRule"]
@@ -59,13 +59,13 @@ class ActivationRule(Rule):
         data: Tensor = node.output if self.read == OUTPUT else node.arg(0)
         return data
 
-    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+    def slot_vjp(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         kept = self._kept(node)
         fits = grad.dtype == kept.dtype and grad.stride() == kept.stride()
         out = grad if node.overwrite and fits else None
         return self.activation.gradient(grad, kept, self.negative_slope, out)
 
-    def bend(self, node: Node, grad: Tensor, tangents: Found, slot: Any) -> Tensor | None:
+    def slot_gradient(self, node: Node, grad: Tensor, tangents: Slots, slot: Any) -> Tensor | None:
         tangent, second = tangents.get(0), self.activation.second_derivative
         if tangent is None or second is None:
             return None
@@ -102,12 +102,12 @@ class _BiasAct(Rule):
     def _scaled(self, node: Node, grad: Tensor) -> Tensor:
         return gradient_by_output(grad, node.output, *(node.arg(i) for i in range(2, 7)))
 
-    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+    def slot_vjp(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         grad = self._scaled(node, grad)
         dim = node.arg(2) % grad.dim()
         return grad if slot == 0 else grad.sum([d for d in range(grad.dim()) if d != dim])
 
-    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+    def slot_jvp(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
         output = node.output
         if slot == 1:
             shape = [1] * output.dim()

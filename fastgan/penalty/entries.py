@@ -130,10 +130,10 @@ class Node:
         """An argument, with values replaced by their data."""
         if position >= len(self.args):
             return default
-        found = self.args[position]
-        if isinstance(found, list):
-            return [item.tensor if isinstance(item, Value) else item for item in found]
-        return found.tensor if isinstance(found, Value) else found
+        argument = self.args[position]
+        if isinstance(argument, list):
+            return [item.tensor if isinstance(item, Value) else item for item in argument]
+        return argument.tensor if isinstance(argument, Value) else argument
 
     def replaced(self, other: Callable[[Any, Any], Any]) -> list[Any]:
         """The arguments and the items of lists among them, each replaced by other(slot, it)."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import fastgan.ops.penalty_tangent  # noqa: F401 - defines the op that is called here
 from fastgan.losses import at_least_float32
+from fastgan.penalty.rule import wide
 
 __all__ = ["Formula"]
 
@@ -34,11 +35,7 @@ class Formula:
     one_sided: bool
 
     def value(self, gradient: Tensor) -> Tensor:
-        """P, differentiable to any order.
-
-        Args:
-            gradient: g, (N, ...).
-        """
+        """P of g, (N, ...), differentiable to any order."""
         elements = tuple(range(1, gradient.dim()))
         squared_norm = at_least_float32(gradient).square().sum(dim=elements)
         if self.target == 0:
@@ -50,16 +47,10 @@ class Formula:
         return self.weight * excess.square().mean()
 
     def value_and_tangent(self, gradient: Tensor, out: Tensor) -> Tensor:
-        """P, and N dP/dg written into ``out``; neither carries a graph.
+        """P of g, (N, ...), and N dP/dg written into ``out``; neither carries a graph.
 
-        The factor N keeps the tangents of a large batch within a half-precision number's range.
-
-        Args:
-            gradient: g, (N, ...), any floating dtype.
-            out: the same shape; each sample's elements are dense in memory.
-
-        Returns:
-            A scalar, float32 or, for a float64 gradient, float64.
+        The factor N keeps the tangents of a large batch within a half-precision number's range. In
+        ``out``, of g's shape, each sample's elements are dense in memory.
         """
         dtypes = (gradient.dtype, out.dtype)
         if gradient.dtype != out.dtype and (torch.float64 in dtypes or torch.float32 not in dtypes):
@@ -67,8 +58,7 @@ class Formula:
             gradient = gradient.to(torch.float64 if out.dtype == torch.float64 else torch.float32)
         if gradient.stride() != out.stride():
             gradient = torch.empty_like(out, dtype=gradient.dtype).copy_(gradient)
-        wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-        numbers = torch.empty(gradient.size(0) + 1, dtype=wide, device=gradient.device)
+        numbers = torch.empty(gradient.size(0) + 1, dtype=wide(gradient), device=gradient.device)
         norms, value = numbers[1:], numbers[:1]
         torch.ops.fastgan.penalty_tangent_.default(
             gradient, out, norms, value, self.weight, self.target, self.one_sided

@@ -267,10 +267,10 @@ def _asked(
         if isinstance(loss, str):
             parts = [SCORES_LOSSES[loss](a, b) for a, b in zip(real, fake, strict=True)]
             return sum(parts[1:], parts[0])
-        found = loss(real[0], fake[0]) if len(real) == 1 else loss(list(real), list(fake))
-        if not isinstance(found, Tensor) or found.numel() != 1:
+        value = loss(real[0], fake[0]) if len(real) == 1 else loss(list(real), list(fake))
+        if not isinstance(value, Tensor) or value.numel() != 1:
             raise ValueError("loss returned no scalar; expected a tensor of one number")
-        return found.reshape(())
+        return value.reshape(())
 
     penalties = {}
     for name, weight in (("points", gp), ("real", r1 or None), ("fake", r2 or None)):

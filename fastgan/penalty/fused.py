@@ -24,7 +24,7 @@ from fastgan.penalty.double_backward import TERMS, Asked, loss_by_double_backwar
 from fastgan.penalty.node import Leaves, attached, replayed
 from fastgan.penalty.passes import Passes
 from fastgan.penalty.points import images_of
-from fastgan.penalty.rule import layout_of
+from fastgan.penalty.rule import empty, wide
 from fastgan.penalty.tape import Changed
 
 __all__ = ["fused_loss"]
@@ -95,13 +95,13 @@ class _Run:
     def _loss(self) -> Tensor:
         if self.asked.loss is None:
             return self._passes(self._record(("points",)), {})
-        if self.joining.joined:
+        while True:
+            plan = self._joined_plan() if self.joining.joined else [("fake",), ("real",)]
             try:
-                return self._of(self._joined_plan())
+                return self._of(plan)
             except Changed:
-                self.joining.joined = False
+                self.joining.joined = not self.joining.joined
                 self._start()
-        return self._of([("fake",), ("real",)])
 
     def _joined_plan(self) -> list[Names]:
         """The batches to record together, in order."""
@@ -123,16 +123,8 @@ class _Run:
             if early:  # before the next batch takes memory
                 images = [name for name in names if name != "points"]
                 total = total + self._passes(batch, self._linear_seeds(images))
-        if self.watching and (whole := self._learn()) is not None:
-            # As in every later call, so that a resumed run repeats this one to the bit.
-            later = self._joined_plan()
-            if later != [whole.names]:
-                del whole, scored
-                self.watching = False
-                self._start()
-                return self._of(later)
-            scored = [whole]
-            self.batches = dict.fromkeys(whole.names, whole)
+        if self.watching:
+            self._learn()
         loss, seeds = self._of_scores()
         total = total + loss
         if "points" in penalties and all("points" not in batch.names for batch in scored):
@@ -144,27 +136,29 @@ class _Run:
             total = total + self._passes(scored.pop(), seeds)
         return total
 
-    def _learn(self) -> Recording | None:
-        """Finds out whether calls may join the batches; the joined batch, if they may."""
+    def _learn(self) -> None:
+        """Raises :class:`Changed` if the batches can be joined.
+
+        This call then joins them, too, so that a resumed run repeats it to the bit.
+        """
         if all(batch.tape.moves is None for batch in self.batches.values()):
             for name in self.together:
                 if name not in self.batches:
                     self._record((name,))
         batches = [self.batches[name] for name in self.together if name in self.batches]
         self.joining.tries -= 1
+        self.watching = False
         if any(batch.tape.moves is not None or not batch.apart for batch in batches):
-            return None
+            return
         try:
             whole = self._record(self.together, keep=False)
         except Changed:
-            return None
-        scores = zip(*(batch.scores for batch in batches), strict=True)
-        apart = [torch.cat(each) for each in scores]
-        if not all(bool(each.isfinite().all()) for each in apart):
-            return None  # NaN agrees with nothing, infinity with all: another call will tell
-        self.joining.joined = _agree(whole.scores, apart)
+            return
         self.joining.size = whole.size
-        return whole if self.joining.joined else None
+        apart = [torch.cat(s) for s in zip(*(batch.scores for batch in batches), strict=True)]
+        # NaN agrees with nothing, infinity with all: another call will tell.
+        if all(bool(s.isfinite().all()) for s in apart) and _agree(whole.scores, apart):
+            raise Changed("each sample's score is the same in a larger batch")
 
     def _record(self, names: Names, *, keep: bool = True) -> Recording:
         batch = record(
@@ -187,16 +181,11 @@ class _Run:
         if len(names) == 1:
             return images_of(names[0], given)
         real, fake = given["real"], given["fake"]
-        batch = torch.empty(
-            (len(names) * real.size(0), *real.shape[1:]),
-            dtype=real.dtype,
-            device=real.device,
-            memory_format=layout_of(real.shape, real.dtype),
-        )
+        batch = empty((len(names) * real.size(0), *real.shape[1:]), real)
         if "points" not in names:
             return torch.cat([fake, real], out=batch)
-        wide = torch.float64 if real.dtype == torch.float64 else torch.float32
-        torch.ops.fastgan.penalty_mix_(batch, real, fake, given["eps"].to(wide).contiguous())
+        eps = given["eps"].to(wide(real)).contiguous()
+        torch.ops.fastgan.penalty_mix_(batch, real, fake, eps)
         return batch
 
     # The loss of the scores ---------------------------------------------------------------------
@@ -216,12 +205,12 @@ class _Run:
                     }
                     loss = loss_of(leaves["real"], leaves["fake"])
                 flat = [leaf for each in leaves.values() for leaf in each]
-                found: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in flat]
+                grads: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in flat]
                 if loss.requires_grad:
-                    found = torch.autograd.grad(
+                    grads = torch.autograd.grad(
                         loss, flat, allow_unused=True, materialize_grads=True
                     )
-                gradients = iter(found)
+                gradients = iter(grads)
                 seeds = {
                     n: [next(gradients) * self.count for _ in each] for n, each in scores.items()
                 }
@@ -275,26 +264,26 @@ class _Run:
             batch = self.batches[name]
             # Samples aren't coupled, so the other rows may hold any images.
             whole = torch.cat([images] * len(batch.names))
-            found = replayed(batch.tape, batch.values, whole, leaves)
-            return [batch.rows(name).of(score) for score in found]
+            outputs = replayed(batch.tape, batch.values, whole, leaves)
+            return [batch.rows(name).of(score) for score in outputs]
 
         return loss_by_double_backward(self.asked, scores, lambda name: self._images((name,)))[0]
 
 
 def _stacked(names: Any, seeds: Seeds) -> list[Tensor] | None:
     """The seeds of several batches, for each score; None if there are none."""
-    found = [seeds[name] for name in names if name in seeds]
-    if len(found) < 2:
-        return found[0] if found else None
-    return [torch.cat(each) for each in zip(*found, strict=True)]
+    given = [seeds[name] for name in names if name in seeds]
+    if len(given) < 2:
+        return given[0] if given else None
+    return [torch.cat(each) for each in zip(*given, strict=True)]
 
 
 def _agree(joined: Sequence[Tensor], apart: Sequence[Tensor]) -> bool:
     """Whether scores are the same but for rounding."""
-    for ours, expected in zip(joined, apart, strict=True):
-        relative = {torch.float64: 1e-10, torch.float32: 1e-3}.get(ours.dtype, 1e-2)
+    for actual, expected in zip(joined, apart, strict=True):
+        relative = {torch.float64: 1e-10, torch.float32: 1e-3}.get(actual.dtype, 1e-2)
         scale = relative * float(expected.abs().max())
-        if ours.shape != expected.shape or not torch.allclose(ours, expected, relative, scale):
+        if actual.shape != expected.shape or not torch.allclose(actual, expected, relative, scale):
             return False
     return True
 

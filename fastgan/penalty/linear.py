@@ -19,11 +19,11 @@ from fastgan.penalty.rule import (
     POINTWISE,
     Autograd,
     Chosen,
-    Found,
     Grads,
     Rule,
+    Slots,
     aligned,
-    layout_of,
+    empty,
     sum_to,
 )
 
@@ -81,18 +81,11 @@ class _Linear(Autograd):
 
     def graph(self, node: Node) -> tuple[Sequence[Any], dict[Any, Tensor]]:
         inputs: dict[Any, Tensor] = {
-            slot: torch.empty(
-                value.shape,
-                dtype=value.dtype,
-                device=value.device,
-                memory_format=layout_of(value.shape, value.dtype),
-                requires_grad=True,
-            )
-            for slot, value in node.slots.items()
+            slot: empty(value.shape, value).requires_grad_() for slot, value in node.slots.items()
         }
         return self.jvp(node, {**inputs}), inputs
 
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+    def jvp(self, node: Node, tangents: Slots) -> list[Tensor | None]:
         tangent = tangents.get(0)
         if tangent is None:
             return [None] * len(node.outputs)
@@ -102,12 +95,12 @@ class _Linear(Autograd):
         result = node.func(tangent, *rest, **node.kwargs)
         return list(result) if isinstance(result, (tuple, list)) else [result]
 
-    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Slots:
         if self.transpose is None or grads[0] is None:
             return super().vjp(node, grads, wanted)
         return {0: self.transpose(node, grads[0])}
 
-    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
+    def gradients(self, node: Node, tangents: Slots, grads: Grads, wanted: Iterable[Any]) -> Slots:
         return {}
 
 
@@ -172,7 +165,7 @@ def _unaveraged(node: Node, grad: Tensor) -> Tensor:
 
 
 class _Kept(_Linear):
-    """A map that its forward pass has drawn or found, and keeps beside the output."""
+    """A map that its forward pass has drawn or chosen, and keeps beside the output."""
 
     keeps_rows = True
 
@@ -233,11 +226,11 @@ class _Sum(Rule):
     def reads(self, node: Node) -> Iterable[Any]:
         return ()
 
-    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+    def slot_vjp(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         value = node.slots[slot]
         return sum_to(self.multiple(node, slot, grad), value.shape).to(value.dtype)
 
-    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+    def slot_jvp(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
         return self.multiple(node, slot, tangent)
 
 
@@ -284,16 +277,16 @@ class _Several(_Linear):
     def for_node(self, node: Node) -> Rule:
         return self
 
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+    def jvp(self, node: Node, tangents: Slots) -> list[Tensor | None]:
         given = next((t for t in tangents.values() if t is not None), None)
         if given is None:
             return [None]
 
         def tangent(slot: Any, argument: Any) -> Any:
-            found = tangents.get(slot)
-            if found is None and isinstance(argument, (Value, Tensor)):
+            present = tangents.get(slot)
+            if present is None and isinstance(argument, (Value, Tensor)):
                 return given.new_zeros(argument.shape)
-            return argument if found is None else found
+            return argument if present is None else present
 
         return [node.func(*node.replaced(tangent), **node.kwargs)]
 
@@ -308,7 +301,7 @@ class _Join(_Several):
     def batched(self, node: Node, samples: int) -> bool:
         return self._dim(node) != 0
 
-    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Slots:
         (grad,), dim = grads, self._dim(node)
         assert grad is not None
         if node.func is aten.stack.default:

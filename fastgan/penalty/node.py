@@ -40,7 +40,8 @@ def replayed(tape: Tape, scores: Sequence[Value], images: Tensor, leaves: Leaves
     for value in tape.parameters:
         assert value.leaf is not None
         leaf, data = leaves.get(id(value.leaf), value.leaf), value.tensor
-        if value.leaf.grad_fn is not None and data is not None and not _alias(data, value.leaf):
+        assert data is not None
+        if value.leaf.grad_fn is not None and data.data_ptr() != value.leaf.data_ptr():
             leaf = leaf + (data - leaf).detach()  # as it was before the critic wrote to it
         known[value] = leaf
     for node in tape.nodes:
@@ -51,10 +52,6 @@ def replayed(tape: Tape, scores: Sequence[Value], images: Tensor, leaves: Leaves
             if output is not None:
                 known[output] = tensor
     return [known[value] for value in scores if value in known]
-
-
-def _alias(left: Tensor, right: Tensor) -> bool:
-    return left.data_ptr() == right.data_ptr()
 
 
 def attached(
@@ -77,13 +74,8 @@ def attached(
     """
     if not leaves:
         return loss
-    reached = [id(leaf) in gradients for leaf in leaves]
-    mine = [
-        gradients.pop(id(leaf))
-        for leaf, is_reached in zip(leaves, reached, strict=True)
-        if is_reached
-    ]
-    result: Tensor = _Loss.apply(loss, mine, count, composed, reached, *leaves, *held)  # type: ignore[no-untyped-call]
+    reached = [gradients.pop(id(leaf), None) for leaf in leaves]
+    result: Tensor = _Loss.apply(loss, reached, count, composed, *leaves, *held)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -92,48 +84,44 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any,
         loss: Tensor,
-        gradients: list[Tensor],
+        gradients: list[Tensor | None],
         count: int,
         composed: Composed,
-        reached: list[bool],
         *tensors: Tensor,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
         # Autograd keeps them for a second backward only if it's told to retain the graph.
         ctx.save_for_backward(*tensors, *gradients)
-        ctx.order = [id(leaf) for leaf in tensors[: len(reached)]]
-        ctx.count, ctx.composed, ctx.reached = count, composed, reached
-        ctx.tensors = len(tensors)
+        ctx.order = [id(leaf) for leaf in tensors[: len(gradients)]]
+        ctx.count, ctx.composed, ctx.tensors = count, composed, len(tensors)
         return loss.view_as(loss)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor | None) -> tuple[Tensor | None, ...]:
-        (grad_output,) = grad_outputs
-        size = len(ctx.reached)
-        every: list[Tensor | None] = [None] * ctx.tensors
+        (grad_output,), size = grad_outputs, len(ctx.order)
+        results: list[Tensor | None] = [None] * (4 + ctx.tensors)
         if grad_output is None:
-            return (*[None] * 5, *every)
+            return tuple(results)
         saved = ctx.saved_tensors
         leaves, held, gradients = saved[:size], saved[size : ctx.tensors], saved[ctx.tensors :]
-        asked = [i for i, reached in enumerate(ctx.reached) if reached]
-        results: Sequence[Tensor]
+        reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        computed: Sequence[Tensor]
         if not torch.is_grad_enabled():
             factor = grad_output / ctx.count
-            results = [
-                (at_least_float32(gradient) * factor).to(leaves[i].dtype)
-                for i, gradient in zip(asked, gradients, strict=True)
+            computed = [
+                (at_least_float32(gradients[i]) * factor).to(leaves[i].dtype) for i in reached
             ]
         else:
-            with torch.enable_grad(), torch.autocast(grad_output.device.type, enabled=False):
+            with torch.autocast(grad_output.device.type, enabled=False):
                 # One may have a graph that leads to another: each is asked for its own uses only.
                 clones = [leaf.clone() for leaf in leaves]
-                results = torch.autograd.grad(
+                computed = torch.autograd.grad(
                     ctx.composed(held, dict(zip(ctx.order, clones, strict=True))),
-                    [clones[i] for i in asked],
+                    [clones[i] for i in reached],
                     grad_output,
                     create_graph=True,
                     materialize_grads=True,
                 )
-        for i, gradient in zip(asked, results, strict=True):
-            every[i] = gradient
-        return (*[None] * 5, *every)
+        for i, gradient in zip(reached, computed, strict=True):
+            results[4 + i] = gradient
+        return tuple(results)

@@ -36,9 +36,10 @@ from fastgan.penalty.rule import (
     AUTOGRAD,
     PIECEWISE_LINEAR,
     SMOOTH,
-    Found,
     Grads,
     Rule,
+    Slots,
+    layout_of,
     sum_to,
     wide,
 )
@@ -86,26 +87,23 @@ class GroupNorm(Rule):
         return (self.weight,)
 
     def backend(self, node: Node) -> tuple[str, str]:
-        found = op_path("penalty_norm_forward_", node.slots[0].device.type)
-        return found.path, found.reason
+        path = op_path("penalty_norm_forward_", node.slots[0].device.type)
+        return path.path, path.reason
 
     def dense(self, node: Node, tensor: Tensor) -> Tensor:
         """The tensor in the layout that the ops need; a copy if necessary."""
-        last = self.channels_last(node, tensor.dtype)
-        return tensor.contiguous(
-            memory_format=torch.channels_last if last else torch.contiguous_format
-        )
+        return tensor.contiguous(memory_format=self.layout(node, tensor.dtype))
 
-    def channels_last(self, node: Node, dtype: torch.dtype) -> bool:
-        """Whether maps are laid out channels-last."""
-        return len(node.slots[0].shape) == 4 and dtype != torch.float64
+    def layout(self, node: Node, dtype: torch.dtype) -> torch.memory_format:
+        """The layout of maps."""
+        return layout_of(node.slots[0].shape, dtype)
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         input = self.dense(node, args[0])
         maps = self.maps(node, input)
         eps = args[-1]
-        mine = node.overwrite or input is not args[0]
-        xhat, output = input if mine else torch.empty_like(input), torch.empty_like(input)
+        overwrite = node.overwrite or input is not args[0]
+        xhat, output = input if overwrite else torch.empty_like(input), torch.empty_like(input)
         invstd = torch.empty(
             maps.size(0), self.groups(node), dtype=wide(input), device=input.device
         )
@@ -160,32 +158,32 @@ class GroupNorm(Rule):
         )
         return [self.parameter(node, each) for each in sums.sum(1)]
 
-    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Slots:
         grad, slots = grads[0], set(wanted)
         assert grad is not None
-        found: Found = {}
+        results: Slots = {}
         if slots - {0}:
-            found[self.weight], found[self.weight + 1] = self._sums(node, grad, None)
+            results[self.weight], results[self.weight + 1] = self._sums(node, grad, None)
         if 0 in slots:
-            found[0] = self._project(node, grad, tangent=False)
-        return {slot: found[slot] for slot in slots}
+            results[0] = self._project(node, grad, tangent=False)
+        return {slot: results[slot] for slot in slots}
 
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+    def jvp(self, node: Node, tangents: Slots) -> list[Tensor | None]:
         tangent = tangents.get(0)
         output = None if tangent is None else self._project(node, tangent, tangent=True)
         return [output, None, None]
 
-    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
+    def gradients(self, node: Node, tangents: Slots, grads: Grads, wanted: Iterable[Any]) -> Slots:
         grad, tangent, slots = grads[0], tangents.get(0), set(wanted)
         if grad is None or tangent is None:
             return {}
-        found: Found = {}
+        results: Slots = {}
         if self.weight in slots:
-            found[self.weight] = self._sums(node, grad, tangent)[0]
+            results[self.weight] = self._sums(node, grad, tangent)[0]
         if 0 in slots:
             dense = [self.dense(node, each) for each in (grad, tangent)]
-            found[0] = self._call(ops.penalty_norm_curvature_, node, dense)
-        return found
+            results[0] = self._call(ops.penalty_norm_curvature_, node, dense)
+        return results
 
 
 class LayerNorm(GroupNorm):
@@ -203,13 +201,15 @@ class LayerNorm(GroupNorm):
     def batched(self, node: Node, samples: int) -> bool:
         return len(node.slots[0].shape) > len(node.args[1])
 
-    def channels_last(self, node: Node, dtype: torch.dtype) -> bool:
+    def layout(self, node: Node, dtype: torch.dtype) -> torch.memory_format:
         # In channels-last layout the last one or two dimensions aren't contiguous.
-        return super().channels_last(node, dtype) and len(node.args[1]) == 3
+        return super().layout(node, dtype) if len(node.args[1]) == 3 else torch.contiguous_format
+
+    def _is_channels_last(self, node: Node) -> bool:
+        return self.layout(node, node.slots[0].dtype) == torch.channels_last
 
     def _ordered(self, node: Node, tensor: Tensor) -> Tensor:
-        last = self.channels_last(node, node.slots[0].dtype)
-        return tensor.movedim(-3, -1) if last else tensor
+        return tensor.movedim(-3, -1) if self._is_channels_last(node) else tensor
 
     def maps(self, node: Node, tensor: Tensor) -> Tensor:
         return self._ordered(node, tensor).view(-1, math.prod(node.args[1]))
@@ -219,7 +219,7 @@ class LayerNorm(GroupNorm):
 
     def parameter(self, node: Node, vector: Tensor) -> Tensor:
         shape = node.slots[0].shape[: -len(node.args[1])] if vector.dim() > 1 else ()
-        if self.channels_last(node, node.slots[0].dtype):
+        if self._is_channels_last(node):
             channels, height, width = node.args[1]
             return vector.reshape(*shape, height, width, channels).movedim(-1, -3)
         return vector.reshape(*shape, *node.args[1])
@@ -278,37 +278,37 @@ class BatchNorm(Rule):
 
     def _backward(
         self, node: Node, grad: Tensor, weight: Tensor | None, wanted: Iterable[Any] = (0,)
-    ) -> Found:
+    ) -> Slots:
         mask = [slot in wanted for slot in range(3)]
         input, running = node.arg(0), (node.arg(3), node.arg(4))
-        found = aten.native_batch_norm_backward.default(
+        results = aten.native_batch_norm_backward.default(
             grad, input, weight, *running, *node.kept, node.args[5], node.args[7], mask
         )
-        return {slot: found[slot] for slot in wanted}
+        return {slot: results[slot] for slot in wanted}
 
-    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Slots:
         (grad, *_), weight = grads, node.arg(1)
         assert grad is not None
         return self._backward(node, grad, weight, tuple(wanted))
 
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+    def jvp(self, node: Node, tangents: Slots) -> list[Tensor | None]:
         tangent = tangents.get(0)
-        found = None if tangent is None else self._backward(node, tangent, node.arg(1))[0]
-        return [found, None, None]
+        output = None if tangent is None else self._backward(node, tangent, node.arg(1))[0]
+        return [output, None, None]
 
-    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
-        grad, tangent, found = grads[0], tangents.get(0), Found()
+    def gradients(self, node: Node, tangents: Slots, grads: Grads, wanted: Iterable[Any]) -> Slots:
+        grad, tangent, results = grads[0], tangents.get(0), Slots()
         if grad is None or tangent is None:
-            return found
+            return results
         if 1 in wanted:
             along = self._backward(node, tangent, None)[0]
             assert along is not None
             product = along.to(wide(along)) * grad
             channels = (1, product.size(1), *[1] * (product.dim() - 2))
-            found[1] = sum_to(product, channels).view(-1)
+            results[1] = sum_to(product, channels).view(-1)
         if 0 in wanted and node.args[5]:
-            found[0] = self._curvature(node, grad, tangent)
-        return found
+            results[0] = self._curvature(node, grad, tangent)
+        return results
 
     def _curvature(self, node: Node, grad: Tensor, tangent: Tensor) -> Tensor:
         dims = (0, *range(2, grad.dim()))

@@ -41,14 +41,14 @@ from torch import Tensor
 from fastgan.losses import at_least_float32
 from fastgan.penalty.entries import Node, Samples, Value
 from fastgan.penalty.formula import Formula
-from fastgan.penalty.rule import LINEAR, Found, Grads
+from fastgan.penalty.rule import LINEAR, Grads, Slots, empty
 from fastgan.penalty.tape import Tape
 
 __all__ = ["Passes"]
 
 Store = dict[Value, tuple[Tensor, bool]]
 """Value -> (output gradient or tangent, whether it may be overwritten)."""
-Second = dict[Node, tuple[Found, Grads]]
+Second = dict[Node, tuple[Slots, Grads]]
 """Smooth op -> (its inputs' tangents, its results' output gradients)."""
 
 
@@ -100,8 +100,8 @@ class Passes:
                     self._give(node, node.rule.vjp(node, grads, node.outer), grads, owned)
                 if starting is not None:
                     tangents, grad_outputs = starting
-                    found = node.rule.gradients(node, tangents, grad_outputs, node.outer)
-                    self._give(node, found, grad_outputs)
+                    results = node.rule.gradients(node, tangents, grad_outputs, node.outer)
+                    self._give(node, results, grad_outputs)
             self._release(node)
 
     def _release(self, node: Node) -> None:
@@ -132,7 +132,7 @@ class Passes:
                 formula for the rest.
             learning: whether gradients are asked for.
         """
-        starts = [torch.ones(v.shape, dtype=v.dtype, device=self.tape.device) for v in self.scores]
+        starts = [torch.ones(v.shape, dtype=v.dtype, device=v.device) for v in self.scores]
         if others is not None:
             ((self.rows, _),) = formulas
             for start, other in zip(starts, others, strict=True):
@@ -140,7 +140,7 @@ class Passes:
                 self.rows.of(start).fill_(1)
         self.factors = factors
         gradient = self._output_gradients(starts, learning)
-        tangent = self.tape.empty_images(gradient.size(0))
+        tangent = empty(gradient.shape, self.tape.root)
         values = [
             f.value_and_tangent(gradient, tangent)
             if self.rows is not None
@@ -186,10 +186,11 @@ class Passes:
                 # The gradient in the other images isn't needed.
                 grads, narrowed = self._narrowed(grads), self.tape.narrowed(rows, node)
             with narrowed:
-                found = node.rule.vjp(node, grads, node.inner)
-            self._give(node, found, grads, owned and not kept)
+                results = node.rule.vjp(node, grads, node.inner)
+            self._give(node, results, grads, owned and not kept)
         if root not in self.waiting:
-            return self.tape.empty_images(root.shape[0] if rows is None else len(rows)).zero_()
+            shape = root.shape if rows is None else rows.shape(root.shape)
+            return empty(shape, root).zero_()
         return self.waiting.pop(root)[0]
 
     def _of_others(self, node: Node, grads: Grads, rows: Samples) -> None:
@@ -251,8 +252,8 @@ class Passes:
                     for output, result in zip(node.outputs, results, strict=False):
                         if output is not None and result is not None:
                             result = result.to(output.dtype)
-                            mine = owned or not _shares_memory(result, tangents.values())
-                            store[output] = (result, mine and 0 not in result.stride())
+                            is_own = owned or not _shares_memory(result, tangents.values())
+                            store[output] = (result, is_own and 0 not in result.stride())
             if node not in self.again:
                 self._release(node)
         return second
@@ -261,18 +262,18 @@ class Passes:
         rows = self.rows
         return grads if rows is None else [None if g is None else rows.of(g) for g in grads]
 
-    def _of_parameters(self, node: Node, tangents: Found, grad_outputs: Grads) -> None:
+    def _of_parameters(self, node: Node, tangents: Slots, grad_outputs: Grads) -> None:
         """Gradients of an op's own parameters, except those that wait for a second gradient."""
         wanted, rule, factors = node.own, node.rule, self.factors
-        mine = self._narrowed(grad_outputs)
+        penalised = self._narrowed(grad_outputs)
         if self._merges(node):
-            mixed: Found = {rule.left: self._mixed(node, tangents.get(rule.left))}
+            mixed: Slots = {rule.left: self._mixed(node, tangents.get(rule.left))}
             self._give(node, rule.gradients(node, mixed, grad_outputs, wanted), grad_outputs)
             wanted = [slot for slot in wanted if slot == rule.bias]
         elif node not in self.smooth:
-            self._give(node, rule.gradients(node, tangents, mine, wanted), mine)
+            self._give(node, rule.gradients(node, tangents, penalised, wanted), penalised)
         if wanted and factors is not None:
-            scaled = [None if s is None else s * _rows(factors, s).to(s.dtype) for s in mine]
+            scaled = [None if s is None else s * _rows(factors, s).to(s.dtype) for s in penalised]
             self._give(node, rule.vjp(node, scaled, wanted), scaled)
 
     def _mixed(self, node: Node, tangent: Tensor | None) -> Tensor:
@@ -296,12 +297,12 @@ class Passes:
 
     def _before(self, starts: Callable[[Node], bool]) -> tuple[set[Node], set[Value]]:
         """The ops whose results lead to such an op, itself included, and what they take."""
-        found, reached = set[Node](), set[Value]()
+        nodes, reached = set[Node](), set[Value]()
         for node in reversed(self.tape.nodes):
             if starts(node) or not reached.isdisjoint(node.outputs):
-                found.add(node)
+                nodes.add(node)
                 reached.update(node.slots[slot] for slot in node.outer)
-        return found, reached
+        return nodes, reached
 
     def _zeros(self) -> None:
         """Zeros for parameters that double backward reaches, through the derivative of a mask."""
@@ -324,13 +325,13 @@ class Passes:
         ]
         return grads, len(taken) == 1 and bool(taken[0] and taken[0][1])
 
-    def _give(self, node: Node, found: Found, grads: Grads, owned: bool = False) -> None:
+    def _give(self, node: Node, results: Slots, grads: Grads, owned: bool = False) -> None:
         """Adds what comes back through an op to what its inputs, parameters perhaps, have."""
-        alone = owned and len(found) == 1
-        for slot, result in found.items():
+        alone = owned and len(results) == 1
+        for slot, result in results.items():
             if result is not None:
-                mine = alone or not _shares_memory(result, grads)
-                self._add(node.slots[slot], result, mine and 0 not in result.stride())
+                is_own = alone or not _shares_memory(result, grads)
+                self._add(node.slots[slot], result, is_own and 0 not in result.stride())
 
     def _add(self, value: Value, grad: Tensor, owned: bool) -> None:
         leaf, rows = value.leaf, self.rows

@@ -119,11 +119,11 @@ class MaskedActivation(ActivationRule):
         self.masked_tangents = tangents
         self.masked_gradients = gradients
 
-    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
-        return super().back(node, grad, slot) if self.masked_gradients is None else grad
+    def slot_vjp(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        return super().slot_vjp(node, grad, slot) if self.masked_gradients is None else grad
 
-    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
-        return super().back(node, tangent, slot) if self.masked_tangents is None else tangent
+    def slot_jvp(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        return super().slot_vjp(node, tangent, slot) if self.masked_tangents is None else tangent
 
     def backend(self, node: Node) -> tuple[str, str]:
         by = (("tangents", self.masked_tangents), ("gradients", self.masked_gradients))
@@ -149,8 +149,8 @@ def move_masks(nodes: Sequence[Node], scores: Iterable[Value]) -> None:
             takers.setdefault(value, []).append(node)
 
     def sole_taker(value: Value) -> Node | None:
-        found = takers.get(value, ())
-        return found[0] if len(found) == 1 else None
+        readers = takers.get(value, ())
+        return readers[0] if len(readers) == 1 else None
 
     after: dict[Node, Node] = {}
     before: dict[Node, Node] = {}

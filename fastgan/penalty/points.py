@@ -34,12 +34,7 @@ def _described(value: object) -> str:
 
 
 def check_batch(real: Tensor) -> None:
-    """Refuses what isn't a batch of images or vectors.
-
-    Raises:
-        DtypeError: no tensor at all (a TypeError).
-        ValueError: no floating dtype, an empty batch, or no dimension beside the batch's.
-    """
+    """Raises DtypeError or ValueError for what isn't a batch of images or vectors."""
     _check_tensor("real", real, "a floating tensor with a batch dimension and at least one more")
     if real.dim() < 2 or real.size(0) == 0 or not real.is_floating_point():
         raise ValueError(
@@ -49,12 +44,7 @@ def check_batch(real: Tensor) -> None:
 
 
 def check_pair(real: Tensor, fake: Tensor) -> None:
-    """Refuses batches of different shapes.
-
-    Raises:
-        DtypeError: ``fake`` isn't a tensor (a TypeError).
-        ValueError: naming both shapes.
-    """
+    """Raises DtypeError or ValueError unless ``fake`` is a tensor of ``real``'s shape."""
     _check_tensor("fake", fake, f"a tensor of real's shape, {tuple(real.shape)}")
     if real.shape != fake.shape:
         raise ValueError(
@@ -71,16 +61,8 @@ def points_at(
 ) -> Tensor:
     """The points of the penalty: a new tensor of ``real``'s shape, without a graph.
 
-    Args:
-        at: "interpolates", "real", "fake" or "dragan".
-        real: (N, ...), checked by :func:`check_batch`.
-        fake: as ``real``, or None where ``at`` doesn't use it.
-        eps: (N, 1, ..., 1), or None to draw it.
-        generator: what eps, and then DRAGAN's noise, are drawn from.
-
-    Raises:
-        ConfigError: an unknown ``at`` (a ValueError).
-        ValueError: ``fake`` missing or of another shape, or an unfit ``eps``.
+    The arguments and errors are those of :func:`fastgan.gradient_penalty`; ``generator`` draws eps,
+    and then DRAGAN's noise.
     """
     if at not in ("interpolates", "real", "fake", "dragan"):
         raise ConfigError(f"at is {at!r}; expected 'interpolates', 'real', 'fake' or 'dragan'")
@@ -126,12 +108,7 @@ def images_of(name: str, given: dict[str, Tensor]) -> Tensor:
 
 
 def mixing_weights(real: Tensor, eps: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    """One eps per sample, broadcastable over its elements: given, or uniform in [0, 1).
-
-    Raises:
-        DtypeError: ``eps`` is neither a tensor nor None (a TypeError).
-        ValueError: ``eps`` of another shape than (N, 1, ..., 1).
-    """
+    """One eps per sample, (N, 1, ..., 1): as given, or uniform in [0, 1)."""
     shape = (real.size(0),) + (1,) * (real.dim() - 1)
     if eps is None:
         return torch.rand(shape, dtype=real.dtype, device=real.device, generator=generator)

@@ -27,7 +27,7 @@ from torch import Tensor
 from fastgan.ops.backends import ATEN, describe_layer, select_backend
 from fastgan.ops.stages import Stage
 from fastgan.penalty.entries import Node
-from fastgan.penalty.rule import AUTOGRAD, LINEAR, SMOOTH, Found, Rule, sum_to
+from fastgan.penalty.rule import AUTOGRAD, LINEAR, SMOOTH, Rule, Slots, layout_of, sum_to
 
 __all__ = ["Convolution", "MatrixProduct", "Multiply"]
 
@@ -73,21 +73,21 @@ class Product(Rule):
     def kind_of(self, node: Node) -> str:
         return SMOOTH if self.left in node.inner and self.right in node.inner else LINEAR
 
-    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+    def slot_vjp(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         if slot == self.left:
             return self.to_left(node, grad, node.arg(self.right))
         if slot == self.right:
             return self.to_right(node, node.arg(self.left), grad)
         return self.to_bias(node, grad)
 
-    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+    def slot_jvp(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
         if slot == self.left:
             return self.product(node, tangent, node.arg(self.right))
         if slot == self.right:
             return self.product(node, node.arg(self.left), tangent)
         return tangent
 
-    def bend(self, node: Node, grad: Tensor, tangents: Found, slot: Any) -> Tensor | None:
+    def slot_gradient(self, node: Node, grad: Tensor, tangents: Slots, slot: Any) -> Tensor | None:
         left, right = tangents.get(self.left), tangents.get(self.right)
         if slot == self.left and right is not None:
             return self.to_left(node, grad, right)
@@ -196,8 +196,8 @@ class Convolution(Product):
         stage, weight = self.prepared(node)
         if stage is None:
             mask, backward = [False, True, False], aten.convolution_backward.default
-            found: Tensor = backward(grad, left, weight, None, *node.args[3:9], mask)[1]
-            return found
+            weight_grad: Tensor = backward(grad, left, weight, None, *node.args[3:9], mask)[1]
+            return weight_grad
         backend = select_backend("weight_gradient", stage, left, weight)
         return backend.weight_gradient(stage, grad, left, weight, False)[0]
 
@@ -217,11 +217,10 @@ class Convolution(Product):
         if node.kept is None:
             weight = node.arg(1) if weight is None else weight
             assert weight is not None
-            if weight.dim() == 4 and weight.dtype != torch.float64:
-                weight = weight.contiguous(memory_format=torch.channels_last)
+            weight = weight.contiguous(memory_format=layout_of(weight.shape, weight.dtype))
             node.kept = _stage(node.args) if weight.dim() == 4 else None, weight
-        found: tuple[Stage | None, Tensor] = node.kept
-        return found
+        kept: tuple[Stage | None, Tensor] = node.kept
+        return kept
 
     def _forward(self, node: Node, input: Tensor, bias: Tensor | None) -> Tensor:
         stage, weight = self.prepared(node)
@@ -236,13 +235,13 @@ class Convolution(Product):
         size = node.slots[0].shape[2:]
         stride, padding, dilation, transposed, _, groups = node.args[3:9]
         if transposed:
-            found = torch.convolution(
+            output = torch.convolution(
                 grad, weight, None, stride, padding, dilation, False, [0] * len(size), groups
             )
             # An output padding larger than the stride (possible with dilation) gives extra rows
             # and columns.
             inside: Any = (..., *map(slice, size))
-            return found[inside]
+            return output[inside]
         # Rows and columns that the stride skipped become output padding.
         skipped = [
             n - ((m - 1) * s - 2 * p + r * (k - 1) + 1)

@@ -36,17 +36,18 @@ __all__ = [
     "SMOOTH",
     "Autograd",
     "Chosen",
-    "Found",
     "Grads",
     "Rule",
+    "Slots",
     "aligned",
+    "empty",
     "layout_of",
     "sum_to",
     "wide",
     "with_random",
 ]
 
-Found = dict[Any, "Tensor | None"]
+Slots = dict[Any, "Tensor | None"]
 Grads = Sequence["Tensor | None"]
 OUTPUT = -1
 
@@ -121,41 +122,41 @@ class Rule:
 
     # By default the derivatives are those of one differentiable result, slot by slot.
 
-    def back(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+    def slot_vjp(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
         """J^T d for a slot."""
         raise NotImplementedError(type(self).__name__)
 
-    def along(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
-        """J u for one slot's tangent; by default ``back``, for symmetric J."""
-        return self.back(node, tangent, slot)
+    def slot_jvp(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        """J u for one slot's tangent; by default ``slot_vjp``, for symmetric J."""
+        return self.slot_vjp(node, tangent, slot)
 
-    def bend(self, node: Node, grad: Tensor, tangents: Found, slot: Any) -> Tensor | None:
+    def slot_gradient(self, node: Node, grad: Tensor, tangents: Slots, slot: Any) -> Tensor | None:
         """The gradient of <d, J u> in a slot."""
         return None
 
-    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Slots:
         """J^T d for the wanted slots."""
         grad = grads[0]
-        return {} if grad is None else {slot: self.back(node, grad, slot) for slot in wanted}
+        return {} if grad is None else {slot: self.slot_vjp(node, grad, slot) for slot in wanted}
 
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+    def jvp(self, node: Node, tangents: Slots) -> list[Tensor | None]:
         """J u, for each result."""
         total: Tensor | None = None
         for slot, tangent in tangents.items():
             if tangent is not None:
-                part = self.along(node, tangent, slot)
+                part = self.slot_jvp(node, tangent, slot)
                 total = part if total is None else total + part
         (output, *others) = node.outputs
         if total is not None and output is not None and total.shape != output.shape:
             total = total.expand(output.shape)
         return [total, *[None] * len(others)]
 
-    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
+    def gradients(self, node: Node, tangents: Slots, grads: Grads, wanted: Iterable[Any]) -> Slots:
         """The gradient of <d, J u> in the wanted slots."""
         grad = grads[0]
         if grad is None:
             return {}
-        return {slot: self.bend(node, grad, tangents, slot) for slot in wanted}
+        return {slot: self.slot_gradient(node, grad, tangents, slot) for slot in wanted}
 
 
 class Chosen(Rule):
@@ -200,12 +201,12 @@ class Autograd(Rule):
         results = with_random(node, lambda: node.func(*arguments, **node.kwargs))
         return results if isinstance(results, (tuple, list)) else [results], inputs
 
-    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Found:
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Slots:
         with torch.enable_grad():
             results, inputs = self.graph(node)
         return differentiated(results, grads, inputs, wanted)
 
-    def jvp(self, node: Node, tangents: Found) -> list[Tensor | None]:
+    def jvp(self, node: Node, tangents: Slots) -> list[Tensor | None]:
         output = node.outputs[0]
         elementwise = self.by_rows and list(tangents) == [0]
         if elementwise and output is not None and node.slots[0].shape == output.shape:
@@ -220,10 +221,10 @@ class Autograd(Rule):
             }
             every = [probes.get(position) for position in range(len(results))]
             product = _product(results, every, inputs, tangents)
-        found = differentiated([product], [torch.ones_like(product)], probes, probes)
-        return [found.get(position) for position in range(len(results))]
+        grads = differentiated([product], [torch.ones_like(product)], probes, probes)
+        return [grads.get(position) for position in range(len(results))]
 
-    def gradients(self, node: Node, tangents: Found, grads: Grads, wanted: Iterable[Any]) -> Found:
+    def gradients(self, node: Node, tangents: Slots, grads: Grads, wanted: Iterable[Any]) -> Slots:
         with torch.enable_grad():
             results, inputs = self.graph(node)
             product = _product(results, grads, inputs, tangents)
@@ -270,7 +271,7 @@ def differentiated(
     wanted: Iterable[Any],
     *,
     create_graph: bool = False,
-) -> Found:
+) -> Slots:
     """The gradients of <grads, results> by autograd, for inputs that have any."""
     slots = list(wanted)
     pairs = [
@@ -280,7 +281,7 @@ def differentiated(
     ]
     if not pairs or not slots:
         return {}
-    found = torch.autograd.grad(
+    computed = torch.autograd.grad(
         [result for result, _ in pairs],
         [inputs[slot] for slot in slots],
         [grad for _, grad in pairs],
@@ -288,17 +289,17 @@ def differentiated(
         retain_graph=True,
         create_graph=create_graph,
     )
-    return dict(zip(slots, found, strict=True))
+    return dict(zip(slots, computed, strict=True))
 
 
 def _product(
-    results: Sequence[Any], grads: Grads, inputs: dict[Any, Tensor], tangents: Found
+    results: Sequence[Any], grads: Grads, inputs: dict[Any, Tensor], tangents: Slots
 ) -> Tensor:
     """<d, J u> as a function of the inputs."""
     slots = [slot for slot, tangent in tangents.items() if tangent is not None]
-    found = differentiated(results, grads, inputs, slots, create_graph=True)
+    derivatives = differentiated(results, grads, inputs, slots, create_graph=True)
     parts = []
-    for slot, grad in found.items():
+    for slot, grad in derivatives.items():
         tangent = tangents[slot]
         if grad is not None and tangent is not None:
             if grad.is_complex():
@@ -346,6 +347,12 @@ def layout_of(shape: Sequence[int], dtype: torch.dtype) -> torch.memory_format:
     if len(shape) == 4 and dtype != torch.float64:
         return torch.channels_last
     return torch.contiguous_format
+
+
+def empty(shape: Sequence[int], like: Tensor | Value) -> Tensor:
+    """An empty tensor of another's dtype and device, in the layout for images."""
+    layout = layout_of(shape, like.dtype)
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
 def wide(tensor: Tensor) -> torch.dtype:

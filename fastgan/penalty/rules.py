@@ -75,8 +75,8 @@ class Op:
     def written(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
         """The tensors that a call writes to."""
         for position, name in self.writes:
-            found = args[position] if position < len(args) else kwargs.get(name)
-            for tensor in found if isinstance(found, (list, tuple)) else (found,):
+            argument = args[position] if position < len(args) else kwargs.get(name)
+            for tensor in argument if isinstance(argument, (list, tuple)) else (argument,):
                 if isinstance(tensor, Tensor):
                     yield tensor
 

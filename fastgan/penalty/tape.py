@@ -20,7 +20,7 @@ import contextlib
 import math
 import sys
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,7 +34,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from fastgan._util import recording
 from fastgan.penalty.entries import Node, Samples, Value
 from fastgan.penalty.linear import read_region, write_region
-from fastgan.penalty.rule import AUTOGRAD, GRAPH, OUTPUT, layout_of
+from fastgan.penalty.rule import AUTOGRAD, GRAPH, OUTPUT
 from fastgan.penalty.rules import RULES, Op, rule_of
 
 __all__ = ["Changed", "Tape", "Unrecordable", "tensors_in"]
@@ -48,7 +48,7 @@ class Unrecordable(BaseException):
 
 
 class Changed(BaseException):
-    """A joined batch can't continue: an op changes state or mixes samples."""
+    """A joined batch can't continue (an op changes state or mixes samples), or one can begin."""
 
 
 class _Storage(NamedTuple):
@@ -118,8 +118,7 @@ class Tape(TorchFunctionMode):
         self._written: dict[int, _Storage] = {}
         self._copied_views: set[int] = set()
         self._born: set[int] = set()
-        self._clean: dict[Any, bool] = {}
-        self.device = images.device
+        self._clean: set[Any] = set()
         self.images: Tensor | None = images.requires_grad_()
         self.root = self._add(images, Value(images, True, False, True))
 
@@ -148,16 +147,6 @@ class Tape(TorchFunctionMode):
     def outcome(self, tensor: Tensor) -> Value:
         """The value of one of the critic's outputs, which may also be a constant or a parameter."""
         return self._look_up(tensor) or Value(tensor, False, False, False)
-
-    def empty_images(self, rows: int) -> Tensor:
-        """An empty tensor for ``rows`` images, in the layout of the tape's."""
-        root = self.root
-        return torch.empty(
-            (rows, *root.shape[1:]),
-            dtype=root.dtype,
-            device=self.device,
-            memory_format=layout_of(root.shape, root.dtype),
-        )
 
     @contextlib.contextmanager
     def narrowed(self, rows: Samples, only: Node | None = None) -> Iterator[None]:
@@ -258,7 +247,7 @@ class Tape(TorchFunctionMode):
                 return True
         return False
 
-    def _by_images(self, tensor: Tensor) -> bool:
+    def _by_images(self, tensor: Tensor | None) -> bool:
         entry = self._entries.get(id(tensor))
         return entry is not None and entry[0]() is tensor and entry[1].by_images
 
@@ -324,12 +313,12 @@ class Tape(TorchFunctionMode):
         return values, constants
 
     def _look_up(self, tensor: Tensor) -> Value | None:
-        found = self._find(tensor)
-        if found is None and tensor.requires_grad:
+        value = self._find(tensor)
+        if value is None and tensor.requires_grad:
             if tensor.grad_fn is not None and self._from_tape(tensor.grad_fn):
                 return self._graph(tensor)
             return self._parameter(tensor)
-        return found
+        return value
 
     def _find(self, tensor: Tensor) -> Value | None:
         entry = self._entries.get(id(tensor))
@@ -374,13 +363,13 @@ class Tape(TorchFunctionMode):
         results = result if isinstance(result, (tuple, list)) else [result]
         by_parameters = bool(node.outer)
         for tensor in results:
-            found = None
+            value = None
             if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
-                found = self._add(tensor, Value(tensor, node.by_images, by_parameters, False))
+                value = self._add(tensor, Value(tensor, node.by_images, by_parameters, False))
                 if tensor.is_complex() and node.rule is not GRAPH:
                     # Autograd knows when to conjugate, also where real numbers meet complex ones.
                     node.rule = AUTOGRAD
-            node.outputs.append(found)
+            node.outputs.append(value)
         if node.by_images:
             batched = all(node.slots[slot].batched for slot in node.inner)
             if not batched or not node.rule.batched(node, self.root.shape[0]):
@@ -388,9 +377,9 @@ class Tape(TorchFunctionMode):
                 batched = False
             if self.joined and self.divided and not _divisible(node):
                 self._changed(f"{node.func} has no derivatives of some rows alone")
-            for found in node.outputs:
-                if found is not None:
-                    found.batched = batched
+            for value in node.outputs:
+                if value is not None:
+                    value.batched = batched
         if by_parameters or node.by_images:
             self._keep(node, args, results)
             self.nodes.append(node)
@@ -437,23 +426,12 @@ class Tape(TorchFunctionMode):
 
     def _from_tape(self, grad_fn: Any) -> bool:
         """Whether an autograd graph leads back to the tape."""
-        known = self._clean
-        pending = [grad_fn]
-        seen = []
-        while pending:
-            function = pending.pop()
-            if function in known:
-                if known[function]:
-                    return True
-                continue
-            known[function] = False
-            seen.append(function)
-            variable = getattr(function, "variable", None)
-            if variable is not None and self._by_images(variable):
-                for each in seen:  # will be searched again next time
-                    del known[each]
-                return True
-            pending.extend(f for f, _ in function.next_functions if f is not None)
+        functions = []
+        for function in _functions(grad_fn, self._clean):
+            if self._by_images(getattr(function, "variable", None)):
+                return True  # will be searched again next time
+            functions.append(function)
+        self._clean.update(functions)
         return False
 
     def _graph(self, tensor: Tensor) -> Value:
@@ -461,18 +439,12 @@ class Tape(TorchFunctionMode):
         if self.joined:
             self._changed("a graph that torch's modes don't see may mix the samples of a batch")
         leaves: list[Tensor] = []
-        pending, seen = [tensor.grad_fn], set()
-        while pending:
-            function = pending.pop()
-            if function is None or function in seen:
-                continue
-            seen.add(function)
+        for function in _functions(tensor.grad_fn):
             if (unknown := _UNSEEN.get(type(function).__name__)) is not None:
                 self._refuse(unknown)
             variable = getattr(function, "variable", None)
             if variable is not None and all(variable is not leaf for leaf in leaves):
                 leaves.append(variable)
-            pending.extend(f for f, _ in function.next_functions)
         values: dict[Any, Value] = {}
         for position, leaf in enumerate(leaves):
             value = self._find(leaf)
@@ -664,6 +636,17 @@ def _cut(node: Node, rows: Samples, slot: Any, argument: Any) -> Any:
 
 #: View ops that copy if the memory layout requires it.
 _RESHAPING = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
+
+
+def _functions(grad_fn: Any, known: Container[Any] = ()) -> Iterator[Any]:
+    """The functions of an autograd graph, but for known ones and what only these lead to."""
+    pending, seen = [grad_fn], {None}
+    while pending:
+        function = pending.pop()
+        if function not in seen and function not in known:
+            seen.add(function)
+            yield function
+            pending.extend(f for f, _ in function.next_functions)
 
 
 #: Autograd's nodes that can't be differentiated one at a time.

@@ -229,7 +229,7 @@ def neighbours(critic: nn.Module, device: torch.device) -> list[tuple[str, str |
     """Each convolution by the kernels: its layer, and whose masks it applies."""
     tape = _named_recording(Critic(critic), images(device)[0]).tape
     return [
-        (node.layer, *(mask and mask.name for mask in (node.rule.after, node.rule.before)))
+        (node.layer, *(n and n.rule.activation.name for n in (node.rule.after, node.rule.before)))
         for node in tape.nodes
         if isinstance(node.rule, MaskingConvolution)
     ]

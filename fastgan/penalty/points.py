@@ -14,7 +14,7 @@ __all__ = [
     "check_batch",
     "check_pair",
     "images_of",
-    "interpolate_into",
+    "interpolates",
     "mixing_weights",
     "points_at",
     "within_transform",
@@ -81,7 +81,7 @@ def points_at(
     if at == "fake":
         return fake.clone()
     eps = mixing_weights(real, eps, generator)
-    return interpolate_into(torch.empty_like(real), real, fake, eps)
+    return interpolates(real, fake.to(real.dtype), eps)
 
 
 def within_transform() -> bool:
@@ -89,22 +89,18 @@ def within_transform() -> bool:
     return not torch.compiler.is_compiling() and torch._C._are_functorch_transforms_active()
 
 
-def interpolate_into(out: Tensor, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
-    """eps * real + (1 - eps) * fake, written into ``out`` without temporaries.
-
-    Returns a new tensor within a transform of ``torch.func``, where ``out`` isn't allowed.
-    """
-    if within_transform():
+def interpolates(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
+    """eps * real + (1 - eps) * fake."""
+    if within_transform():  # which refuses in-place ops
         return (real - fake) * eps + fake
-    return torch.sub(real, fake, out=out).mul_(eps).add_(fake)
+    return torch.sub(real, fake).mul_(eps).add_(fake)
 
 
 def images_of(name: str, given: dict[str, Tensor]) -> Tensor:
     """A batch that is given, or else the interpolates between "real" and "fake", by "eps"."""
     if name in given:
         return given[name]
-    real, fake = given["real"], given["fake"]
-    return interpolate_into(torch.empty_like(real), real, fake, given["eps"])
+    return interpolates(given["real"], given["fake"], given["eps"])
 
 
 def mixing_weights(real: Tensor, eps: Tensor | None, generator: torch.Generator | None) -> Tensor:

@@ -36,13 +36,16 @@ help:  ## list what make can do
 # CI has warnings and spilled registers as errors.
 STRICT   := $(if $(filter test-all,$(MAKECMDGOALS)),FASTGAN_BUILD_STRICT=1)
 
-# torch first: the build reads its headers, so pip must not build in isolation from it. Without
-# MAKEFLAGS, whose job server ninja would ask, in vain.
+# torch first: the build reads its headers, so pip must not build in isolation from it. The compilers
+# run while pip unpacks the other packages, which takes it one core and as long. Without MAKEFLAGS,
+# whose job server ninja would ask, in vain.
 define install
 @test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 @echo "installing into $(VENV) ..."
 @$(INSTALL) setuptools ninja torch numpy
-@MAKEFLAGS= $(1) $(INSTALL) --no-build-isolation -e '.[$(2)]'
+@export MAKEFLAGS=; $(1) $(BIN)/python native_build.py & FASTGAN_BUILD_NATIVE=0 \
+    $(INSTALL) --no-build-isolation -e '.[$(2)]' && wait $$!
+@MAKEFLAGS= $(1) $(INSTALL) --no-build-isolation --no-deps -e .
 @$(BIN)/python -c 'import fastgan; print(fastgan.build_info().summary())'
 endef
 

@@ -22,7 +22,6 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 __all__ = ["ITEM_BYTES", "Step", "Work", "convolution_steps", "elementwise", "products_work"]
 
@@ -150,7 +149,11 @@ class _Products(TorchDispatchMode):
     """Notes the passes of whatever multiplies two tensors."""
 
     def __init__(self, dtype: str, *, learning: bool) -> None:
+        # It imports torch's decompositions, which takes a third of a second.
+        from torch.utils.flop_counter import flop_registry
+
         super().__init__()  # type: ignore[no-untyped-call]
+        self.flops = flop_registry
         self.steps: list[Step] = []
         self.size = ITEM_BYTES[dtype]
         self.learning = learning
@@ -159,7 +162,7 @@ class _Products(TorchDispatchMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        flops = flop_registry.get(func.overloadpacket)
+        flops = self.flops.get(func.overloadpacket)
         if flops is not None:
             # A bias has one dimension.
             factors = [a for a in args[:3] if isinstance(a, Tensor) and a.dim() > 1]

@@ -9,7 +9,6 @@ import time
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from fastgan.bench.cases import Setting
 from fastgan.bench.counting import OTHER, PYTHON, count
@@ -200,6 +199,8 @@ def test_operations_are_those_that_torch_counts(
     kind = torch.nn.ConvTranspose2d if transposed else torch.nn.Conv2d
     layer = kind(channels_in, channels_out, kernel, stride, padding, bias=False)
     images = torch.randn(batch, channels_in, size, size, requires_grad=True)
+    from torch.utils.flop_counter import FlopCounterMode
+
     with FlopCounterMode(display=False) as counter:
         output = layer(images)
         output.sum().backward()

@@ -7,6 +7,7 @@ with TRITON_INTERPRET=1.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Iterator
 
@@ -34,8 +35,8 @@ def full_float32():
 
 
 @pytest.fixture(autouse=True, scope="session")
-def language_is_patched_once() -> Iterator[None]:
-    """Keeps ``triton.language`` patched between launches: a third of the interpreter's time.
+def interpreter_is_quick() -> Iterator[None]:
+    """Keeps ``triton.language`` patched between launches, a third of the interpreter's time.
 
     It replaces the language's functions by NumPy's at each launch and again, to no effect, at each
     call of one ``triton.jit`` function by another.
@@ -59,8 +60,12 @@ def language_is_patched_once() -> Iterator[None]:
             scopes[module] = patch_language(function)
         return Patched()
 
+    builder = interpreter.interpreter_builder
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang", patch_once)
+        # Half of the time: it computes whether integers overflow, and asserts it in debugging alone.
+        quick = dataclasses.replace(builder.options, sanitize_overflow=builder.options.debug)
+        patch.setattr(builder, "options", quick)
         yield
     for scope in reversed(scopes.values()):
         scope.restore()

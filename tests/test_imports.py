@@ -155,10 +155,13 @@ small = ["--steps=1", "--nz=4", "--ngf=4", "--ndf=4", "--batch-size=4", "--devic
 assert main(["train", "--out", "run", *small]) == 0
 assert locked == [(2, 1)]
 assert main(["sample", "run", "--out", "grid.png"]) == 0
+assert main(["train", "--out", "run", "--resume", "--steps=2"]) == 0
+# It takes longer to import than such a run takes, and most of fastgan's start.
+assert "torch._dynamo" not in sys.modules
 """
 
 
-def test_training_needs_nothing_that_windows_or_macos_lack(tmp_path: Path) -> None:
+def test_training_needs_no_compiler_and_nothing_that_windows_or_macos_lack(tmp_path: Path) -> None:
     """As far as Linux can show: what only it or POSIX has is taken away."""
     environment = {**os.environ, "FASTGAN_CACHE_DIR": str(tmp_path / "cache")}
     subprocess.run([sys.executable, "-c", WITHOUT_POSIX], cwd=tmp_path, check=True, env=environment)

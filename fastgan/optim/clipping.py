@@ -7,7 +7,10 @@ a scheduler or a checkpoint changes there holds from the next step on.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+import sys
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeAlias, overload
@@ -48,7 +51,33 @@ class StepLists:
         self.shadows: list[Tensor] = []
 
 
-class ClippingOptimizer(torch.optim.Optimizer):
+def _without_compiler(name: str) -> Callable[..., Any]:
+    """A method of torch's optimisers that doesn't import ``torch._dynamo``.
+
+    torch hides these methods from its compiler, and imports the compiler to do so, which takes
+    longer than all else at the start of a training. Where it isn't loaded, nothing is compiled.
+    """
+    method = getattr(torch.optim.Optimizer, name)
+    plain = inspect.unwrap(method)
+
+    @functools.wraps(plain)
+    def call(self: torch.optim.Optimizer, *args: Any, **kwargs: Any) -> Any:
+        hidden = method if "torch._dynamo" in sys.modules else plain
+        return hidden(self, *args, **kwargs)
+
+    return call
+
+
+class _QuickToStart(torch.optim.Optimizer):
+    """torch's, without an import of its compiler."""
+
+    add_param_group = _without_compiler("add_param_group")
+    load_state_dict = _without_compiler("load_state_dict")
+    state_dict = _without_compiler("state_dict")
+    zero_grad = _without_compiler("zero_grad")
+
+
+class ClippingOptimizer(_QuickToStart):
     """Base of :class:`fastgan.optim.RMSprop` and :class:`fastgan.optim.Adam`.
 
     A subclass also derives from torch's optimiser of its name, for the checks of its arguments, its

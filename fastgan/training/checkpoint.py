@@ -368,14 +368,22 @@ def restore_module(path: Path, name: str, build: Any, weights: object) -> nn.Mod
     return module
 
 
+_DRAWING = frozenset(
+    (
+        *(torch.Tensor.normal_, torch.Tensor.uniform_),
+        *(nn.init.normal_, nn.init.uniform_, nn.init.kaiming_uniform_),
+    )
+)
+
+
 class _NothingDrawn(TorchFunctionMode):
     """Leaves out the drawing of weights. On the meta device torch takes a second for the first."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if func in (torch.Tensor.normal_, torch.Tensor.uniform_):
-            return args[0]
+        if func in _DRAWING:
+            return args[0] if args else kwargs["tensor"]
         return func(*args, **(kwargs or {}))
 
 

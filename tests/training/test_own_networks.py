@@ -114,7 +114,7 @@ def test_groups_keep_their_ratio_while_rates_fall(tmp_path: Path) -> None:
         ({"optimizers": (ADAMW,)}, "optimizers: expected two"),
         ({"optimizers": (ADAMW, len)}, "expected an optimiser, got int"),
         (
-            # Made in the test: torch.optim's first optimiser imports the compiler, which takes long.
+            # Made in the test: torch's first optimiser imports the compiler, which takes long.
             {"optimizers": lambda: (ADAMW, torch.optim.SGD(judge().parameters(), lr=1.0))},
             "optimizers: the discriminator's has parameters that aren't",
         ),

@@ -63,7 +63,7 @@ def interpreter_is_quick() -> Iterator[None]:
     builder = interpreter.interpreter_builder
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(interpreter, "_patch_lang", patch_once)
-        # Half of the time: it computes whether integers overflow, and asserts it in debugging alone.
+        # Half of the time: whether integers overflow is computed, and asserted in debugging alone.
         quick = dataclasses.replace(builder.options, sanitize_overflow=builder.options.debug)
         patch.setattr(builder, "options", quick)
         yield

@@ -170,7 +170,10 @@ class CycleGANUpdater(Pix2PixUpdater):
                 torch.rand(numbers, generator=self.random, device=self.device)
                 for numbers in (count, pool.size)
             )
-            shown = pool(fake.to(real.dtype), self.processes.rows(coins), keys)
+            # Of all processes, so that each has the same pool: whichever saves it, and goes on.
+            own = fake.detach().to(real.dtype).contiguous()
+            whole = self.processes.gather_rows(own).flatten(0, 1)
+            shown = self.processes.rows(pool(whole, coins, keys))
             scores = self._scores(getattr(self.discriminator, name), images, shown)
             losses.append(self._halved_loss(*scores))
             found.append(scores)

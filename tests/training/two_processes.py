@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from fastgan.data import load_data
 from fastgan.errors import FastganError
 from fastgan.training import Callback, Processes, TrainConfig, Trainer, joined_processes
+from fastgan.training.model_kinds import named
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
 from fastgan.training.sync_batch_norm import synchronize_batch_norm
 from fastgan.training.updates import GANUpdater, build_optimizer
@@ -30,6 +31,7 @@ CASES = {
     "hinge": {"model": "dcgan", "loss": "hinge", "conditional": True},
     "spectral norm": {"model": "biggan", "conditional": True},
     "relativistic": {"model": "r3gan"},
+    "cycles": {"model": "cyclegan", "blocks": 1, "cycle_weight": 0.1},
     # p rises with each update of the discriminator.
     "adaptive": {"model": "gan", "augment": "ada", "ada_interval": 1, "ada_kimg": 0.02}
     | {"ada_target": -1.0},
@@ -49,7 +51,7 @@ def updated(case: str, processes: Processes) -> dict[str, Tensor]:
             module.p = 0.0  # drawn by each process on its own
     for network in (generator, discriminator):
         synchronize_batch_norm(network, processes)
-    updater = GANUpdater(
+    updater: GANUpdater = named(config.kind.updater)(
         config=config,
         generator=generator,
         discriminator=discriminator,
@@ -63,7 +65,8 @@ def updated(case: str, processes: Processes) -> dict[str, Tensor]:
     batches = torch.Generator().manual_seed(2)
     found: dict[str, Tensor] = {}
     for step in range(2):
-        real = torch.rand(BATCH, CHANNELS, SIZE, SIZE, generator=batches) * 2 - 1
+        channels = CHANNELS * (2 if config.kind.pairs else 1)
+        real = torch.rand(BATCH, channels, SIZE, SIZE, generator=batches) * 2 - 1
         labels = torch.randint(CLASSES, (BATCH,), generator=batches)
         real, labels = processes.rows(real), processes.rows(labels)
         if config.one_stage:

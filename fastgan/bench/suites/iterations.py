@@ -1,7 +1,8 @@
 """A whole iteration of training: the critic's updates, then the generator's.
 
 DCGAN, WGAN and WGAN-GP at 64 pixels as in their papers; SNGAN and R3GAN, which are much deeper, at
-32 pixels with 32 channels at full size and one update of each player.
+32 pixels with 32 channels at full size and one update of each player; CycleGAN at 64 pixels with 32
+channels and six blocks, four images of each domain.
 
 Ours is the iteration that ``fastgan train`` makes, on a GPU replayed from a CUDA graph as there.
 Peers are :mod:`fastgan.reference`'s steps with
@@ -34,6 +35,7 @@ from fastgan.training.config import TrainConfig
 from fastgan.training.feed import Batch
 from fastgan.training.graphs import WARM_UP, CapturedIteration, CudaCapture
 from fastgan.training.iteration import Iteration, MetricTotals, Shape
+from fastgan.training.model_kinds import named
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
 from fastgan.training.updates import GANUpdater, build_optimizer
 
@@ -45,8 +47,14 @@ _MODELS = {
     "wgan-gp": "WGAN-GP",
     "sngan": "SNGAN",
     "r3gan": "R3GAN",
+    "cyclegan": "CycleGAN",
 }
 _RESIDUAL: dict[str, Any] = {"image_size": 32, "ngf": 32, "ndf": 32, "n_critic": 1}
+_SIZES: dict[str, dict[str, Any]] = {
+    "sngan": _RESIDUAL,
+    "r3gan": _RESIDUAL,
+    "cyclegan": {"image_size": 64, "ngf": 32, "ndf": 32, "batch_size": 4},
+}
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -59,7 +67,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         batches = [32]
         dtypes = ["float32"] if quick else ["float32", "bfloat16"]
     compiled = not quick or device.type == "cuda"
-    models = [model for model in _MODELS if not quick or model not in ("sngan", "r3gan")]
+    models = [model for model in _MODELS if not quick or model not in _SIZES]
     found = [
         _case(model, dtype, n, compiled) for model in models for dtype in dtypes for n in batches
     ]
@@ -69,10 +77,9 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
 
 
 def _case(model: str, dtype: str, batch: int, compiled: bool, one_stage: bool = False) -> Case:
-    size: dict[str, Any] = _RESIDUAL if model in ("sngan", "r3gan") else {"image_size": 64}
+    size = {"batch_size": batch, "image_size": 64, **_SIZES.get(model, {})}
     config = TrainConfig(
         model=model,
-        batch_size=batch,
         precision=_PRECISIONS[dtype],
         out="unused",
         ema_decay=0.0,
@@ -80,7 +87,8 @@ def _case(model: str, dtype: str, batch: int, compiled: bool, one_stage: bool = 
         **size,
     ).resolved()
     assert config.n_critic is not None
-    side = config.image_size
+    assert config.batch_size is not None
+    side, batch = config.image_size, config.batch_size
     assert side is not None
 
     return Case(
@@ -102,6 +110,8 @@ def _work(config: TrainConfig, dtype: str) -> Work:
     assert config.n_critic is not None
     assert config.batch_size is not None
     assert config.image_size is not None
+    if config.kind.pairs:
+        return _translation_work(config, dtype)
     # Images that the gradient penalty is taken at: as many again, or those there are.
     further, penalised = {"wgan-gp": (1, 1), "r3gan": (0, 2)}.get(config.model, (0, 0))
     with torch.device("meta"):
@@ -124,12 +134,29 @@ def _work(config: TrainConfig, dtype: str) -> Work:
     )
 
 
+def _translation_work(config: TrainConfig, dtype: str) -> Work:
+    """Each generator translates both domains, and the other one's translations back."""
+    assert config.batch_size is not None
+    assert config.image_size is not None
+    with torch.device("meta"):
+        networks: Any = _reference_networks(config)
+        generator, critic = networks[0].a_to_b, networks[1].a
+        frozen = copy.deepcopy(critic).requires_grad_(False)
+        images = torch.empty(config.batch_size, 3, config.image_size, config.image_size)
+        fakes = images.clone().requires_grad_()
+    learning = partial(products_work, dtype=dtype, gradients="of parameters")
+    of_one = learning(generator, torch.cat([images] * 2)) + learning(generator, fakes)
+    of_one += learning(critic, torch.cat([images] * 2)) + learning(frozen, fakes)
+    return of_one.times(2)
+
+
 def _contenders(config: TrainConfig, dtype: str, setting: Setting) -> dict[str, Call]:
     assert config.batch_size is not None
     assert config.n_critic is not None
     torch.manual_seed(0)
     data = _data(config)
-    shape = (setting.copies, config.n_critic, config.batch_size, 3, *2 * (data.image_size,))
+    channels = 6 if config.kind.pairs else 3
+    shape = (setting.copies, config.n_critic, config.batch_size, channels, *2 * (data.image_size,))
     batches = [
         [real.contiguous(memory_format=torch.channels_last) for real in each]
         for each in torch.rand(shape).mul_(2).sub_(1).to(setting.device)
@@ -160,6 +187,11 @@ def _data(config: TrainConfig) -> DataShape:
 def _reference_networks(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
     """:mod:`fastgan.reference`'s generator and discriminator."""
     assert config.image_size is not None
+    if config.kind.pairs:
+        return (
+            reference.CycleGANGenerator(3, config.ngf, blocks=6),
+            reference.CycleGANDiscriminator(3, config.ndf, config.image_size),
+        )
     generator: Any = reference.DCGANGenerator
     discriminator: Any = partial(reference.DCGANDiscriminator, output="logits")
     if config.is_wasserstein:
@@ -193,7 +225,7 @@ def _ours(
     assert config.lr_g is not None
     assert config.lr_d is not None
     random = torch.Generator(device).manual_seed(0)
-    updater = GANUpdater(
+    updater: GANUpdater = named(config.kind.updater)(
         config=config,
         generator=generator,
         discriminator=discriminator,
@@ -232,11 +264,15 @@ def _plain(
 ) -> Call:
     generator, discriminator = _reference_networks(config)
     for network, values in zip((generator, discriminator), weights, strict=True):
-        placed(network, values, device, torch.channels_last)
+        known = network.state_dict()  # the pools of images are no part of the reference's network
+        placed(network, {k: values[k] for k in known}, device, torch.channels_last)
     optimizer_g, optimizer_d = (
         _torch_optimizer(config, network.parameters(), lr)
         for network, lr in ((generator, config.lr_g), (discriminator, config.lr_d))
     )
+    if config.kind.pairs:
+        networks = (generator, discriminator)
+        return _translating(networks, (optimizer_g, optimizer_d), batches, device, dtype, mode)
     run_g: Any = generator
     run_d: Any = discriminator
     if mode is not None:
@@ -278,6 +314,34 @@ def _plain(
             for real in batches[number]:
                 critic_step(real, noise())
             generator_step(batches[number][-1], noise())
+
+    return iteration
+
+
+def _translating(
+    networks: tuple[Any, Any],
+    optimizers: tuple[Any, Any],
+    batches: list[list[Tensor]],
+    device: torch.device,
+    dtype: str,
+    mode: str | None,
+) -> Call:
+    """:func:`fastgan.reference.cyclegan_step`, with networks that can be compiled."""
+    generator, discriminator = networks
+    if mode is not None:
+        for each in (generator.a_to_b, generator.b_to_a, discriminator.a, discriminator.b):
+            each.compile(mode=mode)
+    pools = (reference.ImagePool(), reference.ImagePool())
+    random = torch.Generator().manual_seed(0)
+
+    def iteration(number: int) -> None:
+        with autocast(device, dtype):
+            for real in batches[number]:
+                coins, keys = torch.rand(2, len(real), generator=random), torch.rand(2, 50)
+                reference.cyclegan_step(
+                    generator, discriminator, *optimizers, *real.chunk(2, 1), pools=pools,
+                    drawn=((coins[0], keys[0]), (coins[1], keys[1])),
+                )  # fmt: skip
 
     return iteration
 

@@ -76,7 +76,9 @@ def make_table(name: str, results: list[tuple[Path, Result]], up: str = "") -> s
     if kind == "family":
         return family(rest)
     if kind == "iteration":
-        return cases(results, up, "cpu", lambda row: row.op.lower() == f"{rest} iteration")
+        return cases(results, up, "cpu", lambda row: row.op.lower() == f"{rest} iteration") or (
+            "Not measured yet."
+        )
     if kind == "goals" and rest in ("cpu", "cuda"):
         goals = [goal for goal in GOALS if goal.device == rest]
         verdicts = judge([result for _, result in results], goals)
@@ -343,6 +345,7 @@ def family(model: str) -> str:
     body = [
         (text, f"{found['start'][name]:.3g}", f"{found['end'][name]:.3g}")
         for name, text in names.items()
+        if found["end"][name] is not None  # without labels no classifier is trained
     ]
     flags = f"`fastgan train --model {model} {found['flags']}`"
     return f"{flags}\n\n{markdown_table(['', 'step 1', 'end'], body)}"

@@ -1,10 +1,11 @@
-"""Trains SNGAN, BigGAN and R3GAN on digits, and measures what they draw before and after.
+"""Trains the models that have pages on digits, and measures what they draw before and after.
 
     python benchmarks/record_families.py [MODEL ...]
 
 Writes benchmarks/results/families-cpu.json: time, commit, machine, versions, and for each model its
 flags, the seconds of its training, and what `fastgan evaluate` (docs/evaluation.md) finds of 1,000
-samples after one step ("start") and after all ("end"). The last grid becomes docs/images/MODEL.png.
+samples, or of as many translations, after one step ("start") and after all ("end"). The last grid
+becomes docs/images/MODEL.png.
 """
 
 from __future__ import annotations
@@ -25,10 +26,13 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULT = ROOT / "benchmarks" / "results" / "families-cpu.json"
 
 SMALL = "--data digits --conditional --batch-size 64 --ngf 16 --ndf 16 --lr-decay linear"
+PAIRS = "--data-a digit-outlines --data-b digits --image-size 32"
 FLAGS = {
     "sngan": f"{SMALL} --steps 800 --lr 1e-3 --n-critic 1",
     "biggan": f"{SMALL} --steps 600 --lr-g 5e-4 --lr-d 1e-3 --n-critic 1",
     "r3gan": f"{SMALL} --steps 400 --lr 1e-3 --r1 1 --r2 1",
+    "cyclegan": f"{PAIRS} --batch-size 4 --ngf 12 --ndf 16 --blocks 3 --steps 2000",
+    "pix2pix": f"{PAIRS} --batch-size 8 --ngf 16 --ndf 16 --lr-decay half --steps 1000",
 }
 
 

@@ -78,7 +78,13 @@ def export_generator(
     if truncation is not None and format == "safetensors":
         raise ConfigError("truncation: weights alone have none; expected onnx or torch-export")
     check_writable(path)
-    generator.sample(1, truncation=truncation)  # refuses a truncation that can't be
+    if format != "safetensors":
+        if generator.config.kind.pairs:
+            raise ConfigError(
+                f"format: of a {generator.config.model}, which translates images, expected"
+                f" safetensors, got {format!r}"
+            )
+        generator.sample(1, truncation=truncation)  # refuses a truncation that can't be
     content, checked = writers[format](generator, truncation)
     with atomic_write(path) as file:
         file.write(content)
@@ -223,7 +229,12 @@ def _safetensors(generator: TrainedGenerator, truncation: float | None) -> tuple
 def description(generator: TrainedGenerator) -> dict[str, Any]:
     """What a generator is built from, without folders of the machine that trained it."""
     config = dataclasses.replace(
-        generator.config, out="", data=f"source:{generator.data.name}", device="auto"
+        generator.config,
+        out="",
+        data=f"source:{generator.data.name}",
+        data_a=None,
+        data_b=None,
+        device="auto",
     )
     return {
         "format": "fastgan-generator",

@@ -14,6 +14,7 @@ from fastgan import load_generator
 from fastgan.cli import main
 from fastgan.data import PairSource, load_data, load_pairs
 from fastgan.errors import CheckpointError, ConfigError, DataError
+from fastgan.exporting import export_generator
 from fastgan.models import WGANCritic
 from fastgan.training import TrainConfig, Trainer
 from fastgan.training.checkpoint import load_checkpoint
@@ -237,6 +238,13 @@ def test_pix2pix_translates_one_way(tmp_path: Path) -> None:
     assert found.translate(images).shape == images.shape
     with pytest.raises(ConfigError, match="doesn't translate b2a; expected a2b"):
         found.translate(images, "b2a")
+    path = tmp_path / "x.safetensors"
+    export_generator(found, path, format="safetensors")
+    again = load_generator(path)
+    assert torch.equal(again.translate(images), found.translate(images))
+    assert again.config.data_a is again.config.data_b is None
+    with pytest.raises(ConfigError, match="expected safetensors, got 'onnx'"):
+        export_generator(found, tmp_path / "x.onnx", format="onnx")
 
 
 def test_a_checkpoint_with_another_pool_is_refused(tmp_path: Path) -> None:

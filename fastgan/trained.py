@@ -527,3 +527,30 @@ class TrainedGenerator:
         z = torch.stack(parts, dim=1).flatten(0, 1)
         labels = None if self.num_classes is None else self.labels(len(z), classes)
         return generate_images(self.module, z, labels, **options)
+
+    def between(
+        self,
+        first: int,
+        second: int,
+        places: Sequence[float],
+        *,
+        truncation: float | None = None,
+        classes: int | str = 0,
+    ) -> Tensor:
+        """Images on the great circle from one seed's sample to another's.
+
+        Args:
+            first: the seed at 0: the image there is ``sample(1, seed=first)``.
+            second: the seed at 1.
+            places: where to draw, from 0 to 1.
+            truncation: as in :meth:`sample`.
+            classes: the class that is drawn throughout, if the generator is conditional.
+
+        Returns:
+            float32 (len(places), channels, size, size) in [-1, 1], on the CPU.
+        """
+        truncation, options = self.truncated(truncation)
+        start, end = (self.noise(1, seed=each, truncation=truncation) for each in (first, second))
+        z = torch.cat([spherical_interpolation(start, end, place) for place in places])
+        labels = None if self.num_classes is None else self.labels(len(z), classes)
+        return generate_images(self.module, z, labels, **options)

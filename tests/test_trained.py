@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -12,6 +16,7 @@ from PIL import Image
 
 import fastgan
 from fastgan.cli import main
+from fastgan.cli.play import draw
 from fastgan.data import load_data
 from fastgan.errors import ConfigError, DataError
 from fastgan.sampling.images import to_bytes
@@ -71,6 +76,69 @@ def test_a_walk_passes_its_samples_and_comes_back(conditional: Path) -> None:
     walk = generator.interpolate(3, 4, seed=5, classes="owl")
     assert walk.shape == (12, 1, 16, 16)
     assert torch.allclose(walk[::4], generator.sample(3, seed=5, classes="owl"), atol=1e-5)
+
+
+def test_a_walk_between_two_seeds_leads_from_one_sample_to_the_other(conditional: Path) -> None:
+    generator = fastgan.load_generator(conditional)
+    options: dict[str, Any] = {"truncation": 0.7, "classes": "owl"}
+    start, middle, end = generator.between(3, 8, [0, 0.5, 1], **options)[:, None]
+    assert torch.allclose(start, generator.sample(1, seed=3, **options), atol=1e-6)
+    assert torch.allclose(end, generator.sample(1, seed=8, **options), atol=1e-6)
+    first, second = (generator.noise(1, seed=seed, truncation=0.7).double() for seed in (3, 8))
+    # Half way along the great circle: the sum, as long as half the angle's cosine makes it.
+    cosine = float((first * second).sum() / first.norm() / second.norm())
+    z = (first + second) / (2 * (1 + cosine)) ** 0.5
+    with torch.no_grad():
+        wanted = generator.module(z.float(), torch.tensor([2]))
+    assert torch.allclose(middle, wanted, atol=1e-5)
+
+
+def test_the_page_shows_the_walk_in_pixels_that_can_be_seen(conditional: Path) -> None:
+    generator = fastgan.load_generator(conditional)
+    image, strip = draw(generator, 3, 8, 1.0, truncation=0.7, label=2)
+    end = to_bytes(generator.sample(1, seed=8, truncation=0.7, classes=2))[0]
+    assert image.shape == (384, 384, 3)
+    assert np.array_equal(image[::24, ::24], end.repeat(3, axis=2))
+    assert strip.shape == (96, 9 * 96, 3)
+    assert np.array_equal(strip[::6, -96::6], end.repeat(3, axis=2))
+
+
+def test_the_page_is_for_this_machine_alone(
+    conditional: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With a stand-in, which takes everything: Gradio 6 wants an older Pillow than the tests."""
+    gradio = MagicMock(__spec__=ModuleSpec("gradio", None, origin="stand-in"))
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    monkeypatch.setenv("GRADIO_ANALYTICS_ENABLED", "True")
+    blocks = gradio.Blocks.return_value.__enter__.return_value
+    blocks.launch.return_value = (None, "http://127.0.0.1:7860/", None)
+    assert main(["play", str(conditional), "--device=cpu"]) == 0
+    assert "http://127.0.0.1:7860/" in capsys.readouterr().out
+    launched = blocks.launch.call_args.kwargs
+    assert (launched["server_name"], launched["share"]) == ("127.0.0.1", False)
+    assert gradio.Blocks.call_args.kwargs["analytics_enabled"] is False
+    assert os.environ["GRADIO_ANALYTICS_ENABLED"] == "False"
+    assert gradio.Dropdown.call_args.args[0] == [("cat", 0), ("dog", 1), ("owl", 2)]
+    blocks.block_thread.assert_called_once_with()
+    show = gradio.on.call_args.args[1]
+    generator = fastgan.load_generator(conditional)
+    for shown, asked in (
+        ((3, 8, 0.3, 0.5, 1), (3, 8, 0.3, 0.5, 1)),
+        ((3, None, 0.3, 1.0, 1), (3, 0, 0.3, None, 1)),  # the right end is no truncation
+    ):
+        for found, wanted in zip(show(*shown), draw(generator, *asked), strict=True):
+            assert np.array_equal(found, wanted)
+    blocks.launch.side_effect = OSError("Cannot find empty port in range: 80-80")
+    assert main(["play", str(conditional), "--port=80"]) == 2
+    assert "port: 80 is taken" in capsys.readouterr().err
+
+
+def test_without_gradio_the_extra_is_named(
+    conditional: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert main(["play", str(conditional)]) == 2
+    assert "gradio isn't installed: pip install 'fastgan[play]'" in capsys.readouterr().err
 
 
 def test_single_images_are_what_other_programs_read(

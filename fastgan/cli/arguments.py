@@ -75,7 +75,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     for add in (
         *(_add_train, _add_sample, _add_translate, _add_interpolate, _add_export, _add_evaluate),
-        *(_add_check, _add_bench, _add_tune, _add_doctor),
+        *(_add_play, _add_check, _add_bench, _add_tune, _add_doctor),
     ):
         add(commands)
     options = parser.parse_args(arguments)
@@ -259,6 +259,23 @@ def _add_interpolate(commands: Any) -> None:
     parser.add_argument(
         "--class", dest="label", metavar="NAME|K", help="of a conditional model (default 0)"
     )
+
+
+def _add_play(commands: Any) -> None:
+    parser = commands.add_parser(
+        "play",
+        help="walk through what a checkpoint draws, in a browser",
+        description="Serve a page on this machine, for this machine alone: truncation, class, and"
+        " two seeds to walk between. Needs fastgan[play]; nothing is sent anywhere.",
+    )
+    _add_checkpoint(parser)
+    parser.add_argument(
+        "--port",
+        type=_at_least(1),
+        metavar="N",
+        help="of the page's address (default the first free one from 7860 on)",
+    )
+    _add_device(parser)
 
 
 def _add_export(commands: Any) -> None:

@@ -25,6 +25,7 @@ from fastgan.errors import ConfigError, DataError, ImageSizeError, OutputError, 
 
 __all__ = [
     "class_grid",
+    "enlarge",
     "grid_columns",
     "make_grid",
     "save_gif",
@@ -95,7 +96,7 @@ def _positive(value: int, argument: str) -> int:
     return value
 
 
-def _enlarge(pixels: ByteImage, scale: int | None, smallest: int = SMALLEST_CELL) -> ByteImage:
+def enlarge(pixels: ByteImage, scale: int | None, smallest: int = SMALLEST_CELL) -> ByteImage:
     """Repeat every pixel ``scale`` times both ways; None makes images ``smallest`` pixels wide."""
     if scale is None:
         scale = max(1, math.ceil(smallest / min(pixels.shape[1:3])))
@@ -304,7 +305,7 @@ def save_grid(
         ...     [file.name for file in Path(folder).iterdir()]
         ['grid.png']
     """
-    pixels = _enlarge(to_bytes(images), scale)
+    pixels = enlarge(to_bytes(images), scale)
     _save_still(_arrange(pixels, columns, PADDING, captions), path)
 
 
@@ -332,7 +333,7 @@ def save_strip(images: Tensor, path: str | os.PathLike[str], *, scale: int | Non
         ...         picture.size
         (252, 52)
     """
-    pixels = _enlarge(to_bytes(images), scale)
+    pixels = enlarge(to_bytes(images), scale)
     _save_still(_arrange(pixels, len(pixels), PADDING), path)
 
 
@@ -382,11 +383,11 @@ def save_gif(
     if isinstance(frames, Tensor) and frames.dim() == 5:
         if frames.numel() == 0:
             raise ImageSizeError(f"frames: nothing to show in shape {tuple(frames.shape)}")
-        pixels = _enlarge(to_bytes(frames.flatten(0, 1), "frames"), scale)
+        pixels = enlarge(to_bytes(frames.flatten(0, 1), "frames"), scale)
         pixels = pixels.reshape(*frames.shape[:2], *pixels.shape[1:])
         pictures = [_picture(_arrange(cells, None, PADDING)) for cells in pixels]
     else:
-        cells = _enlarge(to_bytes(frames, "frames"), scale, SMALLEST_FRAME)
+        cells = enlarge(to_bytes(frames, "frames"), scale, SMALLEST_FRAME)
         pictures = [_picture(cell) for cell in cells]
     if pictures[0].mode == "RGB":
         # Without dithering, flat areas stay flat and don't flicker between frames.
@@ -430,7 +431,7 @@ def save_video(
         raise ConfigError(f"{path}: imageio isn't installed: pip install 'imageio[ffmpeg]'")
     from imageio import v3 as imageio
 
-    cells = _enlarge(to_bytes(frames, "frames"), scale, SMALLEST_FRAME)
+    cells = enlarge(to_bytes(frames, "frames"), scale, SMALLEST_FRAME)
     # Even sides, which the format asks for.
     cells = cells[:, : len(cells[0]) // 2 * 2, : len(cells[0][0]) // 2 * 2]
     cells = np.broadcast_to(cells, (*cells.shape[:3], 3))

@@ -192,7 +192,7 @@ _PAPERS = {
     "pix2pix": ("pix2pix", "Isola et al. 2017", "1611.07004"),
 }
 #: Models that have a page of their own in docs/.
-_PAGES = ("acgan", "sngan", "biggan", "stylegan2", "r3gan")
+_PAGES = ("acgan", "sngan", "biggan", "stylegan2", "r3gan", "cyclegan", "pix2pix")
 
 
 def models(results: list[tuple[Path, Result]], up: str) -> str:

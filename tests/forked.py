@@ -30,7 +30,7 @@ _CONTEXT.set_forkserver_preload(
             "pytest",
             "PIL.Image",
         ),
-        *("matplotlib.pyplot", "matplotlib.backends.backend_agg"),
+        *("matplotlib.figure", "matplotlib.backends.backend_agg"),
     ]
 )
 

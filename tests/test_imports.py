@@ -158,6 +158,8 @@ assert main(["sample", "run", "--out", "grid.png"]) == 0
 assert main(["train", "--out", "run", "--resume", "--steps=2"]) == 0
 # It takes longer to import than such a run takes, and most of fastgan's start.
 assert "torch._dynamo" not in sys.modules
+# A notebook's own plots keep their backend.
+assert "matplotlib.figure" in sys.modules and "matplotlib.pyplot" not in sys.modules
 """
 
 

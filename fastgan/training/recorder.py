@@ -215,10 +215,8 @@ def plot_losses(
     """
     if importlib.util.find_spec("matplotlib") is None:
         return
-    import matplotlib
-
-    matplotlib.use("agg")
-    import matplotlib.pyplot as plt
+    # Not pyplot, which would choose a backend for the whole process.
+    from matplotlib.figure import Figure
 
     curves = {
         "Wasserstein estimate": "wasserstein",
@@ -229,9 +227,8 @@ def plot_losses(
         "D(fake)": "d_fake",
         "p of augmentation": "ada_p",
     }
-    figure, (above, below) = plt.subplots(
-        2, 1, figsize=(8, 6), sharex=True, height_ratios=(3, 2), layout="constrained"
-    )
+    figure = Figure(figsize=(8, 6), layout="constrained")
+    above, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     panels = (
         (above, {opponent: "loss_d", "generator": "loss_g"}, "loss"),
         (below, curves, ""),
@@ -247,11 +244,8 @@ def plot_losses(
             axes.legend(loc="best", frameon=False)
     above.set_title(title)
     below.set_xlabel("generator updates")
-    try:
-        with atomic_write(path) as file:
-            figure.savefig(file, dpi=120, format="png")
-    finally:
-        plt.close(figure)
+    with atomic_write(path) as file:
+        figure.savefig(file, dpi=120, format="png")
 
 
 def _formatted(row: Mapping[str, float]) -> dict[str, str]:

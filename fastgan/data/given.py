@@ -105,7 +105,7 @@ class DatasetSource(ImageSource):
         self._range = _Range(name)
         self._range.look(pictures)
         labels = _labels(name, dataset)
-        names = getattr(dataset, "classes", None)
+        names = _class_names(dataset)
         if labels is None:
             names = None
         elif not (isinstance(names, Sequence) and len(names) > int(labels.max())):
@@ -327,6 +327,16 @@ def _labels(name: str, dataset: Any) -> Tensor | None:
         return None
     found = [_item(dataset[k])[1] for k in range(count)]
     return check_labels(name, _whole_numbers(name, found), count)
+
+
+def _class_names(dataset: Any) -> Any:
+    """``classes``, as torchvision has it, or the names of Hugging Face's ``ClassLabel``."""
+    features = getattr(dataset, "features", None)
+    if isinstance(features, Mapping):
+        for key in _LABEL_KEYS:
+            if key in features:
+                return getattr(features[key], "names", None)
+    return getattr(dataset, "classes", None)
 
 
 def _whole_numbers(name: str, labels: Any) -> Tensor:

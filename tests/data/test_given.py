@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,20 @@ class Pictures(Dataset[Any]):
         return Image.fromarray(PIXELS[index].permute(1, 2, 0).numpy()), self.targets[index]
 
 
+class HubRows(Dataset[Any]):
+    """As Hugging Face has them: mappings, with the classes' names in the column's description."""
+
+    def __init__(self) -> None:
+        named = SimpleNamespace(names=["cat", "dog", "owl"])
+        self.features = {"image": None, "label": named}
+
+    def __len__(self) -> int:
+        return len(PIXELS)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"image": Pictures()[index][0], "label": int(LABELS[index])}
+
+
 class Rows(IterableDataset[Any]):
     """One pass over all images; each pass the same."""
 
@@ -60,6 +75,7 @@ class Rows(IterableDataset[Any]):
         TensorDataset(WANTED, LABELS),
         Pictures(),
         DataLoader(Pictures(), batch_size=5, shuffle=True),
+        HubRows(),
         [{"image": image, "label": int(k)} for image, k in zip(PIXELS, LABELS, strict=True)],
         DataLoader(Rows(), batch_size=5),
         [image.numpy() for image in PIXELS],
@@ -75,6 +91,11 @@ def test_every_form_gives_the_same_images(data: Any) -> None:
     if labels is not None:
         assert torch.equal(labels, LABELS)
         assert source.class_names in (["0", "1", "2"], ["cat", "dog", "owl"])
+
+
+@pytest.mark.parametrize("data", [Pictures(), HubRows()], ids=["torchvision", "hub"])
+def test_classes_keep_their_names(data: Any) -> None:
+    assert as_source(data).class_names == ["cat", "dog", "owl"]
 
 
 def test_floats_that_are_never_negative_are_from_0_to_1_and_that_is_said() -> None:

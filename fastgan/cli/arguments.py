@@ -28,7 +28,7 @@ NEIGHBOURS = 5
 #: The settings that decide which convolutions a run has.
 TUNED = (
     *("model", "image_size", "channels", "batch_size", "accumulate"),
-    *("nz", "ngf", "ndf", "critic_norm", "conditional", "projection"),
+    *("nz", "ngf", "ndf", "blocks", "critic_norm", "conditional", "projection"),
     *("loss", "n_critic", "r1", "r2", "penalty_every", "one_stage", "device", "precision"),
 )
 

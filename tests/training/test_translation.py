@@ -13,6 +13,7 @@ from PIL import Image
 from fastgan import load_generator
 from fastgan.cli import main
 from fastgan.data import PairSource, load_data, load_pairs
+from fastgan.data.folder import load_folder
 from fastgan.errors import CheckpointError, ConfigError, DataError
 from fastgan.exporting import export_generator
 from fastgan.models import WGANCritic
@@ -103,6 +104,28 @@ def test_files_of_the_same_name_pair_up(tmp_path: Path) -> None:
     values = ((pairs.images[:, [0, 3], 8, 8] + 1) * 127.5).round()
     assert sorted(values.tolist()) == [[0.0, 101.0], [1.0, 102.0], [2.0, 100.0]]
     assert pairs.images.shape == (3, 6, 16, 16)
+
+
+def test_pairs_are_read_from_files_where_memory_does_not_hold_them(tmp_path: Path) -> None:
+    folders = [
+        write_images(tmp_path / name, ["0.png", "1.png"], first=first)
+        for name, first in (("a", 10), ("b", 90))
+    ]
+    on_disk, held = (
+        PairSource(
+            *(
+                load_folder(folder, name=folder.name, image_size=16, in_memory=in_memory)
+                for folder in folders
+            ),
+            paired=True,
+        )
+        for in_memory in (False, True)
+    )
+    assert (on_disk.in_memory, held.in_memory) == (False, True)
+    assert on_disk.read([0]).dtype == torch.uint8
+    assert torch.equal(on_disk.get([1, 0])[0], held.get([1, 0])[0])
+    with pytest.raises(DataError, match="too large to be held whole"):
+        assert on_disk.images is None
 
 
 def test_unpaired_images_of_both_sets_all_come_up() -> None:

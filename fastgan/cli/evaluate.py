@@ -43,7 +43,8 @@ def run(options: argparse.Namespace) -> int:
             "checkpoint": str(found.path),
             "step": found.step,
             "ema": found.averaged,
-            "data": options.data or found.config.data,
+            "data": options.data
+            or (found.data.name if found.config.kind.pairs else found.config.data),
             "n": options.n,
             "seed": options.seed,
             "truncation": options.truncation,

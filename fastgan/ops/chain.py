@@ -203,9 +203,14 @@ class _ChainFunction(torch.autograd.Function):
         ]
         saved: list[Tensor] = [input, *(of_stage.weight for of_stage in tensors)]
         hooks: object = torch._C._autograd._top_saved_tensors_default_hooks(True)
+        ctx.output = None
         for stage, of_kept in zip(chain.stages, kept, strict=True):
             if of_kept.value is output and stage.activation == "none":
                 of_kept.value = _NOT_READ
+            elif of_kept.value is output and stage.activation == "leaky_relu" and hooks is None:
+                # Eager's reads its input: users may write the output, and few do.
+                ctx.output, ctx.version = output.detach(), _version(output)
+                of_kept.value = _ELSEWHERE
             elif hooks is not None or of_kept.value is output or of_kept.value is input:
                 saved.append(of_kept.value)
                 of_kept.value = _ELSEWHERE
@@ -226,13 +231,20 @@ class _ChainFunction(torch.autograd.Function):
             wanted = (wanted[0], *(False for _ in wanted[1:]))
             if not wanted[0]:
                 return (None,) * (1 + len(wanted))
-        if torch.is_grad_enabled():
+        output = ctx.output
+        written = output is not None and _version(output) != ctx.version
+        if torch.is_grad_enabled() or written:
             tensors = [
                 vectors.unchanged(weight)
                 for vectors, weight in zip(ctx.vectors, weights, strict=True)
             ]
+        if torch.is_grad_enabled():
             with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
                 return None, *_recorded_gradients(chain, input, tensors, grad_output, wanted)
+        if written:
+            output = run_layers(chain.stages, input, tensors, chain.dtype)
+        if output is not None:
+            values.append(output)
         tensors = [
             vectors.of_stage._replace(weight=weight)
             for vectors, weight in zip(ctx.vectors, weights, strict=True)
@@ -242,7 +254,7 @@ class _ChainFunction(torch.autograd.Function):
             for stage in ctx.kept
         ]
         if not torch._C._autograd._get_current_graph_task_keep_graph():
-            ctx.kept = None
+            ctx.kept = ctx.output = None
         del saved, values
         with OneDispatch():
             return None, *_gradients(chain, input, tensors, kept, grad_output, wanted)
@@ -271,8 +283,8 @@ class _Vectors:
             if _version(tensor) != version:
                 raise RuntimeError(
                     "one of the variables needed for gradient computation has been modified by an "
-                    f"inplace operation: the {name} of a fused layer, which a backward pass with "
-                    "create_graph=True reads again"
+                    f"inplace operation: the {name} of a fused layer, which its backward pass "
+                    "reads again"
                 )
         return self.of_stage._replace(weight=weight)
 

@@ -795,6 +795,30 @@ def test_a_weight_changed_before_backward_is_an_error() -> None:
         out.sum().backward()
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_an_output_written_after_a_leaky_relu_has_eagers_gradients(dtype: torch.dtype) -> None:
+    """Eager's leaky ReLU reads its input in the backward pass."""
+    layers = [
+        *(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4), nn.ReLU()),
+        *(nn.Conv2d(4, 2, 3), nn.LeakyReLU(0.2)),
+    ]
+    exact = dtype == torch.float64
+    weights = torch.float64 if exact else torch.float32
+    plain, fused = pair(layers, weights)
+    x = torch.randn(2, 3, 7, 7, dtype=weights)
+    for network in (plain, fused):
+        with torch.autocast("cpu", torch.bfloat16, enabled=not exact):
+            out = network(x)
+        assert out.dtype == dtype
+        out.mul_(-3).add_(1)
+        out.to(weights).mean().backward()
+    tolerance = {"rtol": 1e-9, "atol": 1e-9} if exact else {"rtol": 0.1, "atol": 0.02}
+    for one, other in zip(plain.parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, one.grad, **tolerance)
+    for one, other in zip(plain.buffers(), fused.buffers(), strict=True):
+        torch.testing.assert_close(other, one, **tolerance)
+
+
 @pytest.mark.parametrize(
     ("x", "error", "words"),
     [

@@ -160,6 +160,11 @@ class TrainedGenerator:
         """How many classes it draws; None if it isn't conditional."""
         return self.data.num_classes if self.config.conditional else None
 
+    @property
+    def device(self) -> torch.device:
+        """Where the module is."""
+        return next(self.module.parameters()).device
+
     def to(self, device: torch.device | str) -> TrainedGenerator:
         """Moves the module; returns this object."""
         self.module.to(device)
@@ -176,6 +181,8 @@ class TrainedGenerator:
         k: int = 5,
     ) -> EvaluationReport:
         """Measures ``n`` samples against real images; what ``fastgan evaluate`` does.
+
+        Samples are drawn, and feature extractors run, where the module is.
 
         Args:
             source: the real images, at most 10,000 of which are taken: anything that
@@ -213,7 +220,11 @@ class TrainedGenerator:
             order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
             a, b = pairs.get(order[:10_000].tolist())[0].chunk(2, 1)
             return evaluate_samples(
-                self.translate(a[torch.arange(n) % len(a)]), b, k=k, feature_space=feature_space
+                self.translate(a[torch.arange(n) % len(a)]),
+                b,
+                k=k,
+                feature_space=feature_space,
+                device=self.device,
             )
         # A run that converted its data to grey or to colour is measured against data so converted.
         options: dict[str, Any] = {"image_size": shape.image_size, "channels": config.channels}
@@ -249,6 +260,7 @@ class TrainedGenerator:
             class_names=source.class_names,
             k=k,
             feature_space=feature_space,
+            device=self.device,
         )
 
     def _pairs(self) -> PairSource:

@@ -141,6 +141,23 @@ def test_without_gradio_the_extra_is_named(
     assert "gradio isn't installed: pip install 'fastgan[play]'" in capsys.readouterr().err
 
 
+def test_extractors_run_where_the_generator_is(
+    conditional: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = []
+
+    def measured(*arguments: object, device: object, **options: object) -> None:
+        asked.append(device)
+
+    monkeypatch.setattr("fastgan.evaluation.evaluate_samples", measured)
+    generator = fastgan.load_generator(conditional).to("meta")
+    monkeypatch.setattr("fastgan.trained.generate_images", lambda *given, **options: None)
+    generator.evaluate(torch.full((9, 1, 16, 16), -0.5), 6)
+    assert asked == [torch.device("meta")]
+    assert main(["evaluate", str(conditional), "--device=nowhere"]) == 2
+    assert "nowhere" in capsys.readouterr().err
+
+
 def test_single_images_are_what_other_programs_read(
     conditional: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

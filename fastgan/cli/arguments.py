@@ -322,6 +322,7 @@ def _add_evaluate(commands: Any) -> None:
         help="torch-fidelity's Inception weights: the Fréchet distance is FID, the kernel distance"
         " KID (needs fastgan[fid])",
     )
+    _add_device(parser)
     parser.add_argument("--json", metavar="FILE", help="also write the figures there")
 
 

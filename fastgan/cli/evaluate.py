@@ -7,6 +7,7 @@ import json
 
 import torch
 
+from fastgan._util.devices import choose_device
 from fastgan._util.files import atomic_write, check_writable
 from fastgan._version import __version__
 from fastgan.cli.arguments import NEIGHBOURS
@@ -21,7 +22,8 @@ def run(options: argparse.Namespace) -> int:
     """Prints the report; returns 0."""
     if options.json:
         check_writable(options.json)
-    found = load_generator(options.checkpoint, ema=not options.no_ema)
+    device = choose_device(options.device)
+    found = load_generator(options.checkpoint, ema=not options.no_ema).to(device)
     if options.standing_statistics:
         found = found.with_standing_statistics(options.truncation)
     if options.features and options.inception:

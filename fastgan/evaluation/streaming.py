@@ -40,6 +40,7 @@ class _Streaming(Generic[State]):
         self.reset_real_features = reset_real_features
         self._states: dict[bool, State] = {}
         self._counts = {True: 0, False: 0}
+        self._width: int | None = None
 
     def update(self, images: Tensor, real: bool) -> None:
         """Adds a batch.
@@ -49,10 +50,17 @@ class _Streaming(Generic[State]):
             real: whether they are real images or generated ones.
 
         Raises:
-            TypeError, ImageSizeError, DataError: images of another kind, or not finite.
+            TypeError, ImageSizeError, DataError: images of another kind, not finite, or with other
+                numbers of features than those before.
         """
         check_images(images, "images")
         features = as_features(self.feature_space.extract(images), "images")
+        width = features.shape[1]
+        if self._width not in (None, width):
+            raise DataError(
+                f"images: expected {self._width} features as of those before, got {width}"
+            )
+        self._width = width
         real = bool(real)
         self._states[real] = self._merge(self._states.get(real), self._counts[real], features)
         self._counts[real] += len(features)
@@ -62,6 +70,8 @@ class _Streaming(Generic[State]):
         for real in (False, True) if self.reset_real_features else (False,):
             self._states.pop(real, None)
             self._counts[real] = 0
+        if not self._states:
+            self._width = None
 
     def _both(self) -> tuple[State, State]:
         for real, name in ((True, "real"), (False, "generated")):

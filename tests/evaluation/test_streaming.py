@@ -109,6 +109,12 @@ def test_spaces_go_by_name_and_images_are_checked() -> None:
     ):
         with pytest.raises(error):
             metric.update(broken, real=True)
+    odd = KernelDistance(Pixels())
+    odd.update(torch.zeros(2, 1, 4, 4), real=True)
+    with pytest.raises(DataError, match="images: expected 16 features as of those before, got 25"):
+        odd.update(torch.zeros(2, 1, 5, 5), real=False)
+    odd.reset()
+    odd.update(torch.zeros(2, 1, 5, 5), real=False)
     for name in ("classifier", "inception-v3"):
         with pytest.raises(ConfigError, match="feature_space"):
             KernelDistance(name)

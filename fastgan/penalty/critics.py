@@ -66,7 +66,7 @@ def run_within(critic: Any, images: Tensor, run: Callable[[], tuple[Any, ...]]) 
         run: returns a tuple that begins with the loss, which has a graph to the parameters.
     """
     parallel = nn.parallel.DistributedDataParallel
-    wrapper = next((each for each in _unwrapped(critic) if isinstance(each, parallel)), None)
+    wrapper = next((m for m in _unwrapped(critic) if isinstance(m, parallel)), None)
     if wrapper is None:
         return run()
     attributes = vars(wrapper.module)

@@ -60,8 +60,8 @@ def loss_by_double_backward(
 
     def run(name: str) -> None:
         def sum_at(points: Tensor) -> Tensor:
-            computed[name] = each = scores(name, points)
-            return sum((s.sum() for s in each[1:]), each[0].sum())
+            computed[name] = outputs = scores(name, points)
+            return sum((s.sum() for s in outputs[1:]), outputs[0].sum())
 
         formula = asked.penalties.get(name)
         if formula is None:

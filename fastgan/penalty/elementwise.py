@@ -93,27 +93,19 @@ class _BiasAct(Rule):
 
     def for_node(self, node: Node) -> Rule:
         act, alpha, along_samples = node.arg(3), node.arg(4), node.arg(2) % len(node.slots[0].shape)
-        known = act < 3 and alpha >= 0 and along_samples != 0 and 0 in node.slots
+        known = act < 3 and alpha >= 0 and along_samples != 0 and node.inner == [0]
         return self if known else _BY_ROWS
 
     def reads(self, node: Node) -> Iterable[Any]:
         return (OUTPUT,)
 
-    def _scaled(self, node: Node, grad: Tensor) -> Tensor:
-        return gradient_by_output(grad, node.output, *(node.arg(i) for i in range(2, 7)))
+    def slot_jvp(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        return gradient_by_output(tangent, node.output, *(node.arg(i) for i in range(2, 7)))
 
     def slot_vjp(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
-        grad = self._scaled(node, grad)
+        grad = self.slot_jvp(node, grad, slot)
         dim = node.arg(2) % grad.dim()
         return grad if slot == 0 else grad.sum([d for d in range(grad.dim()) if d != dim])
-
-    def slot_jvp(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
-        output = node.output
-        if slot == 1:
-            shape = [1] * output.dim()
-            shape[node.arg(2)] = -1
-            tangent = tangent.reshape(shape).expand_as(output)
-        return self._scaled(node, tangent)
 
 
 #: Op -> its rule.

@@ -25,8 +25,8 @@ class Samples:
 
     def of(self, tensor: Tensor) -> Tensor:
         """Their rows of a tensor with the same number of rows for each sample."""
-        each = tensor.size(0) // self.batch
-        return tensor[self.start * each : self.stop * each]
+        rows = tensor.size(0) // self.batch
+        return tensor[self.start * rows : self.stop * rows]
 
     def zeroed(self, tensor: Tensor) -> Tensor:
         """A copy in which their rows are zero."""
@@ -138,7 +138,7 @@ class Node:
     def replaced(self, other: Callable[[Any, Any], Any]) -> list[Any]:
         """The arguments and the items of lists among them, each replaced by other(slot, it)."""
         return [
-            [other((position, item), each) for item, each in enumerate(argument)]
+            [other((position, index), item) for index, item in enumerate(argument)]
             if isinstance(argument, list)
             else other(position, argument)
             for position, argument in enumerate(self.args)

@@ -199,24 +199,21 @@ class _Run:
             if self.asked.linear is not None:
                 loss, seeds = loss_of(scores["real"], scores["fake"]), self._linear_seeds(scores)
             else:
+                real, fake = (
+                    [s.detach().requires_grad_() for s in outputs] for outputs in scores.values()
+                )
                 with torch.enable_grad():
-                    leaves = {
-                        n: [s.detach().requires_grad_() for s in each] for n, each in scores.items()
-                    }
-                    loss = loss_of(leaves["real"], leaves["fake"])
-                flat = [leaf for each in leaves.values() for leaf in each]
-                grads: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in flat]
+                    loss = loss_of(real, fake)
+                grads: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in real + fake]
                 if loss.requires_grad:
                     grads = torch.autograd.grad(
-                        loss, flat, allow_unused=True, materialize_grads=True
+                        loss, real + fake, allow_unused=True, materialize_grads=True
                     )
-                gradients = iter(grads)
-                seeds = {
-                    n: [next(gradients) * self.count for _ in each] for n, each in scores.items()
-                }
+                seeded = [grad * self.count for grad in grads]
+                seeds = {"real": seeded[: len(real)], "fake": seeded[len(real) :]}
         self.terms["adversarial"] = loss.detach()
-        for name, each in scores.items():
-            self.terms[name] = torch.cat([at_least_float32(s).flatten() for s in each]).mean()
+        for name, outputs in scores.items():
+            self.terms[name] = torch.cat([at_least_float32(s).flatten() for s in outputs]).mean()
         return loss.detach(), seeds
 
     def _linear_seeds(self, names: Any) -> Seeds:
@@ -275,7 +272,7 @@ def _stacked(names: Any, seeds: Seeds) -> list[Tensor] | None:
     given = [seeds[name] for name in names if name in seeds]
     if len(given) < 2:
         return given[0] if given else None
-    return [torch.cat(each) for each in zip(*given, strict=True)]
+    return [torch.cat(parts) for parts in zip(*given, strict=True)]
 
 
 def _agree(joined: Sequence[Tensor], apart: Sequence[Tensor]) -> bool:

@@ -17,12 +17,12 @@ from fastgan.penalty.rule import (
     PIECEWISE,
     PIECEWISE_LINEAR,
     POINTWISE,
-    Autograd,
     Chosen,
     Grads,
     Rule,
     Slots,
     aligned,
+    differentiated,
     empty,
     sum_to,
 )
@@ -32,7 +32,7 @@ __all__ = ["LINEAR_RULES", "read_region", "write_region"]
 aten = torch.ops.aten
 
 
-class _Linear(Autograd):
+class _Linear(Rule):
     """A linear map: its jvp is the map itself, which autograd transposes.
 
     Args:
@@ -45,8 +45,6 @@ class _Linear(Autograd):
         kind: PIECEWISE_LINEAR where ``run`` chooses the map.
         name: name in reports.
     """
-
-    broadcasts = False
 
     def __init__(
         self,
@@ -69,21 +67,12 @@ class _Linear(Autograd):
     def reads(self, node: Node) -> Iterable[Any]:
         return ()
 
-    def backend(self, node: Node) -> tuple[str, str]:
-        return Rule.backend(self, node)
-
     def batched(self, node: Node, samples: int) -> bool:
         if self.keeps_apart is not None:
             return self.keeps_apart(node, samples)
         if any(0 in _dims(node, position) for position in self.dims):
             return False
         return node.result.shape[:1] == node.slots[0].shape[:1] != ()
-
-    def graph(self, node: Node) -> tuple[Sequence[Any], dict[Any, Tensor]]:
-        inputs: dict[Any, Tensor] = {
-            slot: empty(value.shape, value).requires_grad_() for slot, value in node.slots.items()
-        }
-        return self.jvp(node, {**inputs}), inputs
 
     def jvp(self, node: Node, tangents: Slots) -> list[Tensor | None]:
         tangent = tangents.get(0)
@@ -96,12 +85,14 @@ class _Linear(Autograd):
         return list(result) if isinstance(result, (tuple, list)) else [result]
 
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Slots:
-        if self.transpose is None or grads[0] is None:
-            return super().vjp(node, grads, wanted)
-        return {0: self.transpose(node, grads[0])}
-
-    def gradients(self, node: Node, tangents: Slots, grads: Grads, wanted: Iterable[Any]) -> Slots:
-        return {}
+        if self.transpose is not None and grads[0] is not None:
+            return {0: self.transpose(node, grads[0])}
+        inputs: dict[Any, Tensor] = {
+            slot: empty(value.shape, value).requires_grad_() for slot, value in node.slots.items()
+        }
+        with torch.enable_grad():
+            results = self.jvp(node, {**inputs})
+        return differentiated(results, grads, inputs, wanted)
 
 
 def _dims(node: Node, position: int) -> list[int]:

@@ -45,7 +45,7 @@ def replayed(tape: Tape, scores: Sequence[Value], images: Tensor, leaves: Leaves
             leaf = leaf + (data - leaf).detach()  # as it was before the critic wrote to it
         known[value] = leaf
     for node in tape.nodes:
-        args = node.replaced(lambda _, each: known[each] if isinstance(each, Value) else each)
+        args = node.replaced(lambda _, arg: known[arg] if isinstance(arg, Value) else arg)
         result = with_random(node, partial(node.rule.replay, node, args))
         results = result if isinstance(result, (tuple, list)) else [result]
         for output, tensor in zip(node.outputs, results, strict=False):

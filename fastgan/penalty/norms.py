@@ -120,8 +120,8 @@ class GroupNorm(Rule):
         groups = self.groups(node)
         grouped = maps.reshape(maps.size(0), groups, maps.size(1) // groups, -1)
         affine = [
-            None if each is None else self.vector(node, each)
-            for each in args[self.weight : self.weight + 2]
+            None if parameter is None else self.vector(node, parameter)
+            for parameter in args[self.weight : self.weight + 2]
         ]
         result = _affine(normalised(grouped, (2, 3), eps), (groups, -1, 1), *affine)
         return self.parameter(node, result.reshape(maps.shape)).to(input.dtype), None, None
@@ -138,7 +138,7 @@ class GroupNorm(Rule):
         (xhat, invstd), first = node.kept, maps[0]
         output = first if overwrite else torch.empty_like(first)
         weight = self._vector(node, node.arg(self.weight), first)
-        given = (self.maps(node, each) for each in (*maps, xhat))
+        given = (self.maps(node, tensor) for tensor in (*maps, xhat))
         op(*given, invstd, weight, self.groups(node), *settings, self.maps(node, output))
         return output
 
@@ -156,7 +156,7 @@ class GroupNorm(Rule):
         ops.penalty_norm_gradients_(
             maps, along, self.maps(node, xhat), invstd, self.groups(node), *sums, means
         )
-        return [self.parameter(node, each) for each in sums.sum(1)]
+        return [self.parameter(node, vector) for vector in sums.sum(1)]
 
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Slots:
         grad, slots = grads[0], set(wanted)
@@ -168,22 +168,17 @@ class GroupNorm(Rule):
             results[0] = self._project(node, grad, tangent=False)
         return {slot: results[slot] for slot in slots}
 
-    def jvp(self, node: Node, tangents: Slots) -> list[Tensor | None]:
-        tangent = tangents.get(0)
-        output = None if tangent is None else self._project(node, tangent, tangent=True)
-        return [output, None, None]
+    def slot_jvp(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        return self._project(node, tangent, tangent=True)
 
-    def gradients(self, node: Node, tangents: Slots, grads: Grads, wanted: Iterable[Any]) -> Slots:
-        grad, tangent, slots = grads[0], tangents.get(0), set(wanted)
-        if grad is None or tangent is None:
-            return {}
-        results: Slots = {}
-        if self.weight in slots:
-            results[self.weight] = self._sums(node, grad, tangent)[0]
-        if 0 in slots:
-            dense = [self.dense(node, each) for each in (grad, tangent)]
-            results[0] = self._call(ops.penalty_norm_curvature_, node, dense)
-        return results
+    def slot_gradient(self, node: Node, grad: Tensor, tangents: Slots, slot: Any) -> Tensor | None:
+        tangent = tangents.get(0)
+        if tangent is None or slot == self.weight + 1:
+            return None
+        if slot == self.weight:
+            return self._sums(node, grad, tangent)[0]
+        dense = [self.dense(node, maps) for maps in (grad, tangent)]
+        return self._call(ops.penalty_norm_curvature_, node, dense)
 
 
 class LayerNorm(GroupNorm):
@@ -278,37 +273,32 @@ class BatchNorm(Rule):
 
     def _backward(
         self, node: Node, grad: Tensor, weight: Tensor | None, wanted: Iterable[Any] = (0,)
-    ) -> Slots:
+    ) -> Sequence[Tensor]:
         mask = [slot in wanted for slot in range(3)]
         input, running = node.arg(0), (node.arg(3), node.arg(4))
-        results = aten.native_batch_norm_backward.default(
+        results: Sequence[Tensor] = aten.native_batch_norm_backward.default(
             grad, input, weight, *running, *node.kept, node.args[5], node.args[7], mask
         )
-        return {slot: results[slot] for slot in wanted}
+        return results
 
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Slots:
-        (grad, *_), weight = grads, node.arg(1)
+        (grad, *_), slots = grads, list(wanted)
         assert grad is not None
-        return self._backward(node, grad, weight, tuple(wanted))
+        results = self._backward(node, grad, node.arg(1), slots)
+        return {slot: results[slot] for slot in slots}
 
-    def jvp(self, node: Node, tangents: Slots) -> list[Tensor | None]:
+    def slot_jvp(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        return self._backward(node, tangent, node.arg(1))[0]
+
+    def slot_gradient(self, node: Node, grad: Tensor, tangents: Slots, slot: Any) -> Tensor | None:
         tangent = tangents.get(0)
-        output = None if tangent is None else self._backward(node, tangent, node.arg(1))[0]
-        return [output, None, None]
-
-    def gradients(self, node: Node, tangents: Slots, grads: Grads, wanted: Iterable[Any]) -> Slots:
-        grad, tangent, results = grads[0], tangents.get(0), Slots()
-        if grad is None or tangent is None:
-            return results
-        if 1 in wanted:
-            along = self._backward(node, tangent, None)[0]
-            assert along is not None
-            product = along.to(wide(along)) * grad
-            channels = (1, product.size(1), *[1] * (product.dim() - 2))
-            results[1] = sum_to(product, channels).view(-1)
-        if 0 in wanted and node.args[5]:
-            results[0] = self._curvature(node, grad, tangent)
-        return results
+        if tangent is None or slot == 2:
+            return None
+        if slot == 0:
+            return self._curvature(node, grad, tangent) if node.args[5] else None
+        unscaled = self._backward(node, tangent, None)[0]
+        product = unscaled.to(wide(unscaled)) * grad
+        return sum_to(product, (1, product.size(1), *[1] * (product.dim() - 2))).view(-1)
 
     def _curvature(self, node: Node, grad: Tensor, tangent: Tensor) -> Tensor:
         dims = (0, *range(2, grad.dim()))
@@ -329,7 +319,7 @@ class BatchNorm(Rule):
             p = p.mul_(spread(weight))
         a, b, c = mean(p * u), mean(xhat * p), mean(xhat * u)
         result = p.mul_(c).add_(u.mul_(b)).add_(xhat.mul_(a - 3 * b * c))
-        return result.mul_(invstd.square_().neg_()).to(grad.dtype)
+        return result.mul_(invstd.square().neg_()).to(grad.dtype)
 
 
 def normalised(maps: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:

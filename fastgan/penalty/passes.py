@@ -320,8 +320,8 @@ class Passes:
         if not any(taken):
             return None, False
         grads = [
-            each[0].to(value.dtype) if each and value else None
-            for each, value in zip(taken, node.outputs, strict=True)
+            entry[0].to(value.dtype) if entry and value else None
+            for entry, value in zip(taken, node.outputs, strict=True)
         ]
         return grads, len(taken) == 1 and bool(taken[0] and taken[0][1])
 

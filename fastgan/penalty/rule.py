@@ -40,6 +40,7 @@ __all__ = [
     "Rule",
     "Slots",
     "aligned",
+    "differentiated",
     "empty",
     "layout_of",
     "sum_to",
@@ -304,7 +305,7 @@ def _product(
         if grad is not None and tangent is not None:
             if grad.is_complex():
                 pair = (grad, tangent.to(grad.dtype))
-                grad, tangent = (torch.view_as_real(each.resolve_conj()) for each in pair)
+                grad, tangent = (torch.view_as_real(t.resolve_conj()) for t in pair)
             parts.append((grad * tangent).sum())
     return sum(parts[1:], parts[0]) if parts else torch.zeros(())
 

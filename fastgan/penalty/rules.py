@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -48,7 +47,6 @@ _SHARING = {
 _ALONE = {aten.lift_fresh.default}
 
 
-@dataclass(frozen=True)
 class Op:
     """The tape's view of an op, before it runs.
 
@@ -62,15 +60,24 @@ class Op:
         lists: positions of those that are lists of tensors.
     """
 
-    func: Any
-    rule: Rule
-    writes: tuple[tuple[int, str], ...]
-    functional: Any
-    random: bool
-    constant: bool
-    view: bool
-    tensors: tuple[int, ...]
-    lists: tuple[int, ...]
+    def __init__(self, func: Any) -> None:
+        schema = func._schema
+        is_pointwise = torch.Tag.pointwise in func.tags
+        shares = func in _SHARING or any(r.alias_info is not None for r in schema.returns)
+        kinds = [(i, str(argument.type)) for i, argument in enumerate(schema.arguments)]
+        self.func = func
+        self.rule: Rule = RULES.get(func, POINTWISE if is_pointwise else AUTOGRAD)
+        self.writes = [
+            (position, argument.name)
+            for position, argument in enumerate(schema.arguments)
+            if argument.alias_info is not None and argument.alias_info.is_write
+        ]
+        self.functional = _functional(func) if self.writes else None
+        self.random = torch.Tag.nondeterministic_seeded in func.tags
+        self.constant = _CONSTANT.fullmatch(schema.name) is not None
+        self.view = shares and func not in _ALONE
+        self.tensors = [i for i, kind in kinds if "Tensor" in kind and "List" not in kind]
+        self.lists = [i for i, kind in kinds if "Tensor" in kind and "List" in kind]
 
     def written(self, args: Sequence[Any], kwargs: dict[str, Any]) -> Iterator[Tensor]:
         """The tensors that a call writes to."""
@@ -81,37 +88,6 @@ class Op:
                     yield tensor
 
 
-@functools.cache
-def rule_of(func: Any) -> Op:
-    """Looks up an ATen op, or an op of another library."""
-    schema = func._schema
-    writes = tuple(
-        (position, argument.name)
-        for position, argument in enumerate(schema.arguments)
-        if argument.alias_info is not None and argument.alias_info.is_write
-    )
-    of_tensors = [
-        (position, str(argument.type))
-        for position, argument in enumerate(schema.arguments)
-        if "Tensor" in str(argument.type)
-    ]
-    rule = RULES.get(func)
-    if rule is None:
-        rule = POINTWISE if torch.Tag.pointwise in func.tags else AUTOGRAD
-    return Op(
-        func,
-        rule,
-        writes,
-        _functional(func) if writes else None,
-        torch.Tag.nondeterministic_seeded in func.tags,
-        _CONSTANT.fullmatch(schema.name) is not None,
-        func in _SHARING
-        or (func not in _ALONE and any(result.alias_info is not None for result in schema.returns)),
-        tuple(position for position, kind in of_tensors if "List" not in kind),
-        tuple(position for position, kind in of_tensors if "List" in kind),
-    )
-
-
 def _functional(func: Any) -> Any:
     """aten.relu_.default -> aten.relu.default."""
     namespace, _, name = func._schema.name.partition("::")
@@ -120,3 +96,7 @@ def _functional(func: Any) -> Any:
     packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
     overload = "int" if name == "transpose_" else func._overloadname
     return None if packet is None else getattr(packet, overload, None)
+
+
+#: Looks up an ATen op, or an op of another library.
+rule_of = functools.cache(Op)

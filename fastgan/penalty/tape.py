@@ -600,7 +600,7 @@ def _slots(info: Op, args: Sequence[Any]) -> Iterator[tuple[Any, Tensor]]:
     given = [(position, args[position]) for position in info.tensors if position < len(args)]
     for position in info.lists:
         if position < len(args) and isinstance(args[position], (list, tuple)):
-            given += [((position, item), each) for item, each in enumerate(args[position])]
+            given += [((position, index), item) for index, item in enumerate(args[position])]
     for slot, tensor in given:
         if isinstance(tensor, Tensor):
             yield slot, tensor
@@ -709,8 +709,8 @@ def _convolution(
     if not plain or torch.is_autocast_enabled(input.device.type):
         result: Tensor = func(input, weight, bias, stride, padding, dilation, groups)
         return result
-    each = ([s] if isinstance(s, int) else list(s) for s in (stride, padding, dilation))
-    settings = [s * (rank if len(s) == 1 else 1) for s in each]
+    lists = ([s] if isinstance(s, int) else list(s) for s in (stride, padding, dilation))
+    settings = [s * (rank if len(s) == 1 else 1) for s in lists]
     args = (input, weight, bias, *settings, False, [0] * rank, groups)
     with torch._C._DisableTorchDispatch():
         output: Tensor = tape.op(torch.ops.aten.convolution.default, args, {})
@@ -739,8 +739,8 @@ _DATA: Any = torch.Tensor.data
 _ASKING = {
     *_of_tensors("size", "__len__", "dim", "numel", "is_floating_point", "stride", "is_contiguous"),
     *(
-        each.__get__
-        for each in _of_tensors("shape", "dtype", "device", "ndim", "layout", "requires_grad")
+        query.__get__
+        for query in _of_tensors("shape", "dtype", "device", "ndim", "layout", "requires_grad")
     ),
     getattr(torch.Tensor, "is_cuda").__get__,  # noqa: B009 - typed as its value
 }

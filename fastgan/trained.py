@@ -212,6 +212,11 @@ class TrainedGenerator:
 
         config, shape = self.config, self.data
         if config.kind.pairs:
+            if truncation is not None:
+                raise ConfigError(
+                    f"truncation: a {config.model} has no noise to truncate; expected none, got"
+                    f" {truncation}"
+                )
             pairs = self._pairs() if source is None else source
             if not isinstance(pairs, PairSource):
                 raise ConfigError(

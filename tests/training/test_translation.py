@@ -84,6 +84,8 @@ def test_a_run_leaves_metrics_and_rows_of_translations(tmp_path: Path) -> None:
     assert found.evaluate(pairs, n=10).n_real == 1797
     with pytest.raises(ConfigError, match="measured on pairs"):
         found.evaluate("digits")
+    with pytest.raises(ConfigError, match="no noise to truncate"):
+        found.evaluate(n=10, truncation=0.5)
     with pytest.raises(ConfigError, match="draws nothing from noise"):
         found.sample(2)
 

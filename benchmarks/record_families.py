@@ -27,9 +27,11 @@ RESULT = ROOT / "benchmarks" / "results" / "families-cpu.json"
 
 SMALL = "--data digits --conditional --batch-size 64 --ngf 16 --ndf 16 --lr-decay linear"
 PAIRS = "--data-a digit-outlines --data-b digits --image-size 32"
+FEWER = SMALL.replace("64", "32")
 FLAGS = {
     "sngan": f"{SMALL} --steps 800 --lr 1e-3 --n-critic 1",
     "biggan": f"{SMALL} --steps 600 --lr-g 5e-4 --lr-d 1e-3 --n-critic 1",
+    "stylegan2": f"{FEWER} --nz 64 --mapping-layers 4 --r1 0.02 --steps 2500",
     "r3gan": f"{SMALL} --steps 400 --lr 1e-3 --r1 1 --r2 1",
     "cyclegan": f"{PAIRS} --batch-size 4 --ngf 12 --ndf 16 --blocks 3 --steps 2000",
     "pix2pix": f"{PAIRS} --batch-size 8 --ngf 16 --ndf 16 --lr-decay half --steps 1000",

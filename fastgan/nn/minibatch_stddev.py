@@ -54,8 +54,11 @@ class MinibatchStdDev(nn.Module):
                 f"x has shape {tuple(x.shape)}; expected a batch that {group} samples of a group "
                 f"divide, and channels that {self.num_channels} divides"
             )
-        groups = x.unflatten(0, (group, -1)).unflatten(2, (self.num_channels, -1))
-        spread = (groups.var(0, correction=0) + 1e-8).sqrt().mean((2, 3, 4)).to(x.dtype)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        groups = wide.unflatten(0, (group, -1)).unflatten(2, (self.num_channels, -1))
+        # torch.var takes twenty times as long along the first dimension.
+        apart = groups - groups.mean(0)
+        spread = ((apart * apart).mean(0) + 1e-8).sqrt().mean((2, 3, 4)).to(x.dtype)
         planes = spread.repeat(group, 1)[:, :, None, None].expand(-1, -1, height, width)
         output = torch.cat([x, planes], 1)
         format = torch.channels_last if is_channels_last(x) else torch.contiguous_format

@@ -1,8 +1,9 @@
 """A whole iteration of training: the critic's updates, then the generator's.
 
-DCGAN, WGAN and WGAN-GP at 64 pixels as in their papers; SNGAN and R3GAN, which are much deeper, at
-32 pixels with 32 channels at full size and one update of each player; CycleGAN at 64 pixels with 32
-channels and six blocks, four images of each domain.
+DCGAN, WGAN and WGAN-GP at 64 pixels as in their papers; SNGAN, StyleGAN2 and R3GAN, which are much
+deeper, at 32 pixels with 32 channels at full size and one update of each player; CycleGAN at 64
+pixels with 32 channels and six blocks, four images of each domain. StyleGAN2's is an iteration
+without penalties, as most are, and, as a case of its own, one with both; without style mixing.
 
 Ours is the iteration that ``fastgan train`` makes, on a GPU replayed from a CUDA graph as there.
 Peers are :mod:`fastgan.reference`'s steps with
@@ -46,12 +47,14 @@ _MODELS = {
     "wgan": "WGAN",
     "wgan-gp": "WGAN-GP",
     "sngan": "SNGAN",
+    "stylegan2": "StyleGAN2",
     "r3gan": "R3GAN",
     "cyclegan": "CycleGAN",
 }
 _RESIDUAL: dict[str, Any] = {"image_size": 32, "ngf": 32, "ndf": 32, "n_critic": 1}
 _SIZES: dict[str, dict[str, Any]] = {
     "sngan": _RESIDUAL,
+    "stylegan2": {**_RESIDUAL, "style_mixing": 0.0, "r1": 0.0, "path_length": 0.0},
     "r3gan": _RESIDUAL,
     "cyclegan": {"image_size": 64, "ngf": 32, "ndf": 32, "batch_size": 4},
 }
@@ -73,11 +76,23 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     ]
     if not quick:
         found += [_case("dcgan", dtypes[0], n, compiled=False, one_stage=True) for n in batches]
+        found += [
+            _case("stylegan2", dtype, n, False, lazy=True) for dtype in dtypes for n in batches
+        ]
     return found
 
 
-def _case(model: str, dtype: str, batch: int, compiled: bool, one_stage: bool = False) -> Case:
+def _case(
+    model: str,
+    dtype: str,
+    batch: int,
+    compiled: bool,
+    one_stage: bool = False,
+    lazy: bool = False,
+) -> Case:
     size = {"batch_size": batch, "image_size": 64, **_SIZES.get(model, {})}
+    if lazy:
+        size |= {"r1": None, "path_length": None}  # the paper's
     config = TrainConfig(
         model=model,
         precision=_PRECISIONS[dtype],
@@ -93,7 +108,8 @@ def _case(model: str, dtype: str, batch: int, compiled: bool, one_stage: bool = 
 
     return Case(
         suite="training",
-        op=f"{_MODELS[model]} iteration{', one-stage updates' if one_stage else ''}",
+        op=f"{_MODELS[model]} iteration{', one-stage updates' if one_stage else ''}"
+        + (", R1 and path length" if lazy else ""),
         shape=f"{side}x{side}, {config.n_critic} critic update{'s' * (config.n_critic > 1)}",
         dtype=dtype,
         batch=batch,
@@ -114,6 +130,8 @@ def _work(config: TrainConfig, dtype: str) -> Work:
         return _translation_work(config, dtype)
     # Images that the gradient penalty is taken at: as many again, or those there are.
     further, penalised = {"wgan-gp": (1, 1), "r3gan": (0, 2)}.get(config.model, (0, 0))
+    if config.path_length:
+        further, penalised = 1, 1
     with torch.device("meta"):
         networks = _reference_networks(config)
         generator, critic = networks
@@ -127,6 +145,10 @@ def _work(config: TrainConfig, dtype: str) -> Work:
     if penalised:
         points = torch.cat([images] * penalised)
         update += products_work(critic, points, dtype, gradients="of images")
+    if config.path_length:
+        some = noise[: config.batch_size // config.path_length_shrink]
+        update += learning(generator, some)
+        update += products_work(generator, some.requires_grad_(), dtype, gradients="of images")
     return (
         update.times(config.n_critic)
         + learning(generator, noise)
@@ -196,7 +218,7 @@ def _reference_networks(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
     discriminator: Any = partial(reference.DCGANDiscriminator, output="logits")
     if config.is_wasserstein:
         discriminator = partial(reference.WGANCritic, norm=config.critic_norm)
-    elif config.model in ("sngan", "r3gan"):
+    elif config.model in ("sngan", "stylegan2", "r3gan"):
         name = _MODELS[config.model]
         generator = getattr(reference, f"{name}Generator")
         discriminator = getattr(reference, f"{name}Discriminator")
@@ -239,7 +261,11 @@ def _ours(
     plain = Iteration(updater, None, MetricTotals())
     iteration = CapturedIteration(plain, CudaCapture(device, [random])) if captured else plain
     assert config.n_critic is not None
-    shape = Shape(penalized=(config.has_penalty,) * config.n_critic, measured=False)
+    shape = Shape(
+        penalized=(config.has_penalty,) * config.n_critic,
+        measured=False,
+        penalized_g=config.penalizes_generator(0),
+    )
     sets: list[list[Batch]] = [[(real, None) for real in each] for each in batches]
 
     def call(number: int) -> None:
@@ -262,6 +288,7 @@ def _plain(
     dtype: str,
     mode: str | None,
 ) -> Call:
+    generator: Any
     generator, discriminator = _reference_networks(config)
     for network, values in zip((generator, discriminator), weights, strict=True):
         known = network.state_dict()  # the pools of images are no part of the reference's network
@@ -313,7 +340,15 @@ def _plain(
         with autocast(device, dtype):
             for real in batches[number]:
                 critic_step(real, noise())
+                if config.path_length:
+                    reference.stylegan2_r1_step(discriminator, optimizer_d, real, weight=160.0)
             generator_step(batches[number][-1], noise())
+            if config.path_length:
+                z = noise()[: size // config.path_length_shrink]
+                directions = torch.randn(len(z), *real.shape[1:], device=device)
+                reference.stylegan2_path_length_step(
+                    generator, optimizer_g, z, directions, weight=8.0
+                )
 
     return iteration
 

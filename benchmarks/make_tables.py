@@ -76,8 +76,9 @@ def make_table(name: str, results: list[tuple[Path, Result]], up: str = "") -> s
     if kind == "family":
         return family(rest)
     if kind == "iteration":
-        return cases(results, up, "cpu", lambda row: row.op.lower() == f"{rest} iteration") or (
-            "Not measured yet."
+        return (
+            cases(results, up, "cpu", lambda row: row.op.lower().startswith(f"{rest} iteration"))
+            or "Not measured yet."
         )
     if kind == "goals" and rest in ("cpu", "cuda"):
         goals = [goal for goal in GOALS if goal.device == rest]
@@ -336,7 +337,9 @@ def demo() -> str:
 
 def family(model: str) -> str:
     """What an evaluation found of a model's samples after one step and after all."""
-    found = load("families-cpu.json")["models"][model]
+    found = load("families-cpu.json")["models"].get(model)
+    if found is None:
+        return "Not measured yet."
     names = {
         "frechet_distance": "Fréchet distance to real digits",
         "coverage": "coverage of them",

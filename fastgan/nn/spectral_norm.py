@@ -287,11 +287,16 @@ def _parametrized(module: nn.Module) -> list[tuple[_SpectralNorm, Tensor]]:
 
 
 def _compute_all(module: nn.Module, args: Any) -> None:
-    norms, weights = zip(*_parametrized(module), strict=True)
-    if weights[0].is_meta:
-        return
-    for norm, weight in zip(norms, _normalized(norms, weights), strict=True):
-        norm.computed = weight
+    # Layers may be in eval mode while others train, and have norms that were asked for apart.
+    groups: dict[Any, list[tuple[_SpectralNorm, Tensor]]] = {}
+    for norm, weight in _parametrized(module):
+        if not weight.is_meta:
+            key = norm.training, norm.iterations, norm.eps
+            groups.setdefault(key, []).append((norm, weight))
+    for group in groups.values():
+        norms, weights = zip(*group, strict=True)
+        for norm, weight in zip(norms, _normalized(norms, weights), strict=True):
+            norm.computed = weight
 
 
 def _forget_all(module: nn.Module, args: Any, output: Any) -> None:

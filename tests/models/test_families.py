@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
 
 from fastgan import losses, models, reference
@@ -250,6 +251,25 @@ def test_spectral_norm_in_training_is_torchs_to_twelve_digits() -> None:
         for parameter in module.parameters():
             parameter.data = parameter.data.contiguous()
     assert_equal_in_training(ours, theirs)
+
+
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_layers_in_eval_mode_leave_the_others_iterations_alone(frozen: int) -> None:
+    ours, theirs = differently_laid(True), differently_laid(False)
+    for module in (ours, theirs):
+        module[frozen].eval()
+    assert_equal_in_training(ours, theirs)
+
+
+def test_modules_without_a_weight_of_their_own_to_norm_pass() -> None:
+    x = drawn((2, 3), 0)
+    relu = spectral_norm(nn.Sequential(nn.ReLU()))
+    assert_same(relu(x), x.relu(), "no weights")
+    by_hand = spectral_norm(nn.Sequential(torch_spectral_norm(nn.Linear(3, 2)))).double().eval()
+    assert_same(by_hand(x), by_hand[0](x), "torch's norm")
+    removed = spectral_norm(nn.Sequential(nn.Linear(3, 2))).double().eval()
+    parametrize.remove_parametrizations(removed[0], "weight")
+    assert_same(removed(x), removed[0](x), "removed")
 
 
 def test_gradients_through_spectral_norm_have_torchs_gradients() -> None:

@@ -69,8 +69,10 @@ def _named(asked: list[str]) -> dict[str, Path]:
                 raise DataError(f"data {spec!r}: no path; expected folder:DIR")
             folder = Path(place).expanduser()
             files += [(str(file.relative_to(folder)), file) for file in find_images(folder)[0]]
-        else:
+        elif Path(spec).name:
             files.append((Path(spec).name, Path(spec)))
+        else:
+            raise DataError(f"data {spec!r}: no file; expected one, or folder:DIR")
     found: dict[str, Path] = {}
     for name, file in files:
         written = Path(name)

@@ -432,7 +432,18 @@ class TrainConfig:
                 f"{name}: {self.model} has no use for it, got {value!r}"
                 + ("; expected data_a and data_b" if name == "data" else "")
             )
-        if self.kind.pairs and (self.data_a is None) != (self.data_b is None):
+        if not self.kind.pairs:
+            return
+        if self.loss == "relativistic":
+            raise ConfigError(
+                f"loss: {self.model}'s generators are told the scores of their own images alone,"
+                " and relativistic compares them with real ones'"
+            )
+        if self.critic_norm == "layer":
+            raise ConfigError(
+                f"critic_norm: for {self.model} expected auto, none, batch or instance, got 'layer'"
+            )
+        if (self.data_a is None) != (self.data_b is None):
             raise ConfigError(
                 f"data_b: {self.model} takes data_a and data_b, or its own digits without either"
             )

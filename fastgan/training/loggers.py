@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from fastgan._util.extras import require
@@ -49,33 +50,54 @@ class _Logger(Callback):
         """
         if not trainer.processes.is_main:
             return
-        try:
+        with self._refusing("begin a run"):
             self._begin(trainer.out.resolve().name, trainer.config.to_dict())
-        except Exception as error:  # whatever the service raises
-            raise OutputError(f"{self.package}: can't begin a run: {one_line(error)}") from error
 
     def on_metrics(self, trainer: Trainer, row: Mapping[str, float]) -> None:
-        """Sends the row, under TensorBoard's names."""
+        """Sends the row, under TensorBoard's names.
+
+        Raises:
+            OutputError: the service doesn't take it.
+        """
         if self.run is not None:
-            self._log(tagged(row), trainer.step)
+            with self._refusing("send metrics"):
+                self._log(tagged(row), trainer.step)
 
     def on_samples(self, trainer: Trainer, images: Tensor) -> None:
-        """Sends the grid."""
+        """Sends the grid.
+
+        Raises:
+            OutputError: the service doesn't take it.
+        """
         if self.run is not None:
-            self._log_image(str(grid_path(trainer.out, trainer.step)), trainer.step)
+            with self._refusing("send a grid"):
+                self._log_image(str(grid_path(trainer.out, trainer.step)), trainer.step)
 
     def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
-        """Ends the run, if it began here."""
-        self._close(failed=False)
+        """Ends the run, if it began here.
+
+        Raises:
+            OutputError: the service can't.
+        """
+        with self._refusing("end the run"):
+            self._close(failed=False)
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
         """Ends the run as a failed one, if it began here."""
-        self._close(failed=True)
+        with suppress(Exception):  # the error that brought us here is the one to tell
+            self._close(failed=True)
+
+    @contextmanager
+    def _refusing(self, what: str) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever the service raises
+            raise OutputError(f"{self.package}: can't {what}: {one_line(error)}") from error
 
     def _close(self, *, failed: bool) -> None:
-        if self.run is not None and self._is_mine:
-            self._finish(failed=failed)
-        self.run = None
+        run, self.run = self.run, None
+        if run is not None and self._is_mine:
+            self._finish(run, failed=failed)
 
     def _begin(self, name: str, settings: dict[str, Any]) -> None:
         raise NotImplementedError
@@ -86,7 +108,7 @@ class _Logger(Callback):
     def _log_image(self, path: str, step: int) -> None:
         raise NotImplementedError
 
-    def _finish(self, *, failed: bool) -> None:
+    def _finish(self, run: Any, *, failed: bool) -> None:
         raise NotImplementedError
 
 
@@ -124,8 +146,8 @@ class WandbLogger(_Logger):
 
         self.run.log({"samples": wandb.Image(path)}, step=step)
 
-    def _finish(self, *, failed: bool) -> None:
-        self.run.finish(exit_code=int(failed))
+    def _finish(self, run: Any, *, failed: bool) -> None:
+        run.finish(exit_code=int(failed))
 
 
 class TrackioLogger(_Logger):
@@ -157,8 +179,8 @@ class TrackioLogger(_Logger):
 
         self.run.log({"samples": trackio.Image(path)}, step=step)
 
-    def _finish(self, *, failed: bool) -> None:
-        self.run.finish()
+    def _finish(self, run: Any, *, failed: bool) -> None:
+        run.finish()
 
 
 class MLflowLogger(_Logger):
@@ -205,7 +227,7 @@ class MLflowLogger(_Logger):
 
         mlflow.log_artifact(path, "samples", run_id=self.run.info.run_id)
 
-    def _finish(self, *, failed: bool) -> None:
+    def _finish(self, run: Any, *, failed: bool) -> None:
         import mlflow
 
         mlflow.end_run("FAILED" if failed else "FINISHED")

@@ -255,3 +255,27 @@ def test_refusals_are_errors_of_fastgan(service: Service, tmp_path: Path) -> Non
     with pytest.raises(OutputError, match="trackio: can't begin a run: Permission denied"):
         Trainer(TrainConfig(out=str(tmp_path / "run"), **SMALL), callbacks=[logger]).run()
     assert service.ended == []
+
+
+@each_service
+@pytest.mark.parametrize("lost", ["row", "end"])
+def test_a_service_that_fails_later_is_named_and_what_was_trained_is_saved(
+    service: Service, lost: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise ConnectionError("gone")
+
+    class Gone(list[object]):
+        append = fail
+
+    if lost == "row":
+        monkeypatch.setattr(service, "receive", fail)
+    service.ended = Gone()
+    logger = LOGGERS[service.__name__]()
+    config = TrainConfig(out=str(tmp_path / "run"), **SMALL)
+    what = "end the run" if lost == "end" else "send (metrics|a grid)"
+    with pytest.raises(OutputError, match=f"{service.__name__}: can't {what}: gone"):
+        Trainer(config, callbacks=[logger]).run()
+    (saved,) = (tmp_path / "run").glob("*.pt")
+    assert saved.stem.endswith("2" if lost == "row" else "4")
+    assert logger.run is None

@@ -183,7 +183,10 @@ def test_settings_without_a_meaning_are_refused(
     for name in ("conditional", "one-stage", "projection"):
         arguments = ("--model", "pix2pix", f"--{name}", "--out", str(tmp_path / "run"))
         refused("has no use for it", "train", *arguments, capsys=capsys)
-    for changes in ({"blocks": 0}, {"cycle_weight": -1.0}, {"l1_weight": float("inf")}):
+    for changes in (
+        {"blocks": 0}, {"cycle_weight": -1.0}, {"l1_weight": float("inf")},
+        {"loss": "relativistic"}, {"critic_norm": "layer"},
+    ):  # fmt: skip
         with pytest.raises(ConfigError, match=next(iter(changes))):
             config_of("cyclegan", tmp_path, **changes).validate()
     assert TrainConfig(model="dcgan").resolved().ignored({"data_a"}) == ["data_a"]
@@ -245,6 +248,8 @@ def test_translate_writes_an_image_for_each(
     bad("bad.png", str(single), str(tmp_path / "bad.png"))
     bad("not found", f"folder:{tmp_path / 'none'}")
     bad("no path", "folder:")
+    bad("data '': no file", "")
+    bad("data '/': no file", str(single), "/")
     bad("none.png", str(tmp_path / "none.png"))
     dcgan = tmp_path / "dcgan"
     Trainer(TrainConfig(out=str(dcgan), steps=1, ngf=2, ndf=2, batch_size=4)).run()

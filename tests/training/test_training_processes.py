@@ -82,6 +82,15 @@ def test_two_processes_take_the_steps_of_one_with_the_whole_batch(case: str, two
         )
 
 
+@pytest.mark.parametrize("case", two_processes.OWN_DRAWS)
+def test_two_processes_with_draws_of_their_own_have_the_same_weights(case: str, two: Two) -> None:
+    first, second = (torch.load(two.out / f"updates-{rank}.pt")[case] for rank in (0, 1))
+    assert float(first["StyleGAN2Generator path_length_mean 1"]) > 0
+    for name, value in first.items():
+        if "w_avg" not in name:  # of each process's own part of the batch
+            assert torch.equal(value, second[name]), name
+
+
 def test_data_that_fail_in_one_process_end_both_with_its_words_and_saved(two: Two) -> None:
     first, second = ((two.out / f"error-{rank}.txt").read_text() for rank in (0, 1))
     assert second.startswith("DataError: ")

@@ -36,13 +36,18 @@ CASES = {
     "adaptive": {"model": "gan", "augment": "ada", "ada_interval": 1, "ada_kimg": 0.02}
     | {"ada_target": -1.0},
 }
+# Where each process draws some numbers on its own, and looks at groups of its own images.
+OWN_DRAWS = {
+    "styles": {"model": "stylegan2", "mapping_layers": 2, "conditional": True}
+    | {"r1": 0.1, "path_length": 0.1}
+}
 
 
 def updated(case: str, processes: Processes) -> dict[str, Tensor]:
     """Weights, buffers and metrics after two updates of each player on the same whole batches."""
     settings = {"out": "unused", "nz": 5, "ngf": 4, "ndf": 4, "batch_size": BATCH, "lr": 0.05}
     settings |= {"optimizer": "sgd", "precision": "fp32"}
-    config = TrainConfig(**settings, **CASES[case]).resolved()
+    config = TrainConfig(**settings, **(CASES | OWN_DRAWS)[case]).resolved()
     torch.manual_seed(3)
     data = DataShape("random", CHANNELS, SIZE, CLASSES)
     generator, discriminator = build_generator(config, data), build_discriminator(config, data)
@@ -73,7 +78,7 @@ def updated(case: str, processes: Processes) -> dict[str, Tensor]:
             metrics = updater.update_both(real, labels, penalize=True, measure_gradient=True)
         else:
             metrics = updater.update_discriminator(real, labels)
-            metrics |= updater.update_generator(real, labels, measure_gradient=True)
+            metrics |= updater.update_generator(real, labels, measure_gradient=True, penalize=True)
         means = processes.mean({name: float(value) for name, value in metrics.items()})
         found |= {f"{name} {step}": torch.tensor(value) for name, value in means.items()}
         for network in (generator, discriminator):
@@ -105,7 +110,7 @@ def main(out: Path) -> None:
     """What one of the processes does, into a folder of both."""
     small = {"nz": 4, "ngf": 4, "ndf": 4, "batch_size": 4, "steps": 50, "precision": "fp32"}
     with joined_processes("cpu") as processes:
-        results = {case: updated(case, processes) for case in CASES}
+        results = {case: updated(case, processes) for case in CASES | OWN_DRAWS}
         torch.save(results, out / f"updates-{processes.rank}.pt")
 
         data = f"folder:{out / 'images'}"

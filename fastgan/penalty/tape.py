@@ -54,6 +54,8 @@ class Changed(BaseException):
 class _Storage(NamedTuple):
     """The history of a storage that was written to in place."""
 
+    #: The tensor that the written ones are views of, or that was written.
+    whole: weakref.ref[Tensor]
     #: The value and geometry of the tensor that was there first; None if it isn't on the tape.
     owner: tuple[Value, tuple[Any, ...]] | None
     #: A copy of the storage as it was, where the owner isn't on the tape.
@@ -119,6 +121,8 @@ class Tape(TorchFunctionMode):
         self._copied_views: set[int] = set()
         self._born: set[int] = set()
         self._clean: set[Any] = set()
+        #: Results of what the critic computes without gradients.
+        self._constants: list[weakref.ref[Tensor]] = []
         self.images: Tensor | None = images.requires_grad_()
         self.root = self._add(images, Value(images, True, False, True))
 
@@ -189,6 +193,7 @@ class Tape(TorchFunctionMode):
         self._entries.clear()
         self._owners.clear()
         self._clean.clear()
+        self._constants.clear()
         self._saved.clear()
         self.images = None
         for tensor in survivors:
@@ -211,7 +216,9 @@ class Tape(TorchFunctionMode):
             return func(*args, **kwargs)
         if not torch.is_grad_enabled():
             self._mixing("a tensor is used without a gradient")
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            self._constants.extend(map(weakref.ref, tensors_in(result)))
+            return result
         if func in _REFUSED:
             self._refuse(f"its forward calls {_REFUSED[func]} on what comes of the images")
         if func in _STOPPING:
@@ -326,7 +333,9 @@ class Tape(TorchFunctionMode):
         if self._written:
             written = self._written.get(_storage(tensor))
             if written is not None and not (known and entry[2] == len(written.writes)):  # type: ignore[index]
-                return self._reread(tensor, written)
+                if known or self._is_part(tensor, written):
+                    return self._reread(tensor, written)
+                return None
         return entry[1] if known else None  # type: ignore[index]
 
     def _node(
@@ -526,7 +535,7 @@ class Tape(TorchFunctionMode):
                 before = target.as_strided(
                     (target.untyped_storage().nbytes() // target.element_size(),), (1,), 0
                 ).clone()
-            self._written[storage] = _Storage(owner, before, [])
+            self._written[storage] = _Storage(weakref.ref(whole), owner, before, [])
         self._preserve(storage)
         if isinstance(node.args[0], Tensor):
             node.args[0] = given[0].detach()
@@ -536,6 +545,20 @@ class Tape(TorchFunctionMode):
         history.writes.append((node.result, _geometry(target)))
         self._entries[id(target)] = (weakref.ref(target), node.result, len(history.writes))
         return result
+
+    def _is_part(self, tensor: Tensor, history: _Storage) -> bool:
+        """Whether a tensor that isn't on the tape shows what was written to its memory.
+
+        A detached tensor doesn't, nor does a view made without gradients.
+        """
+        whole, base = history.whole(), tensor._base
+        if tensor is whole or base is None or base is not whole:
+            return tensor is whole
+        if self._active and history.owner is None:
+            # Within a call views of the critic's own memory are made without gradients too.
+            return all(constant() is not tensor for constant in self._constants)
+        made = torch._C._autograd._get_creation_meta(tensor)
+        return made != torch._C._autograd.CreationMeta.NO_GRAD_MODE
 
     def _reread(self, tensor: Tensor, history: _Storage) -> Value | None:
         """The value of a tensor after a write through another tensor."""

@@ -337,6 +337,54 @@ def test_another_view_of_what_changes_in_place_is_seen() -> None:
     agree(Shortcut().double(), (3,))
 
 
+def without_gradients(h: Tensor) -> Tensor:
+    with torch.no_grad():
+        return h.flatten(2)
+
+
+def written_buffer(h: Tensor) -> Tensor:
+    buffer = torch.ones_like(h)
+    buffer[:, 1:] = h[:, 1:]
+    return buffer
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        lambda h: h.detach(),
+        lambda h: h.data,
+        lambda h: h.flatten(2).detach()[:, :2].repeat(1, 2, 1),
+        without_gradients,
+        lambda h: without_gradients(h.detach()).chunk(2, 1)[0].repeat(1, 2, 1),
+    ],
+    ids=["detach", "data", "detached view", "no_grad", "part"],
+)
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda h: F.leaky_relu(h, 0.1, inplace=True),
+        lambda h: (h[:, :2].mul_(2), h)[1],
+        lambda h: torch.zeros_like(h).copy_(h),
+        written_buffer,
+    ],
+    ids=["whole", "part", "buffer", "part of a buffer"],
+)
+def test_what_is_detached_of_a_written_tensor_is_a_constant(
+    write: Callable[[Tensor], Tensor], stop: Callable[[Tensor], Tensor]
+) -> None:
+    class Stopping(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(2, 4, 3)
+            self.head = nn.Linear(64, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = write(self.conv(x))
+            return self.head((h * stop(h).tanh().view_as(h) + h).flatten(1))
+
+    agree(Stopping().double(), (2, 6, 6))
+
+
 def test_a_fused_sequential_is_recorded_as_its_children() -> None:
     torch.manual_seed(0)
     inner = fastgan.nn.FusedSequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Flatten())

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -132,6 +132,9 @@ def flat(critic: nn.Module, loss: Tensor) -> Tensor:
         {}, optional={name: st.sampled_from([0.5, 3.0]) for name in ("gp", "r1", "r2")}
     ),
     seed=st.integers(0, 2**16),
+)
+@example(
+    steps=["leaky_", "attention", "detached"], loss="wasserstein", penalties={"gp": 0.5}, seed=0
 )
 def test_random_programs_have_double_backwards_gradients(
     steps: list[str], loss: str, penalties: dict[str, float], seed: int

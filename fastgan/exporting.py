@@ -18,6 +18,7 @@ import io
 import json
 import math
 import os
+import re
 import warnings
 from typing import Any
 
@@ -228,17 +229,20 @@ def _safetensors(generator: TrainedGenerator, truncation: float | None) -> tuple
 
 def description(generator: TrainedGenerator) -> dict[str, Any]:
     """What a generator is built from, without folders of the machine that trained it."""
+    # As in "folder:/home/ada/photos", and "folder:/home/ada/horses and folder:/home/ada/zebras".
+    name = re.sub(r"(?<=:).*?([^/]*)(?=/*( and \w+:|$))", r"\1", generator.data.name)
+    data = dataclasses.replace(generator.data, name=name)
     config = dataclasses.replace(
         generator.config,
         out="",
-        data=f"source:{generator.data.name}",
+        data=f"source:{name}",
         data_a=None,
         data_b=None,
         device="auto",
     )
     return {
         "format": "fastgan-generator",
-        **describe(config, generator.data),
+        **describe(config, data),
         "step": generator.step,
         "averaged": generator.averaged,
     }

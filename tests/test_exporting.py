@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -17,7 +18,7 @@ from torch import Tensor
 import fastgan
 from fastgan.cli import main
 from fastgan.errors import CheckpointError, ConfigError
-from fastgan.exporting import export_generator, truncate
+from fastgan.exporting import description, export_generator, truncate
 from fastgan.models import DCGANDiscriminator, DCGANGenerator, WGANCritic
 from fastgan.trained import TrainedGenerator
 from fastgan.training import TrainConfig, Trainer
@@ -110,6 +111,24 @@ def test_weights_of_safetensors_load_as_the_generator_that_they_were(
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="damaged, or not written by fastgan"):
         fastgan.load_generator(place)
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("folder:/home/me/my photos", "folder:my photos"),
+        ("folder:/home/me/horses and npz:/home/me/zebras.npz", "folder:horses and npz:zebras.npz"),
+        ("digits and digit-outlines", "digits and digit-outlines"),
+    ],
+)
+def test_folders_of_the_machine_that_trained_stay_there(
+    checkpoint: Path, name: str, written: str
+) -> None:
+    generator = fastgan.load_generator(checkpoint)
+    data = dataclasses.replace(generator.data, name=name)
+    found = description(dataclasses.replace(generator, data=data))
+    assert found["data"]["name"] == written
+    assert "/home" not in json.dumps(found)
 
 
 def test_freshly_built_networks_are_saved_by_safetensors_save_model(tmp_path: Path) -> None:

@@ -250,7 +250,7 @@ class StyleGAN2Generator(nn.Module):
     def synthesis(self, styles: Tensor) -> Tensor:
         """Images (N, nc, image_size, image_size) of each layer's w, (N, layers, nw)."""
         each = iter(styles.unbind(1))
-        x = self.const.expand(len(styles), -1, -1, -1)
+        x = self.const.expand(styles.shape[0], -1, -1, -1)  # len() would fix an export's batch
         x = x.contiguous(memory_format=torch.channels_last)
         convs = iter(self.convs)
         x = next(convs)(x, next(each), self.fir)

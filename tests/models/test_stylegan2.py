@@ -15,6 +15,7 @@ import fastgan
 from fastgan import models, reference
 from fastgan.cli import main
 from fastgan.errors import ConfigError
+from fastgan.exporting import export_generator
 from fastgan.training import Processes, TrainConfig
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
 from fastgan.training.model_kinds import named
@@ -293,3 +294,11 @@ def test_sheets_that_cant_be_are_one_line(
         main(["sample", str(run), "--style-mixing=0x3", path])
     assert "expected two numbers from 1 to 99, as 3x6, got '0x3'" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exported_program_truncates_styles(run: Path, tmp_path: Path) -> None:
+    generator = fastgan.load_generator(run)
+    export_generator(generator, tmp_path / "g.pt2", format="torch-export", truncation=0.4)
+    program = torch.export.load(tmp_path / "g.pt2").module()
+    found = program(generator.noise(5, seed=1)[:, :, 0, 0], generator.labels(5))
+    torch.testing.assert_close(found, generator.sample(5, seed=1, truncation=0.4))

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from fastgan._util.extras import require
 from fastgan._util.files import atomic_write, check_writable
 from fastgan.errors import ConfigError, OutputError
+from fastgan.ops.registration import NAMESPACE
 from fastgan.trained import TrainedGenerator
 from fastgan.training.checkpoint import describe
 
@@ -171,6 +172,10 @@ def _traced(
 
 def _torch_export(generator: TrainedGenerator, truncation: float | None) -> tuple[bytes, str]:
     program, inputs, wanted = _traced(generator, truncation)
+    called = {node.target for node in program.graph.nodes}
+    ours = [each for each in called if getattr(each, "namespace", None) == NAMESPACE]
+    if ours:  # the file is to be read without fastgan
+        program = program.run_decompositions(torch._decomp.get_decompositions(ours))
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)

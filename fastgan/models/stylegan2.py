@@ -122,7 +122,7 @@ class _StyledConv(nn.Module):
     def forward(self, x: Tensor, w: Tensor, fir: Tensor) -> Tensor:
         noise = self.noise
         if self.training:
-            shape = (len(x), 1, self.size, self.size)
+            shape = (x.shape[0], 1, self.size, self.size)
             noise = torch.randn(shape, dtype=x.dtype, device=x.device)
         styles = self.affine(w) * self.scale
         noise = self.strength * noise

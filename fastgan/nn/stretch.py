@@ -334,8 +334,10 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
             negative_slope=slope,
         )
     momentum, eps = norm.settings[1:] if is_batch else (0.0, norm.settings[0])
+    # Torch's instance norm is contiguous whatever it is of, and so are its input's gradients.
+    of_sample = over == "sample"
     output = sample_norm_act(
-        relaid(value, False),
+        value.contiguous() if of_sample else relaid(value, False),
         over=over,
         groups=groups,
         weight=weight,
@@ -349,8 +351,7 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
         activation=name,
         negative_slope=slope,
     )
-    # Torch's instance norm is contiguous whatever it is of.
-    return relaid(output, is_channels_last(value) and over != "sample")
+    return relaid(output, is_channels_last(value) and not of_sample)
 
 
 def _run_chain(units: list[list[Op]], input: Tensor, log: Log) -> Tensor:

@@ -303,6 +303,12 @@ def turned(stage: Any, input: Tensor, weight: Tensor, *_: Any) -> tuple[Way, Way
     layouts=(torch.contiguous_format, torch.channels_last, torch.channels_last),
     seed=155292,
 )
+@example(  # gradients of a channels-last map's instance norm, which torch has contiguous
+    program=[("conditional", 0, 0, 4)],
+    returned="tuple",
+    layouts=(torch.contiguous_format, torch.channels_last, torch.contiguous_format),
+    seed=0,
+)
 @settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate])
 def test_random_forwards_agree_to_second_order(
     program: list[tuple[Any, ...]],

@@ -81,6 +81,8 @@ _OPTIMIZERS_OWN: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
 
 # Sixteen times the widest GANs published; far beyond it, sizes overflow.
 LARGEST_WIDTH = 16_384
+# Likewise of layers: a damaged checkpoint must not build networks for minutes.
+LARGEST_DEPTH = 1024
 
 
 def _option(default: Any, help_text: str, choices: tuple[str, ...] | None = None) -> Any:
@@ -343,11 +345,11 @@ class TrainConfig:
             ("accumulate", "penalty_every", "ada_interval", "blocks", "nw", "mapping_layers"),
             ("path_length_every", "path_length_shrink"),
         )
-        for name in ("nz", "ngf", "ndf", "nw", "mapping_layers"):
-            if (getattr(self, name) or 0) > LARGEST_WIDTH:
-                raise ConfigError(
-                    f"{name}: expected at most {LARGEST_WIDTH}, got {getattr(self, name)}"
-                )
+        widths = dict.fromkeys(("nz", "ngf", "ndf", "nw"), LARGEST_WIDTH)
+        depths = dict.fromkeys(("mapping_layers", "blocks"), LARGEST_DEPTH)
+        for name, largest in (widths | depths).items():
+            if (getattr(self, name) or 0) > largest:
+                raise ConfigError(f"{name}: expected at most {largest}, got {getattr(self, name)}")
         self._require_at_least(
             0,
             ("seed", "workers", "gp_weight", "r1", "r2", "orthogonal", "evaluate_every"),

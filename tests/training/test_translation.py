@@ -185,7 +185,7 @@ def test_settings_without_a_meaning_are_refused(
         refused("has no use for it", "train", *arguments, capsys=capsys)
     for changes in (
         {"blocks": 0}, {"cycle_weight": -1.0}, {"l1_weight": float("inf")},
-        {"loss": "relativistic"}, {"critic_norm": "layer"},
+        {"loss": "relativistic"}, {"critic_norm": "layer"}, {"blocks": 10**6},
     ):  # fmt: skip
         with pytest.raises(ConfigError, match=next(iter(changes))):
             config_of("cyclegan", tmp_path, **changes).validate()

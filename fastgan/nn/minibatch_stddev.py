@@ -48,14 +48,14 @@ class MinibatchStdDev(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The input with the channels appended."""
         batch, channels, height, width = x.shape
-        group = batch if self.group_size is None else min(self.group_size, batch)
+        group = max(1, batch if self.group_size is None else min(self.group_size, batch))
         if batch % group != 0 or channels % self.num_channels != 0:
             raise ConfigError(
                 f"x has shape {tuple(x.shape)}; expected a batch that {group} samples of a group "
                 f"divide, and channels that {self.num_channels} divides"
             )
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        groups = wide.unflatten(0, (group, -1)).unflatten(2, (self.num_channels, -1))
+        groups = wide.unflatten(0, (group, batch // group)).unflatten(2, (self.num_channels, -1))
         # torch.var takes twenty times as long along the first dimension.
         apart = groups - groups.mean(0)
         spread = ((apart * apart).mean(0) + 1e-8).sqrt().mean((2, 3, 4)).to(x.dtype)

@@ -284,6 +284,14 @@ def test_modulation_in_half_precision_neither_overflows_nor_vanishes():
         torch.testing.assert_close(half.double(), exact, rtol=0, atol=1e-2)
 
 
+def test_minibatch_stddev_of_no_images_is_empty():
+    for group_size in (4, None):
+        x = torch.zeros(0, 8, 4, 4, requires_grad=True)
+        y = fastgan.nn.MinibatchStdDev(group_size)(x)
+        y.sum().backward()
+        assert y.shape == (0, 9, 4, 4)
+
+
 def test_minibatch_stddev_says_what_does_not_divide():
     with pytest.raises(fastgan.ConfigError, match=r"shape \(6, 3, 2, 2\)"):
         fastgan.nn.MinibatchStdDev()(torch.ones(6, 3, 2, 2))

@@ -221,6 +221,12 @@ class ImageStream:
                 if not str(error).startswith("DataLoader timed out"):
                     self.close()
                     raise
+            except (EOFError, ConnectionError) as error:
+                self.close()
+                if str(error).startswith("Caught "):  # in the worker, which is well
+                    raise
+                # While it handed over a batch, and before torch knew.
+                raise self._worker_death(error) from error
             if self._stopping():
                 raise StreamInterrupted
             if time.monotonic() > deadline:
@@ -231,14 +237,23 @@ class ImageStream:
                 )
 
     def _worker_death(self, error: BaseException) -> DataError:
-        return DataError(f"{self._name}: a data worker process died: {one_line(error)}")
+        return DataError(
+            f"{self._name}: a data worker process died: {one_line(error)}"
+        )
 
     def close(self) -> None:
         """End the worker processes and free the device's copy; harmless when repeated."""
         self._closed = True
         self._images = self._labels = None
-        # The loader's iterator ends its workers, and waits for them, when it is let go of.
-        self._iterator = None
+        iterator, self._iterator = self._iterator, None
+        # Not left to the iterator's end, which comes when nobody has an error's traceback any more:
+        # until then torch reports each worker that dies, anywhere.
+        end_workers = getattr(iterator, "_shutdown_workers", lambda: None)
+        try:
+            end_workers()
+        except RuntimeError as error:
+            if not _is_worker_death(error):
+                raise
 
     def __enter__(self) -> ImageStream:
         return self

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import get_worker_info
 
 from fastgan.data import ImageSource, InfiniteSampler, load_data, open_stream, source_from_array
 from fastgan.errors import ConfigError, DataError
@@ -177,11 +178,39 @@ def test_a_worker_that_dies_is_a_data_error_that_says_how(deed):
     assert not wait_for_no_children()
 
 
+class HalfDying(Misbehaving):
+    """Ends the first worker."""
+
+    def read(self, indices):
+        first = get_worker_info().id == 0
+        return super().read(indices if first else [0] * len(indices))
+
+
+def test_a_worker_that_dies_takes_the_others_with_it():
+    """At once: torch reports each death of a worker, anywhere, while an iterator is left."""
+    with pytest.raises(DataError) as caught:
+        first_batches(HalfDying("kill"), 20, workers=2)
+    assert not multiprocessing.active_children()
+    del caught
+
+
 def test_an_error_in_a_worker_arrives_as_it_was_raised():
     for workers in (0, 1):
         with pytest.raises(DataError) as caught:
             first_batches(Misbehaving("raising"), 20, workers=workers)
         assert str(caught.value) == "'5.png': of no use"
+
+
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_a_data_error(monkeypatch):
+    def cut_off(self):
+        raise EOFError
+
+    with open_stream(
+        Misbehaving("nothing"), batch_size=2, seed=0, device="cpu", workers=1
+    ) as stream:
+        monkeypatch.setattr(type(stream._iterator), "__next__", cut_off)
+        with pytest.raises(DataError, match="a data worker process died: EOFError"):
+            next(stream)
 
 
 def test_a_worker_found_dead_in_the_body_of_with_is_a_data_error_too():

@@ -237,9 +237,7 @@ class ImageStream:
                 )
 
     def _worker_death(self, error: BaseException) -> DataError:
-        return DataError(
-            f"{self._name}: a data worker process died: {one_line(error)}"
-        )
+        return DataError(f"{self._name}: a data worker process died: {one_line(error)}")
 
     def close(self) -> None:
         """End the worker processes and free the device's copy; harmless when repeated."""

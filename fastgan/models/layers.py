@@ -88,8 +88,8 @@ def normalisation(norm: str, channels: int) -> list[nn.Module]:
         channels: of the map.
 
     Example:
-        >>> normalisation("instance", 4)
-        [InstanceNorm2d(4, eps=1e-05, momentum=0.1, affine=True, track_running_stats=False)]
+        >>> [type(layer).__name__ for layer in normalisation("instance", 4)]
+        ['InstanceNorm2d']
     """
     if norm == "batch":
         return [nn.BatchNorm2d(channels)]

@@ -114,6 +114,7 @@ _BOTH = ("float32", "bfloat16")
 _NETWORKS = ("generator, forward and backward", "discriminator, forward and backward")
 _MAPS = ("512x4x4", "256x8x8", "128x16x16", "64x32x32")
 _FIVE, _ONE = "64x64, 5 critic updates", "64x64, 1 critic update"
+_SMALL = "32x32, 1 critic update"
 _STYLE = ("64x64x64, contiguous", "64x64x64, channels-last")
 _RESAMPLE = ("upfirdn2d up 2 with 4x4 taps", "upfirdn2d down 2 with 4x4 taps")
 _STYLEGAN2 = ("64x64, contiguous", "64x64, channels-last")
@@ -143,6 +144,10 @@ GOALS: tuple[Goal, ...] = (
     *_goals("cpu", "WGAN-GP iteration", _FIVE, "float32", 32, 1.4),
     *_goals("cpu", "WGAN iteration", _FIVE, "float32", 32, 1.3),
     *_goals("cpu", "DCGAN iteration", _ONE, "float32", 32, 1.0),
+    *_goals("cpu", "SNGAN iteration", _SMALL, "float32", 32, 1.3),
+    *_goals("cpu", "StyleGAN2 iteration", _SMALL, "float32", 32, 1.3),
+    *_goals("cpu", "R3GAN iteration", _SMALL, "float32", 32, 1.3),
+    *_goals("cpu", "CycleGAN iteration", _ONE, "float32", 4, 1.2),
     *_goals("cpu", "bias_act, forward and backward", _STYLE, "float32", 8, 2.0),
     *_goals("cpu", _RESAMPLE, _STYLE, "float32", 8, 2.0, peers="depthwise"),
     *_goals("cpu", _RESAMPLE, _STYLE, "float32", 8, 4.0, peers="eager"),

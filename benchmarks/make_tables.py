@@ -42,6 +42,7 @@ from fastgan.training.model_kinds import MODEL_KINDS, ModelKind
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+_NAMES = frozenset(page.stem for page in PAGES)
 BLOCK = re.compile(r"<!-- table: ([a-z0-9_-]+) -->\n(.*?)<!-- end of table -->", flags=re.S)
 
 
@@ -192,8 +193,6 @@ _PAPERS = {
     "cyclegan": ("CycleGAN", "Zhu et al. 2017", "1703.10593"),
     "pix2pix": ("pix2pix", "Isola et al. 2017", "1611.07004"),
 }
-#: Models that have a page of their own in docs/.
-_PAGES = ("acgan", "sngan", "biggan", "stylegan2", "r3gan", "cyclegan", "pix2pix")
 
 
 def models(results: list[tuple[Path, Result]], up: str) -> str:
@@ -201,7 +200,7 @@ def models(results: list[tuple[Path, Result]], up: str) -> str:
     body, used = [], {}
     for model, kind in MODEL_KINDS.items():
         title, paper, number = _PAPERS[model]
-        name = f"[{title}]({up}docs/{model}.md)" if model in _PAGES else title
+        name = f"[{title}]({up}docs/{model}.md)" if model in _NAMES else title
         measured = [
             (result.time, line.ratio.value, path, result)
             for path, result in results

@@ -234,7 +234,7 @@ def _safetensors(generator: TrainedGenerator, truncation: float | None) -> tuple
 
 def description(generator: TrainedGenerator) -> dict[str, Any]:
     """What a generator is built from, without folders of the machine that trained it."""
-    # As in "folder:/home/ada/photos", and "folder:/home/ada/horses and folder:/home/ada/zebras".
+    # As in "folder:/data/photos", and "folder:/data/horses and folder:/data/zebras".
     name = re.sub(r"(?<=:).*?([^/]*)(?=/*( and \w+:|$))", r"\1", generator.data.name)
     data = dataclasses.replace(generator.data, name=name)
     config = dataclasses.replace(

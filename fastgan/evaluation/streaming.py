@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from typing import Generic, TypeVar
 
 import torch
@@ -24,7 +25,7 @@ __all__ = ["FrechetDistance", "KernelDistance", "PrecisionRecall"]
 State = TypeVar("State")
 
 
-class _Streaming(Generic[State]):
+class _Streaming(ABC, Generic[State]):
     """What they have in common: a state of the real images, one of the generated."""
 
     def __init__(
@@ -79,8 +80,9 @@ class _Streaming(Generic[State]):
                 raise DataError(f"{name}: expected at least 2 images, got {self._counts[real]}")
         return self._states[True], self._states[False]
 
+    @abstractmethod
     def _merge(self, state: State | None, count: int, features: Tensor) -> State:
-        raise NotImplementedError
+        """The state after ``count`` images and these features' images more."""
 
 
 class FrechetDistance(_Streaming[tuple[Tensor, Tensor]]):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["LOGGERS", "MLflowLogger", "TrackioLogger", "WandbLogger"]
 
 
-class _Logger(Callback):
+class _Logger(Callback, ABC):
     """What they have in common: a run of the service, which the first process feeds.
 
     Args:
@@ -99,17 +100,20 @@ class _Logger(Callback):
         if run is not None and self._is_mine:
             self._finish(run, failed=failed)
 
+    @abstractmethod
     def _begin(self, name: str, settings: dict[str, Any]) -> None:
-        raise NotImplementedError
+        """Sets ``self.run``, and ``self._is_mine``: whether it began here."""
 
     def _log(self, metrics: Mapping[str, float], step: int) -> None:
         self.run.log(metrics, step=step)
 
+    @abstractmethod
     def _log_image(self, path: str, step: int) -> None:
-        raise NotImplementedError
+        """Sends the picture in a file."""
 
+    @abstractmethod
     def _finish(self, run: Any, *, failed: bool) -> None:
-        raise NotImplementedError
+        """Ends a run that began here."""
 
 
 class WandbLogger(_Logger):

@@ -56,7 +56,7 @@ class MinibatchStdDev(nn.Module):
             )
         wide = x.to(torch.promote_types(x.dtype, torch.float32))
         groups = wide.unflatten(0, (group, batch // group)).unflatten(2, (self.num_channels, -1))
-        # torch.var takes twenty times as long along the first dimension.
+        # torch.var is slow along the first dimension.
         apart = groups - groups.mean(0)
         spread = ((apart * apart).mean(0) + 1e-8).sqrt().mean((2, 3, 4)).to(x.dtype)
         planes = spread.repeat(group, 1)[:, :, None, None].expand(-1, -1, height, width)

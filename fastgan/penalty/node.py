@@ -105,11 +105,15 @@ class _Loss(torch.autograd.Function):
         saved = ctx.saved_tensors
         leaves, held, gradients = saved[:size], saved[size : ctx.tensors], saved[ctx.tensors :]
         reached = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        if not reached:
+            return tuple(results)
         computed: Sequence[Tensor]
         if not torch.is_grad_enabled():
-            factor = grad_output / ctx.count
+            scaled = torch._foreach_mul(
+                [at_least_float32(gradients[i]) for i in reached], grad_output / ctx.count
+            )
             computed = [
-                (at_least_float32(gradients[i]) * factor).to(leaves[i].dtype) for i in reached
+                gradient.to(leaves[i].dtype) for i, gradient in zip(reached, scaled, strict=True)
             ]
         else:
             with torch.autocast(grad_output.device.type, enabled=False):

@@ -404,6 +404,18 @@ def test_instance_norm_with_fixed_statistics_is_linear() -> None:
     agree(critic.double().eval(), (2, 2, 2))
 
 
+def test_parameters_that_no_score_depends_on_have_no_gradient() -> None:
+    weight = nn.Parameter(torch.ones(2, 1, 1))
+
+    def critic(x: Tensor) -> Tensor:
+        (x * weight).sum()
+        return x.square().mean((1, 2, 3))
+
+    real, fake, _ = images((2, 4, 4), 3, dtype=torch.float32)
+    fastgan.discriminator_loss(critic, real, fake, gp=10.0, path="fused").loss.backward()
+    assert weight.grad is None
+
+
 def test_no_critic_is_kept_alive() -> None:
     critic, shape = make("residual")
     real, fake, _ = images(shape, 2)

@@ -14,6 +14,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan.kernels import convolution, launch
+from fastgan.penalty import fused
+from fastgan.penalty.critics import Joining
 from fastgan.training import TrainConfig
 from fastgan.training.iteration import Iteration, MetricTotals, Shape
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
@@ -22,7 +24,7 @@ from fastgan.training.updates import GANUpdater, build_optimizer
 pytest.importorskip("triton", reason="Triton is a dependency on Linux only")
 
 #: Of a step of 64x64 images in bf16: one update of the critic, and one of the generator.
-LAUNCHES = {"dcgan": 177, "wgan": 161, "wgan-gp": 288}
+LAUNCHES = {"dcgan": 177, "wgan": 161, "wgan-gp": 196}
 
 LAUNCHES_NOTHING = {
     *("_local_scalar_dense", "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach"),
@@ -61,6 +63,8 @@ def test_an_iteration_launches_no_more_than_it_did(
 
     monkeypatch.setattr(launch.Launch, "__call__", count)
     monkeypatch.setattr(convolution, "interpreted", lambda: True)
+    # Kernels that don't run give no scores that could agree.
+    monkeypatch.setattr(fused, "joining", lambda *_: Joining(tries=0, joined=True))
     convolution._device_lacks.cache_clear()
     settings = {"image_size": 64, "batch_size": 2, "ngf": 8, "ndf": 8, "nz": 8, "ema_decay": 0.0}
     config = TrainConfig(out="", model=model, precision="bf16", n_critic=1, **settings).resolved()

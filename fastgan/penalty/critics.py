@@ -1,4 +1,4 @@
-"""Runs critics for the record: what they are called, what they return, what moves meanwhile."""
+"""Runs critics on a tape: their names, their scores, and the state they change."""
 
 from __future__ import annotations
 
@@ -39,7 +39,8 @@ Scores = Callable[[Any], Any]
 
 
 def _unwrapped(critic: Any) -> Iterator[Any]:
-    """A critic, and what is in its ``torch.compile`` and DistributedDataParallel wrappers."""
+    """The critic and its inner modules, as wrapped by ``torch.compile`` or
+    DistributedDataParallel."""
     yield critic
     if isinstance(critic, nn.parallel.DistributedDataParallel):
         yield from _unwrapped(critic.module)
@@ -55,14 +56,14 @@ def inner_critic(critic: Any) -> Any:
 def run_within(critic: Any, images: Tensor, run: Callable[[], tuple[Any, ...]]) -> tuple[Any, ...]:
     """Calls ``run()``, through ``critic``'s forward if ``critic`` is DistributedDataParallel.
 
-    DDP averages gradients over processes by hooks on the parameters, which fire for whatever writes
-    their ``.grad``. But it expects a call of its ``forward`` in each step: there it sends buffers
-    around, gets its buckets ready and looks through the output's graph for parameters that won't
-    get a gradient. So the fused pass runs *as* the forward pass of the module inside.
+    DDP averages gradients by hooks on the parameters, which fire however ``.grad`` is written. But
+    it expects one call of its ``forward`` per step, where it broadcasts buffers, prepares its
+    buckets and searches the output's graph for unused parameters. So the fused pass runs *as* the
+    inner module's forward.
 
     Args:
-        critic: what the user passed.
-        images: what a forward pass would take.
+        critic: the user's critic.
+        images: the forward pass's input.
         run: returns a tuple that begins with the loss, which has a graph to the parameters.
     """
     parallel = nn.parallel.DistributedDataParallel
@@ -92,7 +93,7 @@ class Critic:
     """A user's critic, and how to get scores from it.
 
     Args:
-        critic: a module or function; if its class has a method ``scores``, that is asked.
+        critic: a module or function; if its class has a method ``scores``, that is called instead.
         args: its arguments after the images.
         scores: selects the scores from its output; None takes all tensors in it.
     """
@@ -151,9 +152,9 @@ class Recording:
     """One run of a critic.
 
     Attributes:
-        names: of its batches, one after the other.
+        names: the batches' names, in order.
         tape: the recorded ops.
-        scores: what it returned, without a graph.
+        scores: the returned scores, without a graph.
         values: the scores as values of the tape.
     """
 
@@ -188,7 +189,7 @@ class Recording:
 
     @property
     def one_score_each(self) -> bool:
-        """Whether, beside that, each sample has one score, so that its gradients are multiples."""
+        """Whether also each sample has one score, so gradients are proportional."""
         return self.apart and [score.numel() for score in self.scores] == [self.scores[0].size(0)]
 
 
@@ -202,17 +203,17 @@ def record(
     leave: bool = False,
     on_tape: Callable[[Tape], object] | None = None,
 ) -> Recording:
-    """Runs a critic and records what it does.
+    """Runs a critic and records its ops.
 
     Args:
         critic: what to run.
         images: (N, ...); left as they are, unless there are several batches.
-        names: of the batches in ``images``, which belongs to the recording if there are several;
-            arguments with a row for each sample are repeated as often.
+        names: the batches in ``images``. If there are several, the recording owns ``images``, and
+            arguments with a row per sample are repeated for each batch.
         divided: see :class:`fastgan.penalty.tape.Tape`.
-        watching: whether :attr:`fastgan.penalty.tape.Tape.moves` is to tell of what Python code
-            moves as well.
-        leave: whether to restore everything that the critic changed.
+        watching: whether :attr:`fastgan.penalty.tape.Tape.moves` also reports state changed by
+            Python code.
+        leave: whether to restore all state that the critic changed.
         on_tape: called with the tape before the critic runs.
 
     Raises:
@@ -250,7 +251,7 @@ def record(
             raise refused from None
         if "leaf Variable that requires grad" in str(error):
             raise Unrecordable("an op that torch's modes don't see changes a tensor") from error
-        if joined:  # one that wants its batch's size; any other error comes again without joining
+        if joined:  # the critic may need this batch size; any other error recurs without joining
             raise Changed(f"a larger batch raises {type(error).__name__}") from error
         raise
     del given, scores
@@ -278,7 +279,7 @@ def _repeated(args: Sequence[Any], rows: int, times: int) -> Sequence[Any]:
     ]
 
 
-#: Objects that stand for themselves.
+#: Objects compared by identity.
 _NAMED = (
     *(Tensor, nn.Module, types.FunctionType, types.MethodType, types.BuiltinFunctionType),
     *(types.ModuleType, type, logging.Logger),
@@ -298,10 +299,10 @@ _MOST_BYTES = 1 << 16
 
 
 class _Pickler(pickle.Pickler):
-    """Pickles what objects hold, tensors, modules and functions by their identity."""
+    """Pickles objects' contents; tensors, modules and functions by identity."""
 
     def persistent_id(self, obj: Any) -> int | None:
-        """A number for objects that stand for themselves."""
+        """A number for objects compared by identity."""
         if getattr(obj, "nbytes", 0) > _MOST_BYTES or type(obj).__module__ == "itertools":
             raise pickle.PicklingError("takes too long, or changes by being pickled")
         return id(obj) if isinstance(obj, _NAMED) else None
@@ -313,13 +314,13 @@ def _pickled(values: list[Any]) -> bytes | None:
     try:
         if values:
             _Pickler(buffer).dump(values)
-    except Exception:  # whatever a user's class raises
+    except Exception:  # a user's class may raise anything
         return None
     return buffer.getvalue()
 
 
 def _random_states() -> tuple[Any, bytes, Any]:
-    """Python's, and NumPy's twice: for comparison, and to be set."""
+    """Python's random state, and NumPy's twice: for comparison and for restoring."""
     numpy = sys.modules.get("numpy")
     state = None if numpy is None else numpy.random.get_state()
     return random.getstate(), b"" if state is None else state[1].tobytes(), state
@@ -330,7 +331,7 @@ class _State:
 
     Args:
         critic: the critic; only a module's state can be seen.
-        watching: whether :meth:`moved` will be asked for.
+        watching: whether :meth:`moved` will be called.
     """
 
     def __init__(self, critic: Any, *, watching: bool) -> None:
@@ -344,7 +345,7 @@ class _State:
         self.torch = torch.get_rng_state()
         self.watching = watching
         if watching:
-            # What may change without being assigned.
+            # These can change without an assignment.
             self.values = [
                 value
                 for module in modules
@@ -387,20 +388,19 @@ class _State:
                 sys.modules["numpy"].random.set_state(self.random[2])
 
 
-#: Joining saves the host's time for each op and costs memory, so batches that keep more than this
-#: are joined only where that costs none.
+#: Joining saves host time per op but costs memory: larger batches are joined only if it costs none.
 MOST_BYTES_JOINED = 1 << 24
 
 
 @dataclass
 class Joining:
-    """Whether a critic's batches may be joined, as far as earlier calls have shown.
+    """Whether a critic's batches may be joined, judging by earlier calls.
 
     Attributes:
-        tries: how many calls may still find out. Lazy modules change state in the first call only,
-            so there are two.
+        tries: how many calls may still test it. There are two, because lazy modules change state in
+            the first call only.
         joined: whether joined batches gave the same scores as separate ones.
-        size: bytes of activations that the joined batches keep.
+        size: bytes of activations kept by the joined batches.
     """
 
     tries: int = 2
@@ -417,10 +417,9 @@ _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, Joining]] = weakref.WeakK
 
 
 def joining(critic: Critic, images: Tensor, names: tuple[str, ...]) -> Joining:
-    """Records of a critic's calls with these batches, and with images of this kind.
+    """What is known of joining this critic's batches, for images of this kind.
 
-    It is kept for modules only, and not for modules with hooks: a hook would run once for all
-    batches.
+    Kept only for modules without hooks: a hook would run once for all batches.
     """
     inner = critic.inner
     modules = list(inner.modules()) if isinstance(inner, nn.Module) else []

@@ -1,4 +1,4 @@
-"""The penalty as PyTorch writes it: a gradient with a graph, differentiated again.
+"""The penalty in plain PyTorch: a gradient with ``create_graph=True``, differentiated again.
 
 torch 2.13's third derivatives of layer norm, instance norm and batch norm in training mode are
 wrong, as finite differences show: :func:`refuse_wrong_derivatives`.
@@ -31,11 +31,11 @@ class Asked:
     """The penalty to compute.
 
     Attributes:
-        loss: (real scores, fake scores) -> a scalar, each the tensors that the critic returned;
-            None for a penalty alone.
-        penalties: by batch: at "points" (interpolates, or those given), "real" and "fake" images.
-        linear: for a loss that is linear in the scores: its gradient in each real and each fake
-            score, times their number. Each batch can then be finished before the next one starts.
+        loss: (real scores, fake scores) -> a scalar; None for a penalty alone. Both arguments are
+            the tensors that the critic returned.
+        penalties: by batch: "points" (interpolates, or given points), "real" or "fake".
+        linear: for a loss that is linear in the scores: its gradients for a real and a fake score,
+            times N. Each batch can then be finished before the next one starts.
     """
 
     loss: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None
@@ -48,7 +48,7 @@ def loss_by_double_backward(
     scores: Callable[[str, Tensor], list[Tensor]],
     images: Callable[[str], Tensor],
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The loss, differentiable to any order in whatever ``scores`` depends on, and its terms.
+    """The loss, differentiable to any order, and its terms.
 
     Args:
         asked: what to compute.
@@ -109,8 +109,8 @@ def refuse_wrong_derivatives(loss: Tensor, critic: Any) -> Tensor:
     """Returns ``loss``; its backward raises under create_graph if the third derivative would be
     wrong.
 
-    Within a transform of ``torch.func`` it is unchanged, because a transform doesn't say whether it
-    differentiates again; so it is for a function, whose layers can't be seen.
+    Doesn't apply within transforms of ``torch.func``, which don't say whether they differentiate
+    again, nor to critics that are functions, because their layers are unknown.
     """
     if not loss.requires_grad or not isinstance(critic, nn.Module):
         return loss

@@ -3,8 +3,8 @@
     vjp, jvp      f'(x) d,  f'(x) u
     gradients     f''(x) d u,  which is zero for the piecewise-linear ones
 
-Activations have theirs in :mod:`fastgan.activations`. Autograd has those of the others: all that
-must be known of them is which are piecewise linear.
+:mod:`fastgan.activations` defines activations' derivatives. Other functions use autograd, and are
+listed here as piecewise linear or smooth.
 """
 
 # ruff: noqa: D102
@@ -42,7 +42,7 @@ class ActivationRule(Rule):
     """A row of :data:`fastgan.activations.ACTIVATIONS`.
 
     Args:
-        activation: the row.
+        activation: the table's row.
         negative_slope: of "leaky_relu".
     """
 
@@ -73,7 +73,7 @@ class ActivationRule(Rule):
 
 
 def _activation(node: Node) -> Rule:
-    """The rule of the row that the arguments say."""
+    """The rule for the activation named in the arguments."""
     call = activation_call(node.func, node.args, node.kwargs)
     if call is None or set(node.slots) != {0}:
         return POINTWISE
@@ -89,7 +89,7 @@ _BY_ROWS = Autograd(by_rows=True)
 
 
 class _BiasAct(Rule):
-    """StyleGAN's bias with a piecewise-linear activation, read off the output's signs."""
+    """StyleGAN's bias and piecewise-linear activation, differentiated by the output's sign."""
 
     def for_node(self, node: Node) -> Rule:
         act, alpha, along_samples = node.arg(3), node.arg(4), node.arg(2) % len(node.slots[0].shape)

@@ -24,18 +24,18 @@ class Samples:
     batch: int
 
     def of(self, tensor: Tensor) -> Tensor:
-        """Their rows of a tensor with the same number of rows for each sample."""
+        """The samples' rows of a tensor with a fixed number of rows per sample."""
         rows = tensor.size(0) // self.batch
         return tensor[self.start * rows : self.stop * rows]
 
     def zeroed(self, tensor: Tensor) -> Tensor:
-        """A copy in which their rows are zero."""
+        """A copy with the samples' rows set to zero."""
         result = tensor.clone()
         self.of(result).zero_()
         return result
 
     def shape(self, whole: torch.Size) -> torch.Size:
-        """The shape of their rows of a tensor of shape ``whole``."""
+        """The shape of the samples' rows of a tensor of shape ``whole``."""
         return torch.Size((whole[0] // self.batch * len(self), *whole[1:]))
 
     def __len__(self) -> int:
@@ -43,16 +43,16 @@ class Samples:
 
 
 class Value:
-    """A tensor on the tape, whose shape is that of the samples' rows that are on it.
+    """A tensor on the tape. Its shape counts only the rows of samples on the tape.
 
     Attributes:
         by_images: whether it depends on the images.
         by_parameters: whether it depends on a parameter.
-        leaf: the parameter itself, if it is one.
-        batched: whether its n-th row (or n-th group of rows, if it has several for each sample)
-            depends on sample n only.
+        leaf: the parameter, if the value is one.
+        batched: whether its n-th row (or group of rows, if each sample has several) depends on
+            sample n only.
         tensor: its data, kept if a rule reads them.
-        readers: how many ops will still read the data.
+        readers: how many ops have yet to read the data.
     """
 
     __slots__ = (
@@ -80,15 +80,15 @@ class Node:
         args: the op's arguments, with a :class:`Value` for each tensor on the tape.
         slots: its inputs on the tape by slot.
         inner: the slots that depend on the images.
-        own: those that depend on parameters only.
-        outer: all that depend on parameters.
+        own: the slots that depend on parameters only.
+        outer: all slots that depend on parameters.
         outputs: its results; None for those that aren't differentiable.
         reads: the values whose data its derivatives read.
-        overwrite: whether a rule may write its result over the output gradient, tangent or first
-            argument that it is given.
-        kept: what the rule's own forward pass kept.
+        overwrite: whether a rule may write its result in place of its output gradient, tangent or
+            first argument.
+        kept: what the rule's forward pass saved for its derivatives.
         random: the random state before it ran, if it draws random numbers.
-        layer: the name of the module that called it, recorded for (:func:`fastgan.explain`).
+        layer: the name of the calling module, for :func:`fastgan.explain`.
     """
 
     func: Any
@@ -127,7 +127,7 @@ class Node:
             self.args[slot] = argument
 
     def arg(self, position: int, default: Any = None) -> Any:
-        """An argument, with values replaced by their data."""
+        """An argument, with values replaced by their tensors."""
         if position >= len(self.args):
             return default
         argument = self.args[position]
@@ -136,7 +136,7 @@ class Node:
         return argument.tensor if isinstance(argument, Value) else argument
 
     def replaced(self, other: Callable[[Any, Any], Any]) -> list[Any]:
-        """The arguments and the items of lists among them, each replaced by other(slot, it)."""
+        """The arguments, with each (or each item of a list) replaced by other(slot, argument)."""
         return [
             [other((position, index), item) for index, item in enumerate(argument)]
             if isinstance(argument, list)

@@ -1,9 +1,9 @@
-"""The penalty as a function of each sample's gradient, and its derivative in that gradient.
+"""The penalty as a function of each sample's gradient, and its derivative by that gradient.
 
     P = weight * mean_n (||g_n|| - target)^2            sided="one": only where ||g_n|| > target
     dP/dg_n = (2 weight / N) (||g_n|| - target) g_n / ||g_n||                 0 where ||g_n|| = 0
 
-Everything here is float32 or wider, whatever the critic computes in.
+Everything here is float32 or float64, whatever dtype the critic uses.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Formula:
 
     Attributes:
         weight: the penalty's factor.
-        target: the norm that isn't penalised.
-        one_sided: whether smaller norms aren't penalised either.
+        target: the norm at which the penalty is zero.
+        one_sided: whether only norms above the target are penalised.
     """
 
     weight: float
@@ -47,10 +47,10 @@ class Formula:
         return self.weight * excess.square().mean()
 
     def value_and_tangent(self, gradient: Tensor, out: Tensor) -> Tensor:
-        """P of g, (N, ...), and N dP/dg written into ``out``; neither carries a graph.
+        """P of g, (N, ...), and N dP/dg, written to ``out``; neither has a graph.
 
-        The factor N keeps the tangents of a large batch within a half-precision number's range. In
-        ``out``, of g's shape, each sample's elements are dense in memory.
+        The factor N keeps a large batch's tangents in half precision's range. ``out`` has g's
+        shape; each sample's elements must be dense in memory.
         """
         dtypes = (gradient.dtype, out.dtype)
         if gradient.dtype != out.dtype and (torch.float64 in dtypes or torch.float32 not in dtypes):

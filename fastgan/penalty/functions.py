@@ -1,4 +1,4 @@
-"""The functions of :mod:`fastgan.penalty`, and how they choose a path."""
+"""The public functions, and the choice between the fused and autograd's path."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class DiscriminatorLoss(NamedTuple):
     """The sum of the adversarial loss and the penalties; the one to call ``backward`` on."""
     terms: dict[str, Tensor]
     """Detached scalars: ``adversarial``; ``real`` and ``fake``, the mean scores; ``gp``, ``r1`` and
-    ``r2`` where asked for."""
+    ``r2`` if requested."""
 
 
 def gradient_penalty(
@@ -89,15 +89,15 @@ def gradient_penalty(
 ) -> Tensor:
     """weight * mean over samples of (||gradient|| - target)^2.
 
-    The gradient is that of the sum of the scores, per sample, over all its elements.
-    ``target=0, at="real", weight=gamma / 2`` is R1, ``at="fake"`` R2.
+    The norm is taken per sample over all elements of the gradient of the summed scores. ``target=0,
+    at="real", weight=gamma / 2`` is R1, ``at="fake"`` R2.
 
     Args:
         critic: a module or function that returns a tensor of scores with a row for each sample
             (one score each, or a map), or a tuple, list or dict of such; if its class has a method
             ``scores``, that is called instead.
         real: floating, (N, C, H, W), or any shape with a batch dimension and at least one more;
-            taken as a constant, as ``fake`` is.
+            a constant, like ``fake``.
         fake: same shape as ``real``; may be None where ``at`` doesn't use it.
         weight: the penalty's factor.
         target: the gradient norm at which the penalty is zero.
@@ -106,28 +106,28 @@ def gradient_penalty(
             is eps * real + (1 - eps) * (real + 0.5 * std(real) * u), u uniform per element.
         eps: shape (N, 1, ..., 1), as many dimensions as ``real``; None draws it uniformly from
             [0, 1), one for each sample.
-        generator: the random stream to draw from; None is torch's default one.
+        generator: the random generator; None is torch's default one.
         path: "fused" records the critic and computes the gradient from the recording; "autograd" is
-            double backward, which gives the same; "auto" takes the first where a recording can be
-            made, and otherwise the second with a :class:`fastgan.FallbackWarning` that says why.
-            :func:`fastgan.explain` shows what a critic takes.
+            double backward, with the same result; "auto" takes "fused" if the critic can be
+            recorded, otherwise "autograd" with a :class:`fastgan.FallbackWarning` that says why.
+            :func:`fastgan.explain` shows the path of a critic.
         critic_args: the critic's arguments after the images, such as ``(labels,)``.
         scores: a function that selects the scores from the critic's output; None takes all tensors
             in it.
 
     Returns:
-        A scalar, differentiable in the critic's parameters to any order (but on autograd's path
-        once only for a critic with torch's layer or instance norm, or batch norm in training mode:
-        a RuntimeError says that their third derivatives are wrong); float32, or float64 where the
-        gradient is. A gradient of zero has the norm 0 and the subgradient 0, never NaN.
+        A scalar, float32, or float64 if the gradient is. It is differentiable in the critic's
+        parameters to any order; on autograd's path only once if the critic has torch's layer or
+        instance norm, or batch norm in training mode, since their third derivatives are wrong (a
+        RuntimeError says so). A gradient of zero has the norm 0 and the subgradient 0, never NaN.
 
     Raises:
-        ConfigError: an unknown word, or a number that isn't finite (a ValueError).
+        ConfigError: an unknown option, or a number that isn't finite (a ValueError).
         DtypeError: ``real``, ``fake`` or ``eps`` isn't a tensor, or ``critic_args`` neither tuple
             nor list (a TypeError).
         UnsupportedCriticError: ``path="fused"`` and a critic that can't be recorded, with the
             reason; or an output without a row for each sample, such as a batch mean (a ValueError).
-        ValueError: ``real``, ``fake`` or ``eps`` of an unfit shape or dtype.
+        ValueError: ``real``, ``fake`` or ``eps`` has the wrong shape or dtype.
 
     Example:
         A linear critic has the gradient w everywhere, so the penalty is weight * (||w|| - 1)^2.
@@ -160,8 +160,8 @@ def wgan_gp_critic_loss(
 ) -> CriticLoss:
     """mean f(fake) - mean f(real) + penalty, at interpolates and with target 1.
 
-    :func:`discriminator_loss` with ``loss="wasserstein", gp=weight``: the other arguments are its
-    own, and so are the errors.
+    :func:`discriminator_loss` with ``loss="wasserstein", gp=weight``: it documents the other
+    arguments and the errors.
 
     Args:
         weight: the penalty's factor.
@@ -207,12 +207,12 @@ def discriminator_loss(
     If each sample has one score and no samples are coupled, a step with R1 and R2 takes four
     convolutions a layer: forward, output gradient, tangent and weight gradient.
 
-    By autograd's path the critic sees fakes, then reals, then interpolates. So does the fused one
-    where a forward pass moves anything (spectral norm, batch norm, counters, random numbers);
-    elsewhere they may be one batch, which changes nothing.
+    On autograd's path the critic runs on fakes, then reals, then interpolates. The fused path does
+    the same if a forward pass changes state (spectral norm, batch norm, counters, random numbers);
+    otherwise it may run them as one batch, with the same result.
 
-    The arguments that aren't listed are those of :func:`gradient_penalty`, and so are the errors.
-    Fakes, reals and interpolates share ``critic_args``.
+    :func:`gradient_penalty` documents the other arguments and errors. ``critic_args`` apply to
+    fakes, reals and interpolates alike.
 
     Args:
         loss: with real scores a, fake scores b: "wasserstein" is mean b - mean a; "logistic" mean
@@ -284,8 +284,7 @@ def _asked(
 def _eager(function: Callable[..., Result]) -> Callable[..., Result]:
     """Applies ``torch.compiler.disable`` lazily, since its import takes a second.
 
-    A pass that records the critic and computes its own gradients can't be traced by torch.compile,
-    so the graph breaks here.
+    torch.compile can't trace a pass that records the critic, so the graph breaks here.
     """
 
     @functools.wraps(function)
@@ -302,7 +301,7 @@ def _eager(function: Callable[..., Result]) -> Callable[..., Result]:
 def _computed(
     path: str, critic: _Critic, asked: Asked, given: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The fused loss, or autograd's if asked for or if the critic can't be recorded; its terms."""
+    """The loss and its terms, by the fused path, or by autograd if requested or unavoidable."""
     if path != "autograd":
         try:
             return fused_loss(critic, asked, given)

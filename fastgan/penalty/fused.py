@@ -1,10 +1,8 @@
-"""Computes a critic's loss from recordings: forward passes, the loss's gradient in the scores, then
-the passes over the tapes.
+"""Computes a critic's loss by recording its forward passes and running passes over the tapes.
 
-Fakes, reals and interpolates are recorded one after the other, in this order, as plain code would
-run them. If a critic's forward turns out to have no side effects and doesn't couple samples, later
-calls run all as one batch; each such call is checked again
-(:class:`fastgan.penalty.critics.Joining`).
+Fakes, reals and interpolates are recorded in this order, as plain code would run them. If the
+forward pass has no side effects and doesn't couple samples, later calls run all as one batch; each
+such call is checked again (:class:`fastgan.penalty.critics.Joining`).
 """
 
 from __future__ import annotations
@@ -30,9 +28,9 @@ from fastgan.penalty.tape import Changed
 __all__ = ["fused_loss"]
 
 Names = tuple[str, ...]
-"""The batches that are recorded together: "fake", "real" or "points"."""
+"""Names of batches recorded together: "fake", "real" or "points"."""
 Seeds = dict[str, list[Tensor]]
-"""N times the loss's gradient in each of a batch's scores; none at the points."""
+"""N times the loss's gradient for each of a batch's scores; none at the points."""
 
 
 def fused_loss(
@@ -43,8 +41,8 @@ def fused_loss(
     Args:
         critic: the critic.
         asked: what to compute.
-        given: "real" and "fake" images, (N, ...), without a graph, and "eps", the share of real in
-            the interpolates, for a penalty there; or "points" alone.
+        given: "real" and "fake" images, (N, ...), without a graph, and for a penalty at
+            interpolates "eps", the share of real; or "points" alone.
     """
     run = _Run(critic, asked, given)
     loss, terms = run_within(critic.given, run.example, run.result)
@@ -70,7 +68,7 @@ class _Run:
         self._start()
 
     def _start(self) -> None:
-        #: N times each leaf's gradient, and the leaves in the order in which they were met.
+        #: N times each leaf's gradient, and the leaves in order of first use.
         self.gradients: dict[int, Tensor] = {}
         self.leaves: dict[int, Tensor] = {}
         self.terms: dict[str, Tensor] = {}
@@ -90,7 +88,7 @@ class _Run:
         """Whether gradients are needed."""
         return bool(self.leaves) and torch.is_grad_enabled()
 
-    # What runs when -----------------------------------------------------------------------------
+    # Schedule -----------------------------------------------------------------------------------
 
     def _loss(self) -> Tensor:
         if self.asked.loss is None:
@@ -107,12 +105,12 @@ class _Run:
         """The batches to record together, in order."""
         names = self.together
         if "points" in names and self.joining.large and self.asked.linear is not None:
-            # The loss is finished before the interpolates take memory.
+            # Finish the loss before the interpolates take memory.
             return [names[:-1], names[-1:]]
         return [names]
 
     def _of(self, plan: Sequence[Names]) -> Tensor:
-        """The loss, from batches recorded in this order."""
+        """The loss from batches recorded in this order."""
         linear, penalties = self.asked.linear, self.asked.penalties
         early = linear is not None and set(penalties) <= {"points"} and not self.watching
         early = early and len(plan) > 1
@@ -132,14 +130,14 @@ class _Run:
             total = total + self._passes(points, {})
             del points
         while scored and not early:
-            # The last recorded batch goes first, while its activations are in the cache.
+            # The last recorded batch first: its activations are still in the cache.
             total = total + self._passes(scored.pop(), seeds)
         return total
 
     def _learn(self) -> None:
         """Raises :class:`Changed` if the batches can be joined.
 
-        This call then joins them, too, so that a resumed run repeats it to the bit.
+        Then this call joins them as well, so that a resumed run repeats it bit by bit.
         """
         if all(batch.tape.moves is None for batch in self.batches.values()):
             for name in self.together:
@@ -156,7 +154,7 @@ class _Run:
             return
         self.joining.size = whole.size
         apart = [torch.cat(s) for s in zip(*(batch.scores for batch in batches), strict=True)]
-        # NaN agrees with nothing, infinity with all: another call will tell.
+        # NaN equals nothing and infinity everything: decide in another call.
         if all(bool(s.isfinite().all()) for s in apart) and _agree(whole.scores, apart):
             raise Changed("each sample's score is the same in a larger batch")
 
@@ -176,7 +174,7 @@ class _Run:
         return batch
 
     def _images(self, names: Names) -> Tensor:
-        """The images of one batch, or fakes, reals and perhaps interpolates one after the other."""
+        """The images of one batch, or of several batches concatenated."""
         given = self.given
         if len(names) == 1:
             return images_of(names[0], given)
@@ -188,10 +186,10 @@ class _Run:
         torch.ops.fastgan.penalty_mix_(batch, real, fake, eps)
         return batch
 
-    # The loss of the scores ---------------------------------------------------------------------
+    # Loss of the scores -------------------------------------------------------------------------
 
     def _of_scores(self) -> tuple[Tensor, Seeds]:
-        """The loss of the scores, and its seeds."""
+        """The loss of the scores, and its gradients for the scores."""
         loss_of = self.asked.loss
         assert loss_of is not None
         scores = {name: self.batches[name].scores_of(name) for name in ("real", "fake")}
@@ -259,7 +257,7 @@ class _Run:
 
         def scores(name: str, images: Tensor) -> list[Tensor]:
             batch = self.batches[name]
-            # Samples aren't coupled, so the other rows may hold any images.
+            # Samples aren't coupled, so the other rows may be any images.
             whole = torch.cat([images] * len(batch.names))
             outputs = replayed(batch.tape, batch.values, whole, leaves)
             return [batch.rows(name).of(score) for score in outputs]
@@ -268,7 +266,7 @@ class _Run:
 
 
 def _stacked(names: Any, seeds: Seeds) -> list[Tensor] | None:
-    """The seeds of several batches, for each score; None if there are none."""
+    """Several batches' gradients for each score, concatenated; None if there are none."""
     given = [seeds[name] for name in names if name in seeds]
     if len(given) < 2:
         return given[0] if given else None
@@ -276,7 +274,7 @@ def _stacked(names: Any, seeds: Seeds) -> list[Tensor] | None:
 
 
 def _agree(joined: Sequence[Tensor], apart: Sequence[Tensor]) -> bool:
-    """Whether scores are the same but for rounding."""
+    """Whether scores are equal up to rounding."""
     for actual, expected in zip(joined, apart, strict=True):
         relative = {torch.float64: 1e-10, torch.float32: 1e-3}.get(actual.dtype, 1e-2)
         scale = relative * float(expected.abs().max())

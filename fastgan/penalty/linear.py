@@ -39,10 +39,10 @@ class _Linear(Rule):
         transpose: (node, grad) -> J^T grad; None asks autograd.
         mapped: (node, tangent) -> J tangent; None is the op itself.
         dims: positions of the arguments that name dimensions.
-        batched: (node, number of samples) -> whether it keeps samples apart; None: it does if none
-            of the dimensions is the first, which stays as it is.
-        by_rows: whether it can be applied to some rows only.
-        kind: PIECEWISE_LINEAR where ``run`` chooses the map.
+        batched: (node, number of samples) -> whether it keeps samples apart; None: it does if
+            ``dims`` don't include the first dimension.
+        by_rows: whether it can be applied to a subset of rows.
+        kind: PIECEWISE_LINEAR if ``run`` chooses the map.
         name: name in reports.
     """
 
@@ -96,24 +96,24 @@ class _Linear(Rule):
 
 
 def _dims(node: Node, position: int) -> list[int]:
-    """The dimensions that an argument names; all where it is missing or empty."""
+    """The dimensions given by an argument; all if it is missing or empty."""
     rank = len(node.slots[0].shape)
     given = node.args[position] if position < len(node.args) else None
     listed = [given] if isinstance(given, int) else given
     return sorted(dim % max(rank, 1) for dim in listed) if listed else list(range(rank))
 
 
-# Maps of one tensor ----------------------------------------------------------------------------
+# One tensor ------------------------------------------------------------------------------------
 
 
 class _View(_Linear):
-    """The same numbers in another shape; a copy where the layout doesn't allow a view."""
+    """The same elements in another shape; a copy if the layout doesn't allow a view."""
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         try:
             return func(*args, **kwargs)
         except RuntimeError:
-            # Images are always channels-last here, so a view may not exist.
+            # Images are always channels-last here, so a view may be impossible.
             return args[0].contiguous().view(args[1])
 
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
@@ -129,7 +129,7 @@ def _unshaped(node: Node, grad: Tensor) -> Tensor:
 
 
 def _whole_samples(node: Node, samples: int) -> bool:
-    """Rows are split or merged within samples only."""
+    """Whether rows are split or merged only within samples."""
     output = node.result.shape
     return len(output) > 0 and output[0] % samples == 0
 
@@ -156,7 +156,7 @@ def _unaveraged(node: Node, grad: Tensor) -> Tensor:
 
 
 class _Kept(_Linear):
-    """A map that its forward pass has drawn or chosen, and keeps beside the output."""
+    """A map chosen in the forward pass (a dropout mask, the maxima's indices) and saved."""
 
     keeps_rows = True
 
@@ -165,15 +165,15 @@ class _Kept(_Linear):
         return output, *node.kept
 
 
-def _to_places(node: Node, grad: Tensor) -> Tensor:
-    """Maximum over windows: to where each maximum came from."""
+def _to_maxima(node: Node, grad: Tensor) -> Tensor:
+    """Max pooling's vjp: gradients go to the maxima's positions."""
     shape = node.slots[0].shape
     flat = grad.new_zeros(shape).flatten(-2)
     # Windows overlap if the stride is smaller than the window, so gradients are summed.
     return flat.scatter_add_(-1, node.kept[0].flatten(-2), grad.flatten(-2)).view(shape)
 
 
-def _from_places(node: Node, tangent: Tensor) -> Tensor:
+def _from_maxima(node: Node, tangent: Tensor) -> Tensor:
     (indices,) = node.kept
     result: Tensor = tangent.flatten(-2).gather(-1, indices.flatten(-2)).view(indices.shape)
     return result
@@ -189,7 +189,7 @@ def _dropped(node: Node, grad: Tensor) -> Tensor:
 
 
 def _every_row(node: Node, samples: int) -> bool:
-    """The first index takes all rows, or is arange(N)."""
+    """Whether the first index selects all rows, or is arange(N)."""
     first = node.args[1][0]
     if first is None or not isinstance(first, Tensor):
         return first is None
@@ -202,10 +202,10 @@ def _every_row(node: Node, samples: int) -> bool:
 
 
 class _Sum(Rule):
-    """A sum of multiples of tensors that are broadcast, row by row.
+    """A linear combination of tensors, broadcast row by row.
 
     Args:
-        multiple: (node, slot, what is in it) -> its multiple.
+        multiple: (node, slot, tensor) -> its multiple.
     """
 
     kind = LINEAR
@@ -241,14 +241,14 @@ _divided = _Sum(lambda node, slot, tensor: tensor / node.arg(1))
 
 
 def _quotient(node: Node) -> Rule:
-    """a / b is linear for a constant b."""
+    """a / b with a constant b."""
     if node.kwargs.get("rounding_mode") or node.inner != [0]:
         return POINTWISE
     return _divided if set(node.slots) == {0} else PIECEWISE
 
 
 class _Copy(_Sum):
-    """copy_(target, source): what is written takes the place of what was there."""
+    """copy_(target, source): the result is the source, in the target's shape and dtype."""
 
     broadcasts = False
 
@@ -256,7 +256,7 @@ class _Copy(_Sum):
         return set(node.slots) == {1} and node.slots[1].shape == node.result.shape
 
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
-        # Not the op itself, which has no derivative.
+        # The op itself has no derivative.
         return args[1].to(args[0].dtype).expand_as(args[0]).clone()
 
 
@@ -304,13 +304,13 @@ class _Join(_Several):
 
 
 def read_region(flat: Tensor, place: tuple[Any, ...]) -> Tensor:
-    """A place (shape, strides, offset) of a flat storage."""
+    """Reads a region (shape, strides, offset) of a flat storage."""
     return flat.as_strided(*place)
 
 
 def write_region(flat: Tensor, piece: Tensor, place: tuple[Any, ...]) -> Tensor:
-    """A flat storage with a piece written to its place."""
-    # Not as_strided_scatter, whose gradients are wrong (2.13).
+    """A copy of a flat storage with a region overwritten."""
+    # as_strided_scatter has wrong gradients (2.13).
     result = flat.clone(memory_format=torch.contiguous_format)
     result.as_strided(*place).copy_(piece)
     return result
@@ -377,7 +377,7 @@ LINEAR_RULES: dict[Any, Rule] = {
         mapped=lambda node, input: aten.constant_pad_nd(input, node.args[1])
     ),
     aten.max_pool2d_with_indices.default: _Kept(
-        _to_places, _from_places, kind=PIECEWISE_LINEAR, name="max_pool2d"
+        _to_maxima, _from_maxima, kind=PIECEWISE_LINEAR, name="max_pool2d"
     ),
     aten.native_dropout.default: _Kept(_dropped, _dropped),
     aten.im2col.default: _Linear(batched=_whole_samples),

@@ -1,9 +1,8 @@
 """The autograd node of the fused passes: parameters in, a loss out.
 
-Loss and gradients are computed together in the forward pass; backward returns the gradients, scaled
-by grad_output (under a GradScaler, the scale). If they have to be
-differentiable themselves, backward runs the tapes anew in differentiable functions instead, so that
-derivatives of any order come out right, at double backward's price.
+The forward pass computes loss and gradients together; backward returns the gradients times
+grad_output (a GradScaler's scale). With ``create_graph=True`` backward runs the tapes again in
+differentiable functions, for derivatives of any order at double backward's cost.
 """
 
 from __future__ import annotations
@@ -42,7 +41,7 @@ def replayed(tape: Tape, scores: Sequence[Value], images: Tensor, leaves: Leaves
         leaf, data = leaves.get(id(value.leaf), value.leaf), value.tensor
         assert data is not None
         if value.leaf.grad_fn is not None and data.data_ptr() != value.leaf.data_ptr():
-            leaf = leaf + (data - leaf).detach()  # as it was before the critic wrote to it
+            leaf = leaf + (data - leaf).detach()  # its value before the critic wrote to it
         known[value] = leaf
     for node in tape.nodes:
         args = node.replaced(lambda _, arg: known[arg] if isinstance(arg, Value) else arg)
@@ -66,8 +65,8 @@ def attached(
 
     Args:
         loss: a scalar.
-        gradients: ``count`` times the gradient of each leaf that has one, by ``id``.
-        leaves: the parameters, as tensors that may have a graph of their own.
+        gradients: ``count`` times each leaf's gradient, by ``id``; leaves may be missing.
+        leaves: the parameters, tensors that may have a graph of their own.
         count: N.
         held: the tensors that ``composed`` takes.
         composed: (held tensors, parameters by identity) -> the loss, in differentiable functions.
@@ -90,7 +89,7 @@ class _Loss(torch.autograd.Function):
         *tensors: Tensor,
     ) -> Tensor:
         ctx.set_materialize_grads(False)
-        # Autograd keeps them for a second backward only if it's told to retain the graph.
+        # Autograd keeps them for a second backward only with retain_graph.
         ctx.save_for_backward(*tensors, *gradients)
         ctx.order = [id(leaf) for leaf in tensors[: len(gradients)]]
         ctx.count, ctx.composed, ctx.tensors = count, composed, len(tensors)
@@ -117,7 +116,7 @@ class _Loss(torch.autograd.Function):
             ]
         else:
             with torch.autocast(grad_output.device.type, enabled=False):
-                # One may have a graph that leads to another: each is asked for its own uses only.
+                # One leaf's graph may lead to another: clones separate their direct uses.
                 clones = [leaf.clone() for leaf in leaves]
                 computed = torch.autograd.grad(
                     ctx.composed(held, dict(zip(ctx.order, clones, strict=True))),

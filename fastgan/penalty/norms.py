@@ -51,12 +51,12 @@ ops = torch.ops.fastgan
 
 
 class GroupNorm(Rule):
-    """native_group_norm(x, w, b, N, C, positions, groups, eps): w and b of C numbers.
+    """native_group_norm(x, w, b, N, C, positions, groups, eps), w and b of shape (C,).
 
-    By ``fastgan::penalty_norm_*`` on maps (M, C, ...) with C split into groups.
+    Runs ``fastgan::penalty_norm_*`` on maps (M, C, ...) with C split into groups.
 
     Attributes:
-        weight: the argument that is w; the next one is b.
+        weight: position of w; b is the next argument.
     """
 
     name = "group_norm"
@@ -69,15 +69,15 @@ class GroupNorm(Rule):
         return int(node.args[6])
 
     def maps(self, node: Node, tensor: Tensor) -> Tensor:
-        """The view of a dense tensor (see :meth:`dense`) as the ops' maps."""
+        """A dense tensor (see :meth:`dense`), viewed as the ops' maps."""
         return tensor
 
     def vector(self, node: Node, parameter: Tensor) -> Tensor:
-        """A weight or bias as the ops' vector."""
+        """A weight or bias, viewed as the ops' vector."""
         return parameter
 
     def parameter(self, node: Node, vector: Tensor) -> Tensor:
-        """The inverse of :meth:`vector`, and of :meth:`maps` where there are samples first."""
+        """The inverse of :meth:`vector`, or of :meth:`maps` for tensors with a batch dimension."""
         return vector
 
     def for_node(self, node: Node) -> Rule:
@@ -91,11 +91,11 @@ class GroupNorm(Rule):
         return path.path, path.reason
 
     def dense(self, node: Node, tensor: Tensor) -> Tensor:
-        """The tensor in the layout that the ops need; a copy if necessary."""
+        """The tensor in the ops' layout; a copy if necessary."""
         return tensor.contiguous(memory_format=self.layout(node, tensor.dtype))
 
     def layout(self, node: Node, dtype: torch.dtype) -> torch.memory_format:
-        """The layout of maps."""
+        """The maps' layout."""
         return layout_of(node.slots[0].shape, dtype)
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -134,7 +134,7 @@ class GroupNorm(Rule):
     def _call(
         self, op: Any, node: Node, maps: Sequence[Tensor], *settings: Any, overwrite: bool = False
     ) -> Tensor:
-        """Calls an op of maps, xhat and the weight, and returns its map."""
+        """Calls an op on maps, xhat and the weight, and undoes the view of its result."""
         (xhat, invstd), first = node.kept, maps[0]
         output = first if overwrite else torch.empty_like(first)
         weight = self._vector(node, node.arg(self.weight), first)
@@ -184,7 +184,7 @@ class GroupNorm(Rule):
 class LayerNorm(GroupNorm):
     """native_layer_norm(x, shape, w, b, eps): over the last dimensions, w and b for each element.
 
-    For the ops each element is a channel and each normalised group a sample.
+    For the ops, each element is a channel and each normalised group is a sample.
     """
 
     name = "layer_norm"
@@ -197,7 +197,7 @@ class LayerNorm(GroupNorm):
         return len(node.slots[0].shape) > len(node.args[1])
 
     def layout(self, node: Node, dtype: torch.dtype) -> torch.memory_format:
-        # In channels-last layout the last one or two dimensions aren't contiguous.
+        # In channels-last layout the last dimensions aren't contiguous.
         return super().layout(node, dtype) if len(node.args[1]) == 3 else torch.contiguous_format
 
     def _is_channels_last(self, node: Node) -> bool:
@@ -223,9 +223,9 @@ class LayerNorm(GroupNorm):
 class BatchNorm(Rule):
     """native_batch_norm(x, w, b, running mean, running variance, training, momentum, eps).
 
-    In training the groups are channels over the whole batch, which couples its samples. A weight is
-    the same throughout a group, so T(w d) = w T(d): ATen's backward pass is the jvp as well. With
-    fixed statistics the op is linear.
+    In training mode a group is a channel of the whole batch, which couples samples. The weight is
+    constant in a group, so T(w d) = w T(d), and ATen's backward pass is also the jvp. With fixed
+    statistics the op is linear.
     """
 
     name = "batch_norm"
@@ -248,7 +248,7 @@ class BatchNorm(Rule):
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         if args[5] and _has_one_wide_dtype(args[:3]):
-            # ATen's statistics of channels-last images, which these are, are less accurate.
+            # ATen's statistics are less accurate in channels-last layout, which these images have.
             input, weight, bias, running_mean, running_var, _, momentum, eps = args
             mean, invstd, scale = ops.batch_norm_statistics(
                 input, weight, running_mean, running_var, momentum, eps
@@ -257,7 +257,7 @@ class BatchNorm(Rule):
         else:
             results = func(*args, **kwargs)
         node.kept = results[1:]
-        if args[5]:  # they have changed, and aren't needed again
+        if args[5]:  # the running statistics have changed, and aren't needed again
             node.args[3] = node.args[4] = None
         return results
 
@@ -323,9 +323,9 @@ class BatchNorm(Rule):
 
 
 def normalised(maps: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    """xhat, over the given dimensions together.
+    """xhat over the given dimensions.
 
-    Not by torch's own norms, whose third derivatives are wrong (2.13).
+    torch's own norms have wrong third derivatives (2.13).
     """
     centred = maps - maps.mean(dims, keepdim=True)
     return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
@@ -346,5 +346,5 @@ def _has_one_wide_dtype(tensors: Iterable[Tensor | None]) -> bool:
 
 
 def _normalises_first(node: Node) -> bool:
-    """Whether x, but neither weight nor bias, depends on the images."""
+    """Whether x depends on the images, and weight and bias don't."""
     return node.inner == [0]

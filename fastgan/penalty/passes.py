@@ -1,6 +1,6 @@
 """The passes over a tape: output gradients backward, tangents forward, gradients backward.
 
-With S the sum of the scores, and J_i the derivative of op i in its inputs that depend on the
+With S the sum of the scores, and J_i the derivative of op i by its inputs that depend on the
 images,
 
     output gradients  d = dS/da, from the scores back to the images: g = dS/dx
@@ -11,22 +11,22 @@ images,
                       start a second gradient e, which goes back through the earlier ops:
                       e = J^T e + d/da <d, J u>
 
-which is reverse mode over the tangent. It holds for any tape; where every J is piecewise constant
-(convolutions, leaky ReLU) there is no e, and the penalty's gradient takes one weight gradient for
-each layer: no second backward pass, and none of the zeros that one would drag along.
+which is reverse mode over the tangent. It holds for any tape. If every J is piecewise constant
+(convolutions, leaky ReLU) there is no e: the penalty's gradient takes one weight gradient per
+layer, and no second backward pass.
 
-**An adversarial loss with it.** If c = dL/ds are the gradients of a loss of the scores, e = c at
-the scores adds that loss's gradient to the rest. Where no sample sees another and each has one
-score, its own output gradient is c_n d_n, and both gradients of a layer take one product:
+**Adding an adversarial loss.** If c = dL/ds is the gradient of a loss of the scores, starting with
+e = c at the scores adds that loss's gradient. If samples aren't coupled and each has one score, the
+loss's output gradient is c_n d_n, and one product computes both gradients of a layer:
 
     dL/dW + dP/dW = weight gradient of (input c_n a + u, output gradient d)
 
-**Joined batches.** Rows without a penalty start with c_n in place of 1. Once their output gradients
-are known, the tape is narrowed to the penalised rows; the others' inputs a join their tangents u in
-one weight gradient.
+**Joined batches.** Rows without a penalty start with c_n instead of 1. Once their output gradients
+are known, the tape is narrowed to the penalised rows; the other rows' inputs a join the tangents u
+in one weight gradient.
 
-All gradients are computed N times too large, N the number of samples: numbers then start at the
-order of 1, and half precision doesn't underflow for large batches.
+All gradients are computed times N, the number of samples: values then start near 1, and half
+precision doesn't underflow for large batches.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ class Passes:
         tape: a recording.
         scores: the values that the critic returned.
         gradients: N times each parameter's gradient, by ``id``; results are added to these, in the
-            dtype they were computed in.
+            dtype in which they were computed.
     """
 
     def __init__(self, tape: Tape, scores: Sequence[Value], gradients: dict[int, Tensor]) -> None:
@@ -68,7 +68,7 @@ class Passes:
         self.factors: Tensor | None = None
         self.grad_outputs: dict[Node, Grads] = {}
         self.inputs: dict[Node, Tensor] = {}
-        #: Gradients on their way back.
+        #: Pending gradients on the way back.
         self.waiting: Store = {}
         self.done: set[Node] = set()
         self.again: set[Node] = set()
@@ -79,14 +79,14 @@ class Passes:
             if len(node.outer) > len(node.own) and node.rule.smooth(node)
         }
 
-    # Back from the scores, as plain backpropagation ---------------------------------------------
+    # Plain backpropagation ----------------------------------------------------------------------
 
     def backpropagate(self, seeds: Sequence[Tensor], second: Second | None = None) -> None:
-        """Adds the gradient of <seeds, scores>, and of the second gradients that are waiting.
+        """Adds the gradients of <seeds, scores> and of the pending second gradients.
 
         Args:
             seeds: one for each score; none for the second gradients alone.
-            second: what these start with.
+            second: the second gradients to start with.
         """
         for value, seed in zip(self.scores, seeds, strict=False):
             if value.by_parameters:
@@ -120,17 +120,17 @@ class Passes:
         others: Sequence[Tensor] | None = None,
         learning: bool = True,
     ) -> list[Tensor]:
-        """P of each formula, and, if ``learning``, the gradient of their sum.
+        """P of each formula and, if ``learning``, the gradient of their sum.
 
         Args:
-            formulas: of the penalties, and the samples that each is of.
-            seeds: N times the gradients of another loss in the scores of all samples, for each
-                score: its gradient is added.
-            factors: the same for samples that have one score each and see no other: a number for
-                each sample, in place of ``seeds``.
-            others: for each score, those gradients at samples without a penalty, where there is one
-                formula for the rest.
-            learning: whether gradients are asked for.
+            formulas: the penalties, each with its samples.
+            seeds: for each score tensor, N times another loss's gradient for all samples; that
+                loss's gradient is added.
+            factors: instead of ``seeds``, if samples aren't coupled and have one score each: a
+                number for each sample.
+            others: for each score tensor, these gradients for samples without a penalty, if there
+                is one formula for the rest.
+            learning: whether gradients are needed.
         """
         starts = [torch.ones(v.shape, dtype=v.dtype, device=v.device) for v in self.scores]
         if others is not None:
@@ -152,7 +152,7 @@ class Passes:
             return values
         narrowed: Any = contextlib.nullcontext()
         if self.rows is not None:
-            # All rows' inputs, where the others' join the tangents.
+            # The inputs of all rows, if the other rows join the tangents.
             for node, grad_outputs in self.grad_outputs.items():
                 if grad_outputs and node.own and self._merges(node):
                     self.inputs[node] = node.arg(node.rule.left)
@@ -165,7 +165,7 @@ class Passes:
         return values
 
     def _output_gradients(self, starts: Sequence[Tensor], learning: bool) -> Tensor:
-        """Returns g; sets :attr:`grad_outputs` to what gradients need."""
+        """Returns g; keeps the output gradients that parameters need in :attr:`grad_outputs`."""
         root, rows = self.tape.root, self.rows
         for value, start in zip(self.scores, starts, strict=True):
             if value.by_images:
@@ -183,7 +183,7 @@ class Passes:
             node.overwrite = owned and not kept and len(node.inner) == 1
             narrowed: Any = contextlib.nullcontext()
             if rows is not None and all(node.slots[slot] is root for slot in node.inner):
-                # The gradient in the other images isn't needed.
+                # The other images' gradient isn't needed.
                 grads, narrowed = self._narrowed(grads), self.tape.narrowed(rows, node)
             with narrowed:
                 results = node.rule.vjp(node, grads, node.inner)
@@ -194,25 +194,25 @@ class Passes:
         return self.waiting.pop(root)[0]
 
     def _of_others(self, node: Node, grads: Grads, rows: Samples) -> None:
-        """The gradients of an op's own parameters, from rows that aren't penalised."""
+        """Gradients of an op's own parameters from rows without a penalty."""
         wanted = node.own
-        if self._merges(node):  # all but the bias will join the tangents
+        if self._merges(node):  # only the bias: the others will join the tangents
             wanted = [slot for slot in wanted if slot == node.rule.bias]
         if wanted:
             grads = [None if grad is None else rows.zeroed(grad) for grad in grads]
             self._give(node, node.rule.vjp(node, grads, wanted), grads)
 
     def _merges(self, node: Node) -> bool:
-        """Whether one product takes the gradients of both the loss and the penalty."""
+        """Whether one product computes the gradients of both the loss and the penalty."""
         rule = node.rule
         if not rule.merges or node.own == [rule.bias] or node in self.smooth:
             return False
         if self.rows is None:
             return self.factors is not None
-        return not rule.broadcasts  # a factor may have a row for each sample
+        return not rule.broadcasts  # a factor may have a row per sample
 
     def _tangents(self, tangent: Tensor, *, everywhere: bool) -> Second:
-        """Gradients of parameters; returns what goes on from where ops are smooth."""
+        """Adds gradients of parameters; returns the second gradients of smooth ops."""
         nodes = [node for node in self.tape.nodes if node.by_images]
         last = -1
         uses: dict[Value, int] = {}
@@ -222,7 +222,7 @@ class Passes:
             for slot in node.inner:
                 uses[node.slots[slot]] = index
         self.again = set(nodes)
-        if not everywhere:  # those that a second gradient comes back through
+        if not everywhere:  # ops that a second gradient passes through
             starts = {node for node in self.smooth if self.grad_outputs.get(node)}
             self.again = self._before(starts.__contains__)[0] if starts else set()
         store: Store = {self.tape.root: (tangent, True)}
@@ -277,11 +277,11 @@ class Passes:
             self._give(node, rule.vjp(node, scaled, wanted), scaled)
 
     def _mixed(self, node: Node, tangent: Tensor | None) -> Tensor:
-        """The input of a merged product: c_n a + u in penalised rows, a in the others."""
+        """A merged product's input: c_n a + u in penalised rows, a in the others."""
         value = node.slots[node.rule.left]
         input = self.inputs.pop(node, value.tensor)
         assert input is not None
-        # Only the mask is needed of an activation after its tangent is known.
+        # After its tangent is known, only an activation's mask is needed.
         if node in self.again or value.readers > 1 or not _exclusive(input, value.tensor):
             input = input.clone()
         penalised = input if self.rows is None else self.rows.of(input)
@@ -296,7 +296,7 @@ class Passes:
         return input
 
     def _before(self, starts: Callable[[Node], bool]) -> tuple[set[Node], set[Value]]:
-        """The ops whose results lead to such an op, itself included, and what they take."""
+        """The ops where ``starts``, all ops before them, and these ops' inputs."""
         nodes, reached = set[Node](), set[Value]()
         for node in reversed(self.tape.nodes):
             if starts(node) or not reached.isdisjoint(node.outputs):
@@ -305,17 +305,17 @@ class Passes:
         return nodes, reached
 
     def _zeros(self) -> None:
-        """Zeros for parameters that double backward reaches, through the derivative of a mask."""
+        """Adds zeros for parameters that double backward reaches through a mask's derivative."""
         _, reached = self._before(lambda n: n.by_images and n.rule.kind_of(n) != LINEAR)
         for value in self.tape.parameters:
             if value in reached and id(value.leaf) not in self.gradients:
                 assert value.leaf is not None
                 self.gradients[id(value.leaf)] = torch.zeros_like(value.leaf)
 
-    # Gradients on their way ---------------------------------------------------------------------
+    # Pending gradients --------------------------------------------------------------------------
 
     def _take(self, node: Node) -> tuple[Grads | None, bool]:
-        """The output gradients of an op's results, and whether they may be written over."""
+        """The output gradients of an op's results, and whether they may be overwritten."""
         taken = [self.waiting.pop(v, None) if v is not None else None for v in node.outputs]
         if not any(taken):
             return None, False
@@ -326,7 +326,7 @@ class Passes:
         return grads, len(taken) == 1 and bool(taken[0] and taken[0][1])
 
     def _give(self, node: Node, results: Slots, grads: Grads, owned: bool = False) -> None:
-        """Adds what comes back through an op to what its inputs, parameters perhaps, have."""
+        """Adds an op's input gradients to the pending ones, or to the parameters'."""
         alone = owned and len(results) == 1
         for slot, result in results.items():
             if result is not None:
@@ -346,15 +346,15 @@ class Passes:
             else:
                 self.waiting[value] = (earlier[0] + grad, True)
             return
-        if grad.shape != leaf.shape:  # a parameter with a row for each sample
+        if grad.shape != leaf.shape:  # a parameter with a row per sample
             assert rows is not None
             penalised, grad, owned = grad, grad.new_zeros(leaf.shape), True
             rows.of(grad).copy_(penalised)
         if id(leaf) not in self.gradients:
-            # Will be added to and scaled in place.
+            # It will be added to and scaled in place.
             self.gradients[id(leaf)] = grad if owned else grad.clone()
         else:
-            # Kept in half precision, which saves memory, until something is added.
+            # Kept in half precision, to save memory, until something is added.
             wide = at_least_float32(self.gradients[id(leaf)])
             self.gradients[id(leaf)] = wide.add_(at_least_float32(grad))
 
@@ -367,14 +367,14 @@ def _shares_memory(tensor: Tensor, others: Iterable[Tensor | None]) -> bool:
 
 
 def _rows(factors: Tensor, like: Tensor) -> Tensor:
-    """A number for each sample, to be multiplied with what has as many rows, or several each."""
+    """A number per sample, shaped to multiply a tensor with one or several rows per sample."""
     if like.size(0) != factors.size(0):
         factors = factors.repeat_interleave(like.size(0) // factors.size(0))
     return factors.view(-1, *[1] * (like.dim() - 1))
 
 
 def _exclusive(tensor: Tensor, kept: Tensor | None) -> bool:
-    """Whether only the tape references a tensor's data: as ``kept``, perhaps some rows of it."""
+    """Whether only the tape references a tensor's data (as ``kept``, or rows of it)."""
     storage = tensor.untyped_storage()  # counts as well
     alone: bool = torch._C._storage_Use_Count(storage._cdata) <= (2 if kept is tensor else 3)
     return alone

@@ -1,18 +1,18 @@
-"""Has convolutions by ``fastgan.kernels`` apply the masks of the activations beside them.
+"""Lets convolutions by ``fastgan.kernels`` apply the masks of neighbouring activations.
 
-With W a convolution, m the mask of the activation after it, m' that of the activation before it, u
-a tangent and d an output gradient, the kernels compute each of these in one pass over memory:
+For a convolution W, the masks m and m' of the activations after and before it, a tangent u and an
+output gradient d, the kernels compute each of these in one pass over memory:
 
     tangents    m * (W u)
     gradients   m' * (W^T d)
 
-A mask is read off its activation's output. It goes with the convolution before if nothing but the
-activation takes that one's output, and with the convolution after if nothing else takes the
-activation's own; scores count as taken. Both hold one dtype then: where autocast changes it, the
-cast is an op of its own on the tape, and so is the mask.
+A mask is read from its activation's output. The convolution before applies it if only the
+activation uses that convolution's output; the convolution after applies it if nothing else uses the
+activation's output. Scores count as used. Both then have one dtype: an autocast cast is an op on
+the tape, between them.
 
-Values stay apart: a critic runs eagerly while it is recorded, so when a convolution runs, the next
-activation isn't known yet.
+The forward pass isn't fused: the critic runs eagerly while it is recorded, so the next activation
+isn't known yet when a convolution runs.
 """
 
 # ruff: noqa: D102
@@ -42,7 +42,7 @@ def _mask(activation: Node) -> ActivationGradient:
 
 
 def _readable(node: Node) -> bool:
-    """Whether a node is an activation with a mask that the kernels read off its output."""
+    """Whether a node is an activation with a mask that the kernels read from its output."""
     rule = node.rule
     return (
         type(rule) is ActivationRule
@@ -57,11 +57,11 @@ def _named(name: str, node: Node) -> str:
 
 
 class MaskingConvolution(Convolution):
-    """A convolution by the kernels that masks its tangents, its gradients, or both.
+    """A convolution by the kernels that masks its tangents, its gradients or both.
 
     Args:
-        after: the activation that takes its output; None leaves tangents as they are.
-        before: the activation whose output it takes; None leaves gradients as they are.
+        after: the activation of its output; None doesn't mask tangents.
+        before: the activation of its input; None doesn't mask gradients.
     """
 
     def __init__(self, after: Node | None, before: Node | None) -> None:
@@ -70,7 +70,8 @@ class MaskingConvolution(Convolution):
 
     @classmethod
     def supports(cls, node: Node) -> bool:
-        """Whether a node is a convolution that the kernels are fastest at, masks included."""
+        """Whether a node is a convolution for which the kernels, with masks, are the fastest
+        backend."""
         if type(node.rule) is not Convolution:
             return False
         stage, weight = cls.prepared(node)
@@ -109,8 +110,8 @@ class MaskedActivation(ActivationRule):
     """An activation with its mask applied by the convolutions beside it.
 
     Args:
-        rule: the activation's own.
-        tangents: which convolution masks the tangents, for tables; None if none does.
+        rule: the activation's own rule.
+        tangents: the convolution that masks the tangents, for reports; None if none does.
         gradients: the same for the gradients.
     """
 
@@ -133,10 +134,10 @@ class MaskedActivation(ActivationRule):
 
 
 def move_masks(nodes: Sequence[Node], scores: Iterable[Value]) -> None:
-    """Gives such neighbours on a tape these rules in place of their own.
+    """Replaces the rules of neighbouring convolutions and activations on a tape.
 
     Args:
-        nodes: of the tape, complete.
+        nodes: all of the tape's nodes.
         scores: the values that the critic returned.
     """
     convolutions = {node for node in nodes if MaskingConvolution.supports(node)}

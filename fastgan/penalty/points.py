@@ -34,7 +34,7 @@ def _described(value: object) -> str:
 
 
 def check_batch(real: Tensor) -> None:
-    """Raises DtypeError or ValueError for what isn't a batch of images or vectors."""
+    """Raises DtypeError or ValueError unless ``real`` is a batch of images or vectors."""
     _check_tensor("real", real, "a floating tensor with a batch dimension and at least one more")
     if real.dim() < 2 or real.size(0) == 0 or not real.is_floating_point():
         raise ValueError(
@@ -91,20 +91,20 @@ def within_transform() -> bool:
 
 def interpolates(real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
     """eps * real + (1 - eps) * fake."""
-    if within_transform():  # which refuses in-place ops
+    if within_transform():  # transforms refuse in-place ops
         return (real - fake) * eps + fake
     return torch.sub(real, fake).mul_(eps).add_(fake)
 
 
 def images_of(name: str, given: dict[str, Tensor]) -> Tensor:
-    """A batch that is given, or else the interpolates between "real" and "fake", by "eps"."""
+    """The given batch of this name, or the interpolates of "real" and "fake" by "eps"."""
     if name in given:
         return given[name]
     return interpolates(given["real"], given["fake"], given["eps"])
 
 
 def mixing_weights(real: Tensor, eps: Tensor | None, generator: torch.Generator | None) -> Tensor:
-    """One eps per sample, (N, 1, ..., 1): as given, or uniform in [0, 1)."""
+    """One eps per sample, (N, 1, ..., 1): the given one, or uniform in [0, 1)."""
     shape = (real.size(0),) + (1,) * (real.dim() - 1)
     if eps is None:
         return torch.rand(shape, dtype=real.dtype, device=real.device, generator=generator)

@@ -7,8 +7,8 @@
     jvp         f(u_a, b) + f(a, u_b)
     gradients   a: f^T(d, u_b)         b: f^T(u_a, d)
 
-where f^T is f's transpose in one of its factors. Usually a depends on the images and b is a
-parameter. Then the gradient of <d, J u> in b is that of <d, y> with u in place of a, so one product
+where f^T is f's transpose for one factor. Usually a depends on the images and b is a parameter.
+Then the gradient of <d, J u> by b equals that of <d, y> with u instead of a, so one product
 computes both (``merges``).
 """
 
@@ -61,7 +61,7 @@ class Product(Rule):
         """f^T(a, d), in the shape of b."""
 
     def to_bias(self, node: Node, grad: Tensor) -> Tensor:
-        """The sum of d over what c is repeated for."""
+        """d, summed over the dimensions along which c is broadcast."""
         assert self.bias is not None
         return sum_to(grad, node.slots[self.bias].shape)
 
@@ -100,7 +100,7 @@ class MatrixProduct(Product):
     """mm, bmm and, with a bias, addmm, baddbmm.
 
     Args:
-        bias: whether the first argument is one.
+        bias: whether the first argument is a bias.
     """
 
     def __init__(self, *, bias: bool = False) -> None:
@@ -141,7 +141,7 @@ class Multiply(Product):
         self.left, self.right = left, 1 - left
 
     def for_node(self, node: Node) -> Rule:
-        # What comes of the images is a.
+        # a is the factor that depends on the images.
         return _REVERSED if 0 not in node.inner and 1 in node.inner else self
 
     def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
@@ -164,8 +164,8 @@ _REVERSED = Multiply(1)
 class Convolution(Product):
     """Convolution and transposed convolution in any number of dimensions.
 
-    Runs where the library's choice of backends sends it: Triton's kernels, C++ on CPUs, or ATen.
-    The node keeps its weight as that backend wants it.
+    Runs on the backend that the library selects: Triton's kernels, C++ on CPUs, or ATen. The node
+    keeps its weight in that backend's layout.
     """
 
     bias = 2
@@ -213,7 +213,7 @@ class Convolution(Product):
 
     @staticmethod
     def prepared(node: Node, weight: Tensor | None = None) -> tuple[Stage | None, Tensor]:
-        """The geometry, if two-dimensional, and the weight, laid out as backends want it."""
+        """The geometry, if two-dimensional, and the weight in the backend's layout."""
         if node.kept is None:
             weight = node.arg(1) if weight is None else weight
             assert weight is not None
@@ -247,7 +247,7 @@ class Convolution(Product):
             n - ((m - 1) * s - 2 * p + r * (k - 1) + 1)
             for n, m, k, s, p, r in zip(
                 *(size, grad.shape[2:], weight.shape[2:]),
-                *map(cycle, (stride, padding, dilation)),  # one number may stand for all
+                *map(cycle, (stride, padding, dilation)),  # one number stands for all dimensions
                 strict=False,
             )
         ]

@@ -1,11 +1,11 @@
 """The rule protocol: an op's derivatives.
 
-With J the derivative of the op's results in what it takes, d the gradient of the results (a
-output gradient), u a tangent of what it takes:
+With J the derivative of the op's results by its inputs, d an output gradient, u a tangent of the
+inputs:
 
     vjp         J^T d                                    from results to inputs and parameters
     jvp         J u                                      from inputs to results
-    gradients   the gradient of <d, J u> in what the op takes, with d and u held fixed
+    gradients   the gradient of <d, J u> by the inputs, with d and u held fixed
 
 :class:`Autograd` computes all three by autograd for a single op, so every op has a rule.
 Common ops have rules of their own (:mod:`fastgan.penalty.rules` is their table).
@@ -53,7 +53,7 @@ Grads = Sequence["Tensor | None"]
 OUTPUT = -1
 
 
-#: What is known of an op's J, in the words of reports.
+#: Kinds of J, in the reports' words.
 LINEAR = "linear"
 PIECEWISE_LINEAR = "piecewise linear, its mask"
 SMOOTH = "smooth; the gradient of its second derivative is carried back from here"
@@ -65,15 +65,15 @@ class Rule:
 
     Attributes:
         name: name in reports; empty for the op's own name.
-        kind: what is known of J: a constant of this module.
-        by_rows: whether derivatives can be computed for some rows only.
-        broadcasts: whether inputs broadcast row by row, so what doesn't depend on the images may
-            also have a row for each sample.
-        keeps_rows: whether what ``run`` keeps is tensors with rows for each sample.
+        kind: the kind of J, a constant of this module.
+        by_rows: whether derivatives can be computed for a subset of rows.
+        broadcasts: whether inputs broadcast row by row, so that those independent of the images may
+            also have a row per sample.
+        keeps_rows: whether ``run`` saves tensors with rows for each sample.
         merges: whether ``gradients`` is the same linear function of the tangent as ``vjp`` is of
             the input, so one call with the sum of both computes both.
         left: the argument that ``merges`` refers to.
-        bias: the argument that is only added; None if there is none.
+        bias: the argument that is only added, if any.
     """
 
     name = ""
@@ -86,23 +86,23 @@ class Rule:
     bias: int | None = None
 
     def for_node(self, node: Node) -> Rule:
-        """The rule for the node's arguments: this one, or another."""
+        """The rule for these arguments: this one or another."""
         return self
 
     def kind_of(self, node: Node) -> str:
-        """What is known of a node's J."""
+        """The kind of a node's J."""
         return self.kind
 
     def smooth(self, node: Node) -> bool:
-        """Whether J depends on the images other than by a mask."""
+        """Whether J depends on the images by more than a mask."""
         return self.kind_of(node) in (SMOOTH, UNKNOWN)
 
     def reads(self, node: Node) -> Iterable[Any]:
-        """The slots whose data the derivatives read; :data:`OUTPUT` is the first result."""
+        """The slots that the derivatives read; :data:`OUTPUT` is the first result."""
         return node.slots
 
     def moves(self, node: Node, args: Sequence[Any]) -> Iterable[Tensor]:
-        """Tensors that the op changes in place although its schema doesn't say so."""
+        """Tensors that the op changes in place without its schema saying so."""
         return ()
 
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
@@ -110,21 +110,21 @@ class Rule:
         return func(*args, **kwargs)
 
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
-        """Runs the op in functions that autograd differentiates to any order."""
+        """Runs the op in functions that are differentiable to any order."""
         return node.func(*args, **node.kwargs)
 
     def batched(self, node: Node, samples: int) -> bool:
-        """Whether each row of the result depends on the same row of the (batched) inputs only."""
+        """Whether each row of the result depends only on the same row of the batched inputs."""
         return aligned(node)
 
     def backend(self, node: Node) -> tuple[str, str]:
         """The backend, as :class:`fastgan.explaining.report.Row` names it, and the reason."""
         return "aten", ""
 
-    # By default the derivatives are those of one differentiable result, slot by slot.
+    # By default the op has one differentiable result, and its slots are computed separately.
 
     def slot_vjp(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
-        """J^T d for a slot."""
+        """J^T d for one slot."""
         raise NotImplementedError(type(self).__name__)
 
     def slot_jvp(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
@@ -132,11 +132,11 @@ class Rule:
         return self.slot_vjp(node, tangent, slot)
 
     def slot_gradient(self, node: Node, grad: Tensor, tangents: Slots, slot: Any) -> Tensor | None:
-        """The gradient of <d, J u> in a slot."""
+        """The gradient of <d, J u> for one slot."""
         return None
 
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Slots:
-        """J^T d for the wanted slots."""
+        """J^T d for the requested slots."""
         grad = grads[0]
         return {} if grad is None else {slot: self.slot_vjp(node, grad, slot) for slot in wanted}
 
@@ -153,7 +153,7 @@ class Rule:
         return [total, *[None] * len(others)]
 
     def gradients(self, node: Node, tangents: Slots, grads: Grads, wanted: Iterable[Any]) -> Slots:
-        """The gradient of <d, J u> in the wanted slots."""
+        """The gradient of <d, J u> for the requested slots."""
         grad = grads[0]
         if grad is None:
             return {}
@@ -161,7 +161,7 @@ class Rule:
 
 
 class Chosen(Rule):
-    """Stands for another rule, which the node's arguments decide on."""
+    """Selects a rule by the node's arguments."""
 
     def __init__(self, choose: Callable[[Node], Rule]) -> None:
         self.choose = choose
@@ -171,12 +171,12 @@ class Chosen(Rule):
 
 
 class Autograd(Rule):
-    """Asks autograd for the derivatives of one op.
+    """Computes one op's derivatives by autograd.
 
     Args:
-        kind: what is known of J.
+        kind: the kind of J.
         by_rows: whether the op keeps the rows of its inputs apart.
-        broadcasts: whether these broadcast row by row.
+        broadcasts: whether the inputs broadcast row by row.
     """
 
     def __init__(
@@ -273,7 +273,7 @@ def differentiated(
     *,
     create_graph: bool = False,
 ) -> Slots:
-    """The gradients of <grads, results> by autograd, for inputs that have any."""
+    """The gradients of <grads, results> by autograd."""
     slots = list(wanted)
     pairs = [
         (result, grad)
@@ -316,7 +316,7 @@ def _leaf(value: Value) -> Tensor:
 
 
 def aligned(node: Node) -> bool:
-    """Whether the first dimension of what depends on the images is that of the first result."""
+    """Whether all inputs that depend on the images share the first result's first dimension."""
     output = node.outputs[0]
     shape = node.slots[node.inner[0]].shape if output is None else output.shape
     for slot in node.inner:
@@ -327,15 +327,16 @@ def aligned(node: Node) -> bool:
 
 
 def sum_to(grad: Tensor, shape: Sequence[int]) -> Tensor:
-    """``grad`` summed over what ``shape`` was broadcast along; halves are summed in float32."""
+    """Sums ``grad`` over dimensions broadcast from ``shape``; half precision is summed in
+    float32."""
     if tuple(grad.shape) == tuple(shape):
         return grad
     if grad.dtype not in (torch.float16, torch.bfloat16):
         return grad.sum_to_size(tuple(shape))
     extra = grad.dim() - len(shape)
     summed = [d for d in range(grad.dim()) if d < extra or shape[d - extra] != grad.shape[d]]
-    # On the CPU torch converts the whole tensor before it sums, so sum in pieces that fit the
-    # cache. On a GPU each would be a launch.
+    # On CPUs torch converts the whole tensor before summing, so sum in pieces that fit the cache.
+    # On a GPU each piece would be a launch.
     in_pieces = 0 in summed and grad.device.type == "cpu"
     pieces = grad.split(max(1, grad.size(0) // 16)) if in_pieces else (grad,)
     sums = [piece.sum(summed, keepdim=True, dtype=torch.float32) for piece in pieces]
@@ -351,11 +352,11 @@ def layout_of(shape: Sequence[int], dtype: torch.dtype) -> torch.memory_format:
 
 
 def empty(shape: Sequence[int], like: Tensor | Value) -> Tensor:
-    """An empty tensor of another's dtype and device, in the layout for images."""
+    """An empty tensor of another's dtype and device, in the images' layout."""
     layout = layout_of(shape, like.dtype)
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=layout)
 
 
 def wide(tensor: Tensor) -> torch.dtype:
-    """The dtype that statistics and sums of a tensor are computed in."""
+    """The dtype of a tensor's statistics and sums."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32

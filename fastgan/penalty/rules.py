@@ -35,11 +35,11 @@ RULES: dict[Any, Rule] = {
     **LINEAR_RULES,
 }
 
-#: Names of ops that use only their tensors' shape.
+#: Ops that use only their tensors' shapes.
 _CONSTANT = re.compile(r"aten::(bernoulli|new_\w+|\w+_like)")
 
-#: Ops that share memory although their schema doesn't say so; ops whose schema says so of a tensor
-#: that is new.
+#: Ops that return views without their schema saying so; ops that return a new tensor although their
+#: schema says it's a view.
 _SHARING = {
     *(aten._unsafe_view.default, aten._reshape_alias.default),
     *(aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default),
@@ -51,13 +51,13 @@ class Op:
     """The tape's view of an op, before it runs.
 
     Attributes:
-        writes: names or positions of the arguments that it writes to.
+        writes: names or positions of the arguments it writes to.
         functional: the op's functional variant; None if there is none.
         random: whether it draws random numbers.
-        constant: whether it takes its tensors for their shape alone.
+        constant: whether it uses only its tensors' shapes.
         view: whether its result may share an argument's memory.
         tensors: positions of the arguments that are tensors.
-        lists: positions of those that are lists of tensors.
+        lists: positions of the arguments that are lists of tensors.
     """
 
     def __init__(self, func: Any) -> None:

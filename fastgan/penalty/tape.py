@@ -1,14 +1,14 @@
 """Records a critic's forward as a tape of ATen ops.
 
-The critic runs once, as it is, on real tensors, while two of torch's modes watch. A function mode
-sees every call of a torch function. A call that takes the images, or anything computed from them,
-runs without autograd under a dispatch mode that writes its ATen ops to the tape. Everything else
-(spectral norm, embeddings of labels, counters) runs under autograd as usual. A tensor that requires
-grad and is an input of a recorded op becomes one of the tape's parameters and keeps its graph.
+The unchanged critic runs once on real tensors under two of torch's modes. A function mode sees
+every call of a torch function. A call with the images, or anything computed from them, runs without
+autograd under a dispatch mode that records its ATen ops. Everything else (spectral norm, embeddings
+of labels, counters) runs under autograd as usual. A recorded op's input that requires grad becomes
+one of the tape's parameters and keeps its graph.
 
-The critic is given plain tensors. They require grad, as they would in a double backward, so what
-torch's modes don't see (a ``torch.autograd.Function``, a scripted module) leaves an autograd graph
-between them and its results; the tape takes such a graph as one entry (:class:`Graph`).
+The critic gets plain tensors that require grad, as in double backward. So calls that torch's modes
+don't see (a ``torch.autograd.Function``, a scripted module) leave an autograd graph, which the tape
+records as one op (:class:`fastgan.penalty.rule.Autograd`).
 
 In-place ops are recorded as new values, also for other views of the same memory:
 :meth:`Tape._write`.
@@ -48,17 +48,18 @@ class Unrecordable(BaseException):
 
 
 class Changed(BaseException):
-    """A joined batch can't continue (an op changes state or mixes samples), or one can begin."""
+    """A joined batch must be split (an op changes state or mixes samples), or batches can be
+    joined."""
 
 
 class _Storage(NamedTuple):
-    """The history of a storage that was written to in place."""
+    """The history of a storage that was written in place."""
 
-    #: The tensor that the written ones are views of, or that was written.
+    #: The written tensor, or the base of which it is a view.
     whole: weakref.ref[Tensor]
-    #: The value and geometry of the tensor that was there first; None if it isn't on the tape.
+    #: The base's value and geometry before; None if it isn't on the tape.
     owner: tuple[Value, tuple[Any, ...]] | None
-    #: A copy of the storage as it was, where the owner isn't on the tape.
+    #: A copy of the storage before, if the base isn't on the tape.
     before: Tensor | None
     #: The values written since, and where.
     writes: list[tuple[Value, tuple[Any, ...]]]
@@ -82,23 +83,23 @@ def tensors_in(structure: Any) -> Iterator[Tensor]:
 
 
 class Tape(TorchFunctionMode):
-    """The recording of a forward pass. Use it as a context manager and call the critic on
+    """Records a forward pass: a context manager within which the critic is called on
     :attr:`images`.
 
     Args:
         images: (N, ...), a tensor that nothing else references.
-        joined: whether the batch holds several batches one after the other, which must not notice
-            one another: then :class:`Changed` is raised before anything moves or mixes.
-        divided: whether the tape will be :meth:`narrowed`: then it is raised, too, before what
-            can't be.
+        joined: whether ``images`` concatenates several batches, which must not influence one
+            another: :class:`Changed` is raised before an op changes state or mixes samples.
+        divided: whether the tape will be :meth:`narrowed`: :class:`Changed` is also raised before
+            an op that can't be.
 
     Attributes:
-        images: what to call the critic with.
+        images: the critic's argument.
         nodes: the ops in order.
         parameters: leaves, in order of first use.
         moves: why a second forward pass might differ, or None.
         mixes: the op that may couple samples, or None.
-        undo: tensors that were changed, and their earlier values.
+        undo: changed tensors and their earlier values.
     """
 
     def __init__(self, images: Tensor, *, joined: bool = False, divided: bool = False) -> None:
@@ -121,7 +122,7 @@ class Tape(TorchFunctionMode):
         self._copied_views: set[int] = set()
         self._born: set[int] = set()
         self._clean: set[Any] = set()
-        #: Results of what the critic computes without gradients.
+        #: Results computed under ``no_grad``.
         self._constants: list[weakref.ref[Tensor]] = []
         self.images: Tensor | None = images.requires_grad_()
         self.root = self._add(images, Value(images, True, False, True))
@@ -133,7 +134,7 @@ class Tape(TorchFunctionMode):
         self._cached = torch.is_autocast_cache_enabled()
         torch.set_autocast_cache_enabled(False)
         self._recording = recording.start()
-        # What torch.compile made of a submodule would take the modes for a part of it.
+        # A compiled submodule would trace the modes as part of it.
         compiler = "torch._dynamo" in sys.modules
         self._stance = torch.compiler.set_stance("force_eager") if compiler else None
         self._ops.__enter__()  # type: ignore[no-untyped-call]
@@ -149,14 +150,14 @@ class Tape(TorchFunctionMode):
         torch.set_autocast_cache_enabled(self._cached)
 
     def outcome(self, tensor: Tensor) -> Value:
-        """The value of one of the critic's outputs, which may also be a constant or a parameter."""
+        """The value of one of the critic's outputs; it may be a constant or a parameter."""
         return self._look_up(tensor) or Value(tensor, False, False, False)
 
     @contextlib.contextmanager
     def narrowed(self, rows: Samples, only: Node | None = None) -> Iterator[None]:
-        """Leaves only some samples' rows on the tape, of ``only`` one op's inputs and outputs.
+        """Narrows the tape, or ``only`` one op's inputs and outputs, to some samples' rows.
 
-        Afterwards shapes are as they were; what the ops kept is, too, with ``only``.
+        Restored afterwards: the shapes and, with ``only``, the ops' saved tensors.
         """
         nodes = [only] if only else [node for node in self.nodes if node.by_images]
         nodes_before = [(node, node.args, node.kept if only else None) for node in nodes]
@@ -183,7 +184,7 @@ class Tape(TorchFunctionMode):
                 value.shape, value.tensor = shape, tensor
 
     def close(self) -> None:
-        """Ends the recording; what the critic keeps of its tensors has no graph any more."""
+        """Ends the recording, and detaches tensors that the critic still holds."""
         held = {id(leaf) for node in self.nodes if node.rule is GRAPH for leaf in node.kept[1]}
         survivors = [
             tensor
@@ -197,12 +198,11 @@ class Tape(TorchFunctionMode):
         self._saved.clear()
         self.images = None
         for tensor in survivors:
-            # Refused for autograd's own results. Asking for grad_fn raises for a view of what was
-            # written to.
+            # Refused for autograd's own results; grad_fn raises for views of overwritten tensors.
             with contextlib.suppress(RuntimeError):
                 tensor.requires_grad_(False)
 
-    # What the function mode sees ----------------------------------------------------------------
+    # Called by the function mode ----------------------------------------------------------------
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
@@ -228,7 +228,7 @@ class Tape(TorchFunctionMode):
             return args[0]
         replaced = _REPLACED.get(func)
         self._active = True
-        torch._C._set_grad_enabled(False)  # what torch.no_grad calls, at a fifth of the time
+        torch._C._set_grad_enabled(False)  # torch.no_grad's own call, at a fifth of the time
         try:
             whole = func if replaced is None else partial(replaced, self, func)
             result = whole(*args, **kwargs)
@@ -244,7 +244,7 @@ class Tape(TorchFunctionMode):
         return result
 
     def _touched(self, structure: Any) -> bool:
-        """Whether any tensor in it depends on the images."""
+        """Whether any tensor in a structure depends on the images."""
         for tensor in tensors_in(structure):
             if self._by_images(tensor):
                 return True
@@ -258,7 +258,7 @@ class Tape(TorchFunctionMode):
         entry = self._entries.get(id(tensor))
         return entry is not None and entry[0]() is tensor and entry[1].by_images
 
-    # What the dispatch mode sees ----------------------------------------------------------------
+    # Called by the dispatch mode ----------------------------------------------------------------
 
     def op(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Runs an ATen op and, if necessary, records it."""
@@ -297,7 +297,7 @@ class Tape(TorchFunctionMode):
         return result
 
     def _fresh(self, result: Any) -> None:
-        """Forgets what is known of a result's memory, which is new."""
+        """Forgets the history of a result's memory, which is newly allocated."""
         for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
             if tensor.layout == torch.strided:
                 storage = _storage(tensor)
@@ -308,7 +308,7 @@ class Tape(TorchFunctionMode):
                 self._copied_views.discard(storage)
 
     def _values(self, info: Op, args: Sequence[Any]) -> tuple[dict[Any, Value], dict[Any, Tensor]]:
-        """The arguments that are on the tape, after adding parameters to it; other tensors."""
+        """Splits tensors into those on the tape, adding parameters to it, and others."""
         values: dict[Any, Value] = {}
         constants: dict[Any, Tensor] = {}
         for slot, tensor in _slots(info, args):
@@ -376,7 +376,7 @@ class Tape(TorchFunctionMode):
             if isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex()):
                 value = self._add(tensor, Value(tensor, node.by_images, by_parameters, False))
                 if tensor.is_complex() and node.rule is not GRAPH:
-                    # Autograd knows when to conjugate, also where real numbers meet complex ones.
+                    # Autograd knows when to conjugate, also with mixed real and complex arguments.
                     node.rule = AUTOGRAD
             node.outputs.append(value)
         if node.by_images:
@@ -407,7 +407,7 @@ class Tape(TorchFunctionMode):
                     self._hold(value, tensor)
 
     def _hold(self, value: Value, tensor: Tensor) -> None:
-        # A tensor of its own: other references to the data then show in the storage's count.
+        # A separate tensor: other references to the data then show in the storage's count.
         value.tensor = tensor.detach()
         self._saved.setdefault(_storage(tensor), []).append(value)
 
@@ -438,13 +438,13 @@ class Tape(TorchFunctionMode):
         functions = []
         for function in _functions(grad_fn, self._clean):
             if self._by_images(getattr(function, "variable", None)):
-                return True  # will be searched again next time
+                return True  # searched again next time
             functions.append(function)
         self._clean.update(functions)
         return False
 
     def _graph(self, tensor: Tensor) -> Value:
-        """An entry for an autograd graph that ends in ``tensor``."""
+        """Records the autograd graph that ends in ``tensor``."""
         if self.joined:
             self._changed("a graph that torch's modes don't see may mix the samples of a batch")
         leaves: list[Tensor] = []
@@ -483,13 +483,13 @@ class Tape(TorchFunctionMode):
             self._preserve(storage)
 
     def _preserve(self, storage: int) -> None:
-        """Copies saved tensors in a storage that is about to be written to."""
+        """Copies saved tensors in a storage that is about to be overwritten."""
         for value in self._saved.pop(storage, ()):
             if value.tensor is not None:
                 value.tensor = value.tensor.clone()
         if storage in self._owners:
             return
-        # The storage is the critic's own, which is rare: search all nodes.
+        # The storage is the critic's own (rare): search all nodes.
         for value in self.parameters:
             if value.tensor is not None and _storage(value.tensor) == storage:
                 value.tensor = value.tensor.clone()
@@ -500,7 +500,7 @@ class Tape(TorchFunctionMode):
                         args[position] = argument.clone()
 
     def _write(self, info: Op, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        """An in-place op: a new value for the tensor that it writes to."""
+        """Records an in-place op as a new value of the written tensor."""
         func, (values, constants) = info.func, self._values(info, args)
         written = list(info.written(args, kwargs))
         if not values:
@@ -547,21 +547,21 @@ class Tape(TorchFunctionMode):
         return result
 
     def _is_part(self, tensor: Tensor, history: _Storage) -> bool:
-        """Whether a tensor that isn't on the tape shows what was written to its memory.
+        """Whether a tensor off the tape is a view of memory that was written.
 
-        A detached tensor doesn't, nor does a view made without gradients.
+        Detached tensors and views made without gradients don't count.
         """
         whole, base = history.whole(), tensor._base
         if tensor is whole or base is None or base is not whole:
             return tensor is whole
         if self._active and history.owner is None:
-            # Within a call views of the critic's own memory are made without gradients too.
+            # Within a call, views of the critic's own memory are also made without gradients.
             return all(constant() is not tensor for constant in self._constants)
         made = torch._C._autograd._get_creation_meta(tensor)
         return made != torch._C._autograd.CreationMeta.NO_GRAD_MODE
 
     def _reread(self, tensor: Tensor, history: _Storage) -> Value | None:
-        """The value of a tensor after a write through another tensor."""
+        """A tensor's value after a write through another view."""
         geometry = _geometry(tensor)
         last, where = history.writes[-1]
         if where == geometry and last.dtype == tensor.dtype:
@@ -583,7 +583,7 @@ class Tape(TorchFunctionMode):
         return value
 
     def _region(self, func: Any, like: Tensor, shape: Sequence[int], *args: Any) -> Value:
-        """Records a function of a flat storage."""
+        """Records a read or write of a flat storage."""
         node = Node(func, RULES[func], list(args), {})
         node.take({i: arg for i, arg in enumerate(args) if isinstance(arg, Value)})
         value = Value(like, node.by_images, bool(node.outer), False)
@@ -603,7 +603,7 @@ class Tape(TorchFunctionMode):
             self._changed(reason)
 
     def _mixing(self, reason: str) -> None:
-        """Samples may see one another, or what becomes of them can't be followed."""
+        """Notes an op that may mix samples, or after which rows can't be followed."""
         self.mixes = self.mixes or reason
         if self.joined:
             self._changed(reason)
@@ -630,7 +630,7 @@ def _slots(info: Op, args: Sequence[Any]) -> Iterator[tuple[Any, Tensor]]:
 
 
 def _has_rows(node: Node, slot: Any, argument: Value | Tensor) -> bool:
-    """Whether an argument has a row for each row of the result, to be met by that alone."""
+    """Whether an argument's rows match the result's rows one to one."""
     output = node.outputs[0]
     if output is None:
         return False
@@ -639,7 +639,7 @@ def _has_rows(node: Node, slot: Any, argument: Value | Tensor) -> bool:
 
 
 def _with_rows(node: Node) -> list[Any]:
-    """The slots of such parameters, and of what depends on parameters only."""
+    """The slots, among those depending on parameters only, that have a row per result row."""
     if not node.own or not node.rule.broadcasts:
         return []
     return [slot for slot in node.own if _has_rows(node, slot, node.slots[slot])]
@@ -652,7 +652,7 @@ def _divisible(node: Node) -> bool:
 
 
 def _cut(node: Node, rows: Samples, slot: Any, argument: Any) -> Any:
-    """Such a constant's rows; another argument itself."""
+    """A constant's rows if it has one per result row; any other argument unchanged."""
     is_cut = isinstance(argument, Tensor) and _has_rows(node, slot, argument)
     return rows.of(argument) if is_cut else argument
 
@@ -662,7 +662,7 @@ _RESHAPING = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}
 
 
 def _functions(grad_fn: Any, known: Container[Any] = ()) -> Iterator[Any]:
-    """The functions of an autograd graph, but for known ones and what only these lead to."""
+    """An autograd graph's functions, except known ones and those only these lead to."""
     pending, seen = [grad_fn], {None}
     while pending:
         function = pending.pop()
@@ -680,7 +680,7 @@ _UNSEEN = {
 
 
 class _Ops(TorchDispatchMode):
-    """Hands ATen ops to the tape."""
+    """Passes ATen ops to the tape."""
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -697,7 +697,7 @@ def _to_tape(
     return self.tape.op(func, args, kwargs or {})
 
 
-# In the class's body it would be wrapped for torch.compile, which takes longer than a small op.
+# As a method it would be wrapped for torch.compile, which takes longer than a small op.
 _Ops.__torch_dispatch__ = _to_tape  # type: ignore
 
 
@@ -710,7 +710,7 @@ def _random_state(args: Iterable[Any]) -> tuple[torch.device, Tensor]:
 
 
 def _by_products(tape: Tape, func: Any, *args: Any, **kwargs: Any) -> Any:
-    """Attention as products of matrices: the fused kernels have no second derivative."""
+    """Attention as matrix products: the fused kernels have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
         return func(*args, **kwargs)
 
@@ -726,7 +726,7 @@ def _convolution(
     dilation: Any = 1,
     groups: int = 1,
 ) -> Tensor:
-    """Calls aten.convolution directly, which saves a trip through the dispatcher."""
+    """Calls aten.convolution directly, which saves a pass through the dispatcher."""
     rank = weight.dim() - 2
     plain = input.dim() == weight.dim() and not isinstance(padding, str)
     if not plain or torch.is_autocast_enabled(input.device.type):
@@ -741,7 +741,7 @@ def _convolution(
 
 
 def _instance_norm(tape: Tape, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Instance norm by its own statistics is group norm with a group for each channel."""
+    """Instance norm with batch statistics is group norm with one group per channel."""
     names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
     own = given.get("use_input_stats", True) and given.get("running_mean") is None

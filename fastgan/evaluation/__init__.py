@@ -2,10 +2,10 @@
 
 - :mod:`~fastgan.evaluation.report`: :func:`evaluate_samples`, all figures in one call.
 - :mod:`~fastgan.evaluation.metrics`: precision, recall, density, coverage, Fréchet distance.
-- :mod:`~fastgan.evaluation.streaming`: the same of images that come in batches.
+- :mod:`~fastgan.evaluation.streaming`: the same metrics, updated batch by batch.
 - :mod:`~fastgan.evaluation.features`: the named spaces in which images are compared.
 - :mod:`~fastgan.evaluation.classifier`: a classifier trained on the labelled real data.
-- :mod:`~fastgan.evaluation.diversity`: what is cheap enough to watch a training run with.
+- :mod:`~fastgan.evaluation.diversity`: cheap measures for watching a training run.
 """
 
 from __future__ import annotations

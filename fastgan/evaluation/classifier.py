@@ -1,8 +1,7 @@
-"""A small classifier, trained on the labelled real data in seconds, that judges generated images.
+"""A small classifier, trained on labelled real data in seconds, that judges generated images.
 
-It answers what distances can't: which class each sample looks like, and how sure of that a
-reader of the real data would be. Its penultimate layer is also the default feature space for
-labelled data.
+It shows what distances can't: each sample's most probable class and its probability. Its
+penultimate layer is the default feature space for labelled data.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ __all__ = ["ClassifierReport", "ImageClassifier", "check_images", "train_classif
 
 BATCH_SIZE = 64
 EPOCHS = 12
-# Small sets get at least this many steps, large ones at most so many: seconds, not hours.
+# Bounds for small and large sets, so that training takes seconds.
 STEPS = (250, 3000)
 PEAK_LEARNING_RATE = 5e-3
 WEIGHT_DECAY = 1e-2
 DROPOUT = 0.3
-# Images are shifted by up to one sixteenth of their side, about how far hands differ.
+# Images are shifted by up to 1/16 of their side, about the variation in handwriting.
 SHIFT = 1 / 16
 INFERENCE_BATCH_SIZE = 512
 
 
 def check_images(images: Tensor, argument: str) -> None:
-    """Refuse what is not a float ``(N, C, H, W)`` tensor of finite values with C 1 or 3."""
+    """Raises unless images are a float ``(N, C, H, W)`` tensor of finite values with C 1 or 3."""
     if not isinstance(images, Tensor) or not images.is_floating_point():
         kind = images.dtype if isinstance(images, Tensor) else type(images).__name__
         raise TypeError(f"{argument}: expected a floating-point tensor, got {kind}")
@@ -48,9 +47,9 @@ def check_images(images: Tensor, argument: str) -> None:
 
 
 def check_labels(labels: Tensor, count: int, num_classes: int | None) -> int:
-    """Refuse labels that are not int64 ``(count,)`` from 0 below ``num_classes``.
+    """Raises unless labels are int64 ``(count,)`` from 0 to ``num_classes - 1``.
 
-    Returns the number of classes: ``num_classes``, or the highest label plus one where it is None.
+    Returns the number of classes: ``num_classes``, or the highest label plus one if it is None.
     """
     if labels.dtype != torch.int64 or labels.shape != (count,):
         raise DataError(
@@ -79,10 +78,10 @@ def convolution_stage(in_channels: int, out_channels: int) -> nn.Sequential:
 
 
 class ImageClassifier(nn.Module):
-    """Three convolution stages, one hidden layer of 128, one output a class.
+    """Three convolution stages, a hidden layer of 128, and one output per class.
 
-    Images of any size are first averaged to 16x16 (below 32 pixels) or 32x32 (from 32 on), which
-    keeps the cost the same whatever size the networks draw at.
+    Images of any size are first averaged to 16x16 (below 32 pixels) or 32x32 (from 32 on), so the
+    cost doesn't depend on their size.
 
     Args:
         channels: 1 or 3.
@@ -152,37 +151,37 @@ class ImageClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class ClassifierReport:
-    """A trained classifier and how it does on real images it has not seen."""
+    """A trained classifier and its results on unseen real images."""
 
     classifier: ImageClassifier
     """The trained classifier, in evaluation mode, on the device it was trained on."""
 
     accuracy: float
-    """Share of the held-out images whose most probable class is the right one."""
+    """Share of held-out images classified correctly."""
 
     mean_top_probability: float
     """Mean probability of the most probable class over the held-out images, right or wrong."""
 
     train_indices: Tensor
-    """int64: which images it was trained on."""
+    """int64: indices of the training images."""
 
     held_out_indices: Tensor
-    """int64: which it was judged on."""
+    """int64: indices of the held-out images."""
 
 
 def _shifted_batches(
     images: Tensor, labels: Tensor, steps: int, generator: torch.Generator
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield ``steps`` shuffled batches, each shifted as a whole by a few random pixels."""
+    """Yields ``steps`` shuffled batches, each shifted as a whole by a few random pixels."""
     height, width = images.shape[2:]
     reach = max(1, round(SHIFT * min(height, width)))
     order = torch.empty(0, dtype=torch.int64)
     for _ in range(steps):
-        # Epochs are laid end to end, so that no batch is too short for batch norm.
+        # Epochs are concatenated, so that no batch is too short for batch norm.
         while len(order) < BATCH_SIZE:
             order = torch.cat([order, torch.randperm(len(images), generator=generator)])
         chosen, order = order[:BATCH_SIZE].to(images.device), order[BATCH_SIZE:]
-        # What moves in at the edge repeats the edge: right for any background.
+        # Shifting repeats the edge, which suits any background.
         padded = F.pad(images[chosen], (reach,) * 4, mode="replicate")
         down, right = torch.randint(0, 2 * reach + 1, (2,), generator=generator).tolist()
         yield padded[:, :, down : down + height, right : right + width], labels[chosen]
@@ -200,9 +199,9 @@ def train_classifier(
     """Train an :class:`ImageClassifier` on part of the real data and judge it on the rest.
 
     Cross-entropy on hard labels, Adam with decoupled weight decay and a one-cycle rate, dropout,
-    and shifts of a pixel or so: enough to be right on over 97% of unseen handwritten digits (the
-    eight-by-eight ones of ``digits``) after about three seconds on one CPU core. It is meant for
-    such sets of small pictures; on photographs its accuracy is modest, which the report tells.
+    and shifts of a pixel or so: over 97% accuracy on unseen handwritten digits (``digits``, 8x8)
+    after about three seconds on one CPU core. It is meant for such small pictures; on photographs
+    its accuracy is modest, as the report shows.
 
     The same seed gives the same classifier, on the CPU bit for bit with the same number of threads.
     torch's global random state is neither read nor changed.
@@ -216,7 +215,7 @@ def train_classifier(
         device: where to train.
 
     Raises:
-        TypeError, ImageSizeError, DataError: images or labels of another kind, or not finite.
+        TypeError, ImageSizeError, DataError: images or labels of the wrong kind, or not finite.
         ConfigError: ``num_classes`` below 2, or ``held_out`` out of range.
 
     Example:

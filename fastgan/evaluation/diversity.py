@@ -1,7 +1,7 @@
 """Cheap measures of diversity, for watching a training run for mode collapse.
 
-Everything happens on the CPU, on images averaged to 8x8 pixels, with nothing to train: a few
-milliseconds for 256 samples. The evaluation proper is in :mod:`fastgan.evaluation.report`.
+They use images averaged to 8x8 pixels on the CPU, without training: a few milliseconds for 256
+samples. The full evaluation is in :mod:`fastgan.evaluation.report`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,11 @@ class DiversityReport:
     nearest_ratio: float
     """Mean distance from a sample to the nearest other one, over the same for real images.
 
-    Sees what ``ratio`` can't: a generator with ten good pictures has a ratio near 1, but samples
-    that repeat each other, so a nearest ratio near 0. NaN where the real images are mostly copies
-    of each other, so that there is nothing to compare with."""
+    Detects what ``ratio`` can't: a generator that repeats ten good pictures has a ratio near 1 but
+    a nearest ratio near 0. NaN if the real images are mostly copies of each other."""
 
     class_histogram: list[float] | None
-    """Share of samples whose nearest labelled real image is of each class; sums to 1.
+    """Share of samples by class of the nearest labelled real image; sums to 1.
 
     None for unlabelled data."""
 
@@ -52,21 +51,21 @@ class SampleDiversity:
         nearest_ratio = mean over s of min over s' of d(s, s') / the same of real images
 
     The class histogram is that of the nearest real neighbour (one-nearest-neighbour
-    classification, Cover & Hart 1967). On handwritten digits that is right more than 97% of the
-    time; on photographs it is little better than a guess from colours, good for seeing a change.
+    classification, Cover & Hart 1967). On handwritten digits it is right more than 97% of the time;
+    on photographs it is little better than a guess from colours, but still shows changes.
 
     Args:
-        real_images: float ``(N, C, H, W)``, ``C`` 1 or 3, ``N >= 2``. Nothing of it is kept but
-            the subsets at 8x8.
+        real_images: float ``(N, C, H, W)``, ``C`` 1 or 3, ``N >= 2``. Only the subsets at 8x8 are
+            kept.
         labels: int64 ``(N,)``, or None for unlabelled data.
         num_classes: how many classes; None means the highest label plus one.
-        subset: at most so many samples and real images are compared, at least 2.
-        neighbours: at most so many labelled real images are searched for the nearest.
-        seed: which real images are in the subsets; torch's global random state is left alone.
+        subset: the most samples and real images to compare, at least 2.
+        neighbours: the most labelled real images to search for the nearest.
+        seed: selects the real images in the subsets; torch's global random state isn't changed.
 
     Raises:
-        TypeError, ImageSizeError, DataError: images or labels of another kind, or not finite, or
-            images that are all the same.
+        TypeError, ImageSizeError, DataError: images or labels of the wrong kind, or not finite, or
+            all images are the same.
         ConfigError: ``subset`` or ``neighbours`` out of range.
 
     Example:
@@ -126,7 +125,7 @@ class SampleDiversity:
         return pairwise, nearest
 
     def _real_spread(self, count: int) -> tuple[float, float]:
-        # The nearest of many is nearer than the nearest of few, so counts must agree.
+        # The nearest of many is nearer than the nearest of few, so counts must be equal.
         if count not in self._spreads:
             spread = self._spread(self._real[:count])
             if spread[0] == 0:
@@ -135,16 +134,15 @@ class SampleDiversity:
         return self._spreads[count]
 
     def measure(self, samples: Tensor) -> DiversityReport:
-        """Compare samples with the data.
+        """Compares samples with the data.
 
         Args:
             samples: float ``(M, C, H, W)``, ``M >= 2``, with the data's channels, any size and
-                device. The first ``subset`` of them count (``nearest_ratio`` and ``ratio``); the
-                histogram is of all.
+                device. The ratios use the first ``subset`` of them, the histogram uses all.
 
         Raises:
-            TypeError, ImageSizeError, DataError: samples of another kind, fewer than two, or
-                not finite.
+            TypeError, ImageSizeError, DataError: samples of the wrong kind, fewer than two, or not
+                finite.
         """
         check_images(samples, "samples")
         if samples.shape[1] != self.channels:
@@ -164,7 +162,7 @@ class SampleDiversity:
             histogram = (counts.double() / len(vectors)).tolist()
         return DiversityReport(
             ratio=pairwise / real_pairwise,
-            # Data that repeats itself throughout can't say what a healthy nearest distance is.
+            # Data of copies doesn't define a healthy nearest distance.
             nearest_ratio=nearest / real_nearest if real_nearest > 0 else float("nan"),
             class_histogram=histogram,
         )

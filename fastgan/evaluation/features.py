@@ -1,11 +1,11 @@
-"""The spaces in which images are compared, each with a name that goes with every figure.
+"""Feature spaces for comparing images, each with a name that is reported with every figure.
 
-A distance between images means nothing without the features it was taken in, and figures from two
-spaces can't be compared. Four spaces are here:
+Figures from different feature spaces can't be compared. There are four spaces:
 
 - ``classifier-128-<fingerprint>``: the penultimate layer of the classifier trained on the labelled
-  real data. The default where there are labels.
-- ``random-conv-128``: a fixed convolution network that was never trained. The default elsewhere.
+  real data. The default for labelled data.
+- ``random-conv-128``: a fixed convolution network that was never trained. The default without
+labels.
 - ``inception-2048:<file>:<fingerprint>``: the Inception network of FID and KID, by torch-fidelity,
   with weights that the user has.
 - ``torchscript:<file>:<fingerprint>``: an extractor given by the user.
@@ -41,27 +41,27 @@ __all__ = [
 ]
 
 BATCH_SIZE = 256
-#: Of 299 x 299: the activations of 32 images take about a gigabyte.
+#: The activations of 32 images of 299 x 299 take about a gigabyte.
 INCEPTION_BATCH = 32
 
 
 class FeatureSpace(Protocol):
-    """Something that turns images into feature vectors, and says what it is."""
+    """Turns images into feature vectors, and has a name."""
 
     @property
     def name(self) -> str:
-        """The label of figures in this space; equal names mean comparable figures."""
+        """The space's name; figures with equal names are comparable."""
 
     def extract(self, images: Tensor) -> Tensor:
         """Features, float32 ``(N, F)`` on the CPU, of float images ``(N, C, H, W)``."""
 
 
 def feature_space_named(name: str, device: torch.device | str = "cpu") -> FeatureSpace:
-    """The space of a name that needs nothing but the name.
+    """The feature space of a name, except ``"classifier"``.
 
     Args:
         name: ``"random-conv"``, ``"inception:FILE"`` or ``"torchscript:FILE"``.
-        device: where an extractor runs.
+        device: the device of an extractor.
 
     Raises:
         ConfigError: another name, or a library that isn't installed.
@@ -89,11 +89,11 @@ def _in_batches(
 class ClassifierFeatures:
     """Penultimate activations of a classifier trained on the real data.
 
-    They see what tells the data's classes apart, and little else: two kinds of seven may fall
-    together, and so may a slightly rough one and a clean one. As the classifier was trained on
-    most of the real images, it spreads those more tidily than any others, which costs
-    generated images a little. Figures compare between generators measured with the same
-    data, image size, seed and machine; the fingerprint of the weights in the name shows when.
+    They capture what separates the data's classes, and little else: two styles of a seven, or a
+    rough and a clean one, may coincide. The classifier was trained on most of the real images and
+    separates those better than others, a slight disadvantage for generated ones. Figures are
+    comparable for the same data, image size, seed and machine; the weights' fingerprint in the name
+    shows it.
 
     Args:
         classifier: as trained by :func:`fastgan.evaluation.train_classifier`.
@@ -133,12 +133,11 @@ class RandomConvolutionFeatures:
     """A three-stage convolution network with fixed random weights, never trained.
 
     Random filters with rectification and pooling respond to edges, strokes, textures and colours at
-    three scales, and are indifferent to small shifts: a much better yardstick than raw
-    pixels, and far from one that knows objects. It needs no labels and no download, and is the
-    same everywhere, so figures compare between any runs on the same data at the same size. They
-    can tell a worse generator from a better one; they are not the "FID" of papers.
+    three scales and ignore small shifts: much better than raw pixels, but they don't recognise
+    objects. The network needs no labels or download and is the same everywhere, so figures from the
+    same data and image size are comparable. They rank generators; they are not the "FID" of papers.
 
-    Grey images are seen as RGB ones with equal channels. Images are averaged to 32x32 first.
+    Grey images become RGB with equal channels. Images are averaged to 32x32 first.
 
     Example:
         >>> import torch
@@ -149,7 +148,7 @@ class RandomConvolutionFeatures:
     """
 
     name = "random-conv-128"
-    """Goes with the seed and the widths below; another network would need another name."""
+    """Identifies the seed and the widths below; another network needs another name."""
 
     SEED = 20200219
     WIDTHS = (3, 16, 32, 32)
@@ -180,12 +179,12 @@ class RandomConvolutionFeatures:
 
 
 class InceptionFeatures:
-    """The Inception network in which FID and KID are defined, with weights that the user has.
+    """The Inception network of FID and KID, with weights from a local file.
 
     The network is torch-fidelity's, ``pip install 'fastgan[fid]'`` (torchmetrics has the same): its
     pool3 layer of 2,048 features, of 8-bit images enlarged to 299 x 299 as TensorFlow 1 did. The
     weights are the file ``weights-inception-2015-12-05-6726825d.pth`` of its releases; nothing is
-    downloaded here. Grey images are seen as RGB ones with equal channels.
+    downloaded here. Grey images become RGB with equal channels.
 
     The file is read as weights: it can't run code.
 
@@ -216,19 +215,19 @@ class InceptionFeatures:
         content = self.path.read_bytes()
         try:
             weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
-        except Exception as error:  # whatever a file of another kind brings about
+        except Exception as error:  # any error, from a file of another kind
             raise DataError(
                 f"{self.path}: not a file that torch saved, or not only weights"
             ) from error
         try:
-            # torch-fidelity unpickles what it is given, so it is given nothing of the user's.
+            # torch-fidelity unpickles its file, so it doesn't get the user's.
             plain = io.BytesIO()
             torch.save(weights, plain)
             plain.seek(0)
             self._module = FeatureExtractorInceptionV3(
                 "inception-v3-compat", ["2048"], feature_extractor_weights_path=plain
             ).to(self.device)
-        except Exception as error:  # whatever weights of another network bring about
+        except Exception as error:  # any error, from another network's weights
             raise DataError(f"{self.path}: not Inception weights: {one_line(error)}") from error
         self._name = f"inception-2048:{self.path.name}:{hashlib.sha256(content).hexdigest()[:8]}"
 
@@ -253,11 +252,11 @@ class TorchScriptFeatures:
 
     The file holds a module that takes float32 ``(N, C, H, W)`` in ``[-1, 1]``, with the channels
     and size of the data, on the CPU or the device given, and returns ``(N, F)`` (trailing
-    dimensions of 1 are dropped). An extractor that expects something else is wrapped in a module
-    that resizes, rescales or repeats channels before it is saved; ``docs/evaluation.md`` shows one.
+    dimensions of 1 are dropped). Wrap an extractor with other inputs in a module that resizes,
+    rescales or repeats channels; ``docs/evaluation.md`` has an example.
 
-    A TorchScript file is a program. It can't reach Python, but it can take any time and memory and
-    call any operator of torch: trust it only as far as its author.
+    A TorchScript file is a program. It can't run Python, but can take any time and memory and call
+    any torch operator: use files only from authors you trust.
 
     Args:
         path: the file, as written by ``torch.jit.save``.
@@ -282,8 +281,7 @@ class TorchScriptFeatures:
         try:
             digest = hashlib.sha256(self.path.read_bytes()).hexdigest()[:8]
             with open(self.path, "rb") as file, warnings.catch_warnings():
-                # torch 2.13 deprecates TorchScript in favour of torch.export; files of this
-                # kind are what the published extractors come as, and still load.
+                # torch 2.13 deprecates TorchScript, but published extractors come in this format.
                 warnings.filterwarnings("ignore", category=DeprecationWarning)
                 self._module = torch.jit.load(file, map_location=self.device).eval()
         except (OSError, RuntimeError, ValueError) as error:
@@ -303,7 +301,7 @@ class TorchScriptFeatures:
             features = self._module(images.to(self.device, torch.float32))
         except FastganError:
             raise
-        except Exception as error:  # whatever the program in the file raises
+        except Exception as error:  # the file's program may raise anything
             raise ConfigError(
                 f"{self.path}: the extractor failed on float32 images {shape} in [-1, 1]: "
                 f"{_last_line(error)}"
@@ -342,5 +340,5 @@ def _first_sentence(error: Exception) -> str:
 
 
 def _last_line(error: Exception) -> str:
-    """TorchScript puts its own traceback into the message; what went wrong is its last line."""
+    """The last line of TorchScript's message: the error after its own traceback."""
     return (str(error).strip() or type(error).__name__).split("\n")[-1]

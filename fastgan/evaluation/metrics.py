@@ -1,11 +1,11 @@
 """Distances between two sets of feature vectors.
 
-Precision and recall ask what share of one set lies within the other's k-nearest-neighbour balls;
-density and coverage are their outlier-proof relatives; the Fréchet distance compares means and
-covariances. All take feature matrices ``(N, F)``, compute in float64 on the features' device and
-are deterministic. Distances between pairs are differences squared and summed, never expanded into
-``|x|^2 + |y|^2 - 2xy``: that form cancels, and then copies of one sample, which is what a collapsed
-generator makes, would no longer be at distance zero from each other.
+Precision and recall are the shares of one set within the other's k-nearest-neighbour balls; density
+and coverage are robust variants; the Fréchet distance compares means and covariances. All take
+feature matrices ``(N, F)``, compute in float64 on the features' device and are deterministic.
+Distances between pairs are differences squared and summed, never expanded into ``|x|^2 + |y|^2 -
+2xy``: that form cancels, and copies of a sample, as from a collapsed generator, would have a
+nonzero distance.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class NeighbourMetrics:
 
 
 def as_features(features: Tensor, argument: str) -> Tensor:
-    """Float64; refuses what is not a matrix of finite numbers."""
+    """Converts to float64; raises unless features are a finite matrix."""
     if not isinstance(features, Tensor) or features.dim() != 2 or features.numel() == 0:
         got = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         raise DataError(f"{argument}: expected a feature matrix (N, F), got {got}")
@@ -74,7 +74,7 @@ def _distances(left: Tensor, right: Tensor) -> Tensor:
 
 
 def neighbour_radii(features: Tensor, k: int, *, chunk_pairs: int = CHUNK_PAIRS) -> Tensor:
-    """Distance from each sample to its k-th nearest neighbour in the same set, itself left out.
+    """Distance from each sample to its k-th nearest neighbour in the same set, excluding itself.
 
     Args:
         features: ``(N, F)``, ``N > k``.
@@ -187,17 +187,15 @@ def frechet_distance(real: Tensor, generated: Tensor) -> float:
 
         |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))         Heusel et al. 2017 (arXiv 1706.08500)
 
-    from Dowson & Landau 1982, with ``m`` the means and ``C`` the unbiased covariances. No square
-    root of the unsymmetric ``C1 C2`` is taken, which is where complex numbers and instability come
-    from in the usual programs. ``tr (C1 C2)^(1/2)`` equals ``tr (C1^(1/2) C2 C1^(1/2))^(1/2)``,
-    the sum of singular values of ``C1^(1/2) C2^(1/2)``, which ``F1 F2ᵀ`` shares for any factors
-    ``C = FᵀF``. So the factors are the triangles of QR decompositions of the centred features: the
-    covariances are never formed, nothing is squared and rooted again, and deficient rank does
-    no harm.
+    from Dowson & Landau 1982, with ``m`` the means and ``C`` the unbiased covariances. The square
+    root of the unsymmetric ``C1 C2``, which causes complex numbers and instability in other
+    implementations, isn't computed. ``tr (C1 C2)^(1/2)`` equals ``tr (C1^(1/2) C2
+    C1^(1/2))^(1/2)``, the sum of singular values of ``C1^(1/2) C2^(1/2)``, which ``F1 F2ᵀ`` shares
+    for any factors ``C = FᵀF``. So the factors are the triangles of QR decompositions of the
+    centred features: covariances are never formed, and rank deficiency is harmless.
 
-    The formula is exact for any number of samples, but the *estimate* is biased upwards by an
-    amount that shrinks like 1/N, and with fewer samples than features the covariances miss whole
-    directions. Compare figures only at the same numbers of samples in the same feature space.
+    The *estimate* is biased upwards by O(1/N), and with fewer samples than features the covariances
+    are singular. Compare figures only for equal numbers of samples and the same feature space.
 
     Args:
         real: ``(N, F)``, ``N >= 2``.
@@ -240,11 +238,10 @@ def kernel_distance(real: Tensor, generated: Tensor, *, chunk_pairs: int = CHUNK
     Args:
         real: ``(N, F)``, ``N >= 2``.
         generated: ``(M, F)``, ``M >= 2``; moved to the device of ``real``.
-        chunk_pairs: how many kernel values are held at once; never changes the result but by
-            rounding.
+        chunk_pairs: how many kernel values are held at once; changes the result only by rounding.
 
     Returns:
-        About 0 for samples of one distribution, as often below as above, whatever their number.
+        Zero on average for samples of one distribution, of any number; it may be negative.
 
     Raises:
         DataError: not matrices of finite numbers with equally many columns, or a single sample.
@@ -283,9 +280,8 @@ def frechet_distance_from_moments(
 ) -> float:
     """:func:`frechet_distance` between Gaussians given by their means and covariances.
 
-    For statistics that were saved instead of features. The factors are then
-    ``Λ^(1/2) Vᵀ`` from the eigen-decomposition ``C = V Λ Vᵀ``; eigenvalues that rounding made
-    slightly negative count as zero.
+    For saved statistics. The factors are then ``Λ^(1/2) Vᵀ`` from the eigen-decomposition ``C = V Λ
+    Vᵀ``; eigenvalues that rounding made slightly negative count as zero.
 
     Args:
         mean1: ``(F,)``, of one set of features.

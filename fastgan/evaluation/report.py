@@ -1,4 +1,4 @@
-"""One call that measures generated images against real ones, and a table of what it found."""
+"""Measures generated images against real ones in one call, and prints a table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from fastgan.evaluation.metrics import frechet_distance, kernel_distance, neighb
 __all__ = ["EvaluationReport", "evaluate_samples"]
 
 BAR_WIDTH = 20
-# A class is a row of the table up to so many classes; beyond, only the extremes are told.
+# Up to this many classes each has a row of the table; otherwise only the extremes do.
 MAX_CLASS_ROWS = 20
 
 
@@ -41,13 +41,13 @@ class EvaluationReport:
     """The result of :func:`evaluate_samples`; ``str()`` is a table, :meth:`to_dict` is for JSON."""
 
     precision: float
-    """Share of generated images within the real ones' neighbourhoods: do they look real?"""
+    """Share of generated images within real images' neighbourhoods: do they look real?"""
 
     recall: float
-    """Share of real images within the generated ones' neighbourhoods: is everything covered?"""
+    """Share of real images within generated images' neighbourhoods: is everything covered?"""
 
     density: float
-    """How many real neighbourhoods hold a generated image, over k; about 1 is ideal."""
+    """Mean number of real neighbourhoods around a generated image, over k; about 1 is ideal."""
 
     coverage: float
     """Share of real neighbourhoods that hold a generated image."""
@@ -56,8 +56,8 @@ class EvaluationReport:
     """Squared Fréchet distance between Gaussians fitted to both sets; 0 is ideal."""
 
     frechet_distance_real: float
-    """The same between the held-out real images and the other real ones: about what a
-    perfect generator would score with as few samples as were held out."""
+    """The distance between held-out and other real images: about a perfect generator's, with as
+    many samples as were held out."""
 
     kernel_distance: float
     """Squared maximum mean discrepancy of the cubic kernel, "KID" in Inception's features; about 0
@@ -85,7 +85,7 @@ class EvaluationReport:
     """``classifier_confidence / classifier_confidence_real``; about 1 is ideal."""
 
     classifier_accuracy: float | None
-    """Share of held-out real images the classifier gets right: how far to trust it."""
+    """The classifier's accuracy on held-out real images: how far to trust it."""
 
     class_names: list[str] | None
     """The classes' names, in the order of the histogram."""
@@ -213,12 +213,12 @@ def evaluate_samples(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> EvaluationReport:
-    """Measure generated images against real ones.
+    """Measures generated images against real ones.
 
     Precision, recall, density, coverage, the Fréchet and the kernel distance are taken between all
     generated and all real images, in a named feature space. For labelled data a small classifier
     is trained on part of the real images, and its figures on generated images stand beside those
-    on the held-out part. The time is that of the classifier (seconds) and of ``N^2 + M^2 + N M``
+    on the held-out part. It takes the classifier's training time (seconds) and ``N^2 + M^2 + N M``
     distances; for large sets, pass some ten thousand of each.
 
     Args:
@@ -236,7 +236,7 @@ def evaluate_samples(
         device: where to train the classifier and to run an extractor.
 
     Raises:
-        TypeError, ImageSizeError, DataError: images or labels of another kind, or not finite.
+        TypeError, ImageSizeError, DataError: images or labels of the wrong kind, or not finite.
         ConfigError: ``k``, ``held_out``, ``num_classes``, ``class_names`` or ``feature_space``
             out of range, or an extractor that does not fit the images.
 

@@ -1,4 +1,4 @@
-"""The metrics for images that come in batches, in torchmetrics' manner: update, compute, reset."""
+"""Metrics over batches with torchmetrics' interface: update, compute, reset."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ State = TypeVar("State")
 
 
 class _Streaming(ABC, Generic[State]):
-    """What they have in common: a state of the real images, one of the generated."""
+    """Base class with a state for real images and one for generated images."""
 
     def __init__(
         self,
@@ -51,8 +51,8 @@ class _Streaming(ABC, Generic[State]):
             real: whether they are real images or generated ones.
 
         Raises:
-            TypeError, ImageSizeError, DataError: images of another kind, not finite, or with other
-                numbers of features than those before.
+            TypeError, ImageSizeError, DataError: images of the wrong kind, not finite, or with
+                another number of features than before.
         """
         check_images(images, "images")
         features = as_features(self.feature_space.extract(images), "images")
@@ -67,7 +67,7 @@ class _Streaming(ABC, Generic[State]):
         self._counts[real] += len(features)
 
     def reset(self) -> None:
-        """Forgets the generated images, and the real ones unless they are to stay."""
+        """Forgets the generated images, and the real ones if ``reset_real_features``."""
         for real in (False, True) if self.reset_real_features else (False,):
             self._states.pop(real, None)
             self._counts[real] = 0
@@ -82,20 +82,20 @@ class _Streaming(ABC, Generic[State]):
 
     @abstractmethod
     def _merge(self, state: State | None, count: int, features: Tensor) -> State:
-        """The state after ``count`` images and these features' images more."""
+        """The state after ``count`` images, updated with these features."""
 
 
 class FrechetDistance(_Streaming[tuple[Tensor, Tensor]]):
     r""":func:`fastgan.evaluation.frechet_distance` of batches; "FID" in Inception's features.
 
-    Kept are a mean and a triangle of F times F numbers in float64, whatever the number of images.
-    Let ``n`` samples have mean ``m`` and centred features ``X = QR``, and ``k`` new ones mean ``a``
-    and centred features ``Y``. The scatter of all is (Chan, Golub & LeVeque 1983)::
+    Keeps a mean and an F x F triangle in float64, for any number of images. Let ``n`` samples have
+    mean ``m`` and centred features ``X = QR``, and ``k`` new ones mean ``a`` and centred features
+    ``Y``. The scatter of all is (Chan, Golub & LeVeque 1983)::
 
         RᵀR + YᵀY + nk/(n + k) (a - m)ᵀ(a - m)
 
-    so its triangle is that of a QR decomposition of ``R``, ``Y`` and the scaled difference one
-    above the other, and nothing is squared.
+    so its triangle comes from a QR decomposition of ``R``, ``Y`` and the scaled difference,
+    stacked.
 
     Args:
         feature_space: a name as for :func:`fastgan.evaluation.evaluate_samples`
@@ -145,7 +145,7 @@ class FrechetDistance(_Streaming[tuple[Tensor, Tensor]]):
 
 
 class _Kept(_Streaming[list[Tensor]]):
-    """All features are kept, in float64: 8F bytes an image."""
+    """Keeps all features in float64: 8F bytes per image."""
 
     def _merge(self, state: list[Tensor] | None, count: int, features: Tensor) -> list[Tensor]:
         return [*(state or []), features]

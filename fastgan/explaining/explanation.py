@@ -62,7 +62,7 @@ def explain(
         >>> report.rows[2].op, report.rows[2].reason.split(";")[0]
         ('penalty_tangent_', "the penalty's value, and its tangent of the points' gradient")
         >>> print(explain(WGANCritic(nc=1, ndf=4, image_size=16, norm="batch")).rows[1].reason)
-        fused, batch by batch: aten.add_.Tensor changes in place what the critic keeps
+        fused, batch by batch: aten.add_.Tensor changes the critic's state in place
         >>> from fastgan.models import DCGANGenerator
         >>> row = explain(DCGANGenerator(nz=8, ngf=4, nc=1, image_size=16)).rows[1]
         >>> print(row.layer, row.op, "|", row.reason)

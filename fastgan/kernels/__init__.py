@@ -1,14 +1,14 @@
-"""The convolutions in Triton: three kernels, each with prologues and epilogues.
+"""Convolutions in Triton: three kernels, each with prologues and epilogues.
 
 ======================================  =========================================================
 :mod:`~fastgan.kernels.convolution`     ``forward``, ``input_gradient``, ``weight_gradient``
 :mod:`~fastgan.kernels.geometry`        output sizes, phases and taps
 ``implicit_gemm``, ``index_maps``       the gather and the scatter kernel
 ``split_reduction``                     the weight gradient, in two stages
-``prologues``, ``epilogues``,           what they do on loading and on storing: the Triton of
+``prologues``, ``epilogues``,           what they do when loading and storing, in Triton:
 ``activations``                         :mod:`fastgan.kernels.fusion` and :mod:`fastgan.activations`
 ``tiles``, ``tile_tables``              tile choices, as data
-``plans``, ``launch``                   what is worked out once for a problem, and the launch
+``plans``, ``launch``                   plans, computed once per problem, and launches
 ``toolchain``                           whether Triton can compile on this machine
 ======================================  =========================================================
 

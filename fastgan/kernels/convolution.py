@@ -1,10 +1,8 @@
-"""Convolutions forward, and their two gradients, each in one kernel with what surrounds it.
+"""A convolution's forward pass and two gradients, each one kernel with fused prologue and epilogue.
 
-What they compute is in :mod:`fastgan.kernels.fusion`, how in ``docs/kernels.md``. Triton is
-imported when the first kernel runs. Nothing here waits for the GPU, so that calls can be captured
-in CUDA graphs
-(after one call outside, which compiles); they run on torch's current stream. Nothing is recorded by
-autograd.
+:mod:`fastgan.kernels.fusion` has the formulas, ``docs/kernels.md`` the design. Triton is imported
+when the first kernel runs. Calls run on torch's current stream and never wait for the GPU, so CUDA
+graphs can capture them after a first call has compiled them. Autograd records nothing.
 """
 
 from __future__ import annotations
@@ -43,9 +41,9 @@ Pointers = tuple[Tensor | None, ...]
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
-#: What has been worked out, by everything that it depends on.
+#: Plans, by everything that they depend on.
 _PLANS: dict[tuple[Any, ...], Any] = {}
-#: A training run has tens of problems; shapes that never come back shouldn't pile up.
+#: A training run has tens of problems; shapes that never recur shouldn't accumulate.
 _MOST_PLANS = 4096
 
 
@@ -62,14 +60,14 @@ def covers(
     input_shape: tuple[int, ...] | None = None,
     device: torch.device | None = None,
 ) -> str | None:
-    """Why the kernels can't do a convolution, in words; None where they can.
+    """Says why the kernels can't run a convolution; None if they can.
 
     Args:
         geometry: of the convolution.
         dtype: of input and weight.
         groups: as torch's.
-        input_shape: (N, C_in, H, W); without one, sizes are not asked about.
-        device: where the input is; without one, what the device can do is not asked.
+        input_shape: (N, C_in, H, W); None skips the checks of sizes.
+        device: the input's device; None skips the checks of the device.
 
     Raises:
         ConfigError: the geometry leaves no output pixel of this input.
@@ -120,7 +118,7 @@ def _capability(device: torch.device) -> Pair:
 
 
 def _float32_precision(dtype: torch.dtype) -> str:
-    """How float32 products are formed: by TF32 exactly where torch's convolutions may."""
+    """float32's precision: TF32 exactly if torch's convolutions may use it."""
     if dtype != torch.float32:
         return "ieee"
     cudnn: Any = torch.backends.cudnn
@@ -129,7 +127,7 @@ def _float32_precision(dtype: torch.dtype) -> str:
 
 
 class _Loaded(NamedTuple):
-    """An operand with what its prologue reads, as the kernels take it."""
+    """An operand and its prologue's tensors, as the kernels take them."""
 
     operation: tuple[str | None, str, float]
     tensor: Tensor
@@ -139,7 +137,7 @@ class _Loaded(NamedTuple):
 
 
 def _strides(tensor: Tensor) -> Four:
-    """Strides, but 0 (1 for channels) where there is one element: what they are says nothing."""
+    """Strides, with 0 (1 for channels) for dimensions of size 1, which may have any stride."""
     n, c, h, w = tensor.shape
     stride_n, stride_c, stride_h, stride_w = tensor.stride()
     return (
@@ -151,9 +149,8 @@ def _strides(tensor: Tensor) -> Four:
 
 
 def _loadable(tensor: Tensor) -> Tensor:
-    # Along the channels the kernels load whole vectors, if these are next to each other. One pass
-    # that makes them so costs less than reading every element for itself, tap after tap; with the
-    # few channels of an image there are no vectors to lose.
+    # The kernels load vectors along contiguous channels. A copy to that layout costs less than
+    # scalar loads for every tap; images' few channels form no vectors anyway.
     if tensor.shape[1] > 8 and tensor.stride(1) > 1 and tensor.shape[2] * tensor.shape[3] > 1:
         return tensor.contiguous(memory_format=torch.channels_last)
     return tensor
@@ -217,7 +214,7 @@ def _check_same(name: str, tensor: Tensor, like: Tensor) -> None:
 
 
 def _check_operands(tensor: Tensor, weight: Tensor, geometry: ConvGeometry, channels: int) -> None:
-    """Of a tensor with the channels that ``weight`` has in dimension ``channels``."""
+    """Raises unless the tensor fits ``weight``, whose dimension ``channels`` has its channels."""
     if weight.dim() != 4 or weight.shape[2:] != geometry.kernel_size:
         raise ConfigError(
             f"weight has shape {tuple(weight.shape)}; expected four dimensions that end in "
@@ -237,7 +234,7 @@ def _check_operands(tensor: Tensor, weight: Tensor, geometry: ConvGeometry, chan
 
 
 def _plans() -> Any:
-    # Imports Triton, which takes a second and which not every machine has.
+    # Importing Triton takes a second, and not every machine has it.
     from fastgan.kernels import plans
 
     return plans
@@ -270,7 +267,7 @@ def _convolve(
     epilogue: BiasActivation | Statistics | NormActivationGradient | ActivationGradient,
     out: Tensor | None,
 ) -> tuple[Tensor, Pointers]:
-    """The output, and what the tiles left: (count, first, second)."""
+    """The output, and the tiles' reductions: (count, first, second)."""
     loaded = _load(operand, prologue)
     out_channels = weight.shape[1 if scatter else 0]
     output = _output((operand.shape[0], out_channels, *output_size), operand, out)
@@ -360,9 +357,8 @@ def forward(
             of the input's dtype, in any strides; channels-last is fast.
         geometry: of the convolution. Zero padding is zero after the prologue.
         prologue: of the input; None leaves it as it is.
-        epilogue: of the output; None is ``BiasActivation()``, which leaves it as it is. With
-            ``ActivationGradient`` a tangent goes through the layer: J of convolution and activation
-            at a point, of which what the activation keeps tells the derivative.
+        epilogue: of the output; None is ``BiasActivation()``, the identity. ``ActivationGradient``
+            computes the jvp of convolution and activation for a tangent.
         out: where to write the output, channels-last; it may be the epilogue's own tensor, but not
             share memory with ``input`` or ``weight``. None makes a new tensor.
 
@@ -471,7 +467,7 @@ def weight_gradient(
 
     Returns:
         The weight's gradient, and the bias's: the sum of ``grad_prologue(grad_output)`` over all
-        but the channels, (C_out,), or None. Equal to the bit in every run.
+        but the channels, (C_out,), or None. Bitwise reproducible.
 
     Raises:
         ConfigError: shapes or devices that don't fit (a ValueError).
@@ -536,7 +532,7 @@ def weight_gradient(
 
 
 def _channel_sums(loaded: _Loaded, dtype: torch.dtype) -> Tensor:
-    """The sum over N, H and W of the operand after its prologue, in ``dtype``."""
+    """The operand after its prologue, summed over N, H and W, in ``dtype``."""
     tensor = loaded.tensor
     key = ("channel sums", loaded.key, dtype, tensor.dtype, tensor.get_device())
     plan: plans.ReductionPlan | None = _PLANS.get(key)

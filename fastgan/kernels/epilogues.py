@@ -1,22 +1,22 @@
-"""What a kernel does with its result on storing it: the epilogues of :mod:`fastgan.kernels.fusion`.
+"""The epilogues of :mod:`fastgan.kernels.fusion`, applied when a kernel stores its result.
 
-An epilogue says what is stored:
+An epilogue computes the stored value:
 
     epilogue(accumulator, other, bias, mean, scale, negative_slope, FUNCTION) -> value
 
-and a reduction which two numbers per channel the tile leaves beside it:
+and a reduction computes two numbers per channel of each tile:
 
     reduction(value, other, mean, invstd, kept, count) -> (first, second)
 
 ``accumulator`` is the tile of the product, [positions, channels] in float32; ``other`` the same
 tile of the second tensor, if the epilogue has one; the vectors are [1, channels] float32; FUNCTION
-is an activation or the gradient through it, of ``fastgan.kernels.activations``. A reduction sees
-the value *as stored*, rounded to the output's dtype: it is what the next layer will read. ``kept``
-says which elements of the tile exist, and ``count`` how many of a channel.
+is an activation or the gradient through it, of ``fastgan.kernels.activations``. A reduction takes
+the value *as stored*, rounded to the output's dtype, as the next layer reads it. ``kept`` masks the
+tile's existing elements, ``count`` of them per channel.
 
-A reduction's sums are of one tile's rows, at most 128, by a tree: those of terms t are off by 10 u
-sum(|t|) at most, u = 2^-24, however many positions there are. The tiles' results are merged in
-float64 (csrc/math/batch_norm.h).
+A reduction sums one tile's rows, at most 128, in a tree: the error for terms t is at most 10 u
+sum(|t|), u = 2^-24, for any number of positions. The tiles' results are merged in float64
+(csrc/math/batch_norm.h).
 """
 
 # mypy: ignore-errors
@@ -46,7 +46,7 @@ def bias_activation(accumulator, other, bias, mean, scale, negative_slope, FUNCT
 def activation_gradient(
     accumulator, kept, bias, mean, scale, negative_slope, FUNCTION: tl.constexpr
 ):
-    """accumulator z', by what the activation keeps."""
+    """accumulator z', from the activation's kept tensor."""
     return FUNCTION(accumulator, kept, negative_slope)
 
 
@@ -54,13 +54,13 @@ def activation_gradient(
 def norm_activation_gradient(
     accumulator, x, bias, mean, scale, negative_slope, FUNCTION: tl.constexpr
 ):
-    """accumulator z'((x - mean) scale + bias), by the activation's input."""
+    """accumulator z'((x - mean) scale + bias), from the activation's input."""
     return FUNCTION(accumulator, (x - mean) * scale + bias, negative_slope)
 
 
 @triton.jit
 def statistics(value, other, mean, invstd, kept, count):
-    """Mean of the tile, and the sum of squared differences from it.
+    """The tile's mean, and the sum of squared differences from it.
 
     In two passes, with the rounding error of the first one corrected: Chan, Golub and LeVeque 1983,
     "Algorithms for computing the sample variance", (1.7).
@@ -74,6 +74,6 @@ def statistics(value, other, mean, invstd, kept, count):
 
 @triton.jit
 def gradient_sums(value, x, mean, invstd, kept, count):
-    """Sum of the gradient, and of the gradient times xhat = (x - mean) invstd."""
+    """Sums of the gradient and of the gradient times xhat = (x - mean) invstd."""
     value = tl.where(kept, value, 0.0)
     return tl.sum(value, axis=0), tl.sum(value * (x - mean), axis=0) * tl.sum(invstd, axis=0)

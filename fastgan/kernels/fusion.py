@@ -1,30 +1,30 @@
-"""What a convolution can do on the side: on loading its operand, and on storing its result.
+"""What a convolution can fuse: prologues on loading its operand, epilogues on storing its result.
 
-A batch norm in training mode needs the whole batch's statistics, so it can't be finished inside the
-convolution that feeds it. It is split instead: the convolution's *epilogue* leaves per-tile
-statistics of what it stores, a small step merges them, and the next convolution's *prologue*
-normalises and activates while it loads. These classes say which; the kernels in
-``fastgan.kernels`` do it in registers; around other convolutions it takes passes of its own.
+Batch norm in training mode needs the whole batch's statistics, so the convolution before it can't
+finish it. Instead, that convolution's *epilogue* computes per-tile statistics of its output, a
+small step merges them, and the next convolution's *prologue* normalises and activates on loading.
+These classes describe both; the kernels in ``fastgan.kernels`` apply them in registers, other
+backends in separate passes.
 
 An activation without a norm is part of the convolution's epilogue (``BiasActivation``), if its
-derivative can be computed from its output. One that needs its input (SiLU, GELU) is left to the
-next convolution's prologue, as a norm of mean 0 and scale 1: the raw result is what is kept, and
-the backward pass's ``ActivationGradient`` reads it.
+derivative can be computed from its output. One that needs its input (SiLU, GELU) is applied by the
+next convolution's prologue, as a norm of mean 0 and scale 1: the raw result is kept, and
+``ActivationGradient`` reads it in the backward pass.
 
 Tensors of shape (C,) are float32, float64 for float64 data. With z the activation, per channel:
 
     NormActivation          x  ->  z((x - mean) * scale + bias)
-    ActivationGradient      g  ->  g * z'                    z' from what the activation keeps
+    ActivationGradient      g  ->  g * z'                    z' from the activation's kept tensor
     BatchNormGradient       g  ->  scale * g + (x - mean) * slope + offset
     BiasActivation          acc -> z(acc + bias)
     Statistics              acc -> acc + bias, and (count, mean, M2) of each tile
     NormActivationGradient  acc -> acc * z'((x - mean) * scale + bias), and each tile's sums of
                                    that and of that times (x - mean) * invstd
 
-with scale = weight * invstd. The input is centred before it is scaled, not after: a mean much
-larger than the spread would otherwise cancel. Batch norm's gradient in these terms, over n values
-a channel (Ioffe and Szegedy 2015, arXiv 1502.03167, section 3), with g the gradient of the
-normalised and scaled value and xhat = (x - mean) * invstd:
+with scale = weight * invstd. The input is centred before scaling, because a mean much larger than
+the spread would cancel otherwise. Batch norm's gradient in these terms, over n values a channel
+(Ioffe and Szegedy 2015, arXiv 1502.03167, section 3), with g the gradient of the normalised and
+scaled value and xhat = (x - mean) * invstd:
 
     grad_weight = sum(g * xhat),    grad_bias = sum(g)
     slope = -scale * invstd * grad_weight / n,    offset = -scale * grad_bias / n
@@ -71,7 +71,7 @@ class NormActivation:
 
 @dataclass(frozen=True)
 class ActivationGradient:
-    """Prologue of a gradient, or epilogue: times the activation's derivative.
+    """Prologue of a gradient, or epilogue: multiplies by the activation's derivative.
 
     Attributes:
         kept: the activation's output or its input, as
@@ -121,7 +121,7 @@ class BiasActivation:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Epilogue: stores acc + bias, and the statistics of each tile of the values as stored.
+    """Epilogue: stores acc + bias, and the statistics of each tile's stored values.
 
     Attributes:
         bias: (C,) of the convolution's output, or None.
@@ -132,7 +132,7 @@ class Statistics:
 
 @dataclass(frozen=True)
 class NormActivationGradient:
-    """Epilogue of an input gradient: back through the activation, with batch norm's two sums.
+    """Epilogue of an input gradient: the activation's gradient, and batch norm's two sums.
 
     Attributes:
         input: x, what the batch norm took, of the result's shape.
@@ -147,12 +147,12 @@ class NormActivationGradient:
 
 @dataclass(frozen=True)
 class PartialStatistics:
-    """Statistics of the tiles that a tensor's values per channel were cut into.
+    """Per-channel statistics of a tensor's tiles.
 
     Merged by Chan, Golub and LeVeque 1983, "Algorithms for computing the sample variance", (2.1).
 
     Attributes:
-        count: (tiles,), how many values of a channel the tile holds, in the dtype of ``mean``.
+        count: (tiles,), the tile's number of values per channel, in the dtype of ``mean``.
         mean: (tiles, C).
         m2: (tiles, C), the sum of squared differences from ``mean``.
     """
@@ -164,7 +164,7 @@ class PartialStatistics:
 
 @dataclass(frozen=True)
 class GradientSums:
-    """Batch norm's two sums, over the tiles that the gradient was cut into.
+    """Batch norm's two sums over each of the gradient's tiles.
 
     Attributes:
         grad: (tiles, C), the sum of g.

@@ -16,8 +16,8 @@ The q-th output of the phase and its j-th tap then meet at the input
 
     i = q + (o0 + p - r0 d) / s - j d / g,    where o = o0 + q s,    o0 = (f - p) mod s
 
-No product with a zero between two pixels is ever formed. ``scatter_axis`` in
-``fastgan.kernels.index_maps`` is these formulas on the GPU.
+No product with a zero between two pixels is formed. ``scatter_axis`` in
+``fastgan.kernels.index_maps`` has these formulas for the GPU.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ class Phase(NamedTuple):
 
     Attributes:
         first_output: o0.
-        outputs: how many outputs the phase has: o0, o0 + s, ...
-        taps: those that reach it, r0, r0 + s / g, ...; they may be none.
-        first_input: where output o0 and tap r0 meet; may lie outside the input.
-        input_step: what is added to it from tap to tap, -d / g.
+        outputs: the number of outputs: o0, o0 + s, ...
+        taps: the taps that reach it: r0, r0 + s / g, ...; maybe none.
+        first_input: the input at which output o0 and tap r0 meet; may lie outside.
+        input_step: its step from tap to tap, -d / g.
     """
 
     first_output: int
@@ -141,7 +141,7 @@ class ConvGeometry:
         return (input_size[axis] + 2 * self.padding[axis] - reach) // self.stride[axis] + 1
 
     def phases(self, scattered_size: Pair) -> tuple[tuple[Phase, ...], tuple[Phase, ...]]:
-        """The phases along height and width, of the side that taps are scattered to.
+        """The phases along height and width of the side to which taps scatter.
 
         Args:
             scattered_size: the output's size of a ConvTranspose2d, or the input's of a Conv2d, for
@@ -166,7 +166,7 @@ class ConvGeometry:
 
     @property
     def inverse_dilation(self) -> Pair:
-        """(d / g)^-1 mod s / g along each axis: what finds a phase's first tap."""
+        """(d / g)^-1 mod s / g along each axis, which gives a phase's first tap."""
         return _inverse(self.dilation[0], self.stride[0]), _inverse(
             self.dilation[1], self.stride[1]
         )
@@ -174,10 +174,9 @@ class ConvGeometry:
     def with_free_strides(self, gathered_size: Pair) -> ConvGeometry:
         """The same scatter, decomposed into as many phases as its input allows.
 
-        Along an axis where the input has one pixel, the stride multiplies nothing. One as large as
-        the kernel's reach gives every output pixel a phase, and so the one tap that reaches it:
-        4x4 pixels made of one are 16 matrix products without a single zero, not one of which
-        fifteen sixteenths are zeros.
+        Along an axis with one input pixel the stride has no effect. A stride of the kernel's extent
+        makes every output pixel a phase with one tap: 4x4 pixels from one are then 16 matrix
+        products without zeros, not one with 15/16 zeros.
 
         Args:
             gathered_size: the input's size of a ConvTranspose2d, or the output's of a Conv2d.
@@ -199,7 +198,7 @@ def _inverse(dilation: int, stride: int) -> int:
 
 @lru_cache(maxsize=1024)
 def division_by(divisor: int) -> Pair:
-    """What a division by a number is as a product: a multiplier and a shift.
+    """The multiplier and the shift that replace a division by an invariant integer.
 
         n // d = (n m) >> (31 + s),    m = ceil(2^(31 + s) / d),    s = ceil(log2(d)),
 
@@ -207,10 +206,11 @@ def division_by(divisor: int) -> Pair:
     multiplication", theorem 4.2.
 
     Args:
-        divisor: from 1 to 2^31 - 1; of 1 the result is of no use.
+        divisor: from 1 to 2^31 - 1; the result for 1 can't be used.
 
     Returns:
-        m, as the signed number of the same 32 bits, and s - 1: the product's upper half is shifted.
+        m, as a signed integer of the same 32 bits, and s - 1, the shift of the product's upper
+        half.
 
     Example:
         >>> multiplier, shift = division_by(48)

@@ -1,18 +1,18 @@
-"""Gather and scatter: convolution forward and input gradient as a matrix product never laid out.
+"""Gather and scatter: convolution forward and input gradient as an implicit matrix product.
 
     output[n, o, c] = epilogue( sum over taps r and channels k of
                                 prologue(input)[n, i(o, r), k] * weight[k, c, r] )
 
-with o, i, r each a pair along height and width. As a matrix product: its rows are the positions
-(n, o) of a phase, its columns the channels c, and it is summed over (r, k), taps slow, channels
-fast. Which input i the output o and the tap r meet at is the map given as AXIS
-(:mod:`fastgan.kernels.index_maps`), and all that tells the two kernels apart:
+with o, i, r pairs along height and width. As a matrix product: rows are the positions (n, o) of a
+phase, columns the channels c, summed over (r, k), taps slow, channels fast. The map AXIS
+(:mod:`fastgan.kernels.index_maps`) gives the input i for output o and tap r; it is the kernels'
+only difference:
 
     gather     Conv2d forward, ConvTranspose2d input gradient
     scatter    ConvTranspose2d forward, Conv2d input gradient
 
 A program owns BLOCK_M positions of one phase by BLOCK_N channels. Zero padding is zero after the
-prologue: taps beside the input add nothing, whatever the prologue makes of 0.
+prologue: taps outside the input add nothing, even if the prologue of 0 isn't 0.
 """
 
 # mypy: ignore-errors
@@ -57,7 +57,7 @@ __all__ = ["implicit_gemm_kernel"]
     ]
 )
 def implicit_gemm_kernel(
-    # The operand, logically (N, in_channels, H, W), and what its prologue reads.
+    # The operand, logically (N, in_channels, H, W), and its prologue's tensors.
     input,
     input_other,  # as input, in the same strides; or None
     input_mean,  # (in_channels,) float32; or None, as the next four
@@ -67,13 +67,13 @@ def implicit_gemm_kernel(
     input_offset,
     weight,  # in_channels x out_channels x kernel_height x kernel_width, in its own strides
     output,  # channels-last (N, out_channels, H, W)
-    # What the epilogue reads.
+    # The epilogue's tensors.
     output_other,  # as output, in the same strides; or None
     output_bias,  # (out_channels,) float32; or None, as the next three
     output_mean,
     output_scale,
     output_invstd,
-    # What the reduction leaves; or None.
+    # The reduction's results; or None.
     tile_count,  # (tiles,) float32
     tile_first,  # (tiles, out_channels) float32
     tile_second,  # (tiles, out_channels) float32
@@ -128,7 +128,7 @@ def implicit_gemm_kernel(
     BLOCK_K: tl.constexpr,
 ):
     """One tile of the output; see the module's docstring."""
-    # Neighbouring programs share their positions, then their phase's input: both stay in the cache.
+    # Neighbouring programs share positions, then their phase's input, which stay in the cache.
     program = tl.program_id(0)
     tile_n = program % tiles_n
     phase = program // tiles_n % (phases_height * phases_width)
@@ -203,14 +203,14 @@ def implicit_gemm_kernel(
     accumulator = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
     k = tl.arange(0, BLOCK_K)
     row, col, first_channel = 0, 0, 0
-    # Of numbers whose product with the divisor is below 2^32. A phase without taps has no step.
+    # Exact while number * divisor is below 2^32. A phase without taps has no steps.
     row_multiplier = (2**32 - 1) // tl.maximum(taps_w, 1).to(tl.uint32) + 1
     for step in range(steps):
         if ONE_TAP:
             channel = first_channel + k
             known = k < BLOCK_K if WHOLE_BLOCKS else channel < in_channels
             tap_h, tap_w = row + tl.full([1], 0, tl.int32), col + tl.full([1], 0, tl.int32)
-            # Counted on: a division a step would take longer than the products.
+            # Incremented, because a division per step would take longer than the products.
             first_channel += BLOCK_K
             col = tl.where(first_channel < in_channels, col, col + 1)
             first_channel = tl.where(first_channel < in_channels, first_channel, 0)

@@ -1,7 +1,7 @@
-"""Which input pixel and which tap make which output pixel: the maps that tell gather from scatter.
+"""The maps from output pixels and taps to input pixels, for gather and scatter.
 
-Both kernels are one loop over taps and channels; along each axis they differ in a linear map. The
-q-th output of a phase and the j-th tap of that phase are
+Both kernels loop over taps and channels; along each axis they differ by a linear map. The q-th
+output of a phase and its j-th tap are
 
     output = first_output + q output_step,    tap = first_tap + j tap_step,
 
@@ -13,7 +13,7 @@ A map takes a phase and the geometry of an axis and returns (outputs, first_outp
 taps, first_tap, tap_step, first_input, input_per_output, input_per_tap). For its derivation see
 :mod:`fastgan.kernels.geometry`.
 
-How positions number pixels, and blocks taps and channels, is here too, for all three kernels.
+The numbering of pixels by positions, and of taps and channels by blocks, is here for all kernels.
 """
 
 # mypy: ignore-errors
@@ -39,7 +39,7 @@ def scatter_axis(phase, outputs, kernel, stride, padding, dilation, common, inve
 
     Args:
         phase: (output + padding) mod stride.
-        outputs: how many there are in all.
+        outputs: the number of outputs of all phases.
         kernel: number of taps.
         stride: of the transposed convolution.
         padding: of the transposed convolution.
@@ -71,7 +71,7 @@ def scatter_axis(phase, outputs, kernel, stride, padding, dilation, common, inve
 
 @triton.jit
 def quotient(number, divisor, multiplier, shift):
-    """number // divisor, of a number from 0 to 2^31 - 1, by a product (geometry.division_by)."""
+    """number // divisor for 0 <= number < 2^31, by a product (geometry.division_by)."""
     factor = multiplier.to(tl.uint32, bitcast=True)
     product = tl.umulhi(number.to(tl.uint32, bitcast=True), factor) >> shift
     return tl.where(divisor == 1, number, product.to(tl.int32, bitcast=True))
@@ -79,14 +79,14 @@ def quotient(number, divisor, multiplier, shift):
 
 @triton.jit
 def within(place, size):
-    """0 <= place < size in one comparison: without a sign, what is below 0 is beyond the end."""
+    """0 <= place < size in one unsigned comparison."""
     return place.to(tl.uint32, bitcast=True) < size.to(tl.uint32, bitcast=True)
 
 
 @triton.jit
 def pixel_of(position, height, width, POSITION: tl.constexpr):
     """Sample, row and column of a position among the pixels of a batch of images."""
-    # Phases may differ in size; one without outputs has nothing to divide by.
+    # Phases differ in size; avoid dividing by 0 for one without outputs.
     per_row = tl.maximum(width, 1)
     per_sample = tl.maximum(height, 1).to(POSITION) * per_row
     in_sample = (position % per_sample).to(tl.int32)
@@ -97,11 +97,11 @@ def pixel_of(position, height, width, POSITION: tl.constexpr):
 def tap_and_channel(
     block, tap_rows, tap_columns, channels, BLOCK: tl.constexpr, ONE_TAP: tl.constexpr
 ):
-    """A block of (tap, channel), taps slow: tap row, tap column, channel, whether there is such.
+    """A block of (tap, channel), taps slow: tap row, tap column, channel, and a mask.
 
-    With ONE_TAP every block stays within one tap, and the taps are [1]: its masks are made per
-    position, and the loads along the channels are whole vectors. Else, for a few channels, taps and
-    channels are numbered through and the taps are [BLOCK].
+    With ONE_TAP a block has one tap, of shape [1]: masks are per position, and loads along the
+    channels are vectors. Otherwise (few channels) taps and channels are numbered together and the
+    taps are [BLOCK].
     """
     if ONE_TAP:
         blocks_per_tap = tl.cdiv(channels, BLOCK)
@@ -113,6 +113,6 @@ def tap_and_channel(
         tap = k // channels
         channel = k % channels
         known = tap < tap_rows * tap_columns
-    # A phase without taps has no columns to divide by, and no block that asks.
+    # Avoid dividing by 0 for a phase without taps, which has no blocks.
     tap_columns = tl.maximum(tap_columns, 1)
     return tap // tap_columns, tap % tap_columns, channel, known

@@ -1,8 +1,8 @@
-"""Launching a compiled kernel in few Python steps.
+"""Launches compiled kernels with little Python overhead.
 
-Triton's own launch binds every argument anew and looks the kernel up by all of them: tens of
-microseconds for fifty arguments. Of a convolution that runs again only the pointers change, and of
-these only their alignment matters for which compiled kernel is right.
+Triton's launcher binds all arguments and looks the kernel up by them: tens of microseconds for
+fifty arguments. When a convolution runs again only pointers change, and only their alignment
+affects the choice of the compiled kernel.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ def interpreted() -> bool:
 
 
 class Launch:
-    """A kernel with all its arguments but the pointers.
+    """A kernel with all arguments except the pointers.
 
     Args:
         kernel: a ``@triton.jit`` function whose pointers come first.
         programs: size of the grid.
-        arguments: those that follow the pointers, in the kernel's order.
-        tile: warps and stages are taken from it.
+        arguments: the arguments after the pointers, in the kernel's order.
+        tile: provides warps and stages.
     """
 
     def __init__(self, kernel: Any, programs: int, arguments: tuple[Any, ...], tile: Tile) -> None:
@@ -46,7 +46,7 @@ class Launch:
         self._compiled: dict[int, Any] = {}
 
     def __call__(self, *pointers: Tensor | None) -> None:
-        """Runs on the current stream of the device that the first tensor is on."""
+        """Runs on the current stream of the first tensor's device."""
         if self.grid[0] == 0:
             return
         first = pointers[0]

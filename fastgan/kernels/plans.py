@@ -1,4 +1,4 @@
-"""What is worked out once for a problem: tile, grid, and every argument but the pointers."""
+"""Plans, computed once per problem: tile, grid, and all arguments except the pointers."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ __all__ = [
 ]
 
 Pair = tuple[int, int]
-#: Of a tensor of four dimensions.
+#: A 4-d tensor's shape or strides.
 Four = tuple[int, int, int, int]
 
-#: By name: the Triton function, and which of its activation's functions it is given.
+#: Name -> the Triton function, and which of the activation's functions it gets.
 PROLOGUES: dict[str | None, tuple[Any, str]] = {
     None: (None, ""),
     "norm_activation": (prologues.norm_activation, "forward"),
     "activation_gradient": (prologues.activation_gradient, "gradient"),
     "batch_norm_gradient": (prologues.batch_norm_gradient, "forward"),
 }
-#: The same, and the reduction.
+#: The same, with the reduction.
 EPILOGUES: dict[str | None, tuple[Any, str, Any]] = {
     "bias_activation": (epilogues.bias_activation, "forward", None),
     "statistics": (epilogues.bias_activation, "forward", epilogues.statistics),
@@ -50,15 +50,15 @@ EPILOGUES: dict[str | None, tuple[Any, str, Any]] = {
     ),
 }
 
-# Memory bounds the sum over positions and that over splits: any tile will do that reads whole lines
-# and leaves enough programs.
+# Both sums are memory-bound: any tile works that reads whole cache lines and leaves enough
+# programs.
 CHANNEL_SUMS_TILE = Tile(64, 64, 0, 4, 2)
 SUM_SPLITS_BLOCK = (16, 128)
 SUM_SPLITS_TILE = Tile(0, 0, 0, 4, 2)
 
 
 class Operation(NamedTuple):
-    """A prologue or epilogue: its name, its activation, and the slope of a leaky one."""
+    """A prologue or epilogue: its name, its activation and that one's negative slope."""
 
     name: str | None
     activation: str
@@ -66,20 +66,20 @@ class Operation(NamedTuple):
 
 
 def _functions(operation: Operation) -> tuple[Any, Any]:
-    """A prologue, and its activation or the gradient through it."""
+    """A prologue, and its activation or the activation's gradient."""
     load, which = PROLOGUES[operation.name]
     return load, getattr(activations.FUNCTIONS[operation.activation], which) if which else None
 
 
 class ConvolutionPlan(NamedTuple):
-    """A launch of ``implicit_gemm_kernel``, and how many tiles leave statistics."""
+    """A launch of ``implicit_gemm_kernel``, and the number of tiles with statistics."""
 
     launch: Launch
     tiles: int
 
 
 class ReductionPlan(NamedTuple):
-    """A launch that leaves ``splits`` sums, and the one that adds them up; None for one split."""
+    """A launch that computes ``splits`` sums, and the one that adds them (None for one split)."""
 
     launch: Launch
     splits: int
@@ -92,7 +92,8 @@ def _position_type(positions: int) -> tl.dtype:
 
 
 def _offset_type(*operands: tuple[Four, Four]) -> tl.dtype:
-    """What holds the offsets into operands of these shapes and strides, and a little beyond."""
+    """The integer type for offsets into operands of these shapes and strides, and slightly
+    beyond."""
     spans = [
         sum((size - 1) * stride for size, stride in zip(*operand, strict=True))
         for operand in operands
@@ -101,8 +102,8 @@ def _offset_type(*operands: tuple[Four, Four]) -> tl.dtype:
 
 
 def _stays_in_one_tap(channels: int, block: int) -> bool:
-    # Up to twice the arithmetic is a fair price for whole vectors and masks per row; a few channels
-    # in a block of 64 are not.
+    # Vectors and masks per row are worth up to twice the arithmetic, but not a few channels in a
+    # block of 64.
     return 2 * channels >= block
 
 
@@ -131,10 +132,10 @@ def plan_convolution(
     epilogue: Operation,
     precision: str,
 ) -> ConvolutionPlan:
-    """A gather or a scatter of ``input_shape`` to ``output_size``.
+    """The plan of a gather or scatter from ``input_shape`` to ``output_size``.
 
-    A gather sums over the weight's second dimension, a scatter over its first: what is the kernel's
-    input is the convolution's output, in an input gradient.
+    A gather sums over the weight's second dimension, a scatter over its first. In an input gradient
+    the kernel's input is the convolution's output.
     """
     batch, in_channels, *input_size = input_shape
     in_dimension, out_dimension = (0, 1) if scatter else (1, 0)
@@ -212,7 +213,7 @@ def plan_weight_gradient(
     gathered_prologue: Operation,
     precision: str,
 ) -> ReductionPlan:
-    """The weight gradient of a convolution whose paired side has the weight's first dimension."""
+    """The plan of a weight gradient; the weight's first dimension is the paired side's channels."""
     batch, paired_channels, *paired_size = paired_shape
     _, gathered_channels, *gathered_size = gathered_shape
     taps = geometry.kernel_size[0] * geometry.kernel_size[1]
@@ -234,7 +235,7 @@ def plan_weight_gradient(
     tiles_n = -(-paired_channels // tile.block_n)
     steps = -(-positions // tile.block_k)
     steps_per_split = -(-steps // splits_of(tiles_m * tiles_n, steps, capability))
-    # Rounding up may have left the last splits without a step.
+    # After rounding up, the last splits may have no steps.
     splits = -(-steps // steps_per_split)
     elements = paired_channels * gathered_channels * taps
     arguments = (
@@ -273,7 +274,7 @@ def plan_weight_gradient(
 def plan_channel_sums(
     *, shape: Four, strides: Four, capability: Pair, prologue: Operation
 ) -> ReductionPlan:
-    """The sum over all positions of each channel."""
+    """The plan of the sum over all positions of each channel."""
     batch, channels, *size = shape
     tile = CHANNEL_SUMS_TILE
     tiles_n = -(-channels // tile.block_n)

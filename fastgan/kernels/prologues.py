@@ -1,13 +1,13 @@
-"""What a kernel does with an operand on loading it: the prologues of :mod:`fastgan.kernels.fusion`.
+"""The prologues of :mod:`fastgan.kernels.fusion`, applied when a kernel loads an operand.
 
-All have one signature, so that a kernel can be given any of them:
+All have the same signature:
 
     prologue(value, other, mean, scale, bias, slope, offset, negative_slope, FUNCTION) -> value
 
 ``value`` is the tile of the operand, [positions, channels] in float32; ``other`` the same tile of
 the second tensor, if the prologue has one; the vectors are [1, channels] float32; FUNCTION is an
-activation or the gradient through it, of ``fastgan.kernels.activations``. What a prologue has no
-use for is whatever the kernel passes, and costs nothing: the compiler drops the loads.
+activation or the gradient through it, of ``fastgan.kernels.activations``. Unused arguments cost
+nothing: the compiler drops their loads.
 """
 
 # mypy: ignore-errors
@@ -40,7 +40,7 @@ def norm_activation(
 def activation_gradient(
     g, kept, mean, scale, bias, slope, offset, negative_slope, FUNCTION: tl.constexpr
 ):
-    """g z', by what the activation keeps."""
+    """g z', from the activation's kept tensor."""
     return FUNCTION(g, kept, negative_slope)
 
 
@@ -48,7 +48,7 @@ def activation_gradient(
 def batch_norm_gradient(
     g, x, mean, scale, bias, slope, offset, negative_slope, FUNCTION: tl.constexpr
 ):
-    """scale g + (x - mean) slope + offset; where the slope is 0, x is left out.
+    """scale g + (x - mean) slope + offset; x isn't used if the slope is 0.
 
     As in csrc/math/batch_norm.h: 0 times an infinite x would be NaN.
     """
@@ -57,7 +57,7 @@ def batch_norm_gradient(
 
 @triton.jit
 def load_vector(pointer, channel, known):
-    """[1, channels] of a per-channel vector; 0 past its end, and where there is none."""
+    """[1, channels] of a per-channel vector; 0 past its end or if it is None."""
     vector = 0.0
     if pointer is not None:
         vector = tl.load(pointer + channel, mask=known, other=0.0).to(tl.float32)[None, :]
@@ -66,7 +66,7 @@ def load_vector(pointer, channel, known):
 
 @triton.jit
 def load_vectors(mean, scale, bias, slope, offset, channel, known):
-    """What a prologue reads per channel, in its order."""
+    """A prologue's per-channel vectors, in its order."""
     return (
         load_vector(mean, channel, known),
         load_vector(scale, channel, known),
@@ -87,7 +87,7 @@ def after_prologue(
     PROLOGUE: tl.constexpr,
     FUNCTION: tl.constexpr,
 ):
-    """The operand's tile after its prologue, in its own dtype, and 0 where there is no element."""
+    """The operand's tile after its prologue, in the operand's dtype; 0 where the mask is off."""
     result = value
     if PROLOGUE is not None:
         x = value.to(tl.float32)

@@ -1,18 +1,16 @@
-"""The weight gradient: a matrix product summed over positions, cut into splits, then added up.
+"""The weight gradient: a matrix product over positions, split-K style, with a second stage.
 
-A convolution pairs the pixels of its two sides through its taps: pixel q of the *paired* side and
-tap r meet at pixel q stride - padding + r dilation of the *gathered* side. For a Conv2d the paired
-side is its output and the gathered one its input; for a ConvTranspose2d it is the other way round.
-A weight has the paired side's channels first, in both. So both weight gradients are
+Pixel q of a convolution's *paired* side and tap r meet at pixel q stride - padding + r dilation of
+its *gathered* side. The paired side is a Conv2d's output or a ConvTranspose2d's input, and its
+channels are the weight's first dimension. Both weight gradients are
 
     grad_weight[c, k, r] = sum over samples n and pixels q of
                            paired[n, q, c] * gathered[n, q stride - padding + r dilation, k]
 
 with a prologue on either operand. As a matrix product: rows are (r, k), taps slow, channels fast,
-columns the channels c, summed over the positions (n, q). Few weights and many positions would keep
-few multiprocessors busy, so the positions are cut into splits; each leaves its sum in a buffer of
-its own, and ``sum_splits_kernel`` adds these in the order of the splits: no atomics, and the same
-bits in every run.
+columns the channels c, summed over the positions (n, q). Few weights would occupy few
+multiprocessors, so the positions are split; each split writes its sum to its own buffer, and
+``sum_splits_kernel`` adds them in a fixed order: no atomics, and bitwise reproducible.
 """
 
 # mypy: ignore-errors
@@ -54,7 +52,7 @@ __all__ = ["channel_sums_kernel", "sum_splits_kernel", "weight_gradient_kernel"]
     ]
 )
 def weight_gradient_kernel(
-    # The two operands, each with what its prologue reads.
+    # The two operands, each with its prologue's tensors.
     paired,  # logically (N, paired_channels, paired_height, paired_width)
     paired_other,  # as paired, in the same strides; or None
     paired_mean,  # (paired_channels,) float32; or None, as the next four
@@ -131,7 +129,7 @@ def weight_gradient_kernel(
     )
     from_h = tap_h * dilation_height - padding_height
     from_w = tap_w * dilation_width - padding_width
-    # From the paired pixel, scaled by the stride, to the element that its tap reads.
+    # Offset from the paired pixel, scaled by the stride, to the tap's element.
     row_offset = (
         from_h.to(OFFSET) * gathered_stride_h
         + from_w.to(OFFSET) * gathered_stride_w
@@ -240,9 +238,9 @@ def sum_splits_kernel(
     BLOCK_SPLITS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """total = the sum over the splits, in float32 and in an order that is always the same.
+    """total = the sum over the splits, in float32, in a fixed order.
 
-    There are at most 128: blocks of BLOCK_SPLITS, each by a tree, and 8 of them one by one.
+    At most 128 splits: up to 8 blocks of BLOCK_SPLITS, each summed by a tree, are added in turn.
     """
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = element < elements
@@ -285,11 +283,11 @@ def channel_sums_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """The bias gradient: the sum over a split's positions, after the prologue.
+    """The bias gradient of one split: the sum over its positions, after the prologue.
 
-    Each of BLOCK_M rows is summed in two numbers (csrc/math/compensated_sum.h), then the rows by a
-    tree: however many positions there are, the sum of terms t is off by 10 u sum(|t|) at most,
-    u = 2^-24, and that over at most 128 splits by 16 u more.
+    Each of BLOCK_M rows is a compensated sum (csrc/math/compensated_sum.h); a tree adds the rows.
+    For any number of positions the error for terms t is at most 10 u sum(|t|), u = 2^-24, plus 16 u
+    for adding up to 128 splits.
     """
     program = tl.program_id(0)
     tile_n = program % tiles_n
@@ -317,7 +315,7 @@ def channel_sums_kernel(
         taken = total - accumulator
         lost += (accumulator - (total - taken)) + (x - taken)
         accumulator = total
-    # Where the sum is infinite, what was lost is NaN.
+    # If the sum is infinite, the compensation is NaN.
     accumulator = tl.where(lost - lost == 0, accumulator + lost, accumulator)
     tl.store(
         partial + split.to(tl.int64) * channels + column,

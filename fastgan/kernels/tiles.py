@@ -1,9 +1,8 @@
-"""Which tile a kernel works in: chosen from the tables of ``tile_tables.py`` by problem class.
+"""Selects a kernel's tile from the tables of ``tile_tables.py`` by problem class.
 
-A problem's class is the kernel, the width of its numbers, and the size of its matrix product. A
-table lists, per architecture, tiles with the largest problem that each is for; the first row whose
-bounds hold is taken. The tables are data: ``benchmarks/tune_convolutions.py`` writes them anew from
-measurements on a GPU.
+A problem's class is the kernel, its dtype's width and the size of its matrix product. A table lists
+tiles, each with its largest problem; the first row that fits is selected.
+``benchmarks/tune_convolutions.py`` writes the tables from measurements on a GPU.
 """
 
 from __future__ import annotations
@@ -22,11 +21,11 @@ class Problem(NamedTuple):
 
     Attributes:
         kernel: "gather", "scatter" or "weight_gradient".
-        bits: of a number: 16 or 32.
-        rows: positions of the output, of all phases; of a weight gradient, the channels of the
-            gathered side.
-        columns: channels of the output; of a weight gradient, those of the paired side.
-        channels: what the product is summed over at each tap; of a weight gradient, as rows.
+        bits: the dtype's width, 16 or 32.
+        rows: positions of the output, in all phases; for a weight gradient, the gathered side's
+            channels.
+        columns: channels of the output; for a weight gradient, the paired side's.
+        channels: the summed channels at each tap; for a weight gradient, as rows.
     """
 
     kernel: str
@@ -37,14 +36,14 @@ class Problem(NamedTuple):
 
 
 class Tile(NamedTuple):
-    """How a program works.
+    """A program's tile, warps and stages.
 
     Attributes:
         block_m: rows of its tile.
         block_n: columns of its tile.
-        block_k: how much of the reduction it takes in a step.
+        block_k: the reduction's length per step.
         warps: of 32 threads.
-        stages: steps whose loads are under way at a time.
+        stages: steps with loads in flight at a time.
     """
 
     block_m: int
@@ -55,7 +54,7 @@ class Tile(NamedTuple):
 
 
 class TileRow(NamedTuple):
-    """A tile, and the largest problem it is for; None is no bound."""
+    """A tile and its largest problem; None is no bound."""
 
     kernel: str
     bits: int
@@ -65,7 +64,7 @@ class TileRow(NamedTuple):
     tile: Tile
 
     def takes(self, problem: Problem) -> bool:
-        """Whether the problem is of this row's class."""
+        """Whether the problem fits this row."""
         return (
             self.kernel == problem.kernel
             and self.bits == problem.bits
@@ -98,7 +97,7 @@ _ROWS = {architecture: rows_of(architecture) for architecture in TABLES}
 
 
 def tile_for(problem: Problem, capability: Capability) -> Tile:
-    """The tile of the first row that takes the problem.
+    """The tile of the first row that fits the problem.
 
     Example:
         >>> tile_for(Problem("gather", 32, 1, 1, 1), (9, 0)).block_k >= 16
@@ -108,9 +107,9 @@ def tile_for(problem: Problem, capability: Capability) -> Tile:
 
 
 def splits_of(tiles: int, steps: int, capability: Capability) -> int:
-    """Into how many splits a reduction of so many steps is cut, for so many tiles.
+    """The number of splits of a reduction with this many steps and tiles.
 
-    Enough to fill the GPU, at least four steps each, so that a split's own cost stays small.
+    Enough splits to fill the GPU, of at least four steps each to keep their overhead small.
 
     Example:
         >>> splits_of(tiles=1, steps=40, capability=(9, 0))

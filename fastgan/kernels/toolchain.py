@@ -1,8 +1,7 @@
-"""Whether Triton can compile here.
+"""Checks whether Triton can compile on this machine.
 
-Triton needs more than its package: it builds small C modules that load and launch its kernels, with
-the machine's C compiler and Python's header, and keeps them in a folder of its own. A kernel's
-first launch is no place to find that one of them is missing.
+Triton builds small C modules to load and launch its kernels, which takes a C compiler, Python's
+headers and a writable cache folder. A missing one should be found before the first launch.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from pathlib import Path
 
 __all__ = ["triton_obstacle"]
 
-#: A module of the kind that Triton builds. It has no functions.
+#: A module like those that Triton builds, without functions.
 _MODULE = """#include <Python.h>
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "fastgan_probe", NULL, -1, NULL};
 PyMODINIT_FUNC PyInit_fastgan_probe(void) { return PyModule_Create(&definition); }
@@ -22,10 +21,9 @@ PyMODINIT_FUNC PyInit_fastgan_probe(void) { return PyModule_Create(&definition);
 
 @cache
 def triton_obstacle() -> str | None:
-    """Why Triton can't compile and launch kernels here, in words; None where it can.
+    """Says why Triton can't compile and launch kernels here; None if it can.
 
-    Builds a C module the way that Triton builds its own; Triton's cache keeps it. Asked once in a
-    process.
+    Builds a C module as Triton does; Triton's cache keeps it. Checked once per process.
     """
     from triton.runtime.build import compile_module_from_src
 

@@ -1,4 +1,4 @@
-"""Adam and the clip in one pass."""
+"""Adam with weight clipping, in one pass over memory."""
 
 from __future__ import annotations
 
@@ -39,9 +39,8 @@ class Adam(ClippingOptimizer, torch.optim.Adam):
         clip: c for weights in [-c, c], or (lo, hi); None for no clip. Clips every parameter of the
             group, also those without a gradient.
         clip_when: ``"after"`` or ``"before"`` the step, see :class:`fastgan.optim.RMSprop`.
-        foreach: torch's choice of an implementation, as `capturable` and `fused`. There is one
-            here, which is fused and can be captured in a CUDA graph: all are accepted and change
-            nothing.
+        foreach: accepted for compatibility, like `capturable` and `fused`, without effect: the one
+            implementation is fused and can be captured in a CUDA graph.
         capturable: as `foreach`.
         differentiable: False; autograd can't see into this step.
         fused: as `foreach`.
@@ -52,8 +51,8 @@ class Adam(ClippingOptimizer, torch.optim.Adam):
     Raises:
         ConfigError: `clip`, `clip_when` or `shadow_dtype` is malformed, such as lo > hi; or
             `differentiable` or `decoupled_weight_decay` is True.
-        DtypeError: a parameter has another dtype than the four.
-        ValueError: another argument is out of its range, as torch says.
+        DtypeError: a parameter isn't float64, float32, float16 or bfloat16.
+        ValueError: torch's checks of the other arguments.
 
     Example:
         >>> import torch, fastgan.optim
@@ -103,7 +102,7 @@ class Adam(ClippingOptimizer, torch.optim.Adam):
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         super()._check_settings(settings)
-        # torch.optim.AdamW's, which a state dict or a group may bring along.
+        # A setting of torch.optim.AdamW, which a state dict or a group may contain.
         if settings.get("decoupled_weight_decay"):
             raise ConfigError(
                 "decoupled_weight_decay is True; fastgan.optim.Adam has the L2 penalty alone"

@@ -1,8 +1,7 @@
-"""The base of both optimisers: the clip's settings, shadows, and collecting tensors for the op.
+"""The optimisers' base class: clip settings, shadows, and the tensor lists for the op.
 
-A step makes one call of an op for each param group, device and dtype. Everything that varies is
-read from the param groups and the state at each step, as torch.optim does, so that whatever a user,
-a scheduler or a checkpoint changes there holds from the next step on.
+A step calls an op once for each param group, device and dtype. Like torch.optim, it reads all
+settings and states anew, so changes by users, schedulers or checkpoints apply from the next step.
 """
 
 from __future__ import annotations
@@ -32,8 +31,8 @@ ParamGroup: TypeAlias = "dict[str, Any]"
 StepCall: TypeAlias = "tuple[torch._ops.OpOverload, tuple[list[Tensor], ...], tuple[Any, ...]]"
 
 _SHADOW_DTYPES = (torch.bfloat16, torch.float16)
-#: torch.optim's arguments that choose among its implementations. There is one here, which is fused
-#: and can be captured whatever they say; they are kept in the groups, as torch keeps them.
+#: torch.optim's choice of implementation. It has no effect here, but is kept in the groups as in
+#: torch.
 _CHOICES = ("foreach", "fused", "capturable", "differentiable")
 _NO_CLIP = (-math.inf, math.inf)
 
@@ -54,8 +53,8 @@ class StepLists:
 def _without_compiler(name: str) -> Callable[..., Any]:
     """A method of torch's optimisers that doesn't import ``torch._dynamo``.
 
-    torch hides these methods from its compiler, and imports the compiler to do so, which takes
-    longer than all else at the start of a training. Where it isn't loaded, nothing is compiled.
+    torch disables compilation of these methods, and imports its compiler for that, which takes
+    longer than everything else when training starts. Without the compiler nothing needs disabling.
     """
     method = getattr(torch.optim.Optimizer, name)
     plain = inspect.unwrap(method)
@@ -69,7 +68,7 @@ def _without_compiler(name: str) -> Callable[..., Any]:
 
 
 class _QuickToStart(torch.optim.Optimizer):
-    """torch's, without an import of its compiler."""
+    """torch's optimiser, without importing the compiler."""
 
     add_param_group = _without_compiler("add_param_group")
     load_state_dict = _without_compiler("load_state_dict")
@@ -80,12 +79,12 @@ class _QuickToStart(torch.optim.Optimizer):
 class ClippingOptimizer(_QuickToStart):
     """Base of :class:`fastgan.optim.RMSprop` and :class:`fastgan.optim.Adam`.
 
-    A subclass also derives from torch's optimiser of its name, for the checks of its arguments, its
-    defaults and ``isinstance``, and says which states it keeps and which op steps.
+    A subclass also derives from torch's optimiser of the same name, for its argument checks,
+    defaults and ``isinstance``, and defines its states and its op.
     """
 
-    #: torch.amp.GradScaler then leaves unscaling and skipping to us: it sets ``grad_scale`` and
-    #: ``found_inf``, which the kernels read on the device, so that no step waits for it.
+    #: Makes torch.amp.GradScaler set ``grad_scale`` and ``found_inf`` instead of unscaling and
+    #: skipping; the kernels read both on the device, so no step waits for the GPU.
     _step_supports_amp_scaling = True
 
     # --- For subclasses ---------------------------------------------------------------------------
@@ -96,7 +95,7 @@ class ClippingOptimizer(_QuickToStart):
 
     @abstractmethod
     def _call(self, group: ParamGroup, states: list[list[Tensor]]) -> StepCall:
-        """The op of a step, the states and the settings that it takes of the group."""
+        """A step's op, its state lists and the group's settings for it."""
 
     def _remember_defaults(self, clip: Clip, clip_when: str, shadow_dtype: object) -> None:
         """Must be called before torch's ``__init__``, which adds the param groups."""
@@ -138,7 +137,7 @@ class ClippingOptimizer(_QuickToStart):
         """
         for key, value in self._own_defaults.items():
             self.defaults.setdefault(key, value)
-        if isinstance(param_group, dict):  # torch's own message says so where it is none
+        if isinstance(param_group, dict):  # torch reports anything that isn't a tensor
             self._check_settings({**self.defaults, **param_group})
         super().add_param_group(param_group)
         added = self.param_groups[-1]
@@ -151,11 +150,11 @@ class ClippingOptimizer(_QuickToStart):
                 )
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        # Also how torch's load_state_dict stores what it loaded. A state dict of torch.optim's has
-        # none of our settings: the groups keep those they had.
+        # torch's load_state_dict also calls this. torch.optim's state dicts lack our settings: the
+        # groups keep theirs.
         earlier: list[ParamGroup] = self.__dict__.get("param_groups", [])
         for group in state["param_groups"]:
-            self._check_settings(group)  # ahead of any change
+            self._check_settings(group)  # before any change
         super().__setstate__(state)
         self._own_defaults = {
             key: self.defaults[key] for key in ("clip", "clip_when", "shadow_dtype")
@@ -165,8 +164,8 @@ class ClippingOptimizer(_QuickToStart):
             kept = earlier[index] if index < len(earlier) else self._own_defaults
             for key in self._own_defaults:
                 group.setdefault(key, kept[key])
-            # torch keeps the count of steps on the CPU unless told otherwise; the kernels count
-            # where the weights are.
+            # torch keeps step counts on the CPU by default; the kernels count on the weights'
+            # device.
             for param in group["params"]:
                 step = self.state[param].get("step") if param in self.state else None
                 if step is not None and step.device != param.device:
@@ -177,8 +176,8 @@ class ClippingOptimizer(_QuickToStart):
     def shadow(self, param: Tensor) -> Tensor:
         """The copy of `param` in its group's ``shadow_dtype``, which every step rewrites.
 
-        Always the same tensor, of the same shape and layout, so that CUDA graphs may hold it. A
-        parameter stored in 16 bits already is its own shadow.
+        Always the same tensor, with `param`'s shape and layout, so CUDA graphs may use it. A 16-bit
+        parameter is its own shadow.
 
         Raises:
             ConfigError: `param` is not this optimiser's, or its group has no ``shadow_dtype``.
@@ -199,7 +198,7 @@ class ClippingOptimizer(_QuickToStart):
 
     @torch.no_grad()
     def refresh_shadows(self) -> None:
-        """Copies all weights to their shadows, after something else than ``step`` changed them."""
+        """Copies all weights to their shadows, after a change other than by ``step``."""
         for param, shadow in self._shadows.items():
             shadow.copy_(param)
 
@@ -227,7 +226,7 @@ class ClippingOptimizer(_QuickToStart):
             closure: reevaluates the model and returns the loss; run first, with gradients.
 
         Returns:
-            What `closure` returned, or None.
+            The closure's result, or None.
 
         Raises:
             RuntimeError: a gradient is sparse, or of another dtype than its parameter.
@@ -303,18 +302,18 @@ class ClippingOptimizer(_QuickToStart):
                     f"{type(self).__name__} does not support sparse gradients: that of parameter "
                     f"number {index} of its group has layout {grad.layout}"
                 )
-            # torch cannot hand an op a list with lazily negated tensors, nor trace the question.
+            # torch can't pass lists with lazily negated tensors to an op, nor trace this check.
             if not traced and grad.is_neg():
                 grad = grad.resolve_neg()
                 if grad_scale is not None:
-                    param.grad = grad  # where the unscaled gradient is to be found
+                    param.grad = grad  # users read the unscaled gradient here
             own_state = state[param]
             for key in needed:
                 if key not in own_state:
                     _complete_state(own_state, param, names)
                     break
-            # Its elements may share memory, and each is to be unscaled once. Traced, the question
-            # has no answer yet; the op refuses an expanded one.
+            # Elements may share memory, but must be unscaled once. Tracing can't decide this; the
+            # op refuses expanded gradients.
             if (
                 grad_scale is not None
                 and not traced
@@ -322,7 +321,7 @@ class ClippingOptimizer(_QuickToStart):
             ):
                 param.grad = grad = grad.clone()
             device, dtype = param.device, param.dtype
-            # Most often the same as before, and then found without hashing a device.
+            # Usually the same as before, which saves hashing a device.
             if lists is None or dtype is not lists.dtype or device != lists.device:
                 lists = calls.get((device, dtype))
                 if lists is None:
@@ -355,7 +354,7 @@ def _clip_first(clip_when: str) -> bool:
 
 
 def _scalar_or_none(value: Tensor | float | None) -> Tensor | None:
-    # GradScaler's found_inf is the number 0 where no parameter has a gradient.
+    # GradScaler's found_inf is the number 0 if no parameter has a gradient.
     return value if isinstance(value, Tensor) else None
 
 

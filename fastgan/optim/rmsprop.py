@@ -1,4 +1,4 @@
-"""RMSprop and the clip in one pass."""
+"""RMSprop with weight clipping, in one pass over memory."""
 
 from __future__ import annotations
 
@@ -23,14 +23,13 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
     ``maximize``. Tieleman & Hinton 2012, lecture 6.5; with the clip, it is the inner loop of WGAN:
     Arjovsky et al. 2017, arXiv 1701.07875, algorithm 1, lines 6 and 7.
 
-    Parameters are float64, float32, float16 or bfloat16, on any devices, of any layouts. The state
-    is kept in the parameter's dtype; 16-bit parameters are computed on in float32. A state dict is
-    torch's, with ``clip``, ``clip_when`` and ``shadow_dtype`` added to each param group: each
-    optimiser loads the other's, and ours keeps its settings where torch's has none.
+    Parameters are float64, float32, float16 or bfloat16, on any device and in any layout. The state
+    has the parameter's dtype; 16-bit parameters are updated in float32. State dicts are torch's,
+    with ``clip``, ``clip_when`` and ``shadow_dtype`` added to each param group. Each optimiser
+    loads the other's; settings missing from torch's keep their values.
 
-    Works under ``torch.amp.GradScaler`` (unscales in the same pass; skips step and clip together
-    where an infinity was found) and in CUDA graphs (then with ``lr`` a tensor on the device, if it
-    is to change).
+    Works with ``torch.amp.GradScaler`` (unscales in the same pass; skips step and clip if an
+    infinity was found) and in CUDA graphs (``lr`` must be a tensor on the device if it changes).
 
     Args:
         params: parameters or param groups. Groups may differ in every setting.
@@ -40,28 +39,26 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
         weight_decay: L2 penalty.
         momentum: momentum factor.
         centered: normalise by the gradient's estimated variance.
-        capturable: torch's choice of an implementation, as `foreach` and `fused`. There is one
-            here, which is fused and can be captured in a CUDA graph: all are accepted and change
-            nothing.
+        capturable: accepted for compatibility, like `foreach` and `fused`, without effect: the one
+            implementation is fused and can be captured in a CUDA graph.
         foreach: as `capturable`.
         maximize: ascend.
         differentiable: False; autograd can't see into this step.
         fused: as `capturable`.
         clip: c for weights in [-c, c], or (lo, hi); None for no clip. Clips every parameter of the
             group, also those without a gradient.
-        clip_when: ``"after"`` the step, as in the paper; or ``"before"`` it, which leaves weights
-            that may exceed the bounds by one step. That is not the trajectory of the authors' code,
-            which clips and then takes the gradient, at the clipped weights; here the gradient is
-            there already. To clip as they do, call :func:`fastgan.clip_weights_` before the forward
-            pass, as ``fastgan.training`` does.
+        clip_when: ``"after"`` the step, as in the paper; or ``"before"`` it, so weights may exceed
+            the bounds by one step. The authors' code instead clips before computing the gradient:
+            for that, call :func:`fastgan.clip_weights_` before the forward pass, as
+            ``fastgan.training`` does.
         shadow_dtype: ``torch.bfloat16`` or ``torch.float16``: each step also writes a copy of the
             weights in that dtype; see :meth:`shadow`.
 
     Raises:
         ConfigError: `clip`, `clip_when` or `shadow_dtype` is malformed, such as lo > hi; or
             `differentiable` is True.
-        DtypeError: a parameter has another dtype than the four.
-        ValueError: another argument is out of its range, as torch says.
+        DtypeError: a parameter isn't float64, float32, float16 or bfloat16.
+        ValueError: torch's checks of the other arguments.
 
     Example:
         >>> import torch, fastgan.optim
@@ -93,7 +90,9 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
         shadow_dtype: torch.dtype | None = None,
     ) -> None:
         self._remember_defaults(clip, clip_when, shadow_dtype)
-        self._check_settings({"fused": fused})  # which torch's has not: no group keeps it
+        self._check_settings(
+            {"fused": fused}
+        )  # not an argument of torch's RMSprop: no group keeps it
         torch.optim.RMSprop.__init__(
             self,
             params,

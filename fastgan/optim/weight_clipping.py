@@ -1,4 +1,4 @@
-"""Weight clipping: WGAN's way of keeping its critic Lipschitz."""
+"""Weight clipping, which keeps a WGAN critic Lipschitz."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ def clip_weights_(
     """Clips weights in place to [-c, c], after the optimiser's step of a WGAN critic.
 
     ``w <- clip(w, -c, c)``: Arjovsky et al. 2017, arXiv 1701.07875, algorithm 1, line 7, where
-    c = 0.01. NaN stays NaN. Each write is counted, so that a backward pass through values from
-    before the clip raises, as after any other in-place change.
+    c = 0.01. NaN stays NaN. Like any in-place op it increments version counters, so a backward pass
+    through values from before the clip raises.
 
     Args:
         params_or_module: a module, for all its parameters; or a tensor; or an iterable of tensors,
             such as ``critic.parameters()``. Any shapes, layouts and devices; float64, float32,
             float16 or bfloat16. A tensor that occurs twice (tied weights) is clipped once.
-        clip: c for [-c, c], c >= 0; or a pair (lo, hi), lo <= hi. Infinities mean no bound.
-        include_norm: False leaves out the parameters of batch, instance, layer, group and RMS norm
-            layers, and needs a module. One that a norm layer shares with another layer is clipped.
+        clip: c for [-c, c], c >= 0; or a pair (lo, hi), lo <= hi. An infinity means no bound.
+        include_norm: False skips parameters of batch, instance, layer, group and RMS norm layers;
+            needs a module. A parameter that a norm layer shares with another layer is clipped.
 
     Raises:
-        ConfigError: `clip` is no such number or pair; ``include_norm=False`` without a module.
-        DtypeError: a parameter is not floating-point, or not a tensor at all. Nothing is clipped.
+        ConfigError: `clip` is malformed; ``include_norm=False`` without a module.
+        DtypeError: a parameter isn't a floating-point tensor. Nothing is clipped then.
 
     Example:
         >>> import torch, fastgan
@@ -63,8 +63,8 @@ def clip_weights_(
     """
     lower, upper = clip_bounds(clip)
     if include_norm and not torch.compiler.is_compiling():
-        # A small network's clip takes microseconds, and so would each question asked per tensor in
-        # Python: the common case, plain tensors of one kind, is recognised by loops in C.
+        # Clipping a small network takes microseconds, as would each check per tensor in Python:
+        # loops in C recognise the common case, plain tensors of one kind.
         if isinstance(params_or_module, nn.Module):
             tensors = _parameters_of(params_or_module)
         elif isinstance(params_or_module, Iterable) and not isinstance(params_or_module, Tensor):
@@ -76,8 +76,7 @@ def clip_weights_(
                 tensors = list({id(tensor): tensor for tensor in tensors}.values())
             if call_if_accepted(_op, tensors, tensors, (), lower, upper, None):
                 return
-            # Of several devices or dtypes, or of one that is not ours. What is wrong, if anything,
-            # is found and said below; here the question would cost as much as the answer.
+            # Several devices or dtypes, or an unsupported one: errors are reported below.
     placed: dict[int, Tensor] = {}
     for place, tensor in _placed_tensors(params_or_module, include_norm):
         if not isinstance(tensor, Tensor) or tensor.dtype not in DTYPES or is_lazy(tensor):
@@ -91,7 +90,7 @@ def _parameters_of(module: nn.Module) -> list[Tensor]:
     """``list(module.parameters())``, but faster: in any order, tied ones more than once."""
     parameters: list[Tensor] = []
     modules, seen = [module], {id(module)}
-    for each in modules:  # which grows meanwhile
+    for each in modules:  # grows during the loop
         for parameter in each._parameters.values():
             if parameter is not None:
                 parameters.append(parameter)
@@ -110,16 +109,17 @@ def clip_lists(
     found_inf: Tensor | None = None,
     shadow_of: Callable[[Tensor], Tensor] | None = None,
 ) -> None:
-    """Clips tensors of any dtypes and devices in place, in one launch a device and dtype.
+    """Clips tensors of any dtypes and devices in place, in one launch per device and dtype.
 
-    As in no-grad mode: also leaves that require grad.
+    Runs without autograd, so leaves that require grad are clipped, too.
 
     Args:
         tensors: float64, float32, float16 or bfloat16.
         lower: lower bound.
         upper: upper bound, at least `lower`.
-        found_inf: one element; where it is not zero, nothing happens.
-        shadow_of: a tensor's copy in 16 bits, to be written too; itself for one of 16 bits.
+        found_inf: one element; if it isn't zero, nothing is clipped.
+        shadow_of: returns a tensor's 16-bit copy, which is written too; a 16-bit tensor's is
+        itself.
 
     Example:
         >>> weights = [torch.full((2,), 3.0), torch.full((2,), 3.0, dtype=torch.float64)]
@@ -130,7 +130,7 @@ def clip_lists(
     lists: dict[tuple[torch.device, torch.dtype], tuple[list[Tensor], list[Tensor]]] = {}
     device, dtype = None, None
     for tensor in tensors:
-        # Most often the same as before, and then found without hashing a device.
+        # Usually the same as before, which saves hashing a device.
         if tensor.dtype is not dtype or tensor.device != device:
             device, dtype = tensor.device, tensor.dtype
             alike, shadows = lists.setdefault((device, dtype), ([], []))
@@ -175,7 +175,7 @@ def clip_bounds(clip: float | tuple[float, float]) -> tuple[float, float]:
 
 
 def _number(value: object) -> float | None:
-    """`value` as a float, or None where it is no number (True and False are not)."""
+    """`value` as a float, or None if it isn't a number (booleans aren't)."""
     if isinstance(value, bool) or not isinstance(value, Real):
         return None
     try:

@@ -57,7 +57,7 @@ OUTPUT = -1
 LINEAR = "linear"
 PIECEWISE_LINEAR = "piecewise linear, its mask"
 SMOOTH = "smooth; the gradient of its second derivative is carried back from here"
-UNKNOWN = "nothing is known of it"
+UNKNOWN = "its derivatives are unknown"
 
 
 class Rule:
@@ -188,7 +188,7 @@ class Autograd(Rule):
         return self.by_rows and aligned(node)
 
     def backend(self, node: Node) -> tuple[str, str]:
-        return "autograd", "autograd, of this op alone"
+        return "autograd", "autograd, for this op only"
 
     def graph(self, node: Node) -> tuple[Sequence[Any], dict[Any, Tensor]]:
         """Runs the op again under autograd; returns its results and inputs."""

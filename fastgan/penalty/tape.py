@@ -220,7 +220,7 @@ class Tape(TorchFunctionMode):
             self._constants.extend(map(weakref.ref, tensors_in(result)))
             return result
         if func in _REFUSED:
-            self._refuse(f"its forward calls {_REFUSED[func]} on what comes of the images")
+            self._refuse(f"its forward calls {_REFUSED[func]} on a tensor computed from the images")
         if func in _STOPPING:
             self._mixing("a tensor is used without its gradient")
             return func(*args, **kwargs)
@@ -272,10 +272,10 @@ class Tape(TorchFunctionMode):
             return self._beside(info, args, kwargs)
         for argument in kwargs.values():
             if isinstance(argument, Tensor) and self._find(argument) is not None:
-                self._refuse(f"{func} takes what comes of the images by keyword")
+                self._refuse(f"{func} takes a tensor computed from the images by keyword")
         node = self._node(info, args, kwargs, values, constants)
         for tensor in node.rule.moves(node, args):
-            self._moving(f"{func} changes in place what the critic keeps", tensor)
+            self._moving(f"{func} changes the critic's state in place", tensor)
         node.overwrite = recording.offered(args[0]) and _storage(args[0]) not in self._saved
         result = node.rule.run(node, func, args, kwargs)
         node.overwrite = False
@@ -476,10 +476,10 @@ class Tape(TorchFunctionMode):
             storage = _storage(tensor)
             if storage in self._owners or storage in self._written:
                 self._refuse(
-                    f"{func} changes in place, unseen by autograd, what comes of the images"
+                    f"{func} changes a tensor computed from the images, unseen by autograd"
                 )
             if storage not in self._born:
-                self._moving(f"{func} changes in place what the critic keeps", tensor)
+                self._moving(f"{func} changes the critic's state in place", tensor)
             self._preserve(storage)
 
     def _preserve(self, storage: int) -> None:
@@ -510,13 +510,13 @@ class Tape(TorchFunctionMode):
             self._record(node, args, func(*args, **kwargs))
             return args[0]
         if len(written) != 1 or written[0] is not args[0] or info.functional is None:
-            self._refuse(f"{func} writes what comes of the images to a tensor of the critic's")
+            self._refuse(f"{func} writes a tensor computed from the images to one of the critic's")
         target = written[0]
         storage = _storage(target)
         if storage in self._copied_views:
-            self._refuse(f"{func} writes to a view of what lies otherwise in memory")
+            self._refuse(f"{func} writes to a view with another memory layout")
         if storage not in self._born and storage not in self._owners:
-            self._moving(f"{func} changes in place what the critic keeps", target)
+            self._moving(f"{func} changes the critic's state in place", target)
         functional = rule_of(info.functional)
         node = self._node(functional, args, kwargs, values, constants)
         given = list(args)
@@ -569,7 +569,7 @@ class Tape(TorchFunctionMode):
         else:
             elements = tensor.untyped_storage().nbytes() // tensor.element_size()
             if self.joined:
-                self._changed("a view of what is written to may mix the samples of a batch")
+                self._changed("a view of a written tensor may mix the samples of a batch")
             flat: Value | Tensor | None = history.before
             if flat is None:
                 flat = tensor.new_zeros(()).expand(elements)

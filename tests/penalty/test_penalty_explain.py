@@ -121,7 +121,7 @@ def test_explain_names_the_ops_that_autograd_is_asked_for() -> None:
     critic = nn.Sequential(nn.Linear(5, 3), nn.CELU(), nn.Linear(3, 1))
     (row,) = (row for row in fastgan.explain(critic).rows if row.op == "celu")
     assert (row.layer, row.path) == ("1", "autograd")
-    assert "of this op alone" in row.reason
+    assert "for this op only" in row.reason
     function = fastgan.explain(lambda x: F.celu(x).sum(1), torch.ones(2, 5))
     assert [row.op for row in function.rows if row.path == "autograd"] == ["celu"]
     with pytest.raises(fastgan.ConfigError, match="input is None"):
@@ -130,8 +130,8 @@ def test_explain_names_the_ops_that_autograd_is_asked_for() -> None:
 
 def test_explain_says_why_batches_are_not_joined() -> None:
     for critic, words in (
-        (spectral(WGANCritic(1, 4, 16)), "changes in place what the critic keeps"),
-        (WGANCritic(1, 2, 16, norm="batch"), "changes in place what the critic keeps"),
+        (spectral(WGANCritic(1, 4, 16)), "changes the critic's state in place"),
+        (WGANCritic(1, 2, 16, norm="batch"), "changes the critic's state in place"),
         (nn.Sequential(nn.Linear(5, 1), nn.Dropout()), "draws random numbers"),
     ):
         report = fastgan.explain(critic)

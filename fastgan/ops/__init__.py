@@ -1,8 +1,8 @@
-"""The ops under ``torch.ops.fastgan``: one file each, with all that Python has to say about it.
+"""The ops under ``torch.ops.fastgan``: one file each.
 
-Importing this package loads the compiled part, where there is one, and registers the rest: fake
-kernels, what autograd should do, and a plain-PyTorch kernel for every device that the build has no
-kernel of its own for. :func:`fastgan.ops.paths.op_paths` says which op runs where.
+Importing this package loads the compiled part, if there is one, and registers the rest: fake
+kernels, autograd formulas, and plain-PyTorch kernels for devices without a compiled one.
+:func:`fastgan.ops.paths.op_paths` lists which op runs where.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from fastgan.ops.paths import OpPath, check_op, op_path, op_paths  # noqa: E402
 from fastgan.ops.registration import replace_cuda_kernels  # noqa: E402
 
 _replacements: list[torch.library.Library | None] = []
-# When CUDA is initialised, if it isn't: asking a GPU before would keep processes from forking.
+# Deferred until CUDA is initialised: initialising it here would prevent forking.
 torch.cuda._lazy_call(lambda: _replacements.append(replace_cuda_kernels()))
 
 __all__ = ["OpPath", "bn_act", "check_op", "clip_tensors_", "op_path", "op_paths"]

@@ -11,7 +11,7 @@ arXiv 1502.03167, section 3)::
     slope = -scale invstd grad_weight / n,   offset = -scale grad_bias / n
 
 ==============================  ===================================================================
-``batch_norm_statistics``       mean, invstd, scale of a tensor; moves the running statistics
+``batch_norm_statistics``       mean, invstd, scale of a tensor; updates the running statistics
 ``batch_norm_finalize``         the same, merged from the statistics of tiles that a convolution's
                                 epilogue leaves (:class:`fastgan.kernels.fusion.PartialStatistics`)
 ``norm_act``                    y
@@ -19,24 +19,24 @@ arXiv 1502.03167, section 3)::
 ``norm_act_gradient_finalize``  slope, offset, grad_weight, grad_bias; of 0 values slope and offset
                                 are 0: the statistics are constants, as the running ones are
 ``norm_act_gradient``           grad_input; ``norm_act_gradient_`` writes it over ``grad_output``
-``bn_act_gradient``             the three gradients in one call, for a batch norm that stands alone
+``bn_act_gradient``             the three gradients in one call, for a batch norm by itself
 ``act_gradient``                kept -> grad_output z', without a norm; ``act_gradient_`` writes it
                                 over ``grad_output``
 ==============================  ===================================================================
 
-Images are (N, C, ...), float64, float32, float16 or bfloat16; contiguous and channels-last ones are
-read as they lie, others copied, and results lie as their input does. Vectors are (C,), float32,
-float64 of float64 images; weights, biases and running statistics may be of any of the four dtypes.
+Images are (N, C, ...), float64, float32, float16 or bfloat16. Contiguous and channels-last ones are
+read in place, others copied; results have the input's layout. Vectors are (C,), float32, or float64
+for float64 images; weights, biases and running statistics may have any of the four dtypes.
 ``activation`` is a code of :data:`fastgan.activations.ACTIVATIONS`, ``negative_slope`` that of
 "leaky_relu"; ``kept`` is as :attr:`fastgan.activations.Activation.keeps_input` says.
 
 Sums are taken tile by tile, and tiles merged in one order, in double (Chan, Golub and LeVeque 1983,
-"Algorithms for computing the sample variance", (2.1)); how many there are depends on the shape
-alone, so that results don't depend on the number of threads. Kernels: ``csrc/cpu/batch_norm.cpp``,
+"Algorithms for computing the sample variance", (2.1)); their number depends only on the shape, so
+results don't depend on the number of threads. Kernels: ``csrc/cpu/batch_norm.cpp``,
 ``csrc/cuda/batch_norm_statistics.cu``, ``norm_act.cu``, ``norm_act_gradient.cu``; the formulas:
 ``csrc/math/batch_norm.h``, ``csrc/math/activation.h``.
 
-Order of gradients supported: none. These ops raise where autograd would have to record them;
+Order of gradients supported: none. These ops raise if autograd would have to record them;
 :mod:`fastgan.ops.bn_act` has the gradient.
 """
 
@@ -294,7 +294,7 @@ def batch_norm_statistics(
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """As one tile of all values, or none."""
+    """The statistics of one tile with all values, or of none."""
     op = "batch_norm_statistics"
     check_image(op, "input", input)
     check_vectors(
@@ -340,7 +340,7 @@ def norm_act(
     check_norm("norm_act", input, mean, scale, bias, activation)
     input = without_gaps(input)
     output = BY_CODE[activation].forward(normalise(input, mean, scale, bias), negative_slope)
-    # A copy even where nothing was done, laid out as the input.
+    # Always a copy, with the input's layout.
     return torch.empty_like(input).copy_(output)
 
 
@@ -414,7 +414,7 @@ def _sums_to_finalize() -> Iterator[tuple[Any, ...]]:
 def norm_act_gradient_finalize(
     grad: Tensor, grad_xhat: Tensor, scale: Tensor, invstd: Tensor, count: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Of n = ``count`` values a channel."""
+    """With n = ``count`` values per channel."""
     op = "norm_act_gradient_finalize"
     _check_matrix(op, "grad", grad)
     check_arrays(op, grad.dtype, tuple(grad.shape), grad_xhat=grad_xhat)
@@ -460,7 +460,7 @@ def _gradient(
     g = _through_activation(grad_output, input, mean, scale, bias, activation, negative_slope)
     centred = input.to(mean.dtype) - per_channel(mean, input)
     slopes = per_channel(slope, input)
-    # Constant statistics have a slope of 0, which leaves the input out: 0 times an infinity is NaN.
+    # Constant statistics have slope 0: skip the input, since 0 times infinity is NaN.
     through_statistics = torch.where(slopes == 0, 0.0, centred * slopes)
     return g * per_channel(scale, input) + (through_statistics + per_channel(offset, input))
 
@@ -530,7 +530,7 @@ def bn_act_gradient(
 def _act_gradient_examples() -> Iterator[tuple[Any, ...]]:
     generator = torch.Generator().manual_seed(0)
     for dtype in DTYPES:
-        # An odd length: a vector's worth and a rest.
+        # An odd length: whole vectors and a remainder.
         grad, values = torch.randn((2, 1031), generator=generator, dtype=torch.float64)
         for row in BY_CODE.values():
             kept = values if row.keeps_input(0.2) else row.forward(values, 0.2)

@@ -20,13 +20,12 @@ act           act(u)                                      default alpha   gain
 ``swish``     u / (1 + exp(-u))                           0               2^0.5
 ============  ==========================================  ==============  ======
 
-For the gradient one thing is kept: nothing of "linear"; a bit a value of "relu" and "lrelu"
-(whether the slope is 1 there); the output of the others, and where there is a clamp; the input of
-"swish", and where a clamp comes with a negative alpha. At the clamp itself the gradient is 0 where
-it is computed from the output.
+Kept for the gradient: nothing for "linear"; one bit per value for "relu" and "lrelu" (whether the
+slope is 1); the output for the others and with a clamp; the input for "swish" and with a clamp and
+a negative alpha. At the clamp itself a gradient computed from the output is 0.
 
-Order of gradients supported: any, in x and b. The second derivatives of the first three are zero,
-and nothing is computed for them.
+Order of gradients supported: any, in x and b. The first three have zero second derivatives, which
+aren't computed.
 """
 
 from __future__ import annotations
@@ -53,11 +52,11 @@ class Activation:
     """A row of the table.
 
     Attributes:
-        code: its number in C++: its place in ``csrc/math/bias_act.h``.
+        code: its number in ``csrc/math/bias_act.h``.
         forward: (u, alpha) -> act(u).
         alpha: the default.
         gain: the default.
-        slope: act' as a function of act(u), of "swish" of u; None where it is piecewise constant.
+        slope: act' as a function of act(u) ("swish": of u); None if piecewise constant.
     """
 
     code: int
@@ -164,7 +163,7 @@ def bias_act(
 
 
 def _keeps(act: int, alpha: float, clamp: float | None) -> int:
-    """What is kept of the forward pass."""
+    """What the forward pass keeps."""
     if act == 8 or (act == 2 and alpha < 0 and clamp is not None):
         return _INPUT
     if act > 2 or clamp is not None:
@@ -258,7 +257,7 @@ def _laid_out(tensor: Tensor, channels_last: bool) -> Tensor:
 
 
 def _lies_channels_last(x: Tensor, dim: int) -> bool:
-    """Whether x is walked with its channels innermost."""
+    """Whether x is traversed with channels innermost."""
     return x.dim() == 4 and dim in (1, -3) and not x.is_contiguous() and is_channels_last(x)
 
 
@@ -275,12 +274,12 @@ def _other_dims(x: Tensor, dim: int) -> list[int]:
 
 
 def _in_order(x: Tensor, channels_last: bool) -> Tensor:
-    """All values in memory's order."""
+    """All values in memory order."""
     return (x.permute(0, 2, 3, 1) if channels_last else x).reshape(-1)
 
 
 def _rises(u: Tensor, act: int) -> Tensor:
-    """Whether "relu" or "lrelu" has slope 1; a NaN counts as it does in torch."""
+    """Whether "relu" or "lrelu" has slope 1; NaN as in torch."""
     return ~(u <= 0) if act == 1 else u > 0
 
 
@@ -399,7 +398,8 @@ def _formula(
     clamp: float | None,
     keeps: int,
 ) -> Tensor:
-    """The gradient of x, differentiable in ``grad`` and, of smooth activations, in what is kept."""
+    """The gradient of x, differentiable in ``grad`` and, for smooth activations, in the kept
+    tensor."""
     row = _BY_CODE[act]
     if kept is None:
         return grad * gain

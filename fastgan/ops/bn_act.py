@@ -6,18 +6,18 @@
 
 per channel (dimension 1), z being the activation (Ioffe and Szegedy 2015, arXiv 1502.03167). A
 forward pass reads x once for the statistics and once for y; a backward pass reads x and the
-gradient twice. Saved for it are x and vectors of C numbers: neither the normalised x nor y.
+gradient twice. It saves x and vectors of C numbers, neither the normalised x nor y.
 
-The op takes mean and invstd as they are, computed beforehand. With ``batch_statistics`` they are
-those of ``input``, and its gradient is the whole one, through them; otherwise they are constants.
-With g = grad_output * z' and n values a channel::
+The op takes precomputed mean and invstd. With ``batch_statistics`` they are those of ``input``, and
+the gradient goes through them; otherwise they are constants. With g = grad_output * z' and n values
+per channel::
 
     grad_bias = sum(g),    grad_weight = sum(g * xhat),    xhat = (x - mean) * invstd
     grad_input = weight * invstd * (g - grad_bias / n - xhat * grad_weight / n)
 
 Order of gradients supported: any. The first is ``bn_act_gradient`` of
-:mod:`fastgan.ops.batch_norm`; the second and further ones are autograd's, of the formulas above
-composed of torch's functions. Forward-mode derivatives and ``torch.func`` transforms raise.
+:mod:`fastgan.ops.batch_norm`; higher orders are autograd's, through these formulas in torch
+functions. Forward-mode derivatives and ``torch.func`` transforms raise.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ __all__ = ["batch_statistics", "bn_act", "normalised", "running_statistics"]
 
 _FLOAT64 = frozenset((torch.float64,))
 _FLOAT32 = frozenset((torch.float32,))
-#: Of the (C,) arguments, by the input's dtype; as for torch's batch_norm.
+#: Dtypes of the (C,) arguments by the input's dtype, as in torch's batch_norm.
 _VECTOR_DTYPES = {
     torch.float64: _FLOAT64,
     torch.float32: _FLOAT32,
@@ -71,13 +71,13 @@ def bn_act(
     place, the variance with n - 1, as torch does:
     running = (1 - momentum) * running + momentum * new.
 
-    Differentiable to any order with respect to `input`, `bn_weight` and `bn_bias`. Usable under
-    autocast, which leaves the input's dtype alone as it does for torch's batch norm, and under
+    Differentiable to any order with respect to `input`, `bn_weight` and `bn_bias`. Works under
+    autocast, which as for torch's batch norm doesn't change the input's dtype, and under
     ``torch.compile(fullgraph=True)``. Results don't depend on the number of threads.
 
     Args:
-        input: (N, C) or (N, C, ...), float64, float32, float16 or bfloat16. Contiguous and
-            channels-last tensors are taken as they lie; others are copied first.
+        input: (N, C) or (N, C, ...), float64, float32, float16 or bfloat16. Tensors that are
+            neither contiguous nor channels-last are copied first.
         bn_weight: (C,), of the input's dtype, or float32 for a 16-bit input; None for 1.
         bn_bias: as `bn_weight`; None for 0.
         running_mean: (C,), of dtypes as `bn_weight`. In training None for no running statistics.
@@ -94,7 +94,7 @@ def bn_act(
 
     Raises:
         ValueError: `activation` is no such name (a ConfigError); the input has one dimension; in
-            training, there is one value a channel.
+            training, there is one value per channel.
         DtypeError: a dtype is none of the above (a TypeError).
         RuntimeError: an argument is not of shape (C,); a running statistic is missing where
             `training` is false.
@@ -152,7 +152,7 @@ def normalised(
     activation: int,
     negative_slope: float,
 ) -> Tensor:
-    """The op, with its gradient: the last step of :func:`bn_act`, of its arguments' checked kind.
+    """The op with its gradient: the last step of :func:`bn_act`, with checked arguments.
 
     Args:
         input: (N, C) or (N, C, ...).
@@ -160,7 +160,7 @@ def normalised(
         bias: (C,) or None.
         mean: (C,).
         invstd: (C,).
-        batch_statistics: whether these are of the input, so that its gradient goes through them.
+        batch_statistics: whether these are the input's, so that its gradient goes through them.
         activation: its code.
         negative_slope: of "leaky_relu".
     """
@@ -180,7 +180,7 @@ def normalised(
 
 
 def _refuse_tangents(*tensors: Tensor | None) -> None:
-    """Below autograd a forward-mode tangent would be lost without a word."""
+    """Raises for forward-mode tangents, which would be lost silently below autograd."""
     forward_ad = torch.autograd.forward_ad
     if forward_ad._current_level < 0:
         return
@@ -226,9 +226,9 @@ def batch_statistics(
     momentum: float,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Mean and invstd of the batch; the running ones are updated.
+    """The batch's mean and invstd; updates the running statistics.
 
-    No gradient flows here: that of the norm which takes them has it all.
+    They carry no gradient: the norm's gradient includes it.
     """
     if torch.compiler.is_compiling():
         with torch.no_grad():
@@ -236,9 +236,9 @@ def batch_statistics(
                 input.detach(), None, running_mean, running_var, momentum, eps
             )
         return mean, invstd
-    # Below what autograd has to say, which in Python takes longer than a small tensor's statistics;
-    # and below the counting of writes: torch's batch norm doesn't count its own, and keeps the
-    # running statistics for its backward pass, which a counted write would make an error.
+    # Below autograd, which in Python takes longer than a small tensor's statistics; and below
+    # version counting: torch's batch norm doesn't count its writes and saves the running statistics
+    # for its backward pass, where a counted write would be an error.
     with torch._C._AutoDispatchBelowADInplaceOrView():
         mean, invstd, _ = _statistics_op(input, None, running_mean, running_var, momentum, eps)
     return mean, invstd
@@ -253,7 +253,7 @@ def running_statistics(
         running.detach() if running.requires_grad else running
         for running in (running_mean, running_var)
     )
-    # A copy where a backward pass may follow: a later batch in training would change the values.
+    # A copy if a backward pass may follow: a later batch in training would change the values.
     mean = mean.to(dtype, copy=torch.is_grad_enabled())
     return mean, torch.rsqrt(variance.to(dtype) + eps)
 
@@ -272,11 +272,11 @@ def _differentiable_gradient(
     activation: int,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What ``torch.ops.fastgan.bn_act_gradient`` computes, of differentiable torch functions."""
+    """``torch.ops.fastgan.bn_act_gradient`` in differentiable torch functions."""
     x = input.to(mean.dtype)
     dimensions = [d for d in range(input.dim()) if d != 1]
     if batch_statistics:
-        # The values given, with the derivatives of what they were computed from.
+        # The given values, with derivatives through their computation.
         own_mean = x.mean(dimensions)
         mean = own_mean + (mean - own_mean).detach()
         centred = x - per_channel(mean, input)
@@ -301,9 +301,10 @@ def _differentiable_gradient(
 
 
 class _BnActGradient(torch.autograd.Function):
-    """The first-order gradient, by the op, where it is itself to be differentiated.
+    """The first-order gradient by the op, if it is differentiated again.
 
-    So it has the same bits whether it is or not. Its own gradient is autograd's, of the formulas.
+    So its bits don't depend on ``create_graph``. Its own gradient is autograd's, through the
+    formulas.
     """
 
     @staticmethod
@@ -318,8 +319,8 @@ class _BnActGradient(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
         recorded = torch.is_grad_enabled()
         with torch.enable_grad():
-            # Partial derivatives are wanted, and one argument may have been computed from another:
-            # each is a node of its own, which nothing else depends on.
+            # For partial derivatives each argument becomes a separate node, as one may depend on
+            # another.
             tensors = [
                 tensor
                 if not wanted
@@ -335,7 +336,7 @@ class _BnActGradient(torch.autograd.Function):
                 if grad is not None and result.requires_grad
             ]
             places = [i for i in range(4) if ctx.needs_input_grad[i]]
-            if not given:  # what was asked of depends on nothing that requires a gradient
+            if not given:  # the result depends on nothing that requires a gradient
                 return (None,) * (6 + len(ctx.settings))
             gradients = torch.autograd.grad(
                 [result for result, _ in given],
@@ -368,7 +369,7 @@ def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
 
 
 class _BnAct(torch.autograd.Function):
-    """The op with its gradient, for eager mode: half of the host time of the dispatcher's way."""
+    """The op with its gradient, for eager mode: half the dispatcher's host time."""
 
     @staticmethod
     def forward(

@@ -1,9 +1,9 @@
 """A chain of stages (:mod:`fastgan.ops.stages`) as one autograd node.
 
-Forward, for each stage: convolve; of a stage with a batch norm keep the *raw* result and its
-statistics, and leave normalising and activating it to the next stage's convolution, on load
-(:mod:`fastgan.kernels.fusion`). So between two convolutions one tensor is kept where eager PyTorch
-keeps two, and a kernel that has a prologue reads and writes nothing else.
+Forward, for each stage: convolve. If it has a batch norm, keep the *raw* result and its statistics;
+the next stage's convolution normalises and activates on load (:mod:`fastgan.kernels.fusion`). So
+between two convolutions one tensor is kept, where eager PyTorch keeps two, and a kernel with a
+prologue reads and writes nothing else.
 
 Backward, from the last stage to the first, with dy the gradient of a stage's raw result:
 
@@ -12,10 +12,10 @@ Backward, from the last stage to the first, with dy the gradient of a stage's ra
     dy = scale * g + (y - mean) * slope + offset     (Ioffe and Szegedy 2015, section 3)
 
 Each convolution runs on the backend that :mod:`fastgan.ops.backends` selects for it: Triton's
-kernels, which do all of this on load and on store, or another with the norm's ops around it.
+kernels, which fuse all of this on load and on store, or another with separate ops for the norm.
 
-Order of gradients supported: any. Where a backward pass is itself recorded (``create_graph=True``)
-the chain is run again layer by layer (:func:`run_layers`) and autograd differentiates that.
+Order of gradients supported: any. With ``create_graph=True`` the chain runs again layer by layer
+(:func:`run_layers`), and autograd differentiates that.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ _ops = torch.ops.fastgan
 
 @dataclass(frozen=True)
 class Chain:
-    """What is fixed of a chain.
+    """A chain's fixed settings.
 
     Attributes:
         stages: in the order they run.
-        dtype: what inputs, weights and biases are cast to, as autocast does; None: not at all.
+        dtype: autocast's dtype, to which inputs, weights and biases are cast; None doesn't cast.
     """
 
     stages: tuple[Stage, ...]
@@ -82,7 +82,7 @@ class Chain:
 
 @dataclass
 class _Kept:
-    """What the forward pass keeps of a stage: its raw result and norm, or its finished result.
+    """What the forward pass keeps for a stage: its raw result and norm, or its finished result.
 
     It also keeps the weight if autocast cast it, whether Triton's kernels made the result, and the
     padded input if the stage pads. An activation that keeps its input, without a norm, has one of
@@ -97,12 +97,12 @@ class _Kept:
     padded: Tensor | None = None
 
 
-#: In the place of a value that is kept by ``save_for_backward``, and of one that is not kept.
+#: Placeholders for values kept by ``save_for_backward``, and for those not kept.
 _ELSEWHERE, _NOT_READ = torch.empty(0), torch.empty(0)
 
 
 def run_chain(chain: Chain, input: Tensor, tensors: Sequence[StageTensors]) -> Tensor:
-    """The chain's output, with its gradients to any order; updates the running statistics.
+    """The chain's output, differentiable to any order; updates the running statistics.
 
     Args:
         chain: the stages.
@@ -110,7 +110,7 @@ def run_chain(chain: Chain, input: Tensor, tensors: Sequence[StageTensors]) -> T
         tensors: of each stage.
 
     Returns:
-        The last stage's activation, in the dtype that the convolutions ran in.
+        The last stage's activation, in the convolutions' dtype.
     """
     output: Tensor = _ChainFunction.apply(  # type: ignore[no-untyped-call]
         chain, input, *(tensor for stage in tensors for tensor in stage)
@@ -124,7 +124,7 @@ def run_layers(
     tensors: Sequence[StageTensors],
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """The same, one layer after the other; updates no running statistics.
+    """The same, layer by layer; doesn't update running statistics.
 
     Example:
         >>> stage = Stage("linear", activation="relu")
@@ -137,7 +137,7 @@ def run_layers(
         if stage.kind != "identity":
             input = ATEN.forward(_unpadded(stage), pad(stage, input), weight, bias)
         if stage.norm:
-            # Not torch's, whose third derivative is wrong in training mode (torch 2.13).
+            # torch's has a wrong third derivative in training mode (2.13).
             training = stage.batch_statistics
             input = bn_act(
                 input,
@@ -160,11 +160,11 @@ _weights_are_left_out = False
 
 @contextmanager
 def weights_left_out() -> Iterator[None]:
-    """Within it backward passes through chains find the gradients of inputs alone.
+    """A context in which chains' backward passes compute only input gradients.
 
-    For ``torch.autograd.grad(loss, images)``: what is asked for, torch does not tell a node, which
-    would find the gradients of all its weights for nothing. It holds for the whole process, since a
-    GPU's backward pass runs on threads of its own.
+    For ``torch.autograd.grad(loss, images)``: torch doesn't tell a node which gradients are needed,
+    so it would compute the weights' in vain. Applies to the whole process, as a GPU's backward pass
+    runs on other threads.
     """
     global _weights_are_left_out
     before, _weights_are_left_out = _weights_are_left_out, True
@@ -175,20 +175,20 @@ def weights_left_out() -> Iterator[None]:
 
 
 def weights_are_left_out() -> bool:
-    """Whether it is within :func:`weights_left_out`."""
+    """Whether :func:`weights_left_out` is active."""
     return _weights_are_left_out
 
 
 class _ChainFunction(torch.autograd.Function):
-    """What the forward pass keeps between stages is let go of as the backward pass consumes it.
+    """Frees each stage's kept tensors as the backward pass consumes them.
 
-    Autograd would hold it all until the whole node is through. So it is kept on the node itself,
-    and not by ``save_for_backward``: but for what users can reach (arguments and the output), and
-    where saved-tensor hooks want to see it (offloading, activation checkpointing).
+    Autograd would hold them until the whole node has run, so they are attributes of the node.
+    ``save_for_backward`` is used for tensors that users can reach (arguments and output), and if
+    there are saved-tensor hooks (offloading, activation checkpointing).
 
-    The vectors (biases, a norm's parameters) are arguments too, but the first order doesn't read
-    them again, as eager's doesn't: they may be written between forward and backward, and only a
-    recorded backward pass asks whether they were.
+    Vectors (biases, a norm's parameters) are arguments, too, but as in eager the first order
+    doesn't read them again: they may change between forward and backward, and only a recorded
+    backward pass checks them.
     """
 
     @staticmethod
@@ -208,14 +208,14 @@ class _ChainFunction(torch.autograd.Function):
             if of_kept.value is output and stage.activation == "none":
                 of_kept.value = _NOT_READ
             elif of_kept.value is output and stage.activation == "leaky_relu" and hooks is None:
-                # Eager's reads its input: users may write the output, and few do.
+                # Eager reads its input: users may overwrite the output, and few do.
                 ctx.output, ctx.version = output.detach(), _version(output)
                 of_kept.value = _ELSEWHERE
             elif hooks is not None or of_kept.value is output or of_kept.value is input:
                 saved.append(of_kept.value)
                 of_kept.value = _ELSEWHERE
             if hooks is not None:
-                of_kept.cast_weight = of_kept.padded = None  # cheap to make again
+                of_kept.cast_weight = of_kept.padded = None  # cheap to recompute
         ctx.kept = kept
         ctx.save_for_backward(*saved)
         return output
@@ -261,11 +261,11 @@ class _ChainFunction(torch.autograd.Function):
 
 
 class _Vectors:
-    """The arguments of a stage but its weight, and how often each had been written."""
+    """A stage's arguments without the weight, and their version counters."""
 
     def __init__(self, of_stage: StageTensors, copied: bool) -> None:
         mean, variance = of_stage.running_mean, of_stage.running_var
-        if copied:  # a norm that uses them: the next pass in training mode writes them
+        if copied:  # a norm uses them, and the next pass in training mode writes them
             mean = None if mean is None else mean.clone()
             variance = None if variance is None else variance.clone()
         else:
@@ -276,7 +276,7 @@ class _Vectors:
         self.versions = [_version(tensor) for tensor in self.of_stage]
 
     def unchanged(self, weight: Tensor) -> StageTensors:
-        """With the weight; raises where one has been written since."""
+        """All arguments, with the weight; raises if one has been written since."""
         for name, tensor, version in zip(
             StageTensors._fields, self.of_stage, self.versions, strict=True
         ):
@@ -299,9 +299,9 @@ _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
 
 
 class OneDispatch:
-    """Calls within go straight to the kernels: past autograd, which the chain itself is for, past
-    the counting of writes to tensors that nobody else has, and past autocast, which would cast
-    again what has been cast, or a backward pass that happens to run under it.
+    """A context in which calls go directly to the kernels: past autograd, which the chain handles
+    itself; past version counting, for tensors that nobody else has; and past autocast, since casts
+    are done.
     """
 
     def __enter__(self) -> None:
@@ -338,19 +338,19 @@ def _forward(
         # Triton's kernels write channels-last.
         output = laid_out(output, _gives_channels_last(chain.stages, input, tensors))
         if before is None:
-            kept[-1].value = output  # whose identity tells what autograd saves
+            kept[-1].value = output  # its identity tells what autograd saves
     return output, kept
 
 
 def _padded(stage: Stage, value: Tensor, norm: NormActivation | None) -> Tensor | None:
-    """What a stage that pads convolves; None of one that doesn't."""
+    """A padding stage's padded input; None for other stages."""
     if stage.pad == (0, 0):
         return None
     return pad(stage, value if norm is None else _normalised(value, norm))
 
 
 def pad(stage: Stage, input: Tensor) -> Tensor:
-    """A stage's input with rows and columns added on each side."""
+    """A stage's input, padded on each side."""
     rows, columns = stage.pad
     if stage.pad == (0, 0):
         return input
@@ -359,12 +359,12 @@ def pad(stage: Stage, input: Tensor) -> Tensor:
 
 @lru_cache(maxsize=4096)
 def _unpadded(stage: Stage) -> Stage:
-    """The stage of a map that is padded already."""
+    """The stage for an input that is padded already."""
     return stage if stage.pad == (0, 0) else replace(stage, pad=(0, 0))
 
 
 def _pad_gradient(stage: Stage, grad: Tensor, input: Tensor) -> Tensor:
-    """The gradient of what was padded, given that of the padded map."""
+    """The unpadded input's gradient from the padded input's."""
     rows, columns = stage.pad
     backward = {
         "reflect": torch.ops.aten.reflection_pad2d_backward,
@@ -377,7 +377,7 @@ def _pad_gradient(stage: Stage, grad: Tensor, input: Tensor) -> Tensor:
 def _gives_channels_last(
     stages: Sequence[Stage], input: Tensor, tensors: Sequence[StageTensors]
 ) -> bool:
-    """Whether the chain's output would be channels-last if torch's convolutions made it."""
+    """Whether the chain's output would be channels-last by torch's convolutions."""
     if input.dim() != 4:
         return False
     channels_last, places = is_channels_last(input), (input.shape[2], input.shape[3])
@@ -385,7 +385,8 @@ def _gives_channels_last(
         if stage.kind == "identity":
             continue
         places = stage.output_places(places, weight)
-        # One value a sample has the same strides either way, and torch takes it for contiguous.
+        # With one value per sample both layouts have the same strides, and torch takes it for
+        # contiguous.
         one_value = (stage.channels(weight.shape)[1], *places) == (1, 1, 1)
         channels_last = (channels_last or is_channels_last(weight)) and not one_value
     return channels_last
@@ -394,10 +395,9 @@ def _gives_channels_last(
 def _as_run(
     chain: Chain, input: Tensor, tensors: Sequence[StageTensors]
 ) -> tuple[Tensor, Sequence[StageTensors]]:
-    """Inputs, weights and biases as autocast has them, and copies of the norms' biases.
+    """Inputs, weights and biases as cast by autocast, and copies of the norms' biases.
 
-    The copies are in the dtype that norms are computed in. There is one launch for all casts, and
-    one for all copies.
+    The copies have the norms' arithmetic dtype. All casts take one launch, and all copies another.
     """
     weights: Sequence[Tensor] = [of_stage.weight for of_stage in tensors]
     biases = [of_stage.bias for of_stage in tensors]
@@ -466,7 +466,7 @@ def _stage_forward(
 def _vectors_of_norm(
     stage: Stage, value: Tensor, partials: PartialStatistics | None, tensors: StageTensors
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, inverse deviation, and that times the norm's weight; updates running statistics."""
+    """Mean, invstd and invstd times the norm's weight; updates running statistics."""
     if not stage.batch_statistics:
         assert tensors.running_mean is not None
         assert tensors.running_var is not None
@@ -477,7 +477,7 @@ def _vectors_of_norm(
         # A copy: a pass in training mode may write it before this one's backward pass.
         return tensors.running_mean.to(dtype, copy=True), invstd, scale
     if value.numel() == value.shape[1]:
-        raise ValueError(  # torch's batch norm, word for word
+        raise ValueError(  # torch's message
             f"Expected more than 1 value per channel when training, got input size {value.size()}"
         )
     rest = (
@@ -508,13 +508,13 @@ def _normalised(value: Tensor, norm: NormActivation) -> Tensor:
 
 @dataclass
 class _Carried:
-    """The gradient of a stage's raw result: a tensor, and what is still to be done on load."""
+    """The gradient of a stage's raw result: a tensor and the pending prologue."""
 
     grad: Tensor
     prologue: GradPrologue | None = None
 
     def pending(self) -> str:
-        """What is still to be done, as :class:`Fusion` has it for a gradient."""
+        """The pending prologue, as :class:`Fusion` names it for a gradient."""
         if self.prologue is None:
             return ""
         return "norm" if isinstance(self.prologue, BatchNormGradient) else "activation"
@@ -541,7 +541,7 @@ class _Carried:
 
 
 class _Gradients:
-    """The gradients found so far, of the input and of every tensor that wants one."""
+    """The computed gradients of the input and of every tensor that needs one."""
 
     def __init__(
         self, input: Tensor, tensors: Sequence[StageTensors], wanted: Sequence[bool]
@@ -558,7 +558,7 @@ class _Gradients:
         return any(self._wanted[_place(number, name)] for name in names)
 
     def lowest_stage(self) -> int:
-        """Below it nothing wants a gradient."""
+        """The first stage with a gradient to compute."""
         return next(
             number
             for number in range(len(self._tensors))
@@ -582,9 +582,9 @@ def _gradients(
     grad_output: Tensor,
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients of the input and of every tensor, None where not wanted.
+    """The gradients of the input and of every tensor, None if not needed.
 
-    Takes from `kept` as it goes, so that each stage's memory is free for the next one's.
+    Empties `kept` on the way, so that each stage's memory is free for the next one.
     """
     gradients = _Gradients(input, tensors, wanted)
     stages = chain.stages
@@ -593,7 +593,7 @@ def _gradients(
     carried = _through_norm(stages, last, current, grad_output, False, gradients)
     for number in range(last, lowest - 1, -1):
         if stages[number].kind == "identity":
-            if gradients.wants_input():  # laid out as eager's norm leaves it
+            if gradients.wants_input():  # the layout of eager's norm
                 carried.finish()
                 carried = _Carried(laid_out(carried.grad, is_channels_last(input)))
             break
@@ -632,7 +632,7 @@ def _through_norm(
 ) -> _Carried:
     """From the gradient of a stage's output to that of its raw result.
 
-    `own`: whether ``grad`` may be written over.
+    `own`: whether ``grad`` may be overwritten.
     """
     stage, norm = stages[number], kept.norm
     code, negative_slope = stage.activation_code, stage.negative_slope
@@ -663,7 +663,7 @@ def _finalize(
 ) -> tuple[Tensor, Tensor]:
     """Stores the gradients of the norm's weight and bias; returns slope and offset."""
     assert kept.norm is not None
-    # Statistics that are constants have no gradient, as those of infinitely many values.
+    # Constant statistics have no gradient, like those of infinitely many values.
     count = kept.value.numel() // kept.value.shape[1] if stages[number].batch_statistics else 0
     slope, offset, grad_weight, grad_bias = _ops.norm_act_gradient_finalize(
         sums.grad, sums.grad_xhat, kept.norm.scale, kept.invstd, count
@@ -681,7 +681,7 @@ def _weight_gradient(
     with_bias: bool,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor | None]:
-    """The gradients of weight and bias, in ``dtype`` where the kernels can write it at once."""
+    """The gradients of weight and bias, in ``dtype`` if the kernels can write it directly."""
     around = fusion("" if before.norm is None else "norm", carried.pending())
     backend = select_backend("weight_gradient", stage, before.value, weight, around)
     input, norm = before.value, before.norm
@@ -705,7 +705,7 @@ def _input_gradient(
     weight: Tensor,
     gradients: _Gradients,
 ) -> _Carried:
-    """The gradient of the raw result of the stage before, or of the chain's input."""
+    """The gradient of the previous stage's raw result, or of the chain's input."""
     stage = _unpadded(stages[number])
     activates = number > 0 and stages[number - 1].activation != "none"
     store = "norm" if before.invstd is not None else "activation" if activates else ""
@@ -752,9 +752,9 @@ def _recorded_gradients(
     wanted: Sequence[bool],
 ) -> list[Tensor | None]:
     """The same gradients as a differentiable function of everything they depend on."""
-    # Under names of their own: one argument may depend on another, or be it, and may have hooks;
-    # what is asked for is each one's own gradient here. (Not by view_as, which gives a dimension of
-    # size 1 another stride: ATen then refuses a channels-last weight of one channel in float64.)
+    # Aliases, because arguments may depend on one another, coincide or have hooks, and partial
+    # derivatives are needed. (view_as changes the stride of size-1 dimensions: ATen then refuses a
+    # channels-last weight of one channel in float64.)
     own = [
         tensor if tensor is None else torch.ops.aten.alias(tensor)
         for tensor in (input, *(tensor for of_stage in tensors for tensor in of_stage))
@@ -789,7 +789,7 @@ _PLACES = {name: place for place, name in enumerate(StageTensors._fields)}
 
 
 def _place(number: int, name: str) -> int:
-    """Where the stage's tensor stands among a chain's arguments, the input being the first."""
+    """The position of a stage's tensor among a chain's arguments, the first being the input."""
     return 1 + number * _FIELDS + _PLACES[name]
 
 

@@ -3,10 +3,10 @@
     clip_tensors_(Tensor(a!)[] tensors, Tensor(b!)[] shadows, float min, float max,
                   Tensor? found_inf) -> ()
 
-The tensors are of one dtype and on one device. ``shadows`` is empty, or holds a float16 or bfloat16
-copy of each tensor, which is written in the same pass. Where ``found_inf`` is given and not zero,
-nothing happens. Values as ``torch.clamp_``; a NaN stays. Kernels:
-``csrc/cpu/optimizers.cpp``, ``csrc/cuda/clip_tensors.cu``.
+The tensors have one dtype and one device. ``shadows`` is empty, or has a float16 or bfloat16 copy
+of each tensor, written in the same pass. If ``found_inf`` is given and not zero, nothing is
+written. Values are those of ``torch.clamp_``; NaN stays. Kernels: ``csrc/cpu/optimizers.cpp``,
+``csrc/cuda/clip_tensors.cu``.
 
 Order of gradients supported: none.
 """
@@ -73,8 +73,8 @@ def clip_tensors_(
             device.
         min: lower bound; rounded to the dtype. ``-math.inf`` for none.
         max: upper bound, at least `min`; rounded likewise. ``math.inf`` for none.
-        shadows: none, or for each tensor one of its shape, float16 or bfloat16, that becomes its
-            rounded copy.
+        shadows: none, or for each tensor a float16 or bfloat16 tensor of its shape for the rounded
+            copy.
 
     Raises:
         RuntimeError: bounds out of order, NaN or beyond the dtype; lists that don't match; a tensor

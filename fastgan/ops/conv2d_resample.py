@@ -4,12 +4,12 @@
 
     y = downsample(conv(upsample(pad(x), f), w), f)
 
-of StyleGAN2 (Karras et al. 2019, arXiv 1912.04958). All steps are linear, and a filter that is the
-same for every channel commutes with the convolution, so that it isn't computed that way::
+of StyleGAN2 (Karras et al. 2019, arXiv 1912.04958). The filter is the same for every channel and
+commutes with the convolution, which allows less work::
 
     up      a transposed convolution of stride ``up``, then the filter
     down    the filter, then a convolution of stride ``down``
-    1x1     where there are the fewest places: before upsampling, after downsampling
+    1x1     at the fewest pixels: before upsampling, after downsampling
 
 Order of gradients supported: any, in x and w.
 """
@@ -31,10 +31,10 @@ Padding = int | Sequence[int]
 
 
 def four_sides(padding: Padding) -> tuple[int, int, int, int]:
-    """Left, right, top and bottom, of one number, of (x, y) or of all four.
+    """(left, right, top, bottom) from one number, (x, y) or all four.
 
     Raises:
-        ConfigError: there are three numbers, say (a ValueError).
+        ConfigError: any other number of numbers (a ValueError).
 
     Example:
         >>> four_sides(1), four_sides((1, 2)), four_sides([1, 2, 3, 4])
@@ -52,12 +52,12 @@ def four_sides(padding: Padding) -> tuple[int, int, int, int]:
 def centred(
     sides: Sequence[int], f: Tensor | None, up: Sequence[int] = (1, 1), down: Sequence[int] = (1, 1)
 ) -> tuple[int, int, int, int]:
-    """Padding with what keeps an image centred behind a filter that resamples it.
+    """Padding that keeps an image centred after resampling with a filter.
 
     Args:
         sides: (x0, x1, y0, y1).
         f: the filter.
-        up: (x, y); 1 where ``down`` isn't.
+        up: (x, y); 1 if ``down`` isn't.
         down: (x, y).
 
     Example:
@@ -94,10 +94,10 @@ def conv2d_resample(
         f: filter of both resamplings, as in :func:`fastgan.ops.upfirdn2d.upfirdn2d`; None for none.
         up: upsampling factor.
         down: downsampling factor.
-        padding: of the upsampled image: one number, (x, y), or (x0, x1, y0, y1). What centres the
-            filter is added to it.
+        padding: of the upsampled image: one number, (x, y), or (x0, x1, y0, y1). The filter's
+            centring is added.
         groups: of the convolution.
-        flip_weight: True for what torch calls a convolution, False for a true one.
+        flip_weight: True for torch's convolution (correlation), False for a true convolution.
         flip_filter: as in ``upfirdn2d``.
 
     Returns:
@@ -122,7 +122,7 @@ def conv2d_resample(
         sides = centred(sides, f, down=factors)
     x0, x1, y0, y1 = sides
     rows, columns = w.shape[2:]
-    # The convolution's weight as torch takes it, and as its transpose does.
+    # The weight for torch's convolution, and for its transpose.
     correlated = w if flip_weight else w.flip([2, 3])
     if (rows, columns) == one and min(up, down) == 1:
         if down > 1:
@@ -138,7 +138,7 @@ def conv2d_resample(
         else:
             transposed = transposed.transpose(0, 1)
         sides = (x0 - columns + 1, x1 - columns + up, y0 - rows + 1, y1 - rows + up)
-        # What would be cropped on either side isn't made.
+        # Pixels that would be cropped aren't computed.
         cut_x, cut_y = max(min(-sides[0], -sides[1]), 0), max(min(-sides[2], -sides[3]), 0)
         x = conv_transpose2d(x, transposed, stride=up, padding=(cut_y, cut_x), groups=groups)
         sides = (sides[0] + cut_x, sides[1] + cut_x, sides[2] + cut_y, sides[3] + cut_y)

@@ -3,10 +3,10 @@
     y   = conv(x, W) + b
     out = z((y - mean) / sqrt(var + eps) * bn_weight + bn_bias)          per channel
 
-z being the activation. Mean and (biased) variance are those of the batch in training, and else the
-running ones, which are then folded into W and b: Ioffe and Szegedy 2015, arXiv 1502.03167,
-algorithms 1 and 2. They are chains of one stage (:mod:`fastgan.ops.chain`); several layers in a row
-are better off in a :class:`fastgan.nn.FusedSequential`, where no normalised tensor is ever stored.
+z being the activation. Mean and (biased) variance are the batch's in training; otherwise the
+running ones, folded into W and b: Ioffe and Szegedy 2015, arXiv 1502.03167, algorithms 1 and 2.
+They are chains of one stage (:mod:`fastgan.ops.chain`); for several layers use
+:class:`fastgan.nn.FusedSequential`, which stores no normalised tensor.
 """
 
 from __future__ import annotations
@@ -57,27 +57,27 @@ def conv_transpose2d_bn_act(
 ) -> Tensor:
     """``F.conv_transpose2d``, ``F.batch_norm`` and an activation in one.
 
-    The formula is this module's. Differentiable to any order in ``input``, ``weight``, ``bias``,
-    ``bn_weight`` and ``bn_bias``. The convolution and its gradients run on the backend measured to
-    be the fastest (:mod:`fastgan.ops.backends`; :func:`fastgan.explain` says which): on a GPU the
-    Triton kernels (but for float64 and ``groups`` above 1) or cuDNN. Autocast casts as it does for
+    See the module for the formula. Differentiable to any order in ``input``, ``weight``, ``bias``,
+    ``bn_weight`` and ``bn_bias``. The convolution and its gradients run on the fastest backend by
+    measurement (:mod:`fastgan.ops.backends`; :func:`fastgan.explain` shows it): on a GPU the Triton
+    kernels (except float64 and ``groups`` above 1) or cuDNN. Autocast casts as for
     ``F.conv_transpose2d``.
 
     Args:
         input: (N, C_in, H, W); float64, float32, bfloat16 or float16.
         weight: (C_in, C_out / groups, kH, kW), of the input's dtype. Fastest in channels-last
-            memory, as the input.
+            memory, like the input.
         bias: (C_out,) or None.
-        bn_weight: scale, (C_out,), or None for 1; as the next three of float32 or the input's
-            dtype.
+        bn_weight: scale, (C_out,), or None for 1; float32 or the input's dtype, like the next
+            three.
         bn_bias: shift, (C_out,), or None for 0.
         running_mean: (C_out,), updated in place in training; None keeps no statistics.
         running_var: (C_out,), as ``running_mean``; takes the unbiased variance.
         training: normalise with the batch's statistics (True) or the running ones (False).
         momentum: share of the new value in the running statistics.
         eps: added to the variance.
-        stride: as in ``F.conv_transpose2d``, and so the next four.
-        padding: rows and columns cut from each side of the result.
+        stride: as in ``F.conv_transpose2d``, like the next four.
+        padding: rows and columns removed from each side of the result.
         output_padding: rows and columns added to one side of it.
         groups: of channels that don't mix.
         dilation: distance of the kernel's taps.
@@ -145,14 +145,14 @@ def conv2d_bn_act(
         input: (N, C_in, H, W); float64, float32, bfloat16 or float16.
         weight: (C_out, C_in / groups, kH, kW), of the input's dtype.
         bias: (C_out,) or None.
-        bn_weight: as there, and so the next seven.
+        bn_weight: as there, like the next seven.
         bn_bias: shift, (C_out,), or None for 0.
         running_mean: (C_out,), updated in place in training; None keeps no statistics.
         running_var: (C_out,), as ``running_mean``; takes the unbiased variance.
         training: normalise with the batch's statistics (True) or the running ones (False).
         momentum: share of the new value in the running statistics.
         eps: added to the variance.
-        stride: as in ``F.conv2d``, and so the next three.
+        stride: as in ``F.conv2d``, like the next three.
         padding: rows and columns of zeros on each side, or "valid" or "same".
         groups: of channels that don't mix.
         dilation: distance of the kernel's taps.
@@ -195,7 +195,7 @@ def conv2d_bn_act(
         negative_slope=negative_slope,
     )
     tensors = StageTensors(weight, bias, bn_weight, bn_bias, running_mean, running_var)
-    if named is None:  # lopsided, or one that torch refuses
+    if named is None:  # asymmetric padding, or one that torch refuses
         output = F.conv2d(input, weight, bias, stride, padding, dilation, groups)
         return _norm_act(stage, tensors, output)
     return _conv_bn_act(stage, tensors, input)
@@ -216,7 +216,7 @@ def _conv_bn_act(stage: Stage, tensors: StageTensors, input: Tensor) -> Tensor:
 
 
 def _norm_act(stage: Stage, tensors: StageTensors, input: Tensor) -> Tensor:
-    """What follows the convolution, by itself."""
+    """Batch norm and activation without the convolution."""
     return bn_act(
         input,
         bn_weight=tensors.norm_weight,
@@ -232,7 +232,7 @@ def _norm_act(stage: Stage, tensors: StageTensors, input: Tensor) -> Tensor:
 
 
 def _why_not(stage: Stage, tensors: StageTensors, input: Tensor) -> str | None:
-    """Why the two run one after the other. What torch refuses, it says best itself."""
+    """Says why the two run separately. Errors are left to torch's own checks."""
     weight, bias, *of_norm = tensors
     reason = why_not_chained(input, 4, autocast_dtype(input), (weight, bias), of_norm)
     if reason is not None:

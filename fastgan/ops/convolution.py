@@ -5,10 +5,9 @@ are derivatives of T in one of them::
 
     y = dT/dg (x, W)      grad_input = dT/dx (W, g)      grad_weight = dT/dW (x, g)
 
-and so are their derivatives. Autograd's own double backward computes grad_weight's as a convolution
-with a dilated filter of the map's size, and sends zeros where a gradient is undefined; here an
-undefined gradient stays undefined. Each derivative runs on the backend that
-:mod:`fastgan.ops.backends` selects.
+and so are their derivatives. Autograd's double backward computes grad_weight's as a convolution
+with a dilated filter of the map's size, and passes zeros for undefined gradients; here they stay
+undefined. Each derivative runs on the backend that :mod:`fastgan.ops.backends` selects.
 """
 
 from __future__ import annotations
@@ -42,8 +41,8 @@ def conv2d(
 ) -> Tensor:
     """``F.conv2d``: the same arguments, results and errors.
 
-    Order of gradients supported: any. A double backward pass through it takes one convolution for
-    each gradient, and none for gradients that are undefined or that nobody asked for.
+    Order of gradients supported: any. Double backward takes one convolution per gradient, and none
+    for undefined or unneeded gradients.
 
     Example:
         >>> x, weight = torch.ones(1, 2, 4, 4), torch.ones(3, 2, 3, 3, requires_grad=True)
@@ -104,7 +103,7 @@ def conv_transpose2d(
 
 
 def _convolution(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor | None:
-    """None where torch's own function is to do it: compilers, tracers, tapes, odd arguments."""
+    """None if torch's own function should run: compilers, tracers, tapes, unsupported arguments."""
     if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None or is_recording():
         return None
     dtype = autocast_dtype(input)
@@ -121,12 +120,12 @@ def _convolution(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | Non
 
 
 _INPUT, _WEIGHT, _OUTPUT = range(3)
-#: What a derivative by one of the three depends on.
+#: The other two arguments, on which a derivative by one of the three depends.
 _FACTORS = {_INPUT: (_WEIGHT, _OUTPUT), _WEIGHT: (_INPUT, _OUTPUT), _OUTPUT: (_INPUT, _WEIGHT)}
 
 
 class _Derivative(torch.autograd.Function):
-    """dT by one of input, weight and output, at the other two."""
+    """dT by one of input, weight and output, given the other two."""
 
     @staticmethod
     def forward(
@@ -174,19 +173,19 @@ class _Derivative(torch.autograd.Function):
 
 
 def leads_to(node: Any, argument: int, tensor: int) -> bool:
-    """Whether the backward pass under way goes on to an argument of a node.
+    """Whether the current backward pass needs the gradient of a node's argument.
 
     ``needs_input_grad`` is true of weights even in ``torch.autograd.grad(scores, images)``.
 
     Args:
         node: the ``ctx`` of an autograd function.
-        argument: the argument's place among all.
-        tensor: its place among those that are tensors.
+        argument: its position among all arguments.
+        tensor: its position among the tensor arguments.
     """
     if not node.needs_input_grad[argument]:
         return False
     try:
         goes: bool = torch._C._will_engine_execute_node(node.next_functions[tensor][0])
-    except RuntimeError:  # a leaf that is asked for
+    except RuntimeError:  # a leaf whose gradient is needed
         return True
     return goes

@@ -1,9 +1,10 @@
-"""Whether this build's CUDA kernels can run on this machine's GPUs, and plain PyTorch where not.
+"""Checks whether this build's CUDA kernels can run on this machine's GPUs; if not, uses plain
+PyTorch.
 
 A library of CUDA kernels holds machine code ("sm_90a") for some GPUs and PTX ("compute_120"), which
-the driver compiles for later ones. On a GPU that it has neither for, and with a driver older than
-the CUDA runtime inside it, every launch fails. Both are found out when torch initialises CUDA, and
-then each op has its plain-PyTorch kernel on CUDA devices, as in a build without CUDA.
+the driver compiles for later ones. Every launch fails on a GPU with neither, or with a driver older
+than the CUDA runtime. Both are checked when torch initialises CUDA; then all ops use plain PyTorch
+on CUDA devices, as in a build without CUDA.
 
 CUDA C++ Programming Guide, "Application compatibility"; CUDA Compatibility, "Minor version
 compatibility".
@@ -29,9 +30,9 @@ NO_COMPILED_PART = "this install of fastgan has no compiled part (FASTGAN_BUILD_
 
 @cache
 def cuda_obstacle() -> str | None:
-    """Why the CUDA kernels don't run here, in words; None where they do, or there is no GPU to ask.
+    """Says why the CUDA kernels don't run here; None if they do, or if there is no GPU.
 
-    Asked once in a process. Where there is a GPU, this initialises CUDA.
+    Checked once per process. Initialises CUDA if there is a GPU.
 
     Example:
         >>> from fastgan import build_info
@@ -55,7 +56,7 @@ def cuda_obstacle() -> str | None:
             f"needs a driver for CUDA {toolkit[0]} or later: update the driver, or build fastgan "
             f"with nvcc {driver[0]}"
         )
-    # An older driver of the same major version runs machine code, but can't read newer PTX.
+    # An older driver of the same major version runs machine code but can't compile newer PTX.
     compiles = driver is None or driver >= toolkit
     for index in range(torch.cuda.device_count()):
         capability = torch.cuda.get_device_capability(index)
@@ -75,14 +76,14 @@ def has_code_for(
 ) -> bool:
     """Whether a GPU runs code for any of these architectures.
 
-    Machine code runs on GPUs of its major version and its minor version or a later one, PTX on all
-    later GPUs; that of an architecture's own instructions (``a``) on this architecture alone, that
-    of a family's (``f``) on its major version.
+    Machine code runs on GPUs of its major version with the same or a later minor version, PTX on
+    all later GPUs; architecture-specific code (``a``) only on that architecture, family-specific
+    code (``f``) on its major version.
 
     Args:
-        capability: of the GPU, such as (9, 0).
-        architectures: names as nvcc has them, "sm_90a" of machine code, "compute_120" of PTX.
-        driver_compiles: whether the driver can read this PTX.
+        capability: the GPU's, such as (9, 0).
+        architectures: nvcc's names, "sm_90a" for machine code, "compute_120" for PTX.
+        driver_compiles: whether the driver can compile this PTX.
 
     Example:
         >>> has_code_for((8, 6), ["sm_80", "sm_90a"]), has_code_for((7, 5), ["sm_80", "sm_90a"])
@@ -109,7 +110,7 @@ def has_code_for(
 
 @cache
 def driver_version() -> Version | None:
-    """The CUDA version that the GPU driver supports; None where there is no driver."""
+    """The CUDA version that the GPU driver supports; None without a driver."""
     try:
         ask = ctypes.CDLL("libcuda.so.1").cuDriverGetVersion
     except (OSError, AttributeError):

@@ -4,10 +4,9 @@
     def twice(input: Tensor) -> Tensor:
         return 2 * input
 
-The declaration provides the schema where the compiled part is missing, the kernel for devices
-without a compiled one, the fake kernel (the reference runs on meta tensors), what exports to ONNX
-put in its place, the op's behaviour under autograd, and the check that ``fastgan doctor`` and the
-tests run.
+The declaration provides the schema without the compiled part, the kernel for devices without a
+compiled one, the fake kernel (the reference on meta tensors), the decomposition for ONNX exports,
+the behaviour under autograd, and the check for ``fastgan doctor`` and the tests.
 """
 
 from __future__ import annotations
@@ -44,7 +43,7 @@ class Op:
         reference: the op in plain PyTorch, its checks of arguments included.
         examples: arguments on the CPU, of the dtypes that the op takes.
         units: how many units in the last place, of the largest value, the op may be off by.
-        exact: the dtype that the reference is run in for comparison.
+        exact: the reference's dtype for comparison.
         scratch: arguments that are written, but aren't results.
         as_given: arguments that are of the examples' dtype for the reference, too.
     """
@@ -59,7 +58,7 @@ class Op:
 
     @property
     def name(self) -> str:
-        """Its name under ``torch.ops.fastgan``."""
+        """The name under ``torch.ops.fastgan``."""
         return self.schema.partition("(")[0]
 
     @property
@@ -69,7 +68,7 @@ class Op:
 
     @property
     def places_written(self) -> list[int]:
-        """The places of the arguments that it writes."""
+        """The positions of written arguments."""
         arguments = self.overload._schema.arguments
         return [place for place, argument in enumerate(arguments) if argument.is_write]
 
@@ -131,15 +130,16 @@ def define_op(
         exact: the widest dtype that the op takes.
         scratch: names of arguments that are written, but aren't results.
         as_given: names of arguments that are of the examples' dtype for the reference, too.
-        fake: in the reference's place where tensors have no values, for one that reads some.
-        written: given the op's arguments, the tensors that this call writes; by default all that
-            the schema says may be.
+        fake: replaces the reference on tensors without values, if it reads values.
+        written: given the op's arguments, the tensors that this call writes; by default all in the
+            schema.
         autograd: (backward, setup_context) of ``torch.library.register_autograd``.
-        function: takes the op's place where autograd records; may keep what the op doesn't
-            return. Without either the op raises where autograd would have to record it.
+        function: replaces the op when autograd records; it may keep tensors that the op doesn't
+            return. Without ``autograd`` or ``function`` the op raises if autograd would have to
+            record it.
 
     Returns:
-        A decorator that returns the reference as it is.
+        A decorator that returns the reference unchanged.
     """
 
     def define(reference: Reference) -> Reference:
@@ -162,7 +162,7 @@ def define_op(
         else:
             register_without_gradient(op.overload)
         if not op.places_written:
-            # What exports to other runtimes, as to ONNX, put in the op's place.
+            # Exports to other runtimes, such as ONNX, replace the op by this.
             torch._decomp.register_decomposition(op.overload)(reference)
         DEFINED[op.name] = op
         return reference

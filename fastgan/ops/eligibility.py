@@ -1,4 +1,4 @@
-"""What a chain can be asked to run; the rest is left to torch's own functions."""
+"""Checks whether a chain can run given arguments; torch's own functions run the rest."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fastgan.ops.stages import Stage
 
 __all__ = ["PLAIN", "autocast_dtype", "why_not_chained", "why_not_this_stage"]
 
-#: The classes of tensors that chains take; a subclass may be anything.
+#: Tensor classes that chains accept; other subclasses may behave in any way.
 PLAIN: set[type] = {Tensor, nn.Parameter}
 _NORM_DTYPES = {
     torch.float64: (torch.float64,),
@@ -23,7 +23,7 @@ _NORM_DTYPES = {
 
 
 def autocast_dtype(input: Tensor) -> torch.dtype | None:
-    """What autocast would cast a convolution's arguments to; None where it is off."""
+    """Autocast's dtype for a convolution's arguments; None if it is off."""
     device = input.device.type
     if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return None
@@ -37,16 +37,16 @@ def why_not_chained(
     convolved: Iterable[Tensor | None],
     others: Iterable[Tensor | None],
 ) -> str | None:
-    """Why a chain can't take these, in words; None where it can.
+    """Says why a chain can't run these arguments; None if it can.
 
-    What torch would refuse is among it, so that torch's own function does so, in its own words.
+    Includes everything that torch refuses, so that torch's own function raises its own error.
 
     Args:
         input: of the first layer.
-        dimensions: how many the layer's input has with a batch.
+        dimensions: the number of dimensions of the layer's batched input.
         dtype: autocast's, or None.
-        convolved: weights and biases, which must be of the input's dtype but under autocast.
-        others: the norms' tensors, of the dtype that is run in, or float32 beside 16 bits.
+        convolved: weights and biases; without autocast they must have the input's dtype.
+        others: the norms' tensors, in the arithmetic's dtype, or float32 with 16-bit data.
     """
     if type(input) not in PLAIN:
         return f"its input is a {type(input).__name__}"
@@ -86,7 +86,7 @@ def why_not_chained(
 
 
 def why_not_this_stage(stage: Stage) -> str | None:
-    """Why a chain can't have such a stage, in words; None where it can."""
+    """Says why a chain can't have this stage; None if it can."""
     along = zip(stage.output_padding, stage.stride, stage.dilation, strict=True)
     if any(extra >= max(stride, dilation) > 0 for extra, stride, dilation in along):
         return "its output_padding is not below its stride or dilation"

@@ -6,12 +6,12 @@
     v = clamp(gain * leaky_relu(u, slope), -clamp, clamp)
     y = upfirdn2d(v, fd, down=down)
 
-of StyleGAN3 (Karras et al. 2021, arXiv 2106.12423). Rows of u and v are in the cache alone. For the
-gradient a bit a value of u is kept, whether it is above 0, and with a clamp another one, whether it
+of StyleGAN3 (Karras et al. 2021, arXiv 2106.12423). Rows of u and v exist only in the cache. The
+gradient keeps one bit per value of u, whether it is above 0, and with a clamp another, whether it
 was clamped.
 
-Order of gradients supported: any, in x and b. With its bits given the map is linear, and its
-transpose another one of its kind: the filters change places and are flipped.
+Order of gradients supported: any, in x and b. Given the bits the map is linear, and its transpose
+has the same form, with the filters swapped and flipped.
 """
 
 from __future__ import annotations
@@ -51,12 +51,12 @@ def filtered_lrelu(
         fu: the filter of upsampling, as f of :func:`fastgan.ops.upfirdn2d.upfirdn2d`.
         fd: the filter of downsampling, likewise.
         b: (C,); None for 0.
-        up: how many places each value becomes, along both axes.
-        down: of how many places one is kept, along both axes.
-        padding: (x0, x1, y0, y1), in places after upsampling; negative ones crop.
+        up: upsampling factor along both axes.
+        down: downsampling factor along both axes.
+        padding: (x0, x1, y0, y1), in pixels after upsampling; negative numbers crop.
         gain: factor of the leaky ReLU.
         slope: of the leaky ReLU at negative values.
-        clamp: the largest magnitude behind the leaky ReLU; None for no bound.
+        clamp: the largest magnitude after the leaky ReLU; None for no bound.
         flip_filter: correlate instead of convolve.
 
     Returns:
@@ -138,7 +138,7 @@ class _FilteredLrelu(torch.autograd.Function):
 
 
 class _Masked(torch.autograd.Function):
-    """The same with its signs given."""
+    """The same, with given signs."""
 
     @staticmethod
     def forward(
@@ -260,7 +260,7 @@ def _filtered_lrelu_signs(
 
 
 def _packed(values: Tensor) -> Tensor:
-    """Eight places of a row in a byte."""
+    """Packs eight pixels of a row into a byte."""
     padded = F.pad(values.to(torch.uint8), (0, -values.shape[3] % 8))
     eights = padded.view(*padded.shape[:3], -1, 8)
     lanes = torch.arange(8, dtype=torch.uint8, device=values.device)
@@ -322,7 +322,7 @@ def _sized(
     sizes: Sequence[int],
     flip_filter: bool,
 ) -> Tensor:
-    """The filter with so much padding before (x, y) and as many (rows, columns) as a result."""
+    """Filters with the given padding before (x, y), to a result of (rows, columns)."""
     padding: list[int] = []
     for axis, (size, taps) in enumerate(zip(reversed(sizes), taps_of(f), strict=True)):
         behind = padding_behind(x.shape[3 - axis], size, up, down, before[axis], taps)

@@ -1,9 +1,8 @@
 """``grid_sample``: bilinear sampling whose gradients can be differentiated.
 
-Values at the places of a grid, zero outside, with ``align_corners=False``: Jaderberg et al. 2015,
-arXiv 1506.02025. It is linear in the input, so that its second derivative there is zero and a
-double backward pass samples the gradient of the gradient. torch's own ``grid_sampler_2d_backward``
-has no derivative.
+Samples at a grid's positions, zero outside, with ``align_corners=False``: Jaderberg et al. 2015,
+arXiv 1506.02025. It is linear in the input, so double backward samples the gradient of the
+gradient. torch's own ``grid_sampler_2d_backward`` has no derivative.
 
 Order of gradients supported: any in the input, the first in the grid; more raise.
 """
@@ -32,13 +31,13 @@ def grid_sample(input: Tensor, grid: Tensor) -> Tensor:
 
     Args:
         input: (N, C, H, W).
-        grid: (N, H', W', 2), places from -1 to 1, x first; of the input's dtype.
+        grid: (N, H', W', 2), positions from -1 to 1, x first; of the input's dtype.
 
     Returns:
         (N, C, H', W').
 
     Raises:
-        RuntimeError: a second derivative by the grid is asked for; or shapes that torch refuses.
+        RuntimeError: a second derivative by the grid is needed; or shapes that torch refuses.
 
     Example:
         >>> grid = F.affine_grid(torch.eye(2, 3)[None], [1, 1, 2, 2], align_corners=False)
@@ -57,7 +56,7 @@ def grid_sample(input: Tensor, grid: Tensor) -> Tensor:
         or input.dim() != 4
     ):
         return F.grid_sample(input, grid, align_corners=False)
-    if torch.is_autocast_enabled(input.device.type):  # which has it in float32
+    if torch.is_autocast_enabled(input.device.type):  # autocast uses float32 for it
         input, grid = (t if t.dtype == torch.float64 else t.float() for t in (input, grid))
     return _Sampled.apply(input, grid)  # type: ignore[no-any-return, no-untyped-call]
 

@@ -1,4 +1,4 @@
-"""How torch's convolutions lay out their results, which ours then do too.
+"""The memory format of torch's convolutions' results, which ours match.
 
 A convolution's output and the gradient of its input are channels-last if its input or its weight
 is, and contiguous otherwise: torch's rule, on CPUs and with cuDNN
@@ -24,10 +24,10 @@ __all__ = [
 
 
 def is_channels_last(tensor: Tensor) -> bool:
-    """Whether torch takes a tensor for channels-last: its ``suggest_memory_format``.
+    """Whether torch considers a tensor channels-last: its ``suggest_memory_format``.
 
-    Not ``is_contiguous(memory_format=torch.channels_last)``, which is true as well for contiguous
-    tensors with one channel, or of one row and column.
+    Not ``is_contiguous(memory_format=torch.channels_last)``, which is also true for contiguous
+    tensors with one channel or one pixel.
 
     Example:
         >>> image = torch.zeros(2, 1, 4, 4)
@@ -48,21 +48,21 @@ def is_channels_last(tensor: Tensor) -> bool:
 
 
 def gives_channels_last(input: Tensor, weight: Tensor) -> bool:
-    """Whether torch's convolution of the two is channels-last, and the gradient of its input."""
+    """Whether torch's convolution of the two, and its input gradient, are channels-last."""
     return is_channels_last(input) or is_channels_last(weight)
 
 
 def empty_map(
     like: Tensor, sizes: Sequence[int], channels_last: bool, device: str | None = None
 ) -> Tensor:
-    """An uninitialised (N, C, H, W) of ``like``'s dtype and device; no view of anything."""
+    """An uninitialised (N, C, H, W) tensor of ``like``'s dtype and device; not a view."""
     return torch.empty(
         sizes, dtype=like.dtype, device=device or like.device, memory_format=_format(channels_last)
     )
 
 
 def map_strides(sizes: Sequence[int], channels_last: bool) -> tuple[int, int, int, int]:
-    """The strides of an (N, C, H, W) without gaps."""
+    """The strides of a dense (N, C, H, W) tensor."""
     _, channels, rows, columns = sizes
     image = channels * rows * columns
     if channels_last:
@@ -71,7 +71,7 @@ def map_strides(sizes: Sequence[int], channels_last: bool) -> tuple[int, int, in
 
 
 def laid_out(map: Tensor, channels_last: bool) -> Tensor:
-    """``map`` itself if it is laid out so, to the strides of dimensions of size 1; else a copy."""
+    """``map`` itself if it has the layout (strides of size-1 dimensions included); else a copy."""
     if map.dim() != 4:
         return map
     strides = map_strides(map.shape, channels_last)
@@ -95,7 +95,7 @@ class _Relaid(torch.autograd.Function):
 
 
 def relaid(map: Tensor, channels_last: bool) -> Tensor:
-    """A map's values, laid out otherwise than they are; its gradient lies as it does.
+    """A copy of a map in the other layout; its gradient has the map's own.
 
     Example:
         >>> relaid(torch.ones(2, 3, 4, 4), True).stride()

@@ -6,9 +6,9 @@
     d[n, o]    = (sum_{i, ky, kx} w[n, o, i, ky, kx]^2 + 1e-8)^(-1/2)
     y[n]       = conv2d_resample(x[n], w[n] * d[n]) + noise
 
-of StyleGAN2 (Karras et al. 2019, arXiv 1912.04958, section 2.2). The N weights are never made:
-styles scale the input, d the output, and d needs the weight's squares only as a matrix of
-(C_out, C), summed over the taps.
+of StyleGAN2 (Karras et al. 2019, arXiv 1912.04958, section 2.2). The N weights are never computed:
+styles scale the input and d the output, and d needs only the weight's squares summed over the taps,
+a (C_out, C) matrix.
 
 Order of gradients supported: any.
 """
@@ -42,13 +42,13 @@ def modulated_conv2d(
         x: (N, C, H, W); float64, float32, float16 or bfloat16.
         weight: (C_out, C, kh, kw); converted to x's dtype.
         styles: (N, C), a factor for each input channel of each sample.
-        noise: added to the result; broadcasts to it, as (N, 1, H', W') does. None for none.
+        noise: added to the result, to which it broadcasts, such as (N, 1, H', W'); None for none.
         up: upsampling factor.
         down: downsampling factor.
         padding: of the upsampled image: one number, (x, y), or (x0, x1, y0, y1).
         resample_filter: f of :func:`fastgan.ops.conv2d_resample.conv2d_resample`.
         demodulate: whether each output channel is divided by its weight's norm.
-        flip_weight: True for what torch calls a convolution, False for a true one.
+        flip_weight: True for torch's convolution (correlation), False for a true convolution.
 
     Returns:
         (N, C_out, H', W'), in x's dtype.
@@ -72,7 +72,7 @@ def modulated_conv2d(
         wide = torch.promote_types(weight.dtype, torch.float32)
         weight, styles, eps = weight.to(wide), styles.to(wide), 1e-8
         if x.dtype == torch.float16:
-            # The result doesn't depend on their sizes, and half precision ends at 65504.
+            # The result doesn't depend on their scale, and half precision ends at 65504.
             largest = weight.detach().abs().amax().clamp_min(1e-30)
             size = largest * weight[0].numel() ** 0.5
             of_sample = styles.detach().abs().amax(1, keepdim=True).clamp_min(1e-30)

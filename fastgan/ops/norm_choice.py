@@ -1,7 +1,7 @@
-"""Whether norms and activations run in fewer passes than torch's functions take.
+"""Selects whether norms and activations run in one pass or by torch's functions.
 
-Measured once for each case, forward and backward, by turns, and kept with the convolutions' choices
-(:mod:`fastgan.ops.backends`); what recording costs the host is added. The fixed table goes by the
+Each case is measured once, forward and backward, and stored with the convolutions' choices
+(:mod:`fastgan.ops.backends`); the host's cost of recording is added. The fixed table uses the
 number of values.
 """
 
@@ -26,7 +26,7 @@ from fastgan.ops.sample_norm import sample_norm_act
 __all__ = ["contenders", "overwriting_pays", "runs_in_one_pass"]
 
 _NAMES = ("one_pass", "aten")
-#: Stands for all activations: their passes over memory differ little.
+#: Represents all activations: their passes over memory differ little.
 _SLOPE = 0.2
 
 
@@ -38,16 +38,16 @@ def runs_in_one_pass(
     own: bool = False,
     costs: Callable[[Tensor], float] = lambda input: 0.0,
 ) -> float:
-    """What the one pass saves, on a CPU: milliseconds, 0 where torch's functions are as fast.
+    """Milliseconds that one pass saves on a CPU; 0 if torch's functions are as fast.
 
-    Infinite where the fixed table has it.
+    Infinite if the fixed table selects it.
 
     Args:
-        over: what the statistics are of: "batch", "running", "sample" or "group".
+        over: the statistics: "batch", "running", "sample" or "group".
         input: (N, C, H, W) or (N, C); its values are not read.
         groups: of a group norm.
         own: whether each sample has its own scale and shift.
-        costs: the milliseconds that recording it costs the host, asked for where it is measured.
+        costs: called for the host's milliseconds of recording, if it is measured.
 
     Example:
         >>> from fastgan.ops.backends import Selector, using
@@ -80,13 +80,13 @@ def runs_in_one_pass(
 def overwriting_pays(
     values: int, input: Tensor, costs: Callable[[Tensor], float] = lambda input: 0.0
 ) -> float:
-    """What an activation in place of a convolution's result saves, less what recording costs.
+    """Milliseconds that an in-place activation of a convolution's result saves, less recording.
 
-    In milliseconds, as :func:`runs_in_one_pass`; measured for powers of two.
+    As :func:`runs_in_one_pass`; measured for powers of two.
 
     Args:
-        values: of the result.
-        input: of its dtype, on a CPU; its values are not read.
+        values: the result's number of values.
+        input: a CPU tensor of its dtype; its values aren't read.
         costs: as of :func:`runs_in_one_pass`.
 
     Example:
@@ -124,7 +124,7 @@ def _chosen(
     calls: Callable[[], dict[str, Callable[[], object]]],
     costs: Callable[[Tensor], float],
 ) -> float:
-    """What "one_pass" of two calls saves, with what recording it costs."""
+    """What "one_pass" saves of two calls, less the cost of recording."""
     selector, gradients = current_selector(), torch.is_grad_enabled()
 
     def time() -> dict[str, float]:
@@ -149,10 +149,10 @@ def _chosen(
 
 
 def contenders(over: str, like: Tensor, groups: int, own: bool) -> dict[str, Callable[[], object]]:
-    """What is timed: each norm with a leaky ReLU, and its gradients where they are recorded.
+    """The timed calls: a norm with a leaky ReLU, and its gradients if they are recorded.
 
     Args:
-        over: as :func:`runs_in_one_pass`, and the rest.
+        over: as for :func:`runs_in_one_pass`, like the others.
         like: of the input's shape, layout and dtype.
         groups: of a group norm.
         own: whether each sample has its own scale and shift.
@@ -165,7 +165,7 @@ def contenders(over: str, like: Tensor, groups: int, own: bool) -> dict[str, Cal
         input = empty_map(drawn, shape, is_channels_last(like)).copy_(drawn)
     input.requires_grad_(gradients)
     grad = torch.ones_like(input)
-    # Beside 16 bits as under autocast.
+    # Under autocast, float32 parameters with 16-bit data.
     wide = arithmetic_dtype(dtype)
     weight, bias = (torch.ones(channels, dtype=wide, requires_grad=gradients) for _ in "wb")
     mean, variance = torch.zeros(channels, dtype=wide), torch.ones(channels, dtype=wide)

@@ -1,17 +1,16 @@
-"""``torch.ops.fastgan.patch_scatter``: the convolution that makes an image, on CPUs.
+"""``torch.ops.fastgan.patch_scatter``: a convolution whose output is an image, on CPUs.
 
 ::
 
     wide = conv_transpose2d(small, weight, bias, stride, padding)
 
 ``small`` (N, O, h, w) and ``weight`` (O, C, kH, kW) of float32 or bfloat16, O a multiple of 16 and
-C * kH * kW at most 64; ``bias`` (C,) of either dtype or None. ``rows`` and ``columns`` are those of
-``wide``, (N, C, rows, columns). Arguments are channels-last at best. ``wide`` is written
-channels-last or contiguous as ``channels_last`` says; None: as torch's convolution lays it out
-(:mod:`fastgan.ops.memory_format`). Sums are taken in float32. Formula: ``csrc/cpu/patches.h``. A
-kernel for the CPU alone; elsewhere, and without a compiled part, torch's convolution.
+C * kH * kW at most 64; ``bias`` (C,) of either dtype or None. ``wide`` is (N, C, rows, columns).
+Channels-last arguments are fastest. ``channels_last`` sets the layout of ``wide``; None is that of
+torch's convolution (:mod:`fastgan.ops.memory_format`). Sums are float32. Formula:
+``csrc/cpu/patches.h``. The kernel is for CPUs; otherwise torch's convolution runs.
 
-Order of gradients supported: none. It raises where autograd would have to record it.
+Order of gradients supported: none. It raises if autograd would have to record it.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from fastgan.ops.memory_format import empty_map, gives_channels_last
 
 __all__ = ["CHANNELS", "PATCH_SIZE", "patch_scatter"]
 
-#: What the count of ``small``'s channels must be a multiple of, and what a patch may hold.
+#: ``small``'s channels must be a multiple of the first; a patch has at most the second's values.
 CHANNELS, PATCH_SIZE = 16, 64
 _DTYPES = (torch.float32, torch.bfloat16)
 
@@ -41,7 +40,7 @@ def _left_over(
     padding: tuple[int, int],
     places: tuple[int, int],
 ) -> tuple[int, ...]:
-    """The output padding that makes the convolution as wide; checks all arguments."""
+    """Checks all arguments; returns the output padding for ``wide``'s size."""
     if small.dtype not in _DTYPES or weight.dtype != small.dtype:
         raise RuntimeError(
             f"fastgan::patch_scatter: dtypes {small.dtype} and {weight.dtype}; expected float32 or "

@@ -1,4 +1,4 @@
-"""Which op runs how on which kind of device, and whether it works there."""
+"""Says how each op runs on each kind of device, and checks that it works there."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from fastgan import _native
 from fastgan.errors import ConfigError
-from fastgan.ops import (  # they define their ops
+from fastgan.ops import (  # imported to define their ops
     adam_step,  # noqa: F401
     bias_act,  # noqa: F401
     bn_act,  # noqa: F401
@@ -35,20 +35,20 @@ _CHECKS: dict[str, Callable[[torch.device | str], None]] = {
 }
 
 
-#: What nobody calls on a GPU, where other kernels do it.
+#: Ops not used on GPUs, where other kernels do the same.
 _ON_CPUS_ALONE = frozenset(op for op in _CHECKS if op.startswith(("patch_", "winograd_")))
 
 
 @dataclass(frozen=True)
 class OpPath:
-    """How one op runs on one kind of device.
+    """How an op runs on a kind of device.
 
     Attributes:
         op: the op's name under ``torch.ops.fastgan``.
         device: its kind: ``"cpu"``, ``"cuda"`` or another of torch's.
         path: ``"cpu"`` or ``"cuda"`` for a kernel of fastgan's own, ``"aten"`` for plain PyTorch.
         usable: whether this machine and this torch have such a device.
-        reason: what the kernel was compiled for, or why there is none.
+        reason: the kernel's target, or why there is none.
     """
 
     op: str
@@ -59,7 +59,7 @@ class OpPath:
 
 
 def op_paths() -> list[OpPath]:
-    """Every op on every kind of device that it is for.
+    """The paths of every op on every kind of device that it supports.
 
     Example:
         >>> from fastgan.ops import op_paths
@@ -76,11 +76,11 @@ def op_paths() -> list[OpPath]:
 
 
 def op_path(op: str, device: str) -> OpPath:
-    """One op on one kind of device.
+    """The path of an op on a kind of device.
 
     Args:
         op: the op's name under ``torch.ops.fastgan``, such as ``"adam_step_"``.
-        device: the kind, as ``torch.device`` has it in ``type``.
+        device: the kind, a ``torch.device``'s ``type``.
 
     Raises:
         ConfigError: there is no such op.

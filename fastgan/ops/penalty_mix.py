@@ -1,15 +1,14 @@
 """``torch.ops.fastgan.penalty_mix_(Tensor(a!) batch, Tensor real, Tensor fake, Tensor eps) -> ()``.
 
-Fills the batch of a WGAN-GP critic's step, fakes, reals and what lies between, in one pass::
+Fills a WGAN-GP critic's batch, fakes, reals and interpolates, in one pass::
 
     batch = [fake; real; eps * real + (1 - eps) * fake]
 
-``real`` and ``fake`` are (N, ...), of any strides; ``batch`` is (3 N, ...), samples without gaps
-in any order of dimensions. ``real`` and ``fake`` have one of the four dtypes; ``batch`` has the
-same, or is a half and they are float32, or the other way round. ``eps``, N numbers, one per sample,
-is float32, or float64 for float64. Gulrajani et al. 2017, arXiv 1704.00028, Algorithm 1. Kernels:
-``csrc/cpu/penalty_points.cpp``, ``csrc/cuda/penalty_points.cu``. No gradient: it raises where
-autograd would record it.
+``real`` and ``fake`` are (N, ...) with any strides; ``batch`` is (3 N, ...) with dense samples.
+``real`` and ``fake`` have one of the four dtypes; ``batch`` has the same, or one is float32 and the
+other 16-bit. ``eps`` has one number per sample, float32, or float64 for float64. Gulrajani et al.
+2017, arXiv 1704.00028, Algorithm 1. Kernels: ``csrc/cpu/penalty_points.cpp``,
+``csrc/cuda/penalty_points.cu``. No gradient: it raises if autograd would record it.
 """
 
 from __future__ import annotations

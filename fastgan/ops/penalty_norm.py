@@ -1,7 +1,7 @@
 """``torch.ops.fastgan.penalty_norm_*``: layer, group and instance norm in the gradient penalty.
 
-Maps are (N, C, ...), any of the four dtypes, each sample without gaps, contiguous or channels-last;
-every group of C / groups channels and all positions, M elements, is normalised by itself::
+Maps are (N, C, ...), of the four dtypes, with dense samples, contiguous or channels-last; every
+group of C / groups channels over all positions, M elements, is normalised separately::
 
     xhat = (x - mean) r,    r = (var + eps)^(-1/2),    T(p) = r (p - mean p - xhat mean(xhat p))
 
@@ -13,11 +13,11 @@ every group of C / groups channels and all positions, M elements, is normalised 
     penalty_norm_gradients_   weight_grad (N, C) = sums over positions of grad * xhat or, with a
                               tangent, of grad * T(tangent);  bias_grad (N, C) of grad
 
-T is the derivative of xhat, and symmetric. weight and bias (C,), either may be None, statistics and
-sums are float32, or float64 for float64 maps; means (2, N, groups) is room to work in. Outputs are
-given, and may be the very tensor that an input is. Sums are taken in an order that doesn't change
-between runs. Kernels: ``csrc/cpu/penalty_norm.cpp``, ``csrc/cuda/penalty_norm.cu``; the formulas:
-``csrc/math/penalty_norm.h``. No gradient of their own: they raise where autograd would record them.
+T is the derivative of xhat, and symmetric. weight and bias (C,) (or None), statistics and sums are
+float32, or float64 for float64 maps; means (2, N, groups) is a workspace. Outputs are arguments and
+may be the same tensor as an input. Sums have a fixed order. Kernels: ``csrc/cpu/penalty_norm.cpp``,
+``csrc/cuda/penalty_norm.cu``; the formulas: ``csrc/math/penalty_norm.h``. No gradient of their own:
+they raise if autograd would record them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
 
 
 def _grouped(maps: Tensor, groups: int) -> Tensor:
-    """(N, groups, channels of a group, positions), in the dtype that is computed in."""
+    """(N, groups, channels of a group, positions), in the arithmetic's dtype."""
     wide = maps.float() if maps.dtype in (torch.float16, torch.bfloat16) else maps
     return wide.reshape(maps.size(0), groups, maps.size(1) // max(groups, 1), -1)
 
@@ -64,7 +64,7 @@ def _write(output: Tensor, grouped: Tensor) -> None:
 
 
 def _maps() -> Iterator[tuple[Tensor, ...]]:
-    """Maps x, d and u, a weight and a bias, xhat and invstd of three groups; room for a map."""
+    """Maps x, d and u, a weight and a bias, xhat and invstd of three groups; an output map."""
     random = torch.Generator().manual_seed(0)
     for dtype in (torch.float64, torch.float32, torch.bfloat16):
         wide = torch.promote_types(dtype, torch.float32)

@@ -6,12 +6,12 @@
     value    = weight * mean_n excess_n^2,               excess = norm - target (one-sided: >= 0)
     tangent  = N dP/dg_n = 2 weight excess_n / norm_n g_n    (0 where the norm is 0)
 
-``gradient`` and ``tangent`` are (N, ...), samples without gaps, lying in memory alike; ``tangent``
-may be ``gradient``. Both have one of the four dtypes, or one is float32 and the other a half.
-``norms`` (N,) and ``value`` (1,) are float32, or float64 for float64, as is what is computed in.
-The sums' order doesn't change between runs. Gulrajani et al. 2017, arXiv 1704.00028, equation 3.
-Kernels: ``csrc/cpu/penalty_points.cpp``, ``csrc/cuda/penalty_points.cu``. No gradient: it raises
-where autograd would record it.
+``gradient`` and ``tangent`` are (N, ...), with dense samples and equal layouts; ``tangent`` may be
+``gradient``. Both have one of the four dtypes, or one is float32 and the other 16-bit. ``norms``
+(N,), ``value`` (1,) and the arithmetic are float32, or float64 for float64. Sums have a fixed
+order. Gulrajani et al. 2017, arXiv 1704.00028, equation 3.
+Kernels: ``csrc/cpu/penalty_points.cpp``, ``csrc/cuda/penalty_points.cu``. No gradient: it raises if
+autograd would record it.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What the optimisers' steps in plain PyTorch share: for devices without a kernel of fastgan's own.
+"""Shared code of the optimisers' steps in plain PyTorch, for devices without fastgan's kernels.
 
-A weight's update is computed in float32 where it is stored in 16 bits, as the kernels do.
+As in the kernels, 16-bit weights are updated in float32.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def clip_list(
 
 
 def check_bounds(op: str, dtype: torch.dtype, lower: float, upper: float) -> None:
-    """What csrc/ops.cpp checks of two bounds."""
+    """The checks of two bounds, as in csrc/ops.cpp."""
     if math.isnan(lower) or math.isnan(upper):
         raise RuntimeError(f"{op}: min and max must be numbers, got min = {lower}, max = {upper}")
     if lower > upper:
@@ -126,7 +126,7 @@ def check_bounds(op: str, dtype: torch.dtype, lower: float, upper: float) -> Non
 
 
 def check_apart(op: str, grads: Sequence[Tensor]) -> None:
-    """What csrc/ops.cpp checks of gradients that are to be unscaled: no two share an element."""
+    """Checks that gradients to unscale don't share memory, as csrc/ops.cpp does."""
     by_storage: dict[int, list[Tensor]] = {}
     for grad in grads:
         if grad.numel() > 0:
@@ -147,7 +147,7 @@ def check_apart(op: str, grads: Sequence[Tensor]) -> None:
 
 
 def check_not_expanded(op: str, lists: Sequence[tuple[str, Sequence[Tensor]]]) -> None:
-    """What csrc/ops.cpp checks of tensors that are written: no two elements are one."""
+    """Checks that a written tensor's elements don't overlap, as csrc/ops.cpp does."""
     for name, tensors in lists:
         for i, tensor in enumerate(tensors):
             sizes = zip(tensor.shape, tensor.stride(), strict=True)
@@ -162,7 +162,7 @@ def check_not_expanded(op: str, lists: Sequence[tuple[str, Sequence[Tensor]]]) -
 def check_lists(
     op: str, lists: Sequence[tuple[str, Sequence[Tensor]]], shadows: Sequence[Tensor]
 ) -> None:
-    """What csrc/ops.cpp checks of lists of tensors, the first of which is the parameters'."""
+    """Checks lists of tensors, the first being the parameters, as csrc/ops.cpp does."""
     first_name, params = lists[0]
     if shadows:
         lists = [*lists, ("shadows", shadows)]
@@ -190,7 +190,7 @@ def check_lists(
 
 
 def written_by_step(args: Sequence[Any]) -> list[Tensor]:
-    """The tensors that a step writes: the gradients only where it unscales them."""
+    """The tensors that a step writes; gradients only if it unscales them."""
     params, grads, *others = args[:7]
     grad_scale = args[18]
     lists = [params, *others] if grad_scale is None else [params, grads, *others]

@@ -1,7 +1,7 @@
-"""What every op's registration from Python has in common.
+"""Shared code of the ops' registration from Python.
 
-The stable ABI defines ops and their kernels from C++ but can't reach autograd, fake kernels or
-version counters; these come from here. In a pure-Python install the schema does too.
+The stable ABI defines ops and their kernels from C++ but can't register autograd formulas, fake
+kernels or version counting; this module does. In a pure-Python install it also defines the schema.
 """
 
 from __future__ import annotations
@@ -31,32 +31,32 @@ __all__ = [
 
 NAMESPACE = "fastgan"
 
-#: Kept for the life of the process: when it goes, its registrations go too.
+#: Kept for the life of the process, like its registrations.
 library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
-#: By name, what :func:`register_fallback` has registered.
+#: Name -> kernel registered by :func:`register_fallback`.
 _fallbacks: dict[str, Callable[..., Any]] = {}
 
 
 def calls_its_function(x: object) -> bool:
     """Whether an op's autograd function is called without the dispatcher.
 
-    The dispatcher's way round by Python takes as long as an op itself does on small maps; but
-    subclasses, compilers and the penalty's tape see ops alone.
+    The dispatcher's detour through Python takes as long as an op on small maps; but subclasses,
+    compilers and the penalty's tape see only ops.
     """
     return type(x) is torch.Tensor and not torch.compiler.is_compiling() and not is_recording()
 
 
 def define_if_absent(schema: str) -> None:
-    """Defines the op from Python where there is no compiled part that has done so."""
+    """Defines the op from Python unless the compiled part has defined it."""
     if not _native.load():
         library.define(schema)
 
 
 def register_fallback(name: str, kernel: Callable[..., Any]) -> None:
-    """Plain PyTorch for every device that the build has no kernel for; warns once per device.
+    """Registers plain PyTorch for all devices without a kernel; warns once per device.
 
-    Registered for the key that torch asks after a device's own, so a compiled kernel goes first.
+    Registered for the key after a device's own, so compiled kernels take precedence.
     `kernel` takes the op's arguments, the first of them a tensor or a list of tensors.
     """
 
@@ -75,18 +75,18 @@ def register_fallback(name: str, kernel: Callable[..., Any]) -> None:
 
 
 def replace_cuda_kernels() -> torch.library.Library | None:
-    """Where the compiled CUDA kernels can't run, puts plain PyTorch in their place.
+    """Replaces the compiled CUDA kernels by plain PyTorch if they can't run.
 
     Called when torch initialises CUDA.
 
     Returns:
-        What holds the replacements, as long as it lives; None where nothing is replaced.
+        A library that must stay alive for the replacements; None if nothing is replaced.
     """
     if cuda_obstacle() is None:
         return None
     replacements = torch.library.Library(NAMESPACE, "IMPL")
     with warnings.catch_warnings():
-        # torch warns of any kernel that takes another's place.
+        # torch warns about replaced kernels.
         warnings.filterwarnings("ignore", message="(?s).*Overriding a previously")
         for name, fallback in _fallbacks.items():
             if torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CUDA"):
@@ -95,7 +95,7 @@ def replace_cuda_kernels() -> torch.library.Library | None:
 
 
 def register_function(op: torch._ops.OpOverload, function: type[torch.autograd.Function]) -> None:
-    """Makes `function`, which takes the op's arguments, its part under autograd.
+    """Makes `function`, with the op's arguments, its autograd implementation.
 
     The function calls ops under ``torch._C._AutoDispatchBelowAutograd()``.
     """
@@ -115,7 +115,7 @@ def register_function(op: torch._ops.OpOverload, function: type[torch.autograd.F
 
 
 def why_no_kernel(device_type: str) -> str:
-    """Why this build has no kernel for a kind of device."""
+    """Says why this build has no kernel for a kind of device."""
     if device_type == "cuda":
         return cuda_obstacle() or "it has a kernel for CPUs alone"
     if not _native.load():
@@ -126,15 +126,14 @@ def why_no_kernel(device_type: str) -> str:
 def register_in_place(
     op: torch._ops.OpOverload, written: Callable[[Sequence[Any]], Iterable[torch.Tensor]]
 ) -> None:
-    """Autograd's part for an op that writes tensors or lists of them, and has no gradient.
+    """Registers the autograd behaviour of an op that writes tensors and has no gradient.
 
-    As torch's own in-place ops do, it counts the writes, so that a backward pass which needs the
-    overwritten values raises instead of using the new ones. Unlike them it has no derivative: where
-    autograd would have to record it, it raises, so that no gradient is ever lost in silence. What
-    the op returns, if anything, must be new.
+    Like torch's in-place ops it increments version counters, so that a backward pass that needs the
+    overwritten values raises. It has no derivative: it raises if autograd would have to record it,
+    so no gradient is lost silently. Returned tensors must be new.
 
-    It stands at ADInplaceOrView and not at Autograd because torch passes through the former in
-    inference mode too, where a write to an ordinary tensor must be counted as well.
+    It is registered at ADInplaceOrView, not Autograd, because the former also runs in inference
+    mode, where writes to ordinary tensors must be counted, too.
 
     Args:
         op: writes its arguments, has no gradient.
@@ -174,11 +173,11 @@ def register_in_place(
 def call_counting_writes(
     op: torch._ops.OpOverload, written: Iterable[Sequence[torch.Tensor]], *args: Any
 ) -> None:
-    """Calls an op of :func:`register_in_place`, counting its writes ahead of the call.
+    """Calls an op of :func:`register_in_place`, incrementing version counters first.
 
-    For fastgan's own calls, which mean no-grad mode and no forward-mode tangents: what the op would
-    do below the dispatcher in Python takes as long as the rest of a small network's step. Where
-    something traces, the op is called in the ordinary way.
+    For fastgan's own calls in no-grad mode without forward-mode tangents: the dispatcher's Python
+    code takes as long as the rest of a small network's step. Under tracing the op is called
+    normally.
     """
     if torch.compiler.is_compiling():
         with torch.no_grad():
@@ -194,10 +193,10 @@ def call_counting_writes(
 def call_if_accepted(
     op: torch._ops.OpOverload, written: Sequence[torch.Tensor], *args: Any
 ) -> bool:
-    """As :func:`call_counting_writes`, for an op that may refuse; whether it took the call.
+    """As :func:`call_counting_writes`, for an op that may refuse; returns whether it accepted.
 
     The op must check its arguments before its first write, as all of fastgan's do, so that a
-    refused call has changed nothing and counts no write.
+    refused call changes nothing.
     """
     try:
         with torch._C._AutoDispatchBelowADInplaceOrView():

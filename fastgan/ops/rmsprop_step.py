@@ -14,11 +14,11 @@ Tieleman & Hinton 2012, lecture 6.5; centered: Graves 2013, arXiv 1308.0850. Ope
 ``torch.optim.RMSprop``'s order. Kernels: ``csrc/cpu/optimizers.cpp``, ``csrc/cuda/rmsprop.cu``; the
 formula: ``csrc/math/rmsprop.h``.
 
-One dtype and one device a call. ``momentum_buffers`` and ``grad_avgs`` are empty where not used,
+One dtype and one device per call. ``momentum_buffers`` and ``grad_avgs`` are empty if unused,
 ``shadows`` (see :mod:`fastgan.ops.clip_tensors`) may be. ``state_steps`` are float32 or float64
-tensors of one element on the parameters' device; each is counted up by 1. ``lr_tensor``,
-``grad_scale`` and ``found_inf`` are read where they are, without waiting for the device;
-``lr_tensor`` goes before ``lr``. Where ``found_inf`` is not zero, nothing happens.
+tensors of one element on the parameters' device; each is incremented by 1. ``lr_tensor``,
+``grad_scale`` and ``found_inf`` are read on their device, without synchronising; ``lr_tensor``
+takes precedence over ``lr``. If ``found_inf`` is not zero, nothing changes.
 
 Order of gradients supported: none.
 """

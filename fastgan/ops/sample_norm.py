@@ -1,4 +1,4 @@
-"""Norms with each sample's own statistics, or own scale and shift, and an activation: one pass.
+"""Norms with per-sample statistics, or per-sample scale and shift, and an activation, in one pass.
 
 Instance norm (Ulyanov et al. 2016, arXiv 1607.08022), adaptive instance norm (Huang and Belongie
 2017, arXiv 1703.06868), group norm (Wu and He 2018, arXiv 1803.08494) and conditional batch norm
@@ -7,19 +7,18 @@ Instance norm (Ulyanov et al. 2016, arXiv 1607.08022), adaptive instance norm (H
     u = (x - mean) * invstd * gain + shift,    y = z(u)
 
 with gain and shift of shape (N, C), and mean and invstd over the batch, or over each sample's
-channels or groups of channels. A
-contiguous map of (N, C, H, W) is one of (1, N * C, H, W), so that the ops of
-:mod:`fastgan.ops.batch_norm` do it. With g = grad_output * z', the sums over a sample's map,
-G = gain * g, and M values in each mean::
+channels or groups of channels. The ops of :mod:`fastgan.ops.batch_norm` run on the contiguous map
+viewed as (1, N * C, H, W). With g = grad_output * z', the sums over a sample's map, G = gain * g,
+and M values in each mean::
 
     grad_shift = sum(g),    grad_gain = sum(g * xhat)
     grad_input = invstd * (G - sum(G) / M - xhat * sum(G * xhat) / M)
 
-the last two sums over what a mean is over. Statistics of each sample's channels, or that are
-constants, are a batch norm's of that one sample (:mod:`fastgan.ops.bn_act`).
+the last two sums over a mean's elements. With per-channel statistics of each sample, or constant
+ones, it is a batch norm of that one sample (:mod:`fastgan.ops.bn_act`).
 
-Order of gradients supported: any. Where a backward pass is itself recorded, autograd
-differentiates the formulas composed of torch's functions.
+Order of gradients supported: any. With ``create_graph=True`` autograd differentiates the formulas
+in torch functions.
 """
 
 from __future__ import annotations
@@ -58,17 +57,17 @@ def sample_norm_act(
 
     Args:
         input: (N, C, H, W), contiguous; float64, float32, float16 or bfloat16.
-        over: what the statistics are of: "batch", "sample" (each channel of it) or "group" (each
-            group of its channels); "running" takes the running ones.
-        groups: how many groups of channels "group" is over; unused otherwise.
+        over: the statistics: "batch", "sample" (per channel), "group" (per group of channels) or
+            "running".
+        groups: the number of groups for "group"; unused otherwise.
         weight: (C,), the norm's; None for 1.
         bias: (C,), the norm's; None for 0.
         running_mean: (C,); updated in place over "batch".
         running_var: as ``running_mean``.
         momentum: share of the new value in the running statistics.
         eps: added to the variance.
-        gain: each sample's own, (N, C, 1, 1); None for 1.
-        shift: as ``gain``; None for 0.
+        gain: per-sample scale, (N, C, 1, 1); None for 1.
+        shift: per-sample shift, as ``gain``; None for 0.
         activation: a name of :data:`fastgan.activations.ACTIVATIONS`.
         negative_slope: of "leaky_relu".
 
@@ -187,7 +186,7 @@ class _SampleNormAct(torch.autograd.Function):
         grad_input = None
         if ctx.needs_input_grad[0]:
             slope, constant = torch.zeros_like(scale), torch.zeros_like(scale)
-            # sum(G) and sum(G * xhat) over what a mean is over, divided by M, times invstd.
+            # sum(G) and sum(G * xhat) over a mean's elements, divided by M, times invstd.
             for found, sums in ((constant, grad_shift), (slope, grad_gain)):
                 share = (scale * sums).view(input.shape[:2])
                 if ctx.over == "batch":
@@ -220,7 +219,7 @@ def _recorded_gradients(
     ctx: Any, tensors: tuple[Tensor | None, ...], grad_output: Tensor
 ) -> list[Tensor | None]:
     """The gradients of input, gain and shift, differentiable in what they depend on."""
-    # Under names of their own: one argument may depend on another.
+    # Aliases, because one argument may depend on another.
     own = [None if each is None else torch.ops.aten.alias(each) for each in tensors[:3]]
     input, gain, shift = own
     mean, invstd = tensors[3:]

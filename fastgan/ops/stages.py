@@ -1,13 +1,13 @@
-"""What a chain of fused layers is made of: its stages, and the tensors each of them uses.
+"""The stages of a chain of fused layers, and their tensors.
 
 A stage is a convolution (or a linear layer) with the batch norm and the activation after it:
 
     y   = conv(x, W) + b
     out = z((y - mean(y)) / sqrt(var(y) + eps) * norm_weight + norm_bias)
 
-The statistics are those of the batch, or the running ones. With these the batch norm can be made
-part of the convolution (:func:`fold_running_norm`), which pays unless the weight is larger than
-what the convolution makes, as of a generator's first layer that draws one image.
+The statistics are the batch's or the running ones. The latter can be folded into the convolution
+(:func:`fold_running_norm`), which is faster unless the weight is larger than the output, as in a
+generator's first layer with a batch of one.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ __all__ = [
 
 Pair = tuple[int, int]
 
-#: "identity", which has no weight, is the first of a chain if at all: a norm and an activation of
-#: what comes in, before the first convolution.
+#: "identity" has no weight and can only be a chain's first stage: norm and activation of the input
+#: before the first convolution.
 KINDS = ("conv2d", "conv_transpose2d", "linear", "identity")
 
 
 def pair(size: int | Sequence[int]) -> Pair:
-    """A convolution's setting along rows and columns; as for torch, one number stands for both.
+    """A convolution's setting for rows and columns; one number stands for both, as in torch.
 
     Example:
         >>> pair(2), pair([3]), pair((2, 3))
@@ -56,7 +56,7 @@ def pair(size: int | Sequence[int]) -> Pair:
 def padding_named(
     name: str, kernel_size: Sequence[int], dilation: Pair, stride: Pair
 ) -> Pair | None:
-    """The padding that "valid" or "same" stands for; None where it isn't as much on either side.
+    """The padding for "valid" or "same"; None if it isn't symmetric.
 
     Example:
         >>> padding_named("same", (3, 5), (1, 1), (1, 1))
@@ -74,17 +74,17 @@ def padding_named(
 
 @dataclass(frozen=True)
 class Stage:
-    """One convolution with what follows it. Names and meanings as in ``torch.nn``.
+    """A convolution with its norm and activation; names and meanings as in ``torch.nn``.
 
     Attributes:
         kind: one of :data:`KINDS`.
-        stride: of the convolution, as the next four; unused by a linear layer.
+        stride: the convolution's, like the next four; unused by a linear layer.
         padding: rows and columns of zeros on each side.
         dilation: distance of the kernel's taps.
         output_padding: of a transposed convolution.
         groups: of the convolution.
         pad: rows and columns added on each side before the convolution, beside ``padding``.
-        pad_mode: what they hold: "reflect" or "replicate", as of ``F.pad``.
+        pad_mode: "reflect" or "replicate", as in ``F.pad``.
         norm: whether a batch norm follows.
         batch_statistics: whether it normalises with the batch's statistics; else the running ones.
         momentum: share of the new value in the running statistics.
@@ -114,13 +114,13 @@ class Stage:
         return ACTIVATIONS[self.activation].code
 
     def channels(self, weight: torch.Size) -> Pair:
-        """The channels that a weight of that shape takes and makes."""
+        """The input and output channels for a weight of this shape."""
         if self.kind == "conv_transpose2d":
             return weight[0], weight[1] * self.groups
         return weight[1] * self.groups, weight[0]
 
     def output_places(self, places: Pair, weight: Tensor) -> Pair:
-        """Rows and columns of the convolution's output; of a linear layer there is one place."""
+        """Rows and columns of the convolution's output; (1, 1) for a linear layer."""
         if self.kind == "linear":
             return 1, 1
         along = zip(
@@ -145,10 +145,10 @@ IDENTITY = Stage("identity")
 
 
 class StageTensors(NamedTuple):
-    """The tensors of one stage; those that it lacks are None.
+    """One stage's tensors; missing ones are None.
 
     Attributes:
-        weight: as the layer's of the stage's kind; None only of an identity.
+        weight: the layer's; None only for an identity.
         bias: (C,), C being the output's channels.
         norm_weight: (C,).
         norm_bias: (C,).
@@ -165,11 +165,12 @@ class StageTensors(NamedTuple):
 
 
 def folding_pays(stage: Stage, tensors: StageTensors, batch: int, places: Pair) -> bool:
-    """Whether the weight is no larger than the output, which a norm by itself would go over.
+    """Whether folding is faster: the weight is no larger than the output that a separate norm
+    reads.
 
-    And nobody wants gradients of the norm's own weight and bias: through a folded weight these
-    would be differences of large sums, sum(g y) - mean sum(g), with errors several times those of
-    sum(g (y - mean)).
+    False if the norm's weight or bias needs a gradient: through a folded weight it would be a
+    difference of large sums, sum(g y) - mean sum(g), with several times the error of sum(g (y -
+    mean)).
 
     Args:
         stage: geometry.
@@ -186,7 +187,7 @@ def folding_pays(stage: Stage, tensors: StageTensors, batch: int, places: Pair) 
 
 
 def folded(stage: Stage, tensors: StageTensors) -> tuple[Stage, StageTensors]:
-    """The stage without its norm, which is in weight and bias then (:func:`fold_running_norm`)."""
+    """The stage with its norm folded into weight and bias (:func:`fold_running_norm`)."""
     assert tensors.running_mean is not None
     assert tensors.running_var is not None
     weight, bias = fold_running_norm(
@@ -210,16 +211,16 @@ def fold_running_norm(
     running_mean: Tensor,
     running_var: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """A batch norm that uses its running statistics, as part of the convolution before it.
+    """Folds a batch norm with running statistics into the convolution before it.
 
         scale = norm_weight / sqrt(running_var + eps)
         W'    = W * scale                       per output channel
         b'    = (b - running_mean) * scale + norm_bias
 
-    Made of torch functions, so that autograd goes through it.
+    Uses torch functions, so it is differentiable.
 
     Args:
-        stage: whose convolution this is; ``eps`` is read from it.
+        stage: the convolution's geometry and ``eps``.
         weight: the convolution's.
         bias: the convolution's, or None.
         norm_weight: the batch norm's, or None for 1.
@@ -228,8 +229,8 @@ def fold_running_norm(
         running_var: (C,).
 
     Returns:
-        The weight and bias of the convolution that does both, in the weight's dtype; computed in
-        float32 where that has 16 bits.
+        Weight and bias of the folded convolution, in the weight's dtype; 16-bit weights are
+        computed in float32.
 
     Example:
         >>> layer, norm = torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2).eval()

@@ -7,12 +7,11 @@
     output[y, x] = w[y * down_y, x * down_x]
 
 for each map of (N, C, H, W): a true convolution, unless the filter is flipped. Negative padding
-crops. The output has ``(H * up_y + pad_y0 + pad_y1 - fh) // down_y + 1`` rows. A filter of one
-dimension is used along both, one after the other. Source: Karras et al. 2019, arXiv 1912.04958.
+crops. The output has ``(H * up_y + pad_y0 + pad_y1 - fh) // down_y + 1`` rows. A 1-d filter is
+applied along both axes. Source: Karras et al. 2019, arXiv 1912.04958.
 
-Order of gradients supported: any. The map is linear, and its transpose is another one of its kind:
-up and down change places and the filter is flipped. Where the filter itself requires grad, torch's
-functions do it.
+Order of gradients supported: any. The map is linear, and its transpose has the same form, with up
+and down swapped and the filter flipped. If the filter requires grad, torch's functions run instead.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ def upfirdn2d(
     Args:
         x: (N, C, H, W); float64, float32, float16 or bfloat16.
         f: (taps,) or (rows, columns), float32 or float64; None for a single tap of 1.
-        up: (x, y): of each value, this many places are made; the others are zero.
-        down: (x, y): of so many results one is kept.
-        padding: (x0, x1, y0, y1), in places after upsampling; negative ones crop.
+        up: (x, y), upsampling factors: zeros are inserted.
+        down: (x, y), downsampling factors.
+        padding: (x0, x1, y0, y1), in pixels after upsampling; negative numbers crop.
         flip_filter: correlate instead of convolve.
         gain: factor of the result.
 
@@ -91,12 +90,12 @@ def upfirdn2d(
 
 
 def taps_of(f: Tensor | None) -> tuple[int, int]:
-    """Along x and along y."""
+    """The filter's taps along x and along y."""
     return (1, 1) if f is None else (f.shape[-1], f.shape[0])
 
 
 def padding_behind(size: int, wanted: int, up: int, down: int, before: int, taps: int) -> int:
-    """The padding behind ``size`` values that gives ``wanted`` results."""
+    """The padding after ``size`` values that gives ``wanted`` results."""
     return (wanted - 1) * down + taps - size * up - before
 
 
@@ -179,7 +178,7 @@ def _upfirdn2d(
     output = F.pad(
         wide.reshape(batch, channels, height, 1, width, 1), [0, up_x - 1, 0, 0, 0, up_y - 1]
     ).reshape(batch, channels, height * up_y, width * up_x)
-    # More may be cropped on one side than there is, if there are zeros on the other.
+    # Cropping may exceed the size on one side if there is padding on the other.
     output = F.pad(output, [max(zeros, 0) for zeros in padding])
     left, right, top, bottom = (max(-cropped, 0) for cropped in padding)
     output = output[:, :, top : output.shape[2] - bottom, left : output.shape[3] - right]

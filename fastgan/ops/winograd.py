@@ -1,7 +1,7 @@
 """``torch.ops.fastgan.winograd_gather``, ``winograd_scatter`` and ``winograd_weight_gradient``.
 
-Convolutions with fewer products, on CPUs. Of 3x3 taps and stride 1 16 in place of 36, of 4x4 taps
-and stride 1 or 2 36 in place of 64, of 5x5 taps and stride 2 49 in place of 100::
+Convolutions with fewer products, on CPUs: 16 instead of 36 for 3x3 taps and stride 1, 36 instead of
+64 for 4x4 taps and stride 1 or 2, 49 instead of 100 for 5x5 taps and stride 2::
 
     gather            small = conv2d(wide, weight, bias, stride, padding)
     scatter           wide  = conv_transpose2d(small, weight, bias, stride, padding)
@@ -9,14 +9,13 @@ and stride 1 or 2 36 in place of 64, of 5x5 taps and stride 2 49 in place of 100
 
 ``wide`` (N, C, H, W), ``small`` (N, O, h, w), ``weight`` (O, C, taps, taps), of float32 or
 bfloat16, C and O multiples of 32; ``bias`` of either dtype or None. ``rows`` and ``columns`` are
-those of the output, where H + 2 * padding is (h - 1) * stride + taps, or less than `stride` more.
-Sums are taken in float32. Arguments are channels-last at best. Maps are laid out as torch's
-convolution lays them out (:mod:`fastgan.ops.memory_format`), which costs a copy where both
-arguments are contiguous; a weight's gradient is channels-last. Formulas: ``csrc/cpu/winograd.h``,
-after Winograd 1980 and Lavin and Gray 2016 (arXiv 1509.09308). Kernels for the CPU alone;
-elsewhere, and without a compiled part, torch's convolutions.
+the output's; H + 2 * padding is (h - 1) * stride + taps, or less than `stride` more. Sums are
+float32. Channels-last arguments are fastest. Maps have the layout of torch's convolutions
+(:mod:`fastgan.ops.memory_format`), which costs a copy if both arguments are contiguous; a weight's
+gradient is channels-last. Formulas: ``csrc/cpu/winograd.h``, after Winograd 1980 and Lavin and Gray
+2016 (arXiv 1509.09308). The kernels are for CPUs; otherwise torch's convolutions run.
 
-Order of gradients supported: none. They raise where autograd would have to record them.
+Order of gradients supported: none. They raise if autograd would have to record them.
 """
 
 from __future__ import annotations
@@ -39,14 +38,14 @@ __all__ = [
     "winograd_weight_gradient",
 ]
 
-#: What counts of channels must be multiples of.
+#: Channels must be multiples of this.
 CHANNELS = 32
 
-#: (taps, stride) -> the products for 2x2 places of the small map; the formula has 4 * taps**2.
+#: (taps, stride) -> products for 2x2 pixels of the small map, instead of 4 * taps**2.
 PRODUCTS = {(3, 1): 16, (4, 1): 36, (4, 2): 36, (5, 2): 49}
 
 _DTYPES = (torch.float32, torch.bfloat16)
-#: Fewer products have larger roundings.
+#: Fewer products have larger rounding errors.
 UNITS = 256
 
 
@@ -59,9 +58,9 @@ def _check_arguments(
     first: Tensor,
     second: Tensor,
 ) -> None:
-    """Of the two maps' shapes, (N, channels, rows, columns), taps and stride, and tensors given."""
+    """Checks two maps' shapes (N, channels, rows, columns), taps, stride and tensors."""
     taps, stride = kernel
-    if not any(kernel == each for each in PRODUCTS):  # not hashed: they may be symbols
+    if not any(kernel == each for each in PRODUCTS):  # not hashed: they may be symbolic
         raise RuntimeError(
             f"fastgan::{op}: {taps} by {taps} taps and stride {stride}; expected 3 and 1, 4 and 1 "
             "or 2, or 5 and 2"
@@ -91,7 +90,7 @@ def _check_arguments(
 
 
 def _check_weight(op: str, weight: Tensor, map: Tensor, dimension: int) -> None:
-    """Of one map and a weight, in whose `dimension` stand the map's channels."""
+    """Checks a map and a weight whose `dimension` has the map's channels."""
     if map.dim() != 4 or weight.dim() != 4:
         raise RuntimeError(
             f"fastgan::{op}: a map has shape {tuple(map.shape)} and the weight "
@@ -166,7 +165,7 @@ def winograd_gather(
     rows: int,
     columns: int,
 ) -> Tensor:
-    """As torch's convolution."""
+    """Torch's convolution."""
     _check_weight("winograd_gather", weight, wide, 1)
     small = (wide.shape[0], weight.shape[0], rows, columns)
     padding = (row_padding, column_padding)
@@ -195,7 +194,7 @@ def winograd_scatter(
     rows: int,
     columns: int,
 ) -> Tensor:
-    """As torch's transposed convolution."""
+    """Torch's transposed convolution."""
     _check_weight("winograd_scatter", weight, small, 0)
     wide = (small.shape[0], weight.shape[1], rows, columns)
     padding = (row_padding, column_padding)
@@ -225,7 +224,7 @@ def winograd_scatter(
 def winograd_weight_gradient(
     small: Tensor, wide: Tensor, taps: int, stride: int, row_padding: int, column_padding: int
 ) -> Tensor:
-    """As torch's convolution has it, channels-last."""
+    """Torch's weight gradient, channels-last."""
     shapes = tuple(small.shape), tuple(wide.shape)
     padding = (row_padding, column_padding)
     _check_arguments("winograd_weight_gradient", *shapes, (taps, stride), padding, small, wide)

@@ -1,7 +1,7 @@
-"""Autograd's part for ops that return new tensors and have no gradient of their own.
+"""Autograd behaviour of ops that return new tensors and have no gradient.
 
-They are the passes that differentiable functions are made of. Called where autograd would have to
-record them they raise: a result that silently carried no gradient would train the wrong thing.
+Differentiable functions call these ops as passes. They raise if autograd would have to record them:
+a silently missing gradient would train the wrong thing.
 """
 
 from __future__ import annotations

@@ -90,9 +90,8 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
         shadow_dtype: torch.dtype | None = None,
     ) -> None:
         self._remember_defaults(clip, clip_when, shadow_dtype)
-        self._check_settings(
-            {"fused": fused}
-        )  # not an argument of torch's RMSprop: no group keeps it
+        # torch's RMSprop lacks this argument, so no group keeps it.
+        self._check_settings({"fused": fused})
         torch.optim.RMSprop.__init__(
             self,
             params,

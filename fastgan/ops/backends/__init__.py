@@ -1,12 +1,12 @@
-"""Convolution backends: what can compute one, and which is the fastest for the case.
+"""Convolution backends, and the selection of the fastest one for each problem.
 
-triton              kernels that fuse what lies around the convolution, on GPUs
-triton_after_passes the same after passes that do what they would do on load
+triton              kernels that fuse neighbouring norms and activations, on GPUs
+triton_after_passes the same kernels, with separate passes instead of fusion on load
 winograd            3x3 taps with stride 1, 4x4 and 5x5 with stride 2, on CPUs: fewer products
-patches             the pass that makes an image, on CPUs
-matrix_product      products of matrices over patches, on CPUs
-aten_channels_last  ATen's after a copy to that layout, and aten_contiguous
-aten                all else: oneDNN on CPUs, cuDNN on GPUs
+patches             the pass whose output is an image, on CPUs
+matrix_product      matrix products of patches, on CPUs
+aten_channels_last  ATen after a copy to that layout; aten_contiguous likewise
+aten                everything else: oneDNN on CPUs, cuDNN on GPUs
 
 A new backend is a file with a subclass of :class:`Backend` and its line in ``registry.py``.
 """

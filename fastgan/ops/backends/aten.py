@@ -1,7 +1,7 @@
 """Convolutions by ATen: oneDNN on CPUs, cuDNN on GPUs.
 
-The two gradients are asked for one by one and not together, so that what one needs can be freed
-before the other takes memory of its own.
+The two gradients are computed separately, so that one's memory can be freed before the other
+allocates.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ _backward = torch.ops.aten.convolution_backward.default
 
 
 class ATen(Backend):
-    """Torch's own convolution on the tensors as they are; its forward is differentiable."""
+    """Torch's convolution on the given tensors; its forward is differentiable."""
 
     name = "aten"
     path = "aten"
 
     def unsupported_reason(self, problem: Problem) -> str | None:
-        """None: it takes whatever torch takes."""
+        """None: it supports all that torch supports."""
         return None
 
     def forward(self, stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -74,12 +74,12 @@ class ATen(Backend):
 class RearrangedATen(ATen):
     """ATen's convolution with every tensor copied to one memory format first.
 
-    Which layout is faster depends on the convolution, and on the processor; the results are laid
-    out as if nothing had been copied.
+    The faster layout depends on the convolution and the processor. Results have the layout that
+    they would have without copies.
 
     Args:
         name: of the backend.
-        channels_last: which format.
+        channels_last: the memory format.
     """
 
     def __init__(self, name: str, channels_last: bool) -> None:
@@ -87,7 +87,7 @@ class RearrangedATen(ATen):
         self._channels_last = channels_last
 
     def unsupported_reason(self, problem: Problem) -> str | None:
-        """Why there is nothing to rearrange."""
+        """Says why there is nothing to copy."""
         if problem.is_linear:
             return "a linear layer has one layout"
         lie = (problem.input_channels_last, problem.weight_channels_last)

@@ -1,4 +1,4 @@
-"""What each convolution backend answers and computes."""
+"""The interface of convolution backends."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ class Backend(ABC):
         input_gradient    dx = conv^T(dy, W)
         weight_gradient   dW = sum over batch and places of x * dy,    db = sum of dy
 
-    Maps are returned contiguous or channels-last as torch's own convolutions return them
-    (:mod:`fastgan.ops.memory_format`), except by Triton's kernels; a weight's gradient is laid out
-    as the weight. Only ATen's forward is differentiable by autograd.
+    Maps are returned contiguous or channels-last as by torch's convolutions
+    (:mod:`fastgan.ops.memory_format`), except by Triton's kernels; a weight's gradient has the
+    weight's layout. Only ATen's forward is differentiable by autograd.
 
     Attributes:
-        name: in files of choices and in tables.
+        name: its name in choices' files and in tables.
         path: "triton", "cpu" (C++ of fastgan's own) or "aten", as ``fastgan.explain`` shows it.
-        fuses: whether it can do what a :class:`Fusion` asks for on store.
-        loads: whether it can do what one asks for on load.
+        fuses: whether it supports a :class:`Fusion` on store.
+        loads: whether it supports one on load.
     """
 
     name: str
@@ -37,10 +37,10 @@ class Backend(ABC):
 
     @abstractmethod
     def unsupported_reason(self, problem: Problem) -> str | None:
-        """Why it can't compute a problem; None where it can.
+        """Says why the backend can't compute a problem; None if it can.
 
         Args:
-            problem: where ``input_shape`` is None, any input's.
+            problem: with ``input_shape`` None, for any input.
         """
 
     @abstractmethod
@@ -66,7 +66,7 @@ class Backend(ABC):
         Args:
             stage: geometry.
             grad_output: the gradient of the output.
-            input: of the input's shape and layout; its values are not read.
+            input: a tensor with the input's shape and layout; its values aren't read.
             weight: the layer's.
         """
 
@@ -79,8 +79,8 @@ class Backend(ABC):
         Args:
             stage: geometry.
             grad_output: the gradient of the output.
-            input: what the layer took.
-            weight: of the weight's shape and layout; its values are not read.
+            input: the layer's input.
+            weight: a tensor with the weight's shape and layout; its values aren't read.
             with_bias: whether to return the bias's gradient, (C_out,), too.
         """
 

@@ -7,9 +7,9 @@ A file is JSON::
                                     "exhaustive": false}}}}
 
 DEVICE is :func:`fastgan.ops.backends.devices.fingerprint`, or :func:`device_name` in committed
-tables; PROBLEM is :attr:`Problem.key`. A reader never meets half a file, since a written file takes
-its name when it is whole; writers merge what they found with what is there, one after another under
-their folder's lock. What isn't such a file is ignored, said once, and replaced by the next write.
+tables; PROBLEM is :attr:`Problem.key`. Files are written under another name and then renamed, so
+readers never see half a file; writers merge their choices into the file under the folder's lock. An
+invalid file is ignored with one warning, and replaced by the next write.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ __all__ = ["Choice", "Choices", "ChoicesFile", "cache_folder", "cache_path"]
 
 _FORMAT = "fastgan backends"
 _VERSION = 1
-#: A file that is larger is none of ours; thousands of choices take less than 1 MB.
+#: Larger files are ignored; thousands of choices take less than 1 MB.
 _MOST_BYTES = 16 << 20
-#: How long a writer waits for another one, in seconds, before it writes all the same.
+#: Seconds that a writer waits for another one before it writes anyway.
 _PATIENCE = 2.0
-#: Seconds after which a half-written file was left by a process that was killed.
+#: Seconds after which a half-written file is considered abandoned.
 _ABANDONED = 3600.0
 
 
@@ -49,7 +49,7 @@ class Choice:
 
     Attributes:
         backend: its name.
-        milliseconds: what each backend took; empty where nothing was measured.
+        milliseconds: each backend's time; empty if nothing was measured.
         exhaustive: whether slow backends were measured as often as fast ones.
     """
 
@@ -70,7 +70,7 @@ Choices = dict[str, dict[str, Choice]]
 
 
 def cache_folder() -> Path:
-    """Where the user's choices are kept.
+    """The folder of the user's choices.
 
     That is ``$FASTGAN_CACHE_DIR``, else ``fastgan`` in ``$XDG_CACHE_HOME``, else in ``~/.cache``.
     """
@@ -83,7 +83,7 @@ def cache_folder() -> Path:
 
 
 def cache_path(fingerprint: str) -> Path:
-    """The user's file for a device with its software."""
+    """The user's file for a device and its software versions."""
     readable = re.sub(r"[^a-z0-9]+", "-", fingerprint.partition(";")[0].lower()).strip("-")[:60]
     name = f"{readable}-{sha256(fingerprint.encode()).hexdigest()[:12]}.json"
     return cache_folder() / "backends" / name
@@ -93,16 +93,16 @@ class ChoicesFile:
     """One file of choices.
 
     Args:
-        path: of the file, which need not exist, nor its folder.
+        path: the file; it and its folder needn't exist.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def read(self) -> Choices:
-        """All choices in the file; none where it isn't there, or isn't such a file."""
+        """All choices in the file; none if it doesn't exist or isn't valid."""
         try:
-            # Not to wait for a writer, should it be a pipe.
+            # Don't block if it is a pipe.
             with open(os.open(self.path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)), "rb") as file:
                 content = file.read(_MOST_BYTES + 1)
         except FileNotFoundError:
@@ -120,7 +120,7 @@ class ChoicesFile:
     def merge(self, choices: Choices) -> None:
         """Adds choices to the file's, replacing those of the same problem.
 
-        A file that can't be written is said once, and nothing else happens.
+        Warns once if the file can't be written.
         """
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,8 +138,8 @@ class ChoicesFile:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock, but doesn't wait for ever: its holder may have been stopped."""
-    if fcntl is None:  # Windows, which opens no folders: the last writer merges
+    """Holds the folder's lock. Waiting is bounded: its holder may have been stopped."""
+    if fcntl is None:  # Windows can't open folders: the last writer merges
         yield
         return
     handle = os.open(folder, os.O_RDONLY)
@@ -161,7 +161,7 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Removes half-written files of processes that were killed."""
+    """Removes half-written files of killed processes."""
     for left in path.parent.glob(f".{path.name}.*"):
         with contextlib.suppress(OSError):
             if time.time() - left.stat().st_mtime > _ABANDONED:
@@ -184,7 +184,7 @@ def _text(choices: Choices) -> str:
 
 
 def _parsed(content: bytes) -> Choices:
-    """Raises ValueError where it isn't what :func:`_text` writes."""
+    """Raises ValueError unless the text has the format that :func:`_text` writes."""
     if len(content) > _MOST_BYTES:
         raise ValueError(f"more than {_MOST_BYTES} bytes")
     outer = json.loads(content)

@@ -1,4 +1,4 @@
-"""What ``fastgan.explain`` and ``fastgan doctor`` say of the backends."""
+"""Descriptions of the backends for ``fastgan.explain`` and ``fastgan doctor``."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ __all__ = ["backend_facts", "describe_layer", "look_up_microseconds"]
 def describe_layer(
     stage: Stage, weight: Tensor, dtype: torch.dtype, device: torch.device
 ) -> tuple[str, str]:
-    """A layer's path, "triton", "cpu" or "aten", and what is known of its backends.
+    """A layer's path, "triton", "cpu" or "aten", and a description of its backends.
 
-    The path is the one of the first backend in the registry that computes one of the passes.
+    The path is that of the registry's first backend that computes one of the passes.
 
     Args:
         stage: geometry.
-        weight: of the layer's shape and layout; its values are not read.
+        weight: a tensor with the weight's shape and layout; its values aren't read.
         dtype: of the layer's input.
         device: where the layer runs.
 
@@ -57,7 +57,7 @@ def describe_layer(
             for key, choice in list(measured.items())[-len(PASSES) :]
         )
         return _path(able), f"measured: {said}"
-    # Rearranging is worth a word only where it was the fastest.
+    # Copying to another layout is mentioned only if it was the fastest.
     names = [b.name for b in BACKENDS if b.name in able and not b.name.startswith("aten_")]
     if len(names) == 1:
         return _path(able), names[0]
@@ -66,7 +66,7 @@ def describe_layer(
 
 
 def backend_facts() -> dict[str, str]:
-    """Mode, what a look-up takes, and file and number of choices kept for each device here."""
+    """Mode, time of a look-up, and file and number of choices for each device here."""
     selector = current_selector()
     devices = [torch.device("cpu")]
     if torch.cuda.is_available():
@@ -89,10 +89,10 @@ def backend_facts() -> dict[str, str]:
 
 
 def look_up_microseconds(times: int = 2000) -> float:
-    """What a look-up of a known problem takes the host: the shortest of five rounds' mean.
+    """Host time of looking up a known problem: the shortest of five rounds' means.
 
     Args:
-        times: look-ups a round.
+        times: look-ups per round.
 
     Example:
         >>> 0 < look_up_microseconds(10) < 1000

@@ -1,4 +1,4 @@
-"""Names of devices, and of the software on them that a measurement holds for."""
+"""Names of devices, and of the software versions for which a measurement is valid."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def processor() -> str:
 
 @cache
 def device_name(device: torch.device) -> str:
-    """The device's model, which committed tables are indexed by.
+    """The device's model, the key of committed tables.
 
     Example:
         >>> device_name(torch.device("cpu")).startswith("cpu: ")
@@ -42,7 +42,7 @@ def device_name(device: torch.device) -> str:
 
 @cache
 def fingerprint(device: torch.device) -> str:
-    """The device with all versions that change how fast it computes; files of choices have it."""
+    """The device with all software versions that affect its speed, the key in files of choices."""
     parts = [device_name(device), f"torch {torch.__version__}", f"fastgan {__version__}"]
     if device.type == "cuda":
         built_with_cuda: Any = torch._C
@@ -55,7 +55,7 @@ def fingerprint(device: torch.device) -> str:
 
 @cache
 def _cpu_facts() -> dict[str, str]:
-    """The first processor's entries in /proc/cpuinfo; empty where there is no such file."""
+    """The first processor's entries in /proc/cpuinfo; empty if there is no such file."""
     try:
         text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:

@@ -1,9 +1,8 @@
-"""The choice that measures nothing, for ``FASTGAN_AUTOTUNE=0`` and deterministic algorithms.
+"""Choices without measurement, for ``FASTGAN_AUTOTUNE=0`` and deterministic algorithms.
 
-Triton's kernels wherever they can run; from compute capability 9.0 on with nothing done on load,
-which would take several times the instructions of their products. On CPUs the thresholds below,
-measured on two processors with AVX-512. These are the only thresholds there are: otherwise backends
-are measured.
+On GPUs Triton's kernels wherever they can run; from compute capability 9.0 on without fusion on
+load, which would take several times the instructions of the products. On CPUs the thresholds below,
+measured on two processors with AVX-512. Otherwise backends are measured, without thresholds.
 """
 
 from __future__ import annotations
@@ -19,32 +18,32 @@ from fastgan.ops.backends.problem import Problem
 
 __all__ = ["FEWEST_PRODUCTS", "FEWEST_VALUES", "RECORDING_MILLISECONDS", "fixed_choice", "takes"]
 
-#: Tiles of 2x2 places from which Winograd saves more than transforming the weight costs.
+#: Least number of 2x2 tiles at which Winograd saves more than the weight's transform costs.
 FEWEST_TILES = 32
-#: Places of the small map up to which products of matrices are faster than oneDNN, and the channels
-#: on either side from which they are.
+#: Most pixels of the small map, and fewest channels on either side, at which matrix products beat
+#: oneDNN.
 MOST_PLACES = 16
 FEWEST_CHANNELS = 64
-#: Products a thread from which a fused module takes a convolution from torch.
+#: Fewest products per thread at which a fused module runs a convolution itself.
 FEWEST_PRODUCTS = 25_000_000
-#: Values of a map from which what follows a convolution is done in place, and a norm in one pass.
+#: Fewest values of a map at which activations run in place, and norms in one pass.
 FEWEST_VALUES = 400_000
-#: What recording a convolution with its activation costs, there and back.
+#: Cost of recording a convolution with its activation, forward and backward.
 RECORDING_MILLISECONDS = 0.5
 
 
 def fixed_choice(problem: Problem, backends: Sequence[Backend]) -> Backend:
-    """The backend that the table has for a problem.
+    """The table's backend for a problem.
 
     Args:
         problem: with its input's shape.
-        backends: those that can compute it, in the registry's order, the last being ATen's.
+        backends: the backends that can compute it, in the registry's order; the last is ATen's.
     """
     return next(each for each in backends if each.name in _TABLE and _TABLE[each.name](problem))
 
 
 def takes(problem: Problem, choice: str) -> bool:
-    """Whether a fused module takes a convolution from torch.
+    """Whether a fused module runs a convolution instead of torch.
 
     Args:
         problem: with its input's shape.
@@ -54,7 +53,7 @@ def takes(problem: Problem, choice: str) -> bool:
         problem.input_shape if problem.stage.kind == "conv_transpose2d" else problem.output_shape
     )
     assert small is not None
-    # Each value of that side meets each tap of each channel of the other.
+    # Each value of that side is multiplied with each tap of each channel of the other.
     products = math.prod(small) * math.prod(problem.weight_shape) // small[1]
     return choice != "aten" and products >= FEWEST_PRODUCTS * problem.threads
 
@@ -72,7 +71,7 @@ def _winograd(problem: Problem) -> bool:
         return False
     batch = problem.output_shape[0]
     tiles = batch * ((rows + 1) // 2) * ((columns + 1) // 2)
-    # Some tiles of a map with an odd number of places lie partly outside.
+    # Some tiles of maps with odd sizes lie partly outside.
     taps, stride = problem.weight_shape[2], problem.stage.stride[0]
     products = winograd.PRODUCTS[taps, stride] * tiles
     products_of_formula = taps**2 * batch * rows * columns
@@ -80,7 +79,7 @@ def _winograd(problem: Problem) -> bool:
 
 
 def _patches(problem: Problem) -> bool:
-    # Each thread makes whole images, where oneDNN divides them: not too many threads may wait.
+    # Each thread computes whole images (oneDNN divides them), so few threads may idle.
     images = problem.output_shape[0]
     turns = -(-images // problem.threads)
     return turns * problem.threads <= 2 * images
@@ -92,7 +91,7 @@ def _matrix_product(problem: Problem) -> bool:
     assert input is not None
     wide = input if stage.kind == "conv2d" else output
     if stage.padding == (0, 0) and wide[2:] == shape[2:]:
-        return True  # the kernel meets the wide map in one place
+        return True  # the kernel covers the whole wide map
     dtypes = {torch.float32, *([torch.bfloat16] if problem.which == "weight_gradient" else [])}
     if problem.dtype not in dtypes or not problem.weight_channels_last:
         return False
@@ -106,7 +105,7 @@ def _small_places(problem: Problem) -> tuple[int, int]:
     return small[2], small[3]
 
 
-#: A backend that isn't here is only chosen by measurement.
+#: Other backends are only chosen by measurement.
 _TABLE: dict[str, Callable[[Problem], bool]] = {
     "triton": _loads_in_the_loop,
     "triton_after_passes": lambda problem: True,

@@ -1,18 +1,17 @@
-"""Convolutions as products of matrices, on CPUs.
+"""Convolutions as matrix products, on CPUs.
 
-A convolution relates a small map S of (h, w) places to a wide one V: a Conv2d's output and input, a
-ConvTranspose2d's input and output. With patches(V) the matrix whose row for each place of S holds
-the kH * kW * C values of V that the kernel meets there, in the order in which the weight lies in
-memory (so that it is never copied), fold its adjoint (it adds the rows up where
-they overlap), and W the weight as a matrix of (channels of S, kH * kW * channels of V):
+A convolution relates a small map S of (h, w) pixels to a wide one V: a Conv2d's output and input, a
+ConvTranspose2d's input and output. Let patches(V) be the matrix with a row for each pixel of S, the
+kH * kW * C values of V under the kernel, in the weight's memory order (so the weight is never
+copied); fold its adjoint, which adds overlapping rows; and W the weight as a matrix (channels of S,
+kH * kW * channels of V):
 
     gather            S  = patches(V) W^T        Conv2d forward, ConvTranspose2d input gradient
     scatter           V  = fold(S W)             ConvTranspose2d forward, Conv2d input gradient
     weight gradient   W' = S^T patches(V)        of both
 
-oneDNN reorders the weights first, and loops over rows of places. On 4x4 places and hundreds of
-channels both cost, and the products are faster: most of all at one place, a generator's first
-layer.
+oneDNN reorders the weights first and loops over rows of pixels. With 4x4 pixels and hundreds of
+channels matrix products are faster, most of all with one pixel, a generator's first layer.
 """
 
 from __future__ import annotations
@@ -32,28 +31,28 @@ from fastgan.ops.stages import Pair, Stage
 
 __all__ = ["MatrixProduct", "traced"]
 
-#: What the patches of a portion of the batch take, at most.
+#: Most bytes of a portion's patches.
 PATCHES_BYTES = 4 << 20
 
 
 def traced(name: str) -> AbstractContextManager[object]:
-    """A pass under its own name in a profiler's trace, which would show some products alone.
+    """Names a pass in a profiler's trace, which would otherwise show only products.
 
     Args:
-        name: of the pass; the trace has it as "fastgan::matrix_" and this.
+        name: the pass; the trace shows "fastgan::matrix_" and this name.
     """
     profiled = torch._C._autograd._profiler_enabled()
     return record_function(f"fastgan::matrix_{name}") if profiled else nullcontext()
 
 
 class MatrixProduct(Backend):
-    """Patches gathered or scattered around one product of matrices, in portions of the batch."""
+    """A matrix product with gathered or scattered patches, in portions of the batch."""
 
     name = "matrix_product"
     path = "aten"
 
     def unsupported_reason(self, problem: Problem) -> str | None:
-        """Why there is no such product."""
+        """Says why a problem isn't such a product."""
         stage = problem.stage
         if problem.device.type != "cpu":
             return "made for CPUs"
@@ -107,7 +106,7 @@ class MatrixProduct(Backend):
         small, wide = (grad_output, input) if stage.kind == "conv2d" else (input, grad_output)
         places = (small.shape[2], small.shape[3])
         matrix: Tensor | None = None
-        # In 16 bits the whole batch at once: portions would be added up in 16 bits.
+        # 16-bit dtypes take the whole batch at once: portions would be summed in 16 bits.
         whole = [slice(0, len(small))]
         with traced("weight_gradient"):
             for samples in _portions(small, weight) if small.element_size() > 2 else whole:
@@ -123,7 +122,7 @@ def _gather(
     stage: Stage, wide: Tensor, weight: Tensor, places: Pair, channels_last: bool
 ) -> Tensor:
     matrix = _row(weight, weight).t()
-    # Written channels-last, which with one place is the same memory as contiguous.
+    # Written channels-last, which for one pixel is the same memory as contiguous.
     small = empty_map(wide, (len(wide), len(weight), *places), channels_last or places != (1, 1))
     rows = small.permute(0, 2, 3, 1)
     for samples in _portions(small, weight):
@@ -148,11 +147,11 @@ def _scatter(
 
 
 def _folded(stage: Stage, patches: Tensor, weight: Tensor, small: Tensor, places: Pair) -> Tensor:
-    """The patches added up, (n, C, H, W), padding included."""
+    """The sum of overlapping patches, (n, C, H, W), padding included."""
     channels, kernel_rows, kernel_columns = weight.shape[1:]
     down, right = stage.stride
     rows, columns = small.shape[2:]
-    # With whatever the last patches reach beyond the padding.
+    # Includes the last patches' reach beyond the padding.
     height = max(places[0] + 2 * stage.padding[0], (rows - 1) * down + kernel_rows)
     width = max(places[1] + 2 * stage.padding[1], (columns - 1) * right + kernel_columns)
     each = patches.view(len(small), rows, columns, *_in_memory(weight))
@@ -174,10 +173,10 @@ def _folded(stage: Stage, patches: Tensor, weight: Tensor, small: Tensor, places
 
 
 def _portions(small: Tensor, weight: Tensor) -> Iterator[slice]:
-    """Of the batch, so many samples at a time that their patches stay in a cache."""
+    """Portions of the batch whose patches fit in a cache."""
     count, _, rows, columns = small.shape
     if (rows, columns) == (1, 1):
-        yield slice(0, count)  # each patch is a whole map, and lies there already
+        yield slice(0, count)  # each patch is a whole map and needs no copy
         return
     bytes_each = rows * columns * weight[0].numel() * small.element_size()
     at_once = max(PATCHES_BYTES // max(bytes_each, 1), 1)
@@ -186,7 +185,7 @@ def _portions(small: Tensor, weight: Tensor) -> Iterator[slice]:
 
 
 def _patches(stage: Stage, wide: Tensor, weight: Tensor, places: Pair) -> Tensor:
-    """(N * h * w, values of a patch), in the order of a row of the weight in memory."""
+    """(N * h * w, values of a patch), in the memory order of a weight's row."""
     if _covers(weight, stage, (wide.shape[2], wide.shape[3])):
         return _row(wide, weight)
     channels, kernel_rows, kernel_columns = weight.shape[1:]
@@ -198,7 +197,7 @@ def _patches(stage: Stage, wide: Tensor, weight: Tensor, places: Pair) -> Tensor
     if _is_channels_last(weight):
         padded = F.pad(wide.permute(0, 2, 3, 1), (0, 0, left, beyond, above, below)).contiguous()
         sample, row, column, _ = padded.stride()
-        # A kernel's row of values lies in one piece, columns and channels together.
+        # A kernel row's values are contiguous, columns and channels together.
         sizes: tuple[int, ...] = (kernel_rows, kernel_columns * channels)
         strides: tuple[int, ...] = (row, 1)
     else:

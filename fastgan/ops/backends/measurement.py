@@ -1,9 +1,8 @@
-"""Times backends on a problem: by turns, on tensors of their own, results thrown away.
+"""Times backends on a problem, in turns, on tensors of its own.
 
-Each backend runs once to warm up, then takes a few turns; those clearly slower than the fastest are
-left out then, and the others go on until a bounded time is spent. Each one's shortest time counts,
-which other processes disturbed least. What a fused kernel does on load and on store, a backend
-that doesn't fuse does in passes of its own, within its time.
+Each backend warms up once and takes a few turns; the clearly slower ones drop out, the others go on
+for a bounded time. The shortest time counts, as least disturbed by other processes. Backends that
+don't fuse are timed with separate passes for what fused kernels do on load and store.
 """
 
 from __future__ import annotations
@@ -34,17 +33,17 @@ from fastgan.ops.backends.triton import Triton
 
 __all__ = ["measure", "race"]
 
-#: Seconds of turns for one problem, and how many turns: at least, at most.
+#: Seconds of turns for one problem, and the least and greatest number of turns.
 _SECONDS, _TURNS = 0.15, (2, 10)
 _EXHAUSTIVE_SECONDS, _EXHAUSTIVE_TURNS = 2.0, (10, 100)
-#: How much slower than the fastest a backend may be in its first turns to be given more.
+#: How much slower than the fastest a backend may be in its first turns to go on.
 _CLEARLY_SLOWER = 1.5
-#: Those turns: one that takes long isn't repeated as often, nor disturbed as much.
+#: The first turns: longer ones are repeated less, and disturbed less.
 _FIRST_TURNS, _FIRST_SECONDS = 3, 0.02
-#: A turn repeats its call for so long, in seconds: a clock is read on either side.
+#: Seconds for which a turn repeats its call between two readings of the clock.
 _SHORTEST_TURN = 1e-4
 
-#: Stands for all activations: beside a convolution their passes over memory differ little.
+#: Represents all activations: next to a convolution their passes differ little.
 _ACTIVATION, _SLOPE = "leaky_relu", 0.2
 
 _ops = torch.ops.fastgan
@@ -56,9 +55,9 @@ _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
 def measure(
     problem: Problem, backends: Sequence[Backend], *, exhaustive: bool = False
 ) -> dict[str, float]:
-    """The milliseconds that each backend takes.
+    """Each backend's time in milliseconds.
 
-    A backend that fails is left out, and said once.
+    Leaves out failing backends, with one warning.
 
     Args:
         problem: with its input's shape.
@@ -76,7 +75,7 @@ def measure(
         torch.no_grad(),
         _disable_current_modes(),
         torch._C.DisableTorchFunctionSubclass(),
-        # Straight to the kernels: nobody differentiates this, and autocast would cast it.
+        # Calls kernels directly: no gradients are needed, and autocast would cast.
         torch._C._AutoDispatchBelowADInplaceOrView(),
         torch._C._ExcludeDispatchKeyGuard(_AUTOCAST),
         record_function("fastgan::measure_backends"),
@@ -102,10 +101,10 @@ def race(
     *,
     exhaustive: bool = False,
 ) -> dict[str, float]:
-    """The milliseconds that each of some calls takes, by turns; one that fails is left out.
+    """Times calls in turns, in milliseconds; leaves out failing ones.
 
     Args:
-        key: of the problem, for warnings.
+        key: the problem's key, for warnings.
         contenders: what to time, by name.
         device: where they run.
         exhaustive: give all of them all turns, and more.
@@ -120,7 +119,7 @@ def race(
         try:
             call()
             seconds[name] = clock(call, 1)
-        except Exception as error:  # of a kernel that doesn't compile, or memory that isn't there
+        except Exception as error:  # a kernel that doesn't compile, or out of memory
             _say(key, name, error)
 
     def turn(racing: Sequence[str]) -> None:
@@ -171,7 +170,7 @@ def _say(key: str, what: str, error: Exception) -> None:
 
 
 class _Trial:
-    """Tensors of a problem, and what each backend is timed at."""
+    """A problem's tensors, and the timed call of each backend."""
 
     def __init__(self, problem: Problem) -> None:
         assert problem.input_shape is not None
@@ -189,7 +188,7 @@ class _Trial:
             self.after = self._norm(problem.output_shape[1])
 
     def call(self, backend: Backend) -> Callable[[], object]:
-        """What to time."""
+        """The call to time."""
         pass_of: dict[str, Callable[[Any], object]] = {
             "forward": self._fused_forward if backend.fuses else self._forward,
             "input_gradient": self._fused_input_gradient if backend.fuses else self._input_gradient,
@@ -200,7 +199,7 @@ class _Trial:
         run = pass_of[self.problem.which]
         return lambda: run(backend)
 
-    # Convolution and passes around it, as fastgan.ops.chain runs them.
+    # Convolution and separate passes, as fastgan.ops.chain runs them.
 
     def _forward(self, backend: Backend) -> None:
         output = backend.forward(self.stage, self._loaded_input(), self.weight, None)
@@ -247,7 +246,7 @@ class _Trial:
             _ops.act_gradient_(self.grad, self.output, ACTIVATIONS[_ACTIVATION].code, _SLOPE)
         return self.grad
 
-    # The same in one kernel.
+    # The same, in one kernel.
 
     def _fused_forward(self, backend: Triton) -> None:
         fusion = self.problem.fusion
@@ -307,7 +306,7 @@ class _Trial:
         return NormActivation(torch.zeros_like(ones), ones, None, _ACTIVATION, _SLOPE)
 
     def _drawn(self, shape: tuple[int, ...], channels_last: bool) -> Tensor:
-        # From a generator of its own: the user's draws go on as if nothing had been measured.
+        # A generator of its own, so that measuring doesn't affect the user's random numbers.
         problem = self.problem
         drawn = torch.rand(
             shape, generator=self._random, dtype=problem.dtype, device=problem.device

@@ -1,7 +1,6 @@
-"""The pass that makes an image, on CPUs: a generator's last layer, and a critic's first backwards.
+"""The pass whose output is an image, on CPUs: a generator's last layer, a critic's first backward.
 
-By :mod:`fastgan.ops.patches`. oneDNN vectorises both over the image's channels, of which there are
-three.
+Runs :mod:`fastgan.ops.patches`. oneDNN vectorises both over the image's three channels.
 """
 
 from __future__ import annotations
@@ -18,19 +17,19 @@ from fastgan.ops.stages import Stage
 
 __all__ = ["Patches"]
 
-#: Kind of a stage -> the pass that makes its wide map.
+#: Kind of a stage -> the pass whose output is its wide map.
 _PASSES = {"conv2d": "input_gradient", "conv_transpose2d": "forward"}
 _DTYPES = (torch.float32, torch.bfloat16)
 
 
 class Patches(Backend):
-    """A product of matrices whose patches are added up in the cache; each thread makes images."""
+    """A matrix product with patches summed in the cache; each thread computes whole images."""
 
     name = "patches"
     path = "cpu"
 
     def unsupported_reason(self, problem: Problem) -> str | None:
-        """Why ``patch_scatter`` can't do it, or has no vectors to do it on."""
+        """Says why ``patch_scatter`` can't run a problem, or has no vector instructions for it."""
         stage, weight = problem.stage, problem.weight_shape
         if problem.device.type != "cpu":
             return "made for CPUs"
@@ -66,7 +65,7 @@ class Patches(Backend):
     def weight_gradient(
         self, stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor, with_bias: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Raises: ``unsupported_reason`` leaves this pass to others."""
+        """Raises: ``unsupported_reason`` excludes this pass."""
         raise NotImplementedError("the patches backend has no weight gradient")
 
 

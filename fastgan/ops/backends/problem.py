@@ -1,4 +1,4 @@
-"""What a backend is chosen for: one pass of one convolution, and what is fused around it."""
+"""The problem that a backend is selected for: one pass of a convolution, with its fusion."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ PASSES: tuple[Pass, ...] = get_args(Pass)
 
 
 class Fusion(NamedTuple):
-    """What a backend that fuses does on load and on store, and the others in passes of their own.
+    """What is fused on load and on store; backends that don't fuse use separate passes.
 
     Attributes:
         input: on loading the input: "norm" (normalise and activate) or "".
         grad: on loading the gradient of the output: "norm", "activation" or "".
         store: forward: "statistics", "activation" or ""; input gradient: "norm", "activation" or
-            "", backwards through what lies before the convolution.
+            "", backwards through the layers before the convolution.
     """
 
     input: str = ""
@@ -46,7 +46,7 @@ UNFUSED = Fusion()
 
 @cache
 def fusion(input: str = "", grad: str = "", store: str = "") -> Fusion:
-    """The one :class:`Fusion` of these, made once: look-ups compare it by identity.
+    """The unique :class:`Fusion` of these arguments: look-ups compare it by identity.
 
     Example:
         >>> fusion("norm", "", "statistics") is fusion("norm", "", "statistics")
@@ -56,19 +56,19 @@ def fusion(input: str = "", grad: str = "", store: str = "") -> Fusion:
 
 
 class Problem(NamedTuple):
-    """One pass of a convolution, as far as its speed depends on it.
+    """One pass of a convolution, with all that affects its speed.
 
     Attributes:
         which: the pass.
         stage: geometry; its norm and activation count only as ``fusion`` says.
-        input_shape: (N, C_in, H, W), or (N, C_in) of a linear layer; None where it isn't known yet.
-        weight_shape: as torch has it for the stage's kind.
-        input_channels_last: whether the input is channels-last to torch.
+        input_shape: (N, C_in, H, W), or (N, C_in) for a linear layer; None if unknown.
+        weight_shape: torch's, for the stage's kind.
+        input_channels_last: whether torch considers the input channels-last.
         weight_channels_last: the same for the weight.
         dtype: of input and weight.
-        device: where they are.
+        device: their device.
         fusion: what is done around the convolution.
-        precision: what float32 products are computed in on a GPU, such as "tf32"; else "".
+        precision: of float32 products on a GPU, such as "tf32"; otherwise "".
         threads: torch's, on a CPU; 0 elsewhere.
     """
 
@@ -95,17 +95,18 @@ class Problem(NamedTuple):
         dtype: torch.dtype | None = None,
         device: torch.device | None = None,
     ) -> Problem:
-        """The problem of these tensors, whose values are not read.
+        """The problem of these tensors; their values aren't read.
 
         Args:
             which: the pass.
             stage: the convolution.
-            input: of the layer's input's shape, layout, dtype and device. None where only the
-                layer is known.
+            input: a tensor with the input's shape, layout, dtype and device; None if only the layer
+                is known.
             weight: of the weight's shape and layout.
             fusion: what is done around the convolution.
-            dtype: the input's; needed without one.
-            device: the input's; needed without one, or where it stands for one elsewhere.
+            dtype: the input's; needed without an input.
+            device: the input's; needed without an input, or if the input represents one on another
+            device.
 
         Example:
             >>> input, weight = torch.empty(2, 3, 8, 8), torch.empty(4, 3, 3, 3)
@@ -140,12 +141,12 @@ class Problem(NamedTuple):
 
     @property
     def is_linear(self) -> bool:
-        """Whether it is a linear layer's."""
+        """Whether the layer is linear."""
         return self.stage.kind == "linear"
 
     @property
     def gives_channels_last(self) -> bool:
-        """Whether torch's convolution is channels-last, and the gradient of its input."""
+        """Whether torch's output and input gradient are channels-last."""
         return self.input_channels_last or self.weight_channels_last
 
     @property
@@ -162,7 +163,7 @@ class Problem(NamedTuple):
 
     @property
     def layer(self) -> str:
-        """The part of :attr:`key` that all inputs and passes of a layer share."""
+        """The part of :attr:`key` shared by a layer's inputs and passes."""
         stage = self.stage
         settings = [
             f"{name} {_times(value)}"
@@ -180,7 +181,7 @@ class Problem(NamedTuple):
 
     @property
     def key(self) -> str:
-        """The problem in words, which files of choices are indexed by; without the device.
+        """The problem in words, without the device: the key in files of choices.
 
         Example:
             >>> problem = Problem.of(
@@ -204,7 +205,7 @@ class Problem(NamedTuple):
 
 
 def float32_precision(dtype: torch.dtype, device: torch.device) -> str:
-    """What torch's convolutions compute float32 in on a GPU, "tf32" or "ieee"; "" for all else."""
+    """Torch's precision of float32 convolutions on a GPU, "tf32" or "ieee"; otherwise ""."""
     if dtype is not torch.float32 or device.type != "cuda":
         return ""
     backends: Any = torch.backends
@@ -212,13 +213,13 @@ def float32_precision(dtype: torch.dtype, device: torch.device) -> str:
 
 
 def product_precision() -> str:
-    """As :func:`float32_precision`, of torch's matrix products."""
+    """As :func:`float32_precision`, for matrix products."""
     backends: Any = torch.backends
     return _tf32_or_ieee(backends.cuda.matmul.fp32_precision)
 
 
 def _tf32_or_ieee(setting: str) -> str:
-    # What was never set, or set by allow_tf32, is "none".
+    # "none" if never set, or set by allow_tf32.
     return "tf32" if setting == "tf32" else "ieee"
 
 

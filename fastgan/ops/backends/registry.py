@@ -1,4 +1,4 @@
-"""The backends, in the order in which the fixed table asks for them; the last can do all."""
+"""The backends, in the fixed table's order; the last supports everything."""
 
 from __future__ import annotations
 

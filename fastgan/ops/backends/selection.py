@@ -1,17 +1,17 @@
-"""Chooses a convolution's backend by measurement, once for each problem.
+"""Selects a convolution's backend by measurement, once for each problem.
 
 The first call of a problem times the backends that can compute it, and keeps the fastest: in
 memory, in the user's file for this device and its software
-(:mod:`fastgan.ops.backends.choices`), and in the folder of the run under way, if there is one.
-Committed tables answer at once for their devices. ``FASTGAN_AUTOTUNE`` says how:
+(:mod:`fastgan.ops.backends.choices`), and in the current run's folder, if there is one. Committed
+tables need no measurement on their devices. ``FASTGAN_AUTOTUNE`` sets the mode:
 
-    0           nothing is measured or read: the table of :mod:`fastgan.ops.backends.fixed_table`
-    1           (default) what isn't known yet is measured, a fraction of a second a problem
-    exhaustive  measured for seconds a problem; only what was so measured counts as known
+    0           measures and reads nothing, uses :mod:`fastgan.ops.backends.fixed_table`
+    1           (default) measures unknown problems for a fraction of a second each
+    exhaustive  measures for seconds per problem; ignores shorter measurements
 
-``torch.use_deterministic_algorithms(True)`` is as 0. Nothing is measured within a CUDA-graph
-capture, torch.compile, a torch.func transform or a trace: there an unknown problem takes the fixed
-table, for this call.
+``torch.use_deterministic_algorithms(True)`` implies 0. Nothing is measured within a CUDA-graph
+capture, torch.compile, a torch.func transform or a trace: there unknown problems take the fixed
+table for this call.
 """
 
 from __future__ import annotations
@@ -63,13 +63,13 @@ __all__ = [
 ]
 
 MODES = ("0", "1", "exhaustive")
-#: Seconds that a process measures for, in all; programs whose shapes never repeat go on without.
+#: A process's total seconds of measurement; programs with ever new shapes go on without.
 MOST_SECONDS = 60.0
-#: By how much another backend must beat the fixed table's, so that noise doesn't decide.
+#: Margin by which another backend must beat the fixed table's, against noise.
 MARGIN = 0.03
-#: Calls remembered; shapes that never repeat must not fill the memory.
+#: Number of remembered calls; bounded, as shapes may never repeat.
 _MOST_KNOWN = 16384
-#: Committed tables, in the format of the user's files, indexed by devices' names.
+#: Committed tables in the user's files' format, with devices' names as keys.
 TABLES = Path(__file__).parent / "tables"
 
 _threads = torch.get_num_threads
@@ -85,10 +85,10 @@ def select_backend(
 
     Args:
         which: "forward", "input_gradient" or "weight_gradient".
-        stage: geometry; its norm and activation are not looked at.
-        input: of the layer's input's shape, layout, dtype and device; its values are not read.
+        stage: geometry; its norm and activation are ignored.
+        input: a tensor with the input's shape, layout, dtype and device; its values aren't read.
         weight: the layer's.
-        fusion: what the caller has done on load and on store by a backend that fuses.
+        fusion: what a fusing backend is asked to do on load and on store.
 
     Example:
         >>> select_backend("forward", Stage("linear"), torch.ones(2, 3), torch.ones(4, 3))
@@ -114,7 +114,7 @@ def select_backend(
 
 
 class Way(NamedTuple):
-    """How a convolution runs in a fused module on a CPU.
+    """How a fused module runs a convolution on a CPU.
 
     Attributes:
         ours: whether it runs in a chain, with a backend other than torch's in some pass.
@@ -135,7 +135,7 @@ def _fixed_way(ours: bool, *, turns: bool) -> Way:
 
 
 def _fastest_way(found: Mapping[tuple[bool, bool], float]) -> Way:
-    """Picks the fastest way, or torch's where no other is faster by more than the margin.
+    """The fastest way; torch's unless another is faster by more than the margin.
 
     Args:
         found: (ours, turns) -> milliseconds.
@@ -153,21 +153,21 @@ def select_layout(
     passes: tuple[Pass, ...],
     costs: Callable[[Tensor], float] = lambda input: 0.0,
 ) -> tuple[Way, Way]:
-    """Whether a convolution is worth taking from torch, and whether its maps are to be turned.
+    """Selects whether a fused module runs a convolution, and whether its maps become channels-last.
 
-    That is, what is fastest: torch's passes, those of the backends that were measured to be, or
-    either with a contiguous input's maps channels-last; with what turning and taking it cost. Where
-    nothing is measured, the fixed table says.
+    Compares torch's passes, the fastest backends', and either with channels-last copies of
+    contiguous maps, including the costs of copying and recording. Without measurement the fixed
+    table decides.
 
     Args:
         stage: geometry.
-        input: of the input's shape, layout, dtype and device; its values are not read.
-        weight: the layer's, or of its shape and layout.
-        passes: which of them will run.
-        costs: the milliseconds that taking it costs the host, asked for where some are measured.
+        input: a tensor with the input's shape, layout, dtype and device; its values aren't read.
+        weight: the layer's, or one of its shape and layout.
+        passes: the passes that will run.
+        costs: called for the host's milliseconds of running it, if something is measured.
 
     Returns:
-        What is fastest, and what is without turning.
+        The fastest way, and the fastest without channels-last copies.
 
     Example:
         >>> select_layout(Stage("linear"), torch.ones(2, 3), torch.ones(4, 3), ("forward",))[0]
@@ -190,18 +190,18 @@ def select_layout(
 
 
 class Selector:
-    """What is known of the backends, and how more is found out.
+    """Known choices, and the measurement of new ones.
 
     Args:
         mode: one of :data:`MODES`; None for ``FASTGAN_AUTOTUNE``.
-        run: a file of choices that come before all others, and that takes those made.
-        parent: a selector with which to share what is measured.
+        run: a file whose choices take precedence, and to which new ones are added.
+        parent: a selector with which measurements are shared.
 
     Attributes:
-        known: the backend of each call seen.
-        layouts: the answer to each call of :func:`select_layout` seen.
-        norms: the milliseconds that running a norm in one pass saves, of each call seen.
-        chosen: the choices taken, by device and problem.
+        known: the backend of each earlier call.
+        layouts: the result of each earlier call of :func:`select_layout`.
+        norms: the milliseconds saved by running a norm in one pass, for each earlier call.
+        chosen: the choices made, by device and problem.
         measures: whether it may measure now.
     """
 
@@ -224,7 +224,7 @@ class Selector:
         self._lock = threading.RLock()
 
     def select(self, call: tuple[Any, ...], input: Tensor, weight: Tensor) -> Backend:
-        """The backend of a call of :func:`select_backend` that isn't known yet."""
+        """Handles a new call of :func:`select_backend`."""
         which, stage, fusion = call[:3]
         backend, is_lasting = BACKENDS[-1], True
         if input.dtype == weight.dtype and input.numel() > 0 and weight.numel() > 0:
@@ -249,11 +249,11 @@ class Selector:
         weight: Tensor,
         costs: Callable[[Tensor], float],
     ) -> tuple[Way, Way]:
-        """The answer to a call of :func:`select_layout` that isn't known yet."""
+        """Handles a new call of :func:`select_layout`."""
         stage, passes = call[:2]
         lies_so = is_channels_last(input)
         is_open = not (stage.kind == "linear" or lies_so or is_channels_last(weight))
-        #: Whether it is taken, whether its maps are turned -> milliseconds.
+        #: (ours, turns) of :class:`Way` -> milliseconds.
         found: dict[tuple[bool, bool], float] = {}
         fixed: dict[bool, bool] = {}
         is_lasting = True
@@ -279,7 +279,7 @@ class Selector:
                 copied, lasts = self._milliseconds_to_turn(input)
                 is_lasting = is_lasting and lasts
                 for ours in (False, True):
-                    # The map on its way in, and its gradient on the way back.
+                    # The input map, and its gradient.
                     found[ours, True] += copied * (1 + ("input_gradient" in passes))
             for way in found:
                 found[way] += costs(input) if any(way) else 0.0
@@ -289,9 +289,9 @@ class Selector:
         return answer
 
     def _milliseconds_to_turn(self, input: Tensor) -> tuple[float, bool]:
-        """What laying a contiguous map out channels-last takes, and whether it is to be kept.
+        """Time of a channels-last copy of a contiguous map, and whether to remember it.
 
-        0 where nothing is measured.
+        0 if nothing is measured.
         """
         shape, dtype, device = input.shape, input.dtype, input.device
         sizes = "x".join(map(str, shape))
@@ -314,12 +314,11 @@ class Selector:
         names: Sequence[str],
         measured: Callable[[], dict[str, float]],
     ) -> tuple[Mapping[str, float], bool]:
-        """What each of some names takes, and whether it is to be kept; empty if not measured.
+        """Each name's time, and whether to remember it; empty if not measured.
 
         Args:
-            key: what it is about, in words; without the device.
-            input: on the device in question.
-            names: of what is measured.
+            key: the problem in words, without the device. input: a tensor on the device. names: the
+            names of the alternatives.
             measured: measures them.
         """
         with self._lock:
@@ -334,13 +333,11 @@ class Selector:
         fixed: str,
         measured: Callable[[], dict[str, float]],
     ) -> tuple[Choice, bool]:
-        """One of some names by what they were measured to take, and whether it is to be kept.
+        """The fastest name, and whether to remember it.
 
         Args:
-            key: what it is about, in words; without the device.
-            input: on the device in question.
-            names: of all that can do it.
-            fixed: the one of the fixed table.
+            key: the problem in words, without the device. input: a tensor on the device. names: the
+            names of the alternatives. fixed: the fixed table's.
             measured: measures them.
         """
         with self._lock:
@@ -348,7 +345,7 @@ class Selector:
         return choice, is_lasting
 
     def of_device(self, device: torch.device) -> dict[str, Choice]:
-        """The measured choices known for a device, by the problem's key."""
+        """A device's known measured choices, by the problem's key."""
         name = fingerprint(device)
         known = {
             **self._of_cache(device),
@@ -360,7 +357,7 @@ class Selector:
     def _choice(
         self, problem: Problem, backends: Sequence[Backend], input: Tensor
     ) -> tuple[Choice, bool]:
-        """The choice, and whether it is to be kept."""
+        """The choice, and whether to remember it."""
         names = [backend.name for backend in backends]
         fixed = Choice(fixed_choice(problem, backends).name)
         exhaustive = self.mode == "exhaustive"
@@ -392,7 +389,7 @@ class Selector:
             (_committed().get(device_name(input.device), {}), False),
         ):
             choice = known.get(key)
-            # A file may be another version's, or made up.
+            # The file may come from another version, or be invalid.
             if (
                 choice is not None
                 and choice.backend in names
@@ -455,13 +452,13 @@ def supporting(problem: Problem) -> list[Backend]:
 
 
 def current_selector() -> Selector:
-    """The selector that :func:`select_backend` asks."""
+    """The selector used by :func:`select_backend`."""
     return _selector
 
 
 @contextmanager
 def using(selector: Selector) -> Iterator[Selector]:
-    """Within it, the whole process selects by another selector.
+    """A context in which the whole process uses another selector.
 
     Example:
         >>> with using(Selector("0")) as selector:
@@ -479,10 +476,10 @@ def using(selector: Selector) -> Iterator[Selector]:
 
 @contextmanager
 def recorded_choices(path: Path) -> Iterator[None]:
-    """Within it the choices are those in a run's file, and new ones are added to it.
+    """A context in which choices come from a run's file, to which new ones are added.
 
     Args:
-        path: of the run's file, which need not exist.
+        path: the run's file; it needn't exist.
     """
     with using(Selector(_selector.mode, ChoicesFile(path), _selector)):
         yield
@@ -490,7 +487,7 @@ def recorded_choices(path: Path) -> Iterator[None]:
 
 @contextmanager
 def measuring_nothing() -> Iterator[None]:
-    """Within it, what isn't known takes the fixed table and stays unknown."""
+    """A context in which unknown problems take the fixed table and stay unknown."""
     selector, before = _selector, _selector.measures
     selector.measures = False
     try:
@@ -500,7 +497,7 @@ def measuring_nothing() -> Iterator[None]:
 
 
 def _may_measure(input: Tensor) -> bool:
-    """Whether a measurement would disturb nothing, and stand for the calls to come."""
+    """Whether a measurement is allowed now, and would represent later calls."""
     return (
         type(input) in PLAIN
         and input.device.type in ("cpu", "cuda")

@@ -1,7 +1,7 @@
 """Convolutions by the Triton kernels of ``fastgan.kernels``.
 
-These also do what :mod:`fastgan.kernels.fusion` describes on load and on store. A linear layer is a
-convolution of one place.
+They apply :mod:`fastgan.kernels.fusion` on load and on store. A linear layer is a convolution of
+one pixel.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = ["Triton"]
 
 
 class Triton(Backend):
-    """Three implicit-GEMM kernels that normalise, activate and sum on load and on store.
+    """Three implicit-GEMM kernels that normalise, activate and reduce on load and on store.
 
-    What is done on load is done in the loop of the products, again for each tap. Where these are
-    fast that takes longer than a pass of its own before.
+    Fusion on load runs in the products' loop, for each tap again. On GPUs with fast products a
+    separate pass before takes less time.
 
     Args:
         name: of the backend.
-        loads: whether it is done on load; else the caller does it in passes of its own.
+        loads: whether it fuses on load; otherwise the caller uses separate passes.
     """
 
     path = "triton"
@@ -51,19 +51,19 @@ class Triton(Backend):
         self.loads = loads
 
     def unsupported_reason(self, problem: Problem) -> str | None:
-        """Why the kernels can't run it."""
+        """Says why the kernels can't run a problem."""
         if not self.loads and not (problem.fusion.input or problem.fusion.grad):
             return "nothing is to be done on load"
         stage, device = problem.stage, problem.device
         geometry = _geometry_of(stage, (1, 1) if problem.is_linear else problem.weight_shape[2:])
-        # Without a device the kernels are asked about the layer alone.
+        # Without a device only the layer is checked.
         reason = kernels.covers(
             geometry,
             problem.dtype,
             stage.groups,
             device=None if device.type == "meta" else device,
         )
-        # The kernels go by the setting for convolutions.
+        # The kernels use the setting for convolutions.
         of_products = problem.is_linear and problem.precision
         if reason is None and of_products and problem.precision != product_precision():
             return "a float32 product whose TF32 setting is not that of convolutions"
@@ -94,7 +94,7 @@ class Triton(Backend):
         epilogue: Statistics | BiasActivation | ActivationGradient,
         out: Tensor | None = None,
     ) -> tuple[Tensor, PartialStatistics | None]:
-        """The result as the epilogue leaves it, in ``out`` if given; the statistics it takes.
+        """The epilogue's result, in ``out`` if given, and its statistics.
 
         ``out``, as that of the kernels, is for maps and not for linear layers.
         """
@@ -118,7 +118,7 @@ class Triton(Backend):
         epilogue: NormActivationGradient | ActivationGradient | None,
         out: Tensor | None = None,
     ) -> tuple[Tensor, GradientSums | None]:
-        """The gradient of the input as the epilogue leaves it, and the norm's sums.
+        """The epilogue's input gradient, and the norm's sums.
 
         ``out``, as that of the kernels, is for maps and not for linear layers.
         """
@@ -175,7 +175,7 @@ def _geometry_of(stage: Stage, kernel_size: Any) -> kernels.ConvGeometry:
 
 
 def _placed_fusion(stage: Stage, fusion: Any) -> Any:
-    """A prologue or epilogue with its full-size tensor, if it has one, as a map of one place."""
+    """A prologue or epilogue with its full-size tensor, if any, as a map of one pixel."""
     if stage.kind == "linear":
         if isinstance(fusion, (BatchNormGradient, NormActivationGradient)):
             return replace(fusion, input=_placed(stage, fusion.input))
@@ -191,6 +191,6 @@ def _placed(stage: Stage, tensor: Tensor) -> Tensor:
 def _flat(stage: Stage, tensor: Tensor) -> Tensor:
     if stage.kind != "linear":
         return tensor
-    # Not a view in autograd's eyes, which lets nobody write into one that it is given.
+    # Not a view for autograd, which forbids writing into views from a custom function.
     flat: Tensor = torch.ops.aten._unsafe_view(tensor, tensor.shape[:2])
     return flat

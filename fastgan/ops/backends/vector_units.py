@@ -1,4 +1,4 @@
-"""What the processor can do at once, as far as the choice between two ways of computing goes."""
+"""The processor's vector and matrix units that affect the choice of a backend."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["has_bfloat16_tiles", "has_vectors"]
 
 @cache
 def has_vectors() -> bool:
-    """Whether the compiled part runs products of matrices on wide vectors: AVX2 or AVX-512."""
+    """Whether the compiled part runs matrix products with AVX2 or AVX-512."""
     return _native.build_info().cpu_instruction_set in ("avx2", "avx512")
 
 
@@ -21,6 +21,6 @@ def has_vectors() -> bool:
 def has_bfloat16_tiles() -> bool:
     """Whether the processor multiplies bfloat16 matrices in tiles (AMX), far faster than float32.
 
-    One that has instructions for bfloat16 but no tiles does it at half float32's rate.
+    A processor with bfloat16 instructions but no tiles runs at half float32's rate.
     """
     return torch.cpu._is_amx_tile_supported()

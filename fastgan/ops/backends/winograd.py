@@ -1,8 +1,8 @@
 """Convolutions with fewer products, on CPUs: 3x3 and 4x4 taps and stride 1, 4x4 and 5x5 and
 stride 2.
 
-By :mod:`fastgan.ops.winograd`. It computes in float32, so that
-bfloat16 is left to a processor that has tiles for it (AMX).
+Runs :mod:`fastgan.ops.winograd`, which computes in float32: processors with tiles for bfloat16
+(AMX) don't use it for bfloat16.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Winograd(Backend):
     path = "cpu"
 
     def unsupported_reason(self, problem: Problem) -> str | None:
-        """Why the ops can't do it here."""
+        """Says why the ops can't run a problem here."""
         stage, weight = problem.stage, problem.weight_shape
         if problem.device.type != "cpu":
             return "made for CPUs"

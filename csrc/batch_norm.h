@@ -1,4 +1,4 @@
-// What the batch-norm passes of csrc/cpu and csrc/cuda are given. The formulas: math/batch_norm.h.
+// Arguments of the batch-norm passes in csrc/cpu and csrc/cuda. The formulas: math/batch_norm.h.
 #pragma once
 
 #include <cstdint>
@@ -7,9 +7,8 @@
 
 namespace fastgan {
 
-// A tensor (N, C, ...) without gaps: value v of channel c in image n lies at
-// (n * channels + c) * image_size + v. A channels-last tensor is one of images of a single value,
-// as many as it has pixels.
+// A dense tensor (N, C, ...): value v of channel c in image n is at (n * channels + c) * image_size
+// + v. A channels-last tensor counts as images of one value, one for each pixel.
 struct ChannelLayout {
     std::int64_t images = 0;
     std::int64_t channels = 0;
@@ -60,8 +59,8 @@ struct ChannelVector {
     }
 };
 
-// Below, arrays of one value a channel, or a tile and channel, are double where the tensor is, and
-// float for the other types; their element is A.
+// Below, arrays with a value per channel, or per tile and channel, have elements A: double for
+// double tensors, float for the other types.
 
 // The merging of tiles. count: (tiles,); mean, m2: (tiles, channels).
 struct StatisticsTiles {
@@ -87,7 +86,7 @@ struct FinalizeResults {
     void* scale;
 };
 
-// What one channel's merged moments make: its results, and the running statistics' next values.
+// Results of one channel's merged moments, and the running statistics' next values.
 template <typename A>
 FASTGAN_INLINE void finalize_channel(std::int64_t c, const Moments& moments,
                                      const FinalizeSettings& settings,
@@ -116,7 +115,7 @@ struct NormAct {
     ChannelLayout layout;
     const void* mean;
     const void* scale;
-    ChannelVector weight;  // absent for 1: where it is in `scale` already, or there is none
+    ChannelVector weight;  // absent for 1: if it is part of `scale`, or there is none
     ChannelVector bias;    // absent for 0
     Activation activation;
     double negative_slope;
@@ -140,7 +139,7 @@ struct GradientTiles {
     const void* scale;
     ChannelVector weight;  // a factor of scale; absent for 1
     const void* invstd;
-    std::int64_t count;  // values per channel; 0 where the statistics are constants
+    std::int64_t count;  // values per channel; 0 if the statistics are constants
 };
 
 struct GradientResults {

@@ -1,5 +1,5 @@
-// The batch-norm ops of torch.ops.fastgan: schemas, checks of their arguments, registration. What
-// they compute: math/batch_norm.h. As ops.cpp, on LibTorch's stable ABI alone.
+// The batch-norm ops of torch.ops.fastgan: schemas, argument checks, registration. The formulas:
+// math/batch_norm.h. Like ops.cpp, only uses LibTorch's stable ABI.
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -29,7 +29,7 @@ using OptionalTensor = std::optional<Tensor>;
 
 using Sizes = torch::headeronly::IntHeaderOnlyArrayRef;
 
-// As `tensor`, whose memory has no gaps, lies.
+// The layout of the dense `tensor`.
 Tensor empty_as(const Tensor& tensor) {
     return empty_strided(tensor.sizes(), strides_of(tensor), dtype_code(tensor), tensor);
 }
@@ -68,7 +68,7 @@ bool same_strides(const Tensor& a, const Tensor& b) {
     return true;
 }
 
-// Whether the dimensions, fastest first, follow each other without gaps.
+// Whether the dimensions, fastest first, are dense.
 template <typename DimensionAt>
 bool is_dense_in_order(Sizes sizes, Sizes strides, const DimensionAt& dimension_at) {
     std::int64_t expected = 1;
@@ -92,7 +92,7 @@ bool is_channels_last(Sizes sizes, Sizes strides) {
         sizes, strides, [&](std::size_t i) { return i == 0 ? 1 : (i == last ? 0 : last + 1 - i); });
 }
 
-// The tensor, or a copy without gaps, with its layout.
+// The tensor, or a dense copy, with its layout.
 struct Image {
     Tensor tensor;
     ChannelLayout layout;
@@ -118,8 +118,8 @@ std::optional<ChannelLayout> channel_layout(const Tensor& tensor) {
     return std::nullopt;
 }
 
-// Whether memory has the channels innermost and then the places in order, gaps or not: torch's
-// rule for the memory format that strides suggest.
+// Whether channels are innermost, followed by the pixels in order, dense or not: torch's rule for
+// the memory format that strides suggest.
 bool suggests_channels_last(Sizes sizes, Sizes strides) {
     std::int64_t least = 1;
     for (std::size_t i = 0; i < sizes.size(); ++i) {
@@ -156,7 +156,7 @@ Image image_argument(const char* op, const char* argument, const Tensor& tensor)
     return Image{std::move(copy), *layout};
 }
 
-// `tensor`, or a copy of it that lies as `image` does.
+// `tensor`, or a copy with `image`'s layout.
 Tensor with_layout_of(const char* op, const char* argument, const Tensor& tensor, const char* other,
                 const Tensor& image) {
     if (dtype_code(tensor) != dtype_code(image)) {
@@ -204,7 +204,7 @@ void check_device(const char* op, const char* argument, const Tensor& tensor, co
     }
 }
 
-// An array of the arithmetic's type, without gaps.
+// A dense array of the arithmetic's type.
 Tensor array_argument(const char* op, const char* argument, const Tensor& tensor,
                       std::initializer_list<std::int64_t> shape, std::int32_t dtype,
                       const Tensor& first) {
@@ -228,7 +228,7 @@ const void* data_of(const Tensor& tensor) {
     return tensor.const_data_ptr();
 }
 
-// What is written must have each element in a place of its own.
+// Elements of written tensors mustn't share memory.
 void check_not_expanded(const char* op, const char* argument, const Tensor& tensor) {
     const auto sizes = tensor.sizes();
     const auto strides = strides_of(tensor);
@@ -241,7 +241,7 @@ void check_not_expanded(const char* op, const char* argument, const Tensor& tens
     }
 }
 
-// A (C,) argument of any float type; written back where it has gaps.
+// A (C,) argument of any float type; written back if it isn't dense.
 class VectorArgument {
   public:
     VectorArgument(const char* op, const char* argument, const OptionalTensor& tensor,
@@ -282,8 +282,8 @@ class VectorArgument {
     bool written_ = false;
 };
 
-// The (C,) arguments of a normalisation with its activation; holds what it points to. `scale` has
-// the weight in it, or comes without.
+// The (C,) arguments of a normalisation with its activation; owns their memory. `scale` may include
+// the weight.
 class NormActTensors {
   public:
     NormActTensors(const char* op, const Image& input, const Tensor& mean, const char* scale_name,
@@ -328,7 +328,7 @@ struct OnCpu {
                   const FinalizeResults& results) const {
         cpu::batch_norm_finalize(tiles, settings, tiles.is_double, results);
     }
-    // Of all tiles, and merged. workspace: room for as many doubles as the tiles' statistics.
+    // The tiles' statistics, merged. workspace: as many doubles as the tiles' statistics.
     void statistics(FloatType type, const ChannelLayout& layout, const void* input,
                     const FinalizeSettings& settings, void* workspace,
                     const FinalizeResults& results) const {
@@ -540,7 +540,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_gradient_finalize(const Tens
     return {results[0], results[1], results[2], results[3]};
 }
 
-// Both norm_act_gradient and norm_act_gradient_, given what the result is written to.
+// norm_act_gradient and norm_act_gradient_, with the result's memory.
 template <typename Device>
 void norm_act_gradient_into(const char* op, const Tensor& grad, const Tensor& input,
                             const ChannelLayout& layout, const Tensor& mean, const Tensor& scale,
@@ -589,10 +589,9 @@ void norm_act_gradient_in_place(Tensor grad_output, const Tensor& input, const T
     }
 }
 
-// --- The same in whole calls
-// ----------------------------------------------------------------------
+// --- Whole batch norms ----------------------------------------------------------------------
 
-// The statistics of the tiles, and batch_norm_finalize.
+// The tiles' statistics, then batch_norm_finalize.
 template <typename Device>
 std::tuple<Tensor, Tensor, Tensor> batch_norm_statistics(const Tensor& input,
                                                          const OptionalTensor& weight,
@@ -663,7 +662,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_gradient(const Tensor& grad_output, co
     const std::int64_t tiles = tile_count(values, channels);
     const bool is_double = tensors.norm().type == FloatType::float64;
     const std::int32_t dtype = arithmetic_dtype(tensors.norm().type);
-    // One piece of memory: the tiles' two sums, slope and offset.
+    // One allocation for the tiles' two sums, slope and offset.
     Tensor workspace = empty_vector(2 * (tiles + 1) * channels, dtype, input);
     Tensor result = empty_as(image.tensor);
     Tensor grad_weight = empty_vector(channels, dtype, input);
@@ -695,7 +694,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_gradient(const Tensor& grad_output, co
 
 // --- The activation alone ------------------------------------------------------------------------
 
-// Of any number of dimensions. The gradient's place in memory decides where results go.
+// Any number of dimensions. Results have the gradient's layout.
 template <typename Device>
 void act_gradient_into(const char* op, const Tensor& grad, const Tensor& kept,
                        std::int64_t activation, double negative_slope, Tensor& result) {
@@ -709,7 +708,7 @@ void act_gradient_into(const char* op, const Tensor& grad, const Tensor& kept,
     }
 }
 
-// Without gaps, in whatever order of dimensions.
+// Dense, in any order of dimensions.
 bool is_dense(const Tensor& tensor) {
     const auto sizes = tensor.sizes();
     const auto strides = strides_of(tensor);

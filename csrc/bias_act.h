@@ -1,4 +1,4 @@
-// What the kernels of bias_act are called with, on CPUs and GPUs.
+// Arguments of bias_act's kernels on CPUs and GPUs.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,7 @@
 
 namespace fastgan {
 
-// Values without gaps, in memory's order: the one at place i is of channel i / inner % channels.
+// Dense values in memory order: number i belongs to channel i / inner % channels.
 struct BiasShape {
     FloatType type;
     std::int64_t numel;

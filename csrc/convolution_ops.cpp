@@ -1,5 +1,5 @@
-// The convolution ops of torch.ops.fastgan for CPUs: schemas, checks of arguments, registration.
-// What they compute: cpu/winograd.h and cpu/patches.h. As ops.cpp, on LibTorch's stable ABI alone.
+// The convolution ops of torch.ops.fastgan for CPUs: schemas, argument checks, registration. The
+// formulas: cpu/winograd.h and cpu/patches.h. Like ops.cpp, only uses LibTorch's stable ABI.
 
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
@@ -27,7 +27,7 @@ bool gives_channels_last(const Tensor& map, const Tensor& weight) {
     return is_channels_last(map) || is_channels_last(weight);
 }
 
-// `map`, which is channels-last, laid out as torch's convolution of `argument` and `weight` is.
+// The channels-last `map` in the layout of torch's convolution of `argument` and `weight`.
 Tensor as_convolved(const Tensor& map, const Tensor& argument, const Tensor& weight) {
     if (gives_channels_last(argument, weight)) {
         return map;
@@ -43,7 +43,7 @@ void require_four_dimensions(const char* op, const char* argument, const Tensor&
     }
 }
 
-// The tensor, or a copy of it with channels last.
+// The tensor, or a channels-last copy.
 Tensor channels_last(const Tensor& tensor) {
     const FourSizes sizes{tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3)};
     const FourSizes strides = channels_last_strides(sizes);
@@ -90,7 +90,7 @@ void require_kernel(const char* op, std::int64_t taps, std::int64_t stride) {
     }
 }
 
-// Of one map and a weight (small channels, wide channels, taps, taps).
+// Checks a map and a weight (small channels, wide channels, taps, taps).
 void require_map_and_weight(const char* op, const char* argument, const Tensor& map,
                             const Tensor& weight, int channels_of_weight) {
     require_four_dimensions(op, argument, map);
@@ -104,9 +104,9 @@ void require_map_and_weight(const char* op, const char* argument, const Tensor& 
     require_channels(op, "weight", weight.size(1));
 }
 
-// Whether a convolution of these settings relates so many places.
+// Whether a convolution with these settings relates maps of these sizes.
 bool fit(const cpu::PatchDimension& along) {
-    // Settings beyond this are mistakes, and offsets computed from them would overflow.
+    // Larger settings are mistakes, and offsets would overflow.
     constexpr std::int64_t largest = std::int64_t{1} << 31;
     if (along.small < 1 || along.wide < 1 || along.padding < 0 || along.padding > largest ||
         along.stride < 1 || along.stride > largest) {
@@ -128,7 +128,7 @@ void require_places(const char* op, const cpu::WinogradShape& shape) {
     }
 }
 
-// A bias in float32, which the output adds before it is rounded.
+// A float32 bias, added before the output is rounded.
 struct Bias {
     OptionalTensor tensor;
 

@@ -1,4 +1,4 @@
-// A list of parameters with their gradients, states and shadows, as the kernels walk it.
+// A list of parameters with their gradients, states and shadows, for the kernels.
 #pragma once
 
 #include <algorithm>
@@ -10,8 +10,8 @@
 
 namespace fastgan {
 
-// The places of one parameter's tensors. The shadow (a copy in lower precision) has its own type;
-// the others share the parameter's.
+// Indices of one parameter's tensors. The shadow (a low-precision copy) has its own type; the
+// others have the parameter's.
 inline constexpr int kParam = 0;
 inline constexpr int kGrad = 1;
 inline constexpr int kFirstState = 2;
@@ -19,16 +19,16 @@ inline constexpr int kMaxStates = 3;
 inline constexpr int kShadow = kFirstState + kMaxStates;
 inline constexpr int kPlaces = kShadow + 1;
 
-// Several tensors of the same sizes walked together. As Layout: fastest dimension (of the first
-// tensor) first, dimensions of size one dropped, neighbours merged where they continue each other
-// in every tensor.
+// Several tensors of equal sizes, traversed together. Like Layout: the first tensor's fastest
+// dimension first, without dimensions of size one, adjacent dimensions merged if possible in every
+// tensor.
 struct JointLayout {
     std::int64_t numel = 0;
     int dimensions = 0;
     std::int64_t sizes[kMaxDimensions];
     std::int64_t strides[kPlaces][kMaxDimensions];
 
-    // call(d, position) with the index-th element's position in each dimension.
+    // Calls call(d, position) with the index-th element's position in each dimension.
     template <typename Call>
     FASTGAN_INLINE void for_each_position(std::int64_t index, const Call& call) const {
         for (int d = 0; d < dimensions; ++d) {
@@ -38,7 +38,7 @@ struct JointLayout {
         }
     }
 
-    // Where the index-th element lies in the tensor at `place`, in elements.
+    // The index-th element's offset in the tensor at `place`, in elements.
     FASTGAN_INLINE std::int64_t offset(int place, std::int64_t index) const {
         std::int64_t result = 0;
         for_each_position(index, [&](int d, std::int64_t position) {
@@ -60,10 +60,10 @@ struct MultiTensorItem {
 struct MultiTensor {
     FloatType type = FloatType::float32;
     std::vector<MultiTensorItem> items;
-    std::vector<JointLayout> layouts;  // of the items that are not dense
+    std::vector<JointLayout> layouts;  // of non-dense items
 };
 
-// strides: one array for each place, null where it is not used; that of kParam is not.
+// strides: one array for each place, null if unused; kParam's is never null.
 inline JointLayout make_joint_layout(const std::int64_t* sizes,
                                      const std::int64_t* const (&strides)[kPlaces],
                                      int dimensions) {
@@ -72,7 +72,7 @@ inline JointLayout make_joint_layout(const std::int64_t* sizes,
     const auto stride_of = [&](int place, int d) {
         return strides[place] == nullptr ? 0 : strides[place][d];
     };
-    // Insertion by the parameter's stride: few dimensions, most often already in (reverse) order.
+    // Insertion sort by the parameter's stride: few dimensions, usually already in (reverse) order.
     for (int d = dimensions - 1; d >= 0; --d) {
         layout.numel *= sizes[d];
         if (sizes[d] == 1) {

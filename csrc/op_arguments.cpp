@@ -13,8 +13,7 @@ using torch::stable::Tensor;
 
 namespace {
 
-// For None in a tensor's place torch hands over a tensor that is not defined, of which it can ask
-// nothing.
+// For None torch passes an undefined tensor, which has no properties.
 void require_defined(const Tensor& tensor) {
     if (!tensor.defined()) {
         fail("fastgan: an op was given None where it takes a tensor");
@@ -97,7 +96,7 @@ std::string shape_text(const Tensor& tensor) {
 
 namespace {
 
-// Of torch's last error on this thread; nothing where this torch doesn't keep it.
+// torch's last error on this thread, if this torch keeps it.
 std::string reason_of_torch() {
     using GetWhat = const char* (*)();
     constexpr const char* symbol = "torch_exception_get_what_without_backtrace";
@@ -188,8 +187,8 @@ bool is_channels_last(const Tensor& map) {
 
 #if defined(FASTGAN_WITH_CUDA)
 
-// Looked up when first needed: builds of
-// torch without CUDA lack the function, and this library must load beside them too.
+// Looked up on first use: builds of torch without CUDA lack the function, and this library must
+// load with them, too.
 void* current_cuda_stream(std::int32_t device_index) {
     using GetStream = AOTITorchError (*)(std::int32_t, void**);
     static const GetStream get_stream = [] {

@@ -1,5 +1,4 @@
-// What the implementations of all ops share: how they refuse an argument, and what they ask of
-// torch.
+// Shared by all ops: argument errors, and calls of torch.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -28,20 +27,20 @@ template <typename... Parts>
 
 std::int32_t dtype_code(const torch::stable::Tensor& tensor);
 
-// For messages; the dtypes people meet.
+// For messages; the common dtypes.
 std::string dtype_name(std::int32_t code);
 
-// Refuses every dtype that fastgan does not compute on.
+// Refuses dtypes that fastgan doesn't support.
 FloatType float_type(const char* op, const char* argument, const torch::stable::Tensor& tensor);
 
-// tensor.strides(). As dtype_code and empty_strided it raises in words for None.
+// tensor.strides(). Like dtype_code and empty_strided it raises a readable error for None.
 torch::headeronly::IntHeaderOnlyArrayRef strides_of(const torch::stable::Tensor& tensor);
 
 // "(2, 3)", for messages.
 std::string shape_text(const torch::stable::Tensor& tensor);
 
-// What we ask of torch. Where it fails, for want of memory for one, the error says what was asked
-// and torch's reason, if this torch tells it (2.13 does); the headers' own names a C function.
+// Calls of torch. If one fails, for example out of memory, the error has the request and torch's
+// reason, if this torch reports it (2.13 does); the headers' own error only names a C function.
 torch::stable::Tensor empty_strided(torch::headeronly::IntHeaderOnlyArrayRef sizes,
                                     torch::headeronly::IntHeaderOnlyArrayRef strides,
                                     std::int32_t dtype, const torch::stable::Tensor& on_device_of);
@@ -61,7 +60,7 @@ FourSizes contiguous_strides(const FourSizes& sizes);
 torch::stable::Tensor empty_map(const FourSizes& sizes, const torch::stable::Tensor& like,
                                 bool channels_last, std::optional<std::int32_t> dtype = {});
 
-// Whether torch takes a map for channels-last; its suggest_memory_format.
+// Whether torch considers a map channels-last: its suggest_memory_format.
 bool is_channels_last(const torch::stable::Tensor& map);
 
 #if defined(FASTGAN_WITH_CUDA)

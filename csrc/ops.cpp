@@ -1,10 +1,9 @@
-// The ops of torch.ops.fastgan: their schemas, the checks of their arguments, and which kernel
-// serves which device.
+// The ops of torch.ops.fastgan: schemas, argument checks, and the kernel for each device.
 //
-// On LibTorch's stable ABI alone: the headers torch/csrc/stable and torch/headeronly, and nothing
-// newer than TORCH_TARGET_VERSION, so that one binary serves torch 2.10 and every later release,
-// CPU and CUDA builds alike. What the stable ABI does not reach (fake kernels, autograd, version
-// counters) is registered from Python, in fastgan/ops.
+// Only uses LibTorch's stable ABI: the headers torch/csrc/stable and torch/headeronly, and nothing
+// newer than TORCH_TARGET_VERSION. So one binary works with torch 2.10 and all later releases, CPU
+// and CUDA builds alike. What the stable ABI lacks (fake kernels, autograd, version counters) is
+// registered from Python, in fastgan/ops.
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -49,7 +48,7 @@ double largest(FloatType type) {
     return 0x1.fep127;
 }
 
-// Checked, and rounded to what the tensor's dtype holds, as torch.clamp_ does with its bounds.
+// Checked, and rounded to the tensor's dtype, like torch.clamp_'s bounds.
 ClipBounds clip_bounds(const char* op, const Tensor& tensor, FloatType type, double min,
                        double max) {
     if (std::isnan(min) || std::isnan(max)) {
@@ -72,7 +71,7 @@ ClipBounds clip_bounds(const char* op, const Tensor& tensor, FloatType type, dou
 
 using TensorList = std::vector<Tensor>;
 
-// An argument that lists one tensor for each parameter.
+// An argument with one tensor for each parameter.
 struct ListArgument {
     const char* name;
     const TensorList* tensors;
@@ -80,7 +79,7 @@ struct ListArgument {
     bool written;
 };
 
-// A tensor that lies where and as the parameter does.
+// A tensor with the parameter's device and shape.
 void check_matches(const char* op, const Tensor& param, const ListArgument& list, std::size_t i) {
     const Tensor& tensor = (*list.tensors)[i];
     const auto param_sizes = param.sizes();
@@ -104,7 +103,7 @@ void check_not_expanded(const char* op, const ListArgument& list, std::size_t i)
     }
 }
 
-// True where all operands lie alike and without gaps, so that they can be walked as runs.
+// Whether all operands are dense with equal layouts, so that they can be traversed linearly.
 bool is_dense_alike(const Tensor& param, const std::int64_t* const (&strides)[kPlaces]) {
     const auto sizes = param.sizes();
     const int dimensions = static_cast<int>(sizes.size());
@@ -127,8 +126,7 @@ bool is_dense_alike(const Tensor& param, const std::int64_t* const (&strides)[kP
     return contiguous || make_layout(sizes.data(), strides[kParam], dimensions).is_dense();
 }
 
-// `lists`: that of the parameters first. An empty one is not used; the others are as long as the
-// first.
+// `lists`: the parameters' first. Empty ones are unused; the others are as long as the first.
 MultiTensor multi_tensor(const char* op, const std::vector<ListArgument>& lists) {
     const TensorList& params = *lists.front().tensors;
     for (const ListArgument& list : lists) {
@@ -204,8 +202,8 @@ bool share_memory(const MultiTensor& tensors, int place, const MultiTensorItem& 
 
 enum class Overlap { by_extent, by_element };
 
-// by_extent: true where the tensors at `place` of two parameters may share memory, since each
-// begins before the other ends. by_element: where they do.
+// by_extent: whether the tensors at `place` of two parameters may share memory, because their
+// address ranges overlap. by_element: whether they do.
 bool any_overlap(const MultiTensor& tensors, int place, Overlap kind) {
     const std::int64_t bytes = bytes_of(tensors.type);
     struct Extent {
@@ -288,7 +286,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // --- Optimisers ----------------------------------------------------------------------------------
 
-// The arguments that rmsprop_step_ and adam_step_ share.
+// Common arguments of rmsprop_step_ and adam_step_.
 struct StepArguments {
     const char* op;
     const TensorList& params;
@@ -306,7 +304,7 @@ struct StepArguments {
     const std::optional<Tensor>& found_inf;
 };
 
-// How one kind of device does it.
+// The implementation for one kind of device.
 template <typename Rule>
 struct Kernels {
     void (*step)(const MultiTensor&, const Rule&, const StepSettings&, const Tensor& on_device_of);
@@ -365,12 +363,12 @@ void optimizer_step(const StepArguments& a, std::vector<ListArgument> states, co
              ": gradients that share memory would be divided by grad_scale twice; list each "
              "parameter once, with a gradient of its own");
     }
-    // Parameters that share memory, as tied ones do, can't be written at once.
+    // Parameters that share memory, such as tied ones, can't be written in parallel.
     if (!any_overlap(tensors, kParam, Overlap::by_extent)) {
         kernels.step(tensors, rule, settings, first);
         return;
     }
-    // One after the other, as torch.optim does, and the clip before or after them all.
+    // One after the other, as in torch.optim, with the clip before or after all of them.
     settings.clip_before = settings.clip_after = no_clip;
     if (a.clip_first) {
         kernels.clip(tensors, clip, settings.shadow_type, settings.found_inf, first);
@@ -433,7 +431,7 @@ void clip_tensors(TensorList tensors, TensorList shadows, double min, double max
     if (found_inf) {
         skip = scalar_reference(op, "found_inf", *found_inf, tensors.front(), false);
     }
-    // Tensors that overlap need no care: a clip twice is a clip once.
+    // Overlapping tensors are fine: clipping is idempotent.
     kClip(items, bounds, shadow_type(op, shadows), skip, tensors.front());
 }
 

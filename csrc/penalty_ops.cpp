@@ -1,7 +1,7 @@
-// The gradient penalty's ops of torch.ops.fastgan: schemas, checks of arguments, registration. What
-// they compute: math/penalty_points.h and math/penalty_norm.h. As ops.cpp, on LibTorch's stable ABI
-// alone. They write into tensors that they are given and return nothing; an output may be the very
-// tensor that an input is.
+// The gradient penalty's ops of torch.ops.fastgan: schemas, argument checks, registration. The
+// formulas: math/penalty_points.h and math/penalty_norm.h. Like ops.cpp, only uses LibTorch's
+// stable ABI. The ops write to output arguments and return nothing; an output may be the same
+// tensor as an input.
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -42,7 +42,7 @@ const void* read(const OptionalTensor& tensor) {
     return tensor ? tensor->const_data_ptr() : nullptr;
 }
 
-// The dimensions behind the batch that have more than one element, fastest first in memory.
+// The dimensions after the batch with more than one element, fastest first in memory.
 std::vector<int> by_stride(const Tensor& tensor) {
     const auto sizes = tensor.sizes();
     const auto strides = strides_of(tensor);
@@ -61,7 +61,7 @@ std::int64_t elements_per_sample(const Tensor& tensor) {
     return tensor.size(0) == 0 ? 0 : tensor.numel() / tensor.size(0);
 }
 
-// Refuses a tensor whose samples do not follow each other in memory, each without gaps.
+// Refuses a tensor unless its samples are dense and consecutive in memory.
 void require_dense_samples(const char* op, const char* argument, const Tensor& tensor) {
     if (tensor.dim() < 2) {
         fail(op, ": ", argument, " has shape ", shape_text(tensor),
@@ -86,7 +86,7 @@ bool same_sizes(const Tensor& a, const Tensor& b) {
     return left.size() == right.size() && std::equal(left.begin(), left.end(), right.begin());
 }
 
-// Refuses a tensor that does not lie in memory as `like` does, behind the batch.
+// Refuses a tensor unless it has `like`'s layout after the batch dimension.
 void require_like(const char* op, const char* argument, const Tensor& tensor, const Tensor& like) {
     if (!same_sizes(tensor, like)) {
         fail(op, ": ", argument, " has shape ", shape_text(tensor), "; expected ",
@@ -107,7 +107,7 @@ FloatType arithmetic(FloatType type) {
     return type == FloatType::float64 ? FloatType::float64 : FloatType::float32;
 }
 
-// Numbers that a kernel reads or writes one after the other, in the type it computes in.
+// Contiguous numbers of the arithmetic's type.
 void require_numbers(const char* op, const char* argument, const Tensor& tensor,
                      std::int64_t count, FloatType type) {
     if (tensor.numel() != count || float_type(op, argument, tensor) != type) {
@@ -225,12 +225,12 @@ void tangent_on_cpu(Tensor gradient, Tensor tangent, Tensor norms, Tensor value,
 
 // --- Norms ---------------------------------------------------------------------------------------
 
-// Of maps (N, C, ...), of which the first stands for the others.
+// The sizes of maps (N, C, ...), taken from the first.
 NormShape norm_shape(const char* op, const char* argument, const Tensor& maps,
                      std::int64_t groups) {
     require_dense_samples(op, argument, maps);
     const std::int64_t channels = maps.size(1);
-    // Every number divides 0, and a group without channels has no first one.
+    // Every number divides 0, but a group needs channels.
     if (groups < 1 || channels == 0 || channels % groups != 0) {
         fail(op, ": groups is ", groups, "; expected a divisor of ", channels, " channels");
     }
@@ -352,7 +352,7 @@ void norm_gradients_on_cpu(Tensor grad, OptionalTensor tangent, Tensor xhat, Ten
 
 #if defined(FASTGAN_WITH_CUDA)
 
-// run(stream) on the tensor's device.
+// Calls run(stream) on the tensor's device.
 template <typename Run>
 void on_device_of(const Tensor& tensor, const Run& run) {
     const std::int32_t device_index = tensor.get_device_index();

@@ -1,6 +1,5 @@
-// The ops of StyleGAN's networks in torch.ops.fastgan: schemas, checks of their arguments,
-// registration. What they compute: math/bias_act.h and math/upfirdn2d.h. As ops.cpp, on LibTorch's
-// stable ABI alone.
+// The ops of StyleGAN's networks in torch.ops.fastgan: schemas, argument checks, registration. The
+// formulas: math/bias_act.h and math/upfirdn2d.h. Like ops.cpp, only uses LibTorch's stable ABI.
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -39,7 +38,7 @@ bool lies_channels_last(const Tensor& tensor) {
     return tensor.dim() == 4 && is_channels_last(tensor);
 }
 
-// Without gaps, in the dtype of `like`.
+// Dense, in `like`'s dtype.
 Tensor empty_as(const Tensor& like, bool channels_last) {
     if (channels_last) {
         return empty_map({like.size(0), like.size(1), like.size(2), like.size(3)}, like, true);
@@ -77,7 +76,7 @@ BiasAct bias_act_settings(const char* op, std::int64_t act, double alpha, double
             clamp && *clamp >= 0 ? *clamp : std::numeric_limits<double>::infinity()};
 }
 
-// The bias lies along `dim` of x, which lies as `channels_last` says.
+// The bias is along `dim` of x, which has the layout `channels_last`.
 BiasShape bias_shape(const char* op, const Tensor& x, const OptionalTensor& b,
                           std::int64_t dim, bool channels_last) {
     BiasShape shape{float_type(op, "x", x), x.numel(), 1, std::max<std::int64_t>(x.numel(), 1)};
@@ -165,7 +164,7 @@ struct OnCuda {
 };
 #endif
 
-// Over all dimensions but one; torch's own sum, which has no atomics.
+// Over all dimensions but one; torch's sum, which uses no atomics.
 Tensor sum_over_others(const Tensor& tensor, std::int64_t dim) {
     std::vector<std::int64_t> others;
     const std::int64_t kept = dim < 0 ? dim + tensor.dim() : dim;
@@ -237,7 +236,7 @@ std::tuple<Tensor, Tensor> bias_act_gradient(const Tensor& grad_output, const Op
         (std::isfinite(settings.clamp) && keep != Kept::input && keep != Kept::output)) {
         fail(op, ": from what keeps = ", keeps, " names, this gradient can't be computed");
     }
-    Tensor values = kept ? *kept : grad_output;  // which is not read where nothing is kept
+    Tensor values = kept ? *kept : grad_output;  // not read if nothing is kept
     if (keep == Kept::bits) {
         if (dtype_code(*kept) != aoti_torch_dtype_uint8() || kept->dim() != 1 ||
             kept->size(0) != (shape.numel + 7) / 8 || kept->device() != grad_output.device()) {
@@ -281,8 +280,7 @@ std::tuple<Tensor, Tensor> bias_act_gradient(const Tensor& grad_output, const Op
 
 using Numbers = std::vector<std::int64_t>;
 
-// Factors, paddings and sizes beyond this are mistakes, and what is computed from them might
-// overflow.
+// Larger factors, paddings and sizes are mistakes, and might overflow.
 constexpr std::int64_t kLargest = std::int64_t{1} << 31;
 
 void require_numbers(const char* op, const char* argument, const Numbers& numbers,
@@ -302,13 +300,13 @@ void require_map(const char* op, const char* argument, const Tensor& map) {
     }
 }
 
-// A filter without gaps; holds what it points to.
+// A dense filter; owns its memory.
 struct FilterArgument {
     OptionalTensor values;
     Filter filter;
 };
 
-// The first of `paddings` are of x and y before their first values.
+// `paddings` begins with x's and y's before their first values.
 FilterArgument filter_argument(const char* op, const char* argument, const OptionalTensor& f,
                                const Tensor& x, std::int64_t rows, std::int64_t columns,
                                const Numbers& up, const Numbers& down, const Numbers& paddings,
@@ -459,7 +457,7 @@ std::tuple<Tensor, Tensor> filtered_lrelu_signs(const Tensor& x, const OptionalT
     return {result.output, *result.signs};
 }
 
-// The same with the signs given, so that it is linear in x.
+// The same with given signs, linear in x.
 template <typename Device>
 Tensor filtered_lrelu_masked(const Tensor& x, const Tensor& signs, const OptionalTensor& fu,
                              const OptionalTensor& fd, std::int64_t up, std::int64_t down,

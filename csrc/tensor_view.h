@@ -1,4 +1,4 @@
-// A tensor as the kernels see it: a pointer, a type, and the layout reduced to what matters.
+// A tensor for the kernels: a pointer, a type and a simplified layout.
 #pragma once
 
 #include <algorithm>
@@ -8,25 +8,25 @@
 
 namespace fastgan {
 
-// No tensor needs more: every dimension kept has at least two elements, and 2^64 elements don't
-// fit.
+// No tensor needs more: every remaining dimension has at least two elements, and 2^64 don't fit in
+// memory.
 inline constexpr int kMaxDimensions = 64;
 
 // Sizes and strides in elements, fastest dimension (smallest stride) first. Dimensions of size one
-// are dropped, and neighbours that continue each other in memory are merged, so that a contiguous,
-// a channels-last and a transposed tensor all become one dimension of stride 1.
+// are dropped and adjacent ones merged if possible, so that contiguous, channels-last and
+// transposed tensors all become one dimension of stride 1.
 struct Layout {
     std::int64_t numel = 0;
     int dimensions = 0;
     std::int64_t sizes[kMaxDimensions] = {};
     std::int64_t strides[kMaxDimensions] = {};
 
-    // One unbroken run of memory, each element once.
+    // Dense: contiguous memory with each element once.
     FASTGAN_INLINE bool is_dense() const {
         return dimensions == 0 || (dimensions == 1 && strides[0] == 1);
     }
 
-    // Where in memory, in elements, the index-th element lies, counted fastest dimension first.
+    // The index-th element's offset in elements, counting the fastest dimension first.
     FASTGAN_INLINE std::int64_t offset(std::int64_t index) const {
         std::int64_t result = 0;
         for (int d = 0; d < dimensions; ++d) {
@@ -44,7 +44,7 @@ struct TensorView {
     Layout layout;
 };
 
-// True where a stride of zero lets several indices share one element, as after Tensor.expand.
+// Whether a stride of zero makes several indices share an element, as after Tensor.expand.
 inline bool is_expanded(const std::int64_t* sizes, const std::int64_t* strides, int dimensions) {
     for (int d = 0; d < dimensions; ++d) {
         if (sizes[d] > 1 && strides[d] == 0) {
@@ -65,7 +65,7 @@ inline Layout make_layout(const std::int64_t* sizes, const std::int64_t* strides
     if (layout.numel == 0) {
         return layout;
     }
-    // Insertion by stride: few dimensions, most often already in (reverse) order.
+    // Insertion sort by stride: few dimensions, usually already in (reverse) order.
     for (int d = dimensions - 1; d >= 0; --d) {
         if (sizes[d] == 1) {
             continue;

@@ -1,4 +1,4 @@
-// What the kernels of upfirdn2d and filtered_lrelu are called with, on CPUs and GPUs.
+// Arguments of the kernels of upfirdn2d and filtered_lrelu on CPUs and GPUs.
 #pragma once
 
 #include <cstdint>
@@ -28,8 +28,8 @@ struct Filter {
 
 enum class Signs { none, written, read };
 
-// Maps without gaps, all channels-last or all contiguous; `signs` has (channels, rows between the
-// filters, bytes) of each sample.
+// Dense maps, all channels-last or all contiguous; `signs` has (channels, rows between the filters,
+// bytes) for each sample.
 struct FirMaps {
     FloatType type;
     std::int64_t batch;
@@ -39,7 +39,7 @@ struct FirMaps {
     void* y;
 };
 
-// Between the filters: bias in the maps' type, or null, and added before the first.
+// Between the filters: bias in the maps' type, or null, added before the first.
 struct FirBetween {
     const void* bias;
     FirActivation activation;

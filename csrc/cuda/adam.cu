@@ -13,7 +13,7 @@ using Plain = AdamRule<A, false>;
 template <typename A>
 using Amsgrad = AdamRule<A, true>;
 
-// Many pointers and nothing else: 4 KiB of them.
+// Pointers only, 4 KiB of them.
 struct StepList {
     static constexpr int kCapacity = 240;
 
@@ -21,8 +21,8 @@ struct StepList {
     ScalarReference steps[kCapacity];
 };
 
-// A thread owns one tensor's count of steps. A launch of its own, before the others, because every
-// block of theirs reads the count.
+// A thread owns one tensor's step count. A separate launch before the others, because all of their
+// blocks read the count.
 __global__ void __launch_bounds__(kThreads)
     count_steps(const __grid_constant__ StepList list,
                 const __grid_constant__ StepSettings settings) {

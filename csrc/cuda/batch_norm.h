@@ -1,7 +1,7 @@
-// The batch-norm passes on CUDA devices. What they compute: ../math/batch_norm.h.
+// The batch-norm passes on CUDA devices. The formulas: ../math/batch_norm.h.
 //
-// All run on `stream` (a cudaStream_t) without waiting for it, on the current device, which must be
-// the one that holds the memory. They throw std::runtime_error on a CUDA error.
+// All run asynchronously on `stream` (a cudaStream_t) of the current device, which must own the
+// memory. They throw std::runtime_error on a CUDA error.
 #pragma once
 
 #include "../batch_norm.h"

@@ -1,4 +1,4 @@
-// Batch norm's statistics on CUDA devices: a kernel that takes those of tiles, bound by reading the
+// Batch norm's statistics on CUDA devices: a kernel for the tiles' statistics, bound by reading the
 // tensor once, and one that merges them.
 #include "../math/compensated_sum.h"
 #include "batch_norm.h"
@@ -9,15 +9,15 @@ namespace fastgan::cuda {
 
 namespace {
 
-// However many rows a tile has, its sums of terms t are off by 21 u sum(|t|) at most, u being half
-// of the type's epsilon: by 3 roundings of each term, 7 of adding a vector's or 3 of adding
-// kRowsInFlight, 2 of a thread's sum (compensated_sum.h), 8 of a block's or 5 of a warp's, 1 of the
-// result.
+// For any number of rows, a tile's sums of terms t have an error of at most 21 u sum(|t|), u being
+// half the type's epsilon: 3 roundings of each term, 7 for a vector or 3 for kRowsInFlight, 2 for a
+// thread's sum (compensated_sum.h), 8 for a block's or 5 for a warp's, 1 for the result.
 
-// Rows that a thread loads before it uses the first: hides the memory's latency.
+// Rows that a thread loads before it uses the first, to hide memory latency.
 constexpr int kRowsInFlight = 4;
 
-// mean, m2: (tiles, channels). A block has a tile of `lanes` vectors of channels; see ColumnBlocks.
+// mean, m2: (tiles, channels). A block owns a tile of `lanes` vectors of channels; see
+// ColumnBlocks.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kTileThreads)
     column_moments(const T* input, ChannelLayout layout, std::int64_t tile_rows,
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(kTileThreads)
     }
 }
 
-// mean, m2: (tiles, channels). A warp has a tile of one channel.
+// mean, m2: (tiles, channels). A warp owns a tile of one channel.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kTileThreads)
     channel_moments(const T* input, ChannelLayout layout, LayoutDivisors divisors,
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kTileThreads)
     const std::int64_t values = left < tile_values ? left : tile_values;
     const ChannelTile place = ChannelTile::of(divisors, begin, channel);
 
-    // First, so that no register is kept for it (sm_90a spilled one).
+    // First, so that it needs no register later (sm_90a spilled one).
     const A values_of_tile = static_cast<A>(values);
     if (lane == 0 && channel == 0) {
         count[tile] = values_of_tile;
@@ -143,7 +143,7 @@ __global__ void __launch_bounds__(kTileThreads)
     }
 }
 
-// A thread merges every 32nd tile of a channel; then 32 threads merge what they have.
+// A thread merges every 32nd tile of a channel; then 32 threads merge their results.
 template <typename A>
 __global__ void __launch_bounds__(kMergeChannels* kMergeThreads)
     merge_moments(StatisticsTiles tiles, FinalizeSettings settings, FinalizeResults results) {

@@ -8,7 +8,7 @@ namespace fastgan::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// A thread's values: those of one byte of bits.
+// A thread's values, for one byte of bits.
 constexpr int kValues = 8;
 
 // The channel of a thread's values, one after the other.
@@ -47,7 +47,7 @@ __device__ __forceinline__ A activated(const BiasAct& settings, A u) {
     return value;
 }
 
-// g * act', of what slope() of math/bias_act.h takes.
+// g * act', from the argument of slope() in math/bias_act.h.
 template <typename A>
 __device__ __forceinline__ A by_slope(const BiasAct& settings, A z, A g) {
     switch (settings.act) {

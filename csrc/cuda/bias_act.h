@@ -1,4 +1,4 @@
-// bias_act on CUDA devices; as cpu/bias_act.h, on `stream`.
+// bias_act on CUDA devices, like cpu/bias_act.h, on `stream`.
 #pragma once
 
 #include "../bias_act.h"

@@ -1,4 +1,4 @@
-// Sums over the threads of a block, in an order that is always the same.
+// Sums over a block's threads in a fixed order.
 #pragma once
 
 #include "launch.h"

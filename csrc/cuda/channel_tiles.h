@@ -1,14 +1,13 @@
-// How the batch-norm kernels share a tensor out over threads.
+// How the batch-norm kernels distribute a tensor over threads.
 //
-// A tensor of columns (channels-last): a block is `lanes` threads wide, each with a vector of
-// channels of its own, and as many rows high as its threads allow. So neighbours read neighbours, a
-// thread meets the same channels in every row, and their parameters stay in its registers.
+// Channels-last tensors: a block is `lanes` threads wide, each with its own vector of channels, and
+// as many rows high as its threads allow. So reads coalesce, a thread has the same channels in
+// every row, and their parameters stay in registers.
 //
-// A contiguous tensor is walked in vectors of one channel's values; which channel follows from the
-// vector's place.
+// Contiguous tensors: vectors of one channel's values; the vector's position gives the channel.
 //
-// Vectors are of 16 bytes where channels (or an image's values) are a multiple of that and all
-// memory begins at one; of one element else.
+// Vectors have 16 bytes if channels (or an image's values) are a multiple of that and all memory is
+// aligned; otherwise one element.
 #pragma once
 
 #include "../batch_norm.h"
@@ -40,8 +39,8 @@ __device__ __forceinline__ void store(T* values, const Vector<T, kVector>& vecto
     *reinterpret_cast<Vector<T, kVector>*>(values) = vector;
 }
 
-// Divides by a number that the host knows. The device's own division of 64 bits is a function call,
-// for which a kernel has to save its registers.
+// Division by a number known on the host. The device's 64-bit division is a function call, which
+// costs registers.
 struct Divisor {
     std::int64_t value;
     double inverse;
@@ -55,7 +54,7 @@ struct Divisor {
         if (((dividend | value) >> 32) == 0) {
             return static_cast<std::uint32_t>(dividend) / static_cast<std::uint32_t>(value);
         }
-        // Off by one at most, both roundings being of 2^-53.
+        // Off by at most one: both roundings are 2^-53.
         const std::int64_t guess =
             static_cast<std::int64_t>(static_cast<double>(dividend) * inverse);
         const std::int64_t remainder = dividend - guess * value;
@@ -63,7 +62,7 @@ struct Divisor {
     }
 };
 
-// The numbers of a layout that kernels divide by.
+// A layout's divisors.
 struct LayoutDivisors {
     Divisor image_size;
     Divisor channels;
@@ -73,12 +72,12 @@ struct LayoutDivisors {
     }
 };
 
-// A block over columns; one thread's place in it.
+// A block over columns, and a thread's position in it.
 struct ColumnBlocks {
     int lanes;       // threads next to each other: a power of two, up to 32
-    Divisor groups;  // so many blocks next to each other cover all channels
+    Divisor groups;  // number of adjacent blocks that cover all channels
 
-    // How many blocks cover so many parts of the rows.
+    // The number of blocks for this many parts of the rows.
     unsigned count(std::int64_t parts) const { return blocks_for(parts * groups.value, 1); }
 };
 
@@ -92,7 +91,7 @@ inline ColumnBlocks column_blocks(std::int64_t channels, int vector) {
 }
 
 struct ColumnThread {
-    std::int64_t part;     // which part of the rows the block has
+    std::int64_t part;     // the block's part of the rows
     std::int64_t channel;  // the first of the thread's vector
     int lane;
     int row;   // among the block's
@@ -111,8 +110,8 @@ struct ColumnThread {
     }
 };
 
-// Adds what the threads of a block's column have, in a fixed order, into its first row's.
-// shared: kTileThreads * kVector elements.
+// Sums over the threads of a block's column, in a fixed order, into the first row. shared:
+// kTileThreads * kVector elements.
 template <int kVector, typename A>
 __device__ __forceinline__ void add_rows_of_block(const ColumnThread& place, int lanes,
                                                   A (&values)[kVector], A* shared) {
@@ -136,7 +135,7 @@ __device__ __forceinline__ void add_rows_of_block(const ColumnThread& place, int
     for (int v = 0; v < kVector; ++v) {
         values[v] = shared[v * kTileThreads + thread];
     }
-    // The next call writes what this one reads.
+    // The next call overwrites what this one reads.
     __syncthreads();
 }
 
@@ -150,10 +149,10 @@ __device__ __forceinline__ A sum_of_warp(A value) {
     return value;
 }
 
-// A tile of one channel of a contiguous tensor: where its i-th value lies.
+// A tile of one channel of a contiguous tensor: the position of its i-th value.
 struct ChannelTile {
     std::int64_t first_image;
-    std::int64_t within;  // of the first image, where the tile begins
+    std::int64_t within;  // the tile's beginning in the first image
     Divisor image_size;
     std::int64_t image_stride;
     std::int64_t channel_start;
@@ -194,17 +193,17 @@ struct CountTag {
     static constexpr int value = kVectors;
 };
 
-// body(tag, count, first) until all of a thread's kInFlight vectors are done, count of them from
-// the first-th on. Piecewise linear activations take all at once, whose loads are then in flight
-// together. Smooth ones take one after another: their code is long, and unrolled over vectors would
-// cost a compiler minutes, while the block's other threads hide the latency.
+// Calls body(tag, count, first) until all of a thread's kInFlight vectors are done, `count` of them
+// from `first` on. Piecewise linear activations process all at once, with all loads in flight.
+// Smooth ones process one at a time: unrolling their long code would cost the compiler minutes, and
+// the block's other threads hide the latency.
 template <int kInFlight, typename Body>
 __device__ __forceinline__ void for_vectors_in_flight(Activation activation, const Body& body) {
     if_piecewise_linear(
         activation, [&](auto tag) { body(tag, CountTag<kInFlight>(), 0); },
         [&] {
             with_smooth(activation, [&](auto tag) {
-                // Downwards, which ptxas compiles for sm_100 without a spill.
+                // Downwards, because ptxas then doesn't spill on sm_100.
 #pragma unroll 1
                 for (int first = kInFlight - 1; first >= 0; --first) {
                     body(tag, CountTag<1>(), first);
@@ -213,7 +212,7 @@ __device__ __forceinline__ void for_vectors_in_flight(Activation activation, con
         });
 }
 
-// call(T{}, VectorTag<...>{}) for the tensor's type and the widest vectors that serve.
+// call(T{}, VectorTag<...>{}) for the tensor's type and the widest possible vectors.
 template <typename Call>
 void with_vectors(FloatType type, const ChannelLayout& layout, bool aligned, const Call& call) {
     const auto typed = [&](auto example) {
@@ -236,7 +235,7 @@ void with_vectors(FloatType type, const ChannelLayout& layout, bool aligned, con
     }
 }
 
-// The merging of tiles: a block has 32 channels, and of each 32 threads that share its tiles.
+// Merging tiles: a block has 32 channels, and 32 threads per channel that share its tiles.
 inline constexpr int kMergeChannels = 32;
 inline constexpr int kMergeThreads = 32;
 

@@ -1,11 +1,10 @@
-// The chunk table: how one launch walks many tensors.
+// The chunk table: one launch over many tensors.
 //
-// Every tensor is cut into chunks of one size, the last one of a tensor shorter; the grid has one
-// block per chunk, and a block finds its tensor by a binary search over where each begins. The
-// table is passed by value, as a kernel parameter. So a CUDA graph that captures the launch keeps
-// its own copy, nothing has to be copied to the device or kept alive, and no step waits for the one
-// before it. The price is a limit on its size, the 4 KiB of parameters that every driver takes;
-// longer lists take several launches.
+// Tensors are cut into chunks of one size, a tensor's last one being shorter; the grid has one block
+// per chunk, and a block finds its tensor by a binary search over the chunks' beginnings. The table
+// is passed by value as a kernel parameter: a CUDA graph keeps its own copy, nothing is copied to
+// the device or kept alive, and no step waits for the previous one. Its size is limited to the 4
+// KiB of parameters that every driver accepts; longer lists take several launches.
 #pragma once
 
 #include <cstdint>
@@ -19,12 +18,12 @@ struct ChunkTableEntry {
     ScalarReference step;
     std::int64_t numel;
     std::int64_t first_chunk : 62;
-    // Every tensor begins at a multiple of 16 bytes (the shadow, of its share of them).
+    // Every tensor is aligned to 16 bytes (the shadow to its share of them).
     std::uint64_t aligned : 1;
 };
 
 struct ChunkTable {
-    // With room for the settings beside them in 4 KiB.
+    // Leaves space for the settings within 4 KiB.
     static constexpr int kCapacity = 40;
 
     int size = 0;
@@ -32,7 +31,7 @@ struct ChunkTable {
     ChunkTableEntry entries[kCapacity];
 };
 
-// What one block works on: elements [begin, end) of a tensor.
+// A block's work: elements [begin, end) of a tensor.
 struct Chunk {
     int entry;
     std::int64_t begin;
@@ -50,13 +49,13 @@ FASTGAN_INLINE void add_to_table(ChunkTable& table, const MultiTensorItem& item,
     entry.first_chunk = table.chunks;
     entry.aligned = aligned ? 1 : 0;
     const std::int64_t chunks = (item.numel + chunk_elements - 1) / chunk_elements;
-    // An empty tensor has one too: its step is counted all the same.
+    // An empty tensor has one, too, which counts its step.
     table.chunks += chunks > 0 ? chunks : 1;
 }
 
 FASTGAN_INLINE Chunk find_chunk(const ChunkTable& table, std::int64_t chunk,
                                 std::int64_t chunk_elements) {
-    // The last entry that begins at `chunk` or before lies in [low, high).
+    // The last entry that begins at or before `chunk` is in [low, high).
     int low = 0;
     int high = table.size;
     while (high - low > 1) {

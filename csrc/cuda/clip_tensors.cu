@@ -1,4 +1,4 @@
-// clip_tensors_ on CUDA devices: many tensors in one launch, and their shadows.
+// clip_tensors_ on CUDA devices: many tensors and their shadows in one launch.
 #include "multi_tensor.h"
 #include "optimizers.h"
 

@@ -1,9 +1,9 @@
-// The one way a CUDA kernel of this project is started, and how CUDA's errors become exceptions.
+// Launches CUDA kernels, and turns CUDA errors into exceptions.
 //
-// Kernels are launched through launch() and never with <<<>>>, so that everything CUDA has which
-// C++ has not stays in this header: a .cu file that includes it, and uses threadIdx, blockIdx,
-// blockDim and gridDim, is otherwise plain C++, and a test harness can compile it for the host by
-// defining FASTGAN_HOST_HARNESS and supplying a header of that name's meaning on the include path.
+// Kernels are launched by launch(), never by <<<>>>, so that CUDA's syntax stays in this header. A
+// .cu file is then plain C++ except for threadIdx, blockIdx, blockDim and gridDim, and a test
+// harness can compile it for the host by defining FASTGAN_HOST_HARNESS and providing its own
+// header.
 #pragma once
 
 #if defined(FASTGAN_HOST_HARNESS)
@@ -21,12 +21,12 @@
 
 namespace fastgan::cuda {
 
-// Throws std::runtime_error, naming what was tried, unless status is success.
+// Throws std::runtime_error with the attempted action unless status is success.
 inline void check(cudaError_t status, const char* attempted) {
     if (status == cudaSuccess) {
         return;
     }
-    // Take the error off the thread, lest the next, innocent call report it.
+    // Clear the thread's error, so that the next call doesn't report it.
     static_cast<void>(cudaGetLastError());
     std::string message = std::string("fastgan: ") + attempted +
                           " failed: " + cudaGetErrorName(status) + " (" +
@@ -39,7 +39,7 @@ inline void check(cudaError_t status, const char* attempted) {
     throw std::runtime_error(message);
 }
 
-// The number of blocks, of `per_block` items each, that cover `items`, as a grid's x dimension.
+// The number of blocks, with `per_block` items each, for `items`: a grid's x dimension.
 inline unsigned blocks_for(std::int64_t items, std::int64_t per_block) {
     const std::int64_t blocks = (items + per_block - 1) / per_block;
     if (blocks > std::numeric_limits<std::int32_t>::max()) {
@@ -48,8 +48,8 @@ inline unsigned blocks_for(std::int64_t items, std::int64_t per_block) {
     return static_cast<unsigned>(blocks);
 }
 
-// kernel(arguments...) on `stream`, asynchronously, on the current device. `name` is for messages.
-// No blocks means no work: nothing is launched.
+// Runs kernel(arguments...) asynchronously on `stream` of the current device. `name` is for
+// messages. Without blocks nothing is launched.
 template <typename... Parameters>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
             std::size_t shared_bytes, cudaStream_t stream,
@@ -59,7 +59,7 @@ void launch(const char* name, void (*kernel)(Parameters...), dim3 blocks, dim3 t
     if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) {
         return;
     }
-    // One more than needed: a kernel without parameters would make an array of size zero.
+    // One more than needed: a kernel without parameters would give an array of size zero.
     void* addresses[sizeof...(Parameters) + 1] = {static_cast<void*>(&arguments)..., nullptr};
     check(cudaLaunchKernel(kernel, blocks, threads, addresses, shared_bytes, stream), name);
 }

@@ -16,8 +16,8 @@ inline constexpr int kVectorBytes = 16;
 template <typename T>
 inline constexpr int kVectorSize = kVectorBytes / static_cast<int>(sizeof(T));
 
-// Vectors of each tensor that a thread loads before it computes: enough bytes in flight to hide the
-// memory's latency, few enough registers for a full multiprocessor.
+// Vectors of each tensor that a thread loads before it computes: enough bytes in flight to hide
+// memory latency, few enough registers for full occupancy.
 template <typename T>
 inline constexpr int kVectorsInFlight = sizeof(T) == 2 ? 1 : 2;
 
@@ -32,8 +32,8 @@ struct alignas(sizeof(T) * kSize) Pack {
     T elements[kSize];
 };
 
-// pack to `to`, aligned as it, in one instruction. nvcc, left to itself, takes the pack apart for
-// the elements' arithmetic and stores it in pieces, which costs as many transactions.
+// Stores the aligned pack in one instruction. By itself nvcc splits the pack for the elements'
+// arithmetic and stores it in pieces, in as many transactions.
 template <typename T, int kSize>
 __device__ __forceinline__ void store(T* to, const Pack<T, kSize>& pack) {
 #if defined(__CUDA_ARCH__)
@@ -83,7 +83,7 @@ __device__ __forceinline__ void store_shadow(void* shadows, FloatType type, std:
     }
 }
 
-// The step of kSize neighbours; index[place]: where the first of them lies in the tensor there.
+// The step of kSize adjacent elements; index[place]: the position of the first one in that tensor.
 template <typename T, int kSize, typename Step>
 struct Neighbours {
     Pack<T, kSize> values[Step::kValues];
@@ -126,10 +126,9 @@ struct Neighbours {
     }
 };
 
-// A block owns one chunk of one dense tensor. Where the tensor is aligned, a thread owns
-// kVectorsInFlight vectors in each of kRounds rounds, kThreads apart so that neighbours read
-// neighbours; what is left of the last vector, and tensors that begin within a vector, go element
-// by element.
+// A block owns one chunk of a dense tensor. In aligned tensors a thread owns kVectorsInFlight
+// vectors in each of kRounds rounds, kThreads apart so that reads coalesce; the remainder, and
+// unaligned tensors, are processed element by element.
 template <typename T, typename Step>
 __device__ __forceinline__ void run_chunk(const ChunkTableEntry& entry, const Chunk& chunk,
                                           const Step& step, FloatType shadow_type) {
@@ -171,15 +170,15 @@ __device__ __forceinline__ void run_chunk(const ChunkTableEntry& entry, const Ch
 
 // --- Optimisers ----------------------------------------------------------------------------------
 
-// What all threads of a block need and one of them computes.
+// Computed by one thread for its whole block.
 template <typename Rule>
 struct BlockScalars {
     Rule rule;
     CommonScalars common;
 };
 
-// Thread 0's work; the caller's barrier follows. A rule that reads the step finds it counted
-// already (by count_steps); else the tensor's first block counts it here.
+// Thread 0's work, before the caller's barrier. For rules that read the step, count_steps has
+// counted it; otherwise the tensor's first block counts it here.
 template <typename Rule>
 __device__ __forceinline__ void prepare(BlockScalars<Rule>& scalars,
                                         const typename Rule::Settings& rule,
@@ -214,7 +213,7 @@ __global__ void __launch_bounds__(kThreads)
                  settings.shadow_type);
 }
 
-// A thread owns one element of tensors whose layouts differ or have gaps.
+// A thread owns one element of tensors with different or non-dense layouts.
 template <typename T, typename Step>
 __device__ __forceinline__ void run_strided(const MultiTensorItem& item, const JointLayout& layout,
                                             const Step& step, FloatType shadow_type) {
@@ -269,8 +268,8 @@ inline bool is_aligned(const MultiTensorItem& item, FloatType type, FloatType sh
     return starts_at_multiple_of(kShadow, kVectorBytes * bytes_of(shadow_type) / bytes_of(type));
 }
 
-// dense(table) for tables that hold all the dense items between them, strided(item, layout) for
-// each other item.
+// Calls dense(table) with tables that cover all dense items, and strided(item, layout) for each
+// other item.
 template <typename Dense, typename Strided>
 void for_each_launch(const MultiTensor& tensors, FloatType shadow_type, std::int64_t chunk_elements,
                      const Dense& dense, const Strided& strided) {

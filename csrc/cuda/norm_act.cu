@@ -1,5 +1,5 @@
-// A normalisation with an activation, and an activation's gradient, on CUDA devices: bound by
-// memory, each byte read or written once.
+// A normalisation with an activation, and an activation's gradient, on CUDA devices: memory-bound,
+// each byte read or written once.
 #include "batch_norm.h"
 #include "channel_tiles.h"
 #include "launch.h"
@@ -8,12 +8,12 @@ namespace fastgan::cuda {
 
 namespace {
 
-// Vectors that a thread loads before it uses the first: hides the memory's latency. Of doubles
-// fewer, whose activations need more registers.
+// Vectors that a thread loads before it uses the first, to hide memory latency. Fewer for doubles,
+// whose activations need more registers.
 template <typename T>
 constexpr int kInFlight = sizeof(T) == 8 ? 1 : 4;
 
-// A block has kInFlight<T> times as many rows as it is high; see ColumnBlocks.
+// A block processes kInFlight<T> times its height in rows; see ColumnBlocks.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kTileThreads)
     norm_act_columns(const __grid_constant__ NormAct norm, ColumnBlocks blocks, const T* input,
@@ -97,8 +97,8 @@ __global__ void __launch_bounds__(kTileThreads)
     });
 }
 
-// A thread owns kInFlight<T> vectors, kTileThreads apart; the first block's threads also one
-// element each of the rest. result may be grad.
+// A thread owns kInFlight<T> vectors, kTileThreads apart; threads of the first block also own one
+// element each of the remainder. result may be grad.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kTileThreads)
     act_gradient_dense(const T* grad, const T* kept, T* result, std::int64_t numel,
@@ -167,14 +167,14 @@ void norm_act(const NormAct& norm, const void* input, void* result, void* stream
 
 void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* kept,
                   Activation activation, double negative_slope, void* result, void* stream) {
-    // As one image without channels: only the memory decides about vectors.
+    // As one image without channels: only alignment decides about vectors.
     const ChannelLayout layout{count, kVectorBytes, 1};
     const bool aligned = is_aligned(grad) && is_aligned(kept) && is_aligned(result);
     with_vectors(type, layout, aligned, [&](auto example, auto vector) {
         using T = decltype(example);
         constexpr int kVector = decltype(vector)::value;
         const std::int64_t vectors = count / kVector;
-        // At least one block, for a rest without vectors before it.
+        // At least one block, for a remainder without vectors.
         const unsigned blocks = vectors == 0 ? 1 : blocks_for(vectors, kTileThreads * kInFlight<T>);
         launch("act_gradient_dense", act_gradient_dense<T, kVector>, blocks, kTileThreads, 0,
                static_cast<cudaStream_t>(stream), static_cast<const T*>(grad),

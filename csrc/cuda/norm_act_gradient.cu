@@ -1,5 +1,5 @@
-// Back through a normalisation and an activation on CUDA devices: two sums by tiles, what merges
-// them, and the input's gradient. Both passes over the tensors are bound by memory.
+// The gradient of a normalisation and an activation on CUDA devices: the tiles' two sums, their
+// merging, and the input's gradient. Both passes over the tensors are memory-bound.
 #include "../math/compensated_sum.h"
 #include "batch_norm.h"
 #include "channel_tiles.h"
@@ -9,13 +9,13 @@ namespace fastgan::cuda {
 
 namespace {
 
-// However many rows a tile has, its sums of terms t are off by 21 u sum(|t|) at most: see
+// For any number of rows, a tile's sums of terms t have an error of at most 21 u sum(|t|): see
 // batch_norm_statistics.cu.
 
 // Vectors that a thread loads of either tensor before it uses the first.
 constexpr int kInFlight = 2;
 
-// grad_sum, grad_xhat_sum: (tiles, channels). A block has a tile of `lanes` vectors of channels.
+// grad_sum, grad_xhat_sum: (tiles, channels). A block owns a tile of `lanes` vectors of channels.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kTileThreads)
     column_sums(const __grid_constant__ NormAct norm, std::int64_t tile_rows, ColumnBlocks blocks,
@@ -99,7 +99,7 @@ __global__ void __launch_bounds__(kTileThreads)
     }
 }
 
-// grad_sum, grad_xhat_sum: (tiles, channels). A warp has a tile of one channel.
+// grad_sum, grad_xhat_sum: (tiles, channels). A warp owns a tile of one channel.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kTileThreads)
     channel_sums(const __grid_constant__ NormAct norm, LayoutDivisors divisors,
@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kTileThreads)
     }
 }
 
-// A thread adds every 32nd tile of a channel; then 32 threads add what they have.
+// A thread adds every 32nd tile of a channel; then 32 threads add their results.
 template <typename A>
 __global__ void __launch_bounds__(kMergeChannels* kMergeThreads)
     merge_sums(GradientTiles tiles, GradientResults results) {
@@ -196,7 +196,7 @@ __device__ __forceinline__ T gradient_of(T grad, T value, const Normalisation<Ar
     return from_arithmetic<T>(batch_norm_gradient(g, x, norm.mean, norm.scale, slope, offset));
 }
 
-// A block has kInFlight times as many rows as it is high. result may be grad.
+// A block processes kInFlight times its height in rows. result may be grad.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kTileThreads)
     gradient_columns(const __grid_constant__ NormAct norm, ColumnBlocks blocks, const T* grad,

@@ -1,4 +1,4 @@
-// The optimisers' steps and clip_tensors_ on CUDA devices: one launch walks all dense tensors.
+// The optimisers' steps and clip_tensors_ on CUDA devices: one launch for all dense tensors.
 #pragma once
 
 #include "../math/adam.h"
@@ -7,8 +7,8 @@
 
 namespace fastgan::cuda {
 
-// All run on `stream` (a cudaStream_t) without waiting for it; the tensors' device must be the
-// current one. They throw std::runtime_error on a CUDA error.
+// All run asynchronously on `stream` (a cudaStream_t); the tensors' device must be the current one.
+// They throw std::runtime_error on a CUDA error.
 
 // States from kFirstState on: square_avg, momentum_buffer where momentum > 0, grad_avg where
 // centered.
@@ -19,7 +19,7 @@ void rmsprop_step(const MultiTensor& tensors, const RmspropSettings& rmsprop,
 void adam_step(const MultiTensor& tensors, const AdamSettings& adam, const StepSettings& settings,
                void* stream);
 
-// Uses the places kParam and kShadow alone. Does nothing where found_inf is there and not zero.
+// Uses only kParam and kShadow. Does nothing if found_inf is given and not zero.
 void clip_tensors(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_type,
                   const ScalarReference& found_inf, void* stream);
 

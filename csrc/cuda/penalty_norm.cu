@@ -1,5 +1,5 @@
 // The norms of the gradient penalty on CUDA devices: a block owns one group of one sample, sums
-// over it in a fixed order, and then writes its elements, which the cache still holds.
+// over it in a fixed order, and then writes its elements, which are still in the cache.
 #include "penalty_norm.h"
 
 #include "../math/compensated_sum.h"
@@ -12,19 +12,19 @@ namespace fastgan::cuda {
 namespace {
 
 constexpr int kThreads = 512;
-// Of the sums by channel: so many channels side by side, whose neighbours are read together.
+// For sums by channel: adjacent channels per block, for coalesced reads.
 constexpr int kChannels = 32;
 constexpr int kRows = 8;
 
-// Where in the maps an element of this block's group is, and which channel it belongs to.
+// The position in the maps and the channel of an element of this block's group.
 struct Place {
     std::int64_t offset;
     std::int64_t channel;
 };
 
-// body(place) for the thread's share of the block's group, counted in the order of memory. There
-// element i is number i % inner of line i / inner: divided once, then counted on, since a division
-// in 64 bits takes longer than all else that is done for an element.
+// Calls body(place) for the thread's share of the block's group in memory order. Element i is
+// number i % inner of line i / inner: divided once, then incremented, since a 64-bit division takes
+// longer than everything else per element.
 template <typename Body>
 __device__ __forceinline__ void for_group(const NormShape& shape, const Body& body) {
     const std::int64_t count = shape.elements_per_group();
@@ -51,9 +51,9 @@ __device__ __forceinline__ void for_group(const NormShape& shape, const Body& bo
     }
 }
 
-// The mean over the group of term(place), in every thread. However many elements a group has, the
-// sum of terms t is off by 14 u sum(|t|) at most: by 3 roundings of each term, 2 of a thread's sum
-// and 9 of the block's.
+// The group's mean of term(place), in every thread. For any number of elements the sum of terms t
+// has an error of at most 14 u sum(|t|): 3 roundings of each term, 2 for a thread's sum and 9 for
+// the block's.
 template <typename A, typename Term>
 __device__ __forceinline__ A group_mean(const NormShape& shape, A* shared, const Term& term) {
     CompensatedSum<A> sum{};
@@ -155,8 +155,8 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// A block owns kChannels channels (blockIdx.y) of one sample (blockIdx.x): threads (kChannels,
-// kRows), of which a row takes every kRows-th position. Outputs (samples, channels).
+// A block owns kChannels channels (blockIdx.y) of one sample (blockIdx.x), with threads (kChannels,
+// kRows); a row of threads takes every kRows-th position. Outputs (samples, channels).
 template <typename T, typename A>
 __global__ void __launch_bounds__(kChannels* kRows)
     channel_sums(const __grid_constant__ NormShape shape, const T* grad, const T* tangent,
@@ -206,7 +206,7 @@ __global__ void __launch_bounds__(kChannels* kRows)
     }
 }
 
-// run.operator()<T, A>() for the maps' type and the one they are computed in.
+// run.operator()<T, A>() for the maps' type and the arithmetic's.
 template <typename Run>
 void for_maps(const NormShape& shape, const Run& run) {
     for_float_type(shape.type, [&]<typename T>() {

@@ -1,4 +1,4 @@
-// The norms of the gradient penalty on CUDA devices; as cpu/penalty_norm.h, on `stream`.
+// The norms of the gradient penalty on CUDA devices, like cpu/penalty_norm.h, on `stream`.
 #pragma once
 
 #include "../math/penalty_norm.h"
@@ -15,7 +15,7 @@ void norm_curvature(const NormShape& shape, const void* grad, const void* tangen
                     const void* xhat, const void* invstd, const void* weight, void* output,
                     void* stream);
 
-// Needs, for a tangent, room for (2, samples, groups) numbers: means and projections of tangents.
+// A tangent needs a workspace of (2, samples, groups) numbers: means and projections of tangents.
 void norm_gradients(const NormShape& shape, const void* grad, const void* tangent,
                     const void* xhat, const void* invstd, void* weight_grad, void* bias_grad,
                     void* group_means, void* stream);

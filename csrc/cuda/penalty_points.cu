@@ -1,5 +1,5 @@
-// The gradient penalty's points, norms and tangents on CUDA devices: each byte read once or, for
-// the tangents, once more out of the cache.
+// The gradient penalty's points, norms and tangents on CUDA devices: each byte is read once and,
+// for the tangents, again from the cache.
 #include "penalty_points.h"
 
 #include "../math/compensated_sum.h"
@@ -11,8 +11,8 @@ namespace fastgan::cuda {
 
 namespace {
 
-// The sums below are of a thread's terms in two numbers, then of the block's: however many terms t
-// there are, they are off by 12 u sum(|t|) at most.
+// A thread's sum is compensated, then the block's threads are added: for any number of terms t the
+// error is at most 12 u sum(|t|).
 constexpr int kThreads = 256;
 
 // A thread owns one element of one sample, and writes it to all three thirds of batch.
@@ -56,7 +56,7 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// One block for all: value = weight * mean excess^2.
+// A single block: value = weight * mean excess^2.
 template <typename A>
 __global__ void __launch_bounds__(kThreads)
     penalty_value(const __grid_constant__ PenaltySettings settings, std::int64_t samples,

@@ -1,4 +1,5 @@
-// The gradient penalty's points and formula on CUDA devices; as cpu/penalty_points.h, on `stream`.
+// The gradient penalty's points and formula on CUDA devices, like cpu/penalty_points.h, on
+// `stream`.
 #pragma once
 
 #include "../math/penalty_points.h"

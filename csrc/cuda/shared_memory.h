@@ -1,17 +1,16 @@
-// Dynamic shared memory: the shared bytes of a block whose number is chosen by launch().
+// Dynamic shared memory, of a size given to launch().
 //
-// CUDA spells it `extern __shared__ T values[];`, a variable without a size that belongs to no
-// file, and which a template can't declare with two types. Kernels of this project call
-// dynamic_shared<T>() instead. Shared memory of fixed size needs nothing of the kind: `__shared__ T
-// values[256];`.
+// CUDA's `extern __shared__ T values[];` can't be declared with two types by a template, so kernels
+// here call dynamic_shared<T>() instead. For shared memory of fixed size, `__shared__ T
+// values[256];` works.
 #pragma once
 
 #include "launch.h"
 
 namespace fastgan::cuda {
 
-// The first of the block's shared_bytes (an argument of launch()), aligned to 16 bytes. Every call
-// returns the same memory, so a kernel that keeps several arrays there lays them out itself.
+// The block's shared_bytes (an argument of launch()), aligned to 16 bytes. Every call returns the
+// same memory; a kernel with several arrays places them itself.
 template <typename T>
 __device__ __forceinline__ T* dynamic_shared() {
     static_assert(alignof(T) <= 16, "dynamic shared memory is aligned to 16 bytes");

@@ -1,6 +1,6 @@
-// upfirdn2d and filtered_lrelu on CUDA devices. A block owns a tile of the output of one map, or of
-// channels side by side where they are innermost; all that lies between input and output is in
-// shared memory. The formulas: math/upfirdn2d.h.
+// upfirdn2d and filtered_lrelu on CUDA devices. A block owns an output tile of one map, or of
+// adjacent channels if these are innermost; intermediate values are in shared memory. The formulas:
+// math/upfirdn2d.h.
 #include "upfirdn2d.h"
 
 #include <stdexcept>
@@ -14,11 +14,10 @@ namespace fastgan::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-// What a block gets without asking for more.
+// A block's shared memory without opting in to more.
 constexpr std::int64_t kSharedBytes = 48 * 1024;
 
-// Sizes of a tile and of what it needs: (rows, places) of the input, between the filters, and of
-// the output.
+// A tile's sizes (rows, places) of the input, between the filters, and of the output.
 struct Tile {
     int lanes;
     int in_rows;
@@ -51,7 +50,7 @@ FASTGAN_INLINE std::int64_t taps_in(const Filter& filter) {
     return filter.separable ? filter.x.taps + filter.y.taps : filter.x.taps * filter.y.taps;
 }
 
-// Where a map's (row, place) of a lane is.
+// The position of a lane's (row, place) in a map.
 FASTGAN_INLINE std::int64_t offset_in(const FirMaps& maps, std::int64_t rows, std::int64_t places,
                                       std::int64_t sample, std::int64_t channel, std::int64_t row,
                                       std::int64_t place) {
@@ -75,10 +74,10 @@ __device__ __forceinline__ void load_taps(const Filter& filter, A* taps) {
     }
 }
 
-// The filter from `from`, whose first row and place are (row, place) of its input, to `to`, of
-// `rows` by `places` outputs from (first_row, first_place) on. between: as many rows as `from`.
+// Filters `from`, which begins at (row, place) of its input, to `to`: `rows` by `places` outputs
+// from (first_row, first_place) on. between: as many rows as `from`.
 //
-// A function of its own, compiled once for all types that are computed in A.
+// A separate function, compiled once for all types with arithmetic in A.
 template <typename A>
 __device__ __attribute__((noinline)) void filter_tile(const Filter& filter, const A* taps, int lanes, const A* from,
                             int from_rows, int from_places, std::int64_t row, std::int64_t place,
@@ -136,7 +135,7 @@ __device__ __forceinline__ A leaky(const FirActivation& activation, A u) {
            static_cast<A>(activation.gain);
 }
 
-// Between the filters, in place; writes or reads the bits.
+// The in-place step between the filters; writes or reads the bits.
 template <typename A>
 __device__ __attribute__((noinline)) void activate_tile(const FirProblem& problem,
                                                         std::int64_t sample, std::int64_t channel,
@@ -154,7 +153,7 @@ __device__ __attribute__((noinline)) void activate_tile(const FirProblem& proble
     const std::int64_t bytes = (first.x.out + 7) / 8, row_bytes = is_clamped ? 2 * bytes : bytes;
     std::uint8_t* const bits = problem.between.bits;
     if (problem.between.signs == Signs::written) {
-        // What this tile is the only one to write: up to where the next begins.
+        // The part that only this tile writes: up to the next tile's beginning.
         const bool last_row = out_row + tile.out_rows >= second.y.out;
         const bool last_place = out_place + tile.out_places >= second.x.out;
         const std::int64_t end_row =
@@ -269,7 +268,7 @@ __global__ void __launch_bounds__(kThreads) fir_tiles(const __grid_constant__ Fi
     const A* result = middle;
     if (problem.has_activation) {
         activate_tile(problem, sample, channel, out_row, out_place, middle_row, middle_place, middle);
-        // The input is not needed any more, and has room for what is smaller by then.
+        // The input is no longer needed; its memory is large enough for the result.
         filter_tile(second, second_taps, lanes, middle, tile.middle_rows, tile.middle_places,
                     middle_row, middle_place, middle_along_x, input, tile.out_rows,
                     tile.out_places, out_row, out_place);
@@ -285,7 +284,7 @@ __global__ void __launch_bounds__(kThreads) fir_tiles(const __grid_constant__ Fi
     }
 }
 
-// Places of the input that so many outputs need, at most.
+// The most input places needed for this many outputs.
 std::int64_t places_for(const FirAxis& axis, std::int64_t outputs) {
     return ((outputs - 1) * axis.down + axis.taps) / axis.up + 2;
 }
@@ -301,7 +300,7 @@ Tile tile_of(const FirProblem& problem, int lanes, int rows, int places) {
     }
     tile.in_rows = static_cast<int>(places_for(problem.first.y, tile.middle_rows));
     tile.in_places = static_cast<int>(places_for(problem.first.x, tile.middle_places));
-    // Where the output's values are put at last.
+    // The output values' final position.
     if (problem.has_activation && tile.in_rows * tile.in_places < rows * places) {
         tile.in_rows = (rows * places + tile.in_places - 1) / tile.in_places;
     }
@@ -322,8 +321,8 @@ void run(FirProblem problem, void* stream) {
                                      " of 1024 values");
         }
     }
-    // A line of channels side by side, or one map; the largest tile that fits. Where bits are
-    // written, those of a tile fill bytes.
+    // A line of adjacent channels, or one map; the largest tile that fits. Written bits fill whole
+    // bytes per tile.
     int lanes = problem.maps.channels_last && problem.maps.channels >= 8 ? 32 : 1;
     int rows = lanes > 1 ? 8 : 32, places = rows;
     while (bytes(tile_of(problem, lanes, rows, places)) > kSharedBytes) {

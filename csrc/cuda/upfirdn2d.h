@@ -1,4 +1,4 @@
-// upfirdn2d and filtered_lrelu on CUDA devices; as cpu/upfirdn2d.h, on `stream`.
+// upfirdn2d and filtered_lrelu on CUDA devices, like cpu/upfirdn2d.h, on `stream`.
 #pragma once
 
 #include "../upfirdn2d.h"

@@ -1,9 +1,8 @@
-// The activations, and their gradients: by the input, or by what is kept of them.
+// The activations and their gradients, from the input or from the kept tensor.
 //
-// The table of formulas is fastgan/activations.py's, with what each keeps: its output, or its input
-// where z' can't be computed from the output. The comparisons are false for NaN, so that NaN does
-// what it does in torch: relu keeps it, and lets a gradient through where it was; leaky_relu scales
-// both.
+// fastgan/activations.py has the table of formulas, and says what each keeps: its output, or its
+// input if z' can't be computed from the output. The comparisons are false for NaN, which then
+// behaves as in torch: relu keeps it, and passes its gradient; leaky_relu scales both.
 #pragma once
 
 #include <cstdlib>
@@ -12,7 +11,8 @@
 
 namespace fastgan {
 
-// In the order of their codes. Piecewise linear ones cost a comparison, smooth ones a function.
+// In the order of their codes. Piecewise linear ones cost a comparison, smooth ones a function
+// call.
 #define FASTGAN_PIECEWISE_LINEAR(X) X(none) X(relu) X(leaky_relu)
 #define FASTGAN_SMOOTH(X) X(tanh) X(sigmoid) X(silu) X(gelu) X(gelu_tanh)
 #define FASTGAN_ACTIVATIONS(X) FASTGAN_PIECEWISE_LINEAR(X) FASTGAN_SMOOTH(X)
@@ -29,8 +29,8 @@ inline constexpr int kActivations = FASTGAN_ACTIVATIONS(FASTGAN_ONE);
 
 // --- exp and tanh --------------------------------------------------------------------------------
 
-// In float on the host without a branch or a call, so that compilers turn loops over them into
-// vector code: C's functions are neither. Both are within 2 units in the last place.
+// For float on the host without branches or calls, unlike C's functions, so that compilers
+// vectorise loops over them. Both are within 2 units in the last place.
 
 #if !defined(__CUDA_ARCH__)
 
@@ -44,10 +44,10 @@ struct Reduced {
 
 FASTGAN_INLINE Reduced reduce(float x) {
     constexpr float log2_of_e = 1.44269504088896341f;
-    // ln(2) in two parts, the first of so few bits that n times it is exact.
+    // ln(2) in two parts, the first with so few bits that its product with n is exact.
     constexpr float ln2_upper = 0.693359375f;
     constexpr float ln2_lower = -2.12194440054690582e-4f;
-    // Next to 1.5 * 2^23 a float's unit in the last place is 1: the addition rounds to a whole one.
+    // Near 1.5 * 2^23 a float's unit in the last place is 1: the addition rounds to an integer.
     constexpr float rounder = 12582912.0f;
     const float shifted = multiply_add(x, log2_of_e, rounder);
     const float n = shifted - rounder;
@@ -55,7 +55,7 @@ FASTGAN_INLINE Reduced reduce(float x) {
     return Reduced{bits::of_float(shifted) - bits::of_float(rounder), r};
 }
 
-// (exp(r) - 1 - r) / r^2, by exp's series; what is left out is below 2^-27 of exp(r).
+// (exp(r) - 1 - r) / r^2, by exp's series; the remainder is below 2^-27 of exp(r).
 FASTGAN_INLINE float series(float r) {
     float sum = 1.0f / 5040.0f;
     sum = multiply_add(sum, r, 1.0f / 720.0f);
@@ -73,11 +73,11 @@ FASTGAN_INLINE float power_of_two(std::uint32_t n) {
 }  // namespace exponential
 
 FASTGAN_INLINE float exponential_of(float x) {
-    // Beyond these exp is 0 or infinite. Comparisons that a NaN passes through.
+    // Beyond these exp is 0 or infinite. NaN passes through these comparisons.
     const float not_below = x < -104.0f ? -104.0f : x;
     const auto [n, r] = exponential::reduce(not_below > 89.0f ? 89.0f : not_below);
     const float exp_r = multiply_add(r * r, exponential::series(r), r) + 1.0f;
-    // In two factors: 2^128 and 2^-150 are no floats.
+    // In two factors, because 2^128 and 2^-150 aren't floats.
     const std::uint32_t half = (n >> 1) | (n & 0x80000000u);
     return exp_r * exponential::power_of_two(half) * exponential::power_of_two(n - half);
 }
@@ -156,16 +156,16 @@ FASTGAN_INLINE double normal_polynomial(double q) {
         3.944904539399657e-09);
 }
 
-// Phi(x), and phi(x) beside it: the share of values below x, and the density there.
+// Phi(x) and phi(x): the normal distribution's cumulative function and density.
 template <typename A>
 struct Normal {
     A cumulative;
     A density;
 
-    // Without a branch. Phi(-m) = exp(-m^2 / 2) P(q) / (1 + m), q = (m - 4) / (m + 4), so that
-    // neither tail cancels: the form of Shepherd and Laframboise 1981, "Chebyshev approximation of
-    // (1 + 2x) exp(x^2) erfc x", Mathematics of Computation 36, fitted anew. Beyond the last m that
-    // P is fitted to, Phi(-m) is 0.
+    // Branch-free. Phi(-m) = exp(-m^2 / 2) P(q) / (1 + m), q = (m - 4) / (m + 4), so that neither
+    // tail cancels: the form of Shepherd and Laframboise 1981, "Chebyshev approximation of (1 + 2x)
+    // exp(x^2) erfc x", Mathematics of Computation 36, refitted. Beyond the fitted range Phi(-m) is
+    // 0.
     FASTGAN_INLINE static Normal at(A x) {
         constexpr A last = sizeof(A) == sizeof(float) ? A(14) : A(39);
         const A magnitude = x < A(0) ? -x : x;
@@ -181,16 +181,16 @@ struct Normal {
 
 // --- The table -----------------------------------------------------------------------------------
 
-// An activation's row: value(u, slope) = z(u); gradient(grad, kept, slope) = grad * z', from what
-// is kept; gradient_by_input(grad, u, slope) = grad * z'(u). A: float or double. Where z' is 0 or 1
-// the gradient is chosen, not multiplied: an infinite one times 0 would be NaN.
+// An activation's row: value(u, slope) = z(u); gradient(grad, kept, slope) = grad * z', from the
+// kept value; gradient_by_input(grad, u, slope) = grad * z'(u). A: float or double. If z' is 0 or 1
+// the gradient is selected, not multiplied: infinity times 0 would be NaN.
 //
 // Defined for each activation and not in general: one without a row doesn't compile.
 template <Activation kActivation>
 struct Row;
 
-// Of an activation with one formula for both gradients: its input is what is kept, or the sign of
-// its output, which is its input's, is all that counts.
+// For activations with one formula for both gradients: they keep their input, or need only the sign
+// of the output, which is the input's.
 template <typename Self>
 struct OneGradient {
     template <typename A>
@@ -250,7 +250,7 @@ struct Row<Activation::tanh> {
         return grad * (A(1) - y * y);
     }
 
-    // Without the difference from 1: q = exp(-2|u|), z' = 4 q / (1 + q)^2.
+    // Without a cancelling 1 - y^2: q = exp(-2|u|), z' = 4 q / (1 + q)^2.
     template <typename A>
     FASTGAN_INLINE static A gradient_by_input(A grad, A u, A) {
         const A downwards = u > A(0) ? -u : u;
@@ -272,7 +272,7 @@ struct Row<Activation::sigmoid> {
         return grad * ((A(1) - y) * y);
     }
 
-    // As that of tanh: q = exp(-|u|), z' = q / (1 + q)^2.
+    // As for tanh: q = exp(-|u|), z' = q / (1 + q)^2.
     template <typename A>
     FASTGAN_INLINE static A gradient_by_input(A grad, A u, A) {
         const A q = exponential_of(u > A(0) ? -u : u);
@@ -340,7 +340,7 @@ struct Row<Activation::gelu_tanh> : OneGradient<Row<Activation::gelu_tanh>> {
 
 // --- By its number -------------------------------------------------------------------------------
 
-// An activation as a type, so that a generic function can have it as an argument.
+// An activation as a type, to pass it to a generic function.
 template <Activation kActivation>
 struct ActivationTag {
     static constexpr Activation value = kActivation;
@@ -350,10 +350,9 @@ struct ActivationTag {
     case Activation::name:       \
         return body(ActivationTag<Activation::name>());
 
-// body(tag) with the tag of a smooth activation that is known only now: a loop for each, without a
-// branch in it. The ops refuse a number that isn't an activation's; one that gets here ends the
-// process (on a device, the kernel). Not by an exception: the loops of each instruction set define
-// nothing else.
+// Calls body(tag) with a smooth activation's tag, so that each gets its own loop without branches.
+// The ops refuse invalid codes; one that gets here ends the process (on a device, the kernel),
+// without an exception because each instruction set's loops must define nothing else.
 template <typename Body>
 FASTGAN_INLINE void with_smooth(Activation activation, const Body& body) {
     switch (activation) {
@@ -367,7 +366,7 @@ FASTGAN_INLINE void with_smooth(Activation activation, const Body& body) {
     }
 }
 
-// body(tag) if the activation is piecewise linear, smooth() otherwise.
+// Calls body(tag) if the activation is piecewise linear, otherwise smooth().
 template <typename Body, typename Smooth>
 FASTGAN_INLINE void if_piecewise_linear(Activation activation, const Body& body,
                                         const Smooth& smooth) {
@@ -380,7 +379,7 @@ FASTGAN_INLINE void if_piecewise_linear(Activation activation, const Body& body,
 
 #undef FASTGAN_CASE
 
-// body(tag) for any of them.
+// Calls body(tag) for any activation.
 template <typename Body>
 FASTGAN_INLINE void with_activation(Activation activation, const Body& body) {
     if_piecewise_linear(activation, body, [&] { with_smooth(activation, body); });
@@ -391,7 +390,7 @@ FASTGAN_INLINE A activate(A u, A negative_slope) {
     return Row<kActivation>::value(u, negative_slope);
 }
 
-// grad * z', from what is kept of the activation.
+// grad * z', from the kept value.
 template <Activation kActivation, typename A>
 FASTGAN_INLINE A activation_gradient(A grad, A kept, A negative_slope) {
     return Row<kActivation>::gradient(grad, kept, negative_slope);

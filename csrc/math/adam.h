@@ -22,7 +22,7 @@ struct AdamSettings {
     bool amsgrad;
 };
 
-// What is constant over one tensor's update.
+// Constants of one tensor's update.
 struct AdamScalars {
     double beta1;
     double beta2;
@@ -38,7 +38,8 @@ FASTGAN_INLINE AdamScalars step_scalars(const AdamSettings& settings, double lr,
                        power(bias_correction2, 0.5)};
 }
 
-// A: float or double. States, in this order: exp_avg, exp_avg_sq, max_exp_avg_sq where kAmsgrad.
+// A: float or double. States, in this order: exp_avg, exp_avg_sq and, with kAmsgrad,
+// max_exp_avg_sq.
 template <typename A, bool kAmsgrad>
 struct AdamRule {
     static constexpr int kStates = kAmsgrad ? 3 : 2;
@@ -61,7 +62,7 @@ struct AdamRule {
                         static_cast<A>(scalars.bias_correction2_sqrt)};
     }
 
-    // The new weight; the states are updated.
+    // Returns the new weight and updates the states.
     FASTGAN_INLINE A operator()(A param, A grad, A (&states)[kStates]) const {
         A& exp_avg = states[0];
         A& exp_avg_sq = states[1];

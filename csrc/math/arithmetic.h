@@ -12,10 +12,10 @@
 
 namespace fastgan {
 
-// a * b + c, rounded once where the processor can (nearly all do) and twice where it can't.
+// a * b + c, rounded once if the processor has FMA (nearly all do), otherwise twice.
 //
-// The formulas say where, as torch's own kernels have it, while -ffp-contract=off keeps the compiler
-// from choosing further places itself: so results don't depend on the compiler.
+// Formulas call it where torch's kernels use FMA, and -ffp-contract=off prevents the compiler from
+// adding others, so results don't depend on the compiler.
 FASTGAN_INLINE float multiply_add(float a, float b, float c) {
 #if defined(__CUDA_ARCH__)
     return fmaf(a, b, c);
@@ -52,8 +52,8 @@ FASTGAN_INLINE double square_root(double value) {
 #endif
 }
 
-// a / b, on a device within 2 units in the last place: its exact division calls a function in rare
-// cases, for which a kernel has to save its registers in all.
+// a / b, on a device within 2 units in the last place: exact division contains a function call,
+// which costs registers.
 FASTGAN_INLINE float quick_quotient(float a, float b) {
 #if defined(__CUDA_ARCH__)
     return __fdividef(a, b);
@@ -74,15 +74,15 @@ FASTGAN_INLINE double power(double base, double exponent) {
 #endif
 }
 
-// The larger of two, NaN if either is, as torch.maximum.
+// The larger of two, NaN if either is NaN, as in torch.maximum.
 template <typename A>
 FASTGAN_INLINE A maximum(A a, A b) {
     const A larger = a > b ? a : b;  // b where either is NaN
     return a != a ? a : larger;
 }
 
-// A choice made once, before a loop, between two values of each round of it. As a mask of bits,
-// because GCC 12 gives up vectorising a loop that has two choices by a bool from outside it.
+// A loop-invariant selection between two values, as a bit mask: GCC 12 doesn't vectorise a loop
+// with two selections by an outer bool.
 template <typename A>
 class Choice;
 
@@ -121,8 +121,8 @@ class Choice<double> {
     std::uint64_t mask_;
 };
 
-// lerp(start, end) = start + weight * (end - start), as torch.lerp: from the nearer end, so that
-// weight = 1 gives end.
+// lerp(start, end) = start + weight * (end - start), as torch.lerp: computed from the nearer end,
+// so that weight = 1 gives end.
 template <typename A>
 struct Lerp {
     A coefficient;

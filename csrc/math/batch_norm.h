@@ -1,4 +1,4 @@
-// Batch norm's arithmetic (Ioffe and Szegedy 2015, arXiv 1502.03167), with an activation z behind.
+// Batch norm's arithmetic (Ioffe and Szegedy 2015, arXiv 1502.03167), followed by an activation z.
 // Per channel, over its n values x:
 //
 //   mean    = sum(x) / n,   variance = sum((x - mean)^2) / n,   invstd = 1 / sqrt(variance + eps)
@@ -8,18 +8,17 @@
 //   grad_input  = scale * g + (x - mean) * slope + offset
 //   slope   = -scale * invstd * grad_weight / n,   offset = -scale * grad_bias / n     (section 3)
 //
-// x is centred before it is scaled: a mean much larger than the spread would cancel otherwise.
+// x is centred before scaling, because a mean much larger than the spread would cancel otherwise.
 //
-// The sums are taken tile by tile, of tiles whose size depends on the tensor alone, and the tiles'
-// results are merged in double and in one order: so neither the number of threads nor their timing
-// changes a bit. Of a tile's values the sums of d = x - x0 and of d^2 are taken, x0 being the
-// channel's first value in the tile:
+// Sums are computed per tile. Tile sizes depend only on the tensor, and the results are merged in
+// double in a fixed order, so neither the number of threads nor their timing changes a bit. A tile
+// sums d = x - x0 and d^2, x0 being the channel's first value in the tile:
 //
 //   mean = x0 + sum(d) / n,   M2 = sum((x - mean)^2) = sum(d^2) - sum(d)^2 / n
 //
-// What cancels there is bounded, since x0 is one of the values: (x0 - mean)^2 <= M2, so sum(d^2) is
-// at most (n + 1) M2. (Where x0 is not finite, 0 takes its place.) Tiles are merged by Chan, Golub
-// and LeVeque 1983, "Algorithms for computing the sample variance", (2.1).
+// Cancellation is bounded, since x0 is one of the values: (x0 - mean)^2 <= M2, so sum(d^2) is at
+// most (n + 1) M2. (A non-finite x0 is replaced by 0.) Tiles are merged by Chan, Golub and LeVeque
+// 1983, "Algorithms for computing the sample variance", (2.1).
 #pragma once
 
 #include "activation.h"
@@ -29,12 +28,11 @@ namespace fastgan {
 
 // --- Tiles ---------------------------------------------------------------------------------------
 
-// How many of a channel's values a tile holds (the last may hold fewer). As in
-// fastgan/ops/batch_norm.py, which has to know the shapes of results.
-//
-// 16384 values of all channels together keep a processor's first-level cache busy and a GPU's
-// multiprocessor too; at least 64 of one channel make the tile's own results few beside what was
-// read; and at most 1024 tiles keep the merging short.
+// The number of a channel's values in a tile (the last may have fewer). Also in
+// fastgan/ops/batch_norm.py, for the shapes of results.
+//16384 values of all channels fill a CPU's L1 cache or occupy a GPU's multiprocessor; with at least
+// 64 per channel, a tile's results are small compared to its reads; at most 1024 tiles keep merging
+// short.
 FASTGAN_INLINE std::int64_t tile_size(std::int64_t values_per_channel, std::int64_t channels) {
     std::int64_t size = 16384 / (channels > 1 ? channels : 1);
     size = size < 64 ? 64 : (size > 4096 ? 4096 : size);
@@ -49,7 +47,7 @@ FASTGAN_INLINE std::int64_t tile_count(std::int64_t values_per_channel, std::int
 
 // --- Statistics ----------------------------------------------------------------------------------
 
-// x0, or 0 where it is not finite, lest an infinity less itself make every d a NaN.
+// x0, or 0 if it is not finite, because infinity minus itself would make every d NaN.
 template <typename A>
 FASTGAN_INLINE A shift_by(A first) {
     return first - first == A(0) ? first : A(0);
@@ -68,7 +66,7 @@ struct TileMoments {
     }
 };
 
-// Running moments, and Chan's merge of further ones into them.
+// Running moments, with Chan's merge.
 struct Moments {
     double count = 0;
     double mean = 0;
@@ -81,8 +79,8 @@ struct Moments {
         const double total = count + other_count;
         const double share = other_count / total;
         const double difference = other_mean - mean;
-        // With count = 0 the first two give the other's mean and no square, except where
-        // it is infinite: share is 1 then.
+        // With count = 0 the first two give the other's mean and no square, unless it is infinite:
+        // share is 1 then.
         mean = count == 0 ? other_mean : mean + difference * share;
         m2 = count == 0 ? other_m2 : m2 + other_m2 + difference * difference * (count * share);
         count = total;
@@ -100,7 +98,7 @@ FASTGAN_INLINE FinalStatistics final_statistics(const Moments& moments, double e
     return FinalStatistics{moments.mean, 1.0 / square_root(variance + eps)};
 }
 
-// The running statistics after a batch, the variance with n - 1, as torch has it.
+// The running statistics after a batch, the variance with n - 1, as in torch.
 FASTGAN_INLINE double running_mean_after(double running, const Moments& moments, double momentum) {
     return (1.0 - momentum) * running + momentum * moments.mean;
 }
@@ -122,8 +120,8 @@ struct Normalisation {
     FASTGAN_INLINE A operator()(A x) const { return multiply_add(x - mean, scale, bias); }
 };
 
-// scale * g + (x - mean) * slope + offset. A slope of 0, as all are whose statistics are constants,
-// leaves x out: 0 times an infinity would be NaN.
+// scale * g + (x - mean) * slope + offset. A slope of 0, as with constant statistics, ignores x: 0
+// times infinity would be NaN.
 template <typename A>
 FASTGAN_INLINE A batch_norm_gradient(A g, A x, A mean, A scale, A slope, A offset) {
     const A through_statistics = multiply_add(x - mean, slope, offset);
@@ -135,7 +133,7 @@ struct GradientTerms {
     double offset;
 };
 
-// Of a channel's two sums. With count = 0 the statistics are constants, and both are 0.
+// From a channel's two sums. With count = 0 the statistics are constants, and both are 0.
 FASTGAN_INLINE GradientTerms gradient_terms(double grad, double grad_xhat, double scale,
                                             double invstd, double count) {
     if (count == 0) {

@@ -1,8 +1,8 @@
 // bias_act: y = clamp(gain * act(x + b)), and its gradient. The table of formulas is
 // fastgan/ops/bias_act.py's.
 //
-// NaN does what it does in torch: every activation keeps it; relu, elu and selu let a gradient
-// through where the output is NaN.
+// NaN behaves as in torch: every activation keeps it; relu, elu and selu pass the gradient if the
+// output is NaN.
 #pragma once
 
 #include "activation.h"
@@ -13,9 +13,8 @@ namespace fastgan {
 enum class StyleActivation { linear, relu, lrelu, tanh, sigmoid, elu, selu, softplus, swish };
 inline constexpr int kStyleActivations = 9;
 
-// What is kept of the forward pass for the gradient: nothing; one bit a value, whether the
-// activation rises with slope 1 there; the output; or, of swish and where the output doesn't tell,
-// the input.
+// What the forward pass keeps for the gradient: nothing; one bit per value, whether the slope is 1;
+// the output; or, for swish and if the output isn't enough, the input.
 enum class Kept { nothing, bits, output, input };
 
 struct BiasAct {
@@ -45,8 +44,7 @@ FASTGAN_INLINE double expm1_of_negative(double x) {
     return __builtin_expm1(x);
 }
 
-// Of 0 <= q <= 1: 2 artanh(s) with s = q / (2 + q), of whose series what is left out is below
-// 2^-26.
+// For 0 <= q <= 1: 2 artanh(s) with s = q / (2 + q); the series' remainder is below 2^-26.
 FASTGAN_INLINE float log1p_of_share(float q) {
     const float s = q / (2.0f + q);
     const float square = s * s;
@@ -81,7 +79,7 @@ FASTGAN_INLINE double log1p_of_share(double q) {
 
 // --- The smooth ones -----------------------------------------------------------------------------
 
-// value(u) = act(u); slope(z) = act' from z = act(u), of swish from u.
+// value(u) = act(u); slope(z) = act' from z = act(u), for swish from u.
 template <StyleActivation kAct>
 struct StyleRow;
 
@@ -165,7 +163,7 @@ struct StyleRow<StyleActivation::swish> {
 
 #define FASTGAN_SMOOTH_STYLES(X) X(tanh) X(sigmoid) X(elu) X(selu) X(softplus) X(swish)
 
-// body(row) with the row of a smooth activation.
+// Calls body(row) with a smooth activation's row.
 template <typename Body>
 FASTGAN_INLINE void with_smooth_style(StyleActivation act, const Body& body) {
     switch (act) {
@@ -188,7 +186,7 @@ FASTGAN_INLINE A clamped(A value, A clamp) {
     return not_above < -clamp ? -clamp : not_above;
 }
 
-// Whether a piecewise linear activation rises with slope 1.
+// Whether a piecewise linear activation has slope 1.
 template <typename A>
 FASTGAN_INLINE bool rises(A u, bool is_relu) {
     return is_relu ? !(u <= A(0)) : u > A(0);

@@ -1,8 +1,7 @@
 // Clipping: clip(x; lower, upper) = lower where x < lower, upper where x > upper, else x itself.
 //
-// Written as two comparisons, and not as min(max(x, lower), upper), because both comparisons are
-// false for a NaN, which therefore stays, and for a zero of either sign against a zero bound, which
-// keeps its sign; so does torch.clamp on a CPU.
+// Two comparisons instead of min(max(x, lower), upper): both are false for NaN, which stays, and for
+// zeros of either sign against a zero bound, which keep their sign, as in torch.clamp on a CPU.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +31,7 @@ FASTGAN_INLINE double round_to(FloatType type, double value) {
     return value;
 }
 
-// The clip of one value. A value within the bounds keeps the very bits it had: nothing is rounded.
+// Clips one value. A value within the bounds keeps its bits: nothing is rounded.
 template <typename T>
 struct Clip {
     T lower;
@@ -47,8 +46,8 @@ struct Clip {
     }
 };
 
-// Of a 16-bit type: compared as float, chosen between as bits. The bits are held in 32, the width
-// of what is compared, because compilers vectorise a choice only among values of one width.
+// For 16-bit types: compares as float and selects bits, held in 32 bits because compilers vectorise
+// a selection only among values of one width.
 template <typename T>
 struct Clip16 {
     float lower;

@@ -1,13 +1,13 @@
-// A sum in two numbers: what it is rounded to, and what the roundings lost (Knuth's two-sum).
+// A sum in two numbers: the rounded sum, and the roundings' error (Knuth's two-sum).
 #pragma once
 
 #include "macros.h"
 
 namespace fastgan {
 
-// Of n terms t the total is off by u |sum| + (n u)^2 sum(|t|) at most, u being half of A's epsilon
-// (Ogita, Rump and Oishi 2005, "Accurate sum and dot product", (4.6)): where n u < sqrt(u), which
-// is 4096 terms in float and 9e7 in double, no more than by two roundings of sum(|t|).
+// For n terms t the error is at most u |sum| + (n u)^2 sum(|t|), u being half of A's epsilon
+// (Ogita, Rump and Oishi 2005, "Accurate sum and dot product", (4.6)): at most two roundings of
+// sum(|t|) if n u < sqrt(u), 4096 terms in float and 9e7 in double.
 template <typename A>
 struct CompensatedSum {
     A high;
@@ -27,7 +27,7 @@ struct CompensatedSum {
         return *this;
     }
 
-    // Where the sum is infinite, what was lost is NaN.
+    // If the sum is infinite, the error term is NaN.
     FASTGAN_INLINE A total() const { return low - low == A(0) ? high + low : high; }
 };
 

@@ -1,11 +1,11 @@
-// From a FloatType that is known when the program runs to types that are known when it is compiled.
+// Dispatch from a run-time FloatType to compile-time types.
 #pragma once
 
 #include "float_types.h"
 
 namespace fastgan {
 
-// For the host, and inlined always: math/macros.h says why.
+// For the host, and always inlined: see math/macros.h.
 #define FASTGAN_HOST_INLINE inline __attribute__((always_inline))
 
 // run.operator()<T>() for the type's T.
@@ -23,13 +23,14 @@ FASTGAN_HOST_INLINE void for_float_type(FloatType type, const Run& run) {
     }
 }
 
-// Whether values of one type are ever written as the other here: the same, or float32 and a half.
+// Whether values of one type are ever written as the other: the same type, or float32 and a 16-bit
+// one.
 FASTGAN_HOST_INLINE bool is_float_pair(FloatType from, FloatType to) {
     return from == to || (from != FloatType::float64 && to != FloatType::float64 &&
                           (from == FloatType::float32 || to == FloatType::float32));
 }
 
-// run.operator()<From, To>(), for such a pair; otherwise nothing happens.
+// run.operator()<From, To>() for such a pair; otherwise does nothing.
 template <typename Run>
 FASTGAN_HOST_INLINE void for_float_pair(FloatType from, FloatType to, const Run& run) {
     if (from == to) {

@@ -1,4 +1,4 @@
-// The floating-point types fastgan computes on: how each is stored and what it is computed in.
+// Fastgan's floating-point types: storage and arithmetic.
 //
 //   storage     arithmetic   bits of significand (with the hidden one)
 //   double      double       53
@@ -6,9 +6,9 @@
 //   Half        float        11      IEEE 754 binary16
 //   BFloat16    float         8      the upper half of a binary32
 //
-// The conversions are branch-free, so that compilers turn loops over them into vector code on every
-// instruction set, and they never meet a binary32 subnormal, so that flush-to-zero mode
-// (torch.set_flush_denormal) does not change a result.
+// The conversions are branch-free, so that compilers vectorise loops over them on every instruction
+// set, and never use a binary32 subnormal, so that flush-to-zero mode (torch.set_flush_denormal)
+// doesn't change results.
 #pragma once
 
 #include <cstdint>
@@ -132,8 +132,8 @@ FASTGAN_INLINE Half from_arithmetic<Half>(float value) {
     constexpr std::uint32_t exponent_gap = (127u - 15u) << 23;
     const std::uint32_t normal =
         (magnitude - exponent_gap + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
-    // Next to 0.5 a float's unit in the last place is 2^-24, the spacing of Half's subnormals: the
-    // addition itself rounds to it.
+    // Near 0.5 a float's unit in the last place is 2^-24, the spacing of Half's subnormals: the
+    // addition rounds to it.
     const std::uint32_t subnormal =
         bits::of_float(bits::as_float(magnitude) + 0.5f) - bits::of_float(0.5f);
     const std::uint32_t finite = magnitude < (113u << 23) ? subnormal : normal;

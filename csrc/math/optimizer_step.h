@@ -1,5 +1,5 @@
-// What surrounds an optimiser's rule: the gradient's unscaling, sign and weight decay before it,
-// the clip of the weight before or after it, and the low-precision copy of the new weight.
+// The steps around an optimiser's rule: unscaling, sign and weight decay of the gradient before it,
+// clipping of the weight before or after it, and the low-precision copy of the new weight.
 #pragma once
 
 #include <cstdint>
@@ -10,7 +10,7 @@
 
 namespace fastgan {
 
-// A number in a tensor of one element, float or double, on the device that computes; or none.
+// A number in a tensor of one element, float or double, on the computing device; or none.
 struct ScalarReference {
     void* data = nullptr;
     bool is_float64 = false;
@@ -31,10 +31,10 @@ struct ScalarReference {
     }
 };
 
-// Of one call, the same for all its tensors.
+// Settings of one call, for all its tensors.
 struct StepSettings {
     double lr = 0;
-    ScalarReference lr_tensor;   // goes before lr
+    ScalarReference lr_tensor;   // takes precedence over lr
     ScalarReference grad_scale;  // divides every gradient
     ScalarReference found_inf;   // not zero: the step is skipped
     double weight_decay = 0;
@@ -47,7 +47,7 @@ struct StepSettings {
     FASTGAN_INLINE double current_lr() const { return lr_tensor.present() ? lr_tensor.read() : lr; }
 };
 
-// The same with what the device had to read.
+// The same, with the numbers read on the device.
 struct CommonScalars {
     double weight_decay;
     double grad_scale;
@@ -66,12 +66,12 @@ FASTGAN_INLINE CommonScalars common_scalars(const StepSettings& settings) {
                          settings.clip_after};
 }
 
-// Whether there is a grad_scale: known when compiling, or asked for each weight.
+// Whether there is a grad_scale: known at compile time, or checked for each weight.
 enum class Scaling { absent, present, asked };
 
-// One weight's whole update. Values, in this order: param, grad, the rule's states.
-// The gradient is divided by grad_scale, if there is one, and stored so, as torch's fused
-// optimisers do; the update itself uses the quotient before it is rounded to T.
+// One weight's whole update. Values, in this order: param, grad, the rule's states. The gradient is
+// divided by grad_scale, if there is one, and stored, as in torch's fused optimisers; the update
+// uses the quotient before it is rounded to T.
 template <typename T, typename RuleType, Scaling kScaling>
 struct OptimizerStep {
     using Rule = RuleType;
@@ -111,7 +111,7 @@ struct OptimizerStep {
             values[1] = from_arithmetic<T>(grad);
         }
         grad = grad * sign;
-        // Chosen, not skipped by a weight_decay of 0: 0 * infinity is NaN.
+        // Selected, because adding 0 * infinity would give NaN for a weight_decay of 0.
         const A decayed = multiply_add(weight_decay, param, grad);
         grad = if_it_decays(decayed, grad);
         A states[Rule::kStates];
@@ -126,7 +126,7 @@ struct OptimizerStep {
     }
 };
 
-// The clip alone, in the same form.
+// Only the clip, in the same form.
 template <typename T>
 struct ClipStep {
     static constexpr int kValues = 1;
@@ -140,7 +140,7 @@ struct ClipStep {
     FASTGAN_INLINE void operator()(T (&values)[kValues]) const { values[0] = clip(values[0]); }
 };
 
-// A weight's copy in lower precision: rounded to the nearest, by way of float.
+// A weight's low-precision copy, rounded to nearest via float.
 template <typename Shadow, typename T>
 FASTGAN_INLINE Shadow shadow_of(T param) {
     return from_arithmetic<Shadow>(static_cast<float>(to_arithmetic(param)));

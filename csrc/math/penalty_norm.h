@@ -1,5 +1,5 @@
-// Layer, group and instance norm within the gradient penalty's fused pass: what each element of a
-// group of M elements becomes. With xhat = (x - mean) r, r = (var + eps)^(-1/2),
+// Layer, group and instance norm in the gradient penalty's fused pass, for each element of a group
+// of M elements. With xhat = (x - mean) r, r = (var + eps)^(-1/2),
 //
 //   output       y = weight * xhat + bias
 //   projection   T(p) = r (p - mean p - xhat B),        B = mean(xhat p)
@@ -46,7 +46,7 @@ FASTGAN_INLINE A projected(A p, A mean, A along, A xhat, A invstd) {
     return invstd * ((p - mean) - xhat * along);
 }
 
-// What a group's elements have in common in the curvature.
+// A group's constants in the curvature.
 template <typename A>
 struct Curvature {
     A of_signal;   // factor of p - mean p

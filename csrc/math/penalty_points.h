@@ -30,7 +30,7 @@ FASTGAN_INLINE A penalty_excess(const PenaltySettings& settings, A norm) {
     return settings.one_sided && excess < A(0) ? A(0) : excess;
 }
 
-// What a sample's gradient is multiplied by to make its tangent.
+// The factor from a sample's gradient to its tangent.
 template <typename A>
 FASTGAN_INLINE A penalty_factor(const PenaltySettings& settings, A norm) {
     const A factor = static_cast<A>(2 * settings.weight);
@@ -40,7 +40,7 @@ FASTGAN_INLINE A penalty_factor(const PenaltySettings& settings, A norm) {
     return norm == A(0) ? A(0) : factor * (penalty_excess(settings, norm) / norm);
 }
 
-// How a sample of `elements`, in the order of a batch's memory, lies in real and in fake.
+// The layout in real and in fake of a sample's elements, in the batch's memory order.
 struct MixShape {
     static constexpr int kMaxDimensions = 8;
     std::int64_t samples = 0;

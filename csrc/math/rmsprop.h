@@ -23,7 +23,7 @@ struct RmspropSettings {
     bool centered;
 };
 
-// What is constant over one tensor's update.
+// Constants of one tensor's update.
 struct RmspropScalars {
     double lr;
     double alpha;
@@ -36,8 +36,8 @@ FASTGAN_INLINE RmspropScalars step_scalars(const RmspropSettings& settings, doub
     return RmspropScalars{lr, settings.alpha, settings.eps, settings.momentum};
 }
 
-// A: float or double. States, in this order: square_avg, momentum_buffer where kMomentum, grad_avg
-// where kCentered.
+// A: float or double. States, in this order: square_avg and, with kMomentum, momentum_buffer and,
+// with kCentered, grad_avg.
 template <typename A, bool kMomentum, bool kCentered>
 struct RmspropRule {
     static constexpr int kStates = 1 + (kMomentum ? 1 : 0) + (kCentered ? 1 : 0);
@@ -58,7 +58,7 @@ struct RmspropRule {
             static_cast<A>(scalars.momentum),  Lerp<A>::make(static_cast<A>(1 - scalars.alpha))};
     }
 
-    // The new weight; the states are updated.
+    // Returns the new weight and updates the states.
     FASTGAN_INLINE A operator()(A param, A grad, A (&states)[kStates]) const {
         A& square_avg = states[0];
         square_avg = multiply_add(one_minus_alpha * grad, grad, square_avg * alpha);

@@ -2,7 +2,7 @@
 //
 //     y[o] = sum_t c[t] z[o * down + t - pad],    0 <= t < taps
 //
-// Of the taps only every up-th meets a value: t = first + j * up, which meets x[place + j].
+// Only every up-th tap meets a value: t = first + j * up meets x[place + j].
 #pragma once
 
 #include <cstdint>
@@ -36,7 +36,7 @@ FASTGAN_INLINE FirTaps taps_of(const FirAxis& axis, std::int64_t output) {
     return {first, (start + first) / axis.up, count};
 }
 
-// Without what meets nothing beyond the ends of x.
+// Excludes taps beyond the ends of x.
 FASTGAN_INLINE FirTaps within(const FirAxis& axis, FirTaps taps) {
     const std::int64_t before = taps.place < 0 ? -taps.place : 0;
     const std::int64_t left = axis.in - taps.place;
@@ -44,9 +44,9 @@ FASTGAN_INLINE FirTaps within(const FirAxis& axis, FirTaps taps) {
     return {taps.first + before * axis.up, taps.place + before, end > before ? end - before : 0};
 }
 
-// What stands between two filters: u > 0 ? u : slope * u, times gain, at most clamp. It is written
-// down as bits, eight places of a row in a byte: whether u > 0 in the first `bytes` of a row and,
-// with a clamp, whether it was clamped in as many more.
+// Between two filters: u > 0 ? u : slope * u, times gain, at most clamp. Recorded as bits, eight
+// places of a row per byte: whether u > 0 in a row's first `bytes` and, with a clamp, whether it
+// was clamped in as many more.
 struct FirActivation {
     double gain;
     double slope;

@@ -1,7 +1,7 @@
-"""Random draws of every test and docstring, from one seed; what failed, as an ``@example``.
+"""Seeds every test and docstring; prints failed examples as ``@example``.
 
-The seed is FASTGAN_TEST_SEED, 0 by default, so that a suite which was green stays green until the
-code changes. ``make fuzz`` runs the tests of hypothesis with new ones.
+The seed is FASTGAN_TEST_SEED, 0 by default, so that a green suite stays green until the code
+changes. ``make fuzz`` runs hypothesis's tests with new seeds.
 """
 
 from __future__ import annotations
@@ -20,27 +20,27 @@ import torch
 from hypothesis.internal.conjecture import providers
 
 SEED = int(os.environ.get("FASTGAN_TEST_SEED", "0"))
-#: At most as many examples of each test; a smaller number is for a quick look.
+#: Most examples per test; a smaller number is for a quick check.
 MOST_EXAMPLES = int(os.environ.get("FASTGAN_TEST_EXAMPLES", "1000"))
 
-# What tests compute must not depend on what was fast a moment ago; tests of the choice of backends
-# ask for it. Set before fastgan is imported, and for the processes that tests start.
+# Tests must not depend on measured speeds; tests of the selection of backends enable it. Set before
+# fastgan is imported, and inherited by child processes.
 os.environ.setdefault("FASTGAN_AUTOTUNE", "0")
 
-#: What `make quick` leaves out: files, and tests with their files, relative to tests/.
+#: Files and tests that `make quick` leaves out, relative to tests/.
 SLOW = frozenset(
     line
     for line in (Path(__file__).parent / "tests" / "slow.txt").read_text().splitlines()
     if not line.startswith("#")
 )
-#: What `make test` leaves to `make test-all`: the same again for other GPUs and sizes of images.
+#: Left to `make test-all`: the same tests for other GPUs and image sizes.
 EXHAUSTIVE = re.compile(
-    # The CPU part as a wheel: `make test` has built it already, into a checkout.
+    # The CPU part as a wheel: `make test` has already built it in place.
     r"test_build\.py::test_(wheel|only_what_changed)_"
     r"|test_compiled\.py::test_(each|the_small).*\[(sm_80|sm_100)\b"
     r"|test_evaluation_classifier\.py::test_other_sizes.*\[28-3\]$"
 )
-#: Files that keep a worker busy for the longest, in the order in which they begin.
+#: The slowest files, in the order in which they start.
 LONGEST_FILES = (
     "test_in_the_interpreter.py",
     "test_compiled.py",
@@ -59,11 +59,11 @@ LONGEST_FILES = (
     "test_cpu_convolutions_under_sanitizers.py",
 )
 
-#: What hypothesis, older or newer, says of a failure that was not an example already.
+#: Hypothesis's note (older and newer versions) about a failure that isn't an explicit example.
 FAILING_CALL = r"^(?:Falsifying example|Failing test case):\s*(\w+\(.*?^\))"
 
-# Hypothesis draws some values from the constants in the sources of all modules imported so far:
-# any change there, and any other order of tests, would draw other examples.
+# Hypothesis draws some values from constants in all imported modules' sources: any change there, or
+# another order of tests, would draw other examples.
 providers._get_local_constants = lambda: providers._local_constants
 
 
@@ -80,37 +80,37 @@ hypothesis.register_random(TORCH_GENERATOR)
 
 
 def seed_all() -> None:
-    """Begins each test's draws anew, so that they don't depend on the tests before it."""
+    """Seeds each test, so that its draws don't depend on earlier tests."""
     random.seed(SEED)
     torch.manual_seed(SEED)
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
-    """Seeds the draws of fixtures."""
+    """Seeds fixtures."""
     seed_all()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
-    """Seeds the draws of the test itself."""
-    # Again: which fixtures were set up for this test depends on the tests before it.
+    """Seeds the test itself."""
+    # Again, because the fixtures set up for this test depend on earlier tests.
     seed_all()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Seeds hypothesis, frees its verdicts from the machine's load; sorts the tests."""
+    """Seeds hypothesis, makes it independent of the machine's load, and sorts the tests."""
     for item in items:
         path, _, test = item.nodeid.partition("[")[0].partition("::")
         path = os.path.relpath(path, "tests")
-        # It compiles CUDA kernels, which `make test` leaves out without a GPU.
+        # It compiles CUDA kernels, which `make test` skips without a GPU.
         on_harness = "harness" in getattr(item, "fixturenames", ())
         if SLOW & {path, f"{path}::{test}"} or on_harness:
             item.add_marker("slow")
         if EXHAUSTIVE.search(item.nodeid) or on_harness:
             item.add_marker("exhaustive")
-    # What takes minutes alone must not begin last.
+    # The slowest tests must not start last.
     longest = {name: number - len(LONGEST_FILES) for number, name in enumerate(LONGEST_FILES)}
     items.sort(key=lambda item: longest.get(item.path.name, 0))
     for test in {hypothesis_test(item) for item in items} - {None}:
@@ -119,7 +119,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         test._hypothesis_internal_use_settings = hypothesis.settings(
             drawn,
             max_examples=min(drawn.max_examples, MOST_EXAMPLES),
-            # How busy the machine is decides these two.
+            # These two depend on the machine's load.
             deadline=None,
             suppress_health_check={*drawn.suppress_health_check, hypothesis.HealthCheck.too_slow},
             print_blob=True,
@@ -128,12 +128,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Gives each worker a file at a time, in the order of collection."""
+    """Assigns one file at a time to each worker, in collection order."""
     from xdist.scheduler import LoadScopeScheduling
 
     class LoadFiles(LoadScopeScheduling):
         def _split_scope(self, nodeid: str) -> str:
-            # A test there is a file of others, and takes minutes.
+            # Tests there run whole files, and take minutes.
             return nodeid if "test_in_the_interpreter" in nodeid else nodeid.partition("::")[0]
 
     config.option.loadscopereorder = False
@@ -149,7 +149,7 @@ def hypothesis_test(item: pytest.Item) -> Any:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """Adds to a failed test of hypothesis the lines that make its failures examples of it."""
+    """Adds ``@example`` lines to the report of a failed hypothesis test."""
     report = (yield).get_result()
     test = hypothesis_test(item)
     if test is not None and call.excinfo is not None and report.failed:
@@ -159,11 +159,11 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
 
 
 def example_lines(error: BaseException, names: set[str]) -> Iterator[str]:
-    """For each failure that hypothesis found, a decorator that draws it first.
+    """An ``@example`` decorator for each failure found by hypothesis.
 
     Args:
-        error: what the test raised: a group of errors where it found several.
-        names: the arguments that hypothesis draws; others are fixtures.
+        error: the test's error; a group if there are several failures.
+        names: the arguments drawn by hypothesis; others are fixtures.
     """
     for one in getattr(error, "exceptions", ()):
         yield from example_lines(one, names)
@@ -175,7 +175,7 @@ def example_lines(error: BaseException, names: set[str]) -> Iterator[str]:
         if any(getattr(part, "value", None) is ... for each in given for part in ast.walk(each)):
             raise SyntaxError("what st.data() gave is not in the call")
     except (SyntaxError, TypeError):
-        # No example, or something in it has no repr that Python reads.
+        # No example, or a value's repr isn't valid Python.
         if blob is not None:
             yield blob[0]
         return
@@ -183,7 +183,7 @@ def example_lines(error: BaseException, names: set[str]) -> Iterator[str]:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints the examples of what failed, and the seed."""
+    """Prints failed examples and the seed."""
     lines = [
         line
         for report in terminalreporter.stats.get("failed", ())

@@ -1,9 +1,9 @@
 """How the compiled part of fastgan is configured and built; setup.py calls it.
 
-Three steps, each usable on its own: :func:`configure` reads the switches from the environment and
-looks for compilers, :func:`ninja_file` writes the build down, :func:`build` runs it. Importing
-this module runs nothing and needs neither torch nor setuptools. ``python native_build.py`` builds
-into the checkout without setuptools. ``docs/building.md`` describes the switches.
+Three separate steps: :func:`configure` reads the switches from the environment and finds compilers,
+:func:`ninja_file` generates the build file, :func:`build` runs it. Importing this module runs
+nothing and needs neither torch nor setuptools. ``python native_build.py`` builds into the checkout
+without setuptools. ``docs/building.md`` describes the switches.
 """
 
 from __future__ import annotations
@@ -85,15 +85,15 @@ CXX_FLAGS = (
     "-fvisibility=hidden",
     "-Wall",
     "-Wextra",
-    # The formulas say themselves where a fused multiply-add stands (csrc/math/arithmetic.h), which
-    # is where torch has one; a compiler left to choose would find more, and results would differ.
+    # Formulas use FMA explicitly (csrc/math/arithmetic.h), where torch does; compilers would add
+    # more, and results would differ.
     "-ffp-contract=off",
-    # Floating-point exceptions and errno are read nowhere; assuming so is what lets the compiler
-    # vectorise a comparison and select.
+    # Nothing reads floating-point exceptions or errno; without them compilers can vectorise
+    # comparisons and selections.
     "-fno-math-errno",
     "-fno-trapping-math",
 )
-#: Of each instruction set, by the machine's architecture; "baseline" is what every one has.
+#: Flags of each instruction set by the machine's architecture; "baseline" is supported by all.
 INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
         "baseline": (),
@@ -121,9 +121,9 @@ CUDA_FLAGS = (
 #: With FASTGAN_BUILD_STRICT=1 warnings are errors, and so are kernels that spill registers.
 STRICT_CXX_FLAGS = ("-Werror",)
 STRICT_CUDA_FLAGS = ("-Werror", "all-warnings", "-Xcompiler=-Werror", "-Xptxas=--warn-on-spills")
-#: A100; H100 and H200 with their own instructions; B200, and by its PTX whatever comes later.
+#: A100; H100 and H200 with their own instructions; B200, and later GPUs by its PTX.
 DEFAULT_CUDA_ARCHS = "8.0;9.0a;10.0+PTX"
-#: For a toolkit older than 12.8, which does not know 10.0.
+#: For toolkits older than 12.8, which don't know 10.0.
 FALLBACK_CUDA_ARCHS = "8.0+PTX;9.0a"
 #: The first with C++20.
 OLDEST_NVCC = (12, 0)
@@ -132,7 +132,7 @@ OLDEST_CAPABILITY = (7, 0)
 
 
 class BuildError(Exception):
-    """The build can't go on; the message says what to change or install."""
+    """The build failed; the message says what to change or install."""
 
 
 # --- Configuration --------------------------------------------------------------------------------
@@ -147,7 +147,7 @@ class CudaArchitecture:
 
     @property
     def gencode(self) -> str:
-        """The flag that asks nvcc for it."""
+        """nvcc's flag for it."""
         virtual, real = f"compute_{self.capability}", f"sm_{self.capability}"
         code = f"[{real},{virtual}]" if self.ptx else real
         return f"-gencode=arch={virtual},code={code}"
@@ -233,7 +233,7 @@ def configure(
     *,
     say: Callable[[str], None] = print,
 ) -> Configuration:
-    """Reads the switches and looks at the machine; raises BuildError where it can't go on."""
+    """Reads the switches and examines the machine; raises BuildError if it can't build."""
     if sys.platform != "linux":
         raise BuildError(
             f"the compiled part of fastgan builds on Linux, this is {sys.platform}; "
@@ -276,7 +276,7 @@ def _first_line_of_version(command: tuple[str, ...]) -> str:
 
 
 def _find_torch() -> tuple[Path, str]:
-    # Found without importing it: that takes seconds, and nothing of it needs to run.
+    # Found without importing it, which takes seconds.
     spec = importlib.util.find_spec("torch")
     if spec is None or spec.origin is None:
         raise BuildError(
@@ -293,7 +293,7 @@ def _find_torch() -> tuple[Path, str]:
 
 
 def find_nvcc(environment: Mapping[str, str]) -> str | None:
-    """nvcc in CUDA_HOME, else on PATH; None where there is neither."""
+    """nvcc in CUDA_HOME, else on PATH; None if there is neither."""
     home = environment.get("CUDA_HOME", "").strip()
     if home:
         return shutil.which(str(Path(home) / "bin" / "nvcc"))
@@ -306,7 +306,7 @@ def _find_cuda(
     """The toolkit to build with, or None and the reason for leaving CUDA out."""
     wish = _choice(environment, "FASTGAN_BUILD_CUDA", "auto", ("auto", "0", "1"))
     asked_for = environment.get("FASTGAN_CUDA_ARCHS", "").strip()
-    # Checked even where it is not used: a typing error should not wait for another machine.
+    # Checked even if it isn't used, to find typing errors early.
     architectures = parse_cuda_architectures(asked_for or DEFAULT_CUDA_ARCHS)
     if wish == "0":
         return None, "FASTGAN_BUILD_CUDA=0"
@@ -363,7 +363,7 @@ def _look_at_toolkit(
             f"{FALLBACK_CUDA_ARCHS}"
         )
 
-    # nvcc's own answer to where its files are: on PATH it may be a link or a wrapper script.
+    # Ask nvcc for its files: on PATH it may be a link or a wrapper script.
     dry_run = output("--dryrun", "-ccbin", cxx[0], "-x", "cu", "-c", os.devnull, "-o", os.devnull)
 
     def listed(variable: str, option: str) -> tuple[str, ...]:
@@ -390,7 +390,7 @@ def ninja_file(configuration: Configuration, build_dir: Path) -> str:
     def flags(*words: str) -> str:
         return _escape(" ".join(shlex.quote(word) for word in words))
 
-    # Relative sources and mapped prefixes: no path of this machine gets into what users install.
+    # Relative sources and mapped prefixes keep this machine's paths out of the build.
     prefix_maps = (
         f"-ffile-prefix-map={ROOT}=fastgan",
         f"-ffile-prefix-map={c.torch_root}=torch",
@@ -411,7 +411,7 @@ def ninja_file(configuration: Configuration, build_dir: Path) -> str:
         "  deps = gcc",
         "  description = compiling $in $variant",
         "rule link",
-        # -z,defs turns a symbol that nothing provides into an error here, not in a user's process.
+        # -z,defs makes undefined symbols an error here, not in a user's process.
         "  command = $cxx -shared -Wl,--exclude-libs,ALL -Wl,-z,defs -Wl,-s -o $out $in $flags",
         "  description = linking $out",
     ]
@@ -452,8 +452,8 @@ def ninja_file(configuration: Configuration, build_dir: Path) -> str:
     link_flags: tuple[str, ...] = (
         f"-L{c.torch_root / 'lib'}",
         "-ltorch_cpu",
-        # libtorch.so depends on libtorch_cuda.so where torch has CUDA: through it, dlsym's default
-        # scope reaches the function that knows the current stream.
+        # libtorch.so depends on libtorch_cuda.so in torch with CUDA: so dlsym's default scope
+        # includes the function for the current stream.
         "-Wl,--no-as-needed,-ltorch,--as-needed",
     )
     if c.cuda:
@@ -517,8 +517,7 @@ def build(configuration: Configuration, build_dir: Path, *, verbose: bool = Fals
 
 def install(folder: Path, *, verbose: bool = False) -> None:
     """Configures and builds, then puts the library and its description into a folder."""
-    # Not in a folder of setuptools', which is new each time: a second build finds the first's
-    # objects here and compiles only what changed.
+    # Not in setuptools' folder, which is new each time: later builds only compile changed files.
     build_dir = Path("build") / f"native-{sys.implementation.cache_tag}-{sysconfig.get_platform()}"
     configuration = configure(package_version())
     build(configuration, ROOT / build_dir, verbose=verbose)
@@ -529,14 +528,14 @@ def install(folder: Path, *, verbose: bool = False) -> None:
 
 
 def package_version() -> str:
-    """Of fastgan, without importing it."""
+    """Fastgan's version, without importing it."""
     namespace: dict[str, str] = {}
     exec((ROOT / "fastgan" / "_version.py").read_text(encoding="utf-8"), namespace)
     return namespace["__version__"]
 
 
 def replace_library(built: Path, target: Path) -> None:
-    """Puts a library in place under a new inode: a process that has the old one loaded keeps it."""
+    """Replaces a library under a new inode, so that running processes keep the old one."""
     temporary = target.with_name(f".{target.name}.new")
     shutil.copyfile(built, temporary)
     os.replace(temporary, target)

@@ -1,7 +1,7 @@
 """Builds the compiled part with ninja; everything else is in pyproject.toml.
 
-Run through pip (``pip install .``) or ``python -m build``. The work is in native_build.py; here
-setuptools is told about it.
+Run through pip (``pip install .``) or ``python -m build``. The work is in native_build.py; this
+file connects it to setuptools.
 """
 
 from __future__ import annotations
@@ -33,24 +33,24 @@ class BuildNative(build_ext):  # type: ignore[misc]
             raise SystemExit(f"error: {error}") from None
 
     def copy_extensions_to_source(self) -> None:
-        """In an editable build; setuptools knows of the library alone."""
+        """For editable builds; setuptools only knows the library."""
         super().copy_extensions_to_source()
         self.copy_file(str(Path(self.build_lib, "fastgan/_build.json")), str(ROOT / "fastgan"))
 
     def get_ext_filename(self, fullname: str) -> str:
-        # The library of ops is no Python module and serves every version of Python.
+        # The ops' library isn't a Python module and works with every Python.
         return os.path.join(*fullname.split(".")) + ".so"
 
 
 class BuildWheel(bdist_wheel):  # type: ignore[misc]
-    """Tags the wheel for every Python 3: nothing in it is compiled for one."""
+    """Tags the wheel for every Python 3: nothing in it depends on the version."""
 
     def get_tag(self) -> tuple[str, str, str]:
         return "py3", "none", super().get_tag()[2]
 
 
 class BuildPython(build_py):  # type: ignore[misc]
-    """Without the native part, removes what an earlier editable build left beside the sources."""
+    """Without the native part, removes an earlier editable build's files."""
 
     def run(self) -> None:
         if self.editable_mode and not self.distribution.ext_modules:

@@ -4,8 +4,8 @@ Fused kernels for transposed convolution + batch norm + activation, for weight c
 optimiser step and for the gradient penalty, exposed as torch ops and assembled into drop-in
 DCGAN, WGAN and WGAN-GP models; every one is checked against :mod:`fastgan.reference`.
 
-Importing it doesn't import torch, so that the command line answers at once: what needs torch is
-imported at its first use, and ``torch.ops.fastgan`` is defined as soon as torch is imported too.
+Importing fastgan doesn't import torch, so that the command line starts quickly: modules that need
+torch are imported on first use, and ``torch.ops.fastgan`` is defined once torch is imported, too.
 """
 
 from __future__ import annotations

@@ -9,9 +9,9 @@ __all__ = ["main"]
 
 
 def main() -> int:
-    """Runs one command; Ctrl-C while modules are imported ends the process without a word.
+    """Runs one command; Ctrl-C during imports ends the process silently.
 
-    So it does from the first lines of ``fastgan/__init__.py`` on, and while Python ends.
+    The same holds from the first lines of ``fastgan/__init__.py`` on, and during Python's exit.
 
     Returns:
         The exit code.

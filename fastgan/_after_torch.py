@@ -1,8 +1,7 @@
 """Defines ``torch.ops.fastgan`` when fastgan and torch are both imported, in whichever order.
 
-``import fastgan`` doesn't import torch, which takes over a second that ``fastgan --help`` needn't
-wait for. Programs that use ``torch.ops.fastgan`` import both packages but no module of fastgan's:
-the ops are defined at the second of the two imports.
+``import fastgan`` doesn't import torch, which takes over a second. Programs that use
+``torch.ops.fastgan`` may import only the two packages: the second of these imports defines the ops.
 """
 
 from __future__ import annotations
@@ -17,13 +16,13 @@ from types import ModuleType
 
 __all__ = ["NEEDED_WHOLE", "define_ops"]
 
-#: Modules that import torch and that the ops import. One which is the first to import torch is not
-#: whole yet; the ops are then defined by the next of our modules that needs them.
+#: Modules that import torch and that the ops import. If one of them is the first to import torch,
+#: it is incomplete, and the next module that needs the ops defines them.
 NEEDED_WHOLE = ("fastgan.activations",)
 
 
 def define_ops() -> None:
-    """Defines the ops now if torch is imported, else right after its import."""
+    """Defines the ops now if torch is imported, otherwise right after its import."""
     if "torch" in sys.modules:
         importlib.import_module("fastgan.ops")
     else:
@@ -31,7 +30,7 @@ def define_ops() -> None:
 
 
 class _TorchFinder(MetaPathFinder):
-    """Finds torch as without it, and adds a step to its loader."""
+    """Finds torch as usual, and adds a step to its loader."""
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,13 +1,13 @@
-"""Ctrl-C while the command line is imported ends it without a word; ``__main__.py`` goes on.
+"""Ctrl-C during the command line's imports ends it silently; ``__main__.py`` takes over.
 
-The first module of fastgan's that is imported; it imports nothing that isn't part of Python itself.
+The first module that is imported; it only imports builtin modules.
 """
 
 import _signal  # type: ignore[import-not-found]  # signal imports others, which takes a while
 import sys
 
 _words = sys.orig_argv
-if sys.argv[:1] == ["-m"]:  # Python is looking for the module that it shall run
+if sys.argv[:1] == ["-m"]:  # Python is searching for the module to run
     _flag = _words[_words.index("fastgan") - 1] if "fastgan" in _words else ""
     _runs = "-mfastgan" in _words or (_flag[:1] == "-" and _flag[-1:] == "m")
 else:

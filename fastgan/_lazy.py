@@ -1,4 +1,4 @@
-"""Packages whose names are imported at their first use (PEP 562), because they need torch."""
+"""Lazy attributes of packages (PEP 562), for names that need torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def attach(
 
     Args:
         package: the package's ``__name__``.
-        names: name -> the module that has it. A submodule's own name stands for the submodule.
+        names: name -> its module. A submodule's own name stands for the submodule.
 
     Example:
         >>> getattr_, dir_ = attach("fastgan", {"sampling": "fastgan.sampling"})
@@ -33,12 +33,12 @@ def attach(
     def module_getattr(name: str) -> Any:
         if name not in names:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
-        # First, and from no module of ours: the ops, which come with torch, need some of them.
+        # First, and not from one of our modules: the ops, defined with torch, need some of them.
         importlib.import_module("torch")
         value: Any = importlib.import_module(names[name])
         if names[name] != f"{package}.{name}":
             value = getattr(value, name)
-        # The next access finds it without coming here.
+        # Later accesses don't call this function.
         setattr(sys.modules[package], name, value)
         return value
 

@@ -1,10 +1,9 @@
-"""The compiled part: loading it, and saying what it contains.
+"""Loads the compiled part, and describes it.
 
-The build makes two files beside this one, for every Python. ``_build.json`` describes the build;
-``_ops.so`` holds the ops and registers them with torch when it is loaded. An install with neither
-is a pure-Python one (``FASTGAN_BUILD_NATIVE=0``), where the ops are plain PyTorch. Anything between
-the two, or a library that does not load, is an error here, with its reason, and not an
-``AttributeError`` at the first use of an op.
+The build writes two files next to this one, for every Python. ``_build.json`` describes the build;
+``_ops.so`` has the ops and registers them with torch on loading. An install without both is pure
+Python (``FASTGAN_BUILD_NATIVE=0``), with ops in plain PyTorch. If only one exists, or the library
+doesn't load, this module raises an error with the reason.
 """
 
 from __future__ import annotations
@@ -31,14 +30,14 @@ class BuildInfo:
 
     Attributes:
         version: fastgan's version.
-        native: whether there is a compiled part at all; where not, all below is empty.
+        native: whether there is a compiled part; if not, the attributes below are empty.
         torch_target: the oldest torch the compiled part runs with, such as ``"2.10"``.
         built_with_torch: the torch whose headers it was compiled with.
         cxx_compiler: the C++ compiler's own description of itself.
         cxx_flags: the flags that every C++ file was compiled with.
-        cpu_instruction_sets: those that the CPU loops were compiled for; the widest that the
-            processor has is chosen at run time.
-        cpu_instruction_set: the chosen one.
+        cpu_instruction_sets: the CPU loops' instruction sets; the processor's widest is selected at
+            run time.
+        cpu_instruction_set: the selected one.
         cuda: whether the CUDA kernels were compiled.
         cuda_toolkit: the version of nvcc.
         cuda_architectures: ``sm_90a`` is machine code for compute capability 9.0, ``compute_100``
@@ -62,7 +61,7 @@ class BuildInfo:
     cuda_left_out_because: str | None = None
 
     def summary(self) -> str:
-        """What is in this build, in one line.
+        """The build in one line.
 
         Example:
             >>> BuildInfo(version="1.0", native=False).summary()
@@ -82,9 +81,9 @@ def load() -> bool:
     """Loads the ops once; returns whether there is a compiled part.
 
     Raises:
-        NativeLibraryError: it is there, but incomplete, of another version, or does not load.
+        NativeLibraryError: it is incomplete, of another version, or doesn't load.
     """
-    # Here: fastgan.ops, which is imported with torch, needs this module whole.
+    # Imported here, because fastgan.ops, imported with torch, needs all of this module.
     import torch
     from torch.torch_version import TorchVersion
 
@@ -104,7 +103,7 @@ def load() -> bool:
             f"fastgan's compiled part is of version {description['version']}, the Python part of "
             f"{__version__}; {_REBUILD}"
         )
-    # TorchVersion compares with a string as versions do, not letter by letter.
+    # TorchVersion compares with a string as a version.
     if TorchVersion(torch.__version__) < str(description["torch_target"]):
         raise NativeLibraryError(
             f"fastgan's compiled part needs torch >= {description['torch_target']}, "
@@ -122,13 +121,13 @@ def load() -> bool:
 
 @cache
 def build_info() -> BuildInfo:
-    """What this installation contains: the answer to "which kernels do I have?".
+    """Describes this installation's kernels.
 
     Returns:
         A :class:`BuildInfo`.
 
     Raises:
-        NativeLibraryError: the compiled part is there but can't be used.
+        NativeLibraryError: the compiled part exists but can't be used.
 
     Example:
         >>> import fastgan
@@ -150,7 +149,7 @@ def build_info() -> BuildInfo:
 
 
 def _description(folder: Path) -> dict[str, Any] | None:
-    """What ``_build.json`` says, or None where there is no such file."""
+    """The content of ``_build.json``, or None if it doesn't exist."""
     path = folder / "_build.json"
     if not path.exists():
         return None

@@ -1,3 +1,3 @@
-"""The one place that holds the version; the build and the package both read it here."""
+"""The version, read by the build and the package."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""The table of activations: everything that is known of each in Python.
+"""The table of activations, with everything that Python code needs.
 
 =================  ======================================  =============================  ======
 name               z(x)                                    z'                             keeps
@@ -18,10 +18,10 @@ cumulative function and density, i(x) = sqrt(2 / pi) (x + 0.044715 x^3) and T = 
 Sources: SiLU, Elfwing et al. 2017, arXiv 1702.03118; GELU, Hendrycks and Gimpel 2016,
 arXiv 1606.08415, in the two forms of ``torch.nn.GELU``.
 
-One tensor of each activation is kept for the backward pass: the output where z' can be computed
-from it, the input otherwise (SiLU and GELU aren't monotonic; a leaky ReLU with a negative slope
-isn't either). An activation that keeps its input is left to the next layer's load, like a batch
-norm, so that the input is the only tensor kept.
+Each activation keeps one tensor for the backward pass: the output if z' can be computed from it,
+otherwise the input (SiLU, GELU and leaky ReLU with a negative slope aren't monotonic). An
+activation that keeps its input is applied on the next layer's load, like a batch norm, so that only
+the input is kept.
 
 A new activation is a row here, one in ``csrc/math/activation.h`` and one in
 ``fastgan/kernels/activations.py``; see CONTRIBUTING.md.
@@ -59,20 +59,21 @@ class Activation:
     """A row of the table.
 
     Attributes:
-        name: as users write it.
-        code: its number in C++: its place in ``csrc/math/activation.h``.
+        name: its name for users.
+        code: its number in ``csrc/math/activation.h``.
         op: the ATen op; None if there is none.
         functions: torch's functions that compute it.
         arguments: the arguments of ``op`` and ``functions`` -> (input, negative_slope, inplace).
             Raises TypeError if they ask for something else.
         forward: (input, negative_slope) -> output.
-        forward_: the same, written over the input.
-        gradient: (grad, kept, negative_slope, out=None) -> grad * z', where ``kept`` is what
-            ``keeps_input`` says. Differentiable by autograd, unless written to ``out``, which may
-            be ``grad``. Where z' is 0 or 1 the gradient is chosen, not multiplied: an infinite one
-            times 0 would be NaN. That of a piecewise-linear row holds for the input as well.
+        forward_: the same, in place.
+        gradient: (grad, kept, negative_slope, out=None) -> grad * z', where ``kept`` is the output
+            or the input (``keeps_input``). Differentiable by autograd, unless written to ``out``,
+            which may be ``grad``. If z' is 0 or 1 the gradient is selected, not multiplied:
+            infinity times 0 would be NaN. For piecewise-linear rows the input works as well.
         second_derivative: (kept, negative_slope) -> z''; None where it is zero wherever it exists.
-        keeps_input: (negative_slope) -> whether z' is computed from the input; else the output.
+        keeps_input: (negative_slope) -> whether z' is computed from the input instead of the
+        output.
     """
 
     name: str
@@ -92,7 +93,7 @@ class Activation:
         return self.second_derivative is None
 
     def derivative(self, kept: Tensor, negative_slope: float) -> Tensor:
-        """z' as a tensor, from what :attr:`keeps_input` says."""
+        """z' as a tensor, from the kept tensor (:attr:`keeps_input`)."""
         return self.gradient(torch.ones_like(kept), kept, negative_slope)
 
     def gradient_by_input(self, grad: Tensor, input: Tensor, negative_slope: float) -> Tensor:
@@ -109,7 +110,7 @@ class Activation:
         return self.gradient(grad, kept, negative_slope)
 
     def overwrite(self, input: Tensor, negative_slope: float) -> Tensor:
-        """The output, written over the input unless autograd will read that.
+        """The output, in place unless autograd will read the input.
 
         Example:
             >>> x = torch.tensor([-1.0, 2.0])
@@ -226,7 +227,7 @@ _ROWS = (
         _input_alone,
         lambda x, s: F.relu(x),
         lambda x, s: x.relu_(),
-        # Lets a gradient through where the output is NaN; that of leaky_relu scales it.
+        # Passes the gradient if the output is NaN; leaky_relu's scales it.
         gradient=_by_aten(aten.threshold_backward, 0),
     ),
     Activation(
@@ -302,9 +303,9 @@ _ROWS = (
 
 #: By name.
 ACTIVATIONS: Mapping[str, Activation] = {row.name: row for row in _ROWS}
-#: By number in C++.
+#: By code.
 BY_CODE: Mapping[int, Activation] = {row.code: row for row in _ROWS}
-#: By torch function and ATen op; which of several rows it is, the arguments say.
+#: By torch function and ATen op; arguments decide between several rows.
 BY_FUNCTION: Mapping[Any, Sequence[Activation]] = {
     function: [row for row in _ROWS if function in (*row.functions, row.op)]
     for each in _ROWS
@@ -329,7 +330,7 @@ def activation_named(name: str) -> Activation:
 
 
 def activation_call(function: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Call | None:
-    """What a call of a torch function or ATen op computes; None if it isn't an activation's.
+    """The activation that a torch function or ATen op computes; None if it computes none.
 
     Example:
         >>> call = activation_call(F.gelu, (torch.ones(2),), {"approximate": "tanh"})

@@ -1,9 +1,9 @@
 """The errors fastgan raises on purpose.
 
-Where torch or Python has its own type for the same mistake (a wrong image size is a
-``ValueError``, a wrong dtype a ``TypeError``), the class here also derives from that type,
-so that both ``except fastgan.FastganError`` and ``except ValueError`` catch it. The command
-line turns each into one line on stderr and exit code 2.
+If torch or Python has its own type for a mistake (a wrong image size is a ``ValueError``, a wrong
+dtype a ``TypeError``), the class here also derives from it, so that both ``except
+fastgan.FastganError`` and ``except ValueError`` catch it. The command line turns each into one line
+on stderr and exit code 2.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ __all__ = [
 
 
 def printable(text: str) -> str:
-    r"""``text`` with every character that isn't printable escaped, newlines as well.
+    r"""``text`` with unprintable characters and newlines escaped.
 
-    File names, class names and the fields of a file are others' text: raw, an escape sequence in
-    it could move the cursor, rename the window or hide what was said before.
+    File names, class names and fields of files come from outside: an escape sequence could move the
+    cursor, rename the window or hide earlier output.
 
     Example:
         >>> print(printable("cat\x1b[2J"))
@@ -45,7 +45,7 @@ class FastganError(Exception):
     """Base class of every error fastgan raises on purpose.
 
     Attributes:
-        said_elsewhere: whether another process of the run fails with the same words, and says them.
+        said_elsewhere: whether another process of the run reports the same error.
         exit_code: of the command line.
     """
 
@@ -53,7 +53,7 @@ class FastganError(Exception):
     exit_code = 2
 
     def __str__(self) -> str:
-        # Messages quote what files say. Lines of our own stay lines.
+        # Messages quote files, so escape them; keep our own newlines.
         return "\n".join(map(printable, super().__str__().split("\n")))
 
 
@@ -62,7 +62,7 @@ class ConfigError(FastganError, ValueError):
 
 
 class ImageSizeError(FastganError, ValueError):
-    """An image size, channel count or rank a model does not take."""
+    """An image size, channel count or rank that a model doesn't accept."""
 
 
 class DataError(FastganError, ValueError):
@@ -74,24 +74,25 @@ class DataWarning(UserWarning):
 
 
 class CheckpointError(FastganError, ValueError):
-    """A checkpoint that is missing, truncated, of another model, or that hides code."""
+    """A checkpoint that is missing, truncated, of another model, or contains code."""
 
 
 class OutputError(FastganError, OSError):
-    """A place for results that can't be written, or that already holds other results."""
+    """A place for results that can't be written or already has other results."""
 
 
 class LabelError(FastganError, ValueError):
-    """Class labels that are missing, not wanted, or of the wrong shape, dtype or range."""
+    """Class labels that are missing, unexpected, or of the wrong shape, dtype or range."""
 
 
 class UnsupportedCriticError(FastganError, ValueError):
-    """A critic that the asked-for pass can't take; the message names the layer or the output."""
+    """A critic that the requested path doesn't support; the message names the layer or the
+    output."""
 
 
 class DtypeError(FastganError, TypeError):
-    """A tensor of a dtype that the operation does not take."""
+    """A tensor of a dtype that the operation doesn't support."""
 
 
 class NativeLibraryError(FastganError, ImportError):
-    """The compiled part is there but can't be used; the message says why and what to do."""
+    """The compiled part exists but can't be used; the message says why and what to do."""

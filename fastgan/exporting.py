@@ -1,13 +1,12 @@
-"""A trained generator for other programs: ONNX, ``torch.export``, safetensors.
+"""Exports a trained generator: ONNX, ``torch.export``, safetensors.
 
-The first two hold one function, of noise (N, nz) float32, drawn as the run's noise was, and, of a
-conditional generator, labels (N,) int64. It returns images (N, channels, size, size) float32 in
-[-1, 1]. N is free. Truncation is part of it: the noise is mapped onto [-T, T] by the monotone map
-that makes truncated noise of the run's noise, so the images are distributed as ``fastgan sample
---truncation T`` draws them. A StyleGAN2's is of its styles, as there.
+The first two contain one function of noise (N, nz) float32, distributed as in the run, and for a
+conditional generator labels (N,) int64. It returns images (N, channels, size, size) float32 in [-1,
+1], for any N. It includes truncation: a monotone map to [-T, T] turns the run's noise into
+truncated noise, so the images are distributed as by ``fastgan sample --truncation T``. StyleGAN2
+truncates styles, as there.
 
-safetensors holds the weights, and in its metadata what :func:`fastgan.load_generator` builds the
-generator from.
+safetensors contains the weights, and metadata for :func:`fastgan.load_generator`.
 """
 
 from __future__ import annotations
@@ -34,9 +33,9 @@ from fastgan.training.checkpoint import describe
 
 __all__ = ["description", "export_generator", "truncate"]
 
-#: Images that an export draws twice, by the generator and by what was written.
+#: Number of images compared between generator and export.
 _CHECKED = 3
-#: Of images in [-1, 1], in float32: other programs sum in another order.
+#: Tolerance for float32 images in [-1, 1]: other programs sum in another order.
 _TOLERANCE = 1e-4
 
 
@@ -47,19 +46,19 @@ def export_generator(
     format: str,
     truncation: float | None = None,
 ) -> str:
-    """Writes a generator for other programs, and checks that what was written draws the same.
+    """Exports a generator, and checks that the export draws the same images.
 
     Args:
-        generator: of :func:`fastgan.load_generator`, with the weights that it has.
+        generator: from :func:`fastgan.load_generator`, with its current weights.
         path: the file, in a folder that exists; replaced if there.
         format: "onnx", "torch-export" or "safetensors".
-        truncation: T of the truncation in it; not for safetensors.
+        truncation: T; not for safetensors.
 
     Returns:
-        What it was checked with, in words.
+        A description of the check.
 
     Raises:
-        ConfigError: an unknown format, a truncation that can't be, or a package that is missing.
+        ConfigError: an unknown format, an invalid truncation, or a missing package.
         OutputError: the file can't be written, or draws other images than the generator.
 
     Example:
@@ -86,7 +85,7 @@ def export_generator(
                 f"format: of a {generator.config.model}, which translates images, expected"
                 f" safetensors, got {format!r}"
             )
-        generator.sample(1, truncation=truncation)  # refuses a truncation that can't be
+        generator.sample(1, truncation=truncation)  # refuses an invalid truncation
     content, checked = writers[format](generator, truncation)
     with atomic_write(path) as file:
         file.write(content)
@@ -94,10 +93,10 @@ def export_generator(
 
 
 def truncate(z: Tensor, kind: str, truncation: float) -> Tensor:
-    r"""Maps noise onto [-T, T] so that it becomes truncated noise, in ops that ONNX has.
+    r"""Maps noise to truncated noise in [-T, T], with ops that ONNX supports.
 
-    Of normal noise :math:`\Phi^{-1}` of the truncated distribution's quantile, which is
-    ``sqrt(2) erfinv(erf(T / sqrt(2)) erf(z / sqrt(2)))``; of uniform noise ``min(T, 1) z``.
+    For normal noise :math:`\Phi^{-1}` of the truncated distribution's quantile, ``sqrt(2)
+    erfinv(erf(T / sqrt(2)) erf(z / sqrt(2)))``; for uniform noise ``min(T, 1) z``.
 
     Args:
         z: float32 noise of any shape.
@@ -110,7 +109,7 @@ def truncate(z: Tensor, kind: str, truncation: float) -> Tensor:
     """
     if kind == "uniform":
         return z * min(truncation, 1.0)
-    if truncation > 5:  # of two million values one is beyond: float32 can't tell them from 1
+    if truncation > 5:  # one value in two million is beyond: float32 can't tell them from 1
         return z.clamp(-truncation, truncation)
     root = math.sqrt(2.0)
     inside = torch.erf(z / root) * math.erf(truncation / root)
@@ -138,7 +137,7 @@ def _erfinv(x: Tensor) -> Tensor:
 
 
 class _Function(nn.Module):
-    """What is exported."""
+    """The exported function."""
 
     def __init__(self, generator: TrainedGenerator, truncation: float | None) -> None:
         super().__init__()
@@ -156,14 +155,14 @@ class _Function(nn.Module):
 def _traced(
     generator: TrainedGenerator, truncation: float | None
 ) -> tuple[torch.export.ExportedProgram, tuple[Tensor, ...], Tensor]:
-    """The program, inputs to check it with, and what the generator draws of them."""
+    """The program, inputs for the check, and the generator's images for them."""
     generator.to("cpu")
     function = _Function(generator, truncation).eval()
     z = generator.noise(_CHECKED)[:, :, 0, 0]
     labels = generator.labels(_CHECKED)
     inputs = (z,) if labels is None else (z, labels)
     batch = torch.export.Dim("batch", min=1)
-    # One entry for z, and one for all that forward takes as *labels, if it is given any.
+    # One entry for z, and one for all of forward's *labels, if given.
     shapes: tuple[Any, ...] = ({0: batch}, ({0: batch},))[: len(inputs)]
     with torch.no_grad():
         program = torch.export.export(function, inputs, dynamic_shapes=shapes)
@@ -174,7 +173,7 @@ def _torch_export(generator: TrainedGenerator, truncation: float | None) -> tupl
     program, inputs, wanted = _traced(generator, truncation)
     called = {node.target for node in program.graph.nodes}
     ours = [each for each in called if getattr(each, "namespace", None) == NAMESPACE]
-    if ours:  # the file is to be read without fastgan
+    if ours:  # the file must be readable without fastgan
         program = program.run_decompositions(torch._decomp.get_decompositions(ours))
     file = io.BytesIO()
     torch.export.save(program, file)
@@ -191,7 +190,7 @@ def _onnx(generator: TrainedGenerator, truncation: float | None) -> tuple[bytes,
     program, inputs, wanted = _traced(generator, truncation)
     names = ["z", "labels"][: len(inputs)]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter's own, of its own parts
+        warnings.simplefilter("ignore")  # the exporter's own warnings
         made = torch.onnx.export(
             program, dynamo=True, verbose=False, input_names=names, output_names=["images"]
         )
@@ -233,7 +232,7 @@ def _safetensors(generator: TrainedGenerator, truncation: float | None) -> tuple
 
 
 def description(generator: TrainedGenerator) -> dict[str, Any]:
-    """What a generator is built from, without folders of the machine that trained it."""
+    """The settings that build a generator, without the training machine's folders."""
     # As in "folder:/data/photos", and "folder:/data/horses and folder:/data/zebras".
     name = re.sub(r"(?<=:).*?([^/]*)(?=/*( and \w+:|$))", r"\1", generator.data.name)
     data = dataclasses.replace(generator.data, name=name)

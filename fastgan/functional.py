@@ -1,4 +1,4 @@
-"""The functions of fastgan under one name, as ``torch.nn.functional`` is for torch."""
+"""Fastgan's functions, like ``torch.nn.functional``."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Trained generators on the Hugging Face Hub, or in a folder as the Hub has them.
+"""Trained generators on the Hugging Face Hub, or in a folder of its format.
 
-A folder holds ``model.safetensors``, ``config.json`` (what the generator is built from) and a model
-card. Needs the extra ``fastgan[hub]``; :class:`fastgan.trained.TrainedGenerator` has the methods.
+A folder holds ``model.safetensors``, ``config.json`` (the generator's settings) and a model card.
+Needs the extra ``fastgan[hub]``; :class:`fastgan.trained.TrainedGenerator` has the methods.
 """
 
 from __future__ import annotations

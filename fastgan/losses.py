@@ -1,15 +1,15 @@
-"""What discriminators, critics and generators descend, on logits and raw scores.
+"""Losses of discriminators, critics and generators, from logits and raw scores.
 
 A discriminator's logit l stands for the probability D = sigmoid(l), so that
 
     -log D       = softplus(-l)
     -log(1 - D)  = softplus(l)
 
-never takes the logarithm of a rounded zero. Half-precision scores are widened to float32 first:
-a mean over a batch in bfloat16 keeps no more than two or three digits.
+never takes the logarithm of a rounded zero. Half-precision scores are converted to float32 first: a
+batch's mean in bfloat16 has only two or three digits.
 
-The hinge and least-squares losses take the same number as a score that is to be beyond +1 or -1,
-or near 1 or 0.
+The hinge and least-squares losses use the same number as a score that should be beyond +1 or -1, or
+near 1 or 0.
 
 Sources: Goodfellow et al. 2014 (arXiv 1406.2661, equation 1 and section 3) for the logarithms, Lim
 and Ye 2017 (arXiv 1705.02894, section 3.1) for the hinge, Mao et al. 2017 (arXiv 1611.04076,
@@ -48,7 +48,7 @@ __all__ = [
 
 
 def at_least_float32(input: Tensor) -> Tensor:
-    """``input`` in float32 if its dtype is narrower, else as it is.
+    """``input`` in float32 if its dtype is narrower, otherwise unchanged.
 
     Example:
         >>> at_least_float32(torch.zeros(1, dtype=torch.bfloat16)).dtype
@@ -251,9 +251,9 @@ def relativistic_generator_loss(real_scores: Tensor, fake_scores: Tensor) -> Ten
 def orthogonal_regularisation(network: nn.Module) -> Tensor:
     """sum over weights W of sum_{i != j} (W_i . W_j)^2, a row W_i for each output channel.
 
-    Brock et al. 2018 (BigGAN, arXiv 1809.11096, equation 3). Lengths are left free. Biases and
-    scales don't count, nor does a child called ``embedding``; where a weight is parametrised, such
-    as by spectral norm, the parameter counts.
+    Brock et al. 2018 (BigGAN, arXiv 1809.11096, equation 3). Lengths are free. Excludes biases,
+    scales and a child named ``embedding``; for parametrised weights, such as by spectral norm, the
+    parameter counts.
 
     Args:
         network: the generator.
@@ -288,9 +288,9 @@ PLAYERS_LOSSES: Mapping[str, tuple[DiscriminatorLoss, GeneratorLoss]] = types.Ma
         "wasserstein": (wasserstein_critic_loss, wasserstein_generator_loss),
     }
 )
-"""The losses of the second player and of the generator, by name.
+"""The discriminator's or critic's loss and the generator's, by name.
 
-Real scores come before fake ones; the generator's loss takes the fake ones alone, but for
+Real scores come before fake ones; the generator's loss takes only the fake ones, except
 "relativistic", which takes both.
 """
 
@@ -304,4 +304,5 @@ SCORES_LOSSES: Mapping[str, DiscriminatorLoss] = types.MappingProxyType(
         "relativistic": relativistic_discriminator_loss,
     }
 )
-"""What :func:`fastgan.discriminator_loss` can be told to compute of (real scores, fake scores)."""
+"""The named losses of :func:`fastgan.discriminator_loss`, functions of (real scores, fake
+scores)."""

@@ -1,4 +1,4 @@
-"""A trained generator: where it is from, what it draws."""
+"""Trained generators: loading, sampling, evaluation."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 __all__ = ["PRETRAINED", "TrainedGenerator", "load_generator", "read_generator"]
 
-#: A generator's weights in a folder as the Hugging Face Hub has them.
+#: File name of a generator's weights in the Hugging Face Hub's format.
 PRETRAINED = "model.safetensors"
 
 
@@ -50,16 +50,16 @@ def load_generator(
     """Loads the generator of a checkpoint.
 
     Args:
-        path: the checkpoint file, or a run's folder for its newest good one; a
-            :class:`fastgan.DataWarning` says which are damaged. Or what ``fastgan export --format
-            safetensors`` or :meth:`TrainedGenerator.save_pretrained` wrote.
-        ema: take the moving average where the checkpoint has one.
-        generator: of a run with ``Trainer(generator=...)``: a module like it, which receives the
+        path: the checkpoint file, or a run's folder for its newest intact one (a
+            :class:`fastgan.DataWarning` names damaged ones), or the output of ``fastgan export
+            --format safetensors`` or :meth:`TrainedGenerator.save_pretrained`.
+        ema: take the moving average if the checkpoint has one.
+        generator: for runs with ``Trainer(generator=...)``: an equal module, which receives the
             weights.
 
     Raises:
-        CheckpointError: no checkpoint, a damaged one, one whose weights don't fit the model
-            that it names, or one of your own network without ``generator``.
+        CheckpointError: the checkpoint is missing or damaged, its weights don't fit its model, or
+            it has your own network and there is no ``generator``.
 
     Example:
         >>> import tempfile
@@ -107,7 +107,7 @@ def read_generator(
         path, "generator", lambda: generator or build_generator(config, data), weights
     )
     module = module.eval()
-    # As safetensors wants them; the fused forward lays them out as is fastest.
+    # Contiguous for safetensors; the fused forward uses the fastest layout.
     module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
     step = content.get("step")
     if type(step) is not int:
@@ -117,7 +117,7 @@ def read_generator(
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:
-    """What a checkpoint would hold of the generator."""
+    """The generator's part of a checkpoint, from a safetensors file."""
     if not path.is_file():
         raise CheckpointError(f"{path}: there is no such file")
     if importlib.util.find_spec("safetensors") is None:
@@ -135,17 +135,16 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class TrainedGenerator:
-    """A generator and where it is from; made by :func:`load_generator`.
+    """A generator and its origin; made by :func:`load_generator`.
 
     Attributes:
         path: the checkpoint.
         step: generator updates done.
         averaged: whether the weights are the moving average.
-        module: in eval mode, on the CPU until it is moved; its weights contiguous, as
-            safetensors' ``save_file`` wants them. Takes z (N, nz, 1, 1), and labels (N,) int64 if
-            it is conditional.
+        module: in eval mode, initially on the CPU; its weights are contiguous, for safetensors'
+            ``save_file``. Takes z (N, nz, 1, 1), and labels (N,) int64 if it is conditional.
         config: the run's settings.
-        data: the shape of what it was trained on.
+        data: the training images' shape.
     """
 
     path: Path
@@ -157,12 +156,12 @@ class TrainedGenerator:
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes it draws; None if it isn't conditional."""
+        """The number of classes; None if it isn't conditional."""
         return self.data.num_classes if self.config.conditional else None
 
     @property
     def device(self) -> torch.device:
-        """Where the module is."""
+        """The module's device."""
         return next(self.module.parameters()).device
 
     def to(self, device: torch.device | str) -> TrainedGenerator:
@@ -180,23 +179,23 @@ class TrainedGenerator:
         feature_space: FeatureSpace | str | None = None,
         k: int = 5,
     ) -> EvaluationReport:
-        """Measures ``n`` samples against real images; what ``fastgan evaluate`` does.
+        """Measures ``n`` samples against real images, like ``fastgan evaluate``.
 
-        Samples are drawn, and feature extractors run, where the module is.
+        Samples and features are computed on the module's device.
 
         Args:
-            source: the real images, at most 10,000 of which are taken: anything that
-                :func:`fastgan.data.as_source` takes, a name as for ``fastgan train --data``, or
-                None for what the generator was trained on. Of ``cyclegan`` and ``pix2pix`` pairs,
+            source: the real images, of which at most 10,000 are used: any argument of
+                :func:`fastgan.data.as_source`, a name as for ``fastgan train --data``, or None for
+                the training data. For ``cyclegan`` and ``pix2pix``, a
                 :class:`fastgan.data.PairSource`: translations of A are compared with B.
-            n: samples to draw, of all classes alike.
+            n: samples to draw, equally from all classes.
             seed: of the noise, the classes and the choice of real images.
             truncation: as in :meth:`sample`.
             feature_space: see :func:`fastgan.evaluation.evaluate_samples`.
             k: likewise.
 
         Raises:
-            ConfigError: real images of other channels or classes than the generator's.
+            ConfigError: real images with other channels or classes than the generator's.
             DataError: real images that can't be read, or must be given again.
 
         Example:
@@ -231,7 +230,7 @@ class TrainedGenerator:
                 feature_space=feature_space,
                 device=self.device,
             )
-        # A run that converted its data to grey or to colour is measured against data so converted.
+        # A run that converted its data to grey or colour is measured against converted data.
         options: dict[str, Any] = {"image_size": shape.image_size, "channels": config.channels}
         if source is None or isinstance(source, str):
             source = load_data(source or config.data, **options)
@@ -254,7 +253,7 @@ class TrainedGenerator:
         labels = None
         if classes is not None:
             labels = torch.randint(classes, (n,), generator=random)
-        # Metrics of 10,000 real images are as steady as of more, and fit in memory.
+        # Metrics from 10,000 real images are as stable as from more, and fit in memory.
         chosen = torch.randperm(len(source), generator=random)[:10_000]
         real, real_labels = source.get(chosen.tolist())
         return evaluate_samples(
@@ -269,7 +268,7 @@ class TrainedGenerator:
         )
 
     def _pairs(self) -> PairSource:
-        """What a translating generator was trained on."""
+        """A translating generator's training data."""
         config = self.config
         if config.data_a is None or config.data_b is None:
             raise ConfigError(f"data: {self.path} was trained on pairs that were given in Python")
@@ -282,10 +281,10 @@ class TrainedGenerator:
         )
 
     def save_pretrained(self, folder: str | os.PathLike[str], **options: Any) -> None:
-        """Writes a folder as the Hugging Face Hub has them; needs ``fastgan[hub]``.
+        """Writes a folder in the Hugging Face Hub's format; needs ``fastgan[hub]``.
 
         Args:
-            folder: receives ``model.safetensors``, ``config.json`` and a model card.
+            folder: for ``model.safetensors``, ``config.json`` and a model card.
             options: of huggingface_hub's ``ModelHubMixin.save_pretrained``.
         """
         from fastgan.hub import Pretrained
@@ -305,14 +304,14 @@ class TrainedGenerator:
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike[str], **options: Any) -> TrainedGenerator:
-        """Loads such a folder, or one of the Hub; needs ``fastgan[hub]``.
+        """Loads such a folder, or one from the Hub; needs ``fastgan[hub]``.
 
         Args:
             name: the folder, or ``USER/NAME`` on the Hub.
             options: of huggingface_hub's ``ModelHubMixin.from_pretrained``, such as ``revision``.
 
         Raises:
-            CheckpointError: the file isn't what :meth:`save_pretrained` wrote.
+            CheckpointError: the file wasn't written by :meth:`save_pretrained`.
         """
         from fastgan.hub import Pretrained
 
@@ -320,7 +319,7 @@ class TrainedGenerator:
         return found.generator
 
     def class_number(self, name: int | str) -> int:
-        """The number of a class, given by its name or by its number, as text too.
+        """The number of a class, given by name or number (also as text).
 
         Raises:
             ConfigError: there is no such class, or the generator isn't conditional.
@@ -375,10 +374,9 @@ class TrainedGenerator:
         )
 
     def truncated(self, truncation: float | None) -> tuple[float | None, dict[str, Any]]:
-        """What noise is truncated at, and what else the module is called with.
+        """The noise's truncation, and the module's further arguments.
 
-        A StyleGAN2's truncation isn't of noise: it contracts styles to their average, and is the
-        module's ``truncation``.
+        StyleGAN2 truncates styles instead, towards their average, by the module's ``truncation``.
         """
         if truncation is None or not isinstance(self.module, StyleGAN2Generator):
             return truncation, {}
@@ -387,7 +385,7 @@ class TrainedGenerator:
     def with_standing_statistics(
         self, truncation: float | None = None, *, batches: int = 16, seed: int = 0
     ) -> TrainedGenerator:
-        """A copy with batch norms' statistics of noise that is truncated so (BigGAN, appendix D).
+        """A copy with batch norms' statistics for truncated noise (BigGAN, appendix D).
 
         Args:
             truncation: as of :meth:`sample`.
@@ -416,8 +414,8 @@ class TrainedGenerator:
         Args:
             n: how many.
             seed: of the noise.
-            truncation: noise beyond it is drawn again: more typical, less varied images. Of a
-                StyleGAN2 styles are contracted to their average by this factor instead.
+            truncation: noise beyond it is drawn again: more typical, less varied images. StyleGAN2
+                instead contracts styles to their average by this factor.
             classes: of a conditional generator: a number, a name, or several, in turn; by default
                 all.
 
@@ -425,7 +423,7 @@ class TrainedGenerator:
             float32 (n, channels, size, size) in [-1, 1], on the CPU.
 
         Raises:
-            ConfigError: a class or a truncation that can't be.
+            ConfigError: an invalid class or truncation.
         """
         truncation, options = self.truncated(truncation)
         z = self.noise(n, seed=seed, truncation=truncation)
@@ -493,7 +491,7 @@ class TrainedGenerator:
             float32, of the same shape, in [-1, 1], on the CPU.
 
         Raises:
-            ConfigError: a generator that takes noise, or a direction that it hasn't.
+            ConfigError: the generator takes noise, or doesn't have this direction.
             ImageSizeError: images of another shape.
 
         Example:
@@ -523,10 +521,11 @@ class TrainedGenerator:
         truncation: float | None = None,
         classes: int | str = 0,
     ) -> Tensor:
-        """A closed walk between samples, along great circles (White 2016, arXiv 1609.04468).
+        """A closed interpolation through samples, along great circles (White 2016, arXiv
+        1609.04468).
 
         Args:
-            stops: samples on the way, at least 2.
+            stops: number of samples, at least 2.
             frames: images from one to the next.
             seed: of the noise, and ``truncation``, as in :meth:`sample`.
             truncation: see ``seed``.

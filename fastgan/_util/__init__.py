@@ -1,1 +1,1 @@
-"""What several packages need and no user asks for: files, devices, random streams."""
+"""Internal helpers of several packages: files, devices, random streams."""

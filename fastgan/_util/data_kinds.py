@@ -11,10 +11,10 @@ class DataKind(NamedTuple):
     """A kind of data.
 
     Attributes:
-        form: what ``--data`` takes: a name, or a name, a colon and what follows it.
+        form: the argument of ``--data``: a name, or a name, a colon and a path.
         loader: module of :mod:`fastgan.data` and its function.
-        image_size: the default: the smallest power of two that holds the set's own images, or 64,
-            the DCGAN paper's, where images have no fixed size.
+        image_size: the default: the set's size rounded up to a power of two, or 64, as in the DCGAN
+            paper, without a fixed size.
         reports_progress: whether the loader takes ``progress``.
     """
 

@@ -14,7 +14,7 @@ __all__ = ["DEVICES", "check_device_name", "choose_device"]
 
 #: For messages and help.
 DEVICES = "auto, cpu, cuda or cuda:N"
-# At most 127, torch's largest index; without leading zeros, as torch has it.
+# At most 127, torch's largest index; torch allows no leading zeros.
 _NAME = re.compile(r"auto|cpu|cuda(:(0|[1-9][0-9]?|1[01][0-9]|12[0-7]))?")
 
 
@@ -34,7 +34,7 @@ def check_device_name(name: str) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """The device of that name; ``auto`` is ``cuda`` where torch sees a GPU, else ``cpu``.
+    """The device of that name; ``auto`` is ``cuda`` if torch finds a GPU, else ``cpu``.
 
     Raises:
         ConfigError: it doesn't name a device, or this machine has no such GPU.

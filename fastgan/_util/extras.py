@@ -1,4 +1,4 @@
-"""Libraries that only an extra of fastgan brings."""
+"""Optional dependencies."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ __all__ = ["require"]
 
 
 def require(package: str, extra: str) -> None:
-    """Raises a ConfigError that says how to install a package, if it isn't."""
+    """Raises a ConfigError with installation instructions if a package is missing."""
     spec = importlib.util.find_spec(package)
-    # A folder of that name in the working directory, as W&B makes one, has no origin.
+    # A folder of that name in the working directory, such as W&B's, has no origin.
     if spec is None or spec.origin is None:
         raise ConfigError(f"{package} isn't installed: pip install 'fastgan[{extra}]'")

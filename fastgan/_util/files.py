@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Writes files atomically."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fastgan.errors import OutputError
 __all__ = ["atomic_write", "check_writable"]
 
 
-#: Not for processes that this one starts; on Windows without new line ends.
+#: Not inherited by child processes; on Windows without newline translation.
 _AS_IT_IS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 
 
 def check_writable(path: str | os.PathLike[str]) -> None:
-    """Refuses a place where no file can be written, before the work whose result would go there.
+    """Raises if a file can't be written there; called before the work.
 
     Raises:
         OutputError: the folder is missing or can't be written, or the path is a folder itself.
@@ -47,20 +47,20 @@ def _possible(path: str | os.PathLike[str]) -> Path:
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], *, durable: bool = False) -> Iterator[IO[bytes]]:
-    """Opens a temporary file beside ``path`` that takes its name when the block ends well.
+    """Opens a temporary file in the same folder, renamed to ``path`` if the block succeeds.
 
-    Whatever happens inside, ``path`` holds either what it held before or all that was written.
+    ``path`` always has either its previous content or all of the new one.
 
     Args:
         path: the file to write or replace.
-        durable: also wait until the bytes are on the disk (``fsync``), so that the promise holds
-            through a power failure.
+        durable: also wait until the bytes are on the disk (``fsync``), for safety in power
+            failures.
 
     Yields:
         The file, opened for binary writing and reading.
 
     Raises:
-        OutputError: when it can't be written; nothing is left behind.
+        OutputError: it can't be written; nothing is left behind.
 
     Example:
         >>> import tempfile
@@ -73,7 +73,7 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = False) -> Iter
     path = _possible(path)
     temporary: Path | None = None
     try:
-        # An ordinary file: the system takes this process's umask off its mode.
+        # The mode of ordinary files: the system applies the umask.
         name = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
         handle = os.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL | _AS_IT_IS, 0o666)
         temporary = name
@@ -84,7 +84,7 @@ def atomic_write(path: str | os.PathLike[str], *, durable: bool = False) -> Iter
                 os.fsync(file.fileno())
         os.replace(temporary, path)
         temporary = None
-        if durable and os.name != "nt":  # Windows opens no folders
+        if durable and os.name != "nt":  # Windows can't open folders
             folder = os.open(path.parent, os.O_RDONLY)
             try:
                 os.fsync(folder)

@@ -1,4 +1,4 @@
-"""Locks of files, on every system that Python runs on."""
+"""File locks on every system that runs Python."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ except ImportError:  # Windows
 
 __all__ = ["try_lock"]
 
-#: On Windows the byte that is locked can't be read by others: one beyond all that is written.
+#: On Windows others can't read the locked byte, so it is beyond the content.
 _LOCKED_BYTE = 1 << 16
 
 
@@ -25,7 +25,7 @@ def try_lock(handle: int) -> bool:
     """
     try:
         if fcntl is not None:
-            # A record lock: it belongs to this process alone, not to those that it starts.
+            # A record lock isn't inherited by child processes.
             fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         else:
             windows: Any = __import__("msvcrt")

@@ -1,11 +1,10 @@
-"""Reading a pickle as data: lists, tuples, dictionaries, numbers, text, bytes, and named records.
+"""Reads pickles as data: lists, tuples, dictionaries, numbers, text, bytes and named records.
 
-A pickle is a program for a small stack machine. This is such a machine with the dangerous half
-left out: a name means what the caller's table says it means, or the file is refused; nothing is
-imported and nothing of the file's is called. What it builds is bounded before it is built. A value
-that lies in another takes no more elements, so there are no cycles, and the depth of each value,
-and its size with everything shared counted as often as it occurs, are known when it is made: no
-value takes longer to print, compare or copy than its file is long.
+A pickle is a program for a small stack machine. This machine leaves out the dangerous half: names
+must be in the caller's table, or the file is refused; nothing is imported, and no function of the
+file is called. Values are bounded before they are built. A nested value can't grow any more, so
+there are no cycles, and each value's depth and size (shared parts counted each time) are known when
+it is made: printing, comparing or copying it takes time linear in the file's length.
 
 ``pickletools.genops`` of the standard library splits the bytes into operations.
 """
@@ -22,10 +21,10 @@ from fastgan.errors import FastganError
 __all__ = ["MAX_DEPTH", "Record", "load_plain_pickle"]
 
 MAX_DEPTH = 40
-"""Containers within containers; a checkpoint has eight."""
+"""Deepest nesting of containers; a checkpoint has eight."""
 
-# Values that a byte of pickle may stand for, shared ones counted each time: a key of an optimiser's
-# state is a dozen letters and takes two bytes from its second time on.
+# Most values per byte of pickle, shared ones counted each time: an optimiser state's key has a
+# dozen letters and takes two bytes when repeated.
 _EXPANSION = 64
 _BASE_SIZE = 2**16
 
@@ -45,12 +44,12 @@ _PUTS = {"PUT", "BINPUT", "LONG_BINPUT"}
 
 
 class Record:
-    """What a call in a pickle makes where the table of names says no more: who, and of what.
+    """The record of a call in a pickle.
 
     Attributes:
-        name: the name that was called.
-        arguments: what with.
-        state: what it was given afterwards, or ``None``.
+        name: the called name.
+        arguments: its arguments.
+        state: the state set afterwards, or ``None``.
     """
 
     def __init__(self, name: str, arguments: tuple[Any, ...]) -> None:
@@ -60,7 +59,7 @@ class Record:
 
 
 class _Name:
-    """A name on the stack: what the table says of it."""
+    """A name on the stack: its entry in the table."""
 
     def __init__(self, text: str, meaning: Any) -> None:
         self.text = text
@@ -68,7 +67,7 @@ class _Name:
 
 
 class _Cell:
-    """A value on the stack or in the memo, with what it holds counted."""
+    """A value on the stack or in the memo, with its size and depth."""
 
     __slots__ = ("depth", "sealed", "size", "value")
 
@@ -80,7 +79,7 @@ class _Cell:
 
 
 class _Refused(Exception):
-    """The pickle does what data doesn't."""
+    """The pickle contains an operation that data doesn't need."""
 
 
 def load_plain_pickle(
@@ -97,9 +96,9 @@ def load_plain_pickle(
         content: the whole pickle, of any protocol.
         what: how messages refer to it.
         kind: the error to raise.
-        names: what (module, name) stands for: :class:`Record`, for a record of the call; a
-            function, which is called; or a constant.
-        persistent: what a reference to outside the pickle stands for; by default such are refused.
+        names: (module, name) -> :class:`Record`, for a record of the call; a function, which is
+            called; or a constant.
+        persistent: resolves references to outside the pickle; by default they are refused.
 
     Returns:
         Plain Python values; text of Python 2, and bytearrays, as bytes.
@@ -137,7 +136,7 @@ class _Machine:
         self._memo: dict[int, _Cell] = {}
 
     def run(self, content: bytes) -> Any:
-        """Run all operations up to the last one, whose value it gives."""
+        """Runs all operations, and returns the last one's value."""
         for operation, argument, _ in pickletools.genops(content):
             if operation.name == "STOP":
                 return self._pop().value
@@ -177,7 +176,7 @@ class _Machine:
     def _fill(self, items: list[_Cell], kind: type[list[Any]] | type[dict[Any, Any]]) -> None:
         """Put ``items`` into the list or dictionary on top."""
         cell = self._pop()
-        # Items first: one of them may be the container itself.
+        # Items first: one may be the container itself.
         for item in items:
             item.sealed = True
         if type(cell.value) is not kind or cell.sealed:
@@ -284,7 +283,7 @@ class _Machine:
             raise _Refused(f"{name.text} is called; expected it as a type only")
         made = name.meaning(*map(_meaning, arguments.value))
         if isinstance(made, (bytes, str)):
-            # Each call makes a new one: all of them count, not only what is left of them.
+            # Each call makes a new value, and all of them count.
             self._made += len(made)
             if self._made > self._most:
                 raise _Refused("it stands for far more than it is long")
@@ -295,7 +294,7 @@ class _Machine:
         state.sealed = True
         if isinstance(cell.value, Record) and not cell.sealed:
             cell.value.state = state.value
-        elif type(cell.value) is not dict:  # attributes of a dictionary mean nothing here
+        elif type(cell.value) is not dict:  # attributes of a dictionary are ignored
             raise _Refused("it sets attributes")
         cell.size += state.size
         cell.depth = max(cell.depth, 1 + state.depth)
@@ -309,7 +308,7 @@ def _meaning(value: Any) -> Any:
 def _pairs(values: list[Any]) -> dict[Any, Any]:
     keys = values[::2]
     for key in keys:
-        # Text and numbers alone: to hash a tuple is to walk through all that it holds.
+        # Text and numbers only: hashing a tuple visits all its elements.
         if type(key) not in (str, bytes, int):
             raise _Refused(f"a {type(key).__name__} as a dictionary's key")
     return dict(zip(keys, values[1::2], strict=True))

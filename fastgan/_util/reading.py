@@ -1,8 +1,8 @@
-"""What others wrote, read so that nothing it says can do more than end in one line.
+"""Safe reading of files from outside: any problem becomes one line of error message.
 
-Two rules, for every file that comes from outside. What a file says is parsed inside
-:func:`parsing`, which turns whatever a parser raises into the caller's own error; and text from
-outside is shown through :func:`printable`, which leaves no control character in it.
+Two rules apply to every such file. It is parsed inside :func:`parsing`, which turns any parser's
+error into the caller's; and its text is shown through :func:`printable`, which escapes control
+characters.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from fastgan.errors import FastganError, printable
 __all__ = ["MAX_TEXT_BYTES", "one_line", "parsing", "printable", "read_text"]
 
 MAX_TEXT_BYTES = 2**26
-"""Bytes of a settings, metrics or result file; ours are a thousandth of it."""
+"""Most bytes of a settings, metrics or result file; ours are a thousand times smaller."""
 
-# Of a foreign message: enough to name what is wrong, too little to fill a terminal.
+# Longest foreign message: enough to name the problem, too short to fill a terminal.
 _LONGEST = 300
 
 
 def one_line(error: BaseException) -> str:
-    """An error's message, printable and on one line; its type's name where it has none.
+    """An error's message, printable and on one line; its type's name if it is empty.
 
     Example:
         >>> one_line(ValueError("two" + chr(10) + chr(27) + "[31mlines"))
@@ -40,13 +40,13 @@ def one_line(error: BaseException) -> str:
 
 @contextmanager
 def parsing(what: str | os.PathLike[str], kind: type[FastganError]) -> Iterator[None]:
-    """Turns whatever goes wrong in the block into ``kind``, in one line that names ``what``.
+    """Turns any error in the block into ``kind``, in one line that names ``what``.
 
-    A parser may raise nearly anything on bytes that nobody foresaw: a ``RecursionError`` at depth,
-    a ``MemoryError``, a ``TypeError`` for a key that can't be hashed. Errors of fastgan's own pass.
+    A parser may raise nearly anything on unexpected bytes: a ``RecursionError``, a ``MemoryError``,
+    a ``TypeError`` for an unhashable key. Fastgan's own errors pass through.
 
     Args:
-        what: the file, or what else it is, and that it couldn't be read.
+        what: the beginning of the message: the file, and that it can't be read.
         kind: the error to raise.
 
     Raises:
@@ -81,7 +81,7 @@ def read_text(path: str | os.PathLike[str], kind: type[FastganError]) -> str:
     with parsing(f"{os.fspath(path)}: can't be read", kind):
         if "\0" in os.fspath(path):
             raise kind(f"{os.fspath(path)}: no file has such a name")
-        # Opened, then looked at: a pipe or a device without end is no text.
+        # Checked after opening: it might be a pipe or an endless device.
         if Path(path).exists() and not Path(path).is_file():
             raise kind(f"{os.fspath(path)}: can't be read: is not a regular file")
         with open(path, "rb") as file:

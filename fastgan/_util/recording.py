@@ -1,4 +1,4 @@
-"""Says whether a forward pass is being recorded: then fused modules run as their children."""
+"""Says whether a forward pass is being recorded; fused modules then run layer by layer."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ _state = threading.local()
 
 
 def start() -> bool:
-    """From here on :func:`is_recording` is true in this thread; returns what it was."""
+    """Makes :func:`is_recording` true in this thread; returns its previous value."""
     earlier = is_recording()
     _state.recording = True
     return earlier
 
 
 def end(earlier: bool) -> None:
-    """As it was before.
+    """Restores the previous value.
 
     Args:
-        earlier: what :func:`start` returned.
+        earlier: the result of :func:`start`.
     """
     _state.recording = earlier
     _state.offered = None
 
 
 def offer(tensor: Tensor | None) -> None:
-    """Says that nobody but the next layer will see a tensor, so that its memory may be reused."""
+    """Marks a tensor that only the next layer will use, so that its memory may be reused."""
     _state.offered = tensor
 
 
 def offered(tensor: Tensor) -> bool:
-    """Whether that was said of a tensor, the last that it was said of; then it is no longer.
+    """Whether a tensor is the last one offered; clears the mark.
 
     Example:
         >>> import torch

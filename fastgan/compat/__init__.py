@@ -1,1 +1,1 @@
-"""fastgan's operations under the module names of other code, which then runs unchanged."""
+"""fastgan's operations under other code's module names, so that it runs unchanged."""

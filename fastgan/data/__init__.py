@@ -1,7 +1,7 @@
-"""Images to train on: where they come from, how they are checked, shuffled and delivered.
+"""Training images: reading, checking, shuffling and batching.
 
 :func:`load_data` opens a set, :func:`open_stream` turns it into endless batches on a device.
-One module a kind of data: :mod:`~fastgan.data.digits`, :mod:`~fastgan.data.folder`,
+One module per kind of data: :mod:`~fastgan.data.digits`, :mod:`~fastgan.data.folder`,
 :mod:`~fastgan.data.idx`, :mod:`~fastgan.data.cifar10`, :mod:`~fastgan.data.npz`.
 """
 

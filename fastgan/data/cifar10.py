@@ -1,8 +1,8 @@
-"""CIFAR-10 as its authors publish it for Python: a folder, or tar.gz, of pickled batches.
+"""CIFAR-10's Python version: a folder, or a tar.gz, of pickled batches.
 
-Each batch is a dictionary with ``data``, uint8 (n, 3072), a row being the red, the green and the
-blue plane of 32 x 32, and ``labels``. (Krizhevsky, Learning multiple layers of features from tiny
-images, 2009.) The pickles are read as data, see :mod:`fastgan._util.plain_pickle`.
+Each batch is a dictionary with ``data``, uint8 (n, 3072), each row the red, green and blue 32 x 32
+planes, and ``labels``. (Krizhevsky, Learning multiple layers of features from tiny images, 2009.)
+The pickles are read as data, see :mod:`fastgan._util.plain_pickle`.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def load_cifar10(
         in_memory: see :func:`fastgan.data.load_data`.
 
     Raises:
-        DataError: missing, corrupt or truncated, a batch missing from the middle, or a pickle
-            that hides code, which is refused unrun.
+        DataError: missing, corrupt or truncated, a batch missing from the middle, or a pickle with
+            code, which isn't run.
     """
     members = _read_members(place)
     class_names = _class_names(members.pop("batches.meta", None))
@@ -93,7 +93,7 @@ def load_cifar10(
 
 
 def _read_members(place: Path) -> dict[str, tuple[bytes, str]]:
-    """Collect the wanted files: by their own name, content and how messages name them."""
+    """Reads the batches' files: file name -> (content, name in messages)."""
     if not place.exists():
         raise DataError(f"{quoted(place)}: not found; expected the folder {_FOLDER} or its tar.gz")
     if place.is_file():
@@ -126,7 +126,7 @@ def _members_of_folder(folder: Path) -> dict[str, tuple[bytes, str]]:
 
 
 class _BoundedStream(io.RawIOBase):
-    """A decompressed stream that refuses to become longer than the archive can rightly be."""
+    """A decompressed stream with a bounded length."""
 
     def __init__(self, stream: io.BufferedIOBase | gzip.GzipFile, what: str) -> None:
         self._stream = stream
@@ -149,7 +149,7 @@ def _members_of_archive(path: Path) -> dict[str, tuple[bytes, str]]:
     file_size(path)
     members = {}
     try:
-        # Streamed and never unpacked, so no member's name can point anywhere.
+        # Streamed, never unpacked, so members' paths are harmless.
         with (
             gzip.open(path) as stream,
             tarfile.open(fileobj=_BoundedStream(stream, what), mode="r|") as archive,
@@ -170,7 +170,7 @@ def _members_of_archive(path: Path) -> dict[str, tuple[bytes, str]]:
                 if len(content) != member.size:
                     raise DataError(f"{what}: truncated in {base}")
                 members[base] = (content, f"{what}, {base}")
-            # To the end, where gzip's checksum is.
+            # Read to the end, which checks gzip's checksum.
             while stream.read(2**20):
                 pass
     except EOFError as error:
@@ -187,7 +187,7 @@ def _encode(text: object = None, encoding: object = None) -> bytes:
     raise ValueError("_codecs.encode is called for something other than bytes")
 
 
-# All that numpy's arrays and Python 3's bytes name; a ``bytes`` that is called is an empty one.
+# All names in numpy's arrays and Python 3's bytes; ``bytes`` is only called for an empty one.
 _NAMES = {
     ("numpy.core.multiarray", "_reconstruct"): Record,
     ("numpy._core.multiarray", "_reconstruct"): Record,
@@ -206,7 +206,7 @@ def _load(content: bytes, what: str) -> Any:
 
 
 def _byte_array(value: object, what: str) -> npt.NDArray[np.uint8]:
-    """Turns the record of a uint8 array into the array, having checked all it says.
+    """Checks the record of a uint8 array, and returns the array.
 
     Raises:
         DataError: not a record of an array of bytes that match its shape.
@@ -235,7 +235,7 @@ def _byte_array(value: object, what: str) -> npt.NDArray[np.uint8]:
 
 
 def _entry(batch: Any, key: str, what: str) -> Any:
-    """Look a key up as Python 2 (bytes) or Python 3 (text) wrote it."""
+    """Looks up a key written by Python 2 (bytes) or Python 3 (text)."""
     if not isinstance(batch, dict):
         raise DataError(f"{what}: {type(batch).__name__} found; expected a dictionary")
     for spelling in (key.encode(), key):

@@ -1,7 +1,7 @@
-"""One image file: what its header says, and its pixels as bytes of the wanted size.
+"""Decodes an image file: its header, and its pixels as bytes of a given size.
 
-Pillow reads the file; what is decided here is which formats are let in, how large an image may
-be, and what becomes of orientation tags, transparency, palettes and 16-bit values.
+Pillow reads the file; this module defines the accepted formats, the largest size, and the handling
+of orientation tags, transparency, palettes and 16-bit values.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ __all__ = ["EXTENSIONS", "decode_image", "is_grey_image", "quiet_about_bombs"]
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 """Endings (in lower case) of the files that count as images."""
 
-# By content, whatever the name says: a PostScript file called x.png must not start Ghostscript.
+# By content, not by name: a PostScript file named x.png must not start Ghostscript.
 _FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "TIFF")
 
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-# Chunks that don't make the picture: texts and the colour profile. Pillow unpacks them and refuses
-# the file where one has more than a megabyte, so they are left out before it looks.
+# Chunks that aren't pixels: texts and the colour profile. Pillow unpacks them and refuses files
+# with one above a megabyte, so they are removed first.
 _PNG_METADATA = frozenset({b"tEXt", b"zTXt", b"iTXt", b"iCCP"})
-# But for the two texts in which Pillow looks for an orientation, up to Pillow's own limit.
+# Except the two texts that Pillow searches for an orientation, up to its own limit.
 _ORIENTATION_KEYWORDS = frozenset({b"Raw profile type exif", b"XML:com.adobe.xmp"})
 _MAX_TEXT_BYTES = 2**20
 
@@ -59,9 +59,8 @@ _UPRIGHT = {
 def quiet_about_bombs() -> Iterator[None]:
     """Silence Pillow's warnings about large images and malformed EXIF.
 
-    Large images are an error here, said once; a malformed EXIF block is passed over.
-
-    Python's warning filters belong to the process, so this wraps whole passes, not single files.
+    Large images are errors here; a malformed EXIF block is ignored. Python's warning filters are
+    per process, so this wraps whole passes, not single files.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -90,8 +89,8 @@ def is_grey_image(path: Path) -> bool:
 def decode_image(path: Path, *, image_size: int, channels: int) -> npt.NDArray[np.uint8]:
     """Decode an image file, upright, centre-cropped to a square and resized.
 
-    Bilinear with antialiasing. Transparent pixels are laid over white. 16-bit grey values are
-    rounded to 8 bits; of an animation, the first picture counts.
+    Bilinear with antialiasing. Transparent pixels are composited over white. 16-bit grey values are
+    rounded to 8 bits. Animations give their first picture.
 
     Args:
         path: the file; its content, not its name, decides how it is decoded.
@@ -111,14 +110,15 @@ def decode_image(path: Path, *, image_size: int, channels: int) -> npt.NDArray[n
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             _check_pixels(image, path)
             if image.format == "PNG":
-                # Decoding skips the chunks' checksums; this reads them, then is used up.
+                # Decoding skips the chunks' checksums; verify() checks them, after which the file
+                # must be reopened.
                 image.verify()
         with Image.open(io.BytesIO(content), formats=_FORMATS) as image:
             image.load()
             upright = _UPRIGHT.get(_orientation(image))
             plain = _without_alpha(_to_eight_bits(image)).convert("L" if channels == 1 else "RGB")
     except Exception as error:
-        # Whatever a decoder raises on a hostile file (struct.error, SyntaxError, KeyError...).
+        # Decoders raise anything on hostile files (struct.error, SyntaxError, KeyError...).
         raise _unreadable(path, error) from error
     if upright is not None:
         plain = plain.transpose(upright)
@@ -127,13 +127,13 @@ def decode_image(path: Path, *, image_size: int, channels: int) -> npt.NDArray[n
     square = plain.crop((left, top, left + side, top + side))
     if side != image_size:
         square = square.resize((image_size, image_size), Image.Resampling.BILINEAR)
-    # Pillow lends its own memory, read-only; the copy belongs to the caller.
+    # Pillow's memory is read-only, so copy.
     pixels = np.array(square, dtype=np.uint8).reshape(image_size, image_size, channels)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _without_metadata(file: BinaryIO, *, header_only: bool) -> BinaryIO:
-    """A PNG without the chunks of :data:`_PNG_METADATA`; any other file as it is.
+    """A PNG without the chunks of :data:`_PNG_METADATA`; any other file unchanged.
 
     Args:
         file: at its beginning.
@@ -163,7 +163,7 @@ def _without_metadata(file: BinaryIO, *, header_only: bool) -> BinaryIO:
 
 
 def _may_tell_orientation(kind: bytes, text: bytes) -> bool:
-    """Whether a PNG's text is one that Pillow looks at, and of a size that it takes."""
+    """Whether Pillow reads a PNG's text chunk for an orientation, and accepts its size."""
     keyword, _, rest = text.partition(b"\0")
     if keyword not in _ORIENTATION_KEYWORDS:
         return False
@@ -180,10 +180,10 @@ def _may_tell_orientation(kind: bytes, text: bytes) -> bool:
 
 
 def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation, 1 to 8; 1, upright, where there is none or the block is malformed."""
+    """The EXIF orientation, 1 to 8; 1, upright, if it is missing or malformed."""
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # whatever a parser raises on bytes of any kind; the picture is good
+    except Exception:  # a parser may raise anything; the picture is still good
         return 1
 
 
@@ -224,7 +224,7 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Round 16-bit grey to 8 bits; Pillow's own conversion would cut everything above 255."""
+    """Round 16-bit grey to 8 bits; Pillow's own conversion clips at 255."""
     if image.mode == "I" or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.int64)
         low, high = int(values.min()), int(values.max())

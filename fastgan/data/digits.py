@@ -1,4 +1,4 @@
-"""1,797 real handwritten digits, 8 x 8, which come with this package: no download.
+"""1,797 real handwritten digits, 8 x 8, included in this package.
 
 ``digits.npz`` holds the test part of "Optical Recognition of Handwritten Digits" by E. Alpaydin and
 C. Kaynak, UCI Machine Learning Repository, 1998, https://doi.org/10.24432/C50P49, CC BY 4.0: each

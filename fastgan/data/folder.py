@@ -1,7 +1,7 @@
-"""A folder of images: its files, its classes, and how much of it is read when.
+"""A folder of images: its files, its classes, and when they are read.
 
-Modest folders are decoded once, whole, when they are opened; so training never waits for a disk,
-and a corrupt file is found before training begins. Large ones are read as they are needed.
+Small folders are decoded when they are opened, so training never waits for a disk, and corrupt
+files are found before training begins. Large ones are read on demand.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ __all__ = [
 ]
 
 VERIFIED_FILES = 20_000
-"""Folders of up to this many images are decoded whole when opened; of larger ones, the headers."""
+"""Folders of up to this many images are decoded when opened; for larger ones only headers are
+read."""
 
 Progress = Callable[[int, int], None]
 """Called with (files done, files in all) while a folder is being opened."""
@@ -44,15 +45,15 @@ Progress = Callable[[int, int], None]
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
-# Files handed to the threads at once: enough to keep them busy, few enough that Ctrl-C is prompt.
+# Files per batch of the threads: enough to keep them busy, few enough for a prompt Ctrl-C.
 _FILES_AT_ONCE = 256
 
-# Of the endings of files that are skipped.
+# Number of skipped files' endings in the warning.
 _ENDINGS_NAMED = 5
 
 
 class FolderSource(ImageSource):
-    """Image files that are decoded when they are asked for.
+    """Image files that are decoded on demand.
 
     Args:
         files: absolute or relative paths, in the order of the set's indices.
@@ -99,7 +100,7 @@ class FolderSource(ImageSource):
                         path, image_size=self.image_size, channels=self.channels
                     )
                 except DataError:
-                    self._check_unchanged(index)  # it may have been written to meanwhile
+                    self._check_unchanged(index)  # it may have changed meanwhile
                     raise
         return torch.from_numpy(images)
 
@@ -112,7 +113,7 @@ class FolderSource(ImageSource):
 
 
 def _stamp(path: Path) -> tuple[int, int]:
-    """A file's size and the moment it was last written."""
+    """A file's size and modification time."""
     try:
         status = path.stat()
     except FileNotFoundError as error:
@@ -133,13 +134,13 @@ def load_folder(
 ) -> ImageSource:
     """Open a folder of PNG, JPEG, BMP, WebP, GIF and TIFF files.
 
-    A :class:`fastgan.DataWarning` says how many files are skipped because of their endings.
+    A :class:`fastgan.DataWarning` reports files skipped because of their endings.
 
     Args:
-        folder: searched at any depth; hidden files and folders are passed over.
+        folder: searched at any depth, except hidden files and folders.
         name: how messages refer to the set.
         image_size: side of the images it gives.
-        channels: 1, 3, or None: 1 where every image is grey, else 3.
+        channels: 1, 3, or None: 1 if every image is grey, else 3.
         in_memory: True or False forces the choice; None: decoded and kept if at most
             :data:`VERIFIED_FILES` files and within ``limits.IN_MEMORY_BYTES``.
         progress: called with (done, total) now and then.
@@ -184,7 +185,7 @@ def load_folder(
 def find_images(folder: Path) -> tuple[list[Path], Tensor | None, list[str] | None]:
     """List a folder's image files in a fixed order, with their classes if it has any.
 
-    Subfolders are classes if at least two hold images, at any depth, and no image lies beside
+    Subfolders are classes if at least two contain images, at any depth, and no image is next to
     them; they are numbered by name. Symbolic links are followed, each folder once.
 
     Returns:
@@ -237,7 +238,7 @@ def _walk(folder: Path) -> Iterator[Path]:
     def fail(error: OSError) -> None:
         raise DataError(f"{quoted(folder)}: can't be listed: {one_line(error)}") from error
 
-    # Links may form a loop; a folder is known by its device and inode, not by its path.
+    # Links may form a loop, so folders are identified by device and inode.
     seen: set[tuple[int, int]] = set()
     for place, folders, names in os.walk(folder, onerror=fail, followlinks=True):
         status = os.stat(place)
@@ -245,7 +246,7 @@ def _walk(folder: Path) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        # Sorted, so that of two links to one folder the same one always counts.
+        # Sorted, so that of two links to one folder the same one is always used.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in names:
             if not name.startswith("."):

@@ -1,4 +1,4 @@
-"""Sources of what users of Python have: tensors, arrays, torch's datasets and loaders, streams."""
+"""Sources from Python objects: tensors, arrays, torch's datasets and loaders, streams."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fastgan.errors import DataError, DataWarning
 
 __all__ = ["StreamSource", "as_source"]
 
-# Of a set's items, so many are looked at for its range; of a stream's images, so many are kept to
-# compare samples with.
+# Number of a set's items examined for its range, and of a stream's images kept to compare samples
+# with.
 _LOOKED_AT = 16
 _KEPT = 512
 
@@ -31,31 +31,31 @@ _LABEL_KEYS = ("label", "labels", "fine_label", "y")
 def as_source(
     data: Any, *, image_size: int | None = None, channels: int | None = None
 ) -> ImageSource:
-    """Makes a source of whatever holds images.
+    """Makes a source from any of these objects with images.
 
     Args:
         data: one of
 
-            - an :class:`ImageSource`, as it is;
+            - an :class:`ImageSource`, returned unchanged;
             - a tensor or array (N, H, W), (N, C, H, W) or (N, H, W, C), or a pair of one and its
               labels (N,);
             - a dataset with a length, of images or (image, label), or of mappings with ``image``
               and ``label``: torchvision's, Hugging Face's, a list; images are PIL's, arrays or
-              tensors. It is read item by item, so that random transforms draw anew;
-            - a ``DataLoader``: its dataset, of which fastgan makes the batches; where that is an
-              ``IterableDataset``, its batches;
+              tensors. It is read item by item, so random transforms apply each time;
+            - a ``DataLoader``: its dataset, in fastgan's batches; for an ``IterableDataset``, its
+              own batches;
             - an iterable of batches, of images or (images, labels): a stream.
-        image_size: side of the images; None takes the data's, up to the next power of two from 16
-            to 256. Others are cropped to squares and resized.
+        image_size: side of the images; None takes the data's, rounded up to a power of two from 16
+            to 256. Images of other sizes are cropped to squares and resized.
         channels: 1 (grey) or 3 (RGB) converts; None keeps the data's own.
 
-    Values are uint8, or floats in [-1, 1] or [0, 1]: none below 0 and none above 1 among those
-    looked at means [0, 1], and a :class:`fastgan.DataWarning` says so.
+    Values are uint8, or floats in [-1, 1] or [0, 1]. The range is [0, 1] if no examined value is
+    below 0, which a :class:`fastgan.DataWarning` reports.
 
     Raises:
         DataError: no images, values of another range or type, another number of channels, or
             labels that don't fit.
-        TypeError: nothing of the above.
+        TypeError: none of the above.
 
     Example:
         >>> import torch
@@ -133,9 +133,9 @@ class DatasetSource(ImageSource):
 
 
 class StreamSource(ImageSource):
-    """Batches from an iterable; one that has ended is begun anew, if it can be.
+    """Batches from an iterable, which is restarted at its end if possible.
 
-    Its first images are kept: they are what :meth:`read` gives, and what ``len`` counts.
+    The first images are kept for :meth:`read` and ``len``.
     """
 
     def __init__(
@@ -174,14 +174,14 @@ class StreamSource(ImageSource):
         )
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Give float32 images at ``indices``, of those that were kept."""
+        """Returns kept images at ``indices``, float32."""
         return self._kept[list(indices)]
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Endless batches of ``batch_size`` images, in the stream's order.
 
         Raises:
-            DataError: the stream has ended and can't be begun anew, or a batch is unfit.
+            DataError: the stream has ended and can't be restarted, or a batch is invalid.
         """
         images, labels = self._kept, self.labels
         while True:
@@ -219,14 +219,14 @@ class StreamSource(ImageSource):
 
 
 class _Range:
-    """Which range floats are in: decided by the first that are looked at, held against all."""
+    """The range of floats: decided by the first values, checked for all."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._low: float | None = None
 
     def look(self, images: Sequence[Tensor]) -> None:
-        """Decides."""
+        """Decides the range."""
         floats = [each for each in images if each.dtype != torch.uint8]
         if not floats or self._low is not None:
             return
@@ -242,7 +242,7 @@ class _Range:
             )
 
     def applied(self, images: Tensor, what: str | None = None) -> Tensor:
-        """uint8 as it is, floats as float32 in [-1, 1]."""
+        """Returns uint8 unchanged, floats as float32 in [-1, 1]."""
         if images.dtype == torch.uint8:
             return images
         self.look([images])
@@ -303,7 +303,7 @@ def _is_pair_of_arrays(data: Any) -> bool:
 
 
 def _item(item: Any) -> tuple[Any, Any]:
-    """An item's or a batch's images and labels; None for what it lacks."""
+    """An item's or a batch's images and labels; None for missing ones."""
     if isinstance(item, Mapping):
         found = (next((item[k] for k in keys if k in item), None) for keys in _KEYS)
         images, labels = found
@@ -330,7 +330,7 @@ def _labels(name: str, dataset: Any) -> Tensor | None:
 
 
 def _class_names(dataset: Any) -> Any:
-    """``classes``, as torchvision has it, or the names of Hugging Face's ``ClassLabel``."""
+    """torchvision's ``classes``, or the names of Hugging Face's ``ClassLabel``."""
     features = getattr(dataset, "features", None)
     if isinstance(features, Mapping):
         for key in _LABEL_KEYS:
@@ -347,6 +347,6 @@ def _whole_numbers(name: str, labels: Any) -> Tensor:
 
 
 def _size_for(images: Tensor, asked: int | None) -> int:
-    """The side asked for, or a power of two from 16 to 256 that holds the smaller side."""
+    """The requested side, or the smaller side rounded up to a power of two from 16 to 256."""
     side = min(images.shape[-2:])
     return asked or min(256, max(16, 1 << (side - 1).bit_length()))

@@ -1,4 +1,4 @@
-"""IDX files, as MNIST and its relatives are published, plain or gzip-compressed.
+"""IDX files, the format of MNIST and related sets, plain or gzip-compressed.
 
 An IDX file is two zero bytes, a type code (8: unsigned byte), the number of dimensions, each
 dimension as a big-endian 32-bit number, then the values. (The MNIST database's own page.)
@@ -42,7 +42,7 @@ def load_idx(
     channels: int | None = None,
     in_memory: bool | None = None,
 ) -> ImageSource:
-    """Open MNIST-style images, with their labels if these lie beside them.
+    """Opens MNIST-style images, with labels if their file is in the same folder.
 
     Args:
         place: a folder with ``train-images-idx3-ubyte`` (or ``t10k-...`` if it has no training
@@ -150,7 +150,7 @@ def _images_file(place: Path) -> Path:
         for spelling in _spellings(f"{stem}-images", 3):
             if (place / spelling).is_file():
                 return place / spelling
-    # Relatives of MNIST put their own name in front (emnist-letters-train-images-idx3-ubyte).
+    # Related sets prefix their name (emnist-letters-train-images-idx3-ubyte).
     for stem in _SETS:
         endings = tuple(_spellings(f"{stem}-images", 3))
         others = sorted(path for path in place.iterdir() if path.name.endswith(endings))

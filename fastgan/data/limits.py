@@ -1,7 +1,6 @@
-"""Limits on what a data file may ask for, and reading within them.
+"""Limits of data files, and reading within them.
 
-A header can promise anything. Every reader here first compares it with what the file can contain,
-and only then allocates.
+Headers can claim any size: readers check it against the file before they allocate.
 """
 
 from __future__ import annotations
@@ -27,22 +26,22 @@ __all__ = [
 ]
 
 IN_MEMORY_BYTES = 2**30
-"""Float32 bytes up to which a data set is kept converted, whole, in memory and on the device."""
+"""Largest data set, in float32 bytes, that is kept converted in memory and on the device."""
 
 MAX_PIXELS = 2**26
-"""Pixels of one image file (8192 x 8192); more is taken for a decompression bomb."""
+"""Most pixels of an image file (8192 x 8192); more counts as a decompression bomb."""
 
 MAX_FILE_BYTES = 2**29
-"""Bytes of one image file; an uncompressed one of :data:`MAX_PIXELS` pixels is half of that."""
+"""Most bytes of an image file; an uncompressed one of :data:`MAX_PIXELS` pixels has half."""
 
 MAX_ARRAY_BYTES = 2**34
-"""Bytes of one decompressed array (16 GiB)."""
+"""Most bytes of a decompressed array (16 GiB)."""
 
 MAX_CLASSES = 2**16
-"""Classes a labelled set may have; a larger label is taken for an id or a mistake."""
+"""Most classes of a labelled set; a larger label is probably an id or a mistake."""
 
-# Photographs and digits shrink 2 to 10-fold; deflate can't exceed 1032-fold. Small sets may
-# still be all blank (tests, masks), so only large promises are held against this.
+# Photographs and digits compress 2 to 10-fold, deflate at most 1032-fold. Small sets may be blank
+# (tests, masks), so only large sizes are checked.
 _BOMB_RATIO = 200
 _BOMB_BYTES = 2**28
 
@@ -50,14 +49,14 @@ _CHUNK_BYTES = 2**24
 
 
 class Readable(Protocol):
-    """A stream of bytes, also gzip's and zipfile's."""
+    """A stream of bytes, such as gzip's and zipfile's."""
 
     def read(self, size: int, /) -> bytes:
         """Read at most ``size`` bytes; none at the end."""
 
 
 def quoted(path: str | os.PathLike[str]) -> str:
-    """Give ``path`` in quotes, on one line whatever characters its name has."""
+    """Returns ``path`` in quotes and on one line, for any characters in its name."""
     return repr(os.fspath(path))
 
 
@@ -78,7 +77,7 @@ def file_size(path: Path) -> int:
 
 
 def check_expansion(what: str, promised: int, stored: int) -> None:
-    """Refuse ``promised`` decompressed bytes that ``stored`` compressed ones don't make credible.
+    """Refuses an implausible size of ``promised`` bytes from ``stored`` compressed ones.
 
     Raises:
         DataError: over :data:`MAX_ARRAY_BYTES`, or over 256 MiB and over 200-fold.
@@ -97,8 +96,8 @@ def check_expansion(what: str, promised: int, stored: int) -> None:
 def read_exactly(stream: Readable, length: int, what: str) -> bytearray:
     """Read ``length`` bytes from ``stream``, which must end there.
 
-    Memory grows with what arrives, so a stream that ends early never costs ``length`` bytes.
-    The byte after the end is asked for too: compressed streams check their sums on reaching it.
+    Memory grows with the received bytes, so a truncated stream never costs ``length`` bytes. Also
+    reads past the end, which makes compressed streams check their checksums.
 
     Raises:
         DataError: the stream is shorter or longer; ``what`` names it.

@@ -15,7 +15,7 @@ from fastgan.errors import DataError, ImageSizeError
 __all__ = ["load_data"]
 
 GIVEN = "source"
-"""Begins the names, in a run's settings, of data that the caller of Python had."""
+"""Prefix, in a run's settings, of the names of data given in Python."""
 
 _MAX_IMAGE_SIZE = 4096
 
@@ -28,7 +28,7 @@ def load_data(
     in_memory: bool | None = None,
     progress: Progress | None = None,
 ) -> ImageSource:
-    """Open a set of images, checking it as far as is affordable before training begins.
+    """Opens a set of images, and checks it as far as affordable before training.
 
     Args:
         spec: ``digits`` (1,797 real handwritten digits, no download),
@@ -38,13 +38,13 @@ def load_data(
         image_size: side of the images in pixels; data of another size are centre-cropped to
             a square and resized (bilinear, antialiased).
         channels: 1 (grey) or 3 (RGB) converts; None keeps the data's own.
-        in_memory: True holds the converted set whole, False never; None (default) holds sets
-            of up to 1 GiB as float32, and folders of up to 20,000 files.
+        in_memory: True keeps the converted set in memory, False never; None (default) keeps sets of
+            up to 1 GiB as float32, and folders of up to 20,000 files.
         progress: called with (files done, files in all) while a folder is decoded.
 
     Raises:
         DataError: an unknown spec; data missing, corrupt, empty, or with a channel count
-            other than 1 or 3. One line that names the file, what came and what was expected.
+            other than 1 or 3. One line with the file, the found and the expected value.
         ImageSizeError: ``image_size`` outside 1..4096.
 
     >>> source = load_data("digits", image_size=16, channels=3)
@@ -77,7 +77,7 @@ def load_data(
         except RuntimeError as error:
             raise DataError(f"data {spec!r}: no such home folder") from error
         given["name"] = spec
-    # The readers name the file and what is wrong with it; what they didn't foresee ends here.
+    # Readers report known problems with the file's name; this handles all others.
     with parsing(f"data {spec!r}: can't be read", DataError):
         source: ImageSource = load(*path, **given)
         source.spec = spec

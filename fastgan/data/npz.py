@@ -1,7 +1,7 @@
 """Images in a numpy ``.npz`` file.
 
-The zip's directory and each array's header are checked before anything is allocated, and no
-array that would need a pickle is read.
+The zip's directory and each array's header are checked before allocating, and pickled arrays aren't
+read.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from fastgan.errors import DataError
 __all__ = ["IMAGE_KEYS", "LABEL_KEYS", "load_npz"]
 
 IMAGE_KEYS = ("images", "x", "x_train", "train_images", "data", "arr_0")
-"""Names under which images are looked for, in this order; a file's only array needs none."""
+"""Names of the images' array, in this order; a single array may have any name."""
 
 LABEL_KEYS = ("labels", "y", "y_train", "train_labels", "targets")
-"""Names under which labels are looked for, in this order."""
+"""Names of the labels' array, in this order."""
 
-# Float images may overshoot their range by rounding.
+# Float images may exceed their range by rounding.
 _SLACK = 1e-4
 
 
@@ -43,8 +43,8 @@ def load_npz(
 ) -> ImageSource:
     """Open images, and labels if there are any, from an ``.npz`` file.
 
-    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; where both of the last
-    would fit, channels come last. Values, by dtype:
+    Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; if both of the last fit,
+    channels come last. Values, by dtype:
 
     - uint8, or other whole numbers all within 0..255: 0 is black, 255 white;
     - bool: False is black, True white;
@@ -78,7 +78,7 @@ def load_npz(
     except (zipfile.BadZipFile, EOFError, zlib.error) as error:
         raise DataError(f"{what}: not a readable npz (zip) file: {one_line(error)}") from error
     except (OSError, RuntimeError, NotImplementedError) as error:
-        # zipfile reports encryption and unknown compression by the last two.
+        # The last two are zipfile's errors for encryption and unknown compression.
         raise DataError(f"{what}: can't be read: {one_line(error)}") from error
     return source_from_array(
         name,
@@ -152,7 +152,7 @@ def _channels_first(images: npt.NDArray[np.generic], what: str) -> npt.NDArray[n
 
 
 def _to_range(images: npt.NDArray[np.generic], what: str) -> Tensor:
-    """Give uint8 0..255 as it is, and the rest as float32 in [-1, 1]."""
+    """Returns uint8 unchanged, and other dtypes as float32 in [-1, 1]."""
     if images.dtype == np.bool_:
         return torch.from_numpy(images.astype(np.uint8) * np.uint8(255))
     if images.dtype == np.uint8:
@@ -162,7 +162,7 @@ def _to_range(images: npt.NDArray[np.generic], what: str) -> Tensor:
         if low < 0 or high > 255:
             raise DataError(f"{what}: values from {low:g} to {high:g}; expected 0 to 255")
         return torch.from_numpy(np.ascontiguousarray(images.astype(np.uint8)))
-    # min and max pass NaN on, so these two see every value that isn't finite.
+    # min and max propagate NaN, so these two detect every value that isn't finite.
     if not (math.isfinite(low) and math.isfinite(high)):
         raise DataError(f"{what}: NaN or infinity among the values; expected finite numbers")
     if low < -1 - _SLACK or high > 1 + _SLACK:

@@ -1,4 +1,4 @@
-"""Two sets of images as one source of pairs, for networks that translate one into the other."""
+"""Two sets of images as one source of pairs, for image translation."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ __all__ = ["PairSource", "load_pairs"]
 
 
 class PairSource(ImageSource):
-    """Pairs of an image of A and one of B, the channels of A before those of B.
+    """Pairs of an image of A and one of B, with A's channels before B's.
 
-    It gives (n, 2 * channels, image_size, image_size), which ``images.chunk(2, 1)`` takes apart;
-    ``channels`` are those of one image. Grey images become colour ones if the other set has colour.
+    Returns (n, 2 * channels, image_size, image_size), which ``images.chunk(2, 1)`` splits;
+    ``channels`` counts one image's. Grey images become colour ones if the other set has colour.
     Labels are left out.
 
     Args:
         a: the images of domain A.
         b: those of domain B.
-        paired: whether image n of B belongs to image n of A: by their file names without endings
-            where both are folders, else by their order. Otherwise pair n is image n of A, modulo
-            their number, and one of B by a fixed shuffle.
+        paired: whether image n of B belongs to image n of A: by file names without endings if both
+            are folders, else by order. Otherwise pair n is image n of A, modulo their number, and
+            one of B by a fixed shuffle.
 
     Raises:
         DataError: different image sizes, or sets that don't pair up.
@@ -131,7 +131,7 @@ def load_pairs(
 
 
 def _partners(a: ImageSource, b: ImageSource) -> Tensor:
-    """The place in ``b`` of each image of ``a``'s partner."""
+    """The index in ``b`` of each partner of ``a``'s images."""
     if a.file_names is None or b.file_names is None:
         if len(a) != len(b):
             raise DataError(

@@ -1,4 +1,4 @@
-"""Arithmetic on pixels: bytes to [-1, 1], grey and colour, square crops, resizing."""
+"""Pixel arithmetic: bytes to [-1, 1], grey and colour, square crops, resizing."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ __all__ = ["bytes_to_unit_range", "centre_square", "convert_channels", "fit_imag
 # on CPU, and the same data should have the same values everywhere. Endpoints are exactly +-1.
 _UNIT_RANGE = (torch.arange(256, dtype=torch.float64) / 127.5 - 1.0).float()
 
-# ITU-R BT.601 luma, as every image library converts to grey.
+# ITU-R BT.601 luma, as in every image library.
 _LUMA = (0.299, 0.587, 0.114)
 
 
 def bytes_to_unit_range(images: Tensor) -> Tensor:
-    """Map bytes to [-1, 1]: ``x / 127.5 - 1``, correctly rounded, alike on every device.
+    """Maps bytes to [-1, 1]: ``x / 127.5 - 1``, correctly rounded, equal on every device.
 
     Args:
         images: uint8, any shape.
@@ -33,7 +33,7 @@ def bytes_to_unit_range(images: Tensor) -> Tensor:
 
 
 def centre_square(images: Tensor) -> Tensor:
-    """Cut the largest centred square out of (N, C, H, W); an odd surplus stays right or below."""
+    """Crops (N, C, H, W) to the largest centred square; an odd surplus is cut right or below."""
     height, width = images.shape[-2:]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
@@ -54,7 +54,7 @@ def convert_channels(images: Tensor, channels: int) -> Tensor:
 
 
 def fit_images(images: Tensor, *, image_size: int, channels: int) -> Tensor:
-    """Bring images to the size, channel count and range that models take.
+    """Converts images to a model's size, channel count and range.
 
     Centre crop to a square, then grey or colour, then bilinear resizing with antialiasing.
 
@@ -81,5 +81,5 @@ def fit_images(images: Tensor, *, image_size: int, channels: int) -> Tensor:
             align_corners=False,
             antialias=True,
         )
-    # Weighted means stay within the range but for the last bit of rounding.
+    # Weighted means stay within the range up to rounding.
     return images.clamp(-1.0, 1.0).contiguous()

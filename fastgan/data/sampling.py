@@ -1,4 +1,4 @@
-"""Which images make up which batch: shuffling without state, and splitting for evaluation."""
+"""Stateless shuffling into batches, and splitting for evaluation."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ __all__ = ["InfiniteSampler", "split_indices"]
 
 
 class InfiniteSampler:
-    """Batches of indices without end, each a pure function of the seed and the step.
+    """Endless batches of indices, each a pure function of the seed and the step.
 
-    Every epoch is a fresh permutation of ``0..length-1``; epochs are laid end to end and cut into
-    batches, so that no batch is short and one may cross from an epoch into the next. As nothing
-    is remembered, a resumed run needs only its step number.
+    Every epoch is a new permutation of ``0..length-1``. Epochs are concatenated and cut into
+    batches, so that all batches are full and may span two epochs. There is no state: a resumed run
+    needs only its step number.
 
     Args:
         length: number of images, at least 1.
@@ -39,7 +39,7 @@ class InfiniteSampler:
         self.length = length
         self.batch_size = batch_size
         self.seed = seed
-        # Only saves time: the last permutation drawn, and its epoch.
+        # A cache: the last permutation and its epoch.
         self._last: tuple[int, Tensor] | None = None
 
     def permutation(self, epoch: int) -> Tensor:
@@ -70,15 +70,15 @@ class InfiniteSampler:
 def split_indices(
     length: int, held_out: float = 0.2, seed: int = 0, *, labels: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Split ``0..length-1`` at random, but always alike, into two disjoint parts.
+    """Splits ``0..length-1`` into two random, reproducible, disjoint parts.
 
     Args:
         length: number of images, at least 2.
         held_out: share of the second part, between 0 and 1; rounded to whole images, at least
             one on either side.
         seed: another seed gives another split.
-        labels: int (length,); if given, each class is split in that share on its own. A class
-            of a single image goes to the first part.
+        labels: int (length,); if given, each class is split in that share separately. A class of a
+            single image goes to the first part.
 
     Returns:
         (rest, held_out): two sorted int64 tensors that together hold every index once.

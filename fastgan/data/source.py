@@ -1,8 +1,8 @@
-"""The interface of a set of images, and the sets that come as arrays.
+"""The interface of a set of images, and sets made from arrays.
 
-:class:`ImageSource` is the interface; :class:`MemorySource` holds converted images whole,
-:class:`ArraySource` holds an array too large for that and converts on request. Image folders,
-which read files on request, are in :mod:`fastgan.data.folder`.
+:class:`ImageSource` is the interface; :class:`MemorySource` keeps converted images,
+:class:`ArraySource` keeps a larger array and converts on demand. Image folders, which read files on
+demand, are in :mod:`fastgan.data.folder`.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ImageSource(ABC):
     """A finite set of square images, labelled or not.
 
     Args:
-        name: how people refer to the set, usually the text given to ``load_data``.
+        name: the set's name, usually the argument of ``load_data``.
         length: number of images, at least 1.
         channels: 1 (grey) or 3 (RGB).
         image_size: side in pixels.
@@ -47,13 +47,13 @@ class ImageSource(ABC):
     """
 
     spec: str | None = None
-    """The text that :func:`load_data` made the set from, and can make it from again."""
+    """The argument with which :func:`load_data` opens the set again."""
 
     file_names: Sequence[str] | None = None
-    """Of a folder: each image's path in it, its parts joined by ``/``."""
+    """For folders, each image's relative path, with ``/``."""
 
     in_memory: bool = False
-    """True where :attr:`images` holds the whole set, small enough to live on a device."""
+    """True if :attr:`images` has the whole set, small enough for a device's memory."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class ImageSource(ABC):
             raise DataError(f"{name}: labels and class names come together or not at all")
         if labels is not None and len(labels) != length:
             raise DataError(f"{name}: {len(labels)} labels for {length} images")
-        # Others' text, from folders and files, that people are shown.
+        # Text from folders and files, shown to users.
         self.name = printable(name)
         self.channels = channels
         self.image_size = image_size
@@ -107,9 +107,9 @@ class ImageSource(ABC):
         raise DataError(f"{self.name}: too large to be held whole; read it in parts with get()")
 
     def digest(self) -> str:
-        """A digest of what the set holds: two that differ in a value have different ones.
+        """A digest of the set's content, which differs if any value does.
 
-        For folders, of which files there are, of which sizes.
+        For folders, a digest of the files' names and sizes.
         """
         found = hashlib.blake2b(digest_size=16)
         shape = (len(self), self.channels, self.image_size, self.class_names)
@@ -126,13 +126,14 @@ class ImageSource(ABC):
 
     @abstractmethod
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Give images at valid ``indices`` as they are cheapest to move between processes.
+        """Returns images at valid ``indices``, in the dtype that is cheapest to move between
+        processes.
 
         Either uint8, 0..255, or float32 in [-1, 1]; (n, channels, image_size, image_size).
         """
 
     def get(self, indices: Sequence[int]) -> tuple[Tensor, Tensor | None]:
-        """Give the images at ``indices``, in that order, and their labels.
+        """Returns the images at ``indices``, in that order, and their labels.
 
         Args:
             indices: n whole numbers in 0..len(self)-1; repeats are fine.
@@ -143,7 +144,7 @@ class ImageSource(ABC):
 
         Raises:
             IndexError: an index outside the set.
-            DataError: an image that can't be read any more; the message names the file.
+            DataError: an image can no longer be read; the message names the file.
 
         >>> from fastgan.data import load_data
         >>> images, labels = load_data("digits", image_size=8).get([0, 1, 2])
@@ -160,14 +161,14 @@ class ImageSource(ABC):
         return images, self.labels_at(chosen)
 
     def labels_at(self, indices: Sequence[int]) -> Tensor | None:
-        """Give the labels at ``indices``, int64 (n,), or None for an unlabelled set."""
+        """Returns the labels at ``indices``, int64 (n,), or None for an unlabelled set."""
         if self.labels is None:
             return None
         return self.labels.index_select(0, torch.tensor(list(indices), dtype=torch.int64))
 
 
 class MemorySource(ImageSource):
-    """Converted images held whole: float32 (N, channels, image_size, image_size) in [-1, 1]."""
+    """Converted images in memory: float32 (N, channels, image_size, image_size) in [-1, 1]."""
 
     in_memory = True
 
@@ -203,7 +204,7 @@ class MemorySource(ImageSource):
 
 
 class ArraySource(ImageSource):
-    """An array kept as it was stored, and cropped, resized and scaled on request.
+    """An unconverted array, cropped, resized and scaled on demand.
 
     Args:
         array: (N, 1 or 3, H, W); uint8, or float32 in [-1, 1].
@@ -239,7 +240,7 @@ class ArraySource(ImageSource):
 
 
 def choose_channels(name: str, found: int, wanted: int | None) -> int:
-    """Decide the channel count: the data's own, or the one asked for.
+    """Returns the channel count: the data's own or the requested one.
 
     Raises:
         DataError: either isn't 1 or 3.
@@ -254,7 +255,7 @@ def choose_channels(name: str, found: int, wanted: int | None) -> int:
 
 
 def check_labels(what: str, labels: Tensor, length: int) -> Tensor:
-    """Check labels against the images they belong to, and give them as int64 (length,).
+    """Checks labels against their images, and returns them as int64 (length,).
 
     Raises:
         DataError: another count than images, or values outside 0..MAX_CLASSES-1.
@@ -272,7 +273,7 @@ def check_labels(what: str, labels: Tensor, length: int) -> Tensor:
 
 
 def fits_in_memory(length: int, channels: int, image_size: int, in_memory: bool | None) -> bool:
-    """Say whether a set is held converted in memory; ``in_memory`` overrides the size rule."""
+    """Whether a set is kept converted in memory; ``in_memory`` overrides the size rule."""
     if in_memory is not None:
         return in_memory
     return length * channels * image_size * image_size * 4 <= IN_MEMORY_BYTES
@@ -288,7 +289,7 @@ def source_from_array(
     class_names: Sequence[str] | None = None,
     in_memory: bool | None = None,
 ) -> ImageSource:
-    """Make a source of an array: converted at once where it is small, else on request.
+    """Makes a source from an array, converted at once if it is small, else on demand.
 
     Args:
         name: how messages refer to it.
@@ -329,7 +330,7 @@ def source_from_array(
     if not fits_in_memory(len(source), channels, image_size, in_memory):
         return source
     images = torch.empty(len(source), channels, image_size, image_size)
-    # In parts, so that a float copy of the whole array at its own size never exists.
+    # In parts, to avoid a float copy of the whole array.
     for start in range(0, len(source), _CHUNK_IMAGES):
         part = array[start : start + _CHUNK_IMAGES]
         images[start : start + _CHUNK_IMAGES] = fit_images(

@@ -1,4 +1,4 @@
-"""Batches for training, without end: from the device's own memory, or through worker processes."""
+"""Endless training batches, from device memory or through worker processes."""
 
 from __future__ import annotations
 
@@ -28,25 +28,25 @@ __all__ = ["PATIENCE", "ImageStream", "StreamInterrupted", "open_stream"]
 _MAX_WORKERS = 4
 
 PATIENCE = 600.0
-"""Seconds that a batch may take to come from the workers."""
+"""Seconds to wait for a batch from the workers."""
 
-# Seconds between two looks at whether the wait has been called off.
+# Seconds between checks whether the wait was cancelled.
 _POLL = 1
 
 
 class StreamInterrupted(Exception):
-    """The wait for a batch was called off; the batch comes at the next call."""
+    """The wait for a batch was cancelled; the next call returns the batch."""
 
 
 class _Failure:
-    """An error on its way from a worker: torch would turn its message into a whole traceback."""
+    """An error from a worker; torch would replace its message by a traceback."""
 
     def __init__(self, message: str) -> None:
         self.message = message
 
 
 class _Batches(Dataset[Any]):
-    """The source cut into batches: item k is batch k, read where this object is (a worker)."""
+    """The source's batches: item k is batch k, read in the worker."""
 
     def __init__(self, source: ImageSource, sampler: InfiniteSampler) -> None:
         self._source = source
@@ -59,7 +59,7 @@ class _Batches(Dataset[Any]):
         except DataError as error:
             return _Failure(str(error))
         if get_worker_info() is not None:
-            # Here, where it can be told: what goes wrong in the queue's own thread never comes.
+            # Raised here, because errors in the queue's thread are lost.
             try:
                 images.share_memory_()
                 if labels is not None:
@@ -74,7 +74,7 @@ class _Batches(Dataset[Any]):
 
 
 class _StepsFrom:
-    """The numbers start, start + 1, ... : which item the loader asks for next."""
+    """The loader's item numbers: start, start + 1, ..."""
 
     def __init__(self, start: int) -> None:
         self._start = start
@@ -89,7 +89,7 @@ def _unchanged(batch: Any) -> Any:
 
 @contextmanager
 def _interrupts_held_back() -> Iterator[None]:
-    """Let a Ctrl-C wait; processes started inside begin with it held back as well."""
+    """Blocks Ctrl-C; processes started inside inherit this."""
     if not hasattr(signal, "pthread_sigmask"):  # Windows: workers ignore it once they run
         yield
         return
@@ -101,8 +101,8 @@ def _interrupts_held_back() -> Iterator[None]:
 
 
 def _start_worker(number: int) -> None:
-    # Ctrl-C reaches the whole process group. The trainer wants to finish its step and save, which
-    # it can't if its workers are gone; they end when it closes the stream, or when it is gone.
+    # Ctrl-C reaches the whole process group. The trainer needs its workers to finish its step and
+    # save; they end when it closes the stream or exits.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.set_wakeup_fd(-1)
     if hasattr(signal, "pthread_sigmask"):
@@ -117,7 +117,7 @@ class ImageStream:
     image_size) in [-1, 1]; labels int64 (batch_size,) or None.
 
     Attributes:
-        step: number of the batch that comes next.
+        step: the next batch's number.
     """
 
     def __init__(
@@ -157,14 +157,14 @@ class ImageStream:
                 pin_memory=device.type == "cuda",
                 worker_init_fn=_start_worker,
                 multiprocessing_context=start_method if workers else None,
-                # Its own: the loader would draw from the global generator, whose state belongs
-                # to the trajectory of training.
+                # Otherwise the loader would draw from the global generator and change the
+                # training's trajectory.
                 generator=torch.Generator().manual_seed(0),
             )
-            # A worker ignores interrupts from its first line on, and until then must not get one.
+            # A worker ignores interrupts from its first line on; block them until then.
             with _interrupts_held_back():
                 try:
-                    if workers:  # half a loader complains when it is let go of
+                    if workers:  # a half-started loader complains when deleted
                         multiprocessing.get_context(start_method).Lock()
                     self._iterator = iter(loader)
                 except OSError as error:
@@ -180,7 +180,7 @@ class ImageStream:
         """Give the next batch.
 
         Raises:
-            DataError: a file that can't be read any more, or a worker process that died.
+            DataError: a file can no longer be read, or a worker process died.
         """
         if self._closed:
             raise DataError(f"{self._name}: this stream is closed")
@@ -199,7 +199,7 @@ class ImageStream:
             self.close()
             raise DataError(batch.message)
         images, labels = batch
-        # Bytes cross to the device as bytes, a quarter of the traffic, and become floats there.
+        # Bytes are copied to the device as bytes, a quarter of the traffic, and converted there.
         images = images.to(self._device, non_blocking=True)
         if images.dtype == torch.uint8:
             images = bytes_to_unit_range(images)
@@ -208,7 +208,7 @@ class ImageStream:
         return images, labels
 
     def _wait(self) -> Any:
-        """The next thing that the loader gives, unless it takes too long or is called off."""
+        """The loader's next batch; raises if it takes too long or is cancelled."""
         assert self._iterator is not None
         deadline = time.monotonic() + PATIENCE
         while True:
@@ -223,9 +223,9 @@ class ImageStream:
                     raise
             except (EOFError, ConnectionError) as error:
                 self.close()
-                if str(error).startswith("Caught "):  # in the worker, which is well
+                if str(error).startswith("Caught "):  # raised in the worker, which is still running
                     raise
-                # While it handed over a batch, and before torch knew.
+                # It died while passing a batch, before torch noticed.
                 raise self._worker_death(error) from error
             if self._stopping():
                 raise StreamInterrupted
@@ -240,12 +240,12 @@ class ImageStream:
         return DataError(f"{self._name}: a data worker process died: {one_line(error)}")
 
     def close(self) -> None:
-        """End the worker processes and free the device's copy; harmless when repeated."""
+        """Ends the worker processes and frees the device's copy; may be repeated."""
         self._closed = True
         self._images = self._labels = None
         iterator, self._iterator = self._iterator, None
-        # Not left to the iterator's end, which comes when nobody has an error's traceback any more:
-        # until then torch reports each worker that dies, anywhere.
+        # Explicitly, because a traceback may keep the iterator alive, and torch would report each
+        # dying worker.
         end_workers = getattr(iterator, "_shutdown_workers", lambda: None)
         try:
             end_workers()
@@ -263,7 +263,7 @@ class ImageStream:
         traceback: TracebackType | None,
     ) -> None:
         self.close()
-        # torch reports a dead worker from a signal handler, so anywhere in the body of `with`.
+        # torch reports a dead worker from a signal handler, anywhere in the body of `with`.
         if isinstance(error, RuntimeError) and _is_worker_death(error):
             raise self._worker_death(error) from error
 
@@ -289,16 +289,16 @@ def open_stream(
     whatever the device, the number of workers and the step the stream starts at.
 
     Args:
-        source: where the images come from. One that is held in memory is copied to the device
-            whole, once, and batches are picked there.
+        source: where the images come from. A source in memory is copied to the device once, and
+            batches are selected there.
         batch_size: images in each batch.
         seed: of the shuffling.
-        device: where the batches are wanted.
+        device: the batches' device.
         start_step: number of the first batch; a resumed run gives its step here.
         workers: processes that read ahead; 0 reads in this one. None: 0 for a source in
-            memory, else up to four, one a processor.
+            memory, else up to four, one per processor.
         start_method: of the workers: "fork", "spawn", "forkserver", or None for Python's own.
-        stopping: asked once a second while a batch is waited for; True ends the wait by
+        stopping: called once a second while waiting for a batch; True raises
             :class:`StreamInterrupted`.
 
     Raises:

@@ -1,1 +1,1 @@
-"""How layers and ops run, and why: reports, explanations, and the warning about fallbacks."""
+"""Reports of how layers and ops run, and why, and the warning about fallbacks."""

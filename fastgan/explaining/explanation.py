@@ -1,4 +1,4 @@
-"""Which path a critic's ops, a module's layers and the library's ops take, and why."""
+"""Reports which path a critic's ops, a module's layers and the library's ops take, and why."""
 
 from __future__ import annotations
 
@@ -29,30 +29,28 @@ def explain(
     *,
     critic_args: Sequence[Any] | None = None,
 ) -> Report:
-    """Which path a module's layers take, and a critic's ops for the gradient penalty; or the ops.
+    """Reports the paths of a module's layers and a critic's penalty ops, or of the library's ops.
 
-    A module is run on random values of the input's shape, a critic twice, and left as it was.
+    Runs a module on random values of the input's shape, a critic twice, and restores its state.
 
     Args:
-        module_or_critic: a module or a function, or None for the ops of this build on every kind of
+        module_or_critic: a module or a function, or None for this build's ops on every kind of
             device.
-        input: a batch such as the module is called with, of which only shape, dtype and device
-            count: what runs how depends on the size too. None: the size is taken from the module's
-            own ``nc`` and ``image_size``, or tried out on its first layer.
-        critic_args: what the critic takes beside the images; None tries labels where it has
+        input: a batch for the module; only shape, dtype and device matter, as paths depend on the
+            size. None: the size comes from the module's ``nc`` and ``image_size``, or is tried on
+            its first layer.
+        critic_args: the critic's arguments after the images; None tries labels if it has
             ``num_classes``.
 
     Returns:
-        A report. Of a module: one row per layer, for its forward and backward pass. Before these,
-        if it is a critic (it takes images and returns scores with a row for each): one row for the
-        penalty ("aten" is the fused pass over aten's convolutions, "triton" that over convolutions
-        some of which are ``fastgan.kernels``'s, "autograd" double backward), one for the whole
-        loss, one for each op of fastgan's that either calls beside the layers, and one for each op
-        on the tape: whose arithmetic its derivatives are ("autograd" asks autograd for this op
-        alone), and what is known of it.
+        A report with one row per layer, for its forward and backward pass. For a critic (it returns
+        a row of scores for each image) these rows come first: the penalty ("aten" is the fused pass
+        with ATen's convolutions, "triton" with some of ``fastgan.kernels``, "autograd" double
+        backward), the whole loss, each op of fastgan's outside the layers, and each op on the tape
+        with its derivatives' backend ("autograd" for this op only) and kind.
 
     Raises:
-        ConfigError: it is no module, nor a function (a ValueError).
+        ConfigError: it isn't a module or a function (a ValueError).
 
     Example:
         >>> from fastgan.models import WGANCritic
@@ -102,7 +100,7 @@ def explain(
 
 
 def _layers(module: nn.Module, input: Tensor, args: Sequence[Any] | None) -> list[Row] | None:
-    """The rows of a module's layers; None where it does not take the input."""
+    """The rows of a module's layers; None if it doesn't accept the input."""
     try:
         with measuring_nothing():
             return placements(module, input, *_beside(module, input, args))
@@ -111,7 +109,7 @@ def _layers(module: nn.Module, input: Tensor, args: Sequence[Any] | None) -> lis
 
 
 def _beside(critic: Any, images: Tensor, args: Sequence[Any] | None) -> Sequence[Any]:
-    """What it takes beside the images: labels, where it has classes and nothing is given."""
+    """The arguments after the images: by default labels, if the module has classes."""
     if args is not None or getattr(critic, "num_classes", None) is None:
         return args or ()
     return (torch.zeros(len(images), dtype=torch.int64, device=images.device),)
@@ -120,7 +118,7 @@ def _beside(critic: Any, images: Tensor, args: Sequence[Any] | None) -> Sequence
 def _of_critic(
     critic: Any, images: Tensor, args: Sequence[Any] | None, *, certain: bool
 ) -> list[Row] | None:
-    """The rows of a critic; None where images of that size are nothing for it."""
+    """A critic's rows; None if it doesn't accept images of that size."""
     called = Critic(critic, _beside(critic, images, args))
     try:
         recording = _named_recording(called, images)
@@ -151,7 +149,7 @@ def _of_critic(
 
 
 def _named_recording(critic: Critic, images: Tensor) -> Recording:
-    """A recording whose entries know the module that made them."""
+    """A recording with the calling module's name in each entry."""
     inner = critic.inner
     names = (
         {module: name for name, module in inner.named_modules()}
@@ -174,7 +172,7 @@ def _named_recording(critic: Critic, images: Tensor) -> Recording:
         nn_module.register_module_forward_hook(leave, always_call=True),
     ]
     try:
-        with measuring_nothing():  # of sizes that are only tried out
+        with measuring_nothing():  # for sizes that are only tried
             return record(critic, images, watching=True, leave=True, on_tape=tapes.append)
     finally:
         for handle in handles:
@@ -206,7 +204,7 @@ def _parameters(critic: Any) -> Any:
 
 
 def _makes_images(module: Any) -> bool:
-    """Whether it takes random numbers, by what they are called, or by its first layer."""
+    """Whether it is a generator, by its argument's name or its first layer."""
     layers = module.modules() if isinstance(module, nn.Module) else ()
     first = (each for each in layers if isinstance(each, nn.Conv2d | nn.ConvTranspose2d))
     return hasattr(module, "nz") or isinstance(next(first, None), nn.ConvTranspose2d)

@@ -1,4 +1,4 @@
-"""Fallbacks are never silent: one warning per reason, the first time it happens."""
+"""Warns about each reason for a fallback once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ _seen: set[str] = set()
 
 
 class FallbackWarning(UserWarning):
-    """An operation took a slower path than the one it was written for; the message says why."""
+    """An operation took a slower path than intended; the message says why."""
 
 
 def warn_once(reason: str, *, stacklevel: int = 2) -> None:
-    """Warns with `reason`, unless this process has done so already.
+    """Warns with `reason`, once per process.
 
     Example:
         >>> import warnings

@@ -1,4 +1,4 @@
-"""How layers and ops run, as rows of a table: what :func:`fastgan.explain` gives."""
+"""The table that :func:`fastgan.explain` returns."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ __all__ = ["Report", "Row"]
 
 @dataclass(frozen=True)
 class Row:
-    """How one thing runs.
+    """How a layer, function or op runs.
 
     Attributes:
         layer: a layer's name as in ``named_modules``, or a function's or an op's.
-        op: what it computes: a layer's class, a function's or an op's name.
+        op: a layer's class, or a function's or an op's name.
         path: "triton", "cuda", "cpu", "aten" or "autograd".
-        reason: how, or why not better; empty where there is nothing to say.
+        reason: how, or why not on a faster path; may be empty.
     """
 
     layer: str
@@ -26,7 +26,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """What :func:`fastgan.explain` found; ``str`` of it is a table.
+    """The result of :func:`fastgan.explain`; ``str`` gives a table.
 
     Attributes:
         rows: the findings.

@@ -1,1 +1,1 @@
-"""Images from a generator: its input, its batches, and pictures of them on disk."""
+"""Sampling from a generator: noise, batches and picture files."""

@@ -1,4 +1,4 @@
-"""Images from a generator, in batches, without touching its state."""
+"""Samples from a generator, in batches, without changing its state."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def generate_images(
     """Runs a generator in eval mode over latent vectors.
 
     Args:
-        generator: maps z (and labels) to images in [-1, 1]; its mode is put back afterwards.
+        generator: maps z (and labels) to images in [-1, 1]; its mode is restored afterwards.
         z: shape (n, nz, 1, 1), on any device.
         labels: classes of shape (n,) for a conditional generator.
         batch_size: vectors at a time.
@@ -57,8 +57,8 @@ def generate_images(
 def standing_statistics_(generator: nn.Module, z: Tensor, labels: Tensor | None = None) -> None:
     """Sets the batch norms' running statistics to the means over batches of these latent vectors.
 
-    Brock et al. 2018, arXiv 1809.11096, appendix D: those of training belong to noise that isn't
-    truncated.
+    Brock et al. 2018, arXiv 1809.11096, appendix D: training's statistics are for noise without
+    truncation.
 
     Args:
         generator: in eval mode; its buffers are changed in place.

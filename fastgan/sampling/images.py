@@ -1,8 +1,7 @@
-"""Pictures on disk: grids, strips and animations of images that networks make.
+"""Picture files: grids, strips and animations of generated images.
 
-Everything here takes what a generator returns, float ``(N, C, H, W)`` in ``[-1, 1]`` with one or
-three channels, and writes it with Pillow. A file appears whole or not at all: it is written
-under another name in the same folder and moved into place (:mod:`fastgan._util.files`).
+Functions take a generator's output, float ``(N, C, H, W)`` in ``[-1, 1]`` with one or three
+channels, and write it with Pillow, atomically (:mod:`fastgan._util.files`).
 """
 
 from __future__ import annotations
@@ -42,26 +41,26 @@ STILL_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}
 ANIMATED_FORMATS = {".gif": "GIF"}
 VIDEO_FORMATS = {".mp4": "MP4"}
 
-# Between black digits and white paper alike, a mid-dark grey shows where one image ends.
+# A mid-dark grey separates both black and white images.
 PADDING_VALUE = 72
 PADDING = 2
 
-# A 16x16 digit is a speck on today's screens; images are enlarged to at least this many pixels.
+# Small images are enlarged to at least this many pixels.
 SMALLEST_CELL = 48
-# One that moves is watched alone.
+# An animation of a single image.
 SMALLEST_FRAME = 256
-# With more classes than this, a column for each makes a strip.
+# With more classes, one column for each would make a strip.
 MOST_CLASS_COLUMNS = 16
 CAPTION_HEIGHT = 16
 CAPTION_VALUE = 255
 
 
 def to_bytes(images: Tensor, argument: str = "images") -> ByteImage:
-    """Turns images into bytes, as they are drawn.
+    """Converts images to bytes.
 
     Args:
         images: floating-point tensor (N, C, H, W) in [-1, 1], C 1 or 3; values beyond are clipped.
-        argument: what messages call it.
+        argument: its name in messages.
 
     Returns:
         uint8 array (N, H, W, C): ``round((x + 1) * 127.5)``.
@@ -84,7 +83,7 @@ def to_bytes(images: Tensor, argument: str = "images") -> ByteImage:
             f"{argument}: {broken} of {len(values)} images hold NaN or infinity; "
             "expected finite values in [-1, 1]"
         )
-    # 255 equal steps: -1 is exactly 0 and 1 exactly 255; what a network overshoots is clipped.
+    # 255 equal steps: -1 is exactly 0 and 1 exactly 255; values beyond are clipped.
     scaled = (values.clamp(-1.0, 1.0) + 1.0).mul(127.5).round().to(torch.uint8)
     pixels: ByteImage = scaled.permute(0, 2, 3, 1).contiguous().numpy()
     return pixels
@@ -107,9 +106,8 @@ def enlarge(pixels: ByteImage, scale: int | None, smallest: int = SMALLEST_CELL)
 def grid_columns(n: int) -> int:
     """The number of columns in a grid of ``n`` images.
 
-    The divisor of ``n`` that makes the grid the nearest to a square, at least as wide as high, so
-    that its last row is full; ``ceil(sqrt(n))`` where that grid would be more than four times as
-    wide as high.
+    The divisor of ``n`` for the grid nearest to a square, at least as wide as high, so that its
+    last row is full; ``ceil(sqrt(n))`` if that grid would be more than four times as wide as high.
 
     Raises:
         ValueError: ``n`` is below 1.
@@ -126,7 +124,7 @@ def grid_columns(n: int) -> int:
 def class_grid(n: int, num_classes: int) -> tuple[list[int], int]:
     """The classes in a grid of about ``n`` images, near a square and with a full last row.
 
-    Up to 16 classes have columns of their own, the same number each; more follow one another.
+    Up to 16 classes have equal numbers of columns each; more follow one another.
 
     Args:
         n: images wanted.
@@ -193,7 +191,7 @@ def _arrange(
 def _caption_lines(captions: Sequence[str], columns: int) -> dict[int, list[tuple[int, int, str]]]:
     """The captions above each row that has new ones, by its first image: first column, end, text.
 
-    Neighbours with the same caption share it, and so do images below one another.
+    Adjacent images with the same caption share it, also vertically.
     """
     lines = {}
     for start in range(0, len(captions), columns):

@@ -1,4 +1,4 @@
-"""The generator's input: drawing it, truncating it, walking between two draws of it."""
+"""The generator's input noise: drawing, truncation, interpolation."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["NOISE_KINDS", "sample_noise", "spherical_interpolation"]
 
 NOISE_KINDS = ("normal", "uniform")
 
-# Resampling ends in expectation after 1 / P(|z| <= T) rounds. Below this threshold a standard
-# normal value passes less than once in 1,250 draws, and a sample would show one point anyway.
+# Resampling takes 1 / P(|z| <= T) rounds on average. Below this threshold fewer than 1 in 1,250
+# normal values pass, and all samples would look the same anyway.
 _SMALLEST_TRUNCATION = 1e-3
 
 
@@ -35,7 +35,7 @@ def sample_noise(
             values whose magnitude exceeds it are drawn again. Smaller means more typical and
             less varied samples. ``None`` doesn't truncate.
         generator: source of randomness, on ``device``; torch's default one if ``None``.
-        device: where the result lives.
+        device: the result's device.
 
     Returns:
         float32 tensor of shape (n, nz, 1, 1).
@@ -71,13 +71,12 @@ def sample_noise(
 
 
 def spherical_interpolation(start: Tensor, end: Tensor, t: float) -> Tensor:
-    """Walks along the great circle between latent vectors (Shoemake 1985; White 2016).
+    """Interpolates along the great circle between latent vectors (Shoemake 1985; White 2016).
 
     With omega the angle between the two vectors of a pair,
     ``(sin((1 - t) omega) start + sin(t omega) end) / sin(omega)``. A straight line would pass
-    through lengths that a high-dimensional normal distribution never produces. Where the two
-    are (almost) parallel the formula's limit, the straight line, is used; for opposite ones
-    every great circle is equally long, and the straight line through the origin is used.
+    through lengths that are improbable in a high-dimensional normal distribution. For (almost)
+    parallel or opposite vectors the straight line is used.
 
     Args:
         start: shape (n, ...), the vectors at ``t = 0``.

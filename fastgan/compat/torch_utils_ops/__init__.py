@@ -1,17 +1,17 @@
-"""The ops of StyleGAN's family of code, under the names by which that code imports them.
+"""The ops of StyleGAN-like code, under the names that it imports.
 
     import fastgan.compat.torch_utils_ops as ops
     ops.install("torch_utils.ops")        # before the code that uses them is imported
 
-From then on ``from torch_utils.ops import upfirdn2d``, and the like, gives the modules of this
-package: ``bias_act``, ``upfirdn2d``, ``filtered_lrelu``, ``conv2d_gradfix``, ``conv2d_resample``,
-``grid_sample_gradfix`` and ``fma``. :func:`install_op` does it for code with ``FusedLeakyReLU``,
+Then ``from torch_utils.ops import upfirdn2d`` and so on import this package's modules:
+``bias_act``, ``upfirdn2d``, ``filtered_lrelu``, ``conv2d_gradfix``, ``conv2d_resample``,
+``grid_sample_gradfix`` and ``fma``. :func:`install_op` is for code with ``FusedLeakyReLU``,
 ``fused_leaky_relu`` and ``upfirdn2d`` in a package ``op``. Nothing is compiled, downloaded or
-written. They run on CPUs and GPUs, in both memory formats, are differentiable to any order, and go
-through ``torch.compile``, ``torch.export`` and ``torch.onnx.export``.
+written. The ops run on CPUs and GPUs, in both memory formats, are differentiable to any order, and
+work with ``torch.compile``, ``torch.export`` and ``torch.onnx.export``.
 
-Names, arguments and meaning are those that such code relies on; the operations are those of Karras
-et al. 2018 to 2021, arXiv 1812.04948, 1912.04958, 2006.06676 and 2106.12423.
+Names, arguments and meaning are those that such code uses; the operations are from Karras et al.
+2018 to 2021, arXiv 1812.04948, 1912.04958, 2006.06676 and 2106.12423.
 """
 
 from __future__ import annotations
@@ -65,24 +65,24 @@ _OP: Mapping[str, ModuleType] = {
     "upfirdn2d": upfirdn2d_by_kernel,
 }
 
-#: What is in ``sys.modules`` because of this module.
+#: Entries of ``sys.modules`` made by this module.
 _installed: dict[str, ModuleType] = {}
-#: The attributes that parents of installed packages were given.
+#: Attributes set on installed packages' parents.
 _attributes: list[tuple[ModuleType, str]] = []
 
 
 def install(name: str = "torch_utils.ops") -> None:
-    """Makes ``import name`` and ``import name.bias_act``, and so on, give the modules here.
+    """Makes ``import name``, ``import name.bias_act`` and so on import this package's modules.
 
-    A folder of that name keeps its other modules, and its parent package stays what it is; a
-    parent that there isn't is made. Installing twice is installing once.
+    A folder of that name keeps its other modules, and its parent package is unchanged; missing
+    parents are made. Installing twice has no further effect.
 
     Args:
         name: the package's dotted name, as it is imported.
 
     Raises:
         ImportError: modules of these names were imported already; the message names them.
-        ConfigError: ``name`` is no dotted name (a ValueError).
+        ConfigError: ``name`` isn't a dotted name (a ValueError).
 
     Example:
         >>> install("my_gan.torch_utils.ops")
@@ -95,10 +95,9 @@ def install(name: str = "torch_utils.ops") -> None:
 
 
 def install_op(name: str = "op") -> None:
-    """As :func:`install`, of the modules ``fused_act``, ``upfirdn2d`` and ``conv2d_gradfix``.
+    """As :func:`install`, for the modules ``fused_act``, ``upfirdn2d`` and ``conv2d_gradfix``.
 
-    The package has the names ``FusedLeakyReLU``, ``fused_leaky_relu`` and ``upfirdn2d`` as well,
-    the last of which is the function.
+    The package also has ``FusedLeakyReLU``, ``fused_leaky_relu`` and the function ``upfirdn2d``.
 
     Args:
         name: the package's dotted name, as it is imported.
@@ -123,7 +122,7 @@ def install_op(name: str = "op") -> None:
 
 
 def uninstall() -> None:
-    """Takes back every installation; what code has imported so far, it keeps.
+    """Undoes every installation; modules that code has imported already stay usable.
 
     Example:
         >>> install("my_gan.ops")
@@ -163,7 +162,7 @@ def _install(name: str, modules: Mapping[str, ModuleType], functions: Mapping[st
 
 
 def _give_to_parent(name: str) -> None:
-    """Makes a package an attribute of its parent, which is imported, or made if there is none."""
+    """Sets a package as an attribute of its parent, which is imported, or made if missing."""
     parent, _, short = name.rpartition(".")
     if not parent:
         return
@@ -188,7 +187,7 @@ def _package(name: str, folders: list[str]) -> ModuleType:
 
 
 def _folders(name: str) -> list[str]:
-    """The folders of a package, found without importing its parents."""
+    """A package's folders, found without importing its parents."""
     folders = sys.path
     for part in name.split("."):
         inner = [os.path.join(folder, part) for folder in folders]

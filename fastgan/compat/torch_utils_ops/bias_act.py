@@ -19,7 +19,7 @@ class ActivationFunc(NamedTuple):
     Attributes:
         def_alpha: the default of ``alpha``.
         def_gain: the default of ``gain``.
-        has_2nd_grad: whether the second derivative is more than zero.
+        has_2nd_grad: whether the second derivative isn't zero.
     """
 
     def_alpha: float
@@ -56,7 +56,7 @@ def bias_act(
         dim: the dimension that b is along.
         act: a name of :data:`activation_funcs`.
         alpha: slope of "lrelu" below zero; None for the default.
-        gain: factor behind the activation; None for the default.
+        gain: factor after the activation; None for the default.
         clamp: largest magnitude of the result; None or a negative number for no bound.
         impl: "ref" for plain PyTorch; any other for fastgan's op, on any device.
 

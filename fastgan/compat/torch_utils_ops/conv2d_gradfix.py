@@ -3,9 +3,9 @@
 See :mod:`fastgan.ops.convolution`.
 
 Attributes:
-    enabled: whether ``conv2d`` and ``conv_transpose2d`` are fastgan's (the default); else they are
-        torch's, for which the switch does nothing. Assign to change it.
-    weight_gradients_disabled: whether it is within :func:`no_weight_gradients`.
+    enabled: whether ``conv2d`` and ``conv_transpose2d`` are fastgan's (the default) or torch's, for
+        which the switch has no effect. Assign to change it.
+    weight_gradients_disabled: whether :func:`no_weight_gradients` is active.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def __getattr__(name: str) -> Any:
 
 @contextmanager
 def no_weight_gradients(disable: bool = True) -> Iterator[None]:
-    """Within it, backward passes find no gradients of convolutions' weights.
+    """A context in which backward passes compute no gradients of convolutions' weights.
 
-    For ``torch.autograd.grad(scores, images, create_graph=True)`` of R1, and the like. Weights that
-    are not asked for cost nothing anyway. It holds for the whole process, as a GPU's backward pass
-    runs on threads of its own.
+    For ``torch.autograd.grad(scores, images, create_graph=True)``, as in R1. Weights without a
+    requested gradient cost nothing anyway. Applies to the whole process, as a GPU's backward pass
+    runs on other threads.
 
     Args:
         disable: False to change nothing.

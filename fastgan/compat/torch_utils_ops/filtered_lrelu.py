@@ -37,8 +37,8 @@ def filtered_lrelu(
 
     Args:
         x: (N, C, H, W).
-        fu: filter of upsampling, of ``upfirdn2d.setup_filter``; None for 1.
-        fd: filter of downsampling.
+        fu: upsampling filter, from ``upfirdn2d.setup_filter``; None for 1.
+        fd: downsampling filter.
         b: (C,), or None for 0.
         up: upsampling factor.
         down: downsampling factor.
@@ -46,7 +46,7 @@ def filtered_lrelu(
             crop.
         gain: factor of the leaky ReLU.
         slope: of the leaky ReLU below zero.
-        clamp: largest magnitude behind the leaky ReLU; None for no bound.
+        clamp: largest magnitude after the leaky ReLU; None for no bound.
         flip_filter: correlate instead of convolve.
         impl: "ref" for plain PyTorch; any other for fastgan's op, on any device.
 

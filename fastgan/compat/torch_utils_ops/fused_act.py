@@ -1,4 +1,4 @@
-"""``fused_act``: bias and leaky ReLU, of the family of code that keeps its ops in ``op``."""
+"""``fused_act``: bias and leaky ReLU, for code with its ops in ``op``."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def fused_leaky_relu(
 
 
 class FusedLeakyReLU(nn.Module):
-    """:func:`fused_leaky_relu` with a bias of its own, zero at first.
+    """:func:`fused_leaky_relu` with its own bias, initially zero.
 
     Args:
         channel: number of channels.
         bias: whether there is one.
         negative_slope: of the leaky ReLU.
-        scale: factor behind it.
+        scale: factor after it.
 
     Example:
         >>> FusedLeakyReLU(2, scale=1.0)(torch.tensor([[-1.0, 2.0]])).tolist()

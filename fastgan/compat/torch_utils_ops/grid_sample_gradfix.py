@@ -1,7 +1,7 @@
 """``grid_sample_gradfix.grid_sample``: see :mod:`fastgan.ops.grid_sample`.
 
 Attributes:
-    enabled: whether it is fastgan's (the default); else it is torch's. Assign to change it.
+    enabled: whether it is fastgan's (the default) or torch's. Assign to change it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ enabled = True
 
 
 def grid_sample(input: Tensor, grid: Tensor) -> Tensor:
-    """Bilinear values of images at the places of a grid, zero outside.
+    """Samples images bilinearly at a grid's positions, zero outside.
 
     Example:
         >>> import torch

@@ -1,4 +1,4 @@
-"""``upfirdn2d.upfirdn2d``, filters, and what resamples with them and keeps the image centred.
+"""``upfirdn2d.upfirdn2d``, its filters, and centred filtering and resampling.
 
 Formula and source: :mod:`fastgan.ops.upfirdn2d`. Everything is differentiable to any order in x.
 ``impl="ref"`` is plain PyTorch, any other fastgan's op, on any device.
@@ -22,7 +22,7 @@ __all__ = ["downsample2d", "filter2d", "setup_filter", "upfirdn2d", "upsample2d"
 
 Scaling = int | Sequence[int]
 
-#: Callers import it, as they do ``_parse_padding``, ``_parse_scaling`` and ``_init``.
+#: Some code imports it, and ``_parse_padding``, ``_parse_scaling`` and ``_init``.
 _get_filter_size = _op.taps_of
 
 
@@ -54,12 +54,12 @@ def setup_filter(
 
     Args:
         f: taps: a tensor, an array or a list, of two dimensions or one, or a number; None for 1.
-        device: where the filter is to be.
+        device: the filter's device.
         normalize: divide by the sum of the taps.
         flip_filter: reverse their order.
-        gain: factor of what the filter makes.
-        separable: whether a filter of one dimension stays so, and is used along both, or becomes
-            its outer product with itself. None: it stays so from 8 taps on.
+        gain: factor of the filtered result.
+        separable: whether a 1-d filter is applied along both axes, or becomes its outer product
+            with itself. None: from 8 taps on.
 
     Returns:
         (rows, columns) or (taps,).
@@ -108,7 +108,7 @@ def upfirdn2d(
 
     Args:
         x: (N, C, H, W).
-        f: of :func:`setup_filter`, or None for 1.
+        f: from :func:`setup_filter`, or None for 1.
         up: one number, or (x, y).
         down: one number, or (x, y).
         padding: of the upsampled image: one number, (x, y), or (x0, x1, y0, y1). Negative ones
@@ -144,12 +144,12 @@ def filter2d(
     gain: float = 1,
     impl: str = "cuda",
 ) -> Tensor:
-    """Filters images; they keep their size if ``padding`` is 0.
+    """Filters images; keeps the size if ``padding`` is 0.
 
     Args:
         x: as in :func:`upfirdn2d`, and so the rest.
         f: the filter.
-        padding: added to what keeps the size.
+        padding: added to the padding that keeps the size.
         flip_filter: see there.
         gain: see there.
         impl: see there.

@@ -1,4 +1,4 @@
-"""``upfirdn2d`` by the arguments of the family of code that keeps its ops in ``op``."""
+"""``upfirdn2d`` with the arguments of code with its ops in ``op``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """The command line: ``fastgan`` and ``python -m fastgan``.
 
-Each command is a module of this package with ``run``, which is imported when it is asked for; the
-arguments are all in ``arguments.py``. Mistakes of the user end in one line on stderr and exit code
-2; a run that diverges in exit code 1; Ctrl-C in 130.
+Each command is a module of this package with ``run``, imported on demand; all arguments are in
+``arguments.py``. Users' mistakes end with one line on stderr and exit code 2, a diverged run with
+exit code 1, Ctrl-C with 130.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 130
         except (OSError, ValueError, SystemExit) as error:
             lost = output.lost
-            # rich makes a SystemExit of a broken pipe; argparse's own has lost nothing.
+            # rich turns a broken pipe into SystemExit; argparse's own loses no output.
             if lost is None or (error is not lost and not isinstance(error, SystemExit)):
                 raise
-            if isinstance(lost, BrokenPipeError):  # whoever read our output has stopped
+            if isinstance(lost, BrokenPipeError):  # the reader of our output has stopped
                 return 141
             say(f"fastgan: error: standard output: {one_line(lost)}", error=True)
             return 2
@@ -57,7 +57,7 @@ def _run(arguments: Sequence[str] | None, output: Output) -> int:
     with ended_by_interrupts():
         options = parse(arguments)
         command = importlib.import_module(f"fastgan.cli.{options.command}")
-    # Nobody reads along for days: training goes on without.
+    # Training continues without a reader.
     output.quiet = options.command == "train"
     with warnings.catch_warnings():
         warnings.showwarning = _one_line(warnings.showwarning)
@@ -66,7 +66,7 @@ def _run(arguments: Sequence[str] | None, output: Output) -> int:
 
 
 def _one_line(show: Callable[..., None]) -> Callable[..., None]:
-    """``show``, a ``warnings.showwarning``, but for our own: those get one line, as errors do."""
+    """Wraps a ``warnings.showwarning``: our own warnings get one line, like errors."""
 
     def showwarning(
         message: Warning | str, category: type[Warning], *arguments: Any, **options: Any

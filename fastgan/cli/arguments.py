@@ -1,4 +1,4 @@
-"""Every command's arguments. Nothing here imports torch: help and mistakes are answered at once."""
+"""Every command's arguments. Nothing here imports torch, so help and errors appear at once."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ EXPORT_FORMATS = ("onnx", "torch-export", "safetensors")
 #: Each sample's neighbourhood reaches to its fifth neighbour, as in Naeem et al. 2020.
 NEIGHBOURS = 5
 
-#: The settings that decide which convolutions a run has.
+#: The settings that determine a run's convolutions.
 TUNED = (
     *("model", "image_size", "channels", "batch_size", "accumulate"),
     *("nz", "ngf", "ndf", "blocks", "critic_norm", "conditional", "projection"),
@@ -43,7 +43,7 @@ _GROUPS = {
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, as all of ours are.
+    """An argument parser with one-line errors.
 
     No abbreviations: a flag added later would break the scripts that use them.
     """
@@ -79,7 +79,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     ):
         add(commands)
     options = parser.parse_args(arguments)
-    # A resumed run has settings that aren't here, and of several processes one alone complains.
+    # A resumed run has further settings, and only one of several processes may complain.
     if options.command == "train" and not options.resume and "RANK" not in os.environ:
         config = TrainConfig(**train_settings(options))
         config.folder()
@@ -88,10 +88,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def train_settings(options: argparse.Namespace) -> dict[str, Any]:
-    """The settings that ``train`` was given, in its flags and in the file of ``--config``.
+    """The settings of ``train``, from its flags and the file of ``--config``.
 
     Raises:
-        ConfigError: the file can't be read, or isn't TOML, or has a wrong name or type in it.
+        ConfigError: the file can't be read, isn't TOML, or has a wrong name or type.
     """
     given: dict[str, Any] = {}
     if options.config is not None:
@@ -160,7 +160,7 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
 
 
 def _default(setting: dataclasses.Field[Any]) -> str:
-    """What help says of a setting's default, which the models' papers may differ in."""
+    """A setting's default for the help, which may depend on the model."""
     papers = {
         model: {**COMMON_DEFAULTS, **values}[setting.name]
         for model, values in PAPER_DEFAULTS.items()
@@ -403,7 +403,7 @@ def _add_doctor(commands: Any) -> None:
 
 
 def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-    """Adds the checkpoint to read and which of its generators to take."""
+    """Adds the checkpoint and the choice between its generators."""
     parser.add_argument(
         "checkpoint",
         metavar="CHECKPOINT",
@@ -417,7 +417,7 @@ def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Adds how the noise is drawn."""
+    """Adds the noise's options."""
     parser.add_argument(
         "--seed", type=_seed, default=0, metavar="N", help="of the noise (default 0)"
     )
@@ -442,7 +442,7 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 
 
 def _at_least(minimum: int) -> Callable[[str], int]:
-    """An argparse type: a whole number of at least so much."""
+    """An argparse type: a whole number of at least ``bound``."""
 
     def parse(text: str) -> int:
         value = _whole_number(text)

@@ -30,13 +30,13 @@ from fastgan.errors import ConfigError
 
 __all__ = ["run"]
 
-#: Seconds a case may take, without preparing and compiling.
+#: Seconds per case, without preparing and compiling.
 _SECONDS = 20.0
 _QUICK_SECONDS = {"cpu": 3.0, "cuda": 0.5}
-#: So that it ends within ten, with the last case and the pictures, however slow the machine.
+#: So that it ends within ten minutes, with the last case and the pictures, on any machine.
 _QUICK_MINUTES = 9.0
 
-#: Below, torch.compile and peaks of memory would leave no time for the headline cases.
+#: With less time, torch.compile and memory peaks would leave none for the headline cases.
 _MINUTES_FOR_ALL = 5.0
 
 _ABOVE_THE_FLOOR = (
@@ -86,7 +86,7 @@ def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
     short = minutes is not None and minutes < _MINUTES_FOR_ALL
     mode = None
     if not options.no_compile and not short:
-        # Graphs we capture ourselves, for all alike. Autotuning takes minutes a case.
+        # We capture graphs ourselves, for all providers alike. Autotuning takes minutes per case.
         tuned = device.type == "cuda" and not options.quick
         mode = "max-autotune-no-cudagraphs" if tuned else "default"
     return Plan(
@@ -107,7 +107,7 @@ def _plan(options: argparse.Namespace, device: torch.device) -> Plan:
 
 
 class _Display(Listener):
-    """A live bar in a terminal, a line a case elsewhere; both on stderr."""
+    """A live bar in a terminal, otherwise a line per case; both on stderr."""
 
     def __init__(self, console: Console) -> None:
         self._console = Console(stderr=True, highlight=False)
@@ -143,13 +143,13 @@ class _Display(Listener):
             self._print(f"{done}/{total}  {seconds:4.0f} s  {name}")
 
     def on_rows(self, case: Case, rows: Sequence[Row]) -> None:
-        """A line for what was just measured."""
+        """Prints a line with the new result."""
         for line in lines(rows):
             ratio = "" if line.ratio is None else f"  {line.ratio.value:.2f}x {line.ratio.detail}"
             self._print(f"{seconds_text(line.row.value):>8}{ratio}  {line.label}")
 
     def on_note(self, text: str) -> None:
-        """A warning, of a length that can be read in passing: the result has the whole."""
+        """Prints a shortened warning; the result has the whole text."""
         text = textwrap.shorten(text, 400, placeholder=" ... (the rest is in the result)")
         self._console.print(f"warning: {text}", style="yellow", soft_wrap=True, markup=False)
 

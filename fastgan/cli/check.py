@@ -1,4 +1,4 @@
-"""``fastgan check``: whether a run's files are as they were written, and fit together."""
+"""``fastgan check``: verifies a run's files."""
 
 from __future__ import annotations
 
@@ -46,6 +46,6 @@ def run(options: argparse.Namespace) -> int:
 def _read_checkpoint(path: Path) -> None:
     content = load_checkpoint(path)
     if "generator" in own_names(path, content):
-        read_description(path, content)  # there is no model to fit the weights to
+        read_description(path, content)  # there is no model for the weights
     else:
         read_generator(path, content)

@@ -1,4 +1,4 @@
-"""``fastgan doctor``: what this machine and this build can run, and whether it works."""
+"""``fastgan doctor``: reports what this machine and this build can run, and tests it."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ def _checks() -> list[Check]:
 def _failure(check: Callable[[], None]) -> str | None:
     try:
         with warnings.catch_warnings():
-            # A fallback's reason already stands in the table.
+            # The table already has a fallback's reason.
             warnings.simplefilter("ignore")
             check()
     except (FastganError, RuntimeError) as error:

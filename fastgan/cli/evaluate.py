@@ -39,7 +39,7 @@ def run(options: argparse.Namespace) -> int:
         feature_space=space,
         k=NEIGHBOURS,
     )
-    if options.json:  # first: whoever reads what is printed may have left
+    if options.json:  # written before printing, as the reader may have left
         figures = {
             **report.to_dict(),
             "checkpoint": str(found.path),

@@ -16,7 +16,7 @@ from fastgan.trained import load_generator
 
 __all__ = ["run"]
 
-# Images in the strip: as many as fit side by side on a page.
+# Images in the strip: as many as fit on a page.
 STRIP_IMAGES = 12
 
 

@@ -1,4 +1,4 @@
-"""``fastgan play``: a page on this machine to walk through what a generator draws."""
+"""``fastgan play``: a local web page to explore a generator's images."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def draw(
     truncation: float | None = None,
     label: int = 0,
 ) -> tuple[Picture, Picture]:
-    """What the page shows, pixels large enough to see.
+    """The page's picture, enlarged.
 
     Args:
         generator: the generator.
@@ -85,14 +85,14 @@ def draw(
 
 
 def page(generator: TrainedGenerator) -> tuple[Any, dict[str, Any]]:
-    """The page, and how it is launched to look right: ``gradio.Blocks`` and options.
+    """The page and its launch options: ``gradio.Blocks`` and a dictionary.
 
     Nothing is sent anywhere: Gradio's statistics are off, and its fonts are the system's.
     """
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio
 
-    # Beyond 3 there is next to no normal noise; uniform noise, and styles, end at 1.
+    # Normal noise rarely exceeds 3; uniform noise and styles end at 1.
     styles = isinstance(generator.module, StyleGAN2Generator)
     limit = 1.0 if styles or generator.config.noise == "uniform" else 3.0
     title = f"{generator.config.model} on {printable(generator.data.name)}, {generator.step} steps"
@@ -135,7 +135,7 @@ def page(generator: TrainedGenerator) -> tuple[Any, dict[str, Any]]:
         def show(
             first: int | None, second: int | None, place: float, truncation: float, label: int = 0
         ) -> tuple[Picture, Picture]:
-            # A field that was emptied to type another number is 0.
+            # An emptied field is 0.
             seeds = int(first or 0), int(second or 0)
             bound = None if truncation >= limit else truncation
             return draw(generator, *seeds, place, bound, label)

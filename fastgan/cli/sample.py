@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
     count, columns, classes = options.n or 64, None, options.label
     if options.out is not None and generator.num_classes is not None and classes is None:
         classes, columns = class_grid(count, generator.num_classes)
-        # Without --n, as many as make whole rows.
+        # Without --n, fill whole rows.
         count = options.n or len(classes)
     labels = generator.labels(count, classes)
     images = generator.sample(
@@ -66,7 +66,7 @@ def _save_mixed(generator: TrainedGenerator, options: argparse.Namespace) -> int
 
 
 def _save_singly(images: torch.Tensor, labels: torch.Tensor | None, place: Path) -> Path:
-    """A folder of PNGs, or an ``.npz`` as ``--data npz:`` takes it."""
+    """Writes a folder of PNGs, or an ``.npz`` for ``--data npz:``."""
     if place.suffix == ".npz":
         arrays: dict[str, Any] = {"images": to_bytes(images)}
         if labels is not None:

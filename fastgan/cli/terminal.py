@@ -1,4 +1,4 @@
-"""Standard output and error, which may be closed, full or gone, and what is written there."""
+"""Safe writing to standard output and error, which may be closed, full or gone."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ __all__ = ["Output", "ended_by_interrupts", "say", "standard_streams"]
 
 
 class Output:
-    """A standard stream that whoever reads it may leave.
+    """A standard stream that survives the loss of its reader.
 
     Args:
-        stream: the stream, or ``None`` where the process was started without.
-        number: its file descriptor's, usually.
-        quiet: what can't be written is dropped, instead of an ``OSError``.
+        stream: the stream, or ``None`` if the process was started without it.
+        number: its usual file descriptor.
+        quiet: drop output that can't be written, instead of raising ``OSError``.
 
     Attributes:
         lost: the first error of writing, or ``None``.
@@ -33,14 +33,14 @@ class Output:
         self.quiet = quiet
         self.lost: Exception | None = None
         if stream is not None and hasattr(stream, "reconfigure"):
-            # A cluster's locale may be ASCII: what it can't show is escaped.
+            # A cluster's locale may be ASCII: other characters are escaped.
             stream.reconfigure(errors="backslashreplace")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Writes, if there is anybody to read it."""
+        """Writes, if there is a reader."""
         self._try("write", text)
         return len(text)
 
@@ -49,7 +49,7 @@ class Output:
         self._try("flush")
 
     def isatty(self) -> bool:
-        """Whether it is a terminal that is still there."""
+        """Whether it is a terminal that still exists."""
         return self._stream is not None and self.lost is None and self._stream.isatty()
 
     def _try(self, method: str, *arguments: str) -> None:
@@ -59,7 +59,7 @@ class Output:
             getattr(self._stream, method)(*arguments)
         except (OSError, ValueError) as error:  # ValueError: closed
             self.lost = error
-            # What lies in the stream's buffer would be tried again at exit.
+            # Python would try again at exit to write the buffer's content.
             with suppress(OSError, ValueError, AttributeError):
                 if self._stream.fileno() == self._number:
                     os.dup2(os.open(os.devnull, os.O_WRONLY), self._number)
@@ -69,13 +69,13 @@ class Output:
 
 @contextmanager
 def standard_streams() -> Iterator[tuple[Output, Output]]:
-    """Replaces ``sys.stdout`` and ``sys.stderr`` by ones whose loss costs nothing.
+    """Replaces ``sys.stdout`` and ``sys.stderr`` by streams that may be lost.
 
     Yields:
-        Both; standard output raises what goes wrong until it is told to be ``quiet``.
+        Both; standard output raises errors until it is set to ``quiet``.
     """
     for number in (0, 1, 2):
-        # A file opened later would get the number of a stream that was closed, and its output.
+        # A later file would get a closed stream's descriptor, and its output.
         try:
             os.fstat(number)
         except OSError:
@@ -92,16 +92,16 @@ def standard_streams() -> Iterator[tuple[Output, Output]]:
 
 
 def say(text: str, *, error: bool = False) -> None:
-    """Prints lines, on standard error if asked, with nothing in them but what can be printed."""
+    """Prints lines, escaped, optionally on standard error."""
     lines = "\n".join(map(printable, text.split("\n")))
     print(lines, file=sys.stderr if error else sys.stdout, flush=True)
 
 
 @contextmanager
 def ended_by_interrupts() -> Iterator[None]:
-    """Lets Ctrl-C end the process as it ends others: nothing is begun that must be cleared up.
+    """Lets Ctrl-C end the process immediately: there is nothing to clean up yet.
 
-    An exception in the middle of torch's imports turns up as anything, or not at all.
+    An exception within torch's imports may become any other, or be lost.
     """
     mine = threading.current_thread() is threading.main_thread()
     if not mine or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:

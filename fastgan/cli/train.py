@@ -22,12 +22,12 @@ __all__ = ["run"]
 def run(options: argparse.Namespace) -> int:
     """Trains; returns 0, or 128 plus the signal's number when a signal ended the run.
 
-    Under ``torchrun`` every process does this; only the first one writes, and says how it goes.
+    Under ``torchrun`` every process runs this; only the first one writes files and shows progress.
     """
     given = train_settings(options)
     device = str(given.get("device", "auto"))
     with joined_processes(device) as processes, warnings.catch_warnings():
-        if not processes.is_main:  # the first one says it
+        if not processes.is_main:  # the first process reports it
             warnings.simplefilter("ignore", DataWarning)
         with ended_by_interrupts():
             trainer, display = _prepared(given, options.resume, processes)

@@ -1,4 +1,4 @@
-"""``fastgan translate``: an image for each image, by a CycleGAN or pix2pix."""
+"""``fastgan translate``: translates images by a CycleGAN or pix2pix."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     device = choose_device(options.device)
     generator = load_generator(options.checkpoint, ema=not options.no_ema).to(device)
     size, channels = generator.data.image_size, generator.data.channels
-    # The direction, before anything is read.
+    # Check the direction before reading anything.
     generator.translate(torch.zeros(1, channels, size, size), options.direction)
     found = _named(options.data)
     out = Path(options.out)
@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> int:
                 image = torch.from_numpy(decode_image(file, image_size=size, channels=channels))
                 yield bytes_to_unit_range(image)
 
-        for _ in decoded(found.values()):  # a damaged one is found before anything is written
+        for _ in decoded(found.values()):  # find damaged files before writing anything
             pass
         for start in range(0, len(found), _AT_ONCE):
             names = list(found)[start : start + _AT_ONCE]
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _named(asked: list[str]) -> dict[str, Path]:
-    """The files to translate, by the names of what is written: PNG where JPEG isn't read."""
+    """Output file name -> file to translate; outputs are PNG unless the input is JPEG."""
     files: list[tuple[str, Path]] = []
     for spec in asked:
         kind, colon, place = spec.partition(":")

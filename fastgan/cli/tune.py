@@ -28,14 +28,14 @@ class Noise(ImageSource):
     """Images of noise in ten classes, of any size."""
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """So many images."""
+        """One random image for each index."""
         random = torch.Generator().manual_seed(0)
         shape = (len(indices), self.channels, self.image_size, self.image_size)
         return torch.rand(shape, generator=random) * 2 - 1
 
 
 def run(options: argparse.Namespace) -> int:
-    """Trains for a moment on noise; prints each problem with its backend and times; returns 0."""
+    """Trains briefly on noise; prints each problem with its backend and times; returns 0."""
     if options.table is not None:
         check_writable(options.table)
     given = {name: value for name, value in vars(options).items() if name in TUNED}

@@ -1,4 +1,4 @@
-"""Training a GAN: configuration, loop, checkpoints and the watch over a run's health."""
+"""Training: configuration, loop, checkpoints and health checks."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fastgan.training.result import TrainingDivergedError, TrainingResult
     from fastgan.training.trainer import Trainer
 else:
-    # The command line reads TrainConfig, and must not wait for torch.
+    # The command line needs TrainConfig without waiting for torch.
     __getattr__, __dir__ = attach(
         __name__,
         {

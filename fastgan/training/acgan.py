@@ -1,4 +1,4 @@
-"""ACGAN's updates: both players also want the discriminator to see the right class.
+"""ACGAN's updates: both losses also contain the discriminator's class prediction.
 
 Odena et al. 2017, arXiv 1610.09585, section 3. With L_S the log-likelihood of the right source and
 L_C = E[log P(C = c | x)] + E[log P(C = c | G(c, z))] that of the right class, the discriminator
@@ -16,7 +16,7 @@ __all__ = ["ACGANUpdater"]
 
 
 class ACGANUpdater(GANUpdater):
-    """Scores are (N, 2): of the source, which ``config.loss`` is of, and log P(C = c | x)."""
+    """Scores are (N, 2): the source's, for ``config.loss``, and log P(C = c | x)."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

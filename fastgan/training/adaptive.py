@@ -1,14 +1,14 @@
-"""The probability of ADA's augmentations, steered by how much the discriminator overfits.
+"""The probability of ADA's augmentations, controlled by the discriminator's overfitting.
 
-Karras et al. 2020, arXiv 2006.06676, section 3: a discriminator that learns the images by heart is
-surer of them than of new ones. So is measured how sure it is of what it is trained on,
+Karras et al. 2020, arXiv 2006.06676, section 3. A discriminator that memorises its training images
+is surer of them than of new ones, which is measured by
 
-    r = E[sign D(x)],    x real images as it sees them, D > 0 where it takes them for real,
+    r = E[sign D(x)],    x augmented real images, D > 0 for "real",
 
-which is 0 for one that can't tell and 1 for one that is never wrong. Every ``ada_interval`` updates
-of the discriminator, p rises by a fixed amount where the mean r since the last time is above
-``ada_target``, and falls where it is below, within 0 and 1; the amount is such that p could rise
-from 0 to 1 within ``ada_kimg`` thousand images.
+0 for a guessing discriminator and 1 for one that is always right. Every ``ada_interval`` updates of
+the discriminator, p rises by a fixed amount if the mean r since the last time is above
+``ada_target``, otherwise falls, within [0, 1]; p could rise from 0 to 1 within ``ada_kimg``
+thousand images.
 """
 
 from __future__ import annotations
@@ -30,26 +30,26 @@ DECISIONS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = types.MappingProxy
     {
         "bce": lambda real, fake: real,
         "hinge": lambda real, fake: real,
-        # Reals are to score 1 and generated images 0.
+        # Targets are 1 for reals and 0 for generated images.
         "least-squares": lambda real, fake: real - 0.5,
-        # It judges pairs; a constant that is added to all scores changes nothing.
+        # It compares pairs, so a constant added to all scores has no effect.
         "relativistic": lambda real, fake: real - fake,
     }
 )
-"""By loss, of the scores of real and generated images: above 0 where the real ones are taken for
-real. A Wasserstein critic takes nothing for real or generated, and has none."""
+"""Loss -> function of real and generated scores, above 0 if real images are classified as real. A
+Wasserstein critic doesn't classify, and has none."""
 
 
 class AdaptiveProbability:
-    """The probability p, which an update reads and moves without waiting for the device.
+    """The probability p, read and updated without waiting for the device.
 
     Args:
         config: resolved settings.
-        device: where p lives.
-        processes: who share each batch; all have the same p.
+        device: p's device.
+        processes: the processes that share each batch; all have the same p.
 
     Attributes:
-        p: the probability, a float32 tensor without dimensions that keeps its place.
+        p: the probability, a 0-d float32 tensor, updated in place.
 
     Example:
         >>> settings = {"augment": "ada", "batch_size": 100, "ada_kimg": 1, "ada_interval": 1}
@@ -69,7 +69,7 @@ class AdaptiveProbability:
         self._amount = config.ada_interval * config.batch_size / (1000 * config.ada_kimg)
         self._decision = DECISIONS[config.loss]
         self._processes = processes
-        # p; the sum of r since it was moved; of how many updates.
+        # p; the sum of r since its last change; the number of updates.
         self._state = torch.zeros(3, device=device)
 
     @property
@@ -80,14 +80,14 @@ class AdaptiveProbability:
     def measure(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         """r of these scores, a detached scalar."""
         decided = self._decision(real_scores.detach().float(), fake_scores.detach().float())
-        # Scores of an update that overflows, and is left out, must not be p's for ever.
+        # An overflow in a skipped update must not make p NaN for ever.
         return decided.sign().nan_to_num().mean()
 
     def update(self, r: Tensor) -> dict[str, Tensor]:
-        """Counts an update of the discriminator, and moves p if it is time.
+        """Counts an update of the discriminator, and changes p if it is time.
 
         Args:
-            r: of :meth:`measure`, of this process's part of the batch.
+            r: from :meth:`measure`, for this process's part of the batch.
 
         Returns:
             ``ada_p``.
@@ -102,14 +102,14 @@ class AdaptiveProbability:
         return {"ada_p": p.clone()}
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint holds. Waits for the device."""
+        """State for a checkpoint. Waits for the device."""
         return dict(zip(("p", "total", "count"), self._state.tolist(), strict=True))
 
     def load_state_dict(self, saved: Any) -> None:
-        """Goes on from what :meth:`state_dict` gave.
+        """Restores a :meth:`state_dict`.
 
         Raises:
-            ValueError: something else.
+            ValueError: it isn't such a state.
         """
         found = saved if isinstance(saved, dict) else {}
         p, total, count = numbers = [found.get(name, math.nan) for name in ("p", "total", "count")]

@@ -1,8 +1,7 @@
-"""Differentiable augmentation: what both players see of real and of generated images alike.
+"""Differentiable augmentation of real and generated images.
 
-With little data a discriminator learns the images by heart. Augmenting only the real ones would
-teach the generator to augment; so both are, in every update, by random maps that the gradient
-passes through.
+With little data a discriminator memorises the images. Augmenting only the real ones would teach the
+generator to augment, so both are augmented, in every update, by differentiable random maps.
 
 **DiffAugment** (``color``, ``translation``, ``cutout``): Zhao et al. 2020, arXiv 2006.10738,
 section 3.2 and appendix. With u uniform on [0, 1) for each sample:
@@ -14,11 +13,10 @@ section 3.2 and appendix. With u uniform on [0, 1) for each sample:
 
 **Adaptive discriminator augmentation** (``ada``): Karras et al. 2020, arXiv 2006.06676, section 2.2
 and appendix B, the categories "bgc" (:data:`ADA_MAPS`). Each map is applied to a sample with
-probability p, so that most samples stay as they are while p is small and the generator learns the
-images, not the maps; :mod:`fastgan.training.adaptive` steers p. Beyond its edges an image goes on
-by reflection.
+probability p: while p is small most samples are unchanged, and the generator learns the images, not
+the maps. :mod:`fastgan.training.adaptive` controls p. Images are extended by reflection.
 
-    pixels        flip, turns by 90 degrees, shift by whole pixels: values are moved, not blended
+    pixels        flip, turns by 90 degrees, shift by whole pixels, without blending
     geometry      q = R(after) diag(e^a, e^-a) R(before) e^s (x - centre) + move + centre, of which
                   the inverse says where each output pixel's value comes from
     colour        M (x + b) with M = c ((1 - 2i) P + e^s (cos h (1 - P) + sin h K)); v = (1, 1, 1) /
@@ -57,7 +55,7 @@ Draw: TypeAlias = Callable[[int], Tensor]
 
 
 def augmentation_kinds(policy: str) -> tuple[str, ...]:
-    """The kinds that a policy names, in the paper's order.
+    """The kinds in a policy, in the paper's order.
 
     Raises:
         ConfigError: an unknown kind.
@@ -81,12 +79,12 @@ def draw_augmentation(
     """The random numbers of one batch.
 
     Args:
-        kinds: of :func:`augmentation_kinds`.
-        draw: gives (N, k) numbers uniform on [0, 1) for a whole k.
-        probability: of each of ADA's maps; a number, or a tensor without dimensions.
+        kinds: from :func:`augmentation_kinds`.
+        draw: k -> (N, k) numbers, uniform on [0, 1).
+        probability: of each of ADA's maps; a number or a 0-d tensor.
 
     Returns:
-        For each kind its numbers, shape (N, k); those of "ada" end with the probability.
+        For each kind its numbers, shape (N, k); the last of "ada" is the probability.
     """
     numbers = {kind: draw(KINDS[kind][0]) for kind in kinds}
     if "ada" in numbers:
@@ -101,7 +99,7 @@ def augment(images: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
 
     Args:
         images: (N, C, H, W), floating.
-        numbers: of :func:`draw_augmentation`, on the same device.
+        numbers: from :func:`draw_augmentation`, on the same device.
 
     Returns:
         The same shape and dtype.
@@ -138,8 +136,7 @@ def _translation(images: Tensor, u: Tensor) -> Tensor:
         inside = (source >= 0) & (source < side)
         shape = [len(images), 1, 1, 1]
         shape[dimension] = side
-        # Rows from beyond the edge are zeros; what the gather's gradient adds up there is zeros
-        # too, in whatever order.
+        # Rows beyond the edge are zeros, and so are the gather's gradients there, in any order.
         images = _taken(images, dimension, source.clamp(0, side - 1))
         images = images * inside.view(shape).to(images.dtype)
     return images
@@ -150,7 +147,7 @@ def _cutout(images: Tensor, u: Tensor) -> Tensor:
     for dimension, numbers in ((2, u[:, 0]), (3, u[:, 1])):
         side = images.shape[dimension]
         square = int(side * CUTOUT_SIDE + 0.5)
-        # With an even square every place of its centre between two pixels, the edges' included.
+        # An even square's centre may be between any two pixels, edges included.
         centre = _whole(numbers, side + 1 - square % 2)
         first = centre - square // 2
         place = torch.arange(side, device=images.device)
@@ -162,20 +159,20 @@ def _cutout(images: Tensor, u: Tensor) -> Tensor:
 
 
 def _whole(u: Tensor, count: int) -> Tensor:
-    """Whole numbers in 0..count-1. (float32 rounds no product of u < 1 and count up to count.)"""
+    """Whole numbers in 0..count-1. (In float32 u * count is below count for u < 1.)"""
     return (u * count).long()
 
 
 def _taken(images: Tensor, dimension: int, source: Tensor) -> Tensor:
-    """Rows or columns of each image.
+    """Selects rows or columns of each image.
 
     Args:
         images: (N, C, H, W).
         dimension: 2 for rows, 3 for columns.
-        source: (N, L), which ones.
+        source: (N, L), their indices.
 
     Returns:
-        L of them in place of the dimension's.
+        The images with L rows or columns.
     """
     shape, index = list(images.shape), [len(images), 1, 1, 1]
     shape[dimension] = index[dimension] = source.shape[1]
@@ -184,9 +181,9 @@ def _taken(images: Tensor, dimension: int, source: Tensor) -> Tensor:
 
 # --- Adaptive discriminator augmentation ----------------------------------------------------------
 
-# The Daubechies wavelet of six vanishing moments that is least asymmetric (sym6): its filter is
-# orthogonal to its own even shifts, so that an image which is upsampled, not moved, and downsampled
-# is itself again. Computed to 40 digits by spectral factorisation: Daubechies 1988, section 4.
+# The least asymmetric Daubechies wavelet with six vanishing moments (sym6): its filter is
+# orthogonal to its even shifts, so upsampling and downsampling give the same image. Computed to 40
+# digits by spectral factorisation: Daubechies 1988, section 4.
 _SYM6 = (
     0.015404109327044824,
     0.0034907120842221626,
@@ -201,9 +198,9 @@ _SYM6 = (
     0.0017677118642540077,
     -0.00780070832503238,
 )
-# Where the filter's mass lies, in taps from its first one.
+# The filter's centre of mass, in taps from its first one.
 _CENTRE = sum(tap * value for tap, value in enumerate(_SYM6)) / math.sqrt(2)
-# Pixels that the filter reaches beyond the image's edges.
+# The filter's reach beyond the image's edges, in pixels.
 _MARGIN = len(_SYM6) // 2
 
 
@@ -218,14 +215,14 @@ def _ada(images: Tensor, u: Tensor) -> Tensor:
 
 
 def ada_parameters(numbers: Tensor) -> dict[str, Tensor]:
-    """What ADA's maps do to each sample.
+    """The parameters of ADA's maps for each sample.
 
     Args:
-        numbers: (N, k) of :func:`draw_augmentation`.
+        numbers: (N, k), from :func:`draw_augmentation`.
 
     Returns:
-        For each of :data:`ADA_MAPS` its parameters, shape (N, 1) or (N, 2), zero where it isn't
-        applied: the identity.
+        For each of :data:`ADA_MAPS` its parameters, shape (N, 1) or (N, 2); zero, the identity, if
+        it isn't applied.
 
     Example:
         >>> numbers = draw_augmentation(["ada"], lambda k: torch.rand(4, k), probability=0.0)
@@ -233,7 +230,7 @@ def ada_parameters(numbers: Tensor) -> dict[str, Tensor]:
         False
     """
     p = numbers[:, -1:]
-    # Of two rotations, one of which is enough to show: 1 - (1 - p_rotation)^2 = p.
+    # There are two rotations: 1 - (1 - p_rotation)^2 = p.
     p_rotation = 1 - (1 - p).sqrt()
     found, first = {}, 0
     for name, (count, parameters) in ADA_MAPS.items():
@@ -245,7 +242,7 @@ def ada_parameters(numbers: Tensor) -> dict[str, Tensor]:
 
 
 def _where(images: Tensor, parameters: Sequence[Tensor], changed: Tensor) -> Tensor:
-    """The changed images where a parameter isn't zero; the others to the bit as they were."""
+    """The changed images if a parameter isn't zero; the others bitwise unchanged."""
     some = torch.cat(list(parameters), 1).ne(0).any(1)
     return torch.where(some.view(-1, 1, 1, 1), changed, images)
 
@@ -253,7 +250,7 @@ def _where(images: Tensor, parameters: Sequence[Tensor], changed: Tensor) -> Ten
 def _blitted(images: Tensor, flip: Tensor, turns: Tensor, shift: Tensor) -> Tensor:
     sideways = turns % 2 == 1
     images = torch.where(sideways.view(-1, 1, 1, 1), images.transpose(2, 3), images)
-    # After the transposition of odd turns, columns are where the rows were that a flip leaves.
+    # Odd turns transpose, so columns are then where the flip's rows were.
     flips_rows = ((turns == 1) | (turns == 2)) ^ (sideways & (flip == 1))
     flips_columns = (turns >= 2) ^ (~sideways & (flip == 1))
     side = images.shape[2]
@@ -268,10 +265,10 @@ def _blitted(images: Tensor, flip: Tensor, turns: Tensor, shift: Tensor) -> Tens
 def _moved(
     images: Tensor, scale: Tensor, before: Tensor, stretch: Tensor, after: Tensor, move: Tensor
 ) -> Tensor:
-    """Resamples at twice the resolution, so that nothing aliases: upsample, look up, downsample.
+    """Resamples at twice the resolution against aliasing: upsample, look up, downsample.
 
-    Let h be the filter, c its centre. Upsampled by h, place n belongs to pixel (n + c) / 2; place n
-    of what is downsampled by the reversed filter belongs to pixel (n - 11 + c) / 2.
+    Let h be the filter, c its centre. After upsampling by h, place n belongs to pixel (n + c) / 2;
+    before downsampling by the reversed filter, place n belongs to pixel (n - 11 + c) / 2.
     """
     side, taps = images.shape[2], len(_SYM6)
     places = torch.arange(2 * side + taps - 2, device=images.device, dtype=images.dtype)
@@ -281,7 +278,7 @@ def _moved(
     x, y = x * (-stretch - scale).exp()[..., None], y * (stretch - scale).exp()[..., None]
     x, y = _rotated(x, y, -before)
 
-    # Reflected without end, an image repeats itself: one period holds all there is.
+    # An endlessly reflected image is periodic: one period is enough.
     period = 2 * (side - 1)
     around = torch.arange(-_MARGIN, period + _MARGIN, device=images.device)
     around = _reflected(around, side).expand(len(images), -1)
@@ -289,7 +286,7 @@ def _moved(
     fine = _taken(_taken(images, 2, around), 3, around)
     fine = upfirdn2d(fine, filter, up=(2, 2), flip_filter=True, gain=2.0)
     pixels = (torch.stack([x, y], 3) + (side - 1) / 2) % period
-    # grid_sample's places: -1 and 1 are the outer edges of the first and the last.
+    # grid_sample's positions: -1 and 1 are the outer edges of the first and the last pixel.
     grid = (4 * (pixels + _MARGIN) - 2 * _CENTRE + 1) / fine.shape[3] - 1
     return upfirdn2d(grid_sample(fine, grid), filter, down=(2, 2), gain=0.5)
 
@@ -303,7 +300,7 @@ def _recoloured(
     saturation: Tensor,
 ) -> Tensor:
     contrast, saturation = contrast.exp(), saturation.exp()
-    # Of grey, the only colour of images of one channel, hue and saturation leave nothing.
+    # Hue and saturation don't change grey, the only colour of one-channel images.
     of_grey, offset = contrast * (1 - 2 * luma_flip), brightness
     of_colour = contrast * saturation * hue.cos()
     of_turned = contrast * saturation * hue.sin() / math.sqrt(3)
@@ -321,14 +318,15 @@ def _rotated(x: Tensor, y: Tensor, angle: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _reflected(places: Tensor, side: int) -> Tensor:
-    """Where a reflected image has the value of a place beyond its edges; edges aren't repeated."""
+    """The position within an image for one beyond its edges, by reflection without repeating
+    edges."""
     last = side - 1
     return last - ((places % (2 * last)) - last).abs()
 
 
 @functools.cache
 def _sym6(dtype: torch.dtype, device: torch.device) -> Tensor:
-    # Kept: while a CUDA graph is captured nothing can be copied to the device.
+    # Cached: nothing can be copied to the device during a CUDA graph's capture.
     return torch.tensor(_SYM6, dtype=dtype, device=device)
 
 
@@ -341,7 +339,7 @@ def _angle(u: Tensor) -> Tensor:
 
 
 def _normal(deviation: float) -> Callable[[Tensor], Tensor]:
-    # u may be 0, and no image is to be moved by infinity.
+    # u may be 0, which would move an image by infinity.
     return lambda u: deviation * torch.special.ndtri(u.clamp(1e-7, 1 - 1e-7))
 
 
@@ -363,10 +361,10 @@ ADA_MAPS: Mapping[str, tuple[int, Callable[[Tensor], Tensor]]] = types.MappingPr
         "saturation": (1, _normal(math.log(2))),
     }
 )
-"""ADA's maps in their order: how many parameters each has, and what they are of numbers uniform on
-[0, 1). Shifts are along rows and columns, in sides; ``move`` along x and y, in sides; ``scale``,
-``stretch``, ``contrast`` and ``saturation`` are logarithms of factors; ``before`` and ``after``
-rotate before and after the stretch, in radians."""
+"""ADA's maps in order: the number of parameters, and the parameters as a function of numbers
+uniform on [0, 1). Shifts are along rows and columns, in sides; ``move`` along x and y, in sides;
+``scale``, ``stretch``, ``contrast`` and ``saturation`` are logarithms of factors; ``before`` and
+``after`` rotate before and after the stretch, in radians."""
 
 
 KINDS: Mapping[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = types.MappingProxyType(
@@ -374,8 +372,8 @@ KINDS: Mapping[str, tuple[int, Callable[[Tensor, Tensor], Tensor]]] = types.Mapp
         "color": (3, _colour),
         "translation": (2, _translation),
         "cutout": (2, _cutout),
-        # One more for each map: whether it is applied.
+        # One more number for each map decides whether it is applied.
         "ada": (sum(1 + count for count, _ in ADA_MAPS.values()), _ada),
     }
 )
-"""How many random numbers each kind takes for a sample, and what it does."""
+"""Each kind's number of random numbers per sample, and its map."""

@@ -1,4 +1,4 @@
-"""The base class of callbacks, which watch a run and take part in it."""
+"""The base class of callbacks."""
 
 from __future__ import annotations
 
@@ -16,11 +16,10 @@ __all__ = ["Callback"]
 
 
 class Callback:
-    """The events of a run; override those that you need.
+    """A run's events; override those that you need.
 
-    Metrics of one's own go through :meth:`Trainer.log`: they become columns of metrics.csv and
-    curves in TensorBoard. An error raised in a callback ends the run, as it would anywhere; what
-    was trained so far is saved first.
+    Log your own metrics by :meth:`Trainer.log`: they become columns of metrics.csv and curves in
+    TensorBoard. An error in a callback ends the run, after saving a checkpoint.
 
     Example:
         >>> import tempfile
@@ -36,37 +35,38 @@ class Callback:
     """
 
     def on_loading(self, trainer: Trainer, done: int, total: int) -> None:
-        """So many of so many image files have been read and checked."""
+        """Called while image files are read and checked, with the counts so far and in total."""
 
     def on_start(self, trainer: Trainer) -> None:
-        """Training is about to begin, at ``trainer.step``."""
+        """Called before training, at ``trainer.step``."""
 
     def on_plan(self, trainer: Trainer) -> None:
-        """``trainer.config.steps`` was lowered to what fits into ``trainer.config.minutes``."""
+        """Called after ``trainer.config.steps`` was reduced to fit ``trainer.config.minutes``."""
 
     def on_step(self, trainer: Trainer) -> None:
-        """A generator update is done. Reading a loss here would wait for the device.
+        """Called after a generator update. Reading a loss here would wait for the device.
 
-        ``trainer.row`` holds the step's numbers if they are recorded, else None.
+        ``trainer.row`` has the step's numbers if they are recorded, else None.
         """
 
     def on_step_end(self, trainer: Trainer) -> None:
-        """A step is done, and its row, if it has one, is written."""
+        """Called at the end of a step, after its row, if any, is written."""
 
     def on_metrics(self, trainer: Trainer, row: Mapping[str, float]) -> None:
-        """A row of metrics.csv was written."""
+        """Called after a row of metrics.csv was written."""
 
     def on_samples(self, trainer: Trainer, images: Tensor) -> None:
-        """A grid of samples was drawn: float32 (N, channels, size, size) in [-1, 1], on the CPU."""
+        """Called with a grid's samples: float32 (N, channels, size, size) in [-1, 1], on the
+        CPU."""
 
     def on_checkpoint(self, trainer: Trainer, path: Path) -> None:
-        """A checkpoint was written, whole, to ``path``."""
+        """Called after a checkpoint was written to ``path``."""
 
     def on_warning(self, trainer: Trainer, text: str) -> None:
-        """Trouble set in; ``text`` names it."""
+        """Called when a training problem is detected."""
 
     def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
-        """The run has ended well or was stopped."""
+        """Called when the run has finished or was stopped."""
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
-        """The run is about to end with this error; what could be saved is saved."""
+        """Called before the run ends with this error, after saving what is possible."""

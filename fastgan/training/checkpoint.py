@@ -1,6 +1,6 @@
-"""Checkpoints: written whole or not at all, read as they were written, running nothing they hold.
+"""Checkpoints: written atomically, verified on reading, and never executed.
 
-A checkpoint is a file of ``torch.save`` that holds one dictionary of tensors and plain values:
+A checkpoint is a file of ``torch.save`` with a dictionary of tensors and plain values:
 
 =================  ===========================================================================
 ``format``         ``"fastgan-checkpoint"``
@@ -19,10 +19,9 @@ A checkpoint is a file of ``torch.save`` that holds one dictionary of tensors an
 ``own``            classes of the networks and optimisers that the caller of the trainer made
 =================  ===========================================================================
 
-The zip archive's comment holds a digest of all the bytes before it, so that a flipped bit anywhere
-is found. Reading one allocates nothing that the file doesn't hold: members are stored, not
-deflated; the pickle is read by :mod:`fastgan._util.plain_pickle`; each tensor lies within its
-bytes.
+The zip archive's comment has a digest of all bytes before it, which detects any flipped bit.
+Reading allocates no more than the file's size: members are stored, not deflated;
+:mod:`fastgan._util.plain_pickle` reads the pickle; each tensor must lie within its bytes.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ FORMAT = "fastgan-checkpoint"
 VERSION = 1
 
 _NAME = re.compile(r"checkpoint-(\d{7,})\.pt")
-# What atomic_write calls a file until it is whole.
+# atomic_write's name of an incomplete file.
 _LEFTOVER = re.compile(
     r"\.(checkpoint-\d{7,}\.pt|samples(-\d{7,})?\.png|losses\.png|metrics\.csv|config\.toml"
     r"|index\.html|evaluations\.json|best\.pt"
@@ -73,7 +72,7 @@ _LEFTOVER = re.compile(
 
 
 def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of ``step`` lies in a run's folder."""
+    """The path of ``step``'s checkpoint in a run's folder."""
     return folder / f"checkpoint-{step:07d}.pt"
 
 
@@ -84,20 +83,20 @@ def list_checkpoints(folder: Path) -> list[Path]:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Removes the half-written files that a killed run left; they never took their names."""
+    """Removes a killed run's half-written temporary files."""
     for path in folder.glob(".*"):
         if _LEFTOVER.fullmatch(path.name):
             path.unlink(missing_ok=True)
 
 
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes ``content`` so that ``path`` holds either the old file or the whole new one.
+    """Writes ``content`` atomically to ``path``.
 
-    The bytes go to a temporary file beside it, reach the disk (``fsync``), and then take the
-    name in one step, so a crash or a full disk at any moment loses at most the newest save.
+    A temporary file in the same folder is written, synced (``fsync``) and renamed, so a crash or a
+    full disk loses at most the newest checkpoint.
 
     Raises:
-        OutputError: when the folder can't be written; nothing is left behind.
+        OutputError: the folder can't be written; nothing is left behind.
     """
     try:
         with atomic_write(path, durable=True) as file:
@@ -116,12 +115,12 @@ _SEAL_BYTES = len(_SEAL) + 64
 
 
 def _seal(file: IO[bytes]) -> None:
-    """Gives a zip archive without a comment the digest of its own bytes as one."""
+    """Appends the digest of a zip archive's bytes as its comment."""
     end = file.seek(0, os.SEEK_END)
     file.seek(end - 22)
     if file.read(4) != b"PK\5\6":
         raise RuntimeError("the archive doesn't end as archives of torch.save do")
-    # The last two bytes: how long a comment follows.
+    # The last two bytes: the comment's length.
     file.seek(end - 2)
     file.write(struct.pack("<H", _SEAL_BYTES))
     digest = _digest(file, end)
@@ -139,7 +138,7 @@ def _digest(file: IO[bytes], length: int) -> bytes:
 
 
 def _check_seal(file: IO[bytes], comment: bytes, what: str) -> None:
-    """Refuses a file that isn't as it was written; one of an older release has no seal."""
+    """Refuses a changed file; older releases' files have no digest."""
     if not comment:
         return
     end = file.seek(0, os.SEEK_END) - _SEAL_BYTES
@@ -162,7 +161,7 @@ _STORAGES = {
 
 
 class _Tensors:
-    """The tensors of an archive of ``torch.save``: what the names in its pickle stand for."""
+    """The tensors of an archive of ``torch.save``, for the names in its pickle."""
 
     def __init__(self, archive: zipfile.ZipFile, folder: str) -> None:
         self._archive = archive
@@ -176,7 +175,7 @@ class _Tensors:
         }
 
     def storage(self, reference: Any) -> Tensor:
-        """The bytes that a reference names, as one row of numbers."""
+        """The storage of a reference, as a 1-d tensor."""
         kind, dtype, key, _, count = reference
         dtype = getattr(dtype, "meaning", None)
         if kind != "storage" or not isinstance(dtype, torch.dtype) or type(key) is not str:
@@ -187,14 +186,14 @@ class _Tensors:
                 raise ValueError(f"{len(content)} bytes for {count} numbers of {dtype}")
             whole = torch.frombuffer(content, dtype=dtype) if content else torch.empty(0)
             self._storages[key] = whole.to(dtype)
-            # A tensor may be stored once and named twice; more is a file that wants to be larger.
+            # A tensor may be stored once and referenced twice; more means a forged size.
             self._left += 4 * len(whole)
         if self._storages[key].dtype != dtype:
             raise ValueError(f"{key} is of two dtypes")
         return self._storages[key]
 
     def rebuild(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> Tensor:
-        """A view of a storage, after it has been found to lie within."""
+        """A view of a storage, after a bounds check."""
         whole = (offset, *size, *stride)
         if not isinstance(storage, Tensor) or any(type(n) is not int or n < 0 for n in whole):
             raise ValueError("a tensor of a strange shape")
@@ -209,7 +208,7 @@ class _Tensors:
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint of ours, its tensors on the CPU, without unpickling code.
+    """Reads a checkpoint, with tensors on the CPU, without unpickling code.
 
     Raises:
         CheckpointError: if the file is missing, truncated, other than it was written, holds
@@ -328,17 +327,17 @@ def load_generator(
     """The generator of a checkpoint as a module; :func:`fastgan.load_generator` has more to it.
 
     Args:
-        path: the checkpoint file, or a run's folder for its newest good one; a
-            :class:`fastgan.DataWarning` says which are damaged.
-        ema: take the moving average where the checkpoint has one.
+        path: the checkpoint file, or a run's folder for its newest intact one; a
+            :class:`fastgan.DataWarning` names damaged ones.
+        ema: take the moving average if the checkpoint has one.
 
     Returns:
-        The generator in eval mode on the CPU, its weights contiguous, as safetensors' ``save_file``
-        wants them; the run's configuration and the data's shape.
+        The generator in eval mode on the CPU, with contiguous weights for safetensors'
+        ``save_file``; the run's configuration; the data's shape.
 
     Raises:
-        CheckpointError: see :func:`load_checkpoint`; also when the weights don't fit the model
-            that the checkpoint names.
+        CheckpointError: see :func:`load_checkpoint`; also if the weights don't fit the checkpoint's
+            model.
     """
     from fastgan.trained import load_generator as load
 
@@ -347,10 +346,10 @@ def load_generator(
 
 
 def restore_module(path: Path, name: str, build: Any, weights: object) -> nn.Module:
-    """Builds a network and gives it saved weights.
+    """Builds a network with saved weights.
 
-    The shapes are compared on torch's meta device first, which allocates nothing, so that a file
-    that names a network of a million channels can't make this process run out of memory.
+    Shapes are compared on the meta device first, so that a forged file with a million channels
+    can't exhaust the memory.
     """
     if not isinstance(weights, dict):
         raise CheckpointError(f"{path}: has no weights for the {name}")
@@ -377,7 +376,7 @@ _DRAWING = frozenset(
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Leaves out the drawing of weights. On the meta device torch takes a second for the first."""
+    """Skips weight initialisation, whose first call on the meta device takes a second."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
@@ -388,7 +387,7 @@ class _NothingDrawn(TorchFunctionMode):
 
 
 def _forms(weights: Mapping[str, Any]) -> dict[str, object]:
-    """What of a state_dict must agree: shapes, dtypes, and that the tensors are ordinary ones."""
+    """The parts of a state_dict that must agree: shapes, dtypes, and layouts."""
     return {
         key: (tuple(value.shape), value.dtype, value.layout)
         if isinstance(value, torch.Tensor)
@@ -397,7 +396,7 @@ def _forms(weights: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
-# What each optimiser keeps of a parameter; the first are counts, the others as the parameter is.
+# Each optimiser's state of a parameter: step counts, and tensors like the parameter.
 _OPTIMIZER_STATE: Mapping[str, tuple[str, ...]] = {
     "adam": ("step", "exp_avg", "exp_avg_sq"),
     "rmsprop": ("step", "square_avg"),
@@ -408,15 +407,14 @@ _OPTIMIZER_STATE: Mapping[str, tuple[str, ...]] = {
 def restore_optimizer(
     name: str, kind: str | None, optimizer: torch.optim.Optimizer, saved: Any, step: int
 ) -> None:
-    """Gives a new optimiser its saved state, having checked all of it.
+    """Checks a saved state, and loads it into a new optimiser.
 
-    Its settings (learning rate, decay and so on) are those of the configuration: the file's aren't
-    looked at.
+    Settings (learning rate, decay and so on) come from the configuration; the file's are ignored.
 
     Args:
         name: how messages refer to it.
         kind: "adam", "rmsprop" or "sgd", as :func:`fastgan.training.updates.build_optimizer` made
-            it; None for the caller's own, whose state may be anything finite.
+            it; None for the caller's own, with any finite state.
         optimizer: the optimiser.
         saved: its saved state_dict.
         step: generator updates done: after the first, every parameter has state.
@@ -461,7 +459,7 @@ def restore_optimizer(
                 raise ValueError(f"its {name} has a {key} that can't be: NaN or below zero")
     try:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
-    except (KeyError, TypeError, RuntimeError) as error:  # of a class that isn't ours
+    except (KeyError, TypeError, RuntimeError) as error:  # of the caller's own class
         raise ValueError(f"its {name} doesn't take its state: {one_line(error)}") from error
 
 
@@ -475,10 +473,10 @@ def _check_own_state(name: str, state: object) -> None:
 
 
 def restore_scaler(name: str, scaler: torch.amp.GradScaler, saved: Any) -> None:
-    """Gives a new scaler its saved scale; one that does nothing, as in float32, is left alone.
+    """Restores a scaler's scale, unless it is disabled, as in float32.
 
     Raises:
-        ValueError: a scale that can't be.
+        ValueError: an invalid scale.
     """
     if not scaler.is_enabled():
         return

@@ -13,7 +13,7 @@ class Clock:
     """The time since training began, and images per second without pauses.
 
     Args:
-        seconds_before: time that earlier calls spent on the same run.
+        seconds_before: earlier calls' time for the same run.
 
     Example:
         >>> clock = Clock(seconds_before=10.0)
@@ -35,11 +35,11 @@ class Clock:
 
     @property
     def total_seconds(self) -> float:
-        """Seconds of this call and of those that it continues."""
+        """Seconds of this and all earlier calls."""
         return self._before + self.seconds
 
     def count(self, images: int) -> None:
-        """Adds images to those trained on since the last lap."""
+        """Adds images to this lap's count."""
         self._images += images
 
     def lap(self) -> float:
@@ -51,21 +51,21 @@ class Clock:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Leaves the time spent in the block out of the lap."""
+        """Excludes the block's time from the lap."""
         began = time.perf_counter()
         yield
         self._paused += time.perf_counter() - began
 
 
 class Planner:
-    """How many steps fit into a run's time, by the speed of its first ones.
+    """Plans the number of steps in a run's time, by the speed of the first steps.
 
     The speed is measured over the first 5% of the time, without the first step, which may compile.
-    A tenth of the time is left for pictures and checkpoints.
+    A tenth of the time is reserved for pictures and checkpoints.
 
     Args:
         budget: seconds for the whole run.
-        spent: seconds that earlier calls spent; beyond 5%, their plan stands.
+        spent: earlier calls' seconds; beyond 5% their plan is kept.
 
     Attributes:
         done: whether the plan is made.

@@ -1,8 +1,8 @@
-"""Everything a run can be told, in one frozen dataclass.
+"""A run's settings in one frozen dataclass.
 
-A field of :class:`TrainConfig` is the only place that holds an option: its name is the name of
-the command-line flag, its metadata is the help text and the allowed values, and ``None`` means
-"as the model's paper has it" (:data:`PAPER_DEFAULTS`).
+A field of :class:`TrainConfig` is an option's only definition: its name is the command-line flag's,
+its metadata has the help text and the allowed values, and ``None`` means the default of the model's
+paper (:data:`PAPER_DEFAULTS`).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ PAPER_DEFAULTS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
 
 MODELS = tuple(PAPER_DEFAULTS)
 
-#: What a field falls back to when neither the user nor the paper says anything.
+#: Defaults if neither the user nor the paper sets a field.
 COMMON_DEFAULTS: Mapping[str, Any] = types.MappingProxyType(
     {
         "lr_decay": "none",
@@ -47,8 +47,7 @@ COMMON_DEFAULTS: Mapping[str, Any] = types.MappingProxyType(
     }
 )
 
-# A run may be resumed with other values of these: they change where and how long it runs and
-# what it writes, not the trajectory.
+# Fields that may change when a run is resumed: they don't affect the trajectory.
 RESUMABLE_CHANGES = frozenset(
     {
         "out",
@@ -72,16 +71,16 @@ RESUMABLE_CHANGES = frozenset(
     }
 )
 
-# Options that some models read and others ignore, and which optimisers read one.
+# Options that only some models or optimisers read.
 _MODELS_OWN = frozenset(name for kind in MODEL_KINDS.values() for name in kind.reads)
 _OPTIMIZERS_OWN: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
     {"beta1": ("adam", "sgd"), "beta2": ("adam",)}
 )
 
 
-# Sixteen times the widest GANs published; far beyond it, sizes overflow.
+# Sixteen times the widest published GANs; far larger sizes overflow.
 LARGEST_WIDTH = 16_384
-# Likewise of layers: a damaged checkpoint must not build networks for minutes.
+# Likewise for layers: a damaged checkpoint must not build networks for minutes.
 LARGEST_DEPTH = 1024
 
 
@@ -94,12 +93,11 @@ class TrainConfig:
     """The settings of one training run.
 
     Every field is also a flag of ``fastgan train`` (``batch_size`` is ``--batch-size``). Fields
-    left at ``None`` take the default of the model's paper, see :data:`PAPER_DEFAULTS`;
-    :meth:`resolved` fills them in.
+    that are ``None`` take the default of the model's paper, see :data:`PAPER_DEFAULTS` and
+    :meth:`resolved`.
 
     Raises:
-        ConfigError: from :meth:`validate`, for a value that is out of range or contradicts
-            another.
+        ConfigError: from :meth:`validate`: a value is out of range or contradicts another.
         ImageSizeError: for an image size that is not a power of two from 16 to 256.
 
     Example:
@@ -312,7 +310,7 @@ class TrainConfig:
         if self.loss == "auto":
             filled["loss"] = paper.get("loss", "bce")
         if self.precision == "auto":
-            # Imported where it is needed, as all here that needs torch: the command line doesn't.
+            # Imported here, because the command line must not import torch.
             from fastgan.training.precision import automatic_precision
 
             filled["precision"] = automatic_precision(check_device_name(self.device))
@@ -321,7 +319,7 @@ class TrainConfig:
         return config
 
     def validate(self) -> None:
-        """Raises :class:`ConfigError` naming the first field that can't be."""
+        """Raises :class:`ConfigError` with the first invalid field."""
         for each in dataclasses.fields(self):
             value = getattr(self, each.name)
             choices = each.metadata["choices"]
@@ -337,7 +335,7 @@ class TrainConfig:
             if isinstance(value, str):
                 if "\0" in value:
                     raise ConfigError(f"{each.name}: expected text without NUL, got {value!r}")
-                check_text(each.name, value)  # before a folder is made for what can't be written
+                check_text(each.name, value)  # before a folder is made
         self._require_at_least(
             1,
             ("steps", "batch_size", "nz", "ngf", "ndf", "n_critic", "log_every"),
@@ -454,7 +452,7 @@ class TrainConfig:
         """``out`` as a path.
 
         Raises:
-            ConfigError: there is none.
+            ConfigError: it isn't set.
         """
         if not self.out:
             raise ConfigError("out: expected a folder for the run's results, got none")
@@ -467,28 +465,28 @@ class TrainConfig:
 
     @property
     def _is_given(self) -> bool:
-        """Whether the data was given to Trainer in Python; its name is recorded."""
+        """Whether the data was given to Trainer in Python; only its name is recorded."""
         return self.data.startswith("source:")
 
     @property
     def uses_batch_norm(self) -> bool:
-        """Whether a network of this model has batch norm."""
+        """Whether one of this model's networks has batch norm."""
         return self.kind.batch_norm or (
             "critic_norm" in self.kind.reads and self.critic_norm == "batch"
         )
 
     @property
     def is_wasserstein(self) -> bool:
-        """Whether the second player is a critic with an unbounded score."""
+        """Whether the discriminator is a Wasserstein critic."""
         return self.kind.defaults.get("loss") == "wasserstein"
 
     @property
     def has_penalty(self) -> bool:
-        """Whether the second player's loss has a gradient penalty."""
+        """Whether the discriminator's loss has a gradient penalty."""
         return self.model == "wgan-gp" or bool(self.r1) or bool(self.r2)
 
     def ignored(self, names: Iterable[str]) -> list[str]:
-        """Of these fields, the ones that neither the model nor the optimiser reads."""
+        """Those of the given fields that neither the model nor the optimiser reads."""
         return [
             name
             for name in sorted(names)
@@ -513,7 +511,7 @@ class TrainConfig:
         return bool(self.path_length) and step % self.path_length_every == 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Field names to plain values, fit for a file and for a checkpoint."""
+        """Field names to plain values, for files and checkpoints."""
         return dataclasses.asdict(self)
 
     @classmethod
@@ -533,7 +531,7 @@ class TrainConfig:
 
     @classmethod
     def from_run(cls, values: Mapping[str, Any]) -> TrainConfig:
-        """The resolved settings of a run, from what it saved, perhaps by an older release.
+        """A run's resolved settings from its saved ones, perhaps by an older release.
 
         Raises:
             ConfigError: naming the field.
@@ -543,12 +541,12 @@ class TrainConfig:
             and "orthogonal" not in values
             and values.get("model") in ("dcgan", "cgan")
         ):
-            # They didn't read it then, and had batch norm.
+            # Older releases ignored it, and used batch norm.
             values = {**values, "critic_norm": "auto"}
         return cls.from_dict(values).resolved()
 
     def to_toml(self) -> str:
-        """This configuration as a TOML file; fields that are ``None`` are left out.
+        """This configuration as TOML, without fields that are ``None``.
 
         Example:
             >>> config = TrainConfig(model="wgan", out="runs/wgan")
@@ -575,7 +573,7 @@ class TrainConfig:
 
 @functools.cache
 def _types() -> dict[str, tuple[type, ...]]:
-    """What each field may hold."""
+    """The type of each field."""
     allowed = {
         name: typing.get_args(hint) or (hint,)
         for name, hint in typing.get_type_hints(TrainConfig).items()
@@ -592,5 +590,5 @@ def _check_type(name: str, value: object) -> None:
         names = " or ".join("None" if each is types.NoneType else each.__name__ for each in allowed)
         raise ConfigError(f"{name}: expected {names}, got {reprlib.repr(value)}")
     if isinstance(value, int) and value.bit_length() > 63:
-        # Here, before anybody prints it: Python refuses to print numbers of any length.
+        # Checked before printing: Python refuses to print very long numbers.
         raise ConfigError(f"{name}: expected a number of at most 63 bits")

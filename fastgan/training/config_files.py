@@ -1,8 +1,8 @@
 """A run's settings as a TOML file, written by ``train`` and read back by ``train --config``.
 
 The file is flat: a line ``name = value`` for each field of :class:`fastgan.training.TrainConfig`,
-comments and all else that TOML (https://toml.io/en/v1.0.0) allows. TOML has no null; a field that
-is ``None`` is left out, and one that is left out takes its default.
+with TOML's syntax (https://toml.io/en/v1.0.0). TOML has no null, so a field that is ``None`` is
+left out, and missing fields take their defaults.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _ESCAPES = {"\\": "\\\\", '"': '\\"', "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
 def format_settings(settings: Mapping[str, Any]) -> str:
-    r"""TOML of plain values: strings, whole numbers, floats and booleans; ``None`` is left out.
+    r"""Plain values (strings, whole numbers, floats, booleans) as TOML, without ``None``.
 
     Raises:
         ConfigError: a value of another kind, or text that UTF-8 can't hold.
@@ -58,7 +58,7 @@ def parse_settings(text: str) -> dict[str, Any]:
         {'model': 'wgan'}
     """
     with parsing("config: can't be read", ConfigError):
-        # Settings are flat; a key of many parts takes tomllib the square of their number.
+        # Settings are flat, and tomllib needs quadratic time for dotted keys.
         if text.count(".") > _MOST_DOTS:
             raise ConfigError(f"config: more than {_MOST_DOTS} dots; expected flat settings")
         try:
@@ -69,7 +69,7 @@ def parse_settings(text: str) -> dict[str, Any]:
 
 
 def read_settings(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """What a settings file says, by name; names and values are not checked yet.
+    """A settings file's unchecked names and values.
 
     Raises:
         ConfigError: a file that can't be read, or isn't TOML.
@@ -93,7 +93,7 @@ def _formatted(name: str, value: object) -> str:
 
 
 def check_text(name: str, value: str) -> None:
-    """Refuses text that no file of ours could hold: bytes of another encoding, in a path for one.
+    """Refuses text that UTF-8 can't encode, such as a path with undecodable bytes.
 
     Raises:
         ConfigError: naming the setting.

@@ -1,4 +1,4 @@
-"""The generator's exponential moving average, which samples are drawn from."""
+"""The generator's exponential moving average, used for samples."""
 
 from __future__ import annotations
 
@@ -13,20 +13,19 @@ __all__ = ["ExponentialMovingAverage"]
 class ExponentialMovingAverage:
     """Keeps ``average = decay * average + (1 - decay) * value`` of a module's parameters.
 
-    Early on the decay is ``min(decay, (1 + t) / (10 + t))`` after ``t`` updates, so that the
-    random initial weights are forgotten at once. Buffers (batch norm's running statistics,
+    Early on the decay is ``min(decay, (1 + t) / (10 + t))`` after ``t`` updates, so that the random
+    initial weights are forgotten quickly. Buffers (batch norm's running statistics, which are
     averages already) are copied.
 
-    On a CUDA device the number of updates is counted there too, so that an update can be part of a
-    CUDA graph.
+    On a CUDA device the device counts the updates, so that CUDA graphs can contain them.
 
     Args:
         module: the module to follow.
         decay: from 0 to below 1.
-        updates: how many there were before.
+        updates: the number of earlier updates.
 
     Attributes:
-        module: a copy of the module in eval mode that holds the average.
+        module: a copy of the module in eval mode, with the average.
 
     Example:
         >>> layer = nn.Linear(2, 1)
@@ -48,7 +47,7 @@ class ExponentialMovingAverage:
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Takes in the parameters after one more update."""
+        """Updates the average after an update of the parameters."""
         self._updates += 1
         weights: list[Tensor] = list(module.parameters())
         if isinstance(self._updates, Tensor):

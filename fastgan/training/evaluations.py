@@ -27,14 +27,15 @@ SAMPLES = 1000
 
 
 class Evaluator(Callback):
-    """Saves every ``evaluate_every`` steps and evaluates; the best checkpoint becomes best.pt.
+    """Saves and evaluates every ``evaluate_every`` steps; copies the best checkpoint to best.pt.
 
-    ``evaluations.json`` holds what :func:`fastgan.evaluation.evaluate_samples` finds of 1,000
-    samples, of the same noise each time, and the step. The best has the smallest Fréchet distance.
+    ``evaluations.json`` has the steps and the results of
+    :func:`fastgan.evaluation.evaluate_samples` for 1,000 samples, with the same noise each time.
+    The best has the smallest Fréchet distance.
 
     Args:
-        samples: draws them; None in processes that don't write.
-        real: what they are compared with.
+        samples: draws the samples; None in processes that don't write.
+        real: the real images for comparison.
         labels: of ``real``, or None.
     """
 

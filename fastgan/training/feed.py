@@ -1,9 +1,8 @@
-"""Where a step's batches come from: this process's rows, all of a step's before its first update.
+"""Reads this process's rows of a step's batches, before the step's first update.
 
-A step takes ``n_critic`` batches. They are read before the first of its updates: a file that can't
-be read then stops the run between two steps, where everything can be saved, not in the middle of
-one. On a GPU the next step's batches are fetched while the device is at work on this one's: on a
-stream of their own, so that the copies wait for nothing and nothing waits for them.
+A step takes ``n_critic`` batches, read before its first update, so that an unreadable file stops
+the run between two steps, where everything can be saved. On a GPU the next step's batches are
+copied on a separate stream while this step runs.
 """
 
 from __future__ import annotations
@@ -41,13 +40,13 @@ class ShardSampler(InfiniteSampler):
     """One process's rows of the batches that all processes share.
 
     Batch k is rows ``rank * n .. (rank + 1) * n - 1`` of the whole batch k, n being the process's
-    share: what is trained on doesn't depend on how many processes there are.
+    share, so the whole batches don't depend on the number of processes.
 
     Args:
         length: as :class:`fastgan.data.InfiniteSampler`'s.
         batch_size: of the whole batch.
         seed: as :class:`fastgan.data.InfiniteSampler`'s.
-        processes: who share it.
+        processes: the processes that share it.
 
     Example:
         >>> whole = InfiniteSampler(length=10, batch_size=6, seed=0).indices(0)
@@ -61,16 +60,16 @@ class ShardSampler(InfiniteSampler):
         self._processes = Processes(processes.rank, processes.world_size)
 
     def indices(self, step: int) -> Tensor:
-        """Give this process's part of batch number ``step``: int64 (batch_size / processes,)."""
+        """Returns this process's part of batch number ``step``: int64 (batch_size / processes,)."""
         return self._processes.rows(super().indices(step))
 
 
 class BatchFeed:
-    """Gives the batches of one step at a time.
+    """Provides the batches of one step at a time.
 
     Args:
-        stream: where they come from.
-        device: where they are wanted.
+        stream: their source.
+        device: their device.
     """
 
     def __init__(self, stream: ImageStream, device: torch.device) -> None:
@@ -81,15 +80,15 @@ class BatchFeed:
         self._copies: torch.cuda.Stream | None = None
         if device.type == "cuda":
             self._copies = torch.cuda.Stream(device)
-            # A set held on the device was copied there on the present stream.
+            # A set in the device's memory was copied on the current stream.
             self._copies.wait_stream(torch.cuda.current_stream(device))
 
     def take(self, count: int) -> list[Batch]:
         """The next ``count`` batches, staged or not.
 
         Raises:
-            DataError: one of them can't be read; the same again at the next call.
-            StreamInterrupted: the wait for one was called off.
+            DataError: one of them can't be read; the next call retries.
+            StreamInterrupted: the wait for one was cancelled.
         """
         self.stage(count)
         if self._error is not None:
@@ -98,7 +97,7 @@ class BatchFeed:
             raise StreamInterrupted
         taken, self._staged = self._staged[:count], self._staged[count:]
         if self._copies is not None:
-            # Their memory belongs to the copies' stream, and must outlive its use on this one.
+            # Their memory belongs to the copying stream, and must outlive its use on this one.
             current = torch.cuda.current_stream(self._device)
             current.wait_stream(self._copies)
             for tensor in (tensor for batch in taken for tensor in batch if tensor is not None):
@@ -106,7 +105,7 @@ class BatchFeed:
         return taken
 
     def stage(self, count: int) -> None:
-        """Fetches batches ahead until ``count`` lie ready; an error waits for :meth:`take`."""
+        """Fetches batches ahead until ``count`` are ready; :meth:`take` raises any error."""
         if self._error is not None:
             return
         try:
@@ -116,7 +115,7 @@ class BatchFeed:
                 with torch.cuda.stream(self._copies):
                     self._fetch(count)
         except StreamInterrupted:
-            return  # take() says so, if it is called
+            return  # raised by take(), if it is called
         except DataError as error:
             self._error = error
 
@@ -132,11 +131,11 @@ def open_source(
 
     Args:
         config: resolved settings.
-        source: the data, if the caller has it; None loads ``config.data``.
-        progress: called with how many files of how many have been read.
+        source: the caller's data; None loads ``config.data``.
+        progress: called with the numbers of read files and of all files.
 
     Raises:
-        ConfigError: a conditional model, and data without labels.
+        ConfigError: a conditional model with unlabelled data.
         DataError: the data can't be read, or is a single image.
     """
     assert config.image_size is not None
@@ -192,7 +191,7 @@ def open_feed(
 ) -> Iterator[BatchFeed]:
     """Opens the run's data at batch number ``start``; closes it at the end of the block.
 
-    ``stopping`` is asked while a batch is waited for, and calls the wait off.
+    ``stopping`` is called while waiting for a batch, and cancels the wait.
     """
     assert config.batch_size is not None
     if isinstance(source, StreamSource):

@@ -1,20 +1,18 @@
 """Whole steps as CUDA graphs: captured once, replayed with one launch.
 
-A step of a small GAN is hundreds of kernels of a few microseconds each; launching them one by one
-takes the processor longer than running them takes the GPU. A captured step is launched at once.
-What a graph demands, and how it is met here:
+A step of a small GAN has hundreds of kernels of a few microseconds each; launching them one by one
+takes longer than running them. A captured step takes one launch. Requirements of a graph:
 
-- it reads and writes the same memory each time: batches are copied into buffers of the graph's own
-  on the device (they came there on another stream: :mod:`fastgan.training.feed`), rates and the
-  average's count lie in tensors, metrics are added up in tensors;
-- random numbers move on: torch replays a registered generator from its present state, and advances
-  it as the captured kernels would have;
-- nothing waits for the device in between: see :mod:`fastgan.training.updates`;
-- everything that is made lazily (optimiser states, cuDNN's and cuBLAS's handles and choices) is
-  there before: the first steps of each shape run as usual, on the stream of the capture.
+- it uses the same memory each time: batches are copied into the graph's buffers on the device (from
+  another stream's copies: :mod:`fastgan.training.feed`); rates, the average's count and sums of
+  metrics are tensors;
+- random numbers advance: torch replays a registered generator from its current state;
+- nothing waits for the device: see :mod:`fastgan.training.updates`;
+- lazily created state (optimiser states, cuDNN's and cuBLAS's handles and choices) exists before:
+  the first steps of each shape run eagerly on the capture's stream.
 
-A shape of step (:class:`fastgan.training.iteration.Shape`) has a graph of its own; all share one
-pool of memory, as they never run at the same time.
+A shape of step (:class:`fastgan.training.iteration.Shape`) has its own graph; all share one memory
+pool, as they never run concurrently.
 
 PyTorch documentation, "CUDA semantics", section "CUDA graphs: whole-network capture".
 """
@@ -38,16 +36,16 @@ __all__ = ["CapturedIteration", "CudaCapture", "StepCapture", "why_not_captured"
 
 Step: TypeAlias = Callable[[], None]
 
-# Steps of a shape that run as usual before one is captured: cuDNN tries its algorithms in the
-# first, optimisers make their states in the first, autograd settles on its streams by the second.
+# Eager steps of a shape before a capture: in the first, cuDNN tries its algorithms and optimisers
+# create their states; by the second, autograd has settled on its streams.
 WARM_UP = 3
 
 
 def why_not_captured(device: torch.device) -> str | None:
-    """Why steps on ``device`` run one by one, in words; None where they are captured.
+    """Says why steps on ``device`` aren't captured; None if they are.
 
-    Without CUDA kernels the optimisers' ops run as plain PyTorch, which reads the count of steps
-    back from the GPU: within a capture that fails.
+    Without CUDA kernels the optimisers run as plain PyTorch, which reads step counts from the GPU:
+    a capture would fail.
     """
     if device.type != "cuda":
         return "CUDA graphs are of CUDA devices alone"
@@ -55,22 +53,22 @@ def why_not_captured(device: torch.device) -> str | None:
 
 
 class StepCapture(Protocol):
-    """What can record a step and play it again.
+    """Records and replays steps.
 
     Attributes:
-        spoils_allocator: whether nothing can run any more after a step that couldn't be recorded.
+        spoils_allocator: whether a failed recording leaves torch unusable.
     """
 
     spoils_allocator: bool
 
     def warm_up(self, step: Step) -> None:
-        """Runs a step where one will be captured."""
+        """Runs a step eagerly before a capture."""
 
     def capture(self, step: Step) -> Step:
-        """Records a step without running it; the result runs it.
+        """Records a step without running it; returns a function that runs it.
 
         Raises:
-            RuntimeError: a step that can't be recorded.
+            RuntimeError: the step can't be recorded.
         """
 
 
@@ -79,7 +77,7 @@ class CudaCapture:
 
     Args:
         device: a CUDA device.
-        random: generators that the steps draw from, beside the device's default one.
+        random: the steps' generators besides the device's default one.
     """
 
     def __init__(self, device: torch.device, random: Sequence[torch.Generator]) -> None:
@@ -87,12 +85,13 @@ class CudaCapture:
         self._random = random
         self._stream = torch.cuda.Stream(device)
         self._pool: Any = None
-        # Before 2.12 torch leaves the capture's stream current and its allocator in capture mode.
+        # After a failure torch before 2.12 leaves the capture's stream current and its allocator in
+        # capture mode.
         major, minor = map(int, torch.__version__.split(".")[:2])
         self.spoils_allocator = (major, minor) < (2, 12)
 
     def warm_up(self, step: Step) -> None:
-        """Runs a step on the stream of the captures."""
+        """Runs a step on the captures' stream."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -104,7 +103,7 @@ class CudaCapture:
         graph = torch.cuda.CUDAGraph()
         for generator in self._random:
             graph.register_generator_state(generator)
-        # Other threads (the data loader's, which pins memory) may go on with what they do.
+        # Other threads (the data loader's, which pins memory) may continue.
         with torch.cuda.graph(
             graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"
         ):
@@ -114,14 +113,14 @@ class CudaCapture:
 
 
 class CapturedIteration:
-    """An :class:`Iteration` whose steps are replayed where they can be.
+    """An :class:`Iteration` that replays steps if possible.
 
     Args:
         iteration: the steps.
-        capture: how they are recorded.
+        capture: records the steps.
 
     Attributes:
-        failure: why steps run one by one after all, or ``None``.
+        failure: why steps run eagerly, or ``None``.
     """
 
     def __init__(self, iteration: Iteration, capture: StepCapture) -> None:
@@ -158,7 +157,7 @@ class CapturedIteration:
         try:
             replay = self._capture.capture(lambda: self._iteration.run(buffers, shape))
         except Exception as error:
-            # Whatever it was: a step is only recorded, so nothing is lost by running it instead.
+            # Any error: the step was only recorded, so it can still run eagerly.
             before.restore(updater)
             lines = str(error).strip().splitlines()
             self.failure = f"{type(error).__name__}: {lines[0] if lines else ''}"
@@ -182,7 +181,7 @@ class CapturedIteration:
 
 
 class _Recorded:
-    """A recorded step with the buffers it reads."""
+    """A recorded step and its input buffers."""
 
     def __init__(self, replay: Step, buffers: list[Batch], added: dict[str, int]) -> None:
         self._replay = replay
@@ -200,7 +199,7 @@ class _Recorded:
 
 
 class _Keepsake:
-    """What Python knows of the updater, to go back to when a capture fails halfway."""
+    """The updater's Python state, restored if a capture fails halfway."""
 
     def __init__(self, updater: GANUpdater) -> None:
         self._scalers = (updater.scaler_g.state_dict(), updater.scaler_d.state_dict())

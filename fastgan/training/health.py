@@ -1,8 +1,7 @@
-"""The ways a GAN's training goes wrong, each with a test and a name.
+"""Detects and names problems of GAN training.
 
-Each watch looks at one kind of evidence, speaks when its trouble sets in, and is silent until the
-trouble has gone and come back. The thresholds are deliberately far from what a healthy run shows:
-a warning that cries wolf is turned off.
+Each check uses one kind of evidence, warns when its problem begins, and warns again only after it
+has gone and returned. Thresholds are far from healthy values, because false alarms get ignored.
 """
 
 from __future__ import annotations
@@ -16,44 +15,44 @@ from fastgan.evaluation.diversity import DiversityReport
 
 __all__ = ["HealthMonitor"]
 
-# Samples this much closer together than real images are (mean pairwise distance) are collapsed:
-# healthy generators on digits stay above 0.8.
+# Samples with this fraction of real images' mean pairwise distance are collapsed: healthy
+# generators on digits stay above 0.8.
 COLLAPSED_DISTANCE_RATIO = 0.35
-# ... and so are samples that repeat each other: distance to the nearest other one, likewise.
+# The same for the distance to the nearest other sample, for repeated samples.
 COLLAPSED_NEAREST_RATIO = 0.2
-# A class is missing when it gets less than this fraction of its share of the data.
+# A class is missing below this fraction of its share of the data.
 MISSING_CLASS_FRACTION = 0.1
-# Samples this close together are one image, or copies of a few. Generators that have just been
-# initialised are above 0.04 after 50 updates, whatever the data.
+# Such close samples are one image, or copies of a few. New generators are above 0.04 after 50
+# updates on any data.
 COPIES_RATIO = 0.005
-# ... so that this needs no warm-up but so many updates, in which a last layer of zeros fills.
+# So this check only needs these few updates, in which a zero-initialised last layer changes.
 EARLIEST_COPIES = 100
-# The generator's gradient has vanished when its norm is this small beside its usual size.
+# The generator's gradient has vanished below this fraction of its usual norm.
 VANISHED_GRADIENT_RATIO = 1e-3
-# ... or is below the 1e-8 that Adam and RMSprop add to it before they divide by it: weights then
-# move by less than the learning rate. Healthy ones are above 1e-3 from the first update.
+# Or below Adam's and RMSprop's eps of 1e-8: weights then move by less than the learning rate.
+# Healthy norms are above 1e-3 from the first update.
 VANISHED_GRADIENT = 1e-8
-# The loss of a discriminator that tells every sample apart: 0.01 nats a pair means it gives the
-# right answer a probability of 99.5%. The generator's gradient then carries no direction.
+# The loss of a perfect discriminator: 0.01 nats per pair means a probability of 99.5% for the right
+# answer. The generator's gradient then has no direction.
 SATURATED_DISCRIMINATOR_LOSS = 0.01
-# Losses grow by small factors while players chase each other; a thousandfold is a runaway.
+# Losses grow by small factors in normal training; a thousandfold is divergence.
 DIVERGED_LOSS_RATIO = 1e3
-# ... and so is a loss of this size, from the first row on: healthy ones of every model stay below
-# a hundredth of it, whatever the run's own history says.
+# So is this absolute loss, from the first row on: all models' healthy losses stay below a hundredth
+# of it.
 DIVERGED_LOSS = 1e4
-# A critic with slopes of at most 1 tells two images apart by at most their distance. One whose
-# estimate is twice the largest distance that there is has left its penalty behind.
+# With slopes of at most 1 a critic's scores differ by at most the images' distance. An estimate of
+# twice the largest distance means that the penalty has failed.
 DIVERGED_ESTIMATE_RATIO = 2.0
-# The gradient penalty asks for slopes of 1. A critic ten away from that has left it behind; healthy
-# ones, which begin near slopes of 0, are never more than about 1 away.
+# The gradient penalty's target is slope 1. Healthy critics begin near slope 0 and are never more
+# than about 1 away; ten away means that the penalty has failed.
 DIVERGED_SLOPE = 10.0
-# A generator of so few updates has shown nothing yet, not even at the end of a short run.
+# Generators with fewer updates aren't judged, even at the end of a short run.
 EARLIEST_COLLAPSE = 500
-# One odd minibatch is no trend, and one good one no recovery.
+# One odd minibatch isn't a trend, and one good one isn't a recovery.
 PERSISTENCE = 3
 
 
-# Of divergence, and of vanishing gradients; only settings that the model reads.
+# Advice for divergence and vanishing gradients; only settings that the model reads.
 _CURES = {
     "wgan": (
         "a lower --lr or a smaller --clip is the usual cure",
@@ -75,9 +74,9 @@ class HealthMonitor:
 
     Args:
         model: a name of :data:`fastgan.training.config.MODELS`.
-        pixels: numbers in an image, which bound what a critic with a gradient penalty can estimate.
-        warm_up: steps that a generator is given to show varied samples for the first time.
-        penalty_weight: weight of the gradient penalty in ``penalty``; 0 where there is none.
+        pixels: numbers in an image, which bound the estimate of a critic with a gradient penalty.
+        warm_up: steps before a generator must show varied samples.
+        penalty_weight: the gradient penalty's weight in ``penalty``; 0 without a penalty.
 
     Example:
         >>> monitor = HealthMonitor(model="dcgan", pixels=256, warm_up=200)
@@ -91,7 +90,7 @@ class HealthMonitor:
     ) -> None:
         self._wasserstein = model in ("wgan", "wgan-gp")
         self._cures = _CURES.get(model, _CURES["others"])
-        # Images lie in [-1, 1]: the corners of that cube are 2 sqrt(pixels) apart.
+        # Images are in [-1, 1]: the cube's opposite corners are 2 sqrt(pixels) apart.
         self._most = DIVERGED_ESTIMATE_RATIO * 2 * math.sqrt(pixels)
         if model != "wgan-gp":
             self._most = math.inf
@@ -105,8 +104,8 @@ class HealthMonitor:
         self._loss_sizes: deque[float] = deque(maxlen=200)
 
     def observe_metrics(self, step: int, metrics: Mapping[str, float]) -> list[str]:
-        """Takes one row of metrics: ``loss_d``, ``loss_g``, ``grad_norm_g`` and, if they are
-        there, ``wasserstein`` and ``penalty`` are read."""
+        """Checks one row of metrics: ``loss_d``, ``loss_g``, ``grad_norm_g`` and, if present,
+        ``wasserstein`` and ``penalty``."""
         warnings = []
         loss_size = max(abs(metrics["loss_d"]), abs(metrics["loss_g"]))
         usual_loss = statistics.median(self._loss_sizes) if len(self._loss_sizes) >= 10 else None
@@ -158,13 +157,13 @@ class HealthMonitor:
     def observe_samples(
         self, step: int, report: DiversityReport, *, final: bool = False
     ) -> list[str]:
-        """Takes a measurement of how varied samples are; ``final`` for the run's last one."""
+        """Checks a measurement of samples' variety; ``final`` for the run's last one."""
         collapsed = report.ratio < COLLAPSED_DISTANCE_RATIO
         text = (
             f"mode collapse: at step {step} samples differ only {report.ratio:.2f} times as much"
             " as real images do"
         )
-        # NaN, for data that itself repeats throughout, compares as healthy.
+        # NaN, for data of copies, compares as healthy.
         if not collapsed and report.nearest_ratio < COLLAPSED_NEAREST_RATIO:
             collapsed = True
             text = (
@@ -184,7 +183,7 @@ class HealthMonitor:
             )
         if not collapsed:
             self._was_varied = True
-        # An untrained generator's samples are alike, which is no collapse yet, but no copies.
+        # An untrained generator's samples are similar, not yet collapsed, but not copies.
         if not self._was_varied and step < (EARLIEST_COLLAPSE if final else self._warm_up):
             copies = min(report.ratio, report.nearest_ratio) < COPIES_RATIO
             return self._judge("mode collapse", copies and step >= EARLIEST_COPIES, text)
@@ -193,7 +192,7 @@ class HealthMonitor:
     def _judge(
         self, trouble: str, present: bool, text: str, persistence: int = PERSISTENCE
     ) -> list[str]:
-        # What diverges has other troubles, too, which say nothing more.
+        # Divergence causes other problems, which add no information.
         present = present and (trouble == "divergence" or "divergence" not in self._active)
         self._streak[trouble] = self._streak.get(trouble, 0) + 1 if present else 0
         self._absence[trouble] = 0 if present else self._absence.get(trouble, 0) + 1

@@ -1,4 +1,4 @@
-"""Ends a run at a step's end when the process is asked to stop, and at any rate in a while."""
+"""Ends a run at a step's end on a signal, and in any case after a while."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from types import FrameType
 __all__ = ["PATIENCE", "stop_on_signals"]
 
 PATIENCE = 120.0
-"""Seconds from the first signal to the end, whatever the run waits for; a step takes less."""
+"""Seconds from the first signal to the forced end; a step takes less."""
 
 # Windows has no SIGHUP.
 _SIGNALS = tuple(
@@ -27,15 +27,15 @@ _SIGNALS = tuple(
 def stop_on_signals(request_stop: Callable[[str], None]) -> Iterator[None]:
     """Turns the first Ctrl-C, SIGTERM or SIGHUP into ``request_stop(name of the signal)``.
 
-    The second one acts as if this context weren't there. Python runs its handlers between two
-    instructions, so one that waits in C, for another process that hangs, would hear neither: a
-    thread beside it does, and ends the process at the second signal, or :data:`PATIENCE` seconds
-    after the first. Outside the main thread, where Python can't handle signals, nothing changes.
+    The second one has its default effect. Python runs handlers between two instructions, so a
+    thread blocked in C, such as waiting for a hanging process, would notice neither: another thread
+    ends the process at the second signal, or :data:`PATIENCE` seconds after the first. Does nothing
+    outside the main thread, where Python can't handle signals.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    # A signal that the process was told to ignore (nohup, background jobs) stays ignored.
+    # Ignored signals (nohup, background jobs) stay ignored.
     previous = {
         number: signal.getsignal(number)
         for number in _SIGNALS
@@ -54,11 +54,11 @@ def stop_on_signals(request_stop: Callable[[str], None]) -> Iterator[None]:
 
     for number in previous:
         signal.signal(number, handle)
-    # Sockets, not a pipe: Windows can wait for no other.
+    # Sockets, because Windows can't wait for pipes.
     reader, writer = socket.socketpair()
     for each in (reader, writer):
         each.setblocking(False)
-    # The system's own handler writes each signal's number there, wherever the main thread is.
+    # The C-level handler writes each signal's number there, even if the main thread is blocked.
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     arguments = (reader, {int(number) for number in previous}, heard)
     watcher = threading.Thread(target=_watch, args=arguments, daemon=True)

@@ -1,8 +1,8 @@
-"""One step of training: the critic's updates, the generator's, the moving average.
+"""One training step: the critic's updates, the generator's update, the moving average.
 
-An iteration is a function of batches alone; what it leaves behind (weights, optimiser states, the
-moving average, sums of the metrics, random states) lies in tensors that keep their places. So it
-can be called, or captured once in a CUDA graph and replayed: :mod:`fastgan.training.graphs`.
+An iteration is a function of batches only; its state (weights, optimiser states, the moving
+average, sums of the metrics, random states) is in tensors with fixed addresses. So it can be
+called, or captured in a CUDA graph and replayed: :mod:`fastgan.training.graphs`.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from fastgan.training.updates import GANUpdater
 
 __all__ = ["PHASES", "Iteration", "MetricTotals", "Shape"]
 
-# What a profile is cut into, besides the loop itself.
+# A profile's phases besides the loop itself.
 PHASES = ("data", "critic update", "generator update", "both updates", "moving average")
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What differs between two steps beside their data; a graph holds steps of one shape.
+    """The properties of a step other than its data; a graph has steps of one shape.
 
     Attributes:
         penalized: for each critic update, whether its loss has the gradient penalty.
-        measured: whether the norm of the generator's gradient is wanted.
+        measured: whether to compute the norm of the generator's gradient.
         penalized_g: whether the generator's update has its lazy penalty.
     """
 
@@ -40,14 +40,14 @@ class Shape:
 
 
 class MetricTotals:
-    """Sums of metrics since the last row, on the device, read by nobody until a row is due.
+    """Sums of metrics since the last row, on the device, read only when a row is due.
 
     Args:
-        device: where the metrics are.
+        device: the metrics' device.
         dtype: of the sums.
 
     Attributes:
-        counts: how many values each sum has.
+        counts: each sum's number of values.
 
     Example:
         >>> totals = MetricTotals()
@@ -75,14 +75,14 @@ class MetricTotals:
             torch._foreach_add_([self._sums[name] for name in metrics], list(metrics.values()))
 
     def state_dict(self) -> dict[str, list[float]]:
-        """Each sum and how many values it has. Waits for the device."""
+        """Each sum and its number of values. Waits for the device."""
         return {name: [float(self._sums[name]), n] for name, n in self.counts.items()}
 
     def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
-        """Goes on from what :meth:`state_dict` gave.
+        """Restores a :meth:`state_dict`.
 
         Raises:
-            ValueError: something else.
+            ValueError: it isn't such a state.
         """
         for name, (total, count) in state.items():
             if (
@@ -96,7 +96,7 @@ class MetricTotals:
             self.counts[name] = count
 
     def take(self) -> dict[str, float]:
-        """The means, and begins anew. Waits for the device."""
+        """Returns the means and resets the sums. Waits for the device."""
         means = {name: float(self._sums[name]) / n for name, n in self.counts.items() if n}
         for total in self._sums.values():
             total.zero_()
@@ -110,7 +110,7 @@ class Iteration:
     Args:
         updater: both networks with their optimisers.
         average: the generator's moving average, or ``None``.
-        totals: where the metrics are added up.
+        totals: the sums of the metrics.
     """
 
     def __init__(
@@ -121,7 +121,7 @@ class Iteration:
         self.totals = totals
 
     def run(self, batches: Sequence[Batch], shape: Shape) -> None:
-        """One step, on a batch for each of the critic's updates."""
+        """Runs one step, with a batch for each of the critic's updates."""
         updater, measured = self.updater, shape.measured
         together = updater.config.one_stage
         for index, ((real, labels), penalize) in enumerate(

@@ -26,10 +26,10 @@ __all__ = ["LOGGERS", "MLflowLogger", "TrackioLogger", "WandbLogger"]
 
 
 class _Logger(Callback, ABC):
-    """What they have in common: a run of the service, which the first process feeds.
+    """Base class of the loggers; only the first process logs.
 
     Args:
-        options: of the service's function that begins a run.
+        options: arguments of the service's function that begins a run.
 
     Attributes:
         run: the service's run; None before training begins, and in all but the first process.
@@ -85,14 +85,14 @@ class _Logger(Callback, ABC):
 
     def on_exception(self, trainer: Trainer, error: BaseException) -> None:
         """Ends the run as a failed one, if it began here."""
-        with suppress(Exception):  # the error that brought us here is the one to tell
+        with suppress(Exception):  # the original error is the one to report
             self._close(failed=True)
 
     @contextmanager
     def _refusing(self, what: str) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # whatever the service raises
+        except Exception as error:  # the service may raise anything
             raise OutputError(f"{self.package}: can't {what}: {one_line(error)}") from error
 
     def _close(self, *, failed: bool) -> None:
@@ -123,7 +123,7 @@ class WandbLogger(_Logger):
 
     Args:
         options: of ``wandb.init``. By default ``project`` is ``WANDB_PROJECT`` or "fastgan",
-            ``name`` that of the run's folder, ``config`` the run's settings. To go on with a run
+            ``name`` that of the run's folder, ``config`` the run's settings. To continue a run
             after ``resume=True``: ``id=..., resume="must"``.
 
     Raises:
@@ -155,7 +155,7 @@ class WandbLogger(_Logger):
 
 
 class TrackioLogger(_Logger):
-    """trackio, ``pip install 'fastgan[trackio]'``: runs on one's own disk, ``trackio show``.
+    """trackio, ``pip install 'fastgan[trackio]'``: local runs, shown by ``trackio show``.
 
     Args:
         options: of ``trackio.init``. By default ``project`` is "fastgan", ``name`` that of the
@@ -190,13 +190,13 @@ class TrackioLogger(_Logger):
 class MLflowLogger(_Logger):
     """MLflow, ``pip install 'fastgan[mlflow]'``.
 
-    A run that is active already is taken, and left open. Where runs are kept and the experiment's
-    name are MLflow's: ``MLFLOW_TRACKING_URI`` and ``MLFLOW_EXPERIMENT_NAME``, or
-    ``mlflow.set_tracking_uri`` and ``mlflow.set_experiment``.
+    Uses an active run, and leaves it open. MLflow determines the storage and the experiment:
+    ``MLFLOW_TRACKING_URI`` and ``MLFLOW_EXPERIMENT_NAME``, or ``mlflow.set_tracking_uri`` and
+    ``mlflow.set_experiment``.
 
     Args:
         options: of ``mlflow.start_run``. By default ``run_name`` is that of the run's folder. To
-            go on with a run after ``resume=True``: ``run_id=...``.
+            continue a run after ``resume=True``: ``run_id=...``.
 
     Raises:
         ConfigError: mlflow isn't installed.
@@ -215,7 +215,7 @@ class MLflowLogger(_Logger):
         active = mlflow.active_run()
         self._is_mine = active is None
         self.run = active or mlflow.start_run(**{"run_name": name, **self._options})
-        # A run that goes on has parameters, which can't be changed.
+        # A continued run has parameters already, which can't be changed.
         if self._is_mine and "run_id" not in self._options:
             mlflow.log_params(settings)
 

@@ -1,6 +1,6 @@
-"""The models that ``--model`` names: a row each, with the paper's defaults.
+"""The models of ``--model``, a row each, with the paper's defaults.
 
-Nothing here imports torch: the command line reads it before it answers.
+Nothing here imports torch, so that the command line starts quickly.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ class ModelKind(NamedTuple):
     """A model.
 
     Attributes:
-        generator: a class of :mod:`fastgan.models`, whose arguments are given by their names:
-            those of :class:`fastgan.training.TrainConfig`, and what
-            :mod:`fastgan.training.networks` says of the data.
+        generator: a class of :mod:`fastgan.models`; its arguments are fields of
+            :class:`fastgan.training.TrainConfig` and :mod:`fastgan.training.networks`'s description
+            of the data.
         discriminator: likewise.
-        defaults: values of settings that the user leaves unset.
+        defaults: defaults of unset settings.
         reads: settings that it reads and some other models ignore.
-        batch_norm: whether a network of it has batch norm.
-        updater: module of :mod:`fastgan.training` and its class: how both players are updated.
-        pictures: likewise: what draws the grids.
-        pairs: "paired" or "unpaired" where it translates between two sets of images.
-        refuses: settings that make no sense for it: one that is set is an error.
+        batch_norm: whether one of its networks has batch norm.
+        updater: module of :mod:`fastgan.training` and its class with both networks' updates.
+        pictures: likewise, the class that draws the grids.
+        pairs: "paired" or "unpaired" for translation between two sets of images.
+        refuses: settings that are errors for this model.
     """
 
     generator: str
@@ -42,7 +42,7 @@ class ModelKind(NamedTuple):
 
 
 def named(name: str) -> Any:
-    """The class that a row names by its module of :mod:`fastgan.training`."""
+    """Imports a class given by its module of :mod:`fastgan.training`."""
     module, _, of_class = name.partition(".")
     return getattr(importlib.import_module(f"fastgan.training.{module}"), of_class)
 

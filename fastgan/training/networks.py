@@ -1,4 +1,4 @@
-"""From a configuration to the two networks it names."""
+"""Builds the two networks of a configuration."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["DataShape", "build_discriminator", "build_generator"]
 
 @dataclass(frozen=True)
 class DataShape:
-    """What the networks must know of the data: it is saved with every checkpoint.
+    """The data's properties for the networks, saved with every checkpoint.
 
     Attributes:
-        name: the data set's name, for people.
+        name: the data set's name.
         channels: 1 or 3.
         image_size: side in pixels.
         num_classes: ``None`` for unlabelled data.
-        class_names: one name a class, or ``None``.
-        length: how many images.
+        class_names: one name per class, or ``None``.
+        length: the number of images.
     """
 
     name: str
@@ -34,22 +34,22 @@ class DataShape:
     length: int | None = None
 
     def class_name(self, number: int) -> str:
-        """The name of a class, or its number where the data has no names."""
+        """A class's name, or its number if the data has no names."""
         return str(number) if self.class_names is None else self.class_names[number]
 
 
 def build_generator(config: TrainConfig, data: DataShape) -> nn.Module:
-    """The generator that ``config.model`` names, freshly initialised on the CPU."""
+    """The newly initialised generator of ``config.model``, on the CPU."""
     return _built(config.kind.generator, config, data)
 
 
 def build_discriminator(config: TrainConfig, data: DataShape) -> nn.Module:
-    """The discriminator (its output logits) or critic that ``config.model`` names."""
+    """The discriminator (with logits) or critic of ``config.model``."""
     return _built(config.kind.discriminator, config, data)
 
 
 def _built(name: str, config: TrainConfig, data: DataShape) -> nn.Module:
-    """A network, given those settings that its constructor takes, by their names."""
+    """A network with those settings that its constructor accepts."""
     network = getattr(fastgan.models, name)
     settings = {
         **config.to_dict(),

@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckpointWriter", "HealthWatch", "MetricsWriter", "SampleWriter", "grid_path"]
 
-#: Generator updates after which samples that are all alike are a collapse, not a beginning: with
-#: WGAN's small learning rate about half of these are needed on digits.
+#: Generator updates after which equal samples mean a collapse: WGAN's small learning rate needs
+#: about half of these on digits.
 WARM_UP_STEPS = 2000
-#: Samples in a measurement of diversity: enough that a class of a tenth shows up 25 times.
+#: Samples in a measurement of diversity: 25 of each of ten classes.
 DIVERSITY_SAMPLES = 256
 
 
 def grid_path(folder: Path, step: int) -> Path:
-    """The grid of samples of a step."""
+    """The path of a step's grid of samples."""
     return folder / f"samples-{step:07d}.png"
 
 
@@ -57,7 +57,7 @@ class HealthWatch(Callback):
         )
 
     def on_step(self, trainer: Trainer) -> None:
-        """Checks the step's numbers, if it has any."""
+        """Checks the step's numbers, if any."""
         if trainer.row is None:
             return
         for name in ("loss_d", "loss_g"):
@@ -68,13 +68,13 @@ class HealthWatch(Callback):
 
 
 class SampleWriter(Callback):
-    """Draws ``samples-STEP.png`` and ``samples.png``, and measures how varied samples are.
+    """Draws ``samples-STEP.png`` and ``samples.png``, and measures samples' variety.
 
     Args:
         config: resolved settings.
-        source: real images, which samples' variety is compared with.
-        metrics: where grids and diversity are recorded.
-        health: what is told of collapsed samples.
+        source: real images, to compare the variety with.
+        metrics: records grids and diversity.
+        health: detects collapsed samples.
 
     Attributes:
         real: up to 2,000 of the real images, and their labels or None.
@@ -92,7 +92,7 @@ class SampleWriter(Callback):
         self._diversity = SampleDiversity(*self.real, num_classes=source.num_classes)
 
     def _looked_at(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What samples are compared with, and its labels."""
+        """The images that samples are compared with, and their labels."""
         return images, labels
 
     def on_step(self, trainer: Trainer) -> None:
@@ -117,7 +117,7 @@ class SampleWriter(Callback):
         self._save(trainer, result.samples)
 
     def _save(self, trainer: Trainer, path: Path) -> tuple[Tensor, int | None]:
-        """Saves a grid, its classes named; returns its images and the number of columns."""
+        """Saves a grid with the classes' names; returns its images and the number of columns."""
         count, classes = self._config.n_samples, trainer.updater.num_classes
         if classes is None:
             images = self.sample(trainer.state, count)
@@ -130,10 +130,10 @@ class SampleWriter(Callback):
         return images, columns
 
     def sample(self, state: TrainState, n: int, labels: Tensor | None = None) -> Tensor:
-        """``n`` images, from the same noise at every call; by default with the classes in turn."""
+        """``n`` images from the same noise at every call; by default with the classes in turn."""
         config, classes = self._config, state.updater.num_classes
         assert config.noise is not None
-        # Drawn on the CPU, so that every device gets the same noise.
+        # Drawn on the CPU, for the same noise on every device.
         generator = seeded_generator(config.seed, PICTURE_STREAM)
         z = sample_noise(n, config.nz, config.noise, generator=generator)
         if labels is None and classes is not None:
@@ -187,7 +187,7 @@ class MetricsWriter(Callback):
 
 
 class CheckpointWriter(Callback):
-    """Saves a checkpoint every ``checkpoint_every`` steps; the trainer saves the last one."""
+    """Saves a checkpoint every ``checkpoint_every`` steps; the trainer saves the final one."""
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Saves if it is time."""

@@ -1,4 +1,4 @@
-"""Networks and optimisers that the caller of :class:`fastgan.training.Trainer` made."""
+"""Networks and optimisers given to :class:`fastgan.training.Trainer`."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ __all__ = ["OPTIMIZERS", "OptimizerLike", "OwnParts", "own_names"]
 NETWORKS = ("generator", "discriminator")
 OPTIMIZERS = ("optimizer_g", "optimizer_d")
 
-#: An optimiser, or what makes one of a network's parameters: ``functools.partial(AdamW, lr=1e-4)``.
+#: An optimiser, or a function of a network's parameters: ``functools.partial(AdamW, lr=1e-4)``.
 OptimizerLike = torch.optim.Optimizer | Callable[[list[nn.Parameter]], torch.optim.Optimizer]
 
 
 @dataclass(frozen=True)
 class OwnParts:
-    """What the caller gave; None where the trainer makes it.
+    """The caller's parts; None for parts that the trainer makes.
 
     Attributes:
         generator: maps noise (N, nz, 1, 1), and labels (N,) if conditional, to images
             (N, channels, size, size).
-        discriminator: maps images, and labels, to logits or scores, a row an image.
+        discriminator: maps images, and labels, to logits or scores, a row per image.
         optimizers: the generator's and the discriminator's.
     """
 
@@ -61,12 +61,12 @@ class OwnParts:
 
     @property
     def given(self) -> set[str]:
-        """Which parts the caller gave, by their names in a checkpoint."""
+        """The given parts, by their names in a checkpoint."""
         networks = {name for name in NETWORKS if getattr(self, name) is not None}
         return networks | (set(OPTIMIZERS) if self.optimizers is not None else set())
 
     def names(self, optimizers: Sequence[torch.optim.Optimizer]) -> dict[str, str]:
-        """The class of each part that the caller gave, as a checkpoint records it."""
+        """Each given part's class, as recorded in a checkpoint."""
         made: dict[str, object] = {name: getattr(self, name) for name in NETWORKS}
         made |= dict(zip(OPTIMIZERS, optimizers, strict=True))
         return {
@@ -76,10 +76,10 @@ class OwnParts:
         }
 
     def require(self, saved: dict[str, str], path: Path) -> None:
-        """Refuses to continue a run with other parts than it had.
+        """Refuses to continue a run with other parts.
 
         Raises:
-            CheckpointError: a part was the caller's and isn't given again, or is given and wasn't.
+            CheckpointError: a part was given and isn't now, or the reverse.
         """
         for name in (*NETWORKS, *OPTIMIZERS):
             argument = "optimizers" if name in OPTIMIZERS else name
@@ -94,10 +94,10 @@ class OwnParts:
                 )
 
     def optimizer(self, index: int, module: nn.Module) -> torch.optim.Optimizer | None:
-        """The optimiser of the generator (0) or discriminator (1), if it is the caller's.
+        """The caller's optimiser of the generator (0) or discriminator (1), if any.
 
         Raises:
-            ConfigError: what was given makes no optimiser, or one of another module's parameters.
+            ConfigError: the argument gives no optimiser, or one of another module's parameters.
         """
         if self.optimizers is None:
             return None
@@ -118,10 +118,10 @@ class OwnParts:
         return optimizer
 
     def check(self, config: TrainConfig, data: DataShape, device: torch.device) -> None:
-        """Runs given networks once, in eval mode on two images, before anything is written.
+        """Runs given networks once, in eval mode on two images, before writing anything.
 
         Raises:
-            ConfigError: one fails, or returns something of another shape than training needs.
+            ConfigError: one fails, or returns a wrong shape.
         """
         if config.kind.pairs and not {"generator", "discriminator"}.isdisjoint(self.given):
             raise ConfigError(f"generator: {config.model} trains its own networks; expected none")
@@ -153,10 +153,10 @@ class OwnParts:
 
 
 def own_names(path: Path, content: Any) -> dict[str, str]:
-    """The caller's parts of a checkpoint's run: name to class.
+    """A checkpoint's given parts: name to class.
 
     Raises:
-        CheckpointError: the checkpoint's entry isn't such a mapping.
+        CheckpointError: the checkpoint's entry is malformed.
     """
     found = content.get("own", {})
     if not isinstance(found, dict) or not all(

@@ -35,7 +35,7 @@ polyline { fill: none; stroke-width: 1.5; vector-effect: non-scaling-stroke; }
 """
 _COLOURS = ("#2a6f97", "#d08c3f", "#6a994e")
 _WIDTH, _HEIGHT = 600, 120
-#: Points of a curve: more than a screen shows.
+#: Points of a curve, more than a screen shows.
 _MOST_POINTS = 1000
 
 
@@ -48,7 +48,7 @@ class PageWriter(Callback):
             _append(trainer.out / "warnings.txt", f"step {trainer.step}: {printable(text)}\n")
 
     def on_samples(self, trainer: Trainer, images: Tensor) -> None:
-        """Writes the page as far as the run has come."""
+        """Writes the page for the run so far."""
         self._write(trainer)
 
     def on_end(self, trainer: Trainer, result: TrainingResult) -> None:
@@ -63,7 +63,7 @@ class PageWriter(Callback):
 
 
 def render_run(folder: Path, title: str, settings: Mapping[str, object]) -> str:
-    """The page of the run in a folder, which needs no other files than the folder's pictures.
+    """A run folder's page, which only needs the folder's pictures.
 
     Args:
         folder: with ``metrics.csv``, ``samples-STEP.png`` and, if there were any, ``warnings.txt``.

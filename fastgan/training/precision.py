@@ -1,10 +1,10 @@
-"""What ``--precision auto`` is: bf16 where the hardware is fast at it, once it is shown to train
-as well as fp32, and fp32 everywhere else.
+"""``--precision auto``: bf16 on hardware that is fast at it, if shown to train as well as fp32;
+otherwise fp32.
 
-Fast: CUDA devices of compute capability 8.0 and above, and processors with AMX, unless torch was
-told to leave its instructions alone (``ATEN_CPU_CAPABILITY``). Those with AVX512-BF16 alone
-multiply bfloat16 at half float32's rate (benchmarks/results/bench-cpu-training.json: torch's own
-iterations take longer in it), and small networks, whose time goes into casts, lose by it.
+Fast are CUDA devices of compute capability 8.0 and above, and processors with AMX unless
+``ATEN_CPU_CAPABILITY`` disables it in torch. With only AVX512-BF16, bfloat16 products run at half
+float32's rate (benchmarks/results/bench-cpu-training.json: torch's own iterations take longer), and
+casts slow small networks down.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from fastgan._util.devices import choose_device
 __all__ = ["BF16_TRAINS_AS_WELL", "automatic_precision", "bf16_is_fast"]
 
 BF16_TRAINS_AS_WELL: dict[str, bool] = {"cpu": True, "cuda": False}
-"""By kind of device: whether benchmarks/results/precision-KIND.json shows bf16 no worse than fp32.
+"""Kind of device -> whether benchmarks/results/precision-KIND.json shows bf16 no worse than fp32.
 
-Set by hand to what that file's ``no_worse`` says; a test holds the two together.
+Set by hand from that file's ``no_worse``; a test compares the two.
 """
 
 _FLAGS = frozenset({"amx_bf16"})
 
 
 def automatic_precision(device: str) -> str:
-    """What "auto" stands for on a device.
+    """The precision for "auto" on a device.
 
     Args:
         device: "auto", "cpu", "cuda" or "cuda:1".
@@ -65,7 +65,7 @@ def bf16_is_fast(device: str) -> bool:
 
 @functools.cache
 def _processor_flags() -> frozenset[str]:
-    """The processor's features, as Linux names them; none where it doesn't say."""
+    """The processor's features by Linux's names; empty on other systems."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:

@@ -1,19 +1,19 @@
-"""Several processes train one model: what they share out, what they add up, how they fail.
+"""Data-parallel training by several processes: sharing batches, averaging gradients, failing.
 
-Each process holds the whole model and takes its rows of every batch; after each backward pass the
-gradients are averaged, so all take the same step. The batch size is that of all processes
-together, and noise, labels, interpolation and augmentation are drawn for the whole batch in every
-process and cut into rows (they are a few kilobytes): a run is the same run, but for rounding and
-batch norm, however many processes share it, and can be resumed by another number of them.
+Each process has the whole model and takes its rows of every batch; gradients are averaged after
+each backward pass, so all take the same step. The batch size counts all processes. Noise, labels,
+interpolation and augmentation (a few kilobytes) are drawn for the whole batch in every process and
+cut into rows: except for rounding and batch norm, a run doesn't depend on the number of processes,
+and can be resumed by another number.
 
-Gradients are averaged after the backward pass, flat, in buckets. DistributedDataParallel would
-overlap this with the backward pass, through hooks on each parameter; the fused gradient penalty
-hands out all its gradients at once at the end of its own pass, where hooks have nothing left to
-overlap with. Buckets are under way together, and one is copied back while the next travels.
+Gradients are averaged after the backward pass, flattened, in buckets. DistributedDataParallel would
+overlap this with the backward pass through hooks on each parameter, but the fused gradient penalty
+returns all gradients at its end, with nothing left to overlap. Buckets are exchanged concurrently,
+and one is copied back during the next one's exchange.
 
-A process that fails says why in the store that all were started with, and the others, whose next
-exchange breaks, read it there: each ends with the message of the first. Where several fail with the
-same words, as all do of a bad setting, the first alone is to say them.
+A failing process writes its reason to the shared store, and the others read it when their next
+exchange breaks: all end with the first one's message. If several fail with the same message, as for
+a bad setting, only the first reports it.
 
 Horovod's and PyTorch's averaging, in one page: Li et al. 2020, arXiv 2006.15704, section 3.
 """
@@ -36,39 +36,39 @@ from fastgan.errors import ConfigError, FastganError
 
 __all__ = ["ProcessFailedError", "Processes", "joined_processes"]
 
-# Bytes of gradients in one exchange: enough to be bound by bandwidth, as in the paper's figure 6.
+# Bytes of gradients per exchange: enough to be bandwidth-bound, as in the paper's figure 6.
 BUCKET_BYTES = 25 * 2**20
 
 PATIENCE = 600.0
-"""Seconds that a process waits for the others in an exchange, NCCL's own."""
+"""Seconds that a process waits for the others in an exchange; NCCL's default."""
 
 _FAILURE = "fastgan/failure"
 _HEARD = "fastgan/heard"
-# How long a failing process waits for the others to have read why, and they for it to have said so.
+# How long a failing process waits for the others to read the reason, and they for it to write it.
 _PATIENCE = 10.0
-# torchrun ends all once one has ended: by so much the one that speaks goes before those that don't.
+# torchrun ends all once one has ended: the head start of the reporting process.
 _HEAD_START = 1.0
 
 
 class ProcessFailedError(FastganError, RuntimeError):
-    """Another process of the run failed; the message is its own."""
+    """Another process of the run failed; the message is that process's."""
 
 
 class Processes:
-    """The processes of a run, as one of them sees them; by default it is alone.
+    """A run's processes, seen from one of them; by default there is only one.
 
     Args:
         rank: this process's number, from 0.
         world_size: how many there are.
         device: what this process computes on.
-        store: where they can leave messages, if there are several.
-        control: a group for small exchanges in the processors' memory.
+        store: for messages between several processes.
+        control: a group for small exchanges in CPU memory.
 
     Attributes:
         rank: this process's number.
         world_size: how many there are.
-        device: what this process computes on, or ``None`` for as the configuration says.
-        agreed_to_fail: whether the error under way is known to all, at the same step.
+        device: this process's device, or ``None`` for the configuration's.
+        agreed_to_fail: whether all know of the current error, at the same step.
 
     Example:
         >>> alone = Processes()
@@ -93,23 +93,23 @@ class Processes:
         self._control = control
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Processes:
-        # A module that holds its processes can be copied; they stay the same processes.
+        # Copying a module with its processes keeps the same processes.
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Pickled, it is alone: what is saved is read back by whoever comes.
+        # Pickles as a single process: anyone may load it.
         return (Processes, ())
 
     @property
     def is_main(self) -> bool:
-        """Whether this is the one process that writes files."""
+        """Whether this is the process that writes files."""
         return self.rank == 0
 
     def rows(self, whole: Tensor) -> Tensor:
-        """This process's rows of a tensor that has a row for each sample of the whole batch.
+        """This process's rows of a tensor with a row for each sample of the whole batch.
 
         Raises:
-            ConfigError: rows that don't divide evenly.
+            ConfigError: the rows don't divide evenly.
         """
         if self.world_size == 1:
             return whole
@@ -121,10 +121,10 @@ class Processes:
             )
         return whole[self.rank * count : (self.rank + 1) * count]
 
-    # Adding up ----------------------------------------------------------------------------------
+    # Reductions ---------------------------------------------------------------------------------
 
     def average_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replaces each parameter's gradient by its mean over the processes.
+        """Averages each parameter's gradient over the processes.
 
         A parameter without a gradient in one process must have none in any.
         """
@@ -144,7 +144,7 @@ class Processes:
                 )
 
     def gather_rows(self, own: Tensor) -> Tensor:
-        """One row of each process, in their order: shape (world_size, ...)."""
+        """One row per process, in order: shape (world_size, ...)."""
         if self.world_size == 1:
             return own[None]
         with self._surviving():
@@ -160,7 +160,7 @@ class Processes:
         return value
 
     def broadcast_(self, tensors: Iterable[Tensor]) -> None:
-        """Overwrites the tensors of all processes by the first one's."""
+        """Copies the first process's tensors to all."""
         if self.world_size > 1:
             with self._surviving(), torch.no_grad():
                 for tensor in tensors:
@@ -169,7 +169,7 @@ class Processes:
                     if dense is not tensor:
                         tensor.copy_(dense)
 
-    # Agreeing -----------------------------------------------------------------------------------
+    # Agreement ----------------------------------------------------------------------------------
 
     def mean(self, values: Mapping[str, float]) -> dict[str, float]:
         """The mean of each number over the processes; all have the same names."""
@@ -181,7 +181,7 @@ class Processes:
         return dict(zip(values, (numbers / self.world_size).tolist(), strict=True))
 
     def gather(self, own: Any) -> list[Any]:
-        """What each process has, in their order."""
+        """Each process's value, in order."""
         if self.world_size == 1:
             return [own]
         everything: list[Any] = [None] * self.world_size
@@ -190,11 +190,11 @@ class Processes:
         return everything
 
     def agree(self, stop: str | None, error: FastganError | None = None) -> str | None:
-        """Meets the others before a step: stops all if one is to stop, fails all if one failed.
+        """Synchronises before a step: stops all if one must stop, fails all if one failed.
 
         Args:
-            stop: why this process is to stop, or ``None``.
-            error: why it can't go on, or ``None``.
+            stop: why this process must stop, or ``None``.
+            error: why it can't continue, or ``None``.
 
         Returns:
             Why all stop, or ``None``.
@@ -223,8 +223,8 @@ class Processes:
         """Checks that all processes have the same values.
 
         Args:
-            own: this process's, by name.
-            unsaid: names whose values the message leaves out.
+            own: this process's values, by name.
+            unsaid: names without values in the message.
 
         Raises:
             ConfigError: a value differs from the first process's.
@@ -237,15 +237,15 @@ class Processes:
                     found = "" if name in unsaid else f": {theirs[name]!r}, not {value!r}"
                     raise ConfigError(f"{name}: process {rank} has other than process 0{found}")
 
-    # Failing ------------------------------------------------------------------------------------
+    # Failures -----------------------------------------------------------------------------------
 
     @contextmanager
     def _surviving(self) -> Iterator[None]:
-        """Turns the break of an exchange into the message of the process that broke it."""
+        """Replaces a broken exchange's error by the message of the process that broke it."""
         try:
             yield
         except torch.OutOfMemoryError:
-            raise  # this process's own trouble
+            raise  # this process's own error
         except RuntimeError as error:
             late = "timed out" in str(error).lower() or "timeout" in str(error).lower()
             raise ProcessFailedError(self._why(late=late)) from error
@@ -259,7 +259,7 @@ class Processes:
                     self._store.add(_HEARD, 1)
                     return f"process {rank} failed: {text}"
             except RuntimeError:
-                break  # The process that held the store is gone.
+                break  # The store's process is gone.
             time.sleep(0.05)
         if late:
             return (
@@ -269,22 +269,23 @@ class Processes:
         return "another process of the run ended without a word; was it killed?"
 
     def _tell_failure(self, error: BaseException) -> None:
-        """Leaves word of a failure, and waits until all others have it or fail themselves."""
+        """Writes a failure's reason, and waits until all others have read it or failed."""
         if isinstance(error, ProcessFailedError):
             return
         text = " ".join(str(error).split()) or type(error).__name__
         if not isinstance(error, FastganError):
             text = f"{type(error).__name__}: {text}"
         try:
-            # The first word stays.
+            # The first reason stays.
             first = self._store.compare_set(_FAILURE, "", f"{self.rank} {text}").decode()
             rank, _, words = first.partition(" ")
             if isinstance(error, FastganError):
                 error.said_elsewhere = int(rank) != self.rank and words == text
             self._store.add(_HEARD, 1)
             if self.device is not None and self.device.type == "cpu":
-                # Breaks the others' exchanges, which else wait for this process. (NCCL's groups
-                # would first wait for kernels that never end: there the end of the process does.)
+                # Breaks the others' exchanges, which would wait for this process. (NCCL's groups
+                # would first wait for kernels that never end: there the process's exit breaks
+                # them.)
                 dist.destroy_process_group()
             deadline = time.monotonic() + _PATIENCE
             while (
@@ -294,25 +295,25 @@ class Processes:
             ):
                 time.sleep(0.05)
         except RuntimeError:
-            pass  # The process that held the store is gone, and so is who would listen.
+            pass  # The store's process is gone, and so are the readers.
         if isinstance(error, FastganError) and error.said_elsewhere:
             time.sleep(_HEAD_START)
 
     def _leave(self) -> None:
-        """Lets go of the others."""
+        """Leaves the process group."""
         if dist.is_initialized() and (self.device is None or self.device.type == "cpu"):
             dist.destroy_process_group()
-        # Their threads end with these objects, which must not be when the interpreter ends.
+        # Their threads end with these objects, which must happen before the interpreter exits.
         self._store = self._control = None
         gc.collect()
 
 
 @contextmanager
 def joined_processes(device: str = "auto") -> Iterator[Processes]:
-    """Joins the processes that ``torchrun`` started; without it, this process is alone.
+    """Joins the processes of ``torchrun``; without it, there is only this process.
 
-    Reads ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``, as torch
-    does. Tensors travel by NCCL between GPUs, and by Gloo between processors.
+    Reads ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``MASTER_ADDR`` and ``MASTER_PORT``, like torch.
+    Uses NCCL between GPUs, and Gloo between CPUs.
 
     Args:
         device: "auto", "cpu" or "cuda"; on CUDA, a process takes the device of its ``LOCAL_RANK``.
@@ -322,7 +323,7 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
         The processes.
 
     Raises:
-        ConfigError: a process without a device of its own, or one device for several processes.
+        ConfigError: a process has no device, or several processes have the same one.
 
     Example:
         >>> with joined_processes("cpu") as processes:
@@ -332,7 +333,7 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Processes()
         return
-    # Here, as not every build of torch has them.
+    # Imported here, as not every build of torch has them.
     from torch._C._distributed_c10d import PrefixStore
     from torch.distributed.rendezvous import rendezvous
 
@@ -355,7 +356,7 @@ def joined_processes(device: str = "auto") -> Iterator[Processes]:
     del store, group_store, control
     try:
         yield processes
-        # The one that holds the store must not leave before the others are done with it.
+        # The store's process must not leave before the others are done with it.
         processes.gather(None)
     except BaseException as error:
         processes._tell_failure(error)
@@ -382,7 +383,7 @@ def _own_device(device: str) -> torch.device:
 
 
 def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Gradients of one dtype and device together, in lists of about :data:`BUCKET_BYTES`."""
+    """Lists of gradients with one dtype and device, of about :data:`BUCKET_BYTES`."""
     open_buckets: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     for gradient in gradients:
         bucket = open_buckets.setdefault((gradient.dtype, gradient.device), [])

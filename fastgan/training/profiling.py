@@ -1,7 +1,7 @@
-"""``--profile``: a trace of a few steps, and one page on where their time goes.
+"""``--profile``: a trace of a few steps, and a summary of where their time goes.
 
-The trace is torch.profiler's, for https://ui.perfetto.dev or chrome://tracing. The page says how
-the wall time of the traced steps splits into the trainer's phases, and which ops take most of it.
+The trace is torch.profiler's, for https://ui.perfetto.dev or chrome://tracing. The summary splits
+the traced steps' wall time into the trainer's phases, and lists the ops that take most of it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from fastgan.training.iteration import PHASES
 
 __all__ = ["StepProfiler", "summarize"]
 
-# The first steps choose algorithms, make states and capture graphs; a trace of them misleads.
+# The first steps choose algorithms, create states and capture graphs, and aren't representative.
 WAIT = 8
 WARM_UP = 2
 TRACED = 5
@@ -32,13 +32,12 @@ LONGEST_TABLE = 20
 class StepProfiler:
     """Traces :data:`TRACED` steps after the first ten; used in a ``with`` statement.
 
-    A run too short for that is traced as far as it goes after its first step; one of a single step
-    is not traced.
+    A shorter run is traced after its first step; a run of one step isn't traced.
 
     Args:
-        folder: receives ``trace.json`` and ``summary.txt``.
-        device: what the steps run on.
-        steps: how many steps the run has left; ``None`` for many.
+        folder: for ``trace.json`` and ``summary.txt``.
+        device: the steps' device.
+        steps: the run's remaining steps; ``None`` for many.
     """
 
     def __init__(self, folder: Path, device: torch.device, steps: int | None = None) -> None:
@@ -73,7 +72,7 @@ class StepProfiler:
         self._profile.__exit__(kind, error, traceback)
 
     def step(self) -> None:
-        """One step of training is done."""
+        """Called after each training step."""
         self._done += 1
         if self._device.type == "cuda" and self._done >= self._untraced:
             torch.cuda.synchronize(self._device)
@@ -97,13 +96,13 @@ class StepProfiler:
 
 
 def summarize(events: Sequence[Any], device: torch.device, steps: int, seconds: float) -> str:
-    """The page: phases, then ops by their own time, both as shares of the wall time.
+    """The summary: phases, then ops by self time, both as shares of the wall time.
 
     Args:
-        events: of ``torch.profiler.profile.key_averages``.
-        device: where the work was done.
-        steps: how many steps were traced.
-        seconds: of wall time they took.
+        events: from ``torch.profiler.profile.key_averages``.
+        device: the steps' device.
+        steps: the number of traced steps.
+        seconds: their wall time.
     """
     on_gpu = device.type == "cuda"
     wall = max(seconds, 1e-9) * 1e6

@@ -1,4 +1,4 @@
-"""What a person sees of a run: a live bar in a terminal, a line now and then elsewhere."""
+"""Progress display: a live bar in a terminal, otherwise a line now and then."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ if TYPE_CHECKING:
 
 __all__ = ["TrainingDisplay"]
 
-# Away from a terminal: a line at most this often, in seconds.
+# Without a terminal: seconds between lines.
 QUIET_INTERVAL = 15.0
 
 
 class TrainingDisplay(Callback):
     """Shows losses, the Wasserstein estimate, images per second and the time left, on stderr.
 
-    A live bar in a terminal; elsewhere, in a notebook for one, a line now and then.
+    A live bar in a terminal; otherwise, such as in a notebook, a line now and then.
 
     Args:
-        console: another place to show them at.
+        console: another console.
 
     Example:
         >>> import io, tempfile
@@ -59,7 +59,7 @@ class TrainingDisplay(Callback):
         self._first_step = 0
 
     def say(self, text: str) -> None:
-        """One line of information."""
+        """Prints a line of information."""
         self._console.print(printable(text), soft_wrap=True, markup=False)
 
     def __enter__(self) -> TrainingDisplay:
@@ -74,12 +74,12 @@ class TrainingDisplay(Callback):
         self.stop()
 
     def stop(self) -> None:
-        """Takes leave of the bar; harmless when repeated."""
+        """Ends the bar; may be repeated."""
         if self._progress is not None:
             self._progress.stop()
 
     def on_loading(self, trainer: Trainer, done: int, total: int) -> None:
-        """Counts the files of a folder that takes a while to read."""
+        """Shows the number of files read from a large folder."""
         if not self._console.is_terminal:
             return
         self._console.print(f"reading images: {done}/{total}", end="\r")
@@ -100,7 +100,7 @@ class TrainingDisplay(Callback):
             f" on {trainer.device.type}"
         )
         if self._console.is_terminal:
-            # Where the line is short, the bar goes first and the clock last.
+            # If the line is too short, the bar is dropped first and the clock last.
             bar = [BarColumn(bar_width=None)] if self._console.width >= 110 else []
             self._progress = Progress(
                 TextColumn("{task.completed}/{task.total}", table_column=Column(no_wrap=True)),
@@ -120,14 +120,14 @@ class TrainingDisplay(Callback):
             self._progress.start()
 
     def on_plan(self, trainer: Trainer) -> None:
-        """Says what the time is enough for."""
+        """Shows the planned number of steps."""
         steps, minutes = trainer.config.steps, trainer.config.minutes
         self.say(f"{minutes:g} minutes are enough for {steps} steps at this speed")
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=steps)
 
     def on_step(self, trainer: Trainer) -> None:
-        """Moves the bar; away from a terminal, says something before the first numbers are due."""
+        """Moves the bar; without a terminal, prints a line before the first numbers are due."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=trainer.step)
         elif trainer.row is None and self._is_quiet_for_long():
@@ -171,14 +171,14 @@ class TrainingDisplay(Callback):
         self.warn(text)
 
     def warn(self, text: str) -> None:
-        """One line of warning."""
+        """Prints a warning."""
         self._console.print(
             f"warning: {printable(text)}", style="yellow", soft_wrap=True, markup=False
         )
 
 
 def _numbers(row: Mapping[str, float]) -> list[str]:
-    """The newest numbers, the most wanted first."""
+    """The newest numbers, the most important first."""
     parts = [f"D {row['loss_d']:.3f}", f"G {row['loss_g']:.3f}"]
     if "wasserstein" in row:
         parts.append(f"W {row['wasserstein']:.3f}")

@@ -1,4 +1,4 @@
-"""What a run leaves behind in numbers: metrics.csv, TensorBoard events, the loss plot."""
+"""Records a run's numbers: metrics.csv, TensorBoard events, the loss plot."""
 
 from __future__ import annotations
 
@@ -24,11 +24,10 @@ if TYPE_CHECKING:
 
 __all__ = ["COLUMNS", "GROUPS", "MetricsRecorder", "plot_losses", "read_metrics", "tagged"]
 
-# metrics.csv, in this order; columns of Trainer.log come behind. Which are filled depends on the
-# model: `wasserstein` and `penalty` for critics, `d_real` and `d_fake` (mean probability of "real")
-# for discriminators; `r1` and `r2`, as the loss has them, where they are asked for; `l1`, `cycle`
-# and `identity` likewise, where images are translated; `ada_r` and `ada_p` with adaptive
-# augmentation.
+# Columns of metrics.csv, followed by those of Trainer.log. The model determines which are filled:
+# `wasserstein` and `penalty` for critics, `d_real` and `d_fake` (mean probability of "real") for
+# discriminators; `r1` and `r2` if set; `l1`, `cycle` and `identity` for translation; `ada_r` and
+# `ada_p` with adaptive augmentation.
 COLUMNS = (
     "step",
     "images",
@@ -54,7 +53,7 @@ COLUMNS = (
 )
 
 
-#: What belongs together on a page of curves.
+#: Groups of curves on a page.
 GROUPS = {
     **dict.fromkeys(("loss_d", "loss_g"), "loss"),
     **dict.fromkeys(("wasserstein", "d_real", "d_fake"), "scores"),
@@ -68,7 +67,7 @@ GROUPS = {
 
 
 class MetricsRecorder:
-    """Writes each row of metrics to ``metrics.csv`` and, where it is installed, TensorBoard.
+    """Writes each row of metrics to ``metrics.csv`` and, if installed, TensorBoard.
 
     Args:
         folder: the run's folder, which exists.
@@ -77,27 +76,27 @@ class MetricsRecorder:
 
     def __init__(self, folder: Path, start_step: int = 0) -> None:
         self.path = folder / "metrics.csv"
-        # TensorBoard's thread keeps what went wrong for the next call, which raises it; that Python
-        # prints a traceback of it as well helps nobody.
+        # TensorBoard's thread raises its error at the next call; Python's own traceback of the
+        # thread isn't needed.
         self._excepthook = threading.excepthook
         threading.excepthook = self._quiet_about_tensorboard
         self._rewrite([row for row in read_metrics(self.path) if row["step"] <= start_step])
         self._events_folder = folder / "tensorboard"
         self._events: SummaryWriter | None = None
         if importlib.util.find_spec("tensorboard") is not None:
-            # It takes a second to import, which `fastgan sample` shouldn't pay.
+            # Importing it takes a second, which `fastgan sample` should avoid.
             from torch.utils.tensorboard.writer import SummaryWriter
 
             with _named(self._events_folder):
                 self._events = SummaryWriter(str(self._events_folder), purge_step=start_step + 1)
 
     def record(self, row: Mapping[str, float]) -> None:
-        """Appends one row; columns that the model doesn't have stay empty.
+        """Appends one row; the model's missing columns stay empty.
 
-        A name that is in none of the rows so far becomes a new column, behind the others.
+        A new name becomes a new column after the others.
 
         Raises:
-            OutputError: when it can't be written, on a full disk for one.
+            OutputError: it can't be written, such as on a full disk.
         """
         self._check_file()
         if not row.keys() <= set(self._writer.fieldnames):
@@ -134,7 +133,7 @@ class MetricsRecorder:
             self._excepthook(arguments)
 
     def _check_file(self) -> None:
-        """Writes the file anew where somebody removed or replaced it: the open one has it all."""
+        """Rewrites a removed or replaced file from the open one."""
         with _named(self.path):
             mine = os.fstat(self._file.fileno())
             if self.path.exists() and os.path.samestat(os.stat(self.path), mine):
@@ -150,7 +149,7 @@ class MetricsRecorder:
         )
 
     def _rewrite(self, rows: list[dict[str, float]], *coming: Mapping[str, float]) -> None:
-        """The file with these rows and the columns that they and the coming ones need."""
+        """Writes the file with these rows, and columns for them and later ones."""
         columns = list(dict.fromkeys(chain(COLUMNS, *rows, *coming)))
         _write_rows(self.path, rows, columns)
         with _named(self.path):
@@ -169,12 +168,12 @@ class MetricsRecorder:
 
 
 def tagged(row: Mapping[str, float]) -> dict[str, float]:
-    """A row's curves under their names in TensorBoard."""
+    """A row with TensorBoard's names."""
     return {_tag(name): value for name, value in row.items() if name not in ("step", "seconds")}
 
 
 def _tag(name: str) -> str:
-    """A metric's name in TensorBoard, which shows what stands before a slash as a group."""
+    """A metric's name in TensorBoard, which groups names by the part before a slash."""
     group = GROUPS.get(name, "own" if name not in COLUMNS else "")
     return f"{group}/{name}" if group and "/" not in name else name
 
@@ -196,7 +195,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
 
 def _parse_rows(file: TextIO) -> list[dict[str, float]]:
     rows = []
-    with suppress(csv.Error):  # a field without end, in a file that isn't ours
+    with suppress(csv.Error):  # an endless field, in another program's file
         for row in csv.DictReader(file):
             try:
                 rows.append({str(name): float(value) for name, value in row.items() if value})
@@ -209,9 +208,9 @@ def _parse_rows(file: TextIO) -> list[dict[str, float]]:
 def plot_losses(
     rows: list[dict[str, float]], path: Path, *, title: str, opponent: str = "discriminator"
 ) -> None:
-    """Draws both losses, and below them what the second player thinks, over the steps.
+    """Plots both losses and the discriminator's scores over the steps.
 
-    Without matplotlib nothing is drawn.
+    Does nothing without matplotlib.
     """
     if importlib.util.find_spec("matplotlib") is None:
         return

@@ -1,4 +1,4 @@
-"""How a training run ends."""
+"""The result of a training run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class TrainingResult:
         samples: the final sample grid.
         step: generator updates done.
         seconds: time spent training in this call.
-        stopped_by: None at the end of all steps, else the name of the signal or the limit.
+        stopped_by: None after all steps, else the name of the signal or the limit.
         metrics: the last row of metrics.csv.
     """
 

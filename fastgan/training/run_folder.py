@@ -1,4 +1,4 @@
-"""A run's folder: what an earlier call left in it, and who may write there."""
+"""A run's folder: earlier calls' files, and the lock for writing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from fastgan.training.run_lock import run_lock
 __all__ = ["RunFolder", "SavedRun"]
 
 SETTINGS = "config.toml"
-#: Every setting, in a form that --config takes; and what older releases wrote.
+#: The settings' file, readable by --config; and older releases' name.
 _SETTINGS_FILES = (SETTINGS, "config.json")
 
 
@@ -43,10 +43,10 @@ class SavedRun:
 
     Attributes:
         path: the file.
-        content: what it holds.
+        content: its content.
         config: the run's settings.
-        data: the data that it was trained on.
-        own: classes of what the caller of the trainer made, by name.
+        data: its data's shape.
+        own: classes of the caller's own parts, by name.
     """
 
     path: Path
@@ -83,16 +83,16 @@ class RunFolder:
     """The folder that a run writes to.
 
     Args:
-        path: the folder, which need not exist.
-        resume: whether a run in it is to be continued; otherwise it must not hold one.
+        path: the folder; it needn't exist.
+        resume: whether to continue the run in it; otherwise it must not contain one.
 
     Attributes:
         path: the folder.
-        saved: the newest good checkpoint to resume from; None to start from the beginning.
-        failures: why newer checkpoints were passed over, one line each.
+        saved: the newest intact checkpoint to resume from; None to start from the beginning.
+        failures: why newer checkpoints were skipped, one line each.
 
     Raises:
-        OutputError: the folder holds a run, or, with ``resume``, holds none.
+        OutputError: the folder contains a run, or, with ``resume``, doesn't.
         CheckpointError: no checkpoint in it can be read.
     """
 
@@ -118,12 +118,12 @@ class RunFolder:
             self._damaged = checkpoints[checkpoints.index(newest) + 1 :]
 
     def settings(self, asked: TrainConfig, explicit: frozenset[str]) -> TrainConfig:
-        """The settings to train with: those of the run in the folder, if there is one.
+        """The settings for training: those of the folder's run, if there is one.
 
         Args:
             asked: the caller's settings.
-            explicit: fields of ``asked`` that were set on purpose. They replace the run's if a
-                continued run may change them.
+            explicit: explicitly set fields of ``asked``. They replace the run's if a continued run
+                may change them.
 
         Raises:
             ConfigError: an explicit setting contradicts the run's, or its settings can't be read.
@@ -131,7 +131,7 @@ class RunFolder:
         if self.saved is not None:
             asked = _continued(self.saved.config, asked, explicit, self.saved.path)
         elif self._settings is not None:
-            # The run ended before its first checkpoint and starts again from its beginning.
+            # The run ended before its first checkpoint and starts again.
             asked = _continued(_read_settings(self._settings), asked, explicit, self._settings)
         places = {name: getattr(asked, name) for name in ("data", "data_a", "data_b")}
         places = {name: _absolute(place) for name, place in places.items() if place is not None}
@@ -152,10 +152,10 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder's lock, and moves damaged checkpoints out of the way of new ones.
+        """Holds the folder's lock, and renames damaged checkpoints.
 
         Raises:
-            OutputError: another process holds the lock, or has written there in the meantime.
+            OutputError: another process holds the lock, or has written there meanwhile.
         """
         with run_lock(self.path):
             if not self._locked_before and self._found != self._look():
@@ -173,7 +173,7 @@ class RunFolder:
             yield
 
     def begin(self, config: TrainConfig) -> None:
-        """Removes what killed processes left, and writes the settings."""
+        """Removes killed processes' files, and writes the settings."""
         remove_leftovers(self.path)
         with atomic_write(self.path / SETTINGS) as file:
             file.write(config.to_toml().encode())
@@ -185,7 +185,7 @@ class RunFolder:
         return seconds if math.isfinite(seconds) else 0.0
 
     def _look(self) -> tuple[list[Path], Path | None]:
-        """The folder's checkpoints, and the file with its settings."""
+        """The folder's checkpoints and settings file."""
         with parsing(f"{self.path}: can't be looked at", OutputError):
             checkpoints = list_checkpoints(self.path) if self.path.is_dir() else []
             files = (self.path / name for name in _SETTINGS_FILES)
@@ -195,7 +195,7 @@ class RunFolder:
 def _continued(
     saved: TrainConfig, asked: TrainConfig, explicit: frozenset[str], path: Path
 ) -> TrainConfig:
-    """The saved settings, with those changed that a continued run may change."""
+    """The saved settings, with the changes that a continued run may make."""
     changes = {name: getattr(asked, name) for name in explicit}
     # A time limit belongs to a call, not to the run.
     changes = {"max_minutes": None, **changes, "out": asked.out}
@@ -223,7 +223,7 @@ def _read_settings(path: Path) -> TrainConfig:
 
 
 def _absolute(data: str) -> str:
-    """The data's name with an absolute path, so that a run can be resumed from another folder."""
+    """The data's name with an absolute path, to resume from another working directory."""
     kind, colon, place = data.partition(":")
     if not (colon and place) or kind == GIVEN:
         return data

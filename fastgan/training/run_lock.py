@@ -1,4 +1,4 @@
-"""One process at a time writes into a run's folder."""
+"""A lock, so that only one process writes into a run's folder."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ __all__ = ["run_lock"]
 
 LOCK = ".lock"
 
-# By device and inode: a process's own locks don't keep it out, these do.
+# Folders locked by this process, by device and inode: record locks don't exclude their own process.
 _held: set[tuple[int, int]] = set()
 
 
 @contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Holds the folder's lock for the block; it ends with this process, however that ends.
+    """Holds the folder's lock for the block; it always ends with this process.
 
-    The lock is a record lock (``fcntl``) of the file ``.lock``, which also says who holds it. Such
-    locks belong to one process: data workers that outlive it for a moment don't keep it. The file
-    goes with the block; one that a killed process left is taken over.
+    The lock is a record lock (``fcntl``) of the file ``.lock``, which also names the holder. Record
+    locks belong to one process, so data workers that outlive it don't keep the lock. The file is
+    removed after the block; a killed process's file is reused.
 
     Raises:
         OutputError: another process holds it, or this one does; or the folder can't be locked.
@@ -41,7 +41,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         fastgan.errors.OutputError: ...: another run of this process writes there
     """
     path = folder / LOCK
-    # Before it is opened: to close any handle of it lets go of it.
+    # Checked before opening: closing any handle of it would release the lock.
     if path.exists() and _key(path) in _held:
         raise OutputError(f"{folder}: another run of this process writes there")
     handle = _locked(path)
@@ -51,8 +51,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         yield
     finally:
         _held.discard(key)
-        # While it is still ours: whoever opened it before finds that it is gone, and looks again.
-        with suppress(OSError):  # Windows keeps an open file, and the next run takes it over
+        # Removed while we hold it: processes that opened it before notice, and retry.
+        with suppress(OSError):  # Windows keeps an open file, which the next run reuses
             path.unlink()
         os.close(handle)
 
@@ -63,7 +63,7 @@ def _key(file: Path | int) -> tuple[int, int]:
 
 
 def _locked(path: Path) -> int:
-    """The open lock file, locked, and still the one of that name."""
+    """The open, locked lock file, after checking that it still has its name."""
     flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
     while True:
         try:
@@ -97,6 +97,6 @@ def _lock(handle: int, folder: Path) -> None:
             " another folder"
         )
     text = f"process {os.getpid()} on {socket.gethostname()}, since {time.strftime('%F %T %z')}\n"
-    with suppress(OSError):  # a full disk: the lock holds all the same
+    with suppress(OSError):  # a full disk doesn't affect the lock
         os.ftruncate(handle, 0)
         os.write(handle, text.encode())

@@ -1,4 +1,4 @@
-"""The state of a training run: everything that a step changes and a checkpoint holds."""
+"""The state of a training run: everything that a step changes and a checkpoint saves."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from fastgan.training.updates import GANUpdater, build_optimizer
 
 __all__ = ["PICTURE_STREAM", "TrainState"]
 
-# Streams of the run's seed. The order of the data uses small numbers, one for each epoch; the
-# global generator, for weights and dropout, is seeded with the seed itself.
+# Streams of the run's seed. The data's order uses small numbers, one per epoch; the global
+# generator, for weights and dropout, is seeded with the seed itself.
 NOISE_STREAM = 1 << 62
 PICTURE_STREAM = NOISE_STREAM + 1
-#: The global generators of processes after the first, one for each.
+#: The global generators of processes after the first, one each.
 PROCESS_STREAM = NOISE_STREAM + 2
 
 
@@ -44,15 +44,15 @@ class TrainState:
         device: the device to train on.
         processes: the run's processes.
         rates_on_device: whether learning rates are kept in tensors, for CUDA graphs.
-        saved: a checkpoint to restore; None starts from freshly drawn weights.
-        own: networks and optimisers that the caller made.
+        saved: a checkpoint to restore; None initialises the weights.
+        own: the caller's networks and optimisers.
 
     Attributes:
         config: the settings, with the learning rates of the caller's optimisers if there are any.
         updater: both networks with their optimisers.
         ema: the generator's moving average, or None.
         totals: sums of the metrics since the last row of metrics.csv.
-        logged: sums of the caller's own, likewise, of this process alone.
+        logged: sums of the caller's own metrics in this process.
         step: generator updates done.
         batches: batches of real images used.
 
@@ -76,8 +76,8 @@ class TrainState:
         self.processes = processes
         self.step = 0
         self.batches = 0
-        # Weight initialisation and dropout draw from torch's global generators; their states are
-        # part of every checkpoint.
+        # Weight initialisation and dropout use torch's global generators; every checkpoint has
+        # their states.
         torch.manual_seed(config.seed)
         generator = _built(saved, "generator", config, data, own.generator)
         discriminator = _built(saved, "discriminator", config, data, own.discriminator)
@@ -86,7 +86,7 @@ class TrainState:
             given = copy.deepcopy(own.generator)
             averaged = _built(saved, "ema_generator", config, data, given)
         for network in (generator, discriminator):
-            # Convolutions are fastest with channels innermost, on CPUs and GPUs alike.
+            # Convolutions are fastest in channels-last layout, on CPUs and GPUs alike.
             network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         assert config.lr_g is not None
         assert config.lr_d is not None
@@ -124,7 +124,7 @@ class TrainState:
             if averaged is not None:
                 self.ema.module.load_state_dict(averaged.state_dict())
         if config.sync_batch_norm and processes.world_size > 1:
-            # The average was copied before: it runs in one process alone.
+            # The average was copied before: it runs in one process only.
             for network in (generator, discriminator):
                 synchronize_batch_norm(network, processes)
 
@@ -153,7 +153,7 @@ class TrainState:
         return None
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint holds of the state. A collective call: all processes make it."""
+        """The state for a checkpoint. A collective call: all processes must make it."""
         totals = self.totals.state_dict()
         means = self.processes.mean({name: total for name, (total, _) in totals.items()})
         return {
@@ -181,13 +181,13 @@ class TrainState:
             torch.set_rng_state(everyone[rank]["torch"])
             if self.device.type == "cuda" and "cuda" in everyone[rank]:
                 torch.cuda.set_rng_state(everyone[rank]["cuda"], self.device)
-        else:  # more processes than there were
+        else:  # more processes than before
             self._reseed(rank)
         if states["device"] == self.device.type:
             self.updater.random.set_state(states["players"])
         else:
-            # A CPU generator's stream has no continuation on a GPU, nor the reverse: a new stream
-            # starts, from seed and step.
+            # A CPU generator's stream can't continue on a GPU, nor the reverse: start a new stream
+            # from seed and step.
             seed = (self.config.seed + self.step) % 2**63
             self.updater.random = seeded_generator(seed, NOISE_STREAM, self.device)
 
@@ -204,7 +204,7 @@ class TrainState:
         return {**states, "others": others} if others else states
 
     def _reseed(self, rank: int) -> None:
-        """Gives every process but the first a global generator of its own, for dropout."""
+        """Seeds the global generator of every process but the first differently, for dropout."""
         if rank > 0:
             seed = seeded_generator(self.config.seed, PROCESS_STREAM + rank).initial_seed()
             torch.manual_seed((seed + self.step) % 2**63)
@@ -217,7 +217,7 @@ def _built(
     data: DataShape,
     given: nn.Module | None,
 ) -> nn.Module:
-    """A network, the caller's if there is one, with a checkpoint's weights under ``name``."""
+    """A network, the caller's if given, with a checkpoint's weights under ``name``."""
 
     def build() -> nn.Module:
         if given is not None:

@@ -1,7 +1,7 @@
 """StyleGAN2's updates: Karras et al. 2020, arXiv 1912.04958, section 3.
 
-Both players' penalties are lazy: every k updates one is descended in a step of its own, k times as
-strongly. For the k + 1 steps in place of k, Adam's rate and decays become, with c = k / (k + 1)::
+Both penalties are lazy: every k updates one has a separate step, with k times the weight. For k + 1
+steps instead of k, Adam's rate and decays become, with c = k / (k + 1)::
 
     lr' = c lr    beta1' = beta1^c    beta2' = beta2^c
 
@@ -9,8 +9,8 @@ The generator's penalty pulls the path lengths to their moving average a (equati
 
     weight * mean over samples of (||J_w^T y|| - a)^2        y ~ N(0, I / (H W))
 
-with the mean over layers, each with a w of its own, within the norm: so the default weight of 2 is
-appendix B's gamma_pl = ln 2 / (r^2 (ln r - ln 2)).
+with the norm's mean over layers, each with its own w: so the default weight of 2 is appendix B's
+gamma_pl = ln 2 / (r^2 (ln r - ln 2)).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class StyleGAN2Updater(GANUpdater):
     """The updates of a StyleGAN2; the arguments are :class:`GANUpdater`'s.
 
     Raises:
-        ConfigError: a setting, a batch or a generator that it can't have.
+        ConfigError: an unsupported setting, batch or generator.
     """
 
     def __post_init__(self) -> None:
@@ -73,14 +73,14 @@ class StyleGAN2Updater(GANUpdater):
             )
 
     def set_learning_rates(self, lr_g: float, lr_d: float) -> None:
-        """The rates of the updates to come, before the correction for lazy penalties."""
+        """Sets the rates of later updates, before the correction for lazy penalties."""
         correction_g, correction_d = self._corrections
         super().set_learning_rates(lr_g * correction_g, lr_d * correction_d)
 
     def update_discriminator(
         self, real: Tensor, labels: Tensor | None, *, penalize: bool = True
     ) -> dict[str, Tensor]:
-        """As :meth:`GANUpdater.update_discriminator`; R1 has a step of its own, after it."""
+        """As :meth:`GANUpdater.update_discriminator`, followed by R1's step if it is due."""
         metrics = super().update_discriminator(real, labels, penalize=False)
         if penalize and self.config.r1:
             metrics |= self._descend_r1(real, labels)
@@ -94,10 +94,11 @@ class StyleGAN2Updater(GANUpdater):
         measure_gradient: bool,
         penalize: bool = False,
     ) -> dict[str, Tensor]:
-        """As :meth:`GANUpdater.update_generator`, and perhaps a step down the path length penalty.
+        """As :meth:`GANUpdater.update_generator`, followed by the path length penalty's step if it
+        is due.
 
         Returns:
-            Also ``path_length``, the mean, and ``path_length_penalty``, of such a step.
+            Also the step's ``path_length`` (the mean) and ``path_length_penalty``.
         """
         metrics = super().update_generator(real, labels, measure_gradient=measure_gradient)
         if penalize and self.config.path_length:
@@ -193,7 +194,7 @@ class StyleGAN2Updater(GANUpdater):
         return drawn
 
     def _mixed(self, count: int) -> tuple[Tensor, ...]:
-        """A second noise vector a sample, and the first layer that it styles: none, or any."""
+        """A second noise vector per sample, and the first layer that it styles (may be none)."""
         if not self.config.style_mixing:
             return ()
         generator: Any = self.generator
@@ -206,9 +207,9 @@ class StyleGAN2Updater(GANUpdater):
 
 
 def _complete_gradients(network: nn.Module) -> None:
-    """Gives weights that a penalty doesn't depend on a gradient of 0.
+    """Sets the gradient of weights that a penalty doesn't depend on to 0.
 
-    Whether autograd leaves none there or zeros depends on the ops, and Adam counts steps.
+    Autograd leaves None or zeros, depending on the ops, and Adam counts steps.
     """
     for parameter in network.parameters():
         if parameter.grad is None:

@@ -1,8 +1,8 @@
-"""Batch norm over the whole batch, where each process holds some of its rows.
+"""Batch norm over the rows of all processes.
 
-Per channel, process r has n_r values x with mean mu_r and M_r = sum (x - mu_r)^2. All send theirs
-to all, and merge them in the same order (Chan, Golub and LeVeque 1983, "Algorithms for computing
-the sample variance", (2.1)):
+Per channel, process r has n_r values x with mean mu_r and M_r = sum (x - mu_r)^2. They are gathered
+and merged in the same order in all processes (Chan, Golub and LeVeque 1983, "Algorithms for
+computing the sample variance", (2.1)):
 
     delta = mu_r - mu,    n' = n + n_r
     mu' = mu + delta n_r / n',    M' = M + M_r + delta^2 n n_r / n'
@@ -13,9 +13,9 @@ weight, and both sums over all processes:
 
     dx = w invstd (g - (sum g + xhat sum g xhat) / n)
 
-The weight's and the bias's own gradients stay this process's: the trainer averages them with all
-others. As in DistributedDataParallel, each process goes backward from its own loss, and the average
-makes their gradients those of the mean of the losses.
+The weight's and bias's gradients are this process's; the trainer averages them like all others. As
+in DistributedDataParallel, each process backpropagates its own loss, and averaging gives the
+gradient of the mean loss.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ __all__ = ["SynchronizedBatchNorm", "synchronize_batch_norm"]
 
 
 class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """``nn.BatchNorm2d`` whose statistics in training are those of all processes' rows.
+    """``nn.BatchNorm2d`` with the statistics of all processes' rows in training.
 
-    In eval mode, and without running statistics to update, it is ``nn.BatchNorm2d``. Its gradient
-    can't be differentiated again; autograd says so.
+    In eval mode it is ``nn.BatchNorm2d``. Its gradient can't be differentiated again; autograd
+    raises.
 
     Args:
         norm: the module to replace; its parameters and buffers are shared, not copied.
-        processes: who hold the other rows.
+        processes: the run's processes.
     """
 
     def __init__(self, norm: nn.BatchNorm2d, processes: Processes) -> None:
@@ -143,7 +143,7 @@ class _Normalize(torch.autograd.Function):
 
 
 def _merge(rows: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and sum of squares of all rows together; one row is (count, means, sums)."""
+    """Merged count, mean and sum of squares; each row is (count, means, sums)."""
     count, mean, squares = rows[0].split([1, channels, channels])
     for row in rows[1:]:
         next_count, next_mean, next_squares = row.split([1, channels, channels])
@@ -160,10 +160,10 @@ def _channels(value: Tensor) -> Tensor:
 
 
 def synchronize_batch_norm(module: nn.Module, processes: Processes) -> None:
-    """Replaces every ``nn.BatchNorm2d`` inside by one that takes the whole batch's statistics.
+    """Replaces every ``nn.BatchNorm2d`` in a network by :class:`SynchronizedBatchNorm`.
 
-    Parameters and buffers stay the same tensors, under the same names: optimisers and
-    ``state_dict`` notice nothing.
+    Parameters and buffers stay the same tensors with the same names, so optimisers and
+    ``state_dict`` aren't affected.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2))

@@ -1,4 +1,4 @@
-"""The training loop: from a configuration to a folder of checkpoints, pictures and numbers."""
+"""The training loop."""
 
 from __future__ import annotations
 
@@ -49,44 +49,42 @@ from fastgan.training.updates import GANUpdater
 
 __all__ = ["Trainer"]
 
-#: Settings that processes of one run may each have their own values for.
+#: Settings that may differ between a run's processes.
 _OWN = ("device", "workers", "out", "data", "data_a", "data_b")
 
 
 class Trainer:
     """Trains one GAN.
 
-    The run's folder, ``config.out``, receives ``config.toml``, ``metrics.csv``, ``tensorboard/``,
+    Writes to the run's folder, ``config.out``: ``config.toml``, ``metrics.csv``, ``tensorboard/``,
     ``samples-STEP.png``, ``checkpoint-STEP.pt``, ``index.html`` and, at the end, ``samples.png``
-    and ``losses.png``. ``backends.json`` (of the n-th further process ``backends-n.json``) receives
-    the convolution backends that were chosen, with which the run is resumed. Nothing is written
-    before the configuration and the data have been found good.
+    and ``losses.png``. ``backends.json`` (for the n-th further process ``backends-n.json``) has the
+    selected convolution backends, which a resumed run uses again. Nothing is written before the
+    configuration and the data have been checked.
 
     Args:
         config: settings; unset ones take the paper's defaults.
         source: data to use instead of loading ``config.data``: an image source, a tensor, an array,
-            a dataset, a ``DataLoader`` or a stream of batches, see
-            :func:`fastgan.data.as_source`; of ``cyclegan`` and ``pix2pix`` a
-            :class:`fastgan.data.PairSource`. The run's settings record it as
-            what :func:`fastgan.data.load_data` made it of, else as ``source:NAME``, which must be
+            a dataset, a ``DataLoader`` or a stream of batches, see :func:`fastgan.data.as_source`;
+            for ``cyclegan`` and ``pix2pix`` a :class:`fastgan.data.PairSource`. The run's settings
+            record the argument of :func:`fastgan.data.load_data`, or ``source:NAME``, which must be
             given again to resume or evaluate.
-        generator: a network of your own, trained in place: it takes noise (N, nz, 1, 1), and labels
-            (N,) int64 where ``config.conditional``, and returns images (N, channels, size, size)
-            in [-1, 1]. ``config.model`` says how it is trained. Checkpoints hold its weights and
-            the name of its class: give it again to resume, and to :func:`fastgan.load_generator`.
+        generator: your own network, trained in place: takes noise (N, nz, 1, 1), and with
+            ``config.conditional`` labels (N,) int64, and returns images (N, channels, size, size)
+            in [-1, 1]. ``config.model`` determines the training. Checkpoints have its weights and
+            its class's name: give it again to resume, and to :func:`fastgan.load_generator`.
         discriminator: likewise; takes images, and labels, and returns logits (scores for ``wgan``
             and ``wgan-gp``) with a row for each image. :func:`fastgan.fuse` makes either fast.
         optimizers: the generator's and the discriminator's: optimisers of your networks'
-            parameters, or functions that make one of a list of parameters. Their first groups'
-            learning rates are recorded as ``lr_g`` and ``lr_d``, and ``lr_decay`` scales all.
+            parameters, or functions from a list of parameters to one. Their first groups' learning
+            rates are recorded as ``lr_g`` and ``lr_d``, and ``lr_decay`` scales all.
         resume: continue the run in ``config.out`` from its newest checkpoint, or from its
-            beginning if it ended before the first one. Settings that shape
-            the trajectory are taken from there; see ``explicit``.
-        explicit: with ``resume``, the names of fields that were set on purpose: one that
-            contradicts the checkpoint is an error, except those that only say where, how long and
-            how often.
-        callbacks: called after the trainer's own (:mod:`fastgan.training.outputs`), in each of
-            several processes, only the first of which writes files.
+            beginning if it ended before the first one. Settings that affect the trajectory come
+            from that run; see ``explicit``.
+        explicit: with ``resume``, the names of explicitly set fields: contradicting the checkpoint
+            is an error, except for fields that don't affect the trajectory.
+        callbacks: called after the trainer's own (:mod:`fastgan.training.outputs`), in every
+            process; only the first process writes files.
         processes: the processes that train together, from
             :func:`fastgan.training.joined_processes`; by default this process alone.
 
@@ -95,14 +93,14 @@ class Trainer:
         source: the images.
         data: their shape.
         state: networks, optimisers, counters.
-        row: the numbers of the present step, if it is one that is recorded.
+        row: the current step's numbers, if they are recorded.
 
     Raises:
-        ConfigError: for settings that can't be, or that contradict the run to resume.
-        DataError: for data that can't be read.
-        CheckpointError: for a damaged checkpoint to resume from.
-        OutputError: for a folder that can't be written, already holds a run, or, with ``resume``,
-            holds none.
+        ConfigError: invalid settings, or settings that contradict the resumed run.
+        DataError: data that can't be read.
+        CheckpointError: a damaged checkpoint to resume from.
+        OutputError: the folder can't be written, already contains a run, or, with ``resume``,
+            contains none.
 
     Example:
         >>> import tempfile
@@ -143,7 +141,7 @@ class Trainer:
             source = as_source(
                 source, image_size=config.image_size or saved_size, channels=config.channels
             )
-            # The truth: evaluate and --resume must not take other data for it.
+            # The actual data: evaluate and --resume must not use other data.
             recorded = source.spec or f"{GIVEN}:{source.name}"
             size = source.image_size if config.image_size is None else config.image_size
             config = dataclasses.replace(config, data=recorded, image_size=size)
@@ -155,7 +153,7 @@ class Trainer:
             )
         self.device = self.processes.device or choose_device(config.device)
         if self.device.index is not None:
-            torch.cuda.set_device(self.device)  # CUDA graphs and streams belong to the current one
+            torch.cuda.set_device(self.device)  # CUDA graphs and streams use the current device
         _check_share(config, self.processes)
         self.source, self.data = open_source(
             config, source, lambda done, total: self._tell("on_loading", done, total)
@@ -194,15 +192,15 @@ class Trainer:
         return self.state.ema
 
     def run(self) -> TrainingResult:
-        """Trains until all steps are done, a limit is reached or the process is asked to stop.
+        """Trains until all steps are done, a limit is reached or a stop is requested.
 
         Raises:
-            TrainingDivergedError: when a loss or weight stops being finite.
+            TrainingDivergedError: a loss or weight isn't finite.
         """
         self._stop_reason = None
         self._agree_on_the_run()
         if self.step >= self.config.steps and self.resumed_from is not None:
-            # Nothing is left to do, and all files stay as they are.
+            # The run is complete; all files stay unchanged.
             rows = read_metrics(self.out / "metrics.csv")
             return self._result(self.resumed_from, 0.0, rows[-1] if rows else {})
         rank = self.processes.rank
@@ -211,7 +209,8 @@ class Trainer:
             try:
                 return self._train()
             except BaseException as error:
-                # A second Ctrl-C is in a hurry; a SystemExit, of a callback for one, isn't.
+                # A second Ctrl-C must not wait for saving; a SystemExit, such as from a callback,
+                # may.
                 if not isinstance(error, KeyboardInterrupt):
                     self._rescue(error)
                 self._tell("on_exception", error)
@@ -255,24 +254,24 @@ class Trainer:
                 if config.max_minutes is not None and clock.seconds > config.max_minutes * 60:
                     self.request_stop("max_minutes")
         if state.step == self.config.steps:
-            # Asked to stop during the very last step: the run is complete all the same.
+            # A stop requested during the last step: the run is complete.
             self._stop_reason = None
         result = self._result(self.save(), clock.seconds, last_row)
         self._tell("on_end", result)
         return result
 
     def log(self, name: str, value: float | Tensor) -> None:
-        """Adds a metric of the caller's own to the next row of metrics.csv and to TensorBoard.
+        """Adds your own metric to the next row of metrics.csv and to TensorBoard.
 
-        A row holds the mean of what was logged since the last one. Tensors are only read then, so
-        that logging one doesn't wait for the device.
+        A row has the mean of all values since the last row. Tensors are only read then, so logging
+        one doesn't wait for the device.
 
         Args:
-            name: of the column; any text without control characters but the trainer's own names.
+            name: the column; any text without control characters, except the trainer's own names.
             value: a number, or a tensor of one element.
 
         Raises:
-            ConfigError: a name that is empty or taken, or a tensor of several elements.
+            ConfigError: the name is empty or taken, or the tensor has several elements.
         """
         if name in COLUMNS or not name or not name.isprintable():
             raise ConfigError(f"name: expected a new column's name, got {name!r}")
@@ -285,15 +284,15 @@ class Trainer:
         )
 
     def warn(self, text: str) -> None:
-        """Tells all callbacks of trouble."""
+        """Reports a problem to all callbacks."""
         self._tell("on_warning", text)
 
     def request_stop(self, reason: str) -> None:
-        """Ends the run after the step under way, with a checkpoint. Safe in a signal handler."""
+        """Ends the run after the current step, with a checkpoint. Safe in a signal handler."""
         self._stop_reason = reason
 
     def save(self) -> Path:
-        """Writes a checkpoint of this moment and removes the oldest ones beyond the limit."""
+        """Writes a checkpoint and removes the oldest ones beyond the limit."""
         path = checkpoint_path(self.out, self.step)
         content = self.state.state_dict()
         if self.processes.is_main:
@@ -327,7 +326,7 @@ class Trainer:
     # Parts of the loop --------------------------------------------------------------------------
 
     def _next_batches(self, feed: BatchFeed) -> list[Batch]:
-        """A batch for each critic update of the next step; none if the run is to stop."""
+        """A batch for each critic update of the next step; none if the run must stop."""
         batches: list[Batch] = []
         error: FastganError | None = None
         if self._stop_reason is None:
@@ -335,7 +334,7 @@ class Trainer:
                 try:
                     batches = feed.take(self.config.critic_updates(self.step))
                 except StreamInterrupted:
-                    batches = []  # asked to stop while it waited
+                    batches = []  # a stop was requested while waiting
                 except DataError as caught:
                     error = caught
         self._agree(error)
@@ -351,13 +350,13 @@ class Trainer:
                 update % config.penalty_every == 0
                 for update in range(first, first + config.critic_updates(self.step))
             ),
-            # Measuring costs a graph little, and one graph then serves all steps.
+            # Measuring costs a graph little, and one graph can then run all steps.
             measured=self._captures or self._is_logged(self.step + 1),
             penalized_g=config.penalizes_generator(self.step),
         )
 
     def _fit(self, steps: int | None) -> None:
-        """Ends the run after so many steps, if that is earlier; the first process's decide."""
+        """Reduces the run to the first process's number of steps, if that is smaller."""
         steps = self.processes.gather(steps)[0]
         if steps is not None and steps < self.config.steps:
             self.config = dataclasses.replace(self.config, steps=steps)
@@ -402,7 +401,7 @@ class Trainer:
     @property
     def _captures(self) -> bool:
         if not self.config.graphs or self.device.type != "cuda" or self._own.given:
-            return False  # whether others' code can be captured shows when it is too late
+            return False  # a failed capture of the caller's code would be noticed too late
         reason = why_not_captured(self.device)
         if reason is not None:
             warn_once(f"steps run one by one, not as CUDA graphs: {reason}")
@@ -466,7 +465,7 @@ class Trainer:
             old.unlink(missing_ok=True)
 
     def _rescue(self, error: BaseException) -> None:
-        """Saves what was trained before an error that came between two steps."""
+        """Saves a checkpoint after an error between two steps."""
         alone = self.processes.world_size == 1
         if (
             self._mid_step
@@ -476,8 +475,8 @@ class Trainer:
         ):
             return
         path = checkpoint_path(self.out, self.step)
-        # Whatever goes wrong now, a full disk for one, the error that brought us here is the one
-        # to tell; the checkpoint before this one is still there.
+        # If saving fails, such as on a full disk, the original error is the one to report; the
+        # previous checkpoint still exists.
         with suppress(Exception):
             content = self.state.state_dict()
             if self.processes.is_main:
@@ -486,7 +485,7 @@ class Trainer:
 
     @contextmanager
     def _sole_writer(self) -> Iterator[None]:
-        """Holds the run's folder for the process that writes there."""
+        """Locks the run's folder in the process that writes there."""
         failure: FastganError | None = None
         with ExitStack() as stack:
             if self.processes.is_main:
@@ -494,7 +493,7 @@ class Trainer:
                     stack.enter_context(self._folder.locked())
                 except FastganError as error:
                     failure = error
-            # Every process has looked at the folder before one writes there.
+            # Every process has read the folder before one writes there.
             self._agree(failure)
             yield
 
@@ -502,7 +501,7 @@ class Trainer:
         self._stop_reason = self.processes.agree(self._stop_reason, error)
 
     def _agree_on_the_run(self) -> None:
-        """Refuses to train with processes that were given other settings or data."""
+        """Raises if processes have different settings or data."""
         if self.processes.world_size == 1:
             return
         settings = self.config.to_dict().items()
@@ -519,7 +518,7 @@ class Trainer:
 
 class _NoProfiler:
     def step(self) -> None:
-        """Nothing is traced."""
+        """Does nothing."""
 
 
 def _check_share(config: TrainConfig, processes: Processes) -> None:

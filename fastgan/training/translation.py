@@ -1,8 +1,8 @@
-"""Updates and pictures of networks that translate images between two domains, A and B.
+"""Updates and pictures for image translation between two domains, A and B.
 
-A batch is of pairs, the channels of A before those of B (:class:`fastgan.data.PairSource`). The
-discriminators' update translates it, and the generators' update goes on from these translations,
-which their weights still belong to: one pass less. Both papers halve the discriminators' objective.
+A batch has pairs, A's channels before B's (:class:`fastgan.data.PairSource`). The discriminators'
+update translates it, and the generators' update reuses the translations, which saves a pass. Both
+papers halve the discriminators' objective.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MOST_COLUMNS = 12
 
 
 class Pix2PixUpdater(GANUpdater):
-    """Isola et al. 2017, arXiv 1611.07004, section 3.1: a conditional GAN's loss and an L1 one."""
+    """Isola et al. 2017, arXiv 1611.07004, section 3.1: a conditional GAN loss and an L1 loss."""
 
     _translated: tuple[Tensor, tuple[Tensor, ...]] | None = None
 
@@ -69,17 +69,17 @@ class Pix2PixUpdater(GANUpdater):
         measure_gradient: bool,
         penalize: bool = False,
     ) -> dict[str, Tensor]:
-        """One step of the generator, or of both, on the translations that the discriminator saw.
+        """One step of the generator, or of both, on the discriminator's translations.
 
         Args:
-            real: as in :meth:`update_discriminator`; a batch that wasn't the last one given there
-                is translated first.
+            real: as in :meth:`update_discriminator`; another batch than the last one there is
+                translated first.
             labels: not read.
             measure_gradient: also return the norm of the gradient.
             penalize: not read.
 
         Returns:
-            Detached scalars: ``loss_g``, its terms, and if asked for ``grad_norm_g``.
+            Detached scalars: ``loss_g``, its terms, and with ``measure_gradient`` ``grad_norm_g``.
         """
         assert real is not None
         self.optimizer_g.zero_grad(set_to_none=True)
@@ -103,7 +103,7 @@ class Pix2PixUpdater(GANUpdater):
         }
 
     def _translations(self, real: Tensor) -> tuple[Tensor, ...]:
-        """What the generator makes of a batch."""
+        """The generator's translations of a batch."""
         a, _ = _domains(real)
         return (self.generator(a),)
 
@@ -119,7 +119,7 @@ class Pix2PixUpdater(GANUpdater):
     def _generators_losses(
         self, real: Tensor, *translations: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the discriminators say, and the other terms."""
+        """The adversarial loss and the other terms."""
         (fake,) = translations
         a, b = _domains(real)
         scores = self.discriminator(torch.cat([a, fake.to(a.dtype)], dim=1))
@@ -127,18 +127,18 @@ class Pix2PixUpdater(GANUpdater):
 
     def _scores(self, network: nn.Module, real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
         """Scores of real and of translated images."""
-        if self.config.uses_batch_norm:  # whose statistics are of one kind of images alone
+        if self.config.uses_batch_norm:  # batch norm's statistics must be of one kind of images
             return network(real), network(fake)
         first, second = network(torch.cat([real, fake])).chunk(2)
         return first, second
 
     def _halved_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-        """A discriminator's loss; the sum of squares is halved by itself."""
+        """A discriminator's halved loss; least squares already has the factor."""
         loss = self.discriminator_loss(real_scores, fake_scores)
         return loss if self.config.loss == "least-squares" else loss / 2
 
     def _whole_loss(self, scores: Tensor) -> Tensor:
-        """The generator's loss as the papers have it, where the sum of squares isn't halved."""
+        """The papers' generator loss, without the factor 1/2 of least squares."""
         loss = self.generator_loss(scores)
         return 2 * loss if self.config.loss == "least-squares" else loss
 
@@ -147,13 +147,13 @@ class CycleGANUpdater(Pix2PixUpdater):
     """Zhu et al. 2017, arXiv 1703.10593, section 3, with the identity loss of section 5.2.2."""
 
     def _translations(self, real: Tensor) -> tuple[Tensor, ...]:
-        """B as of A, A as of B and, for the identity loss, A and B as of themselves."""
+        """A as B, B as A and, for the identity loss, B as B and A as A."""
         a, b = _domains(real)
         generator: Any = self.generator
         to_b, to_a = generator.a_to_b, generator.b_to_a
         if not self.config.identity_weight:
             return to_a(b), to_b(a)
-        # The generators' norms know single images only, so two batches can be one.
+        # The generators' norms are per image, so two batches can be joined.
         fake_a, same_a = to_a(torch.cat([b, a])).chunk(2)
         fake_b, same_b = to_b(torch.cat([a, b])).chunk(2)
         return fake_a, fake_b, same_a, same_b
@@ -170,7 +170,7 @@ class CycleGANUpdater(Pix2PixUpdater):
                 torch.rand(numbers, generator=self.random, device=self.device)
                 for numbers in (count, pool.size)
             )
-            # Of all processes, so that each has the same pool: whichever saves it, and goes on.
+            # From all processes, so that all have the same pool for checkpoints.
             own = fake.detach().to(real.dtype).contiguous()
             whole = self.processes.gather_rows(own).flatten(0, 1)
             shown = self.processes.rows(pool(whole, coins, keys))
@@ -183,7 +183,7 @@ class CycleGANUpdater(Pix2PixUpdater):
     def _generators_losses(
         self, real: Tensor, *translations: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What both discriminators say; the cycle's and the identity's terms."""
+        """Both adversarial losses, the cycle and the identity terms."""
         fake_a, fake_b, *same = translations
         a, b = _domains(real)
         config = self.config
@@ -199,7 +199,7 @@ class CycleGANUpdater(Pix2PixUpdater):
 
 
 class TranslationWriter(SampleWriter):
-    """Draws images with their translations, and measures how varied translations into B are."""
+    """Draws images with their translations, and measures the variety of translations to B."""
 
     def __init__(
         self, config: TrainConfig, source: ImageSource, metrics: MetricsWriter, health: HealthWatch
@@ -208,7 +208,7 @@ class TranslationWriter(SampleWriter):
         super().__init__(config, source, metrics, health)
 
     def _looked_at(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Keeps the pairs; those of B are what translations are compared with."""
+        """Keeps the pairs; translations are compared with B."""
         self._pairs = images
         return _domains(images)[1], None
 
@@ -220,7 +220,7 @@ class TranslationWriter(SampleWriter):
         return images, columns
 
     def sample(self, state: TrainState, n: int, labels: Tensor | None = None) -> Tensor:
-        """Translations into B of ``n`` images of A, the same at every call."""
+        """Translations to B of ``n`` images of A, the same at every call."""
         a, _ = _domains(self._pairs)
         sampler: Any = state.sampler
         return generate_images(sampler.directions["a2b"], a[torch.arange(n) % len(a)])
@@ -229,10 +229,10 @@ class TranslationWriter(SampleWriter):
 def translation_rows(
     generator: nn.Module, pairs: Tensor, count: int
 ) -> tuple[Tensor, list[str], int]:
-    """A grid of translations, a row of each kind: A, A as B, and back, the same of B.
+    """A grid with rows A, A as B and back as A, and the same for B.
 
     Args:
-        generator: with ``directions``; with one alone, the rows are A, A as B, and B.
+        generator: with ``directions``; with only one, the rows are A, A as B, and B.
         pairs: (n, 2 * channels, size, size), n at least 1.
         count: about how many images.
 

@@ -1,10 +1,10 @@
-"""The updates of both players: what Algorithm 1 of each paper does between two lines of its loop.
+"""The updates of discriminator and generator: the steps of each paper's Algorithm 1.
 
-The losses and the penalty come from :mod:`fastgan.losses` and :mod:`fastgan.penalty`; here is
-only what surrounds them: noise, augmentation, precision, parts of a batch, the average over
-processes, the optimiser's step, the clip.
+Losses and penalties are in :mod:`fastgan.losses` and :mod:`fastgan.penalty`; this module adds
+noise, augmentation, precision, accumulation, averaging over processes, the optimiser's step and the
+clip.
 
-Nothing here reads a value back from the device, so that a CUDA graph can hold an update whole.
+Nothing here reads a value from the device, so that a CUDA graph can contain an update.
 """
 
 from __future__ import annotations
@@ -33,8 +33,7 @@ from fastgan.training.processes import Processes
 
 __all__ = ["GANUpdater", "build_optimizer"]
 
-# Where each penalty is taken, its column in metrics.csv, its target, and its factor beside the
-# weight.
+# Each penalty's points, column in metrics.csv, target, and factor of the weight.
 _PENALTIES: Mapping[str, tuple[Points, str, float, float]] = types.MappingProxyType(
     {
         "gp": ("interpolates", "penalty", 1.0, 1.0),
@@ -45,7 +44,7 @@ _PENALTIES: Mapping[str, tuple[Points, str, float, float]] = types.MappingProxyT
 
 
 def build_optimizer(config: TrainConfig, module: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """The optimiser that ``config.optimizer`` names, over all of a network's parameters."""
+    """The optimiser of ``config.optimizer``, for all of a network's parameters."""
     assert config.beta1 is not None
     assert config.beta2 is not None
     parameters = list(module.parameters())
@@ -53,24 +52,23 @@ def build_optimizer(config: TrainConfig, module: nn.Module, lr: float) -> torch.
         return Adam(parameters, lr=lr, betas=(config.beta1, config.beta2))
     if config.optimizer == "rmsprop":
         return RMSprop(parameters, lr=lr)
-    # Of torch's own kernels only the fused one reads a rate that lies on a CUDA device there.
+    # Of torch's own kernels only the fused one reads a rate on the CUDA device.
     fused = True if parameters[0].is_cuda else None
     return torch.optim.SGD(parameters, lr=lr, momentum=config.beta1, fused=fused)
 
 
 @dataclass
 class _Drawn:
-    """The random numbers and the data of an update, or of a part of its batch.
+    """The random numbers and data of an update, or of a part of its batch.
 
     Attributes:
         noise: (N, nz, 1, 1).
         condition: ``(labels,)``, or nothing.
-        real: (N, C, H, W), in the critic's updates, and in the generator's if its loss takes real
-            scores.
-        mixed: what a generator that mixes styles takes beside the noise.
+        real: (N, C, H, W), for the critic, and for the generator if its loss takes real scores.
+        mixed: further arguments of a generator that mixes styles.
         penalize: whether the loss has its gradient penalties.
-        mixing: (N, 1, 1, 1), where there is one at interpolates.
-        augment_real: numbers of :mod:`fastgan.training.augmentation`.
+        mixing: (N, 1, 1, 1), for a penalty at interpolates.
+        augment_real: random numbers for :mod:`fastgan.training.augmentation`.
         augment_fake: likewise.
     """
 
@@ -84,7 +82,7 @@ class _Drawn:
     augment_fake: dict[str, Tensor] = field(default_factory=dict)
 
     def parts(self, count: int) -> Iterator[_Drawn]:
-        """The same, cut along the batch into ``count`` equal parts."""
+        """The same, split along the batch into ``count`` equal parts."""
         if count == 1:
             yield self
             return
@@ -105,7 +103,7 @@ class _Drawn:
 
 @dataclass
 class GANUpdater:
-    """Both networks with their optimisers, and how each is updated.
+    """Both networks with their optimisers and updates.
 
     Attributes:
         config: resolved settings.
@@ -113,13 +111,13 @@ class GANUpdater:
         discriminator: maps images (and labels) to one logit or score each.
         optimizer_g: the generator's optimiser.
         optimizer_d: the discriminator's.
-        num_classes: labels that the networks are conditioned on, or ``None``.
-        device: where everything lives.
-        random: source of noise, labels, augmentation and interpolation, on ``device``; in the same
-            state in all processes.
-        processes: who share each batch.
-        rates_on_device: keep the learning rates in tensors, which CUDA graphs read anew.
-        own_optimizers: whether the optimisers are the caller's, of whatever class.
+        num_classes: the number of classes for conditional networks, or ``None``.
+        device: the networks' device.
+        random: generator of noise, labels, augmentation and interpolation, on ``device``; its state
+            is the same in all processes.
+        processes: the processes that share each batch.
+        rates_on_device: keep the learning rates in tensors, for CUDA graphs.
+        own_optimizers: whether the optimisers are the caller's, of any class.
     """
 
     config: TrainConfig
@@ -142,17 +140,17 @@ class GANUpdater:
         if "ada" in self._augmentation:
             self.adaptive = AdaptiveProbability(self.config, self.device, self.processes)
         self._rates: dict[int, Tensor] = {}
-        # A group keeps its ratio to its optimiser's first one.
+        # Groups keep their ratio to the optimiser's first group.
         self._ratios = [
             [_ratio(group, optimizer.param_groups[0]) for group in optimizer.param_groups]
             for optimizer in (self.optimizer_g, self.optimizer_d)
         ]
 
     def make_scalers(self) -> None:
-        """Fresh scalers of fp16's gradients, which do nothing in other precisions."""
+        """New gradient scalers for fp16, disabled in other precisions."""
         half = self.config.precision == "fp16"
         self.scaler_d = torch.amp.GradScaler(self.device.type, enabled=half)
-        # Where one backward pass serves both networks, their gradients have one scale.
+        # If both networks share a backward pass, their gradients have the same scale.
         self.scaler_g = (
             self.scaler_d
             if self.config.one_stage
@@ -160,7 +158,7 @@ class GANUpdater:
         )
 
     def set_learning_rates(self, lr_g: float, lr_d: float) -> None:
-        """The rates of the updates to come, of each optimiser's first group."""
+        """Sets the learning rates of each optimiser's first group for later updates."""
         both = zip((self.optimizer_g, self.optimizer_d), (lr_g, lr_d), self._ratios, strict=True)
         for optimizer, lr, ratios in both:
             for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
@@ -178,12 +176,12 @@ class GANUpdater:
 
         Args:
             real: this process's images, shape (N, channels, size, size), in [-1, 1].
-            labels: their classes, shape (N,), where the networks are conditioned.
+            labels: their classes, shape (N,), for conditional networks.
             penalize: whether this update's loss has its gradient penalties, if there are any.
 
         Returns:
             Detached scalars: ``loss_d``; ``wasserstein``, or ``d_real`` and ``d_fake``;
-            ``penalty``, ``r1`` and ``r2`` where the loss has them; ``ada_r`` and ``ada_p`` with
+            ``penalty``, ``r1`` and ``r2`` if the loss has them; ``ada_r`` and ``ada_p`` with
             adaptive augmentation.
         """
         drawn = self._drawn_for_critic(real, labels, penalize)
@@ -209,25 +207,25 @@ class GANUpdater:
         measure_gradient: bool,
         penalize: bool = False,
     ) -> dict[str, Tensor]:
-        """One step of the generator, on fresh noise and, if conditioned, random labels.
+        """One step of the generator, on new noise and, if conditional, random labels.
 
-        The relativistic loss compares generated image n with real image n, so it takes a real
-        batch, whose labels the generated images share. Other losses ignore it.
+        The relativistic loss compares generated image n with real image n, so it takes a real batch
+        with the same labels. Other losses ignore it.
 
         Args:
             real: as in :meth:`update_discriminator`.
             labels: as in :meth:`update_discriminator`.
             measure_gradient: also return the norm of its gradient.
-            penalize: whether this update has the generator's lazy penalty, where the model has one.
+            penalize: whether this update has the generator's lazy penalty, if the model has one.
 
         Returns:
-            Detached scalars: ``loss_g`` and, if asked for, ``grad_norm_g``.
+            Detached scalars: ``loss_g`` and, with ``measure_gradient``, ``grad_norm_g``.
         """
         drawn = self._drawn_for_generator(real, labels)
         self.optimizer_g.zero_grad(set_to_none=True)
         parts = []
-        # The discriminator's own gradients would be thrown away; not asking for them saves a
-        # weight-gradient convolution a layer.
+        # The discriminator's gradients aren't needed, which saves a weight-gradient convolution per
+        # layer.
         self.discriminator.requires_grad_(False)
         try:
             for part in drawn.parts(self.config.accumulate):
@@ -252,15 +250,14 @@ class GANUpdater:
     def update_both(
         self, real: Tensor, labels: Tensor | None, *, penalize: bool, measure_gradient: bool
     ) -> dict[str, Tensor]:
-        """One step of each player from one pass over the fakes, at the weights before both.
+        """One step of both networks from one pass over the fakes, at the weights before both.
 
         Shen et al. 2021, arXiv 2103.00430, "Training generative adversarial networks in one
-        stage", section 3. The critic's graph of the fakes gives both gradients. Where the
-        generator's loss is minus the critic's, as between Wasserstein networks, the gradient that
-        the critic's backward pass leaves at the images is the generator's with the sign turned;
-        between others a second pass through the same graph, down to the images, finds it. (The
-        paper scales by the ratio of both losses' derivatives sample by sample instead; that
-        wants a discriminator without batch norm, and a derivative that is nowhere zero.)
+        stage", section 3. The critic's graph of the fakes gives both gradients. If the generator's
+        loss is minus the critic's, as for Wasserstein losses, the generator's gradient at the
+        images is minus the critic's; otherwise a second pass through the same graph computes it.
+        (The paper instead scales by the ratio of both losses' derivatives per sample, which
+        requires a discriminator without batch norm and a derivative that is never zero.)
 
         Args:
             real: as in :meth:`update_discriminator`.
@@ -313,10 +310,10 @@ class GANUpdater:
         }
 
     def load_optimizers(self, saved: Mapping[str, Any], step: int) -> None:
-        """What :meth:`state_dict` gave but the networks, on whatever device.
+        """Loads a :meth:`state_dict` without the networks, from any device.
 
         Raises:
-            ValueError: state that can't be, or of other optimisers.
+            ValueError: invalid state, or state of other optimisers.
         """
         assert self.config.optimizer is not None
         for name in ("optimizer_g", "optimizer_d"):
@@ -328,14 +325,14 @@ class GANUpdater:
         if self.adaptive is not None:
             self.adaptive.load_state_dict(saved.get("adaptive"))
 
-    # What an update consists of ------------------------------------------------------------------
+    # Parts of an update --------------------------------------------------------------------------
 
     def _generated(self, part: _Drawn) -> Tensor:
         images: Tensor = self.generator(part.noise, *part.condition)
         return images
 
     def _critic_loss(self, part: _Drawn, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The second player's loss and its metrics."""
+        """The discriminator's loss and its metrics."""
         if not part.penalize:
             loss, metrics, _ = self._plain_critic_loss(part, fake)
             return loss, metrics
@@ -351,7 +348,7 @@ class GANUpdater:
             self.discriminator,
             real,
             fake,
-            # By name its gradient in the scores is known beforehand, which saves memory.
+            # A named loss has a known gradient by the scores, which saves memory.
             loss="wasserstein" if self.config.is_wasserstein else adversarial,
             gp=weights.get("gp"),
             r1=weights.get("r1", 0.0),
@@ -368,10 +365,9 @@ class GANUpdater:
     def _plain_critic_loss(
         self, part: _Drawn, fake: Tensor
     ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
-        """Loss and metrics by plain autograd, and the scores that the generator's loss takes."""
+        """Loss and metrics by plain autograd, and the scores for the generator's loss."""
         real, fake = self._shown(part, fake)
-        # Two passes, not one of twice the batch: batch norm takes its statistics from fakes and
-        # reals apart, as in the papers.
+        # Two passes: batch norm's statistics are separate for fakes and reals, as in the papers.
         score_real = self.discriminator(real, *part.condition)
         score_fake = self.discriminator(fake, *part.condition)
         loss = self.discriminator_loss(score_real, score_fake)
@@ -397,12 +393,12 @@ class GANUpdater:
 
     @staticmethod
     def _shown(part: _Drawn, fake: Tensor) -> tuple[Tensor, Tensor]:
-        """Real and generated images as the second player sees them."""
+        """Real and generated images, augmented for the discriminator."""
         assert part.real is not None
         return augment(part.real, part.augment_real), augment(fake, part.augment_fake)
 
     def _penalty_weights(self) -> dict[str, float]:
-        """The weights of the penalties, as :func:`fastgan.discriminator_loss` takes them."""
+        """The penalties' weights, for :func:`fastgan.discriminator_loss`."""
         config = self.config
         assert config.penalty_every is not None
         every = config.penalty_every
@@ -415,7 +411,7 @@ class GANUpdater:
     def _adversarial_metrics(self, adversarial: Tensor, *scores: Tensor) -> dict[str, Tensor]:
         if self.config.is_wasserstein:
             return {"wasserstein": -adversarial}
-        # The scores of other losses are no logits, and are shown as they are.
+        # Other losses' scores aren't logits, and are shown unchanged.
         squashed = torch.sigmoid if self.config.loss == "bce" else torch.Tensor.detach
         means = [squashed(each.float()).mean() for each in scores]
         metrics = dict(zip(("d_real", "d_fake"), means, strict=True))
@@ -424,7 +420,7 @@ class GANUpdater:
         return metrics
 
     def _adapted(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The metrics of an update of the discriminator, after which ADA's probability moves."""
+        """Adds metrics and updates ADA's probability after the discriminator's update."""
         if self.adaptive is None:
             return metrics
         return {**metrics, **self.adaptive.update(metrics["ada_r"])}
@@ -436,7 +432,8 @@ class GANUpdater:
 
     def _clip_before(self) -> None:
         if self.config.model == "wgan" and self.config.clip_when == "before":
-            # At the start of the authors' loop, so that the gradient is taken at clipped weights.
+            # At the start, as in the authors' code, so that the gradient is computed at clipped
+            # weights.
             clip_weights_(self.discriminator, self.config.clip)
 
     def _step_discriminator(self) -> None:
@@ -445,7 +442,7 @@ class GANUpdater:
         clips_in_step = clips_after and isinstance(self.optimizer_d, (RMSprop, Adam))
         if clips_in_step:
             for group in self.optimizer_d.param_groups:
-                # Here, where a loaded checkpoint can't have its own.
+                # Set here, so that a loaded checkpoint can't change it.
                 group["clip"] = self.config.clip
         self.scaler_d.step(self.optimizer_d)
         if clips_after and not clips_in_step:
@@ -545,6 +542,6 @@ def _means(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _with_plain_rates(state: dict[str, Any]) -> dict[str, Any]:
-    """A state_dict whose learning rates are numbers, as torch's optimisers have them."""
+    """A state_dict with learning rates as numbers, as in torch's optimisers."""
     groups: Iterable[dict[str, Any]] = state["param_groups"]
     return {**state, "param_groups": [{**g, "lr": float(g["lr"])} for g in groups]}

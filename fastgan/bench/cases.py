@@ -18,7 +18,7 @@ __all__ = ["DTYPES", "Case", "Setting", "autocast", "is_ours", "placed", "tracin
 
 Network = TypeVar("Network", bound=nn.Module)
 
-#: The dtypes of a case, and what autocast makes of them: float32 stays what the model is in.
+#: A case's dtypes, and autocast's for them: models stay float32.
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -28,7 +28,7 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a case runs, and against which peers.
+    """The device and peers of a case.
 
     Attributes:
         device: where it runs.
@@ -43,22 +43,21 @@ class Setting:
 
 @dataclass(frozen=True)
 class Case:
-    """Something to measure.
+    """A benchmark.
 
     Attributes:
         suite: "ops", "models", "training" or "style".
-        op: what is done.
-        shape: on what, in words.
+        op: the operation.
+        shape: the input, in words.
         dtype: a name of :data:`DTYPES`.
-        batch: images a call, or 0.
-        work: the least that has to be done.
-        input_bytes: of one input set, from which it follows how many exceed the cache.
-        prepare: makes the providers, fastgan's first, and what each does on an input set. All get
-            the same weights and the same inputs.
-        images: real images that a call trains on, or 0.
+        batch: images per call, or 0.
+        work: the least necessary work.
+        input_bytes: size of one input set, which gives the number that exceeds the cache.
+        prepare: makes the providers' calls, fastgan's first; all have the same weights and inputs.
+        images: real images per training call, or 0.
         compiled: whether torch.compile is worth its minutes here.
-        capturable: whether every provider can be captured in a CUDA graph as it is.
-        breakdown: whether it is worth showing which part of it takes how long.
+        capturable: whether every provider can be captured in a CUDA graph.
+        breakdown: whether to show the time of its parts.
     """
 
     suite: str
@@ -76,7 +75,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """A readable name, which ``--only`` searches.
+        """A readable name, searched by ``--only``.
 
         Example:
             >>> Case("ops", "bn_act", "64x8x8", "float32", 4, Work(()), 0, lambda _: {}).name
@@ -100,7 +99,7 @@ class Case:
 
 
 def is_ours(provider: str) -> bool:
-    """Whether a provider is fastgan, by one path or another."""
+    """Whether a provider is one of fastgan's paths."""
     return provider.startswith("fastgan")
 
 
@@ -112,14 +111,14 @@ def autocast(device: torch.device, dtype: str) -> AbstractContextManager[object]
 def placed(
     network: Network, weights: Mapping[str, Any], device: torch.device, layout: torch.memory_format
 ) -> Network:
-    """The network, with these weights, on that device and in that memory format."""
+    """The network with these weights, device and memory format."""
     network.load_state_dict(weights)
     arguments: dict[str, Any] = {"device": device, "memory_format": layout}
     return network.to(**arguments)
 
 
 def tracing_autograd() -> AbstractContextManager[object]:
-    """Lets torch.compile trace ``torch.autograd.grad``, where this torch can."""
+    """Lets torch.compile trace ``torch.autograd.grad``, if this torch can."""
     config: Any = torch._dynamo.config
     if not hasattr(config, "trace_autograd_ops"):
         return nullcontext()

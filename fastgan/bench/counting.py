@@ -1,9 +1,8 @@
-"""Counts a call's kernels and convolution passes with torch's profiler, and shares out its time.
+"""Counts a call's kernels and convolution passes, and splits its time, with torch's profiler.
 
-A convolution pass is one traversal of a layer's arithmetic: a forward convolution is one, the
-gradient of its input another, the gradient of its weight a third, whether one operator call
-computes the two gradients or two do. Passes made of torch's products of matrices alone can't be
-told from other products, and aren't counted.
+A forward convolution, its input gradient and its weight gradient are one convolution pass each,
+whether one operator call computes the gradients or two. Passes by torch's matrix products can't be
+distinguished from other products, and aren't counted.
 """
 
 from __future__ import annotations
@@ -21,14 +20,14 @@ from fastgan.activations import ACTIVATIONS
 
 __all__ = ["OTHER", "PARTS", "PYTHON", "Counts", "count"]
 
-# The profiler's library announces every start and stop on stderr otherwise.
+# Otherwise the profiler's library reports every start and stop on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 _REGION = "fastgan.bench call"
 PYTHON = "Python and waiting"
 OTHER = "other operators"
-#: Parts of an iteration and the operators (or kernels) whose time they hold. An operator that no
-#: pattern names counts to the part of the one that called it.
+#: Parts of an iteration and their operators (or kernels). Other operators count to their caller's
+#: part.
 PARTS: Mapping[str, re.Pattern[str]] = {
     "optimiser and clip": re.compile(
         r"Optimizer\.|_step_|_fused_(adam|sgd)|_foreach_|clip_|clip_tensors|multi_tensor"
@@ -49,20 +48,20 @@ _FORWARD = re.compile(
     r"|fastgan::((winograd|matrix)_\w+|patch_scatter))$"
 )
 _BACKWARD = "aten::convolution_backward"
-#: What has no namespace and isn't a gradient that torch defines ("MulBackward0") is Python code: a
-#: function of ``torch.autograd.Function``, a ``record_function``.
+#: Names without a namespace, except torch's own gradients ("MulBackward0"), are Python code: a
+#: ``torch.autograd.Function``, a ``record_function``.
 _OPERATOR = re.compile(r"::|Backward\d+$")
-#: Triton's own kernels have no operator of torch around each convolution.
+#: Triton's kernels aren't called from a torch operator for each convolution.
 _TRITON_CONVOLUTION = re.compile(r"^(implicit_gemm|weight_gradient)_kernel")
 
 
 @dataclass(frozen=True)
 class Counts:
-    """What one call did.
+    """The counts of one call.
 
     Attributes:
-        launches: kernels, copies and fills that the device ran; on a CPU the operator calls that
-            made no other operator call.
+        launches: kernels, copies and fills on the device; on a CPU the operator calls without inner
+            ones.
         convolutions: convolution passes.
         shares: part of the iteration -> share of the call's time, summing to 1.
     """
@@ -73,10 +72,10 @@ class Counts:
 
 
 def count(call: Callable[[], object], device: torch.device) -> Counts:
-    """Runs a call under the profiler: once before, twice counted, of which the quicker is told.
+    """Profiles a call: one warm-up, then the faster of two profiled calls.
 
     Args:
-        call: what to look at.
+        call: the function.
         device: where it runs.
 
     Example:
@@ -89,7 +88,7 @@ def count(call: Callable[[], object], device: torch.device) -> Counts:
         activities.append(ProfilerActivity.CUDA)
     call()
     runs = [_profiled(call, device, activities) for _ in range(2)]
-    # Whatever disturbed one of them made it the longer.
+    # The longer one was disturbed more.
     events = min(runs, key=_duration)
     operators = [event for event in events if event.device_type.name == "CPU"]
     kernels = [
@@ -130,7 +129,8 @@ def _convolutions(operators: list[Any]) -> int:
     for event in operators:
         if event.name == _BACKWARD:
             inputs = list(event.concrete_inputs)
-            # The output mask: (input, weight, bias). The bias's gradient is a sum, not a pass.
+            # The output mask: (input, weight, bias). The bias's gradient is a sum, not a
+            # convolution pass.
             passes += sum(map(bool, inputs[-1][:2])) if inputs and inputs[-1] else 2
         elif _FORWARD.match(event.name) and not _inside_another(event):
             passes += 1
@@ -147,7 +147,7 @@ def _inside_another(event: Any) -> bool:
 
 
 def _shares(operators: list[Any], device: torch.device) -> dict[str, float]:
-    """Device time by the operator that launched it; on a CPU the operators' own time."""
+    """Device time by launching operator; on a CPU the operators' self time."""
     microseconds = dict.fromkeys((*PARTS, OTHER, PYTHON), 0.0)
     total = 0.0
     for event in operators:

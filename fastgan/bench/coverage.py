@@ -1,10 +1,10 @@
-"""Counts the layers of other people's networks that are fused, or on a backend that was chosen.
+"""Counts third-party networks' layers that are fused or run on a selected backend.
 
     python -m fastgan.bench.coverage
 
-goes over the networks of :mod:`fastgan.bench.styles`. Convolutions, linear layers and norms count.
-A layer is covered if it runs fused, alone on the backend that was measured to be the fastest (which
-may be torch's own), or on torch's because it takes less time than choosing could save.
+runs the networks of :mod:`fastgan.bench.styles`, and counts convolutions, linear layers and norms.
+A layer is covered if it runs fused, on the fastest measured backend (which may be torch's), or on
+torch's because it takes less time than selecting could save.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ class Coverage(NamedTuple):
     """The covered layers of a network.
 
     Attributes:
-        layers: how many there are.
-        left: those that are not covered, and why.
+        layers: the number of layers.
+        left: uncovered layers, and why.
     """
 
     layers: int
@@ -45,7 +45,7 @@ def coverage(network: nn.Module, *args: torch.Tensor) -> Coverage:
 
     Args:
         network: any module; it is fused in place.
-        args: what it is called with.
+        args: its arguments.
 
     Example:
         >>> network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3).double())

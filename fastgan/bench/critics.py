@@ -1,4 +1,4 @@
-"""Critics as other people write them: plain modules, from image to scores, in a few lines each.
+"""Critics in third-party style: plain modules, from image to scores, in a few lines each.
 
 ==================  ============================================================================
 critic              as in
@@ -17,7 +17,7 @@ critic              as in
                     convolutions, biases and leaky ReLU, no norm
 ==================  ============================================================================
 
-Channels are fewer than in the papers where an iteration would take seconds on two cores.
+Some have fewer channels than in the papers, whose iterations would take seconds on two cores.
 """
 
 from __future__ import annotations
@@ -159,14 +159,14 @@ class BatchNormCritic(nn.Module):
 
 
 class _SelfAttention(nn.Module):
-    """x + gamma * what each position takes from all others."""
+    """x + gamma * attention over all positions."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.query = spectral_norm(nn.Conv2d(channels, channels // 8, 1))
         self.key = spectral_norm(nn.Conv2d(channels, channels // 8, 1))
         self.value = spectral_norm(nn.Conv2d(channels, channels, 1))
-        # Zero at first in the paper; here as after some training, so that gradients pass.
+        # Initially zero in the paper; here nonzero, as after some training, so that gradients flow.
         self.gamma = nn.Parameter(torch.full((1,), 0.5))
 
     def forward(self, x: Tensor) -> Tensor:

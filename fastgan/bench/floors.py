@@ -1,14 +1,13 @@
 """Measures the machine's limits: its copy bandwidth and its matmul rate.
 
-A step can't be done before its bytes have crossed the memory interface, nor before its operations
-are through the matrix units:
+A step takes at least the time to move its bytes and to compute its operations:
 
     floor = sum over steps of max(bytes / copy bandwidth, flops / matmul rate)
 
-Both rates are those that torch itself reaches here, with torch's threads, so that 100% means as
-good as ``Tensor.copy_`` and ``torch.mm``. Work whose data is still in a cache can exceed it, and so
-can work in place: a copy also reads the memory that it is about to overwrite. So can convolutions
-that save products: operations are those of the formula, for all contenders alike.
+Both rates are torch's own here, with its threads, so 100% means as fast as ``Tensor.copy_`` and
+``torch.mm``. Cached data and in-place work can exceed it (a copy also reads the memory that it
+overwrites), and so can convolutions with fewer products: operations are counted by the formula for
+all providers.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ class Floors:
         )
 
     def bound(self, work: Work, dtype: str) -> str:
-        """Which of the two takes more of the floor: "bandwidth" or "arithmetic"."""
+        """The larger part of the floor: "bandwidth" or "arithmetic"."""
         rate = self.flops_per_second[dtype]
         arithmetic = sum(
             step.flops / rate
@@ -74,7 +73,7 @@ class Floors:
         return "arithmetic" if arithmetic > self.seconds(work, dtype) / 2 else "bandwidth"
 
     def best(self, other: Floors) -> Floors:
-        """The better of two measurements, rate by rate: what the machine can do at most."""
+        """The better of two measurements, rate by rate."""
         return Floors(
             max(self.bytes_per_second, other.bytes_per_second),
             {

@@ -1,7 +1,7 @@
-"""The ratios this library is to reach, and whether a result reaches them.
+"""The library's target ratios, and whether a result reaches them.
 
-Each goal names cases one by one, so that an unmeasured case shows as "not measured" instead of not
-at all. Against several peers the hardest counts.
+Each goal names its case, so that an unmeasured one is reported as "not measured". Against several
+peers the fastest counts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fastgan.bench.suites.layers import critic_layers, generator_layers
 
 __all__ = ["GOALS", "Goal", "Verdict", "judge", "urgency"]
 
-#: Quartiles of a ratio further apart than so many times say nothing of it.
+#: A ratio with quartiles further apart than this factor is too noisy.
 _WIDEST_SPREAD = 2.0
 
 
@@ -27,13 +27,13 @@ class Goal:
 
     Attributes:
         device: "cpu" or "cuda".
-        op: as in a row, and so the next four.
+        op: as in a row, like the next four.
         shape: see ``op``.
         dtype: see ``op``.
         batch: see ``op``.
         metric: see ``op``.
-        bound: what it is to reach.
-        peers: how the names of the peers begin that count; empty for all.
+        bound: the value to reach.
+        peers: prefix of the counted peers' names; empty for all.
         mode: "launched" or "graph".
     """
 
@@ -59,8 +59,8 @@ class Verdict:
 
     Attributes:
         goal: the goal.
-        row: the number, against the hardest peer; None if it was not measured.
-        result: where the number is from.
+        row: the number, against the fastest peer; None if it wasn't measured.
+        result: the number's source.
     """
 
     goal: Goal
@@ -159,7 +159,7 @@ GOALS: tuple[Goal, ...] = (
         *("cuda", _NETWORKS[0], "DCGAN-64", ("bfloat16", "float16"), (64, 128, 512), 1.5),
         mode="graph",
     ),
-    # Nearly the speed of cuDNN alone: what is gained is what is fused around a convolution.
+    # Nearly cuDNN's speed: the gain is in the fused norm and activation.
     *_goals("cuda", _PASSES, _LAYERS, "bfloat16", 128, 0.9, mode="graph"),
     *_goals("cuda", _NETWORKS[0], "DCGAN-64", "bfloat16", 128, 0.6, "saved_ratio", "eager"),
     *_goals("cuda", _NETWORKS, "DCGAN-64", "bfloat16", 64, 1.0, "host_times_faster", "eager"),
@@ -174,7 +174,7 @@ GOALS: tuple[Goal, ...] = (
     *_goals("cuda", "WGAN-GP iteration", _FIVE, "bfloat16", 512, 40, "percent_of_floor"),
 )
 
-#: What the library is for, one case each: whole iterations, the penalty, the generator, the clip.
+#: One case for each main purpose: whole iterations, the penalty, the generator, the clip.
 _HEADLINES = {
     ("DCGAN iteration", _ONE),
     ("WGAN-GP iteration", _FIVE),
@@ -187,14 +187,14 @@ _HEADLINE_DTYPE = {"cpu": "float32", "cuda": "bfloat16"}
 
 
 def urgency(case: Case, device: str) -> int:
-    """Ranks a case: lower ranks are measured earlier, so that a limit doesn't leave them out.
+    """Ranks a case: lower ranks are measured first, before a time limit.
 
-    0 has a case of :data:`_HEADLINES`, 1 another that a goal is about, whatever the batch (`quick`
-    cases have smaller ones), 2 any other.
+    0 for :data:`_HEADLINES`, 1 for other cases with a goal at any batch (`quick` cases have smaller
+    ones), 2 for the rest.
 
     Args:
         case: what may be measured.
-        device: "cpu" or "cuda", where.
+        device: "cpu" or "cuda".
 
     Example:
         >>> import torch
@@ -215,10 +215,10 @@ def urgency(case: Case, device: str) -> int:
 
 
 def judge(results: Iterable[Result], goals: Sequence[Goal] = GOALS) -> list[Verdict]:
-    """Each goal, with the newest number that answers it.
+    """Each goal, with its newest number.
 
     Args:
-        results: from any machines; a GPU's answer the goals for GPUs.
+        results: from any machines; those of GPUs count for GPUs' goals.
         goals: which.
 
     Example:
@@ -242,7 +242,7 @@ def judge(results: Iterable[Result], goals: Sequence[Goal] = GOALS) -> list[Verd
         if not answers:
             verdicts.append(Verdict(goal, None, None))
             continue
-        # Of one run: an older one's peers were measured against an older fastgan.
+        # From one run: an older run's peers were measured against an older fastgan.
         latest = max(result.time for _, result in answers)
         answers = [answer for answer in answers if answer[1].time == latest]
         choose = min if goal.at_least else max

@@ -1,4 +1,4 @@
-"""Facts that go with a result: machine, versions, commit, and load of other processes."""
+"""A result's context: machine, versions, commit, and load by other processes."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ __all__ = [
 ]
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
-#: What a processor is taken to have where it doesn't say: more than most have.
+#: The assumed cache size if unknown: larger than most.
 _UNKNOWN_CACHE = 64 << 20
 
 
 def utc_now() -> str:
-    """The time as results spell it.
+    """The time in results' format.
 
     Example:
         >>> len(utc_now())
@@ -44,7 +44,7 @@ def machine_facts(device: torch.device) -> dict[str, str | int]:
     """The processor or GPU, the cores, torch's threads.
 
     Args:
-        device: where the figures are made.
+        device: the measured device.
 
     Example:
         >>> sorted(machine_facts(torch.device("cpu")))
@@ -84,7 +84,7 @@ def versions() -> dict[str, str]:
 
 
 def commit() -> str | None:
-    """The running code's commit, ``-dirty`` where files differ from it; None outside a clone."""
+    """The running code's commit, with ``-dirty`` if files differ; None outside a clone."""
     answers = []
     for arguments in (
         ("rev-parse", "--show-prefix", "HEAD"),
@@ -101,13 +101,13 @@ def commit() -> str | None:
         answers.append(result.stdout)
     prefix, head = answers[0].split("\n")[:2]
     if prefix:
-        # An install inside somebody else's repository: its commit isn't ours.
+        # An install inside another repository: its commit isn't ours.
         return None
     return head + ("-dirty" if answers[1].strip() else "")
 
 
 def cache_bytes(device: torch.device) -> int:
-    """The last cache before memory: inputs that together exceed it are not found in it again.
+    """The size of the last-level cache: larger sets of inputs aren't cached.
 
     Example:
         >>> cache_bytes(torch.device("cpu")) > 0
@@ -124,10 +124,10 @@ def cache_bytes(device: torch.device) -> int:
 
 
 class DisturbanceMeter:
-    """Measures the share of all cores' time that other processes used while a block ran.
+    """Measures other processes' share of all cores' time during a block.
 
     Attributes:
-        percent: after the block, of all cores' time; 0 where ``/proc/stat`` isn't there to ask.
+        percent: after the block, of all cores' time; 0 without ``/proc/stat``.
 
     Example:
         >>> with DisturbanceMeter() as meter:

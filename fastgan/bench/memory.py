@@ -1,12 +1,11 @@
-"""Peak memory of a call: what it needs at its worst moment beyond what was there before.
+"""Peak memory of a call, beyond the memory in use before.
 
-On a CUDA device torch's allocator keeps the number. On a CPU the kernel does, for the whole
-process (``VmHWM``, which ``/proc/self/clear_refs`` resets), oneDNN's scratch memory and our own
-loops' included, which torch's profiler doesn't see. It is honest only if freed memory leaves the
-process: glibc keeps blocks below a threshold that it raises by itself up to 32 MiB, and a peak
-inside kept memory wouldn't show. :class:`MemoryMeter` pins the threshold low while it measures.
-That makes allocations slow, so nothing is timed meanwhile. The kernel's count may be off by some
-hundred kilobytes; smaller peaks mean nothing.
+On CUDA devices torch's allocator counts it. On CPUs the kernel does, for the whole process
+(``VmHWM``, reset by ``/proc/self/clear_refs``), including oneDNN's and our own scratch memory,
+which torch's profiler doesn't see. This requires that freed memory leaves the process: glibc keeps
+blocks below a threshold that it raises up to 32 MiB, which would hide peaks, so
+:class:`MemoryMeter` pins it low. Allocations are slow then, so nothing is timed meanwhile. The
+kernel's count may be off by some hundred kilobytes; smaller peaks are meaningless.
 """
 
 from __future__ import annotations
@@ -26,15 +25,15 @@ __all__ = ["MemoryMeter", "can_measure_memory", "saved_bytes"]
 
 # mallopt's names, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-#: Blocks from here on are mapped apart, and unmapped when freed.
+#: Larger blocks are mapped separately, and unmapped when freed.
 _MAPPED_FROM = 64 << 10
-#: What glibc itself may end with: M_MMAP_THRESHOLD at most 32 MiB, M_TRIM_THRESHOLD twice that.
+#: glibc's own maximum: M_MMAP_THRESHOLD at most 32 MiB, M_TRIM_THRESHOLD twice that.
 _AFTERWARDS = 32 << 20
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def can_measure_memory(device: torch.device) -> str | None:
-    """None where :class:`MemoryMeter` works, else the reason in words.
+    """None if :class:`MemoryMeter` works, otherwise the reason.
 
     Example:
         >>> can_measure_memory(torch.device("cuda")) is None
@@ -55,7 +54,7 @@ class MemoryMeter:
     """Measures peaks of calls; use as a context around all of them.
 
     Raises:
-        FastganError: where :func:`can_measure_memory` says so.
+        FastganError: the reason from :func:`can_measure_memory`.
 
     Example:
         >>> cpu = torch.device("cpu")
@@ -84,10 +83,10 @@ class MemoryMeter:
             self._library.mallopt(_M_TRIM_THRESHOLD, 2 * _AFTERWARDS)
 
     def peak(self, call: Callable[[], object]) -> int:
-        """Bytes that ``call`` needed at its worst moment, beyond those in use before it.
+        """The peak bytes of ``call``, beyond those in use before.
 
-        The call runs twice, and the second time counts: the first one makes what stays, such as
-        an optimiser's state or a compiled kernel.
+        The second of two calls counts: the first one creates lasting state, such as an optimiser's
+        state or a compiled kernel.
         """
         call()
         gc.collect()
@@ -108,11 +107,10 @@ class MemoryMeter:
 def saved_bytes(call: Callable[[], object]) -> int:
     """Bytes of tensors that a call's forward passes save for their backward passes.
 
-    Memory that several saved tensors share counts once, leaves that require a gradient (weights)
-    don't count.
+    Shared memory counts once; leaves that require a gradient (weights) don't count.
 
     Args:
-        call: runs forward, and backward if it likes.
+        call: runs a forward pass, and perhaps a backward pass.
 
     Example:
         >>> x = torch.ones(1000, requires_grad=True)

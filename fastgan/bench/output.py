@@ -1,4 +1,4 @@
-"""Writing a result's files: each whole or not at all."""
+"""Writes a result's files, each atomically."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["check_folder", "write_result"]
 
 
 def check_folder(folder: Path) -> None:
-    """Refuses a folder that can't be made or written, before the measurement begins.
+    """Raises before the measurement if the folder can't be made or written.
 
     Raises:
         OutputError: the message names the folder and what is wrong.
@@ -32,7 +32,7 @@ def check_folder(folder: Path) -> None:
     there = folder.absolute()
     while not there.exists():
         there = there.parent
-    # Root may write anywhere by permission, but not on a file system that takes no files.
+    # Root has permission everywhere, but some file systems refuse files.
     writable = os.access(there, os.W_OK | os.X_OK) and not str(there).startswith(("/proc", "/sys"))
     if not there.is_dir() or not writable:
         verb = "be written" if there == folder.absolute() else "be made"
@@ -46,14 +46,14 @@ def write_result(
 
     Args:
         result: what was measured.
-        folder: is made if it isn't there.
-        changes: against an earlier result, for the page.
+        folder: made if necessary.
+        changes: changes from an earlier result, for the page.
 
     Returns:
         The files.
 
     Raises:
-        OutputError: one can't be written. Files of an earlier run that were not replaced yet stay.
+        OutputError: one can't be written. An earlier run's files may remain.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

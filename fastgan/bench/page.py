@@ -1,4 +1,4 @@
-"""One HTML page of a result, which needs nothing but itself: pictures are inside, no network."""
+"""A self-contained HTML page of a result, with pictures."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ def render_page(
     Args:
         result: what was measured.
         plots: name and SVG of each picture.
-        verdicts: of the goals for this device; unmeasured ones are left out.
-        changes: against an earlier result, or None if there was none to compare with.
+        verdicts: the goals for this device; unmeasured ones are left out.
+        changes: changes from an earlier result, or None without one.
 
     Example:
         >>> empty = Result("2026-01-01T00:00:00Z", None, {}, {}, {}, {}, ())
@@ -112,7 +112,7 @@ def render_page(
 
 
 def _note(note: str) -> str:
-    """A reason, and the cases it is about as a list where there are several."""
+    """A reason, with a list of its cases if there are several."""
     reason, _, names = note.partition(": ")
     if "; " not in names:
         return _text(note)

@@ -1,6 +1,6 @@
-"""Pictures of a result, each as PNG and SVG: speed-ups, the roofline, where the time goes.
+"""Pictures of a result as PNG and SVG: speed-ups, the roofline, the time by parts.
 
-matplotlib draws them; where it isn't installed, :func:`why_no_plots` says so.
+They need matplotlib; see :func:`why_no_plots`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ __all__ = ["PLOTS", "save_plots", "why_no_plots"]
 
 _OURS, _EAGER, _COMPILED, _INK, _FAINT = "#0b6e4f", "#5c677d", "#d9772b", "#1f2933", "#d5dbe1"
 _DTYPE_COLOURS = {"float32": "#0b6e4f", "bfloat16": "#6a4c93", "float16": "#b23a48"}
-#: From the part that should take all of the time to the one that should take none.
+#: From the part that should take all the time to the one that should take none.
 _PART_ORDER = (*reversed(tuple(PARTS)), OTHER, PYTHON)
 _PART_COLOURS = ("#2a6f97", "#6fa8c9", "#d08c3f", "#8a9a5b", "#9aa5b1")
 _COMPILE = "torch.compile"
 
 
 def why_no_plots() -> str | None:
-    """None where pictures can be drawn, else the reason and what to install.
+    """None if pictures can be drawn, otherwise the reason and what to install.
 
     Example:
         >>> why_no_plots() is None or "pip install matplotlib" in why_no_plots()
@@ -40,11 +40,11 @@ def why_no_plots() -> str | None:
 
 
 def save_plots(result: Result, folder: Path) -> dict[str, Path]:
-    """Draws whatever the result has numbers for.
+    """Draws all pictures for which the result has numbers.
 
     Args:
         result: what to draw.
-        folder: takes ``NAME.png`` and ``NAME.svg``.
+        folder: for ``NAME.png`` and ``NAME.svg``.
 
     Returns:
         Name and SVG of each, in the order of :data:`PLOTS`.
@@ -97,7 +97,7 @@ def _where(result: Result) -> str:
 
 def _title(axes: Any, title: str, result: Result) -> None:
     axes.set_title(title, loc="left", fontweight="bold", fontsize=11, pad=18)
-    # A distance in points: a share of a tall figure would be anywhere.
+    # A distance in points, as a share depends on the figure's height.
     axes.annotate(
         _where(result), (0, 1), xycoords="axes fraction", xytext=(0, 4),
         textcoords="offset points", fontsize=8, color=_EAGER, ha="left", va="bottom",
@@ -241,7 +241,7 @@ def _roofline(result: Result) -> Any:
     axes.grid(color=_FAINT, linewidth=0.5, which="major")
     axes.set_axisbelow(True)
     if any(_exceeds_the_roof(line, flops, rates) for line, flops, _ in points):
-        # Low intensity allows no high rate: nothing else is ever drawn in this corner.
+        # Low intensity allows no high rate: this corner is always empty.
         axes.text(
             0.012, 0.975, ABOVE_THE_ROOF, transform=axes.transAxes, fontsize=8, color=_EAGER,
             ha="left", va="top", linespacing=1.4,
@@ -257,12 +257,12 @@ def _roofline(result: Result) -> Any:
     return figure
 
 
-#: What a reader has to know of points that a roofline otherwise doesn't have.
+#: Notes about unusual points in the roofline.
 ABOVE_THE_ROOF = (
     "Points above the roof: operations are those of a convolution's formula,\n"
     "for all alike; convolutions that save products do fewer of them."
 )
-#: Decades between two markers, and over which those of the same intensity may spread.
+#: Decades between two markers, and over which markers of equal intensity may spread.
 _APART, _SPREAD = 0.04, 0.3
 
 
@@ -272,7 +272,7 @@ def _exceeds_the_roof(line: Line, flops: float, rates: Mapping[str, float]) -> b
 
 
 def _side_by_side(intensities: list[float]) -> list[float]:
-    """Intensities moved a little, so that markers of nearly the same one don't hide each other."""
+    """Intensities, moved slightly so that markers don't hide each other."""
     logarithms = [math.log10(each) for each in intensities]
     groups: list[list[int]] = []
     for index in sorted(range(len(logarithms)), key=lambda index: logarithms[index]):
@@ -326,7 +326,7 @@ def _breakdown(result: Result) -> Any:
             dtype = "" if any_row.dtype == "float32" else f", {any_row.dtype}"
             layer_norm = ", layer norm" if "layer norm" in any_row.shape else ""
             label = f"{any_row.op}{layer_norm}{dtype}, batch {any_row.batch}: {provider}"
-            # What belongs together stands together.
+            # Related bars are adjacent.
             positions.append(len(bars) + 0.45 * number)
             bars.append((label, times[provider] / whole, seconds_text(times[provider]), shares))
     colours = dict(zip(_PART_ORDER, _PART_COLOURS, strict=True))
@@ -358,7 +358,7 @@ def _breakdown(result: Result) -> Any:
     return figure
 
 
-#: File name -> what draws it; each returns None where the result has no numbers for it.
+#: File name -> function that draws it, or returns None if the result lacks the numbers.
 PLOTS: Mapping[str, Callable[[Result], Any]] = {
     "speedups": _speedups,
     "roofline": _roofline,

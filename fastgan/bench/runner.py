@@ -1,4 +1,4 @@
-"""Measures cases: peak memory first, then times by turns, with counts."""
+"""Measures cases: peak memory first, then times in turns, with counts."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ __all__ = ["Listener", "Plan", "copies_beyond_cache", "run_cases"]
 #: Input sets of a case take at most this much memory together.
 _MOST_INPUT_BYTES = 1 << 30
 _MOST_COPIES = 64
-#: Below, a peak is the size of the measurement's own error.
+#: Smaller peaks are within the measurement's error.
 _LEAST_PEAK = 1 << 20
-#: The other inputs of a captured graph are copies of its private pool: a few are enough.
+#: A captured graph's other inputs are copies in its private pool: a few are enough.
 _MOST_GRAPHS = 4
-#: Calls that counting launches takes.
+#: Number of calls for counting launches.
 _PROFILED = 3
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How to measure.
+    """Settings of a measurement.
 
     Attributes:
         device: where.
-        budget: rounds and seconds a case.
+        budget: rounds and seconds per case.
         compile_mode: of the torch.compile peers; None leaves them out.
         memory: whether to measure peaks.
-        seconds: about how long all may take: after a fifth of it no further peak is measured,
-            after four fifths no further case begins, and none is timed if its fewest rounds would
-            take longer than what is left; None for no limit.
-        urgency: of a case; lower ones are measured earlier, so that a limit doesn't leave them out.
-        settings: said in the result.
+        seconds: approximate total time: after a fifth no further peak is measured, after four
+            fifths no further case begins, and none is timed if its fewest rounds would exceed the
+            rest; None for no limit.
+        urgency: ranks cases; lower ones are measured first.
+        settings: recorded in the result.
     """
 
     device: torch.device
@@ -62,17 +62,17 @@ class Listener:
     """Receives progress from :func:`run_cases`; override what you need."""
 
     def on_stage(self, name: str, done: int, total: int) -> None:
-        """``done`` of ``total`` steps are done, and the named one begins."""
+        """Called when ``done`` of ``total`` steps are done and the named one begins."""
 
     def on_rows(self, case: Case, rows: Sequence[Row]) -> None:
-        """A case was timed."""
+        """Called after a case was timed."""
 
     def on_note(self, text: str) -> None:
-        """Something was left out."""
+        """Called when something was left out."""
 
 
 def copies_beyond_cache(case: Case, device: torch.device) -> int:
-    """Input sets so that all together exceed the last cache, within reason.
+    """The number of input sets that together exceed the last-level cache, within limits.
 
     Example:
         >>> case = Case("ops", "clip", "s", "float32", 0, None, 0, lambda _: {})
@@ -86,18 +86,18 @@ def copies_beyond_cache(case: Case, device: torch.device) -> int:
 
 
 def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = None) -> Result:
-    """Measures every case, one after the other: the most urgent first, all reported as given.
+    """Measures every case, the most urgent first, and reports them in the given order.
 
-    A provider that can't run (torch.compile without a compiler, say) is left out of its case with
-    a note; so is a case if fastgan itself can't run.
+    A provider that can't run (such as torch.compile without a compiler) is left out of its case
+    with a note; so is a case if fastgan can't run.
 
     Args:
         cases: what to measure.
         plan: how.
-        listener: is told of progress.
+        listener: receives progress.
 
     Returns:
-        The result. Percents of floor refer to the better of the rates measured before and after.
+        The result. Percents of floor use the better of the rates measured before and after.
 
     Example:
         >>> from fastgan.bench.suites import suite_cases
@@ -116,7 +116,7 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
 
     device = plan.device
     if device.type == "cuda":
-        # What every user of convolutions on a GPU should set; the peers get it too.
+        # Every user of convolutions on a GPU should set this; it applies to the peers, too.
         torch.backends.cudnn.benchmark = True
     started, clock = utc_now(), time.monotonic()
 
@@ -132,8 +132,8 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
     in_turn = sorted(cases, key=plan.urgency)
     rows: list[Row] = []
     if memory:
-        # First, while the process is young: what compiling and timing leave in the allocator would
-        # be taken for memory that a call needs, or hide what it does.
+        # First, because memory that compiling and timing leave in the allocator would change or
+        # hide peaks.
         without_peak = []
         with MemoryMeter(device) as meter:
             for number, case in enumerate(in_turn):
@@ -188,7 +188,7 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
 
 
 def _subject(of: Case | Row) -> tuple[str, str, str, str, int]:
-    """The fields that a case shares with its rows."""
+    """A case's fields for its rows."""
     return (of.suite, of.op, of.shape, of.dtype, of.batch)
 
 
@@ -207,10 +207,10 @@ def _forget() -> None:
 def _prepare(
     case: Case, setting: Setting, note: Callable[[str], None]
 ) -> tuple[dict[str, Call], int]:
-    """Those providers that run, and the number of input sets; without ours, none."""
+    """The working providers and the number of input sets; none if ours doesn't work."""
     try:
         calls = case.prepare(setting)
-    except Exception as error:  # what memory or a compiler may raise is not ours to list
+    except Exception as error:  # memory or a compiler may raise anything
         note(f"{case.name} is left out: {_first_line(error)}")
         return {}, setting.copies
     working: dict[str, Call] = {}
@@ -234,7 +234,7 @@ def _first_line(error: Exception) -> str:
 def _measure_case(
     case: Case, plan: Plan, deadline: float, note: Callable[[str], None]
 ) -> list[Row] | None:
-    """The case's rows; None where it would take beyond the deadline, of ``time.monotonic``."""
+    """The case's rows; None if it would exceed the deadline of ``time.monotonic``."""
     device = plan.device
     mode = plan.compile_mode if case.compiled else None
     setting = Setting(device, copies_beyond_cache(case, device), mode)
@@ -364,7 +364,7 @@ def _memory_rows(
     case: Case, plan: Plan, meter: MemoryMeter, note: Callable[[str], None]
 ) -> list[Row]:
     calls, _ = _prepare(case, Setting(plan.device), note)
-    # What else happens in the process can only add.
+    # Other activity in the process can only increase it.
     peaks = {
         name: min(meter.peak(partial(call, 0)) for _ in range(3)) for name, call in calls.items()
     }

@@ -1,11 +1,10 @@
-"""The one format of results: what ``fastgan bench`` writes, and the README's tables are made from.
+"""The format of ``fastgan bench``'s results, from which the README's tables are made.
 
 A JSON file holds one object:
 
     schema      1
     time        when it was measured, UTC
-    commit      of the code that ran, "-dirty" added where files differed from it; null where there
-                was no git checkout
+    commit of the running code, with "-dirty" if files differed; null without a git checkout
     machine     device, processor, cores, threads, memory_bytes; with a GPU also gpu,
                 compute_capability, gpu_memory_bytes
     versions    of python, torch, fastgan, triton, cuda; the CPU loops' instruction set
@@ -14,9 +13,8 @@ A JSON file holds one object:
     notes       what was left out, and why
     rows        see :class:`Row`; a number each
 
-A CSV file holds the rows alone, a line each, with ``device``, ``processor`` (or GPU), ``threads``,
-``versions``, ``commit`` and ``time`` repeated in every line, so that files can be put one after the
-other.
+A CSV file has only the rows, with ``device``, ``processor`` (or GPU), ``threads``, ``versions``,
+``commit`` and ``time`` in every line, so that files can be concatenated.
 """
 
 from __future__ import annotations
@@ -51,11 +49,11 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Metric:
-    """What a number means.
+    """The meaning of a number.
 
     Attributes:
         unit: of the number.
-        better: "higher" or "lower"; "neither" for what only describes.
+        better: "higher", "lower" or "neither".
         meaning: in words.
     """
 
@@ -94,17 +92,17 @@ class Row:
 
     Attributes:
         suite: "ops", "models", "training" or "style".
-        op: what was done.
-        provider: the implementation: "fastgan", "eager", "torch.compile", ...; "floor" for what the
-            machine allows, "machine" for what is true of all.
-        shape: on what.
-        dtype: in which arithmetic.
-        batch: images a call; 0 where there is no batch.
+        op: the operation.
+        provider: the implementation: "fastgan", "eager", "torch.compile", ...; "floor" for the
+            machine's bound, "machine" for the machine itself.
+        shape: the input.
+        dtype: the arithmetic's.
+        batch: images per call; 0 without a batch.
         mode: "launched", or "graph" for the replay of a captured CUDA graph.
         metric: a name of :data:`METRICS`.
         value: the number, finite.
         spread: its first and third quartile over the rounds, or None.
-        detail: the peer of a ratio, the part of a share, what bounds a percent of floor.
+        detail: a ratio's peer, a share's part, or the bound of a percent of floor.
     """
 
     suite: str
@@ -133,10 +131,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Result:
-    """All that one run measured.
+    """All numbers of one run.
 
     Attributes:
-        time: see the module, as all that follow.
+        time: see the module, like the others.
         commit: see the module.
         machine: see the module.
         versions: see the module.
@@ -167,14 +165,14 @@ class Result:
             if each.name != "rows":
                 head[each.name] = getattr(self, each.name)
         text = json.dumps(head, indent=2, allow_nan=False)
-        # A row a line: a file of thousands can be read, and a change of one shows as one.
+        # One row per line, for readable files and diffs.
         rows = ",\n".join(
             "    " + json.dumps(_without_defaults(row), allow_nan=False) for row in self.rows
         )
         return f'{text[:-2]},\n  "rows": [\n{rows}\n  ]\n}}\n'
 
     def to_csv(self) -> str:
-        """The rows, a line each, under a line of names."""
+        """The rows, one per line, after a line of names."""
         names = [each.name for each in dataclasses.fields(Row) if each.name != "spread"]
         common = {
             "device": self.machine.get("device", ""),
@@ -227,7 +225,7 @@ def read_result(path: Path | str) -> Result:
     """The result in a JSON file of this schema.
 
     Raises:
-        DataError: it can't be read, or isn't one; the message names the file and what is wrong.
+        DataError: it can't be read or is invalid; the message names the file and the problem.
 
     Example:
         >>> read_result("/no/such/file.json")
@@ -276,12 +274,12 @@ def _row(values: Mapping[str, Any]) -> Row:
 
 @dataclass(frozen=True)
 class Change:
-    """A number that differs from an earlier run's beyond the spread of both.
+    """A number that differs from an earlier run's by more than both spreads.
 
     Attributes:
-        old: then.
-        new: now.
-        worse: whether that is a regression.
+        old: the earlier number.
+        new: the new number.
+        worse: whether it is a regression.
     """
 
     old: Row
@@ -298,22 +296,21 @@ class Change:
         )
 
 
-#: Without a spread of its own, what a number may change by before it counts.
+#: The relative change that counts for numbers without a spread.
 _TOLERANCE = {"peak_bytes": 0.03, "peak_ratio": 0.03, "saved_bytes": 0.01, "saved_ratio": 0.01}
-#: Mean something only on the machine they were measured on.
+#: Only comparable on the same machine.
 _ABSOLUTE = frozenset({"seconds", "host_seconds", "images_per_second", "percent_of_floor"})
 
 
 def compare(old: Result, new: Result) -> list[Change]:
-    """Lists fastgan's numbers that changed beyond the spread: quartile ranges that don't overlap.
+    """Lists fastgan's numbers with disjoint quartile ranges.
 
     Ratios and counts are compared across machines; seconds, images per second and percent of floor
-    only where processor or GPU, and the number of threads, are the same. Peers' own numbers are
-    not compared.
+    only for the same processor or GPU and number of threads. Peers' own numbers aren't compared.
 
     Args:
         old: an earlier result.
-        new: the one to judge.
+        new: the result to judge.
 
     Returns:
         Regressions first, the largest first.
@@ -358,7 +355,7 @@ def _size(change: Change) -> tuple[bool, float]:
 
 
 def merged(results: Iterable[Result]) -> dict[tuple[str | int, ...], tuple[Row, Result]]:
-    """The newest value of each number, with the result it is from."""
+    """The newest value of each number, with its result."""
     found: dict[tuple[str | int, ...], tuple[Row, Result]] = {}
     for result in sorted(results, key=lambda each: each.time):
         for row in result.rows:

@@ -1,4 +1,4 @@
-"""Networks as other people write them: forwards by hand, in the styles of well-known repositories.
+"""Networks with hand-written forwards, in the styles of well-known repositories.
 
 ==================  ============================================================================
 network             as in
@@ -9,7 +9,7 @@ network             as in
 ``MlpGenerator``    Goodfellow et al. 2014, arXiv 1406.2661: linear layers with batch norm
 ==================  ============================================================================
 
-With critics of :mod:`fastgan.bench.critics` and networks of :mod:`fastgan.reference`.
+Also uses critics of :mod:`fastgan.bench.critics` and networks of :mod:`fastgan.reference`.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ class MlpGenerator(nn.Module):
         return images.view(len(z), 1, 28, 28)
 
 
-#: Name -> a network of so many channels, and the shape of what it takes, without the batch.
+#: Name -> a network for a number of channels, and its input shape without the batch.
 STYLES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "SNGANGenerator": (lambda c: reference.SNGANGenerator(128, c, image_size=32), (128,)),
     "SNGANDiscriminator": (lambda c: reference.SNGANDiscriminator(3, c, 32), (3, 32, 32)),

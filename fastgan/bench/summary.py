@@ -1,4 +1,4 @@
-"""A result in short: one line a case, fastgan beside the hardest peer."""
+"""A result's summary: one line per case, fastgan against the fastest peer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Line:
         peer: the fastest peer's, or None.
         ratio: against that peer, or None.
         floor: fastgan's percent of floor, or None.
-        peak: of memory against eager, or None.
+        peak: peak memory against eager, or None.
     """
 
     row: Row
@@ -31,7 +31,7 @@ class Line:
 
     @property
     def label(self) -> str:
-        """The case in short, and the provider if there are several of fastgan's."""
+        """The case's short name, with the provider if fastgan has several."""
         row = self.row
         parts = [row.op, row.shape]
         parts += [row.dtype] if row.dtype != "float32" else []
@@ -42,7 +42,7 @@ class Line:
 
 
 def without_passes(label: str) -> str:
-    """Leaves out the passes that go without saying.
+    """Removes the usual passes from a name.
 
     Example:
         >>> without_passes("bn_act, forward and backward, 64x8x8")
@@ -52,7 +52,7 @@ def without_passes(label: str) -> str:
 
 
 def labels(shown: Sequence[Line]) -> list[str]:
-    """The lines' labels, short where that tells them apart."""
+    """The lines' labels, shortened if still distinct."""
     short = [without_passes(line.label) for line in shown]
     return [
         label if short.count(label) == 1 else line.label
@@ -61,7 +61,7 @@ def labels(shown: Sequence[Line]) -> list[str]:
 
 
 def lines(result: Result | Iterable[Row]) -> list[Line]:
-    """One line for each of our providers of each case, in the order they were measured."""
+    """One line per case and fastgan provider, in the measured order."""
     rows = result.rows if isinstance(result, Result) else tuple(result)
     by_case: dict[object, list[Row]] = {}
     for row in rows:

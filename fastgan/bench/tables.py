@@ -1,4 +1,4 @@
-"""A result's tables as text: in the terminal, on the page, in the README and the docs."""
+"""A result's tables as text: for the terminal, the page, the README and the docs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Table:
     Attributes:
         head: the columns' names.
         body: the rows.
-        marked: the number of the column that ``marks`` is about.
+        marked: the number of the column for ``marks``.
         marks: "good", "bad" or "" for each row.
     """
 
@@ -65,7 +65,7 @@ def markdown_table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
 
 
 def goal_cells(verdict: Verdict) -> tuple[str, str, str, str, str]:
-    """What, which number, the bound, the number and the peer, as words."""
+    """A goal's case, metric, bound, number and peer, as words."""
     goal, row = verdict.goal, verdict.row
     what = f"{without_passes(goal.op)}, {goal.shape}"
     what += f", {goal.dtype}" if goal.dtype != "float32" else ""
@@ -91,7 +91,7 @@ def _with_spread(row: Row, unit: str) -> str:
 
 
 def goal_table(verdicts: Sequence[Verdict]) -> Table:
-    """Every goal, and what became of it."""
+    """Every goal and its verdict."""
     words = [verdict.words for verdict in verdicts]
     return Table(
         ["what", "number", "goal", "measured", "against", ""],

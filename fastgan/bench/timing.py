@@ -1,9 +1,8 @@
-"""Timing by turns: every contender runs once a round, so that what disturbs one disturbs all.
+"""Timing in turns: every contender runs once per round, so that disturbances affect all.
 
-What is reported of two contenders is the ratio within a round, its median and its quartiles over
-the rounds: a machine that slows down for a minute slows both, and their ratio stays. The order
-rotates from round to round, since the first one finds the caches as the last one left them;
-inputs rotate too, so that together they exceed the last cache and none is found there again.
+Two contenders are compared by the ratio within a round, its median and quartiles over rounds: a
+machine that slows down for a minute slows both. The order rotates, as each contender finds the
+caches of the one before; inputs rotate, too, so that together they exceed the last-level cache.
 """
 
 from __future__ import annotations
@@ -20,18 +19,18 @@ from fastgan.errors import ConfigError
 
 __all__ = ["Budget", "Call", "Timing", "measure_in_turns", "median_and_quartiles"]
 
-#: Runs a contender once, on the input set of that number.
+#: Runs a contender once on the numbered input set.
 Call = Callable[[int], object]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How long to measure.
+    """The length of a measurement.
 
     Attributes:
-        seconds: about how long all rounds together may take.
-        fewest: rounds at least, however long one takes; quartiles of fewer than 4 mean nothing.
-        most: rounds at most.
+        seconds: approximate time of all rounds.
+        fewest: least number of rounds, for any duration; quartiles need 4.
+        most: greatest number of rounds.
         warm_up: untimed calls of each contender before.
     """
 
@@ -49,12 +48,12 @@ class Budget:
 
 @dataclass(frozen=True)
 class Timing:
-    """What was measured.
+    """The measured times.
 
     Attributes:
-        seconds: of each contender, one number a round: a call until the device is done.
-        host_seconds: the same until the call returned; on a CPU both are one.
-        disturbance: percent of all cores' time that other processes used meanwhile.
+        seconds: each contender's time per round, until the device is done.
+        host_seconds: the same until the call returned; equal on a CPU.
+        disturbance: other processes' percent of all cores' time.
     """
 
     seconds: Mapping[str, tuple[float, ...]]
@@ -63,13 +62,13 @@ class Timing:
 
     @property
     def rounds(self) -> int:
-        """How often each contender ran."""
+        """The number of rounds."""
         return len(next(iter(self.seconds.values())))
 
     def times_faster(
         self, name: str, peer: str, *, host: bool = False
     ) -> tuple[float, tuple[float, float]]:
-        """How many times as long ``peer`` took, round by round: median and quartiles.
+        """The ratio of ``peer``'s time to ``name``'s in each round: median and quartiles.
 
         Args:
             name: of a contender.
@@ -103,16 +102,16 @@ def measure_in_turns(
     copies: int = 1,
     budget: Budget | None = None,
 ) -> Timing:
-    """Times contenders, a call each a round, until the budget is spent.
+    """Times contenders, one call each per round, until the budget is spent.
 
-    On a CUDA device a call's time is that between two events around it in the current stream,
-    recorded after the device has come to rest: launching is part of it, as it is for users.
+    On a CUDA device a call's time is between two events in the current stream, after synchronising:
+    it includes launching, as for users.
 
     Args:
-        calls: of each contender; takes the number of the input set.
+        calls: each contender's function of the input set's number.
         device: where they run.
-        copies: how many input sets there are; round n runs on set ``n % copies``.
-        budget: how long; the default takes about 20 seconds.
+        copies: the number of input sets; round n runs on set ``n % copies``.
+        budget: the length; the default takes about 20 seconds.
 
     Returns:
         Every single time.
@@ -159,7 +158,7 @@ def measure_in_turns(
 
 
 class _HostClock:
-    """A CPU's work is done when the call returns."""
+    """For CPUs, whose work is done when the call returns."""
 
     def time(self, call: Call, number: int) -> tuple[float, float]:
         start = time.perf_counter()
@@ -169,7 +168,7 @@ class _HostClock:
 
 
 class _DeviceClock:
-    """Events on the device for the whole, the host's clock until the call returns."""
+    """For CUDA devices: events for the total, the host's clock until the call returns."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

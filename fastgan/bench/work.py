@@ -4,13 +4,12 @@ A convolution of N images from C_in to C_out channels with a k_h x k_w kernel do
 
     2 * N * H * W * C_in * C_out * k_h * k_w                                       operations
 
-with H x W the size of its output, of its *input* if it is transposed: as many multiply-adds as
-there are pairs of a weight and a position it is applied at. Each of its two gradients does as many.
-That is the formula's count: convolutions that save products do fewer.
+with H x W the size of its output, or of its *input* if it is transposed: one multiply-add per
+weight and position. Its two gradients do as many each. This is the formula's count: convolutions
+with fewer products do less.
 
-Bytes are those that must cross the memory interface if whatever can be fused is: a convolution
-reads its input and weight and writes its output; batch norm and activation around it are free; so
-are numbers per channel. What a real implementation moves more than that is what it loses.
+Bytes are the memory traffic with perfect fusion: a convolution reads its input and weight and
+writes its output; batch norm, activation and numbers per channel are free.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Step:
     """One kernel's worth of work.
 
     Attributes:
-        flops: operations that a matrix unit could do; 0 where only memory counts.
+        flops: operations for a matrix unit; 0 if only memory counts.
         bytes: read and written.
     """
 
@@ -43,7 +42,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Work:
-    """Steps one after the other: each is bound by arithmetic or by memory on its own.
+    """A sequence of steps, each bound by arithmetic or by memory.
 
     Attributes:
         steps: in the order they run.
@@ -65,7 +64,7 @@ class Work:
         return Work(self.steps + other.steps)
 
     def times(self, count: int) -> Work:
-        """The same work, so many times.
+        """The same work, repeated.
 
         Example:
             >>> Work((Step(1.0, 2.0),)).times(3).bytes
@@ -104,7 +103,7 @@ def convolution_steps(
         kernel_size: (k_h, k_w).
         transposed: whether it is a transposed convolution.
         dtype: of input, weight and output.
-        passes: which: "forward", "input_gradient", "weight_gradient"; repeated ones count again.
+        passes: "forward", "input_gradient", "weight_gradient"; may repeat.
         groups: of channels.
 
     Example:
@@ -117,21 +116,21 @@ def convolution_steps(
     positions = input_shape[1:] if transposed else output_shape[1:]
     weights = input_shape[0] * output_shape[0] * prod(kernel_size) // groups
     flops = 2.0 * batch * prod(positions) * weights
-    # Each pass reads two of the three (input, weight, output or its gradient), writes the third.
+    # Each pass reads two of input, weight and output (or gradients), and writes the third.
     moved = float(size * (batch * (prod(input_shape) + prod(output_shape)) + weights))
     return Work(tuple(Step(flops, moved) for _ in passes))
 
 
 def products_work(network: nn.Module, images: Tensor, dtype: str, *, gradients: str) -> Work:
-    """A network's convolutions and products of matrices, each with its gradients.
+    """A network's convolutions and matrix products, with their gradients.
 
     Args:
-        network: on the meta device, where nothing is computed.
-        images: as the network takes them, on the same device.
+        network: on the meta device.
+        images: its input, on the meta device.
         dtype: of inputs, weights and outputs.
-        gradients: "of parameters" for the passes of a forward and a backward pass to the
-            parameters, "of images" for what a gradient penalty adds to them: once more forward, and
-            the gradients in what depends on the images alone.
+        gradients: "of parameters" for a forward and a backward pass to the parameters, "of images"
+            for a gradient penalty's additional passes: another forward, and the gradients of values
+            that depend on the images.
 
     Example:
         >>> import torch
@@ -146,7 +145,7 @@ def products_work(network: nn.Module, images: Tensor, dtype: str, *, gradients: 
 
 
 class _Products(TorchDispatchMode):
-    """Notes the passes of whatever multiplies two tensors."""
+    """Records the passes of ops that multiply two tensors."""
 
     def __init__(self, dtype: str, *, learning: bool) -> None:
         # It imports torch's decompositions, which takes a third of a second.

@@ -1,13 +1,11 @@
 """Networks that are ready to train, conditional or not: DCGAN, WGAN, R3GAN, StyleGAN2 and others.
 
-Their layers are plain ``torch.nn`` modules in the paper's order, and run fused; in all else a
-network is an ``nn.Module`` as any: ``apply``, hooks, ``deepcopy`` and ``pickle`` work. DCGAN's and
-WGAN's layers are one :class:`fastgan.nn.FusedSequential` called ``main``: ``state_dict`` keys read
-``main.0.weight``, .... All are built with their papers' initialisation, and convolutional ones keep
-their weights in channels-last memory; their images are channels-last too, as any convolution's with
-such weights.
-:mod:`fastgan.models.compat` has the classes of two well-known repositories under their own names,
-for changing one import line.
+Their layers are plain ``torch.nn`` modules in the paper's order, and run fused; ``apply``, hooks,
+``deepcopy`` and ``pickle`` work as for any ``nn.Module``. DCGAN's and WGAN's layers are one
+:class:`fastgan.nn.FusedSequential` called ``main``: ``state_dict`` keys read ``main.0.weight``,
+.... All have their papers' initialisation; convolutional ones have channels-last weights, and
+therefore channels-last images. :mod:`fastgan.models.compat` has the classes of two well-known
+repositories, for changing one import line.
 
 Example:
     >>> import torch

@@ -13,14 +13,14 @@ __all__ = ["ACGANDiscriminator"]
 
 
 class ACGANDiscriminator(ImageCritic):
-    """The logit of P(S = real | x) and log P(C = y | x): it tells classes apart, too.
+    """The logit of P(S = real | x), and log P(C = y | x).
 
     The DCGAN's strided convolutions, the last of which has an output for the source and one for
-    each class. Labels don't enter the network; they say which class's likelihood is returned.
+    each class. Labels only select the returned class likelihood.
 
     Args:
         nc: image channels.
-        ndf: channels of the first hidden map, as of :class:`fastgan.models.DCGANDiscriminator`.
+        ndf: channels of the first hidden map, see :class:`fastgan.models.DCGANDiscriminator`.
         image_size: a power of two from 16 to 256.
         norm: likewise; the paper has "batch".
         num_classes: the number of classes.
@@ -49,7 +49,7 @@ class ACGANDiscriminator(ImageCritic):
         self.num_classes = num_classes
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Where images come from, and how likely their labels are.
+        """The source's logits and the labels' log likelihoods.
 
         Args:
             images: (N, nc, image_size, image_size), in [-1, 1].

@@ -1,7 +1,7 @@
 """BigGAN: Brock et al. 2018, arXiv 1809.11096, small: SNGAN's blocks and
 
-- one embedding of the label for all of the generator's norms, each of which takes it beside its
-  own part of z (section 3 and appendix B);
+- one embedding of the label for all of the generator's norms, concatenated with a part of z for
+  each (section 3 and appendix B);
 - self-attention at half the image's size (Zhang et al. 2018, arXiv 1805.08318);
 - spectral norm in both networks, and orthogonal initialisation.
 
@@ -28,7 +28,7 @@ class SelfAttention(nn.Module):
     """x + gamma * output(softmax(query(x)^T key(x)) value(x)), keys and values pooled by 2.
 
     Args:
-        channels: C; queries and keys have C / 8 channels, values C / 2. gamma is zero at first.
+        channels: C; queries and keys have C / 8 channels, values C / 2. gamma is initially zero.
 
     Shape:
         (N, C, H, W) -> (N, C, H, W)
@@ -48,7 +48,7 @@ class SelfAttention(nn.Module):
         self.gamma = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The map, with what it attends to added."""
+        """The map plus the attention's output."""
         query = self.query(x).flatten(2)
         key = F.max_pool2d(self.key(x), 2).flatten(2)
         value = F.max_pool2d(self.value(x), 2).flatten(2)
@@ -62,7 +62,7 @@ def orthogonal_init(network: nn.Module) -> None:
     """Orthogonal weights (Saxe et al. 2013, arXiv 1312.6120), biases 0."""
     for module in network.modules():
         if isinstance(module, (nn.Conv2d, nn.Linear)):
-            if not module.weight.is_meta:  # without values, for which torch's takes seconds
+            if not module.weight.is_meta:  # on the meta device, where torch's takes seconds
                 nn.init.orthogonal_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
@@ -83,7 +83,7 @@ class BigGANGenerator(SNGANGenerator):
         if self.num_classes is not None:
             self.embedding = nn.Linear(self.num_classes, EMBEDDING, bias=False)
             embedded = EMBEDDING
-        # z is cut into parts, of the first layer and of each block.
+        # z is split into parts for the first layer and each block.
         cuts = len(widths) + 1
         if self.nz < cuts:
             raise ConfigError(f"nz is {self.nz}; expected at least {cuts}, one for each part of z")

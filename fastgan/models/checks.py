@@ -1,6 +1,6 @@
-"""What the networks refuse, in one place: sizes when they are built, shapes when they are called.
+"""The networks' checks: of sizes when they are built, of shapes when they are called.
 
-Only shapes are looked at, never values, so that nothing here waits for a GPU.
+They only check shapes, so nothing waits for a GPU.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def check_positive(**counts: int) -> None:
 
 
 def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    """Refuses a word that isn't among ``choices``.
+    """Refuses an argument that isn't among ``choices``.
 
     Raises:
         ConfigError: naming the argument and the choices (a ValueError).
@@ -43,7 +43,7 @@ def check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 def check_image_size(name: str, value: int, largest: int | None = None) -> None:
     """Refuses an image size that isn't a power of two from 16 to ``largest``.
 
-    Every layer doubles or halves the size, from or to 4x4, so nothing else can come out.
+    Every layer doubles or halves the size, from or to 4x4.
 
     Raises:
         ImageSizeError: naming the argument (a ValueError).
@@ -61,7 +61,7 @@ def check_images(images: Tensor, nc: int, image_size: int, network: nn.Module) -
     """Refuses a batch that isn't (N, nc, image_size, image_size).
 
     Raises:
-        ImageSizeError: naming what came and what the network takes (a ValueError).
+        ImageSizeError: naming the given and the expected shape (a ValueError).
 
     Example:
         >>> import torch

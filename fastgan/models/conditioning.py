@@ -1,9 +1,8 @@
 """Class labels in a network: Mirza and Osindero 2014, Miyato and Koyama 2018.
 
-As its input (arXiv 1411.1784, section 3.2) a label becomes ``num_classes`` more channels of a map,
-1 everywhere in the label's own channel and 0 elsewhere. A noise vector is a 1x1 map, so one
-function serves generator and discriminator. As its output (arXiv 1802.05637) it chooses what a
-discriminator's features are multiplied with.
+At the input (arXiv 1411.1784, section 3.2) a label becomes ``num_classes`` one-hot channels of a
+map; a noise vector is a 1x1 map. At the output (arXiv 1802.05637) it selects the vector by which a
+discriminator's features are multiplied.
 """
 
 from __future__ import annotations
@@ -39,22 +38,21 @@ def check_num_classes(num_classes: int | None) -> int:
 def with_labels(
     maps: Tensor, labels: Tensor | None, num_classes: int | None, network: nn.Module
 ) -> Tensor:
-    """``maps`` (N, C, H, W) with the labels' channels behind its own.
+    """``maps`` (N, C, H, W), followed by the labels' channels.
 
     Args:
         maps: the network's input.
         labels: int64 (N,), each in [0, num_classes), if the network is conditional; else None.
-        num_classes: what the network was built with.
+        num_classes: the network's argument.
         network: for the messages.
 
     Returns:
         (N, C + num_classes, H, W) of ``maps``'s dtype; ``maps`` itself if unconditional.
 
     Raises:
-        LabelError: labels that are missing or not wanted, or whose shape or dtype is wrong; on
-            the CPU also a label out of range (a ValueError). Reading labels back from a GPU
-            would stall it, and can't be done while a CUDA graph is captured or under
-            ``torch.compile``: there a label out of range makes its sample NaN.
+        LabelError: labels are missing, unexpected, or of the wrong shape or dtype; on the CPU also
+            out of range (a ValueError). On a GPU, where reading labels would synchronise, and under
+            ``torch.compile``, a label out of range makes its sample NaN.
 
     Example:
         >>> x = with_labels(torch.zeros(1, 1, 2, 2), torch.tensor([1]), 2, nn.Identity())
@@ -71,12 +69,12 @@ def with_labels(
 def one_hot_labels(
     labels: Tensor | None, num_classes: int | None, input: Tensor, network: nn.Module
 ) -> Tensor | None:
-    """Labels as rows that are 1 at the label and 0 elsewhere.
+    """Labels as one-hot rows.
 
     Args:
         labels: as in :func:`with_labels`.
         num_classes: as in :func:`with_labels`.
-        input: what the labels belong to, (N, ...); gives the number of rows and their dtype.
+        input: the labels' batch, (N, ...), for the number of rows and the dtype.
         network: for the messages.
 
     Returns:
@@ -111,8 +109,8 @@ def one_hot_labels(
 class LabelProjection(nn.Module):
     """Scores f . e_y of features f and the label's embedding e_y.
 
-    Miyato and Koyama 2018, arXiv 1802.05637, as R3GAN has it: without the term that all classes
-    share. e_y is drawn from N(0, 1 / num_classes).
+    Miyato and Koyama 2018, arXiv 1802.05637, without the term shared by all classes, as in R3GAN.
+    e_y is initialised from N(0, 1 / num_classes).
 
     Args:
         num_classes: the number of classes.
@@ -139,8 +137,8 @@ class LabelProjection(nn.Module):
         return scores
 
 
-# The one check that reads values. torch.fx, which can't follow it, records the call instead, so
-# that a traced network checks its labels at every call too.
+# The only check that reads values. torch.fx can't trace it and records the call instead, so a
+# traced network checks its labels, too.
 @torch.fx.wrap
 def _refuse_labels_outside(labels: Tensor, num_classes: int, name: str) -> None:
     if labels.device.type != "cpu" or torch.compiler.is_compiling():

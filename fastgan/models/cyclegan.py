@@ -3,8 +3,8 @@
     generator       7x7, halved twice, residual blocks, doubled twice, 7x7, tanh
     discriminator   a PatchGAN: one score for each patch of 70x70 pixels (Isola et al. 2017)
 
-Padding by reflection in the generator, instance norm in both. Two generators and two discriminators
-are one module each, so that one optimiser, average and checkpoint holds them.
+Padding by reflection in the generator, instance norm in both. Both generators are one module, and
+so are both discriminators, for one optimiser, average and checkpoint each.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PATCH_NORMS = ("none", "batch", "instance")
 
 
 class ResidualBlock(nn.Module):
-    """x + norm(conv(relu(norm(conv(x))))): 3x3 convolutions of maps padded by reflection.
+    """x + norm(conv(relu(norm(conv(x))))): 3x3 convolutions with reflection padding.
 
     Args:
         channels: of input and output.
@@ -53,7 +53,7 @@ class ResidualBlock(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, H, W), likewise out."""
+        """(N, channels, H, W) -> (N, channels, H, W)."""
         output: Tensor = x + self.main(x)
         return output
 
@@ -148,7 +148,7 @@ class CycleGANGenerator(nn.Module):
 
     @property
     def directions(self) -> Mapping[str, nn.Module]:
-        """What translates, by ``"a2b"`` and ``"b2a"``."""
+        """The translating modules, by ``"a2b"`` and ``"b2a"``."""
         return {"a2b": self.a_to_b, "b2a": self.b_to_a}
 
     def forward(self, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,13 +244,14 @@ class PatchDiscriminator(nn.Module):
 
 
 class ImagePool(nn.Module):
-    """The last images of a generator: its discriminator sees half of them later.
+    """A buffer of a generator's images, of which its discriminator sees half later.
 
     Shrivastava et al. 2017, arXiv 1612.07828, section 2.3, as in CycleGAN: until the pool is full,
-    an image is kept and shown. From then on, it is shown with probability 1/2; else one of the pool
-    is, and the image takes its place. Images of one batch take different places.
+    an image is kept and returned. After that it is returned with probability 1/2; otherwise a
+    random image of the pool is returned and replaced by it. Images of one batch replace different
+    ones.
 
-    The pool is in buffers, which checkpoints hold and a CUDA graph changes in place.
+    The pool is in buffers, for checkpoints and CUDA graphs.
 
     Args:
         nc: image channels.
@@ -279,9 +280,9 @@ class ImagePool(nn.Module):
 
         Args:
             fake: (N, nc, image_size, image_size).
-            coins: (N,), uniform in [0, 1): below 1/2 an image of the pool is shown.
-            keys: (size,), uniform in [0, 1): a batch takes the places that are empty, then those of
-                the smallest keys.
+            coins: (N,), uniform in [0, 1): below 1/2 an image of the pool is returned.
+            keys: (size,), uniform in [0, 1): a batch takes empty places first, then those of the
+                smallest keys.
 
         Returns:
             (N, nc, image_size, image_size), without gradients.
@@ -289,7 +290,7 @@ class ImagePool(nn.Module):
         fake = fake.detach().to(self.images.dtype)
         pooled = fake[: self.size]
         filled = torch.arange(self.size, device=keys.device) < self.count
-        # Empty places, in their order, before all keys.
+        # Empty places first, in order.
         order = torch.where(filled, keys, torch.arange(-self.size, 0, device=keys.device))
         places = order.argsort()[: len(pooled)]
         kept = self.images[places]
@@ -302,7 +303,7 @@ class ImagePool(nn.Module):
 
 
 class CycleGANDiscriminator(nn.Module):
-    """Both discriminators of a CycleGAN, ``a`` and ``b``, and what they are shown again.
+    """Both discriminators of a CycleGAN, ``a`` and ``b``, with their pools of images.
 
     The arguments and errors are :class:`PatchDiscriminator`'s.
 

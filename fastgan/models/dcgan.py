@@ -99,7 +99,7 @@ class DCGANGenerator(nn.Module):
 
 
 class ImageCritic(nn.Module):
-    """Strided convolutions from an image to one score per sample: what discriminators here share.
+    """Base class of discriminators: strided convolutions from an image to one score per sample.
 
     The arguments, shapes and errors are :class:`DCGANDiscriminator`'s.
     """
@@ -142,8 +142,8 @@ class ImageCritic(nn.Module):
             labels: int64 (N,) in [0, num_classes) for a conditional network, else None.
 
         Returns:
-            (N,): one real number per sample; of a :class:`DCGANDiscriminator` probabilities or
-            logits, as its ``output`` says.
+            (N,): one real number per sample; a :class:`DCGANDiscriminator` returns probabilities or
+            logits (``output``).
 
         Raises:
             ImageSizeError: images of another shape (a ValueError).
@@ -171,7 +171,7 @@ class DCGANDiscriminator(ImageCritic):
         image_size: a power of two from 16 to 256.
         output: "probability" ends in a sigmoid, for ``BCELoss``; "logits" doesn't, for
             ``BCEWithLogitsLoss``. The ``state_dict`` is the same.
-        norm: what follows each hidden convolution but the first, as of
+        norm: the norm after each hidden convolution but the first, see
             :class:`fastgan.models.WGANCritic`; the paper has "batch".
         num_classes: None, or the number of classes: then ``forward`` takes labels.
         projection: take labels by :class:`fastgan.models.conditioning.LabelProjection`, instead

@@ -12,12 +12,11 @@ __all__ = ["keep_channels_last", "weights_init"]
 
 @torch.no_grad()
 def weights_init(module: nn.Module) -> None:
-    """Draws a convolution's weight from N(0, 0.02) and a batch norm's from N(1, 0.02), bias 0.
+    """Initialises convolutions' weights from N(0, 0.02), batch norms' from N(1, 0.02), with bias 0.
 
-    For ``network.apply(weights_init)``. A layer is known by its class's name, which holds "Conv"
-    or "BatchNorm", as in pytorch/examples and WassersteinGAN: so the same layers draw from the
-    same random stream in the same order, and the same seed gives the same weights. Everything
-    else, a convolution's bias included, is left as it is.
+    For ``network.apply(weights_init)``. Layers are recognised by "Conv" or "BatchNorm" in their
+    class's name, as in pytorch/examples and WassersteinGAN, so that the same seed gives the same
+    weights. Everything else, including a convolution's bias, is unchanged.
 
     Args:
         module: any module; changed in place.
@@ -39,10 +38,10 @@ def weights_init(module: nn.Module) -> None:
 
 
 def keep_channels_last(module: nn.Module) -> None:
-    """Puts a network's weights into channels-last memory, where convolutions want them.
+    """Converts a network's weights to channels-last memory, the fastest for convolutions.
 
-    To be called after :func:`weights_init`, which on weights in another order would take the same
-    random numbers for other places. The values, and ``state_dict``, are not touched.
+    Call it after :func:`weights_init`, which assigns random numbers in memory order. Values and
+    ``state_dict`` are unchanged.
 
     Args:
         module: any module; changed in place.

@@ -1,10 +1,10 @@
-"""The two pyramids that every convolutional network here is made of, as lists of layers.
+"""The layers of the DCGAN's generator and critic.
 
     generator   z -> 4x4 map of 8 * ngf channels -> 8x8 of 4 * ngf -> ... -> image     (64 pixels)
     critic      image -> 32x32 map of ndf channels -> ... -> 4x4 of 8 * ndf -> 1x1     (64 pixels)
 
-Radford et al. 2015, arXiv 1511.06434, section 3. The layers are made in the order they run, so
-that they take torch's default initialisation from the random stream in that order too.
+Radford et al. 2015, arXiv 1511.06434, section 3. Layers are made in the order they run, which is
+also the order of their random initialisation.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def critic_layers(
         ndf: channels of the map of half the image's size.
         image_size: a power of two of at least 16.
         norm: one of :data:`NORMS`, after every hidden convolution but the
-            first. With "none" the hidden convolutions have a bias instead, zero at first. The
-            last has none: a constant cancels in a critic's loss.
+            first. With "none" the hidden convolutions have a bias instead, initially zero. The last
+            has none, as a constant cancels in a critic's loss.
         outputs: numbers for each image.
 
     Example:
@@ -96,7 +96,7 @@ def normalisation(norm: str, channels: int) -> list[nn.Module]:
     if norm == "instance":
         return [nn.InstanceNorm2d(channels, affine=True)]
     if norm == "layer":
-        # What the WGAN-GP's authors run: mean and variance of each sample over channels, rows
-        # and columns, but one weight and bias per channel. That is a group norm of one group.
+        # As in the WGAN-GP authors' code: per-sample statistics over channels, rows and columns,
+        # but one weight and bias per channel, which is a group norm with one group.
         return [nn.GroupNorm(1, channels)]
     return []

@@ -1,10 +1,10 @@
 """The vanilla GAN's networks: Goodfellow et al. 2014, arXiv 1406.2661, section 5.
 
 Two hidden layers each. Departures: tanh instead of a sigmoid at the end, since images here are
-in [-1, 1]; leaky ReLU in the discriminator where the paper has maxout. Its dropout is there:
-without it the discriminator wins outright, and the generator draws one image for every z. The
-generator starts from He et al. 2015 (arXiv 1502.01852): from torch's default its images hardly
-depend on z, and they never come to.
+in [-1, 1]; leaky ReLU instead of maxout in the discriminator. The paper's dropout is kept: without
+it the discriminator wins, and the generator collapses to one image. The generator is initialised by
+He et al. 2015 (arXiv 1502.01852): with torch's default its images hardly depend on z, even after
+training.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from fastgan.nn import FusedSequential
 
 __all__ = ["MLPDiscriminator", "MLPGenerator"]
 
-# Of the input and of each hidden layer, in training: Srivastava et al. 2014, section 4 and
-# appendix A, as the GAN's authors set it.
+# Dropout of the input and of each hidden layer: Srivastava et al. 2014, section 4 and appendix A,
+# as in the GAN authors' code.
 INPUT_DROPOUT = 0.2
 HIDDEN_DROPOUT = 0.5
 
@@ -97,8 +97,8 @@ class MLPDiscriminator(nn.Module):
         hidden: width of both hidden layers.
         image_size: image height and width, any from 1.
         output: "probability" ends in a sigmoid, "logits" doesn't. The ``state_dict`` is the same.
-        num_classes: None, or the number of classes: then ``forward`` takes labels, one-hot
-            beside the pixels.
+        num_classes: None, or the number of classes: then ``forward`` takes labels, concatenated
+            one-hot.
 
     Raises:
         ConfigError: an argument out of its range (a ValueError).
@@ -147,7 +147,7 @@ class MLPDiscriminator(nn.Module):
             labels: int64 (N,) in [0, num_classes) for a conditional discriminator, else None.
 
         Returns:
-            (N,): probabilities or logits, as ``output`` says.
+            (N,): probabilities or logits (``output``).
 
         Raises:
             ImageSizeError: images of another shape (a ValueError).

@@ -1,8 +1,7 @@
 """pix2pix: Isola et al. 2017, arXiv 1611.07004, section 3.2 and appendix 6.1.
 
-generator       a U-Net: halved down to one pixel and doubled again, each map beside the one of
-                its size on the way down
-discriminator   a PatchGAN that sees input and output as one image of twice the channels
+generator a U-Net down to one pixel and up again, with concatenated skips
+discriminator   a PatchGAN of input and output, concatenated along channels
 """
 
 from __future__ import annotations
@@ -25,16 +24,16 @@ __all__ = ["Pix2PixDiscriminator", "UNetGenerator"]
 class UNetGenerator(nn.Module):
     """Translates images: pix2pix's generator.
 
-    4x4 convolutions of stride 2 after leaky ReLUs of slope 0.2, transposed ones after ReLUs. Of the
-    maps of ``8 * ngf`` channels on the way up half is dropped out at random, in three at most;
-    unlike in the paper, only in training, so that an image has one translation.
+    4x4 convolutions of stride 2 after leaky ReLUs of slope 0.2, transposed ones after ReLUs. At
+    most three maps of ``8 * ngf`` channels on the way up have dropout of 1/2; unlike in the paper
+    only in training, for deterministic translations.
 
     Args:
         nc: image channels, in and out.
         ngf: channels of the map of half the image's size; doubled at each smaller one, up to
             ``8 * ngf``.
         image_size: a power of two from 16 to 256.
-        norm: "instance", which is the paper's batch norm with its batches of one image; "batch" or
+        norm: "instance", equal to the paper's batch norm with batches of one image; "batch" or
             "none".
 
     Raises:
@@ -60,7 +59,7 @@ class UNetGenerator(nn.Module):
         biased = norm == "none"
         self.down = nn.ModuleList([nn.Conv2d(nc, ngf, 4, 2, 1)])
         for level in range(1, len(widths)):
-            # One pixel has no statistics of its own.
+            # One pixel has no statistics.
             last = level == len(widths) - 1
             self.down.append(
                 nn.Sequential(
@@ -89,7 +88,7 @@ class UNetGenerator(nn.Module):
 
     @property
     def directions(self) -> Mapping[str, nn.Module]:
-        """What translates: ``"a2b"`` alone."""
+        """The translating module: ``"a2b"``."""
         return {"a2b": self}
 
     def forward(self, images: Tensor) -> Tensor:

@@ -3,11 +3,11 @@
 Both networks are pyramids of residual blocks without norms:
 
     block         x + conv3(act(conv2(act(conv1(x)))))      1x1, 3x3 in groups of 16, 1x1
-    transition    bilinear resampling by 2, and a 1x1 convolution where the width changes
+    transition    bilinear resampling by 2, and a 1x1 convolution if the width changes
 
-act is a leaky ReLU of slope 0.2. The generator starts from a learned 4x4 map, whose channels z
-scales; the discriminator ends in a 4x4 depthwise convolution and a linear layer. Trained with
-the relativistic loss, R1 and R2 (:func:`fastgan.discriminator_loss`).
+act is a leaky ReLU of slope 0.2. The generator starts from a learned 4x4 map with channels scaled
+by z; the discriminator ends in a 4x4 depthwise convolution and a linear layer. Trained with the
+relativistic loss, R1 and R2 (:func:`fastgan.discriminator_loss`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ __all__ = ["R3GANDiscriminator", "R3GANGenerator"]
 
 #: Residual blocks at each image size.
 BLOCKS = 2
-#: Width of a block's 3x3 convolution over the block's own.
+#: Ratio of the 3x3 convolution's width to the block's.
 EXPANSION = 2
-#: Channels that a group of the 3x3 convolution has.
+#: Channels per group of the 3x3 convolution.
 GROUP = 16
-#: The widest map has so many times the channels of the full-size one.
+#: Ratio of the widest map's channels to the full-size map's.
 WIDEST = 8
 #: Length of a label's embedding.
 EMBEDDING = 64
@@ -48,7 +48,7 @@ def widths(width: int, image_size: int) -> list[int]:
 
 
 class _Block(nn.Module):
-    """x + conv3(act(conv2(act(conv1(x))))), with the last convolution zero at first."""
+    """x + conv3(act(conv2(act(conv1(x))))), with the last convolution initially zero."""
 
     def __init__(self, channels: int, blocks: int) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ def _resized(channels: int, out: int, *, up: bool) -> list[nn.Module]:
 
 
 class _Basis(nn.Module):
-    """(N, nz) -> (N, C, 4, 4): a learned map whose channels are scaled by W z."""
+    """(N, nz) -> (N, C, 4, 4): a learned map with channels scaled by W z."""
 
     def __init__(self, nz: int, channels: int) -> None:
         super().__init__()
@@ -97,7 +97,7 @@ class _Basis(nn.Module):
 
 
 class R3GANGenerator(nn.Module):
-    """G(z), or G(z|y), R3GAN's; a conditional one takes an embedding of the label beside z.
+    """G(z), or G(z|y), R3GAN's; a conditional one concatenates an embedding of the label to z.
 
     Args:
         nz: length of the noise vector.
@@ -156,7 +156,7 @@ class R3GANGenerator(nn.Module):
             labels: int64 (N,) in [0, num_classes) for a conditional generator, else None.
 
         Returns:
-            (N, nc, image_size, image_size); nothing bounds them, real images are in [-1, 1].
+            (N, nc, image_size, image_size), unbounded; real images are in [-1, 1].
 
         Raises:
             ImageSizeError: a z of another shape (a ValueError).

@@ -1,13 +1,13 @@
 """SNGAN: Miyato et al. 2018, arXiv 1802.05957, and its projection, arXiv 1802.05637.
 
 Residual blocks with the activation before each 3x3 convolution; the generator's have batch norm,
-per class where it is conditional, and the discriminator has spectral norm:
+per class if it is conditional, and the discriminator has spectral norm:
 
     up      x -> conv2(relu(norm2(conv1(up(relu(norm1(x))))))) + up(shortcut(x))
     down    x -> pool(conv2(relu(conv1(relu(x))))) + shortcut(pool(x))
 
 A 1x1 shortcut commutes with nearest upsampling and with average pooling, and runs at the smaller
-size. At 128 pixels widths and depths are those of the paper's table 5. Trained with the hinge loss.
+size. Widths and depths at 128 pixels are from the paper's table 5. Trained with the hinge loss.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ __all__ = ["ClassBatchNorm2d", "DownBlock", "SNGANDiscriminator", "SNGANGenerato
 
 
 class ClassBatchNorm2d(nn.Module):
-    """Batch norm with scale 1 + A y and shift B y, of a vector y for each sample.
+    """Batch norm with scale 1 + A y and shift B y for each sample's vector y.
 
     Args:
         channels: C.
         features: length of y.
 
     Shape:
-        x (N, C, H, W), y (N, features) -> (N, C, H, W). A and B are zero at first.
+        x (N, C, H, W), y (N, features) -> (N, C, H, W). A and B are initially zero.
 
     Example:
         >>> norm = ClassBatchNorm2d(4, 3)
@@ -95,7 +95,7 @@ class DownBlock(nn.Module):
     Args:
         channels: of the input.
         out: channels of the output.
-        first: of the network: no activation before the first convolution.
+        first: whether it is the network's first: no activation before the first convolution.
         down: whether it halves the size.
     """
 
@@ -130,7 +130,7 @@ def glorot_init(network: nn.Module) -> None:
 
 
 class SNGANGenerator(nn.Module):
-    """G(z), or G(z|y) with batch norms that are scaled and shifted per class.
+    """G(z), or G(z|y) with batch norms scaled and shifted per class.
 
     Args:
         nz: length of the noise vector.

@@ -4,9 +4,9 @@
     synthesis       a learned 4x4 map -> modulated convolutions with noise -> a sum of images
     discriminator   residual blocks behind [1, 3, 3, 1] filters, minibatch standard deviation
 
-Weights are N(0, 1) and scaled by 1 / sqrt(fan_in) where they are used; here styles, inputs or
-biases carry the scale wherever that touches fewer values. Trained with the non-saturating loss,
-lazy R1, path length regularisation and style mixing (:mod:`fastgan.training.style_updates`).
+Weights are N(0, 1) and scaled by 1 / sqrt(fan_in) at run time; styles, inputs or biases are scaled
+instead if they have fewer values. Trained with the non-saturating loss, lazy R1, path length
+regularisation and style mixing (:mod:`fastgan.training.style_updates`).
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from fastgan.ops.upfirdn2d import upfirdn2d
 
 __all__ = ["StyleGAN2Discriminator", "StyleGAN2Generator"]
 
-#: Samples whose standard deviation the discriminator sees.
+#: Group size of the minibatch standard deviation.
 GROUP = 4
-#: Learning rate of the mapping network, relative to all other layers'.
+#: Learning rate of the mapping network relative to other layers.
 MAPPING_RATE = 0.01
 #: Decay of w's moving average, at each forward pass in training.
 W_DECAY = 0.998
@@ -100,10 +100,9 @@ class _Mapping(nn.Module):
 
 
 class _StyledConv(nn.Module):
-    """act(modulated 3x3 convolution + strength * noise + b), perhaps of the map upsampled by 2.
+    """act(modulated 3x3 convolution + strength * noise + b), perhaps after upsampling by 2.
 
-    Noise is drawn in training; in eval mode it is the layer's own, so that the same z gives the
-    same image.
+    Noise is random in training, and a buffer in eval mode, so that the same z gives the same image.
     """
 
     noise: Tensor
@@ -149,9 +148,9 @@ class _ToRGB(nn.Module):
 class StyleGAN2Generator(nn.Module):
     """G(z), or G(z|y), StyleGAN2's.
 
-    ``forward`` is ``synthesis(styles(z))``: each convolution is styled by a w of its own, the same
-    for all unless two are mixed. Noise within the layers is random in training mode, fixed in eval
-    mode. ``mapping.w_avg`` follows w in training mode, and truncation contracts to it.
+    ``forward`` is ``synthesis(styles(z))``: each convolution has its own w, the same for all unless
+    two are mixed. The layers' noise is random in training mode, fixed in eval mode.
+    ``mapping.w_avg`` averages w in training mode, and truncation contracts towards it.
 
     Args:
         nz: length of the noise vector.
@@ -163,7 +162,7 @@ class StyleGAN2Generator(nn.Module):
         mapping_layers: layers from z to w.
 
     Attributes:
-        layers: how many w an image has: 2 log2(image_size) - 2.
+        layers: the number of w per image: 2 log2(image_size) - 2.
 
     Raises:
         ImageSizeError: an ``image_size`` that isn't such a power of two (a ValueError).
@@ -213,7 +212,7 @@ class StyleGAN2Generator(nn.Module):
             self.to_rgb.append(_ToRGB(width, nc, nw))
         self.layers = len(self.convs) + 1
         self.register_buffer("fir", torch.tensor(_FIR), persistent=False)
-        # The path length that training pulls all to: a of the paper's equation 4.
+        # The target path length: a of the paper's equation 4.
         self.register_buffer("path_length_mean", torch.zeros(()))
         keep_channels_last(self)
 
@@ -250,11 +249,11 @@ class StyleGAN2Generator(nn.Module):
     def synthesis(self, styles: Tensor) -> Tensor:
         """Images (N, nc, image_size, image_size) of each layer's w, (N, layers, nw)."""
         each = iter(styles.unbind(1))
-        x = self.const.expand(styles.shape[0], -1, -1, -1)  # len() would fix an export's batch
+        x = self.const.expand(styles.shape[0], -1, -1, -1)  # len() would fix an exported batch size
         x = x.contiguous(memory_format=torch.channels_last)
         convs = iter(self.convs)
         x = next(convs)(x, next(each), self.fir)
-        # The w that follows a size's last convolution styles its image, and the next convolution.
+        # The w after a size's last convolution is used for its image and the next convolution.
         w = next(each)
         image: Tensor = self.to_rgb[0](x, w)
         for to_rgb in self.to_rgb[1:]:
@@ -288,7 +287,7 @@ class StyleGAN2Generator(nn.Module):
             truncation: psi: each w becomes ``w_avg + psi (w - w_avg)``; None for 1.
 
         Returns:
-            (N, nc, image_size, image_size); nothing bounds them, real images are in [-1, 1].
+            (N, nc, image_size, image_size), unbounded; real images are in [-1, 1].
 
         Raises:
             ImageSizeError: a z of another shape (a ValueError).
@@ -299,7 +298,7 @@ class StyleGAN2Generator(nn.Module):
 
 
 class _Conv(nn.Module):
-    """act(conv(x) + b) of a scaled weight, perhaps filtered and of half the size."""
+    """act(conv(x) + b) with a scaled weight, perhaps filtered and downsampled by 2."""
 
     fir: Tensor
 
@@ -326,7 +325,8 @@ class _Conv(nn.Module):
 
 
 class _Down(nn.Module):
-    """(conv2(conv1(x)) + skip(x)) / sqrt(2), of half the size; each summand carries its root."""
+    """(conv2(conv1(x)) + skip(x)) / sqrt(2), downsampled by 2; the factor is applied to each
+    summand."""
 
     def __init__(self, channels: int, out: int) -> None:
         super().__init__()
@@ -340,10 +340,10 @@ class _Down(nn.Module):
 
 
 class StyleGAN2Discriminator(nn.Module):
-    """f(x), or f(x|y), StyleGAN2's; a conditional one projects its features on the label's vector.
+    """f(x), or f(x|y), StyleGAN2's; a conditional one projects its features on the label's
+    embedding.
 
-    It sees the standard deviation over groups of 4 samples: of a batch of 4 or more, 4 must be a
-    divisor.
+    It uses the standard deviation over groups of 4 samples: 4 must divide larger batches.
 
     Args:
         nc: image channels.

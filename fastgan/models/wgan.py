@@ -18,13 +18,12 @@ class WGANCritic(ImageCritic):
         ndf: channels of the first hidden map, which is half the image's size; the last, 4x4,
             has ``ndf * image_size / 8``.
         image_size: a power of two from 16 to 256.
-        norm: what follows each hidden convolution but the first. "batch" is the WGAN's choice
-            (weight clipping). A gradient penalty is per sample and wants no coupling between
-            samples: "none" (the convolutions then have a bias), "layer" (what the WGAN-GP's
-            authors recommend: over channels, rows and columns, one weight and bias per channel,
-            ``nn.GroupNorm(1, C)``) or "instance" (affine).
+        norm: the norm after each hidden convolution but the first. WGAN uses "batch" (with weight
+            clipping). A gradient penalty is per sample and shouldn't couple samples: "none" (with
+            biases), "layer" (recommended by WGAN-GP's authors: over channels, rows and columns, one
+            weight and bias per channel, ``nn.GroupNorm(1, C)``) or "instance" (affine).
         num_classes: None, or the number of classes: then ``forward`` takes labels.
-        projection: as of :class:`fastgan.models.DCGANDiscriminator`.
+        projection: see :class:`fastgan.models.DCGANDiscriminator`.
 
     Raises:
         ImageSizeError: an ``image_size`` that isn't such a power of two (a ValueError).

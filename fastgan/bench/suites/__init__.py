@@ -1,17 +1,17 @@
-"""What is measured: cases by suite, on each kind of device, in full or in a few minutes.
+"""The cases by suite, for each kind of device, in full or for a few minutes.
 
 ================  =================================================================================
 module            cases
 ================  =================================================================================
 ``optimizers``    a step and the clip of the weights, the clip alone
-``convolutions``  each pass of a DCGAN's convolutions alone; on a CPU those of our kernels
+``convolutions``  each pass of a DCGAN's convolutions; on a CPU only those of our kernels
 ``fused_layers``  a DCGAN's layers one by one, forward and backward
-``penalties``     the gradient penalty and whole losses with one, value and gradients, of our critic
-                  and of others'
+``penalties`` the gradient penalty and whole losses, value and gradients, for our critic and
+                  third-party ones
 ``networks``      a DCGAN's networks, forward and backward
 ``iterations``    a whole iteration of training
 ``style``         StyleGAN's operations and a small StyleGAN2 generator
-``layers``        their layers' shapes, from which their work is counted
+``layers``        their layers' shapes, for counting work
 ================  =================================================================================
 """
 
@@ -44,8 +44,8 @@ def suite_cases(suite: str, device: torch.device, *, quick: bool = False) -> lis
 
     Args:
         suite: a name of :data:`SUITES`, or "all".
-        device: where they are to run; on a GPU batches are larger.
-        quick: only what a person with two cores has the patience for.
+        device: their device; on a GPU batches are larger.
+        quick: only cases for a few minutes on two cores.
 
     Raises:
         ConfigError: there is no such suite.

@@ -1,8 +1,7 @@
-"""Each pass of a GAN's convolutions alone, against cuDNN or oneDNN.
+"""Each pass of a GAN's convolutions, against cuDNN or oneDNN.
 
-Ours on a GPU are the Triton kernels, on a CPU the fastest of the backends; there only those layers
-are cases for which the fixed table has one of our own kernels. Both sides take channels-last images
-and weights.
+Ours are the Triton kernels on a GPU, the fastest backends on a CPU, where only layers with one of
+our kernels in the fixed table are cases. Both sides take channels-last images and weights.
 """
 
 from __future__ import annotations
@@ -63,7 +62,7 @@ def _on_our_own_kernels(layer: Layer, each: str, dtype: str, batch: int) -> bool
     )
     weight = torch.empty(layer.weight_shape, dtype=DTYPES[dtype])
     weight = weight.contiguous(memory_format=torch.channels_last)
-    # By the fixed table, so that the list of cases is the same everywhere.
+    # By the fixed table, for the same list of cases everywhere.
     with using(Selector("0")):
         return select_backend(PASSES[each], _stage(layer), input, weight) is not ATEN
 
@@ -99,7 +98,7 @@ def contenders(
     """Ours and ATen's; both return what the pass computes.
 
     Args:
-        layer: of which network.
+        layer: the layer.
         each: a name of :data:`PASSES`.
         dtype: of all tensors.
         batch: images.

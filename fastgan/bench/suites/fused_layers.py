@@ -1,8 +1,8 @@
-"""A DCGAN's layers one by one: batch norm and activation, and with the convolution before them.
+"""A DCGAN's layers: batch norm and activation, without and with the convolution before them.
 
 Peers are :mod:`fastgan.reference`'s functions on the same tensors, channels-last and in torch's
-default layout, and the former under torch.compile. All run forward and backward, to the input as
-well. Weights and inputs are of the case's dtype; batch norm's own numbers are float32.
+default layout, and the former under torch.compile. All run forward and backward, including the
+input gradient. Weights and inputs have the case's dtype; batch norm's parameters are float32.
 """
 
 from __future__ import annotations
@@ -58,8 +58,7 @@ def _case(function: str, layer: Layer, dtype: str, batch: int, *, compiled: bool
     shape, work = layer.shape, layer.work(batch, dtype, PASSES)
     if function == "bn_act":
         input, shape = output, f"{layer.channels_out}x{layer.size_out}x{layer.size_out}"
-        # Twice through the input for its statistics and its result, and twice through input and
-        # gradient, for the same reason.
+        # Two passes over the input, for statistics and result, and two over input and gradient.
         work = elementwise(output, reads=6, writes=2, dtype=dtype)
     return Case(
         suite="ops",

@@ -1,19 +1,18 @@
 """A whole iteration of training: the critic's updates, then the generator's.
 
 DCGAN, WGAN and WGAN-GP at 64 pixels as in their papers; SNGAN, StyleGAN2 and R3GAN, which are much
-deeper, at 32 pixels with 32 channels at full size and one update of each player; CycleGAN at 64
+deeper, at 32 pixels with 32 channels at full size and one update of each network; CycleGAN at 64
 pixels with 32 channels and six blocks, four images of each domain. StyleGAN2's is an iteration
 without penalties, as most are, and, as a case of its own, one with both; without style mixing.
 
-Ours is the iteration that ``fastgan train`` makes, on a GPU replayed from a CUDA graph as there.
-Peers are :mod:`fastgan.reference`'s steps with
-torch's optimisers (Adam the fused one), channels-last, in the same precision, and the same with
-everything that torch.compile takes compiled: the networks, for WGAN-GP the critic's loss too.
-Images come from memory, noise is drawn in the loop; the moving average of the generator is left
-out on all sides.
+Ours is ``fastgan train``'s iteration, on a GPU replayed from a CUDA graph. Peers are
+:mod:`fastgan.reference`'s steps with torch's optimisers (fused Adam), channels-last, in the same
+precision, and the same compiled by torch.compile as far as possible: the networks, and WGAN-GP's
+critic loss. Images come from memory, noise is drawn in the loop; all leave out the generator's
+moving average.
 
-What one-stage updates save (Shen et al. 2021, arXiv 2103.00430) is a case of its own, of our
-iteration with them against our iteration without.
+One-stage updates (Shen et al. 2021, arXiv 2103.00430) are a separate case: our iteration with and
+without them.
 """
 
 from __future__ import annotations
@@ -131,7 +130,7 @@ def _work(config: TrainConfig, dtype: str) -> Work:
     assert config.image_size is not None
     if config.kind.pairs:
         return _translation_work(config, dtype)
-    # Images that the gradient penalty is taken at: as many again, or those there are.
+    # The gradient penalty's images: another batch, or existing ones.
     further, penalised = {"wgan-gp": (1, 1), "r3gan": (0, 2)}.get(config.model, (0, 0))
     if config.path_length:
         further, penalised = 1, 1
@@ -275,7 +274,7 @@ def _ours(
         iteration.run(sets[number], shape)
 
     if captured:
-        # Until the graph is there: it is what a run of thousands of steps consists of.
+        # Until the graph is captured, because long runs consist of replays.
         for _ in range(WARM_UP + 1):
             call(0)
         if isinstance(iteration, CapturedIteration) and iteration.failure is not None:
@@ -294,7 +293,7 @@ def _plain(
     generator: Any
     generator, discriminator = _reference_networks(config)
     for network, values in zip((generator, discriminator), weights, strict=True):
-        known = network.state_dict()  # the pools of images are no part of the reference's network
+        known = network.state_dict()  # the reference's network has no pools of images
         placed(network, {k: values[k] for k in known}, device, torch.channels_last)
     optimizer_g, optimizer_d = (
         _torch_optimizer(config, network.parameters(), lr)
@@ -429,7 +428,7 @@ def _compiled_step(
     optimizer: torch.optim.Optimizer,
     mode: str | None,
 ) -> Callable[[Tensor, Tensor], object]:
-    """A step down a loss of real and generated images, and of what ``more`` draws."""
+    """An optimiser step for a loss of real and generated images, and of ``more``'s draws."""
     run: Callable[..., Any] = loss if mode is None else torch.compile(loss, mode=mode)
 
     def step(real: Tensor, z: Tensor) -> None:

@@ -1,9 +1,9 @@
-"""The convolutions of GANs' networks as shapes, and the work of passes through them.
+"""Shapes of GANs' convolutions, and the work of their passes.
 
-A DCGAN's: Radford et al. 2015, arXiv 1511.06434, figure 1, with 4x4 kernels as in everybody's
-versions (see :mod:`fastgan.models.layers` for the modules) and with the paper's 5x5 ones; 3x3 ones
-of a residual network for 64x64 images, as Miyato et al. 2018, arXiv 1802.05957, table 4, have them.
-Written down again here, so that what a network has to do doesn't depend on how it does it.
+A DCGAN's: Radford et al. 2015, arXiv 1511.06434, figure 1, with the usual 4x4 kernels (see
+:mod:`fastgan.models.layers` for the modules) and with the paper's 5x5 ones; and 3x3 ones of a
+residual network for 64x64 images: Miyato et al. 2018, arXiv 1802.05957, table 4. Separate from the
+modules, so that the counted work doesn't depend on the implementation.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ class Layer:
         channels_out: C_out.
         size_in: height and width of its input.
         size_out: of its output.
-        stride: 2 where the size changes by a factor, else 1.
+        stride: 2 if the size changes by a factor, else 1.
         padding: as the module's.
         normalised: whether batch norm follows it, in a DCGAN.
-        activation: what follows, a name of :data:`fastgan.activations.ACTIVATIONS`.
+        activation: a name of :data:`fastgan.activations.ACTIVATIONS`.
         taps: height and width of its kernels.
         output_padding: of a transposed one.
     """
@@ -149,7 +149,7 @@ def residual_layers() -> list[Layer]:
 
 
 def paper_layers() -> list[Layer]:
-    """The inner layers of a DCGAN with 5x5 kernels: of its generator, then of its discriminator.
+    """The inner layers of a DCGAN with 5x5 kernels: the generator's, then the discriminator's.
 
     Example:
         >>> [layer.shape for layer in paper_layers()][2:4]

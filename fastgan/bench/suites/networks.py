@@ -1,9 +1,9 @@
-"""A DCGAN's networks at 64 pixels and other people's, forward and backward to the weights.
+"""A DCGAN's networks at 64 pixels and third-party ones, forward and backward to the weights.
 
 Peers are :mod:`fastgan.reference`'s networks with the same weights, channels-last and in torch's
 default layout, and the former under torch.compile; for networks of :mod:`fastgan.bench.styles`,
-which ``fastgan.fuse`` makes ours with weights in either layout, the networks as they are. Weights
-are float32; "bfloat16" and "float16" are autocast's, for all alike.
+fused by ``fastgan.fuse`` with weights in either layout, the unfused networks. Weights are float32;
+"bfloat16" and "float16" are autocast's for all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["cases"]
 
 Make = Callable[[], nn.Module]
 
-#: Network -> ours, the reference's, and the shape of an input without its batch.
+#: Network -> ours, the reference's, and the input shape without the batch.
 _DCGAN: dict[str, tuple[Make, Make, tuple[int, ...]]] = {
     "generator": (models.DCGANGenerator, reference.DCGANGenerator, (100, 1, 1)),
     "discriminator": (
@@ -41,7 +41,7 @@ _DCGAN: dict[str, tuple[Make, Make, tuple[int, ...]]] = {
     ),
 }
 
-#: Its ``view`` takes torch's default layout alone.
+#: Its ``view`` needs torch's default layout.
 _VIEWS = partial(DcganCritic, 64)
 
 
@@ -76,7 +76,7 @@ def _case(
     dtype: str,
     batch: int,
 ) -> Case:
-    """A case; without ``ours``, fastgan's network is the plain one, fused."""
+    """A case; without ``ours``, fastgan's network is the fused plain one."""
     with torch.device("meta"):
         network, images = plain().eval(), torch.empty(batch, *shape)
     return Case(

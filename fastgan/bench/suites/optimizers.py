@@ -1,9 +1,9 @@
-"""A step and the clip of the weights, ours and torch's; and the clip alone.
+"""A step with the clip of the weights, and the clip alone, by fastgan and torch.
 
-Contenders step the same weights with the same gradients, each with a state of its own: so each
-finds weights and gradients as a training loop's backward pass leaves them, recently used, and its
-state as its last step left it. In a "cold" case each has weights and gradients of its own too,
-which the others have pushed out of the nearer caches.
+Providers step the same weights with the same gradients, each with its own state: weights and
+gradients are recently used, as after a backward pass, and the state is as old as the last step. In
+"cold" cases each has its own weights and gradients, too, which the others have evicted from the
+nearer caches.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "64 million weights in 200 tensors": ((320, 1000),) * 200,
 }
 _CLIP = 0.01
-#: Tensors of the weights' size that an op can't do without reading, and writing.
+#: Tensors of the weights' size that an op must read, and write.
 OPS: dict[str, tuple[int, int]] = {
     "RMSprop and clip": (3, 2),  # weight, gradient, mean square; weight, mean square
     "Adam and clip": (4, 3),  # weight, gradient, two moments; weight, two moments
@@ -54,12 +54,12 @@ def _case(op: str, shapes: str, cold: bool) -> Case:
     return Case(
         suite="ops",
         op=op,
-        # Sixty-four million weights are cold anyhow.
+        # 64 million weights are cold anyway.
         shape=shapes + ", cold" * (cold and shapes == "DCGAN-64 critic"),
         dtype="float32",
         batch=0,
         work=elementwise(count, reads=reads, writes=writes, dtype="float32"),
-        input_bytes=0,  # one set: weights are what the last step made of them
+        input_bytes=0,  # one set, as steps change the weights
         prepare=partial(_contenders, op, shapes, cold),
     )
 
@@ -88,7 +88,7 @@ _CLAMPS = {"clamp_": _clamp_each, "_foreach_clamp_": _clamp_foreach}
 
 
 def _contenders(op: str, shapes: str, cold: bool, setting: Setting) -> dict[str, Call]:
-    """fastgan's, then each of torch's implementations with each way to clamp."""
+    """fastgan's, then torch's implementations with each kind of clamp."""
     weights = _weights(shapes, setting.device)
 
     def own() -> list[torch.Tensor]:

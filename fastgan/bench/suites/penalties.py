@@ -1,10 +1,10 @@
-"""The gradient penalty, and whole losses of a critic with one, with their gradients.
+"""The gradient penalty and whole critic losses, with their gradients.
 
-Of a DCGAN-64 critic, ours against :mod:`fastgan.reference`'s, and of critics as other people write
-them (:mod:`fastgan.bench.critics`), the same module for all. Peers are double backwards in plain
-PyTorch, channels-last and in torch's default layout, and the former under torch.compile, which
-needs ``trace_autograd_ops`` for it. All get the same weights, images and points between them.
-fastgan gets our critic channels-last, as it is best, and the others as they come: contiguous.
+For a DCGAN-64 critic, ours against :mod:`fastgan.reference`'s, and for third-party critics
+(:mod:`fastgan.bench.critics`), the same module for all. Peers are double backward in plain PyTorch,
+channels-last and in torch's default layout, and the former under torch.compile, which needs
+``trace_autograd_ops``. All get the same weights, images and interpolates. fastgan gets our critic
+channels-last, and the others contiguous.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _plain_penalty(critic: nn.Module, real: Tensor, fake: Tensor, eps: Tensor) -
 
 
 def _plain_loss(critic: nn.Module, real: Tensor, fake: Tensor, eps: Tensor) -> Tensor:
-    """The reference's, but for maps of scores as well: their gradient is that of their sum."""
+    """The reference's loss, also for maps of scores, with the gradient of their sum."""
     adversarial = critic(fake).mean() - critic(real).mean()
     points = (eps * real + (1 - eps) * fake).requires_grad_()
     (gradient,) = torch.autograd.grad(critic(points).sum(), points, create_graph=True)
@@ -79,8 +79,8 @@ class _Op:
     Attributes:
         ours: fastgan's.
         plain: plain PyTorch's.
-        batches: how many the critic sees.
-        penalised: of how many of them there is a penalty.
+        batches: the number of the critic's batches.
+        penalised: the number of batches with a penalty.
     """
 
     ours: Loss
@@ -98,13 +98,13 @@ _OPS = {
 
 @dataclass(frozen=True)
 class Subject:
-    """A critic to take losses of.
+    """A critic.
 
     Attributes:
-        shape: what it is, in words.
+        shape: its description.
         plain: makes it in plain PyTorch.
-        ours: makes fastgan's own, with the same weights and a memory format that suits it; None
-            where fastgan gets the plain one, contiguous.
+        ours: makes fastgan's, with the same weights, in its best memory format; None if fastgan
+            gets the plain one, contiguous.
         size: height and width of its images.
     """
 
@@ -121,7 +121,7 @@ _LAYER_NORM = Subject(
     partial(WGANCritic, norm="layer"),
 )
 
-#: Critics as other people write them, with the batch on a CPU.
+#: Third-party critics, with the batch on a CPU.
 _CRITIC_LOSS = {
     Subject("5x5 critic", critics.WideCritic): 16,
     Subject("ResNet critic", critics.ResNetCritic): 16,
@@ -135,7 +135,7 @@ _DISCRIMINATOR_LOSS = {
     _DCGAN: 32,
     Subject("grouped ResNet critic", critics.GroupedCritic, size=32): 32,
 }
-#: (Subject, op, batch on a CPU) beside those of our critic.
+#: Further (Subject, op, batch on a CPU).
 OTHERS: tuple[tuple[Subject, str, int], ...] = (
     *((subject, "critic loss", batch) for subject, batch in _CRITIC_LOSS.items()),
     *((subject, "discriminator loss", batch) for subject, batch in _DISCRIMINATOR_LOSS.items()),
@@ -186,11 +186,11 @@ def _case(subject: Subject, op: str, dtype: str, batch: int, *, compiled: bool =
 
 @functools.cache
 def _work(subject: Subject, op: str, dtype: str, batch: int) -> Work:
-    """The work of a loss and its gradients without a second backward pass.
+    """The work of a loss and its gradients without double backward.
 
-    Every batch takes a forward pass, input and weight gradients, a penalised one tangents and the
-    images' own gradient as well; ``docs/gradient-penalty.md`` derives them. Smooth ops need more:
-    a floor stays one.
+    Every batch takes a forward pass, input and weight gradients; a penalised one also tangents and
+    the images' gradient; see ``docs/gradient-penalty.md``. Smooth ops need more, but this is a
+    lower bound.
     """
     batches, penalised = _OPS[op].batches, _OPS[op].penalised
     shape = (3, subject.size, subject.size)
@@ -205,14 +205,14 @@ def _work(subject: Subject, op: str, dtype: str, batch: int) -> Work:
 def contenders(
     subject: Subject, op: str, dtype: str, batch: int, setting: Setting
 ) -> dict[str, Call]:
-    """A case's contenders: each sets its critic's gradients and returns the loss.
+    """A case's providers: each sets its critic's gradients and returns the loss.
 
     Args:
         subject: makes the critic.
         op: a name of the losses.
         dtype: a name of :data:`fastgan.bench.cases.DTYPES`.
         batch: real images, and as many fakes.
-        setting: where, and against whom.
+        setting: device and peers.
     """
     device = setting.device
     torch.manual_seed(0)

@@ -1,9 +1,9 @@
-"""StyleGAN's operations, and a small StyleGAN2 generator: each in both memory formats.
+"""StyleGAN's operations and a small StyleGAN2 generator, in both memory formats.
 
 Peers are plain PyTorch (:mod:`fastgan.reference.style_ops`) on the same tensors in the same layout,
-as it is and under torch.compile; for resampling also a depthwise convolution with a stride, which
-does the same with fewer passes; for the generator also one convolution of N groups with N weights,
-as StyleGAN2's authors have it for sampling.
+eager and under torch.compile; for resampling also a strided depthwise convolution, with fewer
+passes; for the generator also a convolution with N groups and N weights, as in StyleGAN2's authors'
+sampling.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["LAYOUTS", "StyleGenerator", "cases"]
 
 Function = Callable[..., Tensor]
 
-#: By the name that cases have.
+#: By the cases' names.
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
 _FIR = (0.125, 0.375, 0.375, 0.125)
 _MODULATIONS = ("fastgan", "scaled", "grouped")
@@ -53,7 +53,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     ]
 
 
-#: The ops measured: how many values come of one, and whether a bias goes in.
+#: The measured ops: output values per input value, and whether there is a bias.
 _OPS = {
     "bias_act": (1.0, True),
     "upfirdn2d up 2 with 4x4 taps": (4.0, False),
@@ -71,7 +71,7 @@ def _op_cases(shape: tuple[int, ...], dtype: str, layout: str, quick: bool) -> I
 def _functions(
     op: str, channels: int, kind: torch.dtype, device: torch.device
 ) -> dict[str, Function]:
-    """fastgan's and its peers, of a map and perhaps a bias."""
+    """fastgan's op and its peers, of a map and perhaps a bias."""
     taps = torch.tensor(_FIR, device=device)
     filter = torch.outer(taps, taps)
     kernel = filter.to(kind).expand(channels, 1, 4, 4)

@@ -1,4 +1,4 @@
-"""How both repositories run a network on several GPUs: ``ngpu`` replicas over the batch."""
+"""Both repositories' data parallelism: ``ngpu`` replicas."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ class _Generator(_Network):
         if ngf < 2:
             raise ConfigError(f"ngf is {ngf}; expected at least 2, the widths start from ngf // 2")
 
-        # ngf // 2 doubled once per doubling of the image, which for an odd ngf isn't ngf again.
+        # ngf // 2, doubled with every doubling of the image; differs from ngf if ngf is odd.
         channels = ngf // 2 * (isize // 4)
         main = FusedSequential()
         main.add_module(
@@ -119,7 +119,7 @@ class _Generator(_Network):
 
 
 class _Critic(_Network):
-    """What all critics share: the mean over the batch, and the scores it is the mean of."""
+    """Base class of the critics: the scores, and their mean over the batch."""
 
     def _raw_scores(self, input: Tensor) -> Tensor:
         check_images(input, self.nc, self.isize, self)
@@ -201,8 +201,8 @@ class DCGAN_G(_Generator):
     """The generator with batch norm.
 
     Args:
-        isize: image height and width, a power of two of at least 16. (The original asks for a
-            multiple of 16, and hangs on one that isn't a power of two.)
+        isize: image height and width, a power of two of at least 16. (The original requires a
+            multiple of 16, but hangs unless it is a power of two.)
         nz: length of the noise vector.
         nc: image channels.
         ngf: channels of the last hidden map; at least 2.

@@ -1,6 +1,6 @@
 """pix2pix: Isola et al. 2017, arXiv 1611.07004, section 3.2 and appendix 6.1.
 
-generator a U-Net down to one pixel and up again, with concatenated skips
+generator       a U-Net down to one pixel and up again, with concatenated skips
 discriminator   a PatchGAN of input and output, concatenated along channels
 """
 

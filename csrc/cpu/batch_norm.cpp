@@ -22,7 +22,7 @@ char* at(void* data, std::int64_t index, std::int64_t bytes) {
     return static_cast<char*>(data) + index * bytes;
 }
 
-// body(index, begin, count) for every tile, on all threads.
+// Calls body(index, begin, count) for every tile, on all threads.
 template <typename Body>
 void for_each_tile(const ChannelLayout& layout, const Body& body) {
     const std::int64_t values = layout.values_per_channel();
@@ -37,7 +37,7 @@ void for_each_tile(const ChannelLayout& layout, const Body& body) {
                  });
 }
 
-// A NormAct's (C,) arguments as arrays of the arithmetic's type, for loops that ask nothing.
+// A NormAct's (C,) arguments as arrays of the arithmetic's type, for branch-free loops.
 class Parameters {
   public:
     explicit Parameters(const NormAct& norm) : bytes_(arithmetic_bytes(norm.type)) {
@@ -75,14 +75,14 @@ class Parameters {
     }
 
     std::int64_t bytes_;
-    std::vector<double> own_;  // room for either type
+    std::vector<double> own_;  // for either type
     NormActParameters all_;
 };
 
-// columns(first, count) over parts of all rows of a tensor of columns; else run(channel, first,
-// count) over images of one channel. `first` is an element's place in memory.
+// Calls columns(first, count) for parts of a channels-last tensor's rows, otherwise run(channel,
+// first, count) for images of one channel. `first` is an element's offset.
 //
-// Backwards: of what the pass before this one has read, the end is what is still in the caches.
+// Backwards: the caches still have the end of the previous pass's data.
 template <typename ColumnsBody, typename RunBody>
 void for_each_part(const ChannelLayout& layout, const ColumnsBody& columns, const RunBody& run) {
     if (layout.is_columns()) {
@@ -99,7 +99,7 @@ void for_each_part(const ChannelLayout& layout, const ColumnsBody& columns, cons
         return;
     }
     const std::int64_t size = layout.image_size;
-    // One long run, as that of a single channel, is shared out too.
+    // One long run, as of a single channel, is distributed, too.
     const std::int64_t piece = std::min(size, kGrain);
     const std::int64_t pieces = (size + piece - 1) / piece;
     parallel_for(

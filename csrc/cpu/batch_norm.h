@@ -1,17 +1,17 @@
-// The batch-norm passes on the CPU. What they compute: ../math/batch_norm.h.
+// The batch-norm passes on the CPU. The formulas: ../math/batch_norm.h.
 #pragma once
 
 #include "../batch_norm.h"
 
 namespace fastgan::cpu {
 
-// count: (tiles,); mean, m2: (tiles, channels), tiles = tile_count(...) of the layout. In double:
-// means of tiles that are rounded to float would cost a variance that is small beside the mean some
-// of its digits.
+// count: (tiles,); mean, m2: (tiles, channels), tiles = tile_count(...) of the layout. In double,
+// because means rounded to float would cost digits of a variance that is small compared to the
+// mean.
 void batch_norm_partials(FloatType type, const ChannelLayout& layout, const void* input,
                          double* count, double* mean, double* m2);
 
-// Results are double where `is_double`, whatever the tiles are.
+// Results are double if `is_double`, for any type of the tiles.
 void batch_norm_finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
                          bool is_double, const FinalizeResults& results);
 

@@ -9,8 +9,8 @@ namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET {
 
 namespace {
 
-// What a tile's sums are taken in. Neither's error grows with the rows: a double loses 2^-53 of
-// sum(|t|) a row, less than half a rounding of a float for all the rows that a tile can have.
+// The types of a tile's sums. Neither error grows with the rows: a double loses 2^-53 of sum(|t|)
+// per row, less than half a float's rounding for all rows of a tile.
 template <typename T>
 struct SumOf {
     using Type = double;
@@ -23,7 +23,7 @@ struct SumOf<double> {
 template <typename T>
 using Sum = typename SumOf<T>::Type;
 
-// What the moments of a few rows are taken in.
+// The type of a few rows' moments.
 template <typename T>
 struct PartOf {
     using Type = float;
@@ -47,32 +47,32 @@ FASTGAN_INLINE double total_of(const CompensatedSum<double>& sum) {
 template <typename T>
 using Arithmetic = decltype(to_arithmetic(T{}));
 
-// Rows added at a time: the sums are fetched and put back once for all of them. They are added in
-// the adder's type first: three additions in float round about as much as making the terms has, and
-// take half the time that as many in double do. Of 16-bit values the sums of kRowsInFloat rows are.
+// Rows added at a time, with one load and store of the sums. They are first added in the adder's
+// type: three float additions round about as much as computing the terms, and take half the time of
+// double ones. For 16-bit values kRowsInFloat rows are added in float.
 //
-// So a sum of terms t is off by 21 u sum(|t|) at most, u = 2^-24, however many rows it has: by 3
-// roundings of each term, 3 of adding 4 rows and, of 16-bit values, 15 of adding 16 such sums.
+// So for any number of rows a sum of terms t has an error of at most 21 u sum(|t|), u = 2^-24: 3
+// roundings of each term, 3 for adding 4 rows and, for 16-bit values, 15 for adding 16 such sums.
 constexpr std::int64_t kRowsAtATime = 4;
 constexpr std::int64_t kRowsInFloat = 64;
-// Columns at a time: their sums stay in the first-level cache.
+// Columns at a time, whose sums stay in the L1 cache.
 constexpr std::int64_t kColumnsAtATime = 256;
-// A run of one channel is walked as rows of so many columns, each with a sum of its own: the same
-// number on every processor, so that they all give the same.
+// A run of one channel is processed as rows of this many columns, each with its own sum: the same
+// number on every processor, for the same results.
 constexpr std::int64_t kLanes = 16;
-// Rows side by side are no sequence that a processor would recognise and fetch ahead by itself. So
-// what comes this many bytes later is asked for, of so many columns at a time: 4 MiB in memory, one
-// thread of a Xeon, 0.31 instead of 0.54 ms for the statistics, as a plain read takes.
+// Processors don't recognise and prefetch adjacent rows, so prefetch this many bytes ahead, for
+// this many columns at a time: 0.31 instead of 0.54 ms for statistics of 4 MiB in memory on one
+// thread of a Xeon, as long as a plain read.
 constexpr std::int64_t kBytesAhead = 4096;
 constexpr std::int64_t kColumnsAsked = 64;
 constexpr std::int64_t kCacheLine = 64;
 
-// Adds four rows, or one, to the sums of each column, and asks for the rows that come `ahead` rows
-// later, unless that is 0.
+// Adds four rows, or one, to the sums of each column, and prefetches the rows `ahead` rows later,
+// unless that is 0.
 //
-// Adder: add(r, i, c, sum, other) adds what is at i, in row r and column c, to sums of type Part;
-// fetch(i, columns) asks for what is at i and beside it; prepare(rows, first, stride, begin, count)
-// comes before the additions of columns [begin, begin + count) of so many rows.
+// Adder: add(r, i, c, sum, other) adds element i, in row r and column c, to sums of type Part;
+// fetch(i, columns) prefetches from element i on; prepare(rows, first, stride, begin, count) is
+// called before adding columns [begin, begin + count) of these rows.
 template <int kRows, typename A, typename Adder>
 FASTGAN_INLINE void add_rows(Adder& adder, std::int64_t first, std::int64_t stride,
                              std::int64_t ahead, std::int64_t columns, A* __restrict sums,
@@ -111,8 +111,8 @@ FASTGAN_INLINE void add_block(Adder& adder, std::int64_t first, std::int64_t row
     }
 }
 
-// Two sums of each of at most kColumns columns. Of 16-bit values, those of the last rows_in_float
-// rows are kept apart, in float.
+// Two sums of each of at most kColumns columns. For 16-bit values, the last rows_in_float rows'
+// sums are separate, in float.
 template <typename T, std::int64_t kColumns>
 struct ColumnSums {
     static constexpr bool kInFloat = sizeof(T) == 2;
@@ -156,7 +156,7 @@ struct ColumnSums {
         }
     }
 
-    // Columns [0, count) of one row more.
+    // Adds columns [0, count) of another row.
     template <typename Adder>
     FASTGAN_INLINE void add_row(Adder& adder, std::int64_t first, std::int64_t count) {
         add_rows<1>(adder, first, 0, 0, count, sums, others);
@@ -173,8 +173,8 @@ struct ColumnSums {
     }
 };
 
-// kBytesAhead in rows of so many channels, a multiple of kRowsAtATime; 0 where rows are so short
-// that side by side they are a sequence after all.
+// kBytesAhead in rows of this many channels, a multiple of kRowsAtATime; 0 for rows so short that
+// the processor prefetches them.
 template <typename T>
 FASTGAN_INLINE std::int64_t rows_ahead(std::int64_t channels) {
     const std::int64_t row_bytes = channels * static_cast<std::int64_t>(sizeof(T));
@@ -208,7 +208,7 @@ FASTGAN_INLINE void add_span(Adder& adder, ChannelSpan span, ColumnSums<T, kLane
     sums.finish(kLanes);
 }
 
-// The lanes' sums as one, always in the same order.
+// The sum of the lanes, in a fixed order.
 template <typename A>
 FASTGAN_INLINE double sum_of_lanes(A* lanes) {
     for (std::int64_t half = kLanes / 2; half > 0; half /= 2) {
@@ -221,7 +221,7 @@ FASTGAN_INLINE double sum_of_lanes(A* lanes) {
 
 // --- Statistics ----------------------------------------------------------------------------------
 
-// Adds d = x - shift and d^2, of float in double, as torch does on a CPU.
+// Adds d = x - shift and d^2, for float in double, as torch does on CPUs.
 template <typename T>
 struct MomentsAdder {
     using Value = T;
@@ -289,9 +289,9 @@ void typed_span_moments(const T* values, ChannelSpan span, double* mean, double*
 
 // --- Smooth activations --------------------------------------------------------------------------
 
-// A piecewise linear activation stands in the loops themselves. A smooth one would be compiled into
-// each of them, for each type of values, and takes longer than a pass over the first-level cache:
-// the loops hand it buffers of the arithmetic's type.
+// Piecewise linear activations are inlined in the loops. A smooth one would be compiled into each
+// loop for each type, and takes longer than a pass over the L1 cache: it processes buffers of the
+// arithmetic's type.
 constexpr std::int64_t kBuffer = kRowsAtATime * kColumnsAsked;
 
 // u = z(u).
@@ -315,7 +315,7 @@ void apply_smooth_gradient_by_input(Activation activation, A negative_slope, con
     });
 }
 
-// grad * z', from what is kept of the activation. result may be grad.
+// grad * z', from the activation's kept value. result may be grad.
 template <typename A>
 void apply_smooth_gradient(Activation activation, A negative_slope, const A* grad, const A* kept,
                            A* result, std::int64_t count) {
@@ -327,7 +327,7 @@ void apply_smooth_gradient(Activation activation, A negative_slope, const A* gra
     });
 }
 
-// body(first, rows, begin, count) for blocks of at most kBuffer values side by side: of several
+// Calls body(first, rows, begin, count) for blocks of at most kBuffer adjacent values: several
 // whole rows, or columns [begin, begin + count) of one.
 template <typename Body>
 FASTGAN_INLINE void for_each_block(std::int64_t rows, std::int64_t columns, const Body& body) {
@@ -379,8 +379,7 @@ FASTGAN_INLINE Reader<A> read(const void* values) {
     return ReaderOf<A, Reader>::make(values);
 }
 
-// A vector of results is computed from a vector of arguments at the same places: `result` may be an
-// argument, and the loops below say so to the compiler (ivdep).
+// Results are computed elementwise: `result` may be an argument, and ivdep tells the compiler.
 
 template <typename T, template <typename> typename Reader>
 void typed_norm_act(const void* input, void* result, std::int64_t rows, std::int64_t columns,
@@ -434,7 +433,7 @@ void typed_norm_act(const void* input, void* result, std::int64_t rows, std::int
 
 // --- Backward ------------------------------------------------------------------------------------
 
-// What gradients are taken of.
+// The gradients' arguments.
 template <typename T>
 struct GradientArguments {
     using A = Arithmetic<T>;
@@ -474,7 +473,7 @@ struct GradientAdder {
     }
 };
 
-// The same of a smooth one: g is computed ahead.
+// The same for a smooth one: g is computed beforehand.
 template <typename T>
 struct SmoothGradientAdder {
     using Value = T;

@@ -1,8 +1,8 @@
-// The inner loops of batch norm and of the activation behind it, declared once per instruction set.
+// The inner loops of batch norm and its activation, declared once per instruction set.
 //
-// A channels-last tensor is walked in columns: `rows` rows, each with one value of each of
-// `channels` channels. A contiguous one is walked in runs, of one channel each. (C,) arguments are
-// float, double for double data.
+// Channels-last tensors are processed in columns: `rows` rows with a value for each of `channels`
+// channels. Contiguous ones are processed in runs of one channel. (C,) arguments are float, double
+// for double data.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +12,8 @@
 
 namespace fastgan::cpu {
 
-// Values [begin, begin + count) of one channel of a contiguous tensor, whose image n begins
-// n * image_stride elements after the first and holds `image_size` values.
+// Values [begin, begin + count) of one channel of a contiguous tensor; image n begins n *
+// image_stride elements after the first and has `image_size` values.
 struct ChannelSpan {
     std::int64_t begin;
     std::int64_t count;
@@ -21,7 +21,7 @@ struct ChannelSpan {
     std::int64_t image_stride;
 };
 
-// What a normalisation with its activation takes; see math/batch_norm.h. Of one channel for runs.
+// Arguments of a normalisation with its activation; see math/batch_norm.h. One channel's for runs.
 struct NormActParameters {
     const void* mean;
     const void* scale;
@@ -64,20 +64,20 @@ FASTGAN_FOR_EACH_INSTRUCTION_SET(void gradient_run(
     FloatType type, const void* grad, const void* input, void* result, std::int64_t count,
     const NormActParameters& parameters, const void* slope, const void* offset))
 
-// grad * z', z' from what is kept of the activation. result may be grad.
+// grad * z', z' from the activation's kept value. result may be grad.
 FASTGAN_FOR_EACH_INSTRUCTION_SET(void act_gradient_run(FloatType type, const void* grad,
                                                        const void* kept, void* result,
                                                        std::int64_t count, Activation activation,
                                                        double negative_slope))
 
-// The tiles' moments merged in their order: totals[c] for each channel. mean and m2: (tiles,
-// channels); count: (tiles,). All float, or all double where is_double.
+// The tiles' moments, merged in order: totals[c] for each channel. mean and m2: (tiles, channels);
+// count: (tiles,). All float, or all double if is_double.
 FASTGAN_FOR_EACH_INSTRUCTION_SET(void merge_moments(bool is_double, const void* count,
                                                     const void* mean, const void* m2,
                                                     std::int64_t tiles, std::int64_t channels,
                                                     double* total_mean, double* total_m2))
 
-// The tiles' sums added in their order.
+// The tiles' sums, added in order.
 FASTGAN_FOR_EACH_INSTRUCTION_SET(void add_tiles(bool is_double, const void* sums,
                                                 std::int64_t tiles, std::int64_t channels,
                                                 double* total))

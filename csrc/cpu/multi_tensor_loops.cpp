@@ -5,8 +5,8 @@ namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET {
 
 namespace {
 
-// One loop for every rule, over [begin, begin + count). The runs don't overlap (__restrict), which
-// is what lets the compiler turn this into vector code.
+// One loop for every rule, over [begin, begin + count). The runs don't overlap (__restrict), so
+// that compilers vectorise it.
 template <typename T, typename Step>
 FASTGAN_INLINE void run_piece(void* const* data, std::int64_t begin, std::int64_t count,
                               const Step& step) {
@@ -16,7 +16,7 @@ FASTGAN_INLINE void run_piece(void* const* data, std::int64_t begin, std::int64_
     T* __restrict third = static_cast<T*>(data[kValues > 2 ? 2 : 0]) + begin;
     T* __restrict fourth = static_cast<T*>(data[kValues > 3 ? 3 : 0]) + begin;
     T* __restrict fifth = static_cast<T*>(data[kValues > 4 ? 4 : 0]) + begin;
-    const Step local = step;  // a copy that no store can be thought to change
+    const Step local = step;  // a copy that stores can't alias
     for (std::int64_t i = 0; i < count; ++i) {
         T values[kValues];
         values[0] = first[i];
@@ -51,9 +51,9 @@ FASTGAN_INLINE void run_piece(void* const* data, std::int64_t begin, std::int64_
     }
 }
 
-// The hardware's own prefetching stops at every page of 4 KiB, of each run anew: asking for the
-// lines this far ahead is worth a fifth of the time where the weights are not in a cache (Sapphire
-// Rapids, two cores). Asking beyond a run's end is harmless.
+// Hardware prefetching stops at every 4 KiB page of each run: prefetching this far ahead saves a
+// fifth of the time if the weights aren't cached (Sapphire Rapids, two cores). Prefetching beyond a
+// run's end is harmless.
 constexpr std::int64_t kPrefetchBytes = 2048;
 constexpr std::int64_t kPieceBytes = 256;
 constexpr std::int64_t kLineBytes = 64;

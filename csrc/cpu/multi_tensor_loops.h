@@ -10,8 +10,7 @@
 
 namespace fastgan::cpu {
 
-// `data`: where a run of `count` weights begins, then their gradients, then their states, each run
-// dense and none overlapping another.
+// `data`: runs of `count` weights, their gradients and their states, each dense, without overlap.
 FASTGAN_FOR_EACH_INSTRUCTION_SET(void rmsprop_run(FloatType type, void* const* data,
                                                   std::int64_t count, const RmspropScalars& scalars,
                                                   bool with_momentum, bool centered,

@@ -11,12 +11,12 @@ namespace fastgan::cpu {
 
 namespace {
 
-// A thread works through this many elements at a time: few enough that what the shadow's loop reads
-// was left in the first-level cache by the step's, and that a copy of them fits on the stack.
+// Elements per block of a thread: few enough that the shadow's loop finds the step's results in the
+// L1 cache, and that a copy fits on the stack.
 constexpr std::int64_t kBlock = 1024;
 constexpr std::int64_t kMaxElementBytes = 8;
 
-// Walks the rows of several tensors of one layout together.
+// Iterates over the rows of several tensors with one layout.
 class JointCursor {
   public:
     JointCursor(const JointLayout& layout, std::int64_t index) : layout_(layout) {
@@ -79,18 +79,18 @@ void copy_row(std::int64_t element_bytes, void* to, std::int64_t to_stride, cons
     }
 }
 
-// Which places a pass reads and writes, of those that are there.
+// The places that a pass reads and writes, if they exist.
 struct Places {
     bool read[kPlaces];
     bool written[kPlaces];
 };
 
-// pass(item number, data at each place, count) over all elements, shared out over torch's threads
-// in ranges of elements, not of tensors, so that one large tensor does not hold up the others.
+// Calls pass(item number, data at each place, count) for all elements, distributed over torch's
+// threads by elements, not tensors, to balance large tensors.
 template <typename Pass>
 void for_each_run(const MultiTensor& tensors, const Places& places, FloatType shadow_type,
                   const Pass& pass) {
-    std::vector<std::int64_t> ends;  // of each tensor, in elements counted over all
+    std::vector<std::int64_t> ends;  // of each tensor, counting elements over all
     ends.reserve(tensors.items.size());
     std::int64_t total = 0;
     for (const MultiTensorItem& item : tensors.items) {

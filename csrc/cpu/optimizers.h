@@ -15,7 +15,7 @@ void rmsprop_step(const MultiTensor& tensors, const RmspropSettings& rmsprop,
 // States from kFirstState on: exp_avg, exp_avg_sq, max_exp_avg_sq where amsgrad.
 void adam_step(const MultiTensor& tensors, const AdamSettings& adam, const StepSettings& settings);
 
-// Uses the places kParam and kShadow alone. Does nothing where found_inf is there and not zero.
+// Uses only kParam and kShadow. Does nothing if found_inf is given and not zero.
 void clip_tensors(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_type,
                   const ScalarReference& found_inf);
 

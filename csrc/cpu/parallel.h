@@ -1,5 +1,5 @@
-// Loops over torch's own pool of threads. torch.set_num_threads holds here, and no second pool
-// competes with the first for the cores.
+// Loops on torch's own thread pool: torch.set_num_threads applies, and no second pool competes for
+// the cores.
 #pragma once
 
 #include <atomic>
@@ -14,15 +14,15 @@ void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain, Rang
                   void* context);
 }  // namespace detail
 
-// How many threads a loop may run on.
+// The number of threads for a loop.
 std::int64_t thread_count();
 
 // Below this many elements a second thread costs more than it saves.
 inline constexpr std::int64_t kGrain = 32768;
 
-// body(begin, end) over disjoint ranges that cover [begin, end), each of at least `grain` indices
-// except the last. Of what bodies throw, as where scratch memory is not to be had, one exception is
-// thrown on after the loop. None passes through torch's pool, which would lose what it was.
+// Calls body(begin, end) for disjoint ranges that cover [begin, end), each of at least `grain`
+// indices except the last. One of the bodies' exceptions, such as for missing scratch memory, is
+// rethrown after the loop; torch's pool would lose its type.
 template <typename Body>
 void parallel_for(std::int64_t begin, std::int64_t end, std::int64_t grain, const Body& body) {
     struct Loop {

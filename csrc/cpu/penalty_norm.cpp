@@ -11,11 +11,11 @@ namespace fastgan::cpu {
 
 namespace {
 
-// So many terms are added in the maps' own arithmetic before a double takes their sum: it is off by
-// 146 u sum(|t|) at most, 3 of them for each term and 15 for lanes, however many terms t there are.
+// Terms added in the maps' arithmetic before a double takes their sum. For any number of terms t
+// the error is at most 146 u sum(|t|), including 3 for each term and 15 for the lanes.
 constexpr std::int64_t kTermsAtOnce = 128;
 
-// One sample's maps, and the per-channel numbers that its loops take.
+// One sample's maps and per-channel numbers.
 template <typename A>
 class Sample {
   public:
@@ -35,7 +35,7 @@ class Sample {
 
     const A* ones() const { return ones_.data(); }
     const A* zeros() const { return zeros_.data(); }
-    // A vector of per-channel numbers, or what stands for none.
+    // A vector of per-channel numbers, or its default.
     const A* or_ones(const void* vector) const {
         return vector == nullptr ? ones() : static_cast<const A*>(vector);
     }
@@ -43,7 +43,7 @@ class Sample {
         return vector == nullptr ? zeros() : static_cast<const A*>(vector);
     }
 
-    // Per channel: the sums of a - shift, and of (a - shift) * b (of its square where b is a).
+    // Per channel: the sums of a - shift, and of (a - shift) * b (its square if b is a).
     struct Sums {
         std::vector<double> first, second;
     };
@@ -81,7 +81,7 @@ class Sample {
         return result;
     }
 
-    // Per channel, what its group has.
+    // Per channel, its group's value.
     std::vector<A> spread(const A* statistics) const {
         std::vector<A> result(channels());
         for (std::int64_t c = 0; c < shape_.channels; ++c) {
@@ -90,7 +90,7 @@ class Sample {
         return result;
     }
 
-    // body(rows, first element, first channel) for pieces of at most `terms` positions.
+    // Calls body(rows, first element, first channel) for pieces of at most `terms` positions.
     template <typename Body>
     void for_rows(std::int64_t terms, const Body& body) const {
         const std::int64_t positions = shape_.positions;
@@ -127,7 +127,7 @@ class Sample {
     std::vector<A> zeros_, ones_;
 };
 
-// body(sample) for all of them, in parallel.
+// Calls body(sample) for all samples, in parallel.
 template <typename A, typename Body>
 void for_samples(const NormShape& shape, const Body& body) {
     const std::int64_t elements = std::max<std::int64_t>(1, shape.elements_per_sample());
@@ -139,7 +139,7 @@ void for_samples(const NormShape& shape, const Body& body) {
     });
 }
 
-// run<A>() for the type that the maps are computed in.
+// Calls run<A>() for the arithmetic's type.
 template <typename Run>
 void for_arithmetic(const NormShape& shape, const Run& run) {
     if (shape.type == FloatType::float64) {

@@ -1,7 +1,6 @@
-// The norms of the gradient penalty on the CPU; formulas and shapes: math/penalty_norm.h. Maps are
-// of shape.type; weight, bias (channels,) and statistics (samples, groups) of the type that is
-// computed in: double for float64, else float. A null weight is 1, a null bias 0. Outputs may be
-// where an input is.
+// The norms of the gradient penalty on the CPU; formulas and shapes: math/penalty_norm.h. Maps have
+// shape.type; weight, bias (channels,) and statistics (samples, groups) have the arithmetic's type:
+// double for float64, else float. A null weight is 1, a null bias 0. Outputs may alias inputs.
 #pragma once
 
 #include "../math/penalty_norm.h"
@@ -19,7 +18,7 @@ void norm_project(const NormShape& shape, const void* grad, const void* xhat, co
 void norm_curvature(const NormShape& shape, const void* grad, const void* tangent,
                     const void* xhat, const void* invstd, const void* weight, void* output);
 
-// Of each sample and channel, sums over positions: weight_grad (samples, channels) of grad * xhat
+// For each sample and channel, sums over positions: weight_grad (samples, channels) of grad * xhat
 // or, with a tangent, of grad * T(tangent); bias_grad, if not null, of grad.
 void norm_gradients(const NormShape& shape, const void* grad, const void* tangent,
                     const void* xhat, const void* invstd, void* weight_grad, void* bias_grad);

@@ -5,17 +5,17 @@ namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET {
 
 namespace {
 
-// Sums of a row are taken in as many parts, so that they fit a vector register.
+// A row's sums have this many parts, to fit a vector register.
 constexpr int kLanes = 16;
 
-// A channel's of per-channel numbers, or the only one.
+// A channel's number, or the only one.
 template <bool kPerElement, typename A>
 FASTGAN_INLINE A number(const A* numbers, std::int64_t channel) {
     return kPerElement ? numbers[channel] : numbers[0];
 }
 
-// body(element, channel), where channel counts within a row. No element depends on another, though
-// outputs may lie where inputs do.
+// Calls body(element, channel), channels counting within a row. Elements are independent, but
+// outputs may alias inputs.
 template <typename Body>
 FASTGAN_INLINE void for_elements(const NormRows& rows, const Body& body) {
     for (std::int64_t row = 0; row < rows.rows; ++row) {
@@ -111,7 +111,7 @@ void curve(const NormRows& rows, const T* grad, const T* tangent, const T* xhat,
     });
 }
 
-// run(T{}, A{}, bool constant) for the row's types and layout.
+// Calls run(T{}, A{}, bool constant) for the row's types and layout.
 template <typename Run>
 FASTGAN_INLINE void for_rows(const NormRows& rows, const Run& run) {
     const auto with_layout = [&](auto stored, auto computed) {

@@ -1,8 +1,7 @@
-// The inner loops of the penalty's norms, declared once per instruction set. They walk `rows` rows
-// of `count` neighbours each, one after the other in memory: all channels of a position
-// (channels-last: per-channel numbers then come as arrays), or positions of one channel
-// (contiguous: they come as single numbers). Numbers are of the type the maps are computed in,
-// float or double. An output may be where an input is.
+// The inner loops of the penalty's norms, declared once per instruction set. They process `rows`
+// consecutive rows of `count` elements: all channels of a position (channels-last, with arrays of
+// per-channel numbers), or positions of one channel (contiguous, with single numbers). Numbers have
+// the arithmetic's type, float or double. Outputs may alias inputs.
 #pragma once
 
 #include <cstdint>

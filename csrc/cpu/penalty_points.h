@@ -1,4 +1,4 @@
-// The gradient penalty's points and formula on the CPU; what they compute: math/penalty_points.h.
+// The gradient penalty's points and formula on the CPU; the formulas: math/penalty_points.h.
 #pragma once
 
 #include "../math/penalty_points.h"
@@ -10,7 +10,7 @@ void mix(const MixShape& shape, FloatType from, FloatType to, const void* real, 
          const double* eps, void* batch);
 
 // gradient (samples, elements) of type `from` and tangent of type `to`, both dense, perhaps in the
-// same memory; norms (samples,) and value (1,) of the type that is computed in.
+// same memory; norms (samples,) and value (1,) of the arithmetic's type.
 void penalty_tangent(const PenaltySettings& settings, std::int64_t samples, std::int64_t elements,
                      FloatType from, FloatType to, const void* gradient, void* tangent,
                      void* norms, void* value);

@@ -7,8 +7,8 @@ namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET {
 
 namespace {
 
-// A sum is taken in as many parts, so that they fit a vector register; a double takes the sum of so
-// many terms, 128 a part: it is off by 129 u of itself at most, however many terms there are.
+// A sum has this many parts, to fit a vector register; a double takes the sum of this many terms,
+// 128 per part: for any number of terms the relative error is at most 129 u.
 constexpr int kLanes = 16;
 constexpr std::int64_t kTermsAtOnce = 2048;
 

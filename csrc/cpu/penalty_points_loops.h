@@ -22,7 +22,7 @@ FASTGAN_FOR_EACH_INSTRUCTION_SET(
                  void* real_out, void* points);
     // The sum of squares of `count` dense values.
     double sum_of_squares(FloatType type, const void* values, std::int64_t count);
-    // output = factor * input, dense; output may be input where the types are the same.
+    // output = factor * input, dense; output may be input if the types are equal.
     void scale_row(FloatType from, FloatType to, const void* input, double factor, void* output,
                    std::int64_t count))
 

@@ -1,4 +1,4 @@
-"""Modules that run fused: what ``torch.nn`` is to torch."""
+"""Modules that run fused, like ``torch.nn``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``fastgan.fuse``: someone else's module, fused in place."""
+"""``fastgan.fuse``: fuses any module in place."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def fuse(module: Module) -> Module:
     """Makes a module's forward run fused, in place.
 
     While the forward runs, convolutions, linear layers, batch norms and activations wait until
-    something needs their values, and then run together (:mod:`fastgan.nn.recorder`). So any
-    forward works as it is written: hand-written ones, residual blocks, norms before the
-    convolution, branches, loops, hooks, spectral norm. Parameters, buffers, names, hooks, memory
-    formats and the objects themselves stay. Their class becomes a subclass of what it was, of the
-    same name; every ``nn.Sequential`` becomes a :class:`FusedSequential`, which runs fused also
-    when it is called by itself. A module without a forward of its own (``nn.ModuleDict``) has its
-    children fused. :func:`fastgan.explain` shows what runs how.
+    something needs their values, and then run together (:mod:`fastgan.nn.recorder`). So any forward
+    works unchanged: hand-written ones, residual blocks, norms before the convolution, branches,
+    loops, hooks, spectral norm. Parameters, buffers, names, hooks, memory formats and the objects
+    stay the same. Their class becomes a subclass with the same name; every ``nn.Sequential``
+    becomes a :class:`FusedSequential`, which also runs fused when called directly. For a module
+    without a forward (``nn.ModuleDict``) the children are fused. :func:`fastgan.explain` shows how
+    everything runs.
 
     Args:
         module: any module.
@@ -35,7 +35,7 @@ def fuse(module: Module) -> Module:
         The same module.
 
     Raises:
-        ConfigError: ``module`` is no module (a ValueError).
+        ConfigError: ``module`` isn't a module (a ValueError).
 
     Example:
         >>> class Block(nn.Module):
@@ -74,7 +74,7 @@ _classes: dict[Any, Any] = {}
 
 
 def _fused_class(kind: Any) -> Any:
-    """A subclass that runs recorded, and is pickled as what it is a subclass of."""
+    """A subclass that runs recorded, and is pickled as its base class."""
 
     if kind in _classes:
         return _classes[kind]

@@ -13,20 +13,19 @@ __all__ = ["FusedSequential"]
 
 
 class FusedSequential(nn.Sequential):
-    """An ``nn.Sequential`` with the same children, parameters and results, that runs faster.
+    """A faster ``nn.Sequential`` with the same children, parameters and results.
 
-    Its forward is recorded (:func:`fastgan.fuse` says what that means): stretches of convolution,
-    batch norm and activation run as one autograd node, with each batch norm and activation left to
-    the next convolution's load, so that between two layers one tensor is kept for the backward pass
-    and not two. Everything about the children stays as it is: their names, parameters, buffers,
-    hooks, training switches, and so ``state_dict``, ``apply``, ``deepcopy`` and pickling. In eval
-    mode a batch norm is folded into the convolution before it.
+    Its forward is recorded (see :func:`fastgan.fuse`): sequences of convolution, batch norm and
+    activation run as one autograd node. The next convolution applies each batch norm and activation
+    on load, so one tensor is kept between two layers, not two. The children's names, parameters,
+    buffers, hooks and training modes are unchanged, and so are ``state_dict``, ``apply``,
+    ``deepcopy`` and pickling. In eval mode a batch norm is folded into the convolution before it.
 
     Args:
-        modules: as of ``nn.Sequential``, or one ordered dict of them.
+        modules: as in ``nn.Sequential``, or one ordered dict of them.
 
     Shape:
-        As of the children. Any shapes, dtypes, devices and memory formats that they take.
+        The children's. Any shapes, dtypes, devices and memory formats that they accept.
 
     Example:
         >>> import torch
@@ -38,24 +37,24 @@ class FusedSequential(nn.Sequential):
         ['0.weight', '1.weight']
     """
 
-    #: For code that walks modules: its forward is its children's, one after the other.
+    #: For code that traverses modules: its forward is its children's in sequence.
     fused_sequential = True
 
     def forward(self, input: Any) -> Any:
         """As ``nn.Sequential``'s.
 
         Args:
-            input: what the first child takes.
+            input: the first child's input.
 
         Returns:
-            What the last child returns.
+            The last child's output.
         """
         if recording.is_recording():
             return self._recorded(input)
         return run_recorded(self, super().forward, (input,), {})
 
     def _recorded(self, input: Any) -> Any:
-        """The children one by one; what passes from one of torch's to the next is theirs alone."""
+        """Runs the children; outputs between torch's own modules are offered for reuse."""
         maker: nn.Module | None = None
         for module in self:
             alone = maker is not None and _keeps_nothing(maker) and _keeps_nothing(module)
@@ -67,7 +66,7 @@ class FusedSequential(nn.Sequential):
 
 
 def _keeps_nothing(module: nn.Module) -> bool:
-    """Whether no one but a layer itself sees what it takes and returns."""
+    """Whether only the layer itself uses its input and output."""
     return type(module).__module__.startswith("torch.nn.modules") and not (
         module._forward_hooks or module._forward_pre_hooks
     )

@@ -1,4 +1,4 @@
-"""The standard deviation over groups of samples as further channels of a discriminator's map."""
+"""The standard deviation over groups of samples as additional channels."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class MinibatchStdDev(nn.Module):
 
         s = mean over C / num_channels channels, and places, of (var over the group + 1e-8)^(1/2)
 
-    So the discriminator sees how varied a batch is (Karras et al. 2017, arXiv 1710.10196, section
-    3). Sample n of N belongs to group n % (N / G), with G samples in each.
+    It shows the discriminator a batch's variety (Karras et al. 2017, arXiv 1710.10196, section 3).
+    Sample n of N belongs to group n % (N / G), with G samples in each.
 
     Args:
         group_size: G; at most N. None for N.

@@ -1,7 +1,7 @@
-"""Layer by layer, what ran a module's forward and backward pass; :func:`fastgan.explain` shows it.
+"""Reports, layer by layer, what ran a module's forward and backward pass.
 
-The module is run once, watched: so the findings are of the module as it is now, its children,
-their modes, hooks and devices, on an input of that shape, dtype and layout.
+The module runs once, so the report is for its current state (children, modes, hooks, devices) and
+for an input of that shape, dtype and layout.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _NO_INPUT = "what runs it, an input would show: explain(module, input)"
 
 
 def placements(module: nn.Module, *args: Any) -> list[Row]:
-    """One row for every layer without children, and for what a forward calls beside layers.
+    """One row for every layer without children, and for functions that a forward calls.
 
-    Buffers and the state of random numbers are put back.
+    Restores buffers and random states.
 
     Args:
         module: any module.
-        args: what it is called with; nothing to run it with, nothing is known but the names.
+        args: its arguments; without any the module doesn't run, and only names are reported.
 
     Example:
         >>> import torch

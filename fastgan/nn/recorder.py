@@ -1,22 +1,22 @@
-"""Records what a forward pass does while it runs, and runs stretches of it fused.
+"""Records a forward pass while it runs, and runs parts of it fused.
 
 Within a fused module's forward, convolutions, linear layers, batch norms and activations *wait*:
-they return a tensor of the right shape, dtype and device that has no values yet. Whatever else
-touches such a tensor has its value computed first, in place: the same Python object becomes a plain
-tensor. So nothing is predicted from the modules: hooks, branches, loops, shared layers,
-parametrised weights and functional calls run as they are written.
+they return a tensor of the right shape, dtype and device without values. Any other use of such a
+tensor computes its value first, in place: the same Python object becomes a plain tensor. Nothing is
+predicted from the modules: hooks, branches, loops, shared layers, parametrised weights and
+functional calls run unchanged.
 
     y = relu(bn(conv(x)))        nobody holds conv(x) or bn(...): one node
-    h = bn(y); keep.append(h)    h is held: it is produced, and what follows starts from it
+    h = bn(y); keep.append(h)    h is referenced: it is computed, and later ops start from it
 
-A ``TorchFunctionMode`` sees every torch function of the forward pass, whatever it is given:
+A ``TorchFunctionMode`` sees every torch function of the forward pass, for any arguments:
 
 ==============  ================================================================
 :mod:`.calls`   which calls wait, and why others don't
-:mod:`.pending` what waits, and when it runs
-:mod:`.stretch` how it runs
-:mod:`.touches` what any other function reads and writes
-:mod:`.unseen`  what doesn't go through torch functions
+:mod:`.pending` waiting calls, and when they run
+:mod:`.stretch` how they run
+:mod:`.touches` what other functions read and write
+:mod:`.unseen`  calls that bypass torch functions
 ==============  ================================================================
 """
 
@@ -50,9 +50,9 @@ __all__ = ["Recorder", "is_fused", "run_recorded", "watched"]
 
 
 class _OfThread(threading.local):
-    #: Where rows are noted, and what names the module that runs.
+    #: The list of rows, and a function that names the running module.
     watched: tuple[list[Row] | None, Callable[[], str]] = None, lambda: ""
-    #: Whether a module runs plain, and those within it with it.
+    #: Whether a module and the modules within it run unfused.
     is_plain = False
 
 
@@ -67,12 +67,12 @@ def run_recorded(
 ) -> Any:
     """``forward(*args, **kwargs)``, recorded and run fused.
 
-    By itself where something else takes forwards apart (compiling, tracing, exporting, transforms
-    of ``torch.func``, the penalty's tape, an outer recorder) or has compiled a part of it; and
-    where that was measured to be the faster: :class:`_Pace`.
+    Runs plain if something else traces it (compiling, tracing, exporting, transforms of
+    ``torch.func``, the penalty's tape, an outer recorder), if a part of it is compiled, or if that
+    was measured to be faster: :class:`_Pace`.
 
     Args:
-        module: that ``forward`` is of.
+        module: the module of ``forward``.
         forward: its forward.
         args: of ``forward``.
         kwargs: of ``forward``.
@@ -118,24 +118,24 @@ _clock = time.perf_counter
 
 
 class _Pace:
-    """Whether a module's calls are faster recorded or not, where recording finds little to fuse.
+    """Decides whether a module's calls are recorded if there is little to fuse.
 
-    A tiny network's recording costs more than the network. What a recorded call took, the second
-    that fused nothing, is the limit: calls of the same shapes run plain as long as they take less.
-    One that takes longer did something else than was recorded, and the next is recorded again; if
-    that finds nothing either, the machine was busy, and the limit is twice what it was.
+    Recording a tiny network costs more than running it. The time of the second recorded call that
+    fused nothing is a limit: calls of the same shapes run plain as long as they take less. After a
+    longer call, which may have done something else, the next is recorded again; if it fuses nothing
+    either, the machine was busy, and the limit doubles.
 
-    Where recording finds something that saves less than watching all functions costs, calls run
-    plain as well. That changes roundings: so it is a choice among those of the backends, kept with
-    them, and no timing of calls changes it.
+    If fusing saves less than the overhead of recording, calls run plain as well. That changes
+    roundings, so it is stored with the backends' choices, and timing calls doesn't change it.
     """
 
     def __init__(self, module: nn.Module) -> None:
         sizes = sum(each.numel() for each in module.parameters())
         self._name = f"forward of {type(module).__qualname__}, {sizes} parameters"
-        #: By call: whether it is chosen to run plain; None where something may be chosen yet.
+        #: Call -> whether it was chosen to run plain; None if a choice is still open.
         self._chosen: dict[Any, bool | None] = {}
-        #: By call: the limit in seconds; None after the first, which found backends and memory.
+        #: Call -> the limit in seconds; None after the first call, which includes measuring and
+        #: allocating.
         self._limits: dict[Any, float | None] = {}
         self._exceeded: dict[Any, float] = {}
 
@@ -175,7 +175,7 @@ _paces: weakref.WeakKeyDictionary[nn.Module, _Pace] = weakref.WeakKeyDictionary(
 
 
 def _walked(module: nn.Module) -> Iterator[nn.Module]:
-    """A module and those within it, shared ones twice: in half the time of ``modules()``."""
+    """A module and its submodules (shared ones repeated), in half the time of ``modules()``."""
     found: list[nn.Module | None] = [module]
     for each in found:
         if each is not None:
@@ -189,11 +189,11 @@ def _is_compiled(module: nn.Module) -> bool:
 
 @contextmanager
 def watched(rows: list[Row], layer: Callable[[], str]) -> Iterator[None]:
-    """Within it what fused modules of this thread run is noted.
+    """A context that records what this thread's fused modules run.
 
     Args:
-        rows: where to.
-        layer: gives the name of the module that runs.
+        rows: receives the rows.
+        layer: returns the running module's name.
     """
     before, _local.watched = _local.watched, (rows, layer)
     try:
@@ -203,7 +203,7 @@ def watched(rows: list[Row], layer: Callable[[], str]) -> Iterator[None]:
 
 
 def is_fused() -> bool:
-    """Whether this is within the forward of a module that runs recorded."""
+    """Whether a recorded module's forward is running."""
     return unseen.current() is not None
 
 
@@ -211,8 +211,8 @@ class Recorder(TorchFunctionMode):
     """Records one forward pass; :func:`run_recorded` enters it.
 
     Args:
-        log: takes what runs.
-        takes: whether convolutions run as chains, however fast torch's are; None: by choice.
+        log: receives what runs.
+        takes: whether convolutions run as chains even if torch's are faster; None: by selection.
     """
 
     def __init__(self, log: Log, *, takes: bool | None = None) -> None:
@@ -222,7 +222,7 @@ class Recorder(TorchFunctionMode):
     def run(
         self, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """``forward(*args, **kwargs)``, with all computed that it leaves behind."""
+        """``forward(*args, **kwargs)``, with all remaining results computed."""
         unseen.see()
         before = unseen.current()
         unseen.set_current(self._pending)
@@ -231,7 +231,7 @@ class Recorder(TorchFunctionMode):
                 output = forward(*args, **kwargs)
             self._pending.flush()
         except BaseException:
-            with suppress(Exception):  # for who looks into its frames
+            with suppress(Exception):  # for debuggers that inspect its frames
                 self._pending.flush()
             raise
         finally:

@@ -1,7 +1,7 @@
-"""What recording a convolution with its activation costs the host, forward and backward.
+"""The host's cost of recording a convolution with its activation, forward and backward.
 
-Measured once, on maps so small that computing them takes no time, and kept with the convolutions'
-choices (:mod:`fastgan.ops.backends`). What saves less than this isn't worth recording.
+Measured once on tiny maps, and stored with the convolutions' choices (:mod:`fastgan.ops.backends`).
+Smaller savings aren't worth recording.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from fastgan.ops.backends.selection import current_selector
 __all__ = ["recording_milliseconds", "watching_milliseconds"]
 
 _NAMES = ("recorded", "watched", "plain")
-#: How many of torch's functions a convolution and its activation are, and others that are timed.
+#: Number of functions in a convolution with its activation, and of other timed functions.
 _WATCHED, _MORE = 2, 8
-#: Values written before each call, as a network's maps are: caches don't hold Python's own then.
+#: Values written before each call, like a network's maps, to evict Python's data from the caches.
 _VALUES_BETWEEN = 1 << 19
 
 
 def recording_milliseconds(input: Tensor) -> float:
-    """The milliseconds; the fixed table's where nothing is measured.
+    """The milliseconds; the fixed table's if nothing is measured.
 
     Args:
-        input: on the device in question.
+        input: a tensor on the device.
 
     Example:
         >>> from fastgan.ops.backends import Selector, using
@@ -45,9 +45,9 @@ def recording_milliseconds(input: Tensor) -> float:
 
 
 def watching_milliseconds() -> float:
-    """The milliseconds that recording adds to each torch function that it doesn't fuse.
+    """The milliseconds that recording adds to each unfused torch function.
 
-    0 where nothing is measured.
+    0 if nothing is measured.
 
     Example:
         >>> from fastgan.ops.backends import Selector, using
@@ -66,7 +66,7 @@ def _found(input: Tensor) -> Mapping[str, float]:
 
 
 def _measured(key: str) -> dict[str, float]:
-    from fastgan.nn.recorder import Recorder  # which imports what asks for this
+    from fastgan.nn.recorder import Recorder  # imported here because of a circular import
     from fastgan.nn.stretch import Log
 
     with (

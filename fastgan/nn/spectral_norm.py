@@ -33,15 +33,14 @@ def spectral_norm(module: Module, *, n_power_iterations: int = 1, eps: float = 1
     singular values.
 
     Parameters, buffers and values are those of ``torch.nn.utils.parametrizations.spectral_norm``
-    on each layer; ``state_dict`` interchanges. What differs is when they are computed: all at
-    once, when the module's forward pass begins, in training as one autograd node, and not one by
-    one as layers read their weights. In training each forward pass makes ``n_power_iterations``, in
-    eval mode none.
+    on each layer; ``state_dict`` interchanges. Here all are computed at once when the module's
+    forward pass begins, in training as one autograd node, instead of one by one when layers read
+    their weights. Each forward pass makes ``n_power_iterations`` in training, none in eval mode.
 
     Args:
         module: changed in place.
         n_power_iterations: at least 1.
-        eps: lower bound of the norms that are divided by.
+        eps: lower bound of the divisors.
 
     Returns:
         The same module.
@@ -70,7 +69,7 @@ def spectral_norm(module: Module, *, n_power_iterations: int = 1, eps: float = 1
 
 
 class _SpectralNorm(nn.Module):
-    """One weight's norm. The buffers have the names that torch's have."""
+    """One weight's norm. The buffers have torch's names."""
 
     _u: Tensor
     _v: Tensor
@@ -87,18 +86,18 @@ class _SpectralNorm(nn.Module):
         rows = weight.size(dim)
         self.register_buffer("_u", weight.new_empty(rows))
         self.register_buffer("_v", weight.new_empty(weight.numel() // rows))
-        if weight.is_meta:  # no values to compute, and torch takes seconds for them
+        if weight.is_meta:  # on the meta device, where torch takes seconds
             return
         with torch.no_grad():
             for vector in (self._u, self._v):
                 vector.normal_(0, 1)
                 vector.div_(vector.norm().clamp_min(eps))
-            # In torch's order, so that the same seed gives the same vectors to the bit.
+            # In torch's order, so that the same seed gives bitwise the same vectors.
             _iterate([self], [weight.contiguous()], _FIRST_ITERATIONS)
 
     def order(self, weight: Tensor) -> list[int] | None:
-        """The dimension of the output channels, and the others as they lie in memory; None where
-        that is how they come."""
+        """The output channels' dimension, and the others in memory order; None if that is their
+        order."""
         strides = weight.stride()
         if strides != self._strides:
             others = [each for each in range(len(strides)) if each != self.dim]
@@ -108,7 +107,7 @@ class _SpectralNorm(nn.Module):
         return self._order
 
     def matrix(self, weight: Tensor, order: list[int] | None) -> Tensor:
-        """(output channels, everything else): a view, where the output channels come first."""
+        """(output channels, everything else), as a view if the output channels come first."""
         return (weight if order is None else weight.permute(order)).flatten(1)
 
     def right(self, weight: Tensor, order: list[int] | None) -> Tensor:
@@ -137,11 +136,10 @@ class _SpectralNorm(nn.Module):
 def _iterate(
     norms: Sequence[_SpectralNorm], weights: Tensors, iterations: int
 ) -> tuple[list[Tensor], list[Tensor], Tensors]:
-    """Moves the buffers of all weights.
+    """Updates all weights' buffers.
 
     Returns:
-        For each weight u and v, which later passes leave as they are, v in the order of the
-        matrix's columns, and sigma.
+        For each weight copies of u and v, v in the order of the matrix's columns, and sigma.
     """
     eps = norms[0].eps
     orders = [norm.order(weight) for norm, weight in zip(norms, weights, strict=True)]
@@ -163,7 +161,7 @@ def _iterate(
 
 
 def _unit(vectors: list[Tensor], eps: float) -> tuple[list[Tensor], Tensors]:
-    """Vectors of length 1, in place, and their products with what they were."""
+    """Normalises vectors in place, and returns their products with the original ones."""
     lengths = torch._foreach_norm(vectors)
     bounded = torch._foreach_clamp_min(lengths, eps)
     torch._foreach_div_(vectors, bounded)
@@ -287,7 +285,7 @@ def _parametrized(module: nn.Module) -> list[tuple[_SpectralNorm, Tensor]]:
 
 
 def _compute_all(module: nn.Module, args: Any) -> None:
-    # Layers may be in eval mode while others train, and have norms that were asked for apart.
+    # Layers may be in eval mode while others train, and may have norms from separate calls.
     groups: dict[Any, list[tuple[_SpectralNorm, Tensor]]] = {}
     for norm, weight in _parametrized(module):
         if not weight.is_meta:

@@ -1,4 +1,4 @@
-"""What a torch function reads and writes, as far as waiting tensors have to know."""
+"""Reads and writes of torch functions that affect waiting tensors."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = [
     "written_by",
 ]
 
-#: In the place of a list of tensors: there is no telling.
+#: Instead of a list of tensors, if they are unknown.
 ANYTHING: Any = object()
 
 _words = str.split
 
-#: What a tensor that waits answers by itself.
+#: Attributes of a waiting tensor that don't need its values.
 METADATA = frozenset(
     getattr(Tensor, name).__get__
     for name in _words("shape ndim dtype device layout is_cuda is_cpu is_meta is_sparse")
@@ -44,7 +44,7 @@ METADATA = frozenset(
     for name in _words(names)
 )
 CONVOLUTIONS = frozenset((F.conv2d, torch.conv2d, F.conv_transpose2d, torch.conv_transpose2d))
-#: Functions that give the same for channels-last maps as for contiguous ones, laid out as these.
+#: Functions whose results on channels-last maps are the same, in that layout.
 KEEPS_LAYOUT = frozenset(
     getattr(home, name)
     for home, names in (
@@ -63,7 +63,7 @@ _WRITE_IN_PLACE = frozenset(
         "iadd isub imul itruediv ifloordiv imod ipow iand ior ixor ilshift irshift setitem set"
     )
 )
-#: Functions that change torch's state, or hand out memory that is written past torch.
+#: Functions that change torch's state, or expose memory for writes outside torch.
 _REACH_FURTHER = frozenset(
     _words(
         "backward grad numpy __array__ data_ptr untyped_storage storage "
@@ -85,7 +85,7 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
 
 
 def replaced(tree: Any, which: Callable[[Tensor], bool], by: Callable[[Tensor], Tensor]) -> Any:
-    """Nested tuples, lists and dicts with some of the 4d tensors in them replaced.
+    """Nested tuples, lists and dicts with some of their 4d tensors replaced.
 
     Example:
         >>> replaced((1, [torch.ones(1, 1, 1, 1)]), lambda map: True, torch.numel)
@@ -127,7 +127,7 @@ def written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
 
 @lru_cache(maxsize=4096)
 def _writes(func: Any) -> Any:
-    """Whether a function writes to its first argument, or the place of an argument that says so."""
+    """Whether a function writes to its first argument, or the position of an in-place flag."""
     name = getattr(func, "__name__", "")
     if name in _REACH_FURTHER or _schema_writes(func):
         return ANYTHING
@@ -140,7 +140,7 @@ def _writes(func: Any) -> Any:
 
 
 def _schema_writes(func: Any) -> bool:
-    """Whether an op of ``torch.ops`` says that it writes to an argument."""
+    """Whether the schema of an op of ``torch.ops`` has a written argument."""
     if isinstance(func, torch._ops.OpOverload):
         return bool(func._schema.is_mutable)
     if isinstance(func, torch._ops.OpOverloadPacket):
@@ -149,7 +149,7 @@ def _schema_writes(func: Any) -> bool:
 
 
 def same_memory(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors share storage; one that waits has none yet."""
+    """Whether two tensors share storage; waiting ones have none."""
     if type(one) is Waiting or type(other) is Waiting:
         return one is other
     return bool(one.untyped_storage()._cdata == other.untyped_storage()._cdata)

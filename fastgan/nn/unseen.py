@@ -1,8 +1,8 @@
-"""What torch's modes don't see being called: it gets values, and is not watched inside.
+"""Calls that torch's modes don't see: their arguments are computed, and they aren't recorded.
 
-These are an ``autograd.Function``, scripted and traced code, and what saves the inputs of
-``torch.utils.checkpoint``. Each is wrapped for the whole process from the first recording on, and
-computes what waits in the forward pass under way in this thread, if there is one.
+These are ``autograd.Function``, scripted and traced code, and the saving of inputs in
+``torch.utils.checkpoint``. They are wrapped for the whole process from the first recording on, and
+first compute all waiting results of this thread's current forward pass, if any.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ _local = threading.local()
 
 
 def current() -> Pending | None:
-    """What waits in the forward pass that this thread records; None where it records none."""
+    """The pending calls of this thread's recorded forward pass, or None."""
     return getattr(_local, "pending", None)
 
 
 def set_current(pending: Pending | None) -> None:
-    """Says what :func:`current` is."""
+    """Sets :func:`current`."""
     _local.pending = pending
 
 
 def _with_values(function: Any) -> Any:
-    """The function, preceded by the computation of all that somebody holds."""
+    """The function, after computing all referenced waiting tensors."""
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -48,7 +48,7 @@ def _with_values(function: Any) -> Any:
 
 @functools.cache
 def see() -> None:
-    """Wraps them, once."""
+    """Wraps them once."""
     of_function = torch.autograd.Function.__dict__["apply"].__func__
     setattr(torch.autograd.Function, "apply", classmethod(_with_values(of_function)))  # noqa: B010
     scripted: Any

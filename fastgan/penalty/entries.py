@@ -34,6 +34,13 @@ class Samples:
         self.of(result).zero_()
         return result
 
+    @property
+    def others(self) -> Samples:
+        """The batch's other samples, which must be contiguous, too."""
+        assert self.start == 0 or self.stop == self.batch
+        start, stop = (0, self.start) if self.start else (self.stop, self.batch)
+        return Samples(start, stop, self.batch)
+
     def shape(self, whole: torch.Size) -> torch.Size:
         """The shape of the samples' rows of a tensor of shape ``whole``."""
         return torch.Size((whole[0] // self.batch * len(self), *whole[1:]))

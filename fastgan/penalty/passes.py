@@ -32,7 +32,7 @@ precision doesn't underflow for large batches.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -198,9 +198,14 @@ class Passes:
         wanted = node.own
         if self._merges(node):  # only the bias: the others will join the tangents
             wanted = [slot for slot in wanted if slot == node.rule.bias]
-        if wanted:
+        if wanted and node.rule.broadcasts:  # a factor may have a row per sample
             grads = [None if grad is None else rows.zeroed(grad) for grad in grads]
             self._give(node, node.rule.vjp(node, grads, wanted), grads)
+        elif wanted:
+            others = rows.others
+            grads = [None if grad is None else others.of(grad) for grad in grads]
+            with self.tape.narrowed(others, node):
+                self._give(node, node.rule.vjp(node, grads, wanted), grads)
 
     def _merges(self, node: Node) -> bool:
         """Whether one product computes the gradients of both the loss and the penalty."""
@@ -267,8 +272,9 @@ class Passes:
         wanted, rule, factors = node.own, node.rule, self.factors
         penalised = self._narrowed(grad_outputs)
         if self._merges(node):
-            mixed: Slots = {rule.left: self._mixed(node, tangents.get(rule.left))}
-            self._give(node, rule.gradients(node, mixed, grad_outputs, wanted), grad_outputs)
+            with self._mixed(node, tangents.get(rule.left)) as mixed:
+                results = rule.gradients(node, {rule.left: mixed}, grad_outputs, wanted)
+                self._give(node, results, grad_outputs)
             wanted = [slot for slot in wanted if slot == rule.bias]
         elif node not in self.smooth:
             self._give(node, rule.gradients(node, tangents, penalised, wanted), penalised)
@@ -276,15 +282,18 @@ class Passes:
             scaled = [None if s is None else s * _rows(factors, s).to(s.dtype) for s in penalised]
             self._give(node, rule.vjp(node, scaled, wanted), scaled)
 
-    def _mixed(self, node: Node, tangent: Tensor | None) -> Tensor:
+    @contextlib.contextmanager
+    def _mixed(self, node: Node, tangent: Tensor | None) -> Iterator[Tensor]:
         """A merged product's input: c_n a + u in penalised rows, a in the others."""
         value = node.slots[node.rule.left]
         input = self.inputs.pop(node, value.tensor)
         assert input is not None
         # After its tangent is known, only an activation's mask is needed.
-        if node in self.again or value.readers > 1 or not _exclusive(input, value.tensor):
-            input = input.clone()
+        read_again = node in self.again or value.readers > 1
+        if not _exclusive(input, value.tensor) or (read_again and self.rows is None):
+            input, read_again = input.clone(), False
         penalised = input if self.rows is None else self.rows.of(input)
+        saved = penalised.clone() if read_again else None
         if self.factors is not None:
             penalised.mul_(_rows(self.factors, penalised))
             if tangent is not None:
@@ -293,7 +302,9 @@ class Passes:
             penalised.zero_()
         else:
             penalised.copy_(tangent)
-        return input
+        yield input
+        if saved is not None:
+            penalised.copy_(saved)
 
     def _before(self, starts: Callable[[Node], bool]) -> tuple[set[Node], set[Value]]:
         """The ops where ``starts``, all ops before them, and these ops' inputs."""

@@ -92,10 +92,6 @@ class Activation:
         """Whether the second derivative is zero wherever it exists."""
         return self.second_derivative is None
 
-    def derivative(self, kept: Tensor, negative_slope: float) -> Tensor:
-        """z' as a tensor, from the kept tensor (:attr:`keeps_input`)."""
-        return self.gradient(torch.ones_like(kept), kept, negative_slope)
-
     def gradient_by_input(self, grad: Tensor, input: Tensor, negative_slope: float) -> Tensor:
         """``grad * z'(input)``; differentiable by autograd.
 

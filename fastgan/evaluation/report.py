@@ -93,11 +93,6 @@ class EvaluationReport:
     notes: list[str]
     """Caveats about the figures; empty if there are none."""
 
-    @property
-    def smallest_class_share(self) -> float | None:
-        """Lowest entry of the class histogram; None without labels."""
-        return None if self.class_histogram is None else min(self.class_histogram)
-
     def to_dict(self) -> dict[str, Any]:
         """All figures as plain numbers, strings, lists and None, for :mod:`json`."""
         return dataclasses.asdict(self)

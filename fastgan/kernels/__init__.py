@@ -12,13 +12,20 @@
 ``toolchain``                           whether Triton can compile on this machine
 ======================================  =========================================================
 
-Importing this needs no Triton; running a kernel does. ``covers`` says what can run, and why not.
+Importing this needs no Triton; running a kernel does. ``unsupported_reason`` says what can't run.
 """
 
 from __future__ import annotations
 
-from fastgan.kernels.convolution import covers, forward, input_gradient, weight_gradient
+from fastgan.kernels.convolution import forward, input_gradient, unsupported_reason, weight_gradient
 from fastgan.kernels.geometry import ConvGeometry
 from fastgan.kernels.launch import interpreted
 
-__all__ = ["ConvGeometry", "covers", "forward", "input_gradient", "interpreted", "weight_gradient"]
+__all__ = [
+    "ConvGeometry",
+    "forward",
+    "input_gradient",
+    "interpreted",
+    "unsupported_reason",
+    "weight_gradient",
+]

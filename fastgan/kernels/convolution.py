@@ -33,7 +33,7 @@ from fastgan.kernels.toolchain import triton_obstacle
 if TYPE_CHECKING:
     from fastgan.kernels import plans
 
-__all__ = ["covers", "forward", "input_gradient", "weight_gradient"]
+__all__ = ["forward", "input_gradient", "unsupported_reason", "weight_gradient"]
 
 Pair = tuple[int, int]
 Four = tuple[int, int, int, int]
@@ -52,7 +52,7 @@ def _make_room() -> None:
         _PLANS.clear()
 
 
-def covers(
+def unsupported_reason(
     geometry: ConvGeometry,
     dtype: torch.dtype,
     groups: int = 1,
@@ -73,9 +73,9 @@ def covers(
         ConfigError: the geometry leaves no output pixel of this input.
 
     Example:
-        >>> covers(ConvGeometry((4, 4)), torch.float64)
+        >>> unsupported_reason(ConvGeometry((4, 4)), torch.float64)
         'float64'
-        >>> covers(ConvGeometry((4, 4)), torch.float32, groups=2)
+        >>> unsupported_reason(ConvGeometry((4, 4)), torch.float32, groups=2)
         'groups = 2'
     """
     if groups != 1:

@@ -456,7 +456,7 @@ def _matched(
         return "channels don't match"
     places: tuple[int, ...] = ()
     if kind != "linear":
-        places = stage.output_places((input[2], input[3]), torch.empty(weight, device="meta"))
+        places = stage.output_size((input[2], input[3]), torch.empty(weight, device="meta"))
         if min(places) < 1:
             return "its output is empty"
     return stage, torch.Size((input[0], makes, *places))

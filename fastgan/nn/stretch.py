@@ -36,7 +36,7 @@ from fastgan.ops.bn_act import bn_act
 from fastgan.ops.chain import Chain, run_chain
 from fastgan.ops.memory_format import is_channels_last, relaid
 from fastgan.ops.sample_norm import sample_norm_act
-from fastgan.ops.stages import IDENTITY, Stage, StageTensors, folded, folding_pays
+from fastgan.ops.stages import IDENTITY, Stage, StageTensors, folded, is_folding_faster
 
 __all__ = [
     "EVERYTHING",
@@ -164,7 +164,7 @@ def _folds(unit: list[Op], input: tuple[int, ...]) -> bool:
     if convolution.stage is None or norm.kind != "norm" or norm.settings[0]:
         return False
     tensors = StageTensors(convolution.tensors[0], None, *norm.tensors)  # type: ignore[arg-type]
-    return folding_pays(convolution.stage, tensors, input[0], _places(input))
+    return is_folding_faster(convolution.stage, tensors, input[0], _places(input))
 
 
 def _places(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -365,9 +365,9 @@ def _run_chain(units: list[list[Op]], input: Tensor, log: Log) -> Tensor:
         stage, of_stage = _stage_of(unit)
         if stage.kind != "identity":
             weight, uses_running = of_stage.weight, stage.norm and not stage.batch_statistics
-            if uses_running and folding_pays(stage, of_stage, len(input), places):
+            if uses_running and is_folding_faster(stage, of_stage, len(input), places):
                 stage, of_stage = folded(stage, of_stage)
-            places = stage.output_places(places, weight)
+            places = stage.output_size(places, weight)
         stages.append(stage)
         tensors.append(of_stage)
     if log.rows is not None:

@@ -84,16 +84,15 @@ class Chain:
 class _Kept:
     """What the forward pass keeps for a stage: its raw result and norm, or its finished result.
 
-    It also keeps the weight if autocast cast it, whether Triton's kernels made the result, and the
-    padded input if the stage pads. An activation that keeps its input, without a norm, has one of
-    mean 0 and scale 1 in ``norm``, and no ``invstd``.
+    It also keeps the weight if autocast cast it, and the padded input if the stage pads. An
+    activation that keeps its input, without a norm, has one of mean 0 and scale 1 in ``norm``, and
+    no ``invstd``.
     """
 
     value: Tensor
     norm: NormActivation | None = None
     invstd: Tensor | None = None
     cast_weight: Tensor | None = None
-    by_triton: bool = False
     padded: Tensor | None = None
 
 
@@ -380,14 +379,14 @@ def _gives_channels_last(
     """Whether the chain's output would be channels-last by torch's convolutions."""
     if input.dim() != 4:
         return False
-    channels_last, places = is_channels_last(input), (input.shape[2], input.shape[3])
+    channels_last, size = is_channels_last(input), (input.shape[2], input.shape[3])
     for stage, (weight, *_) in zip(stages, tensors, strict=True):
         if stage.kind == "identity":
             continue
-        places = stage.output_places(places, weight)
+        size = stage.output_size(size, weight)
         # With one value per sample both layouts have the same strides, and torch takes it for
         # contiguous.
-        one_value = (stage.channels(weight.shape)[1], *places) == (1, 1, 1)
+        one_value = (stage.channels(weight.shape)[1], *size) == (1, 1, 1)
         channels_last = (channels_last or is_channels_last(weight)) and not one_value
     return channels_last
 
@@ -453,14 +452,14 @@ def _stage_forward(
         if not is_deferred:
             value = activation.forward_(value, slope)
     if not is_deferred:
-        return _Kept(value, by_triton=backend.fuses)
+        return _Kept(value)
     if not stage.norm:
         zeros = value.new_zeros(value.shape[1], dtype=arithmetic_dtype(value.dtype))
         norm = NormActivation(zeros, torch.ones_like(zeros), None, activation.name, slope)
-        return _Kept(value, norm, by_triton=backend.fuses)
+        return _Kept(value, norm)
     mean, invstd, scale = _vectors_of_norm(stage, value, partials, tensors)
     norm = NormActivation(mean, scale, tensors.norm_bias, activation.name, slope)
-    return _Kept(value, norm, invstd, by_triton=backend.fuses)
+    return _Kept(value, norm, invstd)
 
 
 def _vectors_of_norm(

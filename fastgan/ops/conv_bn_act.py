@@ -25,7 +25,7 @@ from fastgan.ops.stages import (
     Stage,
     StageTensors,
     folded,
-    folding_pays,
+    is_folding_faster,
     padding_named,
     pair,
 )
@@ -209,8 +209,8 @@ def _conv_bn_act(stage: Stage, tensors: StageTensors, input: Tensor) -> Tensor:
             warn_once(f"{stage.kind}_bn_act runs as two functions: {reason}", stacklevel=4)
         output = ATEN.forward(stage, input, tensors.weight, tensors.bias)
         return _norm_act(stage, tensors, output)
-    places = (input.shape[2], input.shape[3])
-    if not stage.batch_statistics and folding_pays(stage, tensors, len(input), places):
+    size = (input.shape[2], input.shape[3])
+    if not stage.batch_statistics and is_folding_faster(stage, tensors, len(input), size):
         stage, tensors = folded(stage, tensors)
     return run_chain(Chain((stage,), autocast_dtype(input)), input, [tensors])
 

@@ -25,7 +25,7 @@ from fastgan.ops.chain import OneDispatch, weights_are_left_out
 from fastgan.ops.eligibility import autocast_dtype, why_not_chained, why_not_this_stage
 from fastgan.ops.stages import Stage, padding_named, pair
 
-__all__ = ["conv2d", "conv_transpose2d", "leads_to"]
+__all__ = ["conv2d", "conv_transpose2d", "needs_gradient"]
 
 Size = int | Sequence[int]
 
@@ -159,10 +159,12 @@ class _Derivative(torch.autograd.Function):
         stage, by = ctx.stage, ctx.by
         values: dict[int, Tensor] = dict(zip(_FACTORS[by], ctx.saved_tensors, strict=True))
         values[by] = grad
-        bias = grad.sum((0, 2, 3)) if leads_to(ctx, 3, 0) else None
+        bias = grad.sum((0, 2, 3)) if needs_gradient(ctx, 3, 0) else None
         gradients: list[Tensor | None] = [None, None, None, bias]
         for place, factor in zip((-2, -1), _FACTORS[by], strict=True):
-            if leads_to(ctx, place, place) and not (factor == _WEIGHT and weights_are_left_out()):
+            if needs_gradient(ctx, place, place) and not (
+                factor == _WEIGHT and weights_are_left_out()
+            ):
                 others = (values[each] for each in _FACTORS[factor])
                 like = values[factor].detach()
                 found = _Derivative.apply(stage, factor, like, None, *others)  # type: ignore[no-untyped-call]
@@ -172,7 +174,7 @@ class _Derivative(torch.autograd.Function):
         return tuple(gradients)
 
 
-def leads_to(node: Any, argument: int, tensor: int) -> bool:
+def needs_gradient(node: Any, argument: int, tensor: int) -> bool:
     """Whether the current backward pass needs the gradient of a node's argument.
 
     ``needs_input_grad`` is true of weights even in ``torch.autograd.grad(scores, images)``.

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastgan.ops.convolution import leads_to
+from fastgan.ops.convolution import needs_gradient
 from fastgan.ops.eligibility import PLAIN
 
 __all__ = ["grid_sample"]
@@ -95,7 +95,7 @@ class _SampledGradient(torch.autograd.Function):
         ctx: Any, of_input: Tensor | None, of_grid: Tensor | None
     ) -> tuple[Tensor | None, ...]:
         (grid,) = ctx.saved_tensors
-        if of_grid is not None or (of_input is not None and leads_to(ctx, 2, 2)):
+        if of_grid is not None or (of_input is not None and needs_gradient(ctx, 2, 2)):
             raise RuntimeError(
                 "grid_sample: its second derivative by the grid is not supported; detach the grid, "
                 "or ask for first derivatives"

@@ -28,7 +28,7 @@ __all__ = [
     "StageTensors",
     "fold_running_norm",
     "folded",
-    "folding_pays",
+    "is_folding_faster",
     "padding_named",
     "pair",
 ]
@@ -67,7 +67,7 @@ def padding_named(
     if name == "valid":
         return 0, 0
     added = [reach * (size - 1) for reach, size in zip(dilation, kernel_size, strict=True)]
-    if name != "same" or stride != (1, 1) or any(places % 2 != 0 for places in added):
+    if name != "same" or stride != (1, 1) or any(size % 2 != 0 for size in added):
         return None
     return added[0] // 2, added[1] // 2
 
@@ -119,12 +119,12 @@ class Stage:
             return weight[0], weight[1] * self.groups
         return weight[1] * self.groups, weight[0]
 
-    def output_places(self, places: Pair, weight: Tensor) -> Pair:
+    def output_size(self, size: Pair, weight: Tensor) -> Pair:
         """Rows and columns of the convolution's output; (1, 1) for a linear layer."""
         if self.kind == "linear":
             return 1, 1
         along = zip(
-            (n + 2 * added for n, added in zip(places, self.pad, strict=True)),
+            (n + 2 * added for n, added in zip(size, self.pad, strict=True)),
             weight.shape[2:],
             self.stride,
             self.padding,
@@ -164,7 +164,7 @@ class StageTensors(NamedTuple):
     running_var: Tensor | None = None
 
 
-def folding_pays(stage: Stage, tensors: StageTensors, batch: int, places: Pair) -> bool:
+def is_folding_faster(stage: Stage, tensors: StageTensors, batch: int, size: Pair) -> bool:
     """Whether folding is faster: the weight is no larger than the output that a separate norm
     reads.
 
@@ -176,12 +176,12 @@ def folding_pays(stage: Stage, tensors: StageTensors, batch: int, places: Pair) 
         stage: geometry.
         tensors: the stage's.
         batch: samples.
-        places: rows and columns of the input.
+        size: rows and columns of the input.
     """
     weight, of_norm = tensors.weight, (tensors.norm_weight, tensors.norm_bias)
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in of_norm):
         return False
-    rows, columns = stage.output_places(places, weight)
+    rows, columns = stage.output_size(size, weight)
     _, channels = stage.channels(weight.shape)
     return weight.numel() <= batch * channels * rows * columns
 

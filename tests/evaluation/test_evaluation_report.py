@@ -54,7 +54,6 @@ def test_labelled_figures_are_those_of_the_classifier(labelled):
     assert labelled.confidence_ratio == pytest.approx(top / trained.mean_top_probability)
     chosen = probabilities.argmax(dim=1).tolist()
     assert labelled.class_histogram == [chosen.count(number) / 600 for number in range(10)]
-    assert labelled.smallest_class_share == min(labelled.class_histogram)
     with torch.no_grad():
         features = [trained.classifier.features(part) for part in (images, generated)]
     distance = frechet_distance(*features)
@@ -74,7 +73,6 @@ def test_unlabelled_figures_are_those_of_the_metrics():
     assert report.feature_space == "random-conv-128"
     assert (report.n_generated, report.n_real, report.k) == (140, 150, 3)
     assert report.class_histogram is report.classifier_accuracy is report.confidence_ratio is None
-    assert report.smallest_class_share is None
 
 
 def test_worse_images_get_worse_figures():

@@ -9,7 +9,13 @@ import pytest
 import torch
 
 from fastgan.errors import ConfigError, DtypeError
-from fastgan.kernels import ConvGeometry, covers, forward, input_gradient, weight_gradient
+from fastgan.kernels import (
+    ConvGeometry,
+    forward,
+    input_gradient,
+    unsupported_reason,
+    weight_gradient,
+)
 from fastgan.kernels.convolution import _float32_precision
 from fastgan.kernels.fusion import ActivationGradient, NormActivation
 
@@ -21,8 +27,8 @@ GRAD = torch.zeros(2, 5, 4, 4)
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_what_is_covered(dtype):
-    assert covers(GEOMETRY, dtype) is None
-    assert covers(GEOMETRY, dtype, 1, input_shape=(2, 3, 8, 8)) is None
+    assert unsupported_reason(GEOMETRY, dtype) is None
+    assert unsupported_reason(GEOMETRY, dtype, 1, input_shape=(2, 3, 8, 8)) is None
 
 
 @pytest.mark.parametrize(
@@ -39,7 +45,7 @@ def test_what_is_covered(dtype):
     ],
 )
 def test_what_is_not_covered(arguments, reason):
-    assert covers(GEOMETRY, **{"dtype": torch.float32, **arguments}) == reason
+    assert unsupported_reason(GEOMETRY, **{"dtype": torch.float32, **arguments}) == reason
 
 
 def test_without_triton_all_imports_and_covers_says_so():
@@ -47,8 +53,8 @@ def test_without_triton_all_imports_and_covers_says_so():
 import sys
 sys.modules["triton"] = None
 import torch, fastgan
-from fastgan.kernels import ConvGeometry, covers
-print(covers(ConvGeometry((4, 4)), torch.float32))
+from fastgan.kernels import ConvGeometry, unsupported_reason
+print(unsupported_reason(ConvGeometry((4, 4)), torch.float32))
 """
     result = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True

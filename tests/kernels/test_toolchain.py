@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton", reason="Triton is a dependency on Linux only")
 
-from fastgan.kernels import ConvGeometry, convolution, covers
+from fastgan.kernels import ConvGeometry, convolution, unsupported_reason
 from fastgan.kernels.toolchain import triton_obstacle
 
 probe = triton_obstacle.__wrapped__
@@ -73,5 +73,5 @@ def test_convolutions_are_left_to_others_then(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(convolution, "triton_obstacle", lambda reason=reason: reason)
         convolution._device_lacks.cache_clear()
         geometry, device = ConvGeometry((4, 4)), torch.device("cuda")
-        assert covers(geometry, torch.float16, device=device) == reason
+        assert unsupported_reason(geometry, torch.float16, device=device) == reason
     convolution._device_lacks.cache_clear()

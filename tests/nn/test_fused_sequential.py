@@ -26,7 +26,7 @@ from fastgan.explaining import fallback
 from fastgan.explaining.fallback import FallbackWarning
 from fastgan.nn import FusedSequential, fuse
 from fastgan.ops.chain import weights_left_out
-from fastgan.ops.stages import Stage, StageTensors, folding_pays
+from fastgan.ops.stages import Stage, StageTensors, is_folding_faster
 
 
 def generator_block(channels: int = 6) -> list[nn.Module]:
@@ -441,12 +441,13 @@ def test_evaluation_folds_norms_only_where_that_is_less_work(batch: int) -> None
     plain, fused = pair([nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.Sigmoid()])
     stage = Stage("conv2d", stride=(2, 2))
     tensors = StageTensors(plain[0].weight, plain[0].bias, plain[1].weight, plain[1].bias)
-    assert not folding_pays(stage, tensors, batch, (5, 5))  # the norm's gradients would be poor
+    # The norm's gradients would be inaccurate.
+    assert not is_folding_faster(stage, tensors, batch, (5, 5))
     with torch.no_grad():
-        assert folding_pays(stage, tensors, batch, (5, 5)) == (batch == 64)
+        assert is_folding_faster(stage, tensors, batch, (5, 5)) == (batch == 64)
     for network in (plain, fused):
         network[1].requires_grad_(False)
-    assert folding_pays(stage, tensors, batch, (5, 5)) == (batch == 64)
+    assert is_folding_faster(stage, tensors, batch, (5, 5)) == (batch == 64)
     x = torch.randn(batch, 3, 5, 5, dtype=torch.float64)
     agree(plain.eval(), fused.eval(), x)
     (expected,) = torch.autograd.grad(fused(leaf := x.clone().requires_grad_()).sum(), leaf)

@@ -73,10 +73,10 @@ class MatrixProduct(Backend):
                 rows = output.view(len(input), -1)
                 torch.mm(_row(input, weight), _row(weight, weight).t(), out=rows)
             elif stage.kind == "conv2d":
-                places = stage.output_places((input.shape[2], input.shape[3]), weight)
+                places = stage.output_size((input.shape[2], input.shape[3]), weight)
                 output = _gather(stage, input, weight, places, channels_last)
             else:
-                places = stage.output_places((input.shape[2], input.shape[3]), weight)
+                places = stage.output_size((input.shape[2], input.shape[3]), weight)
                 output = _scatter(stage, input, weight, places, channels_last)
         return output if bias is None else output.add_(bias[:, None, None])
 

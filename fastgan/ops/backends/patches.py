@@ -51,16 +51,16 @@ class Patches(Backend):
 
     def forward(self, stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """conv(input, weight) + bias; not differentiable by autograd."""
-        places = stage.output_places((input.shape[2], input.shape[3]), weight)
-        return _scatter(stage, input, weight, bias, places, gives_channels_last(input, weight))
+        size = stage.output_size((input.shape[2], input.shape[3]), weight)
+        return _scatter(stage, input, weight, bias, size, gives_channels_last(input, weight))
 
     def input_gradient(
         self, stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor
     ) -> Tensor:
         """The gradient of ``forward``'s input."""
-        places = (input.shape[2], input.shape[3])
+        size = (input.shape[2], input.shape[3])
         channels_last = gives_channels_last(input, weight)
-        return _scatter(stage, grad_output, weight, None, places, channels_last)
+        return _scatter(stage, grad_output, weight, None, size, channels_last)
 
     def weight_gradient(
         self, stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor, with_bias: bool
@@ -74,10 +74,10 @@ def _scatter(
     small: Tensor,
     weight: Tensor,
     bias: Tensor | None,
-    places: tuple[int, int],
+    size: tuple[int, int],
     channels_last: bool,
 ) -> Tensor:
     wide: Tensor = torch.ops.fastgan.patch_scatter(
-        small, weight, bias, *stage.stride, *stage.padding, *places, channels_last
+        small, weight, bias, *stage.stride, *stage.padding, *size, channels_last
     )
     return wide

@@ -157,9 +157,9 @@ class Problem(NamedTuple):
         _, channels = self.stage.channels(weight)
         if self.is_linear:
             return self.input_shape[0], channels
-        places = (self.input_shape[2], self.input_shape[3])
+        size = (self.input_shape[2], self.input_shape[3])
         meta = torch.empty(weight, device="meta")
-        return (self.input_shape[0], channels, *self.stage.output_places(places, meta))
+        return (self.input_shape[0], channels, *self.stage.output_size(size, meta))
 
     @property
     def layer(self) -> str:

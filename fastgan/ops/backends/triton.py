@@ -57,7 +57,7 @@ class Triton(Backend):
         stage, device = problem.stage, problem.device
         geometry = _geometry_of(stage, (1, 1) if problem.is_linear else problem.weight_shape[2:])
         # Without a device only the layer is checked.
-        reason = kernels.covers(
+        reason = kernels.unsupported_reason(
             geometry,
             problem.dtype,
             stage.groups,

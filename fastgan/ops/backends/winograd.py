@@ -51,8 +51,8 @@ class Winograd(Backend):
     def forward(self, stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """conv(input, weight) + bias; not differentiable by autograd."""
         op = _ops.winograd_gather if stage.kind == "conv2d" else _ops.winograd_scatter
-        places = stage.output_places((input.shape[2], input.shape[3]), weight)
-        output: Tensor = op(input, weight, bias, stage.stride[0], *stage.padding, *places)
+        size = stage.output_size((input.shape[2], input.shape[3]), weight)
+        output: Tensor = op(input, weight, bias, stage.stride[0], *stage.padding, *size)
         return output
 
     def input_gradient(
@@ -60,8 +60,8 @@ class Winograd(Backend):
     ) -> Tensor:
         """The gradient of ``forward``'s input."""
         op = _ops.winograd_scatter if stage.kind == "conv2d" else _ops.winograd_gather
-        places = input.shape[2:]
-        gradient: Tensor = op(grad_output, weight, None, stage.stride[0], *stage.padding, *places)
+        size = input.shape[2:]
+        gradient: Tensor = op(grad_output, weight, None, stage.stride[0], *stage.padding, *size)
         return gradient
 
     def weight_gradient(

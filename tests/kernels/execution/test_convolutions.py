@@ -137,7 +137,8 @@ def apply(fused, value: Tensor) -> Tensor:
     if isinstance(fused, NormActivation):
         return ACTIVATIONS[fused.activation].forward(normalised(value, fused), SLOPE)
     if isinstance(fused, ActivationGradient):
-        return value * ACTIVATIONS[fused.activation].derivative(fused.kept, SLOPE)
+        activation = ACTIVATIONS[fused.activation]
+        return value * activation.gradient(torch.ones_like(fused.kept), fused.kept, SLOPE)
     if isinstance(fused, BatchNormGradient):
         centred = (fused.input - per_channel(fused.mean)) * per_channel(fused.slope)
         return per_channel(fused.scale) * value + centred + per_channel(fused.offset)

@@ -252,7 +252,7 @@ def description(generator: TrainedGenerator) -> dict[str, Any]:
     }
 
 
-def _compare(program: str, found: Tensor, wanted: Tensor) -> None:
-    off = float((found - wanted).abs().max())
+def _compare(program: str, images: Tensor, wanted: Tensor) -> None:
+    off = float((images - wanted).abs().max())
     if not off <= _TOLERANCE:
         raise OutputError(f"{program} draws other images than the generator: off by {off:.2g}")

@@ -46,13 +46,13 @@ def choose_device(name: str) -> torch.device:
     import torch
 
     check_device_name(name)
-    found = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if name == "auto":
-        name = "cuda" if found else "cpu"
+        name = "cuda" if count else "cpu"
     device = torch.device(name)
-    if device.type == "cuda" and (device.index or 0) >= found:
+    if device.type == "cuda" and (device.index or 0) >= count:
         seen = {0: "no CUDA device", 1: "one CUDA device, cuda:0,"}.get(
-            found, f"{found} CUDA devices, cuda:0 to cuda:{found - 1},"
+            count, f"{count} CUDA devices, cuda:0 to cuda:{count - 1},"
         )
         raise ConfigError(f"device: {name} was asked for, but torch sees {seen} here")
     return device

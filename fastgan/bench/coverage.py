@@ -63,11 +63,11 @@ def main() -> None:
     layers = covered = 0
     for name, (network, shape) in STYLES.items():
         torch.manual_seed(0)
-        found = coverage(network(64), torch.randn(16, *shape))
-        layers += found.layers
-        covered += found.layers - len(found.left)
-        print(f"{name:18s} {found.layers - len(found.left):3d} of {found.layers:3d}")
-        for row in found.left:
+        result = coverage(network(64), torch.randn(16, *shape))
+        layers += result.layers
+        covered += result.layers - len(result.left)
+        print(f"{name:18s} {result.layers - len(result.left):3d} of {result.layers:3d}")
+        for row in result.left:
             print(f"    {row.layer} {row.op}: {row.reason}")
     print(f"{'all':18s} {covered:3d} of {layers:3d}: {covered / layers:.0%}")
 

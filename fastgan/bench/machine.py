@@ -68,19 +68,19 @@ def machine_facts(device: torch.device) -> dict[str, str | int]:
 def versions() -> dict[str, str]:
     """Versions of python, torch, triton and fastgan, and the CPU loops' instruction set."""
     info = build_info()
-    found = {
+    facts = {
         "python": platform.python_version(),
         "torch": torch.__version__,
         "fastgan": __version__,
         "cpu_instruction_set": info.cpu_instruction_set or "none: plain PyTorch",
     }
     try:
-        found["triton"] = importlib.metadata.version("triton")
+        facts["triton"] = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
-        found["triton"] = "not installed"
+        facts["triton"] = "not installed"
     if torch.version.cuda is not None:
-        found["cuda"] = torch.version.cuda
-    return found
+        facts["cuda"] = torch.version.cuda
+    return facts
 
 
 def commit() -> str | None:

@@ -338,7 +338,7 @@ def _floor_rows(
     floors: Floors,
 ) -> list[Row]:
     """The floor of every case among ``rows``, and each provider's percent of it."""
-    found = []
+    rows_of_floor = []
     seen = set()
     for row in rows:
         if row.metric != "seconds" or row.provider == "floor":
@@ -348,16 +348,18 @@ def _floor_rows(
         if row.case not in seen:
             seen.add(row.case)
             limits = {"seconds": least, "flops": case.work.flops, "bytes": case.work.bytes}
-            found += [case.row("floor", name, value, mode=mode) for name, value in limits.items()]
+            rows_of_floor += [
+                case.row("floor", name, value, mode=mode) for name, value in limits.items()
+            ]
         low, high = row.spread or (row.value, row.value)
-        found.append(
+        rows_of_floor.append(
             case.row(
                 *(row.provider, "percent_of_floor", 100 * least / row.value),
                 *((100 * least / high, 100 * least / low), floors.bound(case.work, case.dtype)),
                 mode,
             )
         )
-    return found
+    return rows_of_floor
 
 
 def _memory_rows(

@@ -356,8 +356,8 @@ def _size(change: Change) -> tuple[bool, float]:
 
 def merged(results: Iterable[Result]) -> dict[tuple[str | int, ...], tuple[Row, Result]]:
     """The newest value of each number, with its result."""
-    found: dict[tuple[str | int, ...], tuple[Row, Result]] = {}
+    newest: dict[tuple[str | int, ...], tuple[Row, Result]] = {}
     for result in sorted(results, key=lambda each: each.time):
         for row in result.rows:
-            found[row.key] = (row, result)
-    return found
+            newest[row.key] = (row, result)
+    return newest

@@ -23,15 +23,15 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         check_writable(options.json)
     device = choose_device(options.device)
-    found = load_generator(options.checkpoint, ema=not options.no_ema).to(device)
+    generator = load_generator(options.checkpoint, ema=not options.no_ema).to(device)
     if options.standing_statistics:
-        found = found.with_standing_statistics(options.truncation)
+        generator = generator.with_standing_statistics(options.truncation)
     if options.features and options.inception:
         raise ConfigError("features: expected --features or --inception, got both")
     space = f"torchscript:{options.features}" if options.features else None
     if options.inception:
         space = f"inception:{options.inception}"
-    report = found.evaluate(
+    report = generator.evaluate(
         options.data,
         options.n,
         seed=options.seed,
@@ -42,11 +42,11 @@ def run(options: argparse.Namespace) -> int:
     if options.json:  # written before printing, as the reader may have left
         figures = {
             **report.to_dict(),
-            "checkpoint": str(found.path),
-            "step": found.step,
-            "ema": found.averaged,
+            "checkpoint": str(generator.path),
+            "step": generator.step,
+            "ema": generator.averaged,
             "data": options.data
-            or (found.data.name if found.config.kind.pairs else found.config.data),
+            or (generator.data.name if generator.config.kind.pairs else generator.config.data),
             "n": options.n,
             "seed": options.seed,
             "truncation": options.truncation,

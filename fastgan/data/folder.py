@@ -198,10 +198,10 @@ def find_images(folder: Path) -> tuple[list[Path], Tensor | None, list[str] | No
         raise DataError(f"{quoted(folder)}: not found; expected a folder of images")
     if not folder.is_dir():
         raise DataError(f"{quoted(folder)}: not a folder; expected a folder of images")
-    found = sorted(_walk(folder), key=lambda path: path.parts)
-    files = [path for path in found if path.suffix.lower() in EXTENSIONS]
+    paths = sorted(_walk(folder), key=lambda path: path.parts)
+    files = [path for path in paths if path.suffix.lower() in EXTENSIONS]
     skipped = Counter(
-        path.suffix.lower() for path in found if path.suffix.lower() not in EXTENSIONS
+        path.suffix.lower() for path in paths if path.suffix.lower() not in EXTENSIONS
     )
     endings = " ".join(sorted(ending[1:] for ending in EXTENSIONS))
     if not files:
@@ -211,7 +211,7 @@ def find_images(folder: Path) -> tuple[list[Path], Tensor | None, list[str] | No
         )
     if skipped:
         warnings.warn(
-            f"{quoted(folder)}: skipped {skipped.total()} of {len(found)} files, which don't end "
+            f"{quoted(folder)}: skipped {skipped.total()} of {len(paths)} files, which don't end "
             f"in {endings}: {_counted(skipped)}",
             DataWarning,
             stacklevel=2,

@@ -153,14 +153,14 @@ def _partners(a: ImageSource, b: ImageSource) -> Tensor:
 
 def _keys(source: ImageSource) -> dict[str, str]:
     """A folder's files by their names without endings."""
-    found: dict[str, str] = {}
+    names: dict[str, str] = {}
     for name in source.file_names or ():
         stem, dot, ending = name.rpartition(".")
         key = stem if dot and "/" not in ending else name
-        if key in found:
+        if key in names:
             raise DataError(
-                f"{source.name}: {quoted(found[key])} and {quoted(name)} have one name; expected"
+                f"{source.name}: {quoted(names[key])} and {quoted(name)} have one name; expected"
                 " names that differ in more than their endings"
             )
-        found[key] = name
-    return found
+        names[key] = name
+    return names

@@ -111,14 +111,14 @@ class ImageSource(ABC):
 
         For folders, a digest of the files' names and sizes.
         """
-        found = hashlib.blake2b(digest_size=16)
+        digest = hashlib.blake2b(digest_size=16)
         shape = (len(self), self.channels, self.image_size, self.class_names)
-        found.update(repr(shape).encode())
+        digest.update(repr(shape).encode())
         if self.labels is not None:
-            found.update(self.labels.contiguous().numpy().data)
+            digest.update(self.labels.contiguous().numpy().data)
         for part in self._parts():
-            found.update(part)
-        return found.hexdigest()
+            digest.update(part)
+        return digest.hexdigest()
 
     def _parts(self) -> Iterable[bytes | memoryview]:
         """The digest's input: bytes, or arrays of numbers."""
@@ -239,16 +239,16 @@ class ArraySource(ImageSource):
         return fit_images(chosen, image_size=self.image_size, channels=self.channels)
 
 
-def choose_channels(name: str, found: int, wanted: int | None) -> int:
+def choose_channels(name: str, own: int, wanted: int | None) -> int:
     """Returns the channel count: the data's own or the requested one.
 
     Raises:
         DataError: either isn't 1 or 3.
     """
-    if found not in (1, 3):
-        raise DataError(f"{name}: wrong channel count: {found} channels found; expected 1 or 3")
+    if own not in (1, 3):
+        raise DataError(f"{name}: wrong channel count: {own} channels found; expected 1 or 3")
     if wanted is None:
-        return found
+        return own
     if wanted not in (1, 3):
         raise DataError(f"channels: wrong channel count {wanted}; expected 1 (grey) or 3 (RGB)")
     return wanted

@@ -176,11 +176,11 @@ _paces: weakref.WeakKeyDictionary[nn.Module, _Pace] = weakref.WeakKeyDictionary(
 
 def _walked(module: nn.Module) -> Iterator[nn.Module]:
     """A module and its submodules (shared ones repeated), in half the time of ``modules()``."""
-    found: list[nn.Module | None] = [module]
-    for each in found:
+    modules: list[nn.Module | None] = [module]
+    for each in modules:
         if each is not None:
             yield each
-            found += each._modules.values()
+            modules += each._modules.values()
 
 
 def _is_compiled(module: nn.Module) -> bool:

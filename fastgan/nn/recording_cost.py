@@ -37,10 +37,10 @@ def recording_milliseconds(input: Tensor) -> float:
         ...     recording_milliseconds(torch.ones(1))
         0.5
     """
-    found = _found(input)
-    if not found:
+    times = _times(input)
+    if not times:
         return RECORDING_MILLISECONDS
-    of_chain = max(found["recorded"] - found["watched"], 0.0)
+    of_chain = max(times["recorded"] - times["watched"], 0.0)
     return of_chain + _WATCHED * watching_milliseconds()
 
 
@@ -55,14 +55,14 @@ def watching_milliseconds() -> float:
         ...     watching_milliseconds()
         0.0
     """
-    found = _found(torch.empty(0))
-    return max(found["watched"] - found["plain"], 0.0) / (_WATCHED + _MORE) if found else 0.0
+    times = _times(torch.empty(0))
+    return max(times["watched"] - times["plain"], 0.0) / (_WATCHED + _MORE) if times else 0.0
 
 
-def _found(input: Tensor) -> Mapping[str, float]:
+def _times(input: Tensor) -> Mapping[str, float]:
     key = f"recording and watching, threads {torch.get_num_threads()}"
-    found, _ = current_selector().milliseconds(key, input, _NAMES, lambda: _measured(key))
-    return found if len(found) == len(_NAMES) else {}
+    times, _ = current_selector().milliseconds(key, input, _NAMES, lambda: _measured(key))
+    return times if len(times) == len(_NAMES) else {}
 
 
 def _measured(key: str) -> dict[str, float]:

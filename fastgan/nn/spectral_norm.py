@@ -275,13 +275,13 @@ def _laid_back(matrix: Tensor, weight: Tensor, order: list[int]) -> Tensor:
 
 def _parametrized(module: nn.Module) -> list[tuple[_SpectralNorm, Tensor]]:
     """The norms within a module, with the weights they belong to."""
-    found = []
+    norms = []
     for each in module.modules():
         if isinstance(each, parametrize.ParametrizationList):
             first: Any = each[0]
             if isinstance(first, _SpectralNorm):
-                found.append((first, each.original))
-    return found
+                norms.append((first, each.original))
+    return norms
 
 
 def _compute_all(module: nn.Module, args: Any) -> None:

@@ -369,8 +369,8 @@ def _pad_gradient(stage: Stage, grad: Tensor, input: Tensor) -> Tensor:
         "reflect": torch.ops.aten.reflection_pad2d_backward,
         "replicate": torch.ops.aten.replication_pad2d_backward,
     }[stage.pad_mode]
-    found: Tensor = backward(grad, input, (columns, columns, rows, rows))
-    return found
+    result: Tensor = backward(grad, input, (columns, columns, rows, rows))
+    return result
 
 
 def _gives_channels_last(

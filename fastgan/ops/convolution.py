@@ -167,8 +167,8 @@ class _Derivative(torch.autograd.Function):
             ):
                 others = (values[each] for each in _FACTORS[factor])
                 like = values[factor].detach()
-                found = _Derivative.apply(stage, factor, like, None, *others)  # type: ignore[no-untyped-call]
-                gradients.append(found)
+                gradient = _Derivative.apply(stage, factor, like, None, *others)  # type: ignore[no-untyped-call]
+                gradients.append(gradient)
             else:
                 gradients.append(None)
         return tuple(gradients)

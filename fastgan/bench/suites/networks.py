@@ -53,7 +53,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     else:
         batches = [32] if quick else [16, 64]
         dtypes = ["float32"] if quick else ["float32", "bfloat16"]
-    found = [
+    result = [
         _case(name, "DCGAN-64", *network, dtype, batch)
         for name, network in _DCGAN.items()
         for dtype in dtypes
@@ -63,8 +63,8 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         for name, (network, shape) in STYLES.items():
             plain = _VIEWS if network is DcganCritic else partial(network, 64)
             sizes = "x".join(map(str, shape))
-            found += [_case(name, sizes, None, plain, shape, dtype, 16) for dtype in dtypes]
-    return found
+            result += [_case(name, sizes, None, plain, shape, dtype, 16) for dtype in dtypes]
+    return result
 
 
 def _case(

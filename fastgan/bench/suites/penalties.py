@@ -151,7 +151,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     else:
         batches = [16] if quick else [16, 32, 64]
         dtypes = ["float32"] if quick else ["float32", "bfloat16"]
-    found = [
+    result = [
         _case(subject, op, dtype, batch)
         for subject, op in (
             (_DCGAN, "gradient penalty"),
@@ -161,7 +161,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         for dtype in dtypes
         for batch in batches
     ]
-    return found + [
+    return result + [
         # Compiling one of these may take minutes.
         _case(subject, op, *(("bfloat16", 64) if cuda else ("float32", batch)), compiled=not quick)
         for subject, op, batch in OTHERS

@@ -109,8 +109,8 @@ def select_backend(
         _deterministic(),
         float32_precision(input.dtype, input.device) if input.is_cuda else "",
     )
-    found = _selector.known.get(call)
-    return _selector.select(call, input, weight) if found is None else found
+    known = _selector.known.get(call)
+    return _selector.select(call, input, weight) if known is None else known
 
 
 class Way(NamedTuple):
@@ -134,16 +134,16 @@ def _fixed_way(ours: bool, *, turns: bool) -> Way:
     return Way(ours, turns and ours, math.inf if ours else 0.0)
 
 
-def _fastest_way(found: Mapping[tuple[bool, bool], float]) -> Way:
+def _fastest_way(times: Mapping[tuple[bool, bool], float]) -> Way:
     """The fastest way; torch's unless another is faster by more than the margin.
 
     Args:
-        found: (ours, turns) -> milliseconds.
+        times: (ours, turns) -> milliseconds.
     """
-    usual, fastest = found[False, False], min(found, key=found.__getitem__)
-    if not found[fastest] * (1 + MARGIN) < usual:
+    usual, fastest = times[False, False], min(times, key=times.__getitem__)
+    if not times[fastest] * (1 + MARGIN) < usual:
         fastest = False, False
-    return Way(*fastest, usual - found[fastest])
+    return Way(*fastest, usual - times[fastest])
 
 
 def select_layout(
@@ -185,8 +185,8 @@ def select_layout(
         _threads(),
         _deterministic(),
     )
-    found = _selector.layouts.get(call)
-    return _selector.compare_layouts(call, input, weight, costs) if found is None else found
+    known = _selector.layouts.get(call)
+    return _selector.compare_layouts(call, input, weight, costs) if known is None else known
 
 
 class Selector:
@@ -254,7 +254,7 @@ class Selector:
         lies_so = is_channels_last(input)
         is_open = not (stage.kind == "linear" or lies_so or is_channels_last(weight))
         #: (ours, turns) of :class:`Way` -> milliseconds.
-        found: dict[tuple[bool, bool], float] = {}
+        times: dict[tuple[bool, bool], float] = {}
         fixed: dict[bool, bool] = {}
         is_lasting = True
         for turns in (False, True) if is_open else (False,):
@@ -269,8 +269,8 @@ class Selector:
                 best += choice.milliseconds.get(choice.backend, math.nan)
                 by_torch += choice.milliseconds.get(ATEN.name, math.nan)
                 fixed[turns] = fixed.get(turns, False) or takes(problem, choice.backend)
-            found[False, turns], found[True, turns] = by_torch, best
-        if any(map(math.isnan, found.values())):
+            times[False, turns], times[True, turns] = by_torch, best
+        if any(map(math.isnan, times.values())):
             unturned = _fixed_way(fixed[False], turns=False)
             turned = is_open and fixed[True]
             answer = _fixed_way(True, turns=True) if turned else unturned, unturned
@@ -280,10 +280,10 @@ class Selector:
                 is_lasting = is_lasting and lasts
                 for ours in (False, True):
                     # The input map, and its gradient.
-                    found[ours, True] += copied * (1 + ("input_gradient" in passes))
-            for way in found:
-                found[way] += costs(input) if any(way) else 0.0
-            answer = _fastest_way(found), _fastest_way({w: found[w] for w in found if not w[1]})
+                    times[ours, True] += copied * (1 + ("input_gradient" in passes))
+            for way in times:
+                times[way] += costs(input) if any(way) else 0.0
+            answer = _fastest_way(times), _fastest_way({w: times[w] for w in times if not w[1]})
         if is_lasting:
             self.layouts[call] = answer
         return answer

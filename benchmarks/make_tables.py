@@ -1,4 +1,4 @@
-"""Writes the tables of the README and the docs from the committed results, and from nothing else.
+"""Writes the tables of the README and the docs from the committed results.
 
     python benchmarks/make_tables.py           # make tables
     python benchmarks/make_tables.py --check   # exit code 1 if a table isn't what it would write

@@ -1,4 +1,4 @@
-"""Trains the models that have pages on digits, and measures what they draw before and after.
+"""Trains the models with docs pages on digits, and evaluates their samples before and after.
 
     python benchmarks/record_families.py [MODEL ...]
 

@@ -1,4 +1,4 @@
-"""The tests that need a GPU, on a machine that has pytest and nothing else.
+"""Runs the tests that need a GPU, on a machine with only pytest.
 
     python benchmarks/run_tests.py [--json FILE] [--workers N] [--limit SECONDS] [FILE ...]
 

@@ -1,4 +1,4 @@
-"""What compilers make of every kernel, without a GPU: registers, spills, occupancy, instructions.
+"""Reports every kernel's registers, spills, occupancy and instructions, without a GPU.
 
     python benchmarks/static_report.py                          # all; ten minutes on two cores
     python benchmarks/static_report.py --architecture sm_90 --only adam.cu

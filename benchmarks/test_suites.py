@@ -1,8 +1,8 @@
 """Every case of `fastgan bench --quick` under pytest-benchmark, an implementation each.
 
-The table's times are of one implementation after the other, which a change in the machine's mood
-can tell apart from each other. What to trust is in ``extra_info``: the ratios within rounds of a
-measurement in which all of a case's implementations took turns.
+The table's times are measured one implementation after the other, so changes of the machine's load
+affect them. What to trust is in ``extra_info``: the ratios within rounds of a measurement in which
+all of a case's implementations took turns.
 
     pytest benchmarks/test_suites.py --benchmark-only --benchmark-group-by=group [-k bn_act]
 """

@@ -1,4 +1,4 @@
-"""A trained generator in other programs' hands: what they draw is what it draws."""
+"""Exported generators draw the same images in other programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an import brings in: the command line's parser no torch, fastgan and torch every op."""
+"""Imports: the command line's parser doesn't import torch; fastgan and torch define every op."""
 
 from __future__ import annotations
 

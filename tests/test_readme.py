@@ -1,4 +1,4 @@
-"""The README and the docs hold: their code runs, their figures are the committed ones."""
+"""The README's and docs' code runs, and their figures are the committed ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What services read of this repository agrees with the code."""
+"""The repository's metadata for services agrees with the code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The suite's own random draws: the seed decides them all, and a failure becomes an example."""
+"""The suite's random draws: the seed determines all, and failures become examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The scripts that record results start: a recorder that can't is found here, not on the day."""
+"""The scripts that record results start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The README's and the docs' tables are those that the committed results give."""
+"""The README's and the docs' tables match the committed results."""
 
 from __future__ import annotations
 

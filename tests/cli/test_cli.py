@@ -1,4 +1,4 @@
-"""The command line: what each command leaves, and that every mistake is one line and code 2."""
+"""The command line: each command's output, and one line with exit code 2 for every mistake."""
 
 from __future__ import annotations
 

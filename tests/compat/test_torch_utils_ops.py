@@ -1,4 +1,4 @@
-"""The ops under the names of other people's code: installing, values, gradients, a user's code."""
+"""The ops under other code's names: installing, values, gradients, a user's code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CIFAR-10's archive: its layout, and pickles that would rather be programs."""
+"""CIFAR-10's archive: its layout, and pickles with code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""IDX files: round trips, and headers that promise what the file doesn't hold."""
+"""IDX files: round trips, and headers that don't match the file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""npz files: layouts, value ranges, and files that lie."""
+"""npz files: layouts, value ranges, and forged files."""
 
 from __future__ import annotations
 

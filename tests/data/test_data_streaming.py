@@ -1,4 +1,4 @@
-"""Endless batches: the same ones however they are read, and worker processes that end."""
+"""Endless batches: the same for all ways of reading, and worker processes that end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Data as users of Python have it: what is taken, what is refused, and what batches hold."""
+"""Data from Python objects: accepted and refused kinds, and the batches' content."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The classifier on real digits it has not seen, and what it promises about randomness."""
+"""The classifier on unseen real digits, and its reproducibility."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Diversity: against loops over pairs, and on the collapses it is there to see."""
+"""Diversity: against loops over pairs, and on collapsed samples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feature spaces: what they are called, what they return, which files they refuse."""
+"""Feature spaces: names, results, and refused files."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The whole evaluation: figures that agree with its parts, and a table that can be read."""
+"""The whole evaluation: figures agree with its parts; the table is readable."""
 
 from __future__ import annotations
 

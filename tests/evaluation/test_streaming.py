@@ -1,4 +1,4 @@
-"""Metrics of batches: what the functions find of all images at once, and closed forms."""
+"""Metrics over batches: equal to the functions on all images, and to closed forms."""
 
 from __future__ import annotations
 

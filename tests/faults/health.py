@@ -1,7 +1,7 @@
-"""Training runs in health and in sickness, and what the health monitor must say of each.
+"""Healthy and failing training runs, with the health monitor's expected warnings.
 
-A healthy run must hear nothing. A sick one must hear, within so many steps, the name of what it
-has, and no other. Networks and data are small: a run takes seconds; ``make attack`` trains all.
+A healthy run must get no warning. A failing one must get the right warning within a number of
+steps, and no other. Networks and data are small: a run takes seconds; ``make attack`` trains all.
 """
 
 from __future__ import annotations

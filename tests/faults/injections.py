@@ -1,4 +1,4 @@
-"""Faults by the thousand: each kind's way to do harm, and what must be true afterwards.
+"""Fault injection: each kind of fault, and what must hold afterwards.
 
 A trial injects one fault, drawn from its own random numbers, and says how it ended: ``survived``
 (the work was done, and rightly), ``refused`` (one line of fastgan's own that names the file), or

@@ -1,4 +1,4 @@
-"""Some of the healthy and sick runs of ``health.py``, which ``make attack`` trains all of."""
+"""Some of the runs of ``health.py``; ``make attack`` trains all."""
 
 from __future__ import annotations
 

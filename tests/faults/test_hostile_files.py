@@ -1,4 +1,4 @@
-"""Files that once took the process down, were believed, or spoke to the terminal; one of a kind."""
+"""Regression tests: files that crashed the process, were accepted, or controlled the terminal."""
 
 from __future__ import annotations
 

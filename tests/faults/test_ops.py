@@ -1,4 +1,4 @@
-"""Arguments that once took a process down, or made a wrong gradient; one of a kind."""
+"""Regression tests: arguments that crashed the process or gave a wrong gradient."""
 
 from __future__ import annotations
 

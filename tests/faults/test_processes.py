@@ -1,4 +1,4 @@
-"""Runs whose surroundings fail: no shared memory, no reader, no other rank, another run beside."""
+"""Runs with failing surroundings: no shared memory, no reader, a missing rank, a second run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Compiling a launch for a GPU that isn't there, and reading what the compiler made of it."""
+"""Compiles a launch for any GPU, and reads the compiler's results."""
 
 from __future__ import annotations
 

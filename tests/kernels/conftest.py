@@ -1,4 +1,4 @@
-"""Leaves out the hour of compilations that is for whoever changes tiles; ``-m tiles`` runs them."""
+"""Leaves out an hour of compilations for changes of tiles; ``-m tiles`` runs them."""
 
 from __future__ import annotations
 

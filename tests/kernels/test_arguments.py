@@ -1,4 +1,4 @@
-"""What the kernels cover, and what they say of arguments that don't fit."""
+"""Supported problems, and the errors for wrong arguments."""
 
 from __future__ import annotations
 

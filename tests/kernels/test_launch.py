@@ -1,4 +1,4 @@
-"""Launches: what Triton makes of the arguments, and what a second call does not do again."""
+"""Launches: Triton's arguments, and the caching of later calls."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What only a GPU can show: graphs, streams, devices, TF32, and more than 2^31 elements."""
+"""Tests for GPUs: graphs, streams, devices, TF32, and more than 2^31 elements."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Triton needs of a machine is asked before its first kernel, and its lack is said."""
+"""Triton's requirements are checked before the first kernel, and missing ones are reported."""
 
 from __future__ import annotations
 

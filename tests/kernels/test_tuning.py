@@ -1,4 +1,4 @@
-"""The tuner's table: every problem finds the tile that won it. Times are made up here."""
+"""The tuner's table selects the fastest tile for every problem, with artificial times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The example scripts run, and train what they say they train."""
+"""The example scripts run and train."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The build: its switches, what it makes, and what happens to an install that is broken."""
+"""The build: its switches, its output, and broken installs."""
 
 from __future__ import annotations
 

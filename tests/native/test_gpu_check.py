@@ -1,4 +1,4 @@
-"""``make gpu-check`` itself, with programs in place of the GPU's, and what it runs."""
+"""``make gpu-check``, with stand-ins for the GPU's programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The host harness finds each kind of bug in a kernel that has it, and none in its correction."""
+"""The host harness finds each kind of planted bug, and none in the corrected kernel."""
 
 from __future__ import annotations
 

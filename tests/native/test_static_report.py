@@ -1,4 +1,4 @@
-"""The committed report on the kernels' machine code is what this code compiles to."""
+"""The committed report on the kernels' machine code matches this code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""FusedSequential gives what nn.Sequential gives, whatever its children are and do.
+"""FusedSequential gives nn.Sequential's results, for any children.
 
 The reference is always a plain ``nn.Sequential`` with deep copies of the children.
 """

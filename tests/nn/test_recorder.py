@@ -1,4 +1,4 @@
-"""A fused module does what it did, whatever its forward does.
+"""Fusing doesn't change a module's results, for any forward.
 
 The reference is always a deep copy of the module, run plain.
 """

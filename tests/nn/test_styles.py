@@ -1,4 +1,4 @@
-"""Other people's networks, fused: the same results, and hardly a layer that is not covered."""
+"""Third-party networks, fused: the same results, with nearly all layers covered."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which convolution backend is chosen: measured, remembered, written down, read again; or fixed."""
+"""The selection of convolution backends: measured, cached, written, read again; or fixed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds and drivers that don't fit the GPU: plain PyTorch runs, and the reason is said."""
+"""Builds and drivers that don't support the GPU: plain PyTorch runs, with the reason."""
 
 from __future__ import annotations
 

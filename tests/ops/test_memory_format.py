@@ -1,4 +1,4 @@
-"""What fastgan returns is laid out as what torch returns, so that ``view`` works on either."""
+"""fastgan's results have torch's layout, so that ``view`` works."""
 
 from __future__ import annotations
 

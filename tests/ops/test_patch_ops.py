@@ -1,4 +1,4 @@
-"""The convolution that makes an image on CPUs, against torch's in float64."""
+"""The convolution whose output is an image, on CPUs, against torch's in float64."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Norms of each sample's own statistics, scale and shift: as torch's functions, one by one."""
+"""Norms with per-sample statistics, scale and shift, against torch's functions."""
 
 from __future__ import annotations
 

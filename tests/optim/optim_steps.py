@@ -1,4 +1,4 @@
-"""What tests of the optimisers share: parameters, gradients, torch's step and the exact one."""
+"""Shared code of the optimisers' tests: parameters, gradients, torch's step and the exact one."""
 
 from __future__ import annotations
 

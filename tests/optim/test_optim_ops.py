@@ -1,4 +1,4 @@
-"""The ops below the optimisers: opcheck, refusals, torch.compile, instruction sets, CUDA."""
+"""The optimisers' ops: opcheck, refusals, torch.compile, instruction sets, CUDA."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Critics with labels, of any code, and critics that change: each fused or named in a warning."""
+"""Critics with labels, with any code, and changing critics: fused or named in a warning."""
 
 from __future__ import annotations
 

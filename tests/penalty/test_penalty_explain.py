@@ -1,4 +1,4 @@
-"""What explain says of a critic's penalty, and how many convolutions it takes."""
+"""``explain`` for a critic's penalty, and its number of convolutions."""
 
 from __future__ import annotations
 

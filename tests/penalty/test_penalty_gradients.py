@@ -1,4 +1,4 @@
-"""What the fused pass returns is a loss like any other: higher orders, autocast, scaling, hooks."""
+"""The fused pass's result is an ordinary loss: higher orders, autocast, scaling, hooks."""
 
 from __future__ import annotations
 

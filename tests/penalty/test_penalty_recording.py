@@ -1,4 +1,4 @@
-"""Critics as people write them: fused losses have double backward's values and side effects."""
+"""Typical critics: fused losses have double backward's values and side effects."""
 
 # ruff: noqa: NPY002 - critics in the wild draw from NumPy's global stream
 

@@ -1,4 +1,4 @@
-"""Pictures: every pixel where it belongs, files whole or absent."""
+"""Pictures: correct pixels, atomic files."""
 
 from __future__ import annotations
 

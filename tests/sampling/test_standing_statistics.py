@@ -1,4 +1,4 @@
-"""Batch norms' statistics of the noise that is drawn."""
+"""Batch norms' statistics for the sampled noise."""
 
 from __future__ import annotations
 

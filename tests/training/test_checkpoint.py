@@ -1,4 +1,4 @@
-"""Checkpoints: whole or absent, and never a way to run code."""
+"""Checkpoints: atomic, and never executed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs in W&B, trackio and MLflow: settings, metrics and grids arrive, runs end as they ended.
+"""W&B, trackio and MLflow: settings, metrics and grids arrive, and runs get the right status.
 
 The services are stand-ins that take what wandb 0.31, trackio 0.43 and MLflow 3.17 take: two of
 these want another Pillow than the tests, and the third is 800 MB.

@@ -1,4 +1,4 @@
-"""Runs on data that the caller of Python has: recorded truly, and never taken for other data."""
+"""Runs on the caller's data: recorded correctly, and never replaced by other data."""
 
 from __future__ import annotations
 

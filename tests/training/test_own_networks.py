@@ -1,4 +1,4 @@
-"""Runs of networks and optimisers that the caller made: trained, saved, continued, loaded."""
+"""Runs with the caller's networks and optimisers: trained, saved, continued, loaded."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The page of a run: what it shows, and that nothing in it is more than text."""
+"""A run's page: its content, and that all text is escaped."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Adaptive augmentation: its maps against the paper's matrices and sums, p against a hand's."""
+"""Adaptive augmentation: its maps against the paper's matrices and sums, p against manual
+updates."""
 
 from __future__ import annotations
 

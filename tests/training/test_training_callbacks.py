@@ -1,4 +1,4 @@
-"""Listening to a run: when each callback comes, metrics of one's own, errors in callbacks."""
+"""Callbacks: the order of events, own metrics, errors in callbacks."""
 
 from __future__ import annotations
 

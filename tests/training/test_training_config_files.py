@@ -1,4 +1,4 @@
-"""Settings as TOML: what is written is read back as it was, and mistakes are named."""
+"""Settings as TOML: round trips, and errors for mistakes."""
 
 from __future__ import annotations
 

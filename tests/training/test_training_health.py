@@ -1,4 +1,4 @@
-"""The watch over a run: it names each trouble, once, and is silent in health."""
+"""Health checks: each problem is named once, and healthy runs get no warning."""
 
 from __future__ import annotations
 

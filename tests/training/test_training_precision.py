@@ -1,4 +1,4 @@
-"""What "auto" means: fp32 until a record shows bf16 no worse, and then only where bf16 is fast."""
+"""``--precision auto``: fp32 unless a record shows bf16 no worse and bf16 is fast."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""``--profile``: a trace that opens, and a page whose shares add up."""
+"""``--profile``: a valid trace, and a summary with shares that add up."""
 
 from __future__ import annotations
 

@@ -1,7 +1,5 @@
-"""Runs that are cut short: killed at random moments, disks that fill up, data that goes away.
-
-Whatever happens, the newest checkpoint loads, and the run that goes on from it ends in the same
-weights, to the bit, as one that nothing ever happened to.
+"""Interrupted runs: killed at random moments, full disks, missing data. The newest checkpoint
+always loads, and the resumed run ends with bitwise the same weights as an undisturbed one.
 """
 
 from __future__ import annotations

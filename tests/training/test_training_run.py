@@ -1,4 +1,4 @@
-"""Whole runs of the trainer: what they leave, how they resume, how they end."""
+"""Whole runs of the trainer: files, resuming, endings."""
 
 from __future__ import annotations
 

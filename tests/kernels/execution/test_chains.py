@@ -1,7 +1,7 @@
 """Whole networks on the Triton kernels, forward and backward, against nn.Sequential.
 
-What the kernels do alone is tested beside this; here it is that prologues, epilogues and the norms'
-small steps fit together.
+Other files test single kernels; this one tests that prologues, epilogues and the norms' steps work
+together.
 """
 
 from __future__ import annotations

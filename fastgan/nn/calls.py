@@ -1,4 +1,4 @@
-"""Which calls of torch functions wait.
+"""The calls of torch functions that wait.
 
 =============  =====================================================================
 kind           calls
@@ -6,18 +6,18 @@ kind           calls
 "convolution"  ``conv2d``, ``conv_transpose2d``, those of one dimension, ``linear``
 "norm"         ``batch_norm``
 "sample norm"  ``instance_norm``, ``group_norm``, ``layer_norm`` of whole images without a weight
-"layer norm"   ``layer_norm``, which torch runs; what follows is done in place
-"scale"        ``*`` of a norm and each sample's own (N, C, 1, 1)
-"shift"        ``+`` of a norm, or of its scale, and the same
-"bias"         ``+`` of a convolution that has none, and (1, C, 1, 1) or (C, 1, 1)
+"layer norm"   ``layer_norm``, which torch runs, with in-place ops after it
+"scale"        ``*`` of a norm and a per-sample (N, C, 1, 1)
+"shift"        ``+`` of a norm, or of its scale, and a per-sample (N, C, 1, 1)
+"bias"         ``+`` of a convolution without bias, and (1, C, 1, 1) or (C, 1, 1)
 "sum"          ``+`` of a convolution or norm and another map, as of a residual block
-"pad"          ``pad``, as much on either side, by zeros, reflection or replication
-"activation"   those of :mod:`fastgan.activations`, of any of these
+"pad"          symmetric ``pad`` by zeros, reflection or replication
+"activation"   those of :mod:`fastgan.activations`, after any of these
 =============  =====================================================================
 
-Dropout that drops nothing hands on what waits. Each handler takes what waits so far, the function,
-its name and its arguments. It returns the tensor that stands for the result; or in words why
-torch's own function runs now, empty where there is nothing to say.
+Dropout without effect passes its input on. Each handler takes the pending ops, the function, its
+name and its arguments. It returns the tensor that represents the result, or the reason (perhaps
+empty) why torch's own function runs now.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ __all__ = ["CHOSEN", "RECORDED"]
 
 _REFUSED = "by torch's own function, for its message"
 _HOOKED = "saved tensors have hooks"
-#: How reasons begin for which torch's function runs by choice.
+#: Prefix of reasons if torch's function was selected.
 CHOSEN = (
     *(TORCHS, "measured: ", "statistics of the", "in place", "folded into"),
     *("winograd", "patches", "matrix_product", "aten"),
@@ -60,7 +60,7 @@ CHOSEN = (
 def _convolution(
     pending: Pending, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | str:
-    """Records a convolution or linear layer; or says why torch's function runs it now."""
+    """Records a convolution or linear layer, or says why torch's function runs now."""
     try:
         input, weight, bias, *settings = _ARGUMENTS[kind](*args, **kwargs)
     except TypeError:
@@ -95,7 +95,7 @@ def _convolution(
         return TORCHS
     if pending.takes is None:
         way, unturned = convolves_faster(stage, map, taps, dtype)
-        way = unturned if dimensions == 3 else way  # what is turned has four dimensions
+        way = unturned if dimensions == 3 else way  # converted maps have four dimensions
         if not way.ours and not way.turns and not overwriting_pays(shape.numel(), input):
             return TORCHS
     source = pending.find(input)
@@ -119,7 +119,7 @@ def _convolution(
 
 
 def _row(rows: Tensor) -> Tensor:
-    """(N, C, L) -> (N, C, 1, L), images of one row."""
+    """(N, C, L) -> (N, C, 1, L): images of one row."""
     if type(rows) is Waiting:
         shape = torch.Size((*rows.shape[:2], 1, rows.shape[2]))
         return Waiting.like(shape, rows.dtype, rows.device)
@@ -129,7 +129,7 @@ def _row(rows: Tensor) -> Tensor:
 def _norm(
     pending: Pending, func: Any, kind: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | str:
-    """Records a batch norm; or says why torch's function runs it now."""
+    """Records a batch norm, or says why torch's function runs now."""
     try:
         input, mean, variance, weight, bias, training, momentum, eps = _ARGUMENTS[kind](
             *args, **kwargs
@@ -159,13 +159,13 @@ def _norm(
     reason = why_not_chained(input, input.dim(), None, (), of_norm)
     if reason is not None:
         return reason
-    # Before a scale and a shift of each sample a norm has none for all.
+    # A norm before a per-sample scale and shift has no weight and bias.
     over, owns = "batch" if training else "running", (False, True)[: 2 if weight is None else 1]
     if source is None and not any(norm_pays(over, input, own=own) for own in owns):
         return TORCHS
     pending.produce(of_norm)
     if mean is not None and pending.will_write(mean):
-        pending.flush()  # one after the other, as they were called
+        pending.flush()  # in the order of the calls
         source = pending.find(input)
     op = Op(
         "norm",
@@ -182,7 +182,7 @@ def _norm(
 def _sample_norm(
     pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | str:
-    """Records an instance norm of the batch's own statistics, or a group norm."""
+    """Records an instance norm with the input's statistics, or a group norm."""
     try:
         input, mean, variance, weight, bias, own, groups, eps = _ARGUMENTS[name](*args, **kwargs)
     except TypeError:
@@ -231,7 +231,7 @@ def _sample_norm(
 def _layer_norm(
     pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | str:
-    """Records a layer norm, for what follows it."""
+    """Records a layer norm, for the ops after it."""
     try:
         input, shape, weight, bias, eps = _ARGUMENTS[name](*args, **kwargs)
         shape = torch.Size(shape)
@@ -272,7 +272,7 @@ def _layer_norm(
 def _pad(
     pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | str:
-    """Records a padding, for the convolution that takes it."""
+    """Records a padding, for the convolution after it."""
     try:
         input, added, mode, value = _ARGUMENTS[name](*args, **kwargs)
         left, right, top, bottom = added
@@ -308,7 +308,7 @@ def _pad(
 def _of_two(
     pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | str:
-    """Records a norm's scale and shift of each sample, a bias, and the sum of two maps."""
+    """Records a norm's per-sample scale and shift, a bias, and the sum of two maps."""
     if len(args) != 2 or kwargs or not all(isinstance(each, Tensor) for each in args):
         return ""
     if args[0] is args[1] or hooks_on_saved() is not None:
@@ -335,7 +335,7 @@ def _of_two(
 
 
 def _added(pending: Pending, op: Op, input: Tensor) -> Tensor:
-    """Has an op wait that makes what is like its input."""
+    """Adds a pending op whose result has its input's shape, dtype and layout."""
     channels_last = is_channels_last(input)
     return pending.add(op, input.shape, input.dtype, input.device, channels_last)
 
@@ -347,14 +347,14 @@ def _kind_of_two(name: str, source: Op, input: Tensor, other: Tensor) -> str | N
         return None
     of_channels = (input.shape[1], 1, 1)
     if source.kind == "convolution" and other.shape in (of_channels, (1, *of_channels)):
-        # A sum of maps of one channel, row or column may not be laid out as its terms are.
+        # A sum of maps with one channel, row or column may have another layout than its terms.
         return "bias" if name == "add" and min(input.shape[1:]) > 1 else None
     if other.shape == (*input.shape[:2], 1, 1) != input.shape:
         return "scale" if name == "mul" else "shift"
     return "sum" if name == "add" and other.shape == input.shape else None
 
 
-#: What each kind of two may follow.
+#: The kinds that each binary kind may follow.
 _BEFORE = {
     "scale": ("norm", "sample norm"),
     "shift": ("norm", "sample norm", "scale"),
@@ -366,7 +366,7 @@ _BEFORE = {
 def _dropout(
     pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | str:
-    """Hands on what waits where nothing is dropped, as torch hands on its input."""
+    """Passes the input on if nothing is dropped, like torch."""
     try:
         input, p, training = _ARGUMENTS["dropout"](*args, **kwargs)
     except TypeError:
@@ -380,7 +380,7 @@ def _dropout(
 def _activation(
     pending: Pending, func: Any, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Tensor | str:
-    """Records an activation of what waits; or says why torch's function runs it now."""
+    """Records an activation of a pending result, or says why torch's function runs now."""
     source = pending.find(args[0] if args else kwargs.get("input"))
     if source is None or source.kind == "activation":
         return "nothing before it waits"
@@ -420,10 +420,9 @@ def _matched(
     output_padding: Any = 0,
     groups: int = 1,
 ) -> tuple[Stage, torch.Size] | str:
-    """A convolution's geometry, and the shape of what it makes.
+    """A convolution's geometry and output shape.
 
-    Or in words why there is none: where shapes or settings are such that torch has to say what is
-    wrong with them.
+    Or the reason why there is none, if torch has to report an error in shapes or settings.
     """
     if len(weight) != len(input):
         return f"a weight has {len(weight)} dimensions"
@@ -513,11 +512,11 @@ def _instance_norm_arguments(
     return input, running_mean, running_var, weight, bias, use_input_stats, None, eps
 
 
-#: What convolutions of one dimension are, of images of one row.
+#: 1-d convolutions -> 2-d ones on images of one row.
 _OF_ONE_DIMENSION = {"conv1d": "conv2d", "conv_transpose1d": "conv_transpose2d"}
-#: What a convolution's arguments after its bias are called, in the order of ``_ARGUMENTS``.
+#: Names of a convolution's arguments after its bias, in the order of ``_ARGUMENTS``.
 _SETTINGS = ("stride", "padding", "dilation", "output_padding", "groups")
-#: The arguments of each function, as they are taken here.
+#: The arguments of each function.
 _ARGUMENTS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "conv2d": _conv,
     "conv1d": _conv,
@@ -536,7 +535,7 @@ _ARGUMENTS: dict[str, Callable[..., tuple[Any, ...]]] = {
     "dropout": lambda input, p=0.5, training=True, inplace=False: (input, p, training),
 }
 
-#: Each function that is recorded: by what method, and its name among ``_ARGUMENTS``.
+#: Each recorded function's handler and its name in ``_ARGUMENTS``.
 RECORDED: dict[Any, tuple[Any, str]] = {
     F.conv2d: (_convolution, "conv2d"),
     torch.conv2d: (_convolution, "conv2d"),

@@ -1,14 +1,13 @@
-"""The functions of a forward pass that wait, and when they run.
+"""The pending functions of a forward pass, and when they run.
 
-A value that waits is computed as soon as anything else touches its tensor; it is fused through if
-nobody holds that tensor by then, and produced otherwise. Running statistics are written once, in
-the order of the calls, before anything reads them. A write in place, to memory that something
-which waits will read, has it computed first.
+A pending value is computed as soon as anything else uses its tensor. If nothing references that
+tensor by then it is fused away, otherwise it is stored. Running statistics are written once, in the
+order of the calls, before anything reads them. Before an in-place write to memory that a pending
+function will read, that function is computed.
 
-Where convolutions are faster on channels-last maps, values of contiguous ones lie so within the
-forward pass: these are *turned*. Functions that don't look at strides take them as they are;
-anything else, and whatever is left at the end, gets them with eager's strides: the same tensor,
-with its values laid out anew.
+If convolutions are faster on channels-last maps, contiguous maps are converted within the forward
+pass: these are *turned*. Functions that don't depend on strides take them unchanged; for all
+others, and at the end, they are converted back to eager's strides, in the same tensor.
 """
 
 from __future__ import annotations
@@ -48,16 +47,16 @@ __all__ = ["Pending"]
 
 
 class Pending:
-    """What waits in one forward pass.
+    """The pending functions of one forward pass.
 
     Args:
-        log: takes what runs.
-        takes: whether convolutions run as chains, however fast torch's are; None: by choice.
+        log: receives what runs.
+        takes: whether convolutions run as chains even if torch's are faster; None: by selection.
 
     Attributes:
         log: as given.
         takes: as given.
-        watches: false within what is not to be recorded.
+        watches: false within code that isn't recorded.
     """
 
     def __init__(self, log: Log, *, takes: bool | None = None) -> None:
@@ -72,7 +71,7 @@ class Pending:
         return bool(self._ops or self._turned or self._kept_by_autograd)
 
     def find(self, tensor: Any) -> Op | None:
-        """What a tensor waits for; None where it has its values."""
+        """A tensor's pending op; None if it has its values."""
         op = self._by_tensor.get(id(tensor))
         if op is None or op.ref() is not tensor:
             return None
@@ -86,14 +85,14 @@ class Pending:
         device: torch.device,
         channels_last: bool = False,
     ) -> Tensor:
-        """Has an op wait; returns the tensor that stands for its result.
+        """Adds a pending op; returns the tensor that represents its result.
 
         Args:
             op: a new one.
             shape: its result's.
             dtype: its result's.
             device: its result's.
-            channels_last: whether its result's values will lie so, as far as can be told.
+            channels_last: whether its result is expected to be channels-last.
         """
         tensor = Waiting.like(shape, dtype, device, channels_last)
         op.layer, op.shape = self.log.layer(), shape
@@ -103,11 +102,11 @@ class Pending:
         return tensor
 
     def add_in_place(self, op: Op, tensor: Tensor) -> Tensor:
-        """Has an op wait that writes over a tensor which waits; returns that.
+        """Adds a pending in-place op on a pending tensor; returns the tensor.
 
         Args:
             op: a new one.
-            tensor: stands for its source, and from here on for its result.
+            tensor: represents its source, and from now on its result.
         """
         source = op.source
         assert isinstance(source, Op)
@@ -118,12 +117,12 @@ class Pending:
         return tensor
 
     def will_write(self, tensor: Tensor | None) -> bool:
-        """Whether an op that waits will write a norm's running statistic."""
+        """Whether a pending op will write a norm's running statistic."""
         return any(tensor is each for op in self._ops for each in op.writes())
 
     @contextmanager
     def unwatched(self) -> Iterator[None]:
-        """Within it no function is recorded."""
+        """A context in which no function is recorded."""
         before, self.watches = self.watches, False
         try:
             yield
@@ -133,7 +132,7 @@ class Pending:
     # --- What runs --------------------------------------------------------------------------------
 
     def call(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Runs a function that is not recorded, with what it touches computed."""
+        """Runs an unrecorded function after computing its pending arguments."""
         written = written_by(func, args, kwargs)
         self._prepare(written, args, kwargs)
         for tensor in () if written is ANYTHING else written:
@@ -163,7 +162,7 @@ class Pending:
         return output
 
     def _prepare(self, written: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Computes what a function will touch, and write."""
+        """Computes everything that a function will read or write."""
         if written is ANYTHING:
             return self.flush()
         touched = list(tensors_in((args, kwargs)))
@@ -181,24 +180,25 @@ class Pending:
         return None
 
     def _part_from_autograd(self, tensor: Tensor) -> None:
-        """Has a leaky ReLU's result written to as torch's may be, which keeps its input instead."""
+        """Makes a leaky ReLU's result writable in place, as with torch's, which keeps its input
+        instead."""
         kept = self._kept_by_autograd.pop(id(tensor), None)
         if kept is None or kept() is not tensor:
             return
         with self.unwatched(), torch.enable_grad():
             copy = tensor.clone()
-        with suppress(RuntimeError):  # another function keeps it, and torch says so
+        with suppress(RuntimeError):  # another function keeps it, and torch raises
             torch._C._swap_tensor_impl(tensor, copy)
 
     def produce(self, tensors: Iterable[Tensor | None]) -> None:
-        """Computes those of the tensors that wait."""
+        """Computes the pending ones of these tensors."""
         for tensor in tensors:
             op = self.find(tensor)
             if op is not None:
                 self.compute(op)
 
     def flush(self) -> None:
-        """Computes all that somebody holds, as eager lays it out, and the running statistics."""
+        """Computes all referenced tensors, in eager's layout, and the running statistics."""
         for op in self._ops:
             if not op.done and op.ref() is not None:
                 self.compute(op)
@@ -216,7 +216,7 @@ class Pending:
         self._turned.clear()
 
     def compute(self, op: Op) -> None:
-        """Runs an op, with those before it that nobody else wants the values of."""
+        """Runs an op, fused with the ops before it that nothing else needs."""
         ops, source = [op], op.source
         while isinstance(source, Op) and source.value is None:
             if source.consumers > 1 or source.ref() is not None or source.state != op.state:
@@ -240,7 +240,7 @@ class Pending:
             tensor.__class__ = Tensor
             try:
                 torch._C._swap_tensor_impl(tensor, value)
-            except RuntimeError:  # a profiler that records shapes holds the value
+            except RuntimeError:  # a profiler that records shapes references the value
                 torch._C._swap_tensor_impl(tensor, value.view_as(value))
             value = tensor
         op.value = value
@@ -261,13 +261,13 @@ class Pending:
         return held is not None and held() is tensor
 
     def _keep_turned(self, value: Any) -> None:
-        """Remembers a value that eager would have contiguous, if it is not."""
+        """Remembers a value that isn't contiguous, but would be in eager."""
         is_map = isinstance(value, Tensor) and value.dim() == 4
         if is_map and value.stride() != map_strides(value.shape, False):
             self._turned[id(value)] = weakref.ref(value)
 
     def _straighten(self, tensor: Tensor) -> None:
-        """Lays a turned value out as eager does; node, hooks and who holds it stay."""
+        """Converts a turned value to eager's layout; its node, hooks and references stay."""
         del self._turned[id(tensor)]
         with self.unwatched():
             tensor.data = laid_out(tensor.detach(), False)
@@ -286,7 +286,7 @@ class Pending:
         return False
 
     def _turn_others(self, ops: list[Op]) -> bool:
-        """Turns what ops take beside the map; false where eager's isn't contiguous."""
+        """Turns the ops' other maps; false if eager's isn't contiguous."""
         for op in ops:
             for tensor in op.tensors:
                 if tensor is None or tensor.dim() != 4 or self._is_turned(tensor):
@@ -303,12 +303,13 @@ class Pending:
 
 
 def _lies_otherwise(map: Tensor) -> bool:
-    """Whether eager's function of it would not be contiguous."""
+    """Whether eager's result wouldn't be contiguous."""
     return is_channels_last(map) or not map.is_contiguous()
 
 
 def _shows_its_gradient(map: Tensor) -> bool:
-    """Whether a contiguous map's gradient would lie as that of the turned one it joins."""
+    """Whether a contiguous map's gradient would have the layout of the turned map's that it
+    joins."""
     return map.requires_grad and map.shape[2:] != (1, 1) and not is_channels_last(map)
 
 
@@ -319,9 +320,9 @@ def _references(each: weakref.ref[Tensor]) -> int:
 
 @functools.cache
 def _references_of_ours() -> int:
-    """What :func:`_references` counts of a tensor that only one variable of its caller holds.
+    """:func:`_references` of a tensor that only one variable of its caller references.
 
-    Python versions differ in which references of running code they count.
+    Python versions count different references of running code.
     """
     tensor = torch.empty(0)
     return _references(weakref.ref(tensor))
@@ -329,7 +330,8 @@ def _references_of_ours() -> int:
 
 @functools.cache
 def _graph_counts_as_a_holder() -> bool:
-    """Whether Python counts one reference more to a tensor that C++ holds too (torch 2.13 does)."""
+    """Whether Python counts an additional reference to a tensor that C++ references (torch
+    2.13)."""
     tensor = torch.ones(1, requires_grad=True) * 1
     before = sys.getrefcount(tensor)
     square = tensor * tensor
@@ -337,7 +339,7 @@ def _graph_counts_as_a_holder() -> bool:
 
 
 def turn(map: Tensor) -> Tensor:
-    """A contiguous map's values channels-last; its gradient is contiguous.
+    """A channels-last copy of a contiguous map; its gradient is contiguous.
 
     Example:
         >>> turn(torch.ones(2, 3, 4, 4)).stride()

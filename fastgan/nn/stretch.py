@@ -1,11 +1,11 @@
-"""Runs a stretch of waiting functions: as chains, in passes of fastgan's own, or as torch does.
+"""Runs a sequence of pending functions: as chains, in fastgan's own passes, or by torch.
 
-A stretch is cut into units: a convolution with the norm and the activation after it, or what came
-in with these; a norm of each sample's own scale or statistics with what belongs to it; a sum with
-its activation. Units whose convolution another backend than torch's is chosen for run together as
-one autograd node (:mod:`fastgan.ops.chain`). The others' norm and activation run in one pass
-(:func:`fastgan.functional.bn_act`, :func:`fastgan.ops.sample_norm.sample_norm_act`), a sum is added
-in place to what nobody else will read, and the rest runs as it was called.
+A sequence is split into units: a convolution (or the input) with the norm and the activation after
+it; a norm with per-sample scale or statistics; a sum with its activation. Consecutive units with a
+selected backend other than torch's run as one autograd node (:mod:`fastgan.ops.chain`). In other
+units norm and activation run in one pass (:func:`fastgan.functional.bn_act`,
+:func:`fastgan.ops.sample_norm.sample_norm_act`), sums are added in place if nothing else reads the
+operand, and all other functions run as they were called.
 """
 
 from __future__ import annotations
@@ -49,43 +49,42 @@ __all__ = [
     "run_stretch",
 ]
 
-#: On a CPU torch's functions run what they are as fast at. Without it all that can is fused, which
-#: is for tests.
+#: On CPUs torch's functions run if they are as fast. False fuses everything possible, for tests.
 LEAVE_TO_TORCH = True
-#: Where nothing is left to torch.
+#: Devices on which everything is fused.
 EVERYTHING = Way(True, False, math.inf)
 #: Why torch's function runs.
 TORCHS = "by torch's own function, the fastest here"
 
 
 class Log:
-    """What ran, and why.
+    """Records what ran, and why.
 
     Args:
-        rows: where it is written down; None where nobody asks.
-        layer: gives the name of the module that runs.
+        rows: receives the records; None for none.
+        layer: returns the running module's name.
 
     Attributes:
-        saves: the milliseconds saved by what ran otherwise than by torch's own functions.
-        calls: how many of torch's functions were called.
+        saves: the milliseconds saved compared to torch's own functions.
+        calls: the number of calls of torch's functions.
     """
 
     def __init__(self, rows: list[Row] | None, layer: Callable[[], str]) -> None:
         self.rows, self.layer, self.saves, self.calls = rows, layer, 0.0, 0
 
     def say(self, op: Op, path: str, reason: str) -> None:
-        """What ran an op.
+        """Records what ran an op.
 
         Args:
             op: the op.
-            path: as :func:`fastgan.explain` has it.
+            path: :func:`fastgan.explain`'s path.
             reason: for which.
         """
         if self.rows is not None:
             self.rows.append(Row(op.layer, op.name, path, reason))
 
     def refused(self, name: str, reason: str) -> None:
-        """What runs by torch's own function now.
+        """Records a function that torch runs now.
 
         Args:
             name: the function's.
@@ -95,20 +94,20 @@ class Log:
             self.rows.append(Row(self.layer(), name, "aten", reason))
 
 
-# --- What is worth it -----------------------------------------------------------------------------
+# --- Savings --------------------------------------------------------------------------------------
 
 
 def leaves_to_torch(device: torch.device) -> bool:
-    """Whether torch's functions run what they are as fast at."""
+    """Whether torch's functions run if they are as fast."""
     return LEAVE_TO_TORCH and device.type == "cpu" and not kernels.interpreted()
 
 
 def overwriting_pays(values: int, input: Tensor) -> bool:
-    """Whether recording a convolution that torch runs pays, for what follows it in place.
+    """Whether recording a convolution run by torch saves time, by in-place ops after it.
 
     Args:
-        values: of its result.
-        input: what it takes, which may be waiting.
+        values: its result's number of values.
+        input: its input, which may be pending.
     """
     device = input.device
     return not leaves_to_torch(device) or bool(
@@ -117,11 +116,11 @@ def overwriting_pays(values: int, input: Tensor) -> bool:
 
 
 def norm_pays(over: str, input: Tensor, groups: int = 1, *, own: bool = False) -> float:
-    """The milliseconds that a norm and what follows save in one pass: on CPUs as measured.
+    """The milliseconds saved by a norm and its activation in one pass, on CPUs by measurement.
 
     Args:
-        over: as :func:`fastgan.ops.norm_choice.runs_in_one_pass` has it, and the rest.
-        input: (N, C, H, W) or (N, C), which may be waiting.
+        over: as for :func:`fastgan.ops.norm_choice.runs_in_one_pass`, like the others.
+        input: (N, C, H, W) or (N, C), which may be pending.
         groups: of a group norm.
         own: whether each sample has its own scale and shift.
     """
@@ -133,7 +132,7 @@ def norm_pays(over: str, input: Tensor, groups: int = 1, *, own: bool = False) -
 def convolves_faster(
     stage: Stage, input: Tensor, weight: Tensor, dtype: torch.dtype | None
 ) -> tuple[Way, Way]:
-    """The fastest way to run a convolution, and the fastest with its maps as they are.
+    """The fastest way to run a convolution, and the fastest without converting its maps.
 
     Args:
         stage: the convolution.
@@ -159,7 +158,7 @@ def convolves_faster(
 
 
 def _folds(unit: list[Op], input: tuple[int, ...]) -> bool:
-    """Whether a norm that uses its running statistics becomes a part of the convolution."""
+    """Whether a norm with running statistics is folded into the convolution."""
     convolution, norm = unit[0], unit[1] if len(unit) > 1 else unit[0]
     if convolution.stage is None or norm.kind != "norm" or norm.settings[0]:
         return False
@@ -171,16 +170,16 @@ def _places(shape: tuple[int, ...]) -> tuple[int, int]:
     return (1, 1) if len(shape) == 2 else (shape[2], shape[3]) if len(shape) == 4 else (1, shape[2])
 
 
-# --- What runs ------------------------------------------------------------------------------------
+# --- Running --------------------------------------------------------------------------------------
 
 
 def run_stretch(ops: list[Op], input: Tensor, log: Log) -> Tensor:
-    """The value of the last op.
+    """Runs the ops, and returns the last one's value.
 
     Args:
-        ops: each of which takes what the one before it gives.
+        ops: each takes the result of the one before.
         input: of the first.
-        log: where it is noted what ran.
+        log: records what ran.
     """
     ops = _with_padding(ops, log)
     log.saves += sum(op.way.saves for op in ops)
@@ -202,7 +201,7 @@ def run_stretch(ops: list[Op], input: Tensor, log: Log) -> Tensor:
 
 
 def _with_padding(ops: list[Op], log: Log) -> list[Op]:
-    """The ops without what pads for a convolution, which does that itself."""
+    """The ops, with padding moved into the convolutions."""
     kept: list[Op] = []
     for op in ops:
         before = kept[-1] if kept else None
@@ -215,7 +214,7 @@ def _with_padding(ops: list[Op], log: Log) -> list[Op]:
 
 
 def _pad_by(convolution: Op, pad: Op) -> None:
-    """Has a convolution pad: zeros are its own, and the rest is a part of its stage."""
+    """A convolution with padding: zeros by itself, other modes by its stage."""
     stage, call, padded = convolution.stage, convolution.call, pad.call
     mode, added = pad.settings
     assert stage is not None
@@ -231,21 +230,21 @@ def _pad_by(convolution: Op, pad: Op) -> None:
     convolution.call = lambda input, bias=bias: F.conv2d(input, weight, bias, *settings)
 
 
-#: What begins a unit.
+#: Kinds that begin a unit.
 _FIRST = ("pad", "convolution", "sample norm", "layer norm", "sum")
 
 
 def _is_own(op: Op | None) -> bool:
-    """Whether an op scales or shifts each sample by its own."""
+    """Whether an op scales or shifts per sample."""
     return op is not None and op.kind in ("scale", "shift")
 
 
 def _joins(unit: list[Op], shape: tuple[int, ...], input: Tensor, ops: list[Op]) -> bool:
-    """Whether a unit runs as a part of a chain."""
+    """Whether a unit runs as part of a chain."""
     first, leaves = unit[0], leaves_to_torch(input.device)
     if first.kind == "convolution":
         return (first.way.ours and (leaves or len(ops) > 1)) or (leaves and _folds(unit, shape))
-    # What came in goes into the first convolution's load, if autocast leaves its dtype alone.
+    # The first convolution applies it on load, unless autocast changes its dtype.
     return (
         first.kind == "norm"
         and not leaves
@@ -256,9 +255,10 @@ def _joins(unit: list[Op], shape: tuple[int, ...], input: Tensor, ops: list[Op])
 
 
 def _run_unit(unit: list[Op], value: Tensor, owned: bool, log: Log) -> Tensor:
-    """A convolution, norm, sum and activation, or some of them, without a chain.
+    """Runs a convolution, norm, sum and activation, or some of them, without a chain.
 
-    `owned`: whether nobody else will read ``value``, as autograd does no convolution's or norm's.
+    `owned`: whether nothing else will read ``value``; autograd doesn't read convolutions' or norms'
+    results.
     """
     beside = ""
     for number, op in enumerate(unit):
@@ -286,7 +286,7 @@ def _run_unit(unit: list[Op], value: Tensor, owned: bool, log: Log) -> Tensor:
 
 
 def _adds_in_place(op: Op, value: Tensor) -> bool:
-    """Whether torch's sum of the two would be laid out as the first is."""
+    """Whether torch's sum of the two would have the first one's layout."""
     (other,) = op.tensors
     return other is not None and value.stride() == other.stride() and not value._is_view()
 
@@ -298,7 +298,7 @@ def _takes_one_pass(norm: Op, rest: list[Op], value: Tensor) -> bool:
 
 
 def _statistics_of(norm: Op) -> tuple[str, int]:
-    """What a norm's statistics are over, and the number of groups."""
+    """A norm's kind of statistics, and the number of groups."""
     if norm.kind == "norm":
         return "batch" if norm.settings[0] else "running", 1
     groups = norm.settings[1]
@@ -306,7 +306,7 @@ def _statistics_of(norm: Op) -> tuple[str, int]:
 
 
 def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
-    """A norm with its scale, shift and activation, in one pass."""
+    """Runs a norm with its scale, shift and activation in one pass."""
     over, groups = _statistics_of(norm)
     log.saves += norm_pays(over, value, groups, own=any(map(_is_own, rest)))
     of = {op.kind: op for op in rest}
@@ -355,7 +355,7 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
 
 
 def _run_chain(units: list[list[Op]], input: Tensor, log: Log) -> Tensor:
-    """As stages: each a convolution, or what came in, with what follows it."""
+    """Runs units as stages of a chain."""
     if not units:
         return input
     log.saves += 0.0 if leaves_to_torch(input.device) else math.inf
@@ -374,7 +374,7 @@ def _run_chain(units: list[list[Op]], input: Tensor, log: Log) -> Tensor:
         _say_chain(units, stages, input, log)
     chain, rows = Chain(tuple(stages), units[0][0].state.autocast), input.dim() == 3
     output = run_chain(chain, input.unsqueeze(2) if rows else input, tensors)
-    # No view, whose gradient could not be found once somebody writes to it.
+    # Not a view: its gradient would be lost after an in-place write.
     shape = units[-1][0].shape
     return torch.ops.aten._unsafe_view(output, shape) if rows else output
 
@@ -395,7 +395,7 @@ def _stage_of(unit: list[Op]) -> tuple[Stage, StageTensors]:
 
 
 def _bias_of(op: Op) -> Tensor:
-    """(1, C, 1, 1) or (C, 1, 1) -> (C,), as a convolution takes it."""
+    """(1, C, 1, 1) or (C, 1, 1) -> (C,), for a convolution."""
     assert op.tensors[0] is not None
     return op.tensors[0].reshape(-1)
 
@@ -410,7 +410,7 @@ def _with_activation(stage: Stage, name: str, negative_slope: float) -> Stage:
     return replace(stage, activation=name, negative_slope=negative_slope)
 
 
-# --- What explain asks for ------------------------------------------------------------------------
+# --- For explain ----------------------------------------------------------------------------------
 
 
 def _say_chain(units: list[list[Op]], stages: list[Stage], input: Tensor, log: Log) -> None:

@@ -1,4 +1,4 @@
-"""A function that was called and has not run, and the tensor that stands for its result."""
+"""A function that was called but hasn't run, and the tensor that represents its result."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Op", "State", "Waiting", "hooks_on_saved", "nodes_made", "of_two", "
 
 
 class Waiting(Tensor):
-    """A tensor without values. Its class is that of plain tensors once it has them."""
+    """A tensor without values. It becomes a plain tensor when it is computed."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
@@ -37,13 +37,13 @@ class Waiting(Tensor):
     def like(
         shape: torch.Size, dtype: torch.dtype, device: torch.device, channels_last: bool = False
     ) -> Tensor:
-        """A new one.
+        """Makes one.
 
         Args:
             shape: its shape.
             dtype: its dtype.
             device: its device.
-            channels_last: whether a map's values will lie so; nobody but backends asks.
+            channels_last: whether a map will be channels-last, for the selection of backends.
         """
         strides = map_strides(shape, True) if channels_last else None
         made: Tensor = torch._C.TensorBase._make_wrapper_subclass(
@@ -56,12 +56,12 @@ PLAIN.add(Waiting)
 
 
 class State(NamedTuple):
-    """What of torch's state a function's result depends on.
+    """The parts of torch's state that affect a function's result.
 
     Attributes:
         grad: whether gradients are recorded.
         inference: whether inference mode is on.
-        autocast: the dtype that autocast casts to; None where it is off.
+        autocast: autocast's dtype; None if it is off.
         stream: the CUDA stream; None on other devices.
     """
 
@@ -72,7 +72,7 @@ class State(NamedTuple):
 
 
 def state_of(device: torch.device) -> State:
-    """Torch's state now, for functions on a device."""
+    """Torch's current state for functions on a device."""
     autocast = device.type in ("cpu", "cuda") and torch.is_autocast_enabled(device.type)
     return State(
         torch.is_grad_enabled(),
@@ -83,25 +83,25 @@ def state_of(device: torch.device) -> State:
 
 
 _autograd: Any = torch._C._autograd
-#: How many nodes of autograd's graph this thread has made.
+#: The number of autograd nodes made by this thread.
 nodes_made: Callable[[], int] = _autograd._get_sequence_nr
 
 
 def _place_among_nodes() -> int:
-    """The number of the node that a call would have made now; no other call gets it."""
+    """The unique sequence number of the node that a call would have made now."""
     number = nodes_made()
     torch._C._functions.UndefinedGrad()
     return number
 
 
 def hooks_on_saved() -> Any:
-    """The innermost hooks on what autograd saves; None where there are none."""
+    """The innermost saved-tensor hooks, or None."""
     return _autograd._top_saved_tensors_default_hooks(True)
 
 
 @contextmanager
 def under(state: State, device: torch.device) -> Iterator[None]:
-    """Torch's state as it was when a function was called, and no hooks on what it saves."""
+    """A context with torch's state at a function's call, without saved-tensor hooks."""
     hooks: list[tuple[Any, Any]] = []
     while hooks_on_saved() is not None:
         hooks.append(hooks_on_saved())
@@ -122,7 +122,7 @@ def under(state: State, device: torch.device) -> Iterator[None]:
 
 
 def of_two(func: Any, place: int, other: Tensor) -> Callable[[Tensor], Tensor]:
-    """A function of two maps, of that at ``place`` alone."""
+    """A function of two maps as a function of the one at ``place``."""
     return lambda input: func(*((input, other) if place == 0 else (other, input)))
 
 
@@ -132,22 +132,21 @@ def _nobody() -> None:
 
 @dataclass(slots=True, eq=False)
 class Op:
-    """A function that was called and has not run.
+    """A function that was called but hasn't run.
 
     Attributes:
-        kind: as :mod:`fastgan.nn.calls` lists them.
-        name: the function's own.
-        source: what it takes: a tensor, or what was not computed when it was called.
-        call: the function itself, as it was called, of its input alone; a convolution's also of
-            another bias.
+        kind: a kind of :mod:`fastgan.nn.calls`.
+        name: the function's name.
+        source: its input: a tensor, or a pending op.
+        call: the call as a function of its input, for convolutions also of another bias.
         state: torch's state at the call.
-        tensors: a convolution's weight and bias; a norm's weight, bias and running statistics; the
-            other one of two.
+        tensors: a convolution's weight and bias; a norm's weight, bias and running statistics; a
+            binary function's other operand.
         stage: a convolution's geometry.
         settings: a batch norm's batch_statistics, momentum and eps; an instance or group
-            norm's eps and groups; an activation's name and negative_slope; of two, the function
-            and the place of its source.
-        order: the number of the node of autograd's graph that the call would have made.
+            norm's eps and groups; an activation's name and negative_slope; a binary function and
+            its source's position.
+        order: the sequence number of the autograd node that the call would have made.
         way: how a convolution runs.
         unturned: how it runs where its maps stay contiguous.
         layer: the name of the module that called it.
@@ -181,13 +180,13 @@ class Op:
             self.source.consumers += 1
 
     def input(self) -> Tensor:
-        """What it takes, computed."""
+        """Its input, computed."""
         found = self.source.value if isinstance(self.source, Op) else self.source
         assert found is not None
         return found
 
     def writes(self) -> list[Tensor]:
-        """The running statistics that it writes, even where nobody wants its value."""
+        """The running statistics that it writes, even if its value isn't needed."""
         if self.kind != "norm" or not self.settings[0]:
             return []
         return [tensor for tensor in self.tensors[2:] if tensor is not None]
@@ -201,6 +200,6 @@ class Op:
             yield self.source.value
 
     def finish(self) -> None:
-        """Lets go of what it needed to run."""
+        """Frees everything it needed to run."""
         self.done = True
         self.source = self.tensors = self.call = None  # type: ignore[assignment]

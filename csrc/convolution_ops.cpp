@@ -86,7 +86,7 @@ void require_same_type(const char* op, const char* argument, const Tensor& tenso
 void require_kernel(const char* op, std::int64_t taps, std::int64_t stride) {
     if (!cpu::winograd_can(taps, stride)) {
         fail(op, ": ", taps, " by ", taps, " taps and stride ", stride,
-             "; expected 3 and 1, 4 and 1 or 2, or 5 and 2");
+             "; expected 3 or 4 and 1 or 2, or 5 and 2");
     }
 }
 

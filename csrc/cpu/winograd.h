@@ -1,5 +1,5 @@
 // Convolutions with fewer products, on CPUs: of 3 by 3 taps and stride 1 (16 products in place of
-// 36), 4 by 4 and stride 1 or 2 (36 for 64), 5 by 5 and stride 2 (49 for 100).
+// 36) or 2 (25 for 36), 4 by 4 and stride 1 or 2 (36 for 64), 5 by 5 and stride 2 (49 for 100).
 //
 // A convolution relates a small map S of (h, w) places to a wide one V of (H, W) places, with s the
 // stride, p the padding and W[o][k][l][c] the weight, o a channel of S and c one of V:
@@ -9,7 +9,7 @@
 //     weight gradient   W'[o][k][l][c] = sum over n, i, j of S[i,j,o] V[si+k-p, sj+l-p, c]
 //
 // The taps k = s t + a of one `a` meet every s-th place, a "phase" of V. Phase by phase these are
-// correlations of 2 or 3 taps along a dimension, with stride 1: gather sums them, scatter makes one
+// correlations of 1 to 3 taps along a dimension, with stride 1: gather sums them, scatter makes one
 // for each phase of V. Four taps with stride 1 are two phases of neighbours, k = t + 2 a, which meet
 // all of V, so that scatter sums them too. Two results of a correlation of r taps take r + 1
 // products where the formula has 2 r (Winograd 1980, F(2, r); in two dimensions, as here, Lavin and
@@ -17,6 +17,8 @@
 //
 //     y = A^T [(G w) * (B^T d)]        w: r taps,  d: r + 1 places,  y: 2 results
 //
+//     r = 1    m0 = d0 w0                         y0 = m0
+//              m1 = d1 w0                         y1 = m1
 //     r = 2    m0 = (d0 - d1) w0                  y0 = m0 + m2
 //              m1 = (d2 - d1) w1                  y1 = m1 + m2
 //              m2 = d1 (w0 + w1)
@@ -30,7 +32,8 @@
 // products, F(4, 3), lose three to four times as much as a convolution by its formula.) The
 // products of a phase and a tile of 2 by 2 places are products of matrices over channels (over
 // tiles, for the weight gradient), summed in float32. Transformed maps never leave a core's cache;
-// the transformed weight, 16/9 of one of 3 by 3 taps, 9/4 and 49/25 of others, is made once a call.
+// the transformed weight, 16/9 or 25/9 of one of 3 by 3 taps, 9/4 and 49/25 of others, is made once
+// a call.
 #pragma once
 
 #include <cstdint>
@@ -43,8 +46,7 @@ namespace fastgan::cpu {
 inline constexpr std::int64_t kWinogradChannels = 32;
 
 constexpr bool winograd_can(std::int64_t taps, std::int64_t stride) {
-    return (taps == 3 && stride == 1) || (taps == 4 && stride == 1) || (taps == 4 && stride == 2) ||
-           (taps == 5 && stride == 2);
+    return ((taps == 3 || taps == 4) && (stride == 1 || stride == 2)) || (taps == 5 && stride == 2);
 }
 
 // Maps and weights without gaps, channels last.

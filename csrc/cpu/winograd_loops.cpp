@@ -70,6 +70,13 @@ template <int kTaps>
 struct Matrices;
 
 template <>
+struct Matrices<1> {
+    static constexpr float kPlaces[2][2] = {{1, 0}, {0, 1}};
+    static constexpr float kTaps[2][1] = {{1}, {1}};
+    static constexpr float kResults[2][2] = {{1, 0}, {0, 1}};
+};
+
+template <>
 struct Matrices<2> {
     static constexpr float kPlaces[3][3] = {{1, -1, 0}, {0, -1, 1}, {0, 1, 0}};
     static constexpr float kTaps[3][2] = {{1, 0}, {0, 1}, {1, 1}};
@@ -343,10 +350,21 @@ struct Constant {
 // body(Constant<row_taps>, Constant<column_taps>)
 template <typename Body>
 FASTGAN_INLINE void with_taps(int row_taps, int column_taps, const Body& body) {
-    if (row_taps == 2) {
-        column_taps == 2 ? body(Constant<2>{}, Constant<2>{}) : body(Constant<2>{}, Constant<3>{});
+    const auto with_columns = [&](auto rows) {
+        if (column_taps == 1) {
+            body(rows, Constant<1>{});
+        } else if (column_taps == 2) {
+            body(rows, Constant<2>{});
+        } else {
+            body(rows, Constant<3>{});
+        }
+    };
+    if (row_taps == 1) {
+        with_columns(Constant<1>{});
+    } else if (row_taps == 2) {
+        with_columns(Constant<2>{});
     } else {
-        column_taps == 2 ? body(Constant<3>{}, Constant<2>{}) : body(Constant<3>{}, Constant<3>{});
+        with_columns(Constant<3>{});
     }
 }
 

@@ -15,7 +15,7 @@ inline constexpr std::int64_t kWinogradDepth = 64;
 inline constexpr std::int64_t kWinogradWidth = 128;
 inline constexpr std::int64_t kWinogradMostTiles = 144;
 
-// A phase has 2 or 3 taps along a dimension, which take a product more.
+// A phase has 1 to 3 taps along a dimension, which take a product more.
 inline constexpr int kWinogradMostTaps = 3;
 
 constexpr std::int64_t winograd_points(std::int64_t row_taps, std::int64_t column_taps) {

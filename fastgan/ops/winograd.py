@@ -1,7 +1,8 @@
 """``torch.ops.fastgan.winograd_gather``, ``winograd_scatter`` and ``winograd_weight_gradient``.
 
-Convolutions with fewer products, on CPUs: 16 instead of 36 for 3x3 taps and stride 1, 36 instead of
-64 for 4x4 taps and stride 1 or 2, 49 instead of 100 for 5x5 taps and stride 2::
+Convolutions with fewer products, on CPUs: 16 instead of 36 for 3x3 taps and stride 1, 25 instead of
+36 with stride 2, 36 instead of 64 for 4x4 taps and stride 1 or 2, 49 instead of 100 for 5x5 taps
+and stride 2::
 
     gather            small = conv2d(wide, weight, bias, stride, padding)
     scatter           wide  = conv_transpose2d(small, weight, bias, stride, padding)
@@ -42,7 +43,7 @@ __all__ = [
 CHANNELS = 32
 
 #: (taps, stride) -> products for 2x2 pixels of the small map, instead of 4 * taps**2.
-PRODUCTS = {(3, 1): 16, (4, 1): 36, (4, 2): 36, (5, 2): 49}
+PRODUCTS = {(3, 1): 16, (3, 2): 25, (4, 1): 36, (4, 2): 36, (5, 2): 49}
 
 _DTYPES = (torch.float32, torch.bfloat16)
 #: Fewer products have larger rounding errors.
@@ -62,8 +63,8 @@ def _check_arguments(
     taps, stride = kernel
     if not any(kernel == each for each in PRODUCTS):  # not hashed: they may be symbolic
         raise RuntimeError(
-            f"fastgan::{op}: {taps} by {taps} taps and stride {stride}; expected 3 and 1, 4 and 1 "
-            "or 2, or 5 and 2"
+            f"fastgan::{op}: {taps} by {taps} taps and stride {stride}; expected 3 or 4 and 1 or "
+            "2, or 5 and 2"
         )
     if first.dtype not in _DTYPES:
         raise RuntimeError(

@@ -647,12 +647,13 @@ def test_winograd_has_the_inner_layers_of_a_dcgan() -> None:
     small = torch.empty(16, 512, 4, 4).bfloat16()
     assert fixed("forward", DOUBLING, small, weight.bfloat16()) == "winograd"
     wide = torch.empty(16, 256, 8, 8)
+    assert fixed("forward", HALVING, wide, channels_last(512, 256, 3, 3)) == "winograd"
     no = {
         "few tiles": (HALVING, wide[:4], weight),
         "another stride": (Stage("conv2d", (3, 3), (1, 1)), wide, weight),
         "dilated": (Stage("conv2d", (2, 2), (3, 3), (2, 2)), wide, weight),
         "grouped": (Stage("conv2d", (2, 2), (1, 1), groups=2), torch.empty(16, 512, 8, 8), weight),
-        "another kernel": (HALVING, wide, channels_last(512, 256, 3, 3)),
+        "another kernel": (HALVING, wide, channels_last(512, 256, 7, 7)),
         "colours": (HALVING, torch.empty(16, 3, 64, 64), channels_last(64, 3, 4, 4)),
         "float64": (HALVING, wide.double(), weight.double()),
         "float16": (HALVING, wide.half(), weight.half()),
@@ -715,7 +716,7 @@ def test_patches_are_left_where_most_threads_would_wait(monkeypatch: pytest.Monk
 
 
 def test_products_have_few_places_and_many_channels() -> None:
-    deep = channels_last(512, 256, 3, 3)
+    deep = channels_last(512, 256, 6, 6)
     for size, dtype, which, expected in (
         (8, torch.float32, "forward", True),
         (16, torch.float32, "forward", False),
@@ -733,7 +734,7 @@ def test_products_have_few_places_and_many_channels() -> None:
     ):
         small, wide = (
             torch.empty(64, 512, 1, 1, dtype=dtype),
-            torch.empty(64, 256, 3, 3, dtype=dtype),
+            torch.empty(64, 256, 6, 6, dtype=dtype),
         )
         assert fixed("forward", first, small, weight.to(dtype)) == "matrix_product"
         assert fixed("forward", last, wide, weight.to(dtype)) == "matrix_product"

@@ -2,7 +2,7 @@
 
 triton              kernels that fuse neighbouring norms and activations, on GPUs
 triton_after_passes the same kernels, with separate passes instead of fusion on load
-winograd            3x3 taps with stride 1, 4x4 and 5x5 with stride 2, on CPUs: fewer products
+winograd            3x3 and 4x4 taps with stride 1 or 2, 5x5 with 2, on CPUs: fewer products
 patches             the pass whose output is an image, on CPUs
 matrix_product      matrix products of patches, on CPUs
 aten_channels_last  ATen after a copy to that layout; aten_contiguous likewise

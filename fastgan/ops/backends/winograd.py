@@ -1,5 +1,4 @@
-"""Convolutions with fewer products, on CPUs: 3x3 and 4x4 taps and stride 1, 4x4 and 5x5 and
-stride 2.
+"""Convolutions with fewer products, on CPUs: 3x3 and 4x4 taps and stride 1 or 2, 5x5 and stride 2.
 
 Runs :mod:`fastgan.ops.winograd`, which computes in float32: processors with tiles for bfloat16
 (AMX) don't use it for bfloat16.
@@ -23,7 +22,7 @@ _ops = torch.ops.fastgan
 
 
 class Winograd(Backend):
-    """F(2x2, 3x3), and F(2, 2) and F(2, 3) on halves of 4 and 5 taps."""
+    """F(2x2, 3x3), and F(2, 2) and F(2, 3) on halves of 3, 4 and 5 taps."""
 
     name = "winograd"
     path = "cpu"
@@ -37,7 +36,7 @@ class Winograd(Backend):
             return "the compiled part has no AVX2 or AVX-512 here"
         kernels = [((taps, taps), (stride, stride)) for taps, stride in winograd.PRODUCTS]
         if stage.kind == "linear" or (tuple(weight[2:]), stage.stride) not in kernels:
-            return "not 3x3 or 4x4 taps with stride 1, nor 4x4 or 5x5 with stride 2"
+            return "not 3x3 or 4x4 taps with stride 1 or 2, nor 5x5 with stride 2"
         if stage.groups != 1 or stage.dilation != (1, 1):
             return "groups or dilation"
         if any(channels % winograd.CHANNELS != 0 for channels in weight[:2]):

@@ -42,7 +42,7 @@ from torch import Tensor
 from fastgan.errors import ConfigError
 from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import is_channels_last
-from fastgan.ops.registration import calls_its_function
+from fastgan.ops.registration import calls_its_function, is_transformed
 
 __all__ = ["ACTIVATIONS", "Activation", "bias_act", "gradient_by_output"]
 
@@ -153,6 +153,8 @@ def bias_act(
         float(row.gain if gain is None else gain),
         clamp,
     )
+    if is_transformed("bias_act"):
+        return _bias_act(x, b, *settings)
     recorded = torch.is_grad_enabled() and (x.requires_grad or (b is not None and b.requires_grad))
     if recorded and calls_its_function(x):
         return _BiasAct.apply(x, b, *settings)  # type: ignore[no-any-return, no-untyped-call]

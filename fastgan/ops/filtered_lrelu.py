@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fastgan.errors import ConfigError
 from fastgan.ops.define import define_op
-from fastgan.ops.registration import calls_its_function
+from fastgan.ops.registration import calls_its_function, is_transformed
 from fastgan.ops.upfirdn2d import _upfirdn2d, laid_as, padding_behind, taps_of
 
 __all__ = ["filtered_lrelu"]
@@ -79,6 +79,8 @@ def filtered_lrelu(
         b = b if b.dtype == x.dtype else b.to(x.dtype)
     clamp = None if clamp is None or clamp < 0 else float(clamp)
     settings = (up, down, list(padding), float(gain), float(slope), clamp, bool(flip_filter))
+    if is_transformed("filtered_lrelu"):
+        return _filtered_lrelu(x, fu, fd, b, *settings)
     if torch.is_grad_enabled():
         if any(f is not None and f.requires_grad for f in (fu, fd)):
             return _filtered_lrelu(x, fu, fd, b, *settings)

@@ -22,6 +22,7 @@ __all__ = [
     "call_counting_writes",
     "call_if_accepted",
     "calls_its_function",
+    "is_transformed",
     "library",
     "register_fallback",
     "register_function",
@@ -45,6 +46,24 @@ def calls_its_function(x: object) -> bool:
     compilers and the penalty's tape see only ops.
     """
     return type(x) is torch.Tensor and not torch.compiler.is_compiling() and not is_recording()
+
+
+def is_transformed(name: str) -> bool:
+    """Whether torch.func or forward-mode autograd transforms a call, which then is plain PyTorch.
+
+    Compiled ops have rules for neither. Warns once for each op.
+    """
+    if torch.compiler.is_compiling() or (
+        torch._C._functorch.peek_interpreter_stack() is None
+        and torch.autograd.forward_ad._current_level < 0
+    ):
+        return False
+    warn_once(
+        f"fastgan::{name} runs as plain PyTorch under torch.func and forward-mode autograd: it has "
+        "no rules for them",
+        stacklevel=3,
+    )
+    return True
 
 
 def define_if_absent(schema: str) -> None:

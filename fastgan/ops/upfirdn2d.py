@@ -26,7 +26,7 @@ from torch import Tensor
 from fastgan.errors import ConfigError
 from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import is_channels_last
-from fastgan.ops.registration import calls_its_function
+from fastgan.ops.registration import calls_its_function, is_transformed
 
 __all__ = ["laid_as", "padding_behind", "taps_of", "transposed", "upfirdn2d"]
 
@@ -81,6 +81,8 @@ def upfirdn2d(
     if f is not None and f.dtype not in (torch.float32, torch.float64):
         f = f.float()
     settings = (list(up), list(down), list(padding), bool(flip_filter), float(gain))
+    if is_transformed("upfirdn2d"):
+        return _upfirdn2d(x, f, *settings)
     if torch.is_grad_enabled():
         if f is not None and f.requires_grad:
             return _upfirdn2d(x, f, *settings)

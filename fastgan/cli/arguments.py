@@ -33,12 +33,12 @@ TUNED = (
 )
 
 _GROUPS = {
-    "out": "what to train, on what",
+    "out": "model and data",
     "optimizer": "optimisers",
     "nz": "networks",
-    "loss": "the rules of the game",
+    "loss": "training",
     "device": "machine",
-    "log_every": "what is written and when",
+    "log_every": "output",
 }
 
 
@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """
     parser = _Parser(
         prog="fastgan",
-        description="Train convolutional GANs fast, look at what they draw, measure how good it is",
+        description="Train convolutional GANs fast, sample from them, and evaluate the samples",
         epilog="Start with: fastgan train --model dcgan --out runs/first",
     )
     parser.add_argument("--version", action="version", version=f"fastgan {__version__}")
@@ -108,7 +108,7 @@ def _add_train(commands: Any) -> None:
     parser = commands.add_parser(
         "train",
         help="train a GAN",
-        description="Train a GAN. Options not given take the defaults of the model's paper.",
+        description="Train a GAN. Unset options take the defaults of the model's paper.",
         argument_default=argparse.SUPPRESS,
     )
     _add_settings(parser, [each.name for each in dataclasses.fields(TrainConfig)])
@@ -155,7 +155,7 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
                 "--config",
                 metavar="FILE",
                 default=None,
-                help="a TOML file with settings by their names; flags go before what it says",
+                help="a TOML file with settings by their names; flags override it",
             )
 
 
@@ -177,20 +177,20 @@ def _default(setting: dataclasses.Field[Any]) -> str:
 
 def _add_sample(commands: Any) -> None:
     parser = commands.add_parser(
-        "sample", help="draw images from a checkpoint", description="Draw a grid of images."
+        "sample", help="sample from a checkpoint", description="Draw a grid of images."
     )
     _add_checkpoint(parser)
-    parser.add_argument("--out", metavar="FILE.png", help="write a grid there")
+    parser.add_argument("--out", metavar="FILE.png", help="file for a grid")
     parser.add_argument(
         "--to",
         metavar="DIR|FILE.npz",
-        help="write single images: PNGs in a new folder, a subfolder a class, or one array",
+        help="write single images: PNGs in a new folder, with a subfolder per class, or one array",
     )
     parser.add_argument(
         "--n",
         type=_at_least(1),
         metavar="N",
-        help="images (default 64, or about as many as make whole rows of a grid with classes)",
+        help="images (default 64, or about 64 in whole rows of a grid with classes)",
     )
     _add_sampling(parser)
     _add_device(parser)
@@ -218,7 +218,11 @@ def _add_translate(commands: Any) -> None:
     )
     _add_checkpoint(parser)
     parser.add_argument(
-        "--data", required=True, nargs="+", metavar="folder:DIR|FILE", help="what to translate"
+        "--data",
+        required=True,
+        nargs="+",
+        metavar="folder:DIR|FILE",
+        help="images to translate",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="a new or empty folder")
     parser.add_argument(
@@ -242,7 +246,7 @@ def _add_interpolate(commands: Any) -> None:
         "--out",
         required=True,
         metavar="FILE.gif|FILE.mp4",
-        help="the animation to write; MP4 where imageio with ffmpeg is installed",
+        help="the animation to write; MP4 needs imageio with ffmpeg",
     )
     parser.add_argument(
         "--stops", type=_at_least(2), default=6, metavar="N", help="samples on the way (default 6)"
@@ -264,7 +268,7 @@ def _add_interpolate(commands: Any) -> None:
 def _add_play(commands: Any) -> None:
     parser = commands.add_parser(
         "play",
-        help="walk through what a checkpoint draws, in a browser",
+        help="explore a checkpoint's samples in a browser",
         description="Serve a page on this machine, for this machine alone: truncation, class, and"
         " two seeds to walk between. Needs fastgan[play]; nothing is sent anywhere.",
     )
@@ -281,7 +285,7 @@ def _add_play(commands: Any) -> None:
 def _add_export(commands: Any) -> None:
     parser = commands.add_parser(
         "export",
-        help="write a generator for other programs",
+        help="export a generator for other programs",
         description="Write a generator as ONNX or torch.export, a function of noise (N, nz), and"
         " labels (N,) if it is conditional, or its weights as safetensors, which"
         " fastgan.load_generator reads too. What was written is run and compared.",
@@ -301,7 +305,7 @@ def _add_evaluate(commands: Any) -> None:
     )
     _add_checkpoint(parser)
     parser.add_argument(
-        "--data", metavar="SOURCE", help="as for fastgan train; by default what it was trained on"
+        "--data", metavar="SOURCE", help="as for fastgan train; by default the training data"
     )
     parser.add_argument(
         "--n",
@@ -323,18 +327,18 @@ def _add_evaluate(commands: Any) -> None:
         " KID (needs fastgan[fid])",
     )
     _add_device(parser)
-    parser.add_argument("--json", metavar="FILE", help="also write the figures there")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures to this file")
 
 
 def _add_bench(commands: Any) -> None:
     parser = commands.add_parser(
         "bench",
         help="time fastgan against eager PyTorch and torch.compile on this machine",
-        description="Times every case by turns with its peers, and writes results.json,"
+        description="Times every case in turns with its peers, and writes results.json,"
         " results.csv, plots and index.html. Exits with 1 if --compare finds a regression.",
     )
     parser.add_argument(
-        "--suite", choices=(*SUITES, "all"), default="all", help="what to measure (default all)"
+        "--suite", choices=(*SUITES, "all"), default="all", help="suite to measure (default all)"
     )
     parser.add_argument(
         "--quick", action="store_true", help="fewer shapes and rounds: minutes on two cores"
@@ -396,7 +400,7 @@ def _add_check(commands: Any) -> None:
 def _add_doctor(commands: Any) -> None:
     commands.add_parser(
         "doctor",
-        help="show what this machine and this build can run, and check that it works",
+        help="show what this machine and this build can run, and test it",
         description="Versions, what the build contains, and a quick numerical check of every path"
         " that this machine can use. Exits with 1 if a check fails.",
     )

@@ -204,7 +204,7 @@ class StreamSource(ImageSource):
                     f" none above {len(self.class_names or ()) - 1}"
                 )
             return fit_images(images, image_size=self.image_size, channels=self.channels), labels
-        raise DataError(f"{self.name}: the stream has ended, and can't be begun anew")
+        raise DataError(f"{self.name}: the stream has ended, and can't be restarted")
 
     def _again(self) -> Iterator[Any]:
         self._batches = iter(self._stream)

@@ -106,8 +106,8 @@ class TrainConfig:
         ('rmsprop', 5e-05, 5, 16)
     """
 
-    out: str = _option("", "folder for everything the run writes")
-    model: str = _option("dcgan", "which GAN to train", MODELS)
+    out: str = _option("", "folder for the run's files")
+    model: str = _option("dcgan", "model to train", MODELS)
     data: str = _option("digits", ", ".join(kind.form for kind in DATA_KINDS.values()))
     data_a: str | None = _option(None, "cyclegan and pix2pix: the images of A, as for --data")
     data_b: str | None = _option(
@@ -119,11 +119,11 @@ class TrainConfig:
         None, "side of the square images in pixels, a power of two from 16 to 256"
     )
     channels: int | None = _option(None, "1 or 3 image channels; by default the data's own")
-    batch_size: int | None = _option(None, "images a batch")
+    batch_size: int | None = _option(None, "images per batch")
     seed: int = _option(0, "seed of weights, noise and data order")
 
-    optimizer: str | None = _option(None, "optimiser of both players", ("adam", "rmsprop", "sgd"))
-    lr: float | None = _option(None, "learning rate of both players")
+    optimizer: str | None = _option(None, "optimiser of both networks", ("adam", "rmsprop", "sgd"))
+    lr: float | None = _option(None, "learning rate of both networks")
     lr_g: float | None = _option(None, "learning rate of the generator, if it differs")
     lr_d: float | None = _option(None, "learning rate of the discriminator, if it differs")
     lr_decay: str | None = _option(
@@ -135,7 +135,7 @@ class TrainConfig:
     beta2: float | None = _option(None, "second moment's decay (Adam)")
 
     accumulate: int = _option(
-        1, "parts that each batch is passed in, for batches that memory can't hold at once"
+        1, "accumulate gradients over this many parts of a batch, to save memory"
     )
 
     nz: int = _option(100, "length of the noise vector")
@@ -212,10 +212,10 @@ class TrainConfig:
         "stylegan2: penalise path lengths only every so many updates, by as many times the weight",
     )
     path_length_decay: float = _option(
-        0.01, "stylegan2: share of each new path length in the average that lengths are pulled to"
+        0.01, "stylegan2: weight of each new path length in the target average"
     )
     path_length_shrink: int = _option(
-        2, "stylegan2: path lengths are of a batch smaller by this factor"
+        2, "stylegan2: factor by which the path lengths' batch is smaller"
     )
     style_mixing: float = _option(
         0.9, "stylegan2: probability that a generated image has the styles of two noise vectors"
@@ -232,17 +232,17 @@ class TrainConfig:
     )
     ada_target: float = _option(
         0.6,
-        "ada: mean sign of the discriminator's scores of real images, above which the probability"
+        "ada: mean sign of the discriminator's scores of real images above which the probability"
         " rises",
     )
     ada_kimg: float = _option(
         500.0, "ada: thousands of images within which the probability can rise from 0 to 1"
     )
     ada_interval: int = _option(
-        4, "ada: discriminator updates between two moves of the probability"
+        4, "ada: discriminator updates between two changes of the probability"
     )
     ema_decay: float = _option(
-        0.999, "decay of the generator's moving average, which samples are drawn from; 0 for none"
+        0.999, "decay of the generator's moving average, used for samples; 0 for none"
     )
 
     device: str = _option("auto", f"where to train: {DEVICES}")
@@ -256,7 +256,7 @@ class TrainConfig:
         False, "several processes: batch norm takes its statistics from the whole batch"
     )
     graphs: bool = _option(True, "on CUDA: replay whole steps as CUDA graphs")
-    workers: int | None = _option(None, "data loading processes; by default as many as help")
+    workers: int | None = _option(None, "data loading processes; by default automatic")
 
     log_every: int = _option(25, "generator updates between two rows of metrics.csv")
     sample_every: int = _option(500, "generator updates between two sample grids")
@@ -266,7 +266,7 @@ class TrainConfig:
         "generator updates between two evaluations, in evaluations.json; best.pt is the checkpoint"
         " with the smallest Fréchet distance; 0 for none",
     )
-    keep_checkpoints: int = _option(2, "how many of the newest checkpoints to keep")
+    keep_checkpoints: int = _option(2, "number of newest checkpoints to keep")
     n_samples: int = _option(64, "images in a sample grid")
     logger: str = _option(
         "none",

@@ -48,7 +48,7 @@ def why_not_captured(device: torch.device) -> str | None:
     a capture would fail.
     """
     if device.type != "cuda":
-        return "CUDA graphs are of CUDA devices alone"
+        return "CUDA graphs need a CUDA device"
     return cuda_obstacle()
 
 

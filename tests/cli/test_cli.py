@@ -599,7 +599,7 @@ def test_help_has_every_default_and_doctor_a_line_for_what_is_missing(
     text = " ".join(capsys.readouterr().out.split())
     assert "seed of weights, noise and data order (default 0)" in text
     # The commonest of the papers' defaults, and those that differ.
-    (batch,) = re.findall(r"images a batch \(default (\d+(?:, [\w-]+ \d+)+)\)", text)
+    (batch,) = re.findall(r"images per batch \(default (\d+(?:, [\w-]+ \d+)+)\)", text)
     common, *others = batch.split(", ")
     told = dict(each.split() for each in others)
     for model, values in PAPER_DEFAULTS.items():

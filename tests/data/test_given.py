@@ -162,7 +162,7 @@ def test_a_streams_batches_come_in_its_order_again_and_again() -> None:
     once = as_source(iter([PIXELS]))
     with open_stream(once, batch_size=8, seed=0, device="cpu") as stream:
         next(stream)
-        with pytest.raises(DataError, match="the stream has ended, and can't be begun anew"):
+        with pytest.raises(DataError, match="the stream has ended, and can't be restarted"):
             next(stream)
 
 

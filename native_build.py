@@ -33,6 +33,7 @@ CPU_SOURCES = (
     "csrc/convolution_ops.cpp",
     "csrc/ops.cpp",
     "csrc/cpu/batch_norm.cpp",
+    "csrc/cpu/sample_norm.cpp",
     "csrc/cpu/bias_act.cpp",
     "csrc/cpu/instruction_sets.cpp",
     "csrc/cpu/optimizers.cpp",

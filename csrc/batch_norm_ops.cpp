@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/batch_norm.h"
+#include "cpu/sample_norm.h"
 #include "op_arguments.h"
 
 #if defined(FASTGAN_WITH_CUDA)
@@ -692,6 +693,83 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_gradient(const Tensor& grad_output, co
     return {result, grad_weight, grad_bias};
 }
 
+// --- Of each sample -------------------------------------------------------------------------------
+
+// What a norm with vectors of each sample is given; holds what that points to.
+class SampleNormTensors {
+  public:
+    SampleNormTensors(const char* op, const Tensor& input, const Tensor& scale,
+                      const Tensor& shift, const Tensor& mean, const Tensor& invstd,
+                      std::int64_t groups, std::int64_t activation, double negative_slope)
+        : image_(image_argument(op, "input", input)) {
+        const FloatType type = float_type(op, "input", input);
+        const std::int64_t samples = input.sizes()[0], channels = input.sizes()[1];
+        if (input.numel() == 0) {
+            fail(op, ": input is empty: its shape is ", shape_text(input));
+        }
+        if (groups < cpu::kConstants || (groups > 0 && channels % groups != 0)) {
+            fail(op, ": groups is ", groups, "; expected -1, 0 or a divisor of ", channels);
+        }
+        const auto vectors = [&](const char* argument, const Tensor& tensor) {
+            vectors_.push_back(array_argument(op, argument, tensor, {samples, channels},
+                                              arithmetic_dtype(type), input));
+            return const_cast<void*>(data_of(vectors_.back()));
+        };
+        const std::int64_t values = input.numel() / (samples * channels);
+        norm_ = {type,
+                 samples,
+                 image_.layout.is_columns() ? ChannelLayout{values, channels, 1}
+                                            : ChannelLayout{1, channels, values},
+                 groups,
+                 vectors("mean", mean),
+                 vectors("invstd", invstd),
+                 vectors("scale", scale),
+                 vectors("shift", shift),
+                 activation_argument(op, activation),
+                 negative_slope};
+    }
+
+    const Tensor& input() const { return image_.tensor; }
+    const cpu::SampleNorm& norm() const { return norm_; }
+
+  private:
+    Image image_;
+    std::vector<Tensor> vectors_;
+    cpu::SampleNorm norm_{};
+};
+
+Tensor sample_norm_act(const Tensor& input, const Tensor& scale, const Tensor& shift, Tensor mean,
+                       Tensor invstd, std::int64_t groups, double eps, std::int64_t activation,
+                       double negative_slope) {
+    constexpr const char* op = "fastgan::sample_norm_act";
+    if (!mean.is_contiguous() || !invstd.is_contiguous()) {
+        fail(op, ": mean and invstd have strides; expected none");
+    }
+    const SampleNormTensors tensors(op, input, scale, shift, mean, invstd, groups, activation,
+                                    negative_slope);
+    Tensor result = empty_as(tensors.input());
+    cpu::sample_norm_act(tensors.norm(), eps, data_of(tensors.input()), result.mutable_data_ptr());
+    return result;
+}
+
+std::tuple<Tensor, Tensor, Tensor> sample_norm_act_gradient(
+    const Tensor& grad_output, const Tensor& input, const Tensor& scale, const Tensor& shift,
+    const Tensor& mean, const Tensor& invstd, std::int64_t groups, std::int64_t activation,
+    double negative_slope) {
+    constexpr const char* op = "fastgan::sample_norm_act_gradient";
+    const SampleNormTensors tensors(op, input, scale, shift, mean, invstd, groups, activation,
+                                    negative_slope);
+    const Tensor grad = with_layout_of(op, "grad_output", grad_output, "input", tensors.input());
+    const std::int64_t samples = input.sizes()[0], channels = input.sizes()[1];
+    Tensor grad_scale = empty_matrix(samples, channels, dtype_code(mean), input);
+    Tensor grad_shift = empty_matrix(samples, channels, dtype_code(mean), input);
+    Tensor result = empty_as(tensors.input());
+    cpu::sample_norm_act_gradient(tensors.norm(), data_of(grad), data_of(tensors.input()),
+                                  grad_scale.mutable_data_ptr(), grad_shift.mutable_data_ptr(),
+                                  result.mutable_data_ptr());
+    return {result, grad_scale, grad_shift};
+}
+
 // --- The activation alone ------------------------------------------------------------------------
 
 // Any number of dimensions. Results have the gradient's layout.
@@ -784,6 +862,14 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
         "Tensor mean, Tensor invstd, bool batch_statistics, int activation, "
         "float negative_slope) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
     library.def(
+        "sample_norm_act(Tensor input, Tensor scale, Tensor shift, Tensor(a!) mean, "
+        "Tensor(b!) invstd, int groups, float eps, int activation, float negative_slope) -> "
+        "Tensor");
+    library.def(
+        "sample_norm_act_gradient(Tensor grad_output, Tensor input, Tensor scale, Tensor shift, "
+        "Tensor mean, Tensor invstd, int groups, int activation, float negative_slope) -> "
+        "(Tensor grad_input, Tensor grad_scale, Tensor grad_shift)");
+    library.def(
         "act_gradient(Tensor grad_output, Tensor kept, int activation, float negative_slope) -> "
         "Tensor");
     library.def(
@@ -807,6 +893,8 @@ STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
     FASTGAN_IMPLEMENT_BATCH_NORM(fastgan::OnCpu);
+    library.impl("sample_norm_act", TORCH_BOX(&fastgan::sample_norm_act));
+    library.impl("sample_norm_act_gradient", TORCH_BOX(&fastgan::sample_norm_act_gradient));
 }
 
 #if defined(FASTGAN_WITH_CUDA)

@@ -204,11 +204,7 @@ def _sample_norm(
         return reason
     over = "sample" if groups is None else "group"
     owns = (False, True)[: 2 if weight is None else 1]
-    source, like = pending.find(input), input
-    if source is not None and source.way.turns:
-        source.way = source.unturned  # the norm takes contiguous maps
-        like = Waiting.like(input.shape, input.dtype, input.device)
-    if not any(norm_pays(over, like, groups or 1, own=each) for each in owns):
+    if not any(norm_pays(over, input, groups or 1, own=each) for each in owns):
         return TORCHS
     pending.produce((input, weight, bias))
     given = {"weight": weight, "bias": bias, "eps": eps}

@@ -16,7 +16,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ from fastgan.nn.waiting import (
     hooks_on_saved,
     nodes_made,
     of_two,
+    order_nodes,
     state_of,
     under,
 )
@@ -141,15 +142,14 @@ class Pending:
             return func(*args, **kwargs)
         maps = [tensor for tensor in tensors_in((args, kwargs)) if tensor.dim() == 4]
         turned = [tensor for tensor in maps if self._is_turned(tensor)]
-        if not turned:
-            return func(*args, **kwargs)
-        stays = is_channels_last if func in CONVOLUTIONS else _lies_otherwise
         others = [each for each in maps if not self._is_turned(each)]
+        if not turned or (func in CONVOLUTIONS and any(map(is_channels_last, others))):
+            return func(*args, **kwargs)  # eager's is channels-last as well
         if (
             func not in KEEPS_LAYOUT
             or "out" in kwargs
             or hooks_on_saved() is not None
-            or any(stays(each) for each in others)
+            or (func not in CONVOLUTIONS and any(map(_lies_otherwise, others)))
         ):
             for tensor in turned:
                 self._straighten(tensor)
@@ -228,12 +228,12 @@ class Pending:
         input, made = ops[0].input(), nodes_made()
         with self.unwatched():
             turned = self._turns(ops, input)
-            if state_of(input.device) == op.state and hooks_on_saved() is None:
-                value = run_stretch(ops, turn(input) if turned else input, self.log)
-            else:
-                with under(op.state, input.device):
-                    value = run_stretch(ops, turn(input) if turned else input, self.log)
-        _order_nodes(value.grad_fn, made, ops[0].order)
+            is_now = state_of(input.device) == op.state and hooks_on_saved() is None
+            with nullcontext() if is_now else under(op.state, input.device):
+                if turned:
+                    input = turn(input)
+                    order_nodes(input.grad_fn, made, ops[0].order)
+                value = run_stretch(ops, input, self.log)
         tensor = op.ref()
         if tensor is not None:
             self._by_tensor.pop(id(tensor), None)
@@ -273,17 +273,30 @@ class Pending:
             tensor.data = laid_out(tensor.detach(), False)
 
     def _turns(self, ops: list[Op], input: Tensor) -> bool:
-        """Whether a stretch runs on channels-last maps where eager's are contiguous."""
-        would = self._is_turned(input) or (
-            not _lies_otherwise(input) and any(op.way.turns for op in ops)
-        )
+        """Whether a stretch runs on channels-last maps, and eager's of its result is contiguous."""
+        norm, is_turned = _is_instance_norm(ops[0]), self._is_turned(input)
+        lies_so = is_turned or (norm and is_channels_last(input) and not _hands_layout_on(input))
+        last = next((n for n, op in enumerate(ops) if _convolves_channels_last(op)), len(ops))
+        if lies_so and (last < len(ops) or not is_turned) and self._sums_are_turned(ops[:last]):
+            ops[0].stays = norm
+            for op in ops[last:]:
+                self._straighten_all(op.tensors)
+            return last == len(ops)
+        would = is_turned or (not _lies_otherwise(input) and any(op.way.turns for op in ops))
         if would and self._turn_others(ops):
+            ops[0].stays = norm
             return True
-        of_ops = (tensor for op in ops for tensor in op.tensors)
-        for tensor in (input, *of_ops):
+        self._straighten_all((input, *(tensor for op in ops for tensor in op.tensors)))
+        return False
+
+    def _sums_are_turned(self, ops: list[Op]) -> bool:
+        others = (op.tensors[0] for op in ops if op.kind == "sum")
+        return all(each is not None and self._is_turned(each) for each in others)
+
+    def _straighten_all(self, tensors: Iterable[Tensor | None]) -> None:
+        for tensor in tensors:
             if tensor is not None and self._is_turned(tensor):
                 self._straighten(tensor)
-        return False
 
     def _turn_others(self, ops: list[Op]) -> bool:
         """Turns the ops' other maps; false if eager's isn't contiguous."""
@@ -300,6 +313,24 @@ class Pending:
                     func, place = op.settings
                     op.tensors, op.call = (other,), of_two(func, place, other)
         return True
+
+
+def _is_instance_norm(op: Op) -> bool:
+    return op.kind == "sample norm" and op.settings[1] is None
+
+
+def _convolves_channels_last(op: Op) -> bool:
+    """Whether an op is a convolution that eager lays out channels-last whatever it takes."""
+    weight = op.tensors[0] if op.kind == "convolution" else None
+    return weight is not None and is_channels_last(weight)
+
+
+def _hands_layout_on(map: Tensor) -> bool:
+    """Whether the layout of a map's gradient may show; what convolved it looks at its own."""
+    return map.requires_grad and type(map.grad_fn).__name__ not in _CONVOLVED
+
+
+_CONVOLVED = ("ConvolutionBackward0", "_ChainFunctionBackward")
 
 
 def _lies_otherwise(map: Tensor) -> bool:
@@ -346,16 +377,3 @@ def turn(map: Tensor) -> Tensor:
         (48, 1, 12, 3)
     """
     return relaid(map, True)
-
-
-def _order_nodes(node: Any, made: int, order: int) -> None:
-    """Gives the nodes that were made since the place that they would have had at the call.
-
-    Backward passes go by it: gradients of one value are added up in eager's order, and laid out as
-    the first of them.
-    """
-    nodes, latest = [node], nodes_made()
-    for each in nodes:
-        if each is not None and made <= each._sequence_nr() < latest:
-            each._set_sequence_nr(order)
-            nodes += [following for following, _ in each.next_functions]

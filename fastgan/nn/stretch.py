@@ -23,7 +23,7 @@ from fastgan import kernels
 from fastgan.activations import ACTIVATIONS
 from fastgan.explaining.report import Row
 from fastgan.nn.recording_cost import recording_milliseconds
-from fastgan.nn.waiting import Op, Waiting
+from fastgan.nn.waiting import Op, Waiting, nodes_made, order_nodes
 from fastgan.ops import norm_choice, op_path
 from fastgan.ops.backends import (
     PASSES,
@@ -194,7 +194,9 @@ def run_stretch(ops: list[Op], input: Tensor, log: Log) -> Tensor:
         if _joins(unit, shape, input, ops):
             together.append(unit)
         else:
-            input = _run_unit(unit, _run_chain(together, input, log), unit is not units[0], log)
+            input, made = _run_chain(together, input, log), nodes_made()
+            input = _run_unit(unit, input, unit is not units[0], log)
+            order_nodes(input.grad_fn, made, unit[0].order)
             together = []
         shape = unit[0].shape
     return _run_chain(together, input, log)
@@ -312,7 +314,8 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
     of = {op.kind: op for op in rest}
     name, slope = of["activation"].settings if "activation" in of else ("none", 0.0)
     is_batch = norm.kind == "norm"
-    path = op_path("bn_act" if is_batch else "norm_act", value.device.type).path
+    name_of_op = "bn_act" if is_batch else "sample_norm_act" if value.is_cpu else "norm_act"
+    path = op_path(name_of_op, value.device.type).path
     what = "activation" if list(of) == ["activation"] else ", ".join(of)
     log.say(norm, path, f"with the {what} after it, in one pass")
     for op in rest:
@@ -335,9 +338,10 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
         )
     momentum, eps = norm.settings[1:] if is_batch else (0.0, norm.settings[0])
     # Torch's instance norm is contiguous whatever it is of, and so are its input's gradients.
-    of_sample = over == "sample"
+    is_anew = over == "sample" and not norm.stays
+    input = value.contiguous() if is_anew else value if value.is_cpu else relaid(value, False)
     output = sample_norm_act(
-        value.contiguous() if of_sample else relaid(value, False),
+        input,
         over=over,
         groups=groups,
         weight=weight,
@@ -351,7 +355,7 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
         activation=name,
         negative_slope=slope,
     )
-    return relaid(output, is_channels_last(value) and not of_sample)
+    return output if is_anew else relaid(output, is_channels_last(value))
 
 
 def _run_chain(units: list[list[Op]], input: Tensor, log: Log) -> Tensor:
@@ -359,7 +363,7 @@ def _run_chain(units: list[list[Op]], input: Tensor, log: Log) -> Tensor:
     if not units:
         return input
     log.saves += 0.0 if leaves_to_torch(input.device) else math.inf
-    places = _places(input.shape)
+    places, made = _places(input.shape), nodes_made()
     stages, tensors = [], []
     for unit in units:
         stage, of_stage = _stage_of(unit)
@@ -376,7 +380,9 @@ def _run_chain(units: list[list[Op]], input: Tensor, log: Log) -> Tensor:
     output = run_chain(chain, input.unsqueeze(2) if rows else input, tensors)
     # Not a view: its gradient would be lost after an in-place write.
     shape = units[-1][0].shape
-    return torch.ops.aten._unsafe_view(output, shape) if rows else output
+    output = torch.ops.aten._unsafe_view(output, shape) if rows else output
+    order_nodes(output.grad_fn, made, units[0][0].order)
+    return output
 
 
 def _stage_of(unit: list[Op]) -> tuple[Stage, StageTensors]:

@@ -15,7 +15,17 @@ from fastgan.ops.eligibility import PLAIN
 from fastgan.ops.memory_format import map_strides
 from fastgan.ops.stages import Stage
 
-__all__ = ["Op", "State", "Waiting", "hooks_on_saved", "nodes_made", "of_two", "state_of", "under"]
+__all__ = [
+    "Op",
+    "State",
+    "Waiting",
+    "hooks_on_saved",
+    "nodes_made",
+    "of_two",
+    "order_nodes",
+    "state_of",
+    "under",
+]
 
 
 class Waiting(Tensor):
@@ -94,6 +104,24 @@ def _place_among_nodes() -> int:
     return number
 
 
+def order_nodes(node: Any, made: int, order: int) -> None:
+    """Gives the nodes that were made since the place that they would have had at a call.
+
+    Backward passes go by it: gradients of one value are added up in eager's order, and laid out as
+    the first of them.
+
+    Args:
+        node: of what was computed.
+        made: how many there were before.
+        order: of the call.
+    """
+    nodes, latest = [node], nodes_made()
+    for each in nodes:
+        if each is not None and made <= each._sequence_nr() < latest:
+            each._set_sequence_nr(order)
+            nodes += [following for following, _ in each.next_functions]
+
+
 def hooks_on_saved() -> Any:
     """The innermost saved-tensor hooks, or None."""
     return _autograd._top_saved_tensors_default_hooks(True)
@@ -149,6 +177,7 @@ class Op:
         order: the sequence number of the autograd node that the call would have made.
         way: how a convolution runs.
         unturned: how it runs where its maps stay contiguous.
+        stays: whether an instance norm of a channels-last map is laid out so, as torch's is not.
         layer: the name of the module that called it.
         shape: of its result.
         consumers: how many take its result.
@@ -168,6 +197,7 @@ class Op:
     order: int = field(default_factory=_place_among_nodes)
     way: Way = BY_TORCH
     unturned: Way = BY_TORCH
+    stays: bool = False
     layer: str = ""
     shape: tuple[int, ...] = ()
     consumers: int = 0

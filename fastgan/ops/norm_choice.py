@@ -20,7 +20,7 @@ from fastgan.ops.backends.measurement import race
 from fastgan.ops.backends.selection import current_selector
 from fastgan.ops.batch_norm import arithmetic_dtype
 from fastgan.ops.bn_act import bn_act
-from fastgan.ops.memory_format import empty_map, is_channels_last, relaid
+from fastgan.ops.memory_format import empty_map, is_channels_last
 from fastgan.ops.sample_norm import sample_norm_act
 
 __all__ = ["contenders", "overwriting_pays", "runs_in_one_pass"]
@@ -179,8 +179,8 @@ def contenders(over: str, like: Tensor, groups: int, own: bool) -> dict[str, Cal
             settings: dict[str, Any] = {"running_mean": mean, "running_var": variance, **activated}
             training = over == "batch"
             return bn_act(input, bn_weight=weight, bn_bias=bias, training=training, **settings)
-        output = sample_norm_act(
-            relaid(input, False),
+        return sample_norm_act(
+            input,
             over=over,
             groups=groups,
             running_mean=mean,
@@ -190,7 +190,6 @@ def contenders(over: str, like: Tensor, groups: int, own: bool) -> dict[str, Cal
             **affine,
             **activated,
         )
-        return relaid(output, is_channels_last(input) and over != "sample")
 
     def by_torch() -> Tensor:
         if over == "group":

@@ -20,6 +20,7 @@ from fastgan.ops import (  # imported to define their ops
     penalty_norm,  # noqa: F401
     penalty_tangent,  # noqa: F401
     rmsprop_step,  # noqa: F401
+    sample_norm,  # noqa: F401
     upfirdn2d,  # noqa: F401
     winograd,  # noqa: F401
 )
@@ -36,7 +37,9 @@ _CHECKS: dict[str, Callable[[torch.device | str], None]] = {
 
 
 #: Ops not used on GPUs, where other kernels do the same.
-_ON_CPUS_ALONE = frozenset(op for op in _CHECKS if op.startswith(("patch_", "winograd_")))
+_ON_CPUS_ALONE = frozenset(
+    op for op in _CHECKS if op.startswith(("patch_", "sample_norm_", "winograd_"))
+)
 
 
 @dataclass(frozen=True)

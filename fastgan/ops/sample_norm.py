@@ -7,15 +7,15 @@ Instance norm (Ulyanov et al. 2016, arXiv 1607.08022), adaptive instance norm (H
     u = (x - mean) * invstd * gain + shift,    y = z(u)
 
 with gain and shift of shape (N, C), and mean and invstd over the batch, or over each sample's
-channels or groups of channels. The ops of :mod:`fastgan.ops.batch_norm` run on the contiguous map
-viewed as (1, N * C, H, W). With g = grad_output * z', the sums over a sample's map, G = gain * g,
-and M values in each mean::
+channels or groups of channels. With g = grad_output * z', the sums over a sample's map,
+G = gain * g, and M values in each mean::
 
     grad_shift = sum(g),    grad_gain = sum(g * xhat)
     grad_input = invstd * (G - sum(G) / M - xhat * sum(G * xhat) / M)
 
-the last two sums over a mean's elements. With per-channel statistics of each sample, or constant
-ones, it is a batch norm of that one sample (:mod:`fastgan.ops.bn_act`).
+the last two sums over a mean's elements. On CPUs two ops do this, sample by sample, on contiguous
+and channels-last maps (``csrc/cpu/sample_norm.cpp``). Elsewhere the ops of
+:mod:`fastgan.ops.batch_norm` run on the contiguous map viewed as (1, N * C, H, W).
 
 Order of gradients supported: any. With ``create_graph=True`` autograd differentiates the formulas
 in torch functions.
@@ -23,14 +23,26 @@ in torch functions.
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgan.activations import ACTIVATIONS
-from fastgan.ops.batch_norm import arithmetic_dtype
+from fastgan.activations import ACTIVATIONS, BY_CODE
+from fastgan.ops.batch_norm import (
+    DTYPES,
+    arithmetic_dtype,
+    check_activation,
+    check_alike,
+    check_arrays,
+    check_image,
+    without_gaps,
+)
 from fastgan.ops.bn_act import batch_statistics, normalised, running_statistics
+from fastgan.ops.define import define_op
+from fastgan.ops.memory_format import is_channels_last, relaid
 
 __all__ = ["sample_norm_act"]
 
@@ -56,7 +68,7 @@ def sample_norm_act(
     """``z(norm(input) * gain + shift)``, in one pass over memory after the statistics.
 
     Args:
-        input: (N, C, H, W), contiguous; float64, float32, float16 or bfloat16.
+        input: (N, C, H, W); float64, float32, float16 or bfloat16. Channels-last on CPUs alone.
         over: the statistics: "batch", "sample" (per channel), "group" (per group of channels) or
             "running".
         groups: the number of groups for "group"; unused otherwise.
@@ -72,7 +84,7 @@ def sample_norm_act(
         negative_slope: of "leaky_relu".
 
     Returns:
-        A new tensor like the input.
+        A new tensor like the input, laid out as it is, and so is the input's gradient.
 
     Example:
         >>> x, gain = torch.randn(2, 3, 4, 4), torch.rand(2, 3, 1, 1)
@@ -81,17 +93,18 @@ def sample_norm_act(
         ...     x, None, None, None, None, True, 0.1, 1e-5, True) * gain), atol=1e-5)
         True
     """
+    on_cpu, mean, invstd = input.is_cpu, None, None
     if over == "running":
         assert running_mean is not None
         assert running_var is not None
         mean, invstd = running_statistics(running_mean, running_var, eps, input.dtype)
-    else:
-        values = input if over == "batch" else _as_one_sample(input)
+    elif over == "batch":
+        mean, invstd = batch_statistics(input, running_mean, running_var, momentum, eps)
+    elif not on_cpu:
+        values = _as_one_sample(input)
         if over == "group":
             values = input.reshape(1, input.shape[0] * groups, -1, input.shape[3])
-        if over != "batch":
-            running_mean = running_var = None
-        mean, invstd = batch_statistics(values, running_mean, running_var, momentum, eps)
+        mean, invstd = batch_statistics(values, None, None, momentum, eps)
         if over == "group":
             mean, invstd = (
                 each.repeat_interleave(input.shape[1] // groups) for each in (mean, invstd)
@@ -109,7 +122,7 @@ def sample_norm_act(
         offset = shift.reshape(samples) + (0 if offset is None else offset)
     scale, offset = (None if each is None else each.expand(samples) for each in (scale, offset))
     row = ACTIVATIONS[activation]
-    if over in ("sample", "running"):
+    if over in ("sample", "running") and mean is not None and invstd is not None and not on_cpu:
         # A batch norm of one sample with N * C channels.
         value = normalised(
             _as_one_sample(input),
@@ -130,7 +143,7 @@ def sample_norm_act(
         mean,
         invstd,
         over,
-        groups,
+        groups if over == "group" else input.shape[1],
         eps,
         row,
         negative_slope,
@@ -157,20 +170,32 @@ class _SampleNormAct(torch.autograd.Function):
         input: Tensor,
         gain: Tensor | None,
         shift: Tensor | None,
-        mean: Tensor,
-        invstd: Tensor,
+        mean: Tensor | None,
+        invstd: Tensor | None,
         over: str,
         groups: int,
         *rest: Any,
     ) -> Tensor:
-        ctx.save_for_backward(input, gain, shift, mean, invstd)
         ctx.over, ctx.groups, (ctx.eps, ctx.activation, ctx.negative_slope) = over, groups, rest
-        norm = _vectors(input, gain, shift, mean, invstd)
-        value = _as_one_sample(input)
         code, slope = ctx.activation.code, ctx.negative_slope
-        output = _ops.norm_act(value, norm[0], norm[2], norm[3], code, slope)
-        # No view, whose gradient could not be found once somebody writes to it.
-        return torch.ops.aten._unsafe_view(output, input.shape)  # type: ignore[no-any-return]
+        if input.is_cpu:
+            scale, offset = (_matrix(each, input, value) for each, value in ((gain, 1), (shift, 0)))
+            mean, invstd = (
+                torch.empty_like(scale) if each is None else _matrix(each, input, 0)
+                for each in (mean, invstd)
+            )
+            own = _own_groups(ctx)
+            given = (input, scale, offset, mean, invstd, own, ctx.eps, code, slope)
+            output: Tensor = _ops.sample_norm_act(*given)
+        else:
+            assert mean is not None
+            assert invstd is not None
+            norm = _vectors(input, gain, shift, mean, invstd)
+            value = _ops.norm_act(_as_one_sample(input), norm[0], norm[2], norm[3], code, slope)
+            # No view, whose gradient could not be found once somebody writes to it.
+            output = torch.ops.aten._unsafe_view(value, input.shape)
+        ctx.save_for_backward(input, gain, shift, mean, invstd)
+        return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
@@ -178,32 +203,58 @@ class _SampleNormAct(torch.autograd.Function):
         if torch.is_grad_enabled():
             return (*_recorded_gradients(ctx, tensors, grad_output), *(None,) * 7)
         input, gain, shift, mean, invstd = tensors
-        mean, invstd, scale, offset = _vectors(input, gain, shift, mean, invstd)
-        value, grad = _as_one_sample(input), _as_one_sample(grad_output.contiguous())
-        rest = (ctx.activation.code, ctx.negative_slope)
-        tiles = _ops.norm_act_gradient_sums(grad, value, mean, invstd, scale, offset, *rest)
-        grad_shift, grad_gain = (sums.double().sum(0).to(scale.dtype) for sums in tiles)
-        grad_input = None
-        if ctx.needs_input_grad[0]:
-            slope, constant = torch.zeros_like(scale), torch.zeros_like(scale)
-            # sum(G) and sum(G * xhat) over a mean's elements, divided by M, times invstd.
-            for found, sums in ((constant, grad_shift), (slope, grad_gain)):
-                share = (scale * sums).view(input.shape[:2])
-                if ctx.over == "batch":
-                    share = share.mean(0, keepdim=True)
-                else:
-                    of_group = share.view(len(share), ctx.groups, -1)
-                    share = of_group.mean(2, keepdim=True).expand_as(of_group).flatten(1)
-                found.view(input.shape[:2]).copy_(-share / (input.shape[2] * input.shape[3]))
-            slope *= invstd
-            grad_input = _ops.norm_act_gradient(
-                grad, value, mean, scale, offset, slope, constant, *rest
-            ).view(input.shape)
+        if input.is_cpu:
+            scale, offset = (_matrix(each, input, value) for each, value in ((gain, 1), (shift, 0)))
+            given = (grad_output, input, scale, offset, mean, invstd, _own_groups(ctx))
+            rest = (ctx.activation.code, ctx.negative_slope)
+            grad_input, grad_gain, grad_shift = _ops.sample_norm_act_gradient(*given, *rest)
+        else:
+            grad_input, grad_gain, grad_shift = _gradients(ctx, tensors, grad_output)
         of_vectors = (
-            found.view(input.shape[:2]).to(vector.dtype) if vector is not None else None
+            found.to(vector.dtype) if vector is not None else None
             for found, vector in ((grad_gain, gain), (grad_shift, shift))
         )
         return (grad_input, *of_vectors, *(None,) * 7)
+
+
+def _own_groups(ctx: Any) -> int:
+    """What the ops take for what the statistics are over."""
+    special = {"batch": 0, "running": -1}
+    return special.get(ctx.over, ctx.groups)
+
+
+def _matrix(vector: Tensor | None, input: Tensor, value: float) -> Tensor:
+    """(C,) or (N, C) -> (N, C), in the dtype of the arithmetic; None for all ``value``."""
+    samples, dtype = input.shape[:2], arithmetic_dtype(input.dtype)
+    if vector is None:
+        return torch.full(samples, value, dtype=dtype, device=input.device)
+    return vector.to(dtype).expand(samples).contiguous()
+
+
+def _gradients(
+    ctx: Any, tensors: tuple[Tensor, ...], grad_output: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients of input, gain and shift, by the ops of batch norm."""
+    input, mean = tensors[0], tensors[3]
+    mean, invstd, scale, offset = _vectors(*tensors)
+    value, grad = _as_one_sample(input), _as_one_sample(grad_output.contiguous())
+    rest = (ctx.activation.code, ctx.negative_slope)
+    tiles = _ops.norm_act_gradient_sums(grad, value, mean, invstd, scale, offset, *rest)
+    grad_shift, grad_gain = (sums.double().sum(0).to(scale.dtype) for sums in tiles)
+    slope, constant = torch.zeros_like(scale), torch.zeros_like(scale)
+    # sum(G) and sum(G * xhat) over what a mean is over, divided by M, times invstd.
+    for found, sums in ((constant, grad_shift), (slope, grad_gain)):
+        share = (scale * sums).view(input.shape[:2])
+        if ctx.over == "batch":
+            share = share.mean(0, keepdim=True)
+        else:
+            of_group = share.view(len(share), ctx.groups, -1)
+            share = of_group.mean(2, keepdim=True).expand_as(of_group).flatten(1)
+        found.view(input.shape[:2]).copy_(-share / (input.shape[2] * input.shape[3]))
+    slope *= invstd
+    grad_input = _ops.norm_act_gradient(grad, value, mean, scale, offset, slope, constant, *rest)
+    of_vectors = (each.view(input.shape[:2]) for each in (grad_gain, grad_shift))
+    return (grad_input.view(input.shape), *of_vectors)
 
 
 def _vectors(
@@ -227,11 +278,14 @@ def _recorded_gradients(
     assert mean is not None
     assert invstd is not None
     x = input.to(mean.dtype)
-    grouped = x.unflatten(1, (ctx.groups if ctx.over == "group" else x.shape[1], -1))
-    over = (0, 2, 3, 4) if ctx.over == "batch" else (2, 3, 4)
-    centred = grouped - grouped.mean(over, keepdim=True)
-    variance = centred.square().mean(over, keepdim=True)
-    xhat = (centred * (variance + ctx.eps).rsqrt()).flatten(1, 2)
+    if ctx.over == "running":
+        xhat = (x - mean[:, :, None, None]) * invstd[:, :, None, None]
+    else:
+        grouped = x.unflatten(1, (ctx.groups, -1))
+        over = (0, 2, 3, 4) if ctx.over == "batch" else (2, 3, 4)
+        centred = grouped - grouped.mean(over, keepdim=True)
+        variance = centred.square().mean(over, keepdim=True)
+        xhat = (centred * (variance + ctx.eps).rsqrt()).flatten(1, 2)
     u = xhat if gain is None else xhat * gain[:, :, None, None]
     u = u if shift is None else u + shift[:, :, None, None]
     output = ctx.activation.forward(u, ctx.negative_slope).to(input.dtype)
@@ -244,5 +298,134 @@ def _recorded_gradients(
     )
     grads: list[Tensor | None] = [None] * 3
     for place, grad in zip(places, found, strict=True):
-        grads[place] = grad
+        grads[place] = grad if place else relaid(grad, is_channels_last(input))
     return grads
+
+
+# --- The ops --------------------------------------------------------------------------------------
+
+
+def _check(op: str, input: Tensor, groups: int, activation: int, **vectors: Tensor) -> None:
+    check_image(op, "input", input)
+    if input.numel() == 0:
+        raise RuntimeError(f"fastgan::{op}: input is empty: its shape is {tuple(input.shape)}")
+    if groups < -1 or (groups > 0 and input.shape[1] % groups != 0):
+        raise RuntimeError(
+            f"fastgan::{op}: groups is {groups}; expected -1, 0 or a divisor of {input.shape[1]}"
+        )
+    check_arrays(op, arithmetic_dtype(input.dtype), tuple(input.shape[:2]), **vectors)
+    check_activation(op, activation)
+
+
+def _examples() -> Iterator[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    for dtype, shape in itertools.product(DTYPES, ((3, 6, 5, 7), (2, 4, 16, 15))):
+        map = torch.randn(shape, generator=generator).to(dtype)
+        vectors = torch.rand((4, *shape[:2]), generator=generator).to(arithmetic_dtype(dtype))
+        for memory_format, groups in itertools.product(
+            (torch.contiguous_format, torch.channels_last), (shape[1], 2, 0, -1)
+        ):
+            scale, shift, *moments = vectors.clone()
+            if groups == 0:  # the batch's, the same for each sample
+                moments = [each[:1].expand(shape[:2]).clone() for each in moments]
+            elif groups > 0:
+                size = shape[1] // groups
+                moments = [each[:, ::size].repeat_interleave(size, 1) for each in moments]
+            for code in BY_CODE if shape[0] == 3 else (0,):
+                input = map.contiguous(memory_format=memory_format)
+                yield (input, scale, shift, *moments, groups, 1e-3, code, 0.2)
+
+
+@define_op(
+    "sample_norm_act(Tensor input, Tensor scale, Tensor shift, Tensor(a!) mean, "
+    "Tensor(b!) invstd, int groups, float eps, int activation, float negative_slope) -> Tensor",
+    examples=_examples,
+    written=lambda arguments: arguments[3:5] if arguments[5] > 0 else (),
+)
+def _sample_norm_act(
+    input: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    groups: int,
+    eps: float,
+    activation: int,
+    negative_slope: float,
+) -> Tensor:
+    """z((input - mean) * invstd * scale + shift), vectors (N, C).
+
+    Of ``groups`` of each sample's channels mean and invstd are written; of 0 they are given, the
+    batch's, and of -1 constants.
+    """
+    vectors = {"scale": scale, "shift": shift, "mean": mean, "invstd": invstd}
+    _check("sample_norm_act", input, groups, activation, **vectors)
+    if groups > 0:
+        samples, channels = input.shape[:2]
+        grouped = input.to(mean.dtype).reshape(samples, groups, -1)
+        variance = grouped.var(2, correction=0)
+        for vector, found in ((mean, grouped.mean(2)), (invstd, (variance + eps).rsqrt())):
+            vector.copy_(found.repeat_interleave(channels // groups, 1))
+    u = _affine(_xhat(input, mean, invstd), scale, shift)
+    return torch.empty_like(without_gaps(input)).copy_(
+        BY_CODE[activation].forward(u, negative_slope)
+    )
+
+
+def _gradient_examples() -> Iterator[tuple[Any, ...]]:
+    for input, scale, shift, mean, invstd, groups, _, *rest in _examples():
+        yield (torch.sin(input), input, scale, shift, mean, invstd, groups, *rest)
+
+
+@define_op(
+    "sample_norm_act_gradient(Tensor grad_output, Tensor input, Tensor scale, Tensor shift, "
+    "Tensor mean, Tensor invstd, int groups, int activation, float negative_slope) -> "
+    "(Tensor grad_input, Tensor grad_scale, Tensor grad_shift)",
+    examples=_gradient_examples,
+)
+def _sample_norm_act_gradient(
+    grad_output: Tensor,
+    input: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    mean: Tensor,
+    invstd: Tensor,
+    groups: int,
+    activation: int,
+    negative_slope: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The arguments of ``sample_norm_act``, with ``grad_output`` before them."""
+    op = "sample_norm_act_gradient"
+    vectors = {"scale": scale, "shift": shift, "mean": mean, "invstd": invstd}
+    _check(op, input, groups, activation, **vectors)
+    check_alike(op, "grad_output", grad_output, "input", input)
+    xhat = _xhat(input, mean, invstd)
+    u = _affine(xhat, scale, shift)
+    g = BY_CODE[activation].gradient_by_input(grad_output.to(mean.dtype), u, negative_slope)
+    inner = scaled = _affine(g, scale, torch.zeros_like(shift))
+    if groups >= 0:
+        shape = (
+            (1, *input.shape) if groups == 0 else (*input.shape[:1], groups, -1, *input.shape[2:])
+        )
+        over = (
+            (0, 1, *range(3, input.dim() + 1)) if groups == 0 else tuple(range(2, input.dim() + 1))
+        )
+        for factor in (torch.ones_like(xhat), xhat):
+            share = (scaled * factor).reshape(shape).mean(over, keepdim=True)
+            inner = inner - factor * share.expand(scaled.reshape(shape).shape).reshape(input.shape)
+    grad_input = inner * _per_sample(invstd, input)
+    places = tuple(range(2, input.dim()))
+    result = torch.empty_like(without_gaps(input)).copy_(grad_input)
+    return result, (g * xhat).sum(places), g.sum(places)
+
+
+def _per_sample(vector: Tensor, input: Tensor) -> Tensor:
+    return vector.reshape(*vector.shape, *(1,) * (input.dim() - 2))
+
+
+def _xhat(input: Tensor, mean: Tensor, invstd: Tensor) -> Tensor:
+    return (input.to(mean.dtype) - _per_sample(mean, input)) * _per_sample(invstd, input)
+
+
+def _affine(map: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return map * _per_sample(scale, map) + _per_sample(shift, map)

@@ -219,8 +219,8 @@ class _SampleNormAct(torch.autograd.Function):
 
 def _own_groups(ctx: Any) -> int:
     """What the ops take for what the statistics are over."""
-    special = {"batch": 0, "running": -1}
-    return special.get(ctx.over, ctx.groups)
+    groups: int = {"batch": 0, "running": -1}.get(ctx.over, ctx.groups)
+    return groups
 
 
 def _matrix(vector: Tensor | None, input: Tensor, value: float) -> Tensor:

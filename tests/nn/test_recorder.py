@@ -875,3 +875,20 @@ def test_maps_laid_out_anew_are_nobody_elses_matter(monkeypatch: pytest.MonkeyPa
     pooled = fused.kept[-1].grad_fn
     assert pooled.name() == "AvgPool2DBackward0"
     assert pooled._saved_self.stride() == (480, 1, 48, 4)
+
+
+def test_an_instance_norm_of_a_channels_last_map_copies_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", True)
+    take_all(monkeypatch)
+    layers = [nn.Conv2d(4, 4, 3), nn.InstanceNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)]
+    plain = nn.Sequential(*layers).to(memory_format=torch.channels_last)
+    x = image().float().contiguous(memory_format=torch.channels_last)
+    with measuring_nothing():
+        fused = agree(plain, x, tolerance=1e-3)
+        with torch.profiler.profile() as profiler:
+            fused(x)
+    names = {event.name for event in profiler.events()}
+    assert "fastgan::sample_norm_act" in names
+    assert not {"aten::copy_", "aten::clone"} & names

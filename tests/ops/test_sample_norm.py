@@ -20,13 +20,20 @@ def drawn(*shape: int) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, requires_grad=True)
 
 
+LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("over", ["batch", "sample", "group", "running"])
+@LAYOUTS
 def test_values_and_gradients_to_second_order(
-    over: str, activation: str, device: torch.device
+    layout: torch.memory_format, over: str, activation: str, device: torch.device
 ) -> None:
+    if device.type != "cpu" and layout is torch.channels_last:
+        pytest.skip("contiguous maps alone")
     torch.manual_seed(0)
     x, weight, bias = drawn(*SHAPE), drawn(4), drawn(4)
+    x = x.detach().contiguous(memory_format=layout).requires_grad_()
     gain, shift = drawn(3, 4, 1, 1), drawn(3, 4, 1, 1)
     for affine, scales, shifts in itertools.product((False, True), repeat=3):
         given = {
@@ -68,6 +75,8 @@ def test_values_and_gradients_to_second_order(
             weights = torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=device).view(SHAPE)
             once = torch.autograd.grad(output, leaves, weights, retain_graph=True)
             recorded = torch.autograd.grad(output, leaves, weights, create_graph=True)
+            if fused:
+                assert {each.stride() for each in (output, once[0], recorded[0])} == {x.stride()}
             size = sum((each.square().sum() for each in recorded), torch.zeros(()))
             twice = [None] * len(leaves)
             if size.requires_grad:
@@ -82,10 +91,14 @@ def test_values_and_gradients_to_second_order(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_errors_are_at_most_twice_those_of_torch(dtype: torch.dtype) -> None:
+@LAYOUTS
+def test_errors_are_at_most_twice_those_of_torch(
+    layout: torch.memory_format, dtype: torch.dtype
+) -> None:
     """Against float64, with a mean far above the spread, and sums of more than one tile."""
     torch.manual_seed(0)
     x = (torch.randn(2, 16, 32, 32) + (8 if dtype == torch.bfloat16 else 1000)).to(dtype)
+    x = x.contiguous(memory_format=layout)
     gain, shift = torch.randn(2, 2, 16, 1, 1).to(dtype).unbind()
     results = []
     for cast in (torch.float64, dtype):
@@ -125,3 +138,39 @@ def test_what_is_timed_is_the_same(dtype: torch.dtype) -> None:
             bound = 100 * torch.finfo(dtype).eps
             for each, other in zip(mine, theirs, strict=True):
                 torch.testing.assert_close(each, other, rtol=bound, atol=10 * bound)
+
+
+@LAYOUTS
+@pytest.mark.parametrize("samples", [1, 3, 8])
+def test_bits_do_not_depend_on_the_number_of_threads(
+    samples: int, layout: torch.memory_format
+) -> None:
+    """Samples are shared out, or the tiles within them."""
+    torch.manual_seed(0)
+    x = torch.randn(samples, 24, 40, 40).contiguous(memory_format=layout).requires_grad_()
+    threads, results = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            output = sample_norm_act(x, over="group", groups=4, activation="silu")
+            results.append([output, *torch.autograd.grad(output.square().sum(), x)])
+    finally:
+        torch.set_num_threads(threads)
+    for each in results[1:]:
+        assert all(map(torch.equal, each, results[0]))
+
+
+def test_the_ops_refuse_what_does_not_fit() -> None:
+    op = torch.ops.fastgan.sample_norm_act
+    x, vectors = torch.randn(2, 4, 3, 3), [torch.ones(2, 4) for _ in range(4)]
+    for groups in (3, -2):
+        with pytest.raises(RuntimeError, match="groups is"):
+            op(x, *vectors, groups, 1e-5, 0, 0.0)
+    with pytest.raises(RuntimeError, match="input is empty"):
+        op(x[:0], *(each[:0] for each in vectors), 4, 1e-5, 0, 0.0)
+    with pytest.raises(RuntimeError, match=r"scale has shape \(4,?\)"):
+        op(x, torch.ones(4), *vectors[1:], 4, 1e-5, 0, 0.0)
+    with pytest.raises(RuntimeError, match="scale has dtype"):
+        op(x, vectors[0].double(), *vectors[1:], 4, 1e-5, 0, 0.0)
+    with pytest.raises(RuntimeError, match="activation is"):
+        op(x, *vectors, 4, 1e-5, 99, 0.0)

@@ -1,4 +1,4 @@
-# Everything a newcomer needs: `make demo` and `make test` start from a fresh clone.
+# `make demo` and `make test` work in a fresh clone.
 
 PYTHON ?= python3
 VENV   ?= .venv
@@ -9,18 +9,18 @@ BENCH  ?= runs/bench
 QUICK  ?=
 
 BIN      := $(VENV)/bin
-# Without bytecode of what may never be imported: Python writes it at the first import.
+# Without bytecode, which Python writes at the first import.
 INSTALL  := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
-# What the build reads: a change of any of them builds again.
+# Inputs of the build: a change of any of them triggers a rebuild.
 SOURCES  := $(shell find csrc -type f 2>/dev/null) setup.py native_build.py pyproject.toml constraints.txt fastgan/_version.py
 
-# All random draws of the tests begin with it.
+# The seed of the tests' random draws.
 SEED     ?= 0
 MINUTES  ?= 10
-# With one thread each: several threads each would wait for one another. A process more than there
-# are cores, as some tests wait for signals and other processes.
+# One thread per process, to avoid oversubscription. One process more than cores, as some tests wait
+# for signals and other processes.
 WORKERS  ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
-# With bytecode, or each of the suite's many processes would compile all sources again.
+# With bytecode, or each of the suite's many processes would compile all sources.
 unexport PYTHONDONTWRITEBYTECODE
 SEEDED   := OMP_NUM_THREADS=1 FASTGAN_TEST_SEED=$(SEED)
 TESTING  := $(SEEDED) $(BIN)/python -m pytest --numprocesses $(WORKERS) --doctest-modules tests fastgan
@@ -28,17 +28,17 @@ TESTING  := $(SEEDED) $(BIN)/python -m pytest --numprocesses $(WORKERS) --doctes
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-processors quick fuzz attack lint docs format bench tables gpu-check wheel clean
 
-help:  ## list what make can do
+help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 # A comma in an argument of a function.
 , := ,
-# CI has warnings and spilled registers as errors.
+# CI treats warnings and spilled registers as errors.
 STRICT   := $(if $(filter test-all,$(MAKECMDGOALS)),FASTGAN_BUILD_STRICT=1)
 
-# torch first: the build reads its headers, so pip must not build in isolation from it. The compilers
-# run while pip unpacks the other packages, which takes it one core and as long. Without MAKEFLAGS,
-# whose job server ninja would ask, in vain.
+# torch first: the build needs its headers, so pip must not use build isolation. The compilers run
+# while pip unpacks the other packages on one core, which takes as long. Without MAKEFLAGS, as ninja
+# can't use make's job server.
 define install
 @test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 @echo "installing into $(VENV) ..."
@@ -53,21 +53,21 @@ $(VENV)/.installed: $(SOURCES)
 	$(call install,$(STRICT),test$(,)bench$(,)lint)
 	@touch $@ $(VENV)/.installed-for-cpu $(VENV)/.installed-for-demo
 
-# Compiling the CUDA kernels takes longer than all else, and a demo without a GPU can't use them.
+# Compiling the CUDA kernels takes longest, and a demo without a GPU can't use them.
 $(VENV)/.installed-for-cpu: $(SOURCES)
 	$(call install,FASTGAN_BUILD_CUDA=0,test$(,)bench$(,)lint)
 	@touch $@ $(VENV)/.installed-for-demo
 
-# What a demo needs without the tools of tests.
+# The demo's packages, without the tests' tools.
 $(VENV)/.installed-for-demo: $(SOURCES)
 	$(call install,FASTGAN_BUILD_CUDA=0,plots)
 	@touch $@
 
-# What this machine can run: without a GPU all but the CUDA kernels.
+# Without a GPU all but the CUDA kernels.
 ALL_GPUS  := $(filter test-all wheel,$(MAKECMDGOALS))$(shell nvidia-smi -L 2>/dev/null)
 INSTALLED := $(VENV)/.installed$(if $(ALL_GPUS),,-for-cpu)
 
-demo: $(if $(ALL_GPUS),$(INSTALLED),$(VENV)/.installed-for-demo)  ## train a GAN on handwritten digits (about 2 minutes), show and measure its samples
+demo: $(if $(ALL_GPUS),$(INSTALLED),$(VENV)/.installed-for-demo)  ## train a GAN on handwritten digits (about 2 minutes), show and evaluate its samples
 	@rm -rf $(DEMO)
 	@$(BIN)/fastgan train --model dcgan --conditional --projection --critic-norm none \
 	    --loss relativistic --r1 1 --r2 1 --noise normal --batch-size 64 --ndf 32 --data digits \
@@ -82,16 +82,16 @@ test-all: $(INSTALLED)  ## build for every GPU, and test for every GPU and proce
 	$(TESTING)
 	$(BIN)/python tests/processors.py
 
-test-processors: $(INSTALLED)  ## test the numbers as on processors that can do less, half a minute
+test-processors: $(INSTALLED)  ## the numerical tests with fewer instruction sets (half a minute)
 	$(BIN)/python tests/processors.py
 
-quick: $(INSTALLED)  ## the tests that take no compiler and no patience (a minute and a half)
+quick: $(INSTALLED)  ## the fast tests, without a compiler (a minute and a half)
 	FASTGAN_TEST_EXAMPLES=10 $(TESTING) -m "not exhaustive and not slow"
 
-fuzz: $(INSTALLED)  ## draw new examples for MINUTES, and print those that fail
+fuzz: $(INSTALLED)  ## test new random examples for MINUTES, and print failures
 	OMP_NUM_THREADS=1 $(BIN)/python tests/fuzz.py $(MINUTES)
 
-attack: $(INSTALLED)  ## 50 healthy and sick runs, and faults of every kind for MINUTES: faults.json
+attack: $(INSTALLED)  ## 50 healthy and failing runs, and injected faults for MINUTES: faults.json
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/health.py
 	OMP_NUM_THREADS=1 $(BIN)/python tests/faults/attack.py $(MINUTES) $(SEED)
 
@@ -104,28 +104,27 @@ docs: $(INSTALLED)  ## build the site into build/site, with warnings as errors
 	@$(INSTALL) mkdocs-material 'mkdocstrings[python]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
-format: $(INSTALLED)  ## let ruff format the code
+format: $(INSTALLED)  ## format the code with ruff
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# All of it takes an hour on two cores, QUICK=1 minutes.
-bench: $(INSTALLED)  ## time it all against PyTorch, table and page into BENCH=dir; QUICK=1 for less
+# An hour on two cores, minutes with QUICK=1.
+bench: $(INSTALLED)  ## benchmark against PyTorch, table and page into BENCH=dir; QUICK=1 for less
 	$(BIN)/fastgan bench --out "$(BENCH)" $(if $(QUICK),--quick)
 
-tables: $(INSTALLED)  ## make the README's and the docs' tables from benchmarks/results
+tables: $(INSTALLED)  ## write the README's and the docs' tables from benchmarks/results
 	$(BIN)/python benchmarks/make_tables.py
 
-# With the machine's own python3 and packages: a GPU machine has the torch it needs, and may have
-# no network.
-gpu-check:  ## on a machine with a GPU: build, test, measure there, into OUT=dir; PARTS=build,tests
+# With the system's python3 and packages: a GPU machine has its own torch, and may have no network.
+gpu-check:  ## on a machine with a GPU: build, test and benchmark, into OUT=dir; PARTS=build,tests
 	PARTS="$(PARTS)" benchmarks/gpu_check.sh "$(OUT)"
 
-# For whatever GPU it is installed beside, from the T4 on: each has machine code of its own.
+# Machine code for every GPU from the T4 on.
 WHEEL_ARCHS := 7.5;8.0;8.6;8.9;9.0a;10.0;12.0+PTX
 
 wheel: $(INSTALLED)  ## build a wheel and an sdist into dist/
 	$(BIN)/python -m pip install --quiet -c constraints.txt build
 	FASTGAN_CUDA_ARCHS="$(WHEEL_ARCHS)" $(BIN)/python -m build --no-isolation
 
-clean:  ## remove what was built, the environment and the demo's run
+clean:  ## remove build outputs, the environment and the demo's run
 	rm -rf build dist $(VENV) $(DEMO) fastgan.egg-info fastgan/*.so

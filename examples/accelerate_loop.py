@@ -13,21 +13,21 @@ def main(batches: int = 6, n_critic: int = 5) -> float:
     generator = DCGANGenerator(nz=32, ngf=8, nc=1, image_size=16)
     critic = WGANCritic(ndf=8, nc=1, image_size=16)
     adam = {"lr": 1e-4, "betas": (0.0, 0.9)}
-    descend_g, descend_d = (fastgan.optim.Adam(m.parameters(), **adam) for m in (generator, critic))
+    opt_g, opt_d = (fastgan.optim.Adam(m.parameters(), **adam) for m in (generator, critic))
     images = DataLoader(torch.rand(8 * batches, 1, 16, 16) * 2 - 1, batch_size=8)
-    generator, critic, descend_g, descend_d, images = accelerator.prepare(
-        generator, critic, descend_g, descend_d, images
+    generator, critic, opt_g, opt_d, images = accelerator.prepare(
+        generator, critic, opt_g, opt_d, images
     )
     for index, real in enumerate(images):
         fake = generator(torch.randn(len(real), 32, device=accelerator.device))
         loss, _, penalty = fastgan.wgan_gp_critic_loss(critic, real, fake.detach())
-        descend_d.zero_grad()
+        opt_d.zero_grad()
         accelerator.backward(loss)
-        descend_d.step()
+        opt_d.step()
         if index % n_critic == 0:
-            descend_g.zero_grad()
+            opt_g.zero_grad()
             accelerator.backward(-critic(fake).mean())
-            descend_g.step()
+            opt_g.step()
     return penalty.item()
 
 

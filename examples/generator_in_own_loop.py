@@ -10,19 +10,19 @@ def main(steps: int = 3, n_critic: int = 2) -> float:
     torch.manual_seed(0)
     generator = DCGANGenerator(nz=32, ngf=16, nc=3, image_size=32)
     critic = WGANCritic(ndf=16, nc=3, image_size=32, norm="batch")
-    descend_g = RMSprop(generator.parameters(), lr=5e-5)
-    descend_d = RMSprop(critic.parameters(), lr=5e-5, clip=0.01)  # step and clip in one pass
+    opt_g = RMSprop(generator.parameters(), lr=5e-5)
+    opt_d = RMSprop(critic.parameters(), lr=5e-5, clip=0.01)  # step and clip in one pass
     for _ in range(steps):
         for _ in range(n_critic):
             real = torch.rand(16, 3, 32, 32) * 2 - 1  # a batch of your images, in [-1, 1]
             fake = generator(torch.randn(16, 32)).detach()
-            descend_d.zero_grad()
+            opt_d.zero_grad()
             estimate = critic(real).mean() - critic(fake).mean()
             (-estimate).backward()
-            descend_d.step()
-        descend_g.zero_grad()
+            opt_d.step()
+        opt_g.zero_grad()
         (-critic(generator(torch.randn(16, 32))).mean()).backward()
-        descend_g.step()
+        opt_g.step()
     return estimate.item()
 
 

@@ -21,16 +21,16 @@ class WGANGP(lightning.LightningModule):
         return [fastgan.optim.Adam(m.parameters(), lr=1e-4, betas=(0.0, 0.9)) for m in networks]
 
     def training_step(self, real: torch.Tensor, index: int) -> None:
-        descend_g, descend_d = self.optimizers()
+        opt_g, opt_d = self.optimizers()
         fake = self.generator(torch.randn(len(real), 32, device=self.device))
         loss, _, penalty = fastgan.wgan_gp_critic_loss(self.critic, real, fake.detach())
-        descend_d.zero_grad()
+        opt_d.zero_grad()
         self.manual_backward(loss)
-        descend_d.step()
+        opt_d.step()
         if index % 5 == 0:
-            descend_g.zero_grad()
+            opt_g.zero_grad()
             self.manual_backward(-self.critic(fake).mean())
-            descend_g.step()
+            opt_g.step()
         self.log("penalty", penalty)
 
 

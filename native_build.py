@@ -36,6 +36,7 @@ CPU_SOURCES = (
     "csrc/cpu/sample_norm.cpp",
     "csrc/cpu/bias_act.cpp",
     "csrc/cpu/instruction_sets.cpp",
+    "csrc/cpu/layout.cpp",
     "csrc/cpu/optimizers.cpp",
     "csrc/cpu/parallel.cpp",
     "csrc/cpu/patches.cpp",

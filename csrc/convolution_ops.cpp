@@ -8,6 +8,7 @@
 #include <optional>
 #include <utility>
 
+#include "cpu/layout.h"
 #include "cpu/patches.h"
 #include "cpu/winograd.h"
 #include "op_arguments.h"
@@ -33,7 +34,11 @@ Tensor as_convolved(const Tensor& map, const Tensor& argument, const Tensor& wei
         return map;
     }
     Tensor copy = empty_map({map.size(0), map.size(1), map.size(2), map.size(3)}, map, false);
-    copy_into(copy, map);
+    const std::int64_t pixels = map.size(2) * map.size(3);
+    if (map.numel() > 0) {
+        cpu::transpose(map.size(0), pixels, map.size(1), map.element_size(), map.const_data_ptr(),
+                       copy.mutable_data_ptr());
+    }
     return copy;
 }
 
@@ -55,7 +60,12 @@ Tensor channels_last(const Tensor& tensor) {
         return tensor;
     }
     Tensor copy = empty_channels_last(sizes, tensor);
-    copy_into(copy, tensor);
+    if (tensor.is_contiguous() && (tensor.element_size() == 2 || tensor.element_size() == 4)) {
+        cpu::transpose(sizes[0], sizes[1], sizes[2] * sizes[3], tensor.element_size(),
+                       tensor.const_data_ptr(), copy.mutable_data_ptr());
+    } else {
+        copy_into(copy, tensor);
+    }
     return copy;
 }
 

@@ -185,9 +185,12 @@ def fitting(kernel: tuple[int, int], **sizes: Any) -> dict[str, Any]:
 
 @pytest.mark.skipif(not fastgan.build_info().native, reason="torch's bits depend on the layout")
 @pytest.mark.parametrize("kernel", KERNELS)
-def test_arguments_in_any_layout(kernel: tuple[int, int]) -> None:
-    case = fitting(kernel)
-    small, wide, weight, biases = drawn(case, torch.float32)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arguments_in_any_layout(dtype: torch.dtype, kernel: tuple[int, int]) -> None:
+    taps, stride = kernel
+    rows, columns = (stride * (spatial_size - 1) + taps - 2 for spatial_size in (5, 7))
+    case = fitting(kernel, small=(32, 5, 7), wide=(64, rows, columns))
+    small, wide, weight, biases = drawn(case, dtype)
     expected = call(case, small, wide, weight, biases)
     last = [t.contiguous(memory_format=torch.channels_last) for t in (small, wide, weight)]
     strided = [torch.stack([t, t], -1)[..., 1] for t in (small, wide, weight)]

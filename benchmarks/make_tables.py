@@ -105,13 +105,24 @@ def make_table(name: str, results: list[tuple[Path, Result]], up: str = "") -> s
 def cases(
     results: list[tuple[Path, Result]], up: str, device: str, wanted: Callable[[Row], bool]
 ) -> str:
-    """The wanted cases that were measured on a kind of device, a table for each file."""
+    """The wanted cases that were measured on a kind of device, a table for each file.
+
+    Below it is said what of them was left out, and why.
+    """
     parts = []
     for path, result in results:
         found = [line for line in lines(result) if wanted(line.row)]
         if found and result.machine["device"] == device:
-            parts.append(f"{source(path, result, up)}\n\n{case_table(found).markdown()}")
+            parts += [source(path, result, up), case_table(found).markdown()]
+            names = tuple(f"{case_name(line.row)}: " for line in found)
+            notes = [f"- {note}" for note in result.notes if note.startswith(names)]
+            parts += ["\n".join(notes)] if notes else []
     return "\n\n".join(parts)
+
+
+def case_name(row: Row) -> str:
+    """As in :attr:`fastgan.bench.cases.Case.name`, which notes begin with."""
+    return ", ".join([row.op, row.shape, row.dtype] + ([f"batch {row.batch}"] if row.batch else []))
 
 
 def penalty(results: list[tuple[Path, Result]], up: str) -> str:
@@ -350,7 +361,13 @@ def family(model: str) -> str:
         if found["end"][name] is not None  # without labels no classifier is trained
     ]
     flags = f"`fastgan train --model {model} {found['flags']}`"
-    return f"{flags}\n\n{markdown_table(['', 'step 1', 'end'], body)}"
+    machine, seconds = found["machine"], found["training_seconds"]
+    run = f"{machine['processor']}, {machine['threads']} threads"
+    if seconds is not None:
+        run += f", {seconds:.0f} s"
+    if found["commit"] is not None:
+        run += f", commit {found['commit'][:7]}"
+    return f"{flags}: {run}\n\n{markdown_table(['', 'step 1', 'end'], body)}"
 
 
 # --- Pages ----------------------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 
     python benchmarks/record_families.py [MODEL ...]
 
-Writes benchmarks/results/families-cpu.json: time, commit, machine, versions, and for each model its
-flags, the seconds of its training, and what `fastgan evaluate` (docs/evaluation.md) finds of 1,000
-samples, or of as many translations, after one step ("start") and after all ("end"). The last grid
-becomes docs/images/MODEL.png.
+Writes benchmarks/results/families-cpu.json: for each model the time, commit, machine and versions
+of its run, its flags, the seconds of its training, and what `fastgan evaluate` (docs/evaluation.md)
+finds of 1,000 samples, or of as many translations, after one step ("start") and after all ("end").
+The last grid becomes docs/images/MODEL.png.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ PAIRS = "--data-a digit-outlines --data-b digits --image-size 32"
 FEWER = SMALL.replace("64", "32")
 FLAGS = {
     "sngan": f"{SMALL} --steps 800 --lr 1e-3 --n-critic 1",
+    "acgan": f"{SMALL} --steps 800 --lr 1e-3 --augment color,translation",
     "biggan": f"{SMALL} --steps 600 --lr-g 5e-4 --lr-d 1e-3 --n-critic 1",
     "stylegan2": f"{FEWER} --nz 64 --mapping-layers 4 --r1 0.02 --steps 2500",
-    "r3gan": f"{SMALL} --steps 400 --lr 1e-3 --r1 1 --r2 1",
+    "r3gan": f"{SMALL} --steps 350 --lr 1e-3 --r1 1 --r2 1",
     "cyclegan": f"{PAIRS} --batch-size 4 --ngf 12 --ndf 16 --blocks 3 --steps 2000",
     "pix2pix": f"{PAIRS} --batch-size 8 --ngf 16 --ndf 16 --lr-decay half --steps 1000",
 }
@@ -45,7 +46,13 @@ def run(*words: str) -> None:
 
 
 def measured(model: str, folder: Path) -> dict[str, object]:
-    found: dict[str, object] = {"flags": FLAGS[model]}
+    found: dict[str, object] = {
+        "time": utc_now(),
+        "commit": commit(),
+        "machine": machine_facts(torch.device("cpu")),
+        "versions": versions(),
+        "flags": FLAGS[model],
+    }
     for name, more in (("start", ["--steps", "1"]), ("end", [])):
         out, report = folder / name, folder / f"{name}.json"
         run("train", "--model", model, "--out", str(out), *FLAGS[model].split(), *more)
@@ -62,8 +69,6 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="by default all")
     models = parser.parse_args().models or list(FLAGS)
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {"models": {}}
-    result |= {"time": utc_now(), "commit": commit(), "machine": machine_facts(torch.device("cpu"))}
-    result["versions"] = versions()
     for model in models:
         with tempfile.TemporaryDirectory() as folder:
             result["models"][model] = measured(model, Path(folder))

@@ -82,7 +82,7 @@ def export_generator(
     if format != "safetensors":
         if generator.config.kind.pairs:
             raise ConfigError(
-                f"format: of a {generator.config.model}, which translates images, expected"
+                f"format: of {generator.config.model}, which translates images, expected"
                 f" safetensors, got {format!r}"
             )
         generator.sample(1, truncation=truncation)  # refuses an invalid truncation

@@ -98,7 +98,7 @@ def read_generator(
         raise CheckpointError(
             f"{path}: its generator is the {config.model}'s; load it without generator="
             if own is None
-            else f"{path}: its generator is a {own} that was given to Trainer in Python; give one"
+            else f"{path}: its generator, {own}, was given to Trainer in Python; give one"
             " to fastgan.load_generator(..., generator=...)"
         )
     average = content.get("ema_generator") if ema else None
@@ -213,13 +213,17 @@ class TrainedGenerator:
         if config.kind.pairs:
             if truncation is not None:
                 raise ConfigError(
-                    f"truncation: a {config.model} has no noise to truncate; expected none, got"
-                    f" {truncation}"
+                    f"truncation: {config.model} translates images, and has no noise to truncate;"
+                    f" expected none, got {truncation}"
                 )
             pairs = self._pairs() if source is None else source
             if not isinstance(pairs, PairSource):
+                expected = f"for those it was trained on, got {pairs!r}"
+                if not isinstance(pairs, str):
+                    expected = f"or fastgan.data.PairSource, got {type(pairs).__name__}"
                 raise ConfigError(
-                    f"data: a {config.model} is measured on pairs; expected none, or a PairSource"
+                    f"data: {config.model} is measured on images of both domains; expected none,"
+                    f" {expected}"
                 )
             order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
             a, b = pairs.get(order[:10_000].tolist())[0].chunk(2, 1)
@@ -508,7 +512,7 @@ class TrainedGenerator:
         if direction not in ways:
             expected = f"expected {' or '.join(ways)}" if ways else "it draws images from noise"
             raise ConfigError(
-                f"direction: a {self.config.model} doesn't translate {direction}; {expected}"
+                f"direction: {self.config.model} doesn't translate {direction}; {expected}"
             )
         return generate_images(ways[direction], images, batch_size=32)
 

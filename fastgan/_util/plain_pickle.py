@@ -310,5 +310,5 @@ def _pairs(values: list[Any]) -> dict[Any, Any]:
     for key in keys:
         # Text and numbers only: hashing a tuple visits all its elements.
         if type(key) not in (str, bytes, int):
-            raise _Refused(f"a {type(key).__name__} as a dictionary's key")
+            raise _Refused(f"{type(key).__name__} as a dictionary's key")
     return dict(zip(keys, values[1::2], strict=True))

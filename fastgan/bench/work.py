@@ -14,12 +14,12 @@ writes its output; batch norm, activation and numbers per channel are free.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import prod
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = ["ITEM_BYTES", "Step", "Work", "convolution_steps", "elementwise", "products_work"]
@@ -121,11 +121,13 @@ def convolution_steps(
     return Work(tuple(Step(flops, moved) for _ in passes))
 
 
-def products_work(network: nn.Module, images: Tensor, dtype: str, *, gradients: str) -> Work:
+def products_work(
+    network: Callable[[Tensor], object], images: Tensor, dtype: str, *, gradients: str
+) -> Work:
     """A network's convolutions and matrix products, with their gradients.
 
     Args:
-        network: on the meta device.
+        network: on the meta device, or a function that runs one.
         images: its input, on the meta device.
         dtype: of inputs, weights and outputs.
         gradients: "of parameters" for a forward and a backward pass to the parameters, "of images"

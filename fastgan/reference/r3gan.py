@@ -226,17 +226,20 @@ def r3gan_discriminator_loss(
         >>> r3gan_discriminator_loss(D, images, images, gamma=1)._fields
         ('loss', 'r1', 'r2')
     """
-    penalties = []
-    scores = []
-    for images in (real.detach().clone(), fake.detach().clone()):
-        images.requires_grad_()
-        score = call(discriminator, images, labels)
-        (gradient,) = torch.autograd.grad(score.sum(), images, create_graph=True)
-        penalties.append(gamma / 2 * gradient.square().sum((1, 2, 3)).mean())
-        scores.append(score)
-    r1, r2 = penalties
-    loss = F.softplus(-(scores[0] - scores[1])).mean() + r1 + r2
+    real_score, r1 = penalised(discriminator, real, gamma, labels)
+    fake_score, r2 = penalised(discriminator, fake, gamma, labels)
+    loss = F.softplus(-(real_score - fake_score)).mean() + r1 + r2
     return R3GANDiscriminatorLoss(loss, r1.detach(), r2.detach())
+
+
+def penalised(
+    discriminator: nn.Module, images: Tensor, gamma: float, labels: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """D(x), and gamma / 2 E ||grad D(x)||^2."""
+    images = images.detach().clone().requires_grad_()
+    score = call(discriminator, images, labels)
+    (gradient,) = torch.autograd.grad(score.sum(), images, create_graph=True)
+    return score, gamma / 2 * gradient.square().sum((1, 2, 3)).mean()
 
 
 def r3gan_discriminator_step(

@@ -452,11 +452,11 @@ def restore_optimizer(
                 or value.shape != shape
                 or not value.is_floating_point()
             ):
-                raise ValueError(f"its {name} has a {key} of another shape")
+                raise ValueError(f"its {name}'s {key} has another shape")
             if not bool(value.isfinite().all()) or (
                 key in ("step", "exp_avg_sq", "square_avg") and bool((value < 0).any())
             ):
-                raise ValueError(f"its {name} has a {key} that can't be: NaN or below zero")
+                raise ValueError(f"its {name}'s {key} can't be: NaN or below zero")
     try:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
     except (KeyError, TypeError, RuntimeError) as error:  # of the caller's own class
@@ -469,7 +469,7 @@ def _check_own_state(name: str, state: object) -> None:
     for key, value in state.items():
         numbers = torch.as_tensor(value) if isinstance(value, (float, Tensor)) else torch.zeros(())
         if not bool(numbers.isfinite().all()):
-            raise ValueError(f"its {name} has a {key} that isn't finite")
+            raise ValueError(f"its {name}'s {key} isn't finite")
 
 
 def restore_scaler(name: str, scaler: torch.amp.GradScaler, saved: Any) -> None:

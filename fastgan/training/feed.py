@@ -158,7 +158,8 @@ def open_source(
     if isinstance(source, PairSource) != bool(config.kind.pairs):
         expected = "a" if config.kind.pairs else "no"
         raise ConfigError(
-            f"source: {config.model} trains on {source.name}; expected {expected} PairSource"
+            f"source: {config.model} can't train on {source.name}; expected {expected}"
+            " fastgan.data.PairSource"
         )
     if isinstance(source, PairSource) and source.paired != (config.kind.pairs == "paired"):
         raise ConfigError(f"source: {config.model} takes {config.kind.pairs} images")

@@ -85,7 +85,7 @@ class OwnParts:
             argument = "optimizers" if name in OPTIMIZERS else name
             if name in saved and name not in self.given:
                 raise CheckpointError(
-                    f"{path}: its {name} is a {saved[name]} that was given to Trainer in Python;"
+                    f"{path}: its {name}, {saved[name]}, was given to Trainer in Python;"
                     f" give it again: Trainer(..., resume=True, {argument}=...)"
                 )
             if name in self.given and name not in saved:

@@ -128,19 +128,23 @@ class Processes:
 
         A parameter without a gradient in one process must have none in any.
         """
+        self.average_([p.grad for p in parameters if p.grad is not None])
+
+    def average_(self, tensors: Sequence[Tensor]) -> None:
+        """Replaces each tensor by its mean over the processes."""
         if self.world_size == 1:
             return
         with self._surviving():
             under_way = []
-            for bucket in _buckets([p.grad for p in parameters if p.grad is not None]):
-                flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
+            for bucket in _buckets(tensors):
+                flat = torch.cat([tensor.reshape(-1) for tensor in bucket])
                 under_way.append((bucket, flat, dist.all_reduce(flat, async_op=True)))
             for bucket, flat, work in under_way:
                 work.wait()
                 flat.div_(self.world_size)
-                parts = flat.split([gradient.numel() for gradient in bucket])
+                parts = flat.split([tensor.numel() for tensor in bucket])
                 torch._foreach_copy_(
-                    bucket, [part.view(g.shape) for part, g in zip(parts, bucket, strict=True)]
+                    bucket, [part.view(t.shape) for part, t in zip(parts, bucket, strict=True)]
                 )
 
     def gather_rows(self, own: Tensor) -> Tensor:

@@ -58,7 +58,7 @@ class StyleGAN2Updater(GANUpdater):
         styled = config.path_length or config.style_mixing
         if styled and not isinstance(self.generator, StyleGAN2Generator):
             raise ConfigError(
-                f"generator: stylegan2 penalises and mixes styles, which a"
+                f"generator: stylegan2 penalises and mixes styles, which"
                 f" {type(self.generator).__name__} doesn't have; expected a StyleGAN2Generator, or"
                 " path_length and style_mixing to be 0"
             )

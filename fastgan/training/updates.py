@@ -42,6 +42,9 @@ _PENALTIES: Mapping[str, tuple[Points, str, float, float]] = types.MappingProxyT
     }
 )
 
+#: Names of buffers that follow each process's own part of the batches.
+_RUNNING_STATISTICS = frozenset({"running_mean", "running_var", "w_avg"})
+
 
 def build_optimizer(config: TrainConfig, module: nn.Module, lr: float) -> torch.optim.Optimizer:
     """The optimiser of ``config.optimizer``, for all of a network's parameters."""
@@ -459,7 +462,24 @@ class GANUpdater:
             gradients = [p.grad for p in self.generator.parameters() if p.grad is not None]
             metrics["grad_norm_g"] = torch.nn.utils.get_total_norm(gradients)
         self.scaler_g.step(self.optimizer_g)
+        self.average_statistics()
         return metrics
+
+    def average_statistics(self) -> None:
+        """Gives each process the mean of all processes' running statistics.
+
+        They move in proportion to a batch's, so the mean of w is that of the whole batch, and so is
+        batch norm's.
+        """
+        if self.processes.world_size > 1:
+            self.processes.average_(
+                [
+                    buffer
+                    for network in (self.generator, self.discriminator)
+                    for name, buffer in network.named_buffers()
+                    if name.rpartition(".")[2] in _RUNNING_STATISTICS
+                ]
+            )
 
     # Random numbers, drawn for the whole batch in every process --------------------------------
 

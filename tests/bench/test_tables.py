@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import sys
@@ -104,6 +105,17 @@ def test_case_table_keeps_rows_where_a_peer_is_faster() -> None:
     assert "| clip, critic | 2.00 ms | 1.00 ms, eager | 0.50 (0.40 to 0.60) |" in text
     assert "(../benchmarks/results/bench-cpu.json)" in text
     assert make_tables.make_table("cases-cuda-ops", []) == "`cuda`, suite ops: not measured."
+
+
+def test_a_table_of_cases_says_which_peer_was_left_out_of_them_and_why() -> None:
+    case = ("training", "SNGAN iteration", "fastgan", "32x32", "float32", 32, "launched")
+    notes = tuple(
+        f"{name} iteration, 32x32, float32, batch 32: torch.compile is left out: Unsupported: why"
+        for name in ("SNGAN", "R3GAN")
+    )
+    measured = dataclasses.replace(result(Row(*case, "seconds", 0.1)), notes=notes)
+    text = make_tables.make_table("iteration-sngan", [(Path("bench-cpu.json"), measured)])
+    assert text.endswith(f"\n\n- {notes[0]}")
 
 
 def test_every_implementation_of_torchs_is_a_peer() -> None:

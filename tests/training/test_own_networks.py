@@ -70,7 +70,7 @@ def test_a_trained_own_generator_is_loaded_into_a_module_like_it(
     with torch.no_grad():
         wanted = trainer.state.sampler(loaded.noise(3, seed=2))
     torch.testing.assert_close(loaded.sample(3, seed=2), wanted)
-    with pytest.raises(CheckpointError, match=r"is a \S+\.Painter that was given to Trainer"):
+    with pytest.raises(CheckpointError, match=r"generator, \S+\.Painter, was given to Trainer"):
         fastgan.load_generator(out)
     with pytest.raises(CheckpointError, match="of another model than it says"):
         fastgan.load_generator(out, generator=Painter(8))
@@ -134,7 +134,7 @@ def test_parts_that_cant_be_trained_are_refused_before_anything_is_written(
 def test_a_run_goes_on_with_the_same_kind_of_parts_alone(tmp_path: Path) -> None:
     config = TrainConfig(out=str(tmp_path), steps=1, ngf=4, ndf=4, **SMALL)
     Trainer(config, optimizers=(ADAMW, ADAMW)).run()
-    with pytest.raises(CheckpointError, match=r"optimizer_g is a torch\.optim\.adamw\.AdamW"):
+    with pytest.raises(CheckpointError, match=r"optimizer_g, torch\.optim\.adamw\.AdamW"):
         Trainer(config, resume=True)
     with pytest.raises(CheckpointError, match="generator was made by the trainer"):
         Trainer(config, resume=True, generator=Painter(), optimizers=(ADAMW, ADAMW))

@@ -87,8 +87,25 @@ def test_two_processes_with_draws_of_their_own_have_the_same_weights(case: str, 
     first, second = (torch.load(two.out / f"updates-{rank}.pt")[case] for rank in (0, 1))
     assert float(first["StyleGAN2Generator path_length_mean 1"]) > 0
     for name, value in first.items():
-        if "w_avg" not in name:  # of each process's own part of the batch
-            assert torch.equal(value, second[name]), name
+        assert torch.equal(value, second[name]), name
+
+
+@pytest.mark.parametrize(
+    ("case", "of_the_whole"),
+    [
+        ("styles", "StyleGAN2Generator mapping.w_avg"),
+        # Of the first map, which doesn't lie behind another batch norm.
+        ("batch norm", "DCGANGenerator main.1.running_mean"),
+    ],
+)
+def test_running_statistics_are_averaged_over_processes(
+    case: str, of_the_whole: str, two: Two
+) -> None:
+    first, second = (torch.load(two.out / f"statistics-{rank}.pt")[case] for rank in (0, 1))
+    assert {name for name, value in first.items() if not torch.equal(value, second[name])} == set()
+    expected = two_processes.passed(case, Processes())[of_the_whole]
+    assert expected.count_nonzero() == len(expected)
+    torch.testing.assert_close(first[of_the_whole], expected)
 
 
 def test_data_that_fail_in_one_process_end_both_with_its_words_and_saved(two: Two) -> None:

@@ -43,19 +43,26 @@ OWN_DRAWS = {
 }
 
 
-def updated(case: str, processes: Processes) -> dict[str, Tensor]:
-    """Weights, buffers and metrics after two updates of each player on the same whole batches."""
-    settings = {"out": "unused", "nz": 5, "ngf": 4, "ndf": 4, "batch_size": BATCH, "lr": 0.05}
-    settings |= {"optimizer": "sgd", "precision": "fp32"}
-    config = TrainConfig(**settings, **(CASES | OWN_DRAWS)[case]).resolved()
+# Where running statistics are of each process's own part of the batch.
+OWN_PARTS = {"styles": OWN_DRAWS["styles"], "batch norm": {"model": "dcgan", "conditional": True}}
+
+
+def updater_of(
+    settings: dict[str, object], processes: Processes, *, synchronize: bool = True
+) -> GANUpdater:
+    """An updater of small networks with the same weights everywhere."""
+    small: dict[str, object] = {"out": "unused", "nz": 5, "ngf": 4, "ndf": 4, "batch_size": BATCH}
+    small |= {"lr": 0.05, "optimizer": "sgd", "precision": "fp32"}
+    config = TrainConfig(**small, **settings).resolved()
     torch.manual_seed(3)
     data = DataShape("random", CHANNELS, SIZE, CLASSES)
     generator, discriminator = build_generator(config, data), build_discriminator(config, data)
     for module in discriminator.modules():
         if isinstance(module, nn.Dropout):
             module.p = 0.0  # drawn by each process on its own
-    for network in (generator, discriminator):
-        synchronize_batch_norm(network, processes)
+    if synchronize:
+        for network in (generator, discriminator):
+            synchronize_batch_norm(network, processes)
     updater: GANUpdater = named(config.kind.updater)(
         config=config,
         generator=generator,
@@ -67,6 +74,28 @@ def updated(case: str, processes: Processes) -> dict[str, Tensor]:
         random=torch.Generator().manual_seed(1),
         processes=processes,
     )
+    return updater
+
+
+def passed(case: str, processes: Processes) -> dict[str, Tensor]:
+    """Both networks' buffers after a pass of each over this process's part of a batch."""
+    updater = updater_of(OWN_PARTS[case], processes, synchronize=False)
+    random = torch.Generator().manual_seed(4)
+    noise = processes.rows(torch.randn(BATCH, 5, generator=random))
+    labels = processes.rows(torch.randint(CLASSES, (BATCH,), generator=random))
+    updater.discriminator(updater.generator(noise, labels), labels)
+    updater.average_statistics()
+    return {
+        f"{type(network).__name__} {name}": buffer
+        for network in (updater.generator, updater.discriminator)
+        for name, buffer in network.named_buffers()
+    }
+
+
+def updated(case: str, processes: Processes) -> dict[str, Tensor]:
+    """Weights, buffers and metrics after two updates of each player on the same whole batches."""
+    updater = updater_of((CASES | OWN_DRAWS)[case], processes)
+    config, generator, discriminator = updater.config, updater.generator, updater.discriminator
     batches = torch.Generator().manual_seed(2)
     found: dict[str, Tensor] = {}
     for step in range(2):
@@ -112,6 +141,8 @@ def main(out: Path) -> None:
     with joined_processes("cpu") as processes:
         results = {case: updated(case, processes) for case in CASES | OWN_DRAWS}
         torch.save(results, out / f"updates-{processes.rank}.pt")
+        results = {case: passed(case, processes) for case in OWN_PARTS}
+        torch.save(results, out / f"statistics-{processes.rank}.pt")
 
         data = f"folder:{out / 'images'}"
         config = TrainConfig(

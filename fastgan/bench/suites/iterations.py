@@ -1,15 +1,17 @@
 """A whole iteration of training: the critic's updates, then the generator's.
 
-DCGAN, WGAN and WGAN-GP at 64 pixels as in their papers; SNGAN, StyleGAN2 and R3GAN, which are much
-deeper, at 32 pixels with 32 channels at full size and one update of each network; CycleGAN at 64
-pixels with 32 channels and six blocks, four images of each domain. StyleGAN2's is an iteration
-without penalties, as most are, and, as a case of its own, one with both; without style mixing.
+DCGAN, with labels too, ACGAN, WGAN and WGAN-GP at 64 pixels as in their papers; the GAN's MLPs at
+32; SNGAN, BigGAN, StyleGAN2 and R3GAN, which are much deeper, at 32 pixels with 32 channels at full
+size and one update of each network; CycleGAN and pix2pix at 64 pixels with 32 channels, four pairs
+of images, CycleGAN with six blocks. Where there are labels, there are 10 classes. StyleGAN2's is an
+iteration without penalties, as most are, and, as a case of its own, one with both; without style
+mixing.
 
 Ours is ``fastgan train``'s iteration, on a GPU replayed from a CUDA graph. Peers are
-:mod:`fastgan.reference`'s steps with torch's optimisers (fused Adam), channels-last, in the same
-precision, and the same compiled by torch.compile as far as possible: the networks, and WGAN-GP's
-critic loss. Images come from memory, noise is drawn in the loop; all leave out the generator's
-moving average.
+:mod:`fastgan.reference`'s steps with torch's fused optimisers, channels-last, in the same
+precision, and the same compiled by torch.compile as far as possible: the networks, and losses with
+penalties. Images come from memory, noise is drawn in the loop; all leave out the generator's moving
+average.
 
 One-stage updates (Shen et al. 2021, arXiv 2103.00430) are a separate case: our iteration with and
 without them.
@@ -19,7 +21,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -45,18 +48,30 @@ _MODELS = {
     "dcgan": "DCGAN",
     "wgan": "WGAN",
     "wgan-gp": "WGAN-GP",
+    "gan": "GAN",
+    "cgan": "Conditional DCGAN",
+    "acgan": "ACGAN",
     "sngan": "SNGAN",
+    "biggan": "BigGAN",
     "stylegan2": "StyleGAN2",
     "r3gan": "R3GAN",
     "cyclegan": "CycleGAN",
+    "pix2pix": "pix2pix",
 }
 _RESIDUAL: dict[str, Any] = {"image_size": 32, "ngf": 32, "ndf": 32, "n_critic": 1}
+_PAIRS: dict[str, Any] = {"image_size": 64, "ngf": 32, "ndf": 32, "batch_size": 4}
 _SIZES: dict[str, dict[str, Any]] = {
+    "gan": {"image_size": 32},
+    "cgan": {},
+    "acgan": {},
     "sngan": _RESIDUAL,
+    "biggan": {**_RESIDUAL, "conditional": True},
     "stylegan2": {**_RESIDUAL, "style_mixing": 0.0, "r1": 0.0, "path_length": 0.0},
     "r3gan": _RESIDUAL,
-    "cyclegan": {"image_size": 64, "ngf": 32, "ndf": 32, "batch_size": 4},
+    "cyclegan": _PAIRS,
+    "pix2pix": _PAIRS,
 }
+_CLASSES = 10
 _PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 
 
@@ -79,7 +94,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
     if not quick:
         found += [_case("dcgan", dtypes[0], n, compiled=False, one_stage=True) for n in batches]
         found += [
-            _case("stylegan2", dtype, n, False, lazy=True) for dtype in dtypes for n in batches
+            _case("stylegan2", dtype, n, compiled, lazy=True) for dtype in dtypes for n in batches
         ]
     return found
 
@@ -136,10 +151,11 @@ def _work(config: TrainConfig, dtype: str) -> Work:
         further, penalised = 1, 1
     with torch.device("meta"):
         networks = _reference_networks(config)
-        generator, critic = networks
-        frozen_generator, frozen_critic = (copy.deepcopy(n).requires_grad_(False) for n in networks)
+        frozen = [copy.deepcopy(network).requires_grad_(False) for network in networks]
         noise = torch.empty(config.batch_size, config.nz, 1, 1)
         images = torch.empty(config.batch_size, 3, config.image_size, config.image_size)
+    generator, critic = (_labelled(network, config) for network in networks)
+    frozen_generator, frozen_critic = (_labelled(network, config) for network in frozen)
     learning = partial(products_work, dtype=dtype, gradients="of parameters")
     update = learning(frozen_generator, noise) + learning(
         critic, torch.cat([images] * (2 + further))
@@ -158,20 +174,38 @@ def _work(config: TrainConfig, dtype: str) -> Work:
     )
 
 
+def _labelled(network: nn.Module, config: TrainConfig) -> Callable[[Tensor], Tensor]:
+    """The network, with labels for whatever it is given."""
+    if not config.conditional:
+        return network
+
+    def run(given: Tensor) -> Tensor:
+        labels = torch.empty(len(given), dtype=torch.int64, device=given.device)
+        found: Tensor = network(given, labels)
+        return found
+
+    return run
+
+
 def _translation_work(config: TrainConfig, dtype: str) -> Work:
-    """Each generator translates both domains, and the other one's translations back."""
+    """CycleGAN's generators translate both domains, and the other one's translations back."""
     assert config.batch_size is not None
     assert config.image_size is not None
+    cycle = config.model == "cyclegan"
     with torch.device("meta"):
         networks: Any = _reference_networks(config)
-        generator, critic = networks[0].a_to_b, networks[1].a
+        generator, critic = (networks[0].a_to_b, networks[1].a) if cycle else networks
         frozen = copy.deepcopy(critic).requires_grad_(False)
         images = torch.empty(config.batch_size, 3, config.image_size, config.image_size)
-        fakes = images.clone().requires_grad_()
+        shown = images if cycle else torch.cat([images] * 2, 1)
     learning = partial(products_work, dtype=dtype, gradients="of parameters")
-    of_one = learning(generator, torch.cat([images] * 2)) + learning(generator, fakes)
-    of_one += learning(critic, torch.cat([images] * 2)) + learning(frozen, fakes)
-    return of_one.times(2)
+    players = learning(critic, torch.cat([shown] * 2))
+    players += learning(frozen, shown.clone().requires_grad_())
+    if not cycle:
+        return players + learning(generator, images)
+    players += learning(generator, torch.cat([images] * 2))
+    players += learning(generator, images.clone().requires_grad_())
+    return players.times(2)
 
 
 def _contenders(config: TrainConfig, dtype: str, setting: Setting) -> dict[str, Call]:
@@ -181,8 +215,11 @@ def _contenders(config: TrainConfig, dtype: str, setting: Setting) -> dict[str, 
     data = _data(config)
     channels = 6 if config.kind.pairs else 3
     shape = (setting.copies, config.n_critic, config.batch_size, channels, *2 * (data.image_size,))
-    batches = [
-        [real.contiguous(memory_format=torch.channels_last) for real in each]
+    labels = None
+    if config.conditional:
+        labels = torch.randint(_CLASSES, (config.batch_size,), device=setting.device)
+    batches: list[list[Batch]] = [
+        [(real.contiguous(memory_format=torch.channels_last), labels) for real in each]
         for each in torch.rand(shape).mul_(2).sub_(1).to(setting.device)
     ]
     weights = (
@@ -205,30 +242,38 @@ def _contenders(config: TrainConfig, dtype: str, setting: Setting) -> dict[str, 
 
 def _data(config: TrainConfig) -> DataShape:
     assert config.image_size is not None
-    return DataShape(name="random", channels=3, image_size=config.image_size)
+    return DataShape(
+        name="random",
+        channels=3,
+        image_size=config.image_size,
+        num_classes=_CLASSES if config.conditional else None,
+    )
 
 
 def _reference_networks(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
     """:mod:`fastgan.reference`'s generator and discriminator."""
-    assert config.image_size is not None
-    if config.kind.pairs:
-        return (
-            reference.CycleGANGenerator(3, config.ngf, blocks=6),
-            reference.CycleGANDiscriminator(3, config.ndf, config.image_size),
-        )
-    generator: Any = reference.DCGANGenerator
-    discriminator: Any = partial(reference.DCGANDiscriminator, output="logits")
-    if config.is_wasserstein:
-        discriminator = partial(reference.WGANCritic, norm=config.critic_norm)
-    elif config.model in ("sngan", "stylegan2", "r3gan"):
-        name = _MODELS[config.model]
-        generator = getattr(reference, f"{name}Generator")
-        discriminator = getattr(reference, f"{name}Discriminator")
-    size = {"nc": 3, "image_size": config.image_size}
-    return (
-        generator(nz=config.nz, ngf=config.ngf, **size),
-        discriminator(ndf=config.ndf, **size),
+    generator, discriminator = config.kind.generator, config.kind.discriminator
+    channels = 3
+    if config.model == "pix2pix":
+        discriminator, channels = "PatchDiscriminator", 6
+    return _reference_network(generator, config), _reference_network(
+        discriminator, config, channels
     )
+
+
+def _reference_network(name: str, config: TrainConfig, channels: int = 3) -> nn.Module:
+    network = getattr(reference, name)
+    settings = {
+        **config.to_dict(),
+        "nc": channels,
+        "num_classes": _CLASSES if config.conditional else None,
+        "norm": config.critic_norm,
+        "output": "logits",
+        "blocks": 6,
+    }
+    taken = inspect.signature(network).parameters
+    built: nn.Module = network(**{key: settings[key] for key in taken if key in settings})
+    return built
 
 
 Weights = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -237,7 +282,7 @@ Weights = tuple[dict[str, Tensor], dict[str, Tensor]]
 def _ours(
     config: TrainConfig,
     weights: Weights,
-    batches: list[list[Tensor]],
+    batches: list[list[Batch]],
     device: torch.device,
     *,
     captured: bool,
@@ -255,7 +300,7 @@ def _ours(
         discriminator=discriminator,
         optimizer_g=build_optimizer(config, generator, config.lr_g),
         optimizer_d=build_optimizer(config, discriminator, config.lr_d),
-        num_classes=None,
+        num_classes=_data(config).num_classes,
         device=device,
         random=random,
         rates_on_device=captured,
@@ -268,10 +313,9 @@ def _ours(
         measured=False,
         penalized_g=config.penalizes_generator(0),
     )
-    sets: list[list[Batch]] = [[(real, None) for real in each] for each in batches]
 
     def call(number: int) -> None:
-        iteration.run(sets[number], shape)
+        iteration.run(batches[number], shape)
 
     if captured:
         # Until the graph is captured, because long runs consist of replays.
@@ -285,7 +329,7 @@ def _ours(
 def _plain(
     config: TrainConfig,
     weights: Weights,
-    batches: list[list[Tensor]],
+    batches: list[list[Batch]],
     device: torch.device,
     dtype: str,
     mode: str | None,
@@ -302,83 +346,142 @@ def _plain(
     if config.kind.pairs:
         networks = (generator, discriminator)
         return _translating(networks, (optimizer_g, optimizer_d), batches, device, dtype, mode)
-    run_g: Any = generator
-    run_d: Any = discriminator
-    if mode is not None:
-        run_g, run_d = (torch.compile(network, mode=mode) for network in (run_g, run_d))
     random = torch.Generator(device).manual_seed(0)
-    size = len(batches[0][0])
+    critic_step, generator_step = _steps(
+        config, (generator, discriminator), (optimizer_g, optimizer_d), random, mode
+    )
+    penalise_d, penalise_g = _lazy_steps(
+        config, (generator, discriminator), (optimizer_g, optimizer_d), mode
+    )
+    size = len(batches[0][0][0])
 
     def noise() -> Tensor:
         return torch.randn(size, config.nz, 1, 1, generator=random, device=device)
 
-    if config.model == "wgan-gp":
-        critic_step = _penalised_step(config, run_g, discriminator, optimizer_d, random, mode)
-    elif config.model == "wgan":
-
-        def critic_step(real: Tensor, z: Tensor) -> object:
-            return reference.wgan_critic_step(run_g, run_d, optimizer_d, real, z, clip=config.clip)
-    elif config.model == "r3gan":
-        critic_step = _relativistic_step(config, run_g, discriminator, optimizer_d, mode)
-    elif config.model == "sngan":
-
-        def critic_step(real: Tensor, z: Tensor) -> object:
-            return reference.hinge_discriminator_step(run_g, run_d, optimizer_d, real, z)
-    else:
-
-        def critic_step(real: Tensor, z: Tensor) -> object:
-            return reference.discriminator_step(run_g, run_d, optimizer_d, real, z, output="logits")
-
-    def generator_step(real: Tensor, z: Tensor) -> object:
-        if config.is_wasserstein:
-            return reference.wgan_generator_step(run_g, run_d, optimizer_g, z)
-        if config.model == "r3gan":
-            return reference.r3gan_generator_step(run_g, run_d, optimizer_g, real, z)
-        if config.model == "sngan":
-            return reference.hinge_generator_step(run_g, run_d, optimizer_g, z)
-        return reference.generator_step(run_g, run_d, optimizer_g, z, output="logits")
-
     def iteration(number: int) -> None:
         with autocast(device, dtype):
-            for real in batches[number]:
-                critic_step(real, noise())
-                if config.path_length:
-                    reference.stylegan2_r1_step(discriminator, optimizer_d, real, weight=160.0)
-            generator_step(batches[number][-1], noise())
-            if config.path_length:
-                z = noise()[: size // config.path_length_shrink]
-                directions = torch.randn(len(z), *real.shape[1:], device=device)
-                reference.stylegan2_path_length_step(
-                    generator, optimizer_g, z, directions, weight=8.0
-                )
+            for real, labels in batches[number]:
+                given = {} if labels is None else {"labels": labels}
+                critic_step(real, noise(), **given)
+                penalise_d(real)
+            generator_step(real, noise(), **given)
+            penalise_g(real, noise())
 
     return iteration
 
 
-def _translating(
+#: A player's update, of real images and noise, with ``labels=`` where the model has some.
+Step = Callable[..., object]
+
+
+def _steps(
+    config: TrainConfig,
     networks: tuple[Any, Any],
     optimizers: tuple[Any, Any],
-    batches: list[list[Tensor]],
+    random: torch.Generator,
+    mode: str | None,
+) -> tuple[Step, Step]:
+    """The reference's steps of both players."""
+    generator, discriminator = networks
+    optimizer_g, optimizer_d = optimizers
+    run_d = discriminator
+    whole = mode is not None and config.loss == "hinge"
+    if mode is not None and not whole:
+        generator.compile(mode=mode)
+        # A copy, as losses with penalties compile the network within them.
+        run_d = torch.compile(discriminator, mode=mode)
+    of_critic = (generator, run_d, optimizer_d)
+    of_generator = (generator, run_d, optimizer_g)
+    if config.model == "r3gan":
+        return (
+            _relativistic_step(config, generator, discriminator, optimizer_d, mode),
+            partial(reference.r3gan_generator_step, *of_generator),
+        )
+    critic_step: Step = partial(reference.discriminator_step, *of_critic, output="logits")
+    step: Step = partial(reference.generator_step, *of_generator, output="logits")
+    if config.model == "wgan-gp":
+        critic_step = _penalised_step(config, generator, discriminator, optimizer_d, random, mode)
+        step = partial(reference.wgan_generator_step, *of_generator)
+    elif config.model == "wgan":
+        critic_step = partial(reference.wgan_critic_step, *of_critic, clip=config.clip)
+        step = partial(reference.wgan_generator_step, *of_generator)
+    elif config.model == "acgan":
+        critic_step = partial(reference.acgan_discriminator_step, *of_critic)
+        step = partial(reference.acgan_generator_step, *of_generator)
+    elif config.loss == "hinge":
+        of_real_and_fake: Any = reference.hinge_discriminator_step
+        of_fake: Any = reference.hinge_generator_step
+        if whole:
+            # Spectral norm's vectors change between the two passes over a compiled network, before
+            # the first one's gradient; in one graph of both they are as they were.
+            of_real_and_fake, of_fake = (
+                torch.compile(function, mode=mode) for function in (of_real_and_fake, of_fake)
+            )
+        critic_step = partial(of_real_and_fake, *of_critic)
+        step = partial(of_fake, *of_generator, orthogonal=config.orthogonal or 0.0)
+    return critic_step, lambda real, z, **given: step(z, **given)
+
+
+def _lazy_steps(
+    config: TrainConfig,
+    networks: tuple[Any, Any],
+    optimizers: tuple[Any, Any],
+    mode: str | None,
+) -> tuple[Callable[[Tensor], None], Callable[[Tensor, Tensor], None]]:
+    """Steps down StyleGAN2's penalties, where the iteration has them."""
+    r1_step: Step = reference.stylegan2_r1_step
+    path_length_step: Step = reference.stylegan2_path_length_step
+    if mode is not None:
+        r1_step, path_length_step = (
+            torch.compile(step, mode=mode) for step in (r1_step, path_length_step)
+        )
+
+    def penalise_d(real: Tensor) -> None:
+        if config.path_length:
+            with tracing_autograd():
+                r1_step(networks[1], optimizers[1], real, weight=160.0)
+
+    def penalise_g(real: Tensor, noise: Tensor) -> None:
+        if config.path_length:
+            z = noise[: len(noise) // config.path_length_shrink]
+            directions = torch.randn(len(z), *real.shape[1:], device=real.device)
+            with tracing_autograd():
+                path_length_step(networks[0], optimizers[0], z, directions, weight=8.0)
+
+    return penalise_d, penalise_g
+
+
+def _translating(
+    networks: Sequence[Any],
+    optimizers: tuple[Any, Any],
+    batches: list[list[Batch]],
     device: torch.device,
     dtype: str,
     mode: str | None,
 ) -> Call:
-    """:func:`fastgan.reference.cyclegan_step`, with networks that can be compiled."""
+    """The reference's steps of CycleGAN and pix2pix, with networks that can be compiled."""
     generator, discriminator = networks
+    cycle = isinstance(generator, reference.CycleGANGenerator)
     if mode is not None:
-        for each in (generator.a_to_b, generator.b_to_a, discriminator.a, discriminator.b):
+        both = (*generator.children(), *discriminator.children()) if cycle else networks
+        for each in both:
             each.compile(mode=mode)
     pools = (reference.ImagePool(), reference.ImagePool())
     random = torch.Generator().manual_seed(0)
 
+    def step(real: Tensor) -> None:
+        given = (generator, discriminator, *optimizers, *real.chunk(2, 1))
+        if not cycle:
+            reference.pix2pix_step(*given)
+            return
+        coins, keys = torch.rand(2, len(real), generator=random), torch.rand(2, 50)
+        drawn = ((coins[0], keys[0]), (coins[1], keys[1]))
+        reference.cyclegan_step(*given, pools=pools, drawn=drawn)
+
     def iteration(number: int) -> None:
         with autocast(device, dtype):
-            for real in batches[number]:
-                coins, keys = torch.rand(2, len(real), generator=random), torch.rand(2, 50)
-                reference.cyclegan_step(
-                    generator, discriminator, *optimizers, *real.chunk(2, 1), pools=pools,
-                    drawn=((coins[0], keys[0]), (coins[1], keys[1])),
-                )  # fmt: skip
+            for real, _ in batches[number]:
+                step(real)
 
     return iteration
 
@@ -453,4 +556,6 @@ def _torch_optimizer(config: TrainConfig, parameters: Any, lr: float | None) -> 
         assert config.beta1 is not None
         assert config.beta2 is not None
         return torch.optim.Adam(parameters, lr=lr, betas=(config.beta1, config.beta2), fused=True)
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=lr, momentum=config.beta1 or 0.0, fused=True)
     return torch.optim.RMSprop(parameters, lr=lr)

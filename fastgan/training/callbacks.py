@@ -38,7 +38,7 @@ class Callback:
         """Called while image files are read and checked, with the counts so far and in total."""
 
     def on_start(self, trainer: Trainer) -> None:
-        """Called before training, at ``trainer.step``."""
+        """Called before training, at ``trainer.step``; nothing of the run is written yet."""
 
     def on_plan(self, trainer: Trainer) -> None:
         """Called after ``trainer.config.steps`` was reduced to fit ``trainer.config.minutes``."""

@@ -146,9 +146,9 @@ class MetricsWriter(Callback):
 
     _recorder: MetricsRecorder | None = None
 
-    def on_start(self, trainer: Trainer) -> None:
+    def open(self, folder: Path, step: int) -> None:
         """Opens the files; drops rows of steps that will be repeated."""
-        self._recorder = MetricsRecorder(trainer.out, trainer.step)
+        self._recorder = MetricsRecorder(folder, step)
 
     def on_metrics(self, trainer: Trainer, row: Mapping[str, float]) -> None:
         """Writes the row."""

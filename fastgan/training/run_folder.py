@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ class RunFolder:
         self.failures: list[str] = []
         self._damaged: list[Path] = []
         self._locked_before = False
+        self._is_new = False
         checkpoints, self._settings = self._found = self._look()
         holds_run = bool(checkpoints) or self._settings is not None
         if holds_run and not resume:
@@ -144,6 +145,7 @@ class RunFolder:
             OutputError: it can't be created or written.
         """
         try:
+            self._is_new = not self.path.exists()
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise OutputError(f"{self.path}: can't be made: {error.strerror}") from error
@@ -154,23 +156,30 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Holds the folder's lock, and renames damaged checkpoints.
 
+        A folder that :meth:`prepare` made goes again if nothing was written there.
+
         Raises:
             OutputError: another process holds the lock, or has written there meanwhile.
         """
-        with run_lock(self.path):
-            if not self._locked_before and self._found != self._look():
-                raise OutputError(
-                    f"{self.path}: another process has written there meanwhile; look at it, and"
-                    " start again"
-                )
-            for path in self._damaged:
-                try:
-                    path.replace(path.with_name(path.name + ".damaged"))
-                except OSError as error:
-                    raise OutputError(f"{path}: can't be renamed: {error.strerror}") from error
-            self._damaged = []
-            self._locked_before = True
-            yield
+        try:
+            with run_lock(self.path):
+                if not self._locked_before and self._found != self._look():
+                    raise OutputError(
+                        f"{self.path}: another process has written there meanwhile; look at it, and"
+                        " start again"
+                    )
+                for path in self._damaged:
+                    try:
+                        path.replace(path.with_name(path.name + ".damaged"))
+                    except OSError as error:
+                        raise OutputError(f"{path}: can't be renamed: {error.strerror}") from error
+                self._damaged = []
+                self._locked_before = True
+                yield
+        finally:
+            if self._is_new:
+                with suppress(OSError):  # it isn't empty
+                    self.path.rmdir()
 
     def begin(self, config: TrainConfig) -> None:
         """Removes killed processes' files, and writes the settings."""

@@ -173,6 +173,7 @@ class Trainer:
         )
         self.config = self.state.config
         self._saved_step = self.step
+        self._metrics = MetricsWriter()
         self.callbacks = [*self._outputs(), *callbacks]
         self._folder.prepare()
 
@@ -219,8 +220,6 @@ class Trainer:
     def _train(self) -> TrainingResult:
         config, state = self.config, self.state
         self.processes.broadcast_(state.weights())
-        if self.processes.is_main:
-            self._folder.begin(config)
         clock = Clock(self._folder.seconds())
         planner = None
         if config.minutes is not None:
@@ -228,7 +227,11 @@ class Trainer:
         last_row: dict[str, float] = {}
         with self._open_feed() as feed, self._profiler() as profiler:
             with clock.paused():
+                # What refuses to start, a logger for one, leaves no run behind that must be resumed.
                 self._tell("on_start")
+                if self.processes.is_main:
+                    self._folder.begin(config)
+                    self._metrics.open(self.out, self.step)
             iteration = self._iteration()
             rates = self._set_learning_rates()
             while state.step < self.config.steps and (batches := self._next_batches(feed)):
@@ -436,7 +439,7 @@ class Trainer:
         if not self.processes.is_main:
             found = [health, CheckpointWriter()]
             return [*found, Evaluator(None, None, None)] if self.config.evaluate_every else found
-        metrics = MetricsWriter()
+        metrics = self._metrics
         samples = named(self.config.kind.pictures)(self.config, self.source, metrics, health)
         found = [health, samples, metrics, CheckpointWriter(), PageWriter()]
         if self.config.logger != "none":

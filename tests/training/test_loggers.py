@@ -227,8 +227,17 @@ def test_the_command_line_has_them_and_says_why_a_service_refuses(
     assert main(["train", f"--out={tmp_path / 'a'}", "--logger=wandb", *small]) == 0
     assert (list(service.rows), service.ended) == ([2, 4], [0])
     service.refusal = RuntimeError("no login:\nset a key")
-    assert main(["train", f"--out={tmp_path / 'b'}", "--logger=wandb", *small]) == 2
+    begin = ["train", f"--out={tmp_path / 'b'}", "--logger=wandb", *small]
+    assert main(begin) == 2
     assert "wandb: can't begin a run: no login: set a key" in capsys.readouterr().err
+    # No run has begun there: once there is a login, the same command begins it.
+    assert not (tmp_path / "b").exists()
+    (tmp_path / "b").mkdir()
+    assert main(begin) == 2
+    assert list((tmp_path / "b").iterdir()) == []
+    service.refusal = None
+    assert main(begin) == 0
+    service.begun.pop()
     # Another logger, or none, is no other run.
     words = ["train", f"--out={tmp_path / 'a'}", "--resume", "--logger=none", "--steps=5"]
     assert main(words) == 0

@@ -136,7 +136,7 @@ def test_no_submodule_can_take_the_place_of_a_function(package: str):
 
 
 WITHOUT_POSIX = """
-import os, signal, sys, types
+import os, signal, sys, types, warnings
 import torch  # with all that it imports of Python's, which asks for msvcrt too
 
 locked = []
@@ -148,6 +148,9 @@ for name in ("pthread_sigmask", "SIGHUP"):
     delattr(signal, name)
 for name in ("O_CLOEXEC", "O_NOFOLLOW", "O_NONBLOCK", "pipe2", "pread", "sched_getaffinity"):
     delattr(os, name)
+
+# Windows' own encoding of text is not UTF-8.
+warnings.filterwarnings("error", category=EncodingWarning, module=r"fastgan\\b")
 
 from fastgan.cli import main
 
@@ -166,5 +169,6 @@ assert "matplotlib.figure" in sys.modules and "matplotlib.pyplot" not in sys.mod
 def test_training_needs_no_compiler_and_nothing_that_windows_or_macos_lack(tmp_path: Path) -> None:
     """As far as Linux can show: what only it or POSIX has is taken away."""
     environment = {**os.environ, "FASTGAN_CACHE_DIR": str(tmp_path / "cache")}
-    subprocess.run([sys.executable, "-c", WITHOUT_POSIX], cwd=tmp_path, check=True, env=environment)
+    words = [sys.executable, "-X", "warn_default_encoding", "-c", WITHOUT_POSIX]
+    subprocess.run(words, cwd=tmp_path, check=True, env=environment)
     assert {"run", "grid.png"} <= {path.name for path in tmp_path.iterdir()}

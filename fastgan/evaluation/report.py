@@ -166,7 +166,9 @@ class EvaluationReport:
         """The table as plain text of at most 80 columns."""
         stream = io.StringIO()
         Console(file=stream, width=80, color_system=None, force_terminal=False).print(self)
-        return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
+        # Consoles of Windows, and what their output is piped into, may know no line drawing.
+        text = stream.getvalue().translate({ord("─"): "-", ord("━"): "="})
+        return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
 
 
 def _resolve_feature_space(

@@ -67,7 +67,7 @@ def bf16_is_fast(device: str) -> bool:
 def _processor_flags() -> frozenset[str]:
     """The processor's features by Linux's names; empty on other systems."""
     try:
-        text = Path("/proc/cpuinfo").read_text()
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return frozenset()
     lines = (line for line in text.splitlines() if line.startswith(("flags", "Features")))

@@ -153,7 +153,7 @@ class MetricsRecorder:
         columns = list(dict.fromkeys(chain(COLUMNS, *rows, *coming)))
         _write_rows(self.path, rows, columns)
         with _named(self.path):
-            self._file = self.path.open("a+", newline="")
+            self._file = self.path.open("a+", encoding="utf-8", newline="")
         self._writer = csv.DictWriter(self._file, columns, lineterminator="\n")
 
     def close(self) -> None:

@@ -465,7 +465,10 @@ class Trainer:
         self.check_weights()
         save_checkpoint(path, {**describe(self.config, self.data), **content})
         for old in list_checkpoints(self.out)[: -self.config.keep_checkpoints]:
-            old.unlink(missing_ok=True)
+            with suppress(
+                PermissionError
+            ):  # on Windows somebody reads it: the next save removes it
+                old.unlink(missing_ok=True)
 
     def _rescue(self, error: BaseException) -> None:
         """Saves a checkpoint after an error between two steps."""

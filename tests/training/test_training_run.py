@@ -479,6 +479,27 @@ def test_old_checkpoints_are_removed_but_not_foreign_files(tmp_path: Path) -> No
     assert (out / "mine.pt").exists()
 
 
+def test_a_checkpoint_that_somebody_reads_is_removed_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Windows removes no file that is open."""
+    remove = Path.unlink
+
+    def busy(path: Path, missing_ok: bool = False) -> None:
+        if path.name == "checkpoint-0000001.pt" and not (path.parent / "free").exists():
+            raise PermissionError(13, "used by another process")
+        remove(path, missing_ok)
+
+    monkeypatch.setattr(Path, "unlink", busy)
+    out = tmp_path / "run"
+    Trainer(small_config(out, steps=3, checkpoint_every=1, keep_checkpoints=1)).run()
+    assert [path.name[-4] for path in list_checkpoints(out)] == ["1", "3"]
+    (out / "free").touch()
+    asked = small_config(out, steps=4)
+    Trainer(asked, resume=True, explicit=frozenset({"steps"})).run()
+    assert [path.name[-4] for path in list_checkpoints(out)] == ["4"]
+
+
 def test_unlabelled_data_can_not_condition(tmp_path: Path) -> None:
     Image.new("L", (16, 16), 3).save(tmp_path / "a.png")
     Image.new("L", (16, 16), 200).save(tmp_path / "b.png")

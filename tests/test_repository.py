@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,3 +72,31 @@ def test_forms_of_issues_ask_for_what_doctor_prints(name: str) -> None:
     form = yaml.safe_load(text_of(f".github/ISSUE_TEMPLATE/{name}.yml"))
     assert {"name", "description", "body"} <= form.keys()
     assert any("fastgan doctor" in part["attributes"]["label"] for part in form["body"])
+
+
+def sources() -> Iterator[ast.AST]:
+    for path in sorted((ROOT / "fastgan").rglob("*.py")):
+        yield from ast.walk(ast.parse(path.read_text(), str(path)))
+
+
+def test_the_page_of_messages_has_every_error_and_every_warning() -> None:
+    page = text_of("docs/messages.md")
+    kinds = {
+        node.name
+        for node in sources()
+        if isinstance(node, ast.ClassDef) and re.search(r"^[A-Z].*(Error|Warning)$", node.name)
+    }
+    assert len(kinds) > 12
+    assert kinds == set(re.findall(r"^::: .*\.(\w+)$", page, flags=re.M))
+    texts = []
+    for node in sources():
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(("warn_once", ".warn")):
+            parts = [
+                each.value for each in ast.walk(node.args[0]) if isinstance(each, ast.Constant)
+            ]
+            if parts:  # no text that another place composed
+                texts.append([str(part) for part in parts])
+    assert len(texts) > 15
+    for parts in texts:
+        clauses = [each.strip() for part in parts for each in re.split("[,;:]", part)]
+        assert any(len(each) >= 6 and each in page for each in clauses), parts

@@ -32,6 +32,8 @@ from fastgan.evaluation.metrics import frechet_distance, kernel_distance, neighb
 __all__ = ["EvaluationReport", "evaluate_samples"]
 
 BAR_WIDTH = 20
+# Windows' consoles and pipes may lack line drawing.
+_BOX = box.Box(str(box.SIMPLE_HEAD).replace("─", "-"), ascii=True)
 # Up to this many classes each has a row of the table; otherwise only the extremes do.
 MAX_CLASS_ROWS = 20
 
@@ -107,7 +109,7 @@ class EvaluationReport:
                     *(f"note: {escape(note)}" for note in self.notes),
                 ]
             ),
-            box=box.SIMPLE_HEAD,
+            box=_BOX,
             title_justify="left",
             caption_justify="left",
         )
@@ -156,7 +158,7 @@ class EvaluationReport:
             return
         widest = max(histogram)
         for number, share in enumerate(histogram):
-            bar = "━" * round(BAR_WIDTH * share / widest)
+            bar = "=" * round(BAR_WIDTH * share / widest)
             table.add_row(f"class {self._class_name(number)}", f"{share:.1%}", bar)
 
     def _class_name(self, number: int) -> str:
@@ -166,9 +168,7 @@ class EvaluationReport:
         """The table as plain text of at most 80 columns."""
         stream = io.StringIO()
         Console(file=stream, width=80, color_system=None, force_terminal=False).print(self)
-        # Consoles of Windows, and what their output is piped into, may know no line drawing.
-        text = stream.getvalue().translate({ord("─"): "-", ord("━"): "="})
-        return "\n".join(line.rstrip() for line in text.rstrip().splitlines())
+        return "\n".join(line.rstrip() for line in stream.getvalue().rstrip().splitlines())
 
 
 def _resolve_feature_space(

@@ -227,7 +227,7 @@ class Trainer:
         last_row: dict[str, float] = {}
         with self._open_feed() as feed, self._profiler() as profiler:
             with clock.paused():
-                # What refuses to start, a logger for one, leaves no run behind that must be resumed.
+                # What refuses to start, as a logger may, leaves no run behind.
                 self._tell("on_start")
                 if self.processes.is_main:
                     self._folder.begin(config)

@@ -97,7 +97,7 @@ def page(generator: TrainedGenerator) -> tuple[Any, dict[str, Any]]:
     limit = 1.0 if styles or generator.config.noise == "uniform" else 3.0
     title = f"{generator.config.model} on {printable(generator.data.name)}, {generator.step} steps"
     with gradio.Blocks(title=title, analytics_enabled=False, delete_cache=(600, 600)) as blocks:
-        gradio.HTML(f"<h3>{escape(title)}</h3>", padding=False)
+        gradio.HTML(f"<h3>{escape(title)}</h3>", padding=False, elem_classes="title")
         with gradio.Row():
             with gradio.Column(min_width=320):
                 image, strip = (
@@ -149,6 +149,8 @@ def page(generator: TrainedGenerator) -> tuple[Any, dict[str, Any]]:
             None,
             [first, second],
         )
-    css = ".pixels img { image-rendering: pixelated; } footer { display: none !important; }"
+    # Gradio pads a title though told not to, and cuts as much off the end of a long word.
+    css = ".title * { padding: 0; overflow-wrap: anywhere; }"
+    css += " .pixels img { image-rendering: pixelated; } footer { display: none !important; }"
     font, mono = ["system-ui", "sans-serif"], ["ui-monospace", "monospace"]
     return blocks, {"theme": gradio.themes.Default(font=font, font_mono=mono), "css": css}

@@ -391,6 +391,13 @@ def test_sdist_holds_every_native_file(unpacked_sdist):
     assert not list(unpacked_sdist.rglob("*.so"))
 
 
+def test_sdist_holds_what_the_site_and_the_examples_are_made_of(unpacked_sdist):
+    found = [ROOT / "mkdocs.yml", *(ROOT / "docs").glob("*.py"), *(ROOT / "examples").rglob("*.*")]
+    for path in found:
+        if path.is_file() and path.suffix != ".pyc":
+            assert (unpacked_sdist / path.relative_to(ROOT)).exists(), path
+
+
 def test_wheel_from_the_sdist_is_tagged_for_every_python_and_its_platform(wheel):
     path, output = wheel
     assert "-py3-none-linux_" in path.name

@@ -48,7 +48,7 @@ CPU_SOURCES = (
     "csrc/penalty_ops.cpp",
     "csrc/style_ops.cpp",
 )
-#: Compiled once per instruction set (csrc/cpu/instruction_sets.h).
+#: Compiled once per instruction set (csrc/cpu/instruction_sets.h, LOOPS_OF_SETS).
 LOOP_SOURCES = (
     "csrc/cpu/batch_norm_loops.cpp",
     "csrc/cpu/bias_act_loops.cpp",
@@ -109,8 +109,20 @@ INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
             "-mf16c",
             "-mprefer-vector-width=512",
         ),
+        "avx512_vnni": (
+            "-mavx512f",
+            "-mavx512bw",
+            "-mavx512dq",
+            "-mavx512vl",
+            "-mavx512vnni",
+            "-mfma",
+            "-mf16c",
+            "-mprefer-vector-width=512",
+        ),
     },
 }
+#: Sets that only these loops are compiled for; the others run as on the set before.
+LOOPS_OF_SETS = {"avx512_vnni": ("csrc/cpu/winograd_loops.cpp",)}
 OTHER_INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {"baseline": ()}
 
 #: nvcc's own flags; -Xcompiler hands the rest to the host compiler.
@@ -449,6 +461,8 @@ def ninja_file(configuration: Configuration, build_dir: Path) -> str:
     objects = [compile_with("cxx", source, extra=torch_flags) for source in CPU_SOURCES]
     for source in LOOP_SOURCES:
         for name, set_flags in c.instruction_sets.items():
+            if source not in LOOPS_OF_SETS.get(name, LOOP_SOURCES):
+                continue
             extra = (f"-DFASTGAN_INSTRUCTION_SET={name}", *set_flags)
             objects.append(compile_with("cxx", source, name, extra))
     link_flags: tuple[str, ...] = (

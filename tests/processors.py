@@ -22,6 +22,7 @@ PROCESSORS = {
     "baseline": ("baseline", "default", "SSE41", "COMPATIBLE"),
     "avx2": ("avx2", "avx2", "AVX2", "AVX2"),
     "avx512": ("avx512", "avx512", "AVX512_CORE_BF16", "COMPATIBLE"),
+    "avx512_vnni": ("avx512_vnni", "avx512", "AVX512_CORE_BF16", "COMPATIBLE"),
 }
 VARIABLES = (
     "FASTGAN_CPU_INSTRUCTION_SET",
@@ -47,7 +48,7 @@ def run(name: str, arguments: list[str]) -> bool:
     seconds = time.perf_counter() - begin
     told = " ".join(f"{variable}={value}" for variable, value in settings.items())
     said = "" if result.returncode == 0 else f"{result.stdout}\n{result.stderr}\n"
-    print(f"{name:9} {outcome} in {seconds:.0f} s: {told}\n{said}", end="", flush=True)
+    print(f"{name:11} {outcome} in {seconds:.0f} s: {told}\n{said}", end="", flush=True)
     return result.returncode == 0
 
 
@@ -57,7 +58,7 @@ def main(arguments: list[str]) -> int:
     sets = info.cpu_instruction_sets
     able = sets[: sets.index(info.cpu_instruction_set) + 1]
     for name in PROCESSORS.keys() - set(able):
-        print(f"{name:9} left out: this build or processor lacks it")
+        print(f"{name:11} left out: this build or processor lacks it")
     chosen = arguments or ["-m", "processors", "tests"]
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         outcomes = list(pool.map(lambda name: run(name, chosen), able))

@@ -18,7 +18,8 @@ InstructionSet widest_of_this_processor() {
         __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     if (has_avx2 && has_avx512) {
-        return InstructionSet::avx512;
+        return __builtin_cpu_supports("avx512vnni") ? InstructionSet::avx512_vnni
+                                                    : InstructionSet::avx512;
     }
     if (has_avx2) {
         return InstructionSet::avx2;
@@ -33,14 +34,14 @@ InstructionSet chosen() {
     if (setting == nullptr || *setting == '\0') {
         return widest;
     }
-    for (const auto set :
-         {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512}) {
+    for (const auto set : {InstructionSet::baseline, InstructionSet::avx2, InstructionSet::avx512,
+                           InstructionSet::avx512_vnni}) {
         if (std::string(setting) == name(set)) {
             return std::min(set, widest);
         }
     }
     throw std::runtime_error("FASTGAN_CPU_INSTRUCTION_SET is '" + std::string(setting) +
-                             "'; expected baseline, avx2 or avx512");
+                             "'; expected baseline, avx2, avx512 or avx512_vnni");
 }
 
 }  // namespace
@@ -52,6 +53,8 @@ InstructionSet instruction_set() {
 
 const char* name(InstructionSet set) {
     switch (set) {
+        case InstructionSet::avx512_vnni:
+            return "avx512_vnni";
         case InstructionSet::avx512:
             return "avx512";
         case InstructionSet::avx2:

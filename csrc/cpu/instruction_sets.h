@@ -20,30 +20,44 @@
     namespace avx512 {                            \
     declare;                                      \
     }
-// Of the three versions of a function, the one for this processor.
-#define FASTGAN_SELECT(function) \
-    ::fastgan::cpu::select(&baseline::function, &avx2::function, &avx512::function)
+// Also for AVX-512 with VNNI: for the files that native_build.py compiles for it.
+#define FASTGAN_FOR_EACH_INSTRUCTION_SET_AND_VNNI(declare) \
+    FASTGAN_FOR_EACH_INSTRUCTION_SET(declare)              \
+    namespace avx512_vnni {                                \
+    declare;                                               \
+    }
+// Of a function's versions, the one for this processor.
+#define FASTGAN_SELECT(function)                                                     \
+    ::fastgan::cpu::select(&baseline::function, &avx2::function, &avx512::function, \
+                           &avx512::function)
+#define FASTGAN_SELECT_VNNI(function)                                                \
+    ::fastgan::cpu::select(&baseline::function, &avx2::function, &avx512::function, \
+                           &avx512_vnni::function)
 #else
 #define FASTGAN_FOR_EACH_INSTRUCTION_SET(declare) \
     namespace baseline {                          \
     declare;                                      \
     }
+#define FASTGAN_FOR_EACH_INSTRUCTION_SET_AND_VNNI(declare) FASTGAN_FOR_EACH_INSTRUCTION_SET(declare)
 #define FASTGAN_SELECT(function) (&baseline::function)
+#define FASTGAN_SELECT_VNNI(function) (&baseline::function)
 #endif
 
 namespace fastgan::cpu {
 
-enum class InstructionSet { baseline, avx2, avx512 };
+enum class InstructionSet { baseline, avx2, avx512, avx512_vnni };
 
 // The widest set that both the build and this processor have. The environment variable
-// FASTGAN_CPU_INSTRUCTION_SET (baseline, avx2, avx512) lowers it, never raises it; it is read once.
+// FASTGAN_CPU_INSTRUCTION_SET (their names) lowers it, never raises it; it is read once.
 InstructionSet instruction_set();
 
 const char* name(InstructionSet set);
 
 template <typename Function>
-Function select(Function baseline, Function avx2, Function avx512) {
+Function select(Function baseline, Function avx2, Function avx512, Function avx512_vnni) {
     switch (instruction_set()) {
+        case InstructionSet::avx512_vnni:
+            return avx512_vnni;
         case InstructionSet::avx512:
             return avx512;
         case InstructionSet::avx2:

@@ -31,9 +31,9 @@
 // factors but 1, -1 and 1/2 occur, so that little is lost to rounding. (Four results from six
 // products, F(4, 3), lose three to four times as much as a convolution by its formula.) The
 // products of a phase and a tile of 2 by 2 places are products of matrices over channels (over
-// tiles, for the weight gradient), summed in float32. Transformed maps never leave a core's cache;
-// the transformed weight, 16/9 or 25/9 of one of 3 by 3 taps, 9/4 and 49/25 of others, is made once
-// a call.
+// tiles, for the weight gradient), summed in float32; those of bfloat16 maps may be of integers
+// (fixed_point.h). Transformed maps never leave a core's cache; the transformed weight, 16/9 or 25/9
+// of one of 3 by 3 taps, 9/4 and 49/25 of others, is made once a call.
 #pragma once
 
 #include <cstdint>

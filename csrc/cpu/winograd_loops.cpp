@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "../math/float_types.h"
+#include "fixed_point.h"
 #include "matrix_product.h"
 
 namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET {
@@ -181,10 +182,11 @@ struct Layout {
     std::int64_t per_panel;
 };
 
-// Of the wide map's places (Matrix::places) or of a gradient's (Matrix::gradients).
-template <Matrix kMatrix, int kRowTaps, int kColumnTaps, typename T>
+// Of the wide map's places (Matrix::places) or of a gradient's (Matrix::gradients). With kFixed in
+// pairs of integers, each tile with its scale.
+template <Matrix kMatrix, int kRowTaps, int kColumnTaps, bool kFixed = false, typename T>
 void transform_map(const T* map, const PhaseOfMap& phase, const TileGrid& grid, Range tiles,
-                   Range channels, const Layout& layout, float* out) {
+                   Range channels, const Layout& layout, float* out, float* scales = nullptr) {
     constexpr int inputs = kAllInputs<kMatrix, kRowTaps, kColumnTaps>;
     constexpr int outputs = kAllOutputs<kMatrix, kRowTaps, kColumnTaps>;
     Tile tile = tile_at(grid, tiles.first);
@@ -200,6 +202,8 @@ void transform_map(const T* map, const PhaseOfMap& phase, const TileGrid& grid, 
     };
     const T* next[inputs];
     places(next);
+    alignas(64) float of_tile[kFixed ? outputs * kWinogradDepth : 1];
+    const std::int64_t per_point = kFixed ? kWinogradDepth : layout.per_point;
     for (std::int64_t index = 0; index < tiles.count; ++index) {
         const T* from[inputs];
         for (int i = 0; i < inputs; ++i) {
@@ -208,7 +212,7 @@ void transform_map(const T* map, const PhaseOfMap& phase, const TileGrid& grid, 
         if (index + 1 < tiles.count) {
             places(next);
         }
-        float* const to = out + index * layout.per_tile;
+        float* const to = kFixed ? of_tile : out + index * layout.per_tile;
         for (std::int64_t c = 0; c < channels.count; c += kLanes) {
             Vector x[inputs];
             Vector y[outputs];
@@ -222,8 +226,12 @@ void transform_map(const T* map, const PhaseOfMap& phase, const TileGrid& grid, 
             float* const at = to + c / kPanel * layout.per_panel + c % kPanel;
 #pragma GCC unroll 16
             for (int i = 0; i < outputs; ++i) {
-                store(at + i * layout.per_point, y[i]);
+                store(at + i * per_point, y[i]);
             }
+        }
+        if constexpr (kFixed) {
+            fix_tile<outputs>(of_tile, kWinogradDepth, channels.count,
+                                 out + index * layout.per_tile, layout.per_point, scales + index);
         }
     }
 }
@@ -278,7 +286,7 @@ FASTGAN_INLINE std::int64_t block_size_per_point(Range depth, Range width) {
 }
 
 template <int kRowTaps, int kColumnTaps, typename T>
-void transform_block(const WeightTransform& task, Range depth, Range width, float* block) {
+void transform_block_in_float(const WeightTransform& task, Range depth, Range width, float* block) {
     constexpr int taps = kRowTaps * kColumnTaps;
     constexpr int points = winograd_points(kRowTaps, kColumnTaps);
     const WeightPhase& phase = task.phase;
@@ -340,6 +348,19 @@ void transform_block(const WeightTransform& task, Range depth, Range width, floa
     }
 }
 
+template <int kRowTaps, int kColumnTaps, typename T>
+void transform_block(const WeightTransform& task, Range depth, Range width, float* block) {
+    transform_block_in_float<kRowTaps, kColumnTaps, T>(task, depth, width, block);
+    if constexpr (kFixedPoint<T>) {
+        for (int point = 0; point < winograd_points(kRowTaps, kColumnTaps); ++point) {
+            float* const panels = block + point * block_size_per_point(depth, width);
+            for (std::int64_t j = 0; j < width.count; j += kPanel) {
+                fix_panel(panels + j * depth.count, depth.count);
+            }
+        }
+    }
+}
+
 // --- Tasks ---------------------------------------------------------------------------------------
 
 template <int kNumber>
@@ -377,12 +398,18 @@ void correlate(const Correlation& task, Range tiles, Range channels, float* scra
     const int column_points = task.column_taps + 1;
     float* const values = scratch;
     float* const products = values + row_points * column_points * values_per_point;
-    const Layout layout{values_per_point, kWinogradDepth, kPanel};
-    for (int point = 0; point < row_points * column_points; ++point) {
-        // Rows that no tile fills are multiplied too.
-        for (std::int64_t row = tiles.count; row < rows; ++row) {
-            memset(values + point * values_per_point + row * kWinogradDepth, 0,
-                   kWinogradDepth * sizeof(float));
+    // Pairs take half the memory, behind which there is room for the tiles' scales.
+    constexpr std::int64_t row_stride = kFixedPoint<T> ? kWinogradDepth / 2 : kWinogradDepth;
+    const Layout layout{values_per_point, row_stride, kPanel};
+    float* const scales = values + rows * row_stride;
+    // Rows that no tile fills are multiplied too.
+    for (std::int64_t row = tiles.count; row < rows; ++row) {
+        for (int point = 0; point < row_points * column_points; ++point) {
+            memset(values + point * values_per_point + row * row_stride, 0,
+                   row_stride * sizeof(float));
+        }
+        if constexpr (kFixedPoint<T>) {
+            scales[row] = 0;
         }
     }
     float* const own_block = products + row_points * column_points * products_per_point;
@@ -403,18 +430,27 @@ void correlate(const Correlation& task, Range tiles, Range channels, float* scra
                     transform_block<row_taps.value, column_taps.value, T>(term.weight, part,
                                                                           channels, weight);
                 }
-                transform_map<Matrix::places, row_taps.value, column_taps.value>(
+                transform_map<Matrix::places, row_taps.value, column_taps.value, kFixedPoint<T>>(
                     static_cast<const T*>(task.input), term.input, term.input_tiles, tiles, part,
-                    layout, values);
+                    layout, values, scales);
             });
             const std::int64_t weight_per_point = block_size_per_point(part, channels);
             int point = 0;
             for (int i = 0; i <= phase.row_taps; ++i) {
                 for (int j = 0; j <= phase.column_taps; ++j, ++point) {
-                    multiply<kWinogradDepth, 1, true>(
-                        values + point * values_per_point, weight + point * weight_per_point,
-                        part.count * kPanel, rows, channels.count, part.count, t > 0 || first > 0,
-                        products + (i * column_points + j) * products_per_point, kWinogradWidth);
+                    const float* const a = values + point * values_per_point;
+                    const float* const b = weight + point * weight_per_point;
+                    float* const c = products + (i * column_points + j) * products_per_point;
+                    const bool accumulate = t > 0 || first > 0;
+                    if constexpr (kFixedPoint<T>) {
+                        multiply_fixed<row_stride>(a, scales, b, part.count * kPanel, rows,
+                                                   channels.count, part.count / 2, accumulate, c,
+                                                   kWinogradWidth);
+                    } else {
+                        multiply<row_stride, 1, true>(a, b, part.count * kPanel, rows,
+                                                      channels.count, part.count, accumulate, c,
+                                                      kWinogradWidth);
+                    }
                 }
             }
         }

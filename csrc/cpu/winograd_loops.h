@@ -138,7 +138,7 @@ struct WeightGradient {
     WeightPhase weight;
 };
 
-FASTGAN_FOR_EACH_INSTRUCTION_SET(
+FASTGAN_FOR_EACH_INSTRUCTION_SET_AND_VNNI(
     // A block.
     void winograd_transform_weight(const WeightTransform& task, Range depth, Range width);
     // Of at most winograd_tiles() tiles and the output channels of a block.

@@ -25,6 +25,7 @@ BUILD: dict[str, Any] = runpy.run_path(str(CSRC.parent / "native_build.py"))
 INSTRUCTION_SETS: dict[str, tuple[str, ...]] = BUILD["INSTRUCTION_SETS"].get(
     platform.machine(), BUILD["OTHER_INSTRUCTION_SETS"]
 )
+LOOPS: tuple[str, ...] = BUILD["LOOP_SOURCES"]
 #: Shapes that are drawn for each dtype.
 CASES = 20
 FLAGS = ("-std=c++20", "-g1", "-Wall", "-Wextra", "-ffp-contract=off", "-I", str(CSRC))
@@ -54,6 +55,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (f"cpu/{name}_loops.cpp", (*SANITIZED, *flags, f"-DFASTGAN_INSTRUCTION_SET={chosen}"))
             for name in ("winograd", "patches")
             for chosen, flags in INSTRUCTION_SETS.items()
+            if f"csrc/cpu/{name}_loops.cpp" in BUILD["LOOPS_OF_SETS"].get(chosen, LOOPS)
         ),
         *((f"cpu/{name}.cpp", SANITIZED) for name in ("winograd", "patches")),
         ("cpu/instruction_sets.cpp", ("-O1",)),

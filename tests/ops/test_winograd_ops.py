@@ -149,6 +149,64 @@ def test_errors_are_at_most_twice_those_of_torch(kernel: tuple[int, int], mean: 
             )
 
 
+def values_with_outliers(shape: torch.Size) -> Tensor:
+    """One of 64 channels is 500 times as large as the others."""
+    values = torch.randn(shape) * 0.02
+    values[:, ::64] *= 500
+    return values
+
+
+@pytest.mark.processors
+@pytest.mark.skipif(
+    not has_vectors(),
+    reason="fastgan takes these ops only on AVX2 and AVX-512; torch's sums differ",
+)
+@pytest.mark.parametrize("values", ["normal", "rectified", "large mean", "zero sum", "outliers"])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_errors_in_bfloat16_are_at_most_twice_those_of_torch(
+    kernel: tuple[int, int], values: str
+) -> None:
+    """Against float64, with nothing added: torch rounds its results to bfloat16, as these ops do.
+
+    "zero sum" has weights that cancel a large mean, which leaves rounded terms to differ.
+    """
+    taps, stride = kernel
+    case = fitting(
+        kernel,
+        small=(96, 9, 7),
+        wide=(128, stride * 8 + taps - 2, stride * 6 + taps - 2),
+        bias=False,
+        mean=10.0 if values in ("large mean", "zero sum") else 0.0,
+    )
+    small, wide, weight, biases = drawn(case, torch.float32)
+    if values == "rectified":
+        small, wide = small.relu(), wide.relu()
+    elif values == "zero sum":
+        weight = weight - weight.mean((1, 2, 3), keepdim=True)
+    elif values == "outliers":
+        small, wide = values_with_outliers(small.shape), values_with_outliers(wide.shape)
+    tensors = [t.bfloat16() for t in (small, wide, weight)]
+    truths = by_torch(case, *(t.double() for t in tensors), biases)
+    rows = zip(
+        NAMES, call(case, *tensors, biases), by_torch(case, *tensors, biases), truths, strict=True
+    )
+    for name, ours, theirs, truth in rows:
+        own, eager = ((t.double() - truth).square().mean().sqrt() for t in (ours, theirs))
+        assert own <= 2 * eager, f"{name}: {own:.2e}, torch's {eager:.2e}"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_errors_are_relative_to_each_image_and_to_each_output_channel(dtype: torch.dtype) -> None:
+    """Powers of two, by which either is multiplied, come out as they are."""
+    torch.manual_seed(4)
+    wide, weight = torch.randn(3, 64, 6, 6).to(dtype), torch.randn(32, 64, 3, 3).to(dtype)
+    expected = ops.winograd_gather(wide, weight, None, 1, 1, 1, 6, 6)
+    of_images = torch.tensor([2.0**-60, 1.0, 2.0**40]).view(3, 1, 1, 1).to(dtype)
+    of_channels = torch.exp2(torch.arange(-16.0, 16.0)).view(32, 1, 1, 1).to(dtype)
+    found = ops.winograd_gather(wide * of_images, weight * of_channels, None, 1, 1, 1, 6, 6)
+    assert torch.equal(found, expected * of_images * of_channels.view(1, 32, 1, 1))
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_errors_of_a_weight_gradient_do_not_grow_with_the_batch(kernel: tuple[int, int]) -> None:
     """Of 2^17 tiles that are alike, so that where a sum grows, its roundings all go one way.
@@ -224,13 +282,21 @@ def test_the_same_bits_in_every_run_and_on_any_number_of_threads(kernel: tuple[i
             assert torch.equal(found, value)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("place", [(0, 0), (7, 7), (3, 4)])
-def test_what_is_not_finite_reaches_the_places_it_should(place: tuple[int, int]) -> None:
-    wide, weight = torch.ones(1, 32, 8, 8), torch.ones(32, 32, 4, 4)
-    wide[0, 3, place[0], place[1]] = float("nan")
+def test_what_is_not_finite_reaches_the_places_it_should(
+    place: tuple[int, int], value: float, dtype: torch.dtype
+) -> None:
+    wide, weight = torch.ones(1, 32, 8, 8, dtype=dtype), torch.ones(32, 32, 4, 4, dtype=dtype)
+    wide[0, 3, place[0], place[1]] = value
     found = ops.winograd_gather(wide, weight, None, 2, 1, 1, 4, 4)
     expected = F.conv2d(wide, weight, stride=2, padding=1)
-    assert bool((found.isnan() | ~expected.isnan()).all())
+    if value != value:
+        assert bool((found.isnan() | ~expected.isnan()).all())
+    assert bool((~found.isfinite() | expected.isfinite()).all())
+    of_weight = ops.winograd_gather(torch.ones_like(wide), weight * value, None, 2, 1, 1, 4, 4)
+    assert not of_weight.isfinite().any()
 
 
 def test_misfits_are_refused() -> None:

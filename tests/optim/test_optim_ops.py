@@ -182,7 +182,7 @@ def test_paths_are_reported_and_checks_pass(device, op):
     check_op(op, device)
 
 
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512", "avx512_vnni"])
 def test_every_instruction_set_passes_the_checks(instruction_set):
     info = fastgan.build_info()
     if instruction_set not in info.cpu_instruction_sets:

@@ -1,7 +1,7 @@
 """Convolutions with fewer products, on CPUs: 3x3 and 4x4 taps and stride 1 or 2, 5x5 and stride 2.
 
-Runs :mod:`fastgan.ops.winograd`, which computes in float32: processors with tiles for bfloat16
-(AMX) don't use it for bfloat16.
+Runs :mod:`fastgan.ops.winograd`, which computes in float32, and of bfloat16 with AVX-512 VNNI in
+16-bit integers: processors with tiles for bfloat16 (AMX) don't use it for bfloat16.
 """
 
 from __future__ import annotations

@@ -95,6 +95,7 @@ def _convolution(
         return TORCHS
     if pending.takes is None:
         way, unturned = convolves_faster(stage, map, taps, dtype)
+        pending.log.usual += way.usual
         way = unturned if dimensions == 3 else way  # converted maps have four dimensions
         if not way.ours and not way.turns and not overwriting_pays(shape.numel(), input):
             return TORCHS

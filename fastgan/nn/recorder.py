@@ -44,7 +44,7 @@ from fastgan.nn.recording_cost import watching_milliseconds
 from fastgan.nn.stretch import Log
 from fastgan.nn.touches import METADATA
 from fastgan.ops.backends import measuring_nothing
-from fastgan.ops.backends.selection import current_selector
+from fastgan.ops.backends.selection import MARGIN, current_selector
 
 __all__ = ["Recorder", "is_fused", "run_recorded", "watched"]
 
@@ -125,7 +125,8 @@ class _Pace:
     longer call, which may have done something else, the next is recorded again; if it fuses nothing
     either, the machine was busy, and the limit doubles.
 
-    If fusing saves less than the overhead of recording, calls run plain as well. That changes
+    If fusing saves less than the overhead of recording and a few per cent of the convolutions'
+    time, which is what measuring them is uncertain by, calls run plain as well. That changes
     roundings, so it is stored with the backends' choices, and timing calls doesn't change it.
     """
 
@@ -164,7 +165,7 @@ class _Pace:
         if log.saves > 0:
             self._limits.pop(call, None)
             if self._chosen.get(call, True) is None and log.saves < math.inf:
-                costs = log.calls * watching_milliseconds()
+                costs = log.calls * watching_milliseconds() + MARGIN * log.usual
                 self._choose(call, {"recorded": costs, "plain": log.saves})
         else:
             limit = max(seconds, 2 * self._exceeded.get(call, 0.0))

@@ -720,14 +720,16 @@ def test_a_small_network_runs_as_ever_from_its_third_call_on(recordings: Recordi
     assert recordings.count == 3
 
 
-@pytest.mark.parametrize("costs", [1e-3, 1.0])
+@pytest.mark.parametrize(("costs", "usual"), [(1e-3, 1.0), (1.0, 1.0), (1e-3, 90.0)])
 def test_a_forward_that_saves_less_than_watching_it_costs_is_plain_by_a_choice_that_is_kept(
     recordings: Recordings,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     costs: float,
+    usual: float,
 ) -> None:
-    way = Way(False, True, 0.1)
+    way = Way(False, True, 0.1, usual)
+    recorded = costs < 0.1 and usual == 1.0
     monkeypatch.setenv("FASTGAN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(stretch, "select_layout", lambda *_: (way, way))
     monkeypatch.setattr(recorder, "watching_milliseconds", lambda: costs)
@@ -740,11 +742,11 @@ def test_a_forward_that_saves_less_than_watching_it_costs_is_plain_by_a_choice_t
         with using(Selector("1")):
             for _ in range(4):
                 fused(image())
-        assert recordings.count == (4 if costs < 0.1 else 1 if first else 0)
+        assert recordings.count == (4 if recorded else 1 if first else 0)
     with using(Selector("0")):
         fused = fastgan.fuse(copy.deepcopy(plain))
         fused(image())
-    assert recordings.count == (5 if costs < 0.1 else 1)
+    assert recordings.count == (5 if recorded else 1)
 
 
 def test_a_call_that_does_more_than_was_recorded_is_recorded_again(

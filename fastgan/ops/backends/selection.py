@@ -50,6 +50,7 @@ from fastgan.ops.stages import Stage
 
 __all__ = [
     "BY_TORCH",
+    "MARGIN",
     "MODES",
     "Selector",
     "Way",
@@ -65,7 +66,8 @@ __all__ = [
 MODES = ("0", "1", "exhaustive")
 #: A process's total seconds of measurement; programs with ever new shapes go on without.
 MOST_SECONDS = 60.0
-#: Margin by which another backend must beat the fixed table's, against noise.
+#: Margin by which another backend must beat the fixed table's, and recording a forward must beat
+#: running it, against noise.
 MARGIN = 0.03
 #: Number of remembered calls; bounded, as shapes may never repeat.
 _MOST_KNOWN = 16384
@@ -120,11 +122,13 @@ class Way(NamedTuple):
         ours: whether it runs in a chain, with a backend other than torch's in some pass.
         turns: whether its contiguous maps are laid out channels-last.
         saves: the milliseconds saved over torch; infinite where nothing was measured.
+        usual: torch's milliseconds; 0 where nothing was measured.
     """
 
     ours: bool
     turns: bool
     saves: float
+    usual: float = 0.0
 
 
 BY_TORCH = Way(False, False, 0.0)
@@ -143,7 +147,7 @@ def _fastest_way(times: Mapping[tuple[bool, bool], float]) -> Way:
     usual, fastest = times[False, False], min(times, key=times.__getitem__)
     if not times[fastest] * (1 + MARGIN) < usual:
         fastest = False, False
-    return Way(*fastest, usual - times[fastest])
+    return Way(*fastest, usual - times[fastest], usual)
 
 
 def select_layout(
@@ -171,7 +175,7 @@ def select_layout(
 
     Example:
         >>> select_layout(Stage("linear"), torch.ones(2, 3), torch.ones(4, 3), ("forward",))[0]
-        Way(ours=False, turns=False, saves=0.0)
+        Way(ours=False, turns=False, saves=0.0, usual=0.0)
     """
     call = (
         stage,

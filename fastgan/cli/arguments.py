@@ -355,7 +355,10 @@ def _add_bench(commands: Any) -> None:
         help="torch's threads; its own choice by default",
     )
     parser.add_argument(
-        "--only", metavar="TEXT", help="only cases whose name, as in the table, contains this"
+        "--only",
+        metavar="TEXT",
+        nargs="+",
+        help="only cases whose name, as in the table, contains one of these",
     )
     parser.add_argument(
         "--max-minutes",

@@ -55,9 +55,10 @@ def run(options: argparse.Namespace) -> int:
         torch.set_num_threads(options.threads)
     cases = suite_cases(options.suite, device, quick=options.quick)
     if options.only:
-        cases = [case for case in cases if options.only in case.name]
-    if not cases:
-        raise ConfigError(f"only: no case of suite {options.suite} has {options.only!r} in it")
+        cases = [case for case in cases if any(text in case.name for text in options.only)]
+        if not cases:
+            texts = " or ".join(map(repr, options.only))
+            raise ConfigError(f"only: no case of suite {options.suite} has {texts} in it")
     plan = _plan(options, device)
     with _Display(console) as display:
         no_plots = why_no_plots()

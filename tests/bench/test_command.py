@@ -169,6 +169,7 @@ def test_terminal_explains_more_than_the_floor(tmp_path: Path, capsys, monkeypat
         (["--out", "{}/new", "--compare", "{}/none.json"], "none.json: can't be read"),
         (["--out", "{}/new", "--compare", "{}/file"], "file: is not JSON"),
         (["--out", "{}/new", "--only", "cubes"], "no case of suite all has 'cubes' in it"),
+        (["--out", "{}/new", "--only", "cubes", "balls"], "has 'cubes' or 'balls' in it"),
         (["--out", "{}/new", "--suite", "kernels"], "invalid choice: 'kernels'"),
         (["--out", "{}/new", "--threads", "0"], "expected at least 1, got 0"),
         (["--out", "{}/new", "--max-minutes", "0"], "expected a number above 0, got 0.0"),

@@ -70,12 +70,12 @@ CANDIDATES = {
     ],
 }
 
-HEADER = '''"""The tiles per architecture, and how many programs fill one: data, see ``tiles.py``.
+HEADER = '''"""Tiles per architecture, and how many programs fill a GPU: data for ``tiles.py``.
 
 A row: bits, max_rows, max_columns, max_channels, then the tile (block_m, block_n, block_k, warps,
-stages). Written by ``benchmarks/tune_convolutions.py``; rows that several kernels or architectures
-have in common are named after the first. MEASURED says on which GPU a table was measured; one that
-names none was chosen by what compiles without spilling.
+stages). Written by ``benchmarks/tune_convolutions.py``; rows shared by several kernels or
+architectures are named after the first. MEASURED names the GPU of the measurement; tables without
+one were chosen to compile without spilling.
 """
 
 from __future__ import annotations

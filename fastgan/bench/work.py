@@ -136,6 +136,7 @@ def products_work(
 
     Example:
         >>> import torch
+        >>> from torch import nn
         >>> with torch.device("meta"):
         ...     network, images = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 4)), torch.empty(5, 2)
         >>> products_work(network, images, "float32", gradients="of images").flops

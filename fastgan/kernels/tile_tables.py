@@ -1,4 +1,4 @@
-"""Tiles per architecture, and the number of programs that fill a GPU: data for ``tiles.py``.
+"""Tiles per architecture, and how many programs fill a GPU: data for ``tiles.py``.
 
 A row: bits, max_rows, max_columns, max_channels, then the tile (block_m, block_n, block_k, warps,
 stages). Written by ``benchmarks/tune_convolutions.py``; rows shared by several kernels or

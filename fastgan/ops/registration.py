@@ -183,7 +183,8 @@ def register_in_place(
                     raise RuntimeError(
                         f"{name}: a tensor carries a forward-mode tangent, which the op lacks"
                     )
-        torch.autograd.graph.increment_version(written(args))
+        # The op itself refuses None in a tensor's place.
+        torch.autograd.graph.increment_version(tensors_of(written(args)))
         return redispatch(keyset & below, *args)
 
     library.impl(op._schema.name.partition("::")[2], kernel, "ADInplaceOrView", with_keyset=True)

@@ -162,7 +162,7 @@ def register_in_place(
     below = torch._C._after_ADInplaceOrView_keyset
     redispatch = op.redispatch
 
-    def tensors_of(args: Sequence[Any]) -> Iterator[torch.Tensor]:
+    def tensors_of(args: Iterable[Any]) -> Iterator[torch.Tensor]:
         for arg in args:
             if isinstance(arg, torch.Tensor):
                 yield arg

@@ -55,9 +55,7 @@ def build_optimizer(config: TrainConfig, module: nn.Module, lr: float) -> torch.
         return Adam(parameters, lr=lr, betas=(config.beta1, config.beta2))
     if config.optimizer == "rmsprop":
         return RMSprop(parameters, lr=lr)
-    # Of torch's own kernels only the fused one reads a rate on the CUDA device.
-    fused = True if parameters[0].is_cuda else None
-    return torch.optim.SGD(parameters, lr=lr, momentum=config.beta1, fused=fused)
+    return torch.optim.SGD(parameters, lr=lr, momentum=config.beta1, fused=True)
 
 
 @dataclass

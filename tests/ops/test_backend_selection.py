@@ -219,7 +219,7 @@ def test_maps_are_turned_only_where_that_saves_more_than_turning_them_costs(
         # Over both ways: 2 x 0.4 ms are saved, and two copies made.
         both = select_layout(CONV, input, weight, ("forward", "input_gradient"))
         assert both[0][:2] == (False, turns)
-        assert both[1] == (False, False, 0.0)
+        assert both[1] == (False, False, 0.0, 2 * 1.4)
         if turns:
             assert both[0].saves == pytest.approx(2 * 0.2)
 
@@ -231,7 +231,7 @@ def test_what_saves_less_than_recording_it_costs_is_left_to_torch(
     watched.fastest = "aten_contiguous"  # of channels-last tensors: in 1 ms, not 2
     with using(Selector("1")):
         (found, _) = select_layout(CONV, INPUT, WEIGHT, ("forward",), lambda input: costs)
-    assert found == (ours, False, 1 - costs if ours else 0.0)
+    assert found == (ours, False, 1 - costs if ours else 0.0, 2.0)
     monkeypatch.setattr(selection, "fixed_choice", lambda problem, backends: backends[0])
     for fewest in (0, 10**9):
         monkeypatch.setattr(fixed_table, "FEWEST_PRODUCTS", fewest)

@@ -121,7 +121,7 @@ INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
         ),
     },
 }
-#: Sets that only these loops are compiled for; the others run as on the set before.
+#: Instruction sets that only these files are compiled for; other loops use the set before it.
 LOOPS_OF_SETS = {"avx512_vnni": ("csrc/cpu/winograd_loops.cpp",)}
 OTHER_INSTRUCTION_SETS: dict[str, tuple[str, ...]] = {"baseline": ()}
 

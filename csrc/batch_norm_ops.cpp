@@ -693,9 +693,9 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_gradient(const Tensor& grad_output, co
     return {result, grad_weight, grad_bias};
 }
 
-// --- Of each sample -------------------------------------------------------------------------------
+// --- Norms of each sample -------------------------------------------------------------------------
 
-// What a norm with vectors of each sample is given; holds what that points to.
+// The arguments of a norm with per-sample vectors; owns their memory.
 class SampleNormTensors {
   public:
     SampleNormTensors(const char* op, const Tensor& input, const Tensor& scale,
@@ -743,7 +743,7 @@ Tensor sample_norm_act(const Tensor& input, const Tensor& scale, const Tensor& s
                        double negative_slope) {
     constexpr const char* op = "fastgan::sample_norm_act";
     if (!mean.is_contiguous() || !invstd.is_contiguous()) {
-        fail(op, ": mean and invstd have strides; expected none");
+        fail(op, ": mean and invstd aren't contiguous");
     }
     const SampleNormTensors tensors(op, input, scale, shift, mean, invstd, groups, activation,
                                     negative_slope);

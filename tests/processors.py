@@ -24,7 +24,7 @@ PROCESSORS = {
     "avx512": ("avx512", "avx512", "AVX512_CORE_BF16", "COMPATIBLE"),
     "avx512_vnni": ("avx512_vnni", "avx512", "AVX512_CORE_BF16", "COMPATIBLE"),
 }
-#: Where tests are of what a processor alone has; elsewhere all of them.
+#: The tests of what only this processor has; for the others, all.
 TESTS = {"avx512_vnni": "tests/ops/test_winograd_ops.py"}
 VARIABLES = (
     "FASTGAN_CPU_INSTRUCTION_SET",

@@ -1,18 +1,17 @@
-// Products of matrices of 16-bit numbers for Winograd's loops: to be included in a `*_loops.cpp`
-// and nowhere else.
+// Matrix products of 16-bit integers for Winograd's loops. Only `*_loops.cpp` files include this.
 //
-// AVX-512 VNNI adds two products of 16-bit integers to each of 16 32-bit sums at once, twice
-// float32's rate, as VDPBF16PS does with bfloat16. Winograd's transformed maps and weights are sums
-// of a few values each, for which bfloat16's 8 digits are too few: rounded to bfloat16, results are
-// off by 2 to 15 times what bfloat16 convolutions are. So they become integers
+// An AVX-512 VNNI instruction adds two products of 16-bit integers to each of 16 32-bit sums: twice
+// float32's rate, the same as VDPBF16PS with bfloat16. Winograd's transformed maps and weights are
+// sums of several values, for which bfloat16's 8 bits of precision are too few: the error would be
+// more than twice a bfloat16 convolution's. So they are scaled and rounded to integers,
 //
-//     q = round(2^e x),  |q| <= 5792,        2^e for each tile of a map, and for each column of the
-//                                            weight at each point, of at most 64 channels
+//     q = round(2^e x),  |q| <= 5792,
 //
-// of 13 digits with the sign. Sums of 64 products are exact, as 64 * 5792^2 < 2^31; then they are
-// scaled and added up in float32. A tile or column with a value that isn't finite becomes NaN.
+// with one exponent e per tile of a map, and one per column of the weight at each point, for blocks
+// of at most 64 channels. Sums of 64 products are exact, because 64 * 5792^2 < 2^31. They are scaled
+// back and added up in float32. A tile or column with an infinity or a NaN becomes NaN.
 //
-// Integers come in pairs, of channels k and k + kLanes, as the words of memory for floats.
+// Integers are stored in pairs, those of channels k and k + kLanes, in one 32-bit word.
 #pragma once
 
 #include <cstdint>
@@ -24,7 +23,7 @@ namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET {
 
 namespace {
 
-// Whether products of values that are T in memory are of integers here.
+// Whether values stored as T are multiplied as integers.
 template <typename T>
 constexpr bool kFixedPoint = false;
 #if defined(__AVX512VNNI__)
@@ -32,7 +31,7 @@ template <>
 constexpr bool kFixedPoint<BFloat16> = true;
 #endif
 
-// The products of two pairs, added to sums.
+// Adds the products of two pairs to `sums`.
 FASTGAN_INLINE Lanes add_products(Lanes sums, Lanes a, Lanes b) {
 #if defined(__AVX512VNNI__)
     return reinterpret_cast<Lanes>(
@@ -48,7 +47,7 @@ FASTGAN_INLINE Lanes larger(Lanes a, Lanes b) {
     return (is_a & a) | (~is_a & b);
 }
 
-// As integers, magnitudes are in order, with infinity and then NaN behind all others.
+// As integers, magnitudes keep their order; infinity and NaN come last.
 FASTGAN_INLINE Lanes magnitude(Vector values) {
     return reinterpret_cast<Lanes>(values) & 0x7fffffff;
 }
@@ -73,10 +72,10 @@ struct Scales {
 };
 
 FASTGAN_INLINE Scales scales_for(Lanes largest) {
-    // What is then below 2^(e + 1) may become 2^12, which is 5792 without the factor.
+    // 0.7072 * 5792 is just above 2^12: the scale brings 0.7072 times the largest value below 2^12.
     const Vector shrunk = reinterpret_cast<Vector>(largest) * 0.7072f;
     const Lanes exponent = reinterpret_cast<Lanes>(shrunk) >> 23;
-    // Both scales are normal numbers.
+    // Keeps both scales normal numbers.
     const Lanes within = larger(exponent, Lanes{} + 12);
     const Lanes is_finite = exponent != 255;
     return {reinterpret_cast<Vector>((2 * 127 + 11 - within) << 23),
@@ -84,7 +83,7 @@ FASTGAN_INLINE Scales scales_for(Lanes largest) {
                                      (~is_finite & 0x7fc00000))};
 }
 
-// Where 3 * 2^22 is added, the nearest integer is in the lower half of the bits.
+// Rounds to integers: adding 3 * 2^22 leaves the nearest integer in the lower 16 bits.
 FASTGAN_INLINE Vector pairs(Vector lower, Vector upper, Vector to_integers) {
     const Vector shift = everywhere(12582912.0f);
     const Lanes a = reinterpret_cast<Lanes>(multiply_add(lower, to_integers, shift));
@@ -92,8 +91,8 @@ FASTGAN_INLINE Vector pairs(Vector lower, Vector upper, Vector to_integers) {
     return reinterpret_cast<Vector>((a & 0xffff) | (b << 16));
 }
 
-// values[p * per_value + c], c < channels, p < kPoints, become pairs out[p * per_point + c / 2] and
-// a scale that takes them back.
+// Converts values[p * per_value + c], c < channels, p < kPoints, to pairs out[p * per_point + c / 2]
+// and `scale`, the factor that scales them back.
 template <int kPoints>
 void fix_tile(const float* values, std::int64_t per_value, std::int64_t channels, float* out,
               std::int64_t per_point, float* scale) {
@@ -114,7 +113,8 @@ void fix_tile(const float* values, std::int64_t per_value, std::int64_t channels
     }
 }
 
-// A panel of `depth` rows becomes depth / 2 rows of pairs and one of the columns' scales.
+// Converts a panel of `depth` rows to depth / 2 rows of pairs and a row of the columns' scales, in
+// place.
 FASTGAN_INLINE void fix_panel(float* panel, std::int64_t depth) {
     for (std::int64_t j = 0; j < kPanel; j += kLanes) {
         float* const column = panel + j;
@@ -125,7 +125,7 @@ FASTGAN_INLINE void fix_panel(float* panel, std::int64_t depth) {
         const Scales scales = scales_for(largest);
         for (std::int64_t k = 0; k < depth; k += 2 * kLanes) {
             for (std::int64_t l = 0; l < kLanes; ++l) {
-                // Written no further down than what was read.
+                // Never writes behind the rows already read.
                 const float* const from = column + (k + l) * kPanel;
                 store(column + (k / 2 + l) * kPanel,
                       pairs(load(from), load(from + kLanes * kPanel), scales.to_integers));
@@ -178,8 +178,8 @@ FASTGAN_INLINE void multiply_fixed_rows(const float* a, const float* scales, con
     }
 }
 
-// As multiply() of matrix_product.h with kStreams, of rows of pairs, their scales, and panels made
-// by fix_panel().
+// Like multiply() of matrix_product.h with kStreams, for rows of pairs with scales, and panels from
+// fix_panel().
 template <std::int64_t kRowStride>
 void multiply_fixed(const float* a, const float* scales, const float* panels,
                     std::int64_t panel_size, std::int64_t rows, std::int64_t columns,

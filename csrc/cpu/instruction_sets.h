@@ -20,7 +20,7 @@
     namespace avx512 {                            \
     declare;                                      \
     }
-// Also for AVX-512 with VNNI: for the files that native_build.py compiles for it.
+// The same, and AVX-512 with VNNI, for the files that native_build.py compiles for it.
 #define FASTGAN_FOR_EACH_INSTRUCTION_SET_AND_VNNI(declare) \
     FASTGAN_FOR_EACH_INSTRUCTION_SET(declare)              \
     namespace avx512_vnni {                                \

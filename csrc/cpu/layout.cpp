@@ -9,12 +9,11 @@ namespace fastgan::cpu {
 
 namespace {
 
-// Values to a side: cache lines are read and written whole, one after another. Rows of a map are
-// often a power of two apart, where lines that are used piece by piece push each other out of the
-// cache.
+// Side of a block: whole cache lines are read and written. The rows of a map are often a power of
+// two apart, so that partly used lines would evict each other from the cache.
 constexpr std::int64_t kSide = 16;
 
-// The block at (row, column).
+// Transposes the block at (row, column).
 template <typename T>
 void transpose_block(const T* from, std::int64_t row, std::int64_t column, std::int64_t rows,
                      std::int64_t columns, T* to) {
@@ -39,7 +38,7 @@ void transpose_block(const T* from, std::int64_t row, std::int64_t column, std::
     }
 }
 
-// A strip of blocks along the longer side, so that as few rows as may be are open at a time.
+// Each task is a strip of blocks along the longer side, which touches the fewest rows at a time.
 template <typename T>
 void transpose_typed(std::int64_t count, std::int64_t rows, std::int64_t columns, const T* from,
                      T* to) {

@@ -5,9 +5,9 @@
 
 namespace fastgan::cpu {
 
-// to[k][j][i] = from[k][i][j] for `count` matrices of `rows` by `columns` values of 2 or 4 bytes,
-// without gaps. A contiguous map has (channels, pixels) for each sample, a channels-last one
-// (pixels, channels).
+// to[k][j][i] = from[k][i][j] for `count` dense matrices of `rows` by `columns` values of 2 or 4
+// bytes. A sample of a contiguous map is a (channels, pixels) matrix, of a channels-last one a
+// (pixels, channels) matrix.
 void transpose(std::int64_t count, std::int64_t rows, std::int64_t columns, std::int64_t bytes,
                const void* from, void* to);
 

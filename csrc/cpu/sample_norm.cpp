@@ -11,7 +11,8 @@ namespace fastgan::cpu {
 
 namespace {
 
-// body(sample) for all, on all threads: a few that don't share out evenly use them within.
+// Calls body(sample) for all samples, in parallel. A few samples that can't be divided evenly among
+// the threads run one after another, each with all threads.
 template <typename Body>
 void for_each_sample(const SampleNorm& norm, const Body& body) {
     const std::int64_t threads = thread_count();
@@ -73,7 +74,7 @@ class Passes {
                 grad_shift[i] = static_cast<A>(sum[i]);
             }
         };
-        // Of the `count` channels from `first` on, `stride` apart, that share a mean.
+        // For `count` channels that share a mean, `stride` apart, starting at `first`.
         const auto find_terms = [&](std::int64_t first, std::int64_t count, std::int64_t stride) {
             double of_sums = 0, of_dots = 0;
             const std::int64_t end = first + count * stride;
@@ -139,8 +140,8 @@ class Passes {
 
     void find_statistics(std::int64_t n, double eps, const void* input) {
         const std::int64_t all = tiles_ * channels_;
-        std::vector<double> room(static_cast<std::size_t>(tiles_ + 2 * all + 2 * channels_));
-        double* const count = room.data();
+        std::vector<double> buffer(static_cast<std::size_t>(tiles_ + 2 * all + 2 * channels_));
+        double* const count = buffer.data();
         double* const tile_mean = count + tiles_;
         double* const tile_m2 = tile_mean + all;
         double* const of_channel = tile_m2 + all;
@@ -154,10 +155,10 @@ class Passes {
             for (std::int64_t c = begin; c < begin + channels; ++c) {
                 moments.merge(static_cast<double>(values_), of_channel[c], m2[c]);
             }
-            const FinalStatistics found = final_statistics(moments, eps);
+            const FinalStatistics statistics = final_statistics(moments, eps);
             for (std::int64_t i = n * channels_ + begin; i < n * channels_ + begin + channels; ++i) {
-                mean()[i] = static_cast<A>(found.mean);
-                invstd()[i] = static_cast<A>(found.invstd);
+                mean()[i] = static_cast<A>(statistics.mean);
+                invstd()[i] = static_cast<A>(statistics.invstd);
             }
         }
     }

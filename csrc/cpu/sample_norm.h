@@ -1,24 +1,25 @@
-// Norms with each sample's own statistics, or own scale and shift, and the activation behind:
+// Norms with per-sample statistics, or per-sample scale and shift, followed by an activation:
 //
 //   u = (x - mean) * invstd * scale + shift,   y = z(u)
 //
-// on the CPU, sample by sample, so that what a pass reads again is still in the caches. The passes
-// themselves are batch_norm.h's, over one sample.
+// on the CPU, one sample at a time, so that the second pass reads from the caches. The passes are
+// batch_norm.h's, applied to one sample.
 #pragma once
 
 #include "../batch_norm.h"
 
 namespace fastgan::cpu {
 
-// What means and variances are over: so many groups of each sample's channels, or one of these.
+// Values of SampleNorm::groups other than a number of channel groups per sample: statistics of the
+// whole batch, and constant ones.
 inline constexpr std::int64_t kOverBatch = 0;
 inline constexpr std::int64_t kConstants = -1;
 
-// Vectors are (samples, channels), double where the tensor is and float for the other types.
+// Vectors are (samples, channels), double for double tensors and float for the others.
 struct SampleNorm {
     FloatType type;
     std::int64_t samples;
-    ChannelLayout sample;  // of one of them
+    ChannelLayout sample;  // the layout of one sample
     std::int64_t groups;
     void* mean;
     void* invstd;
@@ -28,7 +29,7 @@ struct SampleNorm {
     double negative_slope;
 };
 
-// Writes mean and invstd of groups; others are given.
+// Computes mean and invstd if they are per group; otherwise they are inputs.
 void sample_norm_act(const SampleNorm& norm, double eps, const void* input, void* result);
 
 // grad_scale = sum(g * xhat), grad_shift = sum(g), g = grad * z', xhat = (x - mean) * invstd; and

@@ -182,8 +182,8 @@ struct Layout {
     std::int64_t per_panel;
 };
 
-// Of the wide map's places (Matrix::places) or of a gradient's (Matrix::gradients). With kFixed in
-// pairs of integers, each tile with its scale.
+// Transforms the wide map's places (Matrix::places) or a gradient's (Matrix::gradients); with kFixed
+// to pairs of integers and a scale for each tile.
 template <Matrix kMatrix, int kRowTaps, int kColumnTaps, bool kFixed = false, typename T>
 void transform_map(const T* map, const PhaseOfMap& phase, const TileGrid& grid, Range tiles,
                    Range channels, const Layout& layout, float* out, float* scales = nullptr) {
@@ -231,7 +231,7 @@ void transform_map(const T* map, const PhaseOfMap& phase, const TileGrid& grid, 
         }
         if constexpr (kFixed) {
             fix_tile<outputs>(of_tile, kWinogradDepth, channels.count,
-                                 out + index * layout.per_tile, layout.per_point, scales + index);
+                              out + index * layout.per_tile, layout.per_point, scales + index);
         }
     }
 }
@@ -398,7 +398,7 @@ void correlate(const Correlation& task, Range tiles, Range channels, float* scra
     const int column_points = task.column_taps + 1;
     float* const values = scratch;
     float* const products = values + row_points * column_points * values_per_point;
-    // Pairs take half the memory, behind which there is room for the tiles' scales.
+    // Pairs take half of the memory; the tiles' scales are stored after them.
     constexpr std::int64_t row_stride = kFixedPoint<T> ? kWinogradDepth / 2 : kWinogradDepth;
     const Layout layout{values_per_point, row_stride, kPanel};
     float* const scales = values + rows * row_stride;

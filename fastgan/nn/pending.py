@@ -325,12 +325,13 @@ def _convolves_channels_last(op: Op) -> bool:
     return weight is not None and is_channels_last(weight)
 
 
-def _hands_layout_on(map: Tensor) -> bool:
-    """Whether the layout of a map's gradient may show; what convolved it looks at its own."""
-    return map.requires_grad and type(map.grad_fn).__name__ not in _CONVOLVED
-
-
+#: Nodes whose input gradients don't have the layout of their output's gradient.
 _CONVOLVED = ("ConvolutionBackward0", "_ChainFunctionBackward")
+
+
+def _hands_layout_on(map: Tensor) -> bool:
+    """Whether the layout of a map's gradient may be visible to the user."""
+    return map.requires_grad and type(map.grad_fn).__name__ not in _CONVOLVED
 
 
 def _lies_otherwise(map: Tensor) -> bool:

@@ -218,7 +218,7 @@ class _SampleNormAct(torch.autograd.Function):
 
 
 def _own_groups(ctx: Any) -> int:
-    """What the ops take for what the statistics are over."""
+    """The ops' ``groups`` argument."""
     groups: int = {"batch": 0, "running": -1}.get(ctx.over, ctx.groups)
     return groups
 
@@ -353,10 +353,10 @@ def _sample_norm_act(
     activation: int,
     negative_slope: float,
 ) -> Tensor:
-    """z((input - mean) * invstd * scale + shift), vectors (N, C).
+    """z((input - mean) * invstd * scale + shift), with vectors of shape (N, C).
 
-    Of ``groups`` of each sample's channels mean and invstd are written; of 0 they are given, the
-    batch's, and of -1 constants.
+    If ``groups`` is positive, mean and invstd of that many groups of each sample's channels are
+    written. Otherwise they are inputs: the batch's for 0, constants for -1.
     """
     vectors = {"scale": scale, "shift": shift, "mean": mean, "invstd": invstd}
     _check("sample_norm_act", input, groups, activation, **vectors)
@@ -394,7 +394,7 @@ def _sample_norm_act_gradient(
     activation: int,
     negative_slope: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The arguments of ``sample_norm_act``, with ``grad_output`` before them."""
+    """The gradients of input, scale and shift of ``sample_norm_act``, by the module's formulas."""
     op = "sample_norm_act_gradient"
     vectors = {"scale": scale, "shift": shift, "mean": mean, "invstd": invstd}
     _check(op, input, groups, activation, **vectors)

@@ -61,7 +61,6 @@ LOOP_SOURCES = (
 )
 #: Compiled by nvcc, where CUDA is built.
 CUDA_SOURCES = (
-    "csrc/cuda/adam.cu",
     "csrc/cuda/batch_norm_statistics.cu",
     "csrc/cuda/bias_act.cu",
     "csrc/cuda/clip_tensors.cu",
@@ -69,7 +68,7 @@ CUDA_SOURCES = (
     "csrc/cuda/norm_act_gradient.cu",
     "csrc/cuda/penalty_norm.cu",
     "csrc/cuda/penalty_points.cu",
-    "csrc/cuda/rmsprop.cu",
+    "csrc/cuda/optimizers.cu",
     "csrc/cuda/upfirdn2d.cu",
 )
 ALL_SOURCES = CPU_SOURCES + LOOP_SOURCES + CUDA_SOURCES

@@ -45,6 +45,7 @@ from fastgan.evaluation.report import evaluate_samples
 from fastgan.sampling.batches import generate_images
 from fastgan.sampling.noise import sample_noise
 from fastgan.training import TrainConfig, Trainer
+from fastgan.training.optimizer_kinds import build_torch_optimizer
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SAMPLES = 1000
@@ -84,8 +85,8 @@ def trained_by_the_reference(model: str, seed: int, options: argparse.Namespace)
     torch.manual_seed(seed)
     generator, discriminator = reference_networks(config, source.num_classes)
     generator, discriminator = generator.to(options.device), discriminator.to(options.device)
-    optimizer_g = torch_optimizer(config, generator, config.lr_g)
-    optimizer_d = torch_optimizer(config, discriminator, config.lr_d)
+    optimizer_g = build_torch_optimizer(config, generator, config.lr_g)
+    optimizer_d = build_torch_optimizer(config, discriminator, config.lr_d)
     average = copy.deepcopy(generator).eval().requires_grad_(False)
     random = torch.Generator(options.device).manual_seed(seed)
 
@@ -146,15 +147,6 @@ def reference_networks(config: TrainConfig, classes: int) -> tuple[nn.Module, nn
     if config.is_wasserstein:
         return generator, reference.WGANCritic(ndf=config.ndf, norm=config.critic_norm, **shape)
     return generator, reference.DCGANDiscriminator(ndf=config.ndf, output="logits", **shape)
-
-
-def torch_optimizer(config: TrainConfig, network: nn.Module, lr: float) -> torch.optim.Optimizer:
-    parameters = network.parameters()
-    if config.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, betas=(config.beta1, config.beta2))
-    if config.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=lr)
-    return torch.optim.SGD(parameters, lr=lr, momentum=config.beta1)
 
 
 def evaluated(generator: nn.Module, config: TrainConfig, seed: int) -> dict:

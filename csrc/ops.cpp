@@ -12,8 +12,10 @@
 #include <algorithm>
 #include <cmath>
 #include <functional>
+#include <iterator>
 #include <limits>
 #include <optional>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -286,7 +288,7 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 // --- Optimisers ----------------------------------------------------------------------------------
 
-// Common arguments of rmsprop_step_ and adam_step_.
+// Arguments that all optimisers' ops have.
 struct StepArguments {
     const char* op;
     const TensorList& params;
@@ -295,7 +297,6 @@ struct StepArguments {
     const TensorList& shadows;
     double lr;
     const std::optional<Tensor>& lr_tensor;
-    double weight_decay;
     bool maximize;
     double clip_min;
     double clip_max;
@@ -304,27 +305,24 @@ struct StepArguments {
     const std::optional<Tensor>& found_inf;
 };
 
-// The implementation for one kind of device.
-template <typename Rule>
-struct Kernels {
-    void (*step)(const MultiTensor&, const Rule&, const StepSettings&, const Tensor& on_device_of);
-    void (*clip)(const MultiTensor&, ClipBounds, FloatType, const ScalarReference& found_inf,
-                 const Tensor& on_device_of);
-};
-
-template <typename Rule>
-void optimizer_step(const StepArguments& a, std::vector<ListArgument> states, const Rule& rule,
-                    const Kernels<Rule>& kernels) {
+template <typename Device, typename Optimizer>
+void optimizer_step(const StepArguments& a, const std::vector<const TensorList*>& states,
+                    const Optimizer& optimizer) {
     std::vector<ListArgument> lists = {
         {"params", &a.params, kParam, true},
         {"grads", &a.grads, kGrad, a.grad_scale.has_value()},
     };
-    for (const ListArgument& list : states) {
-        if (list.tensors->size() != a.params.size()) {
-            fail(a.op, ": ", list.name, " has ", list.tensors->size(), " tensors for ",
-                 a.params.size(), " in params");
+    int place = kFirstState;
+    for (std::size_t i = 0; i < states.size(); ++i) {
+        if (!optimizer.uses_state(static_cast<int>(i))) {
+            continue;
         }
-        lists.push_back(list);
+        const char* const name = Optimizer::kStates[i];
+        if (states[i]->size() != a.params.size()) {
+            fail(a.op, ": ", name, " has ", states[i]->size(), " tensors for ", a.params.size(),
+                 " in params");
+        }
+        lists.push_back({name, states[i], place++, true});
     }
     lists.push_back({"shadows", &a.shadows, kShadow, true});
     if (a.grads.size() != a.params.size() || a.state_steps.size() != a.params.size()) {
@@ -336,6 +334,7 @@ void optimizer_step(const StepArguments& a, std::vector<ListArgument> states, co
         return;
     }
     const Tensor& first = a.params.front();
+    const Device kernels(first);
     for (std::size_t i = 0; i < a.params.size(); ++i) {
         tensors.items[i].step =
             scalar_reference(a.op, "a tensor of state_steps", a.state_steps[i], first, true);
@@ -344,7 +343,7 @@ void optimizer_step(const StepArguments& a, std::vector<ListArgument> states, co
     const ClipBounds clip = clip_bounds(a.op, first, tensors.type, a.clip_min, a.clip_max);
     StepSettings settings;
     settings.lr = a.lr;
-    settings.weight_decay = a.weight_decay;
+    settings.weight_decay = optimizer.decay();
     settings.maximize = a.maximize;
     settings.clip_before = a.clip_first ? clip : no_clip;
     settings.clip_after = a.clip_first ? no_clip : clip;
@@ -365,59 +364,118 @@ void optimizer_step(const StepArguments& a, std::vector<ListArgument> states, co
     }
     // Parameters that share memory, such as tied ones, can't be written in parallel.
     if (!any_overlap(tensors, kParam, Overlap::by_extent)) {
-        kernels.step(tensors, rule, settings, first);
+        kernels.step(tensors, optimizer, settings);
         return;
     }
     // One after the other, as in torch.optim, with the clip before or after all of them.
     settings.clip_before = settings.clip_after = no_clip;
     if (a.clip_first) {
-        kernels.clip(tensors, clip, settings.shadow_type, settings.found_inf, first);
+        kernels.clip(tensors, clip, settings.shadow_type, settings.found_inf);
     }
     for (std::size_t i = 0; i < tensors.items.size(); ++i) {
-        kernels.step(only(tensors, i), rule, settings, first);
+        kernels.step(only(tensors, i), optimizer, settings);
     }
     // Also without a clip: a shadow was written before a later step on the same memory.
-    kernels.clip(tensors, a.clip_first ? no_clip : clip, settings.shadow_type, settings.found_inf,
-                 first);
+    kernels.clip(tensors, a.clip_first ? no_clip : clip, settings.shadow_type, settings.found_inf);
 }
 
-template <const auto& kKernels>
-void rmsprop_step(TensorList params, TensorList grads, TensorList square_avgs,
-                  TensorList momentum_buffers, TensorList grad_avgs, TensorList state_steps,
-                  TensorList shadows, double lr, std::optional<Tensor> lr_tensor, double alpha,
-                  double eps, double weight_decay, double momentum, bool centered, bool maximize,
-                  double clip_min, double clip_max, bool clip_first,
-                  std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
-    std::vector<ListArgument> states = {{"square_avgs", &square_avgs, kFirstState, true}};
-    int place = kFirstState + 1;
-    if (momentum > 0) {
-        states.push_back({"momentum_buffers", &momentum_buffers, place++, true});
+struct OnCpu {
+    explicit OnCpu(const Tensor&) {}
+
+    template <typename... Arguments>
+    void step(const Arguments&... arguments) const {
+        cpu::optimizer_step(arguments...);
     }
-    if (centered) {
-        states.push_back({"grad_avgs", &grad_avgs, place++, true});
+
+    template <typename... Arguments>
+    void clip(const Arguments&... arguments) const {
+        cpu::clip_tensors(arguments...);
     }
-    optimizer_step({"fastgan::rmsprop_step_", params, grads, state_steps, shadows, lr, lr_tensor,
-                    weight_decay, maximize, clip_min, clip_max, clip_first, grad_scale, found_inf},
-                   std::move(states), RmspropSettings{alpha, eps, momentum, centered}, kKernels);
+};
+
+#if defined(FASTGAN_WITH_CUDA)
+// On the first tensor's device, and its current stream.
+struct OnCuda {
+    torch::stable::accelerator::DeviceGuard guard;
+    void* stream;
+
+    explicit OnCuda(const Tensor& first)
+        : guard(first.get_device_index()), stream(current_cuda_stream(first.get_device_index())) {}
+
+    template <typename... Arguments>
+    void step(const Arguments&... arguments) const {
+        cuda::optimizer_step(arguments..., stream);
+    }
+
+    template <typename... Arguments>
+    void clip(const Arguments&... arguments) const {
+        cuda::clip_tensors(arguments..., stream);
+    }
+};
+#endif
+
+template <std::size_t>
+using StateList = TensorList;
+
+template <typename Optimizer>
+using StateIndices = std::make_index_sequence<std::size(Optimizer::kStates)>;
+
+// An optimiser's op, with the arguments that its row names.
+template <typename Device, typename Optimizer, typename Indices = StateIndices<Optimizer>,
+          typename Types = typename Optimizer::Types>
+struct StepOp;
+
+template <typename Device, typename Optimizer, std::size_t... kIndices, typename... Settings>
+struct StepOp<Device, Optimizer, std::index_sequence<kIndices...>, TypeList<Settings...>> {
+    static void call(TensorList params, TensorList grads, StateList<kIndices>... states,
+                     TensorList state_steps, TensorList shadows, double lr,
+                     std::optional<Tensor> lr_tensor, Settings... settings, bool maximize,
+                     double clip_min, double clip_max, bool clip_first,
+                     std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
+        optimizer_step<Device>({Optimizer::kOp, params, grads, state_steps, shadows, lr, lr_tensor,
+                                maximize, clip_min, clip_max, clip_first, grad_scale, found_inf},
+                               {&states...}, Optimizer{settings...});
+    }
+};
+
+const char* schema_type(double) {
+    return "float";
+}
+const char* schema_type(bool) {
+    return "bool";
 }
 
-template <const auto& kKernels>
-void adam_step(TensorList params, TensorList grads, TensorList exp_avgs, TensorList exp_avg_sqs,
-               TensorList max_exp_avg_sqs, TensorList state_steps, TensorList shadows, double lr,
-               std::optional<Tensor> lr_tensor, double beta1, double beta2, double eps,
-               double weight_decay, bool amsgrad, bool maximize, double clip_min, double clip_max,
-               bool clip_first, std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
-    std::vector<ListArgument> states = {{"exp_avgs", &exp_avgs, kFirstState, true},
-                                        {"exp_avg_sqs", &exp_avg_sqs, kFirstState + 1, true}};
-    if (amsgrad) {
-        states.push_back({"max_exp_avg_sqs", &max_exp_avg_sqs, kFirstState + 2, true});
-    }
-    optimizer_step({"fastgan::adam_step_", params, grads, state_steps, shadows, lr, lr_tensor,
-                    weight_decay, maximize, clip_min, clip_max, clip_first, grad_scale, found_inf},
-                   std::move(states), AdamSettings{beta1, beta2, eps, amsgrad}, kKernels);
+template <typename... Settings>
+std::vector<const char*> schema_types(TypeList<Settings...>) {
+    return {schema_type(Settings{})...};
 }
 
-template <const auto& kClip>
+template <typename Optimizer>
+std::string step_schema(const char* name) {
+    char alias = 'a';
+    std::string schema = name;
+    const auto list = [&](const std::string& argument) {
+        schema += std::string("Tensor(") + alias++ + "!)[] " + argument + ", ";
+    };
+    schema += "(";
+    list("params");
+    list("grads");
+    for (const char* const state : Optimizer::kStates) {
+        list(state);
+    }
+    list("state_steps");
+    list("shadows");
+    schema += "float lr, Tensor? lr_tensor, ";
+    const auto types = schema_types(typename Optimizer::Types{});
+    for (std::size_t i = 0; i < types.size(); ++i) {
+        schema += std::string(types[i]) + " " + Optimizer::kSettings[i] + ", ";
+    }
+    return schema +
+           "bool maximize, float clip_min, float clip_max, bool clip_first, Tensor? grad_scale, "
+           "Tensor? found_inf) -> ()";
+}
+
+template <typename Device>
 void clip_tensors(TensorList tensors, TensorList shadows, double min, double max,
                   std::optional<Tensor> found_inf) {
     constexpr const char* op = "fastgan::clip_tensors_";
@@ -432,56 +490,8 @@ void clip_tensors(TensorList tensors, TensorList shadows, double min, double max
         skip = scalar_reference(op, "found_inf", *found_inf, tensors.front(), false);
     }
     // Overlapping tensors are fine: clipping is idempotent.
-    kClip(items, bounds, shadow_type(op, shadows), skip, tensors.front());
+    Device(tensors.front()).clip(items, bounds, shadow_type(op, shadows), skip);
 }
-
-void clip_list_on_cpu(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_type,
-                      const ScalarReference& found_inf, const Tensor&) {
-    cpu::clip_tensors(tensors, bounds, shadow_type, found_inf);
-}
-
-constexpr auto kClipOnCpu = &clip_list_on_cpu;
-
-constexpr Kernels<RmspropSettings> kRmspropOnCpu = {
-    [](const MultiTensor& tensors, const RmspropSettings& rule, const StepSettings& settings,
-       const Tensor&) { cpu::rmsprop_step(tensors, rule, settings); },
-    kClipOnCpu};
-
-constexpr Kernels<AdamSettings> kAdamOnCpu = {
-    [](const MultiTensor& tensors, const AdamSettings& rule, const StepSettings& settings,
-       const Tensor&) { cpu::adam_step(tensors, rule, settings); },
-    kClipOnCpu};
-
-#if defined(FASTGAN_WITH_CUDA)
-
-void clip_list_on_cuda(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_type,
-                       const ScalarReference& found_inf, const Tensor& first) {
-    const std::int32_t device_index = first.get_device_index();
-    const torch::stable::accelerator::DeviceGuard guard(device_index);
-    cuda::clip_tensors(tensors, bounds, shadow_type, found_inf, current_cuda_stream(device_index));
-}
-
-constexpr auto kClipOnCuda = &clip_list_on_cuda;
-
-constexpr Kernels<RmspropSettings> kRmspropOnCuda = {
-    [](const MultiTensor& tensors, const RmspropSettings& rule, const StepSettings& settings,
-       const Tensor& first) {
-        const std::int32_t device_index = first.get_device_index();
-        const torch::stable::accelerator::DeviceGuard guard(device_index);
-        cuda::rmsprop_step(tensors, rule, settings, current_cuda_stream(device_index));
-    },
-    kClipOnCuda};
-
-constexpr Kernels<AdamSettings> kAdamOnCuda = {
-    [](const MultiTensor& tensors, const AdamSettings& rule, const StepSettings& settings,
-       const Tensor& first) {
-        const std::int32_t device_index = first.get_device_index();
-        const torch::stable::accelerator::DeviceGuard guard(device_index);
-        cuda::adam_step(tensors, rule, settings, current_cuda_stream(device_index));
-    },
-    kClipOnCuda};
-
-#endif
 
 }  // namespace
 
@@ -491,31 +501,25 @@ STABLE_TORCH_LIBRARY(fastgan, library) {
     library.def(
         "clip_tensors_(Tensor(a!)[] tensors, Tensor(b!)[] shadows, float min, float max, "
         "Tensor? found_inf) -> ()");
-    library.def(
-        "rmsprop_step_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] square_avgs, "
-        "Tensor(d!)[] momentum_buffers, Tensor(e!)[] grad_avgs, Tensor(f!)[] state_steps, "
-        "Tensor(g!)[] shadows, float lr, Tensor? lr_tensor, float alpha, float eps, "
-        "float weight_decay, float momentum, bool centered, bool maximize, float clip_min, "
-        "float clip_max, bool clip_first, Tensor? grad_scale, Tensor? found_inf) -> ()");
-    library.def(
-        "adam_step_(Tensor(a!)[] params, Tensor(b!)[] grads, Tensor(c!)[] exp_avgs, "
-        "Tensor(d!)[] exp_avg_sqs, Tensor(e!)[] max_exp_avg_sqs, Tensor(f!)[] state_steps, "
-        "Tensor(g!)[] shadows, float lr, Tensor? lr_tensor, float beta1, float beta2, float eps, "
-        "float weight_decay, bool amsgrad, bool maximize, float clip_min, float clip_max, "
-        "bool clip_first, Tensor? grad_scale, Tensor? found_inf) -> ()");
+#define FASTGAN_DEFINE_OP(name, Optimizer) \
+    library.def(fastgan::step_schema<fastgan::Optimizer>(#name "_step_").c_str());
+    FASTGAN_OPTIMIZERS(FASTGAN_DEFINE_OP)
 }
 
+#define FASTGAN_IMPLEMENT_OP(name, Optimizer) \
+    library.impl(#name "_step_", TORCH_BOX((&fastgan::StepOp<Device, fastgan::Optimizer>::call)));
+
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
-    library.impl("clip_tensors_", TORCH_BOX(&fastgan::clip_tensors<fastgan::kClipOnCpu>));
-    library.impl("rmsprop_step_", TORCH_BOX(&fastgan::rmsprop_step<fastgan::kRmspropOnCpu>));
-    library.impl("adam_step_", TORCH_BOX(&fastgan::adam_step<fastgan::kAdamOnCpu>));
+    using Device = fastgan::OnCpu;
+    library.impl("clip_tensors_", TORCH_BOX(&fastgan::clip_tensors<Device>));
+    FASTGAN_OPTIMIZERS(FASTGAN_IMPLEMENT_OP)
 }
 
 #if defined(FASTGAN_WITH_CUDA)
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, library) {
-    library.impl("clip_tensors_", TORCH_BOX(&fastgan::clip_tensors<fastgan::kClipOnCuda>));
-    library.impl("rmsprop_step_", TORCH_BOX(&fastgan::rmsprop_step<fastgan::kRmspropOnCuda>));
-    library.impl("adam_step_", TORCH_BOX(&fastgan::adam_step<fastgan::kAdamOnCuda>));
+    using Device = fastgan::OnCuda;
+    library.impl("clip_tensors_", TORCH_BOX(&fastgan::clip_tensors<Device>));
+    FASTGAN_OPTIMIZERS(FASTGAN_IMPLEMENT_OP)
 }
 #endif
 

@@ -75,10 +75,10 @@ void run(void* const* data, std::int64_t count, const Step& step) {
     }
 }
 
-template <typename T, template <typename> typename RuleOf, typename Scalars>
+template <typename T, typename Kind, typename Scalars>
 void run_step(void* const* data, std::int64_t count, const Scalars& scalars,
               const CommonScalars& common) {
-    using Rule = RuleOf<decltype(to_arithmetic(T{}))>;
+    using Rule = typename Kind::template Rule<decltype(to_arithmetic(T{}))>;
     const Rule rule = Rule::make(scalars);
     if (common.is_scaled) {
         run<T>(data, count, OptimizerStep<T, Rule, Scaling::present>(rule, common));
@@ -87,33 +87,20 @@ void run_step(void* const* data, std::int64_t count, const Scalars& scalars,
     }
 }
 
-template <template <typename> typename RuleOf, typename Scalars>
+template <typename Kind, typename Scalars>
 void run_step_of_type(FloatType type, void* const* data, std::int64_t count, const Scalars& scalars,
                       const CommonScalars& common) {
     switch (type) {
         case FloatType::float64:
-            return run_step<double, RuleOf>(data, count, scalars, common);
+            return run_step<double, Kind>(data, count, scalars, common);
         case FloatType::float32:
-            return run_step<float, RuleOf>(data, count, scalars, common);
+            return run_step<float, Kind>(data, count, scalars, common);
         case FloatType::float16:
-            return run_step<Half, RuleOf>(data, count, scalars, common);
+            return run_step<Half, Kind>(data, count, scalars, common);
         case FloatType::bfloat16:
-            return run_step<BFloat16, RuleOf>(data, count, scalars, common);
+            return run_step<BFloat16, Kind>(data, count, scalars, common);
     }
 }
-
-template <typename A>
-using PlainRmsprop = RmspropRule<A, false, false>;
-template <typename A>
-using MomentumRmsprop = RmspropRule<A, true, false>;
-template <typename A>
-using CenteredRmsprop = RmspropRule<A, false, true>;
-template <typename A>
-using CenteredMomentumRmsprop = RmspropRule<A, true, true>;
-template <typename A>
-using PlainAdam = AdamRule<A, false>;
-template <typename A>
-using AmsgradAdam = AdamRule<A, true>;
 
 template <typename T, typename Shadow>
 void write_shadow(const void* params, void* shadows, std::int64_t count) {
@@ -136,28 +123,15 @@ void write_shadow_of_type(const void* params, FloatType shadow_type, void* shado
 
 }  // namespace
 
-void rmsprop_run(FloatType type, void* const* data, std::int64_t count,
-                 const RmspropScalars& scalars, bool with_momentum, bool centered,
-                 const CommonScalars& common) {
-    if (with_momentum && centered) {
-        run_step_of_type<CenteredMomentumRmsprop>(type, data, count, scalars, common);
-    } else if (with_momentum) {
-        run_step_of_type<MomentumRmsprop>(type, data, count, scalars, common);
-    } else if (centered) {
-        run_step_of_type<CenteredRmsprop>(type, data, count, scalars, common);
-    } else {
-        run_step_of_type<PlainRmsprop>(type, data, count, scalars, common);
+#define FASTGAN_DEFINE_RUN(name, Optimizer)                                        \
+    void name##_run(FloatType type, void* const* data, std::int64_t count,         \
+                    const Optimizer& optimizer, const Optimizer##Scalars& scalars, \
+                    const CommonScalars& common) {                                 \
+        optimizer.for_rule([&](auto kind) {                                        \
+            run_step_of_type<decltype(kind)>(type, data, count, scalars, common);  \
+        });                                                                        \
     }
-}
-
-void adam_run(FloatType type, void* const* data, std::int64_t count, const AdamScalars& scalars,
-              bool amsgrad, const CommonScalars& common) {
-    if (amsgrad) {
-        run_step_of_type<AmsgradAdam>(type, data, count, scalars, common);
-    } else {
-        run_step_of_type<PlainAdam>(type, data, count, scalars, common);
-    }
-}
+FASTGAN_OPTIMIZERS(FASTGAN_DEFINE_RUN)
 
 void clip_run(FloatType type, void* const* data, std::int64_t count, ClipBounds bounds) {
     switch (type) {

@@ -3,21 +3,20 @@
 
 #include <cstdint>
 
-#include "../math/adam.h"
 #include "../math/optimizer_step.h"
-#include "../math/rmsprop.h"
+#include "../math/optimizers.h"
 #include "instruction_sets.h"
 
 namespace fastgan::cpu {
 
 // `data`: runs of `count` weights, their gradients and their states, each dense, without overlap.
-FASTGAN_FOR_EACH_INSTRUCTION_SET(void rmsprop_run(FloatType type, void* const* data,
-                                                  std::int64_t count, const RmspropScalars& scalars,
-                                                  bool with_momentum, bool centered,
-                                                  const CommonScalars& common))
-FASTGAN_FOR_EACH_INSTRUCTION_SET(void adam_run(FloatType type, void* const* data,
-                                               std::int64_t count, const AdamScalars& scalars,
-                                               bool amsgrad, const CommonScalars& common))
+#define FASTGAN_DECLARE_RUN(name, Optimizer)                                               \
+    FASTGAN_FOR_EACH_INSTRUCTION_SET(void name##_run(                                      \
+        FloatType type, void* const* data, std::int64_t count, const Optimizer& optimizer, \
+        const Optimizer##Scalars& scalars, const CommonScalars& common))
+FASTGAN_OPTIMIZERS(FASTGAN_DECLARE_RUN)
+#undef FASTGAN_DECLARE_RUN
+
 FASTGAN_FOR_EACH_INSTRUCTION_SET(void clip_run(FloatType type, void* const* data,
                                                std::int64_t count, ClipBounds bounds))
 

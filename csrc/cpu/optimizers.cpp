@@ -169,20 +169,19 @@ void for_each_run(const MultiTensor& tensors, const Places& places, FloatType sh
     });
 }
 
-// run(scalars of the item, data, count)
-template <typename Settings, typename Run>
-void step(const MultiTensor& tensors, const Settings& rule, const StepSettings& settings,
+template <typename Optimizer, typename Run>
+void step(const MultiTensor& tensors, const Optimizer& optimizer, const StepSettings& settings,
           const Run& run) {
     if (settings.skipped()) {
         return;
     }
     const double lr = settings.current_lr();
-    std::vector<decltype(step_scalars(rule, lr, 0.0))> scalars;
+    std::vector<decltype(optimizer.scalars(lr, 0.0))> scalars;
     scalars.reserve(tensors.items.size());
     for (const MultiTensorItem& item : tensors.items) {
         const double number = item.step.read() + 1;
         item.step.write(number);
-        scalars.push_back(step_scalars(rule, lr, number));
+        scalars.push_back(optimizer.scalars(lr, number));
     }
     const CommonScalars common = common_scalars(settings);
     const Places places = {{true, true, true, true, true, false},
@@ -190,7 +189,7 @@ void step(const MultiTensor& tensors, const Settings& rule, const StepSettings& 
     const auto shadow_run = FASTGAN_SELECT(shadow_run);
     for_each_run(tensors, places, settings.shadow_type,
                  [&](std::size_t number, void* const* data, std::int64_t count) {
-                     run(scalars[number], data, count, common);
+                     run(tensors.type, data, count, optimizer, scalars[number], common);
                      if (data[kShadow] != nullptr) {
                          shadow_run(tensors.type, data[kParam], settings.shadow_type, data[kShadow],
                                     count);
@@ -200,25 +199,12 @@ void step(const MultiTensor& tensors, const Settings& rule, const StepSettings& 
 
 }  // namespace
 
-void rmsprop_step(const MultiTensor& tensors, const RmspropSettings& rmsprop,
-                  const StepSettings& settings) {
-    const auto run = FASTGAN_SELECT(rmsprop_run);
-    step(tensors, rmsprop, settings,
-         [&](const RmspropScalars& scalars, void* const* data, std::int64_t count,
-             const CommonScalars& common) {
-             run(tensors.type, data, count, scalars, rmsprop.momentum > 0, rmsprop.centered,
-                 common);
-         });
-}
-
-void adam_step(const MultiTensor& tensors, const AdamSettings& adam, const StepSettings& settings) {
-    const auto run = FASTGAN_SELECT(adam_run);
-    step(tensors, adam, settings,
-         [&](const AdamScalars& scalars, void* const* data, std::int64_t count,
-             const CommonScalars& common) {
-             run(tensors.type, data, count, scalars, adam.amsgrad, common);
-         });
-}
+#define FASTGAN_DEFINE_STEP(name, Optimizer)                                    \
+    void optimizer_step(const MultiTensor& tensors, const Optimizer& optimizer, \
+                        const StepSettings& settings) {                         \
+        step(tensors, optimizer, settings, FASTGAN_SELECT(name##_run));         \
+    }
+FASTGAN_OPTIMIZERS(FASTGAN_DEFINE_STEP)
 
 void clip_tensors(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_type,
                   const ScalarReference& found_inf) {

@@ -168,51 +168,6 @@ __device__ __forceinline__ void run_chunk(const ChunkTableEntry& entry, const Ch
     }
 }
 
-// --- Optimisers ----------------------------------------------------------------------------------
-
-// Computed by one thread for its whole block.
-template <typename Rule>
-struct BlockScalars {
-    Rule rule;
-    CommonScalars common;
-};
-
-// Thread 0's work, before the caller's barrier. For rules that read the step, count_steps has
-// counted it; otherwise the tensor's first block counts it here.
-template <typename Rule>
-__device__ __forceinline__ void prepare(BlockScalars<Rule>& scalars,
-                                        const typename Rule::Settings& rule,
-                                        const StepSettings& settings, const ScalarReference& step,
-                                        bool counts) {
-    double number = 0;
-    if constexpr (Rule::kReadsStep) {
-        number = step.read();
-    } else if (counts) {
-        step.write(step.read() + 1);
-    }
-    scalars.rule = Rule::make(step_scalars(rule, settings.current_lr(), number));
-    scalars.common = common_scalars(settings);
-}
-
-template <typename T, typename Rule>
-__global__ void __launch_bounds__(kThreads)
-    step_dense(const __grid_constant__ ChunkTable table,
-               const __grid_constant__ typename Rule::Settings rule,
-               const __grid_constant__ StepSettings settings) {
-    if (settings.skipped()) {
-        return;
-    }
-    const Chunk chunk = find_chunk(table, blockIdx.x, kChunkElements<T>);
-    const ChunkTableEntry& entry = table.entries[chunk.entry];
-    __shared__ BlockScalars<Rule> scalars;
-    if (threadIdx.x == 0) {
-        prepare(scalars, rule, settings, entry.step, chunk.begin == 0);
-    }
-    __syncthreads();
-    run_chunk<T>(entry, chunk, OptimizerStep<T, Rule, Scaling::asked>(scalars.rule, scalars.common),
-                 settings.shadow_type);
-}
-
 // A thread owns one element of tensors with different or non-dense layouts.
 template <typename T, typename Step>
 __device__ __forceinline__ void run_strided(const MultiTensorItem& item, const JointLayout& layout,
@@ -231,25 +186,6 @@ __device__ __forceinline__ void run_strided(const MultiTensorItem& item, const J
     Neighbours<T, 1, Step> one;
     one.load(item.data, index);
     one.compute_and_store(step, item.data, index, shadow_type);
-}
-
-template <typename T, typename Rule>
-__global__ void __launch_bounds__(kThreads)
-    step_strided(const __grid_constant__ MultiTensorItem item,
-                 const __grid_constant__ JointLayout layout,
-                 const __grid_constant__ typename Rule::Settings rule,
-                 const __grid_constant__ StepSettings settings) {
-    if (settings.skipped()) {
-        return;
-    }
-    __shared__ BlockScalars<Rule> scalars;
-    if (threadIdx.x == 0) {
-        prepare(scalars, rule, settings, item.step, blockIdx.x == 0);
-    }
-    __syncthreads();
-    run_strided<T>(item, layout,
-                   OptimizerStep<T, Rule, Scaling::asked>(scalars.rule, scalars.common),
-                   settings.shadow_type);
 }
 
 // --- Launching -----------------------------------------------------------------------------------
@@ -287,36 +223,6 @@ void for_each_launch(const MultiTensor& tensors, FloatType shadow_type, std::int
     }
     if (table.size > 0) {
         dense(table);
-    }
-}
-
-template <typename T, typename Rule>
-void launch_step(const MultiTensor& tensors, const typename Rule::Settings& rule,
-                 const StepSettings& settings, cudaStream_t stream) {
-    for_each_launch(
-        tensors, settings.shadow_type, kChunkElements<T>,
-        [&](const ChunkTable& table) {
-            launch("step_dense", step_dense<T, Rule>, blocks_for(table.chunks, 1), kThreads, 0,
-                   stream, table, rule, settings);
-        },
-        [&](const MultiTensorItem& item, const JointLayout& layout) {
-            launch("step_strided", step_strided<T, Rule>, blocks_for(layout.numel, kThreads),
-                   kThreads, 0, stream, item, layout, rule, settings);
-        });
-}
-
-template <template <typename> typename RuleOf, typename Settings>
-void launch_step_of_type(const MultiTensor& tensors, const Settings& rule,
-                         const StepSettings& settings, cudaStream_t stream) {
-    switch (tensors.type) {
-        case FloatType::float64:
-            return launch_step<double, RuleOf<double>>(tensors, rule, settings, stream);
-        case FloatType::float32:
-            return launch_step<float, RuleOf<float>>(tensors, rule, settings, stream);
-        case FloatType::float16:
-            return launch_step<Half, RuleOf<float>>(tensors, rule, settings, stream);
-        case FloatType::bfloat16:
-            return launch_step<BFloat16, RuleOf<float>>(tensors, rule, settings, stream);
     }
 }
 

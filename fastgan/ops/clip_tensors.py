@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fastgan.ops.define import define_op
 from fastgan.ops.dtypes import DTYPES
-from fastgan.ops.plain_step import check_bounds, check_lists, check_not_expanded, clip_list
+from fastgan.ops.weight_lists import check_bounds, check_lists, check_not_expanded, clip_list
 
 __all__ = ["clip_tensors_"]
 

@@ -10,16 +10,15 @@ import torch
 from fastgan import _native
 from fastgan.errors import ConfigError
 from fastgan.ops import (  # imported to define their ops
-    adam_step,  # noqa: F401
     bias_act,  # noqa: F401
     bn_act,  # noqa: F401
     clip_tensors,  # noqa: F401
     filtered_lrelu,  # noqa: F401
+    optimizer_steps,  # noqa: F401
     patches,  # noqa: F401
     penalty_mix,  # noqa: F401
     penalty_norm,  # noqa: F401
     penalty_tangent,  # noqa: F401
-    rmsprop_step,  # noqa: F401
     sample_norm,  # noqa: F401
     upfirdn2d,  # noqa: F401
     winograd,  # noqa: F401

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from fastgan.errors import ConfigError
-from fastgan.optim.clipping import Clip, ClippingOptimizer, ClipWhen, ParamGroup, StepCall
+from fastgan.optim.clipping import Clip, ClippingOptimizer, ClipWhen, ParamGroup
 
 __all__ = ["Adam"]
 
@@ -64,6 +64,9 @@ class Adam(ClippingOptimizer, torch.optim.Adam):
         True
     """
 
+    _decoupled = False
+    _op = torch.ops.fastgan.adam_step_.default
+
     def __init__(
         self,
         params: ParamsT,
@@ -102,20 +105,17 @@ class Adam(ClippingOptimizer, torch.optim.Adam):
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
         super()._check_settings(settings)
-        # A setting of torch.optim.AdamW, which a state dict or a group may contain.
-        if settings.get("decoupled_weight_decay"):
+        # What distinguishes torch's Adam and AdamW in a state dict or a group.
+        decoupled = settings.get("decoupled_weight_decay", self._decoupled)
+        if decoupled != self._decoupled:
+            takes = "a decoupled decay" if self._decoupled else "the L2 penalty"
             raise ConfigError(
-                "decoupled_weight_decay is True; fastgan.optim.Adam has the L2 penalty alone"
+                f"decoupled_weight_decay is {decoupled}; fastgan.optim.{type(self).__name__} has "
+                f"{takes} alone"
             )
 
-    def _state_names(self, group: ParamGroup) -> list[str]:
-        names = ["exp_avg", "exp_avg_sq"]
-        return [*names, "max_exp_avg_sq"] if group["amsgrad"] else names
+    def _states(self, group: ParamGroup) -> dict[str, bool]:
+        return {"exp_avg": True, "exp_avg_sq": True, "max_exp_avg_sq": group["amsgrad"]}
 
-    def _call(self, group: ParamGroup, states: list[list[Tensor]]) -> StepCall:
-        first, second, *largest = states
-        return (
-            torch.ops.fastgan.adam_step_.default,
-            (first, second, largest[0] if largest else []),
-            (*group["betas"], group["eps"], group["weight_decay"], group["amsgrad"]),
-        )
+    def _settings(self, group: ParamGroup) -> tuple[Any, ...]:
+        return (*group["betas"], group["eps"], group["weight_decay"], group["amsgrad"])

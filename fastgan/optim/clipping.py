@@ -23,12 +23,11 @@ from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.registration import call_counting_writes
 from fastgan.optim.weight_clipping import clip_bounds, clip_lists
 
-__all__ = ["Clip", "ClipWhen", "ClippingOptimizer", "ParamGroup", "StepCall"]
+__all__ = ["Clip", "ClipWhen", "ClippingOptimizer", "ParamGroup"]
 
 Clip: TypeAlias = "float | tuple[float, float] | None"
 ClipWhen: TypeAlias = Literal["after", "before"]
 ParamGroup: TypeAlias = "dict[str, Any]"
-StepCall: TypeAlias = "tuple[torch._ops.OpOverload, tuple[list[Tensor], ...], tuple[Any, ...]]"
 
 _SHADOW_DTYPES = (torch.bfloat16, torch.float16)
 #: torch.optim's choice of implementation. It has no effect here, but is kept in the groups as in
@@ -40,12 +39,12 @@ _NO_CLIP = (-math.inf, math.inf)
 class StepLists:
     """The tensors of one call of an op: those of one param group, device and dtype."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, number_of_states: int) -> None:
+    def __init__(self, device: torch.device, dtype: torch.dtype, states: Iterable[str]) -> None:
         self.device = device
         self.dtype = dtype
         self.params: list[Tensor] = []
         self.grads: list[Tensor] = []
-        self.states: list[list[Tensor]] = [[] for _ in range(number_of_states)]
+        self.states: dict[str, list[Tensor]] = {name: [] for name in states}
         self.steps: list[Tensor] = []
         self.shadows: list[Tensor] = []
 
@@ -77,7 +76,7 @@ class _QuickToStart(torch.optim.Optimizer):
 
 
 class ClippingOptimizer(_QuickToStart):
-    """Base of :class:`fastgan.optim.RMSprop` and :class:`fastgan.optim.Adam`.
+    """Base of the optimisers.
 
     A subclass also derives from torch's optimiser of the same name, for its argument checks,
     defaults and ``isinstance``, and defines its states and its op.
@@ -89,13 +88,16 @@ class ClippingOptimizer(_QuickToStart):
 
     # --- For subclasses ---------------------------------------------------------------------------
 
-    @abstractmethod
-    def _state_names(self, group: ParamGroup) -> list[str]:
-        """The keys of a parameter's state, ``step`` apart, in the op's order."""
+    #: The step's op, of :mod:`fastgan.ops.optimizer_steps`.
+    _op: torch._ops.OpOverload
 
     @abstractmethod
-    def _call(self, group: ParamGroup, states: list[list[Tensor]]) -> StepCall:
-        """A step's op, its state lists and the group's settings for it."""
+    def _states(self, group: ParamGroup) -> dict[str, bool]:
+        """The keys of a parameter's state in the op's order, and whether the group uses them."""
+
+    @abstractmethod
+    def _settings(self, group: ParamGroup) -> tuple[Any, ...]:
+        """The group's settings for the op."""
 
     def _remember_defaults(self, clip: Clip, clip_when: str, shadow_dtype: object) -> None:
         """Must be called before torch's ``__init__``, which adds the param groups."""
@@ -259,15 +261,22 @@ class ClippingOptimizer(_QuickToStart):
                 lr_here = lr.item()
             else:
                 lr_tensor = _as_scalar(lr).to(lists.device)
-            op, states, settings = self._call(group, lists.states)
-            written = [lists.params, lists.steps, lists.shadows, *lists.states]
+            states = lists.states.values()
+            written = [lists.params, lists.steps, lists.shadows, *states]
             if grad_scale is not None:  # the gradients are unscaled in place
                 written.append(lists.grads)
             call_counting_writes(
-                op,
+                self._op,
                 written,
                 *(lists.params, lists.grads, *states, lists.steps, lists.shadows),
-                *(lr_here, lr_tensor, *settings, group["maximize"], *bounds, clip_first),
+                *(
+                    lr_here,
+                    lr_tensor,
+                    *self._settings(group),
+                    group["maximize"],
+                    *bounds,
+                    clip_first,
+                ),
                 *(_on(lists.device, grad_scale), _on(lists.device, found_inf)),
             )
         if idle and bounds != _NO_CLIP:
@@ -283,7 +292,8 @@ class ClippingOptimizer(_QuickToStart):
         self, group: ParamGroup, grad_scale: Tensor | None
     ) -> tuple[Iterable[StepLists], list[Tensor]]:
         """The lists for each call of the op, and the parameters without a gradient."""
-        names = self._state_names(group)
+        states = self._states(group)
+        names = [name for name, used in states.items() if used]
         needed = ["step", *names]
         shadow_dtype = group["shadow_dtype"]
         calls: dict[tuple[torch.device, torch.dtype], StepLists] = {}
@@ -325,12 +335,12 @@ class ClippingOptimizer(_QuickToStart):
             if lists is None or dtype is not lists.dtype or device != lists.device:
                 lists = calls.get((device, dtype))
                 if lists is None:
-                    lists = calls[device, dtype] = StepLists(device, dtype, len(names))
+                    lists = calls[device, dtype] = StepLists(device, dtype, states)
             lists.params.append(param)
             lists.grads.append(grad)
             lists.steps.append(own_state["step"])
-            for tensors, name in zip(lists.states, names, strict=True):
-                tensors.append(own_state[name])
+            for name in names:
+                lists.states[name].append(own_state[name])
             if shadow_dtype is not None and dtype not in _SHADOW_DTYPES:
                 lists.shadows.append(self._shadow(param, shadow_dtype))
         return calls.values(), idle

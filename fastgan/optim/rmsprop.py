@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from fastgan.optim.clipping import Clip, ClippingOptimizer, ClipWhen, ParamGroup, StepCall
+from fastgan.optim.clipping import Clip, ClippingOptimizer, ClipWhen, ParamGroup
 
 __all__ = ["RMSprop"]
 
@@ -70,6 +72,8 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
         True
     """
 
+    _op = torch.ops.fastgan.rmsprop_step_.default
+
     def __init__(
         self,
         params: ParamsT,
@@ -107,18 +111,12 @@ class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
             differentiable=differentiable,
         )
 
-    def _state_names(self, group: ParamGroup) -> list[str]:
-        names = ["square_avg"]
-        if group["momentum"] > 0:
-            names.append("momentum_buffer")
-        if group["centered"]:
-            names.append("grad_avg")
-        return names
+    def _states(self, group: ParamGroup) -> dict[str, bool]:
+        return {
+            "square_avg": True,
+            "momentum_buffer": group["momentum"] > 0,
+            "grad_avg": group["centered"],
+        }
 
-    def _call(self, group: ParamGroup, states: list[list[Tensor]]) -> StepCall:
-        momentum, centered = group["momentum"], group["centered"]
-        return (
-            torch.ops.fastgan.rmsprop_step_.default,
-            (states[0], states[1] if momentum > 0 else [], states[-1] if centered else []),
-            (group["alpha"], group["eps"], group["weight_decay"], momentum, centered),
-        )
+    def _settings(self, group: ParamGroup) -> tuple[Any, ...]:
+        return tuple(group[key] for key in ("alpha", "eps", "weight_decay", "momentum", "centered"))

@@ -48,6 +48,7 @@ from fastgan._util.reading import one_line, parsing, printable
 from fastgan.errors import CheckpointError, ConfigError, OutputError
 from fastgan.training.config import TrainConfig
 from fastgan.training.networks import DataShape
+from fastgan.training.optimizer_kinds import OPTIMIZER_KINDS
 
 __all__ = [
     "checkpoint_path",
@@ -396,14 +397,6 @@ def _forms(weights: Mapping[str, Any]) -> dict[str, object]:
     }
 
 
-# Each optimiser's state of a parameter: step counts, and tensors like the parameter.
-_OPTIMIZER_STATE: Mapping[str, tuple[str, ...]] = {
-    "adam": ("step", "exp_avg", "exp_avg_sq"),
-    "rmsprop": ("step", "square_avg"),
-    "sgd": ("momentum_buffer",),
-}
-
-
 def restore_optimizer(
     name: str, kind: str | None, optimizer: torch.optim.Optimizer, saved: Any, step: int
 ) -> None:
@@ -413,8 +406,8 @@ def restore_optimizer(
 
     Args:
         name: how messages refer to it.
-        kind: "adam", "rmsprop" or "sgd", as :func:`fastgan.training.updates.build_optimizer` made
-            it; None for the caller's own, with any finite state.
+        kind: a name of :data:`fastgan.training.optimizer_kinds.OPTIMIZER_KINDS`; None for the
+            caller's own, with any finite state.
         optimizer: the optimiser.
         saved: its saved state_dict.
         step: generator updates done: after the first, every parameter has state.
@@ -439,8 +432,8 @@ def restore_optimizer(
             continue
         if (
             not isinstance(state, dict)
-            or not set(state) <= set(_OPTIMIZER_STATE[kind])
-            or (not stateless and len(state) != len(_OPTIMIZER_STATE[kind]))
+            or not set(state) <= set(OPTIMIZER_KINDS[kind].state)
+            or (not stateless and len(state) != len(OPTIMIZER_KINDS[kind].state))
         ):
             raise ValueError(f"its {name} has the state of another optimiser than {kind}")
         for key, value in state.items():
@@ -454,7 +447,7 @@ def restore_optimizer(
             ):
                 raise ValueError(f"its {name}'s {key} has another shape")
             if not bool(value.isfinite().all()) or (
-                key in ("step", "exp_avg_sq", "square_avg") and bool((value < 0).any())
+                (key == "step" or "sq" in key) and bool((value < 0).any())
             ):
                 raise ValueError(f"its {name}'s {key} can't be: NaN or below zero")
     try:

@@ -24,6 +24,7 @@ from fastgan._util.devices import DEVICES, check_device_name
 from fastgan.errors import ConfigError, ImageSizeError
 from fastgan.training.config_files import check_text, format_settings, parse_settings
 from fastgan.training.model_kinds import MODEL_KINDS, ModelKind
+from fastgan.training.optimizer_kinds import OPTIMIZER_KINDS
 
 __all__ = ["COMMON_DEFAULTS", "MODELS", "PAPER_DEFAULTS", "TrainConfig"]
 
@@ -39,6 +40,7 @@ COMMON_DEFAULTS: Mapping[str, Any] = types.MappingProxyType(
         "lr_decay": "none",
         "beta1": 0.9,
         "beta2": 0.999,
+        "weight_decay": 0.01,
         "r1": 0.0,
         "r2": 0.0,
         "penalty_every": 1,
@@ -73,9 +75,7 @@ RESUMABLE_CHANGES = frozenset(
 
 # Options that only some models or optimisers read.
 _MODELS_OWN = frozenset(name for kind in MODEL_KINDS.values() for name in kind.reads)
-_OPTIMIZERS_OWN: Mapping[str, tuple[str, ...]] = types.MappingProxyType(
-    {"beta1": ("adam", "sgd"), "beta2": ("adam",)}
-)
+_OPTIMIZERS_OWN = frozenset().union(*(kind.reads for kind in OPTIMIZER_KINDS.values()))
 
 
 # Sixteen times the widest published GANs; far larger sizes overflow.
@@ -122,7 +122,7 @@ class TrainConfig:
     batch_size: int | None = _option(None, "images per batch")
     seed: int = _option(0, "seed of weights, noise and data order")
 
-    optimizer: str | None = _option(None, "optimiser of both networks", ("adam", "rmsprop", "sgd"))
+    optimizer: str | None = _option(None, "optimiser of both networks", tuple(OPTIMIZER_KINDS))
     lr: float | None = _option(None, "learning rate of both networks")
     lr_g: float | None = _option(None, "learning rate of the generator, if it differs")
     lr_d: float | None = _option(None, "learning rate of the discriminator, if it differs")
@@ -133,6 +133,7 @@ class TrainConfig:
     )
     beta1: float | None = _option(None, "first moment's decay (Adam), or momentum (sgd)")
     beta2: float | None = _option(None, "second moment's decay (Adam)")
+    weight_decay: float | None = _option(None, "decoupled weight decay (adamw)")
 
     accumulate: int = _option(
         1, "accumulate gradients over this many parts of a batch, to save memory"
@@ -351,7 +352,7 @@ class TrainConfig:
         self._require_at_least(
             0,
             ("seed", "workers", "gp_weight", "r1", "r2", "orthogonal", "evaluate_every"),
-            ("cycle_weight", "identity_weight", "l1_weight", "path_length"),
+            ("cycle_weight", "identity_weight", "l1_weight", "path_length", "weight_decay"),
         )
         for name in ("path_length_decay", "style_mixing"):
             if not 0 <= getattr(self, name) <= 1:
@@ -496,7 +497,11 @@ class TrainConfig:
                 and not (name == "penalty_every" and self.has_penalty)
             )
             or (name.startswith("ada_") and "ada" not in self.augment)
-            or self.optimizer not in _OPTIMIZERS_OWN.get(name, (self.optimizer,))
+            or (
+                name in _OPTIMIZERS_OWN
+                and self.optimizer is not None
+                and name not in OPTIMIZER_KINDS[self.optimizer].reads
+            )
         ]
 
     def critic_updates(self, step: int) -> int:

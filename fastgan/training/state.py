@@ -19,11 +19,12 @@ from fastgan.training.ema import ExponentialMovingAverage
 from fastgan.training.iteration import MetricTotals
 from fastgan.training.model_kinds import named
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
+from fastgan.training.optimizer_kinds import build_optimizer
 from fastgan.training.own import OwnParts
 from fastgan.training.processes import Processes
 from fastgan.training.run_folder import SavedRun
 from fastgan.training.sync_batch_norm import synchronize_batch_norm
-from fastgan.training.updates import GANUpdater, build_optimizer
+from fastgan.training.updates import GANUpdater
 
 __all__ = ["PICTURE_STREAM", "TrainState"]
 

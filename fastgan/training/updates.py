@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from fastgan.losses import PLAYERS_LOSSES, orthogonal_regularisation
 from fastgan.ops.chain import weights_left_out
-from fastgan.optim import Adam, RMSprop
+from fastgan.optim.clipping import ClippingOptimizer
 from fastgan.optim.weight_clipping import clip_weights_
 from fastgan.penalty import discriminator_loss, gradient_penalty
 from fastgan.penalty.points import Points
@@ -31,7 +31,7 @@ from fastgan.training.checkpoint import restore_optimizer, restore_scaler
 from fastgan.training.config import TrainConfig
 from fastgan.training.processes import Processes
 
-__all__ = ["GANUpdater", "build_optimizer"]
+__all__ = ["GANUpdater"]
 
 # Each penalty's points, column in metrics.csv, target, and factor of the weight.
 _PENALTIES: Mapping[str, tuple[Points, str, float, float]] = types.MappingProxyType(
@@ -44,18 +44,6 @@ _PENALTIES: Mapping[str, tuple[Points, str, float, float]] = types.MappingProxyT
 
 #: Names of buffers that follow each process's own part of the batches.
 _RUNNING_STATISTICS = frozenset({"running_mean", "running_var", "w_avg"})
-
-
-def build_optimizer(config: TrainConfig, module: nn.Module, lr: float) -> torch.optim.Optimizer:
-    """The optimiser of ``config.optimizer``, for all of a network's parameters."""
-    assert config.beta1 is not None
-    assert config.beta2 is not None
-    parameters = list(module.parameters())
-    if config.optimizer == "adam":
-        return Adam(parameters, lr=lr, betas=(config.beta1, config.beta2))
-    if config.optimizer == "rmsprop":
-        return RMSprop(parameters, lr=lr)
-    return torch.optim.SGD(parameters, lr=lr, momentum=config.beta1, fused=True)
 
 
 @dataclass
@@ -440,7 +428,7 @@ class GANUpdater:
     def _step_discriminator(self) -> None:
         self.processes.average_gradients(self.discriminator.parameters())
         clips_after = self.config.model == "wgan" and self.config.clip_when == "after"
-        clips_in_step = clips_after and isinstance(self.optimizer_d, (RMSprop, Adam))
+        clips_in_step = clips_after and isinstance(self.optimizer_d, ClippingOptimizer)
         if clips_in_step:
             for group in self.optimizer_d.param_groups:
                 # Set here, so that a loaded checkpoint can't change it.

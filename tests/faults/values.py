@@ -172,10 +172,10 @@ def critics_are_right(draw: random.Random) -> bool:
 def steps_are_right(draw: random.Random) -> bool:
     """Some steps of an optimiser whose weights, gradients and states are strange."""
     torch.manual_seed(draw.randrange(2**32))
-    name = draw.choice(["Adam", "RMSprop"])
+    name = draw.choice(["Adam", "AdamW", "RMSprop"])
     options: dict[str, Any] = {"lr": draw.choice([1e-3, 0.1]), "maximize": draw.random() < 0.3,
                                "weight_decay": draw.choice([0.0, 0.1])}  # fmt: skip
-    if name == "Adam":
+    if name != "RMSprop":
         options["amsgrad"] = draw.random() < 0.3
     else:
         options |= {"momentum": draw.choice([0.0, 0.9]), "centered": draw.random() < 0.3}

@@ -12,7 +12,8 @@ from fastgan.errors import ConfigError
 from fastgan.training.config import TrainConfig
 from fastgan.training.model_kinds import named
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
-from fastgan.training.updates import GANUpdater, build_optimizer
+from fastgan.training.optimizer_kinds import build_optimizer
+from fastgan.training.updates import GANUpdater
 
 BATCH, SIZE, CLASSES, NZ, WIDTH = 4, 16, 3, 5, 4
 

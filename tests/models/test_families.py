@@ -17,7 +17,8 @@ from fastgan import losses, models, reference
 from fastgan.nn import spectral_norm
 from fastgan.training.config import TrainConfig
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
-from fastgan.training.updates import GANUpdater, build_optimizer
+from fastgan.training.optimizer_kinds import build_optimizer
+from fastgan.training.updates import GANUpdater
 
 FAMILIES = {"sngan": "SNGAN", "biggan": "BigGAN", "r3gan": "R3GAN", "stylegan2": "StyleGAN2"}
 BATCH, SIZE, CLASSES, NZ, WIDTH = 4, 16, 3, 5, 4

@@ -19,7 +19,7 @@ from fastgan.exporting import export_generator
 from fastgan.training import Processes, TrainConfig
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
 from fastgan.training.model_kinds import named
-from fastgan.training.updates import build_optimizer
+from fastgan.training.optimizer_kinds import build_optimizer
 
 SMALL: dict[str, Any] = {"nz": NZ, "ngf": 2, "ndf": 2, "mapping_layers": 2, "precision": "fp32"}
 LAYERS = 6

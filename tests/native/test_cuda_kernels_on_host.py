@@ -178,18 +178,18 @@ def test_steps_count_elements_beyond_two_to_the_31(optimisers, rule, states):
     sparse = SparseTensor(torch.float32, count, {0: ones, count - len(ones): ones})
     case = step_case(rule, [(20,)], torch.float32, 0)
     case = replace(case, tensors={"steps": [torch.tensor([3.0])]} | {n: [sparse] for n in names})
-    (result,) = optimisers[rule].check(
+    (result,) = optimisers.check(
         [replace(case, only_blocks=(0, -1))], builds=["sanitized"], schedules=SCHEDULES[-1:]
     )
     assert result.tensors["steps"][0].item() == 4
     windows = result.tensors["params"][0]
     small = {name: [torch.ones(20)] for name in names} | {"steps": [torch.tensor([3.0])]}
-    (expected,) = optimisers[rule].check([replace(case, tensors=small)], builds=["sanitized"])
+    (expected,) = optimisers.check([replace(case, tensors=small)], builds=["sanitized"])
     for window in windows.values():
         assert torch.equal(window, expected.tensors["params"][0])
 
 
-# --- rmsprop.cu, adam.cu, clip_tensors.cu ---------------------------------------------------------
+# --- optimizers.cu, clip_tensors.cu ---------------------------------------------------------------
 
 #: How far a result may be from float64's, relative to it and in units of 1: a few roundings.
 TOLERANCES = {
@@ -202,18 +202,18 @@ SETTINGS = {"lr": 0.05, "weight_decay": 0.0, "lower": -0.4, "upper": 0.6}
 
 
 def rmsprop_in_float64(case, param, grad, states, step):
-    n, i = case.numbers, case.integers
+    n = case.numbers
     square_avg = n["alpha"] * states[0] + (1 - n["alpha"]) * grad**2
     after = [square_avg]
     v = square_avg
-    if i["centered"]:
+    if n["centered"]:
         grad_avg = states[-1] + (1 - n["alpha"]) * (grad - states[-1])
         v = square_avg - grad_avg**2
     update = grad / (v.sqrt() + n["eps"])
     if n["momentum"] > 0:
         update = n["momentum"] * states[1] + update
         after.append(update)
-    if i["centered"]:
+    if n["centered"]:
         after.append(grad_avg)
     return param - n["lr"] * update, after
 
@@ -223,7 +223,7 @@ def adam_in_float64(case, param, grad, states, step):
     exp_avg = n["beta1"] * states[0] + (1 - n["beta1"]) * grad
     exp_avg_sq = n["beta2"] * states[1] + (1 - n["beta2"]) * grad**2
     after = [exp_avg, exp_avg_sq]
-    if case.integers["amsgrad"]:
+    if n["amsgrad"]:
         after.append(torch.maximum(states[2], exp_avg_sq))
     corrected = exp_avg / (1 - n["beta1"] ** step)
     denominator = (after[-1] / (1 - n["beta2"] ** step)).sqrt() + n["eps"]
@@ -231,50 +231,30 @@ def adam_in_float64(case, param, grad, states, step):
 
 
 RULES = {
-    "rmsprop": (
-        rmsprop_in_float64,
-        {"alpha": 0.9, "eps": 1e-2, "momentum": 0.0},
-        {"centered": 0},
-        1,
-    ),
-    "rmsprop, momentum": (
-        rmsprop_in_float64,
-        {"alpha": 0.9, "eps": 1e-2, "momentum": 0.5},
-        {"centered": 0},
-        2,
-    ),
-    "rmsprop, centered": (
-        rmsprop_in_float64,
-        {"alpha": 0.9, "eps": 1e-2, "momentum": 0.0},
-        {"centered": 1},
-        2,
-    ),
-    "rmsprop, momentum, centered": (
-        rmsprop_in_float64,
-        {"alpha": 0.9, "eps": 1e-2, "momentum": 0.5},
-        {"centered": 1},
-        3,
-    ),
-    "adam": (adam_in_float64, {"beta1": 0.5, "beta2": 0.9, "eps": 1e-2}, {"amsgrad": 0}, 2),
-    "adam, amsgrad": (
-        adam_in_float64,
-        {"beta1": 0.5, "beta2": 0.9, "eps": 1e-2},
-        {"amsgrad": 1},
-        3,
-    ),
+    "rmsprop": (rmsprop_in_float64, {"alpha": 0.9, "eps": 1e-2, "momentum": 0.0, "centered": 0}, 1),
+    "adam": (adam_in_float64, {"beta1": 0.5, "beta2": 0.9, "eps": 1e-2, "amsgrad": 0}, 2),
 }
+RULES["adamw"] = RULES["adam"]
+for rule, changes, more in (
+    ("rmsprop, momentum", {"momentum": 0.5}, 1),
+    ("rmsprop, centered", {"centered": 1}, 1),
+    ("rmsprop, momentum, centered", {"momentum": 0.5, "centered": 1}, 2),
+    ("adam, amsgrad", {"amsgrad": 1}, 1),
+):
+    formula, numbers, states = RULES[rule.split(",")[0]]
+    RULES[rule] = (formula, {**numbers, **changes}, states + more)
 
 
 @pytest.fixture(scope="module")
 def optimisers(harness):
-    return {name: harness.kernels(name) for name in ("rmsprop", "adam")}
+    return harness.kernels("optimizers")
 
 
 def step_case(
     rule, shapes, dtype, seed, *, misalignment=None, extra=None, relayout=None, **numbers
 ):
     """Tensors of these shapes. `relayout(place, tensor)` gives a tensor another memory layout."""
-    _, rule_numbers, rule_integers, states = RULES[rule]
+    _, rule_numbers, states = RULES[rule]
     generator = torch.Generator().manual_seed(seed)
 
     def some(place, low, high):
@@ -303,7 +283,7 @@ def step_case(
             **numbers,
             **{n: held(SETTINGS[n], dtype) for n in ("lower", "upper")},
         },
-        integers={**rule_integers, "maximize": 0},
+        integers={"maximize": 0},
         misalignment=misalignment or {},
         label=f"{rule} of {dtype}, {len(shapes)} tensors, seed {seed}",
     )
@@ -332,9 +312,13 @@ def assert_stepped(rule, case, result):
             grad = grad / scale
             assert_close(got["grads"][i], grad, what)
         grad = -grad if case.integers["maximize"] else grad
-        grad = grad + case.numbers["weight_decay"] * param.double()
+        weight, decay = param.double(), case.numbers["weight_decay"]
+        if case.entry == "adamw":
+            weight = weight - case.numbers["lr"] * decay * weight
+        else:
+            grad = grad + decay * weight
         before = [given[name][i].double() for name in states]
-        updated, after = RULES[rule][0](case, param.double(), grad, before, step)
+        updated, after = RULES[rule][0](case, weight, grad, before, step)
         clipped = updated.clamp(case.numbers["lower"], case.numbers["upper"])
         assert_close(got["params"][i], clipped, what)
         for name, expected in zip(states, after, strict=True):
@@ -367,7 +351,7 @@ def test_step_is_right_at_every_size_with_shadows_or_without(optimisers, rule, d
         step_case(rule, shapes, dtype, 1, weight_decay=0.1),
         step_case(rule, shapes, dtype, 2, extra=shadows),
     ]
-    for case, result in zip(cases, optimisers[cases[0].entry].check(cases), strict=True):
+    for case, result in zip(cases, optimisers.check(cases), strict=True):
         assert_stepped(rule, case, result)
 
 
@@ -398,7 +382,7 @@ def test_step_is_right_at_every_alignment_and_layout(optimisers, rule, dtype):
 
     for relayout in (with_gaps, gradients_transposed):
         cases.append(step_case(rule, [(7, 6), (2, 3, 300)], dtype, 9, relayout=relayout))
-    for case, result in zip(cases, optimisers[cases[0].entry].check(cases), strict=True):
+    for case, result in zip(cases, optimisers.check(cases), strict=True):
         assert_stepped(rule, case, result)
 
 
@@ -429,7 +413,7 @@ def test_step_is_right_for_random_lists_and_settings(optimisers, rule, dtype):
                 weight_decay=0.1,
             )
             cases.append(replace(case, integers={**case.integers, "maximize": maximize}))
-    for case, result in zip(cases, optimisers[cases[0].entry].check(cases), strict=True):
+    for case, result in zip(cases, optimisers.check(cases), strict=True):
         assert_stepped(rule, case, result)
 
 
@@ -438,7 +422,7 @@ def test_step_is_right_for_random_lists_and_settings(optimisers, rule, dtype):
 def test_long_lists_take_as_many_launches_as_they_need(optimisers, rule, count):
     case = step_case(rule, [(i % 3 + 1,) for i in range(count)], torch.float32, count)
     # 32 KiB of table go to every thread by value here: one order is enough.
-    (result,) = optimisers[rule].check([case], schedules=SCHEDULES[-1:])
+    (result,) = optimisers.check([case], schedules=SCHEDULES[-1:])
     assert_stepped(rule, case, result)
 
 
@@ -453,7 +437,7 @@ def test_step_unscales_and_skips_as_grad_scaler_expects(optimisers, rule, dtype,
         "shadows": [torch.zeros(300, dtype=torch.float16), torch.zeros(3, dtype=torch.float16)],
     }
     case = step_case(rule, [(300,), (3,)], dtype, 5, extra=extra)
-    (result,) = optimisers[case.entry].check([case])
+    (result,) = optimisers.check([case])
     if found_inf == 0:
         assert_stepped(rule, case, result)
         return
@@ -467,10 +451,10 @@ def test_step_unscales_and_skips_as_grad_scaler_expects(optimisers, rule, dtype,
 def test_step_replays_from_a_graph(optimisers, rule):
     """What was launched holds all it needs, and counts its steps itself."""
     case = step_case(rule, [(70,), (3, 3)], torch.float64, 6)
-    (once,) = optimisers[rule].check([case])
+    (once,) = optimisers.check([case])
     again = replace(case, tensors=once.tensors)
-    (twice,) = optimisers[rule].check([again])
-    (replayed,) = optimisers[rule].check([replace(case, replays=2)])
+    (twice,) = optimisers.check([again])
+    (replayed,) = optimisers.check([replace(case, replays=2)])
     for name in case.tensors:
         for expected, actual in zip(twice.extents[name], replayed.extents[name], strict=True):
             assert torch.equal(expected, actual), name

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
-OPTIMIZERS = ["RMSprop", "Adam"]
 
 
 def to_long_double(tensor):
@@ -41,22 +43,47 @@ def exact_adam(weight, grad, state, step, lr, betas, eps, amsgrad):
     return weight - lr / (one - first**step) * state["exp_avg"] / denominator
 
 
+@dataclass(frozen=True)
+class Row:
+    """An optimiser: its exact rule, defaults, and settings with which it keeps all its states."""
+
+    rule: Callable
+    defaults: dict
+    full: dict
+    states: tuple[str, ...]
+    decoupled: bool = False
+
+
+_ADAM = (
+    exact_adam,
+    {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
+    {"amsgrad": True},
+    ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
+)
+ROWS = {
+    "RMSprop": Row(
+        exact_rmsprop,
+        {"alpha": 0.99, "eps": 1e-8, "momentum": 0, "centered": False},
+        {"momentum": 0.9, "centered": True},
+        ("square_avg", "grad_avg", "momentum_buffer"),
+    ),
+    "Adam": Row(*_ADAM),
+    "AdamW": Row(*_ADAM, decoupled=True),
+}
+#: Those whose numbers differ; and those whose Python does.
+NUMERIC = list(ROWS)
+OPTIMIZERS = ["RMSprop", "Adam"]
+
+
 def exact_step(name, weight, grad, state, step, *, weight_decay=0, maximize=False, **options):
     """The new weight, from arrays of np.longdouble; writes the new state into `state`."""
-    grad = (-grad if maximize else grad) + weight_decay * weight
-    rule = {"RMSprop": exact_rmsprop, "Adam": exact_adam}[name]
+    grad = -grad if maximize else grad
+    if ROWS[name].decoupled:
+        weight = weight - options["lr"] * weight_decay * weight
+    else:
+        grad = grad + weight_decay * weight
     with np.errstate(invalid="ignore", divide="ignore"):
-        return rule(weight, grad, state, step, **options)
-
-
-DEFAULTS = {
-    "RMSprop": {"alpha": 0.99, "eps": 1e-8, "momentum": 0, "centered": False},
-    "Adam": {"betas": (0.9, 0.999), "eps": 1e-8, "amsgrad": False},
-}
-STATES = {
-    "RMSprop": ("square_avg", "grad_avg", "momentum_buffer"),
-    "Adam": ("exp_avg", "exp_avg_sq", "max_exp_avg_sq"),
-}
+        return ROWS[name].rule(weight, grad, state, step, **options)
 
 
 def parameters(shapes, dtype, device="cpu", seed=0):

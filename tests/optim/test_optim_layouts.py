@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from optim_steps import DTYPES, OPTIMIZERS, copies, parameters, reference_step, set_gradients
+from optim_steps import DTYPES, OPTIMIZERS, ROWS, copies, parameters, reference_step, set_gradients
 from torch import nn
 
 import fastgan
@@ -34,7 +34,7 @@ def layouts(device, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("gradient_layout", ["alike", "contiguous", "reversed", "expanded"])
 def test_every_layout_of_weight_and_gradient_is_right(device, name, dtype, gradient_layout):
-    options = {"RMSprop": {"momentum": 0.5, "centered": True}, "Adam": {"amsgrad": True}}[name]
+    options = ROWS[name].full
     torch.manual_seed(0)
     for layout, view in layouts(device, dtype):
         # Around the view lies memory that must not change.

@@ -9,14 +9,14 @@ import sys
 
 import pytest
 import torch
-from optim_steps import DTYPES, OPTIMIZERS, copies, parameters, set_gradients
+from optim_steps import DTYPES, NUMERIC, OPTIMIZERS, copies, parameters, set_gradients
 
 import fastgan
 import fastgan.optim
 from fastgan.ops import check_op, op_paths
 from fastgan.ops.define import DEFINED
 
-OPS = ["clip_tensors_", "rmsprop_step_", "adam_step_"]
+OPS = ["clip_tensors_", *(f"{name.lower()}_step_" for name in NUMERIC)]
 
 
 def op_arguments(op, device, dtype=torch.float32, *, shadows=True, grad_scale=True):
@@ -112,7 +112,7 @@ def test_op_counts_its_writes(device, op):
 @pytest.mark.parametrize("name", OPTIMIZERS)
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_step_op_compiles_as_one_graph(device, name, backend):
-    op = {"RMSprop": "rmsprop_step_", "Adam": "adam_step_"}[name]
+    op = f"{name.lower()}_step_"
 
     def step(*arguments):
         with torch.no_grad():
@@ -192,7 +192,7 @@ def test_every_instruction_set_passes_the_checks(instruction_set):
         pytest.skip(f"this processor lacks {instruction_set}")
     script = (
         "import torch, fastgan; from fastgan.ops import check_op\n"
-        "for op in ('clip_tensors_', 'rmsprop_step_', 'adam_step_'): check_op(op, 'cpu')\n"
+        f"for op in {OPS}: check_op(op, 'cpu')\n"
         "for d in (torch.float16, torch.bfloat16):\n"
         "    v = torch.arange(-2**15, 2**15).to(torch.int16).view(d)\n"
         "    a = v.clone(); torch.ops.fastgan.clip_tensors_([a], [], -0.3, 7.0, None)\n"

@@ -19,7 +19,8 @@ from fastgan.penalty.critics import Joining
 from fastgan.training import TrainConfig
 from fastgan.training.iteration import Iteration, MetricTotals, Shape
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
-from fastgan.training.updates import GANUpdater, build_optimizer
+from fastgan.training.optimizer_kinds import build_optimizer
+from fastgan.training.updates import GANUpdater
 
 pytest.importorskip("triton", reason="Triton is a dependency on Linux only")
 

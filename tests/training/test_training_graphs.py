@@ -29,7 +29,8 @@ from fastgan.training.graphs import WARM_UP, CapturedIteration, Step
 from fastgan.training.iteration import Iteration, MetricTotals, Shape
 from fastgan.training.model_kinds import named
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
-from fastgan.training.updates import GANUpdater, build_optimizer
+from fastgan.training.optimizer_kinds import build_optimizer
+from fastgan.training.updates import GANUpdater
 
 BATCH, SIZE, CLASSES = 4, 16, 3
 

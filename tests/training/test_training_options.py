@@ -15,7 +15,8 @@ from fastgan.errors import ConfigError
 from fastgan.training.config import MODELS, TrainConfig
 from fastgan.training.model_kinds import MODEL_KINDS, named
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
-from fastgan.training.updates import GANUpdater, build_optimizer
+from fastgan.training.optimizer_kinds import build_optimizer
+from fastgan.training.updates import GANUpdater
 
 BATCH, CHANNELS, SIZE, CLASSES = 8, 3, 16, 4
 

@@ -18,7 +18,8 @@ from fastgan.training import Callback, TrainConfig, Trainer
 from fastgan.training.checkpoint import load_checkpoint
 from fastgan.training.model_kinds import named
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
-from fastgan.training.updates import GANUpdater, build_optimizer
+from fastgan.training.optimizer_kinds import build_optimizer
+from fastgan.training.updates import GANUpdater
 
 BATCH, CHANNELS, SIZE, CLASSES, NZ = 6, 1, 16, 4, 5
 

@@ -12,10 +12,16 @@ import torch
 from torch import Tensor, nn
 
 from fastgan import reference
+from fastgan.training.checkpoint import restore_optimizer
 from fastgan.training.config import MODELS, TrainConfig
 from fastgan.training.model_kinds import MODEL_KINDS, named
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
-from fastgan.training.updates import GANUpdater, build_optimizer
+from fastgan.training.optimizer_kinds import (
+    OPTIMIZER_KINDS,
+    build_optimizer,
+    build_torch_optimizer,
+)
+from fastgan.training.updates import GANUpdater
 
 BATCH, CHANNELS, SIZE, CLASSES = 8, 1, 16, 4
 
@@ -203,3 +209,25 @@ def test_low_precision_updates_stay_close_to_fp32(model: str, precision: str) ->
         assert all(bool(p.isfinite().all()) for p in updater.generator.parameters())
         assert all(p.dtype == torch.float32 for p in updater.generator.parameters())
     assert losses[precision] == pytest.approx(losses["fp32"], rel=0.05, abs=0.02)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZER_KINDS)
+def test_every_optimizer_has_torchs_settings_and_takes_its_saved_state(kind):
+    options = {"beta1": 0.3, "beta2": 0.7, "weight_decay": 0.2}
+    config = TrainConfig(out="x", optimizer=kind, **options).resolved()
+    assert set(config.ignored(options)) == options.keys() - OPTIMIZER_KINDS[kind].reads
+    module = nn.Linear(2, 2)
+    optimizer = build_optimizer(config, module, 0.5)
+    theirs = build_torch_optimizer(config, module, 0.5).param_groups[0]
+    settings = optimizer.param_groups[0]
+    assert all(settings[key] == value for key, value in theirs.items() if key != "fused")
+    module(torch.ones(1, 2)).sum().backward()
+    optimizer.step()
+    saved = optimizer.state_dict()
+    other = build_optimizer(config, module, 0.5)
+    restore_optimizer("optimizer", kind, other, saved, 1)
+    for param, state in optimizer.state.items():
+        assert all(torch.equal(other.state[param][key], value) for key, value in state.items())
+    next(iter(saved["state"].values())).popitem()
+    with pytest.raises(ValueError, match="state of another optimiser"):
+        restore_optimizer("optimizer", kind, other, saved, 1)

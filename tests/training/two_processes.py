@@ -16,8 +16,9 @@ from fastgan.errors import FastganError
 from fastgan.training import Callback, Processes, TrainConfig, Trainer, joined_processes
 from fastgan.training.model_kinds import named
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
+from fastgan.training.optimizer_kinds import build_optimizer
 from fastgan.training.sync_batch_norm import synchronize_batch_norm
-from fastgan.training.updates import GANUpdater, build_optimizer
+from fastgan.training.updates import GANUpdater
 
 BATCH, CHANNELS, SIZE, CLASSES = 8, 1, 16, 4
 

@@ -40,7 +40,8 @@ from fastgan.training.graphs import WARM_UP, CapturedIteration, CudaCapture
 from fastgan.training.iteration import Iteration, MetricTotals, Shape
 from fastgan.training.model_kinds import named
 from fastgan.training.networks import DataShape, build_discriminator, build_generator
-from fastgan.training.updates import GANUpdater, build_optimizer
+from fastgan.training.optimizer_kinds import build_optimizer, build_torch_optimizer
+from fastgan.training.updates import GANUpdater
 
 __all__ = ["cases"]
 
@@ -340,7 +341,7 @@ def _plain(
         known = network.state_dict()  # the reference's network has no pools of images
         placed(network, {k: values[k] for k in known}, device, torch.channels_last)
     optimizer_g, optimizer_d = (
-        _torch_optimizer(config, network.parameters(), lr)
+        build_torch_optimizer(config, network, lr, fused=True)
         for network, lr in ((generator, config.lr_g), (discriminator, config.lr_d))
     )
     if config.kind.pairs:
@@ -548,14 +549,3 @@ def _compiled_step(
         optimizer.step()
 
     return step
-
-
-def _torch_optimizer(config: TrainConfig, parameters: Any, lr: float | None) -> Any:
-    assert lr is not None
-    if config.optimizer == "adam":
-        assert config.beta1 is not None
-        assert config.beta2 is not None
-        return torch.optim.Adam(parameters, lr=lr, betas=(config.beta1, config.beta2), fused=True)
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=lr, momentum=config.beta1 or 0.0, fused=True)
-    return torch.optim.RMSprop(parameters, lr=lr)

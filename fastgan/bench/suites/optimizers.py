@@ -8,6 +8,7 @@ nearer caches.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -32,12 +33,19 @@ _SHAPES: dict[str, tuple[tuple[int, ...], ...]] = {
     "64 million weights in 200 tensors": ((320, 1000),) * 200,
 }
 _CLIP = 0.01
-#: Tensors of the weights' size that an op must read, and write.
+
+
+def _states(name: str) -> int:
+    """How many tensors of the weights' size an optimiser keeps by default."""
+    optimizer = getattr(fastgan.optim, name)([torch.zeros(1)])
+    return sum(optimizer._states(optimizer.defaults).values())
+
+
+#: Tensors of the weights' size that an op must read, and write: weight, gradient and states; weight
+#: and states.
 OPS: dict[str, tuple[int, int]] = {
-    "RMSprop and clip": (3, 2),  # weight, gradient, mean square; weight, mean square
-    "Adam and clip": (4, 3),  # weight, gradient, two moments; weight, two moments
-    "clip alone": (1, 1),
-}
+    f"{name} and clip": (2 + _states(name), 1 + _states(name)) for name in ("RMSprop", "Adam")
+} | {"clip alone": (1, 1)}
 
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
@@ -104,7 +112,7 @@ def _contenders(op: str, shapes: str, cold: bool, setting: Setting) -> dict[str,
         "single-tensor": {"foreach": False},
         "foreach": {"foreach": True},
     }
-    if name == "Adam":
+    if "fused" in inspect.signature(getattr(torch.optim, name)).parameters:
         implementations["fused"] = {"fused": True}
     for implementation, settings in implementations.items():
         theirs = getattr(torch.optim, name)(mine := own(), lr=5e-5, **settings)

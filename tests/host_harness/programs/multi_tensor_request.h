@@ -64,7 +64,6 @@ inline fastgan::StepSettings step_settings(const Request& request) {
     settings.lr_tensor = optional_scalar(request, "lr_tensor");
     settings.grad_scale = optional_scalar(request, "grad_scale");
     settings.found_inf = optional_scalar(request, "found_inf");
-    settings.weight_decay = request.number("weight_decay");
     settings.maximize = request.integer("maximize") != 0;
     constexpr double infinity = std::numeric_limits<double>::infinity();
     settings.clip_before = {-infinity, infinity};

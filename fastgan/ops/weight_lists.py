@@ -1,102 +1,19 @@
-"""Shared code of the optimisers' steps in plain PyTorch, for devices without fastgan's kernels.
+"""Argument checks and the clip of the ops on lists of weights, in plain PyTorch.
 
-As in the kernels, 16-bit weights are updated in float32.
+The checks are those of ``csrc/ops.cpp``.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from fastgan.ops.dtypes import DTYPES
 
-__all__ = [
-    "PlainStep",
-    "check_bounds",
-    "check_lists",
-    "check_not_expanded",
-    "clip_list",
-    "written_by_step",
-]
-
-
-@dataclass(frozen=True)
-class PlainStep:
-    """The arguments that ``rmsprop_step_`` and ``adam_step_`` share; see their schemas."""
-
-    op: str
-    params: Sequence[Tensor]
-    grads: Sequence[Tensor]
-    state_steps: Sequence[Tensor]
-    shadows: Sequence[Tensor]
-    lr: float
-    lr_tensor: Tensor | None
-    weight_decay: float
-    maximize: bool
-    clip_min: float
-    clip_max: float
-    clip_first: bool
-    grad_scale: Tensor | None
-    found_inf: Tensor | None
-
-    def run(
-        self,
-        states: Sequence[tuple[str, Sequence[Tensor]]],
-        rule: Callable[[Tensor, Tensor, list[Tensor], float, float], Tensor],
-    ) -> None:
-        """Clip, step and clip, over all parameters.
-
-        Args:
-            states: name and tensors of each list of states.
-            rule: given the weight, its gradient, its states (to update in place), the learning rate
-                and the number of the step, returns the new weight.
-        """
-        lists = [("params", self.params), ("grads", self.grads), *states]
-        check_lists(self.op, lists, self.shadows)
-        if len(self.state_steps) != len(self.params):
-            raise RuntimeError(
-                f"{self.op}: state_steps has {len(self.state_steps)} tensors for "
-                f"{len(self.params)} in params"
-            )
-        if not self.params:
-            return
-        check_not_expanded(self.op, [lists[0], *states, ("shadows", self.shadows)])
-        check_bounds(self.op, self.params[0].dtype, self.clip_min, self.clip_max)
-        if self.grad_scale is not None:
-            check_apart(self.op, self.grads)
-        if self.found_inf is not None and self.found_inf.item() != 0:
-            return
-        lr = self.lr if self.lr_tensor is None else float(self.lr_tensor.item())
-        if self.clip_first:
-            clip_list(self.params, (), self.clip_min, self.clip_max)
-        for i, (param, grad, step) in enumerate(
-            zip(self.params, self.grads, self.state_steps, strict=True)
-        ):
-            step += 1
-            wide = param.dtype if param.dtype == torch.float64 else torch.float32
-            gradient = grad.to(wide)
-            if self.grad_scale is not None:
-                gradient = gradient / self.grad_scale.to(wide)
-                grad.copy_(gradient)
-            if self.maximize:
-                gradient = -gradient
-            weight = param.to(wide)
-            if self.weight_decay != 0:
-                gradient = gradient.add(weight, alpha=self.weight_decay)
-            stored = [tensors[i] for _, tensors in states]
-            computed = [state.to(wide) for state in stored]
-            param.copy_(rule(weight, gradient, computed, lr, float(step.item())))
-            for state, value in zip(stored, computed, strict=True):
-                state.copy_(value)
-        if self.clip_first:
-            clip_list(self.params, self.shadows, -math.inf, math.inf)
-        else:
-            clip_list(self.params, self.shadows, self.clip_min, self.clip_max)
+__all__ = ["check_apart", "check_bounds", "check_lists", "check_not_expanded", "clip_list"]
 
 
 def clip_list(
@@ -112,7 +29,7 @@ def clip_list(
 
 
 def check_bounds(op: str, dtype: torch.dtype, lower: float, upper: float) -> None:
-    """The checks of two bounds, as in csrc/ops.cpp."""
+    """The checks of two bounds."""
     if math.isnan(lower) or math.isnan(upper):
         raise RuntimeError(f"{op}: min and max must be numbers, got min = {lower}, max = {upper}")
     if lower > upper:
@@ -126,7 +43,7 @@ def check_bounds(op: str, dtype: torch.dtype, lower: float, upper: float) -> Non
 
 
 def check_apart(op: str, grads: Sequence[Tensor]) -> None:
-    """Checks that gradients to unscale don't share memory, as csrc/ops.cpp does."""
+    """Checks that gradients to unscale don't share memory."""
     by_storage: dict[int, list[Tensor]] = {}
     for grad in grads:
         if grad.numel() > 0:
@@ -147,7 +64,7 @@ def check_apart(op: str, grads: Sequence[Tensor]) -> None:
 
 
 def check_not_expanded(op: str, lists: Sequence[tuple[str, Sequence[Tensor]]]) -> None:
-    """Checks that a written tensor's elements don't overlap, as csrc/ops.cpp does."""
+    """Checks that a written tensor's elements don't overlap."""
     for name, tensors in lists:
         for i, tensor in enumerate(tensors):
             sizes = zip(tensor.shape, tensor.stride(), strict=True)
@@ -162,7 +79,7 @@ def check_not_expanded(op: str, lists: Sequence[tuple[str, Sequence[Tensor]]]) -
 def check_lists(
     op: str, lists: Sequence[tuple[str, Sequence[Tensor]]], shadows: Sequence[Tensor]
 ) -> None:
-    """Checks lists of tensors, the first being the parameters, as csrc/ops.cpp does."""
+    """Checks lists of tensors, the first being the parameters."""
     first_name, params = lists[0]
     if shadows:
         lists = [*lists, ("shadows", shadows)]
@@ -187,11 +104,3 @@ def check_lists(
                     f"{op}: {name}[{i}] has shape {tuple(tensor.shape)}, its parameter has shape "
                     f"{tuple(param.shape)}"
                 )
-
-
-def written_by_step(args: Sequence[Any]) -> list[Tensor]:
-    """The tensors that a step writes; gradients only if it unscales them."""
-    params, grads, *others = args[:7]
-    grad_scale = args[18]
-    lists = [params, *others] if grad_scale is None else [params, grads, *others]
-    return [tensor for tensors in lists for tensor in tensors]

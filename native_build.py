@@ -27,50 +27,17 @@ ROOT = Path(__file__).resolve().parent
 
 # --- What is compiled -----------------------------------------------------------------------------
 
-#: Compiled once, for any processor of the architecture.
-CPU_SOURCES = (
-    "csrc/batch_norm_ops.cpp",
-    "csrc/convolution_ops.cpp",
-    "csrc/ops.cpp",
-    "csrc/cpu/batch_norm.cpp",
-    "csrc/cpu/sample_norm.cpp",
-    "csrc/cpu/bias_act.cpp",
-    "csrc/cpu/instruction_sets.cpp",
-    "csrc/cpu/layout.cpp",
-    "csrc/cpu/optimizers.cpp",
-    "csrc/cpu/parallel.cpp",
-    "csrc/cpu/patches.cpp",
-    "csrc/cpu/penalty_norm.cpp",
-    "csrc/cpu/penalty_points.cpp",
-    "csrc/cpu/upfirdn2d.cpp",
-    "csrc/cpu/winograd.cpp",
-    "csrc/op_arguments.cpp",
-    "csrc/penalty_ops.cpp",
-    "csrc/style_ops.cpp",
-)
+
+def _sources(pattern: str) -> tuple[str, ...]:
+    return tuple(sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob(pattern)))
+
+
 #: Compiled once per instruction set (csrc/cpu/instruction_sets.h, LOOPS_OF_SETS).
-LOOP_SOURCES = (
-    "csrc/cpu/batch_norm_loops.cpp",
-    "csrc/cpu/bias_act_loops.cpp",
-    "csrc/cpu/multi_tensor_loops.cpp",
-    "csrc/cpu/patches_loops.cpp",
-    "csrc/cpu/penalty_norm_loops.cpp",
-    "csrc/cpu/penalty_points_loops.cpp",
-    "csrc/cpu/upfirdn2d_loops.cpp",
-    "csrc/cpu/winograd_loops.cpp",
-)
+LOOP_SOURCES = _sources("csrc/cpu/*_loops.cpp")
+#: Compiled once, for any processor of the architecture.
+CPU_SOURCES = tuple(path for path in _sources("csrc/**/*.cpp") if path not in LOOP_SOURCES)
 #: Compiled by nvcc, where CUDA is built.
-CUDA_SOURCES = (
-    "csrc/cuda/batch_norm_statistics.cu",
-    "csrc/cuda/bias_act.cu",
-    "csrc/cuda/clip_tensors.cu",
-    "csrc/cuda/norm_act.cu",
-    "csrc/cuda/norm_act_gradient.cu",
-    "csrc/cuda/penalty_norm.cu",
-    "csrc/cuda/penalty_points.cu",
-    "csrc/cuda/optimizers.cu",
-    "csrc/cuda/upfirdn2d.cu",
-)
+CUDA_SOURCES = _sources("csrc/cuda/*.cu")
 ALL_SOURCES = CPU_SOURCES + LOOP_SOURCES + CUDA_SOURCES
 
 #: The oldest torch whose stable ABI the ops are written against.

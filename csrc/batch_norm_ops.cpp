@@ -159,7 +159,7 @@ Image image_argument(const char* op, const char* argument, const Tensor& tensor)
 
 // `tensor`, or a copy with `image`'s layout.
 Tensor with_layout_of(const char* op, const char* argument, const Tensor& tensor, const char* other,
-                const Tensor& image) {
+                      const Tensor& image) {
     if (dtype_code(tensor) != dtype_code(image)) {
         fail(op, ": ", argument, " has dtype ", dtype_name(dtype_code(tensor)), "; expected ",
              dtype_name(dtype_code(image)), ", as ", other);
@@ -693,14 +693,15 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_gradient(const Tensor& grad_output, co
     return {result, grad_weight, grad_bias};
 }
 
-// --- Norms of each sample -------------------------------------------------------------------------
+// --- Norms of each sample
+// -------------------------------------------------------------------------
 
 // The arguments of a norm with per-sample vectors; owns their memory.
 class SampleNormTensors {
   public:
-    SampleNormTensors(const char* op, const Tensor& input, const Tensor& scale,
-                      const Tensor& shift, const Tensor& mean, const Tensor& invstd,
-                      std::int64_t groups, std::int64_t activation, double negative_slope)
+    SampleNormTensors(const char* op, const Tensor& input, const Tensor& scale, const Tensor& shift,
+                      const Tensor& mean, const Tensor& invstd, std::int64_t groups,
+                      std::int64_t activation, double negative_slope)
         : image_(image_argument(op, "input", input)) {
         const FloatType type = float_type(op, "input", input);
         const std::int64_t samples = input.sizes()[0], channels = input.sizes()[1];
@@ -800,9 +801,8 @@ template <typename Device>
 Tensor act_gradient(const Tensor& grad_output, const Tensor& kept, std::int64_t activation,
                     double negative_slope) {
     constexpr const char* op = "fastgan::act_gradient";
-    const Tensor values = is_dense(kept)
-                              ? kept
-                              : (kept.dim() < 2 ? without_stride(kept) : without_gaps(kept));
+    const Tensor values =
+        is_dense(kept) ? kept : (kept.dim() < 2 ? without_stride(kept) : without_gaps(kept));
     const Tensor grad = with_layout_of(op, "grad_output", grad_output, "kept", values);
     Tensor result = empty_as(values);
     act_gradient_into<Device>(op, grad, values, activation, negative_slope, result);
@@ -827,55 +827,6 @@ void act_gradient_in_place(Tensor grad_output, const Tensor& kept, std::int64_t 
 }  // namespace
 
 }  // namespace fastgan
-
-STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
-    library.def(
-        "batch_norm_finalize(Tensor count, Tensor mean, Tensor m2, Tensor? weight, "
-        "Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, float eps) -> "
-        "(Tensor mean, Tensor invstd, Tensor scale)");
-    library.def(
-        "norm_act(Tensor input, Tensor mean, Tensor scale, Tensor? bias, int activation, "
-        "float negative_slope) -> Tensor");
-    library.def(
-        "norm_act_gradient_sums(Tensor grad_output, Tensor input, Tensor mean, Tensor invstd, "
-        "Tensor scale, Tensor? bias, int activation, float negative_slope) -> "
-        "(Tensor grad, Tensor grad_xhat)");
-    library.def(
-        "norm_act_gradient_finalize(Tensor grad, Tensor grad_xhat, Tensor scale, Tensor invstd, "
-        "int count) -> (Tensor slope, Tensor offset, Tensor grad_weight, Tensor grad_bias)");
-    library.def(
-        "norm_act_gradient(Tensor grad_output, Tensor input, Tensor mean, Tensor scale, "
-        "Tensor? bias, Tensor slope, Tensor offset, int activation, float negative_slope) -> "
-        "Tensor");
-    library.def(
-        "norm_act_gradient_(Tensor(a!) grad_output, Tensor input, Tensor mean, Tensor scale, "
-        "Tensor? bias, Tensor slope, Tensor offset, int activation, float negative_slope) -> ()");
-    library.def(
-        "batch_norm_statistics(Tensor input, Tensor? weight, Tensor(a!)? running_mean, "
-        "Tensor(b!)? running_var, float momentum, float eps) -> "
-        "(Tensor mean, Tensor invstd, Tensor scale)");
-    library.def(
-        "bn_act(Tensor input, Tensor? weight, Tensor? bias, Tensor mean, Tensor invstd, "
-        "bool batch_statistics, int activation, float negative_slope) -> Tensor");
-    library.def(
-        "bn_act_gradient(Tensor grad_output, Tensor input, Tensor? weight, Tensor? bias, "
-        "Tensor mean, Tensor invstd, bool batch_statistics, int activation, "
-        "float negative_slope) -> (Tensor grad_input, Tensor grad_weight, Tensor grad_bias)");
-    library.def(
-        "sample_norm_act(Tensor input, Tensor scale, Tensor shift, Tensor(a!) mean, "
-        "Tensor(b!) invstd, int groups, float eps, int activation, float negative_slope) -> "
-        "Tensor");
-    library.def(
-        "sample_norm_act_gradient(Tensor grad_output, Tensor input, Tensor scale, Tensor shift, "
-        "Tensor mean, Tensor invstd, int groups, int activation, float negative_slope) -> "
-        "(Tensor grad_input, Tensor grad_scale, Tensor grad_shift)");
-    library.def(
-        "act_gradient(Tensor grad_output, Tensor kept, int activation, float negative_slope) -> "
-        "Tensor");
-    library.def(
-        "act_gradient_(Tensor(a!) grad_output, Tensor kept, int activation, "
-        "float negative_slope) -> ()");
-}
 
 #define FASTGAN_IMPLEMENT_BATCH_NORM(Device)                                                     \
     library.impl("batch_norm_finalize", TORCH_BOX(&fastgan::batch_norm_finalize<Device>));       \

@@ -275,22 +275,6 @@ Tensor scatter_patches(Tensor small, Tensor weight, OptionalTensor bias, std::in
 
 }  // namespace fastgan
 
-STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
-    library.def(
-        "winograd_gather(Tensor wide, Tensor weight, Tensor? bias, int stride, int row_padding, "
-        "int column_padding, int rows, int columns) -> Tensor");
-    library.def(
-        "winograd_scatter(Tensor small, Tensor weight, Tensor? bias, int stride, int row_padding, "
-        "int column_padding, int rows, int columns) -> Tensor");
-    library.def(
-        "winograd_weight_gradient(Tensor small, Tensor wide, int taps, int stride, "
-        "int row_padding, int column_padding) -> Tensor");
-    library.def(
-        "patch_scatter(Tensor small, Tensor weight, Tensor? bias, int row_stride, "
-        "int column_stride, int row_padding, int column_padding, int rows, int columns, "
-        "bool? channels_last=None) -> Tensor");
-}
-
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
     library.impl("winograd_gather", TORCH_BOX(&fastgan::gather));
     library.impl("winograd_scatter", TORCH_BOX(&fastgan::scatter));

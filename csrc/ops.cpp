@@ -1,9 +1,9 @@
-// The ops of torch.ops.fastgan: schemas, argument checks, and the kernel for each device.
+// The ops of torch.ops.fastgan: argument checks, and the kernel for each device.
 //
 // Only uses LibTorch's stable ABI: the headers torch/csrc/stable and torch/headeronly, and nothing
 // newer than TORCH_TARGET_VERSION. So one binary works with torch 2.10 and all later releases, CPU
-// and CUDA builds alike. What the stable ABI lacks (fake kernels, autograd, version counters) is
-// registered from Python, in fastgan/ops.
+// and CUDA builds alike. Schemas are declared in Python, in fastgan/ops, as is what the stable ABI
+// lacks: fake kernels, autograd, version counters.
 
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -15,7 +15,6 @@
 #include <iterator>
 #include <limits>
 #include <optional>
-#include <string>
 #include <utility>
 #include <vector>
 
@@ -438,43 +437,6 @@ struct StepOp<Device, Optimizer, std::index_sequence<kIndices...>, TypeList<Sett
     }
 };
 
-const char* schema_type(double) {
-    return "float";
-}
-const char* schema_type(bool) {
-    return "bool";
-}
-
-template <typename... Settings>
-std::vector<const char*> schema_types(TypeList<Settings...>) {
-    return {schema_type(Settings{})...};
-}
-
-template <typename Optimizer>
-std::string step_schema(const char* name) {
-    char alias = 'a';
-    std::string schema = name;
-    const auto list = [&](const std::string& argument) {
-        schema += std::string("Tensor(") + alias++ + "!)[] " + argument + ", ";
-    };
-    schema += "(";
-    list("params");
-    list("grads");
-    for (const char* const state : Optimizer::kStates) {
-        list(state);
-    }
-    list("state_steps");
-    list("shadows");
-    schema += "float lr, Tensor? lr_tensor, ";
-    const auto types = schema_types(typename Optimizer::Types{});
-    for (std::size_t i = 0; i < types.size(); ++i) {
-        schema += std::string(types[i]) + " " + Optimizer::kSettings[i] + ", ";
-    }
-    return schema +
-           "bool maximize, float clip_min, float clip_max, bool clip_first, Tensor? grad_scale, "
-           "Tensor? found_inf) -> ()";
-}
-
 template <typename Device>
 void clip_tensors(TensorList tensors, TensorList shadows, double min, double max,
                   std::optional<Tensor> found_inf) {
@@ -496,15 +458,6 @@ void clip_tensors(TensorList tensors, TensorList shadows, double min, double max
 }  // namespace
 
 }  // namespace fastgan
-
-STABLE_TORCH_LIBRARY(fastgan, library) {
-    library.def(
-        "clip_tensors_(Tensor(a!)[] tensors, Tensor(b!)[] shadows, float min, float max, "
-        "Tensor? found_inf) -> ()");
-#define FASTGAN_DEFINE_OP(name, Optimizer) \
-    library.def(fastgan::step_schema<fastgan::Optimizer>(#name "_step_").c_str());
-    FASTGAN_OPTIMIZERS(FASTGAN_DEFINE_OP)
-}
 
 #define FASTGAN_IMPLEMENT_OP(name, Optimizer) \
     library.impl(#name "_step_", TORCH_BOX((&fastgan::StepOp<Device, fastgan::Optimizer>::call)));

@@ -108,8 +108,8 @@ FloatType arithmetic(FloatType type) {
 }
 
 // Contiguous numbers of the arithmetic's type.
-void require_numbers(const char* op, const char* argument, const Tensor& tensor,
-                     std::int64_t count, FloatType type) {
+void require_numbers(const char* op, const char* argument, const Tensor& tensor, std::int64_t count,
+                     FloatType type) {
     if (tensor.numel() != count || float_type(op, argument, tensor) != type) {
         fail(op, ": ", argument, " has shape ", shape_text(tensor), " and dtype ",
              dtype_name(dtype_code(tensor)), "; expected ", count, " numbers of ",
@@ -134,15 +134,13 @@ struct Mix {
     FloatType to;
 };
 
-Mix mix_arguments(const Tensor& batch, const Tensor& real, const Tensor& fake,
-                  const Tensor& eps) {
+Mix mix_arguments(const Tensor& batch, const Tensor& real, const Tensor& fake, const Tensor& eps) {
     constexpr const char* op = "fastgan::penalty_mix_";
     require_dense_samples(op, "batch", batch);
-    if (!same_sizes(real, fake) || real.dim() != batch.dim() ||
-        batch.size(0) != 3 * real.size(0) ||
+    if (!same_sizes(real, fake) || real.dim() != batch.dim() || batch.size(0) != 3 * real.size(0) ||
         !std::equal(real.sizes().begin() + 1, real.sizes().end(), batch.sizes().begin() + 1)) {
-        fail(op, ": batch has shape ", shape_text(batch), ", real ", shape_text(real),
-             " and fake ", shape_text(fake), "; expected fake as real, and batch thrice as many");
+        fail(op, ": batch has shape ", shape_text(batch), ", real ", shape_text(real), " and fake ",
+             shape_text(fake), "; expected fake as real, and batch thrice as many");
     }
     Mix mix{{}, float_type(op, "real", real), float_type(op, "batch", batch)};
     if (float_type(op, "fake", fake) != mix.from || !is_float_pair(mix.from, mix.to)) {
@@ -159,9 +157,9 @@ Mix mix_arguments(const Tensor& batch, const Tensor& real, const Tensor& fake,
     for (const int d : by_stride(batch)) {
         const std::int64_t size = batch.size(d);
         const int last = shape.dimensions - 1;
-        const bool continues =
-            last >= 0 && real.stride(d) == shape.sizes[last] * shape.real_strides[last] &&
-            fake.stride(d) == shape.sizes[last] * shape.fake_strides[last];
+        const bool continues = last >= 0 &&
+                               real.stride(d) == shape.sizes[last] * shape.real_strides[last] &&
+                               fake.stride(d) == shape.sizes[last] * shape.fake_strides[last];
         if (continues) {
             shape.sizes[last] *= size;
             continue;
@@ -243,7 +241,7 @@ NormShape norm_shape(const char* op, const char* argument, const Tensor& maps,
     if (!channels_first && !channels_last) {
         fail(op, ": ", argument, " is neither contiguous nor channels-last");
     }
-    return NormShape{maps.size(0), channels,       positions,
+    return NormShape{maps.size(0), channels,      positions,
                      groups,       channels_last, float_type(op, argument, maps)};
 }
 
@@ -301,10 +299,9 @@ NormShape curvature_arguments(const Tensor& grad, const Tensor& tangent, const T
     return shape;
 }
 
-NormShape gradients_arguments(const Tensor& grad, const OptionalTensor& tangent,
-                              const Tensor& xhat, const Tensor& invstd, std::int64_t groups,
-                              const Tensor& weight_grad, const Tensor& bias_grad,
-                              const Tensor& means) {
+NormShape gradients_arguments(const Tensor& grad, const OptionalTensor& tangent, const Tensor& xhat,
+                              const Tensor& invstd, std::int64_t groups, const Tensor& weight_grad,
+                              const Tensor& bias_grad, const Tensor& means) {
     constexpr const char* op = "fastgan::penalty_norm_gradients_";
     const NormShape shape = norm_shape(op, "grad", grad, groups);
     if (tangent) {
@@ -344,8 +341,8 @@ void norm_curvature_on_cpu(Tensor grad, Tensor tangent, Tensor xhat, Tensor invs
 void norm_gradients_on_cpu(Tensor grad, OptionalTensor tangent, Tensor xhat, Tensor invstd,
                            std::int64_t groups, Tensor weight_grad, Tensor bias_grad,
                            Tensor means) {
-    const NormShape shape = gradients_arguments(grad, tangent, xhat, invstd, groups, weight_grad,
-                                                bias_grad, means);
+    const NormShape shape =
+        gradients_arguments(grad, tangent, xhat, invstd, groups, weight_grad, bias_grad, means);
     cpu::norm_gradients(shape, read(grad), read(tangent), read(xhat), read(invstd),
                         written(weight_grad), written(bias_grad));
 }
@@ -411,8 +408,8 @@ void norm_curvature_on_cuda(Tensor grad, Tensor tangent, Tensor xhat, Tensor inv
 void norm_gradients_on_cuda(Tensor grad, OptionalTensor tangent, Tensor xhat, Tensor invstd,
                             std::int64_t groups, Tensor weight_grad, Tensor bias_grad,
                             Tensor means) {
-    const NormShape shape = gradients_arguments(grad, tangent, xhat, invstd, groups, weight_grad,
-                                                bias_grad, means);
+    const NormShape shape =
+        gradients_arguments(grad, tangent, xhat, invstd, groups, weight_grad, bias_grad, means);
     on_device_of(grad, [&](void* stream) {
         cuda::norm_gradients(shape, read(grad), read(tangent), read(xhat), read(invstd),
                              written(weight_grad), written(bias_grad), written(means), stream);
@@ -424,25 +421,6 @@ void norm_gradients_on_cuda(Tensor grad, OptionalTensor tangent, Tensor xhat, Te
 }  // namespace
 
 }  // namespace fastgan
-
-STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
-    library.def("penalty_mix_(Tensor(a!) batch, Tensor real, Tensor fake, Tensor eps) -> ()");
-    library.def(
-        "penalty_tangent_(Tensor gradient, Tensor(a!) tangent, Tensor(b!) norms, "
-        "Tensor(c!) value, float weight, float target, bool one_sided) -> ()");
-    library.def(
-        "penalty_norm_forward_(Tensor input, Tensor? weight, Tensor? bias, int groups, float eps, "
-        "Tensor(a!) xhat, Tensor(b!) invstd, Tensor(c!) output) -> ()");
-    library.def(
-        "penalty_norm_project_(Tensor grad, Tensor xhat, Tensor invstd, Tensor? weight, "
-        "int groups, bool tangent, Tensor(a!) output) -> ()");
-    library.def(
-        "penalty_norm_curvature_(Tensor grad, Tensor tangent, Tensor xhat, Tensor invstd, "
-        "Tensor? weight, int groups, Tensor(a!) output) -> ()");
-    library.def(
-        "penalty_norm_gradients_(Tensor grad, Tensor? tangent, Tensor xhat, Tensor invstd, "
-        "int groups, Tensor(a!) weight_grad, Tensor(b!) bias_grad, Tensor(c!) means) -> ()");
-}
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
     library.impl("penalty_mix_", TORCH_BOX(&fastgan::mix_on_cpu));

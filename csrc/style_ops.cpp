@@ -77,8 +77,8 @@ BiasAct bias_act_settings(const char* op, std::int64_t act, double alpha, double
 }
 
 // The bias is along `dim` of x, which has the layout `channels_last`.
-BiasShape bias_shape(const char* op, const Tensor& x, const OptionalTensor& b,
-                          std::int64_t dim, bool channels_last) {
+BiasShape bias_shape(const char* op, const Tensor& x, const OptionalTensor& b, std::int64_t dim,
+                     bool channels_last) {
     BiasShape shape{float_type(op, "x", x), x.numel(), 1, std::max<std::int64_t>(x.numel(), 1)};
     const std::int64_t along = dim < 0 ? dim + x.dim() : dim;
     if (along < 0 || along >= std::max<std::int64_t>(x.dim(), 1) || (b && x.dim() == 0)) {
@@ -116,8 +116,8 @@ struct OnCpu {
     static void run(const Tensor&, const Call& call) {
         call(OnCpu());
     }
-    void bias_act(const BiasShape& shape, const BiasAct& settings, const void* bias,
-                  const void* x, void* y, std::uint8_t* bits) const {
+    void bias_act(const BiasShape& shape, const BiasAct& settings, const void* bias, const void* x,
+                  void* y, std::uint8_t* bits) const {
         cpu::bias_act(shape, settings, bias, x, y, bits);
     }
     static constexpr bool kAddsUpBias = true;
@@ -262,9 +262,8 @@ std::tuple<Tensor, Tensor> bias_act_gradient(const Tensor& grad_output, const Op
         empty_vector(adds_up ? shape.channels : 0, grad_output, dtype_code(grad_output));
     if (shape.numel > 0) {
         Device::run(grad_output, [&](const Device& device) {
-            device.bias_act_gradient(shape, settings, data_of(bias), keep,
-                                     values.const_data_ptr(), grad.const_data_ptr(),
-                                     grad_x.mutable_data_ptr(),
+            device.bias_act_gradient(shape, settings, data_of(bias), keep, values.const_data_ptr(),
+                                     grad.const_data_ptr(), grad_x.mutable_data_ptr(),
                                      adds_up ? grad_bias.mutable_data_ptr() : nullptr);
         });
     } else {
@@ -404,9 +403,8 @@ FilteredLrelu filtered_lrelu_with(const char* op, const Tensor& x, const Optiona
                                            {padding[0], padding[2]}, flip_filter, up_gain);
     first.filter.x.out = output_size(op, first.filter.x, padding[1]);
     first.filter.y.out = output_size(op, first.filter.y, padding[3]);
-    FilterArgument second =
-        filter_argument(op, "fd", fd, x, first.filter.y.out, first.filter.x.out, {1, 1},
-                        {down, down}, {0, 0}, flip_filter, 1.0);
+    FilterArgument second = filter_argument(op, "fd", fd, x, first.filter.y.out, first.filter.x.out,
+                                            {1, 1}, {down, down}, {0, 0}, flip_filter, 1.0);
     second.filter.x.out = output_size(op, second.filter.x, 0);
     second.filter.y.out = output_size(op, second.filter.y, 0);
     const double bound = clamp && *clamp >= 0 ? *clamp : std::numeric_limits<double>::infinity();
@@ -473,8 +471,9 @@ Tensor filtered_lrelu_masked(const Tensor& x, const Tensor& signs, const Optiona
                                            {padding[0], padding[1]}, flip_filter, 1.0);
     first.filter.y.out = sizes[0];
     first.filter.x.out = sizes[1];
-    FilterArgument second = filter_argument(op, "fd", fd, x, sizes[0], sizes[1], {1, 1},
-                                            {down, down}, {padding[2], padding[3]}, flip_filter, 1.0);
+    FilterArgument second =
+        filter_argument(op, "fd", fd, x, sizes[0], sizes[1], {1, 1}, {down, down},
+                        {padding[2], padding[3]}, flip_filter, 1.0);
     second.filter.y.out = sizes[2];
     second.filter.x.out = sizes[3];
     const std::int64_t bytes = (clamped ? 2 : 1) * ((sizes[1] + 7) / 8);
@@ -493,7 +492,9 @@ Tensor filtered_lrelu_masked(const Tensor& x, const Tensor& signs, const Optiona
         Device::run(x, [&](const Device& device) {
             const double bound = clamped ? 0.0 : std::numeric_limits<double>::infinity();
             const FirBetween between{
-                nullptr, {gain, slope, bound}, Signs::read,
+                nullptr,
+                {gain, slope, bound},
+                Signs::read,
                 const_cast<std::uint8_t*>(static_cast<const std::uint8_t*>(bits.const_data_ptr()))};
             device.filtered_lrelu(maps_of(op, values, y, channels_last), first.filter, between,
                                   second.filter);
@@ -505,33 +506,6 @@ Tensor filtered_lrelu_masked(const Tensor& x, const Tensor& signs, const Optiona
 }  // namespace
 
 }  // namespace fastgan
-
-STABLE_TORCH_LIBRARY_FRAGMENT(fastgan, library) {
-    library.def(
-        "bias_act(Tensor x, Tensor? b, int dim, int act, float alpha, float gain, float? clamp) -> "
-        "Tensor");
-    library.def(
-        "bias_act_bits(Tensor x, Tensor? b, int dim, int act, float alpha, float gain) -> (Tensor, "
-        "Tensor)");
-    library.def(
-        "bias_act_gradient(Tensor grad_output, Tensor? kept, Tensor? b, int dim, int act, "
-        "float alpha, float gain, float? clamp, int keeps, bool channels_last, bool with_bias) -> "
-        "(Tensor, Tensor)");
-    library.def(
-        "upfirdn2d(Tensor x, Tensor? f, int[] up, int[] down, int[] padding, bool flip_filter, "
-        "float gain) -> Tensor");
-    library.def(
-        "filtered_lrelu(Tensor x, Tensor? fu, Tensor? fd, Tensor? b, int up, int down, "
-        "int[] padding, float gain, float slope, float? clamp, bool flip_filter) -> Tensor");
-    library.def(
-        "filtered_lrelu_signs(Tensor x, Tensor? fu, Tensor? fd, Tensor? b, int up, int down, "
-        "int[] padding, float gain, float slope, float? clamp, bool flip_filter) -> (Tensor, "
-        "Tensor)");
-    library.def(
-        "filtered_lrelu_masked(Tensor x, Tensor signs, Tensor? fu, Tensor? fd, int up, int down, "
-        "int[] padding, int[] sizes, float gain, float slope, bool clamped, bool flip_filter) -> "
-        "Tensor");
-}
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
     library.impl("bias_act", TORCH_BOX(&fastgan::bias_act<fastgan::OnCpu>));
@@ -551,7 +525,8 @@ STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, library) {
     library.impl("bias_act_gradient", TORCH_BOX(&fastgan::bias_act_gradient<fastgan::OnCuda>));
     library.impl("upfirdn2d", TORCH_BOX(&fastgan::upfirdn2d<fastgan::OnCuda>));
     library.impl("filtered_lrelu", TORCH_BOX(&fastgan::filtered_lrelu<fastgan::OnCuda>));
-    library.impl("filtered_lrelu_signs", TORCH_BOX(&fastgan::filtered_lrelu_signs<fastgan::OnCuda>));
+    library.impl("filtered_lrelu_signs",
+                 TORCH_BOX(&fastgan::filtered_lrelu_signs<fastgan::OnCuda>));
     library.impl("filtered_lrelu_masked",
                  TORCH_BOX(&fastgan::filtered_lrelu_masked<fastgan::OnCuda>));
 }

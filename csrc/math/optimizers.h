@@ -19,13 +19,13 @@ struct TypeList {};
 // A row has:
 //   kOp           the op's name for messages
 //   kStates       names of the op's lists of states
-//   kSettings     the op's other arguments of its own, the struct's members in their order, of the
-//                 Types
+//   Types         types of the op's other arguments of its own, which are the struct's members
 //   uses_state(i) whether these settings use a list
 //   decay()       the weight decay that is added to the gradient
 //   scalars       constants of one tensor's update, from the learning rate and the step's number t
 //   kReadsStep    whether the scalars depend on t
-//   for_rule      calls run(Kind{}) with the Kind whose Rule<A> is the update by these settings; A is
+//   for_rule      calls run(Kind{}) with the Kind whose Rule<A> is the update by these settings; A
+//   is
 //                 float or double
 // A rule takes the weight, the gradient and the states in use, in order, returns the new weight,
 // and updates the states.
@@ -90,8 +90,6 @@ struct RMSpropRule {
 struct RMSprop {
     static constexpr const char* kOp = "fastgan::rmsprop_step_";
     static constexpr const char* kStates[] = {"square_avgs", "momentum_buffers", "grad_avgs"};
-    static constexpr const char* kSettings[] = {"alpha", "eps", "weight_decay", "momentum",
-                                                "centered"};
     using Types = TypeList<double, double, double, double, bool>;
     static constexpr bool kReadsStep = false;
 
@@ -186,7 +184,6 @@ struct AdamRule {
 struct Adam {
     static constexpr const char* kOp = "fastgan::adam_step_";
     static constexpr const char* kStates[] = {"exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"};
-    static constexpr const char* kSettings[] = {"beta1", "beta2", "eps", "weight_decay", "amsgrad"};
     using Types = TypeList<double, double, double, double, bool>;
     static constexpr bool kReadsStep = true;
 

@@ -4,9 +4,9 @@
     def twice(input: Tensor) -> Tensor:
         return 2 * input
 
-The declaration provides the schema without the compiled part, the kernel for devices without a
-compiled one, the fake kernel (the reference on meta tensors), the decomposition for ONNX exports,
-the behaviour under autograd, and the check for ``fastgan doctor`` and the tests.
+The declaration provides the schema, the kernel for devices without a compiled one, the fake kernel
+(the reference on meta tensors), the decomposition for ONNX exports, the behaviour under autograd,
+and the check for ``fastgan doctor`` and the tests.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Op:
     """An op under ``torch.ops.fastgan``.
 
     Attributes:
-        schema: as in ``csrc``.
+        schema: with mutation annotations; ``csrc`` has functions of these arguments.
         reference: the op in plain PyTorch, its checks of arguments included.
         examples: arguments on the CPU, of the dtypes that the op takes.
         units: how many units in the last place, of the largest value, the op may be off by.
@@ -124,7 +124,7 @@ def define_op(
     """Defines an op by its reference.
 
     Args:
-        schema: as in ``csrc``, with mutation annotations.
+        schema: as in :class:`Op`.
         examples: gives arguments on the CPU, of the dtypes that the op takes.
         units: how many units in the last place, of the largest value, the op may be off by.
         exact: the widest dtype that the op takes.

@@ -1,7 +1,7 @@
 """Shared code of the ops' registration from Python.
 
-The stable ABI defines ops and their kernels from C++ but can't register autograd formulas, fake
-kernels or version counting; this module does. In a pure-Python install it also defines the schema.
+The compiled part has only kernels: schemas, and what the stable ABI can't register (autograd
+formulas, fake kernels, version counting), are registered here.
 """
 
 from __future__ import annotations
@@ -67,8 +67,8 @@ def is_transformed(name: str) -> bool:
 
 
 def define_if_absent(schema: str) -> None:
-    """Defines the op from Python unless the compiled part has defined it."""
-    if not _native.load():
+    """Defines the op, unless a compiled part that was built with schemas has defined it."""
+    if not hasattr(torch.ops.fastgan, schema.partition("(")[0]):
         library.define(schema)
 
 

@@ -190,15 +190,6 @@ def test_missing_compiler_is_an_error_that_says_what_to_install(native_build, no
         native_build.configure("0", {**no_nvcc, "CXX": "no-such-compiler"})
 
 
-def test_every_native_source_is_listed_and_every_listed_one_exists(native_build):
-    on_disk = {
-        path.relative_to(ROOT).as_posix()
-        for pattern in ("*.cpp", "*.cu")
-        for path in (ROOT / "csrc").rglob(pattern)
-    }
-    assert on_disk == set(native_build.ALL_SOURCES)
-
-
 def test_kernels_are_launched_through_our_launch_function_alone():
     for path in (ROOT / "csrc").rglob("*.cu"):
         assert "<<<" not in path.read_text(encoding="utf-8"), path

@@ -13,6 +13,8 @@ import pytest
 import torch
 from host_harness import CSRC, HERE, SCHEDULES, Case, SparseTensor
 
+from fastgan.ops.define import DEFINED
+
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 INTEGER_OF_SIZE = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 SPECIALS = [math.nan, math.inf, -math.inf, 0.0, -0.0, 0.5, -0.5, 1e-40, -6e-8, 65504.0]
@@ -274,15 +276,15 @@ def step_case(
     names = ["params", "grads", *(f"state{s}" for s in range(states))]
     tensors = {name: some(name, *ranges[name]) for name in names}
     tensors["steps"] = [torch.tensor([float(i % 5)]) for i in range(len(shapes))]
+    entry = rule.split(",")[0]
+    numbers = {**rule_numbers, **SETTINGS, **numbers}
+    numbers |= {n: held(SETTINGS[n], dtype) for n in ("lower", "upper")}
+    names = [each.name for each in DEFINED[f"{entry}_step_"].overload._schema.arguments]
+    own = names[names.index("lr_tensor") + 1 : names.index("maximize")]
     return Case(
-        rule.split(",")[0],
+        entry,
         {**tensors, **(extra or {})},
-        numbers={
-            **rule_numbers,
-            **SETTINGS,
-            **numbers,
-            **{n: held(SETTINGS[n], dtype) for n in ("lower", "upper")},
-        },
+        numbers=numbers | {f"setting{i}": numbers[name] for i, name in enumerate(own)},
         integers={"maximize": 0},
         misalignment=misalignment or {},
         label=f"{rule} of {dtype}, {len(shapes)} tensors, seed {seed}",

@@ -14,8 +14,6 @@ from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
-__all__ = ["NEEDED_WHOLE", "define_ops"]
-
 #: Modules that import torch and that the ops import. If one of them is the first to import torch,
 #: it is incomplete, and the next module that needs the ops defines them.
 NEEDED_WHOLE = ("fastgan.activations",)

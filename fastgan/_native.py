@@ -18,8 +18,6 @@ from typing import Any
 from fastgan._version import __version__
 from fastgan.errors import NativeLibraryError
 
-__all__ = ["BuildInfo", "build_info", "load"]
-
 _FOLDER = Path(__file__).resolve().parent
 _REBUILD = "reinstall fastgan (in a checkout: pip install --no-build-isolation -e .)"
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-__all__ = ["DATA_KINDS", "DataKind"]
-
 
 class DataKind(NamedTuple):
     """A kind of data.

@@ -10,8 +10,6 @@ from fastgan.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["DEVICES", "check_device_name", "choose_device"]
-
 #: For messages and help.
 DEVICES = "auto, cpu, cuda or cuda:N"
 # At most 127, torch's largest index; torch allows no leading zeros.

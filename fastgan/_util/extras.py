@@ -6,8 +6,6 @@ import importlib.util
 
 from fastgan.errors import ConfigError
 
-__all__ = ["require"]
-
 
 def require(package: str, extra: str) -> None:
     """Raises a ConfigError with installation instructions if a package is missing."""

@@ -12,9 +12,6 @@ from typing import IO
 from fastgan._util.reading import one_line
 from fastgan.errors import OutputError
 
-__all__ = ["atomic_write", "check_writable"]
-
-
 #: Not inherited by child processes; on Windows without newline translation.
 _AS_IT_IS = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
 

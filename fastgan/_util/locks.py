@@ -11,8 +11,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["try_lock"]
-
 #: On Windows others can't read the locked byte, so it is beyond the content.
 _LOCKED_BYTE = 1 << 16
 

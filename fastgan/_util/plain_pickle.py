@@ -18,8 +18,6 @@ from typing import Any
 from fastgan._util.reading import parsing
 from fastgan.errors import FastganError
 
-__all__ = ["MAX_DEPTH", "Record", "load_plain_pickle"]
-
 MAX_DEPTH = 40
 """Deepest nesting of containers; a checkpoint has eight."""
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-__all__ = ["seeded_generator"]
-
 
 def seeded_generator(seed: int, stream: int, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator seeded by a well-mixed combination of seed and stream.

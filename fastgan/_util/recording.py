@@ -6,8 +6,6 @@ import threading
 
 from torch import Tensor
 
-__all__ = ["end", "is_recording", "offer", "offered", "start"]
-
 
 class _OfThread(threading.local):
     # Of the class: an attribute that is absent takes five times as long to ask for.

@@ -14,8 +14,6 @@ from fastgan.bench.schema import Row
 from fastgan.bench.timing import Call
 from fastgan.bench.work import Work
 
-__all__ = ["DTYPES", "Case", "Setting", "autocast", "is_ours", "placed", "tracing_autograd"]
-
 Network = TypeVar("Network", bound=nn.Module)
 
 #: A case's dtypes, and autocast's for them: models stay float32.

@@ -18,8 +18,6 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from fastgan.activations import ACTIVATIONS
 
-__all__ = ["OTHER", "PARTS", "PYTHON", "Counts", "count"]
-
 # Otherwise the profiler's library reports every start and stop on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 

@@ -20,8 +20,6 @@ from fastgan.nn import fuse
 from fastgan.nn.calls import CHOSEN
 from fastgan.nn.placement import placements
 
-__all__ = ["Coverage", "coverage", "main"]
-
 _LAYERS = (
     *(nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.Linear),
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm, nn.LayerNorm),

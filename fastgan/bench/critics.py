@@ -29,17 +29,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-__all__ = [
-    "AttentionCritic",
-    "BatchNormCritic",
-    "GroupedCritic",
-    "PatchCritic",
-    "ResNetCritic",
-    "SpectralCritic",
-    "StddevCritic",
-    "WideCritic",
-]
-
 
 class WideCritic(nn.Module):
     """(N, 3, 64, 64) -> (N,)."""

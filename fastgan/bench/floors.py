@@ -23,8 +23,6 @@ from fastgan.bench.machine import cache_bytes
 from fastgan.bench.work import Work
 from fastgan.errors import ConfigError
 
-__all__ = ["Floors", "measure_floors"]
-
 _LEAST_COPY, _MOST_COPY = 64 << 20, 1 << 30
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -15,8 +15,6 @@ from fastgan.bench.cases import Case
 from fastgan.bench.schema import METRICS, Result, Row, merged
 from fastgan.bench.suites.layers import critic_layers, generator_layers
 
-__all__ = ["GOALS", "Goal", "Verdict", "judge", "urgency"]
-
 #: A ratio with quartiles further apart than this factor is too noisy.
 _WIDEST_SPREAD = 2.0
 

@@ -16,15 +16,6 @@ from fastgan._native import build_info
 from fastgan._version import __version__
 from fastgan.ops.backends.devices import processor
 
-__all__ = [
-    "DisturbanceMeter",
-    "cache_bytes",
-    "commit",
-    "machine_facts",
-    "utc_now",
-    "versions",
-]
-
 _ROOT = Path(__file__).resolve().parent.parent.parent
 #: The assumed cache size if unknown: larger than most.
 _UNKNOWN_CACHE = 64 << 20

@@ -21,8 +21,6 @@ from torch import Tensor
 
 from fastgan.errors import FastganError
 
-__all__ = ["MemoryMeter", "can_measure_memory", "saved_bytes"]
-
 # mallopt's names, from glibc's malloc.h.
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 #: Larger blocks are mapped separately, and unmapped when freed.

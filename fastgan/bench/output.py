@@ -13,8 +13,6 @@ from fastgan.bench.plots import save_plots, why_no_plots
 from fastgan.bench.schema import Change, Result
 from fastgan.errors import OutputError
 
-__all__ = ["check_folder", "write_result"]
-
 
 def check_folder(folder: Path) -> None:
     """Raises before the measurement if the folder can't be made or written.

@@ -12,8 +12,6 @@ from fastgan.bench.schema import METRICS, Change, Result
 from fastgan.bench.summary import lines
 from fastgan.bench.tables import case_table, goal_table
 
-__all__ = ["render_page"]
-
 _CAPTIONS = {
     "speedups": "The median of the ratio within a round, and its quartiles. To the left of the"
     " line at 1 the peer is faster.",

@@ -17,8 +17,6 @@ from fastgan.bench.goals import GOALS
 from fastgan.bench.schema import Result, Row
 from fastgan.bench.summary import Line, labels, lines, seconds_text, without_passes
 
-__all__ = ["PLOTS", "save_plots", "why_no_plots"]
-
 _OURS, _EAGER, _COMPILED, _INK, _FAINT = "#0b6e4f", "#5c677d", "#d9772b", "#1f2933", "#d5dbe1"
 _DTYPE_COLOURS = {"float32": "#0b6e4f", "bfloat16": "#6a4c93", "float16": "#b23a48"}
 #: From the part that should take all the time to the one that should take none.

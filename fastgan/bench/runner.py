@@ -20,8 +20,6 @@ from fastgan.bench.memory import MemoryMeter, can_measure_memory, saved_bytes
 from fastgan.bench.schema import Result, Row
 from fastgan.bench.timing import Budget, Call, Timing, measure_in_turns, median_and_quartiles
 
-__all__ = ["Listener", "Plan", "copies_beyond_cache", "run_cases"]
-
 #: Input sets of a case take at most this much memory together.
 _MOST_INPUT_BYTES = 1 << 30
 _MOST_COPIES = 64

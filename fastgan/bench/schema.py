@@ -32,18 +32,6 @@ from typing import Any
 from fastgan._util.reading import parsing, read_text
 from fastgan.errors import DataError
 
-__all__ = [
-    "METRICS",
-    "SCHEMA",
-    "Change",
-    "Metric",
-    "Result",
-    "Row",
-    "compare",
-    "merged",
-    "read_result",
-]
-
 SCHEMA = 1
 
 

@@ -23,8 +23,6 @@ from torch import Tensor, nn
 from fastgan import reference
 from fastgan.bench.critics import GroupedCritic, PatchCritic, ResNetCritic
 
-__all__ = ["STYLES", "DcganCritic"]
-
 
 class UnetGenerator(nn.Module):
     """(N, 3, 32, 32) -> (N, 3, 32, 32)."""

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from fastgan.bench.cases import is_ours
 from fastgan.bench.schema import Result, Row
 
-__all__ = ["Line", "labels", "lines", "seconds_text", "without_passes"]
-
 
 @dataclass(frozen=True)
 class Line:

@@ -10,8 +10,6 @@ from fastgan.bench.goals import Verdict
 from fastgan.bench.schema import METRICS, Row
 from fastgan.bench.summary import Line, labels, seconds_text, without_passes
 
-__all__ = ["Table", "case_table", "goal_cells", "goal_table", "markdown_table"]
-
 
 @dataclass(frozen=True)
 class Table:

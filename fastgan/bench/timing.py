@@ -17,8 +17,6 @@ import torch
 from fastgan.bench.machine import DisturbanceMeter
 from fastgan.errors import ConfigError
 
-__all__ = ["Budget", "Call", "Timing", "measure_in_turns", "median_and_quartiles"]
-
 #: Runs a contender once on the numbered input set.
 Call = Callable[[int], object]
 

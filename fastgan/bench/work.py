@@ -22,8 +22,6 @@ from typing import Any
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-__all__ = ["ITEM_BYTES", "Step", "Work", "convolution_steps", "elementwise", "products_work"]
-
 ITEM_BYTES = {"float64": 8, "float32": 4, "bfloat16": 2, "float16": 2}
 
 

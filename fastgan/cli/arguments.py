@@ -18,8 +18,6 @@ from fastgan.errors import ConfigError, printable
 from fastgan.training.config import COMMON_DEFAULTS, PAPER_DEFAULTS, TrainConfig
 from fastgan.training.config_files import read_settings
 
-__all__ = ["EXPORT_FORMATS", "NEIGHBOURS", "TUNED", "parse", "train_settings"]
-
 EXPORT_FORMATS = ("onnx", "torch-export", "safetensors")
 
 #: Each sample's neighbourhood reaches to its fifth neighbour, as in Naeem et al. 2020.

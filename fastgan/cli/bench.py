@@ -28,8 +28,6 @@ from fastgan.bench.summary import lines, seconds_text
 from fastgan.bench.timing import Budget
 from fastgan.errors import ConfigError
 
-__all__ = ["run"]
-
 #: Seconds per case, without preparing and compiling.
 _SECONDS = 20.0
 _QUICK_SECONDS = {"cpu": 3.0, "cuda": 0.5}

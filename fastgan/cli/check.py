@@ -14,8 +14,6 @@ from fastgan.training.config_files import read_settings
 from fastgan.training.own import own_names
 from fastgan.training.recorder import read_metrics
 
-__all__ = ["run"]
-
 
 def run(options: argparse.Namespace) -> int:
     """Prints a line for each file; returns 0 if all are good, else 1."""

@@ -27,8 +27,6 @@ from fastgan.ops.backends.describe import backend_facts
 from fastgan.ops.cuda_support import cuda_obstacle, driver_version
 from fastgan.penalty import wgan_gp_critic_loss
 
-__all__ = ["run"]
-
 
 def run(options: argparse.Namespace) -> int:
     """Prints the findings; returns 0 if every check passed, else 1."""

@@ -15,8 +15,6 @@ from fastgan.cli.terminal import say
 from fastgan.errors import ConfigError
 from fastgan.trained import load_generator
 
-__all__ = ["run"]
-
 
 def run(options: argparse.Namespace) -> int:
     """Prints the report; returns 0."""

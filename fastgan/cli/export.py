@@ -8,8 +8,6 @@ from fastgan.cli.terminal import say
 from fastgan.exporting import export_generator
 from fastgan.trained import load_generator
 
-__all__ = ["run"]
-
 
 def run(options: argparse.Namespace) -> int:
     """Writes the file; returns 0."""

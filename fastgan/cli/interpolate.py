@@ -14,8 +14,6 @@ from fastgan.errors import OutputError
 from fastgan.sampling.images import save_gif, save_strip, save_video
 from fastgan.trained import load_generator
 
-__all__ = ["run"]
-
 # Images in the strip: as many as fit on a page.
 STRIP_IMAGES = 12
 

@@ -18,8 +18,6 @@ from fastgan.models import StyleGAN2Generator
 from fastgan.sampling.images import enlarge, to_bytes
 from fastgan.trained import TrainedGenerator, load_generator
 
-__all__ = ["draw", "page", "run"]
-
 #: Images in the strip from one seed to the other.
 STRIP = 9
 #: Sides of the large image and of one in the strip, in pixels, at least.

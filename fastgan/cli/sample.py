@@ -16,8 +16,6 @@ from fastgan.errors import ConfigError, OutputError
 from fastgan.sampling.images import class_grid, save_grid, save_image, to_bytes
 from fastgan.trained import TrainedGenerator, load_generator
 
-__all__ = ["run"]
-
 
 def run(options: argparse.Namespace) -> int:
     """Writes the grid, the single images, or both; returns 0."""

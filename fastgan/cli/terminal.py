@@ -12,8 +12,6 @@ from typing import IO, Any
 
 from fastgan.errors import printable
 
-__all__ = ["Output", "ended_by_interrupts", "say", "standard_streams"]
-
 
 class Output:
     """A standard stream that survives the loss of its reader.

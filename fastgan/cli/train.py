@@ -16,8 +16,6 @@ from fastgan.training import TrainConfig, Trainer
 from fastgan.training.processes import Processes, joined_processes
 from fastgan.training.progress import TrainingDisplay
 
-__all__ = ["run"]
-
 
 def run(options: argparse.Namespace) -> int:
     """Trains; returns 0, or 128 plus the signal's number when a signal ended the run.

@@ -18,8 +18,6 @@ from fastgan.errors import DataError, OutputError
 from fastgan.sampling.images import STILL_FORMATS, save_image
 from fastgan.trained import load_generator
 
-__all__ = ["run"]
-
 _AT_ONCE = 32
 
 

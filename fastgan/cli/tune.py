@@ -19,8 +19,6 @@ from fastgan.ops.backends.choices import ChoicesFile, cache_path
 from fastgan.ops.backends.devices import device_name, fingerprint
 from fastgan.training import TrainConfig, Trainer
 
-__all__ = ["run"]
-
 STEPS = 2
 
 

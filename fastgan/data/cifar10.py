@@ -26,8 +26,6 @@ from fastgan.data.limits import file_size, quoted
 from fastgan.data.source import ImageSource, source_from_array
 from fastgan.errors import DataError
 
-__all__ = ["load_cifar10"]
-
 _FOLDER = "cifar-10-batches-py"
 _ARCHIVE = "cifar-10-python.tar.gz"
 _WANTED = re.compile(r"data_batch_([1-9][0-9]?)|batches\.meta")

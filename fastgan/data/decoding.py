@@ -23,8 +23,6 @@ from fastgan._util.reading import one_line
 from fastgan.data.limits import MAX_FILE_BYTES, MAX_PIXELS, file_size, quoted
 from fastgan.errors import DataError
 
-__all__ = ["EXTENSIONS", "decode_image", "is_grey_image", "quiet_about_bombs"]
-
 EXTENSIONS = frozenset({".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".webp", ".gif", ".tif", ".tiff"})
 """Endings (in lower case) of the files that count as images."""
 

@@ -16,8 +16,6 @@ import torch.nn.functional as F
 
 from fastgan.data.source import ImageSource, MemorySource, source_from_array
 
-__all__ = ["load_digit_outlines", "load_digits"]
-
 
 def load_digits(
     *, image_size: int, channels: int | None = None, in_memory: bool | None = None

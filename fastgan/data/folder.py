@@ -26,15 +26,6 @@ from fastgan.data.pixels import bytes_to_unit_range
 from fastgan.data.source import ImageSource, MemorySource, choose_channels, fits_in_memory
 from fastgan.errors import DataError, DataWarning
 
-__all__ = [
-    "VERIFIED_FILES",
-    "FolderSource",
-    "Progress",
-    "available_processors",
-    "find_images",
-    "load_folder",
-]
-
 VERIFIED_FILES = 20_000
 """Folders of up to this many images are decoded when opened; for larger ones only headers are
 read."""

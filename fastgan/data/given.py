@@ -17,8 +17,6 @@ from fastgan.data.pixels import fit_images
 from fastgan.data.source import ImageSource, check_labels, choose_channels, source_from_array
 from fastgan.errors import DataError, DataWarning
 
-__all__ = ["StreamSource", "as_source"]
-
 # Number of a set's items examined for its range, and of a stream's images kept to compare samples
 # with.
 _LOOKED_AT = 16

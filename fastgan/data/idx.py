@@ -27,8 +27,6 @@ from fastgan.data.limits import (
 from fastgan.data.source import ImageSource, source_from_array
 from fastgan.errors import DataError
 
-__all__ = ["load_idx", "read_idx"]
-
 _UNSIGNED_BYTE = 8
 _GZIP_MAGIC = b"\x1f\x8b"
 _SETS = ("train", "t10k")

@@ -12,19 +12,6 @@ from typing import Protocol
 from fastgan._util.reading import one_line
 from fastgan.errors import DataError
 
-__all__ = [
-    "IN_MEMORY_BYTES",
-    "MAX_ARRAY_BYTES",
-    "MAX_CLASSES",
-    "MAX_FILE_BYTES",
-    "MAX_PIXELS",
-    "Readable",
-    "check_expansion",
-    "file_size",
-    "quoted",
-    "read_exactly",
-]
-
 IN_MEMORY_BYTES = 2**30
 """Largest data set, in float32 bytes, that is kept converted in memory and on the device."""
 

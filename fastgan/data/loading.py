@@ -12,8 +12,6 @@ from fastgan.data.folder import Progress
 from fastgan.data.source import ImageSource, choose_channels
 from fastgan.errors import DataError, ImageSizeError
 
-__all__ = ["load_data"]
-
 GIVEN = "source"
 """Prefix, in a run's settings, of the names of data given in Python."""
 

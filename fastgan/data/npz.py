@@ -21,8 +21,6 @@ from fastgan.data.limits import check_expansion, file_size, quoted, read_exactly
 from fastgan.data.source import ImageSource, source_from_array
 from fastgan.errors import DataError
 
-__all__ = ["IMAGE_KEYS", "LABEL_KEYS", "load_npz"]
-
 IMAGE_KEYS = ("images", "x", "x_train", "train_images", "data", "arr_0")
 """Names of the images' array, in this order; a single array may have any name."""
 

@@ -15,8 +15,6 @@ from fastgan.data.pixels import bytes_to_unit_range, convert_channels
 from fastgan.data.source import ImageSource
 from fastgan.errors import DataError
 
-__all__ = ["PairSource", "load_pairs"]
-
 
 class PairSource(ImageSource):
     """Pairs of an image of A and one of B, with A's channels before B's.

@@ -6,8 +6,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["bytes_to_unit_range", "centre_square", "convert_channels", "fit_images"]
-
 # A table rather than x / 127.5 - 1: torch multiplies by a rounded reciprocal on CUDA and divides
 # on CPU, and the same data should have the same values everywhere. Endpoints are exactly +-1.
 _UNIT_RANGE = (torch.arange(256, dtype=torch.float64) / 127.5 - 1.0).float()

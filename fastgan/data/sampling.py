@@ -8,8 +8,6 @@ from torch import Tensor
 from fastgan._util.random_streams import seeded_generator
 from fastgan.errors import ConfigError
 
-__all__ = ["InfiniteSampler", "split_indices"]
-
 
 class InfiniteSampler:
     """Endless batches of indices, each a pure function of the seed and the step.

@@ -18,16 +18,6 @@ from fastgan.data.limits import IN_MEMORY_BYTES, MAX_CLASSES
 from fastgan.data.pixels import bytes_to_unit_range, fit_images
 from fastgan.errors import DataError, printable
 
-__all__ = [
-    "ArraySource",
-    "ImageSource",
-    "MemorySource",
-    "check_labels",
-    "choose_channels",
-    "fits_in_memory",
-    "source_from_array",
-]
-
 _CHUNK_IMAGES = 1024
 
 

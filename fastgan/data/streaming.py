@@ -23,8 +23,6 @@ from fastgan.data.sampling import InfiniteSampler
 from fastgan.data.source import ImageSource
 from fastgan.errors import ConfigError, DataError
 
-__all__ = ["PATIENCE", "ImageStream", "StreamInterrupted", "open_stream"]
-
 _MAX_WORKERS = 4
 
 PATIENCE = 600.0

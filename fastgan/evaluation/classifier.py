@@ -17,8 +17,6 @@ from torch import Tensor, nn
 from fastgan.data.sampling import split_indices
 from fastgan.errors import ConfigError, DataError, ImageSizeError
 
-__all__ = ["ClassifierReport", "ImageClassifier", "check_images", "train_classifier"]
-
 BATCH_SIZE = 64
 EPOCHS = 12
 # Bounds for small and large sets, so that training takes seconds.

@@ -15,8 +15,6 @@ from torch import Tensor
 from fastgan.errors import ConfigError, DataError, ImageSizeError
 from fastgan.evaluation.classifier import check_images, check_labels
 
-__all__ = ["DiversityReport", "SampleDiversity"]
-
 SIDE = 8
 
 

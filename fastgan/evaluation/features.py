@@ -31,15 +31,6 @@ from fastgan._util.reading import one_line
 from fastgan.errors import ConfigError, DataError, FastganError
 from fastgan.evaluation.classifier import ImageClassifier
 
-__all__ = [
-    "ClassifierFeatures",
-    "FeatureSpace",
-    "InceptionFeatures",
-    "RandomConvolutionFeatures",
-    "TorchScriptFeatures",
-    "feature_space_named",
-]
-
 BATCH_SIZE = 256
 #: The activations of 32 images of 299 x 299 take about a gigabyte.
 INCEPTION_BATCH = 32

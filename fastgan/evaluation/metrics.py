@@ -18,15 +18,6 @@ from torch import Tensor
 
 from fastgan.errors import ConfigError, DataError
 
-__all__ = [
-    "NeighbourMetrics",
-    "frechet_distance",
-    "frechet_distance_from_moments",
-    "kernel_distance",
-    "neighbour_metrics",
-    "neighbour_radii",
-]
-
 # Pairs at a time: 2^22 float64 distances are 32 MiB, whatever the number of samples.
 CHUNK_PAIRS = 1 << 22
 

@@ -29,8 +29,6 @@ from fastgan.evaluation.features import (
 )
 from fastgan.evaluation.metrics import frechet_distance, kernel_distance, neighbour_metrics
 
-__all__ = ["EvaluationReport", "evaluate_samples"]
-
 BAR_WIDTH = 20
 # Windows' consoles and pipes may lack line drawing.
 _BOX = box.Box(str(box.SIMPLE_HEAD).replace("─", "-"), ascii=True)

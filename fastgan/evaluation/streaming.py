@@ -20,8 +20,6 @@ from fastgan.evaluation.metrics import (
     neighbour_metrics,
 )
 
-__all__ = ["FrechetDistance", "KernelDistance", "PrecisionRecall"]
-
 State = TypeVar("State")
 
 

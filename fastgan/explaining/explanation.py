@@ -18,8 +18,6 @@ from fastgan.penalty.critics import Critic, Recording, inner_critic, record
 from fastgan.penalty.entries import Node
 from fastgan.penalty.tape import Tape, Unrecordable
 
-__all__ = ["explain"]
-
 _FUSED = "fused: one forward, one backward, one tangent pass, no second backward"
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import warnings
 
-__all__ = ["FallbackWarning", "warn_once"]
-
 _seen: set[str] = set()
 
 

@@ -16,8 +16,6 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-__all__ = ["FUNCTIONS", "Functions"]
-
 
 @triton.jit
 def none(x, negative_slope):

@@ -33,8 +33,6 @@ from fastgan.kernels.toolchain import triton_obstacle
 if TYPE_CHECKING:
     from fastgan.kernels import plans
 
-__all__ = ["forward", "input_gradient", "unsupported_reason", "weight_gradient"]
-
 Pair = tuple[int, int]
 Four = tuple[int, int, int, int]
 Pointers = tuple[Tensor | None, ...]

@@ -27,14 +27,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = [
-    "activation_gradient",
-    "bias_activation",
-    "gradient_sums",
-    "norm_activation_gradient",
-    "statistics",
-]
-
 
 @triton.jit
 def bias_activation(accumulator, other, bias, mean, scale, negative_slope, FUNCTION: tl.constexpr):

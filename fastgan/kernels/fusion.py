@@ -36,19 +36,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-__all__ = [
-    "ActivationGradient",
-    "BatchNormGradient",
-    "BiasActivation",
-    "Epilogue",
-    "GradPrologue",
-    "GradientSums",
-    "NormActivation",
-    "NormActivationGradient",
-    "PartialStatistics",
-    "Statistics",
-]
-
 
 @dataclass(frozen=True)
 class NormActivation:

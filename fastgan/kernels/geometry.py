@@ -29,8 +29,6 @@ from typing import NamedTuple
 
 from fastgan.errors import ConfigError
 
-__all__ = ["ConvGeometry", "Phase"]
-
 Pair = tuple[int, int]
 
 

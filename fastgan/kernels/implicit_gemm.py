@@ -26,8 +26,6 @@ import triton.language as tl
 from fastgan.kernels.index_maps import pixel_of, quotient, within
 from fastgan.kernels.prologues import after_prologue, load_vector, load_vectors
 
-__all__ = ["implicit_gemm_kernel"]
-
 
 @triton.jit(
     do_not_specialize=[

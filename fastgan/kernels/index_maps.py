@@ -24,8 +24,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = ["gather_axis", "pixel_of", "quotient", "scatter_axis", "tap_and_channel", "within"]
-
 
 @triton.jit
 def gather_axis(phase, outputs, kernel, stride, padding, dilation, common, inverse):

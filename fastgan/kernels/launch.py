@@ -16,8 +16,6 @@ from torch import Tensor
 
 from fastgan.kernels.tiles import Tile
 
-__all__ = ["Launch", "interpreted"]
-
 
 @cache
 def interpreted() -> bool:

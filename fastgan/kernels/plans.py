@@ -19,14 +19,6 @@ from fastgan.kernels.split_reduction import (
 )
 from fastgan.kernels.tiles import Problem, Tile, splits_of, tile_for
 
-__all__ = [
-    "ConvolutionPlan",
-    "ReductionPlan",
-    "plan_channel_sums",
-    "plan_convolution",
-    "plan_weight_gradient",
-]
-
 Pair = tuple[int, int]
 #: A 4-d tensor's shape or strides.
 Four = tuple[int, int, int, int]

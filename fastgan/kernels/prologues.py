@@ -18,15 +18,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-__all__ = [
-    "activation_gradient",
-    "after_prologue",
-    "batch_norm_gradient",
-    "load_vector",
-    "load_vectors",
-    "norm_activation",
-]
-
 
 @triton.jit
 def norm_activation(

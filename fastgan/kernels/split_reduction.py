@@ -24,8 +24,6 @@ import triton.language as tl
 from fastgan.kernels.index_maps import pixel_of, quotient, tap_and_channel, within
 from fastgan.kernels.prologues import after_prologue, load_vectors
 
-__all__ = ["channel_sums_kernel", "sum_splits_kernel", "weight_gradient_kernel"]
-
 
 @triton.jit(
     do_not_specialize=[

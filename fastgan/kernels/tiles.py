@@ -11,8 +11,6 @@ from typing import NamedTuple
 
 from fastgan.kernels.tile_tables import PROGRAMS, TABLES
 
-__all__ = ["Problem", "Tile", "TileRow", "architecture_of", "rows_of", "splits_of", "tile_for"]
-
 Capability = tuple[int, int]
 
 

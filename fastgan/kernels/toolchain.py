@@ -10,8 +10,6 @@ import sysconfig
 from functools import cache
 from pathlib import Path
 
-__all__ = ["triton_obstacle"]
-
 #: A module like those that Triton builds, without functions.
 _MODULE = """#include <Python.h>
 static struct PyModuleDef definition = {PyModuleDef_HEAD_INIT, "fastgan_probe", NULL, -1, NULL};

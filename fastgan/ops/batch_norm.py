@@ -53,20 +53,6 @@ from fastgan.activations import BY_CODE
 from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import is_channels_last
 
-__all__ = [
-    "arithmetic_dtype",
-    "batch_norm_finalize",
-    "batch_norm_statistics",
-    "bn_act_gradient",
-    "check_norm",
-    "check_vectors",
-    "norm_act",
-    "norm_act_gradient_finalize",
-    "norm_act_gradient_sums",
-    "per_channel",
-    "without_gaps",
-]
-
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -44,8 +44,6 @@ from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import is_channels_last
 from fastgan.ops.registration import calls_its_function, is_transformed
 
-__all__ = ["ACTIVATIONS", "Activation", "bias_act", "gradient_by_output"]
-
 
 @dataclass(frozen=True)
 class Activation:

@@ -34,8 +34,6 @@ from fastgan.ops import batch_norm
 from fastgan.ops.batch_norm import arithmetic_dtype, check_norm, check_vectors, per_channel
 from fastgan.ops.define import define_op
 
-__all__ = ["batch_statistics", "bn_act", "normalised", "running_statistics"]
-
 _FLOAT64 = frozenset((torch.float64,))
 _FLOAT32 = frozenset((torch.float32,))
 #: Dtypes of the (C,) arguments by the input's dtype, as in torch's batch_norm.

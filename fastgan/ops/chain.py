@@ -54,15 +54,6 @@ from fastgan.ops.bn_act import bn_act
 from fastgan.ops.memory_format import gives_channels_last, is_channels_last, laid_out
 from fastgan.ops.stages import Stage, StageTensors
 
-__all__ = [
-    "Chain",
-    "OneDispatch",
-    "run_chain",
-    "run_layers",
-    "weights_are_left_out",
-    "weights_left_out",
-]
-
 _FIELDS = len(StageTensors._fields)
 _ops = torch.ops.fastgan
 

@@ -24,8 +24,6 @@ from fastgan.ops.define import define_op
 from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.weight_lists import check_bounds, check_lists, check_not_expanded, clip_list
 
-__all__ = ["clip_tensors_"]
-
 
 def _examples() -> Iterator[tuple[Any, ...]]:
     random = torch.Generator().manual_seed(0)

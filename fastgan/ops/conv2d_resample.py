@@ -25,8 +25,6 @@ from fastgan.errors import ConfigError
 from fastgan.ops.convolution import conv2d, conv_transpose2d
 from fastgan.ops.upfirdn2d import taps_of, upfirdn2d
 
-__all__ = ["centred", "conv2d_resample", "four_sides"]
-
 Padding = int | Sequence[int]
 
 

@@ -30,8 +30,6 @@ from fastgan.ops.stages import (
     pair,
 )
 
-__all__ = ["conv2d_bn_act", "conv_transpose2d_bn_act"]
-
 Size = int | tuple[int, int]
 
 

@@ -25,8 +25,6 @@ from fastgan.ops.chain import OneDispatch, weights_are_left_out
 from fastgan.ops.eligibility import autocast_dtype, why_not_chained, why_not_this_stage
 from fastgan.ops.stages import Stage, padding_named, pair
 
-__all__ = ["conv2d", "conv_transpose2d", "needs_gradient"]
-
 Size = int | Sequence[int]
 
 

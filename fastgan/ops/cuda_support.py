@@ -21,8 +21,6 @@ import torch
 
 from fastgan import _native
 
-__all__ = ["NO_COMPILED_PART", "cuda_obstacle", "driver_version", "has_code_for"]
-
 Version = tuple[int, int]
 
 NO_COMPILED_PART = "this install of fastgan has no compiled part (FASTGAN_BUILD_NATIVE=0)"

@@ -28,8 +28,6 @@ from fastgan.ops.registration import (
 )
 from fastgan.ops.without_gradient import register_without_gradient
 
-__all__ = ["DEFINED", "Op", "define_op"]
-
 Reference = TypeVar("Reference", bound=Callable[..., Any])
 Arguments = tuple[Any, ...]
 

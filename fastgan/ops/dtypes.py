@@ -4,6 +4,4 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["DTYPES"]
-
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

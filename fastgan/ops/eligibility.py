@@ -10,8 +10,6 @@ from torch import Tensor, nn
 from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.stages import Stage
 
-__all__ = ["PLAIN", "autocast_dtype", "why_not_chained", "why_not_this_stage"]
-
 #: Tensor classes that chains accept; other subclasses may behave in any way.
 PLAIN: set[type] = {Tensor, nn.Parameter}
 _NORM_DTYPES = {

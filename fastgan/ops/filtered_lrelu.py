@@ -28,8 +28,6 @@ from fastgan.ops.define import define_op
 from fastgan.ops.registration import calls_its_function, is_transformed
 from fastgan.ops.upfirdn2d import _upfirdn2d, laid_as, padding_behind, taps_of
 
-__all__ = ["filtered_lrelu"]
-
 
 def filtered_lrelu(
     x: Tensor,

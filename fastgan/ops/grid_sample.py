@@ -18,8 +18,6 @@ from torch import Tensor
 from fastgan.ops.convolution import needs_gradient
 from fastgan.ops.eligibility import PLAIN
 
-__all__ = ["grid_sample"]
-
 _forward = torch.ops.aten.grid_sampler_2d.default
 _backward = torch.ops.aten.grid_sampler_2d_backward.default
 #: Bilinear, zeros outside, corners not aligned.

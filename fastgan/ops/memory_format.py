@@ -13,15 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = [
-    "empty_map",
-    "gives_channels_last",
-    "is_channels_last",
-    "laid_out",
-    "map_strides",
-    "relaid",
-]
-
 
 def is_channels_last(tensor: Tensor) -> bool:
     """Whether torch considers a tensor channels-last: its ``suggest_memory_format``.

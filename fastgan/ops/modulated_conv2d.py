@@ -21,8 +21,6 @@ from torch import Tensor
 from fastgan.errors import ConfigError
 from fastgan.ops.conv2d_resample import Padding, conv2d_resample
 
-__all__ = ["modulated_conv2d"]
-
 
 def modulated_conv2d(
     x: Tensor,

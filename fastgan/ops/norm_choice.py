@@ -23,8 +23,6 @@ from fastgan.ops.bn_act import bn_act
 from fastgan.ops.memory_format import empty_map, is_channels_last
 from fastgan.ops.sample_norm import sample_norm_act
 
-__all__ = ["contenders", "overwriting_pays", "runs_in_one_pass"]
-
 _NAMES = ("one_pass", "aten")
 #: Represents all activations: their passes over memory differ little.
 _SLOPE = 0.2

@@ -40,8 +40,6 @@ from fastgan.ops.weight_lists import (
     clip_list,
 )
 
-__all__: list[str] = []
-
 Rule = Callable[..., Tensor]
 
 

@@ -25,8 +25,6 @@ from torch import Tensor
 from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import empty_map, gives_channels_last
 
-__all__ = ["CHANNELS", "PATCH_SIZE", "patch_scatter"]
-
 #: ``small``'s channels must be a multiple of the first; a patch has at most the second's values.
 CHANNELS, PATCH_SIZE = 16, 64
 _DTYPES = (torch.float32, torch.bfloat16)

@@ -27,8 +27,6 @@ from fastgan.ops.cuda_support import cuda_obstacle
 from fastgan.ops.define import DEFINED
 from fastgan.ops.registration import NAMESPACE, why_no_kernel
 
-__all__ = ["OpPath", "check_op", "op_path", "op_paths"]
-
 #: For each op, a function that runs it on a device and raises FastganError on a wrong value.
 _CHECKS: dict[str, Callable[[torch.device | str], None]] = {
     name: op.check for name, op in DEFINED.items()

@@ -21,8 +21,6 @@ from torch import Tensor
 
 from fastgan.ops.define import define_op
 
-__all__ = ["penalty_mix_"]
-
 
 def _examples() -> Iterator[tuple[Any, ...]]:
     random = torch.Generator().manual_seed(0)

@@ -30,13 +30,6 @@ from torch import Tensor
 
 from fastgan.ops.define import define_op
 
-__all__ = [
-    "penalty_norm_curvature_",
-    "penalty_norm_forward_",
-    "penalty_norm_gradients_",
-    "penalty_norm_project_",
-]
-
 
 def _grouped(maps: Tensor, groups: int) -> Tensor:
     """(N, groups, channels of a group, positions), in the arithmetic's dtype."""

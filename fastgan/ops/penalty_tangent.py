@@ -24,8 +24,6 @@ from torch import Tensor
 
 from fastgan.ops.define import define_op
 
-__all__ = ["penalty_tangent_"]
-
 
 def _examples() -> Iterator[tuple[Any, ...]]:
     generator = torch.Generator().manual_seed(0)

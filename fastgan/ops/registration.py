@@ -17,19 +17,6 @@ from fastgan._util.recording import is_recording
 from fastgan.explaining.fallback import warn_once
 from fastgan.ops.cuda_support import NO_COMPILED_PART, cuda_obstacle
 
-__all__ = [
-    "NAMESPACE",
-    "call_counting_writes",
-    "call_if_accepted",
-    "calls_its_function",
-    "is_transformed",
-    "library",
-    "register_fallback",
-    "register_function",
-    "register_in_place",
-    "replace_cuda_kernels",
-]
-
 NAMESPACE = "fastgan"
 
 #: Kept for the life of the process, like its registrations.

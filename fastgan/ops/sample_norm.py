@@ -44,8 +44,6 @@ from fastgan.ops.bn_act import batch_statistics, normalised, running_statistics
 from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import is_channels_last, relaid
 
-__all__ = ["sample_norm_act"]
-
 _ops = torch.ops.fastgan
 
 

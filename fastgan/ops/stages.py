@@ -21,18 +21,6 @@ from torch import Tensor
 
 from fastgan.activations import ACTIVATIONS
 
-__all__ = [
-    "IDENTITY",
-    "KINDS",
-    "Stage",
-    "StageTensors",
-    "fold_running_norm",
-    "folded",
-    "is_folding_faster",
-    "padding_named",
-    "pair",
-]
-
 Pair = tuple[int, int]
 
 #: "identity" has no weight and can only be a chain's first stage: norm and activation of the input

@@ -28,8 +28,6 @@ from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import is_channels_last
 from fastgan.ops.registration import calls_its_function, is_transformed
 
-__all__ = ["laid_as", "padding_behind", "taps_of", "transposed", "upfirdn2d"]
-
 
 def upfirdn2d(
     x: Tensor,

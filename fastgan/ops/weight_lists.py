@@ -13,8 +13,6 @@ from torch import Tensor
 
 from fastgan.ops.dtypes import DTYPES
 
-__all__ = ["check_apart", "check_bounds", "check_lists", "check_not_expanded", "clip_list"]
-
 
 def clip_list(
     tensors: Sequence[Tensor], shadows: Sequence[Tensor], lower: float, upper: float

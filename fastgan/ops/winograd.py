@@ -31,14 +31,6 @@ from torch.nn.grad import conv2d_weight
 from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import empty_map, gives_channels_last
 
-__all__ = [
-    "CHANNELS",
-    "PRODUCTS",
-    "winograd_gather",
-    "winograd_scatter",
-    "winograd_weight_gradient",
-]
-
 #: Channels must be multiples of this.
 CHANNELS = 32
 

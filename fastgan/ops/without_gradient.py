@@ -12,8 +12,6 @@ import torch
 
 from fastgan.ops.registration import library
 
-__all__ = ["register_without_gradient"]
-
 
 def register_without_gradient(op: torch._ops.OpOverload) -> None:
     """Makes `op` raise in grad mode for a tensor that requires grad or carries a tangent.

@@ -11,8 +11,6 @@ from torch.optim.optimizer import ParamsT
 from fastgan.errors import ConfigError
 from fastgan.optim.clipping import Clip, ClippingOptimizer, ClipWhen, ParamGroup
 
-__all__ = ["Adam"]
-
 
 class Adam(ClippingOptimizer, torch.optim.Adam):
     """``torch.optim.Adam`` followed by a clip of the weights, in one pass over memory.

@@ -9,8 +9,6 @@ from torch.optim.optimizer import ParamsT
 from fastgan.optim.adam import Adam
 from fastgan.optim.clipping import Clip, ClipWhen
 
-__all__ = ["AdamW"]
-
 
 class AdamW(Adam, torch.optim.AdamW):
     """``torch.optim.AdamW`` followed by a clip of the weights, in one pass over memory.

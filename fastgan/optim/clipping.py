@@ -23,8 +23,6 @@ from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.registration import call_counting_writes
 from fastgan.optim.weight_clipping import clip_bounds, clip_lists
 
-__all__ = ["Clip", "ClipWhen", "ClippingOptimizer", "ParamGroup"]
-
 Clip: TypeAlias = "float | tuple[float, float] | None"
 ClipWhen: TypeAlias = Literal["after", "before"]
 ParamGroup: TypeAlias = "dict[str, Any]"

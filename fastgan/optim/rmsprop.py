@@ -10,8 +10,6 @@ from torch.optim.optimizer import ParamsT
 
 from fastgan.optim.clipping import Clip, ClippingOptimizer, ClipWhen, ParamGroup
 
-__all__ = ["RMSprop"]
-
 
 class RMSprop(ClippingOptimizer, torch.optim.RMSprop):
     """``torch.optim.RMSprop`` followed by a clip of the weights, in one pass over memory.

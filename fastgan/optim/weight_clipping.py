@@ -14,9 +14,6 @@ from fastgan.errors import ConfigError, DtypeError
 from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.registration import call_counting_writes, call_if_accepted
 
-__all__ = ["clip_bounds", "clip_lists", "clip_weights_"]
-
-
 _op = torch.ops.fastgan.clip_tensors_.default
 
 #: Layers that ``include_norm=False`` leaves alone; subclasses count.

@@ -18,13 +18,6 @@ from torch import Tensor, nn
 
 from fastgan.reference.dcgan import DCGANDiscriminator, weights_init
 
-__all__ = [
-    "ACGANDiscriminator",
-    "ACGANDiscriminatorStep",
-    "acgan_discriminator_step",
-    "acgan_generator_step",
-]
-
 
 class ACGANDiscriminator(DCGANDiscriminator):
     """The DCGAN's discriminator, whose last layer has an output for each class beside its own.

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from fastgan.reference.sngan import SNGANDiscriminator, UpBlock, normalise_spectra
 
-__all__ = ["BigGANDiscriminator", "BigGANGenerator"]
-
 
 class SelfAttention(nn.Module):
     """x + gamma o, with o_i = W_o sum_j softmax_j(q_i . k_j) v_j over places j of a pooled map."""

@@ -16,8 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["append_label_planes", "append_labels", "call"]
-
 
 def append_labels(vectors: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """(z, one-hot y): shape (N, D) and labels int64 (N,) give (N, D + num_classes).

@@ -18,14 +18,6 @@ from torch import Tensor, nn
 
 from fastgan.reference.pix2pix import PatchDiscriminator, TranslationStep, draw_weights
 
-__all__ = [
-    "CycleGANDiscriminator",
-    "CycleGANGenerator",
-    "ImagePool",
-    "ResNetGenerator",
-    "cyclegan_step",
-]
-
 
 def norm_relu(channels: int) -> list[nn.Module]:
     """Instance norm and ReLU."""

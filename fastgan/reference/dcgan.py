@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from fastgan.reference.conditional import append_label_planes, append_labels
 
-__all__ = ["DCGANDiscriminator", "DCGANGenerator", "weights_init"]
-
 
 @torch.no_grad()
 def weights_init(module: nn.Module) -> None:

@@ -14,8 +14,6 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["bn_act", "conv2d_bn_act", "conv_transpose2d_bn_act"]
-
 Size = int | tuple[int, int]
 
 

@@ -20,19 +20,6 @@ from torch import Tensor, nn
 
 from fastgan.reference.conditional import append_labels, call
 
-__all__ = [
-    "DiscriminatorStep",
-    "GeneratorStep",
-    "MLPDiscriminator",
-    "MLPGenerator",
-    "discriminator_loss",
-    "discriminator_loss_with_logits",
-    "discriminator_step",
-    "generator_loss",
-    "generator_loss_with_logits",
-    "generator_step",
-]
-
 
 class MLPGenerator(nn.Module):
     """G(z): two hidden layers of ReLU as in section 5, tanh for images in [-1, 1].

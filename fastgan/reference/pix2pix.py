@@ -16,13 +16,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = [
-    "PatchDiscriminator",
-    "TranslationStep",
-    "UNetGenerator",
-    "pix2pix_step",
-]
-
 
 def norm_layer(norm: str, channels: int) -> nn.Module:
     """Instance norm or batch norm, with a scale and a shift per channel."""

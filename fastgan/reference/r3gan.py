@@ -20,15 +20,6 @@ from torch import Tensor, nn
 
 from fastgan.reference.conditional import call
 
-__all__ = [
-    "R3GANDiscriminator",
-    "R3GANDiscriminatorLoss",
-    "R3GANGenerator",
-    "r3gan_discriminator_loss",
-    "r3gan_discriminator_step",
-    "r3gan_generator_step",
-]
-
 
 def scaled(layer: nn.Module, gain: float = 1.0) -> nn.Module:
     """Weight N(0, gain^2 / fan_in), bias 0."""

@@ -21,14 +21,6 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from fastgan.reference.conditional import call
 
-__all__ = [
-    "SNGANDiscriminator",
-    "SNGANDiscriminatorStep",
-    "SNGANGenerator",
-    "hinge_discriminator_step",
-    "hinge_generator_step",
-]
-
 
 class ClassBatchNorm2d(nn.Module):
     """Batch norm, then scale 1 + A y and shift B y of a vector y."""

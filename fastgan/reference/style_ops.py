@@ -21,15 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = [
-    "bias_act",
-    "conv2d_resample",
-    "filtered_lrelu",
-    "minibatch_stddev",
-    "modulated_conv2d",
-    "upfirdn2d",
-]
-
 Padding = tuple[int, int, int, int]
 
 _SQRT2 = math.sqrt(2)

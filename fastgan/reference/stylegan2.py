@@ -23,15 +23,6 @@ from torch import Tensor, nn
 from fastgan.reference.conditional import call
 from fastgan.reference.style_ops import bias_act, minibatch_stddev, upfirdn2d
 
-__all__ = [
-    "StyleGAN2Discriminator",
-    "StyleGAN2Generator",
-    "StyleGAN2PathLength",
-    "stylegan2_path_length",
-    "stylegan2_path_length_step",
-    "stylegan2_r1_step",
-]
-
 Mixed = tuple[Tensor, Tensor]
 
 

@@ -18,16 +18,6 @@ from fastgan.reference.conditional import append_label_planes, call
 from fastgan.reference.dcgan import weights_init
 from fastgan.reference.gan import GeneratorStep
 
-__all__ = [
-    "WGANCritic",
-    "WGANCriticStep",
-    "clip_weights_",
-    "wgan_critic_loss",
-    "wgan_critic_step",
-    "wgan_generator_loss",
-    "wgan_generator_step",
-]
-
 _NORM_LAYERS = (
     nn.modules.batchnorm._BatchNorm,
     nn.modules.instancenorm._InstanceNorm,

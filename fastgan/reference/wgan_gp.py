@@ -22,8 +22,6 @@ from torch import Tensor, nn
 
 from fastgan.reference.conditional import call
 
-__all__ = ["CriticLoss", "gradient_penalty", "wgan_gp_critic_loss", "wgan_gp_critic_step"]
-
 Critic = Callable[[Tensor], Tensor]
 
 

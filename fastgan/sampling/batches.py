@@ -7,8 +7,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["generate_images", "standing_statistics_"]
-
 STANDING_BATCH = 64
 
 

@@ -22,19 +22,6 @@ from torch import Tensor
 from fastgan._util.files import atomic_write, check_writable
 from fastgan.errors import ConfigError, DataError, ImageSizeError, OutputError, printable
 
-__all__ = [
-    "class_grid",
-    "enlarge",
-    "grid_columns",
-    "make_grid",
-    "save_gif",
-    "save_grid",
-    "save_image",
-    "save_strip",
-    "save_video",
-    "to_bytes",
-]
-
 ByteImage = npt.NDArray[np.uint8]
 
 STILL_FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG"}

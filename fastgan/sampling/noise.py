@@ -7,8 +7,6 @@ from torch import Tensor
 
 from fastgan.errors import ConfigError
 
-__all__ = ["NOISE_KINDS", "sample_noise", "spherical_interpolation"]
-
 NOISE_KINDS = ("normal", "uniform")
 
 # Resampling takes 1 / P(|z| <= T) rounds on average. Below this threshold fewer than 1 in 1,250

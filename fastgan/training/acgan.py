@@ -12,8 +12,6 @@ from torch import Tensor
 from fastgan.losses import PLAYERS_LOSSES, at_least_float32
 from fastgan.training.updates import GANUpdater
 
-__all__ = ["ACGANUpdater"]
-
 
 class ACGANUpdater(GANUpdater):
     """Scores are (N, 2): the source's, for ``config.loss``, and log P(C = c | x)."""

@@ -24,8 +24,6 @@ from torch import Tensor
 from fastgan.training.config import TrainConfig
 from fastgan.training.processes import Processes
 
-__all__ = ["DECISIONS", "AdaptiveProbability"]
-
 DECISIONS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = types.MappingProxyType(
     {
         "bce": lambda real, fake: real,

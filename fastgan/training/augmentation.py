@@ -39,15 +39,6 @@ from fastgan.losses import at_least_float32
 from fastgan.ops.grid_sample import grid_sample
 from fastgan.ops.upfirdn2d import upfirdn2d
 
-__all__ = [
-    "ADA_MAPS",
-    "KINDS",
-    "ada_parameters",
-    "augment",
-    "augmentation_kinds",
-    "draw_augmentation",
-]
-
 LARGEST_SHIFT = 1 / 8
 CUTOUT_SIDE = 1 / 2
 

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     from fastgan.training.result import TrainingResult
     from fastgan.training.trainer import Trainer
 
-__all__ = ["Callback"]
-
 
 class Callback:
     """A run's events; override those that you need.

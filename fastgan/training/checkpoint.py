@@ -50,16 +50,6 @@ from fastgan.training.config import TrainConfig
 from fastgan.training.networks import DataShape
 from fastgan.training.optimizer_kinds import OPTIMIZER_KINDS
 
-__all__ = [
-    "checkpoint_path",
-    "list_checkpoints",
-    "load_checkpoint",
-    "load_generator",
-    "newest_checkpoint",
-    "remove_leftovers",
-    "save_checkpoint",
-]
-
 FORMAT = "fastgan-checkpoint"
 VERSION = 1
 

@@ -6,8 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-__all__ = ["Clock", "Planner"]
-
 
 class Clock:
     """The time since training began, and images per second without pauses.

@@ -26,8 +26,6 @@ from fastgan.training.config_files import check_text, format_settings, parse_set
 from fastgan.training.model_kinds import MODEL_KINDS, ModelKind
 from fastgan.training.optimizer_kinds import OPTIMIZER_KINDS
 
-__all__ = ["COMMON_DEFAULTS", "MODELS", "PAPER_DEFAULTS", "TrainConfig"]
-
 PAPER_DEFAULTS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
     {name: kind.defaults for name, kind in MODEL_KINDS.items()}
 )

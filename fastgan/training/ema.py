@@ -7,8 +7,6 @@ import copy
 import torch
 from torch import Tensor, nn
 
-__all__ = ["ExponentialMovingAverage"]
-
 
 class ExponentialMovingAverage:
     """Keeps ``average = decay * average + (1 - decay) * value`` of a module's parameters.

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from fastgan.training.outputs import SampleWriter
     from fastgan.training.trainer import Trainer
 
-__all__ = ["BEST", "EVALUATIONS", "Evaluator"]
-
 EVALUATIONS = "evaluations.json"
 BEST = "best.pt"
 SAMPLES = 1000

@@ -31,8 +31,6 @@ from fastgan.training.config import TrainConfig
 from fastgan.training.networks import DataShape
 from fastgan.training.processes import Processes
 
-__all__ = ["Batch", "BatchFeed", "ShardSampler", "open_feed", "open_source"]
-
 Batch: TypeAlias = "tuple[Tensor, Tensor | None]"
 
 

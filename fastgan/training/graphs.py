@@ -32,8 +32,6 @@ from fastgan.training.feed import Batch
 from fastgan.training.iteration import Iteration, Shape
 from fastgan.training.updates import GANUpdater
 
-__all__ = ["CapturedIteration", "CudaCapture", "StepCapture", "why_not_captured"]
-
 Step: TypeAlias = Callable[[], None]
 
 # Eager steps of a shape before a capture: in the first, cuDNN tries its algorithms and optimisers

@@ -13,8 +13,6 @@ from collections.abc import Mapping
 
 from fastgan.evaluation.diversity import DiversityReport
 
-__all__ = ["HealthMonitor"]
-
 # Samples with this fraction of real images' mean pairwise distance are collapsed: healthy
 # generators on digits stay above 0.8.
 COLLAPSED_DISTANCE_RATIO = 0.35

@@ -12,8 +12,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-__all__ = ["PATIENCE", "stop_on_signals"]
-
 PATIENCE = 120.0
 """Seconds from the first signal to the forced end; a step takes less."""
 

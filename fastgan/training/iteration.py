@@ -18,8 +18,6 @@ from fastgan.training.ema import ExponentialMovingAverage
 from fastgan.training.feed import Batch
 from fastgan.training.updates import GANUpdater
 
-__all__ = ["PHASES", "Iteration", "MetricTotals", "Shape"]
-
 # A profile's phases besides the loop itself.
 PHASES = ("data", "critic update", "generator update", "both updates", "moving average")
 

@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from fastgan.training.result import TrainingResult
     from fastgan.training.trainer import Trainer
 
-__all__ = ["LOGGERS", "MLflowLogger", "TrackioLogger", "WandbLogger"]
-
 
 class _Logger(Callback, ABC):
     """Base class of the loggers; only the first process logs.

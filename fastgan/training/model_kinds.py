@@ -10,8 +10,6 @@ import types
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["MODEL_KINDS", "ModelKind", "named"]
-
 
 class ModelKind(NamedTuple):
     """A model.

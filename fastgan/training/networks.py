@@ -10,8 +10,6 @@ from torch import nn
 import fastgan.models
 from fastgan.training.config import TrainConfig
 
-__all__ = ["DataShape", "build_discriminator", "build_generator"]
-
 
 @dataclass(frozen=True)
 class DataShape:

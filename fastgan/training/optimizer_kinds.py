@@ -14,8 +14,6 @@ if TYPE_CHECKING:
 
     from fastgan.training.config import TrainConfig
 
-__all__ = ["OPTIMIZER_KINDS", "OptimizerKind", "build_optimizer", "build_torch_optimizer"]
-
 
 @dataclass(frozen=True)
 class OptimizerKind:

@@ -27,8 +27,6 @@ from fastgan.training.state import PICTURE_STREAM, TrainState
 if TYPE_CHECKING:
     from fastgan.training.trainer import Trainer
 
-__all__ = ["CheckpointWriter", "HealthWatch", "MetricsWriter", "SampleWriter", "grid_path"]
-
 #: Generator updates after which equal samples mean a collapse: WGAN's small learning rate needs
 #: about half of these on digits.
 WARM_UP_STEPS = 2000

@@ -15,8 +15,6 @@ from fastgan.errors import CheckpointError, ConfigError
 from fastgan.training.config import TrainConfig
 from fastgan.training.networks import DataShape
 
-__all__ = ["OPTIMIZERS", "OptimizerLike", "OwnParts", "own_names"]
-
 NETWORKS = ("generator", "discriminator")
 OPTIMIZERS = ("optimizer_g", "optimizer_d")
 

@@ -20,8 +20,6 @@ if TYPE_CHECKING:
     from fastgan.training.result import TrainingResult
     from fastgan.training.trainer import Trainer
 
-__all__ = ["PageWriter", "render_run"]
-
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; background: #fff; }

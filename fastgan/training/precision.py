@@ -16,8 +16,6 @@ import torch
 
 from fastgan._util.devices import choose_device
 
-__all__ = ["BF16_TRAINS_AS_WELL", "automatic_precision", "bf16_is_fast"]
-
 BF16_TRAINS_AS_WELL: dict[str, bool] = {"cpu": True, "cuda": False}
 """Kind of device -> whether benchmarks/results/precision-KIND.json shows bf16 no worse than fp32.
 

@@ -34,8 +34,6 @@ from torch import Tensor
 
 from fastgan.errors import ConfigError, FastganError
 
-__all__ = ["ProcessFailedError", "Processes", "joined_processes"]
-
 # Bytes of gradients per exchange: enough to be bandwidth-bound, as in the paper's figure 6.
 BUCKET_BYTES = 25 * 2**20
 

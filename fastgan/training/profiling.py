@@ -20,8 +20,6 @@ from fastgan._util.files import atomic_write
 from fastgan.errors import OutputError
 from fastgan.training.iteration import PHASES
 
-__all__ = ["StepProfiler", "summarize"]
-
 # The first steps choose algorithms, create states and capture graphs, and aren't representative.
 WAIT = 8
 WARM_UP = 2

@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from fastgan.training.result import TrainingResult
     from fastgan.training.trainer import Trainer
 
-__all__ = ["TrainingDisplay"]
-
 # Without a terminal: seconds between lines.
 QUIET_INTERVAL = 15.0
 

@@ -22,8 +22,6 @@ from fastgan.errors import DataWarning, OutputError
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-__all__ = ["COLUMNS", "GROUPS", "MetricsRecorder", "plot_losses", "read_metrics", "tagged"]
-
 # Columns of metrics.csv, followed by those of Trainer.log. The model determines which are filled:
 # `wasserstein` and `penalty` for critics, `d_real` and `d_fake` (mean probability of "real") for
 # discriminators; `r1` and `r2` if set; `l1`, `cycle` and `identity` for translation; `ada_r` and

@@ -8,8 +8,6 @@ from pathlib import Path
 
 from fastgan.errors import FastganError
 
-__all__ = ["TrainingDivergedError", "TrainingResult"]
-
 
 class TrainingDivergedError(FastganError, ArithmeticError):
     """A loss or a weight became NaN or infinite; the message names the last good checkpoint."""

@@ -30,8 +30,6 @@ from fastgan.training.own import own_names
 from fastgan.training.recorder import read_metrics
 from fastgan.training.run_lock import run_lock
 
-__all__ = ["RunFolder", "SavedRun"]
-
 SETTINGS = "config.toml"
 #: The settings' file, readable by --config; and older releases' name.
 _SETTINGS_FILES = (SETTINGS, "config.json")

@@ -13,8 +13,6 @@ from fastgan._util.locks import try_lock
 from fastgan._util.reading import one_line, printable
 from fastgan.errors import OutputError
 
-__all__ = ["run_lock"]
-
 LOCK = ".lock"
 
 # Folders locked by this process, by device and inode: record locks don't exclude their own process.

@@ -26,8 +26,6 @@ from fastgan.training.run_folder import SavedRun
 from fastgan.training.sync_batch_norm import synchronize_batch_norm
 from fastgan.training.updates import GANUpdater
 
-__all__ = ["PICTURE_STREAM", "TrainState"]
-
 # Streams of the run's seed. The data's order uses small numbers, one per epoch; the global
 # generator, for weights and dropout, is seeded with the seed itself.
 NOISE_STREAM = 1 << 62

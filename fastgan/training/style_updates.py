@@ -25,8 +25,6 @@ from fastgan.models.stylegan2 import GROUP, StyleGAN2Discriminator, StyleGAN2Gen
 from fastgan.penalty import gradient_penalty
 from fastgan.training.updates import GANUpdater, _Drawn, _means
 
-__all__ = ["StyleGAN2Updater"]
-
 
 class StyleGAN2Updater(GANUpdater):
     """The updates of a StyleGAN2; the arguments are :class:`GANUpdater`'s.

@@ -29,8 +29,6 @@ from torch.autograd.function import once_differentiable
 from fastgan.losses import at_least_float32
 from fastgan.training.processes import Processes
 
-__all__ = ["SynchronizedBatchNorm", "synchronize_batch_norm"]
-
 
 class SynchronizedBatchNorm(nn.modules.batchnorm._BatchNorm):
     """``nn.BatchNorm2d`` with the statistics of all processes' rows in training.

@@ -47,8 +47,6 @@ from fastgan.training.run_folder import RunFolder
 from fastgan.training.state import TrainState
 from fastgan.training.updates import GANUpdater
 
-__all__ = ["Trainer"]
-
 #: Settings that may differ between a run's processes.
 _OWN = ("device", "workers", "out", "data", "data_a", "data_b")
 

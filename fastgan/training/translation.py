@@ -26,8 +26,6 @@ from fastgan.training.updates import GANUpdater
 if TYPE_CHECKING:
     from fastgan.training.trainer import Trainer
 
-__all__ = ["CycleGANUpdater", "Pix2PixUpdater", "TranslationWriter", "translation_rows"]
-
 #: Pictures in a row of a grid.
 MOST_COLUMNS = 12
 

@@ -31,8 +31,6 @@ from fastgan.training.checkpoint import restore_optimizer, restore_scaler
 from fastgan.training.config import TrainConfig
 from fastgan.training.processes import Processes
 
-__all__ = ["GANUpdater"]
-
 # Each penalty's points, column in metrics.csv, target, and factor of the weight.
 _PENALTIES: Mapping[str, tuple[Points, str, float, float]] = types.MappingProxyType(
     {

@@ -25,8 +25,6 @@ from fastgan.bench.work import ITEM_BYTES
 from fastgan.ops.backends import ATEN, TRITON, Pass, Selector, select_backend, using
 from fastgan.ops.stages import Stage
 
-__all__ = ["PASSES", "cases", "contenders"]
-
 #: Name -> what :func:`fastgan.bench.work.convolution_steps` calls it.
 PASSES: dict[str, Pass] = {
     "forward": "forward",

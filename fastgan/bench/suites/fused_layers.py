@@ -20,8 +20,6 @@ from fastgan.bench.timing import Call
 from fastgan.bench.work import ITEM_BYTES, elementwise
 from fastgan.ops.backends import PASSES
 
-__all__ = ["cases"]
-
 
 def cases(device: torch.device, quick: bool) -> list[Case]:
     """These cases of the suite "ops"."""

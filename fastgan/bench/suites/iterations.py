@@ -43,8 +43,6 @@ from fastgan.training.networks import DataShape, build_discriminator, build_gene
 from fastgan.training.optimizer_kinds import build_optimizer, build_torch_optimizer
 from fastgan.training.updates import GANUpdater
 
-__all__ = ["cases"]
-
 _MODELS = {
     "dcgan": "DCGAN",
     "wgan": "WGAN",

@@ -13,14 +13,6 @@ from dataclasses import dataclass
 
 from fastgan.bench.work import Work, convolution_steps
 
-__all__ = [
-    "Layer",
-    "critic_layers",
-    "generator_layers",
-    "paper_layers",
-    "residual_layers",
-]
-
 
 @dataclass(frozen=True)
 class Layer:

@@ -22,8 +22,6 @@ from fastgan.bench.timing import Call
 from fastgan.bench.work import products_work
 from fastgan.nn import fuse
 
-__all__ = ["cases"]
-
 Make = Callable[[], nn.Module]
 
 #: Network -> ours, the reference's, and the input shape without the batch.

@@ -21,8 +21,6 @@ from fastgan.bench.timing import Call
 from fastgan.bench.work import elementwise
 from fastgan.optim.weight_clipping import clip_weights_
 
-__all__ = ["OPS", "cases"]
-
 #: A critic for 64x64 images, ndf = 64: 2,765,568 weights (Radford et al. 2015, figure 1 mirrored).
 _CRITIC = (
     *((64, 3, 4, 4), (128, 64, 4, 4), (256, 128, 4, 4), (512, 256, 4, 4), (1, 512, 4, 4)),

@@ -26,8 +26,6 @@ from fastgan.bench.timing import Call
 from fastgan.bench.work import Work, products_work
 from fastgan.models import WGANCritic
 
-__all__ = ["OTHERS", "Subject", "cases", "contenders"]
-
 Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
 """(critic, real, fake, eps) -> a scalar."""
 

@@ -25,8 +25,6 @@ from fastgan.ops.filtered_lrelu import filtered_lrelu
 from fastgan.ops.upfirdn2d import upfirdn2d
 from fastgan.reference import style_ops
 
-__all__ = ["LAYOUTS", "StyleGenerator", "cases"]
-
 Function = Callable[..., Tensor]
 
 #: By the cases' names.

@@ -20,8 +20,6 @@ from fastgan.ops.memory_format import (
 )
 from fastgan.ops.stages import Stage
 
-__all__ = ["ATen", "RearrangedATen"]
-
 _backward = torch.ops.aten.convolution_backward.default
 
 

@@ -9,8 +9,6 @@ from torch import Tensor
 from fastgan.ops.backends.problem import Problem
 from fastgan.ops.stages import Stage
 
-__all__ = ["Backend"]
-
 
 class Backend(ABC):
     """A way to compute a convolution and its two gradients.

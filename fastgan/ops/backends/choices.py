@@ -31,8 +31,6 @@ from fastgan._util.locks import fcntl
 from fastgan.errors import OutputError
 from fastgan.explaining.fallback import warn_once
 
-__all__ = ["Choice", "Choices", "ChoicesFile", "cache_folder", "cache_path"]
-
 _FORMAT = "fastgan backends"
 _VERSION = 1
 #: Larger files are ignored; thousands of choices take less than 1 MB.

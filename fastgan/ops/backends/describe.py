@@ -20,8 +20,6 @@ from fastgan.ops.backends.selection import (
 )
 from fastgan.ops.stages import Stage
 
-__all__ = ["backend_facts", "describe_layer", "look_up_microseconds"]
-
 
 def describe_layer(
     stage: Stage, weight: Tensor, dtype: torch.dtype, device: torch.device

@@ -14,8 +14,6 @@ import torch
 from fastgan import _native
 from fastgan._version import __version__
 
-__all__ = ["device_name", "fingerprint", "processor"]
-
 
 @cache
 def processor() -> str:

@@ -16,8 +16,6 @@ from fastgan.ops import winograd
 from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.problem import Problem
 
-__all__ = ["FEWEST_PRODUCTS", "FEWEST_VALUES", "RECORDING_MILLISECONDS", "fixed_choice", "takes"]
-
 #: Least number of 2x2 tiles at which Winograd saves more than the weight's transform costs.
 FEWEST_TILES = 32
 #: Most pixels of the small map, and fewest channels on either side, at which matrix products beat

@@ -29,8 +29,6 @@ from fastgan.ops.backends.problem import Problem
 from fastgan.ops.memory_format import empty_map, gives_channels_last, laid_out
 from fastgan.ops.stages import Pair, Stage
 
-__all__ = ["MatrixProduct", "traced"]
-
 #: Most bytes of a portion's patches.
 PATCHES_BYTES = 4 << 20
 

@@ -31,8 +31,6 @@ from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.problem import Problem
 from fastgan.ops.backends.triton import Triton
 
-__all__ = ["measure", "race"]
-
 #: Seconds of turns for one problem, and the least and greatest number of turns.
 _SECONDS, _TURNS = 0.15, (2, 10)
 _EXHAUSTIVE_SECONDS, _EXHAUSTIVE_TURNS = 2.0, (10, 100)

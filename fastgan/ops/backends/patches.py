@@ -15,8 +15,6 @@ from fastgan.ops.backends.vector_units import has_vectors
 from fastgan.ops.memory_format import gives_channels_last
 from fastgan.ops.stages import Stage
 
-__all__ = ["Patches"]
-
 #: Kind of a stage -> the pass whose output is its wide map.
 _PASSES = {"conv2d": "input_gradient", "conv_transpose2d": "forward"}
 _DTYPES = (torch.float32, torch.bfloat16)

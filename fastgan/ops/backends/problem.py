@@ -11,17 +11,6 @@ from torch import Tensor
 from fastgan.ops.memory_format import is_channels_last
 from fastgan.ops.stages import Stage
 
-__all__ = [
-    "PASSES",
-    "UNFUSED",
-    "Fusion",
-    "Pass",
-    "Problem",
-    "float32_precision",
-    "fusion",
-    "product_precision",
-]
-
 Pass = Literal["forward", "input_gradient", "weight_gradient"]
 PASSES: tuple[Pass, ...] = get_args(Pass)
 

@@ -9,8 +9,6 @@ from fastgan.ops.backends.patches import Patches
 from fastgan.ops.backends.triton import Triton
 from fastgan.ops.backends.winograd import Winograd
 
-__all__ = ["ATEN", "BACKENDS", "TRITON", "TRITON_AFTER_PASSES", "WINOGRAD"]
-
 TRITON = Triton("triton", loads=True)
 TRITON_AFTER_PASSES = Triton("triton_after_passes", loads=False)
 WINOGRAD, ATEN = Winograd(), ATen()

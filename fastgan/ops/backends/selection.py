@@ -48,21 +48,6 @@ from fastgan.ops.eligibility import PLAIN
 from fastgan.ops.memory_format import empty_map, is_channels_last
 from fastgan.ops.stages import Stage
 
-__all__ = [
-    "BY_TORCH",
-    "MARGIN",
-    "MODES",
-    "Selector",
-    "Way",
-    "current_selector",
-    "measuring_nothing",
-    "recorded_choices",
-    "select_backend",
-    "select_layout",
-    "supporting",
-    "using",
-]
-
 MODES = ("0", "1", "exhaustive")
 #: A process's total seconds of measurement; programs with ever new shapes go on without.
 MOST_SECONDS = 60.0

@@ -29,8 +29,6 @@ from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.problem import Problem, product_precision
 from fastgan.ops.stages import Stage
 
-__all__ = ["Triton"]
-
 
 class Triton(Backend):
     """Three implicit-GEMM kernels that normalise, activate and reduce on load and on store.

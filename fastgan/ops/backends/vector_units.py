@@ -8,8 +8,6 @@ import torch
 
 from fastgan import _native
 
-__all__ = ["has_bfloat16_tiles", "has_vectors"]
-
 
 @cache
 def has_vectors() -> bool:

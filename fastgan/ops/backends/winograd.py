@@ -16,8 +16,6 @@ from fastgan.ops.backends.vector_units import has_bfloat16_tiles, has_vectors
 from fastgan.ops.memory_format import is_channels_last, laid_out
 from fastgan.ops.stages import Stage
 
-__all__ = ["Winograd"]
-
 _ops = torch.ops.fastgan
 
 

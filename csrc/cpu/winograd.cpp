@@ -182,7 +182,9 @@ void transform_weight(const WinogradShape& shape, CorrelationTerm* const* terms)
     for (int i = 0; i < count; ++i) {
         terms[i]->weight.output = memory + offsets[i];
     }
-    const auto run = FASTGAN_SELECT_VNNI(winograd_transform_weight);
+    const auto run = terms[0]->weight.type == FloatType::bfloat16
+                         ? FASTGAN_SELECT_VNNI(winograd_transform_weight)
+                         : FASTGAN_SELECT(winograd_transform_weight);
     const Split by_width = blocks_of_width(width);
     const std::int64_t depth_parts = pieces(depth, kWinogradDepth);
     parallel_for(
@@ -204,7 +206,8 @@ void correlate(const WinogradShape& shape, Correlation* tasks, std::int64_t task
     if (blocks.tiles.parts > 2) {
         transform_weight(shape, terms);
     }
-    const auto run = FASTGAN_SELECT_VNNI(winograd_correlate);
+    const auto run = tasks[0].type == FloatType::bfloat16 ? FASTGAN_SELECT_VNNI(winograd_correlate)
+                                                          : FASTGAN_SELECT(winograd_correlate);
     parallel_for(0, task_count * blocks.channels.parts * blocks.tiles.parts, 1,
                  [&](std::int64_t begin, std::int64_t end) {
                      float* const scratch = scratch_of_thread();
@@ -305,7 +308,7 @@ void winograd_weight_gradient(const WinogradShape& shape, FloatType type, const 
             shape.taps * shape.taps * shape.small_channels * shape.wide_channels * bytes_of(type));
         return;
     }
-    const auto run = FASTGAN_SELECT_VNNI(winograd_weight_gradient);
+    const auto run = FASTGAN_SELECT(winograd_weight_gradient);
     const int phases = phase_count(shape);
     const WeightPhase largest = phase_of_weight(shape, 0);
     const Split by_wide(shape.wide_channels, kWinogradWidth, kWinogradChannels);

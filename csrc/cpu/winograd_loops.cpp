@@ -462,6 +462,43 @@ void correlate(const Correlation& task, Range tiles, Range channels, float* scra
     });
 }
 
+// body(a value of that type). VNNI is for bfloat16's products: winograd.cpp takes float32's from
+// AVX-512.
+template <typename Body>
+FASTGAN_INLINE void with_type(FloatType type, const Body& body) {
+    if constexpr (!kFixedPoint<BFloat16>) {
+        if (type == FloatType::float32) {
+            body(float{});
+            return;
+        }
+    }
+    body(BFloat16{});
+}
+
+}  // namespace
+
+void winograd_transform_weight(const WeightTransform& task, Range depth, Range width) {
+    const WeightPhase& phase = task.phase;
+    const std::int64_t all_depth = task.scatters ? phase.small_channels : phase.wide_channels;
+    with_type(task.type, [&](auto example) {
+        with_taps(phase.row_taps, phase.column_taps, [&](auto row_taps, auto column_taps) {
+            constexpr int points = winograd_points(row_taps.value, column_taps.value);
+            transform_block<row_taps.value, column_taps.value, decltype(example)>(
+                task, depth, width, task.output + block_offset(points, all_depth, depth, width));
+        });
+    });
+}
+
+void winograd_correlate(const Correlation& task, Range tiles, Range channels, float* scratch) {
+    with_type(task.type, [&](auto example) {
+        correlate<decltype(example)>(task, tiles, channels, scratch);
+    });
+}
+
+#if !defined(__AVX512VNNI__)
+
+namespace {
+
 // totals[i] (+)= products[i]
 void add_in_double(const float* products, std::int64_t count, bool accumulate, double* totals) {
 #pragma GCC ivdep
@@ -541,31 +578,17 @@ void weight_gradient(const WeightGradient& task, Range small, Range wide, float*
 
 }  // namespace
 
-void winograd_transform_weight(const WeightTransform& task, Range depth, Range width) {
-    const WeightPhase& phase = task.phase;
-    const std::int64_t all_depth = task.scatters ? phase.small_channels : phase.wide_channels;
-    with_taps(phase.row_taps, phase.column_taps, [&](auto row_taps, auto column_taps) {
-        const auto run = task.type == FloatType::float32
-                             ? transform_block<row_taps.value, column_taps.value, float>
-                             : transform_block<row_taps.value, column_taps.value, BFloat16>;
-        constexpr int points = winograd_points(row_taps.value, column_taps.value);
-        run(task, depth, width, task.output + block_offset(points, all_depth, depth, width));
-    });
-}
-
-void winograd_correlate(const Correlation& task, Range tiles, Range channels, float* scratch) {
-    const auto run = task.type == FloatType::float32 ? correlate<float> : correlate<BFloat16>;
-    run(task, tiles, channels, scratch);
-}
-
 void winograd_weight_gradient(const WeightGradient& task, Range small_channels, Range wide_channels,
                               float* scratch) {
-    with_taps(task.weight.row_taps, task.weight.column_taps, [&](auto row_taps, auto column_taps) {
-        const auto run = task.type == FloatType::float32
-                             ? weight_gradient<row_taps.value, column_taps.value, float>
-                             : weight_gradient<row_taps.value, column_taps.value, BFloat16>;
-        run(task, small_channels, wide_channels, scratch);
+    with_type(task.type, [&](auto example) {
+        with_taps(task.weight.row_taps, task.weight.column_taps,
+                  [&](auto row_taps, auto column_taps) {
+                      weight_gradient<row_taps.value, column_taps.value, decltype(example)>(
+                          task, small_channels, wide_channels, scratch);
+                  });
     });
 }
+
+#endif
 
 }  // namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET

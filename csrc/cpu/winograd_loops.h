@@ -138,11 +138,13 @@ struct WeightGradient {
     WeightPhase weight;
 };
 
+// avx512_vnni has the functions of bfloat16 only.
 FASTGAN_FOR_EACH_INSTRUCTION_SET_AND_VNNI(
     // A block.
     void winograd_transform_weight(const WeightTransform& task, Range depth, Range width);
     // Of at most winograd_tiles() tiles and the output channels of a block.
-    void winograd_correlate(const Correlation& task, Range tiles, Range channels, float* scratch);
+    void winograd_correlate(const Correlation& task, Range tiles, Range channels, float* scratch))
+FASTGAN_FOR_EACH_INSTRUCTION_SET(
     // Of at most kWinogradWidth channels of the wide map and winograd_tiles() of the small one.
     void winograd_weight_gradient(const WeightGradient& task, Range small_channels,
                                   Range wide_channels, float* scratch))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import torch
@@ -49,7 +50,7 @@ class Case:
         shape: the input, in words.
         dtype: a name of :data:`DTYPES`.
         batch: images per call, or 0.
-        work: the least necessary work.
+        count_work: counts the least necessary work, when it's asked for.
         input_bytes: size of one input set, which gives the number that exceeds the cache.
         prepare: makes the providers' calls, fastgan's first; all have the same weights and inputs.
         images: real images per training call, or 0.
@@ -63,7 +64,7 @@ class Case:
     shape: str
     dtype: str
     batch: int
-    work: Work
+    count_work: Callable[[], Work]
     input_bytes: int
     prepare: Callable[[Setting], dict[str, Call]]
     images: int = 0
@@ -71,12 +72,18 @@ class Case:
     capturable: bool = False
     breakdown: bool = False
 
+    @cached_property
+    def work(self) -> Work:
+        """The least necessary work."""
+        return self.count_work()
+
     @property
     def name(self) -> str:
         """A readable name, searched by ``--only``.
 
         Example:
-            >>> Case("ops", "bn_act", "64x8x8", "float32", 4, Work(()), 0, lambda _: {}).name
+            >>> case = Case("ops", "bn_act", "64x8x8", "float32", 4, Work, 0, lambda _: {})
+            >>> case.name
             'bn_act, 64x8x8, float32, batch 4'
         """
         batch = f", batch {self.batch}" if self.batch else ""

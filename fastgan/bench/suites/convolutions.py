@@ -82,7 +82,7 @@ def _case(layer: Layer, each: str, dtype: str, batch: int) -> Case:
         shape=layer.shape,
         dtype=dtype,
         batch=batch,
-        work=layer.work(batch, dtype, [PASSES[each]]),
+        count_work=partial(layer.work, batch, dtype, [PASSES[each]]),
         input_bytes=batch * elements * ITEM_BYTES[dtype],
         prepare=partial(contenders, layer, each, dtype, batch),
         compiled=False,

@@ -53,18 +53,18 @@ def _function(layer: Layer) -> str:
 def _case(function: str, layer: Layer, dtype: str, batch: int, *, compiled: bool) -> Case:
     output = batch * layer.channels_out * layer.size_out**2
     input = batch * layer.channels_in * layer.size_in**2
-    shape, work = layer.shape, layer.work(batch, dtype, PASSES)
+    shape, count_work = layer.shape, partial(layer.work, batch, dtype, PASSES)
     if function == "bn_act":
         input, shape = output, f"{layer.channels_out}x{layer.size_out}x{layer.size_out}"
         # Two passes over the input, for statistics and result, and two over input and gradient.
-        work = elementwise(output, reads=6, writes=2, dtype=dtype)
+        count_work = partial(elementwise, output, reads=6, writes=2, dtype=dtype)
     return Case(
         suite="ops",
         op=f"{function}, forward and backward",
         shape=shape,
         dtype=dtype,
         batch=batch,
-        work=work,
+        count_work=count_work,
         input_bytes=(input + output) * ITEM_BYTES[dtype],
         prepare=partial(_contenders, function, layer, dtype, batch),
         compiled=compiled,

@@ -129,7 +129,7 @@ def _case(
         shape=f"{side}x{side}, {config.n_critic} critic update{'s' * (config.n_critic > 1)}",
         dtype=dtype,
         batch=batch,
-        work=_work(config, dtype),
+        count_work=partial(_work, config, dtype),
         input_bytes=config.n_critic * batch * 3 * side * side * 4,
         prepare=partial(_contenders, config, dtype),
         images=config.n_critic * batch,

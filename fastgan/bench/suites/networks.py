@@ -19,7 +19,7 @@ from fastgan import models, reference
 from fastgan.bench.cases import Case, Setting, autocast, placed
 from fastgan.bench.styles import STYLES, DcganCritic
 from fastgan.bench.timing import Call
-from fastgan.bench.work import products_work
+from fastgan.bench.work import Work, products_work
 from fastgan.nn import fuse
 
 Make = Callable[[], nn.Module]
@@ -75,20 +75,24 @@ def _case(
     batch: int,
 ) -> Case:
     """A case; without ``ours``, fastgan's network is the fused plain one."""
-    with torch.device("meta"):
-        network, images = plain().eval(), torch.empty(batch, *shape)
     return Case(
         suite="models",
         op=f"{name}, forward and backward",
         shape=what,
         dtype=dtype,
         batch=batch,
-        work=products_work(network, images, dtype, gradients="of parameters"),
+        count_work=partial(_work, plain, shape, dtype, batch),
         input_bytes=4 * batch * math.prod(shape),
         prepare=partial(_contenders, ours, plain, shape, dtype, batch),
         capturable=True,
         breakdown=True,
     )
+
+
+def _work(plain: Make, shape: tuple[int, ...], dtype: str, batch: int) -> Work:
+    with torch.device("meta"):
+        network, images = plain().eval(), torch.empty(batch, *shape)
+    return products_work(network, images, dtype, gradients="of parameters")
 
 
 def _contenders(

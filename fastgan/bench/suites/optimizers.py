@@ -64,7 +64,7 @@ def _case(op: str, shapes: str, cold: bool) -> Case:
         shape=shapes + ", cold" * (cold and shapes == "DCGAN-64 critic"),
         dtype="float32",
         batch=0,
-        work=elementwise(count, reads=reads, writes=writes, dtype="float32"),
+        count_work=partial(elementwise, count, reads=reads, writes=writes, dtype="float32"),
         input_bytes=0,  # one set, as steps change the weights
         prepare=partial(_contenders, op, shapes, cold),
     )

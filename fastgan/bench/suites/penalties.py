@@ -9,7 +9,6 @@ channels-last, and the others contiguous.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -173,7 +172,7 @@ def _case(subject: Subject, op: str, dtype: str, batch: int, *, compiled: bool =
         shape=subject.shape,
         dtype=dtype,
         batch=batch,
-        work=_work(subject, op, dtype, batch),
+        count_work=partial(_work, subject, op, dtype, batch),
         input_bytes=2 * 4 * batch * 3 * subject.size**2,
         prepare=partial(contenders, subject, op, dtype, batch),
         compiled=compiled,
@@ -182,7 +181,6 @@ def _case(subject: Subject, op: str, dtype: str, batch: int, *, compiled: bool =
     )
 
 
-@functools.cache
 def _work(subject: Subject, op: str, dtype: str, batch: int) -> Work:
     """The work of a loss and its gradients without double backward.
 

@@ -9,6 +9,7 @@ sampling.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from math import prod
 
 import torch
@@ -150,7 +151,9 @@ def _op_case(
         shape=f"{shape[1]}x{shape[2]}x{shape[3]}, {layout}",
         dtype=dtype,
         batch=shape[0],
-        work=elementwise((2 if backward else 1) * moved, reads=1, writes=0, dtype=dtype),
+        count_work=partial(
+            elementwise, (2 if backward else 1) * moved, reads=1, writes=0, dtype=dtype
+        ),
         input_bytes=elements * ITEM_BYTES[dtype],
         prepare=prepare,
         compiled=compiled,
@@ -301,16 +304,18 @@ def _generator_case(batch: int, dtype: str, layout: str, compiled: bool) -> Case
             calls["torch.compile"] = call("scaled", setting.compile_mode)
         return calls
 
-    with torch.device("meta"):
-        network = StyleGenerator("scaled").requires_grad_(False)
-        work: Work = products_work(network, torch.empty(batch, style), dtype, gradients="of images")
+    def count_work() -> Work:
+        with torch.device("meta"):
+            network = StyleGenerator("scaled").requires_grad_(False)
+            return products_work(network, torch.empty(batch, style), dtype, gradients="of images")
+
     return Case(
         suite="style",
         op="StyleGAN2 generator, forward",
         shape=f"64x64, {layout}",
         dtype=dtype,
         batch=batch,
-        work=work,
+        count_work=count_work,
         input_bytes=batch * style * ITEM_BYTES[dtype],
         prepare=prepare,
         compiled=compiled,

@@ -125,7 +125,7 @@ void write_shadow_of_type(const void* params, FloatType shadow_type, void* shado
 
 #define FASTGAN_DEFINE_RUN(name, Optimizer)                                        \
     void name##_run(FloatType type, void* const* data, std::int64_t count,         \
-                    const Optimizer& optimizer, const Optimizer##Scalars& scalars, \
+                    const Optimizer& optimizer, const Optimizer::Scalars& scalars, \
                     const CommonScalars& common) {                                 \
         optimizer.for_rule([&](auto kind) {                                        \
             run_step_of_type<decltype(kind)>(type, data, count, scalars, common);  \

@@ -13,7 +13,7 @@ namespace fastgan::cpu {
 #define FASTGAN_DECLARE_RUN(name, Optimizer)                                               \
     FASTGAN_FOR_EACH_INSTRUCTION_SET(void name##_run(                                      \
         FloatType type, void* const* data, std::int64_t count, const Optimizer& optimizer, \
-        const Optimizer##Scalars& scalars, const CommonScalars& common))
+        const Optimizer::Scalars& scalars, const CommonScalars& common))
 FASTGAN_OPTIMIZERS(FASTGAN_DECLARE_RUN)
 #undef FASTGAN_DECLARE_RUN
 

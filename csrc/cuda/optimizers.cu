@@ -148,7 +148,8 @@ void step(const MultiTensor& tensors, const Optimizer& optimizer, const StepSett
 #define FASTGAN_DEFINE_STEP(name, Optimizer)                                    \
     void optimizer_step(const MultiTensor& tensors, const Optimizer& optimizer, \
                         const StepSettings& settings, void* stream) {           \
-        step(tensors, optimizer, settings, static_cast<cudaStream_t>(stream));  \
+        const Optimizer::Kernels& kernels = optimizer;                 \
+        step(tensors, kernels, settings, static_cast<cudaStream_t>(stream));    \
     }
 FASTGAN_OPTIMIZERS(FASTGAN_DEFINE_STEP)
 

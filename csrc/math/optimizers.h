@@ -20,13 +20,13 @@ struct TypeList {};
 //   kOp           the op's name for messages
 //   kStates       names of the op's lists of states
 //   Types         types of the op's other arguments of its own, which are the struct's members
+//   Kernels       the row that CUDA's kernels are compiled for
 //   uses_state(i) whether these settings use a list
 //   decay()       the weight decay that is added to the gradient
-//   scalars       constants of one tensor's update, from the learning rate and the step's number t
+//   scalars       Scalars, constants of one tensor's update, from the learning rate and the step's t
 //   kReadsStep    whether the scalars depend on t
 //   for_rule      calls run(Kind{}) with the Kind whose Rule<A> is the update by these settings; A
-//   is
-//                 float or double
+//                 is float or double
 // A rule takes the weight, the gradient and the states in use, in order, returns the new weight,
 // and updates the states.
 
@@ -90,6 +90,8 @@ struct RMSpropRule {
 struct RMSprop {
     static constexpr const char* kOp = "fastgan::rmsprop_step_";
     static constexpr const char* kStates[] = {"square_avgs", "momentum_buffers", "grad_avgs"};
+    using Scalars = RMSpropScalars;
+    using Kernels = RMSprop;
     using Types = TypeList<double, double, double, double, bool>;
     static constexpr bool kReadsStep = false;
 
@@ -139,6 +141,7 @@ struct RMSprop {
 // Kingma & Ba 2015, arXiv 1412.6980, algorithm 1; amsgrad: Reddi, Kale & Kumar 2018, arXiv
 // 1904.09237, algorithm 2. Operations in torch.optim.Adam's order.
 struct AdamScalars {
+    double kept;  // of the weight: 1, less in AdamW
     double beta1;
     double beta2;
     double eps;
@@ -150,6 +153,7 @@ template <typename A, bool kAmsgrad>
 struct AdamRule {
     static constexpr int kStates = kAmsgrad ? 3 : 2;
 
+    A kept;
     Lerp<A> lerp;  // by 1 - beta1
     A beta2;
     A one_minus_beta2;
@@ -158,7 +162,8 @@ struct AdamRule {
     A bias_correction2_sqrt;
 
     FASTGAN_INLINE static AdamRule make(const AdamScalars& scalars) {
-        return AdamRule{Lerp<A>::make(static_cast<A>(1 - scalars.beta1)),
+        return AdamRule{static_cast<A>(scalars.kept),
+                        Lerp<A>::make(static_cast<A>(1 - scalars.beta1)),
                         static_cast<A>(scalars.beta2),
                         static_cast<A>(1 - scalars.beta2),
                         static_cast<A>(scalars.eps),
@@ -177,13 +182,15 @@ struct AdamRule {
             v = states[2];
         }
         const A denominator = square_root(v) / bias_correction2_sqrt + eps;
-        return param + negated_step_size * exp_avg / denominator;
+        return param * kept + negated_step_size * exp_avg / denominator;
     }
 };
 
 struct Adam {
     static constexpr const char* kOp = "fastgan::adam_step_";
     static constexpr const char* kStates[] = {"exp_avgs", "exp_avg_sqs", "max_exp_avg_sqs"};
+    using Scalars = AdamScalars;
+    using Kernels = Adam;
     using Types = TypeList<double, double, double, double, bool>;
     static constexpr bool kReadsStep = true;
 
@@ -192,13 +199,18 @@ struct Adam {
     double eps;
     double weight_decay;
     bool amsgrad;
+    bool decoupled = false;  // AdamW
 
     bool uses_state(int i) const { return i < 2 || amsgrad; }
 
-    FASTGAN_INLINE double decay() const { return weight_decay; }
+    FASTGAN_INLINE double decay() const { return decoupled ? 0 : weight_decay; }
 
     FASTGAN_INLINE AdamScalars scalars(double lr, double t) const {
-        return AdamScalars{beta1, beta2, eps, lr / (1 - power(beta1, t)),
+        return AdamScalars{decoupled ? 1 - lr * weight_decay : 1,
+                           beta1,
+                           beta2,
+                           eps,
+                           lr / (1 - power(beta1, t)),
                            power(1 - power(beta2, t), 0.5)};
     }
 
@@ -220,46 +232,11 @@ struct Adam {
 //
 // then Adam's update, without weight decay. Loshchilov & Hutter 2019, arXiv 1711.05101,
 // algorithm 2. Operations in torch.optim.AdamW's order.
-struct AdamWScalars {
-    double kept;
-    AdamScalars adam;
-};
-
-template <typename A, bool kAmsgrad>
-struct AdamWRule {
-    static constexpr int kStates = AdamRule<A, kAmsgrad>::kStates;
-
-    A kept;
-    AdamRule<A, kAmsgrad> adam;
-
-    FASTGAN_INLINE static AdamWRule make(const AdamWScalars& scalars) {
-        return AdamWRule{static_cast<A>(scalars.kept), AdamRule<A, kAmsgrad>::make(scalars.adam)};
-    }
-
-    FASTGAN_INLINE A operator()(A param, A grad, A (&states)[kStates]) const {
-        return adam(param * kept, grad, states);
-    }
-};
-
 struct AdamW : Adam {
     static constexpr const char* kOp = "fastgan::adamw_step_";
 
-    FASTGAN_INLINE double decay() const { return 0; }
-
-    FASTGAN_INLINE AdamWScalars scalars(double lr, double t) const {
-        return AdamWScalars{1 - lr * weight_decay, Adam::scalars(lr, t)};
-    }
-
-    template <bool kAmsgrad>
-    struct Kind {
-        template <typename A>
-        using Rule = AdamWRule<A, kAmsgrad>;
-    };
-
-    template <typename Run>
-    void for_rule(const Run& run) const {
-        amsgrad ? run(Kind<true>{}) : run(Kind<false>{});
-    }
+    AdamW(double beta1, double beta2, double eps, double weight_decay, bool amsgrad)
+        : Adam{beta1, beta2, eps, weight_decay, amsgrad, true} {}
 };
 
 }  // namespace fastgan

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from host_harness import CSRC, HERE
+from host_harness import BUILDS, CSRC, HERE
 
 BUILD: dict[str, Any] = runpy.run_path(str(CSRC.parent / "native_build.py"))
 #: Name -> the compiler's flags, as the compiled part is built with.
@@ -29,14 +29,7 @@ LOOPS: tuple[str, ...] = BUILD["LOOP_SOURCES"]
 #: Shapes that are drawn for each dtype.
 CASES = 20
 FLAGS = ("-std=c++20", "-g1", "-Wall", "-Wextra", "-ffp-contract=off", "-I", str(CSRC))
-#: With AddressSanitizer's checks called, not inlined: that compiles in half the time.
-SANITIZED = (
-    "-O1",
-    "-fsanitize=address,undefined",
-    "-fno-sanitize-recover=all",
-    "-fno-omit-frame-pointer",
-    *("--param", "asan-instrumentation-with-call-threshold=0"),
-)
+SANITIZED, LINK_FLAGS = BUILDS["sanitized"]
 #: Allocated memory is NaN, all of it.
 ASAN_OPTIONS = "malloc_fill_byte=255:max_malloc_fill_size=1073741824:detect_leaks=0"
 
@@ -73,7 +66,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
             )
         )
     executable = folder / "convolutions"
-    run(*cxx, *objects, "-fsanitize=address,undefined", "-pthread", "-o", str(executable))
+    run(*cxx, *objects, *LINK_FLAGS, "-pthread", "-o", str(executable))
     return executable
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from typing import Any
 
 import pytest
@@ -154,19 +152,6 @@ def test_the_plain_version_lies_in_memory_as_the_compiled_one() -> None:
     plain, compiled = patches.patch_scatter(*arguments), scatter(*arguments)
     assert plain.stride() == compiled.stride()
     torch.testing.assert_close(plain, compiled, rtol=1e-4, atol=1e-5)
-
-
-CHECK = 'from fastgan.ops import check_op; check_op("patch_scatter", "cpu")'
-
-
-@pytest.mark.skipif(not fastgan.build_info().native, reason="there is one version, torch's")
-@pytest.mark.parametrize("instructions", fastgan.build_info().cpu_instruction_sets or ("none",))
-def test_every_instruction_set_has_it_right(
-    instructions: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("FASTGAN_CPU_INSTRUCTION_SET", instructions)
-    done = subprocess.run([sys.executable, "-c", CHECK], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("kind", ["conv2d", "conv_transpose2d"])

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import copy
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -182,32 +179,13 @@ def test_paths_are_reported_and_checks_pass(device, op):
     check_op(op, device)
 
 
-@pytest.mark.parametrize("instruction_set", ["baseline", "avx2", "avx512", "avx512_vnni"])
-def test_every_instruction_set_passes_the_checks(instruction_set):
-    info = fastgan.build_info()
-    if instruction_set not in info.cpu_instruction_sets:
-        pytest.skip(f"this build has no loops for {instruction_set}: {info.cpu_instruction_sets}")
-    widest = info.cpu_instruction_sets.index(info.cpu_instruction_set)
-    if info.cpu_instruction_sets.index(instruction_set) > widest:
-        pytest.skip(f"this processor lacks {instruction_set}")
-    script = (
-        "import torch, fastgan; from fastgan.ops import check_op\n"
-        f"for op in {OPS}: check_op(op, 'cpu')\n"
-        "for d in (torch.float16, torch.bfloat16):\n"
-        "    v = torch.arange(-2**15, 2**15).to(torch.int16).view(d)\n"
-        "    a = v.clone(); torch.ops.fastgan.clip_tensors_([a], [], -0.3, 7.0, None)\n"
-        "    assert torch.equal(a.nan_to_num(9), v.clamp(-0.3, 7.0).nan_to_num(9))\n"
-        "print(fastgan.build_info().cpu_instruction_set)\n"
-    )
-    result = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "FASTGAN_CPU_INSTRUCTION_SET": instruction_set},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == instruction_set
+@pytest.mark.processors
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_every_16_bit_value_is_clipped_as_by_torch(dtype):
+    values = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
+    clipped = values.clone()
+    torch.ops.fastgan.clip_tensors_([clipped], [], -0.3, 7.0, None)
+    assert torch.equal(clipped.nan_to_num(9), values.clamp(-0.3, 7.0).nan_to_num(9))
 
 
 # --- CUDA alone -----------------------------------------------------------------------------------

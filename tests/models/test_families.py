@@ -331,13 +331,18 @@ def test_a_failed_pass_leaves_no_stale_weight() -> None:
     assert_same(module[0].weight, expected / (norm._u @ expected @ norm._v), "weight")
 
 
-def test_orthogonal_regularisation_is_the_sum_over_pairs_of_filters() -> None:
+@pytest.mark.parametrize("shape", [(3, 2, 2, 2), (9, 4), (50, 3)])
+def test_orthogonal_regularisation_is_the_sum_over_pairs_of_filters(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
-    network = nn.ModuleDict({"a": nn.Conv2d(2, 3, 2), "embedding": nn.Linear(4, 4)})
-    rows = network["a"].weight.detach().double().flatten(1)
-    expected = sum(float(rows[i] @ rows[j]) ** 2 for i in range(3) for j in range(3) if i != j)
+    weight = nn.Parameter(torch.randn(shape))
+    network = nn.ModuleDict({"a": nn.ParameterList([weight]), "embedding": nn.Linear(4, 4)})
+    rows = weight.detach().double().flatten(1).requires_grad_()
+    expected = sum((rows[i] @ rows[j]) ** 2 for i in range(len(rows)) for j in range(i)) * 2
+    (gradient,) = torch.autograd.grad(expected, rows)
     found = losses.orthogonal_regularisation(network)
-    assert found.item() == pytest.approx(expected, rel=1e-6)
+    found.backward()
+    assert found.item() == pytest.approx(float(expected), rel=1e-6)
+    torch.testing.assert_close(weight.grad.flatten(1).double(), gradient, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("model", FAMILIES)

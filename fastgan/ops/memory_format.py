@@ -82,11 +82,13 @@ class _Relaid(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
+        if not (grad_output.is_contiguous() or is_channels_last(grad_output)):
+            return grad_output, None  # the user's: as of the map itself
         return laid_out(grad_output, not ctx.channels_last), None
 
 
 def relaid(map: Tensor, channels_last: bool) -> Tensor:
-    """A copy of a map in the other layout; its gradient has the map's own.
+    """A copy of a map in the other layout; its gradient has the map's own, or neither.
 
     Example:
         >>> relaid(torch.ones(2, 3, 4, 4), True).stride()

@@ -42,7 +42,7 @@ from fastgan.ops.batch_norm import (
 )
 from fastgan.ops.bn_act import batch_statistics, normalised, running_statistics
 from fastgan.ops.define import define_op
-from fastgan.ops.memory_format import is_channels_last, relaid
+from fastgan.ops.memory_format import is_channels_last, laid_out
 
 _ops = torch.ops.fastgan
 
@@ -296,7 +296,7 @@ def _recorded_gradients(
     )
     grads: list[Tensor | None] = [None] * 3
     for place, grad in zip(places, found, strict=True):
-        grads[place] = grad if place else relaid(grad, is_channels_last(input))
+        grads[place] = grad if place else laid_out(grad, is_channels_last(input))
     return grads
 
 

@@ -7,6 +7,7 @@ network             as in
 ``CycleGenerator``  Zhu et al. 2017, arXiv 1703.10593: reflection padding, residual blocks
 ``DcganCritic``     Radford et al. 2016, arXiv 1511.06434, layer by layer, and ``view`` at the end
 ``MlpGenerator``    Goodfellow et al. 2014, arXiv 1406.2661: linear layers with batch norm
+``R3ganGenerator``  Huang et al. 2025, arXiv 2501.05441: grouped residual blocks, added biases
 ==================  ============================================================================
 
 Also uses critics of :mod:`fastgan.bench.critics` and networks of :mod:`fastgan.reference`.
@@ -122,6 +123,45 @@ class MlpGenerator(nn.Module):
         return images.view(len(z), 1, 28, 28)
 
 
+class _R3ganBlock(nn.Module):
+    """x + conv3(act(conv2(act(conv1(x))))), with biases that are added before the activations."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        wide = 2 * channels
+        self.conv1 = nn.Conv2d(channels, wide, 1, bias=False)
+        self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide // 16, bias=False)
+        self.conv3 = nn.Conv2d(wide, channels, 1, bias=False)
+        self.biases = nn.Parameter(torch.zeros(2, 1, wide, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = F.leaky_relu(self.conv1(x) + self.biases[0], 0.2)
+        h = F.leaky_relu(self.conv2(h) + self.biases[1], 0.2)
+        output: Tensor = x + self.conv3(h)
+        return output
+
+
+class R3ganGenerator(nn.Module):
+    """(N, 64) -> (N, 3, 32, 32)."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        c = channels
+        self.basis, self.linear = nn.Parameter(torch.randn(8 * c, 4, 4)), nn.Linear(64, 8 * c)
+        layers: list[nn.Module] = []
+        for width in (8 * c, 4 * c, 2 * c):
+            layers += [_R3ganBlock(width), _R3ganBlock(width)]
+            layers += [nn.Conv2d(width, width // 2, 1, bias=False)]
+            layers += [nn.Upsample(scale_factor=2, mode="bilinear")]
+        layers += [_R3ganBlock(c), _R3ganBlock(c), nn.Conv2d(c, 3, 1, bias=False)]
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, z: Tensor) -> Tensor:
+        """The images."""
+        images: Tensor = self.layers(self.linear(z)[:, :, None, None] * self.basis)
+        return images
+
+
 #: Name -> a network for a number of channels, and its input shape without the batch.
 STYLES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "SNGANGenerator": (lambda c: reference.SNGANGenerator(128, c, image_size=32), (128,)),
@@ -134,4 +174,5 @@ STYLES: dict[str, tuple[Callable[[int], nn.Module], tuple[int, ...]]] = {
     "PatchCritic": (PatchCritic, (3, 64, 64)),
     "GroupedCritic": (GroupedCritic, (3, 32, 32)),
     "MlpGenerator": (MlpGenerator, (100,)),
+    "R3ganGenerator": (R3ganGenerator, (64,)),
 }

@@ -111,10 +111,10 @@ def cases(
     """
     parts = []
     for path, result in results:
-        found = [line for line in lines(result) if wanted(line.row)]
-        if found and result.machine["device"] == device:
-            parts += [source(path, result, up), case_table(found).markdown()]
-            names = tuple(f"{case_name(line.row)}: " for line in found)
+        shown = [line for line in lines(result) if wanted(line.row)]
+        if shown and result.machine["device"] == device:
+            parts += [source(path, result, up), case_table(shown).markdown()]
+            names = tuple(f"{case_name(line.row)}: " for line in shown)
             notes = [f"- {note}" for note in result.notes if note.startswith(names)]
             parts += ["\n".join(notes)] if notes else []
     return "\n\n".join(parts)
@@ -307,13 +307,17 @@ def _verdict(verdicts: list[Verdict]) -> str:
 
 def faults() -> str:
     """What `make attack` injected, and how it ended."""
-    found = load("faults.json")
+    record = load("faults.json")
     ends = ("tries", "survived", "refused", "lost")
-    rows = [(kind.replace("_", " "), each["what"], each) for kind, each in found["kinds"].items()]
-    body = [(kind, what, *(f"{each[end]:,}" for end in ends)) for kind, what, each in rows]
-    sums = [f"{sum(each[end] for *_, each in rows):,}" for end in ends]
+    rows = [
+        (kind.replace("_", " "), counts["what"], counts) for kind, counts in record["kinds"].items()
+    ]
+    body = [(kind, what, *(f"{counts[end]:,}" for end in ends)) for kind, what, counts in rows]
+    sums = [f"{sum(counts[end] for *_, counts in rows):,}" for end in ends]
     table = markdown_table(["kind", "what must hold", *ends], [*body, ("**all**", "", *sums)])
-    return f"{table}\n\n{found['minutes']:g} minutes, seed {found['seed']}, torch {found['torch']}."
+    return (
+        f"{table}\n\n{record['minutes']:g} minutes, seed {record['seed']}, torch {record['torch']}."
+    )
 
 
 def health() -> str:
@@ -327,12 +331,12 @@ def health() -> str:
 
 def demo() -> str:
     """How long the demo trained, and what an evaluation found."""
-    found = load("demo-cpu.json")
-    evaluation = found["evaluation"]
+    record = load("demo-cpu.json")
+    evaluation = record["evaluation"]
     top = "mean top probability a classifier gives 1,000 samples, over held-out real digits'"
     accuracy = f"{100 * evaluation['classifier_accuracy']:.1f}%"
     body = [
-        ("training", f"{found['training_seconds']:.0f} s"),
+        ("training", f"{record['training_seconds']:.0f} s"),
         (top, f"{evaluation['confidence_ratio']:.3f}"),
         ("coverage of the real digits", f"{evaluation['coverage']:.2f}"),
         (
@@ -347,8 +351,8 @@ def demo() -> str:
 
 def family(model: str) -> str:
     """What an evaluation found of a model's samples after one step and after all."""
-    found = load("families-cpu.json")["models"].get(model)
-    if found is None:
+    record = load("families-cpu.json")["models"].get(model)
+    if record is None:
         return "Not measured yet."
     names = {
         "frechet_distance": "Fréchet distance to real digits",
@@ -356,17 +360,17 @@ def family(model: str) -> str:
         "confidence_ratio": "a classifier's top probability, over real digits'",
     }
     body = [
-        (text, f"{found['start'][name]:.3g}", f"{found['end'][name]:.3g}")
+        (text, f"{record['start'][name]:.3g}", f"{record['end'][name]:.3g}")
         for name, text in names.items()
-        if found["end"][name] is not None  # without labels no classifier is trained
+        if record["end"][name] is not None  # without labels no classifier is trained
     ]
-    flags = f"`fastgan train --model {model} {found['flags']}`"
-    machine, seconds = found["machine"], found["training_seconds"]
+    flags = f"`fastgan train --model {model} {record['flags']}`"
+    machine, seconds = record["machine"], record["training_seconds"]
     run = f"{machine['processor']}, {machine['threads']} threads"
     if seconds is not None:
         run += f", {seconds:.0f} s"
-    if found["commit"] is not None:
-        run += f", commit {found['commit'][:7]}"
+    if record["commit"] is not None:
+        run += f", commit {record['commit'][:7]}"
     return f"{flags}: {run}\n\n{markdown_table(['', 'step 1', 'end'], body)}"
 
 

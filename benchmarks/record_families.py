@@ -46,7 +46,7 @@ def run(*words: str) -> None:
 
 
 def measured(model: str, folder: Path) -> dict[str, object]:
-    found: dict[str, object] = {
+    record: dict[str, object] = {
         "time": utc_now(),
         "commit": commit(),
         "machine": machine_facts(torch.device("cpu")),
@@ -57,11 +57,11 @@ def measured(model: str, folder: Path) -> dict[str, object]:
         out, report = folder / name, folder / f"{name}.json"
         run("train", "--model", model, "--out", str(out), *FLAGS[model].split(), *more)
         run("evaluate", str(out), "--n", "1000", "--json", str(report))
-        found[name] = json.loads(report.read_text())
-        del found[name]["checkpoint"]
-    found["training_seconds"] = read_metrics(folder / "end" / "metrics.csv")[-1]["seconds"]
+        record[name] = json.loads(report.read_text())
+        del record[name]["checkpoint"]
+    record["training_seconds"] = read_metrics(folder / "end" / "metrics.csv")[-1]["seconds"]
     shutil.copyfile(folder / "end" / "samples.png", ROOT / "docs" / "images" / f"{model}.png")
-    return found
+    return record
 
 
 def main() -> None:

@@ -159,9 +159,9 @@ def evaluated(generator: nn.Module, config: TrainConfig, seed: int) -> dict:
     generated = generate_images(generator, z, labels)
     real, real_labels = source.get(range(len(source)))
     report = evaluate_samples(generated, real, labels=real_labels, num_classes=source.num_classes)
-    found = report.to_dict()
+    scores = report.to_dict()
     names = (*MEASURES, "precision", "recall", "density")
-    return {name: found[name] for name in names}
+    return {name: scores[name] for name in names}
 
 
 def noise_of(a: list[float], b: list[float], comparisons: int) -> float:
@@ -190,7 +190,7 @@ def verdict(rows: list[dict], model: str, ours: str, theirs: str, comparisons: i
             "noise": noise,
             "no_worse": worse * difference <= noise,
         }
-    judged["no_worse"] = all(each["no_worse"] for each in judged["measures"].values())
+    judged["no_worse"] = all(measure["no_worse"] for measure in judged["measures"].values())
     return judged
 
 
@@ -212,8 +212,8 @@ def main() -> None:
                     generator, config, seconds = trained_by_the_reference(model, seed, options)
                 else:
                     generator, config, seconds = trained_by_us(model, seed, contender, options)
-                found = evaluated(generator, config, seed)
-                rows.append({"model": model, "contender": contender, "seed": seed, **found})
+                scores = evaluated(generator, config, seed)
+                rows.append({"model": model, "contender": contender, "seed": seed, **scores})
                 rows[-1]["training_seconds"] = round(seconds, 1)
                 print(rows[-1], flush=True)
     comparisons = len(options.models) * len(MEASURES)

@@ -87,15 +87,15 @@ class Worker:
 
 def outcomes(folder: Path) -> tuple[int, dict[str, tuple[str, str]]]:
     """Number of tests; of each that a worker has taken the outcome, and pytest's words."""
-    number, found = 0, {}
+    number, results = 0, {}
     for path in sorted(folder.glob("*.jsonl")):
         # After the last newline there may be part of a line, of a worker that was stopped.
         for text in path.read_text(encoding="utf-8").split("\n")[:-1]:
             line: dict[str, Any] = json.loads(text)
             number = max(number, line.get("all", 0))
-            if "test" in line and found.get(line["test"], ("",))[0] != "failed":
-                found[line["test"]] = line["outcome"], line["text"]
-    return number, found
+            if "test" in line and results.get(line["test"], ("",))[0] != "failed":
+                results[line["test"]] = line["outcome"], line["text"]
+    return number, results
 
 
 def main() -> int:

@@ -104,10 +104,10 @@ def find_cuobjdump() -> str:
         pass
     else:
         folders.append(str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin"))
-    found = shutil.which("cuobjdump", path=os.pathsep.join(folders))
-    if found is None:
+    program = shutil.which("cuobjdump", path=os.pathsep.join(folders))
+    if program is None:
         raise SystemExit("static_report: no cuobjdump beside nvcc, on PATH or in Triton")
-    return found
+    return program
 
 
 def output(*command: str | Path) -> str:
@@ -130,25 +130,27 @@ def instructions_of(code: str) -> dict[str, int]:
         group = next((g for g, pattern in GROUPS.items() if re.fullmatch(pattern, base)), OTHER)
         wide = f"{group}.128"
         counts[wide if wide in GROUPS and "128" in modifiers else group] += 1
-    found = {group: number for group, number in counts.items() if number}
-    return {"all": sum(counts.values()), **found}
+    present = {group: number for group, number in counts.items() if number}
+    return {"all": sum(counts.values()), **present}
 
 
 def step_of(code: str) -> int | None:
     """Instructions of the shortest loop with tensor-core instructions; None where there is none."""
-    found = [
+    instructions = [
         (int(address, 16), name, operands)
         for address, name, operands in INSTRUCTION.findall(code)
         if name != "NOP"
     ]
-    products = [a for a, name, _ in found if re.match(GROUPS["tensor core"], name.split(".")[0])]
+    products = [
+        a for a, name, _ in instructions if re.match(GROUPS["tensor core"], name.split(".")[0])
+    ]
     loops = []
-    for end, name, operands in found:
+    for end, name, operands in instructions:
         target = re.search(r"\b0x([0-9a-f]+)\s*$", operands)
         if name.startswith("BRA") and target is not None:
             start = int(target[1], 16)
             if any(start <= place <= end for place in products):
-                loops.append(sum(start <= address <= end for address, *_ in found))
+                loops.append(sum(start <= address <= end for address, *_ in instructions))
     return min(loops, default=None)
 
 
@@ -202,10 +204,10 @@ def cuda_kernels(architecture: str, sources: Iterable[str], folder: Path) -> lis
         cubin = folder / f"{Path(source).stem}.cubin"
         virtual = f"-gencode=arch=compute_{target.capability},code=sm_{target.capability}"
         output(nvcc, *native_build.CUDA_FLAGS, virtual, "-cubin", ROOT / source, "-o", cubin)
-        found = read_cubin(cubin, cuobjdump)
-        names = demangled(found)
+        kernels = read_cubin(cubin, cuobjdump)
+        names = demangled(kernels)
         rows += [
-            row(architecture, source, names[mangled], facts) for mangled, facts in found.items()
+            row(architecture, source, names[mangled], facts) for mangled, facts in kernels.items()
         ]
     return rows
 
@@ -309,12 +311,12 @@ def name_of_tile(tile_row: TileRow, loads: bool) -> str:
 def compilers() -> dict[str, str]:
     nvcc = native_build.find_nvcc(os.environ)
     version = re.search(r"V([\d.]+)", output(nvcc, "--version")) if nvcc else None
-    found = {"nvcc": version[1] if version else "none"}
+    versions = {"nvcc": version[1] if version else "none"}
     try:
-        found["triton"] = importlib.metadata.version("triton")
+        versions["triton"] = importlib.metadata.version("triton")
     except importlib.metadata.PackageNotFoundError:
-        found["triton"] = "none"
-    return found
+        versions["triton"] = "none"
+    return versions
 
 
 def report(architecture: str, only: str = "") -> dict:
@@ -324,7 +326,7 @@ def report(architecture: str, only: str = "") -> dict:
         rows = cuda_kernels(architecture, sources, Path(folder))
         if only in "triton":
             rows += triton_kernels(architecture, Path(folder))
-    rows.sort(key=lambda each: (each["source"], each["kernel"]))
+    rows.sort(key=lambda kernel: (kernel["source"], kernel["kernel"]))
     return {"architecture": architecture, "compilers": compilers(), "kernels": rows}
 
 
@@ -332,10 +334,10 @@ def path_of(architecture: str) -> Path:
     return RESULTS / f"static-{architecture}.json"
 
 
-def text_of(found: dict) -> str:
+def text_of(report: dict) -> str:
     """A kernel a line, so that a diff names the kernel."""
-    head = json.dumps({key: found[key] for key in ("architecture", "compilers")}, indent=2)
-    rows = ",\n".join("    " + json.dumps(each) for each in found["kernels"])
+    head = json.dumps({key: report[key] for key in ("architecture", "compilers")}, indent=2)
+    rows = ",\n".join("    " + json.dumps(kernel) for kernel in report["kernels"])
     return f'{head[:-2]},\n  "kernels": [\n{rows}\n  ]\n}}\n'
 
 
@@ -344,20 +346,20 @@ def table(architecture: str) -> str:
     path = path_of(architecture)
     if not path.exists():
         return f"{architecture}: not compiled."
-    found = json.loads(path.read_text(encoding="utf-8"))
+    report = json.loads(path.read_text(encoding="utf-8"))
     groups: dict[tuple[str, str], list[dict]] = {}
-    for each in found["kernels"]:
-        name = each["kernel"]
-        if each["source"] != "triton":
+    for kernel in report["kernels"]:
+        name = kernel["kernel"]
+        if kernel["source"] != "triton":
             name = name.partition("<")[0]
-        groups.setdefault((each["source"], name), []).append(each)
+        groups.setdefault((kernel["source"], name), []).append(kernel)
     body = []
     for (source, name), rows in groups.items():
-        worst = max(rows, key=lambda each: each["registers"])
+        worst = max(rows, key=lambda kernel: kernel["registers"])
         counts = worst["instructions"]
         mix = sorted(
             ((group, number) for group, number in counts.items() if group not in ("all", OTHER)),
-            key=lambda each: -each[1],
+            key=lambda item: -item[1],
         )
         body.append(
             (
@@ -365,18 +367,18 @@ def table(architecture: str) -> str:
                 name + (f" ({len(rows)})" if len(rows) > 1 else ""),
                 str(worst["threads"]),
                 str(worst["registers"]),
-                f"{max(each['shared'] for each in rows):,}",
-                str(max(each["stack"] for each in rows)),
-                f"{min(each['occupancy'] for each in rows)}%",
+                f"{max(kernel['shared'] for kernel in rows):,}",
+                str(max(kernel["stack"] for kernel in rows)),
+                f"{min(kernel['occupancy'] for kernel in rows)}%",
                 str(counts["all"]),
                 str(worst.get("step", "")),
                 ", ".join(f"{group} {number}" for group, number in mix[:6]),
             )
         )
-    versions = ", ".join(f"{name} {version}" for name, version in found["compilers"].items())
+    versions = ", ".join(f"{name} {version}" for name, version in report["compilers"].items())
     head = ("source", "kernel", "threads", "registers", "shared", "stack", "occupancy")
     return (
-        f"{versions}; [`{path.name}`]({PAGE}/{path.name}), {len(found['kernels'])} kernels:\n\n"
+        f"{versions}; [`{path.name}`]({PAGE}/{path.name}), {len(report['kernels'])} kernels:\n\n"
         + markdown_table((*head, "instructions", "a step", "of which"), body)
     )
 
@@ -422,8 +424,8 @@ def merged(old: dict, new: dict, only: str) -> dict:
 def differences(old: dict, new: dict, only: str = "") -> list[str]:
     """In words; empty where the two agree on all kernels of the sources that ``only`` keeps."""
 
-    def by_name(found: dict) -> dict[tuple[str, str], dict]:
-        return {(k["source"], k["kernel"]): k for k in found["kernels"] if only in k["source"]}
+    def by_name(report: dict) -> dict[tuple[str, str], dict]:
+        return {(k["source"], k["kernel"]): k for k in report["kernels"] if only in k["source"]}
 
     then, now = by_name(old), by_name(new)
     lines = [f"{' '.join(key)}: not in the committed report" for key in now.keys() - then.keys()]

@@ -59,16 +59,16 @@ def measured(case: Case, device: str, compiled: bool) -> Measured:
 @pytest.mark.parametrize(("device", "case"), CASES)
 def test_case(benchmark, request, device: str, case: Case, implementation: str) -> None:
     compiled = not request.config.getoption("--no-compile", default=False)
-    found = measured(case, device, compiled)
-    provider = found.provider(implementation)
+    result = measured(case, device, compiled)
+    provider = result.provider(implementation)
     if provider is None:
         pytest.skip(f"{case.name} has no compiled peer")
     benchmark.group = f"{device}, {case.name}"
     benchmark.extra_info["provider"] = provider
     benchmark.extra_info["threads"] = torch.get_num_threads()
-    for peer in found.calls:
+    for peer in result.calls:
         if is_ours(provider) and peer != provider:
-            ratio, (low, high) = found.timing.times_faster(provider, peer)
+            ratio, (low, high) = result.timing.times_faster(provider, peer)
             benchmark.extra_info[f"times_faster_than_{peer}"] = round(ratio, 3)
             benchmark.extra_info[f"times_faster_than_{peer}_quartiles"] = (
                 round(low, 3),
@@ -77,7 +77,7 @@ def test_case(benchmark, request, device: str, case: Case, implementation: str) 
     numbers = iter(range(10**9))
 
     def once() -> None:
-        found.calls[provider](next(numbers) % found.copies)
+        result.calls[provider](next(numbers) % result.copies)
         if device == "cuda":
             torch.cuda.synchronize()
 

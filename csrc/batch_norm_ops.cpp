@@ -693,8 +693,7 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_gradient(const Tensor& grad_output, co
     return {result, grad_weight, grad_bias};
 }
 
-// --- Norms of each sample
-// -------------------------------------------------------------------------
+// --- Norms of each sample ------------------------------------------------------------------------
 
 // The arguments of a norm with per-sample vectors; owns their memory.
 class SampleNormTensors {

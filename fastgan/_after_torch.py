@@ -45,7 +45,7 @@ class _TorchFinder(MetaPathFinder):
             def load_and_define(module: ModuleType) -> None:
                 del loader.__dict__["exec_module"]
                 load(module)
-                if not any(each in sys.modules for each in NEEDED_WHOLE):
+                if not any(name in sys.modules for name in NEEDED_WHOLE):
                     importlib.import_module("fastgan.ops")
 
             loader.__dict__["exec_module"] = load_and_define

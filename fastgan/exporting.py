@@ -172,7 +172,7 @@ def _traced(
 def _torch_export(generator: TrainedGenerator, truncation: float | None) -> tuple[bytes, str]:
     program, inputs, wanted = _traced(generator, truncation)
     called = {node.target for node in program.graph.nodes}
-    ours = [each for each in called if getattr(each, "namespace", None) == NAMESPACE]
+    ours = [op for op in called if getattr(op, "namespace", None) == NAMESPACE]
     if ours:  # the file must be readable without fastgan
         program = program.run_decompositions(torch._decomp.get_decompositions(ours))
     file = io.BytesIO()

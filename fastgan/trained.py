@@ -77,10 +77,10 @@ def load_generator(
     if path.suffix == ".safetensors":
         content = _read_safetensors(path)
     elif path.is_dir():
-        found = list_checkpoints(path)
-        if not found:
+        checkpoints = list_checkpoints(path)
+        if not checkpoints:
             raise CheckpointError(f"{path}: this folder holds no checkpoint")
-        path, content, failures = newest_checkpoint(found)
+        path, content, failures = newest_checkpoint(checkpoints)
         for failure in failures:
             warnings.warn(f"{failure}; taking {path}", DataWarning, stacklevel=2)
     else:
@@ -319,8 +319,8 @@ class TrainedGenerator:
         """
         from fastgan.hub import Pretrained
 
-        found: Pretrained = Pretrained.from_pretrained(str(name), **options)
-        return found.generator
+        pretrained: Pretrained = Pretrained.from_pretrained(str(name), **options)
+        return pretrained.generator
 
     def class_number(self, name: int | str) -> int:
         """The number of a class, given by name or number (also as text).
@@ -355,7 +355,7 @@ class TrainedGenerator:
         if classes is None:
             return None if self.num_classes is None else torch.arange(n) % self.num_classes
         asked = [classes] if isinstance(classes, (int, str)) else list(classes)
-        numbers = torch.tensor([self.class_number(each) for each in asked])
+        numbers = torch.tensor([self.class_number(name) for name in asked])
         return numbers[torch.arange(n) % len(numbers)]
 
     def noise(self, n: int, *, seed: int = 0, truncation: float | None = None) -> Tensor:
@@ -477,10 +477,10 @@ class TrainedGenerator:
             left, top = module.truncated(styles, truncation).split([rows, columns])
             black = torch.full((1, module.nc, *2 * (module.image_size,)), -1.0)
             sheet = [black, module.synthesis(top).float().cpu()]
-            for each in left:
-                coarse = each[:layer].expand(columns, -1, -1)
+            for style in left:
+                coarse = style[:layer].expand(columns, -1, -1)
                 crossed = torch.cat([coarse, top[:, layer:]], 1)
-                images = module.synthesis(torch.cat([each[None], crossed]))
+                images = module.synthesis(torch.cat([style[None], crossed]))
                 sheet.append(images.float().cpu())
         return torch.cat(sheet)
 
@@ -570,7 +570,9 @@ class TrainedGenerator:
             float32 (len(places), channels, size, size) in [-1, 1], on the CPU.
         """
         truncation, options = self.truncated(truncation)
-        start, end = (self.noise(1, seed=each, truncation=truncation) for each in (first, second))
+        start, end = (
+            self.noise(1, seed=number, truncation=truncation) for number in (first, second)
+        )
         z = torch.cat([spherical_interpolation(start, end, place) for place in places])
         labels = None if self.num_classes is None else self.labels(len(z), classes)
         return generate_images(self.module, z, labels, **options)

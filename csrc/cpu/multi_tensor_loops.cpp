@@ -1,6 +1,8 @@
 // Compiled once per instruction set: see instruction_sets.h.
 #include "multi_tensor_loops.h"
 
+#include "../math/float_pairs.h"
+
 namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET {
 
 namespace {
@@ -87,21 +89,6 @@ void run_step(void* const* data, std::int64_t count, const Scalars& scalars,
     }
 }
 
-template <typename Kind, typename Scalars>
-void run_step_of_type(FloatType type, void* const* data, std::int64_t count, const Scalars& scalars,
-                      const CommonScalars& common) {
-    switch (type) {
-        case FloatType::float64:
-            return run_step<double, Kind>(data, count, scalars, common);
-        case FloatType::float32:
-            return run_step<float, Kind>(data, count, scalars, common);
-        case FloatType::float16:
-            return run_step<Half, Kind>(data, count, scalars, common);
-        case FloatType::bfloat16:
-            return run_step<BFloat16, Kind>(data, count, scalars, common);
-    }
-}
-
 template <typename T, typename Shadow>
 void write_shadow(const void* params, void* shadows, std::int64_t count) {
     const T* __restrict from = static_cast<const T*>(params);
@@ -111,53 +98,32 @@ void write_shadow(const void* params, void* shadows, std::int64_t count) {
     }
 }
 
-template <typename T>
-void write_shadow_of_type(const void* params, FloatType shadow_type, void* shadows,
-                          std::int64_t count) {
-    if (shadow_type == FloatType::float16) {
-        write_shadow<T, Half>(params, shadows, count);
-    } else {
-        write_shadow<T, BFloat16>(params, shadows, count);
-    }
-}
-
 }  // namespace
 
-#define FASTGAN_DEFINE_RUN(name, Optimizer)                                        \
-    void name##_run(FloatType type, void* const* data, std::int64_t count,         \
-                    const Optimizer& optimizer, const Optimizer::Scalars& scalars, \
-                    const CommonScalars& common) {                                 \
-        optimizer.for_rule([&](auto kind) {                                        \
-            run_step_of_type<decltype(kind)>(type, data, count, scalars, common);  \
-        });                                                                        \
+#define FASTGAN_DEFINE_RUN(name, Optimizer)                                                    \
+    void name##_run(FloatType type, void* const* data, std::int64_t count,                     \
+                    const Optimizer& optimizer, const Optimizer::Scalars& scalars,             \
+                    const CommonScalars& common) {                                             \
+        optimizer.for_rule([&]<typename Kind>(Kind) {                                          \
+            for_float_type(                                                                    \
+                type, [&]<typename T>() { run_step<T, Kind>(data, count, scalars, common); }); \
+        });                                                                                    \
     }
 FASTGAN_OPTIMIZERS(FASTGAN_DEFINE_RUN)
 
 void clip_run(FloatType type, void* const* data, std::int64_t count, ClipBounds bounds) {
-    switch (type) {
-        case FloatType::float64:
-            return run<double>(data, count, ClipStep<double>(bounds));
-        case FloatType::float32:
-            return run<float>(data, count, ClipStep<float>(bounds));
-        case FloatType::float16:
-            return run<Half>(data, count, ClipStep<Half>(bounds));
-        case FloatType::bfloat16:
-            return run<BFloat16>(data, count, ClipStep<BFloat16>(bounds));
-    }
+    for_float_type(type, [&]<typename T>() { run<T>(data, count, ClipStep<T>(bounds)); });
 }
 
 void shadow_run(FloatType type, const void* params, FloatType shadow_type, void* shadows,
                 std::int64_t count) {
-    switch (type) {
-        case FloatType::float64:
-            return write_shadow_of_type<double>(params, shadow_type, shadows, count);
-        case FloatType::float32:
-            return write_shadow_of_type<float>(params, shadow_type, shadows, count);
-        case FloatType::float16:
-            return write_shadow_of_type<Half>(params, shadow_type, shadows, count);
-        case FloatType::bfloat16:
-            return write_shadow_of_type<BFloat16>(params, shadow_type, shadows, count);
-    }
+    for_float_type(type, [&]<typename T>() {
+        if (shadow_type == FloatType::float16) {
+            write_shadow<T, Half>(params, shadows, count);
+        } else {
+            write_shadow<T, BFloat16>(params, shadows, count);
+        }
+    });
 }
 
 }  // namespace fastgan::cpu::FASTGAN_INSTRUCTION_SET

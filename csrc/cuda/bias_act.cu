@@ -1,6 +1,7 @@
 // bias_act and its gradient on CUDA devices: each byte read once. The formulas: math/bias_act.h.
 #include "bias_act.h"
 
+#include "../math/float_pairs.h"
 #include "launch.h"
 
 namespace fastgan::cuda {
@@ -140,38 +141,20 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-template <typename Body>
-void by_type(FloatType type, const Body& body) {
-    switch (type) {
-        case FloatType::float64:
-            return body(double());
-        case FloatType::float32:
-            return body(float());
-        case FloatType::float16:
-            return body(Half());
-        case FloatType::bfloat16:
-            return body(BFloat16());
-    }
-}
-
 }  // namespace
 
 void bias_act(const BiasShape& shape, const BiasAct& settings, const void* bias, const void* x,
               void* y, std::uint8_t* bits, void* stream) {
-    by_type(shape.type, [&](auto zero) {
-        using T = decltype(zero);
-        launch("bias_act_values", bias_act_values<T>,
-               blocks_for(shape.numel, kThreads * kValues), kThreads, 0,
-               static_cast<cudaStream_t>(stream), shape, settings, static_cast<const T*>(bias),
-               static_cast<const T*>(x), static_cast<T*>(y), bits);
+    for_float_type(shape.type, [&]<typename T>() {
+        launch("bias_act_values", bias_act_values<T>, blocks_for(shape.numel, kThreads * kValues),
+               kThreads, 0, static_cast<cudaStream_t>(stream), shape, settings,
+               static_cast<const T*>(bias), static_cast<const T*>(x), static_cast<T*>(y), bits);
     });
 }
 
 void bias_act_gradient(const BiasShape& shape, const BiasAct& settings, const void* bias,
-                       Kept keeps, const void* kept, const void* grad, void* grad_x,
-                       void* stream) {
-    by_type(shape.type, [&](auto zero) {
-        using T = decltype(zero);
+                       Kept keeps, const void* kept, const void* grad, void* grad_x, void* stream) {
+    for_float_type(shape.type, [&]<typename T>() {
         launch("bias_act_gradients", bias_act_gradients<T>,
                blocks_for(shape.numel, kThreads * kValues), kThreads, 0,
                static_cast<cudaStream_t>(stream), shape, settings, static_cast<const T*>(bias),

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "../batch_norm.h"
+#include "../math/float_pairs.h"
 #include "launch.h"
 
 namespace fastgan::cuda {
@@ -203,7 +204,7 @@ __device__ __forceinline__ void for_vectors_in_flight(Activation activation, con
         activation, [&](auto tag) { body(tag, CountTag<kInFlight>(), 0); },
         [&] {
             with_smooth(activation, [&](auto tag) {
-                // Downwards, because ptxas then doesn't spill on sm_100.
+        // Downwards, because ptxas then doesn't spill on sm_100.
 #pragma unroll 1
                 for (int first = kInFlight - 1; first >= 0; --first) {
                     body(tag, CountTag<1>(), first);
@@ -215,24 +216,13 @@ __device__ __forceinline__ void for_vectors_in_flight(Activation activation, con
 // call(T{}, VectorTag<...>{}) for the tensor's type and the widest possible vectors.
 template <typename Call>
 void with_vectors(FloatType type, const ChannelLayout& layout, bool aligned, const Call& call) {
-    const auto typed = [&](auto example) {
-        using T = decltype(example);
+    for_float_type(type, [&]<typename T>() {
         if (aligned && takes_vectors<T>(layout)) {
-            call(example, VectorTag<kFullVector<T>>());
+            call(T{}, VectorTag<kFullVector<T>>());
         } else {
-            call(example, VectorTag<1>());
+            call(T{}, VectorTag<1>());
         }
-    };
-    switch (type) {
-        case FloatType::float64:
-            return typed(double{});
-        case FloatType::float32:
-            return typed(float{});
-        case FloatType::float16:
-            return typed(Half{});
-        case FloatType::bfloat16:
-            return typed(BFloat16{});
-    }
+    });
 }
 
 // Merging tiles: a block has 32 channels, and 32 threads per channel that share its tiles.

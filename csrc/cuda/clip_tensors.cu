@@ -1,4 +1,5 @@
 // clip_tensors_ on CUDA devices: many tensors and their shadows in one launch.
+#include "../math/float_pairs.h"
 #include "multi_tensor.h"
 #include "optimizers.h"
 
@@ -48,17 +49,9 @@ void clip_typed(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_
 
 void clip_tensors(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_type,
                   const ScalarReference& found_inf, void* stream) {
-    const auto cuda_stream = static_cast<cudaStream_t>(stream);
-    switch (tensors.type) {
-        case FloatType::float64:
-            return clip_typed<double>(tensors, bounds, shadow_type, found_inf, cuda_stream);
-        case FloatType::float32:
-            return clip_typed<float>(tensors, bounds, shadow_type, found_inf, cuda_stream);
-        case FloatType::float16:
-            return clip_typed<Half>(tensors, bounds, shadow_type, found_inf, cuda_stream);
-        case FloatType::bfloat16:
-            return clip_typed<BFloat16>(tensors, bounds, shadow_type, found_inf, cuda_stream);
-    }
+    for_float_type(tensors.type, [&]<typename T>() {
+        clip_typed<T>(tensors, bounds, shadow_type, found_inf, static_cast<cudaStream_t>(stream));
+    });
 }
 
 }  // namespace fastgan::cuda

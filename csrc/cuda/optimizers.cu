@@ -1,6 +1,7 @@
 // The optimisers on CUDA devices: csrc/math/optimizers.h over the chunk table.
 #include "optimizers.h"
 
+#include "../math/float_pairs.h"
 #include "multi_tensor.h"
 
 namespace fastgan::cuda {
@@ -115,31 +116,17 @@ void launch_step(const MultiTensor& tensors, const Optimizer& optimizer,
         });
 }
 
-template <typename Kind, typename Optimizer>
-void launch_step_of_type(const MultiTensor& tensors, const Optimizer& optimizer,
-                         const StepSettings& settings, cudaStream_t stream) {
-    using InFloat = typename Kind::template Rule<float>;
-    using InDouble = typename Kind::template Rule<double>;
-    switch (tensors.type) {
-        case FloatType::float64:
-            return launch_step<double, InDouble>(tensors, optimizer, settings, stream);
-        case FloatType::float32:
-            return launch_step<float, InFloat>(tensors, optimizer, settings, stream);
-        case FloatType::float16:
-            return launch_step<Half, InFloat>(tensors, optimizer, settings, stream);
-        case FloatType::bfloat16:
-            return launch_step<BFloat16, InFloat>(tensors, optimizer, settings, stream);
-    }
-}
-
 template <typename Optimizer>
 void step(const MultiTensor& tensors, const Optimizer& optimizer, const StepSettings& settings,
           cudaStream_t stream) {
     if constexpr (Optimizer::kReadsStep) {
         count_all_steps(tensors, settings, stream);
     }
-    optimizer.for_rule([&](auto kind) {
-        launch_step_of_type<decltype(kind)>(tensors, optimizer, settings, stream);
+    optimizer.for_rule([&]<typename Kind>(Kind) {
+        for_float_type(tensors.type, [&]<typename T>() {
+            using Rule = typename Kind::template Rule<decltype(to_arithmetic(T{}))>;
+            launch_step<T, Rule>(tensors, optimizer, settings, stream);
+        });
     });
 }
 
@@ -148,7 +135,7 @@ void step(const MultiTensor& tensors, const Optimizer& optimizer, const StepSett
 #define FASTGAN_DEFINE_STEP(name, Optimizer)                                    \
     void optimizer_step(const MultiTensor& tensors, const Optimizer& optimizer, \
                         const StepSettings& settings, void* stream) {           \
-        const Optimizer::Kernels& kernels = optimizer;                 \
+        const Optimizer::Kernels& kernels = optimizer;                          \
         step(tensors, kernels, settings, static_cast<cudaStream_t>(stream));    \
     }
 FASTGAN_OPTIMIZERS(FASTGAN_DEFINE_STEP)

@@ -6,6 +6,7 @@
 #include <stdexcept>
 
 #include "../math/bias_act.h"
+#include "../math/float_pairs.h"
 #include "launch.h"
 #include "shared_memory.h"
 
@@ -54,9 +55,8 @@ FASTGAN_INLINE std::int64_t taps_in(const Filter& filter) {
 FASTGAN_INLINE std::int64_t offset_in(const FirMaps& maps, std::int64_t rows, std::int64_t places,
                                       std::int64_t sample, std::int64_t channel, std::int64_t row,
                                       std::int64_t place) {
-    return maps.channels_last
-               ? ((sample * rows + row) * places + place) * maps.channels + channel
-               : ((sample * maps.channels + channel) * rows + row) * places + place;
+    return maps.channels_last ? ((sample * rows + row) * places + place) * maps.channels + channel
+                              : ((sample * maps.channels + channel) * rows + row) * places + place;
 }
 
 template <typename A>
@@ -79,10 +79,12 @@ __device__ __forceinline__ void load_taps(const Filter& filter, A* taps) {
 //
 // A separate function, compiled once for all types with arithmetic in A.
 template <typename A>
-__device__ __attribute__((noinline)) void filter_tile(const Filter& filter, const A* taps, int lanes, const A* from,
-                            int from_rows, int from_places, std::int64_t row, std::int64_t place,
-                            A* between, A* to, int rows, int places, std::int64_t first_row,
-                            std::int64_t first_place) {
+__device__ __attribute__((noinline)) void filter_tile(const Filter& filter, const A* taps,
+                                                      int lanes, const A* from, int from_rows,
+                                                      int from_places, std::int64_t row,
+                                                      std::int64_t place, A* between, A* to,
+                                                      int rows, int places, std::int64_t first_row,
+                                                      std::int64_t first_place) {
     if (filter.separable) {
         const int count = from_rows * places * lanes;
         for (int i = threadIdx.x; i < count; i += kThreads) {
@@ -131,18 +133,14 @@ __device__ __attribute__((noinline)) void filter_tile(const Filter& filter, cons
 
 template <typename A>
 __device__ __forceinline__ A leaky(const FirActivation& activation, A u) {
-    return (u > A(0) ? u : u * static_cast<A>(activation.slope)) *
-           static_cast<A>(activation.gain);
+    return (u > A(0) ? u : u * static_cast<A>(activation.slope)) * static_cast<A>(activation.gain);
 }
 
 // The in-place step between the filters; writes or reads the bits.
 template <typename A>
-__device__ __attribute__((noinline)) void activate_tile(const FirProblem& problem,
-                                                        std::int64_t sample, std::int64_t channel,
-                                                        std::int64_t out_row,
-                                                        std::int64_t out_place,
-                                                        std::int64_t middle_row,
-                                                        std::int64_t middle_place, A* middle) {
+__device__ __attribute__((noinline)) void activate_tile(
+    const FirProblem& problem, std::int64_t sample, std::int64_t channel, std::int64_t out_row,
+    std::int64_t out_place, std::int64_t middle_row, std::int64_t middle_place, A* middle) {
     const Tile& tile = problem.tile;
     const FirMaps& maps = problem.maps;
     const Filter &first = problem.first, &second = problem.second;
@@ -175,18 +173,16 @@ __device__ __attribute__((noinline)) void activate_tile(const FirProblem& proble
                 clipped |= static_cast<unsigned>(!((v < A(0) ? -v : v) <= clamp)) << p;
             }
             const std::int64_t byte = middle_place / 8 + b;
-            bits[offset_in(maps, first.y.out, row_bytes, sample, channel + lane,
-                           middle_row + r, byte)] = static_cast<std::uint8_t>(above);
+            bits[offset_in(maps, first.y.out, row_bytes, sample, channel + lane, middle_row + r,
+                           byte)] = static_cast<std::uint8_t>(above);
             if (is_clamped) {
-                bits[offset_in(maps, first.y.out, row_bytes, sample, channel + lane,
-                               middle_row + r, bytes + byte)] =
-                    static_cast<std::uint8_t>(clipped);
+                bits[offset_in(maps, first.y.out, row_bytes, sample, channel + lane, middle_row + r,
+                               bytes + byte)] = static_cast<std::uint8_t>(clipped);
             }
         }
         __syncthreads();
     }
-    for (int i = threadIdx.x; i < tile.middle_rows * tile.middle_places * lanes;
-         i += kThreads) {
+    for (int i = threadIdx.x; i < tile.middle_rows * tile.middle_places * lanes; i += kThreads) {
         const int lane = i % lanes, p = i / lanes % tile.middle_places;
         const std::int64_t row = middle_row + i / lanes / tile.middle_places;
         const std::int64_t place = middle_place + p;
@@ -196,9 +192,9 @@ __device__ __attribute__((noinline)) void activate_tile(const FirProblem& proble
             channel + lane < maps.channels) {
             if (problem.between.signs == Signs::read) {
                 const auto bit = [&](std::int64_t plane) {
-                    const std::uint8_t byte = bits[offset_in(
-                        maps, first.y.out, row_bytes, sample, channel + lane, row,
-                        plane * bytes + place / 8)];
+                    const std::uint8_t byte =
+                        bits[offset_in(maps, first.y.out, row_bytes, sample, channel + lane, row,
+                                       plane * bytes + place / 8)];
                     return (byte >> (place % 8) & 1) != 0;
                 };
                 value = u * static_cast<A>(activation.gain);
@@ -254,8 +250,7 @@ __global__ void __launch_bounds__(kThreads) fir_tiles(const __grid_constant__ Fi
             value = to_arithmetic(static_cast<const T*>(maps.x)[offset_in(
                 maps, first.y.in, first.x.in, sample, channel + lane, row, place)]);
             if (problem.has_activation && problem.between.bias != nullptr) {
-                value += to_arithmetic(
-                    static_cast<const T*>(problem.between.bias)[channel + lane]);
+                value += to_arithmetic(static_cast<const T*>(problem.between.bias)[channel + lane]);
             }
         }
         input[i] = value;
@@ -267,15 +262,17 @@ __global__ void __launch_bounds__(kThreads) fir_tiles(const __grid_constant__ Fi
 
     const A* result = middle;
     if (problem.has_activation) {
-        activate_tile(problem, sample, channel, out_row, out_place, middle_row, middle_place, middle);
+        activate_tile(problem, sample, channel, out_row, out_place, middle_row, middle_place,
+                      middle);
         // The input is no longer needed; its memory is large enough for the result.
         filter_tile(second, second_taps, lanes, middle, tile.middle_rows, tile.middle_places,
-                    middle_row, middle_place, middle_along_x, input, tile.out_rows,
-                    tile.out_places, out_row, out_place);
+                    middle_row, middle_place, middle_along_x, input, tile.out_rows, tile.out_places,
+                    out_row, out_place);
         result = input;
     }
     for (int i = threadIdx.x; i < tile.out_rows * tile.out_places * lanes; i += kThreads) {
-        const int lane = i % lanes, p = i / lanes % tile.out_places, r = i / lanes / tile.out_places;
+        const int lane = i % lanes, p = i / lanes % tile.out_places,
+                  r = i / lanes / tile.out_places;
         const std::int64_t row = out_row + r, place = out_place + p;
         if (row < last_y.out && place < last_x.out && channel + lane < maps.channels) {
             static_cast<T*>(maps.y)[offset_in(maps, last_y.out, last_x.out, sample, channel + lane,
@@ -314,11 +311,12 @@ void run(FirProblem problem, void* stream) {
     const auto bytes = [&](const Tile& tile) {
         return value_bytes * (tile.values(problem.has_activation) + all_taps);
     };
-    for (const FirAxis* axis : {&problem.first.x, &problem.first.y, &problem.second.x,
-                                &problem.second.y}) {
+    for (const FirAxis* axis :
+         {&problem.first.x, &problem.first.y, &problem.second.x, &problem.second.y}) {
         if (axis->taps > 1024 || axis->down > 1024) {
-            throw std::runtime_error("fastgan: filters on CUDA have at most 1024 taps, and keep one"
-                                     " of 1024 values");
+            throw std::runtime_error(
+                "fastgan: filters on CUDA have at most 1024 taps, and keep one"
+                " of 1024 values");
         }
     }
     // A line of adjacent channels, or one map; the largest tile that fits. Written bits fill whole
@@ -335,8 +333,9 @@ void run(FirProblem problem, void* stream) {
         } else if (rows > 1) {
             rows /= 2;
         } else {
-            throw std::runtime_error("fastgan: the filter's taps and factors need more than a "
-                                     "block's shared memory");
+            throw std::runtime_error(
+                "fastgan: the filter's taps and factors need more than a "
+                "block's shared memory");
         }
     }
     problem.tile = tile_of(problem, lanes, rows, places);
@@ -345,21 +344,11 @@ void run(FirProblem problem, void* stream) {
     problem.tiles = problem.tiles_along_x * ((last.y.out + rows - 1) / rows);
     problem.groups = (problem.maps.channels + lanes - 1) / lanes;
     const unsigned blocks = blocks_for(problem.maps.batch * problem.groups * problem.tiles, 1);
-    const auto with = [&](auto zero) {
-        launch("fir_tiles", fir_tiles<decltype(zero)>, blocks, kThreads,
+    for_float_type(problem.maps.type, [&]<typename T>() {
+        launch("fir_tiles", fir_tiles<T>, blocks, kThreads,
                static_cast<std::size_t>(bytes(problem.tile)), static_cast<cudaStream_t>(stream),
                problem);
-    };
-    switch (problem.maps.type) {
-        case FloatType::float64:
-            return with(double());
-        case FloatType::float32:
-            return with(float());
-        case FloatType::float16:
-            return with(Half());
-        case FloatType::bfloat16:
-            return with(BFloat16());
-    }
+    });
 }
 
 }  // namespace

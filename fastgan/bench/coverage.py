@@ -50,7 +50,7 @@ def coverage(network: nn.Module, *args: torch.Tensor) -> Coverage:
         >>> coverage(network[:2], torch.ones(1, 3, 8, 8))
         Coverage(layers=1, left=())
     """
-    layers = {name for name, each in network.named_modules() if isinstance(each, _LAYERS)}
+    layers = {name for name, module in network.named_modules() if isinstance(module, _LAYERS)}
     rows = [row for row in placements(fuse(network), *args) if row.layer in layers]
     left = (row for row in rows if row.path == "aten" and not row.reason.startswith(CHOSEN))
     return Coverage(len(layers), tuple(left))

@@ -271,7 +271,7 @@ def _exceeds_the_roof(line: Line, flops: float, rates: Mapping[str, float]) -> b
 
 def _side_by_side(intensities: list[float]) -> list[float]:
     """Intensities, moved slightly so that markers don't hide each other."""
-    logarithms = [math.log10(each) for each in intensities]
+    logarithms = [math.log10(value) for value in intensities]
     groups: list[list[int]] = []
     for index in sorted(range(len(logarithms)), key=lambda index: logarithms[index]):
         if groups and logarithms[index] - logarithms[groups[-1][-1]] < _APART:
@@ -283,7 +283,7 @@ def _side_by_side(intensities: list[float]) -> list[float]:
         step = min(_APART, _SPREAD / len(group))
         for place, index in enumerate(group):
             logarithms[index] = middle + step * (place - (len(group) - 1) / 2)
-    return [10**each for each in logarithms]
+    return [10**value for value in logarithms]
 
 
 def _label_plainly(axis: Any, decades: float, unit: float) -> None:

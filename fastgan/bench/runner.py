@@ -154,13 +154,13 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
             continue
         listener.on_stage(case.name, number, total)
         deadline = math.inf if plan.seconds is None else clock + 0.95 * plan.seconds
-        found = _measure_case(case, plan, deadline, note)
-        if found is None:
+        measured = _measure_case(case, plan, deadline, note)
+        if measured is None:
             too_late.append(case)
-            found = []
-        rows += found
-        floor_of.update({row.case: case for row in found})
-        listener.on_rows(case, [*found, *_floor_rows(found, floor_of, floors)])
+            measured = []
+        rows += measured
+        floor_of.update({row.case: case for row in measured})
+        listener.on_rows(case, [*measured, *_floor_rows(measured, floor_of, floors)])
         _forget()
     if too_late:
         note(f"left out, the time was up: {_names(too_late)}")
@@ -368,11 +368,11 @@ def _memory_rows(
     peaks = {
         name: min(meter.peak(partial(call, 0)) for _ in range(3)) for name, call in calls.items()
     }
-    found = {"peak": peaks}
+    by_metric = {"peak": peaks}
     if case.suite == "models":
-        found["saved"] = {name: saved_bytes(partial(call, 0)) for name, call in calls.items()}
+        by_metric["saved"] = {name: saved_bytes(partial(call, 0)) for name, call in calls.items()}
     rows = []
-    for what, values in found.items():
+    for what, values in by_metric.items():
         if max(values.values(), default=0) < _LEAST_PEAK:
             continue
         rows += [case.row(name, f"{what}_bytes", value) for name, value in values.items()]

@@ -149,9 +149,9 @@ class Result:
     def to_json(self) -> str:
         """The file's text."""
         head = {"schema": SCHEMA}
-        for each in dataclasses.fields(self):
-            if each.name != "rows":
-                head[each.name] = getattr(self, each.name)
+        for column in dataclasses.fields(self):
+            if column.name != "rows":
+                head[column.name] = getattr(self, column.name)
         text = json.dumps(head, indent=2, allow_nan=False)
         # One row per line, for readable files and diffs.
         rows = ",\n".join(
@@ -161,7 +161,7 @@ class Result:
 
     def to_csv(self) -> str:
         """The rows, one per line, after a line of names."""
-        names = [each.name for each in dataclasses.fields(Row) if each.name != "spread"]
+        names = [field.name for field in dataclasses.fields(Row) if field.name != "spread"]
         common = {
             "device": self.machine.get("device", ""),
             "processor": self.device_name,
@@ -203,9 +203,9 @@ class Result:
 
 def _without_defaults(row: Row) -> dict[str, Any]:
     return {
-        each.name: getattr(row, each.name)
-        for each in dataclasses.fields(row)
-        if getattr(row, each.name) != each.default
+        field.name: getattr(row, field.name)
+        for field in dataclasses.fields(row)
+        if getattr(row, field.name) != field.default
     }
 
 
@@ -222,21 +222,21 @@ def read_result(path: Path | str) -> Result:
     """
     text = read_text(path, DataError)
     with parsing(f"{path}: is not JSON", DataError):
-        found = json.loads(text)
-    if not isinstance(found, dict) or "schema" not in found:
+        content = json.loads(text)
+    if not isinstance(content, dict) or "schema" not in content:
         raise DataError(f"{path}: is not a result of fastgan bench: it has no 'schema'")
-    if found["schema"] != SCHEMA:
-        raise DataError(f"{path}: has schema {found['schema']!r}; expected {SCHEMA}")
+    if content["schema"] != SCHEMA:
+        raise DataError(f"{path}: has schema {content['schema']!r}; expected {SCHEMA}")
     with parsing(f"{path}: is not a result of fastgan bench", DataError):
         return Result(
-            time=str(found["time"]),
-            commit=found["commit"],
-            machine=dict(found["machine"]),
-            versions=dict(found["versions"]),
-            settings=dict(found["settings"]),
-            floors=dict(found["floors"]),
-            rows=tuple(_row(values) for values in found["rows"]),
-            notes=tuple(map(str, found["notes"])),
+            time=str(content["time"]),
+            commit=content["commit"],
+            machine=dict(content["machine"]),
+            versions=dict(content["versions"]),
+            settings=dict(content["settings"]),
+            floors=dict(content["floors"]),
+            rows=tuple(_row(values) for values in content["rows"]),
+            notes=tuple(map(str, content["notes"])),
         )
 
 
@@ -248,11 +248,11 @@ def _row(values: Mapping[str, Any]) -> Row:
     row = Row(**{**values, "spread": spread, "value": float(values["value"])})
     if row.metric not in METRICS:
         raise ValueError(f"there is no metric {row.metric!r}")
-    for each in dataclasses.fields(Row):
-        if each.name not in ("value", "spread"):
-            wanted = int if each.name == "batch" else str
-            if type(getattr(row, each.name)) is not wanted:
-                raise ValueError(f"{each.name}: expected {wanted.__name__}")
+    for column in dataclasses.fields(Row):
+        if column.name not in ("value", "spread"):
+            wanted = int if column.name == "batch" else str
+            if type(getattr(row, column.name)) is not wanted:
+                raise ValueError(f"{column.name}: expected {wanted.__name__}")
     if not all(map(math.isfinite, row.spread or ())):
         raise ValueError(f"the spread of {row.metric} is {row.spread}")
     if not math.isfinite(row.value):

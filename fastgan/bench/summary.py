@@ -64,7 +64,7 @@ def lines(result: Result | Iterable[Row]) -> list[Line]:
     by_case: dict[object, list[Row]] = {}
     for row in rows:
         by_case.setdefault(row.case, []).append(row)
-    found = []
+    summary = []
     for of_case in by_case.values():
         times = [row for row in of_case if row.metric == "seconds" and row.provider != "floor"]
         peers = [row for row in times if not is_ours(row.provider)]
@@ -72,7 +72,7 @@ def lines(result: Result | Iterable[Row]) -> list[Line]:
         for ours in (row for row in times if is_ours(row.provider)):
             mine = [row for row in of_case if row.provider == ours.provider]
             ratios = [row for row in mine if row.metric == "times_faster"]
-            found.append(
+            summary.append(
                 Line(
                     row=ours,
                     peer=best,
@@ -81,7 +81,7 @@ def lines(result: Result | Iterable[Row]) -> list[Line]:
                     peak=_first(mine, "peak_ratio", "eager"),
                 )
             )
-    return found
+    return summary
 
 
 def _first(rows: list[Row], metric: str, detail: str | None = None) -> Row | None:

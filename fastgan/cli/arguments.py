@@ -98,7 +98,7 @@ def train_settings(options: argparse.Namespace) -> dict[str, Any]:
             TrainConfig.from_dict(given)
         except ConfigError as error:
             raise ConfigError(f"{options.config}: {error}") from error
-    names = {each.name for each in dataclasses.fields(TrainConfig)}
+    names = {option.name for option in dataclasses.fields(TrainConfig)}
     return given | {name: value for name, value in vars(options).items() if name in names}
 
 
@@ -109,39 +109,40 @@ def _add_train(commands: Any) -> None:
         description="Train a GAN. Unset options take the defaults of the model's paper.",
         argument_default=argparse.SUPPRESS,
     )
-    _add_settings(parser, [each.name for each in dataclasses.fields(TrainConfig)])
+    _add_settings(parser, [option.name for option in dataclasses.fields(TrainConfig)])
 
 
 def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """Adds a flag for each of these fields of :class:`TrainConfig`."""
     hints = typing.get_type_hints(TrainConfig)
     group: Any = parser
-    for each in dataclasses.fields(TrainConfig):
-        if each.name not in names:
+    for option in dataclasses.fields(TrainConfig):
+        if option.name not in names:
             continue
-        if each.name in _GROUPS:
-            group = parser.add_argument_group(_GROUPS[each.name])
-        flag = "--" + each.name.replace("_", "-")
-        text = each.metadata["help"]
-        text += _default(each)
-        kinds = [kind for kind in typing.get_args(hints[each.name]) if kind is not NoneType]
-        kind = kinds[0] if kinds else hints[each.name]
+        if option.name in _GROUPS:
+            group = parser.add_argument_group(_GROUPS[option.name])
+        flag = "--" + option.name.replace("_", "-")
+        text = option.metadata["help"]
+        text += _default(option)
+        kinds = [kind for kind in typing.get_args(hints[option.name]) if kind is not NoneType]
+        kind = kinds[0] if kinds else hints[option.name]
         if kind is bool:
             group.add_argument(
-                flag, dest=each.name, action=argparse.BooleanOptionalAction, help=text
+                flag, dest=option.name, action=argparse.BooleanOptionalAction, help=text
             )
             continue
         group.add_argument(
             flag,
-            dest=each.name,
+            dest=option.name,
             type=kind,
-            choices=each.metadata["choices"],
+            choices=option.metadata["choices"],
             metavar={"out": "DIR", **dict.fromkeys(("data", "data_a", "data_b"), "SOURCE")}.get(
-                each.name, None if each.metadata["choices"] else {int: "N", float: "X"}.get(kind)
+                option.name,
+                None if option.metadata["choices"] else {int: "N", float: "X"}.get(kind),
             ),
             help=text,
         )
-        if each.name == "out":
+        if option.name == "out":
             group.add_argument(
                 "--resume",
                 action="store_true",
@@ -459,10 +460,10 @@ def _at_least(minimum: int) -> Callable[[str], int]:
 
 
 def _rows_and_columns(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", text)
-    if found is None:
+    match = re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", text)
+    if match is None:
         raise argparse.ArgumentTypeError(f"expected two numbers from 1 to 99, as 3x6, got {text!r}")
-    return int(found[1]), int(found[2])
+    return int(match[1]), int(match[2])
 
 
 def _above_zero(text: str) -> float:

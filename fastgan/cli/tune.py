@@ -58,9 +58,9 @@ def run(options: argparse.Namespace) -> int:
             source = PairSource(source, source, paired=config.kind.pairs == "paired")
         trainer = Trainer(config, source=source)
         trainer.run()
-        found = ChoicesFile(Path(folder) / "run" / "backends.json").read()
+        saved = ChoicesFile(Path(folder) / "run" / "backends.json").read()
     device = torch.empty(0, device=trainer.device).device  # with its index
-    choices = found.get(fingerprint(device), {})
+    choices = saved.get(fingerprint(device), {})
     if options.table is not None:
         ChoicesFile(Path(options.table)).merge({device_name(device): choices})
     for problem, choice in sorted(choices.items()):

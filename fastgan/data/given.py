@@ -225,11 +225,11 @@ class _Range:
 
     def look(self, images: Sequence[Tensor]) -> None:
         """Decides the range."""
-        floats = [each for each in images if each.dtype != torch.uint8]
+        floats = [image for image in images if image.dtype != torch.uint8]
         if not floats or self._low is not None:
             return
-        low = min(float(each.min()) for each in floats)
-        high = max(float(each.max()) for each in floats)
+        low = min(float(image.min()) for image in floats)
+        high = max(float(image.max()) for image in floats)
         self._low = 0.0 if low >= 0 and high <= 1 else -1.0
         if self._low == 0.0:
             warnings.warn(
@@ -303,8 +303,8 @@ def _is_pair_of_arrays(data: Any) -> bool:
 def _item(item: Any) -> tuple[Any, Any]:
     """An item's or a batch's images and labels; None for missing ones."""
     if isinstance(item, Mapping):
-        found = (next((item[k] for k in keys if k in item), None) for keys in _KEYS)
-        images, labels = found
+        parts = (next((item[k] for k in keys if k in item), None) for keys in _KEYS)
+        images, labels = parts
         return images, labels
     if isinstance(item, (tuple, list)) and item and not isinstance(item[0], (int, float)):
         return item[0], item[1] if len(item) > 1 else None
@@ -318,13 +318,13 @@ def _labels(name: str, dataset: Any) -> Tensor | None:
     """All labels of a dataset: its list of them, or each item's."""
     count = len(dataset)
     for attribute in ("targets", "labels"):
-        found = getattr(dataset, attribute, None)
-        if isinstance(found, (list, Tensor, np.ndarray)) and len(found) == count:
-            return check_labels(name, _whole_numbers(name, found), count)
+        labels = getattr(dataset, attribute, None)
+        if isinstance(labels, (list, Tensor, np.ndarray)) and len(labels) == count:
+            return check_labels(name, _whole_numbers(name, labels), count)
     if _item(dataset[0])[1] is None:
         return None
-    found = [_item(dataset[k])[1] for k in range(count)]
-    return check_labels(name, _whole_numbers(name, found), count)
+    labels = [_item(dataset[k])[1] for k in range(count)]
+    return check_labels(name, _whole_numbers(name, labels), count)
 
 
 def _class_names(dataset: Any) -> Any:

@@ -109,13 +109,13 @@ def _read(
     header = stream.read(4)
     if len(header) < 4:
         raise DataError(f"{what}: truncated: {len(header)} bytes; expected an IDX header")
-    zeros, kind, found = struct.unpack(">HBB", header)
+    zeros, kind, actual = struct.unpack(">HBB", header)
     if zeros != 0:
         raise DataError(f"{what}: not an IDX file: starts with {header.hex()}; expected 0000")
     if kind != _UNSIGNED_BYTE:
         raise DataError(f"{what}: IDX type code 0x{kind:02x}; expected 0x08 (unsigned byte)")
-    if found != dimensions:
-        raise DataError(f"{what}: {found} dimensions; expected {dimensions}")
+    if actual != dimensions:
+        raise DataError(f"{what}: {actual} dimensions; expected {dimensions}")
     sizes = stream.read(4 * dimensions)
     if len(sizes) < 4 * dimensions:
         raise DataError(f"{what}: truncated: the header ends early; expected {dimensions} sizes")

@@ -94,8 +94,8 @@ def _choose(what: str, keys: dict[str, zipfile.ZipInfo]) -> str:
             return key
     if len(keys) == 1:
         return next(iter(keys))
-    found = ", ".join(sorted(keys)) or "none"
-    raise DataError(f"{what}: arrays {found}; expected one of {', '.join(IMAGE_KEYS)}")
+    names = ", ".join(sorted(keys)) or "none"
+    raise DataError(f"{what}: arrays {names}; expected one of {', '.join(IMAGE_KEYS)}")
 
 
 def _read_array(

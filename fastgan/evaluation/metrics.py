@@ -247,14 +247,14 @@ def kernel_distance(real: Tensor, generated: Tensor, *, chunk_pairs: int = CHUNK
 
     def total(left: Tensor, right: Tensor, own: bool) -> float:
         rows = _rows_at_a_time(len(right), chunk_pairs)
-        found = 0.0
+        sum_of_rows = 0.0
         for start in range(0, len(left), rows):
             part = left[start : start + rows]
             kernel = (part @ right.T / left.shape[1] + 1) ** 3
             if own:
                 kernel.diagonal(start).zero_()
-            found += float(kernel.sum())
-        return found
+            sum_of_rows += float(kernel.sum())
+        return sum_of_rows
 
     for argument, features in (("real", real), ("generated", generated)):
         if len(features) < 2:

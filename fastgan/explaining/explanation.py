@@ -193,8 +193,8 @@ def _functions(name: str, path: str, reason: str, whole: str) -> list[Row]:
 
 
 def _by_kernel(layer: str, op: str, device: str, purpose: str) -> Row:
-    found = op_path(op, device)
-    return Row(layer, op, found.path, f"{purpose}; {found.reason}")
+    path = op_path(op, device)
+    return Row(layer, op, path.path, f"{purpose}; {path.reason}")
 
 
 def _parameters(critic: Any) -> Any:
@@ -204,7 +204,7 @@ def _parameters(critic: Any) -> Any:
 def _makes_images(module: Any) -> bool:
     """Whether it is a generator, by its argument's name or its first layer."""
     layers = module.modules() if isinstance(module, nn.Module) else ()
-    first = (each for each in layers if isinstance(each, nn.Conv2d | nn.ConvTranspose2d))
+    first = (layer for layer in layers if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d))
     return hasattr(module, "nz") or isinstance(next(first, None), nn.ConvTranspose2d)
 
 

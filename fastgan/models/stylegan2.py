@@ -248,18 +248,18 @@ class StyleGAN2Generator(nn.Module):
 
     def synthesis(self, styles: Tensor) -> Tensor:
         """Images (N, nc, image_size, image_size) of each layer's w, (N, layers, nw)."""
-        each = iter(styles.unbind(1))
+        of_layers = iter(styles.unbind(1))
         x = self.const.expand(styles.shape[0], -1, -1, -1)  # len() would fix an exported batch size
         x = x.contiguous(memory_format=torch.channels_last)
         convs = iter(self.convs)
-        x = next(convs)(x, next(each), self.fir)
+        x = next(convs)(x, next(of_layers), self.fir)
         # The w after a size's last convolution is used for its image and the next convolution.
-        w = next(each)
+        w = next(of_layers)
         image: Tensor = self.to_rgb[0](x, w)
         for to_rgb in self.to_rgb[1:]:
             x = next(convs)(x, w, self.fir)
-            x = next(convs)(x, next(each), self.fir)
-            w = next(each)
+            x = next(convs)(x, next(of_layers), self.fir)
+            w = next(of_layers)
             image = upfirdn2d(image, self.fir, (2, 2), (1, 1), (2, 1, 2, 1), gain=4.0)
             image = image + to_rgb(x, w)
         return image

@@ -378,8 +378,10 @@ def norm_act_gradient_sums(
     rows = rows_of(g)
     size, tiles = tile_size(*rows.shape), tile_count(*rows.shape)
     grad, grad_xhat = (
-        F.pad(each, (0, 0, 0, tiles * size - rows.shape[0])).view(tiles, size, rows.shape[1]).sum(1)
-        for each in (rows, rows_of(g * xhat))
+        F.pad(values, (0, 0, 0, tiles * size - rows.shape[0]))
+        .view(tiles, size, rows.shape[1])
+        .sum(1)
+        for values in (rows, rows_of(g * xhat))
     )
     return grad, grad_xhat
 

@@ -235,7 +235,7 @@ def _recorded_gradient(
     """The gradient of x, differentiable again."""
     if _BY_CODE[settings[1]].slope is not None:
         return _formula(grad, kept, b, *settings[:-1])
-    kept, b = (None if each is None else each.detach() for each in (kept, b))
+    kept, b = (None if tensor is None else tensor.detach() for tensor in (kept, b))
     return _Gradient.apply(grad, kept, b, *settings)  # type: ignore[no-any-return, no-untyped-call]
 
 
@@ -316,7 +316,7 @@ def _bias_act(
 
 
 def _bits_examples() -> Iterator[tuple[Any, ...]]:
-    return (each[:-1] for each in _examples() if each[3] in (1, 2) and each[6] is None)
+    return (example[:-1] for example in _examples() if example[3] in (1, 2) and example[6] is None)
 
 
 @define_op(

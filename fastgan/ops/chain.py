@@ -391,7 +391,9 @@ def _as_run(
     """
     weights: Sequence[Tensor] = [of_stage.weight for of_stage in tensors]
     biases = [of_stage.bias for of_stage in tensors]
-    norm_biases = [each.norm_bias for each in tensors if each.norm_bias is not None]
+    norm_biases = [
+        stage_tensors.norm_bias for stage_tensors in tensors if stage_tensors.norm_bias is not None
+    ]
     if chain.dtype is not None:
         input, *cast = _cast_together([input, *weights, *biases], chain.dtype)
         weights, biases = cast[: len(tensors)], cast[len(tensors) :]
@@ -752,7 +754,7 @@ def _recorded_gradients(
     assert own[0] is not None
     output = run_layers(chain.stages, own[0], _unflatten(own[1:]), chain.dtype)
     places = [place for place, is_wanted in enumerate(wanted) if is_wanted]
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         output,
         [tensor for place in places if (tensor := own[place]) is not None],
         grad_output,
@@ -760,7 +762,7 @@ def _recorded_gradients(
         allow_unused=True,
     )
     grads: list[Tensor | None] = [None] * len(own)
-    for place, grad in zip(places, found, strict=True):
+    for place, grad in zip(places, gradients, strict=True):
         grads[place] = grad
     return grads
 
@@ -793,10 +795,12 @@ def _cast(tensor: Tensor | None, dtype: torch.dtype | None) -> Tensor | None:
 
 def _cast_together(tensors: Sequence[Any], dtype: torch.dtype) -> list[Any]:
     """As :func:`_cast` each, in one launch on a GPU."""
-    others = [each for each in tensors if each is not None and each.dtype != dtype]
+    others = [tensor for tensor in tensors if tensor is not None and tensor.dtype != dtype]
     if not others:
         return list(tensors)
-    copies = [torch.empty_like(each, dtype=dtype) for each in others]
+    copies = [torch.empty_like(tensor, dtype=dtype) for tensor in others]
     torch._foreach_copy_(copies, others)
-    found = iter(copies)
-    return [each if each is None or each.dtype == dtype else next(found) for each in tensors]
+    casts = iter(copies)
+    return [
+        tensor if tensor is None or tensor.dtype == dtype else next(casts) for tensor in tensors
+    ]

@@ -30,7 +30,7 @@ def _examples() -> Iterator[tuple[Any, ...]]:
     for dtype in DTYPES:
         values = torch.randn(3, 1367, generator=random).to(dtype)
         tensors = [values[0, :0], values[0, :1], values[1, :17], values[2], values[:, ::3]]
-        yield tensors, [each.to(torch.bfloat16) for each in tensors], -0.5, 0.25, None
+        yield tensors, [tensor.to(torch.bfloat16) for tensor in tensors], -0.5, 0.25, None
         yield tensors, [], -math.inf, 0.25, torch.tensor(1.0)
 
 

@@ -163,7 +163,7 @@ class _Derivative(torch.autograd.Function):
             if needs_gradient(ctx, place, place) and not (
                 factor == _WEIGHT and weights_are_left_out()
             ):
-                others = (values[each] for each in _FACTORS[factor])
+                others = (values[name] for name in _FACTORS[factor])
                 like = values[factor].detach()
                 gradient = _Derivative.apply(stage, factor, like, None, *others)  # type: ignore[no-untyped-call]
                 gradients.append(gradient)

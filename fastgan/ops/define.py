@@ -84,12 +84,12 @@ class Op:
                 for name, each in zip(names, arguments, strict=False)
             ]
             with torch.no_grad():
-                found, expected = _tensors(self.overload(*own)), _tensors(self.reference(*wide))
+                results, expected = _tensors(self.overload(*own)), _tensors(self.reference(*wide))
             for place in self.places_written:
                 if names[place] not in self.scratch:
-                    found += _tensors(own[place])
+                    results += _tensors(own[place])
                     expected += _tensors(wide[place])
-            for number, (actual, right) in enumerate(zip(found, expected, strict=True)):
+            for number, (actual, right) in enumerate(zip(results, expected, strict=True)):
                 size = max(1.0, float(right.abs().max())) if right.numel() else 1.0
                 rounding = torch.finfo(actual.dtype).eps if actual.is_floating_point() else 0
                 tolerance = self.units * rounding
@@ -155,7 +155,7 @@ def define_op(
         elif places := op.places_written:
             register_in_place(
                 op.overload,
-                written or (lambda args: [each for i in places for each in _tensors(args[i])]),
+                written or (lambda args: [tensor for i in places for tensor in _tensors(args[i])]),
             )
         else:
             register_without_gradient(op.overload)
@@ -176,7 +176,7 @@ def _tensors(results: Any) -> list[Tensor]:
 
 def _copied(argument: Any, device: torch.device | str, dtype: torch.dtype | None) -> Any:
     if isinstance(argument, list):
-        return [_copied(each, device, dtype) for each in argument]
+        return [_copied(element, device, dtype) for element in argument]
     if not isinstance(argument, Tensor):
         return argument
     return argument.to(device, argument.dtype if dtype is None else dtype, copy=True)

@@ -58,9 +58,9 @@ def runs_in_one_pass(
     threads, dtype = torch.get_num_threads(), input.dtype
     fixed_only = torch.are_deterministic_algorithms_enabled()
     call = (over, groups, own, input.shape, channels_last, dtype, gradients, threads, fixed_only)
-    found = selector.norms.get(call)
-    if found is not None:
-        return found
+    choice = selector.norms.get(call)
+    if choice is not None:
+        return choice
     parts = ["norm over", f"{groups} groups" if over == "group" else over]
     parts += ["own scale and shift"] if own else []
     parts += ["x".join(map(str, input.shape)), "nhwc" if channels_last else "nchw"]
@@ -99,9 +99,9 @@ def overwriting_pays(
         torch.get_num_threads(),
     )
     call = (size, dtype, threads, torch.are_deterministic_algorithms_enabled())
-    found = current_selector().norms.get(call)
-    if found is not None:
-        return found
+    choice = current_selector().norms.get(call)
+    if choice is not None:
+        return choice
 
     def calls() -> dict[str, Callable[[], object]]:
         map = torch.ones(size, dtype=dtype)
@@ -132,10 +132,10 @@ def _chosen(
             torch.set_grad_enabled(gradients),
             torch.utils._python_dispatch._disable_current_modes(),
         ):
-            found = race(key, calls(), input.device)
-        if "one_pass" in found:
-            found["one_pass"] += costs(input)
-        return found
+            times = race(key, calls(), input.device)
+        if "one_pass" in times:
+            times["one_pass"] += costs(input)
+        return times
 
     choice, is_lasting = selector.choose(key, input, _NAMES, _NAMES[not fixed], time)
     saves, times = 0.0, choice.milliseconds

@@ -71,7 +71,7 @@ def _define_step(
     lists = ("params", "grads", *states, "state_steps", "shadows")
     schema = ", ".join(
         [
-            *(f"Tensor({chr(97 + i)}!)[] {each}" for i, each in enumerate(lists)),
+            *(f"Tensor({chr(97 + i)}!)[] {argument}" for i, argument in enumerate(lists)),
             f"float lr, Tensor? lr_tensor, {settings}, bool maximize, float clip_min",
             "float clip_max, bool clip_first, Tensor? grad_scale, Tensor? found_inf",
         ]
@@ -91,7 +91,7 @@ def _define_step(
                 yield (*tensors, steps, shadows, 0.1, None, *example,
                        False, -1.0, 0.5, False, None, None)  # fmt: skip
             used = uses(dict(zip(names, example, strict=True)))
-            kept = [each if use else [] for each, use in zip(tensors[2:], used, strict=True)]
+            kept = [list_ if use else [] for list_, use in zip(tensors[2:], used, strict=True)]
             yield (*tensors[:2], *kept, steps, [], 0.1, torch.tensor(0.2), *example,
                    True, -1.0, 0.5, True, torch.tensor(2.0), torch.tensor(0.0))  # fmt: skip
 

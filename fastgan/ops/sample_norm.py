@@ -105,7 +105,7 @@ def sample_norm_act(
         mean, invstd = batch_statistics(values, None, None, momentum, eps)
         if over == "group":
             mean, invstd = (
-                each.repeat_interleave(input.shape[1] // groups) for each in (mean, invstd)
+                vector.repeat_interleave(input.shape[1] // groups) for vector in (mean, invstd)
             )
     samples = input.shape[:2]
     scale = of_sample = None if gain is None else gain.reshape(samples)
@@ -118,7 +118,9 @@ def sample_norm_act(
         offset = bias * of_sample
     if shift is not None:
         offset = shift.reshape(samples) + (0 if offset is None else offset)
-    scale, offset = (None if each is None else each.expand(samples) for each in (scale, offset))
+    scale, offset = (
+        None if vector is None else vector.expand(samples) for vector in (scale, offset)
+    )
     row = ACTIVATIONS[activation]
     if over in ("sample", "running") and mean is not None and invstd is not None and not on_cpu:
         # A batch norm of one sample with N * C channels.
@@ -209,8 +211,8 @@ class _SampleNormAct(torch.autograd.Function):
         else:
             grad_input, grad_gain, grad_shift = _gradients(ctx, tensors, grad_output)
         of_vectors = (
-            found.to(vector.dtype) if vector is not None else None
-            for found, vector in ((grad_gain, gain), (grad_shift, shift))
+            gradient.to(vector.dtype) if vector is not None else None
+            for gradient, vector in ((grad_gain, gain), (grad_shift, shift))
         )
         return (grad_input, *of_vectors, *(None,) * 7)
 
@@ -241,17 +243,17 @@ def _gradients(
     grad_shift, grad_gain = (sums.double().sum(0).to(scale.dtype) for sums in tiles)
     slope, constant = torch.zeros_like(scale), torch.zeros_like(scale)
     # sum(G) and sum(G * xhat) over what a mean is over, divided by M, times invstd.
-    for found, sums in ((constant, grad_shift), (slope, grad_gain)):
+    for vector, sums in ((constant, grad_shift), (slope, grad_gain)):
         share = (scale * sums).view(input.shape[:2])
         if ctx.over == "batch":
             share = share.mean(0, keepdim=True)
         else:
             of_group = share.view(len(share), ctx.groups, -1)
             share = of_group.mean(2, keepdim=True).expand_as(of_group).flatten(1)
-        found.view(input.shape[:2]).copy_(-share / (input.shape[2] * input.shape[3]))
+        vector.view(input.shape[:2]).copy_(-share / (input.shape[2] * input.shape[3]))
     slope *= invstd
     grad_input = _ops.norm_act_gradient(grad, value, mean, scale, offset, slope, constant, *rest)
-    of_vectors = (each.view(input.shape[:2]) for each in (grad_gain, grad_shift))
+    of_vectors = (gradient.view(input.shape[:2]) for gradient in (grad_gain, grad_shift))
     return (grad_input.view(input.shape), *of_vectors)
 
 
@@ -269,7 +271,7 @@ def _recorded_gradients(
 ) -> list[Tensor | None]:
     """The gradients of input, gain and shift, differentiable in what they depend on."""
     # Aliases, because one argument may depend on another.
-    own = [None if each is None else torch.ops.aten.alias(each) for each in tensors[:3]]
+    own = [None if tensor is None else torch.ops.aten.alias(tensor) for tensor in tensors[:3]]
     input, gain, shift = own
     mean, invstd = tensors[3:]
     assert input is not None
@@ -288,14 +290,14 @@ def _recorded_gradients(
     u = u if shift is None else u + shift[:, :, None, None]
     output = ctx.activation.forward(u, ctx.negative_slope).to(input.dtype)
     places = [place for place in range(3) if ctx.needs_input_grad[place]]
-    found = torch.autograd.grad(
+    gradients = torch.autograd.grad(
         output,
-        [each for place in places if (each := own[place]) is not None],
+        [tensor for place in places if (tensor := own[place]) is not None],
         grad_output,
         create_graph=True,
     )
     grads: list[Tensor | None] = [None] * 3
-    for place, grad in zip(places, found, strict=True):
+    for place, grad in zip(places, gradients, strict=True):
         grads[place] = grad if place else laid_out(grad, is_channels_last(input))
     return grads
 
@@ -325,10 +327,10 @@ def _examples() -> Iterator[tuple[Any, ...]]:
         ):
             scale, shift, *moments = vectors.clone()
             if groups == 0:  # the batch's, the same for each sample
-                moments = [each[:1].expand(shape[:2]).clone() for each in moments]
+                moments = [moment[:1].expand(shape[:2]).clone() for moment in moments]
             elif groups > 0:
                 size = shape[1] // groups
-                moments = [each[:, ::size].repeat_interleave(size, 1) for each in moments]
+                moments = [moment[:, ::size].repeat_interleave(size, 1) for moment in moments]
             for code in BY_CODE if shape[0] == 3 else (0,):
                 input = map.contiguous(memory_format=memory_format)
                 yield (input, scale, shift, *moments, groups, 1e-3, code, 0.2)
@@ -362,8 +364,8 @@ def _sample_norm_act(
         samples, channels = input.shape[:2]
         grouped = input.to(mean.dtype).reshape(samples, groups, -1)
         variance = grouped.var(2, correction=0)
-        for vector, found in ((mean, grouped.mean(2)), (invstd, (variance + eps).rsqrt())):
-            vector.copy_(found.repeat_interleave(channels // groups, 1))
+        for vector, per_group in ((mean, grouped.mean(2)), (invstd, (variance + eps).rsqrt())):
+            vector.copy_(per_group.repeat_interleave(channels // groups, 1))
     u = _affine(_xhat(input, mean, invstd), scale, shift)
     return torch.empty_like(without_gaps(input)).copy_(
         BY_CODE[activation].forward(u, negative_slope)

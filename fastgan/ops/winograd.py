@@ -53,7 +53,7 @@ def _check_arguments(
 ) -> None:
     """Checks two maps' shapes (N, channels, rows, columns), taps, stride and tensors."""
     taps, stride = kernel
-    if not any(kernel == each for each in PRODUCTS):  # not hashed: they may be symbolic
+    if not any(kernel == size for size in PRODUCTS):  # not hashed: they may be symbolic
         raise RuntimeError(
             f"fastgan::{op}: {taps} by {taps} taps and stride {stride}; expected 3 or 4 and 1 or "
             "2, or 5 and 2"

@@ -87,11 +87,11 @@ def _parameters_of(module: nn.Module) -> list[Tensor]:
     """``list(module.parameters())``, but faster: in any order, tied ones more than once."""
     parameters: list[Tensor] = []
     modules, seen = [module], {id(module)}
-    for each in modules:  # grows during the loop
-        for parameter in each._parameters.values():
+    for submodule in modules:  # grows during the loop
+        for parameter in submodule._parameters.values():
             if parameter is not None:
                 parameters.append(parameter)
-        for child in each._modules.values():
+        for child in submodule._modules.values():
             if child is not None and id(child) not in seen:
                 seen.add(id(child))
                 modules.append(child)

@@ -64,12 +64,12 @@ class Basis(nn.Module):
 
 def widths(width: int, image_size: int) -> list[int]:
     """Channels at 4x4, 8x8, ..., image_size."""
-    found = []
+    channels = []
     size = 4
     while size <= image_size:
-        found.append(width * min(8, image_size // size))
+        channels.append(width * min(8, image_size // size))
         size *= 2
-    return found
+    return channels
 
 
 class R3GANGenerator(nn.Module):
@@ -266,12 +266,12 @@ def r3gan_discriminator_step(
     """
     with torch.no_grad():
         fake = call(generator, noise, labels)
-    found = r3gan_discriminator_loss(discriminator, real, fake, gamma=gamma, labels=labels)
+    result = r3gan_discriminator_loss(discriminator, real, fake, gamma=gamma, labels=labels)
 
     optimizer.zero_grad()
-    found.loss.backward()
+    result.loss.backward()
     optimizer.step()
-    return found._replace(loss=found.loss.detach())
+    return result._replace(loss=result.loss.detach())
 
 
 def r3gan_generator_step(

@@ -130,8 +130,8 @@ def upfirdn2d(
     if not flip_filter:
         f = f.flip(list(range(f.ndim)))
     filters = [f] if f.ndim == 2 else [f[None, :], f[:, None]]
-    for each in filters:
-        x = F.conv2d(x, each[None, None].repeat(channels, 1, 1, 1), groups=channels)
+    for taps in filters:
+        x = F.conv2d(x, taps[None, None].repeat(channels, 1, 1, 1), groups=channels)
     return x[:, :, ::down_y, ::down_x] * gain
 
 

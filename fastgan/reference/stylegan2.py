@@ -138,12 +138,12 @@ class ToRGB(nn.Module):
 
 def widths(width: int, image_size: int) -> list[int]:
     """Channels at 4x4, 8x8, ..., image_size."""
-    found = []
+    channels = []
     size = 4
     while size <= image_size:
-        found.append(width * min(8, image_size // size))
+        channels.append(width * min(8, image_size // size))
         size *= 2
-    return found
+    return channels
 
 
 class StyleGAN2Generator(nn.Module):
@@ -453,8 +453,8 @@ def stylegan2_path_length_step(
         >>> step.penalty.shape
         torch.Size([])
     """
-    found = stylegan2_path_length(
+    result = stylegan2_path_length(
         generator, noise, directions, weight=weight, decay=decay, labels=labels, mixed=mixed
     )
-    step(generator, optimizer, found.penalty)
-    return found._replace(penalty=found.penalty.detach())
+    step(generator, optimizer, result.penalty)
+    return result._replace(penalty=result.penalty.detach())

@@ -71,9 +71,9 @@ def standing_statistics_(generator: nn.Module, z: Tensor, labels: Tensor | None 
         2
     """
     norms = [
-        each
-        for each in generator.modules()
-        if isinstance(each, nn.modules.batchnorm._BatchNorm) and each.track_running_stats
+        module
+        for module in generator.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.track_running_stats
     ]
     momenta = [norm.momentum for norm in norms]
     device = next(generator.parameters()).device

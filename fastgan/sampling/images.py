@@ -104,7 +104,7 @@ def grid_columns(n: int) -> int:
         [1, 3, 4, 10, 8, 4]
     """
     square = math.ceil(math.sqrt(_positive(n, "n")))
-    columns = next(each for each in range(square, n + 1) if n % each == 0)
+    columns = next(count for count in range(square, n + 1) if n % count == 0)
     return columns if columns**2 <= 4 * n else square
 
 
@@ -412,7 +412,7 @@ def save_video(
     path = Path(path)
     _format_for(path, VIDEO_FORMATS)
     _check_milliseconds(milliseconds)
-    if any(importlib.util.find_spec(each) is None for each in ("imageio", "imageio_ffmpeg")):
+    if any(importlib.util.find_spec(package) is None for package in ("imageio", "imageio_ffmpeg")):
         raise ConfigError(f"{path}: imageio isn't installed: pip install 'imageio[ffmpeg]'")
     from imageio import v3 as imageio
 

@@ -24,12 +24,12 @@ class ACGANUpdater(GANUpdater):
             return of_sources(real[:, 0], fake[:, 0]) - _likelihood(real) - _likelihood(fake)
 
         def generator_loss(*scores: Tensor) -> Tensor:
-            return of_fooled(*(each[:, 0] for each in scores)) - _likelihood(scores[-1])
+            return of_fooled(*(score[:, 0] for score in scores)) - _likelihood(scores[-1])
 
         self.discriminator_loss, self.generator_loss = discriminator_loss, generator_loss
 
     def _adversarial_metrics(self, adversarial: Tensor, *scores: Tensor) -> dict[str, Tensor]:
-        return super()._adversarial_metrics(adversarial, *(each[:, 0] for each in scores))
+        return super()._adversarial_metrics(adversarial, *(score[:, 0] for score in scores))
 
 
 def _likelihood(scores: Tensor) -> Tensor:

@@ -109,10 +109,10 @@ class AdaptiveProbability:
         Raises:
             ValueError: it isn't such a state.
         """
-        found = saved if isinstance(saved, dict) else {}
-        p, total, count = numbers = [found.get(name, math.nan) for name in ("p", "total", "count")]
+        state = saved if isinstance(saved, dict) else {}
+        p, total, count = numbers = [state.get(name, math.nan) for name in ("p", "total", "count")]
         if not (
-            all(type(each) is float for each in numbers)
+            all(type(number) is float for number in numbers)
             and 0 <= p <= 1
             and 0 <= count < self._interval
             and count == int(count)

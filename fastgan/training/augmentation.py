@@ -55,13 +55,13 @@ def augmentation_kinds(policy: str) -> tuple[str, ...]:
         >>> augmentation_kinds("cutout,color"), augmentation_kinds("none")
         (('color', 'cutout'), ())
     """
-    named = [] if policy == "none" else [each.strip() for each in policy.split(",")]
-    for each in named:
-        if each not in KINDS:
+    named = [] if policy == "none" else [kind.strip() for kind in policy.split(",")]
+    for kind in named:
+        if kind not in KINDS:
             raise ConfigError(
                 f"augment: expected none or some of {','.join(KINDS)}, got {policy!r}"
             )
-    return tuple(each for each in KINDS if each in named)
+    return tuple(kind for kind in KINDS if kind in named)
 
 
 def draw_augmentation(
@@ -110,7 +110,7 @@ def augment(images: Tensor, numbers: Mapping[str, Tensor]) -> Tensor:
 
 def _colour(images: Tensor, u: Tensor) -> Tensor:
     u = u.to(images.dtype)
-    brightness, saturation, contrast = (each.view(-1, 1, 1, 1) for each in u.unbind(1))
+    brightness, saturation, contrast = (column.view(-1, 1, 1, 1) for column in u.unbind(1))
     images = images + (brightness - 0.5)
     mean = images.mean(1, keepdim=True)
     images = (images - mean) * (2 * saturation) + mean
@@ -223,13 +223,13 @@ def ada_parameters(numbers: Tensor) -> dict[str, Tensor]:
     p = numbers[:, -1:]
     # There are two rotations: 1 - (1 - p_rotation)^2 = p.
     p_rotation = 1 - (1 - p).sqrt()
-    found, first = {}, 0
+    by_kind, first = {}, 0
     for name, (count, parameters) in ADA_MAPS.items():
         last = first + 1 + count
         applied = numbers[:, first : first + 1] < (p_rotation if name in _ROTATIONS else p)
-        found[name] = parameters(numbers[:, first + 1 : last]) * applied
+        by_kind[name] = parameters(numbers[:, first + 1 : last]) * applied
         first = last
-    return found
+    return by_kind
 
 
 def _where(images: Tensor, parameters: Sequence[Tensor], changed: Tensor) -> Tensor:
@@ -296,7 +296,7 @@ def _recoloured(
     of_colour = contrast * saturation * hue.cos()
     of_turned = contrast * saturation * hue.sin() / math.sqrt(3)
     of_grey, offset, of_colour, of_turned = (
-        each[..., None, None] for each in (of_grey, offset, of_colour, of_turned)
+        factor[..., None, None] for factor in (of_grey, offset, of_colour, of_turned)
     )
     grey = images.mean(1, keepdim=True)
     turned = images.roll(1, 1) - images.roll(-1, 1)

@@ -69,8 +69,10 @@ def checkpoint_path(folder: Path, step: int) -> Path:
 
 def list_checkpoints(folder: Path) -> list[Path]:
     """The run's checkpoints, oldest first."""
-    found = [(int(m[1]), path) for path in folder.glob("*.pt") if (m := _NAME.fullmatch(path.name))]
-    return [path for _, path in sorted(found)]
+    numbered = [
+        (int(m[1]), path) for path in folder.glob("*.pt") if (m := _NAME.fullmatch(path.name))
+    ]
+    return [path for _, path in sorted(numbered)]
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -121,11 +123,11 @@ def _seal(file: IO[bytes]) -> None:
 
 def _digest(file: IO[bytes], length: int) -> bytes:
     file.seek(0)
-    found = hashlib.blake2b(digest_size=32)
+    digest = hashlib.blake2b(digest_size=32)
     while length and (chunk := file.read(min(2**22, length))):
-        found.update(chunk)
+        digest.update(chunk)
         length -= len(chunk)
-    return found.hexdigest().encode()
+    return digest.hexdigest().encode()
 
 
 def _check_seal(file: IO[bytes], comment: bytes, what: str) -> None:
@@ -260,12 +262,12 @@ def _read_archive(archive: zipfile.ZipFile, what: str) -> Any:
 
 
 def newest_checkpoint(
-    found: Iterable[Path], read: Callable[[Path], Any] = load_checkpoint
+    checkpoints: Iterable[Path], read: Callable[[Path], Any] = load_checkpoint
 ) -> tuple[Path, Any, list[str]]:
     """The newest of these checkpoints that can be read.
 
     Args:
-        found: their paths, oldest first, at least one.
+        checkpoints: their paths, oldest first, at least one.
         read: reads one.
 
     Returns:
@@ -275,7 +277,7 @@ def newest_checkpoint(
         CheckpointError: none can be read; what is wrong with the newest.
     """
     failures: list[CheckpointError] = []
-    for path in reversed(list(found)):
+    for path in reversed(list(checkpoints)):
         try:
             return path, read(path), [str(error) for error in failures]
         except CheckpointError as error:
@@ -332,8 +334,8 @@ def load_generator(
     """
     from fastgan.trained import load_generator as load
 
-    found = load(path, ema=ema)
-    return found.module, found.config, found.data
+    loaded = load(path, ema=ema)
+    return loaded.module, loaded.config, loaded.data
 
 
 def restore_module(path: Path, name: str, build: Any, weights: object) -> nn.Module:
@@ -346,9 +348,9 @@ def restore_module(path: Path, name: str, build: Any, weights: object) -> nn.Mod
         raise CheckpointError(f"{path}: has no weights for the {name}")
     with torch.device("meta"), _NothingDrawn():
         expected = build().state_dict()
-    found, wanted = _forms(weights), _forms(expected)
-    if found != wanted:
-        keys = sorted(set(found.items()) ^ set(wanted.items()), key=str)
+    given, wanted = _forms(weights), _forms(expected)
+    if given != wanted:
+        keys = sorted(set(given.items()) ^ set(wanted.items()), key=str)
         raise CheckpointError(
             f"{path}: its {name} is of another model than it says; the first difference is"
             f" {keys[0][0]!r}"
@@ -463,8 +465,8 @@ def restore_scaler(name: str, scaler: torch.amp.GradScaler, saved: Any) -> None:
     """
     if not scaler.is_enabled():
         return
-    found = saved if isinstance(saved, dict) else {}
-    scale, steps = found.get("scale"), found.get("_growth_tracker")
+    state = saved if isinstance(saved, dict) else {}
+    scale, steps = state.get("scale"), state.get("_growth_tracker")
     if type(scale) is not float or not 0 < scale < math.inf or type(steps) is not int or steps < 0:
         raise ValueError(f"its {name} has no scale, or one that can't be")
     scaler.load_state_dict({**scaler.state_dict(), "scale": scale, "_growth_tracker": steps})

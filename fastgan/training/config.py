@@ -319,22 +319,22 @@ class TrainConfig:
 
     def validate(self) -> None:
         """Raises :class:`ConfigError` with the first invalid field."""
-        for each in dataclasses.fields(self):
-            value = getattr(self, each.name)
-            choices = each.metadata["choices"]
-            _check_type(each.name, value)
+        for option in dataclasses.fields(self):
+            value = getattr(self, option.name)
+            choices = option.metadata["choices"]
+            _check_type(option.name, value)
             if value is None:
                 continue
             if choices and value not in choices:
                 raise ConfigError(
-                    f"{each.name}: expected one of {', '.join(choices)}, got {value!r}"
+                    f"{option.name}: expected one of {', '.join(choices)}, got {value!r}"
                 )
             if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{each.name}: expected a finite number, got {value}")
+                raise ConfigError(f"{option.name}: expected a finite number, got {value}")
             if isinstance(value, str):
                 if "\0" in value:
-                    raise ConfigError(f"{each.name}: expected text without NUL, got {value!r}")
-                check_text(each.name, value)  # before a folder is made
+                    raise ConfigError(f"{option.name}: expected text without NUL, got {value!r}")
+                check_text(option.name, value)  # before a folder is made
         self._require_at_least(
             1,
             ("steps", "batch_size", "nz", "ngf", "ndf", "n_critic", "log_every"),
@@ -582,15 +582,15 @@ def _types() -> dict[str, tuple[type, ...]]:
         for name, hint in typing.get_type_hints(TrainConfig).items()
     }
     return {
-        name: (*each, int) if float in each and int not in each else each
-        for name, each in allowed.items()
+        name: (*kinds, int) if float in kinds and int not in kinds else kinds
+        for name, kinds in allowed.items()
     }
 
 
 def _check_type(name: str, value: object) -> None:
     allowed = _types()[name]
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        names = " or ".join("None" if each is types.NoneType else each.__name__ for each in allowed)
+        names = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in allowed)
         raise ConfigError(f"{name}: expected {names}, got {reprlib.repr(value)}")
     if isinstance(value, int) and value.bit_length() > 63:
         # Checked before printing: Python refuses to print very long numbers.

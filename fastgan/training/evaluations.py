@@ -43,7 +43,7 @@ class Evaluator(Callback):
         self._samples = samples
         self._real = real
         self._labels = labels
-        self._found: list[dict[str, Any]] = []
+        self._evaluations: list[dict[str, Any]] = []
 
     def on_start(self, trainer: Trainer) -> None:
         """Reads the evaluations of the steps before this one."""
@@ -51,9 +51,13 @@ class Evaluator(Callback):
         if self._samples is not None and path.exists():
             text = read_text(path, OutputError)
             with parsing(f"{path}: isn't what a run writes", OutputError):
-                self._found = [each for each in json.loads(text) if each["step"] <= trainer.step]
-                for each in self._found:
-                    each["frechet_distance"] = float(each["frechet_distance"])
+                self._evaluations = [
+                    evaluation
+                    for evaluation in json.loads(text)
+                    if evaluation["step"] <= trainer.step
+                ]
+                for evaluation in self._evaluations:
+                    evaluation["frechet_distance"] = float(evaluation["frechet_distance"])
 
     def on_step_end(self, trainer: Trainer) -> None:
         """Saves and evaluates, if it is time."""
@@ -69,10 +73,12 @@ class Evaluator(Callback):
             num_classes=trainer.data.num_classes,
             class_names=trainer.data.class_names,
         ).to_dict()
-        best = min((each["frechet_distance"] for each in self._found), default=math.inf)
-        self._found.append({"step": trainer.step, **report})
+        best = min(
+            (evaluation["frechet_distance"] for evaluation in self._evaluations), default=math.inf
+        )
+        self._evaluations.append({"step": trainer.step, **report})
         if report["frechet_distance"] < best:
             with atomic_write(trainer.out / BEST) as file, checkpoint.open("rb") as saved:
                 shutil.copyfileobj(saved, file)
         with atomic_write(trainer.out / EVALUATIONS) as file:
-            file.write(json.dumps(self._found, indent=2).encode() + b"\n")
+            file.write(json.dumps(self._evaluations, indent=2).encode() + b"\n")

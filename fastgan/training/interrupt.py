@@ -54,8 +54,8 @@ def stop_on_signals(request_stop: Callable[[str], None]) -> Iterator[None]:
         signal.signal(number, handle)
     # Sockets, because Windows can't wait for pipes.
     reader, writer = socket.socketpair()
-    for each in (reader, writer):
-        each.setblocking(False)
+    for end in (reader, writer):
+        end.setblocking(False)
     # The C-level handler writes each signal's number there, even if the main thread is blocked.
     before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
     arguments = (reader, {int(number) for number in previous}, heard)

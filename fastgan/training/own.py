@@ -50,7 +50,10 @@ class OwnParts:
         if given is not None and not (
             isinstance(given, Sequence)
             and len(given) == 2
-            and all(isinstance(each, torch.optim.Optimizer) or callable(each) for each in given)
+            and all(
+                isinstance(optimizer, torch.optim.Optimizer) or callable(optimizer)
+                for optimizer in given
+            )
         ):
             raise ConfigError(
                 "optimizers: expected two, the generator's and the discriminator's, each an"
@@ -156,13 +159,13 @@ def own_names(path: Path, content: Any) -> dict[str, str]:
     Raises:
         CheckpointError: the checkpoint's entry is malformed.
     """
-    found = content.get("own", {})
-    if not isinstance(found, dict) or not all(
+    names = content.get("own", {})
+    if not isinstance(names, dict) or not all(
         name in (*NETWORKS, *OPTIMIZERS) and isinstance(kind, str) and kind.isprintable()
-        for name, kind in found.items()
+        for name, kind in names.items()
     ):
         raise CheckpointError(f"{path}: its description is damaged: own")
-    return found
+    return names
 
 
 def _output(name: str, module: nn.Module, *inputs: Tensor) -> Tensor:

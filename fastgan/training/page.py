@@ -73,7 +73,7 @@ def render_run(folder: Path, title: str, settings: Mapping[str, object]) -> str:
     """
     title = escape(printable(title))
     rows = read_metrics(folder / "metrics.csv")
-    grids = [each for each in sorted(folder.glob("samples-*.png")) if _step(each).isdecimal()]
+    grids = [grid for grid in sorted(folder.glob("samples-*.png")) if _step(grid).isdecimal()]
     path = folder / "warnings.txt"
     warnings = read_text(path, OutputError).splitlines() if path.exists() else []
     groups: dict[str, list[str]] = {}
@@ -89,9 +89,9 @@ def render_run(folder: Path, title: str, settings: Mapping[str, object]) -> str:
         *(f"<p>{escape(printable(line))}</p>" for line in warnings),
         "<h2>Samples</h2><div class=strip>",
         *(
-            f'<figure><img src="{escape(each.name)}" alt="samples" loading=lazy>'
-            f"<figcaption>step {int(_step(each))}</figcaption></figure>"
-            for each in reversed(grids)
+            f'<figure><img src="{escape(grid.name)}" alt="samples" loading=lazy>'
+            f"<figcaption>step {int(_step(grid))}</figcaption></figure>"
+            for grid in reversed(grids)
         ),
         "</div><h2>Curves</h2>",
         *(_curves(group, rows, names) for group, names in groups.items()),
@@ -114,20 +114,20 @@ def _step(grid: Path) -> str:
 
 def _curves(group: str, rows: Sequence[Mapping[str, float]], names: Sequence[str]) -> str:
     """A figure with the columns of a group that have finite values."""
-    found = {}
+    curves = {}
     for name in names:
         points = [
             (row["step"], row[name]) for row in rows if math.isfinite(row.get(name, math.nan))
         ]
         if points:
-            found[name] = points[:: math.ceil(len(points) / _MOST_POINTS)]
-    if not found:
+            curves[name] = points[:: math.ceil(len(points) / _MOST_POINTS)]
+    if not curves:
         return ""
-    every = [point for points in found.values() for point in points]
+    every = [point for points in curves.values() for point in points]
     low, high = min(y for _, y in every), max(y for _, y in every)
     first, last = min(x for x, _ in every), max(x for x, _ in every)
     lines, labels = [], []
-    for colour, (name, points) in zip(_COLOURS, found.items(), strict=False):
+    for colour, (name, points) in zip(_COLOURS, curves.items(), strict=False):
         places = " ".join(
             f"{_WIDTH * (x - first) / ((last - first) or 1):.1f},"
             f"{_HEIGHT * (high - y) / ((high - low) or 1):.1f}"

@@ -236,8 +236,10 @@ class Processes:
             for name, value in first.items():
                 if theirs[name] != value:
                     self.agreed_to_fail = True
-                    found = "" if name in unsaid else f": {theirs[name]!r}, not {value!r}"
-                    raise ConfigError(f"{name}: process {rank} has other than process 0{found}")
+                    difference = "" if name in unsaid else f": {theirs[name]!r}, not {value!r}"
+                    raise ConfigError(
+                        f"{name}: process {rank} has other than process 0{difference}"
+                    )
 
     # Failures -----------------------------------------------------------------------------------
 
@@ -375,11 +377,11 @@ def _own_device(device: str) -> torch.device:
             f"device: each process of several takes the GPU of its LOCAL_RANK; expected cuda, got"
             f" {device}"
         )
-    local, found = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
-    if local >= found:
+    local, devices = int(os.environ.get("LOCAL_RANK", "0")), torch.cuda.device_count()
+    if local >= devices:
         raise ConfigError(
             f"device: process {local} of this machine has no device of its own; expected at most"
-            f" {found} processes"
+            f" {devices} processes"
         )
     return torch.device("cuda", local)
 
@@ -390,6 +392,6 @@ def _buckets(gradients: Sequence[Tensor]) -> Iterator[list[Tensor]]:
     for gradient in gradients:
         bucket = open_buckets.setdefault((gradient.dtype, gradient.device), [])
         bucket.append(gradient)
-        if sum(each.numel() * each.element_size() for each in bucket) >= BUCKET_BYTES:
+        if sum(tensor.numel() * tensor.element_size() for tensor in bucket) >= BUCKET_BYTES:
             yield open_buckets.pop((gradient.dtype, gradient.device))
     yield from open_buckets.values()

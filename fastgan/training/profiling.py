@@ -136,5 +136,5 @@ def summarize(events: Sequence[Any], device: torch.device, steps: int, seconds: 
 
 def _line(name: str, calls: int, microseconds: float, wall: float) -> str:
     shown = name if len(name) <= 32 else name[:29] + "..."
-    each = microseconds / max(calls, 1) / 1e3
-    return f"{shown:32} {calls:7d} {each:10.3f} {100 * microseconds / wall:12.1f}%"
+    milliseconds = microseconds / max(calls, 1) / 1e3
+    return f"{shown:32} {calls:7d} {milliseconds:10.3f} {100 * microseconds / wall:12.1f}%"

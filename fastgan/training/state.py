@@ -95,7 +95,9 @@ class TrainState:
             optimizer_g = build_optimizer(config, generator, config.lr_g)
             optimizer_d = build_optimizer(config, discriminator, config.lr_d)
         elif saved is None:
-            lr_g, lr_d = (float(each.param_groups[0]["lr"]) for each in (optimizer_g, optimizer_d))
+            lr_g, lr_d = (
+                float(optimizer.param_groups[0]["lr"]) for optimizer in (optimizer_g, optimizer_d)
+            )
             config = dataclasses.replace(config, lr_g=lr_g, lr_d=lr_d)
         self.config = config
         self.updater: GANUpdater = named(config.kind.updater)(

@@ -308,9 +308,9 @@ class Trainer:
         Raises:
             TrainingDivergedError: one is not.
         """
-        found = self.state.non_finite_weight()
-        if found is not None:
-            self.diverged(found)
+        weight = self.state.non_finite_weight()
+        if weight is not None:
+            self.diverged(weight)
 
     def diverged(self, what: str) -> None:
         """Ends the run.
@@ -434,15 +434,16 @@ class Trainer:
     def _outputs(self) -> list[Callback]:
         """The trainer's own callbacks. Only the first process writes files."""
         health = HealthWatch(self.config, self.source.channels * self.source.image_size**2)
-        if not self.processes.is_main:
-            found = [health, CheckpointWriter()]
-            return [*found, Evaluator(None, None, None)] if self.config.evaluate_every else found
-        metrics = self._metrics
-        samples = named(self.config.kind.pictures)(self.config, self.source, metrics, health)
-        found = [health, samples, metrics, CheckpointWriter(), PageWriter()]
-        if self.config.logger != "none":
-            found.append(LOGGERS[self.config.logger]())
-        return [*found, Evaluator(samples, *samples.real)] if self.config.evaluate_every else found
+        outputs: list[Callback] = [health, CheckpointWriter()]
+        evaluator = Evaluator(None, None, None)
+        if self.processes.is_main:
+            metrics = self._metrics
+            samples = named(self.config.kind.pictures)(self.config, self.source, metrics, health)
+            outputs = [health, samples, metrics, CheckpointWriter(), PageWriter()]
+            if self.config.logger != "none":
+                outputs.append(LOGGERS[self.config.logger]())
+            evaluator = Evaluator(samples, *samples.real)
+        return [*outputs, evaluator] if self.config.evaluate_every else outputs
 
     def _tell(self, event: str, *arguments: object) -> None:
         for callback in self.callbacks:

@@ -56,7 +56,7 @@ class Pix2PixUpdater(GANUpdater):
         self.scaler_d.scale(loss).backward()
         self._step_discriminator()
         self.scaler_d.update()
-        metrics = self._adversarial_metrics(loss.detach(), *(each.detach() for each in scores))
+        metrics = self._adversarial_metrics(loss.detach(), *(score.detach() for score in scores))
         return {**metrics, "loss_d": loss.detach()}
 
     def update_generator(
@@ -160,7 +160,7 @@ class CycleGANUpdater(Pix2PixUpdater):
         self, real: Tensor, *translations: Tensor
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """The sum of both losses, and the scores of real and of translated images."""
-        losses, found = [], []
+        losses, pairs = [], []
         for name, images, fake in zip("ab", _domains(real), translations, strict=False):
             pool = getattr(self.discriminator, f"pool_{name}")
             count = len(real) * self.processes.world_size
@@ -174,8 +174,8 @@ class CycleGANUpdater(Pix2PixUpdater):
             shown = self.processes.rows(pool(whole, coins, keys))
             scores = self._scores(getattr(self.discriminator, name), images, shown)
             losses.append(self._halved_loss(*scores))
-            found.append(scores)
-        (real_a, shown_a), (real_b, shown_b) = found
+            pairs.append(scores)
+        (real_a, shown_a), (real_b, shown_b) = pairs
         return losses[0] + losses[1], (torch.cat([real_a, real_b]), torch.cat([shown_a, shown_b]))
 
     def _generators_losses(

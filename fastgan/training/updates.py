@@ -78,13 +78,13 @@ class _Drawn:
             rows = slice(start, start + size)
             yield _Drawn(
                 noise=self.noise[rows],
-                condition=tuple(each[rows] for each in self.condition),
+                condition=tuple(tensor[rows] for tensor in self.condition),
                 real=None if self.real is None else self.real[rows],
-                mixed=tuple(each[rows] for each in self.mixed),
+                mixed=tuple(tensor[rows] for tensor in self.mixed),
                 penalize=self.penalize,
                 mixing=None if self.mixing is None else self.mixing[rows],
-                augment_real={kind: each[rows] for kind, each in self.augment_real.items()},
-                augment_fake={kind: each[rows] for kind, each in self.augment_fake.items()},
+                augment_real={kind: tensor[rows] for kind, tensor in self.augment_real.items()},
+                augment_fake={kind: tensor[rows] for kind, tensor in self.augment_fake.items()},
             )
 
 
@@ -328,7 +328,7 @@ class GANUpdater:
         scores: list[Tensor] = []
 
         def adversarial(*given: Tensor) -> Tensor:
-            scores[:] = [each.detach() for each in given]
+            scores[:] = [score.detach() for score in given]
             return self.discriminator_loss(*given)
 
         loss, terms = discriminator_loss(
@@ -400,7 +400,7 @@ class GANUpdater:
             return {"wasserstein": -adversarial}
         # Other losses' scores aren't logits, and are shown unchanged.
         squashed = torch.sigmoid if self.config.loss == "bce" else torch.Tensor.detach
-        means = [squashed(each.float()).mean() for each in scores]
+        means = [squashed(score.float()).mean() for score in scores]
         metrics = dict(zip(("d_real", "d_fake"), means, strict=True))
         if self.adaptive is not None:
             metrics["ada_r"] = self.adaptive.measure(*scores)

@@ -45,16 +45,16 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         others = (*residual_layers(), *paper_layers())
         layers = (*layers[1:4], others[2]) if quick else (*layers[1:], *others)
     return [
-        _case(layer, each, dtype, batch)
+        _case(layer, operation, dtype, batch)
         for dtype in dtypes
         for batch in batches
         for layer in layers
-        for each in PASSES
-        if device.type == "cuda" or _on_our_own_kernels(layer, each, dtype, batch)
+        for operation in PASSES
+        if device.type == "cuda" or _on_our_own_kernels(layer, operation, dtype, batch)
     ]
 
 
-def _on_our_own_kernels(layer: Layer, each: str, dtype: str, batch: int) -> bool:
+def _on_our_own_kernels(layer: Layer, operation: str, dtype: str, batch: int) -> bool:
     input = torch.empty((), dtype=DTYPES[dtype]).expand(
         batch, layer.channels_in, layer.size_in, layer.size_in
     )
@@ -62,7 +62,7 @@ def _on_our_own_kernels(layer: Layer, each: str, dtype: str, batch: int) -> bool
     weight = weight.contiguous(memory_format=torch.channels_last)
     # By the fixed table, for the same list of cases everywhere.
     with using(Selector("0")):
-        return select_backend(PASSES[each], _stage(layer), input, weight) is not ATEN
+        return select_backend(PASSES[operation], _stage(layer), input, weight) is not ATEN
 
 
 def _stage(layer: Layer) -> Stage:
@@ -74,30 +74,30 @@ def _stage(layer: Layer) -> Stage:
     )
 
 
-def _case(layer: Layer, each: str, dtype: str, batch: int) -> Case:
+def _case(layer: Layer, operation: str, dtype: str, batch: int) -> Case:
     elements = layer.channels_in * layer.size_in**2 + layer.channels_out * layer.size_out**2
     return Case(
         suite="ops",
-        op=f"convolution, {each}",
+        op=f"convolution, {operation}",
         shape=layer.shape,
         dtype=dtype,
         batch=batch,
-        count_work=partial(layer.work, batch, dtype, [PASSES[each]]),
+        count_work=partial(layer.work, batch, dtype, [PASSES[operation]]),
         input_bytes=batch * elements * ITEM_BYTES[dtype],
-        prepare=partial(contenders, layer, each, dtype, batch),
+        prepare=partial(contenders, layer, operation, dtype, batch),
         compiled=False,
         capturable=True,
     )
 
 
 def contenders(
-    layer: Layer, each: str, dtype: str, batch: int, setting: Setting
+    layer: Layer, operation: str, dtype: str, batch: int, setting: Setting
 ) -> dict[str, Call]:
     """Ours and ATen's; both return what the pass computes.
 
     Args:
         layer: the layer.
-        each: a name of :data:`PASSES`.
+        operation: a name of :data:`PASSES`.
         dtype: of all tensors.
         batch: images.
         setting: device and number of input sets.
@@ -114,7 +114,7 @@ def contenders(
     inputs = images(layer.channels_in, layer.size_in)
     gradients = images(layer.channels_out, layer.size_out)
     weight = tensor(*layer.weight_shape, scale=0.02)
-    stage, of = _stage(layer), PASSES[each]
+    stage, of = _stage(layer), PASSES[operation]
 
     def ours(number: int) -> Tensor:
         input, gradient = inputs[number], gradients[number]

@@ -93,10 +93,10 @@ def _contenders(
         weights = [(0.02 * torch.randn(layer.weight_shape)).to(device, kind)]
 
     def call(module: Any, layout: torch.memory_format, mode: str | None = None) -> Call:
-        leaves = [each.contiguous(memory_format=layout).requires_grad_() for each in inputs]
-        sets = [each.contiguous(memory_format=layout) for each in gradients]
+        leaves = [tensor.contiguous(memory_format=layout).requires_grad_() for tensor in inputs]
+        sets = [tensor.contiguous(memory_format=layout) for tensor in gradients]
         parameters = [scale.clone().requires_grad_(), shift.clone().requires_grad_()]
-        parameters += [each.clone(memory_format=layout).requires_grad_() for each in weights]
+        parameters += [tensor.clone(memory_format=layout).requires_grad_() for tensor in weights]
         statistics = [torch.zeros(channels, device=device), torch.ones(channels, device=device)]
 
         def forward(input: Tensor, bn_weight: Tensor, bn_bias: Tensor, *weights: Tensor) -> Tensor:

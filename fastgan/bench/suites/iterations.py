@@ -84,18 +84,18 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         dtypes = ["float32"] if quick else ["float32", "bfloat16"]
     compiled = not quick or device.type == "cuda"
     models = [model for model in _MODELS if not quick or model not in _SIZES]
-    found = [
+    suite = [
         _case(model, dtype, n, compiled)
         for model in models
         for dtype in dtypes
         for n in (batches[:1] if "batch_size" in _SIZES.get(model, {}) else batches)
     ]
     if not quick:
-        found += [_case("dcgan", dtypes[0], n, compiled=False, one_stage=True) for n in batches]
-        found += [
+        suite += [_case("dcgan", dtypes[0], n, compiled=False, one_stage=True) for n in batches]
+        suite += [
             _case("stylegan2", dtype, n, compiled, lazy=True) for dtype in dtypes for n in batches
         ]
-    return found
+    return suite
 
 
 def _case(
@@ -180,8 +180,8 @@ def _labelled(network: nn.Module, config: TrainConfig) -> Callable[[Tensor], Ten
 
     def run(given: Tensor) -> Tensor:
         labels = torch.empty(len(given), dtype=torch.int64, device=given.device)
-        found: Tensor = network(given, labels)
-        return found
+        images: Tensor = network(given, labels)
+        return images
 
     return run
 
@@ -463,8 +463,8 @@ def _translating(
     cycle = isinstance(generator, reference.CycleGANGenerator)
     if mode is not None:
         both = (*generator.children(), *discriminator.children()) if cycle else networks
-        for each in both:
-            each.compile(mode=mode)
+        for network in both:
+            network.compile(mode=mode)
     pools = (reference.ImagePool(), reference.ImagePool())
     random = torch.Generator().manual_seed(0)
 

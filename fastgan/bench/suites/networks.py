@@ -108,7 +108,7 @@ def _contenders(
         run = model if mode is None else torch.compile(model, mode=mode)
         sets = list(inputs)
         if inputs.dim() == 5:
-            sets = [each.contiguous(memory_format=layout) for each in inputs]
+            sets = [tensor.contiguous(memory_format=layout) for tensor in inputs]
         with torch.no_grad(), autocast(device, dtype):
             gradients = torch.randn_like(model(sets[0]))
 

@@ -122,8 +122,8 @@ def _op_case(
         gradient = torch.randn_like(functions["fastgan"](maps[0], *others)) if backward else None
 
         def call(function: Function) -> Call:
-            leaves = [each.detach().requires_grad_(backward) for each in maps]
-            rest = [each.detach().requires_grad_(backward) for each in others]
+            leaves = [tensor.detach().requires_grad_(backward) for tensor in maps]
+            rest = [tensor.detach().requires_grad_(backward) for tensor in others]
 
             def step(number: int) -> None:
                 if gradient is None:

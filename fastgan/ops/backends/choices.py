@@ -58,7 +58,7 @@ class Choice:
     def __str__(self) -> str:
         if not self.milliseconds:
             return f"{self.backend}, not measured"
-        times = sorted(self.milliseconds.items(), key=lambda each: each[1])
+        times = sorted(self.milliseconds.items(), key=lambda item: item[1])
         others = ", ".join(f"{name} {ms:.3g}" for name, ms in times if name != self.backend)
         return f"{self.backend} {self.milliseconds[self.backend]:.3g} ms ({others})"
 

@@ -37,7 +37,9 @@ def fixed_choice(problem: Problem, backends: Sequence[Backend]) -> Backend:
         problem: with its input's shape.
         backends: the backends that can compute it, in the registry's order; the last is ATen's.
     """
-    return next(each for each in backends if each.name in _TABLE and _TABLE[each.name](problem))
+    return next(
+        backend for backend in backends if backend.name in _TABLE and _TABLE[backend.name](problem)
+    )
 
 
 def takes(problem: Problem, choice: str) -> bool:

@@ -152,13 +152,13 @@ def _folded(stage: Stage, patches: Tensor, weight: Tensor, small: Tensor, places
     # Includes the last patches' reach beyond the padding.
     height = max(places[0] + 2 * stage.padding[0], (rows - 1) * down + kernel_rows)
     width = max(places[1] + 2 * stage.padding[1], (columns - 1) * right + kernel_columns)
-    each = patches.view(len(small), rows, columns, *_in_memory(weight))
+    taps = patches.view(len(small), rows, columns, *_in_memory(weight))
     if _is_channels_last(weight):
         padded = patches.new_zeros(len(small), height, width, channels).permute(0, 3, 1, 2)
-        each = each.permute(0, 5, 1, 2, 3, 4)
+        taps = taps.permute(0, 5, 1, 2, 3, 4)
     else:
         padded = patches.new_zeros(len(small), channels, height, width)
-        each = each.permute(0, 3, 1, 2, 4, 5)
+        taps = taps.permute(0, 3, 1, 2, 4, 5)
     for row in range(kernel_rows):
         for column in range(kernel_columns):
             padded[
@@ -166,7 +166,7 @@ def _folded(stage: Stage, patches: Tensor, weight: Tensor, small: Tensor, places
                 :,
                 row : row + (rows - 1) * down + 1 : down,
                 column : column + (columns - 1) * right + 1 : right,
-            ].add_(each[..., row, column])
+            ].add_(taps[..., row, column])
     return padded
 
 

@@ -293,8 +293,8 @@ class Selector:
                 copy = {"copy": lambda: map.contiguous(memory_format=torch.channels_last)}
                 return race(key, copy, device)
 
-        found, is_lasting = self.milliseconds(key, input, ("copy",), time)
-        return found.get("copy", 0.0), is_lasting
+        times, is_lasting = self.milliseconds(key, input, ("copy",), time)
+        return times.get("copy", 0.0), is_lasting
 
     def milliseconds(
         self,

@@ -64,7 +64,8 @@ CXX_FLAGS = (
 #: Flags of each instruction set by the machine's architecture; "baseline" is supported by all.
 INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
-        "baseline": (),
+        # For processors from before 2013: not worth twice the time of compiling.
+        "baseline": ("-O2",),
         "avx2": ("-mavx2", "-mfma", "-mf16c"),
         "avx512": (
             "-mavx512f",

@@ -45,7 +45,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     cxx = shlex.split(os.environ.get("CXX", "") or "g++")
     sources = [
         *(
-            (f"cpu/{name}_loops.cpp", (*SANITIZED, *flags, f"-DFASTGAN_INSTRUCTION_SET={chosen}"))
+            (f"cpu/{name}_loops.cpp", (*flags, *SANITIZED, f"-DFASTGAN_INSTRUCTION_SET={chosen}"))
             for name in ("winograd", "patches")
             for chosen, flags in INSTRUCTION_SETS.items()
             if f"csrc/cpu/{name}_loops.cpp" in BUILD["LOOPS_OF_SETS"].get(chosen, LOOPS)

@@ -24,17 +24,6 @@ from fastgan.penalty.points import within_transform
 from fastgan.penalty.rule import empty
 from fastgan.penalty.tape import Changed, Tape, Unrecordable, tensors_in
 
-__all__ = [
-    "Critic",
-    "Joining",
-    "Recording",
-    "Scores",
-    "inner_critic",
-    "joining",
-    "record",
-    "run_within",
-]
-
 Scores = Callable[[Any], Any]
 
 

@@ -20,8 +20,6 @@ from fastgan.losses import at_least_float32
 from fastgan.penalty.formula import Formula
 from fastgan.penalty.points import within_transform
 
-__all__ = ["TERMS", "Asked", "loss_by_double_backward", "refuse_wrong_derivatives"]
-
 #: The term that is the penalty at a batch.
 TERMS = {"points": "gp", "real": "r1", "fake": "r2"}
 

@@ -33,8 +33,6 @@ from fastgan.penalty.rule import (
     Slots,
 )
 
-__all__ = ["ELEMENTWISE", "ActivationRule"]
-
 aten = torch.ops.aten
 
 

@@ -12,8 +12,6 @@ from torch import Tensor
 if TYPE_CHECKING:
     from fastgan.penalty.rule import Rule
 
-__all__ = ["Node", "Samples", "Value"]
-
 
 @dataclass(frozen=True)
 class Samples:

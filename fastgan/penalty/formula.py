@@ -17,8 +17,6 @@ import fastgan.ops.penalty_tangent  # noqa: F401 - defines the op that is called
 from fastgan.losses import at_least_float32
 from fastgan.penalty.rule import wide
 
-__all__ = ["Formula"]
-
 
 @dataclass(frozen=True)
 class Formula:

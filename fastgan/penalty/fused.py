@@ -25,8 +25,6 @@ from fastgan.penalty.points import images_of
 from fastgan.penalty.rule import empty, wide
 from fastgan.penalty.tape import Changed
 
-__all__ = ["fused_loss"]
-
 Names = tuple[str, ...]
 """Names of batches recorded together: "fake", "real" or "points"."""
 Seeds = dict[str, list[Tensor]]

@@ -27,8 +27,6 @@ from fastgan.penalty.rule import (
     sum_to,
 )
 
-__all__ = ["LINEAR_RULES", "read_region", "write_region"]
-
 aten = torch.ops.aten
 
 

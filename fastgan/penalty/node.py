@@ -19,9 +19,6 @@ from fastgan.penalty.entries import Value
 from fastgan.penalty.rule import with_random
 from fastgan.penalty.tape import Tape
 
-__all__ = ["Leaves", "attached", "replayed"]
-
-
 Leaves = dict[int, Tensor]
 Composed = Callable[[Sequence[Tensor], Leaves], Tensor]
 

@@ -44,8 +44,6 @@ from fastgan.penalty.rule import (
     wide,
 )
 
-__all__ = ["BatchNorm", "GroupNorm", "LayerNorm"]
-
 aten = torch.ops.aten
 ops = torch.ops.fastgan
 

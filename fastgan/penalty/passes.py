@@ -44,8 +44,6 @@ from fastgan.penalty.formula import Formula
 from fastgan.penalty.rule import LINEAR, Grads, Slots, empty
 from fastgan.penalty.tape import Tape
 
-__all__ = ["Passes"]
-
 Store = dict[Value, tuple[Tensor, bool]]
 """Value -> (output gradient or tangent, whether it may be overwritten)."""
 Second = dict[Node, tuple[Slots, Grads]]

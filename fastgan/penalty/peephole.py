@@ -31,8 +31,6 @@ from fastgan.penalty.entries import Node, Value
 from fastgan.penalty.products import Convolution
 from fastgan.penalty.rule import OUTPUT
 
-__all__ = ["MaskedActivation", "MaskingConvolution", "move_masks"]
-
 
 def _mask(activation: Node) -> ActivationGradient:
     """An activation's mask, for the kernels to apply."""

@@ -9,17 +9,6 @@ from torch import Tensor
 
 from fastgan.errors import ConfigError, DtypeError
 
-__all__ = [
-    "Points",
-    "check_batch",
-    "check_pair",
-    "images_of",
-    "interpolates",
-    "mixing_weights",
-    "points_at",
-    "within_transform",
-]
-
 Points = Literal["interpolates", "real", "fake", "dragan"]
 
 

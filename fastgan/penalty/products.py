@@ -29,8 +29,6 @@ from fastgan.ops.stages import Stage
 from fastgan.penalty.entries import Node
 from fastgan.penalty.rule import AUTOGRAD, LINEAR, SMOOTH, Rule, Slots, layout_of, sum_to
 
-__all__ = ["Convolution", "MatrixProduct", "Multiply"]
-
 aten = torch.ops.aten
 
 

@@ -25,29 +25,6 @@ from torch import Tensor
 
 from fastgan.penalty.entries import Node, Value
 
-__all__ = [
-    "AUTOGRAD",
-    "GRAPH",
-    "LINEAR",
-    "OUTPUT",
-    "PIECEWISE",
-    "PIECEWISE_LINEAR",
-    "POINTWISE",
-    "SMOOTH",
-    "Autograd",
-    "Chosen",
-    "Grads",
-    "Rule",
-    "Slots",
-    "aligned",
-    "differentiated",
-    "empty",
-    "layout_of",
-    "sum_to",
-    "wide",
-    "with_random",
-]
-
 Slots = dict[Any, "Tensor | None"]
 Grads = Sequence["Tensor | None"]
 OUTPUT = -1

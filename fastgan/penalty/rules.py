@@ -16,8 +16,6 @@ from fastgan.penalty.norms import BatchNorm, GroupNorm, LayerNorm
 from fastgan.penalty.products import Convolution, MatrixProduct, Multiply
 from fastgan.penalty.rule import AUTOGRAD, POINTWISE, Rule
 
-__all__ = ["RULES", "Op", "rule_of"]
-
 aten = torch.ops.aten
 
 RULES: dict[Any, Rule] = {

@@ -37,8 +37,6 @@ from fastgan.penalty.linear import read_region, write_region
 from fastgan.penalty.rule import AUTOGRAD, GRAPH, OUTPUT
 from fastgan.penalty.rules import RULES, Op, rule_of
 
-__all__ = ["Changed", "Tape", "Unrecordable", "tensors_in"]
-
 
 class Unrecordable(BaseException):
     """No tape can be made; the message says why.

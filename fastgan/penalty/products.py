@@ -18,16 +18,15 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Sequence
-from itertools import cycle
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastgan.ops.backends import ATEN, describe_layer, select_backend
+from fastgan.ops.backends import describe_layer, select_backend
 from fastgan.ops.stages import Stage
 from fastgan.penalty.entries import Node
-from fastgan.penalty.rule import AUTOGRAD, LINEAR, SMOOTH, Rule, Slots, layout_of, sum_to
+from fastgan.penalty.rule import AUTOGRAD, LINEAR, SMOOTH, Rule, Slots, empty, layout_of, sum_to
 
 aten = torch.ops.aten
 
@@ -183,19 +182,18 @@ class Convolution(Product):
 
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
         stage, weight = self.prepared(node)
-        if stage is not None:
-            input = grad.new_empty(()).expand(node.slots[0].shape)
-            backend = select_backend("input_gradient", stage, input, weight)
-            if backend is not ATEN:
-                return backend.input_gradient(stage, grad, input, weight)
-        return self._transpose(node, grad, weight)
+        value = node.slots[0]
+        # Only its shape and layout count.
+        input = empty(value.shape, grad) if value.tensor is None else value.tensor
+        if stage is None:
+            return self._backward(node, grad, input, weight, [True, False, False])[0]
+        backend = select_backend("input_gradient", stage, input, weight)
+        return backend.input_gradient(stage, grad, input, weight)
 
     def to_right(self, node: Node, left: Tensor, grad: Tensor) -> Tensor:
         stage, weight = self.prepared(node)
         if stage is None:
-            mask, backward = [False, True, False], aten.convolution_backward.default
-            weight_grad: Tensor = backward(grad, left, weight, None, *node.args[3:9], mask)[1]
-            return weight_grad
+            return self._backward(node, grad, left, weight, [False, True, False])[1]
         backend = select_backend("weight_gradient", stage, left, weight)
         return backend.weight_gradient(stage, grad, left, weight, False)[0]
 
@@ -228,30 +226,13 @@ class Convolution(Product):
         return select_backend("forward", stage, input, weight).forward(stage, input, weight, bias)
 
     @staticmethod
-    def _transpose(node: Node, grad: Tensor, weight: Tensor) -> Tensor:
-        """The convolution's transpose by ATen: conv_transpose of a conv and vice versa."""
-        size = node.slots[0].shape[2:]
-        stride, padding, dilation, transposed, _, groups = node.args[3:9]
-        if transposed:
-            output = torch.convolution(
-                grad, weight, None, stride, padding, dilation, False, [0] * len(size), groups
-            )
-            # An output padding larger than the stride (possible with dilation) gives extra rows
-            # and columns.
-            inside: Any = (..., *map(slice, size))
-            return output[inside]
-        # Rows and columns that the stride skipped become output padding.
-        skipped = [
-            n - ((m - 1) * s - 2 * p + r * (k - 1) + 1)
-            for n, m, k, s, p, r in zip(
-                *(size, grad.shape[2:], weight.shape[2:]),
-                *map(cycle, (stride, padding, dilation)),  # one number stands for all dimensions
-                strict=False,
-            )
-        ]
-        return torch.convolution(
-            grad, weight, None, stride, padding, dilation, True, skipped, groups
+    def _backward(
+        node: Node, grad: Tensor, input: Tensor, weight: Tensor, wanted: list[bool]
+    ) -> Sequence[Tensor]:
+        results: Sequence[Tensor] = aten.convolution_backward.default(
+            grad, input, weight, None, *node.args[3:9], wanted
         )
+        return results
 
 
 def _stage(args: Sequence[Any]) -> Stage:

@@ -228,7 +228,7 @@ class Tape(TorchFunctionMode):
         self._active = True
         torch._C._set_grad_enabled(False)  # torch.no_grad's own call, at a fifth of the time
         try:
-            whole = func if replaced is None else partial(replaced, self, func)
+            whole = func if replaced is None else partial(replaced, func)
             result = whole(*args, **kwargs)
         finally:
             torch._C._set_grad_enabled(True)
@@ -684,19 +684,14 @@ class _Ops(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.tape = weakref.proxy(tape)
 
-
-def _to_tape(
-    self: _Ops,
-    func: Any,
-    types: Any,
-    args: Sequence[Any] = (),
-    kwargs: dict[str, Any] | None = None,
-) -> Any:
-    return self.tape.op(func, args, kwargs or {})
-
-
-# As a method it would be wrapped for torch.compile, which takes longer than a small op.
-_Ops.__torch_dispatch__ = _to_tape  # type: ignore
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Any,
+        args: Sequence[Any] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        return self.tape.op(func, args, kwargs or {})
 
 
 def _random_state(args: Iterable[Any]) -> tuple[torch.device, Tensor]:
@@ -707,38 +702,13 @@ def _random_state(args: Iterable[Any]) -> tuple[torch.device, Tensor]:
     return torch.device("cpu"), torch.get_rng_state()
 
 
-def _by_products(tape: Tape, func: Any, *args: Any, **kwargs: Any) -> Any:
+def _by_products(func: Any, *args: Any, **kwargs: Any) -> Any:
     """Attention as matrix products: the fused kernels have no second derivative."""
     with sdpa_kernel(SDPBackend.MATH):
         return func(*args, **kwargs)
 
 
-def _convolution(
-    tape: Tape,
-    func: Any,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: Any = 1,
-    padding: Any = 0,
-    dilation: Any = 1,
-    groups: int = 1,
-) -> Tensor:
-    """Calls aten.convolution directly, which saves a pass through the dispatcher."""
-    rank = weight.dim() - 2
-    plain = input.dim() == weight.dim() and not isinstance(padding, str)
-    if not plain or torch.is_autocast_enabled(input.device.type):
-        result: Tensor = func(input, weight, bias, stride, padding, dilation, groups)
-        return result
-    lists = ([s] if isinstance(s, int) else list(s) for s in (stride, padding, dilation))
-    settings = [s * (rank if len(s) == 1 else 1) for s in lists]
-    args = (input, weight, bias, *settings, False, [0] * rank, groups)
-    with torch._C._DisableTorchDispatch():
-        output: Tensor = tape.op(torch.ops.aten.convolution.default, args, {})
-    return output
-
-
-def _instance_norm(tape: Tape, func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _instance_norm(func: Any, input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Instance norm with batch statistics is group norm with one group per channel."""
     names = ("running_mean", "running_var", "weight", "bias", "use_input_stats", "momentum", "eps")
     given = {**dict(zip(names, args, strict=False)), **kwargs}
@@ -785,9 +755,6 @@ _REFUSED = {
     },
 }
 _REPLACED = {
-    torch.conv1d: _convolution,
-    torch.conv2d: _convolution,
-    torch.conv3d: _convolution,
     F.scaled_dot_product_attention: _by_products,
     F.multi_head_attention_forward: _by_products,
     F.instance_norm: _instance_norm,

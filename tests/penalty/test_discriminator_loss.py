@@ -253,7 +253,7 @@ def test_third_derivatives_are_right() -> None:
         assert_close(*found[-2:])
 
 
-CONVOLUTIONS = {"aten::convolution", "aten::convolution_backward"}
+CONVOLUTIONS = {"aten::_convolution", "aten::convolution_backward"}
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -20,7 +20,7 @@ import fastgan
 from fastgan.models import WGANCritic
 
 CONVOLUTIONS = {
-    "aten::convolution",
+    "aten::_convolution",
     "aten::convolution_backward",
     "fastgan::matrix_forward",
     "fastgan::matrix_input_gradient",
@@ -62,7 +62,7 @@ def test_at_most_four_convolutions_a_layer_and_none_dilated(
 
 
 def largest_filter(calls: list[tuple[str, list[int]]]) -> list[int]:
-    return [max(shape[2:]) for name, shape in calls if name == "aten::convolution"]
+    return [max(shape[2:]) for name, shape in calls if name == "aten::_convolution"]
 
 
 def test_explain_names_every_layer_of_a_fused_critic() -> None:

@@ -1,4 +1,4 @@
-"""Rules of functions y = f(x), element by element.
+"""Rules of functions y = f(x), element by element, and of softmax.
 
     vjp, jvp      f'(x) d,  f'(x) u
     gradients     f''(x) d u,  which is zero for the piecewise-linear ones
@@ -106,6 +106,40 @@ class _BiasAct(Rule):
         return grad if slot == 0 else grad.sum([d for d in range(grad.dim()) if d != dim])
 
 
+class _Softmax(Rule):
+    """_softmax(x, dim, half to float): J = diag(y) - y y^T, along the dimension.
+
+    The gradient of <d, J u> by y is d u - d sum(y u) - u sum(y d), and J takes it on to x.
+    """
+
+    kind = SMOOTH
+
+    def reads(self, node: Node) -> Iterable[Any]:
+        return (OUTPUT,)
+
+    def batched(self, node: Node, samples: int) -> bool:
+        return bool(node.args[1] % max(len(node.result.shape), 1) != 0)
+
+    def _project(self, node: Node, vector: Tensor, dtype: torch.dtype) -> Tensor:
+        """J v."""
+        vector = vector.to(node.result.dtype)
+        result: Tensor = aten._softmax_backward_data(vector, node.output, node.args[1], dtype)
+        return result
+
+    def slot_vjp(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        return self._project(node, grad, node.slots[0].dtype)
+
+    def slot_jvp(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        return self._project(node, tangent, node.result.dtype)
+
+    def slot_gradient(self, node: Node, grad: Tensor, tangents: Slots, slot: Any) -> Tensor | None:
+        tangent, output, dim = tangents.get(0), node.output, node.args[1]
+        if tangent is None:
+            return None
+        along, back = ((output * t).sum(dim, keepdim=True) for t in (tangent, grad))
+        return self.slot_vjp(node, grad * (tangent - along) - tangent * back, slot)
+
+
 #: Op -> its rule.
 ELEMENTWISE: dict[Any, Rule] = {
     **{row.op: Chosen(_activation) for row in ACTIVATIONS.values() if row.op is not None},
@@ -121,5 +155,6 @@ ELEMENTWISE: dict[Any, Rule] = {
     ),
     aten._prelu_kernel.default: Chosen(lambda node: PIECEWISE if node.inner == [0] else POINTWISE),
     torch.ops.fastgan.bias_act.default: _BiasAct(),
+    aten._softmax.default: _Softmax(),
     torch.ops.fastgan.filtered_lrelu.default: Autograd(PIECEWISE_LINEAR, by_rows=True),
 }

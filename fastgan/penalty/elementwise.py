@@ -136,8 +136,10 @@ class _Softmax(Rule):
         tangent, output, dim = tangents.get(0), node.output, node.args[1]
         if tangent is None:
             return None
+        tangent = tangent.to(output.dtype)
         along, back = ((output * t).sum(dim, keepdim=True) for t in (tangent, grad))
-        return self.slot_vjp(node, grad * (tangent - along) - tangent * back, slot)
+        product = (tangent - along).mul_(grad).addcmul_(tangent, back, value=-1)
+        return self.slot_vjp(node, product, slot)
 
 
 #: Op -> its rule.

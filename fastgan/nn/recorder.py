@@ -45,6 +45,7 @@ from fastgan.nn.stretch import Log
 from fastgan.nn.touches import METADATA
 from fastgan.ops.backends import measuring_nothing
 from fastgan.ops.backends.selection import MARGIN, current_selector
+from fastgan.ops.memory_format import is_channels_last
 
 __all__ = ["Recorder", "is_fused", "run_recorded", "watched"]
 
@@ -94,7 +95,12 @@ def run_recorded(
     call = (
         module.training,
         torch.is_grad_enabled(),
-        *((each.shape, each.dtype) for each in args if isinstance(each, Tensor)),
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+        *(
+            (each.shape, each.dtype, each.layout is torch.strided and each.is_contiguous())
+            for each in args
+            if isinstance(each, Tensor)
+        ),
     )
     began = _clock()
     if _local.watched[0] is None and pace.runs_plain(call):
@@ -127,12 +133,15 @@ class _Pace:
 
     If fusing saves less than the overhead of recording and a few per cent of the convolutions'
     time, which is what measuring them is uncertain by, calls run plain as well. That changes
-    roundings, so it is stored with the backends' choices, and timing calls doesn't change it.
+    roundings, so it is stored with the backends' choices, and timing calls doesn't change it. Each
+    dtype, autocast's included, and layout has a choice of its own, as convolutions do.
     """
 
     def __init__(self, module: nn.Module) -> None:
-        sizes = sum(each.numel() for each in module.parameters())
+        parameters = list(module.parameters())
+        sizes = sum(each.numel() for each in parameters)
         self._name = f"forward of {type(module).__qualname__}, {sizes} parameters"
+        self._name += ", channels-last" * any(map(is_channels_last, parameters))
         #: Call -> whether it was chosen to run plain; None if a choice is still open.
         self._chosen: dict[Any, bool | None] = {}
         #: Call -> the limit in seconds; None after the first call, which includes measuring and
@@ -147,10 +156,14 @@ class _Pace:
         return self._chosen[call] is True or self._limits.get(call) is not None
 
     def _choose(self, call: Any, milliseconds: dict[str, float]) -> None:
-        training, gradients, *inputs = call
-        of_inputs = ", ".join(f"{'x'.join(map(str, shape))} {dtype}" for shape, dtype in inputs)
+        training, gradients, autocast, *inputs = call
+        of_inputs = ", ".join(
+            f"{'x'.join(map(str, shape))} {dtype}" + ", not contiguous" * (not is_contiguous)
+            for shape, dtype, is_contiguous in inputs
+        )
         key = f"{self._name}, {of_inputs}, threads {torch.get_num_threads()}"
         key += ", training" * training + ", with gradients" * gradients
+        key += f", autocast {autocast}" if autocast else ""
         choice, is_lasting = current_selector().choose(
             key, torch.empty(0), ("recorded", "plain"), "recorded", lambda: milliseconds
         )

@@ -756,6 +756,31 @@ def test_a_forward_that_saves_less_than_watching_it_costs_is_plain_by_a_choice_t
     assert recordings.count == (5 if recorded else 1)
 
 
+def test_each_dtype_and_layout_has_a_choice_of_its_own(
+    recordings: Recordings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    way = Way(False, True, 0.1, 1.0)
+    monkeypatch.setenv("FASTGAN_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(stretch, "select_layout", lambda *_: (way, way))
+    monkeypatch.setattr(recorder, "watching_milliseconds", lambda: 1.0)
+    for name in ("overwriting_pays", "runs_in_one_pass"):
+        monkeypatch.setattr(norm_choice, name, lambda *_, **__: 0.0)
+    x, last = image().float(), torch.channels_last
+    with using(Selector("1")):
+        for layout in (torch.contiguous_format, last):
+            fused = fastgan.fuse(Block()).to(memory_format=layout)
+            for given, autocast in (
+                (x, False),
+                (x, True),
+                (x.contiguous(memory_format=last), False),
+            ):
+                recordings.count = 0
+                with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                    for _ in range(2):
+                        fused(given)
+                assert recordings.count == 1
+
+
 def test_a_call_that_does_more_than_was_recorded_is_recorded_again(
     recordings: Recordings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

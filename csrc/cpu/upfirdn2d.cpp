@@ -23,9 +23,13 @@ class Coefficients {
   public:
     explicit Coefficients(const Filter& filter)
         : filter_{filter.x, filter.y, filter.separable || filter.f == nullptr, nullptr, nullptr} {
-        const std::int64_t rows = filter_.separable ? 1 : filter.y.taps;
-        along_x_ = taps(filter, rows * filter.x.taps, filter_.separable ? 1.0 : filter.gain);
-        along_y_ = taps(filter, filter_.separable ? filter.y.taps : 0, filter.gain);
+        if (!filter_.separable && split(filter)) {
+            filter_.separable = true;
+        } else {
+            const std::int64_t rows = filter_.separable ? 1 : filter.y.taps;
+            along_x_ = taps(filter, rows * filter.x.taps, filter_.separable ? 1.0 : filter.gain);
+            along_y_ = taps(filter, filter_.separable ? filter.y.taps : 0, filter.gain);
+        }
         filter_.along_x = along_x_.data();
         filter_.along_y = along_y_.data();
     }
@@ -39,6 +43,43 @@ class Coefficients {
             result[static_cast<std::size_t>(t)] = static_cast<A>(filter.tap(t, count) * gain);
         }
         return result;
+    }
+
+    // A filter of rank 1 is the product of its smallest tap's row and column, the column in units of
+    // that tap. Split where that halves the products at least, since each row is stored and loaded
+    // once more, and only if the taps stay exactly what they are: a rounding of both factors may
+    // double the error of a short filter.
+    bool split(const Filter& filter) {
+        const FirAxis &x = filter.x, &y = filter.y;
+        const std::int64_t columns = x.taps, rows = y.taps, count = rows * columns;
+        const std::int64_t met_x = (columns + x.up - 1) / x.up, met_y = (rows + y.up - 1) / y.up;
+        if (2 * (met_y * y.up + met_x * y.down) > met_x * met_y * y.up) {
+            return false;
+        }
+        const auto tap = [&](std::int64_t t) { return filter.tap(t, count); };
+        std::int64_t at = 0;
+        for (std::int64_t t = 1; t < count; ++t) {
+            if (tap(at) == 0 || (tap(t) != 0 && std::fabs(tap(t)) < std::fabs(tap(at)))) {
+                at = t;
+            }
+        }
+        const std::int64_t row = at / columns, column = at % columns;
+        const auto along_x = [&](std::int64_t j) { return static_cast<A>(tap(row * columns + j)); };
+        const auto along_y = [&](std::int64_t i) { return tap(i * columns + column) / tap(at); };
+        for (std::int64_t t = 0; t < count; ++t) {
+            const A ratio = static_cast<A>(along_y(t / columns));
+            // Never of NaN, as without a tap other than zero.
+            if (!(double{ratio} * double{along_x(t % columns)} == tap(t))) {
+                return false;
+            }
+        }
+        for (std::int64_t j = 0; j < columns; ++j) {
+            along_x_.push_back(along_x(j));
+        }
+        for (std::int64_t i = 0; i < rows; ++i) {
+            along_y_.push_back(static_cast<A>(along_y(i) * filter.gain));
+        }
+        return true;
     }
 
     FirFilter filter_;

@@ -19,6 +19,12 @@ from fastgan.reference import style_ops
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
+def of_rank_one(taps: list[int]) -> Tensor:
+    """Zeros and signs among the taps; exact products, which are filtered along one axis a time."""
+    factors = [torch.randint(-4, 5, (count,)).float() for count in taps]
+    return factors[0] if len(taps) == 1 else torch.outer(*factors)
+
+
 def drawn(draw: random.Random, most_taps: int) -> tuple[Tensor, dict[str, Any]]:
     """A map and the arguments of upfirdn2d; sizes on both sides of where the kernels' ways part."""
     height, width = draw.randint(1, 12), draw.choice((1, 5, 23, 24, 25, 60))
@@ -36,7 +42,7 @@ def drawn(draw: random.Random, most_taps: int) -> tuple[Tensor, dict[str, Any]]:
         lacking -= size * up[axis] + padding[2 * axis] + padding[2 * axis + 1]
         padding[2 * axis + 1] += max(0, lacking)
     return x, {
-        "f": draw.choice((torch.randn(taps), torch.randn(taps), None)),
+        "f": draw.choice((torch.randn(taps), of_rank_one(taps), None)),
         "up": tuple(up),
         "down": tuple(down),
         "padding": tuple(padding),
@@ -182,8 +188,10 @@ def test_a_filter_gets_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("channels", [1, 16])
-def test_special_values_spread_as_in_torch(channels: int) -> None:
-    f = torch.rand(4, 3)
+@pytest.mark.parametrize("rank_one", [False, True])
+def test_special_values_spread_as_in_torch(channels: int, rank_one: bool) -> None:
+    f = torch.tensor([2.0, 0, -1, 1])[:, None] * torch.tensor([1.0, 3, 0])
+    f = f if rank_one else torch.rand(4, 3)
     for special in (float("nan"), float("inf")):
         x = torch.randn(1, channels, 9, 40).contiguous(memory_format=torch.channels_last)
         x[0, 0, 4, 20] = special

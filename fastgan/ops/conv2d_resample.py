@@ -18,12 +18,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.errors import ConfigError
 from fastgan.ops.convolution import conv2d, conv_transpose2d
+from fastgan.ops.memory_format import is_channels_last, laid_out
+from fastgan.ops.registration import calls_its_function, is_transformed
 from fastgan.ops.upfirdn2d import taps_of, upfirdn2d
+from fastgan.ops.winograd import CHANNELS
 
 Padding = int | Sequence[int]
 
@@ -138,9 +142,14 @@ def conv2d_resample(
         sides = (x0 - columns + 1, x1 - columns + up, y0 - rows + 1, y1 - rows + up)
         # Pixels that would be cropped aren't computed.
         cut_x, cut_y = max(min(-sides[0], -sides[1]), 0), max(min(-sides[2], -sides[3]), 0)
+        turns = _is_faster_channels_last(x, transposed)
+        if turns:
+            transposed = laid_out(transposed, True)
         x = conv_transpose2d(x, transposed, stride=up, padding=(cut_y, cut_x), groups=groups)
         sides = (sides[0] + cut_x, sides[1] + cut_x, sides[2] + cut_y, sides[3] + cut_y)
         x = upfirdn2d(x, f, one, one, sides, flip_filter, up * up)
+        if turns:
+            x = laid_out(x, False)
         return x if down == 1 else upfirdn2d(x, f, one, factors, flip_filter=flip_filter)
     if down > 1:
         x = upfirdn2d(x, f, one, one, sides, flip_filter)
@@ -148,3 +157,20 @@ def conv2d_resample(
     if x0 == x1 >= 0 and y0 == y1 >= 0:
         return conv2d(x, correlated, padding=(y0, x0), groups=groups)
     return conv2d(F.pad(x, list(sides)), correlated, groups=groups)
+
+
+def _is_faster_channels_last(x: Tensor, w: Tensor) -> bool:
+    """Whether a contiguous x's convolution and filter save more channels-last than a copy takes.
+
+    True where CPU kernels of our own run them, and nothing records or transforms the copies.
+    """
+    return (
+        x.is_cpu
+        and x.dtype == torch.float32
+        and not is_channels_last(x)
+        and all(channels % CHANNELS == 0 for channels in w.shape[:2])
+        and calls_its_function(x)
+        and not (torch.is_grad_enabled() and (x.requires_grad or w.requires_grad))
+        and torch._C._get_tracing_state() is None
+        and not is_transformed("upfirdn2d")
+    )

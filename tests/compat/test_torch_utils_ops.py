@@ -22,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import fastgan
 from fastgan.compat import torch_utils_ops as ops
 from fastgan.ops.conv2d_resample import four_sides
+from fastgan.ops.memory_format import is_channels_last
+from fastgan.ops.upfirdn2d import upfirdn2d
 from fastgan.reference import style_ops
 
 USERS_CODE = Path(__file__).parent / "users_code"
@@ -229,6 +231,24 @@ def test_conv2d_resample_is_up_convolve_down(
             x, w, f, up, down, four_sides(padding), groups, flip, flip
         )
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_upsampled_contiguous_maps_are_filtered_channels_last_on_cpus(monkeypatch):
+    x, w, f = torch.randn(2, 32, 6, 5), torch.randn(64, 32, 3, 3), torch.rand(4, 4)
+    filtered = []
+
+    def watched(map: Tensor, *rest: Any) -> Tensor:
+        filtered.append(is_channels_last(map))
+        return upfirdn2d(map, *rest)
+
+    monkeypatch.setattr("fastgan.ops.conv2d_resample.upfirdn2d", watched)
+    expected = style_ops.conv2d_resample(x.double(), w.double(), f.double(), 2, 1, (1,) * 4)
+    for weight, layout in ((w, True), (w.clone().requires_grad_(), False)):
+        filtered.clear()
+        found = ops.conv2d_resample.conv2d_resample(x, weight, f, 2, 1, 1)
+        assert filtered == [layout]
+        assert found.is_contiguous()
+        torch.testing.assert_close(found.detach().double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_resampling_keeps_images_centred():

@@ -48,6 +48,8 @@ def why_not_chained(
     """
     if type(input) not in PLAIN:
         return f"its input is a {type(input).__name__}"
+    if input.layout is not torch.strided:
+        return f"its input is {input.layout}"
     if input.device.type not in ("cpu", "cuda"):
         return f"its input is on {input.device.type}"
     if input.dtype not in DTYPES:

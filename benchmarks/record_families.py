@@ -30,7 +30,7 @@ PAIRS = "--data-a digit-outlines --data-b digits --image-size 32"
 FEWER = SMALL.replace("64", "32")
 IMAGES = SMALL.replace(" --conditional", "")
 FLAGS = {
-    "gan": "--data digits --steps 10000 --lr-decay linear",
+    "gan": "--data digits --steps 6000 --lr-decay linear",
     "dcgan": f"{IMAGES} --steps 2000 --lr 1e-3",
     "cgan": f"{SMALL} --steps 2000 --lr 1e-3",
     "wgan": f"{IMAGES} --steps 2000 --lr 5e-4",

@@ -31,10 +31,10 @@ FEWER = SMALL.replace("64", "32")
 IMAGES = SMALL.replace(" --conditional", "")
 FLAGS = {
     "gan": "--data digits --steps 6000 --lr-decay linear",
-    "dcgan": f"{IMAGES} --steps 2000 --lr 1e-3",
-    "cgan": f"{SMALL} --steps 2000 --lr 1e-3",
+    "dcgan": f"{IMAGES} --steps 2000 --lr 5e-4",
+    "cgan": f"{SMALL} --steps 2000 --lr 5e-4",
     "wgan": f"{IMAGES} --steps 2000 --lr 5e-4",
-    "wgan-gp": f"{IMAGES} --steps 1000 --lr 1e-3",
+    "wgan-gp": f"{IMAGES} --steps 1500 --lr 1e-3",
     "sngan": f"{SMALL} --steps 800 --lr 1e-3 --n-critic 1",
     "acgan": f"{SMALL} --steps 800 --lr 1e-3 --augment color,translation",
     "biggan": f"{SMALL} --steps 600 --lr-g 5e-4 --lr-d 1e-3 --n-critic 1",

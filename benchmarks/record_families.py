@@ -31,8 +31,8 @@ FEWER = SMALL.replace("64", "32")
 IMAGES = SMALL.replace(" --conditional", "")
 FLAGS = {
     "gan": "--data digits --steps 6000 --lr-decay linear",
-    "dcgan": f"{IMAGES} --steps 2000 --lr 5e-4",
-    "cgan": f"{SMALL} --steps 2000 --lr 5e-4",
+    "dcgan": f"{IMAGES} --steps 2000 --lr 5e-4 --augment color,translation",
+    "cgan": f"{SMALL} --steps 2000 --lr 5e-4 --augment color,translation",
     "wgan": f"{IMAGES} --steps 2000 --lr 5e-4",
     "wgan-gp": f"{IMAGES} --steps 1500 --lr 1e-3",
     "sngan": f"{SMALL} --steps 800 --lr 1e-3 --n-critic 1",
@@ -51,10 +51,10 @@ def run(*words: str) -> None:
         raise SystemExit(code)
 
 
-def measured(model: str, folder: Path) -> dict[str, object]:
+def measured(model: str, folder: Path, at: str | None) -> dict[str, object]:
     record: dict[str, object] = {
         "time": utc_now(),
-        "commit": commit(),
+        "commit": at,
         "machine": machine_facts(torch.device("cpu")),
         "versions": versions(),
         "flags": FLAGS[model],
@@ -75,9 +75,10 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="by default all")
     models = parser.parse_args().models or list(FLAGS)
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {"models": {}}
+    at = commit()  # before the results make it dirty
     for model in models:
         with tempfile.TemporaryDirectory() as folder:
-            result["models"][model] = measured(model, Path(folder))
+            result["models"][model] = measured(model, Path(folder), at)
         RESULT.write_text(json.dumps(result, indent=2) + "\n")
         print(f"{model}: written to {RESULT}")
 

@@ -80,8 +80,6 @@ one were chosen to compile without spilling.
 
 from __future__ import annotations
 
-__all__ = ["MEASURED", "PROGRAMS", "TABLES"]
-
 Row = tuple[int, int | None, int | None, int | None, tuple[int, int, int, int, int]]
 Rows = tuple[Row, ...]
 

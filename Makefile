@@ -26,7 +26,7 @@ SEEDED   := OMP_NUM_THREADS=1 FASTGAN_TEST_SEED=$(SEED)
 TESTING  := $(SEEDED) $(BIN)/python -m pytest --numprocesses $(WORKERS) --doctest-modules tests fastgan
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-processors quick fuzz attack lint docs format bench tables gpu-check wheel clean
+.PHONY: help demo test test-all test-suite test-processors quick fuzz attack lint docs format bench tables gpu-check wheel clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -78,9 +78,10 @@ demo: $(if $(ALL_GPUS),$(INSTALLED),$(VENV)/.installed-for-demo)  ## train a GAN
 test: $(INSTALLED)  ## build for this machine, and test everything once (8 minutes on two cores)
 	$(TESTING) -m "not exhaustive"
 
-test-all: $(INSTALLED)  ## build for every GPU, and test for every GPU and processor, as CI does
+test-all: test-suite test-processors  ## build for every GPU, and test for every GPU and processor, as CI does
+
+test-suite: $(INSTALLED)
 	$(TESTING)
-	$(BIN)/python tests/processors.py
 
 test-processors: $(INSTALLED)  ## the numerical tests with fewer instruction sets (half a minute)
 	$(BIN)/python tests/processors.py

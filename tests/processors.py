@@ -24,8 +24,15 @@ PROCESSORS = {
     "avx512": ("avx512", "avx512", "AVX512_CORE_BF16", "COMPATIBLE"),
     "avx512_vnni": ("avx512_vnni", "avx512", "AVX512_CORE_BF16", "COMPATIBLE"),
 }
-#: The tests of what only this processor has; for the others, all.
-TESTS = {"avx512_vnni": "tests/ops/test_winograd_ops.py"}
+ROOT = Path(__file__).parents[1]
+#: The files with tests marked so: to collect all takes longer than to run these.
+TESTS = [
+    str(path)
+    for path in sorted((ROOT / "tests").rglob("test_*.py"))
+    if "mark.processors" in path.read_text(encoding="utf-8")
+]
+#: Of what only this processor has; for the others, all.
+TESTS_OF = {"avx512_vnni": ["tests/ops/test_winograd_ops.py"]}
 VARIABLES = (
     "FASTGAN_CPU_INSTRUCTION_SET",
     "ATEN_CPU_CAPABILITY",
@@ -41,7 +48,7 @@ def run(name: str, arguments: list[str]) -> bool:
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
         env={**os.environ, "OMP_NUM_THREADS": "1", **settings},
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         check=False,
@@ -63,7 +70,7 @@ def main(arguments: list[str]) -> int:
         print(f"{name:11} left out: this build or processor lacks it")
 
     def passes(name: str) -> bool:
-        return run(name, arguments or ["-m", "processors", TESTS.get(name, "tests")])
+        return run(name, arguments or ["-m", "processors", *TESTS_OF.get(name, TESTS)])
 
     with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
         outcomes = list(pool.map(passes, able))

@@ -137,7 +137,7 @@ def exact_derivative(name, u, slope):
     kappa = np.longdouble("0.044715")
     share = 1 / (1 + np.exp(-2 * beta * (x + kappa * x**3)))
     slope = share + 2 * x * share * (1 - share) * beta * (1 + 3 * kappa * x * x)
-    return torch.from_numpy(slope.astype(np.float64))
+    return torch.from_numpy(np.asarray(slope, dtype=np.float64))
 
 
 def slack(dtype):

@@ -78,7 +78,9 @@ def make_table(name: str, results: list[tuple[Path, Result]], up: str = "") -> s
         return family(rest)
     if kind == "iteration":
         return (
-            cases(results, up, "cpu", lambda row: row.op.lower().startswith(f"{rest} iteration"))
+            cases(
+                results, up, "cpu", lambda row: row.op.startswith(f"{_PAPERS[rest][0]} iteration")
+            )
             or "Not measured yet."
         )
     if kind == "goals" and rest in ("cpu", "cuda"):

@@ -279,8 +279,8 @@ def _products_of_rows(rows: Tensor) -> Tensor:
     count, length = rows.shape
     if count <= 2 * length:
         return (rows @ rows.mT).fill_diagonal_(0).square().sum()
-    # |W W^T| = |W^T W|, which is smaller. So many rows are never orthogonal: little cancels, at
-    # most the part length / count of the first term for rows of one length.
+    # |W W^T| = |W^T W|, which is smaller. As so many rows can't all be orthogonal, little cancels:
+    # for rows of one length at most length / count of the first term.
     return (rows.mT @ rows).square().sum() - rows.square().sum(1).square().sum()
 
 

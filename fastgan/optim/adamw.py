@@ -27,7 +27,7 @@ class AdamW(Adam, torch.optim.AdamW):
         weight_decay: decoupled weight decay.
         amsgrad: divide by the largest running average of the square so far.
         maximize: ascend.
-        foreach: as :class:`fastgan.optim.Adam`'s, and so all that follow.
+        foreach: accepted for compatibility, without effect, as in :class:`fastgan.optim.Adam`.
         capturable: as `foreach`.
         differentiable: False; autograd can't see into this step.
         fused: as `foreach`.

@@ -279,8 +279,11 @@ def test_cases_have_names_of_their_own_work_to_do_and_all_that_goals_are_about(d
         assert_headlines_come_first(quick)
     else:
         assert {case.name for case in quick} <= {case.name for case in every}
-    # An op's cases count alike, and networks of the CPU's cases the same way: that takes seconds.
-    one_of_each = {case.op: case for case in every if device == "cpu" or case.suite == "ops"}
+    # A network's cases count alike for each dtype and batch, and that takes seconds.
+    one_of_each = {
+        (case.op, case.shape) if case.suite in ("models", "training") else case.name: case
+        for case in (*every, *quick)
+    }
     assert all(case.work.bytes > 0 for case in one_of_each.values())
     about = {(case.op, case.shape, case.dtype, case.batch) for case in every}
     for goal in GOALS:

@@ -851,7 +851,7 @@ def test_a_profiler_may_hold_what_is_computed() -> None:
 @pytest.mark.filterwarnings("ignore::fastgan.explaining.fallback.FallbackWarning")
 @pytest.mark.filterwarnings("ignore:Sparse CSR tensor support:UserWarning")
 @pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr], ids=str)
-def test_sparse_inputs_run_as_ever(layout: torch.layout) -> None:
+def test_sparse_inputs_run_as_without_fuse(layout: torch.layout) -> None:
     plain = nn.Sequential(nn.Linear(3, 4), nn.ReLU())
     fused, x = fastgan.fuse(copy.deepcopy(plain)), torch.eye(3).to_sparse(layout=layout)
     assert torch.equal(fused(x), plain(x))

@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import subprocess
@@ -22,6 +23,7 @@ import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent
 
@@ -467,6 +469,7 @@ def description(configuration: Configuration) -> dict[str, object]:
     architectures = c.cuda.architectures if c.cuda else ()
     return {
         "version": c.version,
+        "sources": _of_package("_sources.py")["sources_digest"](ROOT),
         "torch_target": TORCH_TARGET,
         "built_with_torch": c.torch_version,
         "cxx_compiler": c.cxx_version,
@@ -511,10 +514,14 @@ def install(folder: Path, *, verbose: bool = False) -> None:
 
 
 def package_version() -> str:
-    """Fastgan's version, without importing it."""
-    namespace: dict[str, str] = {}
-    exec((ROOT / "fastgan" / "_version.py").read_text(encoding="utf-8"), namespace)
-    return namespace["__version__"]
+    """Fastgan's version."""
+    version: str = _of_package("_version.py")["__version__"]
+    return version
+
+
+def _of_package(name: str) -> dict[str, Any]:
+    """The names of one of the package's files, without importing the package."""
+    return runpy.run_path(str(ROOT / "fastgan" / name))
 
 
 def replace_library(built: Path, target: Path) -> None:

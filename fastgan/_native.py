@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fastgan._sources import sources_digest
 from fastgan._version import __version__
 from fastgan.errors import NativeLibraryError
 
@@ -29,6 +30,7 @@ class BuildInfo:
     Attributes:
         version: fastgan's version.
         native: whether there is a compiled part; if not, the attributes below are empty.
+        sources: a digest of the native sources that it was compiled from.
         torch_target: the oldest torch the compiled part runs with, such as ``"2.10"``.
         built_with_torch: the torch whose headers it was compiled with.
         cxx_compiler: the C++ compiler's own description of itself.
@@ -46,6 +48,7 @@ class BuildInfo:
 
     version: str
     native: bool
+    sources: str | None = None
     torch_target: str | None = None
     built_with_torch: str | None = None
     cxx_compiler: str | None = None
@@ -79,7 +82,8 @@ def load() -> bool:
     """Loads the ops once; returns whether there is a compiled part.
 
     Raises:
-        NativeLibraryError: it is incomplete, of another version, or doesn't load.
+        NativeLibraryError: it is incomplete, of another version, of other sources than the
+            checkout's, or doesn't load.
     """
     # Imported here, because fastgan.ops, imported with torch, needs all of this module.
     import torch
@@ -100,6 +104,12 @@ def load() -> bool:
         raise NativeLibraryError(
             f"fastgan's compiled part is of version {description['version']}, the Python part of "
             f"{__version__}; {_REBUILD}"
+        )
+    sources = sources_digest(_FOLDER.parent)
+    if sources is not None and description.get("sources", sources) != sources:
+        raise NativeLibraryError(
+            "fastgan's compiled part is stale: csrc has changed since it was built; "
+            f"{_REBUILD}, or run native_build.py"
         )
     # TorchVersion compares with a string as a version.
     if TorchVersion(torch.__version__) < str(description["torch_target"]):

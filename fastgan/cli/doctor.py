@@ -39,6 +39,7 @@ def run(options: argparse.Namespace) -> int:
     for column in ("what", "on", "path", "result", "note"):
         table.add_column(column, overflow="fold")
     failures = 0
+    above = ""
     for what, device, path, note, check in _checks():
         failure = _failure(check) if check is not None else None
         failures += failure is not None
@@ -48,7 +49,9 @@ def run(options: argparse.Namespace) -> int:
             result = Text("ok", style="green")
         else:
             result = Text("FAILED", style="bold red")
-        table.add_row(what, device, path, result, note if failure is None else failure)
+        # What is said of many ops is said once.
+        table.add_row(what, device, path, result, failure or ("" if note == above else note))
+        above = note
     console.print(table)
     if failures:
         console.print(f"\n{failures} check(s) failed")

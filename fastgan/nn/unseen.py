@@ -49,7 +49,9 @@ def _with_values(function: Any) -> Any:
 @functools.cache
 def see() -> None:
     """Wraps them once."""
-    of_function = torch.autograd.Function.__dict__["apply"].__func__
+    of_function = torch.autograd.Function.__dict__["apply"]
+    # Until torch 2.13 a classmethod. Later ones are C's, which is called as its function is.
+    of_function = getattr(of_function, "__func__", of_function)
     setattr(torch.autograd.Function, "apply", classmethod(_with_values(of_function)))  # noqa: B010
     scripted: Any
     for scripted in (torch._C.ScriptFunction, torch._C.ScriptMethod):

@@ -21,7 +21,7 @@ from torch import Tensor
 from fastgan.errors import FastganError
 from fastgan.ops.registration import (
     NAMESPACE,
-    define_if_absent,
+    library,
     register_fallback,
     register_function,
     register_in_place,
@@ -142,7 +142,7 @@ def define_op(
 
     def define(reference: Reference) -> Reference:
         op = Op(schema, reference, examples, units, exact, scratch, as_given)
-        define_if_absent(schema)
+        library.define(schema)
         register_fallback(op.name, reference)
         torch.library.register_fake(f"{NAMESPACE}::{op.name}", fake or reference)
         if autograd is not None:

@@ -19,6 +19,9 @@ from fastgan.ops.cuda_support import NO_COMPILED_PART, cuda_obstacle
 
 NAMESPACE = "fastgan"
 
+#: The only reason for plain PyTorch that is an op's own.
+FOR_CPUS_ALONE = "it has a kernel for CPUs alone"
+
 #: Kept for the life of the process, like its registrations.
 library = torch.library.Library(NAMESPACE, "FRAGMENT")
 
@@ -53,14 +56,8 @@ def is_transformed(name: str) -> bool:
     return True
 
 
-def define_if_absent(schema: str) -> None:
-    """Defines the op, unless a compiled part that was built with schemas has defined it."""
-    if not hasattr(torch.ops.fastgan, schema.partition("(")[0]):
-        library.define(schema)
-
-
 def register_fallback(name: str, kernel: Callable[..., Any]) -> None:
-    """Registers plain PyTorch for all devices without a kernel; warns once per device.
+    """Registers plain PyTorch for all devices without a kernel; warns once per device and reason.
 
     Registered for the key after a device's own, so compiled kernels take precedence.
     `kernel` takes the op's arguments, the first of them a tensor or a list of tensors.
@@ -69,11 +66,9 @@ def register_fallback(name: str, kernel: Callable[..., Any]) -> None:
     def fallback(first: torch.Tensor | list[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
         for tensor in [first] if isinstance(first, torch.Tensor) else first[:1]:
             device_type = tensor.device.type
-            warn_once(
-                f"fastgan::{name} runs as plain PyTorch on {device_type}: "
-                f"{why_no_kernel(device_type)}",
-                stacklevel=3,
-            )
+            reason = why_no_kernel(device_type)
+            ops = f"fastgan::{name} runs" if reason == FOR_CPUS_ALONE else "fastgan's ops run"
+            warn_once(f"{ops} as plain PyTorch on {device_type}: {reason}", stacklevel=3)
         return kernel(first, *args, **kwargs)
 
     _fallbacks[name] = fallback
@@ -123,7 +118,7 @@ def register_function(op: torch._ops.OpOverload, function: type[torch.autograd.F
 def why_no_kernel(device_type: str) -> str:
     """Says why this build has no kernel for a kind of device."""
     if device_type == "cuda":
-        return cuda_obstacle() or "it has a kernel for CPUs alone"
+        return cuda_obstacle() or FOR_CPUS_ALONE
     if not _native.load():
         return NO_COMPILED_PART
     return "fastgan has kernels for the CPU and for CUDA only"

@@ -223,6 +223,10 @@ def test_evaluate_reports_and_writes_json(
         assert name in printed
         assert figures[name] >= 0
     assert figures["n_generated"] == 200
+    (checkpoint,) = conditional_run.glob("*.pt")
+    named = {"checkpoint": str(checkpoint), "step": 2, "data": "digits", "n": 200, "seed": 0}
+    assert named.items() <= figures.items()
+    assert (figures["fastgan"], figures["torch"]) == (fastgan.__version__, torch.__version__)
     assert sum(figures["class_histogram"]) == pytest.approx(1)
     assert figures["classifier_accuracy"] > 0.97
 
@@ -606,4 +610,6 @@ def test_help_has_every_default_and_doctor_a_line_for_what_is_missing(
         assert int(told.get(model, common)) == values["batch_size"]
     assert "(default on)" in text
     assert main(["doctor"]) == 0
-    assert capsys.readouterr().out.count("has no CUDA kernels") <= 1
+    printed = capsys.readouterr().out
+    assert printed.count("has no CUDA kernels") <= 1
+    assert printed.count("C++, ") <= 1

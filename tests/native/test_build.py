@@ -395,6 +395,8 @@ def test_wheel_from_the_sdist_is_tagged_for_every_python_and_its_platform(wheel)
     assert "fastgan/_ops.so" in names
     assert "fastgan/py.typed" in names
     assert "fastgan/_build.json" in names
+    sources = json.loads(zipfile.ZipFile(path).read("fastgan/_build.json"))["sources"]
+    assert sources == _native.sources_digest(ROOT)
     assert "fastgan/data/digits.npz" in names
     # One library, and no module that is compiled for one Python.
     assert [name for name in names if name.endswith(".so")] == ["fastgan/_ops.so"]
@@ -482,7 +484,7 @@ def test_pure_wheel_runs_on_plain_pytorch_with_one_warning(pure_wheel, tmp_path)
         "    assert not [w for w in caught if 'fastgan' in str(w.message)], caught\n"
         "    assert not fastgan.build_info().native\n"
         "    assert {row.path for row in op_paths()} == {'aten'}\n"
-        "    check_op('adam_step_', 'cpu'); check_op('adam_step_', 'cpu')\n"
+        "    for op in ('adam_step_', 'adam_step_', 'bn_act'): check_op(op, 'cpu')\n"
         "ours = [w for w in caught if isinstance(w.message, fastgan.FallbackWarning)]\n"
         "assert len(ours) == 1 and 'no compiled part' in str(ours[0].message), ours\n"
         "op = torch.ops.fastgan.clip_tensors_.default\n"
@@ -542,8 +544,10 @@ def broken(tmp_path, monkeypatch):
         "torch_target": "2.10",
         "built_with_torch": "2.1",
     }
-    monkeypatch.setattr(_native, "_FOLDER", tmp_path)
-    return tmp_path, description
+    folder = tmp_path / "fastgan"
+    folder.mkdir()
+    monkeypatch.setattr(_native, "_FOLDER", folder)
+    return folder, description
 
 
 def test_install_without_either_part_is_a_pure_one(broken):
@@ -581,6 +585,27 @@ def test_library_that_does_not_fit_is_an_error_with_its_reason(broken, change, m
     description.update(change)
     (folder / "_ops.so").write_bytes(b"not a library")
     (folder / "_build.json").write_text(json.dumps(description))
+    with pytest.raises(NativeLibraryError, match=message):
+        _native.load.__wrapped__()
+
+
+@pytest.mark.parametrize("change", ["none", "content", "name", "another file"])
+def test_a_library_of_other_sources_than_the_checkouts_is_stale(broken, change):
+    folder, description = broken
+    csrc = folder.parent / "csrc"
+    (csrc / "cpu").mkdir(parents=True)
+    for name in ("ops.cpp", "cpu/loops.h"):
+        (csrc / name).write_text("int x;")
+    description["sources"] = _native.sources_digest(folder.parent)
+    if change == "content":
+        (csrc / "ops.cpp").write_text("int y;")
+    elif change == "name":
+        (csrc / "cpu/loops.h").rename(csrc / "loops.h")
+    elif change == "another file":
+        (csrc / "new.cu").touch()
+    (folder / "_ops.so").write_bytes(b"not a library")
+    (folder / "_build.json").write_text(json.dumps(description))
+    message = "does not load" if change == "none" else "is stale: csrc has changed since"
     with pytest.raises(NativeLibraryError, match=message):
         _native.load.__wrapped__()
 

@@ -82,6 +82,7 @@ def test_original_schedule_trains_the_critic_longer_early_on() -> None:
         ("batch_size", 0),
         ("batch_size", 1),
         ("steps", 0),
+        ("steps", "10"),
         ("channels", 2),
         ("nz", 0),
         ("ngf", -1),

@@ -197,6 +197,7 @@ _PAPERS = {
     "dcgan": ("DCGAN", "Radford et al. 2015", "1511.06434"),
     "cgan": ("Conditional DCGAN", "Mirza & Osindero 2014", "1411.1784"),
     "acgan": ("ACGAN", "Odena et al. 2017", "1610.09585"),
+    "infogan": ("InfoGAN", "Chen et al. 2016", "1606.03657"),
     "wgan": ("WGAN", "Arjovsky et al. 2017", "1701.07875"),
     "wgan-gp": ("WGAN-GP", "Gulrajani et al. 2017", "1704.00028"),
     "sngan": ("SNGAN", "Miyato et al. 2018", "1802.05957"),

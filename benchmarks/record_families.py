@@ -37,6 +37,7 @@ FLAGS = {
     "wgan-gp": f"{IMAGES} --steps 1500 --lr 1e-3",
     "sngan": f"{SMALL} --steps 800 --lr 1e-3 --n-critic 1",
     "acgan": f"{SMALL} --steps 800 --lr 1e-3 --augment color,translation",
+    "infogan": f"{IMAGES} --steps 1000 --lr 1e-3 --augment color,translation",
     "biggan": f"{SMALL} --steps 600 --lr-g 5e-4 --lr-d 1e-3 --n-critic 1",
     "stylegan2": f"{FEWER} --nz 64 --mapping-layers 4 --r1 0.02 --steps 2500",
     "r3gan": f"{SMALL} --steps 350 --lr 1e-3 --r1 1 --r2 1",

@@ -246,7 +246,8 @@ class TrainedGenerator:
                 f" {shape.channels}"
             )
         classes = self.num_classes
-        if classes is not None and source.num_classes not in (None, classes):
+        labels_are_the_data_s = classes is not None and not config.kind.draws_labels
+        if labels_are_the_data_s and source.num_classes not in (None, classes):
             raise ConfigError(
                 f"data: {source.name} has {source.num_classes} classes, the checkpoint {classes}"
             )
@@ -483,6 +484,33 @@ class TrainedGenerator:
                 images = module.synthesis(torch.cat([style[None], crossed]))
                 sheet.append(images.float().cpu())
         return torch.cat(sheet)
+
+    def code_walk(self, code: int, rows: int = 10, columns: int = 9, *, seed: int = 0) -> Tensor:
+        """Samples that differ along a row in a continuous code alone, as in InfoGAN's figure 2.
+
+        Args:
+            code: number of the code, from 0.
+            rows: samples; the categories in turn.
+            columns: values of the code, from -2 to 2 in equal steps (1 for 0 alone).
+            seed: of the noise.
+
+        Returns:
+            float32 (rows * columns, channels, size, size) in [-1, 1], row by row.
+
+        Raises:
+            ConfigError: the generator has no such code.
+        """
+        codes = self.config.codes if self.config.kind.draws_labels else 0
+        if not 0 <= code < codes:
+            expected = f"0 to {codes - 1}" if codes else "an infogan with continuous codes"
+            raise ConfigError(f"code_walk: expected {expected}, got code {code} of {self.path}")
+        check_positive(rows=rows, columns=columns)
+        z = self.noise(rows, seed=seed).repeat_interleave(columns, 0)
+        labels = self.labels(rows)
+        assert labels is not None
+        values = torch.linspace(-2, 2, columns) if columns > 1 else torch.zeros(1)
+        z[:, code, 0, 0] = values.repeat(rows)
+        return generate_images(self.module, z, labels.repeat_interleave(columns))
 
     def translate(self, images: Tensor, direction: str = "a2b") -> Tensor:
         """Translates images; for ``cyclegan`` and ``pix2pix``.

@@ -111,6 +111,7 @@ _OTHERS = ("5x5", "ResNet", "spectral norm", "PatchGAN", "batch norm")
 _BOTH = ("float32", "bfloat16")
 _NETWORKS = ("generator, forward and backward", "discriminator, forward and backward")
 _MAPS = ("512x4x4", "256x8x8", "128x16x16", "64x32x32")
+_LABELLED = ("Conditional DCGAN", "ACGAN", "InfoGAN")
 _FIVE, _ONE = "64x64, 5 critic updates", "64x64, 1 critic update"
 _SMALL = "32x32, 1 critic update"
 _STYLE = ("64x64x64, contiguous", "64x64x64, channels-last")
@@ -147,7 +148,7 @@ GOALS: tuple[Goal, ...] = (
     *_goals("cpu", "R3GAN iteration", _SMALL, "float32", 32, 1.3),
     *_goals("cpu", "CycleGAN iteration", _ONE, "float32", 4, 1.2),
     *_goals("cpu", ("GAN iteration", "BigGAN iteration"), _SMALL, "float32", 32, 1.0),
-    *_goals("cpu", ("Conditional DCGAN iteration", "ACGAN iteration"), _ONE, "float32", 32, 1.0),
+    *_goals("cpu", [f"{each} iteration" for each in _LABELLED], _ONE, "float32", 32, 1.0),
     *_goals("cpu", "pix2pix iteration", _ONE, "float32", 4, 1.0),
     *_goals("cpu", "bias_act, forward and backward", _STYLE, "float32", 8, 2.0),
     *_goals("cpu", _RESAMPLE, _STYLE, "float32", 8, 2.0, peers="depthwise"),

@@ -27,6 +27,7 @@ NEIGHBOURS = 5
 TUNED = (
     *("model", "image_size", "channels", "batch_size", "accumulate"),
     *("nz", "ngf", "ndf", "blocks", "critic_norm", "conditional", "projection"),
+    *("categories", "codes"),
     *("loss", "n_critic", "r1", "r2", "penalty_every", "one_stage", "device", "precision"),
 )
 
@@ -205,6 +206,13 @@ def _add_sample(commands: Any) -> None:
         metavar="ROWSxCOLUMNS",
         help="of stylegan2: write a sheet instead, each image with the coarse styles of the sample"
         " on its left and the fine ones of the sample on top",
+    )
+    parser.add_argument(
+        "--code-walk",
+        type=_at_least(0),
+        metavar="K",
+        help="of infogan: write a sheet instead, a row a category, in which the continuous code K"
+        " goes from -2 to 2",
     )
 
 

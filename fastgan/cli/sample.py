@@ -27,6 +27,8 @@ def run(options: argparse.Namespace) -> int:
         generator = generator.with_standing_statistics(options.truncation)
     if options.style_mixing is not None:
         return _save_mixed(generator, options)
+    if options.code_walk is not None:
+        return _save_walk(generator, options)
     count, columns, classes = options.n or 64, None, options.label
     if options.out is not None and generator.num_classes is not None and classes is None:
         classes, columns = class_grid(count, generator.num_classes)
@@ -47,9 +49,24 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def _save_mixed(generator: TrainedGenerator, options: argparse.Namespace) -> int:
+def _check_sheet(name: str, options: argparse.Namespace) -> None:
     if options.out is None or options.to is not None or options.n is not None:
-        raise ConfigError("style_mixing: expected --out FILE.png for a sheet, without --to and --n")
+        raise ConfigError(f"{name}: expected --out FILE.png for a sheet, without --to and --n")
+
+
+def _save_walk(generator: TrainedGenerator, options: argparse.Namespace) -> int:
+    _check_sheet("code_walk", options)
+    if options.label is not None or options.truncation is not None:
+        raise ConfigError("code_walk: expected neither --class nor --truncation")
+    rows, columns = generator.num_classes or 1, 9
+    images = generator.code_walk(options.code_walk, rows, columns, seed=options.seed)
+    save_grid(images, options.out, columns=columns)
+    say(f"{rows} times {columns} images: {options.out}")
+    return 0
+
+
+def _save_mixed(generator: TrainedGenerator, options: argparse.Namespace) -> int:
+    _check_sheet("style_mixing", options)
     rows, columns = options.style_mixing
     images = generator.style_mixing(
         rows,

@@ -27,6 +27,7 @@ from fastgan.models.cyclegan import (
     ResNetGenerator,
 )
 from fastgan.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from fastgan.models.infogan import InfoGANDiscriminator
 from fastgan.models.initialisation import weights_init
 from fastgan.models.mlp import MLPDiscriminator, MLPGenerator
 from fastgan.models.pix2pix import Pix2PixDiscriminator, UNetGenerator
@@ -44,6 +45,7 @@ __all__ = [
     "DCGANDiscriminator",
     "DCGANGenerator",
     "ImagePool",
+    "InfoGANDiscriminator",
     "MLPDiscriminator",
     "MLPGenerator",
     "PatchDiscriminator",

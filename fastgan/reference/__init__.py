@@ -1,10 +1,10 @@
 """The papers in plain PyTorch: what every test of fastgan compares with.
 
-Models, losses and single training steps of the vanilla GAN, the (conditional) DCGAN, the ACGAN, the
-WGAN with weight clipping, the WGAN with gradient penalty, SNGAN, BigGAN, StyleGAN2, R3GAN, CycleGAN
-and pix2pix, and the compositions of torch's own functions that the fused ones must equal. Written
-to be read beside the papers, not to be fast, and importing nothing else of fastgan, so that no
-mistake can be shared.
+Models, losses and single training steps of the vanilla GAN, the (conditional) DCGAN, the ACGAN,
+InfoGAN, the WGAN with weight clipping, the WGAN with gradient penalty, SNGAN, BigGAN, StyleGAN2,
+R3GAN, CycleGAN and pix2pix, and the compositions of torch's own functions that the fused ones must
+equal. Written to be read beside the papers, not to be fast, and importing nothing else of fastgan,
+so that no mistake can be shared.
 
 ======================  =====================================================================
 module                  paper
@@ -13,6 +13,7 @@ module                  paper
 ``conditional``         Mirza and Osindero 2014, arXiv 1411.1784
 ``dcgan``               Radford, Metz and Chintala 2015, arXiv 1511.06434
 ``acgan``               Odena et al. 2017, arXiv 1610.09585
+``infogan``             Chen et al. 2016, arXiv 1606.03657
 ``wgan``                Arjovsky, Chintala and Bottou 2017, arXiv 1701.07875
 ``wgan_gp``             Gulrajani et al. 2017, arXiv 1704.00028 (with R1, R2, DRAGAN)
 ``sngan``               Miyato et al. 2018, arXiv 1802.05957 and 1802.05637
@@ -65,6 +66,13 @@ from fastgan.reference.gan import (
     generator_loss,
     generator_loss_with_logits,
     generator_step,
+)
+from fastgan.reference.infogan import (
+    InfoGANDiscriminator,
+    InfoGANDiscriminatorStep,
+    infogan_discriminator_step,
+    infogan_generator_step,
+    mutual_information,
 )
 from fastgan.reference.pix2pix import (
     PatchDiscriminator,
@@ -124,6 +132,8 @@ __all__ = [
     "DiscriminatorStep",
     "GeneratorStep",
     "ImagePool",
+    "InfoGANDiscriminator",
+    "InfoGANDiscriminatorStep",
     "MLPDiscriminator",
     "MLPGenerator",
     "PatchDiscriminator",
@@ -159,6 +169,9 @@ __all__ = [
     "gradient_penalty",
     "hinge_discriminator_step",
     "hinge_generator_step",
+    "infogan_discriminator_step",
+    "infogan_generator_step",
+    "mutual_information",
     "pix2pix_step",
     "r3gan_discriminator_loss",
     "r3gan_discriminator_step",

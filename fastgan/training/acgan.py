@@ -7,6 +7,7 @@ maximises L_S + L_C and the generator L_C - L_S.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from fastgan.losses import PLAYERS_LOSSES, at_least_float32
@@ -21,16 +22,16 @@ class ACGANUpdater(GANUpdater):
         of_sources, of_fooled = PLAYERS_LOSSES[self.config.loss]
 
         def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-            return of_sources(real[:, 0], fake[:, 0]) - _likelihood(real) - _likelihood(fake)
+            return of_sources(real[:, 0], fake[:, 0]) - self._likelihood(real, fake)
 
         def generator_loss(*scores: Tensor) -> Tensor:
-            return of_fooled(*(score[:, 0] for score in scores)) - _likelihood(scores[-1])
+            return of_fooled(*(score[:, 0] for score in scores)) - self._likelihood(scores[-1])
 
         self.discriminator_loss, self.generator_loss = discriminator_loss, generator_loss
 
     def _adversarial_metrics(self, adversarial: Tensor, *scores: Tensor) -> dict[str, Tensor]:
         return super()._adversarial_metrics(adversarial, *(score[:, 0] for score in scores))
 
-
-def _likelihood(scores: Tensor) -> Tensor:
-    return at_least_float32(scores[:, 1]).mean()
+    def _likelihood(self, *scores: Tensor) -> Tensor:
+        """L_C of real and generated images' scores, or of generated images' alone."""
+        return torch.stack([at_least_float32(score[:, 1]).mean() for score in scores]).sum()

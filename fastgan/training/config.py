@@ -155,6 +155,12 @@ class TrainConfig:
     conditional: bool = _option(
         False, "condition both networks on the class label (cgan and acgan always do)"
     )
+    categories: int = _option(10, "infogan: values of the categorical code, drawn as labels")
+    codes: int = _option(2, "infogan: continuous codes, the first numbers of the noise")
+    info_weight: float = _option(
+        1.0, "infogan: weight of the categorical code's mutual information with images"
+    )
+    code_weight: float = _option(0.1, "infogan: likewise the continuous codes'")
 
     projection: bool = _option(
         False,
@@ -340,9 +346,9 @@ class TrainConfig:
             ("steps", "batch_size", "nz", "ngf", "ndf", "n_critic", "log_every"),
             ("sample_every", "checkpoint_every", "keep_checkpoints", "n_samples"),
             ("accumulate", "penalty_every", "ada_interval", "blocks", "nw", "mapping_layers"),
-            ("path_length_every", "path_length_shrink"),
+            ("path_length_every", "path_length_shrink", "categories"),
         )
-        widths = dict.fromkeys(("nz", "ngf", "ndf", "nw"), LARGEST_WIDTH)
+        widths = dict.fromkeys(("nz", "ngf", "ndf", "nw", "categories"), LARGEST_WIDTH)
         depths = dict.fromkeys(("mapping_layers", "blocks"), LARGEST_DEPTH)
         for name, largest in (widths | depths).items():
             if (getattr(self, name) or 0) > largest:
@@ -351,7 +357,10 @@ class TrainConfig:
             0,
             ("seed", "workers", "gp_weight", "r1", "r2", "orthogonal", "evaluate_every"),
             ("cycle_weight", "identity_weight", "l1_weight", "path_length", "weight_decay"),
+            ("codes", "info_weight", "code_weight"),
         )
+        if self.kind.draws_labels and self.codes > self.nz:
+            raise ConfigError(f"codes: expected at most nz, {self.nz}, got {self.codes}")
         for name in ("path_length_decay", "style_mixing"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ConfigError(

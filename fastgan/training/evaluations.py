@@ -70,8 +70,8 @@ class Evaluator(Callback):
             self._samples.sample(trainer.state, SAMPLES),
             self._real,
             labels=self._labels,
-            num_classes=trainer.data.num_classes,
-            class_names=trainer.data.class_names,
+            num_classes=trainer.source.num_classes,
+            class_names=trainer.source.class_names,
         ).to_dict()
         best = min(
             (evaluation["frechet_distance"] for evaluation in self._evaluations), default=math.inf

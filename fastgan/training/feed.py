@@ -163,16 +163,18 @@ def open_source(
         raise ConfigError(f"source: {config.model} takes {config.kind.pairs} images")
     if len(source) < 2:
         raise DataError(f"{source.name}: expected at least 2 images to train on, got 1")
-    if config.conditional and source.num_classes is None:
+    classes, names = source.num_classes, source.class_names
+    if config.kind.draws_labels:
+        classes, names = config.categories, None
+    if config.conditional and classes is None:
         raise ConfigError(
             f"data: {config.model} is conditioned on labels, and {config.data} has none"
         )
-    names = source.class_names
     return source, DataShape(
         name=source.name,
         channels=source.channels,
         image_size=source.image_size,
-        num_classes=source.num_classes,
+        num_classes=classes,
         class_names=None if names is None else tuple(names),
         length=len(source),
     )

@@ -26,6 +26,7 @@ class ModelKind(NamedTuple):
         pictures: likewise, the class that draws the grids.
         pairs: "paired" or "unpaired" for translation between two sets of images.
         refuses: settings that are errors for this model.
+        draws_labels: whether its labels are drawn from ``categories``, and not the data's.
     """
 
     generator: str
@@ -37,6 +38,7 @@ class ModelKind(NamedTuple):
     pictures: str = "outputs.SampleWriter"
     pairs: str = ""
     refuses: tuple[str, ...] = ()
+    draws_labels: bool = False
 
 
 def named(name: str) -> Any:
@@ -122,6 +124,25 @@ MODEL_KINDS: Mapping[str, ModelKind] = types.MappingProxyType(
             reads=(*_WIDTHS, "critic_norm"),
             updater="acgan.ACGANUpdater",
             refuses=("projection", "r1", "r2"),
+        ),
+        # Chen et al. 2016, appendix C: D's rate and G's; codes as on MNIST; the rest as the DCGAN.
+        "infogan": ModelKind(
+            "DCGANGenerator",
+            "InfoGANDiscriminator",
+            {
+                "batch_size": 128,
+                "optimizer": "adam",
+                "lr": 2e-4,
+                "lr_g": 1e-3,
+                "beta1": 0.5,
+                "noise": "uniform",
+                "n_critic": 1,
+                "conditional": True,
+            },
+            reads=(*_WIDTHS, "critic_norm", "categories", "codes", "info_weight", "code_weight"),
+            updater="infogan.InfoGANUpdater",
+            refuses=("projection", "r1", "r2"),
+            draws_labels=True,
         ),
         # Arjovsky et al. 2017, Algorithm 1.
         "wgan": ModelKind(

@@ -19,7 +19,7 @@ class DataShape:
         name: the data set's name.
         channels: 1 or 3.
         image_size: side in pixels.
-        num_classes: ``None`` for unlabelled data.
+        num_classes: ``None`` for unlabelled data; of InfoGAN, its categories.
         class_names: one name per class, or ``None``.
         length: the number of images.
     """

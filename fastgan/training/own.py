@@ -124,7 +124,8 @@ class OwnParts:
         Raises:
             ConfigError: one fails, or returns a wrong shape.
         """
-        if config.kind.pairs and not {"generator", "discriminator"}.isdisjoint(self.given):
+        trains_own = config.kind.pairs or config.kind.draws_labels
+        if trains_own and not {"generator", "discriminator"}.isdisjoint(self.given):
             raise ConfigError(f"generator: {config.model} trains its own networks; expected none")
         labels: tuple[Tensor, ...] = ()
         if config.conditional:

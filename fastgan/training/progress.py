@@ -90,7 +90,8 @@ class TrainingDisplay(Callback):
         self._first_step = trainer.step
         config, data = trainer.config, trainer.data
         size = f"{config.image_size}x{config.image_size}"
-        classes = f" of {data.num_classes} classes" if data.num_classes else ""
+        count = trainer.source.num_classes
+        classes = f" of {count} classes" if count else ""
         self.say(
             f"{config.model}{' (conditional)' if config.conditional else ''} on {data.name}:"
             f" {len(trainer.source)} images{classes} at {size}x{data.channels}, batch"

@@ -16,6 +16,7 @@ PAPERS = {
     "dcgan": (128, "adam", 2e-4, 0.5, 0.999, "uniform", 1),
     "cgan": (128, "adam", 2e-4, 0.5, 0.999, "uniform", 1),
     "acgan": (100, "adam", 2e-4, 0.5, 0.999, "uniform", 1),
+    "infogan": (128, "adam", 2e-4, 0.5, 0.999, "uniform", 1),
     "wgan": (64, "rmsprop", 5e-5, None, None, "normal", 5),
     "wgan-gp": (64, "adam", 1e-4, 0.0, 0.9, "normal", 5),
     "sngan": (64, "adam", 2e-4, 0.0, 0.9, "normal", 5),
@@ -32,7 +33,7 @@ def test_defaults_are_the_papers(model: str) -> None:
     config = TrainConfig(model=model, out="x").resolved()
     batch, optimizer, lr, beta1, beta2, noise, n_critic = PAPERS[model]
     assert (config.batch_size, config.optimizer, config.noise) == (batch, optimizer, noise)
-    lr_g = 5e-5 if model == "biggan" else lr
+    lr_g = {"biggan": 5e-5, "infogan": 1e-3}.get(model, lr)
     assert (config.lr_g, config.lr_d, config.n_critic) == (lr_g, lr, n_critic)
     losses = {"wgan": "wasserstein", "wgan-gp": "wasserstein", "r3gan": "relativistic"}
     losses |= {"sngan": "hinge", "biggan": "hinge", "cyclegan": "least-squares"}
@@ -46,7 +47,7 @@ def test_defaults_are_the_papers(model: str) -> None:
     assert beta1 is None or config.beta1 == beta1
     assert beta2 is None or config.beta2 == beta2
     assert (config.clip, config.gp_weight) == (0.01, 10.0)
-    assert config.conditional == (model in ("cgan", "acgan"))
+    assert config.conditional == (model in ("cgan", "acgan", "infogan"))
     assert config.lr_decay == ("half" if model == "cyclegan" else "none")
 
 

@@ -228,7 +228,7 @@ def test_one_stage_gradients_are_those_of_two_stages_at_the_same_weights(
 
     # The same by plain autograd: one graph a player, from the same random numbers.
     drawn = reference._drawn_for_critic(real, labels, penalize=True)
-    fake = reference.generator(drawn.noise, *drawn.condition)
+    fake = reference._generated(drawn)
     loss_d, _ = reference._critic_loss(drawn, fake.detach())
     _, _, scores = reference._plain_critic_loss(drawn, fake)
     loss_g = reference.generator_loss(*scores)

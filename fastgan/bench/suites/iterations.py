@@ -1,11 +1,11 @@
 """A whole iteration of training: the critic's updates, then the generator's.
 
-DCGAN, with labels too, ACGAN, WGAN and WGAN-GP at 64 pixels as in their papers; the GAN's MLPs at
-32; SNGAN, BigGAN, StyleGAN2 and R3GAN, which are much deeper, at 32 pixels with 32 channels at full
-size and one update of each network; CycleGAN and pix2pix at 64 pixels with 32 channels, four pairs
-of images, CycleGAN with six blocks. Where there are labels, there are 10 classes. StyleGAN2's is an
-iteration without penalties, as most are, and, as a case of its own, one with both; without style
-mixing.
+DCGAN, with labels too, ACGAN, InfoGAN, WGAN and WGAN-GP at 64 pixels as in their papers; the GAN's
+MLPs at 32; SNGAN, BigGAN, StyleGAN2 and R3GAN, which are much deeper, at 32 pixels with 32 channels
+at full size and one update of each network; CycleGAN and pix2pix at 64 pixels with 32 channels,
+four pairs of images, CycleGAN with six blocks. Where there are labels, there are 10 classes.
+StyleGAN2's is an iteration without penalties, as most are, and, as a case of its own, one with
+both; without style mixing.
 
 Ours is ``fastgan train``'s iteration, on a GPU replayed from a CUDA graph. Peers are
 :mod:`fastgan.reference`'s steps with torch's fused optimisers, channels-last, in the same
@@ -50,6 +50,7 @@ _MODELS = {
     "gan": "GAN",
     "cgan": "Conditional DCGAN",
     "acgan": "ACGAN",
+    "infogan": "InfoGAN",
     "sngan": "SNGAN",
     "biggan": "BigGAN",
     "stylegan2": "StyleGAN2",
@@ -63,6 +64,7 @@ _SIZES: dict[str, dict[str, Any]] = {
     "gan": {"image_size": 32},
     "cgan": {},
     "acgan": {},
+    "infogan": {},
     "sngan": _RESIDUAL,
     "biggan": {**_RESIDUAL, "conditional": True},
     "stylegan2": {**_RESIDUAL, "style_mixing": 0.0, "r1": 0.0, "path_length": 0.0},
@@ -407,6 +409,18 @@ def _steps(
     elif config.model == "acgan":
         critic_step = partial(reference.acgan_discriminator_step, *of_critic)
         step = partial(reference.acgan_generator_step, *of_generator)
+    elif config.model == "infogan":
+        of_both = partial(reference.infogan_discriminator_step, *of_critic)
+        of_codes = partial(reference.infogan_generator_step, *of_generator)
+
+        def codes(z: Tensor) -> dict[str, Any]:
+            first, noise = z.flatten(1).tensor_split([config.codes], dim=1)
+            return {"codes": first, "noise": noise}
+
+        return (
+            lambda real, z, **given: of_both(real=real, **codes(z), **given),
+            lambda real, z, **given: of_codes(**codes(z), **given),
+        )
     elif config.loss == "hinge":
         of_real_and_fake: Any = reference.hinge_discriminator_step
         of_fake: Any = reference.hinge_generator_step

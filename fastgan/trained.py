@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan._util.reading import parsing
-from fastgan.data import PairSource, as_source, load_data, load_pairs
+from fastgan.data import ImageSource, PairSource, as_source, load_data, load_pairs
 from fastgan.errors import CheckpointError, ConfigError, DataWarning
 from fastgan.models import StyleGAN2Generator
 from fastgan.models.checks import check_positive
@@ -216,15 +216,14 @@ class TrainedGenerator:
                     f"truncation: {config.model} translates images, and has no noise to truncate;"
                     f" expected none, got {truncation}"
                 )
-            pairs = self._pairs() if source is None else source
+            pairs = self.pairs() if source is None else source
             if not isinstance(pairs, PairSource):
-                expected = f"for those it was trained on, got {pairs!r}"
-                if not isinstance(pairs, str):
-                    expected = f"or fastgan.data.PairSource, got {type(pairs).__name__}"
+                got = repr(pairs) if isinstance(pairs, str) else type(pairs).__name__
                 raise ConfigError(
-                    f"data: {config.model} is measured on images of both domains; expected none,"
-                    f" {expected}"
+                    f"data: {config.model} is measured on images of both domains; expected data_a"
+                    f" and data_b, a fastgan.data.PairSource in Python, got {got}"
                 )
+            self._check_channels(pairs)
             order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
             a, b = pairs.get(order[:10_000].tolist())[0].chunk(2, 1)
             return evaluate_samples(
@@ -240,11 +239,7 @@ class TrainedGenerator:
             source = load_data(source or config.data, **options)
         else:
             source = as_source(source, **options)
-        if source.channels != shape.channels:
-            raise ConfigError(
-                f"data: {source.name} has {source.channels} channel(s), the checkpoint draws"
-                f" {shape.channels}"
-            )
+        self._check_channels(source)
         classes = self.num_classes
         labels_are_the_data_s = classes is not None and not config.kind.draws_labels
         if labels_are_the_data_s and source.num_classes not in (None, classes):
@@ -272,14 +267,41 @@ class TrainedGenerator:
             device=self.device,
         )
 
-    def _pairs(self) -> PairSource:
-        """A translating generator's training data."""
+    def _check_channels(self, source: ImageSource) -> None:
+        if source.channels != self.data.channels:
+            raise ConfigError(
+                f"data: {source.name} has {source.channels} channel(s), the checkpoint draws"
+                f" {self.data.channels}"
+            )
+
+    def pairs(self, data_a: str | None = None, data_b: str | None = None) -> PairSource:
+        """Images for :meth:`evaluate` of ``cyclegan`` and ``pix2pix``.
+
+        Args:
+            data_a: images of A, such as ``folder:DIR``; None for the training data, with
+                ``data_b``.
+            data_b: images of B, of pix2pix those that belong to A's.
+
+        Raises:
+            ConfigError: the generator takes noise, one set alone is given, or there is none and the
+                training data was given in Python.
+            DataError: a set that can't be read, or sets that don't pair up.
+        """
         config = self.config
-        if config.data_a is None or config.data_b is None:
+        if not config.kind.pairs:
+            raise ConfigError(
+                f"data_a: {config.model} doesn't translate between two sets of images; expected"
+                " data"
+            )
+        if (data_a is None) != (data_b is None):
+            raise ConfigError("data_b: expected data_a and data_b, or neither of them")
+        if data_a is None:
+            data_a, data_b = config.data_a, config.data_b
+        if data_a is None or data_b is None:
             raise ConfigError(f"data: {self.path} was trained on pairs that were given in Python")
         return load_pairs(
-            config.data_a,
-            config.data_b,
+            data_a,
+            data_b,
             paired=config.kind.pairs == "paired",
             image_size=self.data.image_size,
             channels=config.channels,

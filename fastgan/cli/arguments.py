@@ -315,6 +315,12 @@ def _add_evaluate(commands: Any) -> None:
         "--data", metavar="SOURCE", help="as for fastgan train; by default the training data"
     )
     parser.add_argument(
+        "--data-a",
+        metavar="SOURCE",
+        help="of cyclegan and pix2pix: images of A, whose translations are compared with --data-b",
+    )
+    parser.add_argument("--data-b", metavar="SOURCE", help="likewise the images of B")
+    parser.add_argument(
         "--n",
         type=_at_least(NEIGHBOURS + 1),
         default=1000,

@@ -12,8 +12,9 @@ from fastgan._util.files import atomic_write, check_writable
 from fastgan._version import __version__
 from fastgan.cli.arguments import NEIGHBOURS
 from fastgan.cli.terminal import say
+from fastgan.data import PairSource
 from fastgan.errors import ConfigError
-from fastgan.trained import load_generator
+from fastgan.trained import TrainedGenerator, load_generator
 
 
 def run(options: argparse.Namespace) -> int:
@@ -29,8 +30,13 @@ def run(options: argparse.Namespace) -> int:
     space = f"torchscript:{options.features}" if options.features else None
     if options.inception:
         space = f"inception:{options.inception}"
+    source = options.data
+    if options.data_a or options.data_b:
+        if options.data:
+            raise ConfigError("data: expected --data, or --data-a and --data-b, got both")
+        source = generator.pairs(options.data_a, options.data_b)
     report = generator.evaluate(
-        options.data,
+        source,
         options.n,
         seed=options.seed,
         truncation=options.truncation,
@@ -43,8 +49,7 @@ def run(options: argparse.Namespace) -> int:
             "checkpoint": str(generator.path),
             "step": generator.step,
             "ema": generator.averaged,
-            "data": options.data
-            or (generator.data.name if generator.config.kind.pairs else generator.config.data),
+            "data": _data_name(source, generator),
             "n": options.n,
             "seed": options.seed,
             "truncation": options.truncation,
@@ -57,3 +62,9 @@ def run(options: argparse.Namespace) -> int:
             file.write(json.dumps(figures, indent=2).encode() + b"\n")
     say(str(report))
     return 0
+
+
+def _data_name(source: PairSource | str | None, generator: TrainedGenerator) -> str:
+    if isinstance(source, PairSource):
+        return source.name
+    return source or (generator.data.name if generator.config.kind.pairs else generator.config.data)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +14,10 @@ from PIL import Image
 
 from fastgan import load_generator
 from fastgan.cli import main
-from fastgan.data import PairSource, load_data, load_pairs
+from fastgan.data import PairSource, as_source, load_data, load_pairs
 from fastgan.data.folder import load_folder
 from fastgan.errors import CheckpointError, ConfigError, DataError
+from fastgan.evaluation import evaluate_samples
 from fastgan.exporting import export_generator
 from fastgan.models import WGANCritic
 from fastgan.training import TrainConfig, Trainer
@@ -80,17 +83,46 @@ def test_a_run_leaves_metrics_and_rows_of_translations(tmp_path: Path) -> None:
     assert int(content["discriminator"]["pool_a.count"]) == 8
     found = load_generator(tmp_path)
     assert found.evaluate(n=10).n_real == 1797
-    pairs = load_pairs("digits", "digit-outlines", paired=False, image_size=16)
-    assert found.evaluate(pairs, n=10).n_real == 1797
     with pytest.raises(
         ConfigError,
-        match=r"both domains; expected none, for those it was trained on, got .digits",
+        match=r"both domains; expected data_a and data_b, a .*PairSource in Python, got 'digits'",
     ):
         found.evaluate("digits")
+    colour = as_source(torch.full((8, 3, 16, 16), -0.5))
+    with pytest.raises(ConfigError, match="3 channel"):
+        found.evaluate(PairSource(colour, colour, paired=True), n=10)
     with pytest.raises(ConfigError, match="no noise to truncate"):
         found.evaluate(n=10, truncation=0.5)
     with pytest.raises(ConfigError, match="draws nothing from noise"):
         found.sample(2)
+
+
+def test_evaluate_takes_held_out_images_of_both_domains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Trainer(config_of("pix2pix", tmp_path / "run", steps=1)).run()
+    names = [f"{number}.png" for number in range(12)]
+    a, b = (write_images(tmp_path / each, names, first=f) for each, f in (("a", 0), ("b", 20)))
+    written = tmp_path / "figures.json"
+    command = ["evaluate", str(tmp_path / "run"), "--n=12", f"--json={written}"]
+    both = [f"--data-a=folder:{a}", f"--data-b=folder:{b}"]
+    assert main([*command, *both]) == 0
+    figures = json.loads(written.read_text())
+    assert (figures["n_real"], figures["n_generated"]) == (12, 12)
+    assert figures["data"] == f"folder:{a} and folder:{b}"
+    found = load_generator(tmp_path / "run")
+    held_out = load_pairs(f"folder:{a}", f"folder:{b}", paired=True, image_size=16)
+    expected = evaluate_samples(
+        found.translate(held_out.images[:, :1]), held_out.images[:, 1:], k=5
+    )
+    assert figures["frechet_distance"] == pytest.approx(expected.frechet_distance, rel=1e-4)
+    for arguments in (both[:1], both[1:], [*both, "--data=digits"], [both[0], "--data-b=digits"]):
+        assert main([*command, *arguments]) == 2
+    (b / "3.png").rename(b / "other.png")
+    assert main([*command, *both]) == 2
+    assert "have no partner of their name" in capsys.readouterr().err
+    with pytest.raises(ConfigError, match="dcgan doesn't translate"):
+        replace(found, config=TrainConfig().resolved()).pairs("digits", "digits")
 
 
 def test_learning_rates_fall_over_the_second_half(tmp_path: Path) -> None:

@@ -272,8 +272,9 @@ class TorchScriptFeatures:
         try:
             digest = hashlib.sha256(self.path.read_bytes()).hexdigest()[:8]
             with open(self.path, "rb") as file, warnings.catch_warnings():
-                # torch 2.13 deprecates TorchScript, but published extractors come in this format.
-                warnings.filterwarnings("ignore", category=DeprecationWarning)
+                # torch deprecates TorchScript, 2.14 to all users; published extractors have it.
+                for category in (DeprecationWarning, FutureWarning):
+                    warnings.filterwarnings("ignore", "`torch.jit.load`", category)
                 self._module = torch.jit.load(file, map_location=self.device).eval()
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(

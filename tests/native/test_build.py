@@ -381,7 +381,12 @@ def test_sdist_holds_every_native_file(unpacked_sdist):
 
 
 def test_sdist_holds_what_the_site_and_the_examples_are_made_of(unpacked_sdist):
-    found = [ROOT / "mkdocs.yml", *(ROOT / "docs").glob("*.py"), *(ROOT / "examples").rglob("*.*")]
+    found = [
+        ROOT / "mkdocs.yml",
+        *(ROOT / "docs").glob("*.py"),
+        ROOT / "docs/site.css",
+        *(ROOT / "examples").rglob("*.*"),
+    ]
     for path in found:
         if path.is_file() and path.suffix != ".pyc":
             assert (unpacked_sdist / path.relative_to(ROOT)).exists(), path

@@ -13,13 +13,14 @@ class _OfThread(threading.local):
     offered: Tensor | None = None
 
 
-_state = _OfThread()
+#: This thread's state.
+of_thread = _OfThread()
 
 
 def start() -> bool:
     """Makes :func:`is_recording` true in this thread; returns its previous value."""
     earlier = is_recording()
-    _state.recording = True
+    of_thread.recording = True
     return earlier
 
 
@@ -29,13 +30,13 @@ def end(earlier: bool) -> None:
     Args:
         earlier: the result of :func:`start`.
     """
-    _state.recording = earlier
-    _state.offered = None
+    of_thread.recording = earlier
+    of_thread.offered = None
 
 
 def offer(tensor: Tensor | None) -> None:
     """Marks a tensor that only the next layer will use, so that its memory may be reused."""
-    _state.offered = tensor
+    of_thread.offered = tensor
 
 
 def offered(tensor: Tensor) -> bool:
@@ -48,9 +49,9 @@ def offered(tensor: Tensor) -> bool:
         >>> offered(tensor), offered(tensor)
         (True, False)
     """
-    if _state.offered is not tensor:
+    if of_thread.offered is not tensor:
         return False
-    _state.offered = None
+    of_thread.offered = None
     return True
 
 
@@ -61,4 +62,4 @@ def is_recording() -> bool:
         >>> is_recording()
         False
     """
-    return _state.recording
+    return of_thread.recording

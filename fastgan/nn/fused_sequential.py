@@ -49,7 +49,7 @@ class FusedSequential(nn.Sequential):
         Returns:
             The last child's output.
         """
-        if recording.is_recording():
+        if recording.of_thread.recording:
             return self._recorded(input)
         return run_recorded(self, super().forward, (input,), {})
 

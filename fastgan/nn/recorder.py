@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._dynamo import guards
 from torch.overrides import TorchFunctionMode
 
 from fastgan._util import recording
@@ -53,8 +54,8 @@ __all__ = ["Recorder", "is_fused", "run_recorded", "watched"]
 class _OfThread(threading.local):
     #: The list of rows, and a function that names the running module.
     watched: tuple[list[Row] | None, Callable[[], str]] = None, lambda: ""
-    #: Whether a module and the modules within it run unfused.
-    is_plain = False
+    #: "forward" within a fused module's, "explain" within :func:`watched`.
+    within = ""
 
 
 _local = _OfThread()
@@ -78,9 +79,24 @@ def run_recorded(
         args: of ``forward``.
         kwargs: of ``forward``.
     """
+    if _is_dynamo_compiling():
+        return forward(*args, **kwargs)
+    if not _local.within and len(args) == 1 and not kwargs:
+        pace = _paces.get(id(module))
+        if pace is not None:
+            for usual in pace.usual[_is_grad_enabled()]:
+                if usual.accepts(args[0]) and usual.training is module.training:
+                    began, _local.within = _clock(), "forward"
+                    try:
+                        output = forward(args[0])
+                    finally:
+                        _local.within = ""
+                    if _clock() - began > usual.limit:
+                        pace.was_plain(usual.call, math.inf)
+                    return output
     if (
         torch.compiler.is_compiling()
-        or _local.is_plain
+        or _local.within == "forward"
         or recording.is_recording()
         or unseen.current() is not None
         or torch._C._get_tracing_state() is not None
@@ -89,9 +105,16 @@ def run_recorded(
         or torch.fx._symbolic_trace.is_fx_symbolic_tracing()
     ):
         return forward(*args, **kwargs)
-    pace = _paces.get(module)
-    if pace is None:
-        pace = _paces[module] = _Pace(module)
+    return _run(module, forward, args, kwargs)
+
+
+def _run(
+    module: nn.Module,
+    forward: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+) -> Any:
+    pace = _paces.get(id(module)) or _Pace(module)
     call = (
         module.training,
         torch.is_grad_enabled(),
@@ -104,14 +127,14 @@ def run_recorded(
     )
     began = _clock()
     if _local.watched[0] is None and pace.runs_plain(call):
-        _local.is_plain = True
-        try:
+        with _within_forward():
             output = forward(*args, **kwargs)
-        finally:
-            _local.is_plain = False
-        pace.was_plain(call, _clock() - began)
+        seconds = _clock() - began
+        if len(args) == 1 and not kwargs:
+            pace.add_usual(call, args[0])
+        pace.was_plain(call, seconds)
     elif any(map(_is_compiled, _walked(module))):
-        warn_once("a fused module with compiled children runs as ever", stacklevel=5)
+        warn_once("a fused module with compiled children runs unfused", stacklevel=6)
         output = forward(*args, **kwargs)
     else:
         log = Log(*_local.watched)
@@ -120,7 +143,39 @@ def run_recorded(
     return output
 
 
+@contextmanager
+def _within_forward() -> Iterator[None]:
+    before, _local.within = _local.within, "forward"
+    try:
+        yield
+    finally:
+        _local.within = before
+
+
+# Looked up once: a tiny network takes microseconds.
+_is_dynamo_compiling = torch.compiler.is_dynamo_compiling
+_is_grad_enabled = torch.is_grad_enabled
 _clock = time.perf_counter
+
+
+class _Usual:
+    """A call of one tensor that runs plain, and takes less than ``limit`` seconds.
+
+    ``accepts`` is torch.compile's check of a tensor, the fastest there is: of type, shape, strides,
+    dtype, device and ``requires_grad``, and of all that the dispatcher would do, so that it is
+    false within autocast, modes, traces and transforms if it was true outside.
+    """
+
+    __slots__ = ("accepts", "call", "limit", "training")
+
+    def __init__(self, call: Any, input: Tensor, limit: float) -> None:
+        self.call, self.training, self.limit = call, call[0], limit
+        tensor_guards: Any = guards.TensorGuards  # its stub is another class's
+        self.accepts: Callable[[Any], bool] = tensor_guards(
+            input,
+            dynamic_dims_sizes=[list(input.shape)],
+            dynamic_dims_strides=[list(input.stride())],
+        ).check
 
 
 class _Pace:
@@ -148,6 +203,11 @@ class _Pace:
         #: allocating.
         self._limits: dict[Any, float | None] = {}
         self._exceeded: dict[Any, float] = {}
+        #: The latest plain calls without gradients, and with them.
+        self.usual: tuple[list[_Usual], list[_Usual]] = [], []
+        number = id(module)
+        self._module = weakref.ref(module, lambda _: _paces.pop(number, None))
+        _paces[number] = self
 
     def runs_plain(self, call: Any) -> bool:
         if call not in self._chosen:
@@ -169,10 +229,19 @@ class _Pace:
         )
         self._chosen[call] = choice.backend == "plain" if is_lasting else None
 
+    def add_usual(self, call: Any, input: Any) -> None:
+        """Remembers a plain call of one tensor."""
+        limit = math.inf if self._chosen[call] else self._limits[call]
+        if type(input) is Tensor and limit is not None:
+            usual = self.usual[call[1]]
+            usual[:] = [_Usual(call, input, limit), *usual[: _MOST_USUAL - 1]]
+
     def was_plain(self, call: Any, seconds: float) -> None:
         limit = self._limits.get(call)
         if limit is not None and seconds > limit:
             self._limits[call], self._exceeded[call] = None, limit
+            for usual in self.usual:
+                usual[:] = [each for each in usual if each.call != call]
 
     def was_recorded(self, call: Any, log: Log, seconds: float) -> None:
         if log.saves > 0:
@@ -185,7 +254,12 @@ class _Pace:
             self._limits[call] = limit if call in self._limits else None
 
 
-_paces: weakref.WeakKeyDictionary[nn.Module, _Pace] = weakref.WeakKeyDictionary()
+#: By the modules' ids, while they live.
+_paces: dict[int, _Pace] = {}
+
+
+#: Number of remembered plain calls.
+_MOST_USUAL = 4
 
 
 def _walked(module: nn.Module) -> Iterator[nn.Module]:
@@ -209,11 +283,12 @@ def watched(rows: list[Row], layer: Callable[[], str]) -> Iterator[None]:
         rows: receives the rows.
         layer: returns the running module's name.
     """
-    before, _local.watched = _local.watched, (rows, layer)
+    before = _local.watched, _local.within
+    _local.watched, _local.within = (rows, layer), "explain"
     try:
         yield
     finally:
-        _local.watched = before
+        _local.watched, _local.within = before
 
 
 def is_fused() -> bool:
@@ -241,7 +316,7 @@ class Recorder(TorchFunctionMode):
         before = unseen.current()
         unseen.set_current(self._pending)
         try:
-            with self:
+            with self, _within_forward():
                 output = forward(*args, **kwargs)
             self._pending.flush()
         except BaseException:

@@ -717,7 +717,7 @@ def recordings(monkeypatch: pytest.MonkeyPatch) -> Recordings:
     return Recordings(monkeypatch)
 
 
-def test_a_small_network_runs_as_ever_from_its_third_call_on(recordings: Recordings) -> None:
+def test_a_small_network_runs_plain_from_its_third_call_on(recordings: Recordings) -> None:
     plain = Block().double()
     fused = fastgan.fuse(copy.deepcopy(plain))
     for _ in range(5):
@@ -725,6 +725,36 @@ def test_a_small_network_runs_as_ever_from_its_third_call_on(recordings: Recordi
     assert recordings.count == 2
     fused(image(3, 4, 6, 6))
     assert recordings.count == 3
+
+
+def test_a_plain_call_is_repeated_without_deciding_again(
+    recordings: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fused, x = fastgan.fuse(nn.Sequential(nn.Linear(4, 4))), torch.ones(2, 4)
+    decided, run = [], recorder._run
+    monkeypatch.setattr(recorder, "_run", lambda *given: decided.append(1) or run(*given))
+
+    def decisions(given: Tensor, calls: int = 6) -> int:
+        decided.clear()
+        for _ in range(calls):
+            fused(given)
+        return len(decided)
+
+    assert decisions(x) == 3
+    assert decisions(x.clone()) == 0
+    with torch.no_grad():
+        assert decisions(x) == 3
+        assert decisions(x) == 0
+    with torch.autocast("cpu", torch.bfloat16):
+        assert decisions(x) == 3
+    for other in (torch.ones(4, 2).T, torch.ones(3, 4)):
+        assert decisions(other) == 3
+    assert decisions(x, 1) == 0
+    fused[0].register_forward_hook(lambda *_: setattr(recordings, "now", recordings.now + 1))
+    assert decisions(x, 1) == 0
+    assert decisions(x, 1) == 1  # the call before took longer than recording
+    fused.eval()
+    assert decisions(x) == 3
 
 
 @pytest.mark.parametrize(("costs", "usual"), [(1e-3, 1.0), (1.0, 1.0), (1e-3, 90.0)])

@@ -37,9 +37,9 @@ from fastgan.nn.stretch import (
     EVERYTHING,
     TORCHS,
     convolves_faster,
+    is_in_place_faster,
     leaves_to_torch,
-    norm_pays,
-    overwriting_pays,
+    norm_savings,
 )
 from fastgan.nn.waiting import Op, Waiting, hooks_on_saved, of_two, state_of
 from fastgan.ops.eligibility import PLAIN, autocast_dtype, why_not_chained, why_not_this_stage
@@ -90,14 +90,14 @@ def _convolution(
     map, taps = input, weight
     if dimensions == 3:
         map, taps = _row(input), _row(weight)
-    way = unturned = EVERYTHING
+    way = unconverted = EVERYTHING
     if pending.takes is False:
         return TORCHS
     if pending.takes is None:
-        way, unturned = convolves_faster(stage, map, taps, dtype)
+        way, unconverted = convolves_faster(stage, map, taps, dtype)
         pending.log.usual += way.usual
-        way = unturned if dimensions == 3 else way  # converted maps have four dimensions
-        if not way.ours and not way.turns and not overwriting_pays(shape.numel(), input):
+        way = unconverted if dimensions == 3 else way  # converted maps have four dimensions
+        if not way.chained and not way.converts and not is_in_place_faster(shape.numel(), input):
             return TORCHS
     source = pending.find(input)
     named = dict(zip(_SETTINGS, settings, strict=False))
@@ -112,9 +112,9 @@ def _convolution(
         (taps, bias),
         stage,
         way=way,
-        unturned=unturned,
+        unconverted=unconverted,
     )
-    channels_last = way.turns or (kind != "linear" and gives_channels_last(input, weight))
+    channels_last = way.converts or (kind != "linear" and gives_channels_last(input, weight))
     dtype = input.dtype if dtype is None else dtype
     return pending.add(op, shape, dtype, input.device, channels_last)
 
@@ -162,7 +162,7 @@ def _norm(
         return reason
     # A norm before a per-sample scale and shift has no weight and bias.
     over, owns = "batch" if training else "running", (False, True)[: 2 if weight is None else 1]
-    if source is None and not any(norm_pays(over, input, own=own) for own in owns):
+    if source is None and not any(norm_savings(over, input, own=own) for own in owns):
         return TORCHS
     pending.produce(of_norm)
     if mean is not None and pending.will_write(mean):
@@ -205,7 +205,7 @@ def _sample_norm(
         return reason
     over = "sample" if groups is None else "group"
     owns = (False, True)[: 2 if weight is None else 1]
-    if not any(norm_pays(over, input, groups or 1, own=each) for each in owns):
+    if not any(norm_savings(over, input, groups or 1, own=each) for each in owns):
         return TORCHS
     pending.produce((input, weight, bias))
     given = {"weight": weight, "bias": bias, "eps": eps}
@@ -249,12 +249,12 @@ def _layer_norm(
     reason = why_not_chained(input, input.dim(), None, (weight, bias), ())
     if reason is not None:
         return reason
-    if not overwriting_pays(input.numel(), input):
+    if not is_in_place_faster(input.numel(), input):
         return TORCHS
     pending.produce((weight, bias))
     source = pending.find(input)
     if source is not None:
-        source.way = source.unturned  # the norm takes contiguous maps
+        source.way = source.unconverted  # the norm takes contiguous maps
     op = Op(
         "layer norm",
         name,
@@ -288,7 +288,7 @@ def _pad(
     if mode not in ("reflect", "replicate") and (mode != "constant" or value):
         return "a pass of its own"
     source = pending.find(input)
-    if source is None and (mode != "constant" or not overwriting_pays(input.numel(), input)):
+    if source is None and (mode != "constant" or not is_in_place_faster(input.numel(), input)):
         return "a pass of its own"
     op = Op(
         "pad",

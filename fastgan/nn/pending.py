@@ -6,8 +6,8 @@ order of the calls, before anything reads them. Before an in-place write to memo
 function will read, that function is computed.
 
 If convolutions are faster on channels-last maps, contiguous maps are converted within the forward
-pass: these are *turned*. Functions that don't depend on strides take them unchanged; for all
-others, and at the end, they are converted back to eager's strides, in the same tensor.
+pass. Functions that don't depend on strides take them unchanged; for all others, and at the end,
+they are converted back to eager's strides, in the same tensor.
 """
 
 from __future__ import annotations
@@ -65,11 +65,11 @@ class Pending:
         self.watches = True
         self._ops: list[Op] = []
         self._by_tensor: dict[int, Op] = {}
-        self._turned: dict[int, weakref.ref[Tensor]] = {}
+        self._converted: dict[int, weakref.ref[Tensor]] = {}
         self._kept_by_autograd: dict[int, weakref.ref[Tensor]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._ops or self._turned or self._kept_by_autograd)
+        return bool(self._ops or self._converted or self._kept_by_autograd)
 
     def find(self, tensor: Any) -> Op | None:
         """A tensor's pending op; None if it has its values."""
@@ -138,27 +138,27 @@ class Pending:
         self._prepare(written, args, kwargs)
         for tensor in () if written is ANYTHING else written:
             self._part_from_autograd(tensor)
-        if not self._turned:
+        if not self._converted:
             return func(*args, **kwargs)
         maps = [tensor for tensor in tensors_in((args, kwargs)) if tensor.dim() == 4]
-        turned = [tensor for tensor in maps if self._is_turned(tensor)]
-        others = [each for each in maps if not self._is_turned(each)]
-        if not turned or (func in CONVOLUTIONS and any(map(is_channels_last, others))):
+        converted = [tensor for tensor in maps if self._is_converted(tensor)]
+        others = [each for each in maps if not self._is_converted(each)]
+        if not converted or (func in CONVOLUTIONS and any(map(is_channels_last, others))):
             return func(*args, **kwargs)  # eager's is channels-last as well
         if (
             func not in KEEPS_LAYOUT
             or "out" in kwargs
             or hooks_on_saved() is not None
-            or (func not in CONVOLUTIONS and any(map(_lies_otherwise, others)))
+            or (func not in CONVOLUTIONS and any(map(_has_other_layout, others)))
         ):
-            for tensor in turned:
-                self._straighten(tensor)
+            for tensor in converted:
+                self._restore_layout(tensor)
             return func(*args, **kwargs)
         if func not in CONVOLUTIONS and any(map(_shows_its_gradient, others)):
             with self.unwatched():
-                args, kwargs = replaced((args, kwargs), _shows_its_gradient, turn)
+                args, kwargs = replaced((args, kwargs), _shows_its_gradient, to_channels_last)
         output = func(*args, **kwargs)
-        self._keep_turned(output)
+        self._keep_converted(output)
         return output
 
     def _prepare(self, written: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -205,15 +205,15 @@ class Pending:
         for op in self._ops:
             if op.writes():
                 self.compute(op)
-        for each in list(self._turned.values()):
+        for each in list(self._converted.values()):
             tensor = each()
             if tensor is None:
                 continue
             use_count: Any = Tensor._use_count  # type: ignore[attr-defined]
-            held = _references(each) - _references_of_ours()
+            held = _references(each) - _fewest_references()
             if held > (use_count(tensor) > 1 and _graph_counts_as_a_holder()):
-                self._straighten(tensor)
-        self._turned.clear()
+                self._restore_layout(tensor)
+        self._converted.clear()
 
     def compute(self, op: Op) -> None:
         """Runs an op, fused with the ops before it that nothing else needs."""
@@ -227,11 +227,11 @@ class Pending:
         ops.reverse()
         input, made = ops[0].input(), nodes_made()
         with self.unwatched():
-            turned = self._turns(ops, input)
+            converted = self._runs_channels_last(ops, input)
             is_now = state_of(input.device) == op.state and hooks_on_saved() is None
             with nullcontext() if is_now else under(op.state, input.device):
-                if turned:
-                    input = turn(input)
+                if converted:
+                    input = to_channels_last(input)
                     order_nodes(input.grad_fn, made, ops[0].order)
                 value = run_stretch(ops, input, self.log)
         tensor = op.ref()
@@ -246,70 +246,78 @@ class Pending:
         op.value = value
         if value.requires_grad and op.kind == "activation" and op.settings[0] == "leaky_relu":
             self._kept_by_autograd[id(value)] = weakref.ref(value)
-        if turned:
-            self._keep_turned(value)
+        if converted:
+            self._keep_converted(value)
         for each in ops:
             each.finish()
         self._ops = [each for each in self._ops if not each.done]
         if not self._ops:
             self._by_tensor.clear()
 
-    # --- What lies channels-last within -----------------------------------------------------------
+    # --- Maps converted to channels-last ----------------------------------------------------------
 
-    def _is_turned(self, tensor: Tensor) -> bool:
-        held = self._turned.get(id(tensor))
+    def _is_converted(self, tensor: Tensor) -> bool:
+        held = self._converted.get(id(tensor))
         return held is not None and held() is tensor
 
-    def _keep_turned(self, value: Any) -> None:
+    def _keep_converted(self, value: Any) -> None:
         """Remembers a value that isn't contiguous, but would be in eager."""
         is_map = isinstance(value, Tensor) and value.dim() == 4
         if is_map and value.stride() != map_strides(value.shape, False):
-            self._turned[id(value)] = weakref.ref(value)
+            self._converted[id(value)] = weakref.ref(value)
 
-    def _straighten(self, tensor: Tensor) -> None:
-        """Converts a turned value to eager's layout; its node, hooks and references stay."""
-        del self._turned[id(tensor)]
+    def _restore_layout(self, tensor: Tensor) -> None:
+        """Converts a value back to eager's layout; its node, hooks and references stay."""
+        del self._converted[id(tensor)]
         with self.unwatched():
             tensor.data = laid_out(tensor.detach(), False)
 
-    def _turns(self, ops: list[Op], input: Tensor) -> bool:
+    def _runs_channels_last(self, ops: list[Op], input: Tensor) -> bool:
         """Whether a stretch runs on channels-last maps, and eager's of its result is contiguous."""
-        norm, is_turned = _is_instance_norm(ops[0]), self._is_turned(input)
-        lies_so = is_turned or (norm and is_channels_last(input) and not _hands_layout_on(input))
+        norm, is_converted = _is_instance_norm(ops[0]), self._is_converted(input)
+        starts_channels_last = is_converted or (
+            norm and is_channels_last(input) and not _hands_layout_on(input)
+        )
         last = next((n for n, op in enumerate(ops) if _convolves_channels_last(op)), len(ops))
-        if lies_so and (last < len(ops) or not is_turned) and self._sums_are_turned(ops[:last]):
-            ops[0].stays = norm
+        if (
+            starts_channels_last
+            and (last < len(ops) or not is_converted)
+            and self._sums_are_converted(ops[:last])
+        ):
+            ops[0].keeps_channels_last = norm
             for op in ops[last:]:
-                self._straighten_all(op.tensors)
+                self._restore_layouts(op.tensors)
             return last == len(ops)
-        would = is_turned or (not _lies_otherwise(input) and any(op.way.turns for op in ops))
-        if would and self._turn_others(ops):
-            ops[0].stays = norm
+        would = is_converted or (
+            not _has_other_layout(input) and any(op.way.converts for op in ops)
+        )
+        if would and self._convert_others(ops):
+            ops[0].keeps_channels_last = norm
             return True
-        self._straighten_all((input, *(tensor for op in ops for tensor in op.tensors)))
+        self._restore_layouts((input, *(tensor for op in ops for tensor in op.tensors)))
         return False
 
-    def _sums_are_turned(self, ops: list[Op]) -> bool:
+    def _sums_are_converted(self, ops: list[Op]) -> bool:
         others = (op.tensors[0] for op in ops if op.kind == "sum")
-        return all(each is not None and self._is_turned(each) for each in others)
+        return all(each is not None and self._is_converted(each) for each in others)
 
-    def _straighten_all(self, tensors: Iterable[Tensor | None]) -> None:
+    def _restore_layouts(self, tensors: Iterable[Tensor | None]) -> None:
         for tensor in tensors:
-            if tensor is not None and self._is_turned(tensor):
-                self._straighten(tensor)
+            if tensor is not None and self._is_converted(tensor):
+                self._restore_layout(tensor)
 
-    def _turn_others(self, ops: list[Op]) -> bool:
+    def _convert_others(self, ops: list[Op]) -> bool:
         """Turns the ops' other maps; false if eager's isn't contiguous."""
         for op in ops:
             for tensor in op.tensors:
-                if tensor is None or tensor.dim() != 4 or self._is_turned(tensor):
+                if tensor is None or tensor.dim() != 4 or self._is_converted(tensor):
                     continue
-                stays = is_channels_last if op.kind == "convolution" else _lies_otherwise
-                if stays(tensor):
+                excluded = is_channels_last if op.kind == "convolution" else _has_other_layout
+                if excluded(tensor):
                     return False
                 if op.kind != "convolution" and _shows_its_gradient(tensor):
                     with under(op.state, tensor.device):
-                        other = turn(tensor)
+                        other = to_channels_last(tensor)
                     func, place = op.settings
                     op.tensors, op.call = (other,), of_two(func, place, other)
         return True
@@ -334,13 +342,13 @@ def _hands_layout_on(map: Tensor) -> bool:
     return map.requires_grad and type(map.grad_fn).__name__ not in _CONVOLVED
 
 
-def _lies_otherwise(map: Tensor) -> bool:
+def _has_other_layout(map: Tensor) -> bool:
     """Whether eager's result wouldn't be contiguous."""
     return is_channels_last(map) or not map.is_contiguous()
 
 
 def _shows_its_gradient(map: Tensor) -> bool:
-    """Whether a contiguous map's gradient would have the layout of the turned map's that it
+    """Whether a contiguous map's gradient would have the layout of the converted map's that it
     joins."""
     return map.requires_grad and map.shape[2:] != (1, 1) and not is_channels_last(map)
 
@@ -351,7 +359,7 @@ def _references(each: weakref.ref[Tensor]) -> int:
 
 
 @functools.cache
-def _references_of_ours() -> int:
+def _fewest_references() -> int:
     """:func:`_references` of a tensor that only one variable of its caller references.
 
     Python versions count different references of running code.
@@ -370,11 +378,11 @@ def _graph_counts_as_a_holder() -> bool:
     return sys.getrefcount(tensor) > before and square.requires_grad
 
 
-def turn(map: Tensor) -> Tensor:
+def to_channels_last(map: Tensor) -> Tensor:
     """A channels-last copy of a contiguous map; its gradient is contiguous.
 
     Example:
-        >>> turn(torch.ones(2, 3, 4, 4)).stride()
+        >>> to_channels_last(torch.ones(2, 3, 4, 4)).stride()
         (48, 1, 12, 3)
     """
     return relaid(map, True)

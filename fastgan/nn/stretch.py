@@ -43,9 +43,9 @@ __all__ = [
     "TORCHS",
     "Log",
     "convolves_faster",
+    "is_in_place_faster",
     "leaves_to_torch",
-    "norm_pays",
-    "overwriting_pays",
+    "norm_savings",
     "run_stretch",
 ]
 
@@ -104,7 +104,7 @@ def leaves_to_torch(device: torch.device) -> bool:
     return LEAVE_TO_TORCH and device.type == "cpu" and not kernels.interpreted()
 
 
-def overwriting_pays(values: int, input: Tensor) -> bool:
+def is_in_place_faster(values: int, input: Tensor) -> bool:
     """Whether recording a convolution run by torch saves time, by in-place ops after it.
 
     Args:
@@ -113,22 +113,22 @@ def overwriting_pays(values: int, input: Tensor) -> bool:
     """
     device = input.device
     return not leaves_to_torch(device) or bool(
-        norm_choice.overwriting_pays(values, input, recording_milliseconds)
+        norm_choice.in_place_savings(values, input, recording_milliseconds)
     )
 
 
-def norm_pays(over: str, input: Tensor, groups: int = 1, *, own: bool = False) -> float:
+def norm_savings(over: str, input: Tensor, groups: int = 1, *, own: bool = False) -> float:
     """The milliseconds saved by a norm and its activation in one pass, on CPUs by measurement.
 
     Args:
-        over: as for :func:`fastgan.ops.norm_choice.runs_in_one_pass`, like the others.
+        over: as for :func:`fastgan.ops.norm_choice.one_pass_savings`, like the others.
         input: (N, C, H, W) or (N, C), which may be pending.
         groups: of a group norm.
         own: whether each sample has its own scale and shift.
     """
     if not leaves_to_torch(input.device):
         return math.inf
-    return norm_choice.runs_in_one_pass(over, input, groups, own=own, costs=recording_milliseconds)
+    return norm_choice.one_pass_savings(over, input, groups, own=own, costs=recording_milliseconds)
 
 
 def convolves_faster(
@@ -247,7 +247,7 @@ def _joins(unit: list[Op], shape: tuple[int, ...], input: Tensor, ops: list[Op])
     """Whether a unit runs as part of a chain."""
     first, leaves = unit[0], leaves_to_torch(input.device)
     if first.kind == "convolution":
-        return (first.way.ours and (leaves or len(ops) > 1)) or (leaves and _folds(unit, shape))
+        return (first.way.chained and (leaves or len(ops) > 1)) or (leaves and _folds(unit, shape))
     # The first convolution applies it on load, unless autocast changes its dtype.
     return (
         first.kind == "norm"
@@ -298,7 +298,7 @@ def _adds_in_place(op: Op, value: Tensor) -> bool:
 def _takes_one_pass(norm: Op, rest: list[Op], value: Tensor) -> bool:
     over, groups = _statistics_of(norm)
     own = any(map(_is_own, rest))
-    return norm_pays(over, value, groups, own=own) > 0
+    return norm_savings(over, value, groups, own=own) > 0
 
 
 def _statistics_of(norm: Op) -> tuple[str, int]:
@@ -312,7 +312,7 @@ def _statistics_of(norm: Op) -> tuple[str, int]:
 def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
     """Runs a norm with its scale, shift and activation in one pass."""
     over, groups = _statistics_of(norm)
-    log.saves += norm_pays(over, value, groups, own=any(map(_is_own, rest)))
+    log.saves += norm_savings(over, value, groups, own=any(map(_is_own, rest)))
     of = {op.kind: op for op in rest}
     name, slope = of["activation"].settings if "activation" in of else ("none", 0.0)
     is_batch = norm.kind == "norm"
@@ -340,7 +340,7 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
         )
     momentum, eps = norm.settings[1:] if is_batch else (0.0, norm.settings[0])
     # Torch's instance norm is contiguous whatever it is of, and so are its input's gradients.
-    is_anew = over == "sample" and not norm.stays
+    is_anew = over == "sample" and not norm.keeps_channels_last
     input = value.contiguous() if is_anew else value if value.is_cpu else relaid(value, False)
     output = sample_norm_act(
         input,

@@ -176,8 +176,9 @@ class Op:
             its source's position.
         order: the sequence number of the autograd node that the call would have made.
         way: how a convolution runs.
-        unturned: how it runs where its maps stay contiguous.
-        stays: whether an instance norm of a channels-last map is laid out so, as torch's is not.
+        unconverted: how it runs where its maps stay contiguous.
+        keeps_channels_last: whether an instance norm's result is channels-last like its input;
+            torch's is contiguous.
         layer: the name of the module that called it.
         shape: of its result.
         consumers: how many take its result.
@@ -196,8 +197,8 @@ class Op:
     settings: tuple[Any, ...] = ()
     order: int = field(default_factory=_place_among_nodes)
     way: Way = BY_TORCH
-    unturned: Way = BY_TORCH
-    stays: bool = False
+    unconverted: Way = BY_TORCH
+    keeps_channels_last: bool = False
     layer: str = ""
     shape: tuple[int, ...] = ()
     consumers: int = 0

@@ -142,13 +142,13 @@ def conv2d_resample(
         sides = (x0 - columns + 1, x1 - columns + up, y0 - rows + 1, y1 - rows + up)
         # Pixels that would be cropped aren't computed.
         cut_x, cut_y = max(min(-sides[0], -sides[1]), 0), max(min(-sides[2], -sides[3]), 0)
-        turns = _is_faster_channels_last(x, transposed)
-        if turns:
+        channels_last = _is_faster_channels_last(x, transposed)
+        if channels_last:
             transposed = laid_out(transposed, True)
         x = conv_transpose2d(x, transposed, stride=up, padding=(cut_y, cut_x), groups=groups)
         sides = (sides[0] + cut_x, sides[1] + cut_x, sides[2] + cut_y, sides[3] + cut_y)
         x = upfirdn2d(x, f, one, one, sides, flip_filter, up * up)
-        if turns:
+        if channels_last:
             x = laid_out(x, False)
         return x if down == 1 else upfirdn2d(x, f, one, factors, flip_filter=flip_filter)
     if down > 1:

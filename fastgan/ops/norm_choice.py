@@ -28,7 +28,7 @@ _NAMES = ("one_pass", "aten")
 _SLOPE = 0.2
 
 
-def runs_in_one_pass(
+def one_pass_savings(
     over: str,
     input: Tensor,
     groups: int = 1,
@@ -50,7 +50,7 @@ def runs_in_one_pass(
     Example:
         >>> from fastgan.ops.backends import Selector, using
         >>> with using(Selector("0")):  # nothing is measured
-        ...     runs_in_one_pass("sample", torch.empty(4, 8, 16, 16))
+        ...     one_pass_savings("sample", torch.empty(4, 8, 16, 16))
         0.0
     """
     selector = current_selector()
@@ -75,22 +75,22 @@ def runs_in_one_pass(
     )
 
 
-def overwriting_pays(
+def in_place_savings(
     values: int, input: Tensor, costs: Callable[[Tensor], float] = lambda input: 0.0
 ) -> float:
     """Milliseconds that an in-place activation of a convolution's result saves, less recording.
 
-    As :func:`runs_in_one_pass`; measured for powers of two.
+    As :func:`one_pass_savings`; measured for powers of two.
 
     Args:
         values: the result's number of values.
         input: a CPU tensor of its dtype; its values aren't read.
-        costs: as of :func:`runs_in_one_pass`.
+        costs: as of :func:`one_pass_savings`.
 
     Example:
         >>> from fastgan.ops.backends import Selector, using
         >>> with using(Selector("0")):  # nothing is measured
-        ...     overwriting_pays(1 << 10, torch.empty(1)), overwriting_pays(1 << 20, torch.empty(1))
+        ...     in_place_savings(1 << 10, torch.empty(1)), in_place_savings(1 << 20, torch.empty(1))
         (0.0, inf)
     """
     size, dtype, threads = (
@@ -150,7 +150,7 @@ def contenders(over: str, like: Tensor, groups: int, own: bool) -> dict[str, Cal
     """The timed calls: a norm with a leaky ReLU, and its gradients if they are recorded.
 
     Args:
-        over: as for :func:`runs_in_one_pass`, like the others.
+        over: as for :func:`one_pass_savings`, like the others.
         like: of the input's shape, layout and dtype.
         groups: of a group norm.
         own: whether each sample has its own scale and shift.

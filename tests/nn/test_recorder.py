@@ -261,21 +261,21 @@ def fewest(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
     """
     monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", request.param != "all fused")
     if request.param == "channels-last within":
-        monkeypatch.setattr(stretch, "select_layout", turned)
+        monkeypatch.setattr(stretch, "select_layout", converted)
     take_all(monkeypatch)
 
 
 def take_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """However small."""
     monkeypatch.setattr(fixed_table, "FEWEST_PRODUCTS", 0)
-    for name in ("overwriting_pays", "runs_in_one_pass"):
+    for name in ("in_place_savings", "one_pass_savings"):
         monkeypatch.setattr(norm_choice, name, lambda *_, **__: True)
 
 
-def turned(stage: Any, input: Tensor, weight: Tensor, *_: Any) -> tuple[Way, Way]:
+def converted(stage: Any, input: Tensor, weight: Tensor, *_: Any) -> tuple[Way, Way]:
     """Stands for :func:`select_layout`: all that is contiguous is better channels-last."""
-    lies_so = stage.kind == "linear" or is_channels_last(input) or is_channels_last(weight)
-    return Way(False, not lies_so, 1.0), Way(False, False, 0.0)
+    channels_last = stage.kind == "linear" or is_channels_last(input) or is_channels_last(weight)
+    return Way(False, not channels_last, 1.0), Way(False, False, 0.0)
 
 
 @pytest.mark.usefixtures("fewest")
@@ -298,7 +298,7 @@ def turned(stage: Any, input: Tensor, weight: Tensor, *_: Any) -> tuple[Way, Way
     layouts=(torch.channels_last, torch.contiguous_format, torch.channels_last),
     seed=0,
 )
-@example(  # a sum of what is turned and what eager has channels-last
+@example(  # a sum of what is converted and what eager has channels-last
     program=[("conditional", 2, 0, 5), ("block", 1, 2, 2), ("residual", 1, 0, 2)],
     returned="tuple",
     layouts=(torch.contiguous_format, torch.channels_last, torch.channels_last),
@@ -319,7 +319,7 @@ def turned(stage: Any, input: Tensor, weight: Tensor, *_: Any) -> tuple[Way, Way
     layouts=(torch.channels_last,) * 3,
     seed=146040,
 )
-@example(  # gradients of a norm of a transposed map, and of a map turned for its sum with another
+@example(  # gradients of a norm of a transposed map, and of a map converted for a sum
     program=[("bias", 2, 2, 0), ("block", 0, 1, 5), ("view", 2, 2, 4), ("left", 1, 2, 6)],
     returned="tuple",
     layouts=(torch.contiguous_format,) * 3,
@@ -770,7 +770,7 @@ def test_a_forward_that_saves_less_than_watching_it_costs_is_plain_by_a_choice_t
     monkeypatch.setenv("FASTGAN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(stretch, "select_layout", lambda *_: (way, way))
     monkeypatch.setattr(recorder, "watching_milliseconds", lambda: costs)
-    for name in ("overwriting_pays", "runs_in_one_pass"):
+    for name in ("in_place_savings", "one_pass_savings"):
         monkeypatch.setattr(norm_choice, name, lambda *_, **__: 0.0)
     plain = Block().double()
     for first in (True, False):  # the second as another process, which reads the file
@@ -793,7 +793,7 @@ def test_each_dtype_and_layout_has_a_choice_of_its_own(
     monkeypatch.setenv("FASTGAN_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(stretch, "select_layout", lambda *_: (way, way))
     monkeypatch.setattr(recorder, "watching_milliseconds", lambda: 1.0)
-    for name in ("overwriting_pays", "runs_in_one_pass"):
+    for name in ("in_place_savings", "one_pass_savings"):
         monkeypatch.setattr(norm_choice, name, lambda *_, **__: 0.0)
     x, last = image().float(), torch.channels_last
     with using(Selector("1")):
@@ -939,7 +939,7 @@ class Skips(nn.Module):
 
 def test_maps_laid_out_anew_are_nobody_elses_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", True)
-    monkeypatch.setattr(stretch, "select_layout", turned)
+    monkeypatch.setattr(stretch, "select_layout", converted)
     x = torch.randn(2, 3, 5, 6, dtype=torch.float64)
     fused = agree(Skips().double(), x)
     with torch.inference_mode():

@@ -44,7 +44,7 @@ def test_results_are_those_of_the_plain_network(
 ) -> None:
     monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", leave)
     monkeypatch.setattr(fixed_table, "FEWEST_PRODUCTS", 0)
-    for each in ("overwriting_pays", "runs_in_one_pass"):
+    for each in ("in_place_savings", "one_pass_savings"):
         monkeypatch.setattr(norm_choice, each, lambda *_, **__: True)
     torch.manual_seed(zlib.crc32(name.encode()))
     network, shape = STYLES[name]

@@ -206,9 +206,9 @@ def test_a_process_measures_for_a_bounded_time(
     assert watched.asked == []
 
 
-@pytest.mark.parametrize(("copy", "turns"), [(0.2, True), (0.6, False)])
-def test_maps_are_turned_only_where_that_saves_more_than_turning_them_costs(
-    monkeypatch: pytest.MonkeyPatch, copy: float, turns: bool
+@pytest.mark.parametrize(("copy", "converts"), [(0.2, True), (0.6, False)])
+def test_maps_are_converted_only_where_that_saves_more_than_the_copies_take(
+    monkeypatch: pytest.MonkeyPatch, copy: float, converts: bool
 ) -> None:
     def measured(problem: Problem, backends: Any, *, exhaustive: bool = False) -> dict[str, float]:
         return {"aten": 1.0 if "nhwc" in problem.key else 1.4}
@@ -217,23 +217,23 @@ def test_maps_are_turned_only_where_that_saves_more_than_turning_them_costs(
     monkeypatch.setattr(selection, "race", lambda key, calls, device: dict.fromkeys(calls, copy))
     input, weight = torch.ones(2, 3, 8, 8), torch.ones(5, 3, 3, 3)
     with using(Selector("1")):
-        assert select_layout(CONV, input, weight, ("forward",))[0][:2] == (False, turns)
+        assert select_layout(CONV, input, weight, ("forward",))[0][:2] == (False, converts)
         # Over both ways: 2 x 0.4 ms are saved, and two copies made.
         both = select_layout(CONV, input, weight, ("forward", "input_gradient"))
-        assert both[0][:2] == (False, turns)
+        assert both[0][:2] == (False, converts)
         assert both[1] == (False, False, 0.0, 2 * 1.4)
-        if turns:
+        if converts:
             assert both[0].saves == pytest.approx(2 * 0.2)
 
 
-@pytest.mark.parametrize(("costs", "ours"), [(0.5, True), (1.5, False)])
+@pytest.mark.parametrize(("costs", "chained"), [(0.5, True), (1.5, False)])
 def test_what_saves_less_than_recording_it_costs_is_left_to_torch(
-    watched: Watched, monkeypatch: pytest.MonkeyPatch, costs: float, ours: bool
+    watched: Watched, monkeypatch: pytest.MonkeyPatch, costs: float, chained: bool
 ) -> None:
     watched.fastest = "aten_contiguous"  # of channels-last tensors: in 1 ms, not 2
     with using(Selector("1")):
         (found, _) = select_layout(CONV, INPUT, WEIGHT, ("forward",), lambda input: costs)
-    assert found == (ours, False, 1 - costs if ours else 0.0, 2.0)
+    assert found == (chained, False, 1 - costs if chained else 0.0, 2.0)
     monkeypatch.setattr(selection, "fixed_choice", lambda problem, backends: backends[0])
     for fewest in (0, 10**9):
         monkeypatch.setattr(fixed_table, "FEWEST_PRODUCTS", fewest)

@@ -104,14 +104,14 @@ class Way(NamedTuple):
     """How a fused module runs a convolution on a CPU.
 
     Attributes:
-        ours: whether it runs in a chain, with a backend other than torch's in some pass.
-        turns: whether its contiguous maps are laid out channels-last.
+        chained: whether it runs in a chain, with a backend other than torch's in some pass.
+        converts: whether its contiguous maps are laid out channels-last.
         saves: the milliseconds saved over torch; infinite where nothing was measured.
         usual: torch's milliseconds; 0 where nothing was measured.
     """
 
-    ours: bool
-    turns: bool
+    chained: bool
+    converts: bool
     saves: float
     usual: float = 0.0
 
@@ -119,15 +119,15 @@ class Way(NamedTuple):
 BY_TORCH = Way(False, False, 0.0)
 
 
-def _fixed_way(ours: bool, *, turns: bool) -> Way:
-    return Way(ours, turns and ours, math.inf if ours else 0.0)
+def _fixed_way(chained: bool, *, converts: bool) -> Way:
+    return Way(chained, converts and chained, math.inf if chained else 0.0)
 
 
 def _fastest_way(times: Mapping[tuple[bool, bool], float]) -> Way:
     """The fastest way; torch's unless another is faster by more than the margin.
 
     Args:
-        times: (ours, turns) -> milliseconds.
+        times: (chained, converts) -> milliseconds.
     """
     usual, fastest = times[False, False], min(times, key=times.__getitem__)
     if not times[fastest] * (1 + MARGIN) < usual:
@@ -160,7 +160,7 @@ def select_layout(
 
     Example:
         >>> select_layout(Stage("linear"), torch.ones(2, 3), torch.ones(4, 3), ("forward",))[0]
-        Way(ours=False, turns=False, saves=0.0, usual=0.0)
+        Way(chained=False, converts=False, saves=0.0, usual=0.0)
     """
     call = (
         stage,
@@ -240,16 +240,16 @@ class Selector:
     ) -> tuple[Way, Way]:
         """Handles a new call of :func:`select_layout`."""
         stage, passes = call[:2]
-        lies_so = is_channels_last(input)
-        is_open = not (stage.kind == "linear" or lies_so or is_channels_last(weight))
-        #: (ours, turns) of :class:`Way` -> milliseconds.
+        channels_last = is_channels_last(input)
+        is_open = not (stage.kind == "linear" or channels_last or is_channels_last(weight))
+        #: (chained, converts) of :class:`Way` -> milliseconds.
         times: dict[tuple[bool, bool], float] = {}
         fixed: dict[bool, bool] = {}
         is_lasting = True
-        for turns in (False, True) if is_open else (False,):
+        for converts in (False, True) if is_open else (False,):
             like, best, by_torch = input, 0.0, 0.0
             if stage.kind != "linear":
-                like = empty_map(input, input.shape, lies_so or turns, "meta")
+                like = empty_map(input, input.shape, channels_last or converts, "meta")
             for which in passes:
                 problem = Problem.of(which, stage, like, weight, device=input.device)
                 with self._lock:
@@ -257,19 +257,19 @@ class Selector:
                 is_lasting = is_lasting and lasts
                 best += choice.milliseconds.get(choice.backend, math.nan)
                 by_torch += choice.milliseconds.get(ATEN.name, math.nan)
-                fixed[turns] = fixed.get(turns, False) or takes(problem, choice.backend)
-            times[False, turns], times[True, turns] = by_torch, best
+                fixed[converts] = fixed.get(converts, False) or takes(problem, choice.backend)
+            times[False, converts], times[True, converts] = by_torch, best
         if any(map(math.isnan, times.values())):
-            unturned = _fixed_way(fixed[False], turns=False)
-            turned = is_open and fixed[True]
-            answer = _fixed_way(True, turns=True) if turned else unturned, unturned
+            unconverted = _fixed_way(fixed[False], converts=False)
+            converted = is_open and fixed[True]
+            answer = _fixed_way(True, converts=True) if converted else unconverted, unconverted
         else:
             if is_open:
-                copied, lasts = self._milliseconds_to_turn(input)
+                copied, lasts = self._milliseconds_to_convert(input)
                 is_lasting = is_lasting and lasts
-                for ours in (False, True):
+                for chained in (False, True):
                     # The input map, and its gradient.
-                    times[ours, True] += copied * (1 + ("input_gradient" in passes))
+                    times[chained, True] += copied * (1 + ("input_gradient" in passes))
             for way in times:
                 times[way] += costs(input) if any(way) else 0.0
             answer = _fastest_way(times), _fastest_way({w: times[w] for w in times if not w[1]})
@@ -277,7 +277,7 @@ class Selector:
             self.layouts[call] = answer
         return answer
 
-    def _milliseconds_to_turn(self, input: Tensor) -> tuple[float, bool]:
+    def _milliseconds_to_convert(self, input: Tensor) -> tuple[float, bool]:
         """Time of a channels-last copy of a contiguous map, and whether to remember it.
 
         0 if nothing is measured.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -111,6 +113,36 @@ def test_weights_of_safetensors_load_as_the_generator_that_they_were(
     path.write_bytes(path.read_bytes()[:-8])
     with pytest.raises(CheckpointError, match="damaged, or not written by fastgan"):
         fastgan.load_generator(place)
+
+
+def test_the_hub_is_given_the_folder_and_gives_the_generator_back(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a stand-in for the network: a folder is the hub."""
+    hub = tmp_path / "hub"
+
+    class Api:
+        def __init__(self, token: str | None = None) -> None:
+            assert token == "a secret"
+
+        def create_repo(self, repo_id: str, **options: Any) -> SimpleNamespace:
+            return SimpleNamespace(repo_id=repo_id)
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, **options: Any) -> str:
+            shutil.copytree(folder_path, hub / repo_id)
+            return f"the commit of {repo_id}"
+
+    def download(repo_id: str, filename: str, revision: str | None = None, **options: Any) -> str:
+        assert revision == "main"
+        return str(hub / repo_id / filename)
+
+    monkeypatch.setattr("huggingface_hub.hub_mixin.HfApi", Api)
+    for module in ("huggingface_hub.hub_mixin", "fastgan.hub"):
+        monkeypatch.setattr(f"{module}.hf_hub_download", download)
+    generator = fastgan.load_generator(checkpoint)
+    assert generator.push_to_hub("me/digits", token="a secret") == "the commit of me/digits"
+    again = TrainedGenerator.from_pretrained("me/digits", revision="main")
+    assert torch.equal(again.sample(4, seed=2), generator.sample(4, seed=2))
 
 
 @pytest.mark.parametrize(

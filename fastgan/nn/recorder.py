@@ -45,6 +45,7 @@ from fastgan.nn.recording_cost import watching_milliseconds
 from fastgan.nn.stretch import Log
 from fastgan.nn.touches import METADATA
 from fastgan.ops.backends import measuring_nothing
+from fastgan.ops.backends.measurement import Times
 from fastgan.ops.backends.selection import MARGIN, current_selector
 from fastgan.ops.memory_format import is_channels_last
 
@@ -248,7 +249,9 @@ class _Pace:
             self._limits.pop(call, None)
             if self._chosen.get(call, True) is None and log.saves < math.inf:
                 costs = log.calls * watching_milliseconds() + MARGIN * log.usual
-                self._choose(call, {"recorded": costs, "plain": log.saves})
+                times = Times({"recorded": costs, "plain": log.saves})
+                times.is_confirmed = current_selector().is_confirmed()
+                self._choose(call, times)
         else:
             limit = max(seconds, 2 * self._exceeded.get(call, 0.0))
             self._limits[call] = limit if call in self._limits else None

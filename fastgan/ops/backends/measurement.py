@@ -3,10 +3,16 @@
 Each backend warms up once and takes a few turns; the clearly slower ones drop out, the others go on
 for a bounded time. The shortest time counts, as least disturbed by other processes. Backends that
 don't fuse are timed with separate passes for what fused kernels do on load and store.
+
+On a busy machine the shortest time may be a disturbed one. So a second turn must confirm it; until
+then turns go on, for a bounded time. Times that remain unconfirmed are used, but not stored for
+other processes (:attr:`Times.is_confirmed`).
 """
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -36,8 +42,12 @@ _SECONDS, _TURNS = 0.15, (2, 10)
 _EXHAUSTIVE_SECONDS, _EXHAUSTIVE_TURNS = 2.0, (10, 100)
 #: How much slower than the fastest a backend may be in its first turns to go on.
 _CLEARLY_SLOWER = 1.5
+#: How much slower it may be in the first one to take a second, however long.
+_SURELY_SLOWER = 4.0
 #: The first turns: longer ones are repeated less, and disturbed less.
 _FIRST_TURNS, _FIRST_SECONDS = 3, 0.02
+#: How near a second turn must come to the shortest, and how much longer turns go on without one.
+_CONFIRMS, _PATIENCE = 1.1, 2
 #: Seconds for which a turn repeats its call between two readings of the clock.
 _SHORTEST_TURN = 1e-4
 
@@ -50,9 +60,18 @@ _AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
 )
 
 
-def measure(
-    problem: Problem, backends: Sequence[Backend], *, exhaustive: bool = False
-) -> dict[str, float]:
+class Times(dict[str, float]):
+    """Milliseconds by name.
+
+    Attributes:
+        is_confirmed: whether each shortest time was nearly reached a second time, or all turns of
+            an exhaustive measurement were taken.
+    """
+
+    is_confirmed = True
+
+
+def measure(problem: Problem, backends: Sequence[Backend], *, exhaustive: bool = False) -> Times:
     """Each backend's time in milliseconds.
 
     Leaves out failing backends, with one warning.
@@ -82,12 +101,12 @@ def measure(
         return _measured(problem, backends, exhaustive)
 
 
-def _measured(problem: Problem, backends: Sequence[Backend], exhaustive: bool) -> dict[str, float]:
+def _measured(problem: Problem, backends: Sequence[Backend], exhaustive: bool) -> Times:
     try:
         trial = _Trial(problem)
     except RuntimeError as error:
         _say(problem.key, "its tensors", error)
-        return {}
+        return Times()
     calls = {backend.name: trial.call(backend) for backend in backends}
     return race(problem.key, calls, problem.device, exhaustive=exhaustive)
 
@@ -98,7 +117,7 @@ def race(
     device: torch.device,
     *,
     exhaustive: bool = False,
-) -> dict[str, float]:
+) -> Times:
     """Times calls in turns, in milliseconds; leaves out failing ones.
 
     Args:
@@ -111,34 +130,46 @@ def race(
         >>> list(race("nothing", {"idle": lambda: None}, torch.device("cpu")))
         ['idle']
     """
-    seconds: dict[str, float] = {}
+    #: The two shortest times of each.
+    seconds: dict[str, tuple[float, float]] = {}
     clock = _on_the_device if device.type == "cuda" else _on_the_host
     for name, call in contenders.items():
         try:
             call()
-            seconds[name] = clock(call, 1)
+            seconds[name] = clock(call, 1), math.inf
         except Exception as error:  # a kernel that doesn't compile, or out of memory
             _say(key, name, error)
 
     def turn(racing: Sequence[str]) -> None:
         for name in racing:
-            repeats = max(1, round(_SHORTEST_TURN / max(seconds[name], 1e-7)))
-            seconds[name] = min(seconds[name], clock(contenders[name], repeats))
+            repeats = max(1, round(_SHORTEST_TURN / max(seconds[name][0], 1e-7)))
+            first, second, _ = sorted((*seconds[name], clock(contenders[name], repeats)))
+            seconds[name] = first, second
+
+    def is_confirmed() -> bool:
+        return all(seconds[name][1] <= _CONFIRMS * seconds[name][0] for name in racing)
 
     racing = list(seconds)
-    for _ in range(_FIRST_TURNS - 1 if len(racing) > 1 else 0):
-        turn([name for name in racing if seconds[name] < _FIRST_SECONDS])
+    for number in range(_FIRST_TURNS - 1 if len(racing) > 1 else 0):
+        within = _SURELY_SLOWER * min(seconds.values())[0] if number == 0 else 0.0
+        turn([name for name in racing if seconds[name][0] < max(_FIRST_SECONDS, within)])
     if racing and not exhaustive:
-        slowest = _CLEARLY_SLOWER * min(seconds.values())
-        racing = [name for name in racing if seconds[name] <= slowest]
-    if len(racing) > 1:
-        least, most = _EXHAUSTIVE_TURNS if exhaustive else _TURNS
-        ends = time.perf_counter() + (_EXHAUSTIVE_SECONDS if exhaustive else _SECONDS)
-        for number in range(most):
-            if number >= least and time.perf_counter() > ends:
-                break
-            turn(racing if number % 2 == 0 else racing[::-1])
-    return {name: 1e3 * each for name, each in seconds.items()}
+        slowest = _CLEARLY_SLOWER * min(seconds.values())[0]
+        racing = [name for name in racing if seconds[name][0] <= slowest]
+    limit = _EXHAUSTIVE_SECONDS if exhaustive else _SECONDS
+    least, most = _EXHAUSTIVE_TURNS if exhaustive else _TURNS
+    if len(racing) < 2:
+        least, most = 0, 0
+    began = time.perf_counter()
+    for number in itertools.count():
+        spent = time.perf_counter() - began
+        is_enough = number >= most or (number >= least and spent > limit)
+        if is_enough and (is_confirmed() or spent > _PATIENCE * limit):
+            break
+        turn(racing if number % 2 == 0 else racing[::-1])
+    times = Times({name: 1e3 * shortest for name, (shortest, _) in seconds.items()})
+    times.is_confirmed = exhaustive or is_confirmed()
+    return times
 
 
 def _on_the_host(call: Callable[[], object], repeats: int) -> float:

@@ -210,6 +210,7 @@ class Selector:
         self._run_choices: Choices = {} if run is None else run.read()
         self._cached: Choices = {}
         self._measured: Choices = {} if parent is None else parent._measured
+        self._unconfirmed: set[str] = set() if parent is None else parent._unconfirmed
         self._lock = threading.RLock()
 
     def select(self, call: tuple[Any, ...], input: Tensor, weight: Tensor) -> Backend:
@@ -333,6 +334,10 @@ class Selector:
             choice, is_lasting = self._choice_of(key, input, names, Choice(fixed), measured)
         return choice, is_lasting
 
+    def is_confirmed(self) -> bool:
+        """Whether all times measured so far were confirmed: :class:`.measurement.Times`."""
+        return not self._unconfirmed
+
     def of_device(self, device: torch.device) -> dict[str, Choice]:
         """A device's known measured choices, by the problem's key."""
         name = fingerprint(device)
@@ -388,14 +393,20 @@ class Selector:
                 return choice, True
         if not (self.measures and _may_measure(input)):
             return fixed, False
-        choice = self._measure(measured, fixed)
+        choice, is_confirmed = self._measure(measured, fixed)
         self._keep(device, key, choice)
         if choice.milliseconds:
             self._measured.setdefault(device, {})[key] = choice
-            ChoicesFile(cache_path(device)).merge({device: {key: choice}})
+            if is_confirmed:
+                ChoicesFile(cache_path(device)).merge({device: {key: choice}})
+            else:
+                self._unconfirmed.add(key)
         return choice, True
 
-    def _measure(self, measured: Callable[[], dict[str, float]], fixed: Choice) -> Choice:
+    def _measure(
+        self, measured: Callable[[], dict[str, float]], fixed: Choice
+    ) -> tuple[Choice, bool]:
+        """The choice, and whether its times were confirmed."""
         global _seconds_spent
         exhaustive = self.mode == "exhaustive"
         if _seconds_spent > MOST_SECONDS and not exhaustive:
@@ -403,17 +414,19 @@ class Selector:
                 f"backends were measured for {MOST_SECONDS:.0f} s in this process: shapes not seen "
                 "yet take the fixed table's"
             )
-            return fixed
+            return fixed, False
         began = time.perf_counter()
         milliseconds = measured()
         _seconds_spent += time.perf_counter() - began
         if not milliseconds:
-            return fixed
+            return fixed, False
         fastest = min(milliseconds, key=milliseconds.__getitem__)
         usual = milliseconds.get(fixed.backend)
         if usual is not None and usual <= milliseconds[fastest] * (1 + MARGIN):
             fastest = fixed.backend
-        return Choice(fastest, milliseconds, exhaustive)
+        return Choice(fastest, milliseconds, exhaustive), getattr(
+            milliseconds, "is_confirmed", True
+        )
 
     def _keep(self, device: str, key: str, choice: Choice) -> None:
         known = self.chosen.setdefault(device, {})

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
        color: #222; background: #fff; }
-h1 { overflow-wrap: anywhere; } figure { margin: 0 0 1.5rem; } img { max-width: 100%; height: auto; }
+h1 { overflow-wrap: anywhere; }
+figure { margin: 0 0 1.5rem; } img { max-width: 100%; height: auto; }
 svg { width: 100%; height: 11rem; } table { border-collapse: collapse; }
 td { padding: 0 1rem 0 0; vertical-align: top; overflow-wrap: anywhere; }
 .strip { display: flex; gap: 1rem; overflow-x: auto; }

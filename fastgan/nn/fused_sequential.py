@@ -21,8 +21,7 @@ class FusedSequential(nn.Sequential):
     buffers, hooks and training modes are unchanged, and so are ``state_dict``, ``apply``,
     ``deepcopy`` and pickling. In eval mode a batch norm is folded into the convolution before it.
 
-    Args:
-        modules: as in ``nn.Sequential``, or one ordered dict of them.
+    It is built as ``nn.Sequential`` is, from modules or one ordered dict of them.
 
     Shape:
         The children's. Any shapes, dtypes, devices and memory formats that they accept.

@@ -23,8 +23,9 @@ MISSING_CLASS_FRACTION = 0.1
 # Such close samples are one image, or copies of a few. New generators are above 0.04 after 50
 # updates on any data.
 COPIES_RATIO = 0.005
-# So this check only needs these few updates, in which a zero-initialised last layer changes.
-EARLIEST_COPIES = 100
+# In these first updates samples go from their initialisation's variety, which can be more than the
+# data's or, with zeros in the last layer, none, to the data's. Nothing is judged.
+EARLIEST_SAMPLES = 100
 # The generator's gradient has vanished below this fraction of its usual norm.
 VANISHED_GRADIENT_RATIO = 1e-3
 # Or below Adam's and RMSprop's eps of 1e-8: weights then move by less than the learning rate.
@@ -184,7 +185,8 @@ class HealthMonitor:
         # An untrained generator's samples are similar, not yet collapsed, but not copies.
         if not self._was_varied and step < (EARLIEST_COLLAPSE if final else self._warm_up):
             copies = min(report.ratio, report.nearest_ratio) < COPIES_RATIO
-            return self._judge("mode collapse", copies and step >= EARLIEST_COPIES, text)
+            return self._judge("mode collapse", copies and step >= EARLIEST_SAMPLES, text)
+        collapsed = collapsed and step >= EARLIEST_SAMPLES
         return self._judge("mode collapse", collapsed, text, persistence=1)
 
     def _judge(

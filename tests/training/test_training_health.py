@@ -50,12 +50,19 @@ def test_a_healthy_run_hears_nothing(wasserstein: bool) -> None:
 )
 def test_collapse_after_health_is_named_at_once_and_once(report: DiversityReport) -> None:
     watch = monitor()
-    assert watch.observe_samples(10, varied(histogram=EVEN)) == []
-    (text,) = watch.observe_samples(20, report)
-    assert text.startswith("mode collapse: at step 20 ")
-    assert watch.observe_samples(30, report) == []
-    assert watch.observe_samples(40, varied(histogram=EVEN)) == []
-    assert len(watch.observe_samples(50, report)) == 1
+    assert watch.observe_samples(110, varied(histogram=EVEN)) == []
+    (text,) = watch.observe_samples(120, report)
+    assert text.startswith("mode collapse: at step 120 ")
+    assert watch.observe_samples(130, report) == []
+    assert watch.observe_samples(140, varied(histogram=EVEN)) == []
+    assert len(watch.observe_samples(150, report)) == 1
+
+
+def test_the_first_updates_may_lose_what_variety_an_initialisation_has() -> None:
+    watch = monitor()
+    for step, ratio in ((1, 0.5), (12, 0.34), (30, 0.2), (60, 0.1), (99, 0.1)):
+        assert watch.observe_samples(step, varied(ratio)) == []
+    assert len(watch.observe_samples(100, varied(0.1))) == 1
 
 
 def test_samples_that_were_never_varied_are_a_beginning_until_warm_up_ends() -> None:

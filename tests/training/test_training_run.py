@@ -396,7 +396,8 @@ def test_nan_stops_the_run_and_keeps_the_last_good_checkpoint(where: str, tmp_pa
     assert all(bool(v.isfinite().all()) for v in content["generator"].values())
 
 
-def test_a_collapsed_generator_is_named(tmp_path: Path) -> None:
+def test_a_collapsed_generator_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastgan.training.health.EARLIEST_SAMPLES", 0)
     texts: list[str] = []
 
     class Collapse(Callback):

@@ -207,6 +207,7 @@ def evaluate_samples(
     k: int = 5,
     seed: int = 0,
     device: torch.device | str = "cpu",
+    classifier: ClassifierReport | None = None,
 ) -> EvaluationReport:
     """Measures generated images against real ones.
 
@@ -229,6 +230,8 @@ def evaluate_samples(
         k: which nearest neighbour sets the size of a neighbourhood.
         seed: split and classifier. The same seed gives the same report on the CPU.
         device: where to train the classifier and to run an extractor.
+        classifier: of :func:`fastgan.evaluation.train_classifier` for the same images, labels,
+            ``held_out``, ``seed`` and ``device``, to train it once for several reports.
 
     Raises:
         TypeError, ImageSizeError, DataError: images or labels of the wrong kind, or not finite.
@@ -259,17 +262,17 @@ def evaluate_samples(
                 f"{argument}: k = {k} neighbours need at least {k + 1} images, got {len(images)}"
             )
 
-    classifier = None
     names = None
-    if labels is not None:
+    if labels is None:
+        classifier = None
+        train_indices, held_out_indices = split_indices(len(real), held_out=held_out, seed=seed)
+    else:
         num_classes = check_labels(labels, len(real), num_classes)
         names = _check_class_names(class_names, num_classes)
-        classifier = train_classifier(
+        classifier = classifier or train_classifier(
             real, labels, num_classes=num_classes, held_out=held_out, seed=seed, device=device
         )
         train_indices, held_out_indices = classifier.train_indices, classifier.held_out_indices
-    else:
-        train_indices, held_out_indices = split_indices(len(real), held_out=held_out, seed=seed)
 
     space = _resolve_feature_space(feature_space, classifier, device)
     real_features = space.extract(real)

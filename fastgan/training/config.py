@@ -271,6 +271,11 @@ class TrainConfig:
         "generator updates between two evaluations, in evaluations.json; best.pt is the checkpoint"
         " with the smallest Fréchet distance; 0 for none",
     )
+    evaluate_features: str | None = _option(
+        None,
+        "where those evaluations measure: torchscript:FILE, inception:FILE or random-conv; by"
+        " default as fastgan evaluate",
+    )
     keep_checkpoints: int = _option(2, "number of newest checkpoints to keep")
     n_samples: int = _option(64, "images in a sample grid")
     logger: str = _option(
@@ -504,6 +509,7 @@ class TrainConfig:
                 and not (name == "penalty_every" and self.has_penalty)
             )
             or (name.startswith("ada_") and "ada" not in self.augment)
+            or (name == "evaluate_features" and not self.evaluate_every)
             or (
                 name in _OPTIMIZERS_OWN
                 and self.optimizer is not None

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from fastgan._util.files import atomic_write
 from fastgan._util.reading import parsing, read_text
 from fastgan.errors import OutputError
+from fastgan.evaluation.classifier import ClassifierReport, check_labels, train_classifier
+from fastgan.evaluation.features import FeatureSpace, feature_space_named
 from fastgan.evaluation.report import evaluate_samples
 from fastgan.training.callbacks import Callback
 
@@ -44,9 +46,14 @@ class Evaluator(Callback):
         self._real = real
         self._labels = labels
         self._evaluations: list[dict[str, Any]] = []
+        self._space: FeatureSpace | None = None
+        self._classifier: ClassifierReport | None = None
 
     def on_start(self, trainer: Trainer) -> None:
-        """Reads the evaluations of the steps before this one."""
+        """Loads the extractor and reads the evaluations of the steps before this one."""
+        features = trainer.config.evaluate_features
+        if self._samples is not None and features is not None:
+            self._space = feature_space_named(features, trainer.device)
         path = trainer.out / EVALUATIONS
         if self._samples is not None and path.exists():
             text = read_text(path, OutputError)
@@ -66,12 +73,17 @@ class Evaluator(Callback):
         checkpoint = trainer.save()
         if self._samples is None or self._real is None:
             return
+        if self._labels is not None and self._classifier is None:
+            count = check_labels(self._labels, len(self._real), trainer.source.num_classes)
+            self._classifier = train_classifier(self._real, self._labels, num_classes=count)
         report = evaluate_samples(
             self._samples.sample(trainer.state, SAMPLES),
             self._real,
             labels=self._labels,
             num_classes=trainer.source.num_classes,
             class_names=trainer.source.class_names,
+            feature_space=self._space,
+            classifier=self._classifier,
         ).to_dict()
         best = min(
             (evaluation["frechet_distance"] for evaluation in self._evaluations), default=math.inf

@@ -103,7 +103,7 @@ lint: $(INSTALLED)  ## ruff and mypy
 
 docs: $(INSTALLED)  ## build the site into build/site, with warnings as errors
 	@$(INSTALL) mkdocs-material 'mkdocstrings[python]'
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 format: $(INSTALLED)  ## format the code with ruff
 	$(BIN)/ruff check --fix .

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 from mkdocs.structure.files import File, Files
 
+#: Warnings end a strict build.
+LOG = logging.getLogger("mkdocs.hooks.site_files")
 ROOT = Path(__file__).parents[1]
 #: Page of the site -> file in the repository.
 PAGES = {"index.md": "README.md"} | {
@@ -46,7 +49,11 @@ def on_page_markdown(markdown: str, *, page: Any, config: Any, files: Files) -> 
         if not path.exists():  # no link, or a broken one, which MkDocs names
             return match[0]
         name = str(path.relative_to(ROOT)).removeprefix("docs/")
+        name = pages.get(name, name)
+        file = files.get_file_from_path(name)
+        if file is None or file.inclusion.is_excluded():
+            LOG.warning("%s: a link to %s, which exclude_docs leaves out", page.file.src_uri, name)
         up = "../" * page.file.src_uri.count("/")
-        return f"[{text}]({up}{pages.get(name, name)}{anchor})"
+        return f"[{text}]({up}{name}{anchor})"
 
     return LINK.sub(moved, markdown)

@@ -316,6 +316,12 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
     of = {op.kind: op for op in rest}
     name, slope = of["activation"].settings if "activation" in of else ("none", 0.0)
     is_batch = norm.kind == "norm"
+    own = [op for op in rest if _is_own(op)]
+    if own and value.requires_grad and torch.is_grad_enabled():
+        # In eager, gradients by way of the scale and shift may reach the input before the norm's.
+        value = torch.ops.aten.alias(value)
+        value.grad_fn._set_sequence_nr(norm.order)  # type: ignore[union-attr]
+    made = nodes_made()
     name_of_op = "bn_act" if is_batch else "sample_norm_act" if value.is_cpu else "norm_act"
     path = op_path(name_of_op, value.device.type).path
     what = "activation" if list(of) == ["activation"] else ", ".join(of)
@@ -324,7 +330,7 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
         log.say(op, path, f"together with {norm.layer!r}")
     weight, bias, *running = norm.tensors
     mean, variance = running or (None, None)
-    if is_batch and not any(map(_is_own, rest)):
+    if is_batch and not own:
         training, momentum, eps = norm.settings
         return bn_act(
             value,
@@ -357,7 +363,10 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
         activation=name,
         negative_slope=slope,
     )
-    return output if is_anew else relaid(output, is_channels_last(value))
+    output = output if is_anew else relaid(output, is_channels_last(value))
+    if own:
+        order_nodes(output.grad_fn, made, own[-1].order)
+    return output
 
 
 def _run_chain(units: list[list[Op]], input: Tensor, log: Log) -> Tensor:

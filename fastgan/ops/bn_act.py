@@ -33,6 +33,7 @@ from fastgan.errors import ConfigError, DtypeError
 from fastgan.ops import batch_norm
 from fastgan.ops.batch_norm import arithmetic_dtype, check_norm, check_vectors, per_channel
 from fastgan.ops.define import define_op
+from fastgan.ops.memory_format import is_channels_last
 
 _FLOAT64 = frozenset((torch.float64,))
 _FLOAT32 = frozenset((torch.float32,))
@@ -344,7 +345,16 @@ class _BnActGradient(torch.autograd.Function):
                 allow_unused=True,
             )
         by_place: dict[int, Tensor | None] = dict(zip(places, gradients, strict=True))
+        if ctx.settings[0]:
+            by_place[1] = _laid_out_as(by_place.get(1), tensors[1])
         return tuple(by_place.get(i) for i in range(6 + len(ctx.settings)))
+
+
+def _laid_out_as(grad: Tensor | None, input: Tensor) -> Tensor | None:
+    """The gradient in torch's layout, which is the input's if that is transposed."""
+    if grad is None or input.is_contiguous() or is_channels_last(input):
+        return grad
+    return torch.empty_like(input).copy_(grad)
 
 
 def _backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:

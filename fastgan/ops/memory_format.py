@@ -77,12 +77,15 @@ class _Relaid(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, map: Tensor, channels_last: bool) -> Tensor:
         ctx.channels_last = channels_last
+        ctx.set_materialize_grads(False)  # no gradient is eager's, not zeros
         copy = laid_out(map, channels_last)
         return torch.ops.aten.alias(copy) if copy is map else copy
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None]:
-        if not (grad_output.is_contiguous() or is_channels_last(grad_output)):
+    def backward(ctx: Any, grad_output: Tensor | None) -> tuple[Tensor | None, None]:
+        if grad_output is None or not (
+            grad_output.is_contiguous() or is_channels_last(grad_output)
+        ):
             return grad_output, None  # the user's: as of the map itself
         return laid_out(grad_output, not ctx.channels_last), None
 

@@ -385,6 +385,62 @@ def test_pre_activation_and_what_follows_are_one_node() -> None:
     assert not any("BatchNorm" in name or "Relu" in name for name in found)
 
 
+class Applied(nn.Module):
+    """A function of a norm or convolution and an image."""
+
+    def __init__(self, layer: nn.Module, function: Callable[[nn.Module, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = layer, function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layer, x)
+
+
+def mean(x: Tensor) -> Tensor:
+    return x.mean((2, 3), keepdim=True)
+
+
+@pytest.mark.usefixtures("fewest")
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize(
+    ("norm", "function"),
+    [
+        (nn.BatchNorm2d(4), lambda norm, x: norm(x) * mean(x)),
+        (
+            nn.InstanceNorm2d(4),
+            lambda norm, x: F.relu(norm(x) * (1 + mean(x)) + x.amax((2, 3), True)),
+        ),
+        (nn.BatchNorm2d(4), lambda norm, x: (lambda own: norm(x) * own)(mean(x))),
+    ],
+)
+def test_a_scale_made_of_the_input_gives_its_gradient_in_eager_order(
+    norm: nn.Module, function: Any, layout: torch.memory_format
+) -> None:
+    """The gradient is laid out as the first that was added."""
+    agree(Applied(norm, function).double(), image(2, 4, 5, 6).contiguous(memory_format=layout))
+
+
+@pytest.mark.usefixtures("fewest")
+@pytest.mark.parametrize(
+    ("layer", "function"),
+    [
+        (nn.BatchNorm2d(4), lambda norm, x: F.relu(norm(x.transpose(2, 3)))),
+        (nn.BatchNorm2d(4).eval(), lambda norm, x: F.relu(norm(x.transpose(2, 3)))),
+        (nn.Conv2d(4, 4, 3, padding=1), lambda convolution, x: convolution(x) + x),
+    ],
+)
+def test_second_order_gradients_have_eager_strides(layer: nn.Module, function: Any) -> None:
+    """And are None where eager's are."""
+    plain, found = Applied(layer, function).double(), []
+    for module in (plain, fastgan.fuse(copy.deepcopy(plain))):
+        x = image().requires_grad_()
+        output = module(x)
+        (once,) = torch.autograd.grad(output.sum(), x, create_graph=True)
+        (twice,) = torch.autograd.grad(once.square().sum(), x, allow_unused=True)
+        found.append(None if twice is None else twice.stride())
+    assert found[0] == found[1]
+
+
 def reads_statistics(module: Any, h: Tensor) -> Tensor:
     return h * module.norm.running_mean.mean()
 

@@ -96,8 +96,8 @@ def run_recorded(
                         pace.was_plain(usual.call, math.inf)
                     return output
     if (
-        torch.compiler.is_compiling()
-        or _local.within == "forward"
+        _local.within == "forward"
+        or torch.compiler.is_compiling()
         or recording.is_recording()
         or unseen.current() is not None
         or torch._C._get_tracing_state() is not None

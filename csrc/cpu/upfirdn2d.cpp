@@ -21,9 +21,10 @@ constexpr std::int64_t kShortRow = 24;
 template <typename A>
 class Coefficients {
   public:
-    explicit Coefficients(const Filter& filter)
+    // Whether rows stay where they are: see split().
+    Coefficients(const Filter& filter, bool in_place)
         : filter_{filter.x, filter.y, filter.separable || filter.f == nullptr, nullptr, nullptr} {
-        if (!filter_.separable && split(filter)) {
+        if (!filter_.separable && split(filter, in_place ? 1 : 2)) {
             filter_.separable = true;
         } else {
             const std::int64_t rows = filter_.separable ? 1 : filter.y.taps;
@@ -46,14 +47,14 @@ class Coefficients {
     }
 
     // A filter of rank 1 is the product of its smallest tap's row and column, the column in units of
-    // that tap. Split where that halves the products at least, since each row is stored and loaded
-    // once more, and only if the taps stay exactly what they are: a rounding of both factors may
-    // double the error of a short filter.
-    bool split(const Filter& filter) {
+    // that tap. Split where that takes `times_fewer` products at least, since each row is stored and
+    // loaded once more, and only if the taps stay exactly what they are: a rounding of both factors
+    // may double the error of a short filter.
+    bool split(const Filter& filter, std::int64_t times_fewer) {
         const FirAxis &x = filter.x, &y = filter.y;
         const std::int64_t columns = x.taps, rows = y.taps, count = rows * columns;
         const std::int64_t met_x = (columns + x.up - 1) / x.up, met_y = (rows + y.up - 1) / y.up;
-        if (2 * (met_y * y.up + met_x * y.down) > met_x * met_y * y.up) {
+        if (times_fewer * (met_y * y.up + met_x * y.down) > met_x * met_y * y.up) {
             return false;
         }
         const auto tap = [&](std::int64_t t) { return filter.tap(t, count); };
@@ -89,7 +90,8 @@ class Coefficients {
 
 std::int64_t rows_kept(const FirFilter& filter) {
     const std::int64_t rows = (filter.y.taps + filter.y.up - 1) / filter.y.up;
-    return rows * (filter.separable ? filter.x.out : filter.x.in + filter.x.taps);
+    const std::int64_t least = std::min(filter.x.in, filter.x.out);
+    return rows * (filter.separable ? least : filter.x.in + filter.x.taps);
 }
 
 template <typename A, typename T>
@@ -126,8 +128,14 @@ RowStrides strides_of(bool channels_last, std::int64_t channels, std::int64_t ro
 template <typename A>
 void run(const FirMaps& maps, const Filter& first_filter, const FirBetween* between,
          const Filter* second_filter) {
-    const Coefficients<A> first(first_filter);
-    const Coefficients<A> second(second_filter != nullptr ? *second_filter : first_filter);
+    const std::int64_t longest =
+        std::max({first_filter.x.in, first_filter.x.out,
+                  second_filter != nullptr ? second_filter->x.out : 0});
+    const bool in_place = between == nullptr && sizeof(A) == bytes_of(maps.type) &&
+                          (maps.channels_last ||
+                           (longest > kShortRow && first_filter.x.down % first_filter.x.up == 0));
+    const Coefficients<A> first(first_filter, in_place);
+    const Coefficients<A> second(second_filter != nullptr ? *second_filter : first_filter, false);
     FirTask whole{};
     whole.type = maps.type;
     whole.first = first.filter();
@@ -155,10 +163,11 @@ void run(const FirMaps& maps, const Filter& first_filter, const FirBetween* betw
                              (between != nullptr ? rows_kept(whole.second) + whole.first.x.out : 0);
     const std::int64_t fitting =
         kRowBytes / std::max<std::int64_t>(row * sizeof(A), 1) / kLanes * kLanes;
-    const std::int64_t longest = std::max({in_x.in, whole.first.x.out, last.x.out});
     const std::int64_t side_by_side = maps.channels_last ? channels : maps.batch * channels;
+    // Long filters save more than putting maps side by side takes.
     const bool in_lanes =
-        side_by_side >= kLanes && (maps.channels_last || longest <= kShortRow);
+        side_by_side >= kLanes && (maps.channels_last || longest <= kShortRow ||
+                                   (between != nullptr && fitting >= kLanes));
     const std::int64_t lanes =
         !in_lanes ? 1 : std::min(std::max(fitting, kLanes), side_by_side);
     // A last group of fewer than kLanes goes with the one before.

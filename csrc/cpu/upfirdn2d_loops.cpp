@@ -22,14 +22,20 @@ struct Vectors;
 template <>
 struct Vectors<float> {
     typedef float Type __attribute__((vector_size(kBytes)));
+    typedef std::uint8_t Bytes __attribute__((vector_size(kBytes / 4)));
 };
 template <>
 struct Vectors<double> {
     typedef double Type __attribute__((vector_size(kBytes)));
+    typedef std::uint8_t Bytes __attribute__((vector_size(kBytes / 8)));
 };
 
 template <typename A>
 using Vector = typename Vectors<A>::Type;
+template <typename A>
+using Bytes = typename Vectors<A>::Bytes;
+template <typename A>
+constexpr std::int64_t kVector = kBytes / sizeof(A);
 
 template <typename V>
 FASTGAN_INLINE V multiply_add_all(V a, V b, V c) {
@@ -70,6 +76,10 @@ struct Terms {
     }
 };
 
+// Values of the rows that are filtered together: with what they are made from and into, they stay
+// in a first-level cache.
+constexpr std::int64_t kTogether = 2048;
+
 // Terms are added in groups, whose sums are added: the error of a filter of many taps grows with
 // their root.
 constexpr std::int64_t kGroup = 16;
@@ -77,7 +87,7 @@ constexpr std::int64_t kGroup = 16;
 template <int kVectors, typename A>
 FASTGAN_INLINE void add_group(const Terms<A>& terms, std::int64_t begin, std::int64_t end,
                               std::int64_t at, Vector<A> (&sums)[kVectors]) {
-    constexpr std::int64_t lanes = kBytes / sizeof(A);
+    constexpr std::int64_t lanes = kVector<A>;
     const Vector<A> c = terms.coefficients[begin] - Vector<A>{};
 #pragma GCC unroll 8
     for (int v = 0; v < kVectors; ++v) {
@@ -113,7 +123,7 @@ FASTGAN_INLINE void sum_block(const Terms<A>& terms, std::int64_t at, A* out) {
 template <int kCount, typename A>
 void sum_few(const Terms<A>& terms, std::int64_t times, std::int64_t size, std::int64_t step,
              std::int64_t out_step, A* out) {
-    constexpr std::int64_t lanes = kBytes / sizeof(A);
+    constexpr std::int64_t lanes = kVector<A>;
     const A* sources[kCount];
     Vector<A> by[kCount];
 #pragma GCC unroll 16
@@ -135,23 +145,80 @@ void sum_few(const Terms<A>& terms, std::int64_t times, std::int64_t size, std::
     }
 }
 
+// The same of more terms, `spacing` apart, where step is kShift * spacing: sums of neighbours share
+// their sources. times is at least kShared.
+constexpr std::int64_t kShared = 4;
+
+template <int kCount, int kShift, typename A>
+void sum_window(const Terms<A>& terms, std::int64_t spacing, std::int64_t times, std::int64_t size,
+                std::int64_t out_step, A* out) {
+    Vector<A> by[kCount];
+#pragma GCC unroll 16
+    for (int t = 0; t < kCount; ++t) {
+        by[t] = terms.coefficients[t] - Vector<A>{};
+    }
+    for (std::int64_t k = 0; k < times; k += kShared) {
+        k = k + kShared <= times ? k : times - kShared;
+        for (std::int64_t i = 0; i < size; i += kVector<A>) {
+            const std::int64_t inside = i + kVector<A> <= size ? i : size - kVector<A>;
+            const A* source = terms.sources[0] + k * kShift * spacing + inside;
+            Vector<A> sums[kShared];
+#pragma GCC unroll 32
+            for (int s = 0; s < kCount + kShift * (kShared - 1); ++s, source += spacing) {
+                const Vector<A> value = load_vector(source);
+#pragma GCC unroll 4
+                for (int m = 0; m < kShared; ++m) {
+                    const int t = s - m * kShift;
+                    if (t == 0) {
+                        sums[m] = by[0] * value;
+                    } else if (0 < t && t < kCount) {
+                        sums[m] = multiply_add_all(by[t], value, sums[m]);
+                    }
+                }
+            }
+#pragma GCC unroll 4
+            for (int m = 0; m < kShared; ++m) {
+                memcpy(out + (k + m) * out_step + inside, &sums[m], sizeof(sums[m]));
+            }
+        }
+    }
+}
+
+template <typename A>
+FASTGAN_INLINE bool are_spaced(const Terms<A>& terms, std::int64_t spacing) {
+    bool all = true;
+    for (std::int64_t t = 2; t < terms.count; ++t) {
+        all &= terms.sources[t] - terms.sources[t - 1] == spacing;
+    }
+    return all;
+}
+
 // out[k * out_step + i] = sum of coefficient * source[k * step + i], 0 <= i < size, 0 <= k < times.
 template <typename A>
 void sum_terms(const Terms<A>& terms, std::int64_t times, std::int64_t size, std::int64_t step,
                std::int64_t out_step, A* out) {
-    constexpr std::int64_t lanes = kBytes / sizeof(A);
+    constexpr std::int64_t lanes = kVector<A>;
     if (step == size && out_step == size) {
         size *= times;
         times = 1;
     }
     if (size >= lanes) {
-        switch (terms.count) {
+        // Those of StyleGAN3's filters.
+        const std::int64_t spacing = terms.count > 4 ? terms.sources[1] - terms.sources[0] : 0;
+        if (times >= kShared && are_spaced(terms, spacing)) {
+            if (terms.count == 6 && step == spacing) {
+                return sum_window<6, 1>(terms, spacing, times, size, out_step, out);
+            }
+            if (terms.count == 12 && step == 2 * spacing) {
+                return sum_window<12, 2>(terms, spacing, times, size, out_step, out);
+            }
+        }
+        // Of a long row, blocks need fewer addresses for each sum.
+        switch (terms.count <= 4 || size < 16 * lanes ? terms.count : 0) {
             case 1:
                 return sum_few<1>(terms, times, size, step, out_step, out);
             case 2:
                 return sum_few<2>(terms, times, size, step, out_step, out);
-            case 3:
-                return sum_few<3>(terms, times, size, step, out_step, out);
             case 4:
                 return sum_few<4>(terms, times, size, step, out_step, out);
             case 6:
@@ -177,8 +244,8 @@ void sum_terms(const Terms<A>& terms, std::int64_t times, std::int64_t size, std
         for (; i + 8 * lanes <= size; i += 8 * lanes) {
             sum_block<8>(terms, base + i, to + i);
         }
-        for (; i + 2 * lanes <= size; i += 2 * lanes) {
-            sum_block<2>(terms, base + i, to + i);
+        for (; i + 4 * lanes <= size; i += 4 * lanes) {
+            sum_block<4>(terms, base + i, to + i);
         }
         for (; i + lanes <= size; i += lanes) {
             sum_block<1>(terms, base + i, to + i);
@@ -203,7 +270,8 @@ void sum_terms(const Terms<A>& terms, std::int64_t times, std::int64_t size, std
 
 // --- Rows ----------------------------------------------------------------------------------------
 
-// Of row buffers: lanes beside each other, places one after the other.
+// Of row buffers: lanes beside each other, places one after the other. Lanes or places are beside
+// each other in memory, too.
 template <typename T, typename A>
 FASTGAN_INLINE void load_typed(const T* __restrict from, RowStrides strides, std::int64_t places,
                                std::int64_t lanes, A* __restrict to) {
@@ -219,8 +287,13 @@ FASTGAN_INLINE void load_typed(const T* __restrict from, RowStrides strides, std
         }
     } else {
         for (std::int64_t lane = 0; lane < lanes; ++lane) {
+            const T* __restrict const row = from + lane * strides.lane;
+            // A row of each map in turn: no processor foresees the next.
+            for (std::int64_t i = 0; i < places; i += 64 / sizeof(T)) {
+                __builtin_prefetch(row + strides.row + i);
+            }
             for (std::int64_t i = 0; i < places; ++i) {
-                to[i * lanes + lane] = to_arithmetic(from[lane * strides.lane + i * strides.place]);
+                to[i * lanes + lane] = to_arithmetic(row[i]);
             }
         }
     }
@@ -242,8 +315,7 @@ FASTGAN_INLINE void store_typed(const A* __restrict from, RowStrides strides, st
     } else {
         for (std::int64_t lane = 0; lane < lanes; ++lane) {
             for (std::int64_t i = 0; i < places; ++i) {
-                to[lane * strides.lane + i * strides.place] =
-                    from_arithmetic<T>(from[i * lanes + lane]);
+                to[lane * strides.lane + i] = from_arithmetic<T>(from[i * lanes + lane]);
             }
         }
     }
@@ -285,15 +357,25 @@ struct Scratch {
     }
 };
 
-// A filter over rows that come in order. Along x the outputs are walked in phases: o = k * ups + q
-// meets places start(q) + k * downs + j with the same coefficients for all k, up / down = ups /
-// downs in lowest terms. With one lane a row's places lie in `downs` arrays, by their remainder, so
-// that each is walked with stride 1; with more, one array has all.
+// A filter over rows. Along x the outputs are walked in phases: o = k * ups + q meets places
+// start(q) + k * downs + j with the same coefficients for all k, up / down = ups / downs in lowest
+// terms. With one lane a row's places lie in `downs` arrays, by their remainder, so that each is
+// walked with stride 1; with more, one array has all.
+//
+// Rows come in order and stay in a ring; a separable filter goes along x as they come or, `y_first`,
+// along y before x. Or rows are read where they are, along y first, and so many outputs at a time
+// that short rows cost no more than long ones; not where one lane has phases to join, which would
+// be done for each output row instead of each row of the input.
+enum class Order { x_first, y_first, y_first_in_place };
+
 template <typename A>
 class FirRows {
   public:
-    FirRows(const FirFilter& filter, std::int64_t lanes, Scratch<A>& scratch)
-        : filter_(filter), lanes_(lanes) {
+    FirRows(const FirFilter& filter, std::int64_t lanes, Order order, Scratch<A>& scratch)
+        : filter_(filter),
+          lanes_(lanes),
+          y_first_(order != Order::x_first && filter.separable),
+          in_place_(order == Order::y_first_in_place && filter.separable) {
         const FirAxis& x = filter.x;
         const std::int64_t divisor = common_divisor(x.up, x.down);
         ups_ = x.up / divisor;
@@ -311,18 +393,25 @@ class FirRows {
         }
         places_ = end - begin_;
         const std::int64_t per_array = (places_ + downs_ - 1) / downs_;
-        array_ = lanes == 1 ? per_array : places_ * lanes;
-        prepared_ = lanes == 1 ? per_array * downs_ : places_ * lanes;
+        width_ = lanes == 1 ? per_array : places_ * lanes;
+        const std::int64_t fitting = kTogether / (places_ * lanes > 0 ? places_ * lanes : 1);
+        together_ = in_place_ && fitting > 1 ? fitting : 1;
+        array_ = together_ * width_;
+        prepared_ = lanes == 1 ? array_ * downs_ : array_;
         rows_ = (filter.y.taps + filter.y.up - 1) / filter.y.up;
-        row_ = filter.separable ? x.out * lanes : prepared_;
-        row_ = (row_ + 15) / 16 * 16;
+        first_ = begin_ > 0 ? begin_ : 0;
+        const std::int64_t last = begin_ + places_ < x.in ? begin_ + places_ : x.in;
+        inside_ = last > first_ ? last - first_ : 0;
+        row_ = y_first_ ? inside_ * lanes : filter.separable ? x.out * lanes : prepared_;
+        // A cache line more: rows of a power of two would share its sets.
+        row_ = (row_ + 15) / 16 * 16 + 16;
         const std::int64_t along_x = (x.taps + x.up - 1) / x.up;
         const std::int64_t most = filter.separable ? (along_x > rows_ ? along_x : rows_)
                                                    : along_x * rows_;
-        ring_ = scratch.take(rows_ * row_);
+        ring_ = in_place_ ? nullptr : scratch.take(rows_ * row_);
         row_in_ = filter.separable ? scratch.take(prepared_) : nullptr;
-        line_ = lanes == 1 && downs_ > 1 ? scratch.take(places_) : nullptr;
-        phases_ = lanes == 1 && ups_ > 1 ? scratch.take(ups_ * times(0)) : nullptr;
+        line_ = lanes == 1 && downs_ > 1 ? scratch.take(prepared_) : nullptr;
+        phases_ = lanes == 1 && ups_ > 1 ? scratch.take(together_ * ups_ * times(0)) : nullptr;
         // Divisions are taken once, not for each row.
         phase_taps_ = reinterpret_cast<FirTaps*>(
             scratch.take(ups_ * static_cast<std::int64_t>(sizeof(FirTaps) / sizeof(A))));
@@ -336,7 +425,7 @@ class FirRows {
             memset(filter.separable ? row_in_ : ring_, 0,
                    (filter.separable ? prepared_ : rows_ * row_) * sizeof(A));
             if (line_ != nullptr) {
-                memset(line_, 0, places_ * sizeof(A));
+                memset(line_, 0, prepared_ * sizeof(A));
             }
             for (std::int64_t q = 0; q < ups_ && q < x.out; ++q) {
                 const FirTaps taps = phase_taps_[q] = taps_of(x, q);
@@ -359,27 +448,78 @@ class FirRows {
     FASTGAN_INLINE void push(std::int64_t row, const Load& load) {
         A* const slot = slot_of(row);
         A* const prepared = filter_.separable ? row_in_ : slot;
-        const std::int64_t first = begin_ > 0 ? begin_ : 0;
-        const std::int64_t last = begin_ + places_ < filter_.x.in ? begin_ + places_ : filter_.x.in;
-        if (first < last) {
-            A* const to = (line_ != nullptr ? line_ : prepared) + (first - begin_) * lanes_;
-            load(first, last - first, to);
+        if (inside_ > 0) {
+            load(first_, inside_, y_first_ ? slot : first_inside(prepared));
+        }
+        if (y_first_) {
+            return;
         }
         if (line_ != nullptr) {
-            part(prepared);
+            part(prepared, places_);
         }
         if (filter_.separable) {
-            for (std::int64_t q = 0; q < ups_ && q < filter_.x.out; ++q) {
-                terms_.count = 0;
-                add_terms(prepared, static_cast<const A*>(filter_.along_x), q);
-                sum_phase(q, slot, ups_ * lanes_);
+            filter_along_x(prepared, 1, lanes_, 0, slot);
+        }
+    }
+
+    // As push(), of a row with all the places of x, which lie as in a ring.
+    FASTGAN_INLINE bool takes_whole_rows() const {
+        return filter_.separable && !y_first_ && lanes_ > 1 && begin_ >= 0 &&
+               begin_ + places_ <= filter_.x.in;
+    }
+    FASTGAN_INLINE void push_whole(std::int64_t row, const A* places) {
+        filter_along_x(places + begin_ * lanes_, 1, lanes_, 0, slot_of(row));
+    }
+
+    // Output rows [begin, end) of rows that are read where they are.
+    void produce_in_place(std::int64_t begin, std::int64_t end, const A* x, RowStrides strides,
+                          RowStrides out_strides, A* y) {
+        const FirAxis& axis = filter_.y;
+        const std::int64_t divisor = common_divisor(axis.up, axis.down);
+        const std::int64_t phases = axis.up / divisor, step = axis.down / divisor * strides.row;
+        const std::int64_t stride = lanes_ == 1 ? width_ * downs_ : width_;
+        const A* const coefficients = static_cast<const A*>(filter_.along_y);
+        const auto meets_all = [&](std::int64_t output) {
+            const FirTaps taps = taps_of(axis, output);
+            return taps.place >= 0 && taps.place + taps.count <= axis.in;
+        };
+        for (std::int64_t o = begin; o < end;) {
+            std::int64_t count = 1;
+            while (meets_all(o) && count < together_ && o + count < end && meets_all(o + count)) {
+                ++count;
             }
-            join(slot);
+            for (std::int64_t q = 0; q < phases && q < count; ++q) {
+                const FirTaps rows = rows_of(o + q);
+                terms_.count = 0;
+                for (std::int64_t j = 0; j < rows.count; ++j) {
+                    terms_.add(x + (rows.place + j) * strides.row + first_ * strides.place,
+                               coefficients[rows.first + j * axis.up]);
+                }
+                A* const to = first_inside(row_in_) + q * stride;
+                const std::int64_t times = (count - q + phases - 1) / phases;
+                if (strides.place == lanes_) {
+                    sum_terms(terms_, times, inside_ * lanes_, step, phases * stride, to);
+                } else {
+                    for (std::int64_t k = 0; k < times; ++k) {
+                        sum_terms(terms_, inside_, lanes_, strides.place, lanes_,
+                                  to + k * phases * stride);
+                        for (std::int64_t j = 0; j < terms_.count; ++j) {
+                            terms_.sources[j] += step;
+                        }
+                    }
+                }
+            }
+            if (line_ != nullptr) {
+                part(row_in_, count * stride);
+            }
+            filter_along_x(row_in_, count, out_strides.place, out_strides.row,
+                           y + o * out_strides.row);
+            o += count;
         }
     }
 
     // An output row, of rows that have been pushed: places `step` apart.
-    FASTGAN_INLINE void produce(std::int64_t output, std::int64_t step, A* out) {
+    void produce(std::int64_t output, std::int64_t step, A* out) {
         const FirTaps rows = rows_of(output);
         if (filter_.separable) {
             const A* const coefficients = static_cast<const A*>(filter_.along_y);
@@ -387,7 +527,12 @@ class FirRows {
             for (std::int64_t j = 0; j < rows.count; ++j) {
                 terms_.add(slot_of(rows.place + j), coefficients[rows.first + j * filter_.y.up]);
             }
-            sum_terms(terms_, filter_.x.out, lanes_, lanes_, step, out);
+            if (!y_first_) {
+                sum_terms(terms_, filter_.x.out, lanes_, lanes_, step, out);
+                return;
+            }
+            sum_terms(terms_, inside_, lanes_, lanes_, lanes_, first_inside(row_in_));
+            filter_along_x(row_in_, 1, step, 0, out);
             return;
         }
         for (std::int64_t q = 0; q < ups_ && q < filter_.x.out; ++q) {
@@ -397,12 +542,32 @@ class FirRows {
                 add_terms(slot_of(rows.place + j),
                           static_cast<const A*>(filter_.along_x) + row * filter_.x.taps, q);
             }
-            sum_phase(q, out, ups_ * step);
+            sum_phase(q, 1, ups_ * step, 0, out);
         }
-        join(out);
+        if (phases_ != nullptr) {
+            join(0, out);
+        }
     }
 
   private:
+    // The first place that is one of the input's, in a row that will be filtered along x.
+    FASTGAN_INLINE A* first_inside(A* prepared) const {
+        return (line_ != nullptr ? line_ : prepared) + (first_ - begin_) * lanes_;
+    }
+
+    // `rows` prepared rows; outputs `step` apart in rows `row_step` apart.
+    void filter_along_x(const A* prepared, std::int64_t rows, std::int64_t step,
+                        std::int64_t row_step, A* out) {
+        for (std::int64_t q = 0; q < ups_ && q < filter_.x.out; ++q) {
+            terms_.count = 0;
+            add_terms(prepared, static_cast<const A*>(filter_.along_x), q);
+            sum_phase(q, rows, ups_ * step, row_step, out);
+        }
+        for (std::int64_t row = 0; phases_ != nullptr && row < rows; ++row) {
+            join(row * ups_ * times(0), out + row * row_step);
+        }
+    }
+
     // How many outputs phase q has.
     FASTGAN_INLINE std::int64_t times(std::int64_t q) const {
         return (filter_.x.out - q + ups_ - 1) / ups_;
@@ -418,46 +583,52 @@ class FirRows {
         }
     }
 
-    FASTGAN_INLINE void sum_phase(std::int64_t q, A* out, std::int64_t out_step) {
-        if (lanes_ > 1) {
+    FASTGAN_INLINE void sum_phase(std::int64_t q, std::int64_t rows, std::int64_t out_step,
+                                  std::int64_t row_step, A* out) {
+        if (lanes_ == 1) {
+            const std::int64_t size = times(0);
+            sum_terms(terms_, rows, times(q), width_, ups_ > 1 ? ups_ * size : row_step,
+                      ups_ > 1 ? phases_ + q * size : out);
+            return;
+        }
+        for (std::int64_t row = 0; row < rows; ++row) {
             sum_terms(terms_, times(q), lanes_, downs_ * lanes_, out_step,
-                      out + q * (out_step / ups_));
-        } else {
-            sum_terms(terms_, 1, times(q), 0, 0, ups_ > 1 ? phases_ + q * times(0) : out);
+                      out + q * (out_step / ups_) + row * row_step);
+            for (std::int64_t j = 0; row + 1 < rows && j < terms_.count; ++j) {
+                terms_.sources[j] += width_;
+            }
         }
     }
 
-    // With one lane: places by their remainder.
-    FASTGAN_INLINE void part(A* prepared) const {
+    // With one lane: places by their remainder, of a row or of rows that begin with the first.
+    FASTGAN_INLINE void part(A* prepared, std::int64_t places) const {
         const A* __restrict const line = line_;
         if (downs_ == 2) {
             A* __restrict const even = prepared;
             A* __restrict const odd = prepared + array_;
-            const std::int64_t pairs = places_ / 2;
+            const std::int64_t pairs = places / 2;
             for (std::int64_t k = 0; k < pairs; ++k) {
                 even[k] = line[2 * k];
                 odd[k] = line[2 * k + 1];
             }
-            if (places_ % 2 != 0) {
-                even[pairs] = line[places_ - 1];
+            if (places % 2 != 0) {
+                even[pairs] = line[places - 1];
             }
             return;
         }
-        for (std::int64_t i = 0; i < places_; ++i) {
+        for (std::int64_t i = 0; i < places; ++i) {
             prepared[i % downs_ * array_ + i / downs_] = line[i];
         }
     }
 
     // With one lane: the phases' outputs in order.
-    FASTGAN_INLINE void join(A* out) const {
-        if (phases_ == nullptr) {
-            return;
-        }
+    FASTGAN_INLINE void join(std::int64_t from, A* out) const {
         A* __restrict const to = out;
+        const A* __restrict const phases = phases_ + from;
         const std::int64_t size = times(0);
         if (ups_ == 2) {
-            const A* __restrict const even = phases_;
-            const A* __restrict const odd = phases_ + size;
+            const A* __restrict const even = phases;
+            const A* __restrict const odd = phases + size;
             const std::int64_t pairs = filter_.x.out / 2;
             for (std::int64_t k = 0; k < pairs; ++k) {
                 to[2 * k] = even[k];
@@ -469,16 +640,23 @@ class FirRows {
             return;
         }
         for (std::int64_t o = 0; o < filter_.x.out; ++o) {
-            to[o] = phases_[o % ups_ * size + o / ups_];
+            to[o] = phases[o % ups_ * size + o / ups_];
         }
     }
 
     FirFilter filter_;
     std::int64_t lanes_;
+    bool y_first_;
+    bool in_place_;
+    std::int64_t together_;
+    // The input's places that count, from which on.
+    std::int64_t first_;
+    std::int64_t inside_;
     std::int64_t ups_;
     std::int64_t downs_;
     std::int64_t begin_ = 0;
     std::int64_t places_;
+    std::int64_t width_;  // of a row in an array
     std::int64_t array_;
     std::int64_t prepared_;
     std::int64_t rows_;
@@ -497,7 +675,7 @@ class FirRows {
 
 // The bits of a row: byte b, of `lanes` maps, at bits[b * place + lane * lane stride].
 template <typename A>
-FASTGAN_INLINE void write_bits(const A* row, std::int64_t places, std::int64_t lanes, bool not_below,
+void write_bits(const A* row, std::int64_t places, std::int64_t lanes, bool not_below,
                                std::int64_t bytes, RowStrides strides, std::uint8_t* scratch,
                                std::uint8_t* bits) {
     if (lanes == 1) {
@@ -508,15 +686,27 @@ FASTGAN_INLINE void write_bits(const A* row, std::int64_t places, std::int64_t l
         return;
     }
     for (std::int64_t b = 0; b < bytes; ++b) {
-        memset(scratch, 0, lanes);
         const std::int64_t left = places - 8 * b < 8 ? places - 8 * b : 8;
-        for (std::int64_t p = 0; p < left; ++p) {
-            const A* const values = row + (8 * b + p) * lanes;
-            for (std::int64_t lane = 0; lane < lanes; ++lane) {
-                const bool bit = rises(values[lane], not_below);
-                scratch[lane] =
-                    static_cast<std::uint8_t>(scratch[lane] | static_cast<unsigned>(bit) << p);
+        const A* const values = row + 8 * b * lanes;
+        std::int64_t at = 0;
+        if (lanes >= kVector<A>) {
+            for (; at < lanes; at += kVector<A>) {
+                at = at + kVector<A> <= lanes ? at : lanes - kVector<A>;
+                auto set = Vector<A>{} != Vector<A>{};
+                for (std::int64_t p = 0; p < left; ++p) {
+                    const Vector<A> u = load_vector(values + p * lanes + at);
+                    set |= (not_below ? ~(u <= A(0)) : u > A(0)) & 1 << p;
+                }
+                const auto packed = __builtin_convertvector(set, Bytes<A>);
+                memcpy(scratch + at, &packed, sizeof(packed));
             }
+        }
+        for (; at < lanes; ++at) {
+            unsigned byte = 0;
+            for (std::int64_t p = 0; p < left; ++p) {
+                byte |= static_cast<unsigned>(rises(values[p * lanes + at], not_below)) << p;
+            }
+            scratch[at] = static_cast<std::uint8_t>(byte);
         }
         for (std::int64_t lane = 0; lane < lanes; ++lane) {
             bits[b * strides.place + lane * strides.lane] = scratch[lane];
@@ -526,7 +716,7 @@ FASTGAN_INLINE void write_bits(const A* row, std::int64_t places, std::int64_t l
 
 // row = row * gain, and where the bit is not `set` that times `factor`, or 0 where that is null.
 template <typename A>
-FASTGAN_INLINE void read_bits(const std::uint8_t* bits, bool set, RowStrides strides,
+void read_bits(const std::uint8_t* bits, bool set, RowStrides strides,
                               std::int64_t bytes, std::int64_t places, std::int64_t lanes, A gain,
                               const A* factor, std::uint8_t* scratch, A* row) {
     const std::uint8_t invert = set ? 0 : 0xff;
@@ -543,12 +733,26 @@ FASTGAN_INLINE void read_bits(const std::uint8_t* bits, bool set, RowStrides str
             scratch[lane] = bits[b * strides.place + lane * strides.lane] ^ invert;
         }
         const std::int64_t left = places - 8 * b < 8 ? places - 8 * b : 8;
-        for (std::int64_t p = 0; p < left; ++p) {
-            A* const values = row + (8 * b + p) * lanes;
-            for (std::int64_t lane = 0; lane < lanes; ++lane) {
-                const A value = values[lane] * gain;
+        A* const values = row + 8 * b * lanes;
+        std::int64_t at = 0;
+        for (; at + kVector<A> <= lanes; at += kVector<A>) {
+            Bytes<A> packed;
+            memcpy(&packed, scratch + at, sizeof(packed));
+            const auto set = __builtin_convertvector(packed, decltype(Vector<A>{} > A(0)));
+            for (std::int64_t p = 0; p < left; ++p) {
+                A* const place = values + p * lanes + at;
+                const Vector<A> value = load_vector(place) * gain;
+                const Vector<A> other = factor != nullptr ? value * by : Vector<A>{};
+                const Vector<A> result = (set & 1 << p) != 0 ? value : other;
+                memcpy(place, &result, sizeof(result));
+            }
+        }
+        for (; at < lanes; ++at) {
+            for (std::int64_t p = 0; p < left; ++p) {
+                A& place = values[p * lanes + at];
+                const A value = place * gain;
                 const A other = factor != nullptr ? value * by : A(0);
-                values[lane] = (scratch[lane] >> p & 1) != 0 ? value : other;
+                place = (scratch[at] >> p & 1) != 0 ? value : other;
             }
         }
     }
@@ -578,20 +782,16 @@ void activate_row(const FirTask& task, std::int64_t m, std::uint8_t* scratch, A*
     if (writes) {
         write_bits(row, places, task.lanes, false, task.sign_bytes, strides, scratch, bits);
     }
-    for (std::int64_t i = 0; i < count; ++i) {
-        row[i] = (row[i] > A(0) ? row[i] : row[i] * slope) * gain;
-    }
-    if (is_clamped) {
-        if (writes) {
-            for (std::int64_t i = 0; i < count; ++i) {
-                other[i] = (row[i] < A(0) ? -row[i] : row[i]) - clamp;
-            }
-            write_bits(other, places, task.lanes, true, task.sign_bytes, strides, scratch,
-                       bits + task.sign_bytes * strides.place);
-        }
+    if (is_clamped && writes) {
         for (std::int64_t i = 0; i < count; ++i) {
-            row[i] = clamped(row[i], clamp);
+            const A value = (row[i] > A(0) ? row[i] : row[i] * slope) * gain;
+            other[i] = (value < A(0) ? -value : value) - clamp;
         }
+        write_bits(other, places, task.lanes, true, task.sign_bytes, strides, scratch,
+                   bits + task.sign_bytes * strides.place);
+    }
+    for (std::int64_t i = 0; i < count; ++i) {
+        row[i] = clamped((row[i] > A(0) ? row[i] : row[i] * slope) * gain, clamp);
     }
 }
 
@@ -602,9 +802,21 @@ template <typename A>
 std::int64_t typed_rows(const FirTask& task, A* memory) {
     Scratch<A> scratch{memory};
     const std::int64_t lanes = task.lanes;
-    FirRows<A> first(task.first, lanes, scratch);
+    const bool same_type = task.type == FloatType::float32 || task.type == FloatType::float64;
+    const auto are_beside = [&](const RowStrides& strides) {
+        return same_type && (lanes > 1 ? strides.lane : strides.place) == 1;
+    };
+    const bool in_place = !task.has_activation && task.first.separable &&
+                          (lanes > 1 || task.first.x.down % task.first.x.up == 0) &&
+                          are_beside(task.x_strides) && are_beside(task.y_strides);
+    // Between an upsampling and a downsampling filter, rows are short before and behind.
+    FirRows<A> first(task.first, lanes,
+                     in_place                           ? Order::y_first_in_place
+                     : task.has_activation && lanes > 1 ? Order::y_first
+                                                        : Order::x_first,
+                     scratch);
     const FirFilter none{{1, 1, 1, 1, 0, 1}, {1, 1, 1, 1, 0, 1}, true, nullptr, nullptr};
-    FirRows<A> second(task.has_activation ? task.second : none, lanes, scratch);
+    FirRows<A> second(task.has_activation ? task.second : none, lanes, Order::x_first, scratch);
     const std::int64_t middle = (task.first.x.out * lanes + 15) / 16 * 16;
     A* const row = scratch.take(task.has_activation ? middle : 0);
     A* const other = scratch.take(task.has_activation ? middle : 0);
@@ -617,6 +829,11 @@ std::int64_t typed_rows(const FirTask& task, A* memory) {
     if (task.has_activation) {
         memset(row, 0, middle * sizeof(A));
         memset(other, 0, middle * sizeof(A));
+    }
+    if (in_place) {
+        first.produce_in_place(task.row_begin, task.row_end, static_cast<const A*>(task.x),
+                               task.x_strides, task.y_strides, static_cast<A*>(task.y));
+        return scratch.used;
     }
     std::int64_t next = -1;  // the first row of the input that has not been pushed
     const auto push_first = [&](std::int64_t output) {
@@ -647,9 +864,7 @@ std::int64_t typed_rows(const FirTask& task, A* memory) {
         activate_row(task, m, bytes, other, row);
     };
     std::int64_t next_middle = task.signs == Signs::written ? task.sign_begin : 0;
-    const bool same_type = task.type == FloatType::float32 || task.type == FloatType::float64;
-    const bool direct = same_type && (lanes > 1 ? task.y_strides.lane == 1
-                                                : task.y_strides.place == 1);
+    const bool direct = are_beside(task.y_strides);
     for (std::int64_t o = task.row_begin; o < task.row_end; ++o) {
         A* const to = direct ? static_cast<A*>(task.y) + o * task.y_strides.row : result;
         const std::int64_t step = direct ? task.y_strides.place : lanes;
@@ -661,6 +876,10 @@ std::int64_t typed_rows(const FirTask& task, A* memory) {
             for (; next_middle < rows.place + rows.count; ++next_middle) {
                 if (next_middle >= rows.place) {
                     middle_row(next_middle);
+                    if (second.takes_whole_rows()) {
+                        second.push_whole(next_middle, row);
+                        continue;
+                    }
                     second.push(next_middle, [&](std::int64_t from, std::int64_t places, A* into) {
                         memcpy(into, row + from * lanes, places * lanes * sizeof(A));
                     });

@@ -1,7 +1,8 @@
 // The loops of upfirdn2d and filtered_lrelu, declared once per instruction set.
 //
 // A task is a range of output rows of `lanes` maps that are walked side by side. Rows stream: each
-// input row is filtered along x once and kept in a ring as long as the filter along y needs it.
+// input row is filtered along x once and kept in a ring as long as the filter along y needs it, or,
+// of a separable filter, read where it is (FirRows in upfirdn2d_loops.cpp).
 #pragma once
 
 #include <cstdint>

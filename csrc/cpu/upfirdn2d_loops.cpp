@@ -273,13 +273,12 @@ void sum_terms(const Terms<A>& terms, std::int64_t times, std::int64_t size, std
 // Of row buffers: lanes beside each other, places one after the other. Lanes or places are beside
 // each other in memory, too.
 template <typename T, typename A>
-FASTGAN_INLINE void load_typed(const T* __restrict from, RowStrides strides, std::int64_t places,
+void load_typed(const T* __restrict from, RowStrides strides, std::int64_t places,
                                std::int64_t lanes, A* __restrict to) {
     if (lanes == 1 && strides.place == 1) {
-        for (std::int64_t i = 0; i < places; ++i) {
-            to[i] = to_arithmetic(from[i]);
-        }
-    } else if (strides.lane == 1) {
+        return load_typed(from, {0, 0, 1}, 1, places, to);
+    }
+    if (strides.lane == 1) {
         for (std::int64_t i = 0; i < places; ++i) {
             for (std::int64_t lane = 0; lane < lanes; ++lane) {
                 to[i * lanes + lane] = to_arithmetic(from[i * strides.place + lane]);
@@ -300,13 +299,12 @@ FASTGAN_INLINE void load_typed(const T* __restrict from, RowStrides strides, std
 }
 
 template <typename T, typename A>
-FASTGAN_INLINE void store_typed(const A* __restrict from, RowStrides strides, std::int64_t places,
+void store_typed(const A* __restrict from, RowStrides strides, std::int64_t places,
                                 std::int64_t lanes, T* __restrict to) {
     if (lanes == 1 && strides.place == 1) {
-        for (std::int64_t i = 0; i < places; ++i) {
-            to[i] = from_arithmetic<T>(from[i]);
-        }
-    } else if (strides.lane == 1) {
+        return store_typed(from, {0, 0, 1}, 1, places, to);
+    }
+    if (strides.lane == 1) {
         for (std::int64_t i = 0; i < places; ++i) {
             for (std::int64_t lane = 0; lane < lanes; ++lane) {
                 to[i * strides.place + lane] = from_arithmetic<T>(from[i * lanes + lane]);

@@ -50,7 +50,10 @@ TORCH_TARGET_VERSION = "0x020a000000000000"
 
 CXX_FLAGS = (
     "-std=c++20",
-    "-O3",
+    # As fast as -O3 but for the loops below, and compiled in half the time.
+    "-O2",
+    "-ftree-vectorize",
+    "-fvect-cost-model=dynamic",
     "-fPIC",
     "-fvisibility=hidden",
     "-Wall",
@@ -63,6 +66,8 @@ CXX_FLAGS = (
     "-fno-math-errno",
     "-fno-trapping-math",
 )
+#: Loops that -O3 makes a few percent faster.
+O3_SOURCES = ("csrc/cpu/batch_norm_loops.cpp", "csrc/cpu/winograd_loops.cpp")
 #: Flags of each instruction set by the machine's architecture; "baseline" is supported by all.
 INSTRUCTION_SETS: dict[str, dict[str, tuple[str, ...]]] = {
     "x86_64": {
@@ -104,7 +109,7 @@ CUDA_FLAGS = (
 #: With FASTGAN_BUILD_STRICT=1 warnings are errors, and so are kernels that spill registers.
 STRICT_CXX_FLAGS = ("-Werror",)
 STRICT_CUDA_FLAGS = ("-Werror", "all-warnings", "-Xcompiler=-Werror", "-Xptxas=--warn-on-spills")
-#: A100; H100 and H200 with their own instructions; B200, and later GPUs by its PTX.
+#: A100; H100 and H200 with their own instructions; B200, and later GPUs by PTX.
 DEFAULT_CUDA_ARCHS = "8.0;9.0a;10.0+PTX"
 #: For toolkits older than 12.8, which don't know 10.0.
 FALLBACK_CUDA_ARCHS = "8.0+PTX;9.0a"
@@ -129,17 +134,30 @@ class CudaArchitecture:
     ptx: bool
 
     @property
-    def gencode(self) -> str:
-        """nvcc's flag for it."""
-        virtual, real = f"compute_{self.capability}", f"sm_{self.capability}"
-        code = f"[{real},{virtual}]" if self.ptx else real
-        return f"-gencode=arch={virtual},code={code}"
+    def virtual(self) -> str:
+        """The architecture whose PTX it is made of: the kernels need no newer one than 8.0's.
+
+        So the compiler runs once for all of these, the assembler for each. A suffix, as 9.0a's,
+        asks for the PTX of its own.
+        """
+        shared = self.capability.isdecimal() and int(self.capability) > 80
+        return f"compute_{80 if shared else self.capability}"
 
     @property
     def names(self) -> tuple[str, ...]:
         """What it adds to the binary: ``sm_80`` is machine code, ``compute_80`` is PTX."""
         real = (f"sm_{self.capability}",)
-        return (*real, f"compute_{self.capability}") if self.ptx else real
+        return (*real, self.virtual) if self.ptx else real
+
+
+def gencode_flags(architectures: tuple[CudaArchitecture, ...]) -> tuple[str, ...]:
+    """nvcc's flags for architectures: one for each virtual architecture, with all that it makes."""
+    codes: dict[str, list[str]] = {}
+    for architecture in architectures:
+        codes.setdefault(architecture.virtual, []).extend(architecture.names)
+    return tuple(
+        f"-gencode=arch={virtual},code=[{','.join(names)}]" for virtual, names in codes.items()
+    )
 
 
 @dataclass(frozen=True)
@@ -404,7 +422,7 @@ def ninja_file(configuration: Configuration, build_dir: Path) -> str:
             *CUDA_FLAGS,
             *(STRICT_CUDA_FLAGS if c.strict else ()),
             *(f"-Xcompiler={prefix_map}" for prefix_map in prefix_maps),
-            *(architecture.gencode for architecture in c.cuda.architectures),
+            *gencode_flags(c.cuda.architectures),
         )
         lines += [
             f"nvcc = {flags(c.cuda.nvcc)}",
@@ -432,7 +450,8 @@ def ninja_file(configuration: Configuration, build_dir: Path) -> str:
         for name, set_flags in c.instruction_sets.items():
             if source not in LOOPS_OF_SETS.get(name, LOOP_SOURCES):
                 continue
-            extra = (f"-DFASTGAN_INSTRUCTION_SET={name}", *set_flags)
+            o3 = ("-O3",) if source in O3_SOURCES else ()
+            extra = (f"-DFASTGAN_INSTRUCTION_SET={name}", *o3, *set_flags)
             objects.append(compile_with("cxx", source, name, extra))
     link_flags: tuple[str, ...] = (
         f"-L{c.torch_root / 'lib'}",
@@ -478,7 +497,7 @@ def description(configuration: Configuration) -> dict[str, object]:
         "cuda": c.cuda is not None,
         "cuda_toolkit": c.cuda.version if c.cuda else None,
         "cuda_architectures": [name for each in architectures for name in each.names],
-        "cuda_flags": [*CUDA_FLAGS, *(each.gencode for each in architectures)] if c.cuda else [],
+        "cuda_flags": [*CUDA_FLAGS, *gencode_flags(architectures)] if c.cuda else [],
         "cuda_left_out_because": c.cuda_left_out_because or None,
     }
 

@@ -40,7 +40,7 @@ class BuildInfo:
         cpu_instruction_set: the selected one.
         cuda: whether the CUDA kernels were compiled.
         cuda_toolkit: the version of nvcc.
-        cuda_architectures: ``sm_90a`` is machine code for compute capability 9.0, ``compute_100``
+        cuda_architectures: ``sm_90a`` is machine code for compute capability 9.0, ``compute_80``
             is PTX, which the driver compiles for that capability and later ones.
         cuda_flags: the flags that every CUDA file was compiled with.
         cuda_left_out_because: why the CUDA kernels were not compiled.

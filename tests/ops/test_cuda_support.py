@@ -20,7 +20,7 @@ from fastgan.ops.registration import replace_cuda_kernels
 from fastgan.training.graphs import why_not_captured
 
 Pretend = Callable[..., None]
-WHEEL = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120", "compute_120")
+WHEEL = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_90a", "sm_100", "sm_120", "compute_80")
 
 
 @pytest.fixture

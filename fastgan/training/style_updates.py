@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from fastgan.errors import ConfigError
 from fastgan.models.stylegan2 import GROUP, StyleGAN2Discriminator, StyleGAN2Generator
 from fastgan.penalty import gradient_penalty
+from fastgan.training.augmentation import augment
 from fastgan.training.updates import GANUpdater, _Drawn, _means
 
 
@@ -109,7 +110,7 @@ class StyleGAN2Updater(GANUpdater):
         parts = []
         for part in drawn.parts(self.config.accumulate):
             assert part.real is not None
-            shown, _ = self._shown(part, part.real)
+            shown = augment(part.real, part.augment_real)
             with self._autocast():
                 penalty = gradient_penalty(
                     self.discriminator,

@@ -74,8 +74,10 @@ __global__ void __launch_bounds__(kTileThreads)
                 }
             }
         };
+        // Eight channels' sums leave no registers for more.
+        constexpr int kRows = kVector == 8 ? 1 : kInFlight;
         if_piecewise_linear(
-            norm.activation, [&](auto tag) { add_rows(tag, CountTag<kInFlight>()); },
+            norm.activation, [&](auto tag) { add_rows(tag, CountTag<kRows>()); },
             [&] {
                 with_smooth(norm.activation, [&](auto tag) { add_rows(tag, CountTag<1>()); });
             });

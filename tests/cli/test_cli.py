@@ -26,6 +26,7 @@ from rich.console import Console
 
 import fastgan
 from fastgan.cli import main
+from fastgan.data import source_from_array
 from fastgan.training import Callback, TrainConfig, Trainer
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
 from fastgan.training.config import PAPER_DEFAULTS
@@ -124,8 +125,8 @@ def test_a_terminal_shows_a_live_bar(tmp_path: Path) -> None:
 def test_the_time_left_is_visible_at_every_width(columns: int) -> None:
     trainer = SimpleNamespace(
         config=TrainConfig(out="x", model="dcgan", steps=5000).resolved(),
-        data=SimpleNamespace(name="digits", channels=1, num_classes=10),
-        source=range(1797),
+        data=SimpleNamespace(name="digits", channels=1),
+        source=source_from_array("digits", torch.zeros(1797, 1, 8, 8), image_size=8),
         device=torch.device("cpu"),
         step=0,
     )

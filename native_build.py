@@ -445,7 +445,9 @@ def ninja_file(configuration: Configuration, build_dir: Path) -> str:
             lines.append(f"  variant = for {variant}")
         return target
 
-    objects = [compile_with("cxx", source, extra=torch_flags) for source in CPU_SOURCES]
+    # The longest first, so that no core waits for them at the end.
+    objects = [compile_with("nvcc", source) for source in CUDA_SOURCES] if c.cuda else []
+    objects += [compile_with("cxx", source, extra=torch_flags) for source in CPU_SOURCES]
     for source in LOOP_SOURCES:
         for name, set_flags in c.instruction_sets.items():
             if source not in LOOPS_OF_SETS.get(name, LOOP_SOURCES):
@@ -461,7 +463,6 @@ def ninja_file(configuration: Configuration, build_dir: Path) -> str:
         "-Wl,--no-as-needed,-ltorch,--as-needed",
     )
     if c.cuda:
-        objects += [compile_with("nvcc", source) for source in CUDA_SOURCES]
         link_flags += (c.cuda.runtime, "-ldl", "-lrt", "-lpthread")
     target = _escape_path(str(ops_library(build_dir)))
     lines.append(f"build {target}: link {' '.join(map(_escape_path, objects))}")

@@ -241,8 +241,8 @@ class TrainedGenerator:
             source = as_source(source, **options)
         self._check_channels(source)
         classes = self.num_classes
-        labels_are_the_data_s = classes is not None and not config.kind.draws_labels
-        if labels_are_the_data_s and source.num_classes not in (None, classes):
+        reads_labels = classes is not None and not config.kind.draws_labels
+        if reads_labels and source.num_classes not in (None, classes):
             raise ConfigError(
                 f"data: {source.name} has {source.num_classes} classes, the checkpoint {classes}"
             )

@@ -274,7 +274,7 @@ void sum_terms(const Terms<A>& terms, std::int64_t times, std::int64_t size, std
 // each other in memory, too.
 template <typename T, typename A>
 void load_typed(const T* __restrict from, RowStrides strides, std::int64_t places,
-                               std::int64_t lanes, A* __restrict to) {
+                std::int64_t lanes, A* __restrict to) {
     if (lanes == 1 && strides.place == 1) {
         return load_typed(from, {0, 0, 1}, 1, places, to);
     }
@@ -287,7 +287,7 @@ void load_typed(const T* __restrict from, RowStrides strides, std::int64_t place
     } else {
         for (std::int64_t lane = 0; lane < lanes; ++lane) {
             const T* __restrict const row = from + lane * strides.lane;
-            // A row of each map in turn: no processor foresees the next.
+            // The maps' rows take turns, which hardware prefetchers don't predict.
             for (std::int64_t i = 0; i < places; i += 64 / sizeof(T)) {
                 __builtin_prefetch(row + strides.row + i);
             }
@@ -300,7 +300,7 @@ void load_typed(const T* __restrict from, RowStrides strides, std::int64_t place
 
 template <typename T, typename A>
 void store_typed(const A* __restrict from, RowStrides strides, std::int64_t places,
-                                std::int64_t lanes, T* __restrict to) {
+                 std::int64_t lanes, T* __restrict to) {
     if (lanes == 1 && strides.place == 1) {
         return store_typed(from, {0, 0, 1}, 1, places, to);
     }
@@ -674,8 +674,8 @@ class FirRows {
 // The bits of a row: byte b, of `lanes` maps, at bits[b * place + lane * lane stride].
 template <typename A>
 void write_bits(const A* row, std::int64_t places, std::int64_t lanes, bool not_below,
-                               std::int64_t bytes, RowStrides strides, std::uint8_t* scratch,
-                               std::uint8_t* bits) {
+                std::int64_t bytes, RowStrides strides, std::uint8_t* scratch,
+                std::uint8_t* bits) {
     if (lanes == 1) {
         pack_rising(row, (places + 15) / 16 * 16, not_below, scratch);
         for (std::int64_t b = 0; b < bytes; ++b) {

@@ -307,7 +307,7 @@ class Pending:
                 self._restore_layout(tensor)
 
     def _convert_others(self, ops: list[Op]) -> bool:
-        """Turns the ops' other maps; false if eager's isn't contiguous."""
+        """Converts the ops' other maps; false if eager's isn't contiguous."""
         for op in ops:
             for tensor in op.tensors:
                 if tensor is None or tensor.dim() != 4 or self._is_converted(tensor):

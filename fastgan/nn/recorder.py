@@ -213,10 +213,10 @@ class _Pace:
     def runs_plain(self, call: Any) -> bool:
         if call not in self._chosen:
             with measuring_nothing():
-                self._choose(call, {})
+                self._choose(call, Times())
         return self._chosen[call] is True or self._limits.get(call) is not None
 
-    def _choose(self, call: Any, milliseconds: dict[str, float]) -> None:
+    def _choose(self, call: Any, milliseconds: Times) -> None:
         training, gradients, autocast, *inputs = call
         of_inputs = ", ".join(
             f"{'x'.join(map(str, shape))} {dtype}" + ", not contiguous" * (not is_contiguous)
@@ -259,9 +259,7 @@ class _Pace:
 
 #: By the modules' ids, while they live.
 _paces: dict[int, _Pace] = {}
-
-
-#: Number of remembered plain calls.
+#: Number of plain calls that are remembered for a module, with gradients and without.
 _MOST_USUAL = 4
 
 

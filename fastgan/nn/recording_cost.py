@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops.backends.fixed_table import RECORDING_MILLISECONDS
-from fastgan.ops.backends.measurement import race
+from fastgan.ops.backends.measurement import Times, race
 from fastgan.ops.backends.selection import current_selector
 
 __all__ = ["recording_milliseconds", "watching_milliseconds"]
@@ -72,7 +72,7 @@ def _nothing() -> None:
     return None
 
 
-def _measured(key: str) -> dict[str, float]:
+def _measured(key: str) -> Times:
     from fastgan.nn.recorder import Recorder  # imported here because of a circular import
     from fastgan.nn.stretch import Log
 

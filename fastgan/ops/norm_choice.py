@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan.ops.backends.fixed_table import FEWEST_VALUES
-from fastgan.ops.backends.measurement import race
+from fastgan.ops.backends.measurement import Times, race
 from fastgan.ops.backends.selection import current_selector
 from fastgan.ops.batch_norm import arithmetic_dtype
 from fastgan.ops.bn_act import bn_act
@@ -125,7 +125,7 @@ def _chosen(
     """What "one_pass" saves of two calls, less the cost of recording."""
     selector, gradients = current_selector(), torch.is_grad_enabled()
 
-    def time() -> dict[str, float]:
+    def time() -> Times:
         with (
             torch.inference_mode(False),
             torch.autocast("cpu", enabled=False),

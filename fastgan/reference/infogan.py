@@ -7,7 +7,7 @@ Equations 5 and 6, of codes c beside the noise z:
 
 H(c) is constant, and left out. The weight is 1 for a categorical code, and smaller for continuous
 ones, whose log Q has no bound. Q shares all layers of D but the last (section 4), so one optimiser
-has the parameters of both; the generator has the non-saturating form of V, as by everybody. A
+has the parameters of both; the generator minimises the non-saturating form of V. A
 continuous code's Q is a normal distribution whose standard deviation is an exponential of the
 network's output (appendix C).
 """

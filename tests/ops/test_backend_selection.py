@@ -48,7 +48,7 @@ from fastgan.ops.backends.choices import Choice, ChoicesFile, cache_folder, cach
 from fastgan.ops.backends.describe import backend_facts, describe_layer
 from fastgan.ops.backends.devices import device_name, fingerprint
 from fastgan.ops.backends.fixed_table import fixed_choice
-from fastgan.ops.backends.measurement import measure
+from fastgan.ops.backends.measurement import Times, measure
 from fastgan.ops.backends.problem import float32_precision, product_precision
 from fastgan.ops.backends.selection import supporting
 from fastgan.ops.stages import Stage
@@ -84,9 +84,9 @@ class Watched:
 
     def __call__(
         self, problem: Problem, backends: list[Backend], *, exhaustive: bool = False
-    ) -> dict[str, float]:
+    ) -> Times:
         self.asked.append(problem.key)
-        return {b.name: 1.0 if b.name == self.fastest else 2.0 for b in backends}
+        return Times({b.name: 1.0 if b.name == self.fastest else 2.0 for b in backends})
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_a_lead_within_the_noise_leaves_the_fixed_choice(monkeypatch: pytest.Mon
         ("forward", 1.01, "aten"),
         ("input_gradient", 1.1, "matrix_product"),
     ):
-        times = {"matrix_product": 1.0, "aten": lead}
+        times = Times({"matrix_product": 1.0, "aten": lead})
         monkeypatch.setattr(selection, "measure", lambda *_, times=times, **__: times)
         with using(Selector("1")):
             assert choose(which) == expected
@@ -211,11 +211,11 @@ def test_a_process_measures_for_a_bounded_time(
 def test_maps_are_converted_only_where_that_saves_more_than_the_copies_take(
     monkeypatch: pytest.MonkeyPatch, copy: float, converts: bool
 ) -> None:
-    def measured(problem: Problem, backends: Any, *, exhaustive: bool = False) -> dict[str, float]:
-        return {"aten": 1.0 if "nhwc" in problem.key else 1.4}
+    def measured(problem: Problem, backends: Any, *, exhaustive: bool = False) -> Times:
+        return Times({"aten": 1.0 if "nhwc" in problem.key else 1.4})
 
     monkeypatch.setattr(selection, "measure", measured)
-    monkeypatch.setattr(selection, "race", lambda key, calls, device: dict.fromkeys(calls, copy))
+    monkeypatch.setattr(selection, "race", lambda key, calls, device: Times.fromkeys(calls, copy))
     input, weight = torch.ones(2, 3, 8, 8), torch.ones(5, 3, 3, 3)
     with using(Selector("1")):
         assert select_layout(CONV, input, weight, ("forward",))[0][:2] == (False, converts)
@@ -264,7 +264,7 @@ def test_watching_costs_at_least_what_its_mode_takes(
     own_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Even if, on a busy machine, the watched forward came out faster than the plain one."""
-    times = {"recorded": 1.0, "watched": 1.0, "plain": 1.5, "mode": 0.001}
+    times = Times({"recorded": 1.0, "watched": 1.0, "plain": 1.5, "mode": 0.001})
     monkeypatch.setattr(recording_cost, "_measured", lambda key: times)
     with using(Selector("1")):
         assert watching_milliseconds() == 0.001

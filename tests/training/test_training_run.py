@@ -18,6 +18,7 @@ from fastgan._util.random_streams import seeded_generator
 from fastgan.data import MemorySource
 from fastgan.errors import CheckpointError, ConfigError, DataError, OutputError
 from fastgan.ops.backends import Backend, Problem, Selector, selection, using
+from fastgan.ops.backends.measurement import Times
 from fastgan.training import Callback, TrainConfig, Trainer, TrainingDivergedError, load_generator
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
 from fastgan.training.config import MODELS
@@ -143,8 +144,8 @@ def test_resuming_continues_with_the_backends_that_the_run_chose(
     monkeypatch.setenv("FASTGAN_CACHE_DIR", str(tmp_path / "cache"))
 
     def measured(fastest: str) -> object:
-        def measure(problem: Problem, backends: list[Backend], **_: object) -> dict[str, float]:
-            return {b.name: 1.0 if b.name == fastest else 2.0 for b in backends}
+        def measure(problem: Problem, backends: list[Backend], **_: object) -> Times:
+            return Times({b.name: 1.0 if b.name == fastest else 2.0 for b in backends})
 
         return measure
 

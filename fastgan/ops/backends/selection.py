@@ -35,7 +35,7 @@ from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.choices import Choice, Choices, ChoicesFile, cache_path
 from fastgan.ops.backends.devices import device_name, fingerprint
 from fastgan.ops.backends.fixed_table import fixed_choice, takes
-from fastgan.ops.backends.measurement import measure, race
+from fastgan.ops.backends.measurement import Times, measure, race
 from fastgan.ops.backends.problem import (
     UNFUSED,
     Fusion,
@@ -288,7 +288,7 @@ class Selector:
         key = f"channels-last copy of {sizes} {str(dtype).removeprefix('torch.')}"
         key += f", threads {_threads()}" if device.type == "cpu" else ""
 
-        def time() -> dict[str, float]:
+        def time() -> Times:
             with torch.utils._python_dispatch._disable_current_modes():
                 map = torch.ones(shape, dtype=dtype, device=device)
                 copy = {"copy": lambda: map.contiguous(memory_format=torch.channels_last)}
@@ -302,13 +302,14 @@ class Selector:
         key: str,
         input: Tensor,
         names: Sequence[str],
-        measured: Callable[[], dict[str, float]],
+        measured: Callable[[], Times],
     ) -> tuple[Mapping[str, float], bool]:
         """Each name's time, and whether to remember it; empty if not measured.
 
         Args:
-            key: the problem in words, without the device. input: a tensor on the device. names: the
-            names of the alternatives.
+            key: the problem in words, without the device.
+            input: a tensor on the device.
+            names: the names of the alternatives.
             measured: measures them.
         """
         with self._lock:
@@ -321,13 +322,15 @@ class Selector:
         input: Tensor,
         names: Sequence[str],
         fixed: str,
-        measured: Callable[[], dict[str, float]],
+        measured: Callable[[], Times],
     ) -> tuple[Choice, bool]:
         """The fastest name, and whether to remember it.
 
         Args:
-            key: the problem in words, without the device. input: a tensor on the device. names: the
-            names of the alternatives. fixed: the fixed table's.
+            key: the problem in words, without the device.
+            input: a tensor on the device.
+            names: the names of the alternatives.
+            fixed: the fixed table's.
             measured: measures them.
         """
         with self._lock:
@@ -369,7 +372,7 @@ class Selector:
         input: Tensor,
         names: Sequence[str],
         fixed: Choice,
-        measured: Callable[[], dict[str, float]],
+        measured: Callable[[], Times],
     ) -> tuple[Choice, bool]:
         device = fingerprint(input.device)
         if self.mode == "0" or _deterministic():
@@ -403,9 +406,7 @@ class Selector:
                 self._unconfirmed.add(key)
         return choice, True
 
-    def _measure(
-        self, measured: Callable[[], dict[str, float]], fixed: Choice
-    ) -> tuple[Choice, bool]:
+    def _measure(self, measured: Callable[[], Times], fixed: Choice) -> tuple[Choice, bool]:
         """The choice, and whether its times were confirmed."""
         global _seconds_spent
         exhaustive = self.mode == "exhaustive"
@@ -424,9 +425,7 @@ class Selector:
         usual = milliseconds.get(fixed.backend)
         if usual is not None and usual <= milliseconds[fastest] * (1 + MARGIN):
             fastest = fixed.backend
-        return Choice(fastest, milliseconds, exhaustive), getattr(
-            milliseconds, "is_confirmed", True
-        )
+        return Choice(fastest, milliseconds, exhaustive), milliseconds.is_confirmed
 
     def _keep(self, device: str, key: str, choice: Choice) -> None:
         known = self.chosen.setdefault(device, {})

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastgan.nn import fuse
 from fastgan.nn.placement import placements
 from fastgan.ops.backends import PASSES, TRITON, Problem, Selector, fusion, selection, using
-from fastgan.ops.backends.measurement import measure
+from fastgan.ops.backends.measurement import Times, measure
 from fastgan.ops.backends.registry import TRITON_AFTER_PASSES
 from fastgan.ops.backends.selection import supporting
 from fastgan.ops.stages import Stage
@@ -213,7 +213,7 @@ def test_each_pass_can_run_on_a_backend_of_its_own(
             able = [each.name for each in backends if each.name in CONTENDERS]
             name = draws.choice(able)
             used.add((problem.which, name, *problem.fusion))
-            return {each: 1.0 if each == name else 2.0 for each in able}
+            return Times({each: 1.0 if each == name else 2.0 for each in able})
 
         monkeypatch.setattr(selection, "measure", chosen)
         with using(Selector("exhaustive")):

@@ -64,12 +64,13 @@ class Pending:
         self.log, self.takes = log, takes
         self.watches = True
         self._ops: list[Op] = []
+        self._counters: list[Tensor] = []
         self._by_tensor: dict[int, Op] = {}
         self._converted: dict[int, weakref.ref[Tensor]] = {}
         self._kept_by_autograd: dict[int, weakref.ref[Tensor]] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._ops or self._converted or self._kept_by_autograd)
+        return bool(self._ops or self._counters or self._converted or self._kept_by_autograd)
 
     def find(self, tensor: Any) -> Op | None:
         """A tensor's pending op; None if it has its values."""
@@ -116,6 +117,41 @@ class Pending:
         self._by_tensor[id(tensor)] = op
         self._ops.append(op)
         return tensor
+
+    def counts(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call is a norm's ``num_batches_tracked.add_(1)``, which then waits.
+
+        All that wait are counted in one launch, before anything else uses one of them.
+        """
+        if func is not Tensor.add_ or kwargs or len(args) != 2:
+            return False
+        counter, one = args
+        if (
+            type(counter) is not Tensor
+            or counter.dtype != torch.int64
+            or counter.dim() != 0
+            or type(one) is not int
+            or one != 1
+            or counter.is_inference()
+        ):
+            return False
+        if self._is_counted(counter):
+            self._count()
+        self._counters.append(counter)
+        return True
+
+    def _is_counted(self, tensor: Tensor) -> bool:
+        if tensor.dtype != torch.int64:
+            return False
+        if torch._C._functorch.is_functorch_wrapped_tensor(tensor):
+            return True  # of unknown memory
+        return any(same_memory(tensor, each) for each in self._counters)
+
+    def _count(self) -> None:
+        counters, self._counters = self._counters, []
+        if counters:
+            with self.unwatched():
+                torch._foreach_add_(counters, 1)
 
     def will_write(self, tensor: Tensor | None) -> bool:
         """Whether a pending op will write a norm's running statistic."""
@@ -166,6 +202,8 @@ class Pending:
         if written is ANYTHING:
             return self.flush()
         touched = list(tensors_in((args, kwargs)))
+        if self._counters and any(self._is_counted(tensor) for tensor in touched):
+            self._count()
         for tensor in written:
             if self.find(tensor) is not None or any(
                 same_memory(tensor, read) for op in self._ops for read in op.reads()
@@ -198,7 +236,8 @@ class Pending:
                 self.compute(op)
 
     def flush(self) -> None:
-        """Computes all referenced tensors, in eager's layout, and the running statistics."""
+        """Computes all referenced tensors, in eager's layout, running statistics and counters."""
+        self._count()
         for op in self._ops:
             if not op.done and op.ref() is not None:
                 self.compute(op)

@@ -56,7 +56,7 @@ def sample_noise(
     def draw(count: int) -> Tensor:
         if kind == "normal":
             return torch.randn(count, generator=generator, device=device)
-        return torch.rand(count, generator=generator, device=device) * 2 - 1
+        return torch.empty(count, device=device).uniform_(-1, 1, generator=generator)
 
     z = draw(n * nz)
     if truncation is not None:

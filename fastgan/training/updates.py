@@ -179,8 +179,8 @@ class GANUpdater:
             with torch.no_grad(), self._autocast():
                 fake = self._generated(part).to(real.dtype)
             with self._autocast():
-                loss, metrics = self._critic_loss(part, fake)
-            self._scaled(self.scaler_d, loss).backward()
+                loss, metrics, scores = self._critic_loss(part, fake)
+            self._backpropagate(self._scaled(self.scaler_d, loss), scores)
             parts.append(metrics)
         self._step_discriminator()
         self.scaler_d.update()
@@ -267,7 +267,9 @@ class GANUpdater:
             images = fake.detach().to(real.dtype).requires_grad_()
             with self._autocast():
                 loss, metrics, scores = self._plain_critic_loss(part, images)
-                loss_g = self.generator_loss(*scores)
+                score_real, score_fake = scores
+                compared = (score_real.detach(),) if self._takes_real_scores else ()
+                loss_g = self.generator_loss(*compared, score_fake)
             if self.config.is_wasserstein:
                 self._scaled(self.scaler_d, loss).backward()
                 assert images.grad is not None
@@ -318,11 +320,12 @@ class GANUpdater:
         images: Tensor = self.generator(part.noise, *part.condition)
         return images
 
-    def _critic_loss(self, part: _Drawn, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's loss and its metrics."""
+    def _critic_loss(
+        self, part: _Drawn, fake: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
+        """The discriminator's loss, its metrics, and the scores, if it is a function of them."""
         if not part.penalize:
-            loss, metrics, _ = self._plain_critic_loss(part, fake)
-            return loss, metrics
+            return self._plain_critic_loss(part, fake)
         real, fake = self._shown(part, fake)
         weights = self._penalty_weights()
         scores: list[Tensor] = []
@@ -347,12 +350,12 @@ class GANUpdater:
         for name, (_, metric, _, _) in _PENALTIES.items():
             if name in terms:
                 metrics[metric] = terms[name]
-        return loss, {**metrics, "loss_d": loss.detach()}
+        return loss, {**metrics, "loss_d": loss.detach()}, ()
 
     def _plain_critic_loss(
         self, part: _Drawn, fake: Tensor
     ) -> tuple[Tensor, dict[str, Tensor], tuple[Tensor, ...]]:
-        """Loss and metrics by plain autograd, and the scores for the generator's loss."""
+        """Loss and metrics by plain autograd, and the scores of real images and of fakes."""
         real, fake = self._shown(part, fake)
         # Two passes: batch norm's statistics are separate for fakes and reals, as in the papers.
         score_real = self.discriminator(real, *part.condition)
@@ -375,8 +378,31 @@ class GANUpdater:
             loss = loss + penalty
             metrics[metric] = penalty.detach()
         metrics["loss_d"] = loss.detach()
-        scores = (score_real.detach(), score_fake) if self._takes_real_scores else (score_fake,)
-        return loss, metrics, scores
+        return loss, metrics, (score_real, score_fake)
+
+    def _backpropagate(self, loss: Tensor, scores: tuple[Tensor, ...]) -> None:
+        """``loss.backward()``; each of the scores' passes in turn, if the loss is theirs alone.
+
+        Autograd adds both passes' gradients in a launch for each weight; here one adds them all.
+        """
+        if not scores:
+            loss.backward()
+            return
+        weights = list(self.discriminator.parameters())
+        gradients = torch.autograd.grad(loss, scores)
+        for score, gradient in zip(reversed(scores), reversed(gradients), strict=True):
+            sums = [weight.grad for weight in weights]
+            for weight in weights:
+                weight.grad = None
+            score.backward(gradient)
+            pairs = []
+            for weight, total in zip(weights, sums, strict=True):
+                if weight.grad is None:
+                    weight.grad = total
+                elif total is not None:
+                    pairs.append((weight.grad, total))
+            if pairs:
+                torch._foreach_add_(*map(list, zip(*pairs, strict=True)))
 
     @staticmethod
     def _shown(part: _Drawn, fake: Tensor) -> tuple[Tensor, Tensor]:

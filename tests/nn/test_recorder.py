@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -728,6 +729,30 @@ def test_checkpoint_saves_values(reentrant: bool, monkeypatch: pytest.MonkeyPatc
 def test_code_that_modes_do_not_see_says_what_to_do() -> None:
     with pytest.raises(RuntimeError, match="touch the value"):
         fastgan.fuse(Block(lambda module, h: torch.func.vmap(torch.sin)(h)).double())(image())
+
+
+def test_norms_count_their_batches_together_and_before_anything_reads_a_count() -> None:
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(3))
+            self.seen: list[int] = []
+
+        def forward(self, x: Tensor) -> Tensor:
+            first, second, third = self.norms
+            x = torch.relu(second(first(x)))
+            self.seen.append(int(second.num_batches_tracked))
+            x = first(third(first(x)))
+            view = first.num_batches_tracked.view(1)
+            self.seen += [int(view), int(first.num_batches_tracked)]
+            return x + third.num_batches_tracked.to(x.dtype)
+
+    module = Counting()
+    with patch.object(torch, "_foreach_add_", wraps=torch._foreach_add_) as added:
+        fastgan.fuse(module)(torch.randn(2, 4, 3, 3))
+    assert module.seen == [1, 3, 3]
+    assert [int(norm.num_batches_tracked) for norm in module.norms] == [3, 1, 1]
+    assert [len(call.args[0]) for call in added.call_args_list] == [2, 2, 1]
 
 
 @pytest.mark.usefixtures("fewest")

@@ -15,8 +15,9 @@ from fastgan._util.devices import DEVICES
 from fastgan._version import __version__
 from fastgan.bench.suites import SUITES
 from fastgan.errors import ConfigError, printable
-from fastgan.training.config import COMMON_DEFAULTS, PAPER_DEFAULTS, TrainConfig
+from fastgan.training.config import COMMON_DEFAULTS, TrainConfig
 from fastgan.training.config_files import read_settings
+from fastgan.training.model_kinds import MODEL_KINDS, ModelSettings
 
 EXPORT_FORMATS = ("onnx", "torch-export", "safetensors")
 
@@ -26,8 +27,8 @@ NEIGHBOURS = 5
 #: The settings that determine a run's convolutions.
 TUNED = (
     *("model", "image_size", "channels", "batch_size", "accumulate"),
-    *("nz", "ngf", "ndf", "blocks", "critic_norm", "conditional", "projection"),
-    *("categories", "codes"),
+    *("nz", "ngf", "ndf", "critic_norm", "conditional", "projection"),
+    *(setting.name for setting in dataclasses.fields(ModelSettings)),
     *("loss", "n_critic", "r1", "r2", "penalty_every", "one_stage", "device", "precision"),
 )
 
@@ -38,6 +39,7 @@ _GROUPS = {
     "loss": "training",
     "device": "machine",
     "log_every": "output",
+    "nw": "single models",
 }
 
 
@@ -162,9 +164,9 @@ def _add_settings(parser: argparse.ArgumentParser, names: Sequence[str]) -> None
 def _default(setting: dataclasses.Field[Any]) -> str:
     """A setting's default for the help, which may depend on the model."""
     papers = {
-        model: {**COMMON_DEFAULTS, **values}[setting.name]
-        for model, values in PAPER_DEFAULTS.items()
-        if setting.name in values or setting.name in COMMON_DEFAULTS
+        model: {**COMMON_DEFAULTS, **kind.defaults}[setting.name]
+        for model, kind in MODEL_KINDS.items()
+        if setting.name in kind.defaults or setting.name in COMMON_DEFAULTS
     }
     if papers and setting.default is None:
         common = max(papers.values(), key=list(papers.values()).count)

@@ -47,7 +47,7 @@ def _prepared(
     for name in trainer.config.ignored(given):
         flag = "--" + name.replace("_", "-")
         display.warn(f"{flag} has no effect on {trainer.config.model}")
-    if trainer.config.model == "wgan-gp" and trainer.config.critic_norm == "batch":
+    if trainer.config.penalizes_interpolates and trainer.config.critic_norm == "batch":
         display.warn(
             "batch norm couples the samples whose gradients the penalty takes one by one; the"
             " paper's advice is --critic-norm layer"

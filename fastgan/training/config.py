@@ -2,7 +2,7 @@
 
 A field of :class:`TrainConfig` is an option's only definition: its name is the command-line flag's,
 its metadata has the help text and the allowed values, and ``None`` means the default of the model's
-paper (:data:`PAPER_DEFAULTS`).
+paper (:data:`fastgan.training.model_kinds.MODEL_KINDS`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import reprlib
 import types
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +23,11 @@ from fastgan._util.data_kinds import DATA_KINDS
 from fastgan._util.devices import DEVICES, check_device_name
 from fastgan.errors import ConfigError, ImageSizeError
 from fastgan.training.config_files import check_text, format_settings, parse_settings
-from fastgan.training.model_kinds import MODEL_KINDS, ModelKind
+from fastgan.training.model_kinds import DEFAULT_MODEL, MODEL_KINDS, ModelKind, ModelSettings
 from fastgan.training.optimizer_kinds import OPTIMIZER_KINDS
+from fastgan.training.options import LARGEST_WIDTH, check_bounds, option
 
-PAPER_DEFAULTS: Mapping[str, Mapping[str, Any]] = types.MappingProxyType(
-    {name: kind.defaults for name, kind in MODEL_KINDS.items()}
-)
-
-MODELS = tuple(PAPER_DEFAULTS)
+MODELS = tuple(MODEL_KINDS)
 
 #: Defaults if neither the user nor the paper sets a field.
 COMMON_DEFAULTS: Mapping[str, Any] = types.MappingProxyType(
@@ -71,28 +68,187 @@ RESUMABLE_CHANGES = frozenset(
     }
 )
 
-# Options that only some models or optimisers read.
-_MODELS_OWN = frozenset(name for kind in MODEL_KINDS.values() for name in kind.reads)
+# Options that only some optimisers read.
 _OPTIMIZERS_OWN = frozenset().union(*(kind.reads for kind in OPTIMIZER_KINDS.values()))
 
 
-# Sixteen times the widest published GANs; far larger sizes overflow.
-LARGEST_WIDTH = 16_384
-# Likewise for layers: a damaged checkpoint must not build networks for minutes.
-LARGEST_DEPTH = 1024
+@dataclass(frozen=True, kw_only=True)
+class _RunSettings:
+    """The settings that all models have."""
 
+    out: str = option("", "folder for the run's files")
+    model: str = option(DEFAULT_MODEL, "model to train", MODEL_KINDS)
+    data: str = option("digits", ", ".join(kind.form for kind in DATA_KINDS.values()))
+    data_a: str | None = option(None, "cyclegan and pix2pix: the images of A, as for --data")
+    data_b: str | None = option(
+        None,
+        "likewise the images of B; pix2pix: of the same file names as those of A they belong to",
+    )
+    steps: int = option(5000, "generator updates to train for", at_least=1)
+    image_size: int | None = option(
+        None, "side of the square images in pixels, a power of two from 16 to 256"
+    )
+    channels: int | None = option(None, "1 or 3 image channels; by default the data's own")
+    batch_size: int | None = option(None, "images per batch", at_least=1)
+    seed: int = option(0, "seed of weights, noise and data order", at_least=0)
 
-def _option(default: Any, help_text: str, choices: tuple[str, ...] | None = None) -> Any:
-    return field(default=default, metadata={"help": help_text, "choices": choices})
+    optimizer: str | None = option(None, "optimiser of both networks", tuple(OPTIMIZER_KINDS))
+    lr: float | None = option(None, "learning rate of both networks", above=0)
+    lr_g: float | None = option(None, "learning rate of the generator, if it differs", above=0)
+    lr_d: float | None = option(None, "learning rate of the discriminator, if it differs", above=0)
+    lr_decay: str | None = option(
+        None,
+        "linear: the learning rates fall to zero over --steps; half: over the second half of them",
+        ("none", "linear", "half"),
+    )
+    beta1: float | None = option(
+        None, "first moment's decay (Adam), or momentum (sgd)", at_least=0, below=1
+    )
+    beta2: float | None = option(None, "second moment's decay (Adam)", at_least=0, below=1)
+    weight_decay: float | None = option(None, "decoupled weight decay (adamw)", at_least=0)
+
+    accumulate: int = option(
+        1, "accumulate gradients over this many parts of a batch, to save memory", at_least=1
+    )
+
+    nz: int = option(100, "length of the noise vector", at_least=1, at_most=LARGEST_WIDTH)
+    noise: str | None = option(None, "distribution of the noise", ("normal", "uniform"))
+    ngf: int = option(
+        64, "generator width: channels of its last hidden layer", at_least=1, at_most=LARGEST_WIDTH
+    )
+    ndf: int = option(
+        64, "discriminator width: channels of its first layer", at_least=1, at_most=LARGEST_WIDTH
+    )
+    critic_norm: str = option(
+        "auto",
+        "normalisation in the discriminator or critic, and in pix2pix's generator: auto is none for"
+        " wgan-gp, instance for cyclegan and pix2pix, else batch, as in the papers",
+        ("auto", "none", "batch", "instance", "layer"),
+    )
+    conditional: bool = option(
+        False, "condition both networks on the class label (cgan and acgan always do)"
+    )
+
+    projection: bool = option(
+        False,
+        "conditional discriminators and critics compare images with an embedding of the label,"
+        " instead of taking it as further channels; those of sngan, biggan, stylegan2 and r3gan"
+        " always do",
+    )
+
+    loss: str = option(
+        "auto",
+        "what discriminators descend, by default bce on logits, but as their papers for r3gan"
+        " (relativistic), sngan and biggan (hinge); critics have wasserstein",
+        ("auto", "bce", "hinge", "least-squares", "relativistic", "wasserstein"),
+    )
+    n_critic: int | None = option(None, "critic updates for each generator update", at_least=1)
+    critic_schedule: str = option(
+        "constant",
+        "original: as the WGAN authors' code, 100 critic updates for each of the first 25 generator"
+        " updates and for every 500th",
+        ("constant", "original"),
+    )
+    r1: float | None = option(
+        None,
+        "gamma of R1: adds gamma / 2 * mean ||grad D(x)||^2 at real images; not for wgan",
+        at_least=0,
+    )
+    r2: float | None = option(
+        None, "gamma of R2: the same at generated images; not for wgan and stylegan2", at_least=0
+    )
+    orthogonal: float | None = option(
+        None, "weight of the generator's orthogonal regularisation (BigGAN's)", at_least=0
+    )
+    penalty_every: int | None = option(
+        None,
+        "wgan-gp, r1 and r2: penalise only every so many critic updates, by as many times the"
+        " weight",
+        at_least=1,
+    )
+    one_stage: bool = option(
+        False,
+        "update both players from one pass over the fakes, at the weights before both (Shen et al."
+        " 2021)",
+    )
+    augment: str = option(
+        "none",
+        "augment what both players see: some of color,translation,cutout (DiffAugment), or ada, as"
+        " often as the discriminator overfits (ADA)",
+    )
+    ada_target: float = option(
+        0.6,
+        "ada: mean sign of the discriminator's scores of real images above which the probability"
+        " rises",
+        at_least=-1,
+        at_most=1,
+    )
+    ada_kimg: float = option(
+        500.0, "ada: thousands of images within which the probability can rise from 0 to 1", above=0
+    )
+    ada_interval: int = option(
+        4, "ada: discriminator updates between two changes of the probability", at_least=1
+    )
+    ema_decay: float = option(
+        0.999,
+        "decay of the generator's moving average, used for samples; 0 for none",
+        at_least=0,
+        below=1,
+    )
+
+    device: str = option("auto", f"where to train: {DEVICES}")
+    precision: str = option(
+        "auto",
+        "arithmetic of the convolutions; auto is bf16 where that is fast and shown to train as well"
+        " (see docs/training.md), else fp32",
+        ("auto", "fp32", "bf16", "fp16"),
+    )
+    sync_batch_norm: bool = option(
+        False, "several processes: batch norm takes its statistics from the whole batch"
+    )
+    graphs: bool = option(True, "on CUDA: replay whole steps as CUDA graphs")
+    workers: int | None = option(None, "data loading processes; by default automatic", at_least=0)
+
+    log_every: int = option(25, "generator updates between two rows of metrics.csv", at_least=1)
+    sample_every: int = option(500, "generator updates between two sample grids", at_least=1)
+    checkpoint_every: int = option(1000, "generator updates between two checkpoints", at_least=1)
+    evaluate_every: int = option(
+        0,
+        "generator updates between two evaluations, in evaluations.json; best.pt is the checkpoint"
+        " with the smallest Fréchet distance; 0 for none",
+        at_least=0,
+    )
+    evaluate_features: str | None = option(
+        None,
+        "where those evaluations measure: torchscript:FILE, inception:FILE or random-conv; by"
+        " default as fastgan evaluate",
+    )
+    keep_checkpoints: int = option(2, "number of newest checkpoints to keep", at_least=1)
+    n_samples: int = option(64, "images in a sample grid", at_least=1)
+    logger: str = option(
+        "none",
+        "where else metrics and grids go; the extra of that name brings it, and its own environment"
+        " variables set it up",
+        ("none", "wandb", "trackio", "mlflow"),
+    )
+    profile: bool = option(False, "trace a few steps and write where their time goes")
+    minutes: float | None = option(
+        None,
+        "about how long the run may take: its speed is measured first, and what doesn't fit is"
+        " taken off --steps, so that learning rates still fall to their end",
+        above=0,
+    )
+    max_minutes: float | None = option(
+        None, "stop, as if interrupted, after this many minutes of training", above=0
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(ModelSettings, _RunSettings):
     """The settings of one training run.
 
     Every field is also a flag of ``fastgan train`` (``batch_size`` is ``--batch-size``). Fields
-    that are ``None`` take the default of the model's paper, see :data:`PAPER_DEFAULTS` and
-    :meth:`resolved`.
+    that are ``None`` take the default of the model's paper, see :meth:`resolved`.
 
     Raises:
         ConfigError: from :meth:`validate`: a value is out of range or contradicts another.
@@ -104,196 +260,6 @@ class TrainConfig:
         ('rmsprop', 5e-05, 5, 16)
     """
 
-    out: str = _option("", "folder for the run's files")
-    model: str = _option("dcgan", "model to train", MODELS)
-    data: str = _option("digits", ", ".join(kind.form for kind in DATA_KINDS.values()))
-    data_a: str | None = _option(None, "cyclegan and pix2pix: the images of A, as for --data")
-    data_b: str | None = _option(
-        None,
-        "likewise the images of B; pix2pix: of the same file names as those of A they belong to",
-    )
-    steps: int = _option(5000, "generator updates to train for")
-    image_size: int | None = _option(
-        None, "side of the square images in pixels, a power of two from 16 to 256"
-    )
-    channels: int | None = _option(None, "1 or 3 image channels; by default the data's own")
-    batch_size: int | None = _option(None, "images per batch")
-    seed: int = _option(0, "seed of weights, noise and data order")
-
-    optimizer: str | None = _option(None, "optimiser of both networks", tuple(OPTIMIZER_KINDS))
-    lr: float | None = _option(None, "learning rate of both networks")
-    lr_g: float | None = _option(None, "learning rate of the generator, if it differs")
-    lr_d: float | None = _option(None, "learning rate of the discriminator, if it differs")
-    lr_decay: str | None = _option(
-        None,
-        "linear: the learning rates fall to zero over --steps; half: over the second half of them",
-        ("none", "linear", "half"),
-    )
-    beta1: float | None = _option(None, "first moment's decay (Adam), or momentum (sgd)")
-    beta2: float | None = _option(None, "second moment's decay (Adam)")
-    weight_decay: float | None = _option(None, "decoupled weight decay (adamw)")
-
-    accumulate: int = _option(
-        1, "accumulate gradients over this many parts of a batch, to save memory"
-    )
-
-    nz: int = _option(100, "length of the noise vector")
-    noise: str | None = _option(None, "distribution of the noise", ("normal", "uniform"))
-    nw: int | None = _option(None, "stylegan2: length of the style vectors; by default nz")
-    mapping_layers: int = _option(8, "stylegan2: layers from noise to style vectors")
-    ngf: int = _option(64, "generator width: channels of its last hidden layer")
-    ndf: int = _option(64, "discriminator width: channels of its first layer")
-    blocks: int | None = _option(
-        None, "cyclegan: residual blocks of a generator; by default 9 from 256 pixels on, else 6"
-    )
-    critic_norm: str = _option(
-        "auto",
-        "normalisation in the discriminator or critic, and in pix2pix's generator: auto is none for"
-        " wgan-gp, instance for cyclegan and pix2pix, else batch, as in the papers",
-        ("auto", "none", "batch", "instance", "layer"),
-    )
-    conditional: bool = _option(
-        False, "condition both networks on the class label (cgan and acgan always do)"
-    )
-    categories: int = _option(10, "infogan: values of the categorical code, drawn as labels")
-    codes: int = _option(2, "infogan: continuous codes, the first numbers of the noise")
-    info_weight: float = _option(
-        1.0, "infogan: weight of the categorical code's mutual information with images"
-    )
-    code_weight: float = _option(0.1, "infogan: likewise the continuous codes'")
-
-    projection: bool = _option(
-        False,
-        "conditional discriminators and critics compare images with an embedding of the label,"
-        " instead of taking it as further channels; those of sngan, biggan, stylegan2 and r3gan"
-        " always do",
-    )
-
-    loss: str = _option(
-        "auto",
-        "what discriminators descend, by default bce on logits, but as their papers for r3gan"
-        " (relativistic), sngan and biggan (hinge); critics have wasserstein",
-        ("auto", "bce", "hinge", "least-squares", "relativistic", "wasserstein"),
-    )
-    n_critic: int | None = _option(None, "critic updates for each generator update")
-    critic_schedule: str = _option(
-        "constant",
-        "original: as the WGAN authors' code, 100 critic updates for each of the first 25 generator"
-        " updates and for every 500th",
-        ("constant", "original"),
-    )
-    clip: float = _option(0.01, "wgan: the critic's weights are kept within [-clip, clip]")
-    clip_when: str = _option(
-        "after",
-        "wgan: clip after each critic update (the paper), or before its forward pass (the authors'"
-        " code)",
-        ("after", "before"),
-    )
-    gp_weight: float = _option(10.0, "wgan-gp: weight of the gradient penalty")
-    r1: float | None = _option(
-        None, "gamma of R1: adds gamma / 2 * mean ||grad D(x)||^2 at real images; not for wgan"
-    )
-    r2: float | None = _option(
-        None, "gamma of R2: the same at generated images; not for wgan and stylegan2"
-    )
-    orthogonal: float | None = _option(
-        None, "weight of the generator's orthogonal regularisation (BigGAN's)"
-    )
-    cycle_weight: float = _option(10.0, "cyclegan: weight of the cycle loss")
-    identity_weight: float = _option(
-        0.5, "cyclegan: weight of the identity loss, as a factor of the cycle loss's"
-    )
-    l1_weight: float = _option(100.0, "pix2pix: weight of the L1 loss")
-    penalty_every: int | None = _option(
-        None,
-        "wgan-gp, r1 and r2: penalise only every so many critic updates, by as many times the"
-        " weight",
-    )
-    path_length: float | None = _option(
-        None, "stylegan2: weight of the generator's path length penalty; 0 for none"
-    )
-    path_length_every: int = _option(
-        4,
-        "stylegan2: penalise path lengths only every so many updates, by as many times the weight",
-    )
-    path_length_decay: float = _option(
-        0.01, "stylegan2: weight of each new path length in the target average"
-    )
-    path_length_shrink: int = _option(
-        2, "stylegan2: factor by which the path lengths' batch is smaller"
-    )
-    style_mixing: float = _option(
-        0.9, "stylegan2: probability that a generated image has the styles of two noise vectors"
-    )
-    one_stage: bool = _option(
-        False,
-        "update both players from one pass over the fakes, at the weights before both (Shen et al."
-        " 2021)",
-    )
-    augment: str = _option(
-        "none",
-        "augment what both players see: some of color,translation,cutout (DiffAugment), or ada, as"
-        " often as the discriminator overfits (ADA)",
-    )
-    ada_target: float = _option(
-        0.6,
-        "ada: mean sign of the discriminator's scores of real images above which the probability"
-        " rises",
-    )
-    ada_kimg: float = _option(
-        500.0, "ada: thousands of images within which the probability can rise from 0 to 1"
-    )
-    ada_interval: int = _option(
-        4, "ada: discriminator updates between two changes of the probability"
-    )
-    ema_decay: float = _option(
-        0.999, "decay of the generator's moving average, used for samples; 0 for none"
-    )
-
-    device: str = _option("auto", f"where to train: {DEVICES}")
-    precision: str = _option(
-        "auto",
-        "arithmetic of the convolutions; auto is bf16 where that is fast and shown to train as well"
-        " (see docs/training.md), else fp32",
-        ("auto", "fp32", "bf16", "fp16"),
-    )
-    sync_batch_norm: bool = _option(
-        False, "several processes: batch norm takes its statistics from the whole batch"
-    )
-    graphs: bool = _option(True, "on CUDA: replay whole steps as CUDA graphs")
-    workers: int | None = _option(None, "data loading processes; by default automatic")
-
-    log_every: int = _option(25, "generator updates between two rows of metrics.csv")
-    sample_every: int = _option(500, "generator updates between two sample grids")
-    checkpoint_every: int = _option(1000, "generator updates between two checkpoints")
-    evaluate_every: int = _option(
-        0,
-        "generator updates between two evaluations, in evaluations.json; best.pt is the checkpoint"
-        " with the smallest Fréchet distance; 0 for none",
-    )
-    evaluate_features: str | None = _option(
-        None,
-        "where those evaluations measure: torchscript:FILE, inception:FILE or random-conv; by"
-        " default as fastgan evaluate",
-    )
-    keep_checkpoints: int = _option(2, "number of newest checkpoints to keep")
-    n_samples: int = _option(64, "images in a sample grid")
-    logger: str = _option(
-        "none",
-        "where else metrics and grids go; the extra of that name brings it, and its own environment"
-        " variables set it up",
-        ("none", "wandb", "trackio", "mlflow"),
-    )
-    profile: bool = _option(False, "trace a few steps and write where their time goes")
-    minutes: float | None = _option(
-        None,
-        "about how long the run may take: its speed is measured first, and what doesn't fit is"
-        " taken off --steps, so that learning rates still fall to their end",
-    )
-    max_minutes: float | None = _option(
-        None, "stop, as if interrupted, after this many minutes of training"
-    )
-
     def __post_init__(self) -> None:
         if isinstance(self.out, os.PathLike):
             object.__setattr__(self, "out", os.fspath(self.out))
@@ -301,7 +267,7 @@ class TrainConfig:
     def resolved(self) -> TrainConfig:
         """This configuration with every ``None`` replaced by its default, and validated."""
         self.validate()  # what follows looks values up
-        paper = {**COMMON_DEFAULTS, **PAPER_DEFAULTS[self.model]}
+        paper = {**COMMON_DEFAULTS, **self.kind.defaults}
         filled = {name: value for name, value in paper.items() if getattr(self, name) is None}
         if self._is_given:
             filled = {name: value for name, value in filled.items() if not name.startswith("data_")}
@@ -330,57 +296,28 @@ class TrainConfig:
 
     def validate(self) -> None:
         """Raises :class:`ConfigError` with the first invalid field."""
-        for option in dataclasses.fields(self):
-            value = getattr(self, option.name)
-            choices = option.metadata["choices"]
-            _check_type(option.name, value)
+        for setting in dataclasses.fields(self):
+            value = getattr(self, setting.name)
+            choices = setting.metadata["choices"]
+            _check_type(setting.name, value)
             if value is None:
                 continue
             if choices and value not in choices:
                 raise ConfigError(
-                    f"{option.name}: expected one of {', '.join(choices)}, got {value!r}"
+                    f"{setting.name}: expected one of {', '.join(choices)}, got {value!r}"
                 )
             if isinstance(value, float) and not math.isfinite(value):
-                raise ConfigError(f"{option.name}: expected a finite number, got {value}")
+                raise ConfigError(f"{setting.name}: expected a finite number, got {value}")
+            if not isinstance(value, str):
+                check_bounds(setting, value)
             if isinstance(value, str):
                 if "\0" in value:
-                    raise ConfigError(f"{option.name}: expected text without NUL, got {value!r}")
-                check_text(option.name, value)  # before a folder is made
-        self._require_at_least(
-            1,
-            ("steps", "batch_size", "nz", "ngf", "ndf", "n_critic", "log_every"),
-            ("sample_every", "checkpoint_every", "keep_checkpoints", "n_samples"),
-            ("accumulate", "penalty_every", "ada_interval", "blocks", "nw", "mapping_layers"),
-            ("path_length_every", "path_length_shrink", "categories"),
-        )
-        widths = dict.fromkeys(("nz", "ngf", "ndf", "nw", "categories"), LARGEST_WIDTH)
-        depths = dict.fromkeys(("mapping_layers", "blocks"), LARGEST_DEPTH)
-        for name, largest in (widths | depths).items():
-            if (getattr(self, name) or 0) > largest:
-                raise ConfigError(f"{name}: expected at most {largest}, got {getattr(self, name)}")
-        self._require_at_least(
-            0,
-            ("seed", "workers", "gp_weight", "r1", "r2", "orthogonal", "evaluate_every"),
-            ("cycle_weight", "identity_weight", "l1_weight", "path_length", "weight_decay"),
-            ("codes", "info_weight", "code_weight"),
-        )
-        if self.kind.draws_labels and self.codes > self.nz:
+                    raise ConfigError(f"{setting.name}: expected text without NUL, got {value!r}")
+                check_text(setting.name, value)  # before a folder is made
+        if "codes" in self.kind.reads and self.codes > self.nz:
             raise ConfigError(f"codes: expected at most nz, {self.nz}, got {self.codes}")
-        for name in ("path_length_decay", "style_mixing"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(
-                    f"{name}: expected a number from 0 to 1, got {getattr(self, name)}"
-                )
         self._refuse_what_makes_no_sense()
         check_device_name(self.device)
-        for name in ("lr", "lr_g", "lr_d", "clip", "ada_kimg", "minutes", "max_minutes"):
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name}: expected a number above 0, got {value}")
-        for name in ("beta1", "beta2", "ema_decay"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value < 1:
-                raise ConfigError(f"{name}: expected a number from 0 to below 1, got {value}")
         size = self.image_size
         if size is not None and not (16 <= size <= 256 and size & (size - 1) == 0):
             raise ImageSizeError(f"image_size: expected a power of two from 16 to 256, got {size}")
@@ -395,21 +332,11 @@ class TrainConfig:
                     " critic; expected some of color,translation,cutout, or another model, got"
                     f" {self.augment!r}"
                 )
-        if not -1 <= self.ada_target <= 1:
-            raise ConfigError(
-                f"ada_target: expected a mean of signs, from -1 to 1, got {self.ada_target}"
-            )
         if self.loss != "auto" and (self.loss == "wasserstein") != self.is_wasserstein:
             raise ConfigError(
                 f"loss: {self.model} has {'critics' if self.is_wasserstein else 'discriminators'},"
                 f" which {self.loss} is not for"
             )
-        for name in ("r1", "r2"):
-            if getattr(self, name) and self.model == "wgan":
-                raise ConfigError(
-                    f"{name}: wgan clips its critic's weights instead of penalising gradients;"
-                    f" expected 0, or another model, got {getattr(self, name)}"
-                )
         if self.batch_size is not None:
             part, rest = divmod(self.batch_size, self.accumulate)
             if rest:
@@ -423,15 +350,14 @@ class TrainConfig:
                     " images; got 1"
                 )
         if self.sync_batch_norm and self.has_penalty:
-            needed = "sync_batch_norm: has no second derivative, which "
-            if self.model == "wgan-gp" and self.critic_norm == "batch":
+            norm = self.kind.defaults.get("critic_norm", "batch")
+            if self.critic_norm != "auto":
+                norm = self.critic_norm
+            if norm == "batch" and "critic_norm" in self.kind.reads:
                 raise ConfigError(
-                    f"{needed}wgan-gp takes of its critic; expected another critic_norm than batch"
-                )
-            if self.model in ("dcgan", "cgan") and self.critic_norm in ("auto", "batch"):
-                raise ConfigError(
-                    f"{needed}r1 and r2 take of a discriminator with batch norm; expected r1 and r2"
-                    " to be 0, or another critic_norm"
+                    "sync_batch_norm: has no second derivative, which gradient penalties take of a"
+                    " discriminator with batch norm; expected another critic_norm, or r1 and r2 to"
+                    " be 0"
                 )
 
     def _refuse_what_makes_no_sense(self) -> None:
@@ -496,7 +422,17 @@ class TrainConfig:
     @property
     def has_penalty(self) -> bool:
         """Whether the discriminator's loss has a gradient penalty."""
-        return self.model == "wgan-gp" or bool(self.r1) or bool(self.r2)
+        return self.penalizes_interpolates or bool(self.r1) or bool(self.r2)
+
+    @property
+    def penalizes_interpolates(self) -> bool:
+        """Whether that is one at points between real and generated images."""
+        return "gp_weight" in self.kind.reads
+
+    @property
+    def clips_weights(self) -> bool:
+        """Whether the critic's weights are clipped."""
+        return "clip" in self.kind.reads
 
     def ignored(self, names: Iterable[str]) -> list[str]:
         """Those of the given fields that neither the model nor the optimiser reads."""
@@ -504,7 +440,7 @@ class TrainConfig:
             name
             for name in sorted(names)
             if (
-                name in _MODELS_OWN
+                any(name in kind.reads for kind in MODEL_KINDS.values())
                 and name not in self.kind.reads
                 and not (name == "penalty_every" and self.has_penalty)
             )
@@ -554,14 +490,12 @@ class TrainConfig:
         Raises:
             ConfigError: naming the field.
         """
-        if (
-            isinstance(values, Mapping)
-            and "orthogonal" not in values
-            and values.get("model") in ("dcgan", "cgan")
-        ):
+        config = cls.from_dict(values)
+        config.validate()
+        if "orthogonal" not in values and not config.is_wasserstein:
             # Older releases ignored it, and used batch norm.
-            values = {**values, "critic_norm": "auto"}
-        return cls.from_dict(values).resolved()
+            config = dataclasses.replace(config, critic_norm="auto")
+        return config.resolved()
 
     def to_toml(self) -> str:
         """This configuration as TOML, without fields that are ``None``.
@@ -581,12 +515,6 @@ class TrainConfig:
             ConfigError: for text that isn't TOML, unknown names and values of another type.
         """
         return cls.from_dict(parse_settings(text))
-
-    def _require_at_least(self, minimum: int, *groups: tuple[str, ...]) -> None:
-        for name in (name for group in groups for name in group):
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise ConfigError(f"{name}: expected at least {minimum}, got {value}")
 
 
 @functools.cache

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Mapping
 
 from fastgan.evaluation.diversity import DiversityReport
+from fastgan.training.model_kinds import MODEL_KINDS
 
 # Samples with this fraction of real images' mean pairwise distance are collapsed: healthy
 # generators on digits stay above 0.8.
@@ -51,28 +52,11 @@ EARLIEST_COLLAPSE = 500
 PERSISTENCE = 3
 
 
-# Advice for divergence and vanishing gradients; only settings that the model reads.
-_CURES = {
-    "wgan": (
-        "a lower --lr or a smaller --clip is the usual cure",
-        "a smaller --clip narrows the critic's gradients, a larger one may help",
-    ),
-    "wgan-gp": (
-        "a lower --lr or a larger --gp-weight is the usual cure",
-        "a lower --lr-d or a larger --gp-weight is the usual cure",
-    ),
-    "others": (
-        "a lower --lr is the usual cure",
-        "a lower --lr-d or --model wgan-gp is the usual cure",
-    ),
-}
-
-
 class HealthMonitor:
     """Watches a run and names mode collapse, vanishing gradients and divergence.
 
     Args:
-        model: a name of :data:`fastgan.training.config.MODELS`.
+        model: a name of :data:`fastgan.training.model_kinds.MODEL_KINDS`.
         pixels: numbers in an image, which bound the estimate of a critic with a gradient penalty.
         warm_up: steps before a generator must show varied samples.
         penalty_weight: the gradient penalty's weight in ``penalty``; 0 without a penalty.
@@ -87,11 +71,12 @@ class HealthMonitor:
     def __init__(
         self, *, model: str, pixels: int, warm_up: int, penalty_weight: float = 0.0
     ) -> None:
-        self._wasserstein = model in ("wgan", "wgan-gp")
-        self._cures = _CURES.get(model, _CURES["others"])
+        kind = MODEL_KINDS[model]
+        self._wasserstein = kind.defaults.get("loss") == "wasserstein"
+        self._cures = kind.cures
         # Images are in [-1, 1]: the cube's opposite corners are 2 sqrt(pixels) apart.
         self._most = DIVERGED_ESTIMATE_RATIO * 2 * math.sqrt(pixels)
-        if model != "wgan-gp":
+        if "gp_weight" not in kind.reads:
             self._most = math.inf
         self._penalty_weight = penalty_weight
         self._warm_up = warm_up

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-import fastgan.models
 from fastgan.training.config import TrainConfig
+from fastgan.training.model_kinds import named
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def build_discriminator(config: TrainConfig, data: DataShape) -> nn.Module:
 
 def _built(name: str, config: TrainConfig, data: DataShape) -> nn.Module:
     """A network with those settings that its constructor accepts."""
-    network = getattr(fastgan.models, name)
+    network = named(name)
     settings = {
         **config.to_dict(),
         "nc": data.channels,

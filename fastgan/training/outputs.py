@@ -49,7 +49,9 @@ class HealthWatch(Callback):
 
     def __init__(self, config: TrainConfig, pixels: int) -> None:
         assert config.penalty_every is not None
-        penalized = config.gp_weight * config.penalty_every if config.model == "wgan-gp" else 0.0
+        penalized = 0.0
+        if config.penalizes_interpolates:
+            penalized = config.gp_weight * config.penalty_every
         self.monitor = HealthMonitor(
             model=config.model, pixels=pixels, warm_up=WARM_UP_STEPS, penalty_weight=penalized
         )

@@ -417,7 +417,7 @@ class GANUpdater:
         every = config.penalty_every
         given = {"r1": config.r1, "r2": config.r2}
         weights = {name: weight for name, weight in given.items() if weight}
-        if config.model == "wgan-gp":
+        if config.penalizes_interpolates:
             weights["gp"] = config.gp_weight
         return {name: weight * every for name, weight in weights.items()}
 
@@ -444,14 +444,14 @@ class GANUpdater:
         return scaler.scale(loss)
 
     def _clip_before(self) -> None:
-        if self.config.model == "wgan" and self.config.clip_when == "before":
+        if self.config.clips_weights and self.config.clip_when == "before":
             # At the start, as in the authors' code, so that the gradient is computed at clipped
             # weights.
             clip_weights_(self.discriminator, self.config.clip)
 
     def _step_discriminator(self) -> None:
         self.processes.average_gradients(self.discriminator.parameters())
-        clips_after = self.config.model == "wgan" and self.config.clip_when == "after"
+        clips_after = self.config.clips_weights and self.config.clip_when == "after"
         clips_in_step = clips_after and isinstance(self.optimizer_d, ClippingOptimizer)
         if clips_in_step:
             for group in self.optimizer_d.param_groups:
@@ -504,7 +504,7 @@ class GANUpdater:
             drawn.augment_real = self._augmentation_numbers(count)
             drawn.augment_fake = self._augmentation_numbers(count)
         drawn.penalize = penalize and self.config.has_penalty
-        if self.config.model == "wgan-gp" and penalize:
+        if self.config.penalizes_interpolates and penalize:
             drawn.mixing = self.processes.rows(
                 torch.rand((count, 1, 1, 1), generator=self.random, device=self.device)
             )

@@ -29,7 +29,7 @@ from fastgan.cli import main
 from fastgan.data import source_from_array
 from fastgan.training import Callback, TrainConfig, Trainer
 from fastgan.training.checkpoint import list_checkpoints, load_checkpoint
-from fastgan.training.config import PAPER_DEFAULTS
+from fastgan.training.model_kinds import MODEL_KINDS
 from fastgan.training.progress import TrainingDisplay
 
 FASTGAN = (sys.executable, "-m", "fastgan")
@@ -607,8 +607,8 @@ def test_help_has_every_default_and_doctor_a_line_for_what_is_missing(
     (batch,) = re.findall(r"images per batch \(default (\d+(?:, [\w-]+ \d+)+)\)", text)
     common, *others = batch.split(", ")
     told = dict(each.split() for each in others)
-    for model, values in PAPER_DEFAULTS.items():
-        assert int(told.get(model, common)) == values["batch_size"]
+    for model, kind in MODEL_KINDS.items():
+        assert int(told.get(model, common)) == kind.defaults["batch_size"]
     assert "(default on)" in text
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out

@@ -115,7 +115,7 @@ def test_whole_steps_are_the_references(model: str) -> None:
     )
     their_generator = InDouble(reference.DCGANGenerator(NZ, WIDTH, 1, SIZE, num_classes=CLASSES))
     of_codes = {"codes": CODES} if model == "infogan" else {}
-    their_discriminator = getattr(reference, config.kind.discriminator)(
+    their_discriminator = getattr(reference, type(discriminator).__name__)(
         1, WIDTH, SIZE, num_classes=CLASSES, **of_codes
     )
     theirs = (their_generator.double(), their_discriminator.double())

@@ -253,7 +253,9 @@ def _data(config: TrainConfig) -> DataShape:
 
 def _reference_networks(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
     """:mod:`fastgan.reference`'s generator and discriminator."""
-    generator, discriminator = config.kind.generator, config.kind.discriminator
+    generator, discriminator = (
+        named(network).__name__ for network in (config.kind.generator, config.kind.discriminator)
+    )
     channels = 3
     if config.model == "pix2pix":
         discriminator, channels = "PatchDiscriminator", 6

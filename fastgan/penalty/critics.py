@@ -164,14 +164,6 @@ class Recording:
         return [self.rows(name).of(score) for score in self.scores]
 
     @property
-    def size(self) -> int:
-        """Bytes of activations that the tape keeps."""
-        values = (value for node in self.tape.nodes for value in node.reads)
-        kept = (value.tensor for value in values if value.by_images)
-        storages = (tensor.untyped_storage() for tensor in kept if tensor is not None)
-        return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
-
-    @property
     def apart(self) -> bool:
         """Whether each score depends on its own sample only."""
         return self.tape.mixes is None and all(v.batched and v.by_images for v in self.values)
@@ -377,10 +369,6 @@ class _State:
                 sys.modules["numpy"].random.set_state(self.random[2])
 
 
-#: Joining saves host time per op but costs memory: larger batches are joined only if it costs none.
-MOST_BYTES_JOINED = 1 << 24
-
-
 @dataclass
 class Joining:
     """Whether a critic's batches may be joined, judging by earlier calls.
@@ -389,17 +377,10 @@ class Joining:
         tries: how many calls may still test it. There are two, because lazy modules change state in
             the first call only.
         joined: whether joined batches gave the same scores as separate ones.
-        size: bytes of activations kept by the joined batches.
     """
 
     tries: int = 2
     joined: bool = False
-    size: int = 0
-
-    @property
-    def large(self) -> bool:
-        """Whether joined batches take much memory."""
-        return self.size > MOST_BYTES_JOINED
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, Joining]] = weakref.WeakKeyDictionary()

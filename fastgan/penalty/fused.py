@@ -92,37 +92,27 @@ class _Run:
         if self.asked.loss is None:
             return self._passes(self._record(("points",)), {})
         while True:
-            plan = self._joined_plan() if self.joining.joined else [("fake",), ("real",)]
+            plan = [self.together] if self.joining.joined else [("fake",), ("real",)]
             try:
                 return self._of(plan)
             except Changed:
                 self.joining.joined = not self.joining.joined
                 self._start()
 
-    def _joined_plan(self) -> list[Names]:
-        """The batches to record together, in order."""
-        names = self.together
-        if "points" in names and self.joining.large and self.asked.linear is not None:
-            # Finish the loss before the interpolates take memory.
-            return [names[:-1], names[-1:]]
-        return [names]
-
     def _of(self, plan: Sequence[Names]) -> Tensor:
         """The loss from batches recorded in this order."""
         linear, penalties = self.asked.linear, self.asked.penalties
-        early = linear is not None and set(penalties) <= {"points"} and not self.watching
-        early = early and len(plan) > 1
-        scored, total = [], self.zero
+        apart = len(plan) > 1 and not self.watching
+        early = linear is not None and set(penalties) <= {"points"} and apart
+        scored = []
         for names in plan:
             batch = self._record(names)
             scored.append(batch)
             if early:  # before the next batch takes memory
-                images = [name for name in names if name != "points"]
-                total = total + self._passes(batch, self._linear_seeds(images))
+                self._passes(batch, self._linear_seeds(names))
         if self.watching:
             self._learn()
-        loss, seeds = self._of_scores()
-        total = total + loss
+        total, seeds = self._of_scores()
         if "points" in penalties and all("points" not in batch.names for batch in scored):
             points = self.batches.get("points") or self._record(("points",))
             total = total + self._passes(points, {})
@@ -150,7 +140,6 @@ class _Run:
             whole = self._record(self.together, keep=False)
         except Changed:
             return
-        self.joining.size = whole.size
         apart = [torch.cat(s) for s in zip(*(batch.scores for batch in batches), strict=True)]
         # NaN equals nothing and infinity everything: decide in another call.
         if all(bool(s.isfinite().all()) for s in apart) and _agree(whole.scores, apart):

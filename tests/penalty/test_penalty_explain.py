@@ -61,6 +61,15 @@ def test_at_most_four_convolutions_a_layer_and_none_dilated(
     assert max(largest_filter(calls["fused"])) == 4
 
 
+def test_a_large_critic_loss_takes_four_convolutions_a_layer() -> None:
+    critic = nn.Sequential(nn.Conv2d(3, 96, 4, 2, 1), nn.LeakyReLU(0.2), nn.Conv2d(96, 1, 32))
+    real, fake, _ = images((3, 64, 64), 16, dtype=torch.float32)
+    for _ in range(2):
+        with torch.profiler.profile() as profile:
+            fastgan.wgan_gp_critic_loss(critic, real, fake).loss.backward()
+    assert 0 < sum(event.name in CONVOLUTIONS for event in profile.events()) <= 4 * 2
+
+
 def largest_filter(calls: list[tuple[str, list[int]]]) -> list[int]:
     return [max(shape[2:]) for name, shape in calls if name == "aten::_convolution"]
 

@@ -27,7 +27,6 @@ from fastgan.nn.touches import (
     ANYTHING,
     CONVOLUTIONS,
     KEEPS_LAYOUT,
-    replaced,
     same_memory,
     tensors_in,
     written_by,
@@ -37,11 +36,11 @@ from fastgan.nn.waiting import (
     Waiting,
     hooks_on_saved,
     nodes_made,
-    of_two,
     order_nodes,
     state_of,
     under,
 )
+from fastgan.ops.chain import is_chain
 from fastgan.ops.memory_format import is_channels_last, laid_out, map_strides, relaid
 
 __all__ = ["Pending"]
@@ -185,14 +184,11 @@ class Pending:
             func not in KEEPS_LAYOUT
             or "out" in kwargs
             or hooks_on_saved() is not None
-            or (func not in CONVOLUTIONS and any(map(_has_other_layout, others)))
+            or (func not in CONVOLUTIONS and any(map(_prevents_conversion, others)))
         ):
             for tensor in converted:
                 self._restore_layout(tensor)
             return func(*args, **kwargs)
-        if func not in CONVOLUTIONS and any(map(_shows_its_gradient, others)):
-            with self.unwatched():
-                args, kwargs = replaced((args, kwargs), _shows_its_gradient, to_channels_last)
         output = func(*args, **kwargs)
         self._keep_converted(output)
         return output
@@ -258,7 +254,8 @@ class Pending:
         """Runs an op, fused with the ops before it that nothing else needs."""
         ops, source = [op], op.source
         while isinstance(source, Op) and source.value is None:
-            if source.consumers > 1 or source.ref() is not None or source.state != op.state:
+            is_needed = source.consumers > 1 or source.ref() is not None
+            if is_needed or source.state != op.state or self._stays_contiguous(ops[-1]):
                 self.compute(source)
                 break
             ops.append(source)
@@ -270,7 +267,7 @@ class Pending:
             is_now = state_of(input.device) == op.state and hooks_on_saved() is None
             with nullcontext() if is_now else under(op.state, input.device):
                 if converted:
-                    input = to_channels_last(input)
+                    input = relaid(input, True)  # whose gradient is contiguous
                     order_nodes(input.grad_fn, made, ops[0].order)
                 value = run_stretch(ops, input, self.log)
         tensor = op.ref()
@@ -330,7 +327,7 @@ class Pending:
         would = is_converted or (
             not _has_other_layout(input) and any(op.way.converts for op in ops)
         )
-        if would and self._convert_others(ops):
+        if would and self._may_convert(ops):
             ops[0].keeps_channels_last = norm
             return True
         self._restore_layouts((input, *(tensor for op in ops for tensor in op.tensors)))
@@ -345,21 +342,23 @@ class Pending:
             if tensor is not None and self._is_converted(tensor):
                 self._restore_layout(tensor)
 
-    def _convert_others(self, ops: list[Op]) -> bool:
-        """Converts the ops' other maps; false if eager's isn't contiguous."""
+    def _may_convert(self, ops: list[Op]) -> bool:
+        """Whether eager's result is contiguous, and no gradient's layout shows the conversion."""
         for op in ops:
             for tensor in op.tensors:
                 if tensor is None or tensor.dim() != 4 or self._is_converted(tensor):
                     continue
-                excluded = is_channels_last if op.kind == "convolution" else _has_other_layout
+                excluded = is_channels_last if op.kind == "convolution" else _prevents_conversion
                 if excluded(tensor):
                     return False
-                if op.kind != "convolution" and _shows_its_gradient(tensor):
-                    with under(op.state, tensor.device):
-                        other = to_channels_last(tensor)
-                    func, place = op.settings
-                    op.tensors, op.call = (other,), of_two(func, place, other)
         return True
+
+    def _stays_contiguous(self, op: Op) -> bool:
+        """Whether a sum runs on contiguous maps, though what it is added to may be converted."""
+        if op.kind != "sum" or not _may_be_converted(op.source):
+            return False
+        (other,) = op.tensors
+        return other is not None and _shows_its_gradient(other) and not self._is_converted(other)
 
 
 def _is_instance_norm(op: Op) -> bool:
@@ -372,13 +371,22 @@ def _convolves_channels_last(op: Op) -> bool:
     return weight is not None and is_channels_last(weight)
 
 
-#: Nodes whose input gradients don't have the layout of their output's gradient.
-_CONVOLVED = ("ConvolutionBackward0", "_ChainFunctionBackward")
+@functools.cache
+def _convolutions_node() -> type:
+    """The class of torch's convolutions' autograd nodes."""
+    with torch.inference_mode(False), torch.enable_grad():
+        one = torch.ones(1, 1, 1, 1, requires_grad=True)
+        return type(torch.conv2d(one, one).grad_fn)
 
 
 def _hands_layout_on(map: Tensor) -> bool:
-    """Whether the layout of a map's gradient may be visible to the user."""
-    return map.requires_grad and type(map.grad_fn).__name__ not in _CONVOLVED
+    """Whether the layout of a map's gradient may be visible to the user.
+
+    The input gradients of convolutions and chains don't have the layout of their output's.
+    """
+    node = map.grad_fn
+    convolves = isinstance(node, _convolutions_node()) or is_chain(node)
+    return map.requires_grad and not convolves
 
 
 def _has_other_layout(map: Tensor) -> bool:
@@ -387,9 +395,25 @@ def _has_other_layout(map: Tensor) -> bool:
 
 
 def _shows_its_gradient(map: Tensor) -> bool:
-    """Whether a contiguous map's gradient would have the layout of the converted map's that it
-    joins."""
+    """Whether a contiguous map's gradient has the layout of the gradient of what it is added to.
+
+    In eager that is the user's, or contiguous.
+    """
     return map.requires_grad and map.shape[2:] != (1, 1) and not is_channels_last(map)
+
+
+def _prevents_conversion(map: Tensor) -> bool:
+    """Whether a function of a converted map and this one would show the conversion."""
+    return _has_other_layout(map) or _shows_its_gradient(map)
+
+
+def _may_be_converted(source: Op | Tensor) -> bool:
+    """Whether a pending result may be converted to channels-last."""
+    while isinstance(source, Op) and source.value is None:
+        if source.way.converts:
+            return True
+        source = source.source
+    return isinstance(source, Op)
 
 
 def _references(each: weakref.ref[Tensor]) -> int:
@@ -415,13 +439,3 @@ def _graph_counts_as_a_holder() -> bool:
     before = sys.getrefcount(tensor)
     square = tensor * tensor
     return sys.getrefcount(tensor) > before and square.requires_grad
-
-
-def to_channels_last(map: Tensor) -> Tensor:
-    """A channels-last copy of a contiguous map; its gradient is contiguous.
-
-    Example:
-        >>> to_channels_last(torch.ones(2, 3, 4, 4)).stride()
-        (48, 1, 12, 3)
-    """
-    return relaid(map, True)

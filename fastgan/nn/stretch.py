@@ -34,7 +34,7 @@ from fastgan.ops.backends import (
 )
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.chain import Chain, run_chain
-from fastgan.ops.memory_format import is_channels_last, relaid
+from fastgan.ops.memory_format import is_channels_last, map_strides, relaid
 from fastgan.ops.sample_norm import sample_norm_act
 from fastgan.ops.stages import IDENTITY, Stage, StageTensors, folded, is_folding_faster
 
@@ -292,7 +292,9 @@ def _run_unit(unit: list[Op], value: Tensor, owned: bool, log: Log) -> Tensor:
 def _adds_in_place(op: Op, value: Tensor) -> bool:
     """Whether torch's sum of the two would have the first one's layout."""
     (other,) = op.tensors
-    return other is not None and value.stride() == other.stride() and not value._is_view()
+    if other is None or value.stride() != other.stride() or value._is_view():
+        return False
+    return not value.is_contiguous() or value.stride() == map_strides(value.shape, False)
 
 
 def _takes_one_pass(norm: Op, rest: list[Op], value: Tensor) -> bool:
@@ -317,9 +319,11 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
     name, slope = of["activation"].settings if "activation" in of else ("none", 0.0)
     is_batch = norm.kind == "norm"
     own = [op for op in rest if _is_own(op)]
+    original = None
     if own and value.requires_grad and torch.is_grad_enabled():
-        # In eager, gradients by way of the scale and shift may reach the input before the norm's.
-        value = torch.ops.aten.alias(value)
+        # In eager, gradients by way of the scale and shift may reach the input before the norm's,
+        # but not before the norm's of second order.
+        original, value = value, torch.ops.aten.alias(value)
         value.grad_fn._set_sequence_nr(norm.order)  # type: ignore[union-attr]
     made = nodes_made()
     name_of_op = "bn_act" if is_batch else "sample_norm_act" if value.is_cpu else "norm_act"
@@ -362,6 +366,7 @@ def _run_norm(norm: Op, rest: list[Op], value: Tensor, log: Log) -> Tensor:
         shift=of["shift"].tensors[0] if "shift" in of else None,
         activation=name,
         negative_slope=slope,
+        original=original if input is value and over == "batch" else None,
     )
     output = output if is_anew else relaid(output, is_channels_last(value))
     if own:

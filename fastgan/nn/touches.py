@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
@@ -19,7 +19,6 @@ __all__ = [
     "CONVOLUTIONS",
     "KEEPS_LAYOUT",
     "METADATA",
-    "replaced",
     "same_memory",
     "tensors_in",
     "written_by",
@@ -82,22 +81,6 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
     elif isinstance(tree, dict):
         for each in tree.values():
             yield from tensors_in(each)
-
-
-def replaced(tree: Any, which: Callable[[Tensor], bool], by: Callable[[Tensor], Tensor]) -> Any:
-    """Nested tuples, lists and dicts with some of their 4d tensors replaced.
-
-    Example:
-        >>> replaced((1, [torch.ones(1, 1, 1, 1)]), lambda map: True, torch.numel)
-        (1, [1])
-    """
-    if isinstance(tree, Tensor):
-        return by(tree) if tree.dim() == 4 and which(tree) else tree
-    if isinstance(tree, dict):
-        return {key: replaced(each, which, by) for key, each in tree.items()}
-    if type(tree) in (tuple, list):
-        return type(tree)(replaced(each, which, by) for each in tree)
-    return tree
 
 
 def written_by(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

@@ -145,6 +145,11 @@ def run_layers(
     return input
 
 
+def is_chain(node: Any) -> bool:
+    """Whether an autograd node is :func:`run_chain`'s."""
+    return isinstance(getattr(node, "chain", None), Chain)
+
+
 _weights_are_left_out = False
 
 

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ def sample_norm_act(
     shift: Tensor | None = None,
     activation: str = "none",
     negative_slope: float = 0.0,
+    original: Tensor | None = None,
 ) -> Tensor:
     """``z(norm(input) * gain + shift)``, in one pass over memory after the statistics.
 
@@ -80,6 +82,7 @@ def sample_norm_act(
         shift: per-sample shift, as ``gain``; None for 0.
         activation: a name of :data:`fastgan.activations.ACTIVATIONS`.
         negative_slope: of "leaky_relu".
+        original: ``input`` before its last alias, which gradients of second order go to.
 
     Returns:
         A new tensor like the input, laid out as it is, and so is the input's gradient.
@@ -147,6 +150,7 @@ def sample_norm_act(
         eps,
         row,
         negative_slope,
+        (original,),
     )
     return output
 
@@ -176,7 +180,8 @@ class _SampleNormAct(torch.autograd.Function):
         groups: int,
         *rest: Any,
     ) -> Tensor:
-        ctx.over, ctx.groups, (ctx.eps, ctx.activation, ctx.negative_slope) = over, groups, rest
+        ctx.over, ctx.groups = over, groups
+        ctx.eps, ctx.activation, ctx.negative_slope, (original,) = rest
         code, slope = ctx.activation.code, ctx.negative_slope
         if input.is_cpu:
             scale, offset = (_matrix(each, input, value) for each, value in ((gain, 1), (shift, 0)))
@@ -194,14 +199,14 @@ class _SampleNormAct(torch.autograd.Function):
             value = _ops.norm_act(_as_one_sample(input), norm[0], norm[2], norm[3], code, slope)
             # No view, whose gradient could not be found once somebody writes to it.
             output = torch.ops.aten._unsafe_view(value, input.shape)
-        ctx.save_for_backward(input, gain, shift, mean, invstd)
+        ctx.save_for_backward(input if original is None else original, gain, shift, mean, invstd)
         return output
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         tensors = ctx.saved_tensors
         if torch.is_grad_enabled():
-            return (*_recorded_gradients(ctx, tensors, grad_output), *(None,) * 7)
+            return (*_recorded_gradients(ctx, tensors, grad_output), *(None,) * 8)
         input, gain, shift, mean, invstd = tensors
         if input.is_cpu:
             scale, offset = (_matrix(each, input, value) for each, value in ((gain, 1), (shift, 0)))
@@ -214,7 +219,7 @@ class _SampleNormAct(torch.autograd.Function):
             gradient.to(vector.dtype) if vector is not None else None
             for gradient, vector in ((grad_gain, gain), (grad_shift, shift))
         )
-        return (grad_input, *of_vectors, *(None,) * 7)
+        return (grad_input, *of_vectors, *(None,) * 8)
 
 
 def _own_groups(ctx: Any) -> int:
@@ -281,11 +286,16 @@ def _recorded_gradients(
     if ctx.over == "running":
         xhat = (x - mean[:, :, None, None]) * invstd[:, :, None, None]
     else:
-        grouped = x.unflatten(1, (ctx.groups, -1))
-        over = (0, 2, 3, 4) if ctx.over == "batch" else (2, 3, 4)
+        grouped, over = x.unflatten(1, (ctx.groups, -1)), (2, 3, 4)
+        if ctx.over == "batch":
+            grouped, over = x, (0, 2, 3)
+            if input.requires_grad:  # its gradients have its layout, as torch's
+                input.register_hook(
+                    partial(_laid_out, torch.empty_like(input, device="meta").stride())
+                )
         centred = grouped - grouped.mean(over, keepdim=True)
         variance = centred.square().mean(over, keepdim=True)
-        xhat = (centred * (variance + ctx.eps).rsqrt()).flatten(1, 2)
+        xhat = (centred * (variance + ctx.eps).rsqrt()).reshape(x.shape)
     u = xhat if gain is None else xhat * gain[:, :, None, None]
     u = u if shift is None else u + shift[:, :, None, None]
     output = ctx.activation.forward(u, ctx.negative_slope).to(input.dtype)
@@ -300,6 +310,13 @@ def _recorded_gradients(
     for place, grad in zip(places, gradients, strict=True):
         grads[place] = grad if place else laid_out(grad, is_channels_last(input))
     return grads
+
+
+def _laid_out(strides: tuple[int, ...], grad: Tensor) -> Tensor:
+    if grad.stride() == strides:
+        return grad
+    like = torch.empty_strided(grad.shape, strides, dtype=grad.dtype, device=grad.device)
+    return like.copy_(grad)
 
 
 # --- The ops --------------------------------------------------------------------------------------

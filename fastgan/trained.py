@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from fastgan._util.reading import parsing
 from fastgan.data import ImageSource, PairSource, as_source, load_data, load_pairs
+from fastgan.data.sampling import images_to_compare
 from fastgan.errors import CheckpointError, ConfigError, DataWarning
 from fastgan.models import StyleGAN2Generator
 from fastgan.models.checks import check_positive
@@ -164,6 +165,12 @@ class TrainedGenerator:
         """The module's device."""
         return next(self.module.parameters()).device
 
+    @property
+    def directions(self) -> dict[str, nn.Module]:
+        """Of models that translate, the networks of "a2b" and perhaps "b2a"."""
+        module: Any = self.module
+        return dict(module.directions) if self.config.kind.pairs else {}
+
     def to(self, device: torch.device | str) -> TrainedGenerator:
         """Moves the module; returns this object."""
         self.module.to(device)
@@ -178,6 +185,7 @@ class TrainedGenerator:
         truncation: float | None = None,
         feature_space: FeatureSpace | str | None = None,
         k: int = 5,
+        direction: str = "a2b",
     ) -> EvaluationReport:
         """Measures ``n`` samples against real images, like ``fastgan evaluate``.
 
@@ -187,12 +195,14 @@ class TrainedGenerator:
             source: the real images, of which at most 10,000 are used: any argument of
                 :func:`fastgan.data.as_source`, a name as for ``fastgan train --data``, or None for
                 the training data. For ``cyclegan`` and ``pix2pix``, a
-                :class:`fastgan.data.PairSource`: translations of A are compared with B.
+                :class:`fastgan.data.PairSource`: translations of A are compared with B, or
+                those of B with A.
             n: samples to draw, equally from all classes.
             seed: of the noise, the classes and the choice of real images.
             truncation: as in :meth:`sample`.
             feature_space: see :func:`fastgan.evaluation.evaluate_samples`.
             k: likewise.
+            direction: as in :meth:`translate`; of other models there is one alone.
 
         Raises:
             ConfigError: real images with other channels or classes than the generator's.
@@ -224,10 +234,11 @@ class TrainedGenerator:
                     f" and data_b, a fastgan.data.PairSource in Python, got {got}"
                 )
             self._check_channels(pairs)
-            order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(seed))
-            a, b = pairs.get(order[:10_000].tolist())[0].chunk(2, 1)
+            a, b = images_to_compare(pairs, seed)[0].chunk(2, 1)
+            if direction == "b2a":
+                a, b = b, a
             return evaluate_samples(
-                self.translate(a[torch.arange(n) % len(a)]),
+                self.translate(a[torch.arange(n) % len(a)], direction),
                 b,
                 k=k,
                 feature_space=feature_space,
@@ -253,9 +264,7 @@ class TrainedGenerator:
         labels = None
         if classes is not None:
             labels = torch.randint(classes, (n,), generator=random)
-        # Metrics from 10,000 real images are as stable as from more, and fit in memory.
-        chosen = torch.randperm(len(source), generator=random)[:10_000]
-        real, real_labels = source.get(chosen.tolist())
+        real, real_labels = images_to_compare(source, seed)
         return evaluate_samples(
             generate_images(self.module, z, labels, **options),
             real,
@@ -557,8 +566,7 @@ class TrainedGenerator:
             >>> generator.translate(torch.zeros(3, 1, 16, 16)).shape
             torch.Size([3, 1, 16, 16])
         """
-        module: Any = self.module
-        ways = module.directions if self.config.kind.pairs else {}
+        ways = self.directions
         if direction not in ways:
             expected = f"expected {' or '.join(ways)}" if ways else "it draws images from noise"
             raise ConfigError(

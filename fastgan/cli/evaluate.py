@@ -35,17 +35,26 @@ def run(options: argparse.Namespace) -> int:
         if options.data:
             raise ConfigError("data: expected --data, or --data-a and --data-b, got both")
         source = generator.pairs(options.data_a, options.data_b)
-    report = generator.evaluate(
-        source,
-        options.n,
-        seed=options.seed,
-        truncation=options.truncation,
-        feature_space=space,
-        k=NEIGHBOURS,
-    )
+    reports = {
+        direction: generator.evaluate(
+            source,
+            options.n,
+            seed=options.seed,
+            truncation=options.truncation,
+            feature_space=space,
+            k=NEIGHBOURS,
+            direction=direction,
+        )
+        for direction in generator.directions or ("a2b",)
+    }
+    shown = [
+        f"{direction}: {report}" if len(reports) > 1 else str(report)
+        for direction, report in reports.items()
+    ]
     if options.json:  # written before printing, as the reader may have left
         figures = {
-            **report.to_dict(),
+            **reports.pop("a2b").to_dict(),
+            **{direction: report.to_dict() for direction, report in reports.items()},
             "checkpoint": str(generator.path),
             "step": generator.step,
             "ema": generator.averaged,
@@ -60,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
         }
         with atomic_write(options.json) as file:
             file.write(json.dumps(figures, indent=2).encode() + b"\n")
-    say(str(report))
+    say("\n".join(shown))
     return 0
 
 

@@ -76,8 +76,6 @@ class SampleWriter(Callback):
         metrics: records grids and diversity.
         health: detects collapsed samples.
 
-    Attributes:
-        real: up to 2,000 of the real images, and their labels or None.
     """
 
     def __init__(
@@ -88,8 +86,8 @@ class SampleWriter(Callback):
         self._monitor = health.monitor
         generator = seeded_generator(config.seed, PICTURE_STREAM)
         some = torch.randperm(len(source), generator=generator)[:2000]
-        self.real = self._looked_at(*source.get(some.tolist()))
-        self._diversity = SampleDiversity(*self.real, num_classes=source.num_classes)
+        real = self._looked_at(*source.get(some.tolist()))
+        self._diversity = SampleDiversity(*real, num_classes=source.num_classes)
 
     def _looked_at(self, images: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """The images that samples are compared with, and their labels."""
@@ -139,6 +137,10 @@ class SampleWriter(Callback):
         if labels is None and classes is not None:
             labels = torch.arange(n) % classes
         return generate_images(state.sampler, z, labels)
+
+    def compared(self, state: TrainState, real: Tensor, n: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """``n`` samples and the real images that an evaluation compares them with, by direction."""
+        return {"a2b": (self.sample(state, n), real)}
 
 
 class MetricsWriter(Callback):

@@ -128,6 +128,7 @@ class Trainer:
         self.row: dict[str, float] | None = None
         self._stop_reason: str | None = None
         self._mid_step = False
+        self._left: set[Path] = set()  # old checkpoints that couldn't be removed
 
         self._folder = RunFolder(self.out, resume=resume)
         saved = self._folder.saved
@@ -435,14 +436,14 @@ class Trainer:
         """The trainer's own callbacks. Only the first process writes files."""
         health = HealthWatch(self.config, self.source.channels * self.source.image_size**2)
         outputs: list[Callback] = [health, CheckpointWriter()]
-        evaluator = Evaluator(None, None, None)
+        evaluator = Evaluator(None)
         if self.processes.is_main:
             metrics = self._metrics
             samples = named(self.config.kind.pictures)(self.config, self.source, metrics, health)
             outputs = [health, samples, metrics, CheckpointWriter(), PageWriter()]
             if self.config.logger != "none":
                 outputs.append(LOGGERS[self.config.logger]())
-            evaluator = Evaluator(samples, *samples.real)
+            evaluator = Evaluator(samples)
         return [*outputs, evaluator] if self.config.evaluate_every else outputs
 
     def _tell(self, event: str, *arguments: object) -> None:
@@ -464,10 +465,12 @@ class Trainer:
         self.check_weights()
         save_checkpoint(path, {**describe(self.config, self.data), **content})
         for old in list_checkpoints(self.out)[: -self.config.keep_checkpoints]:
-            with suppress(
-                PermissionError
-            ):  # on Windows somebody reads it: the next save removes it
+            try:
                 old.unlink(missing_ok=True)
+            except PermissionError as error:  # as on Windows while somebody reads it
+                if old not in self._left:
+                    self._left.add(old)
+                    self.warn(f"{old} wasn't removed, the next save tries again: {error}")
 
     def _rescue(self, error: BaseException) -> None:
         """Saves a checkpoint after an error between two steps."""

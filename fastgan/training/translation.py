@@ -223,6 +223,17 @@ class TranslationWriter(SampleWriter):
         sampler: Any = state.sampler
         return generate_images(sampler.directions["a2b"], a[torch.arange(n) % len(a)])
 
+    def compared(self, state: TrainState, real: Tensor, n: int) -> dict[str, tuple[Tensor, Tensor]]:
+        """Translations of ``n`` images, and those of the other domain, in each direction."""
+        a, b = _domains(real)
+        sampler: Any = state.sampler
+        return {
+            way: (generate_images(network, given[torch.arange(n) % len(given)]), wanted)
+            for (way, network), (given, wanted) in zip(
+                sampler.directions.items(), ((a, b), (b, a)), strict=False
+            )
+        }
+
 
 def translation_rows(
     generator: nn.Module, pairs: Tensor, count: int

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from fastgan import load_generator
+from fastgan.data.sampling import images_to_compare
 from fastgan.errors import ConfigError, DataError, OutputError
 from fastgan.evaluation import classifier, evaluate_samples, report, train_classifier
 from fastgan.training import Callback, TrainConfig, Trainer, evaluations
@@ -91,11 +92,14 @@ def test_a_run_trains_one_classifier_and_finds_what_one_report_does(
     assert len(reports) == 1
     monkeypatch.setattr(report, "train_classifier", train_classifier)
     (writer,) = (each for each in run.callbacks if isinstance(each, SampleWriter))
-    real, labels = writer.real
+    of_command = load_generator(tmp_path).evaluate(labelled, n=20)
+    real, labels = images_to_compare(run.source)
     expected = evaluate_samples(writer.sample(run.state, 1000), real, labels=labels, num_classes=2)
     found = json.loads((tmp_path / "evaluations.json").read_text())[-1]
     for name in ("frechet_distance", "frechet_distance_real", "classifier_accuracy"):
         assert found[name] == pytest.approx(getattr(expected, name))
+    # It is of the real images and their split alone.
+    assert found["frechet_distance_real"] == pytest.approx(of_command.frechet_distance_real)
 
 
 @pytest.mark.parametrize("text", ["[", "[" * 100_000, "7", "[7]", '[{"step": 1}]', '{"step": 1}'])

@@ -494,8 +494,16 @@ def test_a_checkpoint_that_somebody_reads_is_removed_later(
 
     monkeypatch.setattr(Path, "unlink", busy)
     out = tmp_path / "run"
-    Trainer(small_config(out, steps=3, checkpoint_every=1, keep_checkpoints=1)).run()
+    told: list[str] = []
+
+    class Listener(Callback):
+        def on_warning(self, trainer: Trainer, text: str) -> None:
+            told.append(text)
+
+    config = small_config(out, steps=3, checkpoint_every=1, keep_checkpoints=1)
+    Trainer(config, callbacks=[Listener()]).run()
     assert [path.name[-4] for path in list_checkpoints(out)] == ["1", "3"]
+    assert len([text for text in told if "0000001.pt wasn't removed" in text]) == 1
     (out / "free").touch()
     asked = small_config(out, steps=4)
     Trainer(asked, resume=True, explicit=frozenset({"steps"})).run()

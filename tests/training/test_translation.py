@@ -72,7 +72,7 @@ def test_a_resumed_run_with_dropout_is_the_same_to_the_bit(tmp_path: Path) -> No
 
 
 def test_a_run_leaves_metrics_and_rows_of_translations(tmp_path: Path) -> None:
-    result = Trainer(config_of("cyclegan", tmp_path, evaluate_every=2)).run()
+    result = Trainer(config_of("cyclegan", tmp_path, evaluate_every=4)).run()
     for name in ("loss_d", "loss_g", "cycle", "identity", "d_real", "d_fake", "grad_norm_g"):
         assert np.isfinite(result.metrics[name]), name
     with Image.open(tmp_path / "samples.png") as grid:
@@ -82,7 +82,18 @@ def test_a_run_leaves_metrics_and_rows_of_translations(tmp_path: Path) -> None:
     content = load_checkpoint(tmp_path / "checkpoint-0000004.pt")
     assert int(content["discriminator"]["pool_a.count"]) == 8
     found = load_generator(tmp_path)
-    assert found.evaluate(n=10).n_real == 1797
+    written = tmp_path / "figures.json"
+    assert main(["evaluate", str(tmp_path), "--n=10", f"--json={written}"]) == 0
+    figures, (*_, during) = (
+        json.loads(path.read_text()) for path in (written, tmp_path / "evaluations.json")
+    )
+    assert figures["n_real"] == figures["b2a"]["n_real"] == 1797
+    # It is of the real images alone, of B for one direction and of A for the other.
+    name = "frechet_distance_real"
+    for one, other in ((figures, during), (figures["b2a"], during["b2a"])):
+        assert one[name] == pytest.approx(other[name])
+    assert figures[name] != pytest.approx(figures["b2a"][name])
+    assert figures["frechet_distance"] != pytest.approx(figures["b2a"]["frechet_distance"])
     with pytest.raises(
         ConfigError,
         match=r"both domains; expected data_a and data_b, a .*PairSource in Python, got 'digits'",

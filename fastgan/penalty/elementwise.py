@@ -42,11 +42,18 @@ class ActivationRule(Rule):
     Args:
         activation: the table's row.
         negative_slope: of "leaky_relu".
+        masked: the names of the convolutions that mask its tangents and its gradients.
     """
 
-    def __init__(self, activation: Activation, negative_slope: float) -> None:
+    def __init__(
+        self,
+        activation: Activation,
+        negative_slope: float,
+        masked: tuple[str | None, str | None] = (None, None),
+    ) -> None:
         self.activation = activation
         self.negative_slope = negative_slope
+        self.masked = masked
         self.kind = PIECEWISE_LINEAR if activation.piecewise_linear else SMOOTH
         self.read = 0 if activation.keeps_input(negative_slope) else OUTPUT
 
@@ -58,6 +65,18 @@ class ActivationRule(Rule):
         return data
 
     def slot_vjp(self, node: Node, grad: Tensor, slot: Any) -> Tensor:
+        return grad if self.masked[1] else self._times(node, grad)
+
+    def slot_jvp(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
+        return tangent if self.masked[0] else self._times(node, tangent)
+
+    def backend(self, node: Node) -> tuple[str, str]:
+        by = zip(("tangents", "gradients"), self.masked, strict=True)
+        done = [f"to {what} by {name}" for what, name in by if name]
+        path = "triton" if len(done) == 2 else "aten"
+        return path, f"applied {', '.join(done)}" if done else ""
+
+    def _times(self, node: Node, grad: Tensor) -> Tensor:
         kept = self._kept(node)
         fits = grad.dtype == kept.dtype and grad.stride() == kept.stride()
         out = grad if node.overwrite and fits else None

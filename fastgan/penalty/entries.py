@@ -140,6 +140,10 @@ class Node:
             return [item.tensor if isinstance(item, Value) else item for item in argument]
         return argument.tensor if isinstance(argument, Value) else argument
 
+    def named(self, name: str) -> str:
+        """``name`` with the calling module's, for reports."""
+        return f"{name} of '{self.layer}'" if self.layer else name
+
     def replaced(self, other: Callable[[Any, Any], Any]) -> list[Any]:
         """The arguments, with each (or each item of a list) replaced by other(slot, argument)."""
         return [

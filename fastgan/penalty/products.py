@@ -23,8 +23,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.ops.backends import describe_layer, select_backend
+from fastgan.kernels.fusion import ActivationGradient
+from fastgan.ops.backends import TRITON, describe_layer, select_backend
 from fastgan.ops.stages import Stage
+from fastgan.penalty.elementwise import ActivationRule
 from fastgan.penalty.entries import Node
 from fastgan.penalty.rule import AUTOGRAD, LINEAR, SMOOTH, Rule, Slots, empty, layout_of, sum_to
 
@@ -163,9 +165,16 @@ class Convolution(Product):
 
     Runs on the backend that the library selects: Triton's kernels, C++ on CPUs, or ATen. The node
     keeps its weight in that backend's layout.
+
+    Args:
+        after: the activation of its output, if Triton's kernels mask the tangents with it.
+        before: the activation of its input, if they mask the gradients with it.
     """
 
     bias = 2
+
+    def __init__(self, after: Node | None = None, before: Node | None = None) -> None:
+        self.after, self.before = after, before
 
     def for_node(self, node: Node) -> Rule:
         others = [node.slots.get(i) for i in (1, 2)]
@@ -178,10 +187,16 @@ class Convolution(Product):
         return self._forward(node, args[0], args[2])
 
     def product(self, node: Node, left: Tensor, right: Tensor) -> Tensor:
-        return self._forward(node, left, None)
+        stage, weight = self.prepared(node)
+        if self.after is None or stage is None:
+            return self._forward(node, left, None)
+        return TRITON.fused_forward(stage, left, weight, None, _mask(self.after))[0]
 
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
         stage, weight = self.prepared(node)
+        if self.before is not None and stage is not None:
+            mask = _mask(self.before)
+            return TRITON.fused_input_gradient(stage, grad, mask.kept, weight, None, mask)[0]
         value = node.slots[0]
         # Only its shape and layout count.
         input = empty(value.shape, grad) if value.tensor is None else value.tensor
@@ -205,7 +220,13 @@ class Convolution(Product):
         stage, weight = self.prepared(node)
         if stage is None:
             return "aten", "a convolution in other than two dimensions"
-        return describe_layer(stage, weight, node.slots[0].dtype, weight.device)
+        path, reason = describe_layer(stage, weight, node.slots[0].dtype, weight.device)
+        masks = [
+            f"{what} by {activation.named(_rule(activation).activation.name)}"
+            for what, activation in (("tangents", self.after), ("gradients", self.before))
+            if activation is not None
+        ]
+        return path, f"on storing, masks {' and '.join(masks)}" if masks else reason
 
     @staticmethod
     def prepared(node: Node, weight: Tensor | None = None) -> tuple[Stage | None, Tensor]:
@@ -233,6 +254,17 @@ class Convolution(Product):
             grad, input, weight, None, *node.args[3:9], wanted
         )
         return results
+
+
+def _rule(activation: Node) -> ActivationRule:
+    assert isinstance(activation.rule, ActivationRule)
+    return activation.rule
+
+
+def _mask(activation: Node) -> ActivationGradient:
+    """An activation's mask, for the kernels to apply."""
+    rule = _rule(activation)
+    return ActivationGradient(activation.output, rule.activation.name, rule.negative_slope)
 
 
 def _stage(args: Sequence[Any]) -> Stage:

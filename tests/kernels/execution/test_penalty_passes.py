@@ -16,7 +16,7 @@ import fastgan
 from fastgan.explaining.explanation import _named_recording
 from fastgan.kernels import interpreted
 from fastgan.penalty.critics import Critic
-from fastgan.penalty.peephole import MaskingConvolution
+from fastgan.penalty.products import Convolution
 
 pytestmark = pytest.mark.usefixtures("few_programs")
 
@@ -226,12 +226,12 @@ def compare(
 
 
 def neighbours(critic: nn.Module, device: torch.device) -> list[tuple[str, str | None, str | None]]:
-    """Each convolution by the kernels: its layer, and whose masks it applies."""
+    """Each convolution: its layer, and whose masks it applies."""
     tape = _named_recording(Critic(critic), images(device)[0]).tape
     return [
         (node.layer, *(n and n.rule.activation.name for n in (node.rule.after, node.rule.before)))
         for node in tape.nodes
-        if isinstance(node.rule, MaskingConvolution)
+        if isinstance(node.rule, Convolution)
     ]
 
 
@@ -263,6 +263,7 @@ def test_which_neighbours_go_together(device: torch.device) -> None:
     assert neighbours(make(mixed, device), device) == [
         ("0", None, None),
         ("4", None, "leaky_relu"),
+        ("5", None, None),
         ("7", None, "relu"),
     ]
     # What goes two ways stays apart: "first", and what the second "twice" takes.
@@ -291,6 +292,7 @@ def test_a_mask_of_another_dtype_stays_apart(device: torch.device) -> None:
         assert neighbours(make(mixed, device), device) == [
             ("0", None, None),
             ("4", None, None),
+            ("5", None, None),
             ("7", None, "relu"),
         ]
 

@@ -16,7 +16,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -66,7 +66,8 @@ class Pending:
         self._counters: list[Tensor] = []
         self._by_tensor: dict[int, Op] = {}
         self._converted: dict[int, weakref.ref[Tensor]] = {}
-        self._kept_by_autograd: dict[int, weakref.ref[Tensor]] = {}
+        #: Leaky ReLUs' results, each with its views.
+        self._kept_by_autograd: dict[int, list[weakref.ref[Tensor]]] = {}
 
     def __bool__(self) -> bool:
         return bool(self._ops or self._counters or self._converted or self._kept_by_autograd)
@@ -173,6 +174,15 @@ class Pending:
         self._prepare(written, args, kwargs)
         for tensor in () if written is ANYTHING else written:
             self._part_from_autograd(tensor)
+        output = self._run(func, args, kwargs)
+        if self._kept_by_autograd:
+            for tensor in tensors_in(output):
+                kept = self._kept_by_autograd.get(id(tensor._base))
+                if kept is not None and kept[0]() is tensor._base:
+                    kept.append(weakref.ref(tensor))
+        return output
+
+    def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if not self._converted:
             return func(*args, **kwargs)
         maps = [tensor for tensor in tensors_in((args, kwargs)) if tensor.dim() == 4]
@@ -216,13 +226,22 @@ class Pending:
     def _part_from_autograd(self, tensor: Tensor) -> None:
         """Makes a leaky ReLU's result writable in place, as with torch's, which keeps its input
         instead."""
-        kept = self._kept_by_autograd.pop(id(tensor), None)
-        if kept is None or kept() is not tensor:
+        base = tensor if tensor._base is None else tensor._base
+        kept = self._kept_by_autograd.pop(id(base), None)
+        if kept is None or kept[0]() is not base:
             return
+        views = [view for each in kept[1:] if (view := each()) is not None]
         with self.unwatched(), torch.enable_grad():
-            copy = tensor.clone()
-        with suppress(RuntimeError):  # another function keeps it, and torch raises
-            torch._C._swap_tensor_impl(tensor, copy)
+            copy = base.clone()
+            replayed: Any = [view._view_func(copy) for view in views]  # type: ignore[attr-defined]
+        swapped = []
+        try:
+            for pair in zip((*views, base), (*replayed, copy), strict=True):
+                torch._C._swap_tensor_impl(*pair)
+                swapped.append(pair)
+        except RuntimeError:  # another function keeps one: torch raises in the backward pass
+            for pair in swapped:
+                torch._C._swap_tensor_impl(*pair)
 
     def produce(self, tensors: Iterable[Tensor | None]) -> None:
         """Computes the pending ones of these tensors."""
@@ -281,7 +300,7 @@ class Pending:
             value = tensor
         op.value = value
         if value.requires_grad and op.kind == "activation" and op.settings[0] == "leaky_relu":
-            self._kept_by_autograd[id(value)] = weakref.ref(value)
+            self._kept_by_autograd[id(value)] = [weakref.ref(value)]
         if converted:
             self._keep_converted(value)
         for each in ops:

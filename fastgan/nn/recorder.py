@@ -33,6 +33,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._C._dynamo import guards
+from torch.nn.parameter import is_lazy
 from torch.overrides import TorchFunctionMode
 
 from fastgan._util import recording
@@ -115,7 +116,11 @@ def _run(
     args: tuple[Any, ...],
     kwargs: Mapping[str, Any],
 ) -> Any:
-    pace = _paces.get(id(module)) or _Pace(module)
+    pace = _paces.get(id(module))
+    if pace is None:
+        if any(map(is_lazy, module.parameters())):
+            return forward(*args, **kwargs)  # which makes them
+        pace = _Pace(module)
     call = (
         module.training,
         torch.is_grad_enabled(),

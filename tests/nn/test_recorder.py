@@ -543,13 +543,44 @@ def numbers(module: Any, h: Tensor) -> Tensor:
     return h if repr(h).startswith("tensor") else h * 0
 
 
+def writes_to_views(module: Any, h: Tensor) -> Tensor:
+    h = F.leaky_relu(module.conv(h), 0.2)
+    upper, row = h[:, :2], h.select(2, 1)
+    upper.mul_(2)
+    row[0].add_(1)
+    h[0] += 1
+    return h * upper.sum() + row.mean()
+
+
+def generates(module: Any, h: Tensor) -> Tensor:
+    def halves() -> Iterator[Tensor]:
+        for _ in range(2):
+            part = F.relu(module.norm(module.conv(h)))
+            yield part
+            with torch.no_grad():
+                yield module.conv(part)
+
+    return sum(halves(), h)
+
+
+def differentiates(module: Any, h: Tensor) -> Tensor:
+    (gradient,) = torch.autograd.grad(F.silu(module.conv(h)).sum(), h, create_graph=True)
+    return F.relu(gradient) + copy.deepcopy(module.last)(h)
+
+
+def replaces_buffers(module: Any, h: Tensor) -> Tensor:
+    h = module.norm(module.conv(h))
+    module.norm.running_mean = module.norm.running_mean * 0.5
+    return F.relu(module.norm(h))
+
+
 def hypernetwork(module: Any, h: Tensor) -> Tensor:
     return F.conv2d(h, weight=module.conv(h)[:1, :, :1, :1].expand(4, 4, 1, 1))
 
 
 BETWEEN = [
     *(reads_statistics, swaps_data, autocasts, detaches, writes_in_place, shapes_alone),
-    *(numbers, hypernetwork),
+    *(numbers, writes_to_views, generates, differentiates, replaces_buffers, hypernetwork),
 ]
 
 
@@ -601,6 +632,20 @@ def test_a_leaky_relu_is_written_over_as_torchs_which_keeps_its_input(read: bool
     agree(Added().double(), image())
 
 
+@pytest.mark.usefixtures("fewest")
+def test_a_view_that_autograd_keeps_stays_one_of_what_is_written_to() -> None:
+    def between(module: Any, h: Tensor) -> Tensor:
+        h = F.leaky_relu(module.conv(h), 0.2)
+        rows, columns = h[:, :, :2], h[..., :2]
+        kept = rows * module.conv.weight.mean()
+        h.mul_(2)
+        return h + columns.mean() + rows.mean() + kept.mean()
+
+    plain = Block(between).double()
+    fused = fastgan.fuse(copy.deepcopy(plain))
+    torch.testing.assert_close(fused(image()), plain(image()))
+
+
 def test_an_exception_leaves_values_and_no_recorder() -> None:
     held: list[Tensor] = []
 
@@ -614,6 +659,16 @@ def test_an_exception_leaves_values_and_no_recorder() -> None:
     assert type(held[0]) is Tensor
     torch.testing.assert_close(held[0], fused.conv(F.relu(fused.norm(image()))))
     assert not recorder.is_fused()
+
+
+def test_a_lazy_module_is_made_by_its_first_call() -> None:
+    plain = nn.Sequential(nn.LazyConv2d(4, 3), nn.ReLU(), nn.Flatten(), nn.LazyLinear(2)).double()
+    fused = fastgan.fuse(copy.deepcopy(plain))
+    plain(image())
+    fused(image())
+    fused.load_state_dict(plain.state_dict())
+    agree(plain, image())
+    torch.testing.assert_close(fused(image()), plain(image()))
 
 
 def test_no_value_outlives_the_forward_that_made_it() -> None:

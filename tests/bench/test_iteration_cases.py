@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from torch import Tensor, nn
 
 from fastgan.bench.cases import Setting
 from fastgan.bench.suites import iterations
@@ -26,3 +29,36 @@ def test_contenders_run_from_the_same_weights(model: str, monkeypatch: pytest.Mo
     assert list(calls) == ["fastgan", "eager"]
     for call in calls.values():
         call(0)
+
+
+def test_plain_pytorch_goes_on_with_the_weights_after_a_step(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Under one autocast around the iteration, its copies of weights outlive the update."""
+    exact: list[bool] = []
+
+    def compare(module: Any, given: tuple[Tensor, ...], output: Tensor) -> None:
+        image, weight, bias = (
+            None if each is None else each.bfloat16()
+            for each in (given[0], module.weight, module.bias)
+        )
+        with torch.autocast("cpu", enabled=False):
+            exact.append(torch.equal(output, module._conv_forward(image, weight, bias)))
+
+    def watched(*arguments: Any) -> tuple[nn.Module, nn.Module]:
+        networks = make(*arguments)
+        for network in networks:
+            for layer in network.modules():
+                if type(layer) is nn.Conv2d:
+                    layer.register_forward_hook(compare)
+        return networks
+
+    make = iterations._reference_networks
+    monkeypatch.setattr(iterations, "_reference_networks", watched)
+    small = {"ngf": 2, "ndf": 2, "image_size": 16, "n_critic": 1, "batch_size": 4, "lr": 0.1}
+    for model in ("dcgan", "cyclegan"):
+        monkeypatch.setitem(iterations._SIZES, model, small)
+        case = iterations._case(model, "bfloat16", 4, compiled=False)
+        case.prepare(Setting(torch.device("cpu")))["eager"](0)
+    assert len(exact) > 20
+    assert all(exact)

@@ -346,6 +346,9 @@ def _plain(
         build_torch_optimizer(config, network, lr, fused=True)
         for network, lr in ((generator, config.lr_g), (discriminator, config.lr_d))
     )
+    for optimizer in (optimizer_g, optimizer_d):
+        # Autocast keeps copies of weights, and would go on with those from before the step.
+        optimizer.register_step_post_hook(lambda *_: torch.clear_autocast_cache())
     if config.kind.pairs:
         networks = (generator, discriminator)
         return _translating(networks, (optimizer_g, optimizer_d), batches, device, dtype, mode)

@@ -180,9 +180,10 @@ class _Run:
         loss_of = self.asked.loss
         assert loss_of is not None
         scores = {name: self.batches[name].scores_of(name) for name in ("real", "fake")}
+        floats = {name: [at_least_float32(s) for s in each] for name, each in scores.items()}
         with _without_autocast(self.example):
             if self.asked.linear is not None:
-                loss, seeds = loss_of(scores["real"], scores["fake"]), self._linear_seeds(scores)
+                loss, seeds = loss_of(floats["real"], floats["fake"]), self._linear_seeds(scores)
             else:
                 real, fake = (
                     [s.detach().requires_grad_() for s in outputs] for outputs in scores.values()
@@ -197,8 +198,9 @@ class _Run:
                 seeded = [grad * self.count for grad in grads]
                 seeds = {"real": seeded[: len(real)], "fake": seeded[len(real) :]}
         self.terms["adversarial"] = loss.detach()
-        for name, outputs in scores.items():
-            self.terms[name] = torch.cat([at_least_float32(s).flatten() for s in outputs]).mean()
+        for name, outputs in floats.items():
+            flat = [score.flatten() for score in outputs]
+            self.terms[name] = (flat[0] if len(flat) == 1 else torch.cat(flat)).mean()
         return loss.detach(), seeds
 
     def _linear_seeds(self, names: Any) -> Seeds:

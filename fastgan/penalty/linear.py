@@ -138,6 +138,14 @@ class _Cast(_Linear):
         real = dtype is None or dtype.is_floating_point
         return super().for_node(node) if real and node.kwargs.get("device") is None else AUTOGRAD
 
+    def keeps_dtype(self, node: Node) -> bool:
+        # Parameters' gradients are converted together, when all are known: one launch on a GPU.
+        leaf = node.slots[0].leaf
+        return leaf is not None and leaf.dtype != torch.float64
+
+    def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Slots:
+        return {0: grads[0]} if self.keeps_dtype(node) else super().vjp(node, grads, wanted)
+
 
 def _unsummed(node: Node, grad: Tensor) -> Tensor:
     """A sum's vjp: the gradient, repeated over the summed dimensions."""

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.losses import at_least_float32
 from fastgan.penalty.entries import Value
 from fastgan.penalty.rule import with_random
 from fastgan.penalty.tape import Tape
@@ -106,7 +105,7 @@ class _Loss(torch.autograd.Function):
         computed: Sequence[Tensor]
         if not torch.is_grad_enabled():
             scaled = torch._foreach_mul(
-                [at_least_float32(gradients[i]) for i in reached], grad_output / ctx.count
+                _at_least_float32([gradients[i] for i in reached]), grad_output / ctx.count
             )
             computed = [
                 gradient.to(leaves[i].dtype) for i, gradient in zip(reached, scaled, strict=True)
@@ -125,3 +124,17 @@ class _Loss(torch.autograd.Function):
         for i, gradient in zip(reached, computed, strict=True):
             results[4 + i] = gradient
         return tuple(results)
+
+
+def _at_least_float32(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Each in float32, or its wider dtype; 16-bit ones are converted in one launch on a GPU."""
+    narrow = [tensor for tensor in tensors if tensor.dtype in (torch.float16, torch.bfloat16)]
+    if not narrow:
+        return list(tensors)
+    copies = [torch.empty_like(tensor, dtype=torch.float32) for tensor in narrow]
+    torch._foreach_copy_(copies, narrow)
+    wide = iter(copies)
+    return [
+        next(wide) if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+        for tensor in tensors
+    ]

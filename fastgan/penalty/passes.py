@@ -130,11 +130,14 @@ class Passes:
                 is one formula for the rest.
             learning: whether gradients are needed.
         """
-        starts = [torch.ones(v.shape, dtype=v.dtype, device=v.device) for v in self.scores]
-        if others is not None:
+        if others is None:
+            starts = [torch.ones(v.shape, dtype=v.dtype, device=v.device) for v in self.scores]
+        else:
             ((self.rows, _),) = formulas
-            for start, other in zip(starts, others, strict=True):
-                start.copy_(other)
+            starts = [
+                other.to(v.dtype, copy=True) for v, other in zip(self.scores, others, strict=True)
+            ]
+            for start in starts:
                 self.rows.of(start).fill_(1)
         self.factors = factors
         gradient = self._output_gradients(starts, learning)
@@ -329,7 +332,9 @@ class Passes:
         if not any(taken):
             return None, False
         grads = [
-            entry[0].to(value.dtype) if entry and value else None
+            (entry[0] if node.rule.keeps_dtype(node) else entry[0].to(value.dtype))
+            if entry and value
+            else None
             for entry, value in zip(taken, node.outputs, strict=True)
         ]
         return grads, len(taken) == 1 and bool(taken[0] and taken[0][1])

@@ -94,6 +94,10 @@ class Rule:
         """Whether each row of the result depends only on the same row of the batched inputs."""
         return aligned(node)
 
+    def keeps_dtype(self, node: Node) -> bool:
+        """Whether the derivatives take gradients of another dtype than the result's."""
+        return False
+
     def backend(self, node: Node) -> tuple[str, str]:
         """The backend, as :class:`fastgan.explaining.report.Row` names it, and the reason."""
         return "aten", ""
@@ -312,13 +316,19 @@ def sum_to(grad: Tensor, shape: Sequence[int]) -> Tensor:
         return grad.sum_to_size(tuple(shape))
     extra = grad.dim() - len(shape)
     summed = [d for d in range(grad.dim()) if d < extra or shape[d - extra] != grad.shape[d]]
-    # On CPUs torch converts the whole tensor before summing, so sum in pieces that fit the cache.
-    # On a GPU each piece would be a launch.
-    in_pieces = 0 in summed and grad.device.type == "cpu"
+    in_pieces = 0 in summed and sums_in_pieces(grad)
     pieces = grad.split(max(1, grad.size(0) // 16)) if in_pieces else (grad,)
     sums = [piece.sum(summed, keepdim=True, dtype=torch.float32) for piece in pieces]
     total = sums[0] if len(sums) == 1 else torch.stack(sums).sum(0)
     return total.view(tuple(shape))
+
+
+def sums_in_pieces(tensor: Tensor) -> bool:
+    """Whether 16-bit tensors are summed in pieces that fit the cache: on a CPU.
+
+    There torch converts a whole tensor before it sums. On a GPU each piece would be a launch.
+    """
+    return tensor.device.type == "cpu"
 
 
 def layout_of(shape: Sequence[int], dtype: torch.dtype) -> torch.memory_format:

@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan.kernels import convolution, launch
-from fastgan.penalty import fused
+from fastgan.penalty import fused, rule
 from fastgan.penalty.critics import Joining
 from fastgan.training import TrainConfig
 from fastgan.training.iteration import Iteration, MetricTotals, Shape
@@ -25,7 +25,7 @@ from fastgan.training.updates import GANUpdater
 pytest.importorskip("triton", reason="Triton is a dependency on Linux only")
 
 #: Of a step of 64x64 images in bf16: one update of the critic, and one of the generator.
-LAUNCHES = {"dcgan": 151, "wgan": 139, "wgan-gp": 174}
+LAUNCHES = {"dcgan": 151, "wgan": 139, "wgan-gp": 137}
 
 LAUNCHES_NOTHING = {
     *("_local_scalar_dense", "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach"),
@@ -66,6 +66,7 @@ def test_an_iteration_launches_no_more_than_it_did(
     monkeypatch.setattr(convolution, "interpreted", lambda: True)
     # Kernels that don't run give no scores that could agree.
     monkeypatch.setattr(fused, "joining", lambda *_: Joining(tries=0, joined=True))
+    monkeypatch.setattr(rule, "sums_in_pieces", lambda _: False)
     convolution._device_lacks.cache_clear()
     settings = {"image_size": 64, "batch_size": 2, "ngf": 8, "ndf": 8, "nz": 8, "ema_decay": 0.0}
     config = TrainConfig(out="", model=model, precision="bf16", n_critic=1, **settings).resolved()

@@ -143,40 +143,61 @@ __global__ void __launch_bounds__(kTileThreads)
     }
 }
 
-// A thread merges every 32nd tile of a channel; then 32 threads merge their results.
+// A thread adds every 32nd tile of a channel; then 32 threads add their results. In pairs of numbers
+// of the tiles' own type, because most GPUs compute double at a 32nd or 64th of float's rate.
+//
+// First the mean, from differences to the first tile's mean m_1; then M2 around it, the sum of
+// M2_i + n_i (m_i - mean)^2, whose terms don't cancel. With at most 4096 tiles a thread:
+//
+//   |error of mean| <= 6 u sum(n_i |m_i - m_1|) / n    3 roundings of each term, 1 for the sum, 2 for
+//                                                      the quotient; none for the mean itself
+//   |error of M2| <= 9 u M2 + n (u^2 mean)^2           2 roundings of m_i - mean, so 4 of its square,
+//                                                      2 of the products, 3 for the sum
+//
+// An error e of the mean adds n e^2 to M2, the second order of u.
 template <typename A>
 __global__ void __launch_bounds__(kMergeChannels* kMergeThreads)
     merge_moments(StatisticsTiles tiles, FinalizeSettings settings, FinalizeResults results) {
-    __shared__ double counts[kMergeThreads][kMergeChannels];
-    __shared__ double means[kMergeThreads][kMergeChannels];
-    __shared__ double squares[kMergeThreads][kMergeChannels];
-    const int x = static_cast<int>(threadIdx.x);
+    __shared__ MergeSums<A> shared;
     const int y = static_cast<int>(threadIdx.y);
-    const std::int64_t c = static_cast<std::int64_t>(blockIdx.x) * kMergeChannels + x;
-    Moments moments;
-    if (c < tiles.channels) {
-        for (std::int64_t tile = y; tile < tiles.tiles; tile += kMergeThreads) {
+    const std::int64_t c =
+        static_cast<std::int64_t>(blockIdx.x) * kMergeChannels + static_cast<int>(threadIdx.x);
+    const std::int64_t tiles_of_channel = c < tiles.channels ? tiles.tiles : 0;
+    const A* const counts = static_cast<const A*>(tiles.count);
+    const A* const means = static_cast<const A*>(tiles.mean);
+    const A* const squares = static_cast<const A*>(tiles.m2);
+
+    const A shift = tiles_of_channel > 0 ? shift_by(means[c]) : A(0);
+    CompensatedSum<A> count{};
+    CompensatedSum<A> difference{};
+    for (std::int64_t tile = y; tile < tiles_of_channel; tile += kMergeThreads) {
+        const A n = counts[tile];
+        if (n != A(0)) {
+            count += n;
+            // By multiply_add, so that the compiler can't join the product and the sum.
+            difference += multiply_add(n, means[tile * tiles.channels + c] - shift, A(0));
+        }
+    }
+    count = sum_of_merge<A>(count, shared);
+    difference = sum_of_merge<A>(difference, shared);
+    CompensatedSum<A> mean{shift, A(0)};
+    if (count.high != A(0)) {
+        mean += quick_quotient(difference.total(), count.total());
+    }
+    const A rest = mean.low - mean.low == A(0) ? mean.low : A(0);  // NaN if the mean is infinite
+    CompensatedSum<A> m2{};
+    for (std::int64_t tile = y; tile < tiles_of_channel; tile += kMergeThreads) {
+        const A n = counts[tile];
+        if (n != A(0)) {
             const std::int64_t at = tile * tiles.channels + c;
-            moments.merge(static_cast<double>(static_cast<const A*>(tiles.count)[tile]),
-                          static_cast<double>(static_cast<const A*>(tiles.mean)[at]),
-                          static_cast<double>(static_cast<const A*>(tiles.m2)[at]));
+            const A d = (means[at] - mean.high) - rest;
+            m2 += multiply_add(n * d, d, squares[at]);
         }
     }
-    counts[y][x] = moments.count;
-    means[y][x] = moments.mean;
-    squares[y][x] = moments.m2;
-    __syncthreads();
-    for (int half = kMergeThreads / 2; half > 0; half /= 2) {
-        if (y < half) {
-            moments.merge(counts[y + half][x], means[y + half][x], squares[y + half][x]);
-            counts[y][x] = moments.count;
-            means[y][x] = moments.mean;
-            squares[y][x] = moments.m2;
-        }
-        __syncthreads();
-    }
+    m2 = sum_of_merge<A>(m2, shared);
     if (y == 0 && c < tiles.channels) {
-        finalize_channel<A>(c, moments, settings, results);
+        finalize_channel<A>(c, Moments{count.wide_total(), mean.wide_total(), m2.wide_total()},
+                            settings, results);
     }
 }
 

@@ -11,6 +11,7 @@
 #pragma once
 
 #include "../batch_norm.h"
+#include "../math/compensated_sum.h"
 #include "../math/float_pairs.h"
 #include "launch.h"
 
@@ -228,5 +229,28 @@ void with_vectors(FloatType type, const ChannelLayout& layout, bool aligned, con
 // Merging tiles: a block has 32 channels, and 32 threads per channel that share its tiles.
 inline constexpr int kMergeChannels = 32;
 inline constexpr int kMergeThreads = 32;
+
+template <typename A>
+using MergeSums = CompensatedSum<A>[kMergeThreads][kMergeChannels];
+
+// The sum over a channel's threads, in a fixed order, in each of them.
+template <typename A>
+__device__ __forceinline__ CompensatedSum<A> sum_of_merge(const CompensatedSum<A>& value,
+                                                          MergeSums<A>& shared) {
+    const int x = static_cast<int>(threadIdx.x);
+    const int y = static_cast<int>(threadIdx.y);
+    shared[y][x] = value;
+    __syncthreads();
+    for (int half = kMergeThreads / 2; half > 0; half /= 2) {
+        if (y < half) {
+            shared[y][x] += shared[y + half][x];
+        }
+        __syncthreads();
+    }
+    const CompensatedSum<A> sum = shared[0][x];
+    // The next call overwrites what this one reads.
+    __syncthreads();
+    return sum;
+}
 
 }  // namespace fastgan::cuda

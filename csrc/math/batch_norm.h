@@ -10,14 +10,15 @@
 //
 // x is centred before scaling, because a mean much larger than the spread would cancel otherwise.
 //
-// Sums are computed per tile. Tile sizes depend only on the tensor, and the results are merged in
-// double in a fixed order, so neither the number of threads nor their timing changes a bit. A tile
-// sums d = x - x0 and d^2, x0 being the channel's first value in the tile:
+// Sums are computed per tile. Tile sizes depend only on the tensor, and the results are merged in a
+// fixed order (in double, or on GPUs in pairs of numbers), so neither the number of threads nor their
+// timing changes a bit. A tile sums d = x - x0 and d^2, x0 being the channel's first value in the
+// tile:
 //
 //   mean = x0 + sum(d) / n,   M2 = sum((x - mean)^2) = sum(d^2) - sum(d)^2 / n
 //
 // Cancellation is bounded, since x0 is one of the values: (x0 - mean)^2 <= M2, so sum(d^2) is at
-// most (n + 1) M2. (A non-finite x0 is replaced by 0.) Tiles are merged by Chan, Golub and LeVeque
+// most (n + 1) M2. (A non-finite x0 is replaced by 0.) CPUs merge tiles by Chan, Golub and LeVeque
 // 1983, "Algorithms for computing the sample variance", (2.1).
 #pragma once
 

@@ -29,6 +29,12 @@ struct CompensatedSum {
 
     // If the sum is infinite, the error term is NaN.
     FASTGAN_INLINE A total() const { return low - low == A(0) ? high + low : high; }
+
+    // The total before its rounding to A.
+    FASTGAN_INLINE double wide_total() const {
+        const double wide = static_cast<double>(high);
+        return low - low == A(0) ? wide + static_cast<double>(low) : wide;
+    }
 };
 
 }  // namespace fastgan

@@ -211,7 +211,7 @@ struct Adam {
                            beta2,
                            eps,
                            lr / (1 - power(beta1, t)),
-                           power(1 - power(beta2, t), 0.5)};
+                           square_root(1 - power(beta2, t))};
     }
 
     template <bool kAmsgrad>

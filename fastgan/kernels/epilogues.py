@@ -15,8 +15,8 @@ the value *as stored*, rounded to the output's dtype, as the next layer reads it
 tile's existing elements, ``count`` of them per channel.
 
 A reduction sums one tile's rows, at most 128, in a tree: the error for terms t is at most 10 u
-sum(|t|), u = 2^-24, for any number of positions. The tiles' results are merged in float64
-(csrc/math/batch_norm.h).
+sum(|t|), u = 2^-24, for any number of positions. The tiles' results are merged in pairs of
+float32 numbers (csrc/cuda/batch_norm_statistics.cu).
 """
 
 # mypy: ignore-errors

@@ -885,6 +885,63 @@ def test_gradient_kernels_on_the_host(harness, dtype):
         assert_near(actual, expected, dtype, 16)
 
 
+def test_merged_tiles_of_a_million_rows_keep_the_kernels_bounds(harness):
+    """A mean of 10^7 deviations; a first tile far away; an infinite tile; an empty one."""
+    tiles, channels, u = 2**14, 5, 2.0**-24
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.tensor([1.0, 1e-3, 1.0, 1.0, 0.0])
+    mean = torch.randn((tiles, channels), generator=generator) * spread
+    mean += torch.tensor([0.0, 1e4, 0.0, 3.0, 1e30])
+    mean[0, 2], mean[77, 3] = 1e6, math.inf
+    m2 = 64 * torch.rand((tiles, channels), generator=generator) * spread**2
+    count = torch.full((tiles,), 64.0)
+    count[-1], count[5] = 5.0, 0.0
+    mean[5] = m2[5] = math.nan
+    totals = ("total_mean", "invstd", "scale", "running_mean", "running_var")
+    case = Case(
+        "batch_norm_finalize",
+        {"count": count, "mean": mean, "m2": m2} | {name: torch.zeros(channels) for name in totals},
+        numbers={"momentum": 1.0, "eps": 1e-3},
+        integers={"tiles": tiles, "channels": channels},
+        uninitialised=frozenset(totals[:3]),
+    )
+    (result,) = harness.kernels("batch_norm_statistics").check([case], schedules=SCHEDULES[-1:])
+    assert result.error == ""
+    kept, got = count > 0, result.tensors
+    n, m, squares = count[kept].double()[:, None], mean[kept].double(), m2[kept].double()
+    expected = (n * m).sum(0) / n.sum()
+    expected_m2 = (squares + n * (m - expected).square()).sum(0)
+    bound = 6 * u * (n * (m - m[0]).abs()).sum(0) / n.sum() + 2 * u * expected.abs()
+    finite = [0, 1, 2, 4]
+    error = (got["total_mean"].double() - expected).abs()
+    assert (error[finite] <= bound[finite]).all()
+    variance = expected_m2 / (n.sum() - 1)
+    error = (got["running_var"].double() - variance).abs()
+    bound = 10 * u * variance + (u**2 * expected).square()
+    assert (error[finite] <= bound[finite]).all()
+    assert got["total_mean"][3] == math.inf
+    assert got["running_var"][3].isnan()
+
+    # Pairs that cancel, far apart, leave sums of a billionth of their terms.
+    sums = 1e6 * torch.randn((2, tiles, channels), generator=generator)
+    sums[:, tiles // 2 :] = torch.randn(sums[:, tiles // 2 :].shape, generator=generator) / 16
+    sums[:, tiles // 2 :] -= sums[:, : tiles // 2]
+    finals = ("slope", "offset", "grad_weight", "grad_bias")
+    vectors = {name: torch.ones(channels) for name in ("scale", "invstd", *finals)}
+    case = Case(
+        "norm_act_gradient_finalize",
+        {"grad_sum": sums[0], "grad_xhat_sum": sums[1]} | vectors,
+        integers={"tiles": tiles, "channels": channels, "count": 64 * tiles},
+        uninitialised=frozenset(finals),
+    )
+    (result,) = harness.kernels("norm_act_gradient").check([case], schedules=SCHEDULES[-1:])
+    assert result.error == ""
+    for name, terms in (("grad_bias", sums[0].double()), ("grad_weight", sums[1].double())):
+        error = (result.tensors[name].double() - terms.sum(0)).abs()
+        bound = ((tiles / 32 + 5) * u) ** 2 * terms.abs().sum(0) + u * terms.sum(0).abs()
+        assert (error <= bound).all(), name
+
+
 def test_errors_of_a_threads_sums_do_not_grow_with_its_rows(harness):
     """The first block alone, of 2^18 rows of 8 channels; a thread has 1024 of them."""
     rows, channels, tile = 2**28, 8, 2**18

@@ -29,3 +29,15 @@ FASTGAN_HOST_ENTRY(batch_norm_partials) {
                                        data_of(request, "count"), data_of(request, "mean"),
                                        data_of(request, "m2"), request.stream());
 }
+
+// The second stage alone.
+FASTGAN_HOST_ENTRY(batch_norm_finalize) {
+    fastgan::cuda::batch_norm_finalize(
+        {request.tensor("mean").type == fastgan::FloatType::float64, request.integer("tiles"),
+         request.integer("channels"), data_of(request, "count"), data_of(request, "mean"),
+         data_of(request, "m2")},
+        {vector_of(request, "weight"), vector_of(request, "running_mean"),
+         vector_of(request, "running_var"), request.number("momentum"), request.number("eps")},
+        {data_of(request, "total_mean"), data_of(request, "invstd"), data_of(request, "scale")},
+        request.stream());
+}

@@ -26,3 +26,15 @@ FASTGAN_HOST_ENTRY(norm_act_gradient) {
         request.has_tensor("result") ? data_of(request, "result") : data_of(request, "grad"),
         request.stream());
 }
+
+// The second stage alone.
+FASTGAN_HOST_ENTRY(norm_act_gradient_finalize) {
+    fastgan::cuda::norm_act_gradient_finalize(
+        {request.tensor("grad_sum").type == fastgan::FloatType::float64, request.integer("tiles"),
+         request.integer("channels"), data_of(request, "grad_sum"),
+         data_of(request, "grad_xhat_sum"), data_of(request, "scale"), {},
+         data_of(request, "invstd"), request.integer("count")},
+        {data_of(request, "slope"), data_of(request, "offset"), data_of(request, "grad_weight"),
+         data_of(request, "grad_bias")},
+        request.stream());
+}

@@ -70,8 +70,8 @@ INSTALLED := $(VENV)/.installed$(if $(ALL_GPUS),,-for-cpu)
 demo: $(if $(ALL_GPUS),$(INSTALLED),$(VENV)/.installed-for-demo)  ## train a GAN on handwritten digits (about 2 minutes), show and evaluate its samples
 	@rm -rf $(DEMO)
 	@$(BIN)/fastgan train --model dcgan --conditional --projection --critic-norm none \
-	    --loss relativistic --r1 0.5 --r2 0.5 --noise normal --batch-size 64 --ndf 32 --data digits \
-	    --lr 2e-3 --beta1 0 --beta2 0.99 --lr-decay linear --steps 2500 --minutes 1 --out $(DEMO)
+	    --loss relativistic --r1 0.3 --r2 0.3 --noise normal --batch-size 64 --ndf 32 --data digits \
+	    --lr 3e-3 --beta1 0 --beta2 0.99 --lr-decay linear --steps 2500 --minutes 1 --out $(DEMO)
 	@$(BIN)/fastgan evaluate $(DEMO) --n 1000 --json $(DEMO)/evaluation.json
 	@echo "look at $(DEMO)/samples.png"
 

@@ -109,10 +109,10 @@ CUDA_FLAGS = (
 #: With FASTGAN_BUILD_STRICT=1 warnings are errors, and so are kernels that spill registers.
 STRICT_CXX_FLAGS = ("-Werror",)
 STRICT_CUDA_FLAGS = ("-Werror", "all-warnings", "-Xcompiler=-Werror", "-Xptxas=--warn-on-spills")
-#: A100; H100 and H200 with their own instructions; B200, and later GPUs by PTX.
-DEFAULT_CUDA_ARCHS = "8.0;9.0a;10.0+PTX"
+#: A100; H100 and H200; B200, and later GPUs by PTX.
+DEFAULT_CUDA_ARCHS = "8.0;9.0;10.0+PTX"
 #: For toolkits older than 12.8, which don't know 10.0.
-FALLBACK_CUDA_ARCHS = "8.0+PTX;9.0a"
+FALLBACK_CUDA_ARCHS = "8.0+PTX;9.0"
 #: The first with C++20.
 OLDEST_NVCC = (12, 0)
 #: The oldest that the kernels' instructions need.
@@ -206,7 +206,7 @@ def _choice(
 
 
 def parse_cuda_architectures(text: str) -> tuple[CudaArchitecture, ...]:
-    """``"8.0;9.0a;10.0+PTX"`` as architectures; separated by semicolons, commas or spaces."""
+    """``"8.0;9.0;10.0+PTX"`` as architectures; separated by semicolons, commas or spaces."""
     architectures: dict[str, CudaArchitecture] = {}
     for entry in re.split(r"[;,\s]+", text.strip()):
         match = re.fullmatch(r"(\d{1,2})\.(\d)([af]?)(\+PTX)?", entry, flags=re.IGNORECASE)

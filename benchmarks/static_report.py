@@ -56,7 +56,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 PAGE = "../benchmarks/results"
 
 #: What the build compiles CUDA for; Triton takes the plain name.
-TARGETS = {"sm_80": "8.0", "sm_90": "9.0a", "sm_100": "10.0"}
+TARGETS = {"sm_80": "8.0", "sm_90": "9.0", "sm_100": "10.0"}
 #: Of a multiprocessor: shared memory in bytes, of which CUDA takes 1 KiB a block for itself. All
 #: three have 65,536 registers, 64 warps and 32 blocks.
 SHARED = {"sm_80": 164 << 10, "sm_90": 228 << 10, "sm_100": 228 << 10}

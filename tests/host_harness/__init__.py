@@ -33,6 +33,7 @@ BUILDS = {
             "-Og",
             "-fsanitize=address,undefined",
             "-fno-sanitize=null,object-size,vptr,nonnull-attribute,returns-nonnull-attribute,return",
+            "-fno-sanitize=pointer-overflow",
             "-fno-sanitize-recover=all",
             "-fno-omit-frame-pointer",
             *("--param", "asan-instrumentation-with-call-threshold=0"),

@@ -29,8 +29,7 @@ LOOPS: tuple[str, ...] = BUILD["LOOP_SOURCES"]
 #: Shapes that are drawn for each dtype.
 CASES = 20
 FLAGS = ("-std=c++20", "-g1", "-Wall", "-Wextra", "-ffp-contract=off", "-I", str(CSRC))
-_FLAGS, LINK_FLAGS = BUILDS["sanitized"]
-SANITIZED = (*_FLAGS, "-fsanitize=undefined")  # with all of its checks
+SANITIZED, LINK_FLAGS = BUILDS["sanitized"]
 #: Allocated memory is NaN, all of it.
 ASAN_OPTIONS = "malloc_fill_byte=255:max_malloc_fill_size=1073741824:detect_leaks=0"
 

@@ -128,7 +128,7 @@ def test_errors_are_at_most_twice_those_of_torch(kernel: tuple[int, int], mean: 
         wide = stride * (spatial_size - 1) + taps - 2
         case = {
             "kernel": kernel,
-            "batch": 4,
+            "batch": 2,
             "small": (few, spatial_size, spatial_size),
             "wide": (many, wide, wide),
             "padding": (1, 1),

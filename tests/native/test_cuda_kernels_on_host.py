@@ -449,6 +449,21 @@ def test_step_unscales_and_skips_as_grad_scaler_expects(optimisers, rule, dtype,
             assert torch.equal(before.reshape(-1), after), name
 
 
+def test_bias_corrections_are_exact_after_many_steps(optimisers):
+    """A power by products would lose a rounding a step: here 1e-13."""
+    tensors = {name: [torch.zeros(1, dtype=torch.float64)] for name in ("params", "grads")}
+    tensors |= {f"state{i}": [torch.ones(1, dtype=torch.float64)] for i in range(2)}
+    numbers = {"beta1": 0.9999, "beta2": 0.99999}
+    for step in (29_999, 100_002):
+        case = step_case("adam", [(1,)], torch.float64, 0, extra=tensors, **numbers)
+        count = [torch.tensor([float(step)], dtype=torch.float64)]
+        case = replace(case, tensors={**case.tensors, "steps": count})
+        (result,) = optimisers.check([case])
+        one = torch.ones(1, dtype=torch.float64)
+        (expected, _) = adam_in_float64(case, 0 * one, 0 * one, [one, one], step + 1)
+        torch.testing.assert_close(result.tensors["params"][0], expected, rtol=2e-15, atol=0)
+
+
 @pytest.mark.parametrize("rule", ["rmsprop", "adam"])
 def test_step_replays_from_a_graph(optimisers, rule):
     """What was launched holds all it needs, and counts its steps itself."""

@@ -394,7 +394,8 @@ class GANUpdater:
             sums = [weight.grad for weight in weights]
             for weight in weights:
                 weight.grad = None
-            score.backward(gradient)
+            # Kept until the last: a discriminator may use a result of one pass in the next.
+            score.backward(gradient, retain_graph=score is not scores[0])
             pairs = []
             for weight, total in zip(weights, sums, strict=True):
                 if weight.grad is None:

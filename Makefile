@@ -17,9 +17,9 @@ SOURCES  := $(shell find csrc -type f 2>/dev/null) setup.py native_build.py pypr
 # The seed of the tests' random draws.
 SEED     ?= 0
 MINUTES  ?= 10
-# One thread per process, to avoid oversubscription. One process more than cores, as some tests wait
-# for signals and other processes.
-WORKERS  ?= $(shell $(PYTHON) -c 'import os; print(1 + (os.cpu_count() or 1))')
+# One thread per process, to avoid oversubscription. Two processes more than cores, as some tests
+# wait for signals and other processes.
+WORKERS  ?= $(shell $(PYTHON) -c 'import os; print(2 + (os.cpu_count() or 1))')
 # With bytecode, or each of the suite's many processes would compile all sources.
 unexport PYTHONDONTWRITEBYTECODE
 SEEDED   := OMP_NUM_THREADS=1 FASTGAN_TEST_SEED=$(SEED)
@@ -33,34 +33,37 @@ help:  ## list the targets
 
 # A comma in an argument of a function.
 , := ,
+TESTED   := torch._inductor.compile_fx$(,) torch.onnx$(,) torch.export$(,) torch.distributed$(,) \
+    matplotlib.figure$(,) hypothesis$(,) pytest
 # CI treats warnings and spilled registers as errors.
 STRICT   := $(if $(filter test-all,$(MAKECMDGOALS)),FASTGAN_BUILD_STRICT=1)
 
 # torch first: the build needs its headers, so pip must not use build isolation. The compilers run
-# while pip unpacks the other packages on one core, which takes as long. Without MAKEFLAGS, as ninja
-# can't use make's job server.
+# while pip unpacks the other packages on one core, which takes as long. Then imports write bytecode,
+# or every process of the tests would compile the same modules. Without MAKEFLAGS, as ninja can't use
+# make's job server.
 define install
 @test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 @echo "installing into $(VENV) ..."
 @$(INSTALL) setuptools ninja torch numpy
 @export MAKEFLAGS=; $(1) $(BIN)/python native_build.py & FASTGAN_BUILD_NATIVE=0 \
-    $(INSTALL) --no-build-isolation -e '.[$(2)]' && wait $$!
+    $(INSTALL) --no-build-isolation -e '.[$(2)]' && $(BIN)/python -c 'import $(3)' && wait $$!
 @MAKEFLAGS= $(1) $(INSTALL) --no-build-isolation --no-deps -e .
 @$(BIN)/python -c 'import fastgan; print(fastgan.build_info().summary())'
 endef
 
 $(VENV)/.installed: $(SOURCES)
-	$(call install,$(STRICT),test$(,)bench$(,)lint)
+	$(call install,$(STRICT),test$(,)bench$(,)lint,$(TESTED))
 	@touch $@ $(VENV)/.installed-for-cpu $(VENV)/.installed-for-demo
 
 # Compiling the CUDA kernels takes longest, and a demo without a GPU can't use them.
 $(VENV)/.installed-for-cpu: $(SOURCES)
-	$(call install,FASTGAN_BUILD_CUDA=0,test$(,)bench$(,)lint)
+	$(call install,FASTGAN_BUILD_CUDA=0,test$(,)bench$(,)lint,$(TESTED))
 	@touch $@ $(VENV)/.installed-for-demo
 
 # The demo's packages, without the tests' tools.
 $(VENV)/.installed-for-demo: $(SOURCES)
-	$(call install,FASTGAN_BUILD_CUDA=0,plots)
+	$(call install,FASTGAN_BUILD_CUDA=0,plots,torch)
 	@touch $@
 
 # Without a GPU all but the CUDA kernels.

@@ -47,7 +47,8 @@ def run(name: str, arguments: list[str]) -> bool:
     begin = time.perf_counter()
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **settings},
+        # Hypothesis draws more examples in the tests as such.
+        env={**os.environ, "OMP_NUM_THREADS": "1", "FASTGAN_TEST_EXAMPLES": "30", **settings},
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -135,17 +135,17 @@ def main() -> int:
         for worker in workers:
             worker.kill()
             worker.wait()
-        total, found = outcomes(folder)
+        total, tests = outcomes(folder)
         said = (folder / "said").read_text(encoding="utf-8", errors="replace")
-    if not total and not found:
+    if not total and not tests:
         print(said)
     passed, skipped = (
-        sum(outcome == wanted for outcome, _ in found.values()) for wanted in ("passed", "skipped")
+        sum(outcome == wanted for outcome, _ in tests.values()) for wanted in ("passed", "skipped")
     )
-    failed = [test for test, (outcome, _) in found.items() if outcome in ("failed", "stopped")]
+    failed = [test for test, (outcome, _) in tests.items() if outcome in ("failed", "stopped")]
     for test in failed:
-        print(f"== {test}: {': '.join(found[test])}", flush=True)
-    left = max(0, total - sum("::" in test for test in found))
+        print(f"== {test}: {': '.join(tests[test])}", flush=True)
+    left = max(0, total - sum("::" in test for test in tests))
     if options.json is not None:
         results = {"passed": passed, "skipped": skipped, "failed": failed, "not_run": left}
         options.json.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")

@@ -230,7 +230,7 @@ def judge(results: Iterable[Result], goals: Sequence[Goal] = GOALS) -> list[Verd
     by_device: dict[str, list[Result]] = {"cpu": [], "cuda": []}
     for result in results:
         by_device.setdefault(str(result.machine.get("device", "cpu")), []).append(result)
-    newest = {device: list(merged(found).values()) for device, found in by_device.items()}
+    newest = {device: list(merged(given).values()) for device, given in by_device.items()}
     verdicts = []
     for goal in goals:
         answers = [

@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     size, channels = generator.data.image_size, generator.data.channels
     # Check the direction before reading anything.
     generator.translate(torch.zeros(1, channels, size, size), options.direction)
-    found = _named(options.data)
+    inputs = _named(options.data)
     out = Path(options.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OutputError(f"{out}: expected a new or empty folder")
@@ -39,11 +39,11 @@ def run(options: argparse.Namespace) -> int:
                 image = torch.from_numpy(decode_image(file, image_size=size, channels=channels))
                 yield bytes_to_unit_range(image)
 
-        for _ in decoded(found.values()):  # find damaged files before writing anything
+        for _ in decoded(inputs.values()):  # find damaged files before writing anything
             pass
-        for start in range(0, len(found), _AT_ONCE):
-            names = list(found)[start : start + _AT_ONCE]
-            images = torch.stack(list(decoded(found[name] for name in names)))
+        for start in range(0, len(inputs), _AT_ONCE):
+            names = list(inputs)[start : start + _AT_ONCE]
+            images = torch.stack(list(decoded(inputs[name] for name in names)))
             for name, image in zip(
                 names, generator.translate(images, options.direction), strict=True
             ):
@@ -53,7 +53,7 @@ def run(options: argparse.Namespace) -> int:
                 except OSError as error:
                     raise OutputError(f"{path.parent}: can't be made: {one_line(error)}") from error
                 save_image(image, path)
-    say(f"{len(found)} images: {out}")
+    say(f"{len(inputs)} images: {out}")
     return 0
 
 
@@ -71,15 +71,15 @@ def _named(asked: list[str]) -> dict[str, Path]:
             files.append((Path(spec).name, Path(spec)))
         else:
             raise DataError(f"data {spec!r}: no file; expected one, or folder:DIR")
-    found: dict[str, Path] = {}
+    by_name: dict[str, Path] = {}
     for name, file in files:
         written = Path(name)
         if written.suffix.lower() not in STILL_FORMATS:
             written = written.with_suffix(".png")
-        if str(written) in found:
+        if str(written) in by_name:
             raise DataError(
-                f"{printable(str(file))}: has the name of {printable(str(found[str(written)]))};"
+                f"{printable(str(file))}: has the name of {printable(str(by_name[str(written)]))};"
                 " expected different ones"
             )
-        found[str(written)] = file
-    return found
+        by_name[str(written)] = file
+    return by_name

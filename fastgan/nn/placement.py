@@ -37,8 +37,8 @@ def placements(module: nn.Module, *args: Any) -> list[Row]:
         >>> from fastgan.nn import FusedSequential
         >>> block = FusedSequential(
         ...     nn.Conv2d(40, 40, 3), nn.BatchNorm2d(40), nn.ReLU(), nn.Flatten())
-        >>> for found in placements(block, torch.zeros(64, 40, 18, 18)):
-        ...     print(found.op, "|", found.reason)
+        >>> for row in placements(block, torch.zeros(64, 40, 18, 18)):
+        ...     print(row.op, "|", row.reason)
         Conv2d | by torch's own function, the fastest here
         BatchNorm2d | with the activation after it, in one pass
         ReLU | together with '1'
@@ -73,7 +73,7 @@ def placements(module: nn.Module, *args: Any) -> list[Row]:
                 for name, buffer in module.named_buffers():
                     if name in before and not torch.equal(buffer, before[name]):
                         buffer.copy_(before[name])
-    found: list[Row] = []
+    placed: list[Row] = []
     for each, name in names.items():
         own = [row for row in rows if row.layer == name]
         if "parametrizations" in name.split("."):
@@ -89,8 +89,8 @@ def placements(module: nn.Module, *args: Any) -> list[Row]:
             elif not called.get(name, False):
                 reason = _NOT_FUSED
             own = [Row(name, title, "aten", reason)]
-        found += own
-    return found
+        placed += own
+    return placed
 
 
 def _title(module: nn.Module) -> str:

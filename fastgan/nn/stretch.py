@@ -440,10 +440,10 @@ def _say_chain(units: list[list[Op]], stages: list[Stage], input: Tensor, log: L
     described = []
     for unit, stage in zip(units, stages, strict=True):
         weight = unit[0].tensors[0]
-        found = ("aten", "")
+        description = ("aten", "")
         if stage.kind != "identity" and weight is not None:
-            found = describe_layer(stage, weight, input.dtype, device)
-        described.append(found)
+            description = describe_layer(stage, weight, input.dtype, device)
+        described.append(description)
     norm_path = op_path("norm_act", device.type).path
     for number, (unit, stage) in enumerate(zip(units, stages, strict=True)):
         path, how = described[number]

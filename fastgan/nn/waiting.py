@@ -212,9 +212,9 @@ class Op:
 
     def input(self) -> Tensor:
         """Its input, computed."""
-        found = self.source.value if isinstance(self.source, Op) else self.source
-        assert found is not None
-        return found
+        value = self.source.value if isinstance(self.source, Op) else self.source
+        assert value is not None
+        return value
 
     def writes(self) -> list[Tensor]:
         """The running statistics that it writes, even if its value isn't needed."""

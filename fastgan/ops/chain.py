@@ -543,7 +543,7 @@ class _Gradients:
     def __init__(
         self, input: Tensor, tensors: Sequence[StageTensors], wanted: Sequence[bool]
     ) -> None:
-        self.found: list[Tensor | None] = [None] * (1 + len(tensors) * _FIELDS)
+        self.gradients: list[Tensor | None] = [None] * (1 + len(tensors) * _FIELDS)
         self._input = input
         self._tensors = tensors
         self._wanted = wanted
@@ -563,12 +563,12 @@ class _Gradients:
         )
 
     def put_input(self, grad: Tensor) -> None:
-        self.found[0] = grad.to(self._input.dtype)
+        self.gradients[0] = grad.to(self._input.dtype)
 
     def put(self, number: int, name: str, grad: Tensor | None) -> None:
         if grad is not None and self.wants(number, name):
             dtype = self._tensors[number][_PLACES[name]].dtype  # type: ignore[union-attr]
-            self.found[_place(number, name)] = grad if grad.dtype == dtype else grad.to(dtype)
+            self.gradients[_place(number, name)] = grad if grad.dtype == dtype else grad.to(dtype)
 
 
 def _gradients(
@@ -616,7 +616,7 @@ def _gradients(
             carried = _input_gradient(stages, number, carried, before, padded, weight, gradients)
     if gradients.wants_input():
         gradients.put_input(carried.grad)
-    return gradients.found
+    return gradients.gradients
 
 
 def _through_norm(

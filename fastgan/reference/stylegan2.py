@@ -407,8 +407,8 @@ def stylegan2_path_length(
 
     Example:
         >>> G = StyleGAN2Generator(3, 2, 1, 16)
-        >>> found = stylegan2_path_length(G, torch.randn(2, 3), torch.randn(2, 1, 16, 16))
-        >>> found._fields
+        >>> penalty = stylegan2_path_length(G, torch.randn(2, 3), torch.randn(2, 1, 16, 16))
+        >>> penalty._fields
         ('penalty', 'length')
     """
     styles = generator.styles(noise, labels, mixed)

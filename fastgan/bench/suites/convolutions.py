@@ -132,9 +132,9 @@ def contenders(
         if of == "forward":
             return torch.convolution(inputs[number], weight, None, *geometry, 1)
         asked = [of == "input_gradient", of == "weight_gradient", False]
-        found: list[Tensor] = torch.ops.aten.convolution_backward(
+        results: list[Tensor] = torch.ops.aten.convolution_backward(
             gradients[number], inputs[number], weight, None, *geometry, 1, asked
         )
-        return found[asked.index(True)]
+        return results[asked.index(True)]
 
     return {"fastgan": ours, "eager": eager}

@@ -68,10 +68,17 @@ FAILING_CALL = r"^(?:Falsifying example|Failing test case):\s*(\w+\(.*?^\))"
 providers._get_local_constants = lambda: providers._local_constants
 
 
+def seed_torch(seed: int) -> None:
+    """torch.manual_seed, which without a GPU keeps a formatted traceback of every call for one."""
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_available():
+        torch.cuda.manual_seed_all(seed)
+
+
 class TorchGenerator:
     """Torch's default generators, which hypothesis seeds before each example."""
 
-    seed = staticmethod(torch.manual_seed)
+    seed = staticmethod(seed_torch)
     getstate = staticmethod(torch.get_rng_state)
     setstate = staticmethod(torch.set_rng_state)
 
@@ -83,7 +90,7 @@ hypothesis.register_random(TORCH_GENERATOR)
 def seed_all() -> None:
     """Seeds each test, so that its draws don't depend on earlier tests."""
     random.seed(SEED)
-    torch.manual_seed(SEED)
+    seed_torch(SEED)
 
 
 @pytest.hookimpl(tryfirst=True)

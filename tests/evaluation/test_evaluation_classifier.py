@@ -86,7 +86,8 @@ def test_seed_decides_everything_and_global_randomness_is_untouched(monkeypatch)
     assert first.mean_top_probability == second.mean_top_probability
 
 
-def test_training_works_inside_no_grad():
+def test_training_works_inside_no_grad(monkeypatch):
+    monkeypatch.setattr("fastgan.evaluation.classifier.STEPS", (60, 60))
     images, labels = real_digits(16)
     with torch.no_grad():
         report = train_classifier(images[:200], labels[:200], num_classes=10)

@@ -160,7 +160,8 @@ def test_too_few_images_for_the_features_are_noted():
     assert not evaluate_samples(random_images(700), random_images(700, seed=1)).notes
 
 
-def test_poor_classifier_is_noted():
+def test_poor_classifier_is_noted(monkeypatch):
+    monkeypatch.setattr("fastgan.evaluation.classifier.STEPS", (20, 20))
     labels = torch.randint(0, 4, (200,), generator=torch.Generator().manual_seed(0))
     report = evaluate_samples(random_images(200), random_images(200, seed=1), labels=labels)
     assert any("of held-out real images" in note for note in report.notes)

@@ -1,4 +1,4 @@
-"""The models of ``--model``, a row each, with the paper's defaults, and settings of their own.
+"""One row for each ``--model``, with its paper's defaults, and the settings of single models.
 
 Nothing here imports torch, so that the command line starts quickly.
 """
@@ -19,19 +19,19 @@ class ModelKind(NamedTuple):
     """A model.
 
     Attributes:
-        generator: its class, "module:name"; the arguments are fields of
+        generator: the class as "module:name". Its arguments are fields of
             :class:`fastgan.training.TrainConfig` and :mod:`fastgan.training.networks`'s description
             of the data.
-        discriminator: likewise.
+        discriminator: the class as "module:name", with such arguments.
         defaults: defaults of unset settings.
-        reads: settings that it reads and some other models ignore.
+        reads: settings that this model reads and some others ignore.
         batch_norm: whether one of its networks has batch norm.
-        updater: likewise, the class with both networks' updates.
-        pictures: likewise, the class that draws the grids.
+        updater: the class with both networks' updates, as "module:name".
+        pictures: the class that draws the grids, as "module:name".
         pairs: "paired" or "unpaired" for translation between two sets of images.
         refuses: settings that are errors for this model.
         draws_labels: whether its labels are drawn from ``categories``, and not the data's.
-        cures: advice on divergence, and on vanishing gradients; of settings that it reads.
+        cures: advice on divergence and on vanishing gradients. It names settings in ``reads``.
     """
 
     generator: str
@@ -51,7 +51,7 @@ class ModelKind(NamedTuple):
 
 
 def named(name: str) -> Any:
-    """Imports a row's class."""
+    """The class that a row names as "module:name"."""
     return pkgutil.resolve_name(name)
 
 
@@ -137,6 +137,16 @@ _NOT_FOR_PAIRS = (
     *("augment", "accumulate"),
 )
 
+#: Radford et al. 2015, section 4: Adam, 2e-4, beta1 0.5, minibatches of 128, uniform Z.
+_RADFORD = {
+    "batch_size": 128,
+    "optimizer": "adam",
+    "lr": 2e-4,
+    "beta1": 0.5,
+    "noise": "uniform",
+    "n_critic": 1,
+}
+
 MODEL_KINDS: dict[str, ModelKind] = {
     # Goodfellow et al. 2014: stochastic gradient descent with momentum (section 5 and the
     # authors' settings: minibatches of 100, rate 0.1, momentum 0.5), uniform noise.
@@ -154,48 +164,24 @@ MODEL_KINDS: dict[str, ModelKind] = {
         reads=(*_NOISE, *_PENALTIES),
         batch_norm=False,
     ),
-    # Radford et al. 2015, section 4: Adam, 2e-4, beta1 0.5, minibatches of 128, uniform Z.
     "dcgan": ModelKind(
         "fastgan.models.dcgan:DCGANGenerator",
         "fastgan.models.dcgan:DCGANDiscriminator",
-        {
-            "batch_size": 128,
-            "optimizer": "adam",
-            "lr": 2e-4,
-            "beta1": 0.5,
-            "noise": "uniform",
-            "n_critic": 1,
-        },
+        _RADFORD,
         reads=(*_DCGAN, *_PENALTIES),
     ),
     # Mirza & Osindero 2014 for the conditioning and the noise, Radford et al. for the rest.
     "cgan": ModelKind(
         "fastgan.models.dcgan:DCGANGenerator",
         "fastgan.models.dcgan:DCGANDiscriminator",
-        {
-            "batch_size": 128,
-            "optimizer": "adam",
-            "lr": 2e-4,
-            "beta1": 0.5,
-            "noise": "uniform",
-            "n_critic": 1,
-            "conditional": True,
-        },
+        {**_RADFORD, "conditional": True},
         reads=(*_DCGAN, *_PENALTIES),
     ),
     # Odena et al. 2017, appendix A; the noise as Radford et al.
     "acgan": ModelKind(
         "fastgan.models.dcgan:DCGANGenerator",
         "fastgan.models.acgan:ACGANDiscriminator",
-        {
-            "batch_size": 100,
-            "optimizer": "adam",
-            "lr": 2e-4,
-            "beta1": 0.5,
-            "noise": "uniform",
-            "n_critic": 1,
-            "conditional": True,
-        },
+        {**_RADFORD, "batch_size": 100, "conditional": True},
         reads=(*_WIDTHS, "critic_norm"),
         updater="fastgan.training.acgan:ACGANUpdater",
         refuses=("projection", "r1", "r2"),
@@ -204,16 +190,7 @@ MODEL_KINDS: dict[str, ModelKind] = {
     "infogan": ModelKind(
         "fastgan.models.dcgan:DCGANGenerator",
         "fastgan.models.infogan:InfoGANDiscriminator",
-        {
-            "batch_size": 128,
-            "optimizer": "adam",
-            "lr": 2e-4,
-            "lr_g": 1e-3,
-            "beta1": 0.5,
-            "noise": "uniform",
-            "n_critic": 1,
-            "conditional": True,
-        },
+        {**_RADFORD, "lr_g": 1e-3, "conditional": True},
         reads=(*_WIDTHS, "critic_norm", "categories", "codes", "info_weight", "code_weight"),
         updater="fastgan.training.infogan:InfoGANUpdater",
         refuses=("projection", "r1", "r2"),

@@ -128,7 +128,7 @@ class Trainer:
         self.row: dict[str, float] | None = None
         self._stop_reason: str | None = None
         self._mid_step = False
-        self._left: set[Path] = set()  # old checkpoints that couldn't be removed
+        self._unremoved: set[Path] = set()  # old checkpoints, each warned about
 
         self._folder = RunFolder(self.out, resume=resume)
         saved = self._folder.saved
@@ -468,8 +468,8 @@ class Trainer:
             try:
                 old.unlink(missing_ok=True)
             except PermissionError as error:  # as on Windows while somebody reads it
-                if old not in self._left:
-                    self._left.add(old)
+                if old not in self._unremoved:
+                    self._unremoved.add(old)
                     self.warn(f"{old} wasn't removed, the next save tries again: {error}")
 
     def _rescue(self, error: BaseException) -> None:

@@ -191,6 +191,35 @@ def test_generator_update_leaves_the_discriminator_trainable_and_without_gradien
         assert torch.equal(parameter, before[name])
 
 
+class SharingDiscriminator(nn.Module):
+    """Normalises its weight once for both passes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(CHANNELS * SIZE**2, 1))
+        self.direction: Tensor | None = None
+        self.seen: list[Tensor] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.direction is None:
+            self.direction = self.weight / self.weight.norm()
+        self.seen.append(images.detach())
+        return images.flatten(1) @ self.direction
+
+
+def test_a_discriminator_may_share_results_between_its_passes() -> None:
+    config = TrainConfig(model="gan", out="unused", nz=5, batch_size=BATCH).resolved()
+    updater = make_updater(config, 0)
+    updater.discriminator = discriminator = SharingDiscriminator()
+    updater.optimizer_d = torch.optim.SGD(discriminator.parameters(), lr=1.0)
+    before = discriminator.weight.detach().clone().requires_grad_()
+    updater.update_discriminator(torch.randn(BATCH, CHANNELS, SIZE, SIZE), None)
+    direction = before / before.norm()
+    loss = updater.discriminator_loss(*(x.flatten(1) @ direction for x in discriminator.seen))
+    (gradient,) = torch.autograd.grad(loss, before)
+    torch.testing.assert_close(discriminator.weight, before - gradient)
+
+
 @pytest.mark.parametrize("model", [each for each in MODELS if not MODEL_KINDS[each].pairs])
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_low_precision_updates_stay_close_to_fp32(model: str, precision: str) -> None:

@@ -121,7 +121,8 @@ class TrainingDisplay(Callback):
     def on_plan(self, trainer: Trainer) -> None:
         """Shows the planned number of steps."""
         steps, minutes = trainer.config.steps, trainer.config.minutes
-        self.say(f"{minutes:g} minutes are enough for {steps} steps at this speed")
+        enough = "minute is" if minutes == 1 else "minutes are"
+        self.say(f"{minutes:g} {enough} enough for {steps} steps at this speed")
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, total=steps)
 

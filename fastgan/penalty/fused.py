@@ -79,6 +79,8 @@ class _Run:
             composed = partial(self._composed, tuple(self.given))
             leaves, held = list(self.leaves.values()), list(self.given.values())
             loss = attached(loss, self.gradients, leaves, self.count, held, composed)
+        elif self.asked.penalties and torch.is_grad_enabled():
+            loss.requires_grad_()  # as by autograd, where the graph leads to the images
         return loss, {name: value.detach() for name, value in self.terms.items()}
 
     @property

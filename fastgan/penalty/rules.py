@@ -87,13 +87,19 @@ class Op:
 
 
 def _functional(func: Any) -> Any:
-    """aten.relu_.default -> aten.relu.default."""
+    """aten.relu_.default -> aten.relu.default, aten.pow_.Scalar -> aten.pow.Tensor_Scalar."""
     namespace, _, name = func._schema.name.partition("::")
     if not name.endswith("_"):
         return None
     packet = getattr(getattr(torch.ops, namespace), name[:-1], None)
-    overload = "int" if name == "transpose_" else func._overloadname
-    return None if packet is None else getattr(packet, overload, None)
+    # Of the same name first, which may have another order of arguments.
+    names = () if packet is None else (func._overloadname, *packet.overloads())
+    variants = (getattr(packet, each, None) for each in names)
+    return next((each for each in variants if each and _types(each) == _types(func)), None)
+
+
+def _types(func: Any) -> list[str]:
+    return [str(argument.type) for argument in func._schema.arguments]
 
 
 #: Looks up an ATen op, or an op of another library.

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -212,6 +213,8 @@ class Tape(TorchFunctionMode):
             raise self.refused
         if not (self._touched(args) or self._touched(kwargs)):
             return func(*args, **kwargs)
+        if func in _OF_GRAPHS and args[0] is not self.images and self._by_images(args[0]):
+            self._refuse("its forward reads a tensor's grad_fn or is_leaf")
         if not torch.is_grad_enabled():
             self._mixing("a tensor is used without a gradient")
             result = func(*args, **kwargs)
@@ -237,7 +240,8 @@ class Tape(TorchFunctionMode):
             known = self._by_images(tensor)
             if not known and func not in _NEW:
                 self._mixing(f"{getattr(func, '__name__', func)} has a result without a gradient")
-            if known and not tensor.requires_grad:
+            if known:
+                # Views of such tensors say that they require grad, but without this have no graph.
                 tensor.requires_grad_()
         return result
 
@@ -449,6 +453,8 @@ class Tape(TorchFunctionMode):
         for function in _functions(tensor.grad_fn):
             if (unknown := _UNSEEN.get(type(function).__name__)) is not None:
                 self._refuse(unknown)
+            if _differentiable_once(function):
+                self._refuse(f"{type(function).__name__} is marked once_differentiable")
             variable = getattr(function, "variable", None)
             if variable is not None and all(variable is not leaf for leaf in leaves):
                 leaves.append(variable)
@@ -670,6 +676,22 @@ def _functions(grad_fn: Any, known: Container[Any] = ()) -> Iterator[Any]:
             pending.extend(f for f, _ in function.next_functions)
 
 
+#: The code that ``once_differentiable`` wraps a backward in.
+_ONCE = once_differentiable(print).__code__
+
+
+def _differentiable_once(function: Any) -> bool:
+    """Whether a custom function's backward is marked so.
+
+    torch raises where such a backward pass is differentiated together with its output gradients,
+    which are constants here.
+    """
+    backward = getattr(getattr(type(function), "_forward_cls", None), "backward", None)
+    while backward is not None and getattr(backward, "__code__", None) is not _ONCE:
+        backward = getattr(backward, "__wrapped__", None)
+    return backward is not None
+
+
 #: Autograd's nodes that can't be differentiated one at a time.
 _UNSEEN = {
     "BackwardHookFunctionBackward": "a module has a backward hook",
@@ -735,6 +757,8 @@ _ASKING = {
     ),
     getattr(torch.Tensor, "is_cuda").__get__,  # noqa: B009 - typed as its value
 }
+#: Attributes that have other values than under autograd.
+_OF_GRAPHS = {getattr(torch.Tensor, name).__get__ for name in ("grad_fn", "is_leaf")}
 #: Their results depend on a tensor's shape alone.
 _NEW = _of_tensors("new_empty", "new_full", "new_ones", "new_zeros", "new_tensor") | {
     getattr(torch, f"{name}_like") for name in ("empty", "full", "ones", "zeros", "rand", "randn")

@@ -21,6 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastgan
@@ -268,7 +269,8 @@ class StraightThrough(torch.autograd.Function):
 
 class Rounds(Critic):
     def between(self, h: Tensor) -> Tensor:
-        return StraightThrough.apply(h * 3).sin()  # type: ignore[no-untyped-call, no-any-return]
+        h = StraightThrough.apply(h * 3).sin()  # type: ignore[no-untyped-call]
+        return StraightThrough.apply((h * 3).flatten(1)).sin()  # type: ignore[no-untyped-call, no-any-return]
 
 
 class Picks(nn.Module):
@@ -297,6 +299,7 @@ class WritesToViews(Critic):
         frame[:, 1:5] = h
         frame[:, :2] += first
         frame.clamp_(min=-0.5)
+        frame[:, 2:4] **= 2
         return frame.view(len(h), -1)[:, :144] + h.chunk(2, 1)[0].repeat(1, 2, 1, 1).flatten(1)
 
 
@@ -891,6 +894,60 @@ def test_accumulated_and_scaled_gradients_add_up() -> None:
                 expected = [e + g for e, g in zip(into, found, strict=True)]
     for parameter, total in zip(critic.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, total)
+
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**3
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return 3 * ctx.saved_tensors[0] ** 2 * grad
+
+
+def once_differentiable_ops(critic: Any, h: Tensor) -> Tensor:
+    return Once.apply(h)  # type: ignore[no-untyped-call, no-any-return]
+
+
+def backward_hooks(critic: Any, h: Tensor) -> Tensor:
+    layer = nn.Conv2d(4, 4, 1).double()
+    layer.register_full_backward_hook(lambda module, grads, _: (2 * grads[0],))
+    return layer(h.sin().view(4, 4, 36, 1)).view(h.shape)  # type: ignore[no-any-return]
+
+
+def graphs(critic: Any, h: Tensor) -> Tensor:
+    assert h.grad_fn is not None
+    h.grad_fn.register_prehook(lambda grads: (2 * grads[0],))
+    return h
+
+
+@pytest.mark.parametrize(
+    ("between", "reason"),
+    [
+        (once_differentiable_ops, "OnceBackward is marked once_differentiable"),
+        (backward_hooks, "a module has a backward hook"),
+        (graphs, "reads a tensor.s grad_fn"),
+    ],
+    ids=lambda each: getattr(each, "__name__", ""),
+)
+def test_what_only_autograds_own_graph_does_takes_autograds_path(
+    between: Callable[[Any, Tensor], Tensor], reason: str
+) -> None:
+    critic = Critic().double()
+    critic.between = types.MethodType(between, critic)  # type: ignore[method-assign]
+    real, fake, eps = batches()
+    with pytest.raises(fastgan.UnsupportedCriticError, match=reason):
+        fastgan.gradient_penalty(critic, real, fake, eps=eps, path="fused")
+
+
+def test_a_frozen_critics_penalty_has_a_backward_pass() -> None:
+    critic = Critic().double().requires_grad_(False)
+    real, fake, eps = batches()
+    for path in ("fused", "autograd"):
+        fastgan.gradient_penalty(critic, real, fake, eps=eps, path=path).backward()  # type: ignore[arg-type]
 
 
 def test_a_swallowed_refusal_is_a_refusal_all_the_same() -> None:

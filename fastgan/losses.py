@@ -28,6 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.errors import ConfigError
+from fastgan.ops.adversarial_loss import adversarial_loss
 
 __all__ = [
     "PLAYERS_LOSSES",
@@ -39,6 +40,7 @@ __all__ = [
     "hinge_generator_loss",
     "least_squares_discriminator_loss",
     "least_squares_generator_loss",
+    "loss_and_means",
     "orthogonal_regularisation",
     "relativistic_discriminator_loss",
     "relativistic_generator_loss",
@@ -71,10 +73,7 @@ def bce_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
         >>> round(bce_discriminator_loss(torch.zeros(4), torch.zeros(4)).item(), 4)  # 2 log 2
         1.3863
     """
-    return (
-        F.softplus(-at_least_float32(real_logits)).mean()
-        + F.softplus(at_least_float32(fake_logits)).mean()
-    )
+    return adversarial_loss("logistic", real_logits, fake_logits)[0]
 
 
 def bce_generator_loss(
@@ -99,7 +98,7 @@ def bce_generator_loss(
         20.0
     """
     if objective == "non-saturating":
-        return F.softplus(-at_least_float32(fake_logits)).mean()
+        return adversarial_loss("logistic", fake_logits)[0]
     if objective == "minimax":
         return -F.softplus(at_least_float32(fake_logits)).mean()
     raise ConfigError(f"objective is {objective!r}; expected 'non-saturating' or 'minimax'")
@@ -119,7 +118,7 @@ def wasserstein_critic_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
         >>> wasserstein_critic_loss(torch.tensor([3.0, 5.0]), torch.tensor([1.0])).item()
         -3.0
     """
-    return at_least_float32(fake_scores).mean() - at_least_float32(real_scores).mean()
+    return adversarial_loss("wasserstein", real_scores, fake_scores)[0]
 
 
 def wasserstein_generator_loss(fake_scores: Tensor) -> Tensor:
@@ -135,7 +134,7 @@ def wasserstein_generator_loss(fake_scores: Tensor) -> Tensor:
         >>> wasserstein_generator_loss(torch.tensor([1.0, 3.0])).item()
         -2.0
     """
-    return -at_least_float32(fake_scores).mean()
+    return adversarial_loss("wasserstein", fake_scores)[0]
 
 
 def hinge_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -152,10 +151,7 @@ def hinge_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor
         >>> hinge_discriminator_loss(torch.tensor([0.5, 3.0]), torch.tensor([-2.0])).item()
         0.25
     """
-    return (
-        F.relu(1 - at_least_float32(real_scores)).mean()
-        + F.relu(1 + at_least_float32(fake_scores)).mean()
-    )
+    return adversarial_loss("hinge", real_scores, fake_scores)[0]
 
 
 def hinge_generator_loss(fake_scores: Tensor) -> Tensor:
@@ -171,7 +167,7 @@ def hinge_generator_loss(fake_scores: Tensor) -> Tensor:
         >>> hinge_generator_loss(torch.tensor([1.0, 3.0])).item()
         -2.0
     """
-    return -at_least_float32(fake_scores).mean()
+    return adversarial_loss("wasserstein", fake_scores)[0]
 
 
 def least_squares_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -188,10 +184,7 @@ def least_squares_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -
         >>> least_squares_discriminator_loss(torch.tensor([3.0]), torch.tensor([1.0])).item()
         2.5
     """
-    return (
-        (at_least_float32(real_scores) - 1).square().mean()
-        + at_least_float32(fake_scores).square().mean()
-    ) / 2
+    return adversarial_loss("least_squares", real_scores, fake_scores)[0]
 
 
 def least_squares_generator_loss(fake_scores: Tensor) -> Tensor:
@@ -207,7 +200,7 @@ def least_squares_generator_loss(fake_scores: Tensor) -> Tensor:
         >>> least_squares_generator_loss(torch.tensor([3.0])).item()
         2.0
     """
-    return (at_least_float32(fake_scores) - 1).square().mean() / 2
+    return adversarial_loss("least_squares", fake_scores)[0]
 
 
 def relativistic_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -283,6 +276,37 @@ def _products_of_rows(rows: Tensor) -> Tensor:
     # for rows of one length at most length / count of the first term.
     return (rows.mT @ rows).square().sum() - rows.square().sum(1).square().sum()
 
+
+def loss_and_means(loss: str, real_scores: Tensor, fake_scores: Tensor) -> tuple[Tensor, Tensor]:
+    """A discriminator's or critic's loss, and its scores' means for a log, in one launch on a GPU.
+
+    Args:
+        loss: a name of :data:`PLAYERS_LOSSES`.
+        real_scores: scores of real images, any floating dtype and shape.
+        fake_scores: scores of generated images, any floating dtype and shape.
+
+    Returns:
+        The loss, a scalar; and without a graph, shape (3,), the means of real and fake scores and
+        their difference, for "bce" of the probabilities.
+
+    Example:
+        >>> loss_and_means("bce", torch.zeros(4), torch.zeros(4))[1]
+        tensor([0.5000, 0.5000, 0.0000])
+    """
+    if loss in _FUSED:
+        return adversarial_loss(_FUSED[loss], real_scores, fake_scores, squash=loss == "bce")
+    means = [at_least_float32(scores.detach()).mean() for scores in (real_scores, fake_scores)]
+    value = PLAYERS_LOSSES[loss][0](real_scores, fake_scores)
+    return value, torch.stack([*means, means[0] - means[1]])
+
+
+#: Losses that :mod:`fastgan.ops.adversarial_loss` computes, by their names there.
+_FUSED = {
+    "bce": "logistic",
+    "hinge": "hinge",
+    "least-squares": "least_squares",
+    "wasserstein": "wasserstein",
+}
 
 DiscriminatorLoss: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 GeneratorLoss: TypeAlias = Callable[..., Tensor]

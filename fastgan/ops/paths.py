@@ -10,6 +10,7 @@ import torch
 from fastgan import _native
 from fastgan.errors import ConfigError
 from fastgan.ops import (  # imported to define their ops
+    adversarial_loss,  # noqa: F401
     bias_act,  # noqa: F401
     bn_act,  # noqa: F401
     clip_tensors,  # noqa: F401

@@ -34,11 +34,13 @@ class Asked:
         penalties: by batch: "points" (interpolates, or given points), "real" or "fake".
         linear: for a loss that is linear in the scores: its gradients for a real and a fake score,
             times N. Each batch can then be finished before the next one starts.
+        name: of a loss in :data:`fastgan.ops.adversarial_loss.TERMS`, if it is one of them.
     """
 
     loss: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None
     penalties: dict[str, Formula]
     linear: tuple[float, float] | None = None
+    name: str | None = None
 
 
 def loss_by_double_backward(

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastgan.errors import ConfigError, UnsupportedCriticError
 from fastgan.explaining.fallback import warn_once
 from fastgan.losses import SCORES_LOSSES
+from fastgan.ops.adversarial_loss import TERMS as TERMS_OF_SCORES
 from fastgan.penalty.critics import Critic as _Critic
 from fastgan.penalty.critics import Scores
 from fastgan.penalty.double_backward import (
@@ -278,7 +279,8 @@ def _asked(
             _check_number(TERMS[name], weight)
             at_points = name == "points"
             penalties[name] = Formula(weight * (1 if at_points else 0.5), float(at_points), False)
-    return Asked(of_scores, penalties, linear)
+    in_one_launch = loss if isinstance(loss, str) and loss in TERMS_OF_SCORES else None
+    return Asked(of_scores, penalties, linear, in_one_launch)
 
 
 def _eager(function: Callable[..., Result]) -> Callable[..., Result]:

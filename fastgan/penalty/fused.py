@@ -17,6 +17,7 @@ from torch import Tensor
 
 import fastgan.ops.penalty_mix  # noqa: F401 - defines the op that is called here
 from fastgan.losses import at_least_float32
+from fastgan.ops.adversarial_loss import adversarial_loss, score_gradients
 from fastgan.penalty.critics import Critic, Joining, Recording, joining, record, run_within
 from fastgan.penalty.double_backward import TERMS, Asked, loss_by_double_backward
 from fastgan.penalty.node import Leaves, attached, replayed
@@ -54,7 +55,6 @@ class _Run:
         self.critic, self.asked, self.given = critic, asked, given
         self.example = next(iter(given.values()))
         self.count = self.example.size(0)
-        self.zero = torch.zeros((), device=self.example.device)
         self.together: Names = ("fake", "real")
         if set(asked.penalties) == {"points"}:
             self.together = ("fake", "real", "points")
@@ -92,7 +92,7 @@ class _Run:
 
     def _loss(self) -> Tensor:
         if self.asked.loss is None:
-            return self._passes(self._record(("points",)), {})
+            return self._sum(self._passes(self._record(("points",)), {}))
         while True:
             plan = [self.together] if self.joining.joined else [("fake",), ("real",)]
             try:
@@ -103,9 +103,9 @@ class _Run:
 
     def _of(self, plan: Sequence[Names]) -> Tensor:
         """The loss from batches recorded in this order."""
-        linear, penalties = self.asked.linear, self.asked.penalties
+        linear, wanted = self.asked.linear, self.asked.penalties
         apart = len(plan) > 1 and not self.watching
-        early = linear is not None and set(penalties) <= {"points"} and apart
+        early = linear is not None and set(wanted) <= {"points"} and apart
         scored = []
         for names in plan:
             batch = self._record(names)
@@ -115,14 +115,15 @@ class _Run:
         if self.watching:
             self._learn()
         total, seeds = self._of_scores()
-        if "points" in penalties and all("points" not in batch.names for batch in scored):
+        penalties: list[Tensor] = []
+        if "points" in wanted and all("points" not in batch.names for batch in scored):
             points = self.batches.get("points") or self._record(("points",))
-            total = total + self._passes(points, {})
+            penalties = self._passes(points, {})
             del points
         while scored and not early:
             # The last recorded batch first: its activations are still in the cache.
-            total = total + self._passes(scored.pop(), seeds)
-        return total
+            penalties += self._passes(scored.pop(), seeds)
+        return self._sum([total, *penalties])
 
     def _learn(self) -> None:
         """Raises :class:`Changed` if the batches can be joined.
@@ -182,6 +183,8 @@ class _Run:
         loss_of = self.asked.loss
         assert loss_of is not None
         scores = {name: self.batches[name].scores_of(name) for name in ("real", "fake")}
+        if self.asked.name is not None and len(scores["real"]) == 1:
+            return self._of_single_scores(self.asked.name, scores["real"][0], scores["fake"][0])
         floats = {name: [at_least_float32(s) for s in each] for name, each in scores.items()}
         with _without_autocast(self.example):
             if self.asked.linear is not None:
@@ -205,6 +208,13 @@ class _Run:
             self.terms[name] = (flat[0] if len(flat) == 1 else torch.cat(flat)).mean()
         return loss.detach(), seeds
 
+    def _of_single_scores(self, loss: str, real: Tensor, fake: Tensor) -> tuple[Tensor, Seeds]:
+        """The same for a named loss of one tensor of scores each, in two launches on a GPU."""
+        value, shown = adversarial_loss(loss, real.detach(), fake.detach())
+        self.terms |= {"adversarial": value, "real": shown[0], "fake": shown[1]}
+        of_real, of_fake = score_gradients(loss, real.detach(), fake.detach(), self.count)
+        return value, {"real": [of_real], "fake": [of_fake]}
+
     def _linear_seeds(self, names: Any) -> Seeds:
         assert self.asked.linear is not None
         weights = {n: self.asked.linear[n == "fake"] * self.count for n in names}
@@ -215,8 +225,8 @@ class _Run:
 
     # The passes ---------------------------------------------------------------------------------
 
-    def _passes(self, batch: Recording, seeds: Seeds) -> Tensor:
-        """Runs a recording's passes; returns the sum of its penalties."""
+    def _passes(self, batch: Recording, seeds: Seeds) -> list[Tensor]:
+        """Runs a recording's passes; returns its penalties."""
         names, learning = batch.names, self.learning
         formulas = {n: f for n in names if (f := self.asked.penalties.get(n)) is not None}
         passes = Passes(batch.tape, batch.values, self.gradients)
@@ -224,7 +234,7 @@ class _Run:
             if not formulas:
                 if learning:
                     passes.backpropagate(_stacked(names, seeds) or ())
-                return self.zero
+                return []
             own = _stacked(formulas, seeds)
             factors = others = None
             if own is not None and batch.one_score_each:
@@ -240,7 +250,11 @@ class _Run:
                 learning=learning,
             )
         self.terms |= {TERMS[name]: value for name, value in zip(formulas, values, strict=True)}
-        return sum(values, self.zero)
+        return values
+
+    @staticmethod
+    def _sum(terms: Sequence[Tensor]) -> Tensor:
+        return sum(terms[1:], terms[0])
 
     def _composed(self, names: Names, held: Sequence[Tensor], leaves: Leaves) -> Tensor:
         """The loss in differentiable functions."""

@@ -127,16 +127,14 @@ class Passes:
             factors: instead of ``seeds``, if samples aren't coupled and have one score each: a
                 number for each sample.
             others: for each score tensor, these gradients for samples without a penalty, if there
-                is one formula for the rest.
+                is one formula for the rest; written to.
             learning: whether gradients are needed.
         """
         if others is None:
             starts = [torch.ones(v.shape, dtype=v.dtype, device=v.device) for v in self.scores]
         else:
             ((self.rows, _),) = formulas
-            starts = [
-                other.to(v.dtype, copy=True) for v, other in zip(self.scores, others, strict=True)
-            ]
+            starts = [other.to(v.dtype) for v, other in zip(self.scores, others, strict=True)]
             for start in starts:
                 self.rows.of(start).fill_(1)
         self.factors = factors

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastgan.losses import PLAYERS_LOSSES, at_least_float32
+from fastgan.losses import at_least_float32
 from fastgan.training.updates import GANUpdater
 
 
@@ -19,18 +19,16 @@ class ACGANUpdater(GANUpdater):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        of_sources, of_fooled = PLAYERS_LOSSES[self.config.loss]
-
-        def discriminator_loss(real: Tensor, fake: Tensor) -> Tensor:
-            return of_sources(real[:, 0], fake[:, 0]) - self._likelihood(real, fake)
+        of_fooled = self.generator_loss
 
         def generator_loss(*scores: Tensor) -> Tensor:
             return of_fooled(*(score[:, 0] for score in scores)) - self._likelihood(scores[-1])
 
-        self.discriminator_loss, self.generator_loss = discriminator_loss, generator_loss
+        self.generator_loss = generator_loss
 
-    def _adversarial_metrics(self, adversarial: Tensor, *scores: Tensor) -> dict[str, Tensor]:
-        return super()._adversarial_metrics(adversarial, *(score[:, 0] for score in scores))
+    def _adversarial(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        loss, metrics = super()._adversarial(real[:, 0], fake[:, 0])
+        return loss - self._likelihood(real, fake), metrics
 
     def _likelihood(self, *scores: Tensor) -> Tensor:
         """L_C of real and generated images' scores, or of generated images' alone."""

@@ -52,11 +52,10 @@ class Pix2PixUpdater(GANUpdater):
         with self._autocast():
             translations = self._translations(real)
             self._translated = real, translations
-            loss, scores = self._discriminators_loss(real, *translations)
+            loss, metrics = self._discriminators_loss(real, *translations)
         self.scaler_d.scale(loss).backward()
         self._step_discriminator()
         self.scaler_d.update()
-        metrics = self._adversarial_metrics(loss.detach(), *(score.detach() for score in scores))
         return {**metrics, "loss_d": loss.detach()}
 
     def update_generator(
@@ -107,12 +106,11 @@ class Pix2PixUpdater(GANUpdater):
 
     def _discriminators_loss(
         self, real: Tensor, *translations: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The loss, and the scores of real and of translated images."""
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss and its metrics."""
         (fake,) = translations
         beside = torch.cat([_domains(real)[0], fake.detach().to(real.dtype)], dim=1)
-        scores = self._scores(self.discriminator, real, beside)
-        return self._halved_loss(*scores), scores
+        return self._halved_loss(*self._scores(self.discriminator, real, beside))
 
     def _generators_losses(
         self, real: Tensor, *translations: Tensor
@@ -130,10 +128,12 @@ class Pix2PixUpdater(GANUpdater):
         first, second = network(torch.cat([real, fake])).chunk(2)
         return first, second
 
-    def _halved_loss(self, real_scores: Tensor, fake_scores: Tensor) -> Tensor:
-        """A discriminator's halved loss; least squares already has the factor."""
-        loss = self.discriminator_loss(real_scores, fake_scores)
-        return loss if self.config.loss == "least-squares" else loss / 2
+    def _halved_loss(
+        self, real_scores: Tensor, fake_scores: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """A discriminator's halved loss, and its metrics; least squares already has the factor."""
+        loss, metrics = self._adversarial(real_scores, fake_scores)
+        return loss if self.config.loss == "least-squares" else loss / 2, metrics
 
     def _whole_loss(self, scores: Tensor) -> Tensor:
         """The papers' generator loss, without the factor 1/2 of least squares."""
@@ -158,9 +158,9 @@ class CycleGANUpdater(Pix2PixUpdater):
 
     def _discriminators_loss(
         self, real: Tensor, *translations: Tensor
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """The sum of both losses, and the scores of real and of translated images."""
-        losses, pairs = [], []
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sum of both losses, and the mean of their metrics."""
+        both = []
         for name, images, fake in zip("ab", _domains(real), translations, strict=False):
             pool = getattr(self.discriminator, f"pool_{name}")
             count = len(real) * self.processes.world_size
@@ -173,10 +173,9 @@ class CycleGANUpdater(Pix2PixUpdater):
             whole = self.processes.gather_rows(own).flatten(0, 1)
             shown = self.processes.rows(pool(whole, coins, keys))
             scores = self._scores(getattr(self.discriminator, name), images, shown)
-            losses.append(self._halved_loss(*scores))
-            pairs.append(scores)
-        (real_a, shown_a), (real_b, shown_b) = pairs
-        return losses[0] + losses[1], (torch.cat([real_a, real_b]), torch.cat([shown_a, shown_b]))
+            both.append(self._halved_loss(*scores))
+        (loss_a, of_a), (loss_b, of_b) = both
+        return loss_a + loss_b, {name: (of_a[name] + of_b[name]) / 2 for name in of_a}
 
     def _generators_losses(
         self, real: Tensor, *translations: Tensor

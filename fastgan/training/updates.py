@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastgan.losses import PLAYERS_LOSSES, orthogonal_regularisation
+from fastgan.losses import PLAYERS_LOSSES, loss_and_means, orthogonal_regularisation
 from fastgan.ops.chain import weights_left_out
 from fastgan.optim.clipping import ClippingOptimizer
 from fastgan.optim.weight_clipping import clip_weights_
@@ -127,6 +127,8 @@ class GANUpdater:
         if "ada" in self._augmentation:
             self.adaptive = AdaptiveProbability(self.config, self.device, self.processes)
         self._rates: dict[int, Tensor] = {}
+        # What backward passes start with, which autograd would otherwise fill each time.
+        self._one = torch.ones((), device=self.device)
         # Groups keep their ratio to the optimiser's first group.
         self._ratios = [
             [_ratio(group, optimizer.param_groups[0]) for group in optimizer.param_groups]
@@ -226,7 +228,7 @@ class GANUpdater:
                     shown = augment(fake, part.augment_fake)
                     scores.append(self.discriminator(shown, *part.condition))
                     loss = self.generator_loss(*scores)
-                self._scaled(self.scaler_g, loss).backward()
+                self._scaled(self.scaler_g, loss).backward(self._one.to(loss.dtype))
                 parts.append({"loss_g": loss.detach()})
         finally:
             self.discriminator.requires_grad_(True)
@@ -271,7 +273,7 @@ class GANUpdater:
                 compared = (score_real.detach(),) if self._takes_real_scores else ()
                 loss_g = self.generator_loss(*compared, score_fake)
             if self.config.is_wasserstein:
-                self._scaled(self.scaler_d, loss).backward()
+                self._scaled(self.scaler_d, loss).backward(self._one.to(loss.dtype))
                 assert images.grad is not None
                 gradient = -images.grad
             else:
@@ -328,11 +330,12 @@ class GANUpdater:
             return self._plain_critic_loss(part, fake)
         real, fake = self._shown(part, fake)
         weights = self._penalty_weights()
-        scores: list[Tensor] = []
+        metrics: dict[str, Tensor] = {}
 
-        def adversarial(*given: Tensor) -> Tensor:
-            scores[:] = [score.detach() for score in given]
-            return self.discriminator_loss(*given)
+        def adversarial(*scores: Tensor) -> Tensor:
+            loss, measured = self._adversarial(*scores)
+            metrics.update(measured)
+            return loss
 
         loss, terms = discriminator_loss(
             self.discriminator,
@@ -346,7 +349,8 @@ class GANUpdater:
             eps=part.mixing,
             critic_args=part.condition,
         )
-        metrics = self._adversarial_metrics(terms["adversarial"], *scores)
+        if self.config.is_wasserstein:
+            metrics["wasserstein"] = -terms["adversarial"]
         for name, (_, metric, _, _) in _PENALTIES.items():
             if name in terms:
                 metrics[metric] = terms[name]
@@ -360,8 +364,7 @@ class GANUpdater:
         # Two passes: batch norm's statistics are separate for fakes and reals, as in the papers.
         score_real = self.discriminator(real, *part.condition)
         score_fake = self.discriminator(fake, *part.condition)
-        loss = self.discriminator_loss(score_real, score_fake)
-        metrics = self._adversarial_metrics(loss.detach(), score_real.detach(), score_fake.detach())
+        loss, metrics = self._adversarial(score_real, score_fake)
         weights = self._penalty_weights() if part.penalize else {}
         for name, weight in weights.items():
             at, metric, target, scale = _PENALTIES[name]
@@ -385,11 +388,12 @@ class GANUpdater:
 
         Autograd adds both passes' gradients in a launch for each weight; here one adds them all.
         """
+        one = self._one.to(loss.dtype)
         if not scores:
-            loss.backward()
+            loss.backward(one)
             return
         weights = list(self.discriminator.parameters())
-        gradients = torch.autograd.grad(loss, scores)
+        gradients = torch.autograd.grad(loss, scores, one)
         for score, gradient in zip(reversed(scores), reversed(gradients), strict=True):
             sums = [weight.grad for weight in weights]
             for weight in weights:
@@ -422,16 +426,18 @@ class GANUpdater:
             weights["gp"] = config.gp_weight
         return {name: weight * every for name, weight in weights.items()}
 
-    def _adversarial_metrics(self, adversarial: Tensor, *scores: Tensor) -> dict[str, Tensor]:
+    def _adversarial(self, real: Tensor, fake: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The adversarial loss of real and fake scores, and their metrics."""
+        loss, means = loss_and_means(self.config.loss, real, fake)
+        if self.discriminator_loss is not PLAYERS_LOSSES[self.config.loss][0]:  # a subclass's own
+            loss = self.discriminator_loss(real, fake)
         if self.config.is_wasserstein:
-            return {"wasserstein": -adversarial}
+            return loss, {"wasserstein": means[2]}
         # Other losses' scores aren't logits, and are shown unchanged.
-        squashed = torch.sigmoid if self.config.loss == "bce" else torch.Tensor.detach
-        means = [squashed(score.float()).mean() for score in scores]
-        metrics = dict(zip(("d_real", "d_fake"), means, strict=True))
+        metrics = {"d_real": means[0], "d_fake": means[1]}
         if self.adaptive is not None:
-            metrics["ada_r"] = self.adaptive.measure(*scores)
-        return metrics
+            metrics["ada_r"] = self.adaptive.measure(real, fake)
+        return loss, metrics
 
     def _adapted(self, metrics: dict[str, Tensor]) -> dict[str, Tensor]:
         """Adds metrics and updates ADA's probability after the discriminator's update."""

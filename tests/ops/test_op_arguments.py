@@ -137,6 +137,18 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: norm(MAPS, MAPS.clone(), MAPS.half()),
         r"has dtype torch\.float16; expected that of the first tensor",
     ),
+    "an unknown loss": (
+        lambda: ops.adversarial_loss(ROWS, ROWS, 4, False),
+        "loss is 4; expected 0 to 3",
+    ),
+    "scores of two dtypes": (
+        lambda: ops.adversarial_loss(ROWS, ROWS.half(), 0, False),
+        r"dtypes torch\.float32 and torch\.float16; expected one dtype, on one device",
+    ),
+    "a loss's gradient of another dtype": (
+        lambda: ops.adversarial_loss_gradient(ROWS, None, torch.ones(()).half(), 0, 1.0),
+        r"grad_output has shape \(\) and dtype torch\.float16; expected one number",
+    ),
     "a shadow of float32": (
         lambda: rmsprop(shadows=[torch.ones(2)]),
         "shadows must all be float16 or all bfloat16, one is",

@@ -160,9 +160,68 @@ Bias bias_argument(const char* op, const OptionalTensor& bias, std::int64_t chan
     return {copy};
 }
 
+// The arguments of cpu::Modulation, float32 and contiguous.
+struct Scales {
+    OptionalTensor input_scale;
+    OptionalTensor output_scale;
+    OptionalTensor noise;
+
+    cpu::Modulation data() const {
+        const auto of = [](const OptionalTensor& tensor) {
+            return tensor ? static_cast<const float*>(tensor->const_data_ptr()) : nullptr;
+        };
+        const bool is_shared = noise && noise->size(0) == 1;
+        return {of(input_scale), of(output_scale), of(noise),
+                noise && !is_shared ? noise->size(2) * noise->size(3) : 0};
+    }
+};
+
+void require_float(const char* op, const char* argument, const Tensor& tensor) {
+    if (float_type(op, argument, tensor) != FloatType::float32) {
+        fail(op, ": ", argument, " has dtype ", dtype_name(dtype_code(tensor)),
+             "; expected float32");
+    }
+}
+
+OptionalTensor scale_argument(const char* op, const char* argument, const OptionalTensor& scale,
+                              std::int64_t batch, std::int64_t channels) {
+    if (!scale) {
+        return {};
+    }
+    if (scale->dim() != 2 || scale->size(0) != batch || scale->size(1) != channels) {
+        fail(op, ": ", argument, " has shape ", shape_text(*scale), "; expected (", batch, ", ",
+             channels, ")");
+    }
+    require_float(op, argument, *scale);
+    return packed(*scale);
+}
+
+OptionalTensor noise_argument(const char* op, const OptionalTensor& noise, const FourSizes& sizes) {
+    if (!noise) {
+        return {};
+    }
+    if (noise->dim() != 4 || (noise->size(0) != 1 && noise->size(0) != sizes[0]) ||
+        noise->size(1) != 1 || noise->size(2) != sizes[2] || noise->size(3) != sizes[3]) {
+        fail(op, ": noise has shape ", shape_text(*noise), "; expected (", sizes[0], " or 1, 1, ",
+             sizes[2], ", ", sizes[3], ")");
+    }
+    require_float(op, "noise", *noise);
+    return packed(*noise);
+}
+
+// Of a convolution of `input` to a map of these sizes.
+Scales scales_arguments(const char* op, const OptionalTensor& input_scale,
+                        const OptionalTensor& output_scale, const OptionalTensor& noise,
+                        const Tensor& input, const FourSizes& sizes) {
+    return {scale_argument(op, "input_scale", input_scale, input.size(0), input.size(1)),
+            scale_argument(op, "output_scale", output_scale, sizes[0], sizes[1]),
+            noise_argument(op, noise, sizes)};
+}
+
 Tensor gather(Tensor wide, Tensor weight, OptionalTensor bias, std::int64_t stride,
               std::int64_t row_padding, std::int64_t column_padding, std::int64_t rows,
-              std::int64_t columns) {
+              std::int64_t columns, OptionalTensor input_scale, OptionalTensor output_scale,
+              OptionalTensor noise) {
     constexpr const char* op = "fastgan::winograd_gather";
     const FloatType type = map_type(op, "wide", wide);
     require_map_and_weight(op, "wide", wide, weight, 1);
@@ -172,17 +231,20 @@ Tensor gather(Tensor wide, Tensor weight, OptionalTensor bias, std::int64_t stri
                                    stride,       row_padding,  column_padding};
     require_places(op, shape);
     const Bias added = bias_argument(op, bias, shape.small_channels);
-    Tensor small = empty_channels_last({shape.batch, shape.small_channels, rows, columns}, wide);
+    const FourSizes sizes{shape.batch, shape.small_channels, rows, columns};
+    const Scales scales = scales_arguments(op, input_scale, output_scale, noise, wide, sizes);
+    Tensor small = empty_channels_last(sizes, wide);
     const Tensor values = channels_last(wide);
     const Tensor taps = channels_last(weight);
     cpu::winograd_gather(shape, type, values.const_data_ptr(), taps.const_data_ptr(), added.data(),
-                         small.mutable_data_ptr());
+                         scales.data(), small.mutable_data_ptr());
     return as_convolved(small, wide, weight);
 }
 
 Tensor scatter(Tensor small, Tensor weight, OptionalTensor bias, std::int64_t stride,
                std::int64_t row_padding, std::int64_t column_padding, std::int64_t rows,
-               std::int64_t columns) {
+               std::int64_t columns, OptionalTensor input_scale, OptionalTensor output_scale,
+               OptionalTensor noise) {
     constexpr const char* op = "fastgan::winograd_scatter";
     const FloatType type = map_type(op, "small", small);
     require_map_and_weight(op, "small", small, weight, 0);
@@ -192,11 +254,13 @@ Tensor scatter(Tensor small, Tensor weight, OptionalTensor bias, std::int64_t st
                                    stride,        row_padding,   column_padding};
     require_places(op, shape);
     const Bias added = bias_argument(op, bias, shape.wide_channels);
-    Tensor wide = empty_channels_last({shape.batch, shape.wide_channels, rows, columns}, small);
+    const FourSizes sizes{shape.batch, shape.wide_channels, rows, columns};
+    const Scales scales = scales_arguments(op, input_scale, output_scale, noise, small, sizes);
+    Tensor wide = empty_channels_last(sizes, small);
     const Tensor values = channels_last(small);
     const Tensor taps = channels_last(weight);
     cpu::winograd_scatter(shape, type, values.const_data_ptr(), taps.const_data_ptr(), added.data(),
-                          wide.mutable_data_ptr());
+                          scales.data(), wide.mutable_data_ptr());
     return as_convolved(wide, small, weight);
 }
 

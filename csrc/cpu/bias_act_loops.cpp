@@ -71,27 +71,27 @@ FASTGAN_INLINE void store_block(const A* __restrict u, std::int64_t count, T* __
     }
 }
 
-// "lrelu" in one loop; its bits from the output, which has the sign of what it is of where a gain of
-// 1 or more keeps it from vanishing.
-FASTGAN_INLINE bool is_plain_lrelu(const BiasAct& settings) {
-    return settings.act == StyleActivation::lrelu && settings.alpha >= 0 && settings.gain >= 1 &&
-           settings.clamp == __builtin_inf();
+// Whether the output of "lrelu" has the sign of what it is of: its bits are taken from it. A gain of 1
+// or more keeps it from vanishing.
+FASTGAN_INLINE bool keeps_signs(const BiasAct& settings) {
+    return settings.alpha >= 0 && settings.gain >= 1;
 }
 
+// "lrelu" of a whole block, in one loop.
 template <typename A>
-FASTGAN_INLINE void plain_lrelu(const A* __restrict x, const BlockBias<A>& bias, A alpha, A gain,
-                                A* __restrict y) {
+FASTGAN_INLINE void leaky_block(const A* __restrict x, const BlockBias<A>& bias, A alpha, A gain,
+                                A clamp, A* __restrict y) {
     const A* __restrict const values = bias.values;
     const A value = bias.value;
     if (values != nullptr) {
         for (std::int64_t i = 0; i < kBlock; ++i) {
             const A u = x[i] + values[i];
-            y[i] = (u > A(0) ? u : u * alpha) * gain;
+            y[i] = clamped((u > A(0) ? u : u * alpha) * gain, clamp);
         }
     } else {
         for (std::int64_t i = 0; i < kBlock; ++i) {
             const A u = x[i] + value;
-            y[i] = (u > A(0) ? u : u * alpha) * gain;
+            y[i] = clamped((u > A(0) ? u : u * alpha) * gain, clamp);
         }
     }
 }
@@ -103,14 +103,15 @@ void typed_range(const BiasAct& settings, const BiasReader& bias, const T* x, st
     alignas(64) A u[kBlock] = {};
     alignas(64) A filled[kBlock];
     std::uint8_t packed[kBlock / 8];
-    [[maybe_unused]] const bool is_plain = is_plain_lrelu(settings);
+    [[maybe_unused]] const bool is_leaky =
+        settings.act == StyleActivation::lrelu && (bits == nullptr || keeps_signs(settings));
     for (std::int64_t i = begin; i < end; i += kBlock) {
         const std::int64_t count = end - i < kBlock ? end - i : kBlock;
         const auto block_bias = BlockBias<A>::at(bias, i, count, filled);
         if constexpr (sizeof(T) == sizeof(A)) {
-            if (is_plain && count == kBlock) {
-                plain_lrelu(x + i, block_bias, static_cast<A>(settings.alpha),
-                            static_cast<A>(settings.gain), y + i);
+            if (is_leaky && count == kBlock) {
+                leaky_block(x + i, block_bias, static_cast<A>(settings.alpha),
+                            static_cast<A>(settings.gain), static_cast<A>(settings.clamp), y + i);
                 if (bits != nullptr) {
                     pack_rising(y + i, kBlock, false, bits + i / 8);
                 }

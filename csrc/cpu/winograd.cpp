@@ -5,6 +5,7 @@
 #include <cstring>
 #include <memory>
 #include <new>
+#include <vector>
 
 #include "parallel.h"
 #include "winograd_loops.h"
@@ -79,7 +80,8 @@ struct Split {
     Split(std::int64_t count_, std::int64_t most, std::int64_t unit, std::int64_t least_parts = 1)
         : count(count_) {
         const std::int64_t wanted = std::max(pieces(count, most), least_parts);
-        size = std::min(most, pieces(pieces(count, wanted), unit) * unit);
+        const std::int64_t units = std::max<std::int64_t>(pieces(pieces(count, wanted), unit), 1);
+        size = std::min(most, units * unit);
         parts = pieces(count, size);
     }
 
@@ -145,6 +147,12 @@ std::int64_t first_inside(const Phase& phase) {
     return phase.start < 0 ? pieces(-phase.start, phase.step) : 0;
 }
 
+// Tiles of two places that cover a phase.
+std::int64_t tiles_inside(const Phase& phase) {
+    const std::int64_t first = phase.step * first_inside(phase) + phase.start;
+    return first < phase.size ? pieces(pieces(phase.size - first, phase.step), 2) : 0;
+}
+
 Split blocks_of_width(std::int64_t channels) {
     return {channels, kWinogradWidth, kWinogradChannels};
 }
@@ -155,13 +163,13 @@ struct Blocks {
     Split tiles;
 };
 
-// The tasks' outputs are of the same size, or nearly.
-Blocks blocks_of(const Correlation* tasks, std::int64_t task_count, std::int64_t batch) {
-    const TileGrid& grid = tasks[0].output_tiles;
-    const Split channels = blocks_of_width(tasks[0].output_phase.channels);
+// Of one of `task_count` tasks, which together keep every thread at work.
+Blocks blocks_of(const Correlation& task, std::int64_t task_count, std::int64_t batch) {
+    const TileGrid& grid = task.output_tiles;
+    const Split channels = blocks_of_width(task.output_phase.channels);
     return {channels,
             {batch * grid.rows * grid.columns,
-             winograd_tiles(winograd_points(tasks[0].row_taps, tasks[0].column_taps)), 4,
+             winograd_tiles(winograd_points(task.row_taps, task.column_taps)), 4,
              pieces(fewest_tasks(), task_count * channels.parts)}};
 }
 
@@ -200,34 +208,46 @@ void transform_weight(const WinogradShape& shape, CorrelationTerm* const* terms)
 
 void correlate(const WinogradShape& shape, Correlation* tasks, std::int64_t task_count,
                CorrelationTerm* const* terms) {
-    const Blocks blocks = blocks_of(tasks, task_count, shape.batch);
+    std::vector<Blocks> blocks;
+    std::int64_t tile_parts = 0;
+    for (std::int64_t i = 0; i < task_count; ++i) {
+        blocks.push_back(blocks_of(tasks[i], task_count, shape.batch));
+        tile_parts = std::max(tile_parts, blocks.back().tiles.parts);
+    }
+    const std::int64_t channel_parts = blocks[0].channels.parts;
     // Up to two tasks that use a block of the weight make it each, sooner than it gets to memory
     // and back.
-    if (blocks.tiles.parts > 2) {
+    if (tile_parts > 2) {
         transform_weight(shape, terms);
     }
     const auto run = tasks[0].type == FloatType::bfloat16 ? FASTGAN_SELECT_VNNI(winograd_correlate)
                                                           : FASTGAN_SELECT(winograd_correlate);
-    parallel_for(0, task_count * blocks.channels.parts * blocks.tiles.parts, 1,
-                 [&](std::int64_t begin, std::int64_t end) {
-                     float* const scratch = scratch_of_thread();
-                     for (std::int64_t i = begin; i < end; ++i) {
-                         const std::int64_t part = i / task_count;
-                         run(tasks[i % task_count], blocks.tiles[part / blocks.channels.parts],
-                             blocks.channels[part % blocks.channels.parts], scratch);
-                     }
-                 });
+    // A map's phases may differ by a row or a column of tiles, and so by a part.
+    parallel_for(
+        0, task_count * channel_parts * tile_parts, 1, [&](std::int64_t begin, std::int64_t end) {
+            float* const scratch = scratch_of_thread();
+            for (std::int64_t i = begin; i < end; ++i) {
+                const auto& [channels, tiles] = blocks[static_cast<std::size_t>(i % task_count)];
+                const std::int64_t part = i / task_count, tile_part = part / channel_parts;
+                if (tile_part < tiles.parts) {
+                    run(tasks[i % task_count], tiles[tile_part], channels[part % channel_parts],
+                        scratch);
+                }
+            }
+        });
     memory_for_weight().keep_at_most(kMostKeptWeight);
 }
 
 // output = bias + the sum of a correlation for each phase; `whole` is all of the output.
 template <typename Term>
 void correlate_sum(const WinogradShape& shape, FloatType type, const void* input, const float* bias,
-                   void* output, const PhaseOfMap& whole, const Term& term) {
+                   const Modulation& modulation, void* output, const PhaseOfMap& whole,
+                   const Term& term) {
     Correlation task{};
     task.type = type;
     task.input = input;
     task.bias = bias;
+    task.modulation = modulation;
     task.output = output;
     task.output_phase = whole;
     task.output_tiles = grid_of(whole);
@@ -245,33 +265,37 @@ void correlate_sum(const WinogradShape& shape, FloatType type, const void* input
 }  // namespace
 
 void winograd_gather(const WinogradShape& shape, FloatType type, const void* wide,
-                     const void* weight, const float* bias, void* small) {
+                     const void* weight, const float* bias, const Modulation& modulation,
+                     void* small) {
     if (shape.batch == 0) {
         return;
     }
     const PhaseOfMap whole = whole_of_small(shape);
-    correlate_sum(shape, type, wide, bias, small, whole, [&](int i) -> CorrelationTerm {
+    const auto term = [&](int i) -> CorrelationTerm {
         const WeightPhase phase = phase_of_weight(shape, i);
         return {phase_of_wide(shape, phase), grid_of(whole), {type, weight, phase, false, nullptr}};
-    });
+    };
+    correlate_sum(shape, type, wide, bias, modulation, small, whole, term);
 }
 
 void winograd_scatter(const WinogradShape& shape, FloatType type, const void* small,
-                      const void* weight, const float* bias, void* wide) {
+                      const void* weight, const float* bias, const Modulation& modulation,
+                      void* wide) {
     if (shape.batch == 0) {
         return;
     }
     if (splits_taps(shape)) {
         const PhaseOfMap whole{
             {shape.wide_rows, 1, 0}, {shape.wide_columns, 1, 0}, shape.wide_channels};
-        correlate_sum(shape, type, small, bias, wide, whole, [&](int i) -> CorrelationTerm {
+        const auto term = [&](int i) -> CorrelationTerm {
             const WeightPhase phase = phase_of_weight(shape, i);
             // Place r of the wide map meets, by tap t of a phase, place r + p - (row + t).
             PhaseOfMap met = whole_of_small(shape);
             met.rows.start = shape.row_padding - phase.row - (phase.row_taps - 1);
             met.columns.start = shape.column_padding - phase.column - (phase.column_taps - 1);
             return {met, grid_of(whole), {type, weight, phase, true, nullptr}};
-        });
+        };
+        correlate_sum(shape, type, small, bias, modulation, wide, whole, term);
         return;
     }
     Correlation tasks[4] = {};
@@ -282,12 +306,12 @@ void winograd_scatter(const WinogradShape& shape, FloatType type, const void* sm
         task.type = type;
         task.input = small;
         task.bias = bias;
+        task.modulation = modulation;
         task.output = wide;
         task.output_phase = phase_of_wide(shape, phase);
-        // As many tiles in each phase, though an odd map has a place more in some.
-        task.output_tiles = {
-            pieces(shape.wide_rows, 2 * shape.stride), pieces(shape.wide_columns, 2 * shape.stride),
-            first_inside(task.output_phase.rows), first_inside(task.output_phase.columns)};
+        const Phase &rows = task.output_phase.rows, &columns = task.output_phase.columns;
+        task.output_tiles = {tiles_inside(rows), tiles_inside(columns), first_inside(rows),
+                             first_inside(columns)};
         task.row_taps = phase.row_taps;
         task.column_taps = phase.column_taps;
         TileGrid input_tiles = task.output_tiles;

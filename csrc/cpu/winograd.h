@@ -64,11 +64,25 @@ struct WinogradShape {
     std::int64_t column_padding;
 };
 
+// What a modulated convolution does while it loads and stores, all of it optional (null):
+//
+//     output = output_scale * convolution(input_scale * input) + bias + noise
+//
+// Scales (batch, channels), noise (batch, rows, columns) or, with a `noise_step` of 0, (rows, columns).
+struct Modulation {
+    const float* input_scale;
+    const float* output_scale;
+    const float* noise;
+    std::int64_t noise_step;
+};
+
 // Maps and weight of float32 or bfloat16; bias of float32, or null.
 void winograd_gather(const WinogradShape& shape, FloatType type, const void* wide,
-                     const void* weight, const float* bias, void* small);
+                     const void* weight, const float* bias, const Modulation& modulation,
+                     void* small);
 void winograd_scatter(const WinogradShape& shape, FloatType type, const void* small,
-                      const void* weight, const float* bias, void* wide);
+                      const void* weight, const float* bias, const Modulation& modulation,
+                      void* wide);
 void winograd_weight_gradient(const WinogradShape& shape, FloatType type, const void* small,
                               const void* wide, void* gradient);
 

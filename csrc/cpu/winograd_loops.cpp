@@ -182,15 +182,21 @@ struct Layout {
     std::int64_t per_panel;
 };
 
-// Transforms the wide map's places (Matrix::places) or a gradient's (Matrix::gradients); with kFixed
-// to pairs of integers and a scale for each tile.
+// Transforms the wide map's places (Matrix::places) or a gradient's (Matrix::gradients), each image's
+// channels times its `factors` unless those are null; with kFixed to pairs of integers and a scale
+// for each tile.
 template <Matrix kMatrix, int kRowTaps, int kColumnTaps, bool kFixed = false, typename T>
 void transform_map(const T* map, const PhaseOfMap& phase, const TileGrid& grid, Range tiles,
-                   Range channels, const Layout& layout, float* out, float* scales = nullptr) {
+                   Range channels, const Layout& layout, float* out, float* scales = nullptr,
+                   const float* factors = nullptr) {
     constexpr int inputs = kAllInputs<kMatrix, kRowTaps, kColumnTaps>;
     constexpr int outputs = kAllOutputs<kMatrix, kRowTaps, kColumnTaps>;
     Tile tile = tile_at(grid, tiles.first);
+    const float* next_factors = factors;
     const auto places = [&](const T*(&from)[inputs]) {
+        if (factors != nullptr) {
+            next_factors = factors + tile.image * phase.channels + channels.first;
+        }
         std::int64_t offsets[inputs];
         places_of<kInputs<kMatrix, kRowTaps>, kInputs<kMatrix, kColumnTaps>>(phase, grid, tile,
                                                                              offsets);
@@ -209,6 +215,7 @@ void transform_map(const T* map, const PhaseOfMap& phase, const TileGrid& grid, 
         for (int i = 0; i < inputs; ++i) {
             from[i] = next[i];
         }
+        const float* const by = next_factors;
         if (index + 1 < tiles.count) {
             places(next);
         }
@@ -221,6 +228,13 @@ void transform_map(const T* map, const PhaseOfMap& phase, const TileGrid& grid, 
                 x[i] = load(from[i] + c);
                 // Places lie too far apart for the processor to foresee.
                 __builtin_prefetch(next[i] + c);
+            }
+            if (by != nullptr) {
+                const Vector factor = load(by + c);
+#pragma GCC unroll 16
+                for (int i = 0; i < inputs; ++i) {
+                    x[i] *= factor;
+                }
             }
             transform<kMatrix, kRowTaps, kColumnTaps>(x, y);
             float* const at = to + c / kPanel * layout.per_panel + c % kPanel;
@@ -236,15 +250,35 @@ void transform_map(const T* map, const PhaseOfMap& phase, const TileGrid& grid, 
     }
 }
 
+// The noise at four places of an image; 0 outside the map.
+FASTGAN_INLINE void noise_of(const Modulation& modulation, const PhaseOfMap& phase,
+                             std::int64_t image, const std::int64_t (&offsets)[4],
+                             float (&noise)[4]) {
+    const std::int64_t first = image * phase.rows.size * phase.columns.size;
+    for (int i = 0; i < 4; ++i) {
+        noise[i] = offsets[i] < 0 ? 0.0f
+                                  : modulation.noise[image * modulation.noise_step +
+                                                     offsets[i] / phase.channels - first];
+    }
+}
+
 template <int kRowTaps, int kColumnTaps, typename T>
 void transform_products(const float* products, std::int64_t per_point, const PhaseOfMap& phase,
                         const TileGrid& grid, Range tiles, Range channels, const float* bias,
-                        T* map) {
+                        const Modulation& modulation, T* map) {
     constexpr int points = winograd_points(kRowTaps, kColumnTaps);
     Tile tile = tile_at(grid, tiles.first);
     for (std::int64_t index = 0; index < tiles.count; ++index, advance(grid, tile)) {
         std::int64_t offsets[4];
         places_of<2, 2>(phase, grid, tile, offsets);
+        float noise[4] = {};
+        if (modulation.noise != nullptr) {
+            noise_of(modulation, phase, tile.image, offsets, noise);
+        }
+        const float* const factors =
+            modulation.output_scale == nullptr
+                ? nullptr
+                : modulation.output_scale + tile.image * phase.channels + channels.first;
         const float* const from = products + index * kWinogradWidth;
         for (std::int64_t c = 0; c < channels.count; c += kLanes) {
             Vector m[points];
@@ -255,9 +289,11 @@ void transform_products(const float* products, std::int64_t per_point, const Pha
             }
             transform<Matrix::results, kRowTaps, kColumnTaps>(m, y);
             const Vector b = bias == nullptr ? Vector{} : load(bias + channels.first + c);
+            const Vector factor = factors == nullptr ? everywhere(1.0f) : load(factors + c);
             for (int i = 0; i < 4; ++i) {
                 if (offsets[i] >= 0) {
-                    store(map + offsets[i] + channels.first + c, y[i] + b);
+                    store(map + offsets[i] + channels.first + c,
+                          multiply_add(y[i], factor, b + everywhere(noise[i])));
                 }
             }
         }
@@ -432,7 +468,7 @@ void correlate(const Correlation& task, Range tiles, Range channels, float* scra
                 }
                 transform_map<Matrix::places, row_taps.value, column_taps.value, kFixedPoint<T>>(
                     static_cast<const T*>(task.input), term.input, term.input_tiles, tiles, part,
-                    layout, values, scales);
+                    layout, values, scales, task.modulation.input_scale);
             });
             const std::int64_t weight_per_point = block_size_per_point(part, channels);
             int point = 0;
@@ -458,7 +494,7 @@ void correlate(const Correlation& task, Range tiles, Range channels, float* scra
     with_taps(task.row_taps, task.column_taps, [&](auto row_taps, auto column_taps) {
         transform_products<row_taps.value, column_taps.value>(
             products, products_per_point, task.output_phase, task.output_tiles, tiles, channels,
-            task.bias, static_cast<T*>(task.output));
+            task.bias, task.modulation, static_cast<T*>(task.output));
     });
 }
 

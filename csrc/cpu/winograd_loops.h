@@ -112,11 +112,12 @@ struct CorrelationTerm {
     WeightTransform weight;
 };
 
-// output[tile places] = bias + sum over terms of the correlation of input and weight.
+// output[tile places] = bias + sum over terms of the correlation of input and weight, modulated.
 struct Correlation {
     FloatType type;
     const void* input;
     const float* bias;  // of each output channel, or null
+    Modulation modulation;
     void* output;
     CorrelationTerm terms[4];
     int term_count;

@@ -16,7 +16,7 @@ Order of gradients supported: any, in x and w.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +115,25 @@ def conv2d_resample(
         >>> conv2d_resample(x, w, f, up=2, padding=1).shape
         torch.Size([1, 3, 16, 16])
     """
+    return resampled(
+        conv2d, conv_transpose2d, x, w, f, up, down, padding, groups, flip_weight, flip_filter
+    )
+
+
+def resampled(
+    conv2d: Callable[..., Tensor],
+    conv_transpose2d: Callable[..., Tensor],
+    x: Tensor,
+    w: Tensor,
+    f: Tensor | None,
+    up: int,
+    down: int,
+    padding: Padding,
+    groups: int = 1,
+    flip_weight: bool = True,
+    flip_filter: bool = False,
+) -> Tensor:
+    """:func:`conv2d_resample` by given convolutions, of which one runs."""
     if min(up, down) < 1:
         raise ConfigError(f"up is {up}, down is {down}; expected numbers from 1 on")
     sides, one, factors = four_sides(padding), (1, 1), (down, down)

@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastgan._util.recording import is_recording
-from fastgan.ops.backends import select_backend
+from fastgan.ops.backends import WINOGRAD, select_backend
 from fastgan.ops.chain import OneDispatch, weights_are_left_out
 from fastgan.ops.eligibility import autocast_dtype, why_not_chained, why_not_this_stage
+from fastgan.ops.memory_format import is_channels_last, laid_out
 from fastgan.ops.stages import Stage, padding_named, pair
 
 Size = int | Sequence[int]
@@ -115,6 +116,110 @@ def _convolution(stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | Non
         input, weight = input.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
     return _Derivative.apply(stage, _OUTPUT, None, bias, input, weight)  # type: ignore[no-any-return, no-untyped-call]
+
+
+#: Most channels of an image: a 1x1 convolution to it takes less time than passes over its input.
+MOST_IMAGE_CHANNELS = 4
+
+
+def modulates_on_load(input: Tensor, weight: Tensor, *others: Tensor | None) -> bool:
+    """Whether :func:`modulated_convolution` takes these: float32 on a CPU, and nothing records.
+
+    Args:
+        input: the map.
+        weight: the convolution's.
+        others: scales and noise.
+    """
+    tensors = (input, weight, *others)
+    return (
+        input.is_cpu
+        and input.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+        and torch._C._get_tracing_state() is None
+        and not is_recording()
+        and not (
+            torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        )
+        and autocast_dtype(input) is None
+        and why_not_chained(input, 4, None, tensors, ()) is None
+    )
+
+
+def modulated_convolution(
+    input_scale: Tensor,
+    output_scale: Tensor | None,
+    noise: Tensor | None,
+    kind: str,
+    input: Tensor,
+    weight: Tensor,
+    stride: Size = 1,
+    padding: Size = 0,
+    groups: int = 1,
+) -> Tensor:
+    """``output_scale * convolution(input_scale * input) + noise``, without gradients.
+
+    Winograd's kernels scale on load and on store, a product with the image's few channels scales
+    its weight: neither passes over the maps for it.
+
+    Args:
+        input_scale: (N, C).
+        output_scale: (N, C_out); None for ones.
+        noise: broadcasts to the output; None for zeros.
+        kind: "conv2d" or "conv_transpose2d".
+        input: (N, C, H, W); :func:`modulates_on_load` is true of all tensors.
+        weight: this and the rest as of :func:`conv2d` or :func:`conv_transpose2d`.
+
+    Example:
+        >>> x, weight = torch.ones(2, 3, 4, 4), torch.ones(5, 3, 3, 3)
+        >>> modulated_convolution(2 * x[:, :, 0, 0], None, None, "conv2d", x, weight).amax()
+        tensor(54.)
+    """
+    stage = Stage(kind, pair(stride), pair(padding), groups=groups)
+    # Only of dense maps the product has the same layout.
+    is_dense = input.is_contiguous() or is_channels_last(input)
+    if is_dense and select_backend("forward", stage, input, weight) is WINOGRAD:
+        places = stage.output_size((input.shape[2], input.shape[3]), weight)
+        on_store = None if noise is None else _noise_of_places(noise, len(input), places)
+        with OneDispatch():
+            output = WINOGRAD.modulated_forward(
+                stage, input, weight, None, input_scale, output_scale, on_store
+            )
+        return output if noise is None or on_store is not None else output.add_(noise)
+    is_product = weight.shape[2:] == (1, 1) and stage == Stage("conv2d")
+    if is_dense and is_product and len(weight) <= MOST_IMAGE_CHANNELS:
+        output, output_scale = _image(input, weight, input_scale, output_scale), None
+    else:
+        function = conv2d if kind == "conv2d" else conv_transpose2d
+        input = input * input_scale[:, :, None, None]
+        output = function(input, weight, stride=stride, padding=padding, groups=groups)
+    if output_scale is None:
+        return output if noise is None else output.add_(noise)
+    output_scale = output_scale[:, :, None, None]
+    return (
+        output.mul_(output_scale) if noise is None else torch.addcmul(noise, output, output_scale)
+    )
+
+
+def _image(
+    input: Tensor, weight: Tensor, input_scale: Tensor, output_scale: Tensor | None
+) -> Tensor:
+    """A 1x1 convolution with scaled weights, (N, C_out, C)."""
+    weights = weight[:, :, 0, 0] * input_scale[:, None]
+    if output_scale is not None:
+        weights = weights * output_scale[:, :, None]
+    batch, channels, rows, columns = input.shape
+    if is_channels_last(input):
+        pixels = input.permute(0, 2, 3, 1).reshape(batch, -1, channels) @ weights.mT
+        return pixels.view(batch, rows, columns, -1).permute(0, 3, 1, 2)
+    image = (weights @ input.reshape(batch, channels, -1)).view(batch, -1, rows, columns)
+    return laid_out(image, is_channels_last(weight))
+
+
+def _noise_of_places(noise: Tensor, batch: int, places: tuple[int, int]) -> Tensor | None:
+    """(N or 1, 1, H, W); None for noise that differs by channel or not by place."""
+    noise = noise[(None,) * (4 - noise.dim())]
+    sizes = tuple(noise.shape)
+    return noise if sizes[1:] == (1, *places) and sizes[0] in (1, batch) else None
 
 
 _INPUT, _WEIGHT, _OUTPUT = range(3)

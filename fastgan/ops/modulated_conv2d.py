@@ -8,18 +8,22 @@
 
 of StyleGAN2 (Karras et al. 2019, arXiv 1912.04958, section 2.2). The N weights are never computed:
 styles scale the input and d the output, and d needs only the weight's squares summed over the taps,
-a (C_out, C) matrix.
+a (C_out, C) matrix. On CPUs, where autograd doesn't record, the convolution's kernel does both, and
+adds the noise (:func:`fastgan.ops.convolution.modulated_convolution`).
 
 Order of gradients supported: any.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from fastgan.errors import ConfigError
-from fastgan.ops.conv2d_resample import Padding, conv2d_resample
+from fastgan.ops.conv2d_resample import Padding, conv2d_resample, resampled
+from fastgan.ops.convolution import modulated_convolution, modulates_on_load
 
 
 def modulated_conv2d(
@@ -76,6 +80,16 @@ def modulated_conv2d(
             of_sample = styles.detach().abs().amax(1, keepdim=True).clamp_min(1e-30)
             weight, styles, eps = weight / size, styles / of_sample, 1e-8 / (size * of_sample) ** 2
         scale = (styles.square() @ weight.square().sum((2, 3)).t() + eps).rsqrt()
+    if modulates_on_load(x, weight, styles, scale, noise):
+        # After the filter, if there is one behind the convolution.
+        on_store = noise if up == 1 else None
+        conv2d, conv_transpose2d = (
+            partial(modulated_convolution, styles, scale, on_store, kind)
+            for kind in ("conv2d", "conv_transpose2d")
+        )
+        settings = (resample_filter, up, down, padding, 1, flip_weight)
+        y = resampled(conv2d, conv_transpose2d, x, weight, *settings)
+        return y if noise is None or up == 1 else y.add_(noise)
     x = x * styles.to(x.dtype)[:, :, None, None]
     y = conv2d_resample(
         x, weight.to(x.dtype), resample_filter, up, down, padding, flip_weight=flip_weight

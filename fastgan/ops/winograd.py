@@ -11,17 +11,24 @@ and stride 2::
 ``wide`` (N, C, H, W), ``small`` (N, O, h, w), ``weight`` (O, C, taps, taps), of float32 or
 bfloat16, C and O multiples of 32; ``bias`` of either dtype or None. ``rows`` and ``columns`` are
 the output's; H + 2 * padding is (h - 1) * stride + taps, or less than `stride` more. Sums are
-float32. Channels-last arguments are fastest. Maps have the layout of torch's convolutions
-(:mod:`fastgan.ops.memory_format`), which costs a copy if both arguments are contiguous; a weight's
-gradient is channels-last. Formulas: ``csrc/cpu/winograd.h``, after Winograd 1980 and Lavin and Gray
-2016 (arXiv 1509.09308). The kernels are for CPUs; otherwise torch's convolutions run.
+float32. A modulated convolution's factors and noise are applied on load and on store::
+
+    output = output_scale * convolution(input_scale * input) + bias + noise
+
+with ``input_scale`` (N, input channels), ``output_scale`` (N, output channels) and ``noise``
+(N or 1, 1, rows, columns), float32 or None. Channels-last arguments are fastest. Maps have the
+layout of torch's convolutions (:mod:`fastgan.ops.memory_format`), which costs a copy if both
+arguments are contiguous; a weight's gradient is channels-last. Formulas: ``csrc/cpu/winograd.h``,
+after Winograd 1980 and Lavin and Gray 2016 (arXiv 1509.09308). The kernels are for CPUs; otherwise
+torch's convolutions run.
 
 Order of gradients supported: none. They raise if autograd would have to record them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -108,6 +115,49 @@ def _check_bias(op: str, bias: Tensor | None, channels: int) -> None:
         )
 
 
+def _modulated(
+    op: str,
+    convolution: Callable[[Tensor], Tensor],
+    input: Tensor,
+    sizes: tuple[int, ...],
+    input_scale: Tensor | None,
+    output_scale: Tensor | None,
+    noise: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """output_scale * convolution(input_scale * input) + bias + noise, of checked arguments."""
+    for name, scale, shape in (
+        ("input_scale", input_scale, tuple(input.shape[:2])),
+        ("output_scale", output_scale, sizes[:2]),
+    ):
+        if scale is not None and tuple(scale.shape) != shape:
+            raise RuntimeError(
+                f"fastgan::{op}: {name} has shape {tuple(scale.shape)}; expected {shape}"
+            )
+    if noise is not None and (
+        noise.dim() != 4
+        or (noise.shape[0] != 1 and noise.shape[0] != sizes[0])
+        or tuple(noise.shape[1:]) != (1, *sizes[2:])
+    ):
+        raise RuntimeError(
+            f"fastgan::{op}: noise has shape {tuple(noise.shape)}; expected "
+            f"{(sizes[0], 1, *sizes[2:])} or {(1, 1, *sizes[2:])}"
+        )
+    for name, tensor in zip(
+        ("input_scale", "output_scale", "noise"), (input_scale, output_scale, noise), strict=True
+    ):
+        if tensor is not None and tensor.dtype != torch.float32:
+            raise RuntimeError(f"fastgan::{op}: {name} has dtype {tensor.dtype}; expected float32")
+    if input_scale is not None:
+        input = input * input_scale[:, :, None, None].to(input.dtype)
+    output = convolution(input)
+    if output_scale is not None:
+        output = output * output_scale[:, :, None, None].to(output.dtype)
+    for added in (None if bias is None else bias[:, None, None], noise):
+        output = output if added is None else output + added.to(output.dtype)
+    return output
+
+
 # --- Examples -------------------------------------------------------------------------------------
 
 
@@ -125,12 +175,23 @@ def _cases() -> Iterator[tuple[int, int, Tensor, Tensor, Tensor]]:
 
 def _gather_examples() -> Iterator[tuple[Any, ...]]:
     for _, stride, small, wide, weight in _cases():
-        yield wide, weight, weight[:, 0, 0, 0].clone(), stride, 1, 1, *small.shape[2:]
+        example = (wide, weight, weight[:, 0, 0, 0].clone(), stride, 1, 1, *small.shape[2:])
+        yield example
+        if stride == 1:
+            yield (*example, *_factors(wide, small))
 
 
 def _scatter_examples() -> Iterator[tuple[Any, ...]]:
     for _, stride, small, wide, weight in _cases():
-        yield small, weight, None, stride, 1, 1, *wide.shape[2:]
+        example = (small, weight, None, stride, 1, 1, *wide.shape[2:])
+        yield example
+        if stride == 2:
+            yield (*example, *_factors(small, wide))
+
+
+def _factors(input: Tensor, output: Tensor) -> tuple[Tensor, ...]:
+    """A modulated convolution's scales and noise."""
+    return input[:, :, 0, 0].clone(), output[:, :, 0, 0].clone(), output[:1, :1].contiguous()
 
 
 def _weight_gradient_examples() -> Iterator[tuple[Any, ...]]:
@@ -143,7 +204,8 @@ def _weight_gradient_examples() -> Iterator[tuple[Any, ...]]:
 
 @define_op(
     "winograd_gather(Tensor wide, Tensor weight, Tensor? bias, int stride, int row_padding, "
-    "int column_padding, int rows, int columns) -> Tensor",
+    "int column_padding, int rows, int columns, Tensor? input_scale=None, "
+    "Tensor? output_scale=None, Tensor? noise=None) -> Tensor",
     examples=_gather_examples,
     units=UNITS,
     exact=torch.float32,
@@ -157,22 +219,27 @@ def winograd_gather(
     column_padding: int,
     rows: int,
     columns: int,
+    input_scale: Tensor | None = None,
+    output_scale: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
-    """Torch's convolution."""
+    """Torch's convolution, perhaps modulated."""
     _check_weight("winograd_gather", weight, wide, 1)
     small = (wide.shape[0], weight.shape[0], rows, columns)
     padding = (row_padding, column_padding)
     kernel = (weight.shape[2], stride)
     _check_arguments("winograd_gather", small, tuple(wide.shape), kernel, padding, wide, weight)
     _check_bias("winograd_gather", bias, small[1])
-    bias = None if bias is None else bias.to(wide.dtype)
     output = empty_map(wide, small, gives_channels_last(wide, weight))
-    return output.copy_(torch.conv2d(wide, weight, bias, stride=stride, padding=padding))
+    convolution = partial(torch.conv2d, weight=weight, stride=stride, padding=padding)
+    factors = (input_scale, output_scale, noise, bias)
+    return output.copy_(_modulated("winograd_gather", convolution, wide, small, *factors))
 
 
 @define_op(
     "winograd_scatter(Tensor small, Tensor weight, Tensor? bias, int stride, int row_padding, "
-    "int column_padding, int rows, int columns) -> Tensor",
+    "int column_padding, int rows, int columns, Tensor? input_scale=None, "
+    "Tensor? output_scale=None, Tensor? noise=None) -> Tensor",
     examples=_scatter_examples,
     units=UNITS,
     exact=torch.float32,
@@ -186,8 +253,11 @@ def winograd_scatter(
     column_padding: int,
     rows: int,
     columns: int,
+    input_scale: Tensor | None = None,
+    output_scale: Tensor | None = None,
+    noise: Tensor | None = None,
 ) -> Tensor:
-    """Torch's transposed convolution."""
+    """Torch's transposed convolution, perhaps modulated."""
     _check_weight("winograd_scatter", weight, small, 0)
     wide = (small.shape[0], weight.shape[1], rows, columns)
     padding = (row_padding, column_padding)
@@ -199,12 +269,15 @@ def winograd_scatter(
         places + 2 * added - (few - 1) * stride - weight.shape[2]
         for places, added, few in zip((rows, columns), padding, small.shape[2:], strict=True)
     ]
-    bias = None if bias is None else bias.to(small.dtype)
-    return output.copy_(
-        torch.conv_transpose2d(
-            small, weight, bias, stride=stride, padding=padding, output_padding=left_over
-        )
+    convolution = partial(
+        torch.conv_transpose2d,
+        weight=weight,
+        stride=stride,
+        padding=padding,
+        output_padding=left_over,
     )
+    factors = (input_scale, output_scale, noise, bias)
+    return output.copy_(_modulated("winograd_scatter", convolution, small, wide, *factors))
 
 
 @define_op(

@@ -304,6 +304,37 @@ def test_modulation_in_half_precision_neither_overflows_nor_vanishes():
         torch.testing.assert_close(half.double(), exact, rtol=0, atol=1e-2)
 
 
+@pytest.mark.parametrize("layout", [NCHW, NHWC], ids=["nchw", "nhwc"])
+@pytest.mark.parametrize(
+    ("channels", "taps", "up", "down"),
+    [(32, 3, 1, 1), (32, 3, 2, 1), (32, 3, 1, 2), (3, 1, 1, 1), (24, 1, 2, 1), (24, 3, 1, 1)],
+)
+def test_modulated_convolutions_that_are_not_recorded(
+    channels: int, taps: int, up: int, down: int, layout: torch.memory_format
+):
+    """By scales in the convolution and by passes; noise for all images, each, and each channel."""
+    f = torch.tensor([1.0, 3.0, 3.0, 1.0]) / 8
+    size = (6 * up // down, 4 * up // down)
+    for noise in (None, torch.randn(size), torch.randn(3, 1, *size), torch.randn(channels, 1, 1)):
+        x, w = torch.randn(3, 32, 6, 4), torch.randn(channels, 32, taps, taps)
+        x, w = (each.contiguous(memory_format=layout) for each in (x, w))
+        for demodulate in (True, False):
+            rest = (up, down, taps // 2, f, demodulate, False)
+            mine = [x, w, torch.randn(3, 32), noise]
+            found = fastgan.functional.modulated_conv2d(*mine, *rest)
+            rest = (up, down, (taps // 2,) * 4, f, demodulate, False)
+            wide = [None if each is None else each.double() for each in mine]
+            plain, exact = (style_ops.modulated_conv2d(*each, *rest) for each in (mine, wide))
+            sizes = [None if each is None else each.abs() for each in wide]
+            assert_as_exact(found, plain, exact, style_ops.modulated_conv2d(*sizes, *rest))
+            assert found.is_contiguous(memory_format=layout)
+            with torch.enable_grad():
+                recorded = fastgan.functional.modulated_conv2d(
+                    x.clone().requires_grad_(), w, *mine[2:], up, down, taps // 2, f, *rest[4:]
+                )
+            assert found.stride() == recorded.stride()
+
+
 def test_minibatch_stddev_of_no_images_is_empty():
     for group_size in (4, None):
         x = torch.zeros(0, 8, 4, 4, requires_grad=True)

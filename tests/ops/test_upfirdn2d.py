@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -226,6 +227,25 @@ def test_results_do_not_depend_on_the_threads() -> None:
             runs.append(results(filtered_lrelu, x, {**rest, "clamp": 1.0}))
         torch.set_num_threads(threads)
         assert all(torch.equal(one, other) for one, other in zip(*runs, strict=True))
+
+
+@pytest.mark.skipif(
+    not Path("/sys/kernel/mm/transparent_hugepage").exists(), reason="no huge pages here"
+)
+def test_large_results_are_in_huge_pages() -> None:
+    """Where the kernel has them: the flag is "hg" in the list of this process's memory."""
+    y = upfirdn2d(torch.zeros(1, 1, 2048, 4096), None)
+    address = y.data_ptr() + (1 << 20)
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, _, rest = line.partition(" ")
+        if not name.endswith(":"):
+            begin, _, end = name.partition("-")
+            inside = int(begin, 16) <= address < int(end, 16)
+        elif inside and name == "VmFlags:":
+            assert "hg" in rest.split()
+            return
+    raise AssertionError("the result is in none of the listed mappings")
 
 
 def test_a_bit_a_value_is_kept() -> None:

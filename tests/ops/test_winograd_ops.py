@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -46,6 +48,7 @@ def shapes(draw: st.DrawFn) -> dict[str, Any]:
         "wide": (32 * draw(st.integers(1, 5)), *wide),
         "padding": padding,
         "bias": draw(st.booleans()),
+        "noise": draw(st.sampled_from(["none", "shared", "own"])),
         "mean": draw(st.sampled_from([0.0, 10.0])),
         "seed": draw(st.integers(0, 2**31)),
     }
@@ -64,13 +67,34 @@ def drawn(case: dict[str, Any], dtype: torch.dtype) -> tuple[Tensor, Tensor, Ten
     return small, wide, weight, biases
 
 
+def factors(case: dict[str, Any], input: str, output: str) -> list[Tensor]:
+    """Scales and noise of a modulated convolution, none of them negative; or nothing."""
+    if case.get("noise", "none") == "none":
+        return []
+    batch, random = case["batch"], torch.Generator().manual_seed(case["seed"])
+    noises = 1 if case["noise"] == "shared" else batch
+    shapes = (batch, case[input][0]), (batch, case[output][0]), (noises, 1, *case[output][1:])
+    return [torch.rand(shape, generator=random) for shape in shapes]
+
+
+def modulated(
+    convolution: Callable[[Tensor], Tensor], input: Tensor, bias: Tensor | None, given: list[Tensor]
+) -> Tensor:
+    by = [tensor.to(input.dtype) for tensor in given]
+    y = convolution(input * by[0][:, :, None, None] if by else input)
+    y = y * by[1][:, :, None, None] + by[2] if by else y
+    return y if bias is None else y + bias.to(y.dtype)[:, None, None]
+
+
 def call(
     case: dict[str, Any], small: Tensor, wide: Tensor, weight: Tensor, biases: Biases
 ) -> list[Tensor]:
     (taps, stride), padding = case["kernel"], case["padding"]
+    to_small = *case["small"][1:], *factors(case, "wide", "small")
+    to_wide = *case["wide"][1:], *factors(case, "small", "wide")
     return [
-        ops.winograd_gather(wide, weight, biases[0], stride, *padding, *case["small"][1:]),
-        ops.winograd_scatter(small, weight, biases[1], stride, *padding, *case["wide"][1:]),
+        ops.winograd_gather(wide, weight, biases[0], stride, *padding, *to_small),
+        ops.winograd_scatter(small, weight, biases[1], stride, *padding, *to_wide),
         ops.winograd_weight_gradient(small, wide, taps, stride, *padding),
     ]
 
@@ -79,13 +103,11 @@ def by_torch(
     case: dict[str, Any], small: Tensor, wide: Tensor, weight: Tensor, biases: Biases
 ) -> list[Tensor]:
     given_ = {"stride": case["kernel"][1], "padding": case["padding"]}
-    scattered = conv2d_input(wide.shape, weight, small, **given_)
-    if biases[1] is not None:
-        scattered = scattered + biases[1].to(weight.dtype)[:, None, None]
-    bias = None if biases[0] is None else biases[0].to(weight.dtype)
+    gather = partial(F.conv2d, weight=weight, **given_)
+    scatter = partial(conv2d_input, wide.shape, weight, **given_)
     return [
-        F.conv2d(wide, weight, bias, **given_),
-        scattered,
+        modulated(gather, wide, biases[0], factors(case, "wide", "small")),
+        modulated(scatter, small, biases[1], factors(case, "small", "wide")),
         conv2d_weight(wide, weight.shape, small, **given_),
     ]
 
@@ -344,6 +366,30 @@ def test_misfits_are_refused_without_values_too(shape: tuple[int, ...]) -> None:
             getattr(ops, f"winograd_{op}")(map, oblong, None, 2, 1, 1, *spatial_size)
         with pytest.raises(RuntimeError, match=r"4 by 4 taps and stride 3; expected"):
             getattr(ops, f"winograd_{op}")(map, whole, None, 3, 1, 1, *spatial_size)
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    ("factors", "words"),
+    [
+        (
+            {"input_scale": torch.ones(2, 32)},
+            r"input_scale has shape \(2, 32\); expected \(2, 64\)",
+        ),
+        ({"output_scale": torch.ones(32)}, r"output_scale has shape \(32"),
+        ({"output_scale": torch.ones(2, 32).double()}, "output_scale has dtype torch.float64"),
+        ({"noise": torch.ones(2, 1, 4, 3)}, r"noise has shape \(2, 1, 4, 3\); expected \(2"),
+        ({"noise": torch.ones(3, 1, 4, 4)}, r"noise has shape \(3, 1, 4, 4\); expected \(2"),
+        ({"noise": torch.ones(2, 1, 4, 4).half()}, "noise has dtype torch.float16"),
+    ],
+)
+def test_factors_that_do_not_fit_are_refused(
+    factors: dict[str, Tensor], words: str, device: str
+) -> None:
+    wide, weight = (torch.ones(shape, device=device) for shape in ((2, 64, 8, 8), (32, 64, 4, 4)))
+    given_ = {name: factor.to(device) for name, factor in factors.items()}
+    with pytest.raises(RuntimeError, match=words):
+        ops.winograd_gather(wide, weight, None, 2, 1, 1, 4, 4, **given_)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)

@@ -47,9 +47,23 @@ class Winograd(Backend):
 
     def forward(self, stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """conv(input, weight) + bias; not differentiable by autograd."""
+        return self.modulated_forward(stage, input, weight, bias, None, None, None)
+
+    def modulated_forward(
+        self,
+        stage: Stage,
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        input_scale: Tensor | None,
+        output_scale: Tensor | None,
+        noise: Tensor | None,
+    ) -> Tensor:
+        """output_scale * conv(input_scale * input, weight) + bias + noise; see the ops."""
         op = _ops.winograd_gather if stage.kind == "conv2d" else _ops.winograd_scatter
         size = stage.output_size((input.shape[2], input.shape[3]), weight)
-        output: Tensor = op(input, weight, bias, stage.stride[0], *stage.padding, *size)
+        factors = (input_scale, output_scale, noise)
+        output: Tensor = op(input, weight, bias, stage.stride[0], *stage.padding, *size, *factors)
         return output
 
     def input_gradient(

@@ -51,6 +51,7 @@ namespace {
 
 using fastgan::BFloat16;
 using fastgan::FloatType;
+using fastgan::cpu::Modulation;
 using fastgan::cpu::PatchShape;
 using fastgan::cpu::WinogradShape;
 using Exact = std::vector<double>;
@@ -232,6 +233,57 @@ struct Operands {
     }
 };
 
+// What a modulated convolution multiplies its input and output with, and adds; or nothing of it. Scales
+// are (batch, channels), noise is of all images or of each.
+struct Factors {
+    std::int64_t input_places, input_channels, output_places, output_channels, noise_images;
+    bool any;
+    Exact input_values, output_values, noise_values;
+    Buffer input, output, noise;
+
+    Factors(std::int64_t batch, std::int64_t input_places_, std::int64_t input_channels_,
+            std::int64_t output_places_, std::int64_t output_channels_)
+        : input_places(input_places_),
+          input_channels(input_channels_),
+          output_places(output_places_),
+          output_channels(output_channels_),
+          noise_images(drawn(0, 1) == 0 ? 1 : batch),
+          any(drawn(0, 1) == 0),
+          input_values(whole_numbers(batch * input_channels)),
+          output_values(whole_numbers(batch * output_channels)),
+          noise_values(whole_numbers(noise_images * output_places)),
+          input(FloatType::float32, input_values),
+          output(FloatType::float32, output_values),
+          noise(FloatType::float32, noise_values) {}
+
+    Modulation data() const {
+        const auto of = [](const Buffer& buffer) {
+            return static_cast<const float*>(buffer.data());
+        };
+        const std::int64_t step = noise_images == 1 ? 0 : output_places;
+        return any ? Modulation{of(input), of(output), of(noise), step} : Modulation{};
+    }
+
+    double of_input(std::int64_t i) const {
+        const std::int64_t channel = i % input_channels;
+        const std::int64_t image = i / (input_places * input_channels);
+        return any ? input_values[image * input_channels + channel] : 1.0;
+    }
+
+    // Of sums without their bias, which comes after.
+    void apply(Exact& sums, const Exact& bias, bool with_bias) const {
+        for (std::size_t i = 0; i < sums.size(); ++i) {
+            const std::int64_t channel = i % output_channels;
+            const std::int64_t image = i / (output_places * output_channels);
+            if (any) {
+                sums[i] *= output_values[image * output_channels + channel];
+                sums[i] += noise_values[i / output_channels % noise_values.size()];
+            }
+            sums[i] += with_bias ? bias[channel] : 0.0;
+        }
+    }
+};
+
 void check_winograd(const Convolution& of, FloatType type, bool with_bias) {
     const std::string text = of.text(type, with_bias);
     const Operands operands(of, type, with_bias);
@@ -241,18 +293,30 @@ void check_winograd(const Convolution& of, FloatType type, bool with_bias) {
                               of.rows.padding,   of.columns.padding};
 
     const Buffer gathered(type, of.small_size());
+    const std::int64_t small_places = of.rows.small * of.columns.small;
+    const std::int64_t wide_places = of.rows.wide * of.columns.wide;
+    const Factors gathers(of.batch, wide_places, of.wide_channels, small_places,
+                          of.small_channels);
     winograd_gather(shape, type, operands.wide.data(), operands.weight.data(),
-                    operands.bias(operands.small_bias), gathered.data());
-    Exact sums = of_bias(of.small_size(), operands.small_bias_values, with_bias);
+                    operands.bias(operands.small_bias), gathers.data(), gathered.data());
+    Exact sums(of.small_size(), 0.0);
     of.each([&](std::int64_t s, std::int64_t w, std::int64_t v) {
-        sums[s] += operands.wide_values[v] * operands.weight_values[w];
+        sums[s] += gathers.of_input(v) * operands.wide_values[v] * operands.weight_values[w];
     });
+    gathers.apply(sums, operands.small_bias_values, with_bias);
     require_equal("winograd_gather, " + text, type, gathered, sums);
 
     const Buffer scattered(type, of.wide_size());
+    const Factors scatters(of.batch, small_places, of.small_channels, wide_places,
+                           of.wide_channels);
     winograd_scatter(shape, type, operands.small.data(), operands.weight.data(),
-                     operands.bias(operands.wide_bias), scattered.data());
-    require_equal("winograd_scatter, " + text, type, scattered, operands.scattered(of));
+                     operands.bias(operands.wide_bias), scatters.data(), scattered.data());
+    sums.assign(of.wide_size(), 0.0);
+    of.each([&](std::int64_t s, std::int64_t w, std::int64_t v) {
+        sums[v] += scatters.of_input(s) * operands.small_values[s] * operands.weight_values[w];
+    });
+    scatters.apply(sums, operands.wide_bias_values, with_bias);
+    require_equal("winograd_scatter, " + text, type, scattered, sums);
 
     const Buffer gradient(type, of.weight_size());
     winograd_weight_gradient(shape, type, operands.small.data(), operands.wide.data(),

@@ -83,16 +83,17 @@ def run_recorded(
     """
     if _is_dynamo_compiling():
         return forward(*args, **kwargs)
-    if not _local.within and len(args) == 1 and not kwargs:
-        pace = _paces.get(id(module))
-        if pace is not None:
+    pace = _paces.get(id(module))
+    if pace is not None and len(args) == 1 and not kwargs:
+        local = _local.__dict__  # whose items take a third of its attributes' time
+        if not local.get("within"):
             for usual in pace.usual[_is_grad_enabled()]:
                 if usual.accepts(args[0]) and usual.training is module.training:
-                    began, _local.within = _clock(), "forward"
+                    began, local["within"] = _clock(), "forward"
                     try:
                         output = forward(args[0])
                     finally:
-                        _local.within = ""
+                        local["within"] = ""
                     if _clock() - began > usual.limit:
                         pace.was_plain(usual.call, math.inf)
                     return output

@@ -29,7 +29,7 @@ import argparse
 import json
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fastgan.bench.goals import GOALS, Goal, Verdict, judge
@@ -115,7 +115,7 @@ def cases(
     for path, result in results:
         shown = [line for line in lines(result) if wanted(line.row)]
         if shown and result.machine["device"] == device:
-            parts += [source(path, result, up), case_table(shown).markdown()]
+            parts += [source([(path, result)], up), case_table(shown).markdown()]
             names = tuple(f"{case_name(line.row)}: " for line in shown)
             notes = [f"- {note}" for note in result.notes if note.startswith(names)]
             parts += ["\n".join(notes)] if notes else []
@@ -149,22 +149,26 @@ def penalty(results: list[tuple[Path, Result]], up: str) -> str:
     return f"{sources(verdicts, results, up)}\n\n{markdown_table(head, body)}"
 
 
-def source(path: Path, result: Result, up: str) -> str:
-    """A result's machine, version and date, and a link to its file."""
-    threads = result.machine.get("threads")
-    cpu = f", {threads} threads" if result.machine["device"] == "cpu" else ""
-    where = f"{result.device_name}{cpu}, torch {result.versions['torch']}, {result.time[:10]}"
-    return f"{where}: [`{path.name}`]({up}benchmarks/results/{path.name})"
+def source(used: Iterable[tuple[Path, Result]], up: str) -> str:
+    """The results' machines and versions, and for each links to its files, with their dates."""
+    files: dict[str, list[str]] = {}
+    for path, result in used:
+        threads = result.machine.get("threads")
+        cpu = f", {threads} threads" if result.machine["device"] == "cpu" else ""
+        where = f"{result.device_name}{cpu}, torch {result.versions['torch']}"
+        link = f"[`{path.stem}`]({up}benchmarks/results/{path.name}) ({result.time[:10]})"
+        files.setdefault(where, []).append(link)
+    return "; ".join(f"{where}: {', '.join(links)}" for where, links in files.items())
 
 
 def sources(verdicts: list[Verdict], results: list[tuple[Path, Result]], up: str) -> str:
     """Where the numbers are from."""
     used = [
-        source(path, result, up)
+        (path, result)
         for path, result in results
         if any(result is verdict.result for verdict in verdicts)
     ]
-    return "; ".join(used) + "." if used else "Not measured."
+    return f"{source(used, up)}." if used else "Not measured."
 
 
 def headline(results: list[tuple[Path, Result]], up: str) -> str:
@@ -230,7 +234,7 @@ def models(results: list[tuple[Path, Result]], up: str) -> str:
         arxiv = f"[{paper}](https://arxiv.org/abs/{number})"
         body.append((name, arxiv, _learns_from(kind), f"`--model {model}`", faster))
     table = markdown_table(["", "paper", "learns from", "`fastgan train`", "times faster"], body)
-    files = "; ".join(source(path, result, up) for path, result in used.items())
+    files = source(used.items(), up)
     return f"{table}\n\n{files}." if files else table
 
 

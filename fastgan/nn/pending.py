@@ -279,6 +279,9 @@ class Pending:
                 break
             ops.append(source)
             source = source.source
+        if len(ops) > 1 and ops[-1].kind == "pad" and op.state.grad and _is_held(source):
+            # Eager's convolution saves the padded copy, so what is padded may be written to.
+            self.compute(ops.pop())
         ops.reverse()
         input, made = ops[0].input(), nodes_made()
         with self.unwatched():
@@ -378,6 +381,10 @@ class Pending:
             return False
         (other,) = op.tensors
         return other is not None and _shows_its_gradient(other) and not self._is_converted(other)
+
+
+def _is_held(source: Op | Tensor) -> bool:
+    return isinstance(source, Tensor) or source.ref() is not None
 
 
 def _is_instance_norm(op: Op) -> bool:

@@ -360,6 +360,12 @@ def converted(stage: Any, input: Tensor, weight: Tensor, *_: Any) -> tuple[Way, 
     layouts=(torch.channels_last, torch.contiguous_format, torch.channels_last),
     seed=510510,
 )
+@example(  # what a convolution pads is written to after it
+    program=[("checkpoint", 1, 1, 1), ("pad", 2, 1, 2), ("in place", 1, 1, 6)],
+    returned="dict",
+    layouts=(torch.channels_last, torch.contiguous_format, torch.channels_last),
+    seed=3596,
+)
 @settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate])
 def test_random_forwards_agree_to_second_order(
     program: list[tuple[Any, ...]],

@@ -41,7 +41,13 @@ from fastgan.nn.waiting import (
     under,
 )
 from fastgan.ops.chain import is_chain
-from fastgan.ops.memory_format import is_channels_last, laid_out, map_strides, relaid
+from fastgan.ops.memory_format import (
+    is_channels_last,
+    laid_out,
+    lay_out_weight_gradient,
+    map_strides,
+    relaid,
+)
 
 __all__ = ["Pending"]
 
@@ -200,6 +206,8 @@ class Pending:
                 self._restore_layout(tensor)
             return func(*args, **kwargs)
         output = func(*args, **kwargs)
+        if func in CONVOLUTIONS:
+            lay_out_weight_gradient(output, args[1] if len(args) > 1 else kwargs["weight"])
         self._keep_converted(output)
         return output
 
@@ -343,6 +351,8 @@ class Pending:
             and self._sums_are_converted(ops[:last])
         ):
             ops[0].keeps_channels_last = norm
+            for op in ops[:last]:
+                op.is_converted = True
             for op in ops[last:]:
                 self._restore_layouts(op.tensors)
             return last == len(ops)
@@ -351,6 +361,8 @@ class Pending:
         )
         if would and self._may_convert(ops):
             ops[0].keeps_channels_last = norm
+            for op in ops:
+                op.is_converted = True
             return True
         self._restore_layouts((input, *(tensor for op in ops for tensor in op.tensors)))
         return False

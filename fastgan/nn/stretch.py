@@ -34,7 +34,12 @@ from fastgan.ops.backends import (
 )
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.chain import Chain, run_chain
-from fastgan.ops.memory_format import is_channels_last, map_strides, relaid
+from fastgan.ops.memory_format import (
+    is_channels_last,
+    lay_out_weight_gradient,
+    map_strides,
+    relaid,
+)
 from fastgan.ops.sample_norm import sample_norm_act
 from fastgan.ops.stages import IDENTITY, Stage, StageTensors, folded, is_folding_faster
 
@@ -276,6 +281,7 @@ def _run_unit(unit: list[Op], value: Tensor, owned: bool, log: Log) -> Tensor:
         elif op.kind == "convolution" and rest and rest[0].kind == "bias":
             log.say(op, "aten", TORCHS)
             value = op.call(value, _bias_of(rest[0]))
+            _lay_out_gradient(op, value)
         elif op.kind == "bias" and op is not unit[0]:
             log.say(op, "aten", f"in the convolution of {beside!r}")
         elif op.kind == "activation" and op is not unit[0]:
@@ -285,8 +291,14 @@ def _run_unit(unit: list[Op], value: Tensor, owned: bool, log: Log) -> Tensor:
         else:
             log.say(op, "aten", "a pass of its own" if op.kind == "pad" else TORCHS)
             value = op.call(value)
+            _lay_out_gradient(op, value)
         beside = op.layer
     return value
+
+
+def _lay_out_gradient(op: Op, value: Tensor) -> None:
+    if op.is_converted and op.kind == "convolution" and op.tensors[0] is not None:
+        lay_out_weight_gradient(value, op.tensors[0])
 
 
 def _adds_in_place(op: Op, value: Tensor) -> bool:

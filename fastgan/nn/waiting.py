@@ -179,6 +179,7 @@ class Op:
         unconverted: how it runs where its maps stay contiguous.
         keeps_channels_last: whether an instance norm's result is channels-last like its input;
             torch's is contiguous.
+        is_converted: whether it takes a channels-last map that eager's doesn't.
         layer: the name of the module that called it.
         shape: of its result.
         consumers: how many take its result.
@@ -199,6 +200,7 @@ class Op:
     way: Way = BY_TORCH
     unconverted: Way = BY_TORCH
     keeps_channels_last: bool = False
+    is_converted: bool = False
     layer: str = ""
     shape: tuple[int, ...] = ()
     consumers: int = 0

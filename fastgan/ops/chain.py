@@ -609,6 +609,8 @@ def _gradients(
                 gradients.wants(number, "bias"),
                 tensors[number].weight.dtype,
             )
+            # As autograd stores it in .grad, but also where it is asked for by itself.
+            grad_weight = laid_out(grad_weight, is_channels_last(weight))
             gradients.put(number, "weight", grad_weight)
             gradients.put(number, "bias", grad_bias)
             del grad_weight, grad_bias
@@ -768,6 +770,9 @@ def _recorded_gradients(
     )
     grads: list[Tensor | None] = [None] * len(own)
     for place, grad in zip(places, gradients, strict=True):
+        tensor = own[place]
+        if place > 0 and grad is not None and tensor is not None:
+            grad = laid_out(grad, is_channels_last(tensor))
         grads[place] = grad
     return grads
 

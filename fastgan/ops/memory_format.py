@@ -105,5 +105,21 @@ def relaid(map: Tensor, channels_last: bool) -> Tensor:
     return copy
 
 
+def lay_out_weight_gradient(output: Tensor, weight: Tensor) -> None:
+    """Makes the gradient of a convolution's contiguous weight contiguous, whatever its maps are.
+
+    Args:
+        output: of torch's convolution.
+        weight: its weight.
+    """
+    if output.grad_fn is not None and weight.requires_grad and not is_channels_last(weight):
+        output.grad_fn.register_hook(_with_contiguous_weight_gradient)
+
+
+def _with_contiguous_weight_gradient(grads: Any, _: Any) -> Any:
+    input, weight, bias = grads
+    return input, None if weight is None else weight.contiguous(), bias
+
+
 def _format(channels_last: bool) -> torch.memory_format:
     return torch.channels_last if channels_last else torch.contiguous_format

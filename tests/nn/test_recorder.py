@@ -1059,8 +1059,9 @@ def test_contiguous_weights_take_the_fastest_convolution_and_keep_their_layout(
     output = fused(x)
     assert any("Chain" in name for name in nodes(output)) == has_vectors()
     parameters = list(fused.parameters())
-    gradients = torch.autograd.grad(output.sum(), parameters)
-    assert [each.stride() for each in gradients] == [each.stride() for each in parameters]
+    for graph in (True, False):
+        gradients = torch.autograd.grad(output.sum(), parameters, create_graph=graph)
+        assert [each.stride() for each in gradients] == [each.stride() for each in parameters]
 
 
 def test_a_profiler_may_hold_what_is_computed() -> None:

@@ -103,7 +103,7 @@ def run_chain(chain: Chain, input: Tensor, tensors: Sequence[StageTensors]) -> T
         The last stage's activation, in the convolutions' dtype.
     """
     output: Tensor = _ChainFunction.apply(  # type: ignore[no-untyped-call]
-        chain, input, *(tensor for stage in tensors for tensor in stage)
+        chain, torch.is_grad_enabled(), input, *(tensor for stage in tensors for tensor in stage)
     )
     return output
 
@@ -187,11 +187,15 @@ class _ChainFunction(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, chain: Chain, input: Tensor, *flat: Tensor | None) -> Tensor:
+    def forward(
+        ctx: Any, chain: Chain, recorded: bool, input: Tensor, *flat: Tensor | None
+    ) -> Tensor:
         tensors = _unflatten(flat)
         with OneDispatch():
-            output, kept = _forward(chain, input, tensors)
+            output, kept, as_run = _forward(chain, input, tensors, recorded)
         ctx.chain = chain
+        # The first stage's gradients read the input as autocast cast it.
+        ctx.cast_input = None if as_run is input else as_run
         ctx.vectors = [
             _Vectors(of_stage, copied=not stage.batch_statistics)
             for stage, of_stage in zip(chain.stages, tensors, strict=True)
@@ -210,7 +214,7 @@ class _ChainFunction(torch.autograd.Function):
                 saved.append(of_kept.value)
                 of_kept.value = _ELSEWHERE
             if hooks is not None:
-                of_kept.cast_weight = of_kept.padded = None  # cheap to recompute
+                of_kept.cast_weight = of_kept.padded = ctx.cast_input = None  # cheap to recompute
         ctx.kept = kept
         ctx.save_for_backward(*saved)
         return output
@@ -221,11 +225,11 @@ class _ChainFunction(torch.autograd.Function):
         saved = ctx.saved_tensors
         count = len(chain.stages)
         input, weights, values = saved[0], saved[1 : 1 + count], list(saved[1 + count :])
-        wanted = ctx.needs_input_grad[1:]
+        wanted = ctx.needs_input_grad[2:]
         if _weights_are_left_out:
             wanted = (wanted[0], *(False for _ in wanted[1:]))
             if not wanted[0]:
-                return (None,) * (1 + len(wanted))
+                return (None,) * (2 + len(wanted))
         output = ctx.output
         written = output is not None and _version(output) != ctx.version
         if torch.is_grad_enabled() or written:
@@ -235,7 +239,7 @@ class _ChainFunction(torch.autograd.Function):
             ]
         if torch.is_grad_enabled():
             with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
-                return None, *_recorded_gradients(chain, input, tensors, grad_output, wanted)
+                return None, None, *_recorded_gradients(chain, input, tensors, grad_output, wanted)
         if written:
             output = run_layers(chain.stages, input, tensors, chain.dtype)
         if output is not None:
@@ -248,11 +252,14 @@ class _ChainFunction(torch.autograd.Function):
             replace(stage, value=values.pop(0)) if stage.value is _ELSEWHERE else stage
             for stage in ctx.kept
         ]
+        with OneDispatch():
+            as_run = _cast(input, chain.dtype) if ctx.cast_input is None else ctx.cast_input
         if not torch._C._autograd._get_current_graph_task_keep_graph():
-            ctx.kept = ctx.output = None
+            ctx.kept = ctx.output = ctx.cast_input = None
         del saved, values
         with OneDispatch():
-            return None, *_gradients(chain, input, tensors, kept, grad_output, wanted)
+            gradients = _gradients(chain, input, as_run, tensors, kept, grad_output, wanted)
+        return None, None, *gradients
 
 
 class _Vectors:
@@ -314,10 +321,12 @@ class OneDispatch:
 
 
 def _forward(
-    chain: Chain, input: Tensor, tensors: Sequence[StageTensors]
-) -> tuple[Tensor, list[_Kept]]:
+    chain: Chain, input: Tensor, tensors: Sequence[StageTensors], recorded: bool
+) -> tuple[Tensor, list[_Kept], Tensor]:
+    """The output, what is kept of each stage, and the input as cast."""
     kept: list[_Kept] = []
-    value, as_run = _as_run(chain, input, tensors)
+    cast_input, as_run = _as_run(chain, input, tensors, recorded)
+    value = cast_input
     before: NormActivation | None = None
     for stage, given, of_stage in zip(chain.stages, tensors, as_run, strict=True):
         padded = _padded(stage, value, before)
@@ -334,7 +343,7 @@ def _forward(
         output = laid_out(output, _gives_channels_last(chain.stages, input, tensors))
         if before is None:
             kept[-1].value = output  # its identity tells what autograd saves
-    return output, kept
+    return output, kept, cast_input
 
 
 def _padded(stage: Stage, value: Tensor, norm: NormActivation | None) -> Tensor | None:
@@ -388,11 +397,12 @@ def _gives_channels_last(
 
 
 def _as_run(
-    chain: Chain, input: Tensor, tensors: Sequence[StageTensors]
+    chain: Chain, input: Tensor, tensors: Sequence[StageTensors], recorded: bool
 ) -> tuple[Tensor, Sequence[StageTensors]]:
     """Inputs, weights and biases as cast by autocast, and copies of the norms' biases.
 
-    The copies have the norms' arithmetic dtype. All casts take one launch, and all copies another.
+    The copies have the norms' arithmetic dtype, and without a backward pass are the biases that
+    have it already. All casts take one launch, and all copies another.
     """
     weights: Sequence[Tensor] = [of_stage.weight for of_stage in tensors]
     biases = [of_stage.bias for of_stage in tensors]
@@ -404,9 +414,11 @@ def _as_run(
         weights, biases = cast[: len(tensors)], cast[len(tensors) :]
     elif not norm_biases:
         return input, tensors
-    if norm_biases:
-        joined = torch.cat(norm_biases).to(arithmetic_dtype(input.dtype))
-        norm_biases = list(joined.split([len(bias) for bias in norm_biases]))[::-1]
+    dtype = arithmetic_dtype(input.dtype)
+    if norm_biases and (recorded or any(bias.dtype != dtype for bias in norm_biases)):
+        joined = torch.cat(norm_biases).to(dtype)
+        norm_biases = list(joined.split([len(bias) for bias in norm_biases]))
+    norm_biases.reverse()
     return input, [
         StageTensors(
             weight,
@@ -574,6 +586,7 @@ class _Gradients:
 def _gradients(
     chain: Chain,
     input: Tensor,
+    as_run: Tensor,
     tensors: Sequence[StageTensors],
     kept: list[_Kept],
     grad_output: Tensor,
@@ -581,7 +594,8 @@ def _gradients(
 ) -> list[Tensor | None]:
     """The gradients of the input and of every tensor, None if not needed.
 
-    Empties `kept` on the way, so that each stage's memory is free for the next one.
+    `as_run`: the input as autocast cast it. Empties `kept` on the way, so that each stage's memory
+    is free for the next one.
     """
     gradients = _Gradients(input, tensors, wanted)
     stages = chain.stages
@@ -595,7 +609,7 @@ def _gradients(
                 carried = _Carried(laid_out(carried.grad, is_channels_last(input)))
             break
         weight, padded = current.cast_weight, current.padded
-        current = before = kept.pop() if number > 0 else _Kept(_cast(input, chain.dtype))
+        current = before = kept.pop() if number > 0 else _Kept(as_run)
         if padded is None:
             padded = _padded(stages[number], before.value, before.norm)
         if weight is None:

@@ -10,7 +10,7 @@ import sys
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as nn_module
 
 from fastgan.errors import DtypeError, UnsupportedCriticError
+from fastgan.penalty.casts import Cast
 from fastgan.penalty.entries import Samples, Value
 from fastgan.penalty.peephole import move_masks
 from fastgan.penalty.points import within_transform
@@ -182,6 +183,7 @@ def record(
     divided: bool = False,
     watching: bool = False,
     leave: bool = False,
+    casts: list[Cast] | None = None,
     on_tape: Callable[[Tape], object] | None = None,
 ) -> Recording:
     """Runs a critic and records its ops.
@@ -195,6 +197,7 @@ def record(
         watching: whether :attr:`fastgan.penalty.tape.Tape.moves` also reports state changed by
             Python code.
         leave: whether to restore all state that the critic changed.
+        casts: see :class:`fastgan.penalty.tape.Tape`.
         on_tape: called with the tape before the critic runs.
 
     Raises:
@@ -210,7 +213,7 @@ def record(
     if not joined:
         images = empty(images.shape, images).copy_(images.detach())
     state = _State(critic.inner, watching=watching)
-    tape = Tape(images, joined=joined, divided=divided)
+    tape = Tape(images, joined=joined, divided=divided, casts=casts)
     del images
     if on_tape is not None:
         on_tape(tape)
@@ -377,10 +380,12 @@ class Joining:
         tries: how many calls may still test it. There are two, because lazy modules change state in
             the first call only.
         joined: whether joined batches gave the same scores as separate ones.
+        casts: see :class:`fastgan.penalty.tape.Tape`.
     """
 
     tries: int = 2
     joined: bool = False
+    casts: list[Cast] = field(default_factory=list)
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, dict[Any, Joining]] = weakref.WeakKeyDictionary()

@@ -155,6 +155,7 @@ class _Run:
             names,
             divided=len({name in self.asked.penalties for name in names}) > 1,
             watching=self.watching or len(names) > 1,
+            casts=self.joining.casts,
         )
         for value in batch.tape.parameters:
             assert value.leaf is not None

@@ -33,6 +33,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan._util import recording
+from fastgan.penalty.casts import Cast, Casts, casts_alone
 from fastgan.penalty.entries import Node, Samples, Value
 from fastgan.penalty.linear import read_region, write_region
 from fastgan.penalty.rule import AUTOGRAD, GRAPH, OUTPUT
@@ -91,6 +92,7 @@ class Tape(TorchFunctionMode):
             another: :class:`Changed` is raised before an op changes state or mixes samples.
         divided: whether the tape will be :meth:`narrowed`: :class:`Changed` is also raised before
             an op that can't be.
+        casts: the parameters that the critic's last recording cast; replaced by this one's.
 
     Attributes:
         images: the critic's argument.
@@ -101,8 +103,17 @@ class Tape(TorchFunctionMode):
         undo: changed tensors and their earlier values.
     """
 
-    def __init__(self, images: Tensor, *, joined: bool = False, divided: bool = False) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        *,
+        joined: bool = False,
+        divided: bool = False,
+        casts: list[Cast] | None = None,
+    ) -> None:
         super().__init__()
+        self._known_casts = [] if casts is None else casts
+        self._casts = Casts(self._known_casts.copy())
         self.nodes: list[Node] = []
         self.parameters: list[Value] = []
         self.moves: str | None = None
@@ -196,6 +207,8 @@ class Tape(TorchFunctionMode):
         self._constants.clear()
         self._saved.clear()
         self.images = None
+        self._casts.end()
+        self._known_casts[:] = self._casts.made
         for tensor in survivors:
             # Refused for autograd's own results; grad_fn raises for views of overwritten tensors.
             with contextlib.suppress(RuntimeError):
@@ -265,6 +278,8 @@ class Tape(TorchFunctionMode):
     def op(self, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Runs an ATen op and, if necessary, records it."""
         info = rule_of(func)
+        if info.writes:
+            self._casts.written(tensors_in(args))
         if not self._active:
             return self._beside(info, args, kwargs)
         if info.writes:
@@ -279,7 +294,10 @@ class Tape(TorchFunctionMode):
         for tensor in node.rule.moves(node, args):
             self._moving(f"{func} changes the critic's state in place", tensor)
         node.overwrite = recording.offered(args[0]) and _storage(args[0]) not in self._saved
-        result = node.rule.run(node, func, args, kwargs)
+        if func is _CAST and isinstance(args[0], torch.nn.Parameter) and casts_alone(kwargs):
+            result = self._casts.cast(args[0], kwargs["dtype"])
+        else:
+            result = node.rule.run(node, func, args, kwargs)
         node.overwrite = False
         if not info.view:
             self._fresh(result)
@@ -660,6 +678,8 @@ def _cut(node: Node, rows: Samples, slot: Any, argument: Any) -> Any:
     is_cut = isinstance(argument, Tensor) and _has_rows(node, slot, argument)
     return rows.of(argument) if is_cut else argument
 
+
+_CAST = torch.ops.aten._to_copy.default
 
 #: View ops that copy if the memory layout requires it.
 _RESHAPING = {torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default}

@@ -122,9 +122,11 @@ class Iteration:
         """Runs one step, with a batch for each of the critic's updates."""
         updater, measured = self.updater, shape.measured
         together = updater.config.one_stage
+        metrics: dict[str, Tensor] = {}
         for index, ((real, labels), penalize) in enumerate(
             zip(batches, shape.penalized, strict=True)
         ):
+            self.totals.add(metrics)
             if together and index == len(batches) - 1:
                 with record_function("both updates"):
                     metrics = updater.update_both(
@@ -133,17 +135,16 @@ class Iteration:
             else:
                 with record_function("critic update"):
                     metrics = updater.update_discriminator(real, labels, penalize=penalize)
-            self.totals.add(metrics)
         if not together:
             with record_function("generator update"):
                 real, labels = batches[-1]
-                metrics = updater.update_generator(
+                metrics |= updater.update_generator(
                     real=real,
                     labels=labels,
                     measure_gradient=measured,
                     penalize=shape.penalized_g,
                 )
-            self.totals.add(metrics)
+        self.totals.add(metrics)
         if self.average is not None:
             with record_function("moving average"):
                 self.average.update(updater.generator)

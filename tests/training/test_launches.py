@@ -25,7 +25,7 @@ from fastgan.training.updates import GANUpdater
 pytest.importorskip("triton", reason="Triton is a dependency on Linux only")
 
 #: Of a step of 64x64 images in bf16: one update of the critic, and one of the generator.
-LAUNCHES = {"dcgan": 124, "wgan": 124, "wgan-gp": 120}
+LAUNCHES = {"dcgan": 119, "wgan": 119, "wgan-gp": 109}
 
 LAUNCHES_NOTHING = {
     *("_local_scalar_dense", "_reshape_alias", "_unsafe_view", "alias", "as_strided", "detach"),
@@ -65,7 +65,8 @@ def test_an_iteration_launches_no_more_than_it_did(
     monkeypatch.setattr(launch.Launch, "__call__", count)
     monkeypatch.setattr(convolution, "interpreted", lambda: True)
     # Kernels that don't run give no scores that could agree.
-    monkeypatch.setattr(fused, "joining", lambda *_: Joining(tries=0, joined=True))
+    learnt = Joining(tries=0, joined=True)
+    monkeypatch.setattr(fused, "joining", lambda *_: learnt)
     monkeypatch.setattr(rule, "sums_in_pieces", lambda _: False)
     convolution._device_lacks.cache_clear()
     settings = {"image_size": 64, "batch_size": 2, "ngf": 8, "ndf": 8, "nz": 8, "ema_decay": 0.0}

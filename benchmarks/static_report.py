@@ -24,8 +24,8 @@ holds
         occupancy       percent of a multiprocessor's warps that registers, shared memory and
                         threads allow
         instructions    machine instructions by group (GROUPS below), and in all
-        step            of Triton's tiles on tensor cores: machine instructions of a step of the
-                        reduction, which is its loop
+        step            on tensor cores: machine instructions of a step of the reduction, which is
+                        its loop
 
 Counts are of the code, not of what runs: a loop's body counts once.
 """
@@ -249,7 +249,7 @@ def row(architecture: str, source: str, kernel: str, facts: dict) -> dict:
         "stack": facts["stack"],
         "occupancy": allowed,
         "instructions": facts["instructions"],
-        **({} if source != "triton" or facts["step"] is None else {"step": facts["step"]}),
+        **({} if facts["step"] is None else {"step": facts["step"]}),
     }
 
 
@@ -371,7 +371,7 @@ def table(architecture: str) -> str:
                 str(max(kernel["stack"] for kernel in rows)),
                 f"{min(kernel['occupancy'] for kernel in rows)}%",
                 str(counts["all"]),
-                str(worst.get("step", "")),
+                str(max((kernel["step"] for kernel in rows if "step" in kernel), default="")),
                 ", ".join(f"{group} {number}" for group, number in mix[:6]),
             )
         )

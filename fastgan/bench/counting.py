@@ -37,13 +37,13 @@ PARTS: Mapping[str, re.Pattern[str]] = {
     ),
     "convolutions": re.compile(
         r"conv|cudnn|gemm|aten::(mm|addmm|bmm|linear)$|implicit_gemm"
-        r"|weight_gradient|winograd_|matrix_|patch_scatter",
+        r"|weight_gradient|winograd_|matrix_|patch_scatter|few_channels_|_few\b",
         re.IGNORECASE,
     ),
 }
 _FORWARD = re.compile(
     r"^(aten::convolution|mkldnn::_convolution(_transpose)?_pointwise"
-    r"|fastgan::((winograd|matrix)_\w+|patch_scatter))$"
+    r"|fastgan::((winograd|matrix|few_channels)_\w+|patch_scatter))$"
 )
 _BACKWARD = "aten::convolution_backward"
 #: Names without a namespace, except torch's own gradients ("MulBackward0"), are Python code: a

@@ -476,7 +476,7 @@ def _say_chain(units: list[list[Op]], stages: list[Stage], input: Tensor, log: L
                 of = "batch" if stage.batch_statistics else "running ones"
                 by = path if path == "triton" else norm_path
                 reason, beside = f"statistics of the {of}; {where}", op.layer
-            elif stage.norm or path == "triton":
+            elif stage.norm or path in ("triton", "cuda"):
                 reason = f"together with {beside!r}"
             elif ACTIVATIONS[stage.activation].keeps_input(stage.negative_slope):
                 by, reason = norm_path, "left to the next layer"

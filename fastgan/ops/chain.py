@@ -458,9 +458,8 @@ def _stage_forward(
         )
         value, partials = TRITON.fused_forward(stage, input, weight, prologue, epilogue)
     else:
-        value = backend.forward(stage, input, weight, bias)
-        if not is_deferred:
-            value = activation.forward_(value, slope)
+        run = backend.forward if is_deferred else backend.activated_forward
+        value = run(stage, input, weight, bias)
     if not is_deferred:
         return _Kept(value)
     if not stage.norm:
@@ -727,6 +726,12 @@ def _input_gradient(
     backend = select_backend("input_gradient", stage, input, weight, around)
     if padded is not None or not backend.loads:
         carried.finish()
+    mask: ActivationGradient | None = None
+    if activates and before.invstd is None:
+        previous = stages[number - 1]
+        mask = ActivationGradient(before.value, previous.activation, previous.negative_slope)
+    if padded is None and not backend.fuses and mask is not None:
+        return _Carried(backend.masked_input_gradient(stage, carried.grad, input, weight, mask))
     if padded is not None or not backend.fuses:
         grad = backend.input_gradient(stage, carried.grad, input, weight)
         if padded is not None:
@@ -738,12 +743,9 @@ def _input_gradient(
                 grad = laid_out(grad, gives_channels_last(before.value, weight))
             return _Carried(grad)
         return _through_norm(stages, number - 1, before, grad, True, gradients)
-    epilogue: NormActivationGradient | ActivationGradient | None = None
+    epilogue: NormActivationGradient | ActivationGradient | None = mask
     if before.norm is not None and before.invstd is not None:
         epilogue = NormActivationGradient(before.value, before.norm, before.invstd)
-    elif activates:
-        previous = stages[number - 1]
-        epilogue = ActivationGradient(before.value, previous.activation, previous.negative_slope)
     grad, sums = TRITON.fused_input_gradient(
         stage, carried.grad, before.value, weight, carried.prologue, epilogue
     )

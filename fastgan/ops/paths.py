@@ -14,6 +14,7 @@ from fastgan.ops import (  # imported to define their ops
     bias_act,  # noqa: F401
     bn_act,  # noqa: F401
     clip_tensors,  # noqa: F401
+    few_channels,  # noqa: F401
     filtered_lrelu,  # noqa: F401
     optimizer_steps,  # noqa: F401
     patches,  # noqa: F401
@@ -34,10 +35,12 @@ _CHECKS: dict[str, Callable[[torch.device | str], None]] = {
 }
 
 
-#: Ops not used on GPUs, where other kernels do the same.
-_ON_CPUS_ALONE = frozenset(
-    op for op in _CHECKS if op.startswith(("patch_", "sample_norm_", "winograd_"))
-)
+#: The beginnings of ops that are used on one kind of device, where on others other code does the
+#: same.
+_ONE_DEVICE = {
+    **dict.fromkeys(("patch_", "sample_norm_", "winograd_"), "cpu"),
+    "few_channels_": "cuda",
+}
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def op_paths() -> list[OpPath]:
         op_path(op, device)
         for op in _CHECKS
         for device in ("cpu", "cuda")
-        if device == "cpu" or op not in _ON_CPUS_ALONE
+        if all(device == only for start, only in _ONE_DEVICE.items() if op.startswith(start))
     ]
 
 

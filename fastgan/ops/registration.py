@@ -19,8 +19,9 @@ from fastgan.ops.cuda_support import NO_COMPILED_PART, cuda_obstacle
 
 NAMESPACE = "fastgan"
 
-#: The only reason for plain PyTorch that is an op's own.
+#: The only reasons for plain PyTorch that are an op's own.
 FOR_CPUS_ALONE = "it has a kernel for CPUs alone"
+FOR_GPUS_ALONE = "it has a kernel for GPUs alone"
 
 #: Kept for the life of the process, like its registrations.
 library = torch.library.Library(NAMESPACE, "FRAGMENT")
@@ -67,7 +68,8 @@ def register_fallback(name: str, kernel: Callable[..., Any]) -> None:
         for tensor in [first] if isinstance(first, torch.Tensor) else first[:1]:
             device_type = tensor.device.type
             reason = why_no_kernel(device_type)
-            ops = f"fastgan::{name} runs" if reason == FOR_CPUS_ALONE else "fastgan's ops run"
+            is_its_own = reason in (FOR_CPUS_ALONE, FOR_GPUS_ALONE)
+            ops = f"fastgan::{name} runs" if is_its_own else "fastgan's ops run"
             warn_once(f"{ops} as plain PyTorch on {device_type}: {reason}", stacklevel=3)
         return kernel(first, *args, **kwargs)
 
@@ -121,6 +123,8 @@ def why_no_kernel(device_type: str) -> str:
         return cuda_obstacle() or FOR_CPUS_ALONE
     if not _native.load():
         return NO_COMPILED_PART
+    if device_type == "cpu":
+        return FOR_GPUS_ALONE
     return "fastgan has kernels for the CPU and for CUDA only"
 
 

@@ -1,5 +1,6 @@
 """Convolution backends, and the selection of the fastest one for each problem.
 
+few_channels        at most four channels on one side, on GPUs; bias and activation on store
 triton              kernels that fuse neighbouring norms and activations, on GPUs
 triton_after_passes the same kernels, with separate passes instead of fusion on load
 winograd            3x3 and 4x4 taps with stride 1 or 2, 5x5 with 2, on CPUs: fewer products

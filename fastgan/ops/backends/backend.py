@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
+from fastgan.activations import ACTIVATIONS
+from fastgan.kernels.fusion import ActivationGradient
 from fastgan.ops.backends.problem import Problem
 from fastgan.ops.stages import Stage
 
@@ -23,7 +26,8 @@ class Backend(ABC):
 
     Attributes:
         name: its name in choices' files and in tables.
-        path: "triton", "cpu" (C++ of fastgan's own) or "aten", as ``fastgan.explain`` shows it.
+        path: "triton", "cuda" and "cpu" (C++ of fastgan's own) or "aten", as ``fastgan.explain``
+            shows it.
         fuses: whether it supports a :class:`Fusion` on store.
         loads: whether it supports one on load.
     """
@@ -55,6 +59,13 @@ class Backend(ABC):
             (N, C_out, H_out, W_out) or (N, C_out).
         """
 
+    def activated_forward(
+        self, stage: Stage, input: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> Tensor:
+        """z(conv(input, weight) + bias), z the stage's activation; else as :meth:`forward`."""
+        output = self.forward(stage, input, weight, bias)
+        return ACTIVATIONS[stage.activation].forward_(output, stage.negative_slope)
+
     @abstractmethod
     def input_gradient(
         self, stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor
@@ -67,6 +78,28 @@ class Backend(ABC):
             input: a tensor with the input's shape and layout; its values aren't read.
             weight: the layer's.
         """
+
+    def masked_input_gradient(
+        self,
+        stage: Stage,
+        grad_output: Tensor,
+        input: Tensor,
+        weight: Tensor,
+        mask: ActivationGradient,
+    ) -> Tensor:
+        """The input gradient times the derivative of the activation before.
+
+        Args:
+            stage: geometry.
+            grad_output: the gradient of the output.
+            input: as in :meth:`input_gradient`.
+            weight: the layer's.
+            mask: the activation, and the tensor it kept.
+        """
+        grad = self.input_gradient(stage, grad_output, input, weight)
+        code = ACTIVATIONS[mask.activation].code
+        torch.ops.fastgan.act_gradient_(grad, mask.kept, code, mask.negative_slope)
+        return grad
 
     @abstractmethod
     def weight_gradient(

@@ -24,7 +24,7 @@ from fastgan.ops.stages import Stage
 def describe_layer(
     stage: Stage, weight: Tensor, dtype: torch.dtype, device: torch.device
 ) -> tuple[str, str]:
-    """A layer's path, "triton", "cpu" or "aten", and a description of its backends.
+    """A layer's path, "triton", "cuda", "cpu" or "aten", and a description of its backends.
 
     The path is that of the registry's first backend that computes one of the passes.
 

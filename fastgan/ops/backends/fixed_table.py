@@ -1,8 +1,9 @@
 """Choices without measurement, for ``FASTGAN_AUTOTUNE=0`` and deterministic algorithms.
 
-On GPUs Triton's kernels wherever they can run; from compute capability 9.0 on without fusion on
-load, which would take several times the instructions of the products. On CPUs the thresholds below,
-measured on two processors with AVX-512. Otherwise backends are measured, without thresholds.
+On GPUs the kernels for few channels where they can run, then Triton's; from compute capability 9.0
+on without fusion on load, which would take several times the instructions of the products. On CPUs
+the thresholds below, measured on two processors with AVX-512. Otherwise backends are measured,
+without thresholds.
 """
 
 from __future__ import annotations
@@ -107,6 +108,7 @@ def _small_places(problem: Problem) -> tuple[int, int]:
 
 #: Other backends are only chosen by measurement.
 _TABLE: dict[str, Callable[[Problem], bool]] = {
+    "few_channels": lambda problem: True,
     "triton": _loads_in_the_loop,
     "triton_after_passes": lambda problem: True,
     "winograd": _winograd,

@@ -15,6 +15,7 @@ import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -231,16 +232,23 @@ class _Trial:
     # Convolution and separate passes, as fastgan.ops.chain runs them.
 
     def _forward(self, backend: Backend) -> None:
-        output = backend.forward(self.stage, self._loaded_input(), self.weight, None)
-        if self.problem.fusion.store == "statistics":
+        stage, store, input = self.stage, self.problem.fusion.store, self._loaded_input()
+        if store == "activation":
+            stage = replace(stage, activation=_ACTIVATION, negative_slope=_SLOPE)
+            backend.activated_forward(stage, input, self.weight, None)
+            return
+        output = backend.forward(stage, input, self.weight, None)
+        if store == "statistics":
             _ops.batch_norm_statistics(output, None, None, None, 0.1, 1e-5)
-        elif self.problem.fusion.store == "activation":
-            ACTIVATIONS[_ACTIVATION].forward_(output, _SLOPE)
 
     def _input_gradient(self, backend: Backend) -> None:
-        grad = backend.input_gradient(self.stage, self._loaded_grad(), self.input, self.weight)
-        store = self.problem.fusion.store
-        if store == "norm":
+        around = self.stage, self._loaded_grad(), self.input, self.weight
+        if self.problem.fusion.store == "activation":
+            mask = ActivationGradient(self.input, _ACTIVATION, _SLOPE)
+            backend.masked_input_gradient(*around, mask)
+            return
+        grad = backend.input_gradient(*around)
+        if self.problem.fusion.store == "norm":
             norm = self.before
             code, invstd = ACTIVATIONS[_ACTIVATION].code, norm.scale
             sums = _ops.norm_act_gradient_sums(
@@ -251,8 +259,6 @@ class _Trial:
             _ops.norm_act_gradient_(
                 grad, self.input, norm.mean, norm.scale, None, slope, offset, code, _SLOPE
             )
-        elif store == "activation":
-            _ops.act_gradient_(grad, self.input, ACTIVATIONS[_ACTIVATION].code, _SLOPE)
 
     def _weight_gradient(self, backend: Backend) -> None:
         grad, input = self._loaded_grad(), self._loaded_input()

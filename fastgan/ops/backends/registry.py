@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastgan.ops.backends.aten import ATen, RearrangedATen
 from fastgan.ops.backends.backend import Backend
+from fastgan.ops.backends.few_channels import FewChannels
 from fastgan.ops.backends.matrix_product import MatrixProduct
 from fastgan.ops.backends.patches import Patches
 from fastgan.ops.backends.triton import Triton
@@ -14,6 +15,7 @@ TRITON_AFTER_PASSES = Triton("triton_after_passes", loads=False)
 WINOGRAD, ATEN = Winograd(), ATen()
 
 BACKENDS: tuple[Backend, ...] = (
+    FewChannels(),
     TRITON,
     TRITON_AFTER_PASSES,
     WINOGRAD,

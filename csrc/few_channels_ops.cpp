@@ -1,0 +1,157 @@
+// The CUDA kernels of torch.ops.fastgan.few_channels_*: argument checks, registration. The formulas:
+// math/few_channels.h. Other devices run plain PyTorch. Like ops.cpp, only uses LibTorch's stable
+// ABI.
+
+#if defined(FASTGAN_WITH_CUDA)
+
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <limits>
+#include <optional>
+#include <vector>
+
+#include "cuda/few_channels.h"
+#include "op_arguments.h"
+
+namespace fastgan {
+
+namespace {
+
+using torch::stable::Tensor;
+using OptionalTensor = std::optional<Tensor>;
+using Numbers = std::vector<std::int64_t>;
+
+// Larger sizes and settings might overflow a kernel's index.
+constexpr std::int64_t kLargest = std::int64_t{1} << 30;
+
+void require_map(const char* op, const char* argument, const Tensor& map) {
+    if (map.dim() != 4 || map.size(1) >= kLargest || map.size(2) >= kLargest ||
+        map.size(3) >= kLargest) {
+        fail(op, ": ", argument, " has shape ", shape_text(map), "; expected four dimensions");
+    }
+}
+
+void require_alike(const char* op, const char* argument, const Tensor& tensor, const Tensor& like) {
+    if (dtype_code(tensor) != dtype_code(like) || tensor.device() != like.device()) {
+        fail(op, ": ", argument, " has dtype ", dtype_name(dtype_code(tensor)), "; expected ",
+             dtype_name(dtype_code(like)), " on the same device");
+    }
+}
+
+void require_pair(const char* op, const char* argument, const Numbers& numbers,
+                  std::int64_t least) {
+    if (numbers.size() != 2 || std::min(numbers[0], numbers[1]) < least ||
+        std::max(numbers[0], numbers[1]) >= kLargest) {
+        fail(op, ": ", argument, " should be two numbers from ", least, " on");
+    }
+}
+
+MapStrides map_strides(const char* op, const Tensor& map) {
+    std::int64_t reach = 0;
+    for (int d = 1; d < 4; ++d) {
+        reach += map.stride(d) * (map.size(d) - 1);
+    }
+    if (reach > std::numeric_limits<std::int32_t>::max()) {
+        fail(op, ": a sample of a map of shape ", shape_text(map), " spans 2^31 elements or more");
+    }
+    const auto stride = [&](int d) { return map.size(d) > 1 ? static_cast<int>(map.stride(d)) : 0; };
+    return {map.stride(0), stride(1), stride(2), stride(3)};
+}
+
+GatherAxis axis_of(const char* op, const Tensor& input, const Tensor& weight, int d,
+                   bool transposed, const Numbers& stride, const Numbers& padding,
+                   const Numbers& size) {
+    const std::int64_t in = input.size(d), taps = weight.size(d), out = size[d - 2];
+    const std::int64_t step = stride[d - 2], added = padding[d - 2];
+    // The map with fewer places, and what is left over of the other one.
+    const std::int64_t small = transposed ? in : out, wide = transposed ? out : in;
+    const std::int64_t left_over = wide + 2 * added - (small - 1) * step - taps;
+    if (in < 1 || taps < 1 || left_over < 0 || left_over >= step) {
+        fail(op, ": ", in, " and ", out, " places do not belong together at stride ", step,
+             ", padding ", added, " and ", taps, " taps");
+    }
+    const auto number = [](std::int64_t n) { return static_cast<int>(n); };
+    return GatherAxis::of(number(in), number(out), number(taps), number(step), number(added),
+                          transposed);
+}
+
+Tensor gather(Tensor input, Tensor weight, OptionalTensor bias, OptionalTensor kept,
+              bool transposed, Numbers stride, Numbers padding, Numbers size,
+              std::int64_t activation, double negative_slope, bool channels_last) {
+    constexpr const char* op = "fastgan::few_channels_gather";
+    require_map(op, "input", input);
+    require_map(op, "weight", weight);
+    require_alike(op, "weight", weight, input);
+    require_pair(op, "stride", stride, 1);
+    require_pair(op, "padding", padding, 0);
+    require_pair(op, "size", size, 1);
+    const int from = transposed ? 0 : 1;
+    const std::int64_t out_channels = weight.size(1 - from);
+    if (weight.size(from) != input.size(1) || std::min(input.size(1), out_channels) < 1) {
+        fail(op, ": weight has shape ", shape_text(weight), " and input ", shape_text(input),
+             "; expected channels to match");
+    }
+    if (activation < 0 || activation >= kActivations) {
+        fail(op, ": activation is ", activation, "; expected a code from 0 to ", kActivations - 1);
+    }
+    FewChannels problem{
+        float_type(op, "input", input),
+        transposed,
+        input.size(0),
+        static_cast<int>(input.size(1)),
+        static_cast<int>(out_channels),
+        axis_of(op, input, weight, 2, transposed, stride, padding, size),
+        axis_of(op, input, weight, 3, transposed, stride, padding, size),
+        map_strides(op, input),
+        {},
+        {weight.stride(1 - from), static_cast<int>(weight.stride(from)),
+         static_cast<int>(weight.stride(2)), static_cast<int>(weight.stride(3))},
+        static_cast<Activation>(activation),
+        negative_slope};
+    OptionalTensor added;
+    if (bias) {
+        require_alike(op, "bias", *bias, input);
+        if (bias->dim() != 1 || bias->size(0) != out_channels) {
+            fail(op, ": bias has shape ", shape_text(*bias), "; expected (", out_channels, ")");
+        }
+        added = packed(*bias);
+    }
+    Tensor output = empty_map({input.size(0), out_channels, size[0], size[1]}, input, channels_last);
+    problem.output = map_strides(op, output);
+    OptionalTensor values;
+    if (kept) {
+        require_alike(op, "kept", *kept, input);
+        const auto sizes = kept->sizes(), expected = output.sizes();
+        if (bias || !std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) {
+            fail(op, ": kept has shape ", shape_text(*kept), "; expected ", shape_text(output),
+                 ", and no bias");
+        }
+        using torch::headeronly::MemoryFormat;
+        values = packed(*kept,
+                        channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+    }
+    if (output.numel() > 0) {
+        const std::int32_t device = input.get_device_index();
+        const torch::stable::accelerator::DeviceGuard guard(device);
+        const auto data = [](const OptionalTensor& tensor) {
+            return tensor ? tensor->const_data_ptr() : nullptr;
+        };
+        cuda::few_channels_gather(problem, input.const_data_ptr(), weight.const_data_ptr(),
+                                  data(added), data(values), output.mutable_data_ptr(),
+                                  current_cuda_stream(device));
+    }
+    return output;
+}
+
+}  // namespace
+
+}  // namespace fastgan
+
+STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, library) {
+    library.impl("few_channels_gather", TORCH_BOX(&fastgan::gather));
+}
+
+#endif

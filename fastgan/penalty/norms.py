@@ -67,16 +67,17 @@ class GroupNorm(Rule):
         return int(node.args[6])
 
     def maps(self, node: Node, tensor: Tensor) -> Tensor:
-        """A dense tensor (see :meth:`dense`), viewed as the ops' maps."""
-        return tensor
+        """The ops' view of a tensor like x; a copy if its layout is another."""
+        layout = layout_of(node.slots[0].shape, tensor.dtype)
+        return tensor.contiguous(memory_format=layout)
 
-    def vector(self, node: Node, parameter: Tensor) -> Tensor:
-        """A weight or bias, viewed as the ops' vector."""
-        return parameter
+    def unmapped(self, node: Node, maps: Tensor) -> Tensor:
+        """The inverse of :meth:`maps`; also of the view of a parameter as a vector."""
+        return maps
 
-    def parameter(self, node: Node, vector: Tensor) -> Tensor:
-        """The inverse of :meth:`vector`, or of :meth:`maps` for tensors with a batch dimension."""
-        return vector
+    def vector(self, node: Node, parameter: Tensor | None, like: Tensor) -> Tensor | None:
+        """The ops' view of a weight or bias."""
+        return None if parameter is None else parameter.to(wide(like)).contiguous()
 
     def for_node(self, node: Node) -> Rule:
         return self if _normalises_first(node) else AUTOGRAD
@@ -88,86 +89,55 @@ class GroupNorm(Rule):
         path = op_path("penalty_norm_forward_", node.slots[0].device.type)
         return path.path, path.reason
 
-    def dense(self, node: Node, tensor: Tensor) -> Tensor:
-        """The tensor in the ops' layout; a copy if necessary."""
-        return tensor.contiguous(memory_format=self.layout(node, tensor.dtype))
-
-    def layout(self, node: Node, dtype: torch.dtype) -> torch.memory_format:
-        """The maps' layout."""
-        return layout_of(node.slots[0].shape, dtype)
-
     def run(self, node: Node, func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        input = self.dense(node, args[0])
-        maps = self.maps(node, input)
-        eps = args[-1]
-        overwrite = node.overwrite or input is not args[0]
-        xhat, output = input if overwrite else torch.empty_like(input), torch.empty_like(input)
-        invstd = torch.empty(
-            maps.size(0), self.groups(node), dtype=wide(input), device=input.device
-        )
-        weight, bias = (self._vector(node, args[i], input) for i in (self.weight, self.weight + 1))
-        outs = self.maps(node, xhat), invstd, self.maps(node, output)
-        ops.penalty_norm_forward_(maps, weight, bias, self.groups(node), eps, *outs)
+        maps, groups = self.maps(node, args[0]), self.groups(node)
+        overwrite = node.overwrite or maps.data_ptr() != args[0].data_ptr()
+        xhat, output = maps if overwrite else torch.empty_like(maps), torch.empty_like(maps)
+        invstd = torch.empty(maps.size(0), groups, dtype=wide(maps), device=maps.device)
+        weight, bias = (self.vector(node, args[self.weight + i], maps) for i in (0, 1))
+        ops.penalty_norm_forward_(maps, weight, bias, groups, args[-1], xhat, invstd, output)
         node.kept = xhat, invstd
         # torch.nn.functional ignores these two statistics.
-        return output, invstd.new_empty(0), invstd.new_empty(0)
+        return self.unmapped(node, output), invstd.new_empty(0), invstd.new_empty(0)
 
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
-        input, eps = args[0], args[-1]
-        maps = at_least_float32(self.maps(node, self.dense(node, input)))
-        groups = self.groups(node)
+        input, groups = at_least_float32(args[0]), self.groups(node)
+        maps = self.maps(node, input)
+        affine = (self.vector(node, args[self.weight + i], maps) for i in (0, 1))
         grouped = maps.reshape(maps.size(0), groups, maps.size(1) // groups, -1)
-        affine = [
-            None if parameter is None else self.vector(node, parameter)
-            for parameter in args[self.weight : self.weight + 2]
-        ]
-        result = _affine(normalised(grouped, (2, 3), eps), (groups, -1, 1), *affine)
-        return self.parameter(node, result.reshape(maps.shape)).to(input.dtype), None, None
+        result = normalised(grouped, (2, 3), args[-1], (groups, -1, 1), *affine)
+        return self.unmapped(node, result.reshape(maps.shape)).to(args[0].dtype), None, None
 
-    def _vector(self, node: Node, parameter: Tensor | None, like: Tensor) -> Tensor | None:
-        if parameter is None:
-            return None
-        return self.vector(node, parameter).to(wide(like)).contiguous()
+    def _call(self, op: Any, node: Node, tensors: Sequence[Tensor], *settings: Any) -> Tensor:
+        """Calls an op that has a result like x."""
+        (xhat, invstd), maps = node.kept, [self.maps(node, tensor) for tensor in tensors]
+        overwrite = node.overwrite and op is ops.penalty_norm_project_
+        output = maps[0] if overwrite else torch.empty_like(maps[0])
+        weight = self.vector(node, node.arg(self.weight), output)
+        op(*maps, xhat, invstd, weight, self.groups(node), *settings, output)
+        return self.unmapped(node, output)
 
-    def _call(
-        self, op: Any, node: Node, maps: Sequence[Tensor], *settings: Any, overwrite: bool = False
-    ) -> Tensor:
-        """Calls an op on maps, xhat and the weight, and undoes the view of its result."""
-        (xhat, invstd), first = node.kept, maps[0]
-        output = first if overwrite else torch.empty_like(first)
-        weight = self._vector(node, node.arg(self.weight), first)
-        given = (self.maps(node, tensor) for tensor in (*maps, xhat))
-        op(*given, invstd, weight, self.groups(node), *settings, self.maps(node, output))
-        return output
-
-    def _project(self, node: Node, grad: Tensor, tangent: bool) -> Tensor:
-        dense, project = [self.dense(node, grad)], ops.penalty_norm_project_
-        return self._call(project, node, dense, tangent, overwrite=node.overwrite)
-
-    def _sums(self, node: Node, grad: Tensor, tangent: Tensor | None) -> list[Tensor]:
+    def _sums(self, node: Node, grad: Tensor, tangent: Tensor | None = None) -> list[Tensor]:
         """The gradients of weight and bias; with a tangent, those of <d, J u>."""
-        xhat, invstd = node.kept
-        maps = self.maps(node, self.dense(node, grad))
-        along = None if tangent is None else self.maps(node, self.dense(node, tangent))
+        (xhat, invstd), maps = node.kept, self.maps(node, grad)
+        along = None if tangent is None else self.maps(node, tangent)
         sums = invstd.new_empty(2, maps.size(0), maps.size(1))
         means = sums.new_empty(2, *invstd.shape)
-        ops.penalty_norm_gradients_(
-            maps, along, self.maps(node, xhat), invstd, self.groups(node), *sums, means
-        )
-        return [self.parameter(node, vector) for vector in sums.sum(1)]
+        ops.penalty_norm_gradients_(maps, along, xhat, invstd, self.groups(node), *sums, means)
+        return [self.unmapped(node, vector) for vector in sums.sum(1)]
 
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Slots:
         grad, slots = grads[0], set(wanted)
         assert grad is not None
         results: Slots = {}
         if slots - {0}:
-            results[self.weight], results[self.weight + 1] = self._sums(node, grad, None)
+            results[self.weight], results[self.weight + 1] = self._sums(node, grad)
         if 0 in slots:
-            results[0] = self._project(node, grad, tangent=False)
+            results[0] = self._call(ops.penalty_norm_project_, node, [grad], False)
         return {slot: results[slot] for slot in slots}
 
     def slot_jvp(self, node: Node, tangent: Tensor, slot: Any) -> Tensor:
-        return self._project(node, tangent, tangent=True)
+        return self._call(ops.penalty_norm_project_, node, [tangent], True)
 
     def slot_gradient(self, node: Node, grad: Tensor, tangents: Slots, slot: Any) -> Tensor | None:
         tangent = tangents.get(0)
@@ -175,8 +145,7 @@ class GroupNorm(Rule):
             return None
         if slot == self.weight:
             return self._sums(node, grad, tangent)[0]
-        dense = [self.dense(node, maps) for maps in (grad, tangent)]
-        return self._call(ops.penalty_norm_curvature_, node, dense)
+        return self._call(ops.penalty_norm_curvature_, node, [grad, tangent])
 
 
 class LayerNorm(GroupNorm):
@@ -194,28 +163,28 @@ class LayerNorm(GroupNorm):
     def batched(self, node: Node, samples: int) -> bool:
         return len(node.slots[0].shape) > len(node.args[1])
 
-    def layout(self, node: Node, dtype: torch.dtype) -> torch.memory_format:
-        # In channels-last layout the last dimensions aren't contiguous.
-        return super().layout(node, dtype) if len(node.args[1]) == 3 else torch.contiguous_format
+    def _channels_last(self, node: Node) -> bool:
+        value = node.slots[0]
+        return len(node.args[1]) == 3 and layout_of(value.shape, value.dtype) == torch.channels_last
 
-    def _is_channels_last(self, node: Node) -> bool:
-        return self.layout(node, node.slots[0].dtype) == torch.channels_last
-
-    def _ordered(self, node: Node, tensor: Tensor) -> Tensor:
-        return tensor.movedim(-3, -1) if self._is_channels_last(node) else tensor
+    def _in_memory_order(self, node: Node, tensor: Tensor) -> Tensor:
+        return tensor.movedim(-3, -1) if self._channels_last(node) else tensor
 
     def maps(self, node: Node, tensor: Tensor) -> Tensor:
-        return self._ordered(node, tensor).view(-1, math.prod(node.args[1]))
+        dense = self._in_memory_order(node, tensor).contiguous()
+        return dense.view(-1, math.prod(node.args[1]))
 
-    def vector(self, node: Node, parameter: Tensor) -> Tensor:
-        return self._ordered(node, parameter).reshape(-1)
+    def unmapped(self, node: Node, maps: Tensor) -> Tensor:
+        samples = node.slots[0].shape[: -len(node.args[1])] if maps.dim() > 1 else ()
+        if not self._channels_last(node):
+            return maps.view(*samples, *node.args[1])
+        channels, *size = node.args[1]
+        return maps.view(*samples, *size, channels).movedim(-1, -3)
 
-    def parameter(self, node: Node, vector: Tensor) -> Tensor:
-        shape = node.slots[0].shape[: -len(node.args[1])] if vector.dim() > 1 else ()
-        if self._is_channels_last(node):
-            channels, height, width = node.args[1]
-            return vector.reshape(*shape, height, width, channels).movedim(-1, -3)
-        return vector.reshape(*shape, *node.args[1])
+    def vector(self, node: Node, parameter: Tensor | None, like: Tensor) -> Tensor | None:
+        if parameter is not None:
+            parameter = self._in_memory_order(node, parameter).reshape(-1)
+        return super().vector(node, parameter, like)
 
 
 class BatchNorm(Rule):
@@ -262,9 +231,8 @@ class BatchNorm(Rule):
     def replay(self, node: Node, args: Sequence[Any]) -> Any:
         input, weight, bias, mean, variance, training, momentum, eps = args
         if training:
-            dims = (0, *range(2, input.dim()))
-            result = normalised(at_least_float32(input), dims, eps)
-            result = _affine(result, (-1, *[1] * (input.dim() - 2)), weight, bias)
+            dims, shape = (0, *range(2, input.dim())), (-1, *[1] * (input.dim() - 2))
+            result = normalised(at_least_float32(input), dims, eps, shape, weight, bias)
             return result.to(input.dtype), None, None
         given = (input, mean, variance, weight, bias, training, momentum, eps)
         return torch.nn.functional.batch_norm(*given), None, None
@@ -299,42 +267,40 @@ class BatchNorm(Rule):
         return sum_to(product, (1, product.size(1), *[1] * (product.dim() - 2))).view(-1)
 
     def _curvature(self, node: Node, grad: Tensor, tangent: Tensor) -> Tensor:
-        dims = (0, *range(2, grad.dim()))
-        dtype = wide(grad)
+        dims, dtype = (0, *range(2, grad.dim())), wide(grad)
+        spread = (-1, *[1] * (grad.dim() - 2))
 
         def mean(maps: Tensor) -> Tensor:
             return maps.mean(dims, keepdim=True)
 
-        def spread(vector: Tensor) -> Tensor:
-            return vector.to(dtype).view(-1, *[1] * (grad.dim() - 2))
-
-        batch_mean, invstd = map(spread, node.kept)
+        batch_mean, invstd = (vector.to(dtype).view(spread) for vector in node.kept)
         xhat = (node.arg(0).to(dtype) - batch_mean).mul_(invstd)
+        p, u = (maps - mean(maps) for maps in (grad.to(dtype), tangent.to(dtype)))
         weight = node.arg(1)
-        p, u = grad.to(dtype), tangent.to(dtype)
-        p, u = p - mean(p), u - mean(u)
         if weight is not None:
-            p = p.mul_(spread(weight))
+            p.mul_(weight.to(dtype).view(spread))
         a, b, c = mean(p * u), mean(xhat * p), mean(xhat * u)
         result = p.mul_(c).add_(u.mul_(b)).add_(xhat.mul_(a - 3 * b * c))
         return result.mul_(invstd.square().neg_()).to(grad.dtype)
 
 
-def normalised(maps: Tensor, dims: tuple[int, ...], eps: float) -> Tensor:
-    """xhat over the given dimensions.
+def normalised(
+    maps: Tensor,
+    dims: tuple[int, ...],
+    eps: float,
+    shape: tuple[int, ...],
+    weight: Tensor | None,
+    bias: Tensor | None,
+) -> Tensor:
+    """weight * xhat + bias, with xhat over ``dims`` and the parameters viewed in a shape.
 
     torch's own norms have wrong third derivatives (2.13).
     """
     centred = maps - maps.mean(dims, keepdim=True)
-    return centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
-
-
-def _affine(
-    xhat: Tensor, shape: tuple[int, ...], weight: Tensor | None, bias: Tensor | None
-) -> Tensor:
+    result = centred * (centred.square().mean(dims, keepdim=True) + eps).rsqrt()
     if weight is not None:
-        xhat = xhat * weight.view(shape)
-    return xhat if bias is None else xhat + bias.view(shape)
+        result = result * weight.view(shape)
+    return result if bias is None else result + bias.view(shape)
 
 
 def _has_one_wide_dtype(tensors: Iterable[Tensor | None]) -> bool:

@@ -124,12 +124,13 @@ class Node:
             if value.by_parameters:
                 self.outer.append(slot)
 
-    def put(self, slot: Any, argument: Any) -> None:
-        """Sets an argument, or an item of a list among them."""
-        if isinstance(slot, tuple):
-            self.args[slot[0]][slot[1]] = argument
-        else:
-            self.args[slot] = argument
+    def put(self, slot: Any, argument: Any) -> tuple[list[Any], int]:
+        """Sets an argument, or an item of a list among them; returns its list and position."""
+        items, position = (
+            (self.args[slot[0]], slot[1]) if type(slot) is tuple else (self.args, slot)
+        )
+        items[position] = argument
+        return items, position
 
     def arg(self, position: int, default: Any = None) -> Any:
         """An argument, with values replaced by their tensors."""

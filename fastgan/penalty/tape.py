@@ -20,9 +20,10 @@ import contextlib
 import math
 import sys
 import weakref
+from collections import defaultdict
 from collections.abc import Container, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -52,17 +53,23 @@ class Changed(BaseException):
     joined."""
 
 
-class _Storage(NamedTuple):
-    """The history of a storage that was written in place."""
+class _Memory:
+    """What is known of a storage."""
 
-    #: The written tensor, or the base of which it is a view.
-    whole: weakref.ref[Tensor]
-    #: The base's value and geometry before; None if it isn't on the tape.
-    owner: tuple[Value, tuple[Any, ...]] | None
-    #: A copy of the storage before, if the base isn't on the tape.
-    before: Tensor | None
-    #: The values written since, and where.
-    writes: list[tuple[Value, tuple[Any, ...]]]
+    #: Its first value, or its data before the first write if that isn't on the tape; and where.
+    owner: tuple[Value | Tensor, tuple[Any, ...]] | None = None
+    #: The values with data in it that derivatives read.
+    saved: tuple[Value, ...] = ()
+    #: The ops' arguments in it that aren't on the tape: lists and positions in these.
+    constants: tuple[tuple[list[Any], int], ...] = ()
+    #: If it was written in place: the written tensor, or the base of which that is a view.
+    whole: weakref.ref[Tensor] | None = None
+    #: The values written, and where.
+    writes: tuple[tuple[Value, tuple[Any, ...]], ...] = ()
+    #: Whether it was allocated during the recording.
+    is_new = False
+    #: Whether it is a copy where the critic asked for a view.
+    is_copy = False
 
 
 def _geometry(tensor: Tensor) -> tuple[Any, ...]:
@@ -126,11 +133,8 @@ class Tape(TorchFunctionMode):
         self._ops = _Ops(self)
         self._active = False
         self._entries: dict[int, tuple[weakref.ref[Tensor], Value, int]] = {}
-        self._owners: dict[int, tuple[Value, tuple[Any, ...]]] = {}
-        self._saved: dict[int, list[Value]] = {}
-        self._written: dict[int, _Storage] = {}
-        self._copied_views: set[int] = set()
-        self._born: set[int] = set()
+        self._memory: defaultdict[int, _Memory] = defaultdict(_Memory)
+        self._any_writes = False
         self._clean: set[Any] = set()
         #: Results computed under ``no_grad``.
         self._constants: list[weakref.ref[Tensor]] = []
@@ -202,10 +206,9 @@ class Tape(TorchFunctionMode):
             if value.by_images and (tensor := ref()) is not None and id(tensor) not in held
         ]
         self._entries.clear()
-        self._owners.clear()
+        self._memory.clear()
         self._clean.clear()
         self._constants.clear()
-        self._saved.clear()
         self.images = None
         self._casts.end()
         self._known_casts[:] = self._casts.made
@@ -265,7 +268,7 @@ class Tape(TorchFunctionMode):
                 return True
             if tensor.grad_fn is not None and self._from_tape(tensor.grad_fn):
                 return True
-            if self._written and _storage(tensor) in self._written:
+            if self._any_writes and self._memory[_storage(tensor)].writes:
                 return True
         return False
 
@@ -293,7 +296,7 @@ class Tape(TorchFunctionMode):
         node = self._node(info, args, kwargs, values, constants)
         for tensor in node.rule.moves(node, args):
             self._moving(f"{func} changes the critic's state in place", tensor)
-        node.overwrite = recording.offered(args[0]) and _storage(args[0]) not in self._saved
+        node.overwrite = recording.offered(args[0]) and not self._memory[_storage(args[0])].saved
         if func is _CAST and isinstance(args[0], torch.nn.Parameter) and casts_alone(kwargs):
             result = self._casts.cast(args[0], kwargs["dtype"])
         else:
@@ -303,7 +306,7 @@ class Tape(TorchFunctionMode):
             self._fresh(result)
         elif func in _RESHAPING and _storage(result) != _storage(args[0]):
             self._fresh(result)
-            self._copied_views.add(_storage(result))
+            self._memory[_storage(result)].is_copy = True
         self._record(node, args, result)
         return result
 
@@ -320,12 +323,9 @@ class Tape(TorchFunctionMode):
         """Forgets the history of a result's memory, which is newly allocated."""
         for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
             if tensor.layout == torch.strided:
-                storage = _storage(tensor)
-                self._born.add(storage)
-                if storage in self._owners:
-                    del self._owners[storage]
-                self._written.pop(storage, None)
-                self._copied_views.discard(storage)
+                memory = self._memory[_storage(tensor)]
+                memory.owner, memory.writes = None, ()
+                memory.is_new, memory.is_copy = True, False
 
     def _values(self, info: Op, args: Sequence[Any]) -> tuple[dict[Any, Value], dict[Any, Tensor]]:
         """Splits tensors into those on the tape, adding parameters to it, and others."""
@@ -350,11 +350,11 @@ class Tape(TorchFunctionMode):
     def _find(self, tensor: Tensor) -> Value | None:
         entry = self._entries.get(id(tensor))
         known = entry is not None and entry[0]() is tensor
-        if self._written:
-            written = self._written.get(_storage(tensor))
-            if written is not None and not (known and entry[2] == len(written.writes)):  # type: ignore[index]
-                if known or self._is_part(tensor, written):
-                    return self._reread(tensor, written)
+        if self._any_writes:
+            memory = self._memory[_storage(tensor)]
+            if memory.writes and not (known and entry[2] == len(memory.writes)):  # type: ignore[index]
+                if known or self._is_part(tensor, memory):
+                    return self._reread(tensor, memory)
                 return None
         return entry[1] if known else None  # type: ignore[index]
 
@@ -379,7 +379,9 @@ class Tape(TorchFunctionMode):
             node.put(slot, value)
         for slot, tensor in constants.items():
             # detach() has its own data pointer, so a later `.data = ` has no effect here.
-            node.put(slot, tensor.detach())
+            place = node.put(slot, tensor.detach())
+            if tensor.layout == torch.strided:
+                self._memory[_storage(tensor)].constants += (place,)
         node.take(values)
         node.rule = (
             AUTOGRAD
@@ -429,24 +431,22 @@ class Tape(TorchFunctionMode):
     def _hold(self, value: Value, tensor: Tensor) -> None:
         # A separate tensor: other references to the data then show in the storage's count.
         value.tensor = tensor.detach()
-        self._saved.setdefault(_storage(tensor), []).append(value)
+        self._memory[_storage(tensor)].saved += (value,)
 
     def _add(self, tensor: Tensor, value: Value) -> Value:
         version = 0
         if value.leaf is None:
-            storage = _storage(tensor)
-            written = self._written.get(storage) if self._written else None
-            if written is not None:
-                version = len(written.writes)
-            elif storage not in self._owners:
-                self._owners[storage] = (value, _geometry(tensor))
+            memory = self._memory[_storage(tensor)]
+            version = len(memory.writes)
+            if memory.owner is None:
+                memory.owner = value, _geometry(tensor)
         self._entries[id(tensor)] = (weakref.ref(tensor), value, version)
         return value
 
     def _parameter(self, tensor: Tensor) -> Value:
         value = Value(tensor, False, True, False)
         value.leaf = tensor
-        value.tensor = tensor.detach()
+        self._hold(value, tensor)
         self._add(tensor, value)
         self.parameters.append(value)
         return value
@@ -495,31 +495,24 @@ class Tape(TorchFunctionMode):
         if info.random:
             self._moving(f"{func} draws random numbers")
         for tensor in info.written(args, kwargs):
-            storage = _storage(tensor)
-            if storage in self._owners or storage in self._written:
+            memory = self._memory[_storage(tensor)]
+            if memory.owner is not None:
                 self._refuse(
                     f"{func} changes a tensor computed from the images, unseen by autograd"
                 )
-            if storage not in self._born:
+            if not memory.is_new:
                 self._moving(f"{func} changes the critic's state in place", tensor)
-            self._preserve(storage)
+            self._preserve(memory)
 
-    def _preserve(self, storage: int) -> None:
-        """Copies saved tensors in a storage that is about to be overwritten."""
-        for value in self._saved.pop(storage, ()):
+    def _preserve(self, memory: _Memory) -> None:
+        """Copies what is needed of a storage that is about to be overwritten."""
+        for value in memory.saved:
             if value.tensor is not None:
                 value.tensor = value.tensor.clone()
-        if storage in self._owners:
-            return
-        # The storage is the critic's own (rare): search all nodes.
-        for value in self.parameters:
-            if value.tensor is not None and _storage(value.tensor) == storage:
-                value.tensor = value.tensor.clone()
-        for node in self.nodes:
-            for args in (node.args, *(a for a in node.args if isinstance(a, list))):
-                for position, argument in enumerate(args):
-                    if isinstance(argument, Tensor) and _storage(argument) == storage:
-                        args[position] = argument.clone()
+        for arguments, position in memory.constants:
+            if arguments[position] is not None:
+                arguments[position] = arguments[position].clone()
+        memory.saved = memory.constants = ()
 
     def _write(self, info: Op, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Records an in-place op as a new value of the written tensor."""
@@ -534,11 +527,12 @@ class Tape(TorchFunctionMode):
         if len(written) != 1 or written[0] is not args[0] or info.functional is None:
             self._refuse(f"{func} writes a tensor computed from the images to one of the critic's")
         target = written[0]
-        storage = _storage(target)
-        if storage in self._copied_views:
+        memory = self._memory[_storage(target)]
+        if memory.is_copy:
             self._refuse(f"{func} writes to a view with another memory layout")
-        if storage not in self._born and storage not in self._owners:
+        if not memory.is_new and memory.owner is None:
             self._moving(f"{func} changes the critic's state in place", target)
+        self._preserve(memory)
         functional = rule_of(info.functional)
         node = self._node(functional, args, kwargs, values, constants)
         given = list(args)
@@ -547,61 +541,56 @@ class Tape(TorchFunctionMode):
             held = node.slots.get(0)
             if held is not None and held.tensor is None:
                 self._hold(held, given[0])
-        if storage not in self._written:
-            owner = self._owners.get(storage)
-            before = None
+        if not memory.writes:
             whole = target if target._base is None else target._base
-            if owner is None and whole.requires_grad:
-                owner = self._find(whole) or self._parameter(whole), _geometry(whole)
-            elif owner is None:
-                before = target.as_strided(
-                    (target.untyped_storage().nbytes() // target.element_size(),), (1,), 0
-                ).clone()
-            self._written[storage] = _Storage(weakref.ref(whole), owner, before, [])
-        self._preserve(storage)
+            memory.whole = weakref.ref(whole)
+            if memory.owner is None and whole.requires_grad:
+                memory.owner = self._find(whole) or self._parameter(whole), _geometry(whole)
+            elif memory.owner is None:
+                elements = target.untyped_storage().nbytes() // target.element_size()
+                flat = target.as_strided((elements,), (1,), 0)
+                memory.owner = flat.clone(), _geometry(flat)
         if isinstance(node.args[0], Tensor):
             node.args[0] = given[0].detach()
         result = func(*args, **kwargs)
         self._record(node, given, target)
-        history = self._written[storage]
-        history.writes.append((node.result, _geometry(target)))
-        self._entries[id(target)] = (weakref.ref(target), node.result, len(history.writes))
+        memory.writes += ((node.result, _geometry(target)),)
+        self._any_writes = True
+        self._entries[id(target)] = (weakref.ref(target), node.result, len(memory.writes))
         return result
 
-    def _is_part(self, tensor: Tensor, history: _Storage) -> bool:
+    def _is_part(self, tensor: Tensor, memory: _Memory) -> bool:
         """Whether a tensor off the tape is a view of memory that was written.
 
         Detached tensors and views made without gradients don't count.
         """
-        whole, base = history.whole(), tensor._base
+        assert memory.whole is not None
+        assert memory.owner is not None
+        whole, base = memory.whole(), tensor._base
         if tensor is whole or base is None or base is not whole:
             return tensor is whole
-        if self._active and history.owner is None:
+        if self._active and isinstance(memory.owner[0], Tensor):
             # Within a call, views of the critic's own memory are also made without gradients.
             return all(constant() is not tensor for constant in self._constants)
         made = torch._C._autograd._get_creation_meta(tensor)
         return made != torch._C._autograd.CreationMeta.NO_GRAD_MODE
 
-    def _reread(self, tensor: Tensor, history: _Storage) -> Value | None:
+    def _reread(self, tensor: Tensor, memory: _Memory) -> Value:
         """A tensor's value after a write through another view."""
         geometry = _geometry(tensor)
-        last, where = history.writes[-1]
-        if where == geometry and last.dtype == tensor.dtype:
-            value = last
-        else:
-            elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+        value, where = memory.writes[-1]
+        if where != geometry or value.dtype != tensor.dtype:
             if self.joined:
                 self._changed("a view of a written tensor may mix the samples of a batch")
-            flat: Value | Tensor | None = history.before
-            if flat is None:
-                flat = tensor.new_zeros(()).expand(elements)
-            pieces = history.writes if history.owner is None else [history.owner, *history.writes]
-            if any(piece.dtype != tensor.dtype for piece, _ in pieces):
-                self._refuse("its forward writes to a view that has another dtype")
-            for piece, place in pieces:
+            elements = tensor.untyped_storage().nbytes() // tensor.element_size()
+            flat: Value | Tensor = tensor.new_zeros(()).expand(elements)
+            assert memory.owner is not None
+            for piece, place in (memory.owner, *memory.writes):
+                if piece.dtype != tensor.dtype:
+                    self._refuse("its forward writes to a view that has another dtype")
                 flat = self._region(write_region, tensor, (elements,), flat, piece, place)
             value = self._region(read_region, tensor, geometry[0], flat, geometry)
-        self._entries[id(tensor)] = (weakref.ref(tensor), value, len(history.writes))
+        self._entries[id(tensor)] = (weakref.ref(tensor), value, len(memory.writes))
         return value
 
     def _region(self, func: Any, like: Tensor, shape: Sequence[int], *args: Any) -> Value:

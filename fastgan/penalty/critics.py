@@ -269,15 +269,7 @@ _NAMED = (
     *(types.ModuleType, type, logging.Logger),
 )
 #: An attribute of these types changes only by being assigned.
-_WHOLE = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, *_NAMED)
-
-
-def _is_whole(value: Any) -> bool:
-    if type(value) is tuple:
-        return all(isinstance(item, _WHOLE) for item in value)
-    return isinstance(value, _WHOLE)
-
-
+_CONSTANT = {bool, int, float, complex, str, bytes, type(None), Tensor}
 _OF_MODULES = frozenset(vars(nn.Module()))
 _MOST_BYTES = 1 << 16
 
@@ -333,8 +325,9 @@ class _State:
             self.values = [
                 value
                 for module in modules
-                for name in vars(module).keys() - _OF_MODULES
-                if not _is_whole(value := vars(module)[name])
+                for name, value in vars(module).items()
+                if name not in _OF_MODULES and type(value) not in _CONSTANT
+                and not (type(value) is tuple and _CONSTANT.issuperset(map(type, value)))
             ]
             self.pickled = _pickled(self.values)
             self.pointers = [

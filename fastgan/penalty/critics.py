@@ -326,7 +326,8 @@ class _State:
                 value
                 for module in modules
                 for name, value in vars(module).items()
-                if name not in _OF_MODULES and type(value) not in _CONSTANT
+                if name not in _OF_MODULES
+                and type(value) not in _CONSTANT
                 and not (type(value) is tuple and _CONSTANT.issuperset(map(type, value)))
             ]
             self.pickled = _pickled(self.values)

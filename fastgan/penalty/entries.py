@@ -23,14 +23,15 @@ class Samples:
 
     def of(self, tensor: Tensor) -> Tensor:
         """The samples' rows of a tensor with a fixed number of rows per sample."""
+        if self.whole:
+            return tensor
         rows = tensor.size(0) // self.batch
         return tensor[self.start * rows : self.stop * rows]
 
-    def zeroed(self, tensor: Tensor) -> Tensor:
-        """A copy with the samples' rows set to zero."""
-        result = tensor.clone()
-        self.of(result).zero_()
-        return result
+    @property
+    def whole(self) -> bool:
+        """Whether these are all of the batch's samples."""
+        return len(self) == self.batch
 
     @property
     def others(self) -> Samples:
@@ -39,9 +40,9 @@ class Samples:
         start, stop = (0, self.start) if self.start else (self.stop, self.batch)
         return Samples(start, stop, self.batch)
 
-    def shape(self, whole: torch.Size) -> torch.Size:
-        """The shape of the samples' rows of a tensor of shape ``whole``."""
-        return torch.Size((whole[0] // self.batch * len(self), *whole[1:]))
+    def shape(self, of_all: torch.Size) -> torch.Size:
+        """The shape of the samples' rows of a tensor of shape ``of_all``."""
+        return torch.Size((of_all[0] // self.batch * len(self), *of_all[1:]))
 
     def __len__(self) -> int:
         return self.stop - self.start

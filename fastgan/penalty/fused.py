@@ -237,17 +237,17 @@ class _Run:
                     passes.backpropagate(_stacked(names, seeds) or ())
                 return []
             own = _stacked(formulas, seeds)
-            factors = others = None
+            factors = starts = None
             if own is not None and batch.one_score_each:
                 factors, own = own[0].reshape(-1), None
             if len(formulas) < len(names):
-                blank = dict.fromkeys(formulas, batch.scores_of(next(iter(formulas))))
-                others = _stacked(names, {**seeds, **blank})
+                ones = {n: [torch.ones_like(s) for s in batch.scores_of(n)] for n in formulas}
+                starts = _stacked(names, {**seeds, **ones})
             values = passes.penalty(
                 [(batch.rows(name), formula) for name, formula in formulas.items()],
                 seeds=own,
                 factors=factors,
-                others=others,
+                starts=starts,
                 learning=learning,
             )
         self.terms |= {TERMS[name]: value for name, value in zip(formulas, values, strict=True)}

@@ -62,7 +62,7 @@ class Passes:
 
     def __init__(self, tape: Tape, scores: Sequence[Value], gradients: dict[int, Tensor]) -> None:
         self.tape, self.scores, self.gradients = tape, scores, gradients
-        self.rows: Samples | None = None
+        self.rows = Samples(0, tape.root.shape[0], tape.root.shape[0])
         self.factors: Tensor | None = None
         self.grad_outputs: dict[Node, Grads] = {}
         self.inputs: dict[Node, Tensor] = {}
@@ -115,7 +115,7 @@ class Passes:
         *,
         seeds: Sequence[Tensor] | None = None,
         factors: Tensor | None = None,
-        others: Sequence[Tensor] | None = None,
+        starts: Sequence[Tensor] | None = None,
         learning: bool = True,
     ) -> list[Tensor]:
         """P of each formula and, if ``learning``, the gradient of their sum.
@@ -126,37 +126,31 @@ class Passes:
                 loss's gradient is added.
             factors: instead of ``seeds``, if samples aren't coupled and have one score each: a
                 number for each sample.
-            others: for each score tensor, these gradients for samples without a penalty, if there
-                is one formula for the rest; written to.
+            starts: if there is one formula, for some of the samples: for each score tensor, ones
+                for these samples and, for the others, these gradients.
             learning: whether gradients are needed.
         """
-        if others is None:
+        if starts is None:
             starts = [torch.ones(v.shape, dtype=v.dtype, device=v.device) for v in self.scores]
         else:
-            ((self.rows, _),) = formulas
-            starts = [other.to(v.dtype) for v, other in zip(self.scores, others, strict=True)]
-            for start in starts:
-                self.rows.of(start).fill_(1)
+            ((self.rows, formula),) = formulas
+            formulas = [(Samples(0, len(self.rows), len(self.rows)), formula)]
         self.factors = factors
         gradient = self._output_gradients(starts, learning)
         tangent = empty(gradient.shape, self.tape.root)
         values = [
-            f.value_and_tangent(gradient, tangent)
-            if self.rows is not None
-            else f.value_and_tangent(rows.of(gradient), rows.of(tangent))
-            for rows, f in formulas
+            formula.value_and_tangent(rows.of(gradient), rows.of(tangent))
+            for rows, formula in formulas
         ]
         del gradient
         if not learning:
             return values
-        narrowed: Any = contextlib.nullcontext()
-        if self.rows is not None:
+        if not self.rows.whole:
             # The inputs of all rows, if the other rows join the tangents.
             for node, grad_outputs in self.grad_outputs.items():
                 if grad_outputs and node.own and self._merges(node):
                     self.inputs[node] = node.arg(node.rule.left)
-            narrowed = self.tape.narrowed(self.rows)
-        with narrowed:
+        with self.tape.narrowed(self.rows):
             second = self._tangents(tangent, everywhere=seeds is not None)
             self.backpropagate(seeds or (), second)
         if seeds is None and factors is None:
@@ -165,10 +159,10 @@ class Passes:
 
     def _output_gradients(self, starts: Sequence[Tensor], learning: bool) -> Tensor:
         """Returns g; keeps the output gradients that parameters need in :attr:`grad_outputs`."""
-        root, rows = self.tape.root, self.rows
+        root = self.tape.root
         for value, start in zip(self.scores, starts, strict=True):
             if value.by_images:
-                self._add(value, start, True)
+                self._add(value, start.to(value.dtype), True)
         for node in reversed(self.tape.nodes):
             if not node.by_images:
                 continue
@@ -177,41 +171,40 @@ class Passes:
                 continue
             kept = learning and (bool(node.own) or node in self.smooth)
             self.grad_outputs[node] = grads if kept else []
-            if rows is not None and learning and node.own:
-                self._of_others(node, grads, rows)
+            if learning and node.own and not self.rows.whole:
+                self._of_others(node, grads)
             node.overwrite = owned and not kept and len(node.inner) == 1
-            narrowed: Any = contextlib.nullcontext()
-            if rows is not None and all(node.slots[slot] is root for slot in node.inner):
+            if all(node.slots[slot] is root for slot in node.inner):
                 # The other images' gradient isn't needed.
-                grads, narrowed = self._narrowed(grads), self.tape.narrowed(rows, node)
-            with narrowed:
+                results = self._vjp_of_rows(node, grads, node.inner)
+            else:
                 results = node.rule.vjp(node, grads, node.inner)
             self._give(node, results, grads, owned and not kept)
         if root not in self.waiting:
-            shape = root.shape if rows is None else rows.shape(root.shape)
-            return empty(shape, root).zero_()
+            return empty(self.rows.shape(root.shape), root).zero_()
         return self.waiting.pop(root)[0]
 
-    def _of_others(self, node: Node, grads: Grads, rows: Samples) -> None:
+    def _vjp_of_rows(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Slots:
+        """J^T d of :attr:`rows` alone."""
+        with self.tape.narrowed(self.rows, node):
+            return node.rule.vjp(node, self._narrowed(grads), wanted)
+
+    def _of_others(self, node: Node, grads: Grads) -> None:
         """Gradients of an op's own parameters from rows without a penalty."""
         wanted = node.own
         if self._merges(node):  # only the bias: the others will join the tangents
             wanted = [slot for slot in wanted if slot == node.rule.bias]
-        if wanted and node.rule.broadcasts:  # a factor may have a row per sample
-            grads = [None if grad is None else rows.zeroed(grad) for grad in grads]
-            self._give(node, node.rule.vjp(node, grads, wanted), grads)
-        elif wanted:
-            others = rows.others
-            grads = [None if grad is None else others.of(grad) for grad in grads]
-            with self.tape.narrowed(others, node):
-                self._give(node, node.rule.vjp(node, grads, wanted), grads)
+        if wanted:
+            penalised, self.rows = self.rows, self.rows.others
+            self._give(node, self._vjp_of_rows(node, grads, wanted), grads)
+            self.rows = penalised
 
     def _merges(self, node: Node) -> bool:
         """Whether one product computes the gradients of both the loss and the penalty."""
         rule = node.rule
         if not rule.merges or node.own == [rule.bias] or node in self.smooth:
             return False
-        if self.rows is None:
+        if self.rows.whole:
             return self.factors is not None
         return not rule.broadcasts  # a factor may have a row per sample
 
@@ -263,8 +256,7 @@ class Passes:
         return second
 
     def _narrowed(self, grads: Grads) -> Grads:
-        rows = self.rows
-        return grads if rows is None else [None if g is None else rows.of(g) for g in grads]
+        return [None if grad is None else self.rows.of(grad) for grad in grads]
 
     def _of_parameters(self, node: Node, tangents: Slots, grad_outputs: Grads) -> None:
         """Gradients of an op's own parameters, except those that wait for a second gradient."""
@@ -289,9 +281,9 @@ class Passes:
         assert input is not None
         # After its tangent is known, only an activation's mask is needed.
         read_again = node in self.again or value.readers > 1
-        if not _exclusive(input, value.tensor) or (read_again and self.rows is None):
+        if not _exclusive(input, value.tensor) or (read_again and self.rows.whole):
             input, read_again = input.clone(), False
-        penalised = input if self.rows is None else self.rows.of(input)
+        penalised = self.rows.of(input)
         saved = penalised.clone() if read_again else None
         if self.factors is not None:
             penalised.mul_(_rows(self.factors, penalised))
@@ -346,10 +338,10 @@ class Passes:
                 self._add(node.slots[slot], result, is_own and 0 not in result.stride())
 
     def _add(self, value: Value, grad: Tensor, owned: bool) -> None:
-        leaf, rows = value.leaf, self.rows
+        leaf = value.leaf
         if leaf is None:
-            if value is self.tape.root and rows is not None and grad.size(0) != len(rows):
-                grad = rows.of(grad)
+            if value is self.tape.root and grad.size(0) != len(self.rows):
+                grad = self.rows.of(grad)
             earlier = self.waiting.get(value)
             if earlier is None:
                 self.waiting[value] = (grad, owned)
@@ -359,9 +351,8 @@ class Passes:
                 self.waiting[value] = (earlier[0] + grad, True)
             return
         if grad.shape != leaf.shape:  # a parameter with a row per sample
-            assert rows is not None
-            penalised, grad, owned = grad, grad.new_zeros(leaf.shape), True
-            rows.of(grad).copy_(penalised)
+            part, grad, owned = grad, grad.new_zeros(leaf.shape), True
+            self.rows.of(grad).copy_(part)
         if id(leaf) not in self.gradients:
             # It will be added to and scaled in place.
             self.gradients[id(leaf)] = grad if owned else grad.clone()

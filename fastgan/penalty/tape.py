@@ -173,7 +173,7 @@ class Tape(TorchFunctionMode):
 
         Restored afterwards: the shapes and, with ``only``, the ops' saved tensors.
         """
-        nodes = [only] if only else [node for node in self.nodes if node.by_images]
+        nodes = [] if rows.whole else [only] if only else [n for n in self.nodes if n.by_images]
         nodes_before = [(node, node.args, node.kept if only else None) for node in nodes]
         before: dict[Value, tuple[torch.Size, Tensor | None]] = {}
         for node in nodes:

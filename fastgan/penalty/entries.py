@@ -133,10 +133,8 @@ class Node:
         items[position] = argument
         return items, position
 
-    def arg(self, position: int, default: Any = None) -> Any:
+    def arg(self, position: int) -> Any:
         """An argument, with values replaced by their tensors."""
-        if position >= len(self.args):
-            return default
         argument = self.args[position]
         if isinstance(argument, list):
             return [item.tensor if isinstance(item, Value) else item for item in argument]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import numbers
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,7 +46,6 @@ __all__ = [
 Critic = Callable[..., Any]
 """A module or function that maps a batch (N, ...) to scores with a row for each sample."""
 
-Result = TypeVar("Result")
 Sided = Literal["two", "one"]
 Path = Literal["auto", "autograd", "fused"]
 
@@ -179,7 +177,7 @@ def wgan_gp_critic_loss(
         >>> round(result.wasserstein.item(), 4)
         1.4
     """
-    _formula(weight, 1.0, "two")
+    _check_number("weight", weight)
     beside: Any = {"critic_args": critic_args, "scores": scores, "eps": eps, "generator": generator}
     loss, terms = discriminator_loss(critic, real, fake, gp=weight, path=path, **beside)
     return CriticLoss(loss, -terms["adversarial"], terms["gp"])
@@ -283,27 +281,14 @@ def _asked(
     return Asked(of_scores, penalties, linear, in_one_launch)
 
 
-def _eager(function: Callable[..., Result]) -> Callable[..., Result]:
-    """Applies ``torch.compiler.disable`` lazily, since its import takes a second.
-
-    torch.compile can't trace a pass that records the critic, so the graph breaks here.
-    """
-
-    @functools.wraps(function)
-    def call(*args: Any) -> Result:
-        if torch.compiler.is_compiling():
-            disabled: Callable[..., Result] = torch.compiler.disable(function)
-            return disabled(*args)
-        return function(*args)
-
-    return call
-
-
-@_eager
 def _computed(
     path: str, critic: _Critic, asked: Asked, given: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The loss and its terms, by the fused path, or by autograd if requested or unavoidable."""
+    if torch.compiler.is_compiling():  # a pass that records the critic can't be traced
+        disabled: Any = torch.compiler.disable(_computed)
+        result: tuple[Tensor, dict[str, Tensor]] = disabled(path, critic, asked, given)
+        return result
     if path != "autograd":
         try:
             return fused_loss(critic, asked, given)
@@ -316,7 +301,7 @@ def _computed(
             )
         warn_once(
             f"critic {critic.name} takes autograd's path for the gradient penalty: {reason}",
-            stacklevel=4,
+            stacklevel=3,
         )
 
     loss, terms = loss_by_double_backward(

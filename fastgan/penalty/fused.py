@@ -20,7 +20,7 @@ from fastgan.losses import at_least_float32
 from fastgan.ops.adversarial_loss import adversarial_loss, score_gradients
 from fastgan.penalty.critics import Critic, Joining, Recording, joining, record, run_within
 from fastgan.penalty.double_backward import TERMS, Asked, loss_by_double_backward
-from fastgan.penalty.node import Leaves, attached, replayed
+from fastgan.penalty.node import Leaves, Loss, replayed
 from fastgan.penalty.passes import Passes
 from fastgan.penalty.points import images_of
 from fastgan.penalty.rule import empty, wide
@@ -77,8 +77,9 @@ class _Run:
         loss = self._loss()
         if self.learning:
             composed = partial(self._composed, tuple(self.given))
-            leaves, held = list(self.leaves.values()), list(self.given.values())
-            loss = attached(loss, self.gradients, leaves, self.count, held, composed)
+            gradients = [self.gradients.pop(name, None) for name in self.leaves]
+            tensors = (*self.leaves.values(), *self.given.values())
+            loss = Loss.apply(loss, gradients, self.count, composed, *tensors)  # type: ignore[no-untyped-call]
         elif self.asked.penalties and torch.is_grad_enabled():
             loss.requires_grad_()  # as by autograd, where the graph leads to the images
         return loss, {name: value.detach() for name, value in self.terms.items()}

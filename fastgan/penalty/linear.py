@@ -78,8 +78,7 @@ class _Linear(Rule):
             return [None] * len(node.outputs)
         if self.mapped is not None:
             return [self.mapped(node, tangent)]
-        rest = [node.arg(position) for position in range(1, len(node.args))]
-        result = node.func(tangent, *rest, **node.kwargs)
+        result = node.func(*node.replaced(tangents.get), **node.kwargs)
         return list(result) if isinstance(result, (tuple, list)) else [result]
 
     def vjp(self, node: Node, grads: Grads, wanted: Iterable[Any]) -> Slots:

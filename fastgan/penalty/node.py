@@ -5,6 +5,8 @@ grad_output (a GradScaler's scale). With ``create_graph=True`` backward runs the
 differentiable functions, for derivatives of any order at double backward's cost.
 """
 
+# ruff: noqa: D102
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
@@ -49,32 +51,14 @@ def replayed(tape: Tape, scores: Sequence[Value], images: Tensor, leaves: Leaves
     return [known[value] for value in scores if value in known]
 
 
-def attached(
-    loss: Tensor,
-    gradients: dict[int, Tensor],
-    leaves: Sequence[Tensor],
-    count: int,
-    held: Sequence[Tensor],
-    composed: Composed,
-) -> Tensor:
-    """``loss`` with a graph that leads to the parameters.
+class Loss(torch.autograd.Function):
+    """A loss with a graph that leads to the parameters.
 
-    Args:
-        loss: a scalar.
-        gradients: ``count`` times each leaf's gradient, by ``id``; leaves may be missing.
-        leaves: the parameters, tensors that may have a graph of their own.
-        count: N.
-        held: the tensors that ``composed`` takes.
-        composed: (held tensors, parameters by identity) -> the loss, in differentiable functions.
+    Arguments of ``apply``: the loss, a scalar; ``count`` times each parameter's gradient, or None;
+    ``count``; composed: (held tensors, parameters by identity) -> the loss, in differentiable
+    functions; the parameters, which may have a graph of their own; the held tensors.
     """
-    if not leaves:
-        return loss
-    reached = [gradients.pop(id(leaf), None) for leaf in leaves]
-    result: Tensor = _Loss.apply(loss, reached, count, composed, *leaves, *held)  # type: ignore[no-untyped-call]
-    return result
 
-
-class _Loss(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,

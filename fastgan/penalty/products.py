@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fastgan.kernels.fusion import ActivationGradient
 from fastgan.ops.backends import TRITON, describe_layer, select_backend
-from fastgan.ops.stages import Stage
+from fastgan.ops.stages import Stage, pair
 from fastgan.penalty.elementwise import ActivationRule
 from fastgan.penalty.entries import Node
 from fastgan.penalty.rule import AUTOGRAD, LINEAR, SMOOTH, Rule, Slots, empty, layout_of, sum_to
@@ -268,10 +268,6 @@ def _mask(activation: Node) -> ActivationGradient:
 
 
 def _stage(args: Sequence[Any]) -> Stage:
-    stride, padding, dilation, output_padding = map(_pair, (*args[3:6], args[7]))
+    stride, padding, dilation, output_padding = map(pair, (*args[3:6], args[7]))
     kind = "conv_transpose2d" if args[6] else "conv2d"
     return Stage(kind, stride, padding, dilation, output_padding, args[8])
-
-
-def _pair(setting: Sequence[int]) -> tuple[int, int]:
-    return (setting[0], setting[-1])

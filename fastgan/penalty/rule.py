@@ -174,12 +174,7 @@ class Autograd(Rule):
     def graph(self, node: Node) -> tuple[Sequence[Any], dict[Any, Tensor]]:
         """Runs the op again under autograd; returns its results and inputs."""
         inputs = {slot: _leaf(value) for slot, value in node.slots.items()}
-        arguments = [node.arg(position) for position in range(len(node.args))]
-        for slot, tensor in inputs.items():
-            if isinstance(slot, tuple):
-                arguments[slot[0]][slot[1]] = tensor
-            else:
-                arguments[slot] = tensor
+        arguments = node.replaced(inputs.get)
         results = with_random(node, lambda: node.func(*arguments, **node.kwargs))
         return results if isinstance(results, (tuple, list)) else [results], inputs
 

@@ -312,9 +312,19 @@ class Tape(TorchFunctionMode):
 
     def _beside(self, info: Op, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
         """Runs an op that isn't recorded."""
-        if info.random or info.writes:
-            self._look_out(info, args, kwargs)
-        result = info.func(*args, **kwargs)
+        func = info.func
+        if info.random:
+            self._moving(f"{func} draws random numbers")
+        for tensor in info.written(args, kwargs) if info.writes else ():
+            memory = self._memory[_storage(tensor)]
+            if memory.owner is not None:
+                self._refuse(
+                    f"{func} changes a tensor computed from the images, unseen by autograd"
+                )
+            if not memory.is_new:
+                self._moving(f"{func} changes the critic's state in place", tensor)
+            self._preserve(memory)
+        result = func(*args, **kwargs)
         if not info.view:
             self._fresh(result)
         return result
@@ -489,21 +499,6 @@ class Tape(TorchFunctionMode):
 
     # Writing in place ---------------------------------------------------------------------------
 
-    def _look_out(self, info: Op, args: Sequence[Any], kwargs: dict[str, Any]) -> None:
-        """Checks an op that isn't recorded for side effects."""
-        func = info.func
-        if info.random:
-            self._moving(f"{func} draws random numbers")
-        for tensor in info.written(args, kwargs):
-            memory = self._memory[_storage(tensor)]
-            if memory.owner is not None:
-                self._refuse(
-                    f"{func} changes a tensor computed from the images, unseen by autograd"
-                )
-            if not memory.is_new:
-                self._moving(f"{func} changes the critic's state in place", tensor)
-            self._preserve(memory)
-
     def _preserve(self, memory: _Memory) -> None:
         """Copies what is needed of a storage that is about to be overwritten."""
         for value in memory.saved:
@@ -532,15 +527,9 @@ class Tape(TorchFunctionMode):
             self._refuse(f"{func} writes to a view with another memory layout")
         if not memory.is_new and memory.owner is None:
             self._moving(f"{func} changes the critic's state in place", target)
-        self._preserve(memory)
-        functional = rule_of(info.functional)
-        node = self._node(functional, args, kwargs, values, constants)
-        given = list(args)
-        if 0 not in values or 0 in node.rule.reads(node):
-            given[0] = target.clone()
-            held = node.slots.get(0)
-            if held is not None and held.tensor is None:
-                self._hold(held, given[0])
+        node = self._node(rule_of(info.functional), args, kwargs, values, constants)
+        if 0 in values and 0 in node.rule.reads(node) and values[0].tensor is None:
+            self._hold(values[0], target)
         if not memory.writes:
             whole = target if target._base is None else target._base
             memory.whole = weakref.ref(whole)
@@ -550,10 +539,9 @@ class Tape(TorchFunctionMode):
                 elements = target.untyped_storage().nbytes() // target.element_size()
                 flat = target.as_strided((elements,), (1,), 0)
                 memory.owner = flat.clone(), _geometry(flat)
-        if isinstance(node.args[0], Tensor):
-            node.args[0] = given[0].detach()
+        self._preserve(memory)
         result = func(*args, **kwargs)
-        self._record(node, given, target)
+        self._record(node, args, target)
         memory.writes += ((node.result, _geometry(target)),)
         self._any_writes = True
         self._entries[id(target)] = (weakref.ref(target), node.result, len(memory.writes))

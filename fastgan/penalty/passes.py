@@ -135,6 +135,7 @@ class Passes:
         else:
             ((self.rows, formula),) = formulas
             formulas = [(Samples(0, len(self.rows), len(self.rows)), formula)]
+            starts = [s.to(v.dtype) for v, s in zip(self.scores, starts, strict=True)]
         self.factors = factors
         gradient = self._output_gradients(starts, learning)
         tangent = empty(gradient.shape, self.tape.root)
@@ -162,7 +163,7 @@ class Passes:
         root = self.tape.root
         for value, start in zip(self.scores, starts, strict=True):
             if value.by_images:
-                self._add(value, start.to(value.dtype), True)
+                self._add(value, start, True)
         for node in reversed(self.tape.nodes):
             if not node.by_images:
                 continue

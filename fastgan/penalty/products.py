@@ -36,15 +36,10 @@ aten = torch.ops.aten
 class Product(Rule):
     """y = f(a, b) + c.
 
-    Attributes:
-        left: the argument that is a.
-        right: the argument that is b.
-        bias: the argument that is c, or None.
+    ``left``, ``right`` and ``bias`` are the positions of a, b and c.
     """
 
-    left = 0
     right = 1
-    bias: int | None = None
     merges = True
 
     @abstractmethod

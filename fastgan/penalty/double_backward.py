@@ -32,14 +32,11 @@ class Asked:
         loss: (real scores, fake scores) -> a scalar; None for a penalty alone. Both arguments are
             the tensors that the critic returned.
         penalties: by batch: "points" (interpolates, or given points), "real" or "fake".
-        linear: for a loss that is linear in the scores: its gradients for a real and a fake score,
-            times N. Each batch can then be finished before the next one starts.
         name: of a loss in :data:`fastgan.ops.adversarial_loss.TERMS`, if it is one of them.
     """
 
     loss: Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor] | None
     penalties: dict[str, Formula]
-    linear: tuple[float, float] | None = None
     name: str | None = None
 
 
@@ -78,8 +75,14 @@ def loss_by_double_backward(
     total = sum(list(terms.values())[1:], next(iter(terms.values())))
     if asked.loss is not None:
         for name in ("real", "fake"):
-            terms[name] = torch.cat([at_least_float32(s).flatten() for s in computed[name]]).mean()
+            terms[name] = mean_score(computed[name])
     return total, {name: term.detach() for name, term in terms.items()}
+
+
+def mean_score(scores: Sequence[Tensor]) -> Tensor:
+    """The mean over all tensors' elements."""
+    flat = [at_least_float32(score).flatten() for score in scores]
+    return (flat[0] if len(flat) == 1 else torch.cat(flat)).mean()
 
 
 def _penalty(scores: Callable[[Tensor], Tensor], points: Tensor, formula: Formula) -> Tensor:

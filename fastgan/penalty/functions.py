@@ -254,7 +254,6 @@ def discriminator_loss(
 def _asked(
     loss: str | Callable[[Any, Any], Tensor], gp: float | None, r1: float, r2: float
 ) -> Asked:
-    linear = (-1.0, 1.0) if loss == "wasserstein" else None
     if isinstance(loss, str):
         if loss not in SCORES_LOSSES:
             names = ", ".join(map(repr, SCORES_LOSSES))
@@ -278,7 +277,7 @@ def _asked(
             at_points = name == "points"
             penalties[name] = Formula(weight * (1 if at_points else 0.5), float(at_points), False)
     in_one_launch = loss if isinstance(loss, str) and loss in TERMS_OF_SCORES else None
-    return Asked(of_scores, penalties, linear, in_one_launch)
+    return Asked(of_scores, penalties, in_one_launch)
 
 
 def _computed(

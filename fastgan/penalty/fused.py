@@ -16,10 +16,9 @@ import torch
 from torch import Tensor
 
 import fastgan.ops.penalty_mix  # noqa: F401 - defines the op that is called here
-from fastgan.losses import at_least_float32
 from fastgan.ops.adversarial_loss import adversarial_loss, score_gradients
 from fastgan.penalty.critics import Critic, Joining, Recording, joining, record, run_within
-from fastgan.penalty.double_backward import TERMS, Asked, loss_by_double_backward
+from fastgan.penalty.double_backward import TERMS, Asked, loss_by_double_backward, mean_score
 from fastgan.penalty.node import Leaves, Loss, replayed
 from fastgan.penalty.passes import Passes
 from fastgan.penalty.points import images_of
@@ -104,15 +103,15 @@ class _Run:
 
     def _of(self, plan: Sequence[Names]) -> Tensor:
         """The loss from batches recorded in this order."""
-        linear, wanted = self.asked.linear, self.asked.penalties
+        wanted = self.asked.penalties
         apart = len(plan) > 1 and not self.watching
-        early = linear is not None and set(wanted) <= {"points"} and apart
+        early = self.asked.name == "wasserstein" and set(wanted) <= {"points"} and apart
         scored = []
         for names in plan:
             batch = self._record(names)
             scored.append(batch)
             if early:  # before the next batch takes memory
-                self._passes(batch, self._linear_seeds(names))
+                self._passes(batch, self._wasserstein_seeds(*names))
         if self.watching:
             self._learn()
         total, seeds = self._of_scores()
@@ -187,28 +186,18 @@ class _Run:
         scores = {name: self.batches[name].scores_of(name) for name in ("real", "fake")}
         if self.asked.name is not None and len(scores["real"]) == 1:
             return self._of_single_scores(self.asked.name, scores["real"][0], scores["fake"][0])
-        floats = {name: [at_least_float32(s) for s in each] for name, each in scores.items()}
-        with _without_autocast(self.example):
-            if self.asked.linear is not None:
-                loss, seeds = loss_of(floats["real"], floats["fake"]), self._linear_seeds(scores)
-            else:
-                real, fake = (
-                    [s.detach().requires_grad_() for s in outputs] for outputs in scores.values()
+        real, fake = ([s.detach().requires_grad_() for s in outputs] for outputs in scores.values())
+        with torch.enable_grad(), _without_autocast(self.example):
+            loss = loss_of(real, fake)
+            grads: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in real + fake]
+            if loss.requires_grad:
+                grads = torch.autograd.grad(
+                    loss, real + fake, allow_unused=True, materialize_grads=True
                 )
-                with torch.enable_grad():
-                    loss = loss_of(real, fake)
-                grads: Sequence[Tensor] = [torch.zeros_like(leaf) for leaf in real + fake]
-                if loss.requires_grad:
-                    grads = torch.autograd.grad(
-                        loss, real + fake, allow_unused=True, materialize_grads=True
-                    )
-                seeded = [grad * self.count for grad in grads]
-                seeds = {"real": seeded[: len(real)], "fake": seeded[len(real) :]}
-        self.terms["adversarial"] = loss.detach()
-        for name, outputs in floats.items():
-            flat = [score.flatten() for score in outputs]
-            self.terms[name] = (flat[0] if len(flat) == 1 else torch.cat(flat)).mean()
-        return loss.detach(), seeds
+        seeded = [grad * self.count for grad in grads]
+        shown = {name: mean_score(outputs).detach() for name, outputs in scores.items()}
+        self.terms |= {"adversarial": loss.detach(), **shown}
+        return loss.detach(), {"real": seeded[: len(real)], "fake": seeded[len(real) :]}
 
     def _of_single_scores(self, loss: str, real: Tensor, fake: Tensor) -> tuple[Tensor, Seeds]:
         """The same for a named loss of one tensor of scores each, in two launches on a GPU."""
@@ -217,13 +206,10 @@ class _Run:
         of_real, of_fake = score_gradients(loss, real.detach(), fake.detach(), self.count)
         return value, {"real": [of_real], "fake": [of_fake]}
 
-    def _linear_seeds(self, names: Any) -> Seeds:
-        assert self.asked.linear is not None
-        weights = {n: self.asked.linear[n == "fake"] * self.count for n in names}
-        return {
-            n: [torch.full_like(s, weight / s.numel()) for s in self.batches[n].scores_of(n)]
-            for n, weight in weights.items()
-        }
+    def _wasserstein_seeds(self, name: str) -> Seeds:
+        """The gradients of a batch's scores, which don't depend on the other batch's."""
+        total = self.count if name == "fake" else -self.count
+        return {name: [torch.full_like(s, total / s.numel()) for s in self.batches[name].scores]}
 
     # The passes ---------------------------------------------------------------------------------
 

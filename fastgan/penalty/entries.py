@@ -23,7 +23,7 @@ class Samples:
 
     def of(self, tensor: Tensor) -> Tensor:
         """The samples' rows of a tensor with a fixed number of rows per sample."""
-        if self.whole:
+        if self.stop - self.start == self.batch:
             return tensor
         rows = tensor.size(0) // self.batch
         return tensor[self.start * rows : self.stop * rows]
@@ -31,7 +31,7 @@ class Samples:
     @property
     def whole(self) -> bool:
         """Whether these are all of the batch's samples."""
-        return len(self) == self.batch
+        return self.stop - self.start == self.batch
 
     @property
     def others(self) -> Samples:

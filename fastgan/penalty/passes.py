@@ -160,7 +160,7 @@ class Passes:
 
     def _output_gradients(self, starts: Sequence[Tensor], learning: bool) -> Tensor:
         """Returns g; keeps the output gradients that parameters need in :attr:`grad_outputs`."""
-        root = self.tape.root
+        root, divided = self.tape.root, not self.rows.whole
         for value, start in zip(self.scores, starts, strict=True):
             if value.by_images:
                 self._add(value, start, True)
@@ -172,10 +172,10 @@ class Passes:
                 continue
             kept = learning and (bool(node.own) or node in self.smooth)
             self.grad_outputs[node] = grads if kept else []
-            if learning and node.own and not self.rows.whole:
+            if learning and node.own and divided:
                 self._of_others(node, grads)
             node.overwrite = owned and not kept and len(node.inner) == 1
-            if all(node.slots[slot] is root for slot in node.inner):
+            if divided and all(node.slots[slot] is root for slot in node.inner):
                 # The other images' gradient isn't needed.
                 results = self._vjp_of_rows(node, grads, node.inner)
             else:

@@ -50,7 +50,7 @@ sys.path.insert(0, str(ROOT))
 
 import native_build  # noqa: E402
 from fastgan.bench.tables import markdown_table  # noqa: E402
-from fastgan.kernels.tiles import TileRow  # noqa: E402
+from fastgan.kernels.tiles import Tile, TileRow  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results"
 PAGE = "../benchmarks/results"
@@ -262,6 +262,8 @@ def triton_kernels(
     """Every distinct tile of a wanted name, with the most that is fused around it."""
     import torch
 
+    from fastgan.kernels import plans
+
     sys.path.insert(0, str(ROOT / "tests" / "kernels"))
     import test_compiled as shipped
 
@@ -292,7 +294,23 @@ def triton_kernels(
         (facts,) = read_cubin(compiled.cubin, cuobjdump).values()
         facts |= {"threads": 32 * tile_row.tile.warps, "shared": compiled.shared}
         rows.append(row(architecture, "triton", name_of_tile(tile_row, loads), facts))
+    for tile, kernel in itertools.product(
+        plans.DESCRIPTOR_TILES.get(architecture, ()), ("gather", "scatter", "weight_gradient")
+    ):
+        name = name_of_described(kernel, tile)
+        if wanted(name):
+            most = shipped.heaviest_on_store(tile)
+            compiled = shipped.compile_by_descriptors(architecture, tile, kernel, most, folder)
+            (facts,) = read_cubin(compiled.cubin, cuobjdump).values()
+            facts |= {"threads": 32 * tile.warps, "shared": compiled.shared}
+            rows.append(row(architecture, "triton", name, facts))
     return rows
+
+
+def name_of_described(kernel: str, tile: Tile) -> str:
+    """What the report calls a kernel whose operands the tensor memory accelerator copies."""
+    size = f"{tile.block_m}x{tile.block_n}x{tile.block_k}"
+    return f"{kernel} by TMA, bfloat16, {size}, {tile.stages} stages"
 
 
 def name_of_tile(tile_row: TileRow, loads: bool) -> str:

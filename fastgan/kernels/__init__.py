@@ -17,7 +17,13 @@ Importing this needs no Triton; running a kernel does. ``unsupported_reason`` sa
 
 from __future__ import annotations
 
-from fastgan.kernels.convolution import forward, input_gradient, unsupported_reason, weight_gradient
+from fastgan.kernels.convolution import (
+    forward,
+    input_gradient,
+    no_descriptors_reason,
+    unsupported_reason,
+    weight_gradient,
+)
 from fastgan.kernels.geometry import ConvGeometry
 from fastgan.kernels.launch import interpreted
 
@@ -26,6 +32,7 @@ __all__ = [
     "forward",
     "input_gradient",
     "interpreted",
+    "no_descriptors_reason",
     "unsupported_reason",
     "weight_gradient",
 ]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastgan.errors import ConfigError, DtypeError
+from fastgan.kernels.descriptors import described, undescribed_reason
 from fastgan.kernels.fusion import (
     ActivationGradient,
     BatchNormGradient,
@@ -95,6 +96,33 @@ def unsupported_reason(
     return _device_lacks(device)
 
 
+def no_descriptors_reason(
+    which: str,
+    geometry: ConvGeometry,
+    dtype: torch.dtype,
+    weight_shape: tuple[int, ...],
+    *,
+    input_size: Pair | None = None,
+    device: torch.device | None = None,
+) -> str | None:
+    """Says why ``descriptors=True`` can't run what the kernels can; None if it can.
+
+    Args:
+        which: "forward", "input_gradient" or "weight_gradient".
+        geometry: of the convolution.
+        dtype: of input and weight.
+        weight_shape: of four dimensions.
+        input_size: (H, W) of its input; None skips the checks of sizes.
+        device: the input's device; None skips the checks of the device.
+    """
+    if device is not None and device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(device)
+        # Those of 12.0 have tensor memory accelerators too, but less than half the shared memory.
+        if major not in (9, 10):
+            return f"compute capability {major}.{minor}"
+    return undescribed_reason(which, geometry, dtype, weight_shape, input_size)
+
+
 @lru_cache(maxsize=1)
 def _triton_is_missing() -> str | None:
     return "triton is not installed" if importlib.util.find_spec("triton") is None else None
@@ -152,6 +180,12 @@ def _loadable(tensor: Tensor) -> Tensor:
     if tensor.shape[1] > 8 and tensor.stride(1) > 1 and tensor.shape[2] * tensor.shape[3] > 1:
         return tensor.contiguous(memory_format=torch.channels_last)
     return tensor
+
+
+def _describable(tensor: Tensor) -> Tensor:
+    """Channels-last and aligned to 16 bytes, as descriptors need it."""
+    tensor = tensor.contiguous(memory_format=torch.channels_last)
+    return tensor if tensor.data_ptr() % 16 == 0 else tensor.clone()
 
 
 def _vector(name: str, vector: Tensor | None, channels: int, like: Tensor) -> Tensor | None:
@@ -264,8 +298,13 @@ def _convolve(
     prologue: NormActivation | GradPrologue | None,
     epilogue: BiasActivation | Statistics | NormActivationGradient | ActivationGradient,
     out: Tensor | None,
+    descriptors: bool,
 ) -> tuple[Tensor, Pointers]:
     """The output, and the tiles' reductions: (count, first, second)."""
+    if descriptors:
+        if prologue is not None:
+            raise ConfigError("descriptors is True with a prologue; expected one or the other")
+        operand, weight = _describable(operand), _describable(weight)
     loaded = _load(operand, prologue)
     out_channels = weight.shape[1 if scatter else 0]
     output = _output((operand.shape[0], out_channels, *output_size), operand, out)
@@ -297,6 +336,7 @@ def _convolve(
     precision = _float32_precision(operand.dtype)
     key = (
         scatter,
+        descriptors,
         loaded.key,
         weight.shape,
         weight.stride(),
@@ -312,19 +352,26 @@ def _convolve(
     if plan is None:
         module = _plans()
         _make_room()
-        plan = _PLANS[key] = module.plan_convolution(
-            scatter=scatter,
-            input_shape=tuple(operand.shape),
-            input_strides=loaded.strides,
-            weight_shape=tuple(weight.shape),
-            weight_strides=weight.stride(),
-            output_size=output_size,
-            geometry=geometry,
-            dtype=operand.dtype,
-            capability=_capability(operand.device),
-            prologue=module.Operation(*loaded.operation),
-            epilogue=module.Operation(*operation),
-            precision=precision,
+        given: dict[str, Any] = {
+            "scatter": scatter,
+            "input_shape": tuple(operand.shape),
+            "weight_shape": tuple(weight.shape),
+            "output_size": output_size,
+            "geometry": geometry,
+            "capability": _capability(operand.device),
+            "epilogue": module.Operation(*operation),
+        }
+        plan = _PLANS[key] = (
+            module.plan_by_descriptors(**given)
+            if descriptors
+            else module.plan_convolution(
+                **given,
+                input_strides=loaded.strides,
+                weight_strides=weight.stride(),
+                dtype=operand.dtype,
+                prologue=module.Operation(*loaded.operation),
+                precision=precision,
+            )
         )
     assert plan is not None
     count = first = second = None
@@ -334,7 +381,11 @@ def _convolve(
         second = torch.empty(sums, dtype=torch.float32, device=operand.device)
         if operation[0] == "statistics":
             count = torch.empty((plan.tiles,), dtype=torch.float32, device=operand.device)
-    plan.launch(*loaded.pointers, weight, output, other, *vectors, count, first, second)
+    stored = (output, other, *vectors, count, first, second)
+    if not descriptors:
+        plan.launch(*loaded.pointers, weight, *stored)
+    elif output.numel() > 0:
+        plan.launch(*stored, descriptors=described(plan.layouts, (operand, weight)))
     return output, (count, first, second)
 
 
@@ -346,6 +397,7 @@ def forward(
     prologue: NormActivation | None = None,
     epilogue: BiasActivation | Statistics | ActivationGradient | None = None,
     out: Tensor | None = None,
+    descriptors: bool = False,
 ) -> tuple[Tensor, PartialStatistics | None]:
     """A convolution of ``prologue(input)``, then ``epilogue``.
 
@@ -359,6 +411,8 @@ def forward(
             computes the jvp of convolution and activation for a tangent.
         out: where to write the output, channels-last; it may be the epilogue's own tensor, but not
             share memory with ``input`` or ``weight``. None makes a new tensor.
+        descriptors: whether the tensor memory accelerator copies the operands, which are made
+            channels-last; see :func:`no_descriptors_reason`. Not with a prologue.
 
     Returns:
         The output, (N, C_out, H', W'), channels-last, of the input's dtype; and with ``Statistics``
@@ -378,6 +432,7 @@ def forward(
         prologue,
         BiasActivation() if epilogue is None else epilogue,
         out,
+        descriptors,
     )
     if count is None or mean is None or m2 is None:
         return output, None
@@ -393,6 +448,7 @@ def input_gradient(
     prologue: GradPrologue | None = None,
     epilogue: NormActivationGradient | ActivationGradient | None = None,
     out: Tensor | None = None,
+    descriptors: bool = False,
 ) -> tuple[Tensor, GradientSums | None]:
     """The gradient of a convolution's input from ``prologue(grad_output)``, then ``epilogue``.
 
@@ -405,6 +461,7 @@ def input_gradient(
         epilogue: of the result; None leaves it as it is.
         out: where to write the gradient, channels-last; it may be the epilogue's own tensor, but
             not share memory with ``grad_output`` or ``weight``. None makes a new tensor.
+        descriptors: as in :func:`forward`.
 
     Returns:
         The gradient, (N, C_in, H, W), channels-last, of the same dtype; and with
@@ -425,6 +482,7 @@ def input_gradient(
         prologue,
         BiasActivation() if epilogue is None else epilogue,
         out,
+        descriptors,
     )
     if grad is None or grad_xhat is None:
         return output, None
@@ -450,6 +508,7 @@ def weight_gradient(
     grad_prologue: GradPrologue | None = None,
     with_bias: bool = False,
     dtype: torch.dtype | None = None,
+    descriptors: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """The gradients of a convolution's weight and bias.
 
@@ -462,6 +521,7 @@ def weight_gradient(
         grad_prologue: of the gradient; None leaves it as it is.
         with_bias: whether the bias has a gradient too.
         dtype: of the gradients, which are added up in float32; None is the weight's.
+        descriptors: as in :func:`forward`.
 
     Returns:
         The weight's gradient, and the bias's: the sum of ``grad_prologue(grad_output)`` over all
@@ -482,6 +542,10 @@ def weight_gradient(
         channels = grad_output.shape[1]
         grad_bias = grad_output.new_zeros(channels, dtype=dtype) if with_bias else None
         return torch.zeros_like(weight, dtype=dtype, requires_grad=False), grad_bias
+    if descriptors:
+        if input_prologue is not None or grad_prologue is not None:
+            raise ConfigError("descriptors is True with a prologue; expected one or the other")
+        input, grad_output = _describable(input), _describable(grad_output)
     loaded_input = _load(input, input_prologue)
     loaded_grad = _load(grad_output, grad_prologue)
     paired, gathered = (
@@ -490,6 +554,7 @@ def weight_gradient(
     grad_weight = torch.empty_like(weight, dtype=dtype, requires_grad=False)
     precision = _float32_precision(input.dtype)
     key = (
+        descriptors,
         paired.key,
         gathered.key,
         grad_weight.stride(),
@@ -503,29 +568,40 @@ def weight_gradient(
     if plan is None:
         module = _plans()
         _make_room()
-        plan = _PLANS[key] = module.plan_weight_gradient(
-            paired_shape=tuple(paired.tensor.shape),
-            paired_strides=paired.strides,
-            gathered_shape=tuple(gathered.tensor.shape),
-            gathered_strides=gathered.strides,
-            weight_strides=grad_weight.stride(),
-            geometry=geometry,
-            dtype=input.dtype,
-            capability=_capability(input.device),
-            paired_prologue=module.Operation(*paired.operation),
-            gathered_prologue=module.Operation(*gathered.operation),
-            precision=precision,
+        given: dict[str, Any] = {
+            "paired_shape": tuple(paired.tensor.shape),
+            "gathered_shape": tuple(gathered.tensor.shape),
+            "weight_strides": grad_weight.stride(),
+            "geometry": geometry,
+            "capability": _capability(input.device),
+        }
+        plan = _PLANS[key] = (
+            module.plan_weight_gradient_by_descriptors(**given)
+            if descriptors
+            else module.plan_weight_gradient(
+                **given,
+                paired_strides=paired.strides,
+                gathered_strides=gathered.strides,
+                dtype=input.dtype,
+                paired_prologue=module.Operation(*paired.operation),
+                gathered_prologue=module.Operation(*gathered.operation),
+                precision=precision,
+            )
         )
     assert plan is not None
-    if plan.total is None:
-        plan.launch(*paired.pointers, *gathered.pointers, grad_weight)
-    else:
+    result = grad_weight
+    if plan.total is not None:
         # Dense like the gradient, so that adding up the splits is a sum of flat vectors.
-        partial = torch.empty(
+        result = torch.empty(
             (plan.splits, weight.numel()), dtype=torch.float32, device=weight.device
         )
-        plan.launch(*paired.pointers, *gathered.pointers, partial)
-        plan.total(partial, grad_weight)
+    if descriptors:
+        sides = (paired.tensor, gathered.tensor)
+        plan.launch(result, descriptors=described(plan.layouts, sides))
+    else:
+        plan.launch(*paired.pointers, *gathered.pointers, result)
+    if plan.total is not None:
+        plan.total(result, grad_weight)
     return grad_weight, _channel_sums(loaded_grad, grad_weight.dtype) if with_bias else None
 
 

@@ -252,6 +252,55 @@ def implicit_gemm_kernel(
         )
         accumulator = tl.dot(a, b, accumulator, input_precision=PRECISION)
 
+    store_tile(
+        accumulator,
+        output_row,
+        exists,
+        column,
+        tile_n,
+        phase * tiles_m + tile_m,
+        out_channels,
+        output,
+        output_other,
+        output_bias,
+        output_mean,
+        output_scale,
+        output_invstd,
+        tile_count,
+        tile_first,
+        tile_second,
+        output_negative_slope,
+        EPILOGUE,
+        OUTPUT_FUNCTION,
+        REDUCTION,
+    )
+
+
+@triton.jit
+def store_tile(
+    accumulator,
+    output_row,  # offsets of the rows in the output
+    exists,  # which rows exist
+    column,  # channels of the output
+    tile_n,  # of how many in a row
+    tile,  # of how many along the rows
+    out_channels,
+    output,
+    output_other,
+    output_bias,
+    output_mean,
+    output_scale,
+    output_invstd,
+    tile_count,
+    tile_first,
+    tile_second,
+    output_negative_slope,
+    EPILOGUE: tl.constexpr,
+    OUTPUT_FUNCTION: tl.constexpr,
+    REDUCTION: tl.constexpr,
+):
+    """Applies the epilogue to a tile of the product and stores it, and the reduction's results."""
+    column_exists = column < out_channels
     kept = exists[:, None] & column_exists[None, :]
     output_offset = output_row[:, None] + column[None, :]
     output_value = accumulator
@@ -279,7 +328,7 @@ def implicit_gemm_kernel(
             kept,
             tl.maximum(count, 1.0),
         )
-        tile = (phase * tiles_m + tile_m).to(tl.int64)
+        tile = tile.to(tl.int64)
         tl.store(tile_first + tile * out_channels + column, first, mask=column_exists)
         tl.store(tile_second + tile * out_channels + column, second, mask=column_exists)
         if tile_count is not None:

@@ -43,8 +43,13 @@ class Launch:
         self.options = {"num_warps": tile.warps, "num_stages": tile.stages}
         self._compiled: dict[int, Any] = {}
 
-    def __call__(self, *pointers: Tensor | None) -> None:
-        """Runs on the current stream of the first tensor's device."""
+    def __call__(self, *pointers: Tensor | None, descriptors: tuple[Any, ...] = ()) -> None:
+        """Runs on the current stream of the first tensor's device.
+
+        Args:
+            pointers: the kernel's first arguments.
+            descriptors: Triton's TensorDescriptors, the arguments after them.
+        """
         if self.grid[0] == 0:
             return
         first = pointers[0]
@@ -54,18 +59,19 @@ class Launch:
             and first.get_device() != torch.cuda.current_device()
         ):
             with torch.cuda.device(first.get_device()):
-                self._run(pointers)
+                self._run(pointers, descriptors)
         else:
-            self._run(pointers)
+            self._run(pointers, descriptors)
 
-    def _run(self, pointers: tuple[Tensor | None, ...]) -> None:
+    def _run(self, pointers: tuple[Tensor | None, ...], descriptors: tuple[Any, ...]) -> None:
         alignment = 0
         for pointer in pointers:
             alignment = alignment * 2 + (pointer is not None and pointer.data_ptr() % 16 == 0)
         compiled = self._compiled.get(alignment)
         if compiled is not None:
-            compiled[self.grid](*pointers, *self.arguments)
+            compiled[self.grid](*pointers, *descriptors, *self.arguments)
             return
-        compiled = self.kernel[self.grid](*pointers, *self.arguments, **self.options)
+        arguments = (*pointers, *descriptors, *self.arguments)
+        compiled = self.kernel[self.grid](*arguments, **self.options)
         if not interpreted():
             self._compiled[alignment] = compiled

@@ -9,6 +9,18 @@ import torch
 import triton.language as tl
 
 from fastgan.kernels import activations, epilogues, index_maps, prologues
+from fastgan.kernels.descriptor_gemm import (
+    descriptor_gemm_kernel,
+    descriptor_weight_gradient_kernel,
+)
+from fastgan.kernels.descriptors import (
+    BLOCK_K,
+    Layout,
+    box_of,
+    boxes_of,
+    input_layout,
+    weight_layout,
+)
 from fastgan.kernels.geometry import ConvGeometry, division_by
 from fastgan.kernels.implicit_gemm import implicit_gemm_kernel
 from fastgan.kernels.launch import Launch
@@ -17,7 +29,7 @@ from fastgan.kernels.split_reduction import (
     sum_splits_kernel,
     weight_gradient_kernel,
 )
-from fastgan.kernels.tiles import Problem, Tile, splits_of, tile_for
+from fastgan.kernels.tiles import Problem, Tile, architecture_of, programs_of, splits_of, tile_for
 
 Pair = tuple[int, int]
 #: A 4-d tensor's shape or strides.
@@ -47,6 +59,21 @@ EPILOGUES: dict[str | None, tuple[Any, str, Any]] = {
 CHANNEL_SUMS_TILE = Tile(64, 64, 0, 4, 2)
 SUM_SPLITS_BLOCK = (16, 128)
 SUM_SPLITS_TILE = Tile(0, 0, 0, 4, 2)
+#: Tiles of descriptor_gemm_kernel by architecture, the largest that don't spill. The first that
+#: gives every multiprocessor a program is taken, or the last.
+DESCRIPTOR_TILES = {
+    "sm_90": (
+        Tile(256, 128, BLOCK_K, 8, 3),
+        Tile(128, 128, BLOCK_K, 8, 4),
+        Tile(128, 64, BLOCK_K, 4, 4),
+        Tile(64, 64, BLOCK_K, 4, 4),
+    ),
+    "sm_100": (
+        Tile(128, 128, BLOCK_K, 8, 4),
+        Tile(128, 64, BLOCK_K, 4, 4),
+        Tile(64, 64, BLOCK_K, 4, 4),
+    ),
+}
 
 
 class Operation(NamedTuple):
@@ -64,18 +91,27 @@ def _functions(operation: Operation) -> tuple[Any, Any]:
 
 
 class ConvolutionPlan(NamedTuple):
-    """A launch of ``implicit_gemm_kernel``, and the number of tiles with statistics."""
+    """A launch of ``implicit_gemm_kernel``, and the number of tiles with statistics.
+
+    With layouts, of the input's and the weight's descriptors, it is ``descriptor_gemm_kernel``'s.
+    """
 
     launch: Launch
     tiles: int
+    layouts: tuple[Layout, ...] = ()
 
 
 class ReductionPlan(NamedTuple):
-    """A launch that computes ``splits`` sums, and the one that adds them (None for one split)."""
+    """A launch that computes ``splits`` sums, and the one that adds them (None for one split).
+
+    With layouts, of the paired and the gathered side's descriptors, it is
+    ``descriptor_weight_gradient_kernel``'s.
+    """
 
     launch: Launch
     splits: int
     total: Launch | None
+    layouts: tuple[Layout, ...] = ()
 
 
 def _position_type(positions: int) -> tl.dtype:
@@ -191,6 +227,76 @@ def plan_convolution(
     return ConvolutionPlan(Launch(implicit_gemm_kernel, tiles * tiles_n, arguments, tile), tiles)
 
 
+def _descriptor_tiles(capability: Pair) -> tuple[Tile, ...]:
+    return DESCRIPTOR_TILES.get(architecture_of(capability), DESCRIPTOR_TILES["sm_90"])
+
+
+def plan_by_descriptors(
+    *,
+    scatter: bool,
+    input_shape: Four,
+    weight_shape: Four,
+    output_size: Pair,
+    geometry: ConvGeometry,
+    capability: Pair,
+    epilogue: Operation,
+) -> ConvolutionPlan:
+    """As :func:`plan_convolution`, of channels-last tensors that descriptors can describe."""
+    batch, in_channels, *input_size = input_shape
+    out_channels = weight_shape[1 if scatter else 0]
+    if scatter:
+        geometry = geometry.with_free_strides((input_size[0], input_size[1]))
+    phases = geometry.stride if scatter else (1, 1)
+    apart = (1, 1) if scatter else geometry.stride
+    # Of the largest phase.
+    size = [-(-size // count) for size, count in zip(output_size, phases, strict=True)]
+    columns = max(64, _next_power_of_two(out_channels))
+    # Epilogues that load another tensor would spill in the largest tile.
+    rows = 256 if EPILOGUES[epilogue.name][1] == "forward" else 128
+    for tile in _descriptor_tiles(capability):
+        box = box_of(tile.block_m, batch, size)
+        boxes = boxes_of(box, batch, size)
+        tiles = math.prod(boxes) * math.prod(phases)
+        tiles_n = -(-out_channels // tile.block_n)
+        fits = tile.block_m <= rows and tile.block_n <= columns
+        if fits and 2 * tiles * tiles_n >= programs_of(capability):
+            break
+    block_k = BLOCK_K if in_channels % BLOCK_K == 0 else BLOCK_K // 2
+    weight_block = (block_k, tile.block_n) if scatter else (tile.block_n, block_k)
+    store, output_function, reduction = EPILOGUES[epilogue.name]
+    arguments = (
+        epilogue.negative_slope,
+        batch,
+        *output_size,
+        in_channels,
+        out_channels,
+        *_axis_arguments(geometry),
+        *(math.gcd(d, s) for d, s in zip(geometry.dilation, geometry.stride, strict=True)),
+        *geometry.inverse_dilation,
+        *phases,
+        *boxes[1:],
+        math.prod(boxes),
+        tiles_n,
+        index_maps.scatter_axis if scatter else index_maps.gather_axis,
+        scatter,
+        *(distance.bit_length() - 1 for distance in apart),
+        store,
+        getattr(activations.FUNCTIONS[epilogue.activation], output_function),
+        reduction,
+        *box,
+        tile.block_n,
+        block_k,
+    )
+    return ConvolutionPlan(
+        Launch(descriptor_gemm_kernel, tiles * tiles_n, arguments, tile),
+        tiles,
+        (
+            input_layout(input_shape, apart, box, block_k),
+            weight_layout(weight_shape, weight_block),
+        ),
+    )
+
+
 def plan_weight_gradient(
     *,
     paired_shape: Four,
@@ -261,6 +367,59 @@ def plan_weight_gradient(
     launch = Launch(weight_gradient_kernel, tiles_m * tiles_n * splits, arguments, tile)
     total = _plan_sum_of_splits(splits, elements) if splits > 1 else None
     return ReductionPlan(launch, splits, total)
+
+
+def plan_weight_gradient_by_descriptors(
+    *,
+    paired_shape: Four,
+    gathered_shape: Four,
+    weight_strides: Four,
+    geometry: ConvGeometry,
+    capability: Pair,
+) -> ReductionPlan:
+    """As :func:`plan_weight_gradient`, of channels-last tensors that descriptors can describe."""
+    batch, paired_channels, *paired_size = paired_shape
+    _, gathered_channels, *_ = gathered_shape
+    rows, columns = _next_power_of_two(gathered_channels), _next_power_of_two(paired_channels)
+    *_, smallest = tile_list = _descriptor_tiles(capability)
+    tile = next((t for t in tile_list if t.block_m <= rows and t.block_n <= columns), smallest)
+    taps = math.prod(geometry.kernel_size)
+    box = box_of(BLOCK_K, batch, paired_size, divides=True)
+    boxes = boxes_of(box, batch, paired_size)
+    tiles_m = taps * -(-gathered_channels // tile.block_m)
+    tiles_n = -(-paired_channels // tile.block_n)
+    steps = math.prod(boxes)
+    steps_per_split = -(-steps // splits_of(tiles_m * tiles_n, steps, capability))
+    splits = -(-steps // steps_per_split)
+    elements = paired_channels * gathered_channels * taps
+    arguments = (
+        paired_channels,
+        gathered_channels,
+        elements,
+        *weight_strides,
+        geometry.kernel_size[1],
+        *geometry.padding,
+        *geometry.dilation,
+        *boxes[1:],
+        steps_per_split,
+        tiles_m,
+        tiles_n,
+        *(stride.bit_length() - 1 for stride in geometry.stride),
+        *box,
+        tile.block_m,
+        tile.block_n,
+    )
+    launch = Launch(descriptor_weight_gradient_kernel, tiles_m * tiles_n * splits, arguments, tile)
+    total = _plan_sum_of_splits(splits, elements) if splits > 1 else None
+    layouts = (
+        input_layout(paired_shape, (1, 1), box, tile.block_n),
+        input_layout(gathered_shape, geometry.stride, box, tile.block_m),
+    )
+    return ReductionPlan(launch, splits, total, layouts)
+
+
+def _next_power_of_two(number: int) -> int:
+    return 1 << (number - 1).bit_length()
 
 
 def plan_channel_sums(

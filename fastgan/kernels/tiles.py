@@ -104,6 +104,16 @@ def tile_for(problem: Problem, capability: Capability) -> Tile:
     return next(row.tile for row in _ROWS[architecture_of(capability)] if row.takes(problem))
 
 
+def programs_of(capability: Capability) -> int:
+    """How many programs fill the GPU: two for each multiprocessor.
+
+    Example:
+        >>> programs_of((9, 0))
+        264
+    """
+    return PROGRAMS[architecture_of(capability)]
+
+
 def splits_of(tiles: int, steps: int, capability: Capability) -> int:
     """The number of splits of a reduction with this many steps and tiles.
 
@@ -113,5 +123,5 @@ def splits_of(tiles: int, steps: int, capability: Capability) -> int:
         >>> splits_of(tiles=1, steps=40, capability=(9, 0))
         10
     """
-    wanted = PROGRAMS[architecture_of(capability)] // tiles
+    wanted = programs_of(capability) // tiles
     return max(1, min(wanted, steps // 4, 128))

@@ -44,8 +44,8 @@ from fastgan.kernels.fusion import (
 )
 from fastgan.ops.backends import (
     ATEN,
-    TRITON,
     UNFUSED,
+    Triton,
     fusion,
     select_backend,
 )
@@ -448,7 +448,7 @@ def _stage_forward(
         input, prologue = _normalised(input, prologue), None
     if not convolves:
         value = input
-    elif backend.fuses:
+    elif isinstance(backend, Triton):
         epilogue: Statistics | BiasActivation = (
             Statistics(bias)
             if takes_statistics
@@ -456,7 +456,7 @@ def _stage_forward(
             if is_deferred
             else BiasActivation(bias, activation.name, slope)
         )
-        value, partials = TRITON.fused_forward(stage, input, weight, prologue, epilogue)
+        value, partials = backend.fused_forward(stage, input, weight, prologue, epilogue)
     else:
         run = backend.forward if is_deferred else backend.activated_forward
         value = run(stage, input, weight, bias)
@@ -701,8 +701,8 @@ def _weight_gradient(
         carried.finish()
         if norm is not None:
             input, norm = _normalised(input, norm), None
-    if backend.fuses:
-        return TRITON.fused_weight_gradient(
+    if isinstance(backend, Triton):
+        return backend.fused_weight_gradient(
             stage, carried.grad, input, weight, norm, carried.prologue, with_bias, dtype
         )
     return backend.weight_gradient(stage, carried.grad, input, weight, with_bias)
@@ -732,7 +732,7 @@ def _input_gradient(
         mask = ActivationGradient(before.value, previous.activation, previous.negative_slope)
     if padded is None and not backend.fuses and mask is not None:
         return _Carried(backend.masked_input_gradient(stage, carried.grad, input, weight, mask))
-    if padded is not None or not backend.fuses:
+    if padded is not None or not isinstance(backend, Triton):
         grad = backend.input_gradient(stage, carried.grad, input, weight)
         if padded is not None:
             grad = _pad_gradient(stages[number], grad, before.value)
@@ -746,7 +746,7 @@ def _input_gradient(
     epilogue: NormActivationGradient | ActivationGradient | None = mask
     if before.norm is not None and before.invstd is not None:
         epilogue = NormActivationGradient(before.value, before.norm, before.invstd)
-    grad, sums = TRITON.fused_input_gradient(
+    grad, sums = backend.fused_input_gradient(
         stage, carried.grad, before.value, weight, carried.prologue, epilogue
     )
     if number == 0:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from fastgan.kernels.fusion import ActivationGradient
-from fastgan.ops.backends import TRITON, describe_layer, select_backend
+from fastgan.ops.backends import TRITON, Pass, Triton, describe_layer, fusion, select_backend
 from fastgan.ops.stages import Stage, pair
 from fastgan.penalty.elementwise import ActivationRule
 from fastgan.penalty.entries import Node
@@ -185,13 +185,15 @@ class Convolution(Product):
         stage, weight = self.prepared(node)
         if self.after is None or stage is None:
             return self._forward(node, left, None)
-        return TRITON.fused_forward(stage, left, weight, None, _mask(self.after))[0]
+        backend = _masking_backend("forward", stage, left, weight)
+        return backend.fused_forward(stage, left, weight, None, _mask(self.after))[0]
 
     def to_left(self, node: Node, grad: Tensor, right: Tensor) -> Tensor:
         stage, weight = self.prepared(node)
         if self.before is not None and stage is not None:
             mask = _mask(self.before)
-            return TRITON.fused_input_gradient(stage, grad, mask.kept, weight, None, mask)[0]
+            masking = _masking_backend("input_gradient", stage, mask.kept, weight)
+            return masking.fused_input_gradient(stage, grad, mask.kept, weight, None, mask)[0]
         value = node.slots[0]
         # Only its shape and layout count.
         input = empty(value.shape, grad) if value.tensor is None else value.tensor
@@ -254,6 +256,12 @@ class Convolution(Product):
 def _rule(activation: Node) -> ActivationRule:
     assert isinstance(activation.rule, ActivationRule)
     return activation.rule
+
+
+def _masking_backend(which: Pass, stage: Stage, input: Tensor, weight: Tensor) -> Triton:
+    """The fastest of the kernels that apply masks; of fewer rows another backend may be faster."""
+    backend = select_backend(which, stage, input, weight, fusion(store="activation"))
+    return backend if isinstance(backend, Triton) else TRITON
 
 
 def _mask(activation: Node) -> ActivationGradient:

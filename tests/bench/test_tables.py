@@ -65,7 +65,7 @@ def test_summary_shows_losses_and_what_nobody_measured() -> None:
     assert "| 1.20 to 1.60 |" in line
     assert "1 of 2 pass, the worst falls short by 17%; 1 not measured" in line
     assert "GPU: not measured; [goals](docs/measurements.md#gpu)" in text
-    assert "[`bench-cpu.json`](benchmarks/results/bench-cpu.json)" in text
+    assert "[`bench-cpu`](benchmarks/results/bench-cpu.json)" in text
 
 
 def test_summary_keeps_a_gpus_numbers_to_the_goals_they_answer() -> None:

@@ -41,8 +41,19 @@ class Compiled:
     ttir: str
 
 
+@dataclass(frozen=True)
+class Described:
+    """Stands for a tensor descriptor: its dtype, and what one step copies."""
+
+    dtype: torch.dtype
+    block: tuple[int, ...]
+
+
 def compile_for(
-    launch: Launch, pointers: list[torch.dtype | None], architecture: int, folder: Path
+    launch: Launch,
+    pointers: list[torch.dtype | Described | None],
+    architecture: int,
+    folder: Path,
 ) -> Compiled:
     """Compiles as a launch with aligned tensors of these dtypes would; None is no tensor."""
     kernel = launch.kernel
@@ -59,6 +70,8 @@ def compile_for(
             continue
         if isinstance(value, torch.dtype):
             signature[parameter.name] = TYPES[value]
+        elif isinstance(value, Described):
+            signature[parameter.name] = f"tensordesc<{TYPES[value.dtype][1:]}{list(value.block)}>"
         elif isinstance(value, float):
             signature[parameter.name] = "fp32"
         else:

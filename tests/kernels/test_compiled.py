@@ -13,12 +13,12 @@ import torch
 pytest.importorskip("triton", reason="Triton is a dependency on Linux only")
 
 import triton
-from compiling import Compiled, compile_for
+from compiling import Compiled, Described, compile_for
 
 from fastgan.kernels import ConvGeometry, plans
 from fastgan.kernels.plans import Operation
 from fastgan.kernels.tile_tables import TABLES
-from fastgan.kernels.tiles import Problem, TileRow, rows_of, tile_for
+from fastgan.kernels.tiles import Problem, Tile, TileRow, rows_of, tile_for
 
 #: Compute capability; bytes of shared memory that a program may have. sm_80's tiles serve 8.6 and
 #: 8.9 too, which have less of it than 8.0.
@@ -138,6 +138,37 @@ def compile_convolution(
     return compile_for(plan.launch, pointers, capability[0] * 10 + capability[1], folder)
 
 
+def compile_by_descriptors(
+    architecture: str, tile: Tile, kernel: str, epilogue: Operation, folder: Path
+) -> Compiled:
+    capability, _ = ARCHITECTURES[architecture]
+    dtype = torch.bfloat16
+    small, large = (128, 256, 16, 16), (128, 256, 32, 32)
+    given = {"geometry": TRANSPOSED if kernel == "scatter" else GEOMETRY, "capability": capability}
+    with patch.dict(plans.DESCRIPTOR_TILES, {architecture: (tile,)}):
+        if kernel == "weight_gradient":
+            plan = plans.plan_weight_gradient_by_descriptors(
+                paired_shape=small,
+                gathered_shape=large,
+                weight_strides=channels_last((256, 256, 4, 4)),
+                **given,
+            )
+            pointers: list[torch.dtype | Described | None] = [F32]
+        else:
+            sizes = (small, large) if kernel == "scatter" else (large, small)
+            plan = plans.plan_by_descriptors(
+                scatter=kernel == "scatter",
+                input_shape=sizes[0],
+                weight_shape=(256, 256, 4, 4),
+                output_size=sizes[1][2:],
+                epilogue=epilogue,
+                **given,
+            )
+            pointers = [dtype, *epilogue_pointers(epilogue, dtype)]
+    pointers += [Described(dtype, layout.block) for layout in plan.layouts]
+    return compile_for(plan.launch, pointers, capability[0] * 10 + capability[1], folder)
+
+
 def compile_weight_gradient(
     architecture: str,
     row: TileRow,
@@ -227,6 +258,39 @@ def test_each_tile_with_the_most_around_it(architecture, row, tmp_path):
     scatter = row._replace(kernel="scatter")
     compiled = compile_convolution(architecture, scatter, *HEAVIEST, dtype, precision, tmp_path)
     assert_shippable(compiled, architecture, row)
+
+
+DESCRIBED = [
+    pytest.param(
+        architecture,
+        tile,
+        kernel,
+        # The tiles that come nearest to spilling stand for all.
+        marks=[] if min(tile[:2]) == 128 and kernel != "gather" else pytest.mark.tiles,
+    )
+    for architecture, tiles in plans.DESCRIPTOR_TILES.items()
+    for tile in tiles
+    for kernel in ("gather", "scatter", "weight_gradient")
+]
+
+
+def heaviest_on_store(tile: Tile) -> Operation:
+    """What the largest tile stores takes no other tensor."""
+    return FORWARD_EPILOGUES[1] if tile.block_m > 128 else HEAVIEST[1]
+
+
+@pytest.mark.parametrize(("architecture", "tile", "kernel"), DESCRIBED)
+def test_each_tile_of_descriptors(architecture, tile, kernel, tmp_path):
+    most = heaviest_on_store(tile)
+    compiled = compile_by_descriptors(architecture, tile, kernel, most, tmp_path)
+    # As for the other tiles.
+    assert compiled.stack <= (0 if triton_version() >= (3, 7) else 64)
+    assert compiled.shared <= ARCHITECTURES[architecture][1]
+    products = {"sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma"}[architecture]
+    assert products in compiled.ptx
+    # No thread copies operands.
+    assert "cp.async.bulk.tensor.5d" in compiled.ptx
+    assert "cp.async.ca" not in compiled.ptx
 
 
 @pytest.mark.parametrize(

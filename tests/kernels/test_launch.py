@@ -37,9 +37,9 @@ from fastgan.kernels.launch import Launch
 
 compiled = []
 
-def bind(self, pointers):
+def bind(self, pointers, descriptors):
     options = dict(self.options, grid=self.grid, warmup=True)
-    compiled.append(self.kernel.run(*pointers, *self.arguments, **options))
+    compiled.append(self.kernel.run(*pointers, *descriptors, *self.arguments, **options))
 
 Launch._run = bind
 convolution._capability = lambda device: (9, 0)
@@ -56,7 +56,10 @@ input_gradient(
     prologue=gradient, epilogue=NormActivationGradient(x, norm, ones(64)),
 )
 weight_gradient(x, grad, geometry, w, input_prologue=norm, grad_prologue=gradient, with_bias=True)
-print([name for kernel in compiled for name in [kernel.name] if "wgmma" in kernel.asm["ptx"]])
+forward(x, w, geometry, descriptors=True)
+input_gradient(grad, w, geometry, (8, 8), descriptors=True)
+weight_gradient(x, grad, geometry, w, descriptors=True)
+print(*(kernel.name for kernel in compiled if "wgmma" in kernel.asm["ptx"]))
 """
 
 
@@ -65,7 +68,12 @@ def test_triton_binds_the_arguments_and_compiles():
         [sys.executable, "-c", BINDING], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == str(["implicit_gemm_kernel"] * 2 + ["weight_gradient_kernel"])
+    assert done.stdout.split() == [
+        *(2 * ["implicit_gemm_kernel"]),
+        "weight_gradient_kernel",
+        *(2 * ["descriptor_gemm_kernel"]),
+        "descriptor_weight_gradient_kernel",
+    ]
 
 
 class Recorder:

@@ -78,6 +78,7 @@ def test_triton_kernels_keep_within_the_bars(tmp_path: Path) -> None:
         "gather, bfloat16, 64x64x64, 4 stages, nothing on load",
         "gather, bfloat16, 64x64x32, 2 stages, few channels, nothing on load",
         "weight_gradient, bfloat16, 64x64x64, 3 stages, nothing on load",
+        "gather by TMA, bfloat16, 64x64x64, 4 stages",
     }
     kernels = static_report.triton_kernels("sm_90", tmp_path, names.__contains__)
     assert {kernel["kernel"] for kernel in kernels} == names

@@ -887,7 +887,7 @@ def test_the_fixed_table_has_nothing_done_on_load_where_products_are_fast(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     weight, input = channels_last(8, 8, 4, 4).bfloat16(), channels_last(2, 8, 8, 8).bfloat16()
-    loading, after_passes = (each for each in BACKENDS if each.fuses)
+    loading, after_passes, _ = (each for each in BACKENDS if each.fuses)
     around = fusion_of("norm", "", "statistics")
     assert after_passes.unsupported_reason(Problem.of("forward", HALVING, input, weight))
     for capability, expected in (((8, 6), loading), ((9, 0), after_passes)):

@@ -3,6 +3,7 @@
 few_channels        at most four channels on one side, on GPUs; bias and activation on store
 triton              kernels that fuse neighbouring norms and activations, on GPUs
 triton_after_passes the same kernels, with separate passes instead of fusion on load
+triton_tma          the same in 16 bits on sm_90 and sm_100, their operands copied by TMA
 winograd            3x3 and 4x4 taps with stride 1 or 2, 5x5 with 2, on CPUs: fewer products
 patches             the pass whose output is an image, on CPUs
 matrix_product      matrix products of patches, on CPUs
@@ -28,6 +29,7 @@ from fastgan.ops.backends.selection import (
     select_layout,
     using,
 )
+from fastgan.ops.backends.triton import Triton
 
 __all__ = [
     "ATEN",
@@ -42,6 +44,7 @@ __all__ = [
     "Pass",
     "Problem",
     "Selector",
+    "Triton",
     "Way",
     "describe_layer",
     "fusion",

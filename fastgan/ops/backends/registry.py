@@ -12,12 +12,14 @@ from fastgan.ops.backends.winograd import Winograd
 
 TRITON = Triton("triton", loads=True)
 TRITON_AFTER_PASSES = Triton("triton_after_passes", loads=False)
+TRITON_TMA = Triton("triton_tma", loads=False, descriptors=True)
 WINOGRAD, ATEN = Winograd(), ATen()
 
 BACKENDS: tuple[Backend, ...] = (
     FewChannels(),
     TRITON,
     TRITON_AFTER_PASSES,
+    TRITON_TMA,
     WINOGRAD,
     Patches(),
     MatrixProduct(),

@@ -39,28 +39,38 @@ class Triton(Backend):
     Args:
         name: of the backend.
         loads: whether it fuses on load; otherwise the caller uses separate passes.
+        descriptors: whether the tensor memory accelerator copies the operands, as they are.
     """
 
     path = "triton"
     fuses = True
 
-    def __init__(self, name: str, loads: bool) -> None:
+    def __init__(self, name: str, *, loads: bool, descriptors: bool = False) -> None:
         self.name = name
         self.loads = loads
+        self._descriptors = descriptors
 
     def unsupported_reason(self, problem: Problem) -> str | None:
         """Says why the kernels can't run a problem."""
-        if not self.loads and not (problem.fusion.input or problem.fusion.grad):
+        around = problem.fusion
+        if not (self.loads or self._descriptors or around.input or around.grad):
             return "nothing is to be done on load"
-        stage, device = problem.stage, problem.device
-        geometry = _geometry_of(stage, (1, 1) if problem.is_linear else problem.weight_shape[2:])
+        stage, shape = problem.stage, problem.weight_shape
+        kernel_size = (1, 1) if problem.is_linear else shape[2:]
+        geometry = _geometry_of(stage, kernel_size)
         # Without a device only the layer is checked.
-        reason = kernels.unsupported_reason(
-            geometry,
-            problem.dtype,
-            stage.groups,
-            device=None if device.type == "meta" else device,
-        )
+        device = None if problem.device.type == "meta" else problem.device
+        reason = kernels.unsupported_reason(geometry, problem.dtype, stage.groups, device=device)
+        if reason is None and self._descriptors:
+            input = (0, 0, 1, 1) if problem.is_linear else problem.input_shape
+            reason = kernels.no_descriptors_reason(
+                problem.which,
+                geometry,
+                problem.dtype,
+                (*shape[:2], *kernel_size),
+                input_size=None if input is None else (input[2], input[3]),
+                device=device,
+            )
         # The kernels use the setting for convolutions.
         of_products = problem.is_linear and problem.precision
         if reason is None and of_products and problem.precision != product_precision():
@@ -103,6 +113,7 @@ class Triton(Backend):
             prologue=prologue,
             epilogue=_placed_fusion(stage, epilogue),
             out=out,
+            descriptors=self._descriptors,
         )
         return _flat(stage, output), statistics
 
@@ -128,6 +139,7 @@ class Triton(Backend):
             prologue=_placed_fusion(stage, prologue),
             epilogue=_placed_fusion(stage, epilogue),
             out=out,
+            descriptors=self._descriptors,
         )
         return _flat(stage, grad), sums
 
@@ -152,6 +164,7 @@ class Triton(Backend):
             grad_prologue=_placed_fusion(stage, grad_prologue),
             with_bias=with_bias,
             dtype=dtype,
+            descriptors=self._descriptors,
         )
         return _flat(stage, grad_weight), grad_bias
 

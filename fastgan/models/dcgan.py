@@ -134,6 +134,15 @@ class ImageCritic(nn.Module):
         self.apply(weights_init)
         keep_channels_last(self)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a forward casts its images first under autocast, and writes no weight.
+
+        So 16-bit images have the scores of the same images in float32, and two passes may share
+        the weights' casts.
+        """
+        return self.projection is None and type(self).__module__.startswith("fastgan.")
+
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
         """How real images look.
 

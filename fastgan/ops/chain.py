@@ -20,6 +20,7 @@ Order of gradients supported: any. With ``create_graph=True`` the chain runs aga
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -410,14 +411,21 @@ def _as_run(
         stage_tensors.norm_bias for stage_tensors in tensors if stage_tensors.norm_bias is not None
     ]
     if chain.dtype is not None:
-        input, *cast = _cast_together([input, *weights, *biases], chain.dtype)
+        known = _earlier_casts(chain.dtype, [*weights, *biases])
+        input, *cast = _cast_together([input, *([] if known else [*weights, *biases])], chain.dtype)
+        cast = known or cast
+        _keep_casts(chain.dtype, [*weights, *biases], cast)
         weights, biases = cast[: len(tensors)], cast[len(tensors) :]
     elif not norm_biases:
         return input, tensors
     dtype = arithmetic_dtype(input.dtype)
     if norm_biases and (recorded or any(bias.dtype != dtype for bias in norm_biases)):
-        joined = torch.cat(norm_biases).to(dtype)
-        norm_biases = list(joined.split([len(bias) for bias in norm_biases]))
+        copies = _earlier_casts(dtype, norm_biases)
+        if copies is None:
+            joined = torch.cat(norm_biases).to(dtype)
+            copies = list(joined.split([len(bias) for bias in norm_biases]))
+            _keep_casts(dtype, norm_biases, copies)
+        norm_biases = copies.copy()
     norm_biases.reverse()
     return input, [
         StageTensors(
@@ -430,6 +438,48 @@ def _as_run(
         )
         for given, weight, bias in zip(tensors, weights, biases, strict=True)
     ]
+
+
+class _Casts(threading.local):
+    """Within :func:`weights_cast_once`, the casts of each group of tensors, and their versions."""
+
+    kept: dict[Any, tuple[list[Tensor | None], list[int], list[Any]]] | None = None
+
+
+_casts = _Casts()
+
+
+@contextmanager
+def weights_cast_once() -> Iterator[None]:
+    """A context in which chains cast weights, and copy norms' biases, in the first pass alone.
+
+    For passes that follow one another. A later pass casts them again if one was written meanwhile,
+    as its version counter says.
+    """
+    before, _casts.kept = _casts.kept, {}
+    try:
+        yield
+    finally:
+        _casts.kept = before
+
+
+def _key(dtype: torch.dtype, tensors: Sequence[Tensor | None]) -> Any:
+    return dtype, *(None if each is None else (id(each), each.data_ptr()) for each in tensors)
+
+
+def _earlier_casts(dtype: torch.dtype, tensors: Sequence[Tensor | None]) -> list[Any] | None:
+    """What :func:`_keep_casts` kept of these tensors, if they haven't been written since."""
+    if not _casts.kept:
+        return None
+    _, versions, casts = _casts.kept.get(_key(dtype, tensors), ([], [], None))
+    return casts if versions == [_version(each) for each in tensors] else None
+
+
+def _keep_casts(dtype: torch.dtype, tensors: Sequence[Tensor | None], casts: Sequence[Any]) -> None:
+    if _casts.kept is not None:
+        # The tensors too: their ids stay theirs.
+        kept = list(tensors), [_version(each) for each in tensors], list(casts)
+        _casts.kept[_key(dtype, tensors)] = kept
 
 
 def _stage_forward(

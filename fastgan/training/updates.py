@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.losses import PLAYERS_LOSSES, loss_and_means, orthogonal_regularisation
-from fastgan.ops.chain import weights_left_out
+from fastgan.ops.chain import weights_cast_once, weights_left_out
 from fastgan.optim.clipping import ClippingOptimizer
 from fastgan.optim.weight_clipping import clip_weights_
 from fastgan.penalty import discriminator_loss, gradient_penalty
@@ -179,7 +179,9 @@ class GANUpdater:
         parts = []
         for part in drawn.parts(self.config.accumulate):
             with torch.no_grad(), self._autocast():
-                fake = self._generated(part).to(real.dtype)
+                fake = self._generated(part)
+            if part.penalize or self._augmentation or not self._is_plain:
+                fake = fake.to(real.dtype)
             with self._autocast():
                 loss, metrics, scores = self._critic_loss(part, fake)
             self._backpropagate(self._scaled(self.scaler_d, loss), scores)
@@ -362,8 +364,9 @@ class GANUpdater:
         """Loss and metrics by plain autograd, and the scores of real images and of fakes."""
         real, fake = self._shown(part, fake)
         # Two passes: batch norm's statistics are separate for fakes and reals, as in the papers.
-        score_real = self.discriminator(real, *part.condition)
-        score_fake = self.discriminator(fake, *part.condition)
+        with weights_cast_once() if self._is_plain else nullcontext():
+            score_real = self.discriminator(real, *part.condition)
+            score_fake = self.discriminator(fake, *part.condition)
         loss, metrics = self._adversarial(score_real, score_fake)
         weights = self._penalty_weights() if part.penalize else {}
         for name, weight in weights.items():
@@ -382,6 +385,11 @@ class GANUpdater:
             metrics[metric] = penalty.detach()
         metrics["loss_d"] = loss.detach()
         return loss, metrics, (score_real, score_fake)
+
+    @property
+    def _is_plain(self) -> bool:
+        """Whether the discriminator's class says that it is."""
+        return bool(getattr(self.discriminator, "is_plain", False))
 
     def _backpropagate(self, loss: Tensor, scores: tuple[Tensor, ...]) -> None:
         """``loss.backward()``; each of the scores' passes in turn, if the loss is theirs alone.

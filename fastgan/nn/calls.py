@@ -72,13 +72,16 @@ def _convolution(
         return f"its input has {input.dim()} dimensions, not 2"
     if hooks_on_saved() is not None:
         return _HOOKED
-    matched = _matched(
-        kind,
-        input.shape,
-        weight.shape,
-        None if bias is None else bias.shape,
-        *(tuple(each) if isinstance(each, list) else each for each in settings),
-    )
+    try:
+        matched = _matched(
+            kind,
+            input.shape,
+            weight.shape,
+            None if bias is None else bias.shape,
+            *(tuple(each) if isinstance(each, list) else each for each in settings),
+        )
+    except TypeError:  # a tensor as a number, say
+        return _REFUSED
     dtype = autocast_dtype(input)
     reason = why_not_chained(input, dimensions, dtype, (weight, bias), ())
     if reason is not None or isinstance(matched, str):
@@ -151,7 +154,9 @@ def _norm(
     if source is None and input.dim() not in alone:
         return "no convolution or linear layer before it waits"
     if (
-        (training and input.numel() == channels)
+        type(training) is not bool
+        or (training and (input.numel() == channels or not eps > 0))
+        or any(each is not None and each.requires_grad for each in (mean, variance))
         or (mean is None) != (variance is None)
         or (mean is None and not training)
         or any(each is not None and each.shape != (channels,) for each in of_norm)

@@ -400,7 +400,7 @@ def joining(critic: Critic, images: Tensor, names: tuple[str, ...]) -> Joining:
     key = (
         *(images.shape, images.dtype, images.device, names),
         torch.is_autocast_enabled(images.device.type),
-        tuple(type(arg) for arg in critic.args),
+        tuple(arg.shape if isinstance(arg, Tensor) else type(arg) for arg in critic.args),
         any(module.training for module in modules),
     )
     return _known.setdefault(inner, {}).setdefault(key, Joining())

@@ -80,7 +80,7 @@ class _Run:
             tensors = (*self.leaves.values(), *self.given.values())
             loss = Loss.apply(loss, gradients, self.count, composed, *tensors)  # type: ignore[no-untyped-call]
         elif self.asked.penalties and torch.is_grad_enabled():
-            loss.requires_grad_()  # as by autograd, where the graph leads to the images
+            loss.requires_grad_()  # as by autograd, whose graph leads to the images
         return loss, {name: value.detach() for name, value in self.terms.items()}
 
     @property

@@ -587,9 +587,15 @@ def hypernetwork(module: Any, h: Tensor) -> Tensor:
     return F.conv2d(h, weight=module.conv(h)[:1, :, :1, :1].expand(4, 4, 1, 1))
 
 
+def counts_in_tensors(module: Any, h: Tensor) -> Tensor:
+    one = torch.tensor(1)
+    return F.relu(F.conv2d(h, module.last.weight, None, one, one))
+
+
 BETWEEN = [
     *(reads_statistics, swaps_data, autocasts, detaches, writes_in_place, shapes_alone),
     *(numbers, writes_to_views, generates, differentiates, replaces_buffers, hypernetwork),
+    counts_in_tensors,
 ]
 
 
@@ -597,6 +603,33 @@ BETWEEN = [
 @pytest.mark.parametrize("between", BETWEEN, ids=lambda each: each.__name__)
 def test_what_touches_a_value_finds_it(between: Callable[[nn.Module, Tensor], Tensor]) -> None:
     agree(Block(between).double(), image())
+
+
+def learnt(h: Tensor) -> dict[str, Any]:
+    return {"running_mean": h.mean((0, 2, 3)), "running_var": h.var((0, 2, 3)), "training": False}
+
+
+@pytest.mark.usefixtures("fewest")
+@pytest.mark.parametrize(
+    "asked",
+    [
+        lambda h: {"running_mean": None, "running_var": None, "training": True, "eps": 0.0},
+        lambda h: {"running_mean": None, "running_var": None, "training": 1},
+        learnt,
+    ],
+    ids=["no eps", "a number", "statistics with a gradient"],
+)
+def test_a_norm_that_torch_refuses_is_refused_in_its_words(asked: Any) -> None:
+    def between(module: Any, h: Tensor) -> Tensor:
+        h = module.conv(h)
+        return F.relu(F.batch_norm(h, **asked(h)))
+
+    plain, messages = Block(between).double(), []
+    for module in (plain, fastgan.fuse(copy.deepcopy(plain))):
+        with pytest.raises((RuntimeError, TypeError, ValueError)) as raised:
+            module(image()).sum().backward()
+        messages.append((type(raised.value), str(raised.value)))
+    assert messages[0] == messages[1]
 
 
 def test_a_weight_written_after_its_use_is_used_as_it_was() -> None:

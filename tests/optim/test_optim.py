@@ -70,7 +70,8 @@ def steps_errors(name, dtype, device, clip, clip_when, seed, shapes, **options):
     """Of each tensor after each of four steps: its name, error in units, torch's, and a condition.
 
     All three steps begin with the same weight, gradient and state. The condition says how often a
-    rounding of the squares' average counts: centred, it loses the average's square.
+    rounding counts: centred, the squares' average loses the average's square, and a step may cancel
+    the momentum.
     """
     kwargs = {"lr": 1e-3, **ROWS[name].defaults, **options}
     low, high = bounds_of(clip) if clip is not None else (-math.inf, math.inf)
@@ -91,16 +92,22 @@ def steps_errors(name, dtype, device, clip, clip_when, seed, shapes, **options):
             weight = (
                 to_long_double(p).clip(low, high) if clip_when == "before" else to_long_double(p)
             )
+            momentum = kwargs.get("momentum", 0) * state.get("momentum_buffer", np.zeros(()))
             weight = exact_step(name, weight, to_long_double(p.grad), state, step + 1, **kwargs)
-            exact.append((weight.clip(low, high) if clip_when == "after" else weight, state))
+            clipped = weight.clip(low, high) if clip_when == "after" else weight
+            exact.append((clipped, state, momentum))
         ours.step()
         reference_step(theirs, their_params, (low, high), clip_when)
-        for p, q, (weight, state) in zip(ours_params, their_params, exact, strict=True):
+        for p, q, (weight, state, momentum) in zip(ours_params, their_params, exact, strict=True):
             condition = 1.0
+            if kwargs.get("momentum"):
+                buffer = state["momentum_buffer"]
+                added = np.abs(momentum) + np.abs(buffer - momentum)
+                condition = float(added.max(initial=0) / np.abs(buffer).max(initial=1e-30))
             if kwargs.get("centered"):
                 squares = state["square_avg"]
                 kept = squares - state["grad_avg"] ** 2
-                condition = float((squares[kept > 0] / kept[kept > 0]).max(initial=1))
+                condition *= float((squares[kept > 0] / kept[kept > 0]).max(initial=1))
             yield "weight", units_apart(p, weight), units_apart(q, weight), condition
             for key in ours.state[p].keys() - {"step"}:
                 mine, other = ours.state[p][key], theirs.state[q][key]
@@ -115,6 +122,13 @@ def steps_errors(name, dtype, device, clip, clip_when, seed, shapes, **options):
     clip_when=st.sampled_from(["after", "before"]),
     dtype=st.sampled_from([torch.float64, torch.float32]),
     seed=st.integers(0, 1000),
+)
+@hypothesis.example(  # a step that cancels nine tenths of the momentum
+    option=("RMSprop", {"lr": 0.1, "alpha": 0.4, "weight_decay": 0.1, "momentum": 0.9}),
+    clip=None,
+    clip_when="after",
+    dtype=torch.float32,
+    seed=293,
 )
 def test_cpu_step_is_as_exact_as_torchs_step_and_clamp(option, clip, clip_when, dtype, seed):
     name, kwargs = option

@@ -775,6 +775,23 @@ def test_joined_calls_repeat_the_first_one_bit_by_bit() -> None:
     torch.testing.assert_close(later, expected, rtol=1e-9, atol=1e-12)
 
 
+def test_arguments_of_another_shape_are_joined_anew() -> None:
+    """A vector of N numbers might have one for each sample, and is repeated for each batch."""
+
+    class Weighted(Critic):
+        def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+            return super().forward(x) * weights.sum()  # type: ignore[no-any-return]
+
+    critic = Weighted().double()
+    real, fake, eps = batches()
+    for numbers in (N + 1, N):
+        given: Any = {"eps": eps, "critic_args": (torch.ones(numbers, dtype=torch.float64),)}
+        for _ in range(2):
+            ours = fastgan.wgan_gp_critic_loss(critic, real, fake, **given).loss
+        theirs = fastgan.wgan_gp_critic_loss(critic, real, fake, path="autograd", **given).loss
+        torch.testing.assert_close(ours, theirs)
+
+
 def test_a_critic_that_begins_to_move_later_is_no_longer_joined() -> None:
     class Grows(Critic):
         def __init__(self) -> None:

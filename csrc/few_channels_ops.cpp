@@ -26,6 +26,8 @@ using Numbers = std::vector<std::int64_t>;
 
 // Larger sizes and settings might overflow a kernel's index.
 constexpr std::int64_t kLargest = std::int64_t{1} << 30;
+// Of a weight's gradient.
+constexpr std::int64_t kMostFewChannels = 4;
 
 void require_map(const char* op, const char* argument, const Tensor& map) {
     if (map.dim() != 4 || map.size(1) >= kLargest || map.size(2) >= kLargest ||
@@ -61,18 +63,22 @@ MapStrides map_strides(const char* op, const Tensor& map) {
     return {map.stride(0), stride(1), stride(2), stride(3)};
 }
 
+// Whether a convolution with these settings relates a map of `small` places to one of `wide`.
+void require_fit(const char* op, std::int64_t small, std::int64_t wide, std::int64_t stride,
+                 std::int64_t padding, std::int64_t taps) {
+    const std::int64_t left_over = wide + 2 * padding - (small - 1) * stride - taps;
+    if (small < 1 || wide < 1 || taps < 1 || left_over < 0 || left_over >= stride) {
+        fail(op, ": ", small, " and ", wide, " places do not belong together at stride ", stride,
+             ", padding ", padding, " and ", taps, " taps");
+    }
+}
+
 GatherAxis axis_of(const char* op, const Tensor& input, const Tensor& weight, int d,
                    bool transposed, const Numbers& stride, const Numbers& padding,
                    const Numbers& size) {
     const std::int64_t in = input.size(d), taps = weight.size(d), out = size[d - 2];
     const std::int64_t step = stride[d - 2], added = padding[d - 2];
-    // The map with fewer places, and what is left over of the other one.
-    const std::int64_t small = transposed ? in : out, wide = transposed ? out : in;
-    const std::int64_t left_over = wide + 2 * added - (small - 1) * step - taps;
-    if (in < 1 || taps < 1 || left_over < 0 || left_over >= step) {
-        fail(op, ": ", in, " and ", out, " places do not belong together at stride ", step,
-             ", padding ", added, " and ", taps, " taps");
-    }
+    require_fit(op, transposed ? in : out, transposed ? out : in, step, added, taps);
     const auto number = [](std::int64_t n) { return static_cast<int>(n); };
     return GatherAxis::of(number(in), number(out), number(taps), number(step), number(added),
                           transposed);
@@ -146,12 +152,72 @@ Tensor gather(Tensor input, Tensor weight, OptionalTensor bias, OptionalTensor k
     return output;
 }
 
+Tensor weight_gradient(Tensor small, Tensor wide, Numbers taps, Numbers stride, Numbers padding,
+                       bool channels_last) {
+    constexpr const char* op = "fastgan::few_channels_weight_gradient";
+    require_map(op, "small", small);
+    require_map(op, "wide", wide);
+    require_alike(op, "wide", wide, small);
+    require_pair(op, "taps", taps, 1);
+    require_pair(op, "stride", stride, 1);
+    require_pair(op, "padding", padding, 0);
+    if (small.size(0) != wide.size(0) || std::min(small.size(1), wide.size(1)) < 1) {
+        fail(op, ": maps of shapes ", shape_text(small), " and ", shape_text(wide),
+             "; expected as many samples, and channels");
+    }
+    // With a stride of 1 either map may be the one with few channels: for the small one the sum is
+    // over the other's places, from which taps run backwards.
+    const bool few_is_wide = wide.size(1) <= kMostFewChannels;
+    if (!few_is_wide && (small.size(1) > kMostFewChannels || stride[0] != 1 || stride[1] != 1)) {
+        fail(op, ": small has ", small.size(1), " channels and wide ", wide.size(1),
+             "; expected at most ", kMostFewChannels, " of wide's, or of small's at stride 1");
+    }
+    const Tensor& many = few_is_wide ? small : wide;
+    const Tensor& few = few_is_wide ? wide : small;
+    Tensor gradient =
+        empty_map({small.size(1), wide.size(1), taps[0], taps[1]}, small, channels_last);
+    const auto axis = [&](int d) {
+        const std::int64_t added = padding[d - 2], count = taps[d - 2];
+        require_fit(op, small.size(d), wide.size(d), stride[d - 2], added, count);
+        const auto number = [](std::int64_t n) { return static_cast<int>(n); };
+        return GatherAxis::of(number(few.size(d)), number(many.size(d)), number(count),
+                              number(stride[d - 2]),
+                              number(few_is_wide ? added : count - 1 - added), false);
+    };
+    const FewChannelsSums problem{
+        float_type(op, "small", small),
+        small.size(0),
+        static_cast<int>(many.size(1)),
+        static_cast<int>(few.size(1)),
+        axis(2),
+        axis(3),
+        map_strides(op, many),
+        map_strides(op, few),
+        {gradient.stride(few_is_wide ? 0 : 1),
+         static_cast<int>(gradient.stride(few_is_wide ? 1 : 0)),
+         static_cast<int>(gradient.stride(2)), static_cast<int>(gradient.stride(3))},
+        !few_is_wide};
+    if (small.numel() == 0) {
+        return torch::stable::zero_(gradient);
+    }
+    const std::int32_t type = problem.type == FloatType::float64 ? aoti_torch_dtype_float64()
+                                                                  : aoti_torch_dtype_float32();
+    Tensor sums = empty_strided({cuda::few_channels_workspace(problem)}, {1}, type, small);
+    const std::int32_t device = small.get_device_index();
+    const torch::stable::accelerator::DeviceGuard guard(device);
+    cuda::few_channels_sums(problem, many.const_data_ptr(), few.const_data_ptr(),
+                            sums.mutable_data_ptr(), gradient.mutable_data_ptr(),
+                            current_cuda_stream(device));
+    return gradient;
+}
+
 }  // namespace
 
 }  // namespace fastgan
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, library) {
     library.impl("few_channels_gather", TORCH_BOX(&fastgan::gather));
+    library.impl("few_channels_weight_gradient", TORCH_BOX(&fastgan::weight_gradient));
 }
 
 #endif

@@ -510,6 +510,325 @@ bool lies_in_vectors(const MapStrides& strides, int channels, const void* memory
            strides.column % kFullVector<T> == 0;
 }
 
+// --- The weight gradient -------------------------------------------------------------------------
+
+// Again a product of matrices: a row for each channel of `many`, a column for each tap and channel of
+// `few` (four, so that a tap is a unit), over places. A block adds up tiles of 4 by 16 places, for
+// 16 taps and 64 channels (32 in float64); a warp 16 channels in a part of the tile's rows.
+constexpr int kSumRows = 4;
+constexpr int kSumTaps = 16;
+constexpr int kSumColumns = kSumTaps * kUnit;
+constexpr int kSumTiles = kSumColumns / 8;
+// Blocks from which on a block adds up several tiles, but so few that it needs no compensation.
+constexpr int kSumBlocks = 256;
+constexpr int kMostSumTiles = 16;
+
+template <typename T>
+struct SumShape {
+    static constexpr int kDown = sizeof(T) == 8 ? 2 : 4;  // of 16 channels
+    static constexpr int kChannels = 16 * kDown;
+    static constexpr int kParts = kWarps / kDown;  // of a tile's rows
+    static constexpr int kRows = kSumRows / kParts;
+    // Of two places together in 16 bits, and of one else; free of bank conflicts.
+    static constexpr int kStride = kChannels + 8;
+};
+
+struct SumsPlan {
+    FewChannelsSums problem;
+    int taps;
+    int tap_blocks;
+    int channel_blocks;
+    int tiles_along_x;
+    int tiles_along_y;
+    std::int64_t tiles;
+    int tiles_per_block;
+    std::int64_t splits;
+    int tile_rows;  // of few's places
+    int tile_columns;
+    int many_bytes;
+    int shared_bytes;
+    bool reads_vectors;
+
+    FASTGAN_INLINE std::int64_t columns() const {
+        return std::int64_t{tap_blocks} * kSumColumns;
+    }
+};
+
+// The tile's places of `many`, of two neighbours together in 16 bits: (pair, channel), otherwise
+// (place, channel).
+template <typename T>
+__device__ __forceinline__ void load_many(const SumsPlan& plan, const Tile& at, int first_channel,
+                                          const T* many, T* tile) {
+    using Of = SumShape<T>;
+    const FewChannelsSums& problem = plan.problem;
+    constexpr int kTogether = sizeof(T) == 2 ? 2 : 1;
+    constexpr int kVector = kFullVector<T>;
+    constexpr int kPlaces = kSumRows * kWidth / kTogether;
+    const int thread = static_cast<int>(threadIdx.x);
+    const int own = plan.reads_vectors ? kVector : 1;
+    const int vectors = Of::kChannels / own;
+    const T* const sample = many + at.sample * problem.many.sample;
+    for (int i = thread; i < kPlaces * vectors; i += kThreads) {
+        // The faster index along memory.
+        const int vector = plan.reads_vectors ? i % vectors : i / kPlaces;
+        const int place = plan.reads_vectors ? i / vectors : i % kPlaces;
+        const int channel = first_channel + vector * own;
+        Vector<T, kVector> values[kTogether] = {};
+#pragma unroll
+        for (int k = 0; k < kTogether; ++k) {
+            const int row = at.row + (place * kTogether + k) / kWidth;
+            const int column = at.column + (place * kTogether + k) % kWidth;
+            if (row >= problem.rows.out || column >= problem.columns.out ||
+                channel >= problem.many_channels) {
+                continue;
+            }
+            const T* const from = sample + row * problem.many.row + column * problem.many.column +
+                                  channel * problem.many.channel;
+            if (plan.reads_vectors) {
+                values[k] = load<kVector>(from);
+            } else {
+                values[k].elements[0] = *from;
+            }
+        }
+        T* const to = tile + (place * Of::kStride + vector * own) * kTogether;
+        if (plan.reads_vectors) {
+#pragma unroll
+            for (int part = 0; part < kTogether; ++part) {
+                Vector<T, kVector> woven;
+#pragma unroll
+                for (int v = 0; v < kVector; ++v) {
+                    const int n = part * kVector + v;
+                    woven.elements[v] = values[n % kTogether].elements[n / kTogether];
+                }
+                store<kVector>(to + part * kVector, woven);
+            }
+        } else {
+#pragma unroll
+            for (int k = 0; k < kTogether; ++k) {
+                to[k] = values[k].elements[0];
+            }
+        }
+    }
+}
+
+// The places of `few` that the tile's meet, a unit each.
+template <typename T>
+__device__ __forceinline__ void load_few(const SumsPlan& plan, const Tile& at, const T* few,
+                                         T* tile) {
+    const FewChannelsSums& problem = plan.problem;
+    const T* const sample = few + at.sample * problem.few.sample;
+    const int top = at.row * problem.rows.step + problem.rows.first;
+    const int left = at.column * problem.columns.step + problem.columns.first;
+#pragma unroll 2
+    for (int p = static_cast<int>(threadIdx.x); p < plan.tile_rows * plan.tile_columns;
+         p += kThreads) {
+        const int r = static_cast<int>(static_cast<unsigned>(p) /
+                                       static_cast<unsigned>(plan.tile_columns));
+        const int row = top + r, column = left + p - r * plan.tile_columns;
+        const bool inside = row >= 0 && row < problem.rows.in && column >= 0 &&
+                            column < problem.columns.in;
+        const int offset = inside ? row * problem.few.row + column * problem.few.column : 0;
+        Vector<T, kUnit> four{};
+#pragma unroll
+        for (int c = 0; c < kUnit; ++c) {
+            if (inside && c < problem.few_channels) {
+                four.elements[c] = sample[offset + c * problem.few.channel];
+            }
+        }
+        store<kUnit>(tile + p * kUnit, four);
+    }
+}
+
+// sums: a lane 4g + t has rows g, then g + 8, of columns 2t and 2t + 1 of each 8. offsets: of each 8
+// the first of a lane's columns, from a window's first place.
+template <typename T>
+__device__ __forceinline__ void add_places(const SumsPlan& plan, const T* many, const T* few,
+                                           const int (&offsets)[kSumTiles],
+                                           Arithmetic<T> (&sums)[kSumTiles][4]) {
+    using Of = SumShape<T>;
+    const int thread = static_cast<int>(threadIdx.x);
+    const int lane = thread % 32, g = lane / 4, t = lane % 4;
+    const int down = thread / 32 % Of::kDown, part = thread / 32 / Of::kDown;
+    const int step = plan.problem.columns.step * kUnit;
+    for (int r = 0; r < Of::kRows; ++r) {
+        const int row = part * Of::kRows + r;
+        const T* const of_row =
+            few + row * plan.problem.rows.step * plan.tile_columns * kUnit;
+        if constexpr (sizeof(T) == 2) {
+            const Pair* const pairs = reinterpret_cast<const Pair*>(many) +
+                                      (row * kWidth / 2 + t) * Of::kStride + down * 16 + g;
+            const Pair a[4] = {pairs[0], pairs[8], pairs[4 * Of::kStride],
+                               pairs[4 * Of::kStride + 8]};
+            const auto pair_of = [](const T* first, const T* second) {
+                return first->bits | static_cast<Pair>(second->bits) << 16;
+            };
+#pragma unroll
+            for (int j = 0; j < kSumTiles; ++j) {
+                const T* const from = of_row + 2 * t * step + offsets[j];
+                const Pair b[2] = {pair_of(from, from + step),
+                                   pair_of(from + 8 * step, from + 9 * step)};
+                add_product<T>(sums[j], a, b);
+            }
+        } else {
+#pragma unroll 2
+            for (int k = 0; k < kWidth; ++k) {
+                const T* const values =
+                    many + (row * kWidth + k) * Of::kStride + down * 16 + g;
+                const T a[2] = {values[0], values[8]};
+#pragma unroll
+                for (int j = 0; j < kSumTiles; ++j) {
+                    const auto b = load<2>(of_row + k * step + offsets[j]);
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        sums[j][i] = multiply_add(a[i / 2], b.elements[i % 2], sums[j][i]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+// partial: (splits, channels of all blocks, columns of all blocks).
+template <typename T>
+__global__ void __launch_bounds__(kThreads, sizeof(T) == 8 ? 1 : 2)
+    sum_few(const __grid_constant__ SumsPlan plan, const T* many, const T* few,
+            Arithmetic<T>* partial) {
+    using A = Arithmetic<T>;
+    using Of = SumShape<T>;
+    unsigned char* const memory = dynamic_shared<unsigned char>();
+    T* const many_tile = reinterpret_cast<T*>(memory);
+    T* const few_tile = reinterpret_cast<T*>(memory + plan.many_bytes);
+    A* const parts = reinterpret_cast<A*>(memory);
+    const int thread = static_cast<int>(threadIdx.x);
+    const int lane = thread % 32, g = lane / 4, t = lane % 4;
+    const int down = thread / 32 % Of::kDown, part = thread / 32 / Of::kDown;
+    const unsigned block = blockIdx.x;
+    const unsigned of_taps = block / static_cast<unsigned>(plan.tap_blocks);
+    const int tap_block = static_cast<int>(block - of_taps * plan.tap_blocks);
+    const std::int64_t split = of_taps / static_cast<unsigned>(plan.channel_blocks);
+    const int channel_block = static_cast<int>(of_taps - split * plan.channel_blocks);
+
+    int offsets[kSumTiles];
+#pragma unroll
+    for (int j = 0; j < kSumTiles; ++j) {
+        // Tensor cores take column g of a lane, and other products columns 2t and 2t + 1.
+        const int column = j * 8 + (sizeof(T) == 2 ? g : 2 * t);
+        const int tap = min(tap_block * kSumTaps + column / kUnit, plan.taps - 1);
+        const int row = tap / plan.problem.columns.taps;
+        offsets[j] = (row * plan.tile_columns + tap - row * plan.problem.columns.taps) * kUnit +
+                     column % kUnit;
+    }
+    A sums[kSumTiles][4] = {};
+    for (int n = 0; n < plan.tiles_per_block; ++n) {
+        const std::int64_t number = split * plan.tiles_per_block + n;
+        if (number >= plan.tiles) {
+            break;
+        }
+        const unsigned row = static_cast<unsigned>(number) / plan.tiles_along_x;
+        const unsigned sample = row / plan.tiles_along_y;
+        const Tile at{sample, static_cast<int>(row - sample * plan.tiles_along_y) * kSumRows,
+                      static_cast<int>(static_cast<unsigned>(number) - row * plan.tiles_along_x) *
+                          kWidth};
+        __syncthreads();  // the last ones have been read
+        load_many(plan, at, channel_block * Of::kChannels, many, many_tile);
+        load_few(plan, at, few, few_tile);
+        __syncthreads();
+        add_places(plan, many_tile, few_tile, offsets, sums);
+    }
+    for (int other = 1; other < Of::kParts; ++other) {
+        A* const own = parts + down * 32 * kSumTiles * 4 + lane;
+        __syncthreads();
+        if (part == other) {
+#pragma unroll
+            for (int i = 0; i < kSumTiles * 4; ++i) {
+                own[i * 32] = sums[i / 4][i % 4];
+            }
+        }
+        __syncthreads();
+        if (part == 0) {
+#pragma unroll
+            for (int i = 0; i < kSumTiles * 4; ++i) {
+                sums[i / 4][i % 4] += own[i * 32];
+            }
+        }
+    }
+    if (part != 0) {
+        return;
+    }
+    const std::int64_t channels = std::int64_t{plan.channel_blocks} * Of::kChannels;
+    A* const to = partial +
+                  (split * channels + channel_block * Of::kChannels + down * 16 + g) *
+                      plan.columns() +
+                  tap_block * kSumColumns + 2 * t;
+#pragma unroll
+    for (int j = 0; j < kSumTiles; ++j) {
+        store<2>(to + j * 8, Vector<A, 2>{{sums[j][0], sums[j][1]}});
+        store<2>(to + 8 * plan.columns() + j * 8, Vector<A, 2>{{sums[j][2], sums[j][3]}});
+    }
+}
+
+// A block has 32 adjacent columns of one channel, and 32 threads for each that share the splits.
+template <typename T>
+__global__ void __launch_bounds__(kMergeChannels* kMergeThreads)
+    merge_few(const __grid_constant__ SumsPlan plan, const Arithmetic<T>* partial, T* gradient) {
+    using A = Arithmetic<T>;
+    __shared__ MergeSums<A> shared;
+    const FewChannelsSums& problem = plan.problem;
+    const int blocks = static_cast<int>(plan.columns() / kMergeChannels);
+    const int channel = static_cast<int>(blockIdx.x) / blocks;
+    const int column = (static_cast<int>(blockIdx.x) - channel * blocks) * kMergeChannels +
+                       static_cast<int>(threadIdx.x);
+    const std::int64_t channels = std::int64_t{plan.channel_blocks} * SumShape<T>::kChannels;
+    CompensatedSum<A> sum{};
+    for (std::int64_t split = threadIdx.y; split < plan.splits; split += kMergeThreads) {
+        sum += partial[(split * channels + channel) * plan.columns() + column];
+    }
+    sum = sum_of_merge(sum, shared);
+    const int tap = column / kUnit, few = column % kUnit;
+    if (threadIdx.y == 0 && tap < plan.taps && few < problem.few_channels) {
+        const int to = problem.backwards ? plan.taps - 1 - tap : tap;
+        const int row = to / problem.columns.taps;
+        gradient[channel * problem.gradient.sample + few * problem.gradient.channel +
+                 row * problem.gradient.row +
+                 (to - row * problem.columns.taps) * problem.gradient.column] =
+            from_arithmetic<T>(sum.total());
+    }
+}
+
+template <typename T>
+SumsPlan sums_plan_of(const FewChannelsSums& problem) {
+    using Of = SumShape<T>;
+    SumsPlan plan{};
+    plan.problem = problem;
+    plan.taps = problem.rows.taps * problem.columns.taps;
+    plan.tap_blocks = (plan.taps + kSumTaps - 1) / kSumTaps;
+    plan.channel_blocks = (problem.many_channels + Of::kChannels - 1) / Of::kChannels;
+    plan.tiles_along_x = (problem.columns.out + kWidth - 1) / kWidth;
+    plan.tiles_along_y = (problem.rows.out + kSumRows - 1) / kSumRows;
+    plan.tiles = problem.batch * plan.tiles_along_x * plan.tiles_along_y;
+    const std::int64_t blocks = std::int64_t{plan.tap_blocks} * plan.channel_blocks;
+    plan.tiles_per_block =
+        static_cast<int>(std::clamp<std::int64_t>(plan.tiles * blocks / kSumBlocks, 1, kMostSumTiles));
+    plan.splits = (plan.tiles + plan.tiles_per_block - 1) / plan.tiles_per_block;
+    plan.tile_rows = (kSumRows - 1) * problem.rows.step + problem.rows.taps;
+    plan.tile_columns = (kWidth - 1) * problem.columns.step + problem.columns.taps;
+    plan.many_bytes = kSumRows * kWidth * Of::kStride * static_cast<int>(sizeof(T));
+    const std::int64_t few_bytes =
+        std::int64_t{plan.tile_rows} * plan.tile_columns * kUnit * sizeof(T);
+    const std::int64_t parts_bytes =
+        std::int64_t{Of::kDown} * 32 * kSumTiles * 4 * sizeof(Arithmetic<T>);
+    const std::int64_t bytes = std::max(plan.many_bytes + few_bytes, parts_bytes);
+    if (bytes > kSharedBytes) {
+        throw std::runtime_error(
+            "fastgan: the taps of a weight's gradient need more than a block's shared memory");
+    }
+    if (plan.tiles * blocks > std::numeric_limits<std::int32_t>::max()) {
+        throw std::runtime_error("fastgan: the map has more tiles than a CUDA grid has blocks");
+    }
+    plan.shared_bytes = static_cast<int>(bytes);
+    return plan;
+}
+
 }  // namespace
 
 const char* few_channels_obstacle(const FewChannels& problem) {
@@ -544,6 +863,35 @@ void few_channels_gather(const FewChannels& problem, const void* input, const vo
                        static_cast<const T*>(kept), static_cast<T*>(output));
             }
         });
+    });
+}
+
+std::int64_t few_channels_workspace(const FewChannelsSums& problem) {
+    std::int64_t numbers = 0;
+    for_float_type(problem.type, [&]<typename T>() {
+        const SumsPlan plan = sums_plan_of<T>(problem);
+        numbers = plan.splits * plan.channel_blocks * SumShape<T>::kChannels * plan.columns();
+    });
+    return numbers;
+}
+
+void few_channels_sums(const FewChannelsSums& problem, const void* many, const void* few,
+                       void* workspace, void* gradient, void* stream) {
+    for_float_type(problem.type, [&]<typename T>() {
+        using A = Arithmetic<T>;
+        SumsPlan plan = sums_plan_of<T>(problem);
+        plan.reads_vectors = lies_in_vectors<T>(problem.many, problem.many_channels, many);
+        const auto cuda_stream = static_cast<cudaStream_t>(stream);
+        const unsigned blocks =
+            blocks_for(plan.splits * plan.channel_blocks * plan.tap_blocks, 1);
+        launch("sum_few", sum_few<T>, blocks, kThreads,
+               static_cast<std::size_t>(plan.shared_bytes), cuda_stream, plan,
+               static_cast<const T*>(many), static_cast<const T*>(few),
+               static_cast<A*>(workspace));
+        launch("merge_few", merge_few<T>,
+               blocks_for(problem.many_channels * (plan.columns() / kMergeChannels), 1),
+               dim3(kMergeChannels, kMergeThreads), 0, cuda_stream, plan,
+               static_cast<const A*>(workspace), static_cast<T*>(gradient));
     });
 }
 

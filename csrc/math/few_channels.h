@@ -75,4 +75,23 @@ struct FewChannels {
     double negative_slope;
 };
 
+// The weight gradient, a sum over places o of the map with many channels and over samples:
+//
+//     dw(m, f, t) = sum of many(m, o) few(f, o * step + first + t).
+struct FewChannelsSums {
+    FloatType type;
+    std::int64_t batch;
+    int many_channels;
+    int few_channels;
+    GatherAxis rows;  // from many's places to few's
+    GatherAxis columns;
+    MapStrides many;
+    MapStrides few;
+    // Of many's channel, few's channel, and taps.
+    MapStrides gradient;
+    // Whether dw has t's place from the other end, in both axes: where few is the small map, at
+    // stride 1.
+    bool backwards;
+};
+
 }  // namespace fastgan

@@ -1,6 +1,6 @@
-"""``torch.ops.fastgan.few_channels_gather``: convolutions with few channels on one side, on GPUs.
+"""``torch.ops.fastgan.few_channels_*``: convolutions with few channels on one side, on GPUs.
 
-::
+``few_channels_gather(input, weight, bias, kept, ...)``::
 
     output = z(conv(input, weight) + bias)    or    conv(input, weight) * z'(kept)
 
@@ -16,10 +16,19 @@ capability 8.0 on; float32's are float32's, not TF32's. Formula: ``csrc/math/few
 infinite or NaN input may make all outputs NaN whose windows it is in, also those that it has no tap
 of.
 
-The kernel is for CUDA devices; otherwise torch's convolution runs. Results are the same at each
+``few_channels_weight_gradient(small, wide, ...)``: the weight's gradient, small's channels first::
+
+    dw(m, f, t) = sum over samples and places o of small(m, o) wide(f, o * stride - padding + t)
+
+a Conv2d's with the gradient of its output for ``small`` and its input for ``wide``, a
+ConvTranspose2d's the other way round. One of them has at most four channels; ``small`` only at
+stride 1. The error does not grow with the batch: at most 1024 places are added up in float32,
+compensated sums (``csrc/math/compensated_sum.h``) do the rest.
+
+The kernels are for CUDA devices; otherwise torch's convolutions run. Results are the same at each
 run.
 
-Order of gradients supported: none. It raises if autograd would have to record it.
+Order of gradients supported: none. They raise if autograd would have to record them.
 """
 
 from __future__ import annotations
@@ -30,11 +39,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from fastgan.activations import ACTIVATIONS, BY_CODE
 from fastgan.ops.define import define_op
 from fastgan.ops.memory_format import empty_map
 
+#: Most channels of one map of a weight's gradient.
+CHANNELS = 4
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -154,3 +166,48 @@ def few_channels_gather(
     )
     output = empty_map(input, wide.shape, channels_last)
     return output.copy_(wide)
+
+
+def _weight_gradient_examples() -> Iterator[tuple[Any, ...]]:
+    generator = torch.Generator().manual_seed(0)
+    for dtype in DTYPES:
+        small, wide, scores = (
+            torch.randn(shape, generator=generator).to(dtype)
+            for shape in ((2, 24, 6, 9), (2, 3, 12, 18), (2, 1, 3, 6))
+        )
+        yield small, wide, [4, 4], [2, 2], [1, 1], False
+        yield scores, small, [4, 4], [1, 1], [0, 0], True
+
+
+@define_op(
+    "few_channels_weight_gradient(Tensor small, Tensor wide, int[] taps, int[] stride, "
+    "int[] padding, bool channels_last) -> Tensor",
+    examples=_weight_gradient_examples,
+)
+def few_channels_weight_gradient(
+    small: Tensor,
+    wide: Tensor,
+    taps: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    channels_last: bool,
+) -> Tensor:
+    """Torch's weight gradient."""
+    op = "few_channels_weight_gradient"
+    if small.dim() != 4 or wide.dim() != 4 or small.shape[0] != wide.shape[0]:
+        raise RuntimeError(
+            f"fastgan::{op}: maps of shapes {tuple(small.shape)} and {tuple(wide.shape)}; expected "
+            "(N, C, H, W), one N"
+        )
+    if len(taps) != 2 or len(stride) != 2 or len(padding) != 2:
+        raise RuntimeError(f"fastgan::{op}: taps, stride and padding should be two numbers each")
+    if wide.shape[1] > CHANNELS and (small.shape[1] > CHANNELS or max(stride) > 1):
+        raise RuntimeError(
+            f"fastgan::{op}: small has {small.shape[1]} channels and wide {wide.shape[1]}; "
+            f"expected at most {CHANNELS} of wide's, or of small's at stride 1"
+        )
+    shape = (small.shape[1], wide.shape[1], *taps)
+    like = small.new_empty(1).expand(shape)
+    _left_over(op, wide, like, None, None, False, stride, padding, small.shape[2:])
+    gradient = conv2d_weight(wide, shape, small, stride=tuple(stride), padding=tuple(padding))
+    return empty_map(small, shape, channels_last).copy_(gradient)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from host_harness import SCHEDULES, Case, HostHarness
 from torch import Tensor
+from torch.nn.grad import conv2d_weight
 
 from fastgan.activations import ACTIVATIONS
 from fastgan.ops.backends.few_channels import CHANNELS, FLOAT64_TAPS, STRIDE, TAPS
@@ -103,7 +104,7 @@ def gather_cases() -> list[tuple[Case, Tensor, Tensor]]:
     # together run all of it.
     for dtype in (torch.float64, torch.float32, *HALVES):
         name = str(dtype).removeprefix("torch.")
-        image, geometry = drawn(2, 3, 20, 35, dtype=dtype), ((2, 2), (1, 1))
+        image, geometry = drawn(1, 3, 20, 35, dtype=dtype), ((2, 2), (1, 1))
         if dtype != torch.bfloat16:
             x, weight = drawn(1, 40, 9, 18, dtype=dtype, format=LAST), (40, 3, 4, 4)
             settings = {"bias": drawn(3, dtype=dtype), "activation": "tanh"}
@@ -158,6 +159,90 @@ def test_gathers_with_few_channels_are_float64s_convolutions(harness: HostHarnes
         output = result.tensors["output"]
         assert isinstance(output, Tensor)
         assert within_rounding(output, right, sizes).all(), case.label
+
+
+def sums_case(
+    label: str, many: Tensor, few: Tensor, taps: tuple[int, int], step: int, padding: int, **at: int
+) -> tuple[Case, Tensor, Tensor]:
+    """The case, the right gradient (many, few, taps) and its products' magnitudes.
+
+    ``at``: ``backwards``, where the few channels are the small map's.
+    """
+    backwards = bool(at.get("backwards"))
+
+    def gradient(many: Tensor, few: Tensor) -> Tensor:
+        small, wide = (few, many) if backwards else (many, few)
+        shape = (small.shape[1], wide.shape[1], *taps)
+        result = conv2d_weight(wide, shape, small, stride=step, padding=padding)
+        return result.transpose(0, 1) if backwards else result
+
+    right = gradient(many.double(), few.double())
+    sizes = gradient(many.double().abs(), few.double().abs())
+    dtype = many.dtype
+    # csrc/cuda/few_channels.cu, sums_plan_of.
+    channels = 32 if dtype == torch.float64 else 64
+    blocks = -(-many.shape[1] // channels), -(-taps[0] * taps[1] // 16)
+    tiles = many.shape[0] * -(-many.shape[2] // 4) * -(-many.shape[3] // 16)
+    splits = -(-tiles // min(max(tiles * blocks[0] * blocks[1] // 256, 1), 16))
+    wide_dtype = torch.float64 if dtype == torch.float64 else torch.float32
+    tensors = {
+        "many": many,
+        "few": few,
+        "gradient": torch.empty_like(right.to(dtype)),
+        "workspace": torch.empty(splits * blocks[0] * channels * blocks[1] * 64, dtype=wide_dtype),
+    }
+    added = [taps[0] - 1 - padding, taps[1] - 1 - padding] if backwards else [padding] * 2
+    integers = {"row_stride": step, "column_stride": step, "backwards": int(backwards)}
+    integers |= {"row_padding": added[0], "column_padding": added[1]}
+    case = Case(
+        *("sums", tensors, {}, integers),
+        uninitialised=frozenset({"gradient", "workspace"}),
+        label=label,
+    )
+    return case, right, sizes
+
+
+def sums_cases() -> list[tuple[Case, Tensor, Tensor]]:
+    cases = []
+    for dtype, format in zip(
+        (torch.float64, torch.float32, *HALVES), (LAST, FIRST) * 2, strict=True
+    ):
+        name = str(dtype).removeprefix("torch.")
+        # Maps that end within a tile, whole vectors of channels and more than a block's.
+        many = drawn(2, 72, 5, 18, dtype=dtype, format=format)
+        few = drawn(2, 3, 10, 36, dtype=dtype, format=format)
+        cases.append(sums_case(f"{name}, 4x4", many, few, (4, 4), 2, 1))
+    for format in (FIRST, LAST):
+        few = drawn(3, 1, 2, 1, dtype=torch.bfloat16)
+        many = drawn(3, 5, 5, 3, dtype=torch.bfloat16, format=format)
+        cases.append(sums_case("critic", many, few, (4, 3), 1, 0, backwards=1))
+        many, few = many.float(), drawn(3, 4, 9, 7, dtype=torch.float32, format=format)
+        cases.append(sums_case("5x5", many, few, (5, 5), 1, 0))
+    return cases
+
+
+def test_weight_gradients_are_float64s(harness: HostHarness) -> None:
+    torch.manual_seed(0)
+    cases = sums_cases()
+    results = harness.kernels("few_channels").check(
+        [case for case, *_ in cases], schedules=SCHEDULES[-1:]
+    )
+    for (case, right, sizes), result in zip(cases, results, strict=True):
+        assert result.error == "", case.label
+        gradient = result.tensors["gradient"]
+        assert isinstance(gradient, Tensor)
+        assert within_rounding(gradient, right, sizes).all(), case.label
+
+
+def test_a_weight_gradients_error_does_not_grow_with_the_batch(harness: HostHarness) -> None:
+    """One after another, float32s of over 2^13 would lose the 2^-15s."""
+    many = torch.ones(1500, 1, 4, 4)
+    few = torch.full((1500, 1, 4, 4), 1 + 2.0**-15)
+    case, right, _ = sums_case("large", many, few, (1, 1), 1, 0)
+    (result,) = harness.kernels("few_channels").check([case], ["sanitized"], SCHEDULES[-1:])
+    found = result.tensors["gradient"]
+    assert isinstance(found, Tensor)
+    assert abs(found.item() / right.item() - 1) <= 3 * torch.finfo(torch.float32).eps
 
 
 def test_blocks_take_several_tiles_of_large_batches(harness: HostHarness) -> None:

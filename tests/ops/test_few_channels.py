@@ -45,14 +45,17 @@ def problem(
 
 def test_it_takes_images_and_scores_on_gpus(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for which in PASSES:
-        if FEW.unsupported_reason(problem(which=which)) is None:
-            assert fixed_choice(problem(which=which), [FEW, ATEN]) is FEW
+        assert FEW.unsupported_reason(problem(which=which)) is None
+        assert fixed_choice(problem(which=which), [FEW, ATEN]) is FEW
     for stage, weight in ((DOUBLING, (64, 3, 4, 4)), (Stage("conv2d"), (1, 512, 4, 4))):
         assert FEW.unsupported_reason(problem(stage, weight)) is None
+    scores = problem(Stage("conv2d"), (1, 512, 4, 4), which="weight_gradient")
+    assert FEW.unsupported_reason(scores) is None
     assert FEW.unsupported_reason(problem(device="cpu")) == "made for GPUs"
     for reason, refused in {
         "a linear layer": problem(Stage("linear"), (4, 7)),
         "more than 4 channels on both sides": problem(weight=(64, 5, 4, 4)),
+        "the smaller map's": problem(weight=(1, 64, 4, 4), which="weight_gradient"),
         "groups or dilation": problem(Stage("conv2d", dilation=(2, 2))),
         "more than 7x7 taps, or a stride above 2": problem(Stage("conv2d", (3, 3))),
         "more than 5x5 taps, or": problem(weight=(64, 3, 7, 7), dtype=torch.float64),
@@ -87,11 +90,19 @@ def test_its_passes_are_torchs(stage: Stage, last: bool) -> None:
             ),
             backend.input_gradient(stage, *rest),
             backend.masked_input_gradient(stage, *rest, mask),
+            *gradients(backend),
         ]
+
+    def gradients(backend: Backend) -> list[Tensor]:
+        found = backend.weight_gradient(stage, output, input, weight, True)
+        return [each for each in found if each is not None]
 
     for found, expected in zip(passes(FEW), passes(ATEN), strict=True):
         torch.testing.assert_close(found, expected)
-        assert found.stride() == expected.stride()
+        if found.shape == weight.shape:
+            assert found.is_contiguous()
+        else:
+            assert found.stride() == expected.stride()
 
 
 _GEOMETRY = ("kind", "stride", "padding", "dilation", "output_padding")
@@ -113,7 +124,7 @@ def test_chains_activate_in_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None
     watched = Watched()
 
     def select(which: Pass, stage: Stage, input: Tensor, weight: Tensor, around: Any) -> Backend:
-        return ATEN if which == "weight_gradient" else watched
+        return watched
 
     monkeypatch.setattr(chain, "select_backend", select)
     layers = (
@@ -128,7 +139,7 @@ def test_chains_activate_in_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None
     torch.testing.assert_close(found, expected)
     assert watched.calls == [
         *("activated_forward", "activated_forward"),
-        *("masked_input_gradient", "input_gradient"),
+        *("weight_gradient", "masked_input_gradient", "weight_gradient", "input_gradient"),
     ]
 
 
@@ -163,6 +174,22 @@ def test_arguments_that_do_not_belong_together_are_refused() -> None:
     }.items():
         with pytest.raises(RuntimeError, match=part):
             call(**arguments)  # type: ignore[arg-type]
+
+
+def test_maps_of_a_weight_gradient_that_do_not_belong_together_are_refused() -> None:
+    op = torch.ops.fastgan.few_channels_weight_gradient
+    small, wide, geometry = torch.ones(2, 5, 4, 4), torch.ones(2, 3, 8, 8), ([2, 2], [1, 1])
+    assert op(small, wide, [4, 4], *geometry, channels_last=False).shape == (5, 3, 4, 4)
+    for part, maps, taps in (
+        ("one N", (small[:1], wide), [4, 4]),
+        ("dtypes", (small.double(), wide), [4, 4]),
+        ("do not belong together", (small, wide), [6, 6]),
+        ("two numbers", (small, wide), [4]),
+        ("5 channels and wide 6", (small, torch.ones(2, 6, 8, 8)), [4, 4]),
+        ("small's at stride 1", (small[:, :1], torch.ones(2, 6, 8, 8)), [4, 4]),
+    ):
+        with pytest.raises(RuntimeError, match=part):
+            op(*maps, taps, *geometry, channels_last=False)
 
 
 def test_doctor_looks_for_it_on_gpus_alone() -> None:

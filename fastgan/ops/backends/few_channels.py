@@ -14,18 +14,16 @@ from fastgan.kernels.fusion import ActivationGradient
 from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.problem import Problem
 from fastgan.ops.cuda_support import cuda_obstacle
-from fastgan.ops.few_channels import DTYPES
-from fastgan.ops.memory_format import gives_channels_last
+from fastgan.ops.few_channels import CHANNELS, DTYPES
+from fastgan.ops.memory_format import gives_channels_last, is_channels_last
 from fastgan.ops.stages import Stage
 
-#: Most channels on one side.
-CHANNELS = 4
 #: Most rows or columns of taps, and strides, whose windows fit in a block's shared memory.
 TAPS, FLOAT64_TAPS, STRIDE = 7, 5, 2
 
 
 class FewChannels(Backend):
-    """Products over a window of places in shared memory; activates on store."""
+    """Products over windows of places in shared memory; activates on store."""
 
     name = "few_channels"
     path = "cuda"
@@ -37,10 +35,10 @@ class FewChannels(Backend):
             return "made for GPUs"
         if stage.kind == "linear":
             return "a linear layer"
-        if problem.which == "weight_gradient":
-            return "not a pass that makes a map"
         if min(weight[:2]) > CHANNELS:
             return f"more than {CHANNELS} channels on both sides"
+        if problem.which == "weight_gradient" and weight[1] > CHANNELS and stage.stride != (1, 1):
+            return "a weight gradient whose few channels are the smaller map's"
         if problem.dtype not in DTYPES:
             return f"{problem.dtype}"
         if stage.groups != 1 or stage.dilation != (1, 1):
@@ -88,8 +86,12 @@ class FewChannels(Backend):
     def weight_gradient(
         self, stage: Stage, grad_output: Tensor, input: Tensor, weight: Tensor, with_bias: bool
     ) -> tuple[Tensor, Tensor | None]:
-        """Raises: ``unsupported_reason`` excludes this pass."""
-        raise NotImplementedError("the few_channels backend has no weight gradient")
+        """The gradients of ``forward``'s weight and bias."""
+        small, wide = (grad_output, input) if stage.kind == "conv2d" else (input, grad_output)
+        gradient: Tensor = torch.ops.fastgan.few_channels_weight_gradient(
+            small, wide, weight.shape[2:], stage.stride, stage.padding, is_channels_last(weight)
+        )
+        return gradient, grad_output.sum((0, 2, 3)) if with_bias else None
 
 
 def _gather(

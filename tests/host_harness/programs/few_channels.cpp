@@ -2,6 +2,7 @@
 #include "cuda/few_channels.h"
 
 #include <stdexcept>
+#include <string>
 
 #include "program.h"
 
@@ -55,4 +56,33 @@ FASTGAN_HOST_ENTRY(gather) {
     fastgan::cuda::few_channels_gather(problem_of(request), data("input"), data("weight"),
                                        data("bias"), data("kept"), data("output"),
                                        request.stream());
+}
+
+FASTGAN_HOST_ENTRY(sums) {
+    const auto many = request.tensor("many");
+    const auto few = request.tensor("few");
+    const auto gradient = request.tensor("gradient");
+    const auto number = [](std::int64_t n) { return static_cast<int>(n); };
+    const auto axis = [&](int d, const char* stride, const char* padding) {
+        return fastgan::GatherAxis::of(number(few.sizes[d]), number(many.sizes[d]),
+                                       number(gradient.sizes[d]), number(request.integer(stride)),
+                                       number(request.integer(padding)), false);
+    };
+    const fastgan::FewChannelsSums problem{many.type,
+                                           many.sizes[0],
+                                           number(many.sizes[1]),
+                                           number(few.sizes[1]),
+                                           axis(2, "row_stride", "row_padding"),
+                                           axis(3, "column_stride", "column_padding"),
+                                           strides_of(many),
+                                           strides_of(few),
+                                           strides_of(gradient),
+                                           request.integer("backwards") != 0};
+    const auto workspace = request.tensor("workspace");
+    if (fastgan::cuda::few_channels_workspace(problem) != workspace.sizes[0]) {
+        throw std::runtime_error(
+            "workspace: " + std::to_string(fastgan::cuda::few_channels_workspace(problem)));
+    }
+    fastgan::cuda::few_channels_sums(problem, many.data, few.data, workspace.data, gradient.data,
+                                     request.stream());
 }

@@ -172,4 +172,4 @@ class Node:
             value.readers -= 1
             if value.readers == 0 and value.leaf is None:
                 value.tensor = None
-        self.kept = None
+        self.reads, self.kept = [], None

@@ -68,7 +68,6 @@ class Passes:
         self.inputs: dict[Node, Tensor] = {}
         #: Pending gradients on the way back.
         self.waiting: Store = {}
-        self.done: set[Node] = set()
         self.again: set[Node] = set()
         # The ops that start a second gradient, which reaches parameters.
         self.smooth = {
@@ -100,11 +99,6 @@ class Passes:
                     tangents, grad_outputs = starting
                     results = node.rule.gradients(node, tangents, grad_outputs, node.outer)
                     self._give(node, results, grad_outputs)
-            self._release(node)
-
-    def _release(self, node: Node) -> None:
-        if node not in self.done:
-            self.done.add(node)
             node.released()
 
     # The penalty --------------------------------------------------------------------------------
@@ -253,7 +247,7 @@ class Passes:
                             is_own = owned or not _shares_memory(result, tangents.values())
                             store[output] = (result, is_own and 0 not in result.stride())
             if node not in self.again:
-                self._release(node)
+                node.released()
         return second
 
     def _narrowed(self, grads: Grads) -> Grads:

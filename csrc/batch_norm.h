@@ -72,12 +72,22 @@ struct StatisticsTiles {
     const void* m2;
 };
 
+// Norms' counts of batches, to be incremented.
+struct BatchCounters {
+    static constexpr int kMax = 16;
+    int count = 0;
+    std::int64_t* counters[kMax] = {};
+};
+
 struct FinalizeSettings {
     ChannelVector weight;
     ChannelVector running_mean;
     ChannelVector running_var;
     double momentum;
     double eps;
+    ChannelVector bias = {};
+    ChannelVector bias_copy = {};
+    BatchCounters counters = {};
 };
 
 struct FinalizeResults {
@@ -96,6 +106,14 @@ FASTGAN_INLINE void finalize_channel(std::int64_t c, const Moments& moments,
     static_cast<A*>(results.mean)[c] = static_cast<A>(statistics.mean);
     static_cast<A*>(results.invstd)[c] = static_cast<A>(statistics.invstd);
     static_cast<A*>(results.scale)[c] = static_cast<A>(weight * statistics.invstd);
+    if (settings.bias_copy.present()) {
+        settings.bias_copy.write(c, settings.bias.read(c));
+    }
+    if (c == 0) {
+        for (int i = 0; i < settings.counters.count; ++i) {
+            *settings.counters.counters[i] += 1;
+        }
+    }
     if (moments.count == 0) {
         return;  // as torch: an empty batch leaves them
     }

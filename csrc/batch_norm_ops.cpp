@@ -413,13 +413,30 @@ struct OnCuda {
 
 // --- The ops -------------------------------------------------------------------------------------
 
+BatchCounters counters_argument(const char* op, const std::vector<Tensor>& counters,
+                                const Tensor& like) {
+    BatchCounters batches;
+    if (counters.size() > BatchCounters::kMax) {
+        fail(op, ": counters has ", counters.size(), " tensors; expected at most ",
+             BatchCounters::kMax);
+    }
+    for (const Tensor& counter : counters) {
+        if (dtype_code(counter) != aoti_torch_dtype_int64() || counter.numel() != 1 ||
+            counter.device() != like.device()) {
+            fail(op, ": counters has a tensor of shape ", shape_text(counter), " and dtype ",
+                 dtype_name(dtype_code(counter)), "; expected one int64 on the same device");
+        }
+        batches.counters[batches.count++] = static_cast<std::int64_t*>(counter.mutable_data_ptr());
+    }
+    return batches;
+}
+
 template <typename Device>
-std::tuple<Tensor, Tensor, Tensor> batch_norm_finalize(const Tensor& count, const Tensor& mean,
-                                                       const Tensor& m2,
-                                                       const OptionalTensor& weight,
-                                                       const OptionalTensor& running_mean,
-                                                       const OptionalTensor& running_var,
-                                                       double momentum, double eps) {
+std::tuple<Tensor, Tensor, Tensor> batch_norm_finalize(
+    const Tensor& count, const Tensor& mean, const Tensor& m2, const OptionalTensor& weight,
+    const OptionalTensor& running_mean, const OptionalTensor& running_var, double momentum,
+    double eps, const OptionalTensor& bias, const OptionalTensor& bias_copy,
+    const std::vector<Tensor>& counters) {
     constexpr const char* op = "fastgan::batch_norm_finalize";
     const std::int32_t dtype = dtype_code(mean);
     if (dtype != aoti_torch_dtype_float32() && dtype != aoti_torch_dtype_float64()) {
@@ -435,6 +452,12 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_finalize(const Tensor& count, cons
     const VectorArgument weights(op, "weight", weight, channels, mean, false);
     VectorArgument running_means(op, "running_mean", running_mean, channels, mean, true);
     VectorArgument running_vars(op, "running_var", running_var, channels, mean, true);
+    const VectorArgument biases(op, "bias", bias, channels, mean, false);
+    VectorArgument bias_copies(op, "bias_copy", bias_copy, channels, mean, true);
+    if (bias_copy && !bias) {
+        fail(op, ": bias_copy goes with a bias");
+    }
+    const BatchCounters batches = counters_argument(op, counters, mean);
     Tensor result_mean = empty_vector(channels, dtype, mean);
     Tensor invstd = empty_vector(channels, dtype, mean);
     Tensor scale = empty_vector(channels, dtype, mean);
@@ -443,12 +466,14 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_finalize(const Tensor& count, cons
             device.finalize(
                 {dtype == aoti_torch_dtype_float64(), tiles, channels, data_of(counts),
                  data_of(means), data_of(squares)},
-                {weights.vector(), running_means.vector(), running_vars.vector(), momentum, eps},
+                {weights.vector(), running_means.vector(), running_vars.vector(), momentum, eps,
+                 biases.vector(), bias_copies.vector(), batches},
                 {result_mean.mutable_data_ptr(), invstd.mutable_data_ptr(),
                  scale.mutable_data_ptr()});
         });
         running_means.write_back();
         running_vars.write_back();
+        bias_copies.write_back();
     }
     return {result_mean, invstd, scale};
 }

@@ -16,7 +16,7 @@ import functools
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -40,7 +40,7 @@ from fastgan.nn.waiting import (
     state_of,
     under,
 )
-from fastgan.ops.chain import is_chain
+from fastgan.ops.chain import counting, is_chain
 from fastgan.ops.memory_format import (
     is_channels_last,
     laid_out,
@@ -260,13 +260,13 @@ class Pending:
 
     def flush(self) -> None:
         """Computes all referenced tensors, in eager's layout, running statistics and counters."""
-        self._count()
         for op in self._ops:
             if not op.done and op.ref() is not None:
                 self.compute(op)
         for op in self._ops:
             if op.writes():
                 self.compute(op)
+        self._count()  # those that no norm's kernel has
         for each in list(self._converted.values()):
             tensor = each()
             if tensor is None:
@@ -295,7 +295,8 @@ class Pending:
         with self.unwatched():
             converted = self._runs_channels_last(ops, input)
             is_now = state_of(input.device) == op.state and hooks_on_saved() is None
-            with nullcontext() if is_now else under(op.state, input.device):
+            # In another stream than theirs counters aren't counted.
+            with counting(self._counters) if is_now else under(op.state, input.device):
                 if converted:
                     input = relaid(input, True)  # whose gradient is contiguous
                     order_nodes(input.grad_fn, made, ops[0].order)

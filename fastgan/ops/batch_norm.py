@@ -13,7 +13,8 @@ arXiv 1502.03167, section 3)::
 ==============================  ===================================================================
 ``batch_norm_statistics``       mean, invstd, scale of a tensor; updates the running statistics
 ``batch_norm_finalize``         the same, merged from the statistics of tiles that a convolution's
-                                epilogue leaves (:class:`fastgan.kernels.fusion.PartialStatistics`)
+                                epilogue leaves (:class:`fastgan.kernels.fusion.PartialStatistics`);
+                                also copies a bias and counts batches, which saves launches
 ``norm_act``                    y
 ``norm_act_gradient_sums``      sum(g) and sum(g xhat), (tiles, C)
 ``norm_act_gradient_finalize``  slope, offset, grad_weight, grad_bias; of 0 values slope and offset
@@ -42,7 +43,7 @@ Order of gradients supported: none. These ops raise if autograd would have to re
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -219,12 +220,16 @@ def _moments_examples() -> Iterator[tuple[Any, ...]]:
         mean = torch.randn((3, 70), generator=generator) + 100
         m2 = torch.rand((3, 70), generator=generator) * count[:, None]
         vectors = torch.rand((3, 70), generator=generator).to(dtype)
-        yield (count.to(dtype), mean.to(dtype), m2.to(dtype), *vectors, 0.25, 1e-3)
+        rest: list[Any] = [*vectors, 0.25, 1e-3, vectors[0] + 1, torch.zeros(70, dtype=dtype)]
+        counters = [torch.tensor(3), torch.tensor(2**40)]
+        yield (count.to(dtype), mean.to(dtype), m2.to(dtype), *rest, counters)
+        yield (count.to(dtype), mean.to(dtype), m2.to(dtype), *rest[:-2], None, None, [])
 
 
 @define_op(
     "batch_norm_finalize(Tensor count, Tensor mean, Tensor m2, Tensor? weight, "
-    "Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, float eps) -> "
+    "Tensor(a!)? running_mean, Tensor(b!)? running_var, float momentum, float eps, "
+    "Tensor? bias, Tensor(c!)? bias_copy, Tensor(d!)[] counters) -> "
     "(Tensor mean, Tensor invstd, Tensor scale)",
     examples=_moments_examples,
 )
@@ -237,8 +242,15 @@ def batch_norm_finalize(
     running_var: Tensor | None,
     momentum: float,
     eps: float,
+    bias: Tensor | None,
+    bias_copy: Tensor | None,
+    counters: Sequence[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """count (tiles,), mean and m2 (tiles, C). Without tiles the mean and the variance are 0."""
+    """count (tiles,), mean and m2 (tiles, C). Without tiles the mean and the variance are 0.
+
+    ``bias_copy`` gets a copy of ``bias``. ``counters``, at most 16 int64 tensors of one element,
+    are incremented.
+    """
     op = "batch_norm_finalize"
     _check_matrix(op, "mean", mean)
     check_arrays(op, mean.dtype, (mean.shape[0],), count=count)
@@ -246,6 +258,13 @@ def batch_norm_finalize(
     check_vectors(
         op, mean.shape[1], weight=weight, running_mean=running_mean, running_var=running_var
     )
+    check_vectors(op, mean.shape[1], bias=bias, bias_copy=bias_copy)
+    if bias_copy is not None:
+        if bias is None:
+            raise RuntimeError(f"fastgan::{op}: bias_copy goes with a bias")
+        bias_copy.copy_(bias)
+    for counter in counters:
+        counter += 1
     counts, means, squares = count.double()[:, None], mean.double(), m2.double()
     total = counts.sum()
     divisor = total.clamp(min=1)
@@ -291,7 +310,8 @@ def batch_norm_statistics(
     mean = tiles.mean(1)
     m2 = ((tiles - mean[:, None]) ** 2).sum(1)
     count = torch.ones_like(tiles[:, :, 0]).sum(1)
-    return batch_norm_finalize(count, mean, m2, weight, running_mean, running_var, momentum, eps)
+    vectors = (weight, running_mean, running_var)
+    return batch_norm_finalize(count, mean, m2, *vectors, momentum, eps, None, None, [])
 
 
 # --- Forward --------------------------------------------------------------------------------------

@@ -326,14 +326,15 @@ def _forward(
 ) -> tuple[Tensor, list[_Kept], Tensor]:
     """The output, what is kept of each stage, and the input as cast."""
     kept: list[_Kept] = []
-    cast_input, as_run = _as_run(chain, input, tensors, recorded)
+    cast_input, as_run = _as_run(chain, input, tensors)
+    copies = _BiasCopies(as_run, recorded)
     value = cast_input
     before: NormActivation | None = None
     for stage, given, of_stage in zip(chain.stages, tensors, as_run, strict=True):
         padded = _padded(stage, value, before)
         if padded is not None:
             value, before = padded, None
-        of_kept = _stage_forward(_unpadded(stage), value, before, of_stage)
+        of_kept = _stage_forward(_unpadded(stage), value, before, of_stage, copies)
         of_kept.padded = padded
         of_kept.cast_weight = None if of_stage.weight is given.weight else of_stage.weight
         kept.append(of_kept)
@@ -398,45 +399,19 @@ def _gives_channels_last(
 
 
 def _as_run(
-    chain: Chain, input: Tensor, tensors: Sequence[StageTensors], recorded: bool
+    chain: Chain, input: Tensor, tensors: Sequence[StageTensors]
 ) -> tuple[Tensor, Sequence[StageTensors]]:
-    """Inputs, weights and biases as cast by autocast, and copies of the norms' biases.
-
-    The copies have the norms' arithmetic dtype, and without a backward pass are the biases that
-    have it already. All casts take one launch, and all copies another.
-    """
-    weights: Sequence[Tensor] = [of_stage.weight for of_stage in tensors]
-    biases = [of_stage.bias for of_stage in tensors]
-    norm_biases = [
-        stage_tensors.norm_bias for stage_tensors in tensors if stage_tensors.norm_bias is not None
-    ]
-    if chain.dtype is not None:
-        known = _earlier_casts(chain.dtype, [*weights, *biases])
-        input, *cast = _cast_together([input, *([] if known else [*weights, *biases])], chain.dtype)
-        cast = known or cast
-        _keep_casts(chain.dtype, [*weights, *biases], cast)
-        weights, biases = cast[: len(tensors)], cast[len(tensors) :]
-    elif not norm_biases:
+    """Inputs, weights and biases as cast by autocast, in one launch."""
+    if chain.dtype is None:
         return input, tensors
-    dtype = arithmetic_dtype(input.dtype)
-    if norm_biases and (recorded or any(bias.dtype != dtype for bias in norm_biases)):
-        copies = _earlier_casts(dtype, norm_biases)
-        if copies is None:
-            joined = torch.cat(norm_biases).to(dtype)
-            copies = list(joined.split([len(bias) for bias in norm_biases]))
-            _keep_casts(dtype, norm_biases, copies)
-        norm_biases = copies.copy()
-    norm_biases.reverse()
+    given = [tensor for of_stage in tensors for tensor in (of_stage.weight, of_stage.bias)]
+    known = _earlier_casts(chain.dtype, given)
+    input, *cast = _cast_together([input, *([] if known else given)], chain.dtype)
+    cast = known or cast
+    _keep_casts(chain.dtype, given, cast)
     return input, [
-        StageTensors(
-            weight,
-            bias,
-            given.norm_weight,
-            None if given.norm_bias is None else norm_biases.pop(),
-            given.running_mean,
-            given.running_var,
-        )
-        for given, weight, bias in zip(tensors, weights, biases, strict=True)
+        of_stage._replace(weight=weight, bias=bias)
+        for of_stage, weight, bias in zip(tensors, cast[::2], cast[1::2], strict=True)
     ]
 
 
@@ -482,8 +457,76 @@ def _keep_casts(dtype: torch.dtype, tensors: Sequence[Tensor | None], casts: Seq
         _casts.kept[_key(dtype, tensors)] = kept
 
 
+class _BiasCopies:
+    """The norms' biases in the arithmetic's dtype, copied if there will be a backward pass."""
+
+    def __init__(self, tensors: Sequence[StageTensors], recorded: bool) -> None:
+        self._biases = [each.norm_bias for each in tensors if each.norm_bias is not None]
+        self._recorded = recorded
+        self._copies: dict[int, Tensor] = {}
+
+    def of_one(self, tensors: StageTensors, value: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        """A stage's, and if it is a copy, the same again, to be written."""
+        bias, dtype = tensors.norm_bias, arithmetic_dtype(value.dtype)
+        if bias is None or not (self._recorded or bias.dtype != dtype):
+            return bias, None
+        copy = torch.empty_like(bias, dtype=dtype, memory_format=torch.contiguous_format)
+        return copy, copy
+
+    def of(self, tensors: StageTensors, value: Tensor) -> Tensor | None:
+        """A stage's; all copies take one launch."""
+        bias, dtype = tensors.norm_bias, arithmetic_dtype(value.dtype)
+        if bias is None or not (self._recorded or bias.dtype != dtype):
+            return bias
+        if not self._copies:
+            copies = _earlier_casts(dtype, self._biases)
+            if copies is None:
+                joined = torch.cat(self._biases).to(dtype)
+                copies = list(joined.split([len(each) for each in self._biases]))
+                _keep_casts(dtype, self._biases, copies)
+            ids = [id(each) for each in self._biases]
+            self._copies = dict(zip(ids, copies, strict=True))
+        return self._copies[id(bias)]
+
+
+class _Counters(threading.local):
+    """Within :func:`counting`, norms' counts of batches that wait."""
+
+    waiting: list[Tensor] | None = None
+
+
+_counters = _Counters()
+#: Of one launch, ``BatchCounters`` in csrc/batch_norm.h.
+_MOST_COUNTERS = 16
+
+
+@contextmanager
+def counting(counters: list[Tensor]) -> Iterator[None]:
+    """A context in which chains may increment int64 counters, and take from the list those that
+    they did."""
+    before, _counters.waiting = _counters.waiting, counters
+    try:
+        yield
+    finally:
+        _counters.waiting = before
+
+
+def _counters_to_add(device: torch.device) -> list[Tensor]:
+    waiting = _counters.waiting
+    if not waiting:
+        return []
+    taken = [each for each in waiting if each.device == device][:_MOST_COUNTERS]
+    waiting[:] = [each for each in waiting if not any(each is other for other in taken)]
+    torch._C._increment_version(taken)
+    return taken
+
+
 def _stage_forward(
-    stage: Stage, input: Tensor, prologue: NormActivation | None, tensors: StageTensors
+    stage: Stage,
+    input: Tensor,
+    prologue: NormActivation | None,
+    tensors: StageTensors,
+    copies: _BiasCopies,
 ) -> _Kept:
     weight, bias = tensors.weight, tensors.bias
     activation, slope = activation_named(stage.activation), stage.negative_slope
@@ -516,15 +559,19 @@ def _stage_forward(
         zeros = value.new_zeros(value.shape[1], dtype=arithmetic_dtype(value.dtype))
         norm = NormActivation(zeros, torch.ones_like(zeros), None, activation.name, slope)
         return _Kept(value, norm)
-    mean, invstd, scale = _vectors_of_norm(stage, value, partials, tensors)
-    norm = NormActivation(mean, scale, tensors.norm_bias, activation.name, slope)
+    mean, invstd, scale, norm_bias = _vectors_of_norm(stage, value, partials, tensors, copies)
+    norm = NormActivation(mean, scale, norm_bias, activation.name, slope)
     return _Kept(value, norm, invstd)
 
 
 def _vectors_of_norm(
-    stage: Stage, value: Tensor, partials: PartialStatistics | None, tensors: StageTensors
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean, invstd and invstd times the norm's weight; updates running statistics."""
+    stage: Stage,
+    value: Tensor,
+    partials: PartialStatistics | None,
+    tensors: StageTensors,
+    copies: _BiasCopies,
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Mean, invstd, invstd times the norm's weight, and its bias; updates running statistics."""
     if not stage.batch_statistics:
         assert tensors.running_mean is not None
         assert tensors.running_var is not None
@@ -533,7 +580,8 @@ def _vectors_of_norm(
         weight = tensors.norm_weight
         scale = invstd if weight is None else invstd * weight.to(dtype)
         # A copy: a pass in training mode may write it before this one's backward pass.
-        return tensors.running_mean.to(dtype, copy=True), invstd, scale
+        mean = tensors.running_mean.to(dtype, copy=True)
+        return mean, invstd, scale, copies.of(tensors, value)
     if value.numel() == value.shape[1]:
         raise ValueError(  # torch's message
             f"Expected more than 1 value per channel when training, got input size {value.size()}"
@@ -545,12 +593,15 @@ def _vectors_of_norm(
         stage.momentum,
         stage.eps,
     )
-    vectors: tuple[Tensor, Tensor, Tensor] = (
-        _ops.batch_norm_statistics(value, *rest)
-        if partials is None
-        else _ops.batch_norm_finalize(partials.count, partials.mean, partials.m2, *rest)
+    if partials is None:
+        mean, invstd, scale = _ops.batch_norm_statistics(value, *rest)
+        return mean, invstd, scale, copies.of(tensors, value)
+    bias, copy = copies.of_one(tensors, value)
+    mean, invstd, scale = _ops.batch_norm_finalize(
+        *(partials.count, partials.mean, partials.m2, *rest),
+        *(tensors.norm_bias, copy, _counters_to_add(value.device)),
     )
-    return vectors
+    return mean, invstd, scale, bias
 
 
 def _normalised(value: Tensor, norm: NormActivation) -> Tensor:

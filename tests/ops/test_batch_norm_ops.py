@@ -180,7 +180,7 @@ def test_statistics_of_every_layout_are_right(device, name, dtype):
     weight, running_mean, running_var = random_vectors(3, input)
     old = [running.to("cpu", torch.float64, copy=True) for running in (running_mean, running_var)]
     new_mean, invstd, scale = OPS.batch_norm_finalize(
-        count, mean, m2, weight, running_mean, running_var, 0.25, 1e-3
+        count, mean, m2, weight, running_mean, running_var, 0.25, 1e-3, None, None, []
     )
     variance = rows.var(0, correction=0)
     n = len(rows)
@@ -605,9 +605,11 @@ def test_bad_arguments_are_refused_by_name():
         OPS.act_gradient(x.half(), x, 1, 0.0)
     tiles = torch.ones(2, 3)
     with pytest.raises(RuntimeError, match=r"count has shape \(3\); expected \(2\)"):
-        OPS.batch_norm_finalize(v, tiles, tiles, None, None, None, 0.1, 1e-5)
+        OPS.batch_norm_finalize(v, tiles, tiles, None, None, None, 0.1, 1e-5, None, None, [])
     with pytest.raises(RuntimeError, match=r"running_var has shape \(2\); expected \(3\)"):
-        OPS.batch_norm_finalize(v[:2], tiles, tiles, None, None, v[:2], 0.1, 1e-5)
+        OPS.batch_norm_finalize(v[:2], tiles, tiles, None, None, v[:2], 0.1, 1e-5, None, None, [])
+    with pytest.raises(RuntimeError, match="bias_copy goes with a bias"):
+        OPS.batch_norm_finalize(v[:2], tiles, tiles, None, None, None, 0.1, 1e-5, None, v, [])
     with pytest.raises(RuntimeError, match="count is -1; expected at least 0"):
         OPS.norm_act_gradient_finalize(tiles, tiles, v, v, -1)
 
@@ -620,7 +622,7 @@ def _calls(input, grad):
         grad.detach(), input.detach(), mean, scale, scale, bias, 1, 0.0
     )
     return {
-        "batch_norm_finalize": (count, means, m2, scale, mean, bias, 0.1, 1e-5),
+        "batch_norm_finalize": (count, means, m2, scale, mean, bias, 0.1, 1e-5, None, None, []),
         "batch_norm_statistics": (input, scale, mean, None, 0.1, 1e-5),
         "norm_act": (input, mean, scale, bias, 2, 0.2),
         "norm_act_gradient_sums": (grad, input, mean, scale, scale, None, 3, 0.2),
@@ -898,15 +900,22 @@ def test_merged_tiles_of_a_million_rows_keep_the_kernels_bounds(harness):
     count[-1], count[5] = 5.0, 0.0
     mean[5] = m2[5] = math.nan
     totals = ("total_mean", "invstd", "scale", "running_mean", "running_var")
+    bias = torch.randn(channels, generator=generator)
+    beside = {"bias": bias, "bias_copy": torch.zeros(channels)}
+    batches = [torch.tensor([number]) for number in (0, 2**40)]
     case = Case(
         "batch_norm_finalize",
-        {"count": count, "mean": mean, "m2": m2} | {name: torch.zeros(channels) for name in totals},
+        {"count": count, "mean": mean, "m2": m2, "counters": batches}
+        | beside
+        | {name: torch.zeros(channels) for name in totals},
         numbers={"momentum": 1.0, "eps": 1e-3},
         integers={"tiles": tiles, "channels": channels},
-        uninitialised=frozenset(totals[:3]),
+        uninitialised=frozenset({*totals[:3], "bias_copy"}),
     )
     (result,) = harness.kernels("batch_norm_statistics").check([case], schedules=SCHEDULES[-1:])
     assert result.error == ""
+    assert torch.equal(result.tensors["bias_copy"], bias)
+    assert [counter.item() for counter in result.tensors["counters"]] == [1, 2**40 + 1]
     kept, got = count > 0, result.tensors
     n, m, squares = count[kept].double()[:, None], mean[kept].double(), m2[kept].double()
     expected = (n * m).sum(0) / n.sum()

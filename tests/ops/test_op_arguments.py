@@ -56,6 +56,11 @@ def norm(maps: torch.Tensor, *outputs: torch.Tensor) -> Any:
     )
 
 
+def finalize(counters: Any) -> Any:
+    norm = (None, None, None, 0.1, 1e-5, None, None)
+    return ops.batch_norm_finalize(torch.ones(2), ROWS, ROWS, *norm, counters)
+
+
 def rmsprop(shadows: Any = (), square_avgs: Any = (), **tensors: Any) -> Any:
     params = [torch.ones(2)]
     given = {"grad_scale": None, "found_inf": None, **tensors}
@@ -136,6 +141,14 @@ CASES: dict[str, tuple[Callable[[], Any], str]] = {
     "maps of another dtype": (
         lambda: norm(MAPS, MAPS.clone(), MAPS.half()),
         r"has dtype torch\.float16; expected that of the first tensor",
+    ),
+    "a float counter": (
+        lambda: finalize([torch.ones(())]),
+        r"counters has a tensor of shape \(\) and dtype torch\.float32; expected one int64",
+    ),
+    "too many counters": (
+        lambda: finalize([torch.tensor(0)] * 17),
+        "counters has 17 tensors; expected at most 16",
     ),
     "an unknown loss": (
         lambda: ops.adversarial_loss(ROWS, ROWS, 4, False),

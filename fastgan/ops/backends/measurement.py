@@ -294,7 +294,8 @@ class _Trial:
         _, partials = backend.fused_forward(self.stage, input, self.weight, prologue, epilogue)
         if partials is not None:
             _ops.batch_norm_finalize(
-                partials.count, partials.mean, partials.m2, None, None, None, 0.1, 1e-5
+                *(partials.count, partials.mean, partials.m2, None, None, None, 0.1, 1e-5),
+                *(None, None, []),
             )
 
     def _fused_input_gradient(self, backend: Triton) -> None:

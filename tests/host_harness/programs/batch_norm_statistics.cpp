@@ -32,12 +32,19 @@ FASTGAN_HOST_ENTRY(batch_norm_partials) {
 
 // The second stage alone.
 FASTGAN_HOST_ENTRY(batch_norm_finalize) {
+    fastgan::BatchCounters counters;
+    if (request.has_tensor("counters")) {
+        for (const fastgan_host::Tensor& counter : request.tensors("counters")) {
+            counters.counters[counters.count++] = static_cast<std::int64_t*>(counter.data);
+        }
+    }
     fastgan::cuda::batch_norm_finalize(
         {request.tensor("mean").type == fastgan::FloatType::float64, request.integer("tiles"),
          request.integer("channels"), data_of(request, "count"), data_of(request, "mean"),
          data_of(request, "m2")},
         {vector_of(request, "weight"), vector_of(request, "running_mean"),
-         vector_of(request, "running_var"), request.number("momentum"), request.number("eps")},
+         vector_of(request, "running_var"), request.number("momentum"), request.number("eps"),
+         vector_of(request, "bias"), vector_of(request, "bias_copy"), counters},
         {data_of(request, "total_mean"), data_of(request, "invstd"), data_of(request, "scale")},
         request.stream());
 }

@@ -1,7 +1,8 @@
 """Each pass of a GAN's convolutions, against cuDNN or oneDNN.
 
-Ours are the Triton kernels on a GPU, the fastest backends on a CPU, where only layers with one of
-our kernels in the fixed table are cases. Both sides take channels-last images and weights.
+Ours is the fastest backend, and on a GPU also each of our kernels by itself. On a CPU only layers
+with one of our kernels in the fixed table are cases. Both sides take channels-last images and
+weights.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from fastgan import kernels
 from fastgan.bench.cases import DTYPES, Case, Setting
 from fastgan.bench.suites.layers import (
     Layer,
@@ -22,7 +22,8 @@ from fastgan.bench.suites.layers import (
 )
 from fastgan.bench.timing import Call
 from fastgan.bench.work import ITEM_BYTES
-from fastgan.ops.backends import ATEN, TRITON, Pass, Selector, select_backend, using
+from fastgan.ops.backends import ATEN, Backend, Pass, Problem, Selector, select_backend, using
+from fastgan.ops.backends.selection import supporting
 from fastgan.ops.stages import Stage
 
 #: Name -> what :func:`fastgan.bench.work.convolution_steps` calls it.
@@ -116,10 +117,9 @@ def contenders(
     weight = tensor(*layer.weight_shape, scale=0.02)
     stage, of = _stage(layer), PASSES[operation]
 
-    def ours(number: int) -> Tensor:
+    def ours(number: int, backend: Backend | None = None) -> Tensor:
         input, gradient = inputs[number], gradients[number]
-        on_a_cpu = setting.device.type == "cpu" and not kernels.interpreted()
-        backend = select_backend(of, stage, input, weight) if on_a_cpu else TRITON
+        backend = backend or select_backend(of, stage, input, weight)
         if of == "forward":
             return backend.forward(stage, input, weight, None)
         if of == "input_gradient":
@@ -137,4 +137,10 @@ def contenders(
         )
         return results[asked.index(True)]
 
-    return {"fastgan": ours, "eager": eager}
+    problem = Problem.of(of, stage, inputs[0], weight)
+    kernels = {
+        f"fastgan, {backend.name}": partial(ours, backend=backend)
+        for backend in supporting(problem)
+        if backend.path in ("triton", "cuda")
+    }
+    return {"fastgan": ours, **kernels, "eager": eager}

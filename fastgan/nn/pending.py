@@ -63,11 +63,13 @@ class Pending:
         log: as given.
         takes: as given.
         watches: false within code that isn't recorded.
+        transform: the level of the outermost of ``torch.func``'s transforms that is running.
     """
 
     def __init__(self, log: Log, *, takes: bool | None = None) -> None:
         self.log, self.takes = log, takes
         self.watches = True
+        self.transform: int | None = None
         self._ops: list[Op] = []
         self._counters: list[Tensor] = []
         self._by_tensor: dict[int, Op] = {}

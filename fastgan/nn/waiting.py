@@ -43,6 +43,11 @@ class Waiting(Tensor):
             "tensor.requires_grad"
         )
 
+    def as_subclass(self, cls: Any) -> Any:
+        """Of the computed tensor: torch's function modes don't see this method."""
+        self.requires_grad  # noqa: B018 - computes it
+        return Tensor.as_subclass(self, cls)
+
     @staticmethod
     def like(
         shape: torch.Size, dtype: torch.dtype, device: torch.device, channels_last: bool = False

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import fastgan
-from fastgan.nn import recorder, stretch
+from fastgan.nn import recorder, stretch, unseen
 from fastgan.nn.waiting import Waiting
 from fastgan.ops import norm_choice
 from fastgan.ops.backends import Selector, Way, fixed_table, using
@@ -587,6 +587,21 @@ def hypernetwork(module: Any, h: Tensor) -> Tensor:
     return F.conv2d(h, weight=module.conv(h)[:1, :, :1, :1].expand(4, 4, 1, 1))
 
 
+def transforms(module: Any, h: Tensor) -> Tensor:
+    h = module.norm(module.conv(h))
+    with pytest.raises(ZeroDivisionError):
+        torch.func.vmap(lambda row: 1 / 0)(h)
+    mapped = torch.func.vmap(lambda row: module.conv(row).relu())(module.conv(h))
+    h = module.norm(module.conv(h))
+    (slope,) = torch.func.vjp(torch.tanh, h)[1](torch.func.grad(lambda h: h.exp().sum())(h))
+    assert unseen.current() is None or unseen.current().watches  # type: ignore[union-attr]
+    return mapped + slope + torch.func.jvp(torch.sin, (module.conv(h),), (h,))[1]
+
+
+def subclasses(module: Any, h: Tensor) -> Tensor:
+    return module.norm(module.conv(h)).as_subclass(Tensor).relu()  # type: ignore[no-any-return]
+
+
 def counts_in_tensors(module: Any, h: Tensor) -> Tensor:
     one = torch.tensor(1)
     return F.relu(F.conv2d(h, module.last.weight, None, one, one))
@@ -595,7 +610,7 @@ def counts_in_tensors(module: Any, h: Tensor) -> Tensor:
 BETWEEN = [
     *(reads_statistics, swaps_data, autocasts, detaches, writes_in_place, shapes_alone),
     *(numbers, writes_to_views, generates, differentiates, replaces_buffers, hypernetwork),
-    counts_in_tensors,
+    *(counts_in_tensors, transforms, subclasses),
 ]
 
 

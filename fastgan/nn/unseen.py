@@ -1,8 +1,9 @@
 """Calls that torch's modes don't see: their arguments are computed, and they aren't recorded.
 
 These are ``autograd.Function``, scripted and traced code, the transforms of ``torch.func``, and the
-saving of inputs in ``torch.utils.checkpoint``. They are wrapped for the whole process from the first
-recording on, and first compute all waiting results of this thread's current forward pass, if any.
+saving of inputs in ``torch.utils.checkpoint``. They are wrapped for the whole process from the
+first recording on, and first compute all waiting results of this thread's current forward pass, if
+any.
 """
 
 from __future__ import annotations

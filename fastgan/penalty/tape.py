@@ -363,7 +363,7 @@ class Tape(TorchFunctionMode):
         if self._any_writes:
             memory = self._memory[_storage(tensor)]
             if memory.writes and not (known and entry[2] == len(memory.writes)):  # type: ignore[index]
-                if known or self._is_part(tensor, memory):
+                if known or (self._is_part(tensor, memory) and not self._is_from_graph(tensor)):
                     return self._reread(tensor, memory)
                 return None
         return entry[1] if known else None  # type: ignore[index]
@@ -462,6 +462,14 @@ class Tape(TorchFunctionMode):
         return value
 
     # Graphs of ops that the modes don't see -----------------------------------------------------
+
+    def _is_from_graph(self, tensor: Tensor) -> bool:
+        """Whether a view is the result of an op that the modes don't see."""
+        try:
+            grad_fn = tensor.grad_fn
+        except RuntimeError:  # a view of what was written
+            return False
+        return grad_fn is not None and self._from_tape(grad_fn)
 
     def _from_tape(self, grad_fn: Any) -> bool:
         """Whether an autograd graph leads back to the tape."""

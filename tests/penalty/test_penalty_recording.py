@@ -273,6 +273,25 @@ class Rounds(Critic):
         return StraightThrough.apply((h * 3).flatten(1)).sin()  # type: ignore[no-untyped-call, no-any-return]
 
 
+class Reversed(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+        return -2 * grad
+
+
+class ReversesWhatItWrote(Critic):
+    """A function that returns a view of what was written to."""
+
+    def between(self, h: Tensor) -> Tensor:
+        h = h * 1
+        h.view(-1)[::2].square_()
+        return Reversed.apply(h.transpose(2, 3)).sin()  # type: ignore[no-untyped-call, no-any-return]
+
+
 class Picks(nn.Module):
     """GAN_stability's way to take a class's score."""
 
@@ -534,6 +553,7 @@ STRANGE: list[Callable[[], nn.Module]] = [
     CatchesEverything,
     Logged,
     Rounds,
+    ReversesWhatItWrote,
     WritesToViews,
     WritesIntoItsOwn,
     Attends,

@@ -43,6 +43,8 @@ __device__ __forceinline__ void add_product(float (&sums)[4], const Pair (&a)[4]
     const auto number = [](Four of, int which) {
         return to_arithmetic(T{static_cast<std::uint16_t>(of >> (16 * which))});
     };
+    // Unrolled, it would keep all products' numbers in registers.
+#pragma unroll 1
     for (int from = 0; from < 4; ++from) {
         const Four rows[2] = {__shfl_sync(~0u, four(a[0], a[2]), row * 4 + from),
                               __shfl_sync(~0u, four(a[1], a[3]), row * 4 + from)};

@@ -46,7 +46,9 @@ def problem(
 def test_it_takes_images_and_scores_on_gpus(a_gpu: None, monkeypatch: pytest.MonkeyPatch) -> None:
     for which in PASSES:
         assert FEW.unsupported_reason(problem(which=which)) is None
-        assert fixed_choice(problem(which=which), [FEW, ATEN]) is FEW
+        for size, expected in ((64, FEW), (8, ATEN)):
+            sized = problem(which=which)._replace(input_shape=(8, 3, size, size))
+            assert fixed_choice(sized, [FEW, ATEN]) is expected
     for stage, weight in ((DOUBLING, (64, 3, 4, 4)), (Stage("conv2d"), (1, 512, 4, 4))):
         assert FEW.unsupported_reason(problem(stage, weight)) is None
     scores = problem(Stage("conv2d"), (1, 512, 4, 4), which="weight_gradient")
@@ -71,12 +73,13 @@ def test_it_takes_images_and_scores_on_gpus(a_gpu: None, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("stage", [HALVING, DOUBLING], ids=["halving", "doubling"])
-def test_its_passes_are_torchs(stage: Stage, last: bool) -> None:
+def test_its_passes_are_torchs(stage: Stage, last: bool, device: torch.device) -> None:
     few, many = (2, 3, 9, 12), (2, 6, 9, 12)
     shape = few if stage is HALVING else many
-    input = torch.randn(shape, dtype=torch.float64)
+    input = torch.randn(shape, dtype=torch.float64, device=device)
     input = input.contiguous(memory_format=torch.channels_last) if last else input
-    weight, bias = torch.randn(6, 3, 4, 4).double(), torch.randn(9 - shape[1]).double()
+    weight = torch.randn(6, 3, 4, 4, dtype=torch.float64, device=device)
+    bias = torch.randn(9 - shape[1], dtype=torch.float64, device=device)
     output = ATEN.forward(stage, input, weight, bias)
     mask = ActivationGradient(torch.randn_like(input), "leaky_relu", 0.2)
 
@@ -103,6 +106,26 @@ def test_its_passes_are_torchs(stage: Stage, last: bool) -> None:
             assert found.is_contiguous()
         else:
             assert found.stride() == expected.stride()
+
+
+@pytest.mark.gpu
+def test_it_runs_in_the_current_stream_and_in_cuda_graphs(cuda: torch.device) -> None:
+    input = torch.randn(4, 3, 32, 32, device=cuda, dtype=torch.bfloat16)
+    weight = torch.randn(64, 3, 4, 4, device=cuda, dtype=torch.bfloat16)
+
+    def passes() -> list[Tensor]:
+        output = FEW.forward(HALVING, input, weight, None)
+        grad_weight, _ = FEW.weight_gradient(HALVING, output, input, weight, False)
+        return [output, FEW.input_gradient(HALVING, output, input, weight), grad_weight]
+
+    expected = passes()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = passes()
+    graph.replay()
+    torch.cuda.synchronize()
+    for ours, right in zip(found, expected, strict=True):
+        assert torch.equal(ours, right)
 
 
 _GEOMETRY = ("kind", "stride", "padding", "dilation", "output_padding")

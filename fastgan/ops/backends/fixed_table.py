@@ -1,6 +1,6 @@
 """Choices without measurement, for ``FASTGAN_AUTOTUNE=0`` and deterministic algorithms.
 
-On GPUs the kernels for few channels where they can run, then Triton's; from compute capability 9.0
+On GPUs the kernels for few channels of whole images, then Triton's; from compute capability 9.0
 on without fusion on load, which would take several times the instructions of the products. On CPUs
 the thresholds below, measured on two processors with AVX-512. Otherwise backends are measured,
 without thresholds.
@@ -17,6 +17,9 @@ from fastgan.ops import winograd
 from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.problem import Problem
 
+#: Fewest pixels of the small map at which tiles of 8 by 16 of them aren't mostly empty: a critic's
+#: last layer has one.
+FEWEST_CELLS = 64
 #: Least number of 2x2 tiles at which Winograd saves more than the weight's transform costs.
 FEWEST_TILES = 32
 #: Most pixels of the small map, and fewest channels on either side, at which matrix products beat
@@ -57,6 +60,11 @@ def takes(problem: Problem, choice: str) -> bool:
     # Each value of that side is multiplied with each tap of each channel of the other.
     products = math.prod(small) * math.prod(problem.weight_shape) // small[1]
     return choice != "aten" and products >= FEWEST_PRODUCTS * problem.threads
+
+
+def _few_channels(problem: Problem) -> bool:
+    rows, columns = _small_places(problem)
+    return rows * columns >= FEWEST_CELLS
 
 
 def _loads_in_the_loop(problem: Problem) -> bool:
@@ -108,7 +116,7 @@ def _small_places(problem: Problem) -> tuple[int, int]:
 
 #: Other backends are only chosen by measurement.
 _TABLE: dict[str, Callable[[Problem], bool]] = {
-    "few_channels": lambda problem: True,
+    "few_channels": _few_channels,
     "triton": _loads_in_the_loop,
     "triton_after_passes": lambda problem: True,
     "winograd": _winograd,

@@ -22,11 +22,13 @@ struct Vectors;
 template <>
 struct Vectors<float> {
     typedef float Type __attribute__((vector_size(kBytes)));
+    typedef std::int32_t Lanes __attribute__((vector_size(kBytes)));
     typedef std::uint8_t Bytes __attribute__((vector_size(kBytes / 4)));
 };
 template <>
 struct Vectors<double> {
     typedef double Type __attribute__((vector_size(kBytes)));
+    typedef std::int64_t Lanes __attribute__((vector_size(kBytes)));
     typedef std::uint8_t Bytes __attribute__((vector_size(kBytes / 8)));
 };
 
@@ -268,6 +270,190 @@ void sum_terms(const Terms<A>& terms, std::int64_t times, std::int64_t size, std
     }
 }
 
+// --- Four taps along both axes, as StyleGAN2's ----------------------------------------------------
+
+constexpr int kFour = 4;
+// Lines between both axes: so many that a line's values are in the cache before they are read at other
+// offsets than they were written.
+constexpr std::int64_t kLines = 16;
+// Columns that are met before the next channels: so many are beside each other in memory.
+constexpr std::int64_t kColumns = 16;
+
+struct Span {
+    std::int64_t begin;
+    std::int64_t end;
+};
+
+template <int kValue>
+struct Number {
+    static constexpr int value = kValue;
+};
+
+// sums[m] = sum over t of by[t] * the vector `row` further at each of rows t + m * kDown.
+template <int kDown, int kTogether, typename A>
+FASTGAN_INLINE void meet_rows(const A* from, std::int64_t row, const Vector<A> (&by)[kFour],
+                              Vector<A> (&sums)[kTogether]) {
+#pragma GCC unroll 16
+    for (int r = 0; r < kDown * (kTogether - 1) + kFour; ++r) {
+        const Vector<A> value = load_vector(from + r * row);
+#pragma GCC unroll 4
+        for (int m = 0; m < kTogether; ++m) {
+            const int t = r - m * kDown;
+            if (t == 0) {
+                sums[m] = by[0] * value;
+            } else if (0 < t && t < kFour) {
+                sums[m] = multiply_add_all(by[t], value, sums[m]);
+            }
+        }
+    }
+}
+
+// Output rows that meet all their taps, kTogether at a time, of the channels of a channels-last map:
+// each value is loaded once for all of them and filtered along y, and the last sums stay in registers
+// to be filtered along x. By passes over a row each output would take ten loads and stores, not three.
+//
+//     x             the first tap of the first output row
+//     first, in     the column of the first tap of output column 0, and how many columns x has
+template <int kDown, int kTogether, typename A>
+void four_taps(const A* x, RowStrides strides, const A* along_y, const A* along_x,
+               std::int64_t first, std::int64_t in, Span out, std::int64_t lanes,
+               RowStrides out_strides, A* y) {
+    constexpr int rows = kDown * (kTogether - 1) + kFour;
+    Vector<A> by_y[kFour];
+    Vector<A> by_x[kFour];
+    for (int t = 0; t < kFour; ++t) {
+        by_y[t] = along_y[t] - Vector<A>{};
+        by_x[t] = along_x[t] - Vector<A>{};
+    }
+    for (std::int64_t i = 0; i < lanes; i += kVector<A>) {
+        const std::int64_t lane = i + kVector<A> <= lanes ? i : lanes - kVector<A>;
+        Vector<A> sums[kTogether][kFour];
+        const auto meet = [&](std::int64_t column, int slot) __attribute__((always_inline)) {
+            if (column < 0 || column >= in) {
+#pragma GCC unroll 4
+                for (int m = 0; m < kTogether; ++m) {
+                    sums[m][slot] = Vector<A>{};
+                }
+                return;
+            }
+            const A* const from = x + column * strides.place + lane;
+            Vector<A> met[kTogether];
+            meet_rows<kDown>(from, strides.row, by_y, met);
+#pragma GCC unroll 4
+            for (int m = 0; m < kTogether; ++m) {
+                sums[m][slot] = met[m];
+            }
+            // Columns lie too far apart for the processor to foresee the next rows. They are more than
+            // a first-level cache holds.
+#pragma GCC unroll 8
+            for (int r = rows; r < rows + kDown * kTogether; ++r) {
+                __builtin_prefetch(from + r * strides.row, 0, 2);
+            }
+        };
+#pragma GCC unroll 4
+        for (int slot = 0; slot < kFour - kDown; ++slot) {
+            meet(first + out.begin * kDown + slot, slot);
+        }
+        for (std::int64_t o = out.begin; o < out.end; ++o) {
+#pragma GCC unroll 2
+            for (int slot = kFour - kDown; slot < kFour; ++slot) {
+                meet(first + o * kDown + slot, slot);
+            }
+#pragma GCC unroll 4
+            for (int m = 0; m < kTogether; ++m) {
+                Vector<A> sum = by_x[0] * sums[m][0];
+#pragma GCC unroll 4
+                for (int t = 1; t < kFour; ++t) {
+                    sum = multiply_add_all(by_x[t], sums[m][t], sum);
+                }
+                memcpy(y + m * out_strides.row + o * out_strides.place + lane, &sum, sizeof(sum));
+#pragma GCC unroll 4
+                for (int slot = 0; slot < kFour - kDown; ++slot) {
+                    sums[m][slot] = sums[m][slot + kDown];
+                }
+            }
+        }
+    }
+}
+
+// Every second value of a and b behind one another, from kFirst on.
+template <int kFirst, typename A>
+FASTGAN_INLINE Vector<A> every_second(Vector<A> a, Vector<A> b) {
+    constexpr int lanes = static_cast<int>(kVector<A>);
+#if defined(__clang__)
+    Vector<A> result;
+    for (int l = 0; l < lanes; ++l) {
+        const int from = 2 * l + kFirst;
+        result[l] = from < lanes ? a[from] : b[from - lanes];
+    }
+    return result;
+#else
+    typename Vectors<A>::Lanes from;
+    for (int l = 0; l < lanes; ++l) {
+        from[l] = 2 * l + kFirst;
+    }
+    return __builtin_shuffle(a, b, from);
+#endif
+}
+
+// The same of one map whose columns are beside each other, in two steps: `count` columns along y,
+// into a line for each output row, `size` apart;
+template <int kDown, int kTogether, typename A>
+void four_taps_along_y(const A* x, std::int64_t row, const A* along_y, std::int64_t count,
+                       std::int64_t size, A* lines) {
+    constexpr std::int64_t lanes = kVector<A>;
+    Vector<A> by[kFour];
+    for (int t = 0; t < kFour; ++t) {
+        by[t] = along_y[t] - Vector<A>{};
+    }
+    for (std::int64_t i = 0; i < count; i += lanes) {
+        const std::int64_t inside = i + lanes <= count ? i : count - lanes;
+        Vector<A> met[kTogether];
+        meet_rows<kDown>(x + inside, row, by, met);
+#pragma GCC unroll 4
+        for (int m = 0; m < kTogether; ++m) {
+            memcpy(lines + m * size + inside, &met[m], sizeof(met[m]));
+        }
+    }
+}
+
+// then lines along x, from the first tap of output column 0 on.
+template <int kDown, typename A>
+void four_taps_along_x(const A* lines, std::int64_t size, const A* along_x, std::int64_t rows,
+                       std::int64_t out, std::int64_t out_row, A* y) {
+    constexpr std::int64_t lanes = kVector<A>;
+    Vector<A> by[kFour];
+    for (int t = 0; t < kFour; ++t) {
+        by[t] = along_x[t] - Vector<A>{};
+    }
+    for (std::int64_t m = 0; m < rows; ++m) {
+        for (std::int64_t o = 0; o < out; o += lanes) {
+            const std::int64_t inside = o + lanes <= out ? o : out - lanes;
+            const A* const line = lines + m * size + kDown * inside;
+            Vector<A> taps[kFour];
+            if constexpr (kDown == 1) {
+#pragma GCC unroll 4
+                for (int t = 0; t < kFour; ++t) {
+                    taps[t] = load_vector(line + t);
+                }
+            } else {
+#pragma GCC unroll 2
+                for (int t = 0; t < kFour; t += 2) {
+                    const Vector<A> a = load_vector(line + t), b = load_vector(line + t + lanes);
+                    taps[t] = every_second<0, A>(a, b);
+                    taps[t + 1] = every_second<1, A>(a, b);
+                }
+            }
+            Vector<A> sum = by[0] * taps[0];
+#pragma GCC unroll 4
+            for (int t = 1; t < kFour; ++t) {
+                sum = multiply_add_all(by[t], taps[t], sum);
+            }
+            memcpy(y + m * out_row + inside, &sum, sizeof(sum));
+        }
+    }
+}
+
 // --- Rows ----------------------------------------------------------------------------------------
 
 // Of row buffers: lanes beside each other, places one after the other. Lanes or places are beside
@@ -373,7 +559,10 @@ class FirRows {
         : filter_(filter),
           lanes_(lanes),
           y_first_(order != Order::x_first && filter.separable),
-          in_place_(order == Order::y_first_in_place && filter.separable) {
+          in_place_(order == Order::y_first_in_place && filter.separable),
+          has_four_taps_(in_place_ && filter.x.taps == kFour && filter.y.taps == kFour &&
+                         filter.x.up == 1 && filter.y.up == 1 && filter.x.down == filter.y.down &&
+                         filter.x.down <= 2) {
         const FirAxis& x = filter.x;
         const std::int64_t divisor = common_divisor(x.up, x.down);
         ups_ = x.up / divisor;
@@ -393,13 +582,17 @@ class FirRows {
         const std::int64_t per_array = (places_ + downs_ - 1) / downs_;
         width_ = lanes == 1 ? per_array : places_ * lanes;
         const std::int64_t fitting = kTogether / (places_ * lanes > 0 ? places_ * lanes : 1);
-        together_ = in_place_ && fitting > 1 ? fitting : 1;
+        const std::int64_t inside = x.in < x.out ? x.in : x.out;
+        const std::int64_t beside = lanes > 1 ? lanes : inside - kFour;
+        has_four_taps_ = has_four_taps_ && beside >= kVector<A>;
+        together_ = in_place_ && fitting > 1 && !has_four_taps_ ? fitting : 1;
         array_ = together_ * width_;
         prepared_ = lanes == 1 ? array_ * downs_ : array_;
         rows_ = (filter.y.taps + filter.y.up - 1) / filter.y.up;
         first_ = begin_ > 0 ? begin_ : 0;
         const std::int64_t last = begin_ + places_ < x.in ? begin_ + places_ : x.in;
         inside_ = last > first_ ? last - first_ : 0;
+        has_four_taps_ = has_four_taps_ && (lanes > 1 || inside_ >= kVector<A>);
         row_ = y_first_ ? inside_ * lanes : filter.separable ? x.out * lanes : prepared_;
         // A cache line more: rows of a power of two would share its sets.
         row_ = (row_ + 15) / 16 * 16 + 16;
@@ -410,6 +603,9 @@ class FirRows {
         row_in_ = filter.separable ? scratch.take(prepared_) : nullptr;
         line_ = lanes == 1 && downs_ > 1 ? scratch.take(prepared_) : nullptr;
         phases_ = lanes == 1 && ups_ > 1 ? scratch.take(together_ * ups_ * times(0)) : nullptr;
+        line_size_ = (places_ + 15) / 16 * 16;
+        const bool has_lines = has_four_taps_ && lanes == 1;
+        lines_ = has_lines ? scratch.take(kLines * line_size_) : nullptr;
         // Divisions are taken once, not for each row.
         phase_taps_ = reinterpret_cast<FirTaps*>(
             scratch.take(ups_ * static_cast<std::int64_t>(sizeof(FirTaps) / sizeof(A))));
@@ -424,6 +620,9 @@ class FirRows {
                    (filter.separable ? prepared_ : rows_ * row_) * sizeof(A));
             if (line_ != nullptr) {
                 memset(line_, 0, prepared_ * sizeof(A));
+            }
+            if (lines_ != nullptr) {
+                memset(lines_, 0, kLines * line_size_ * sizeof(A));
             }
             for (std::int64_t q = 0; q < ups_ && q < x.out; ++q) {
                 const FirTaps taps = phase_taps_[q] = taps_of(x, q);
@@ -476,23 +675,31 @@ class FirRows {
         const std::int64_t divisor = common_divisor(axis.up, axis.down);
         const std::int64_t phases = axis.up / divisor, step = axis.down / divisor * strides.row;
         const std::int64_t stride = lanes_ == 1 ? width_ * downs_ : width_;
-        const A* const coefficients = static_cast<const A*>(filter_.along_y);
-        const auto meets_all = [&](std::int64_t output) {
-            const FirTaps taps = taps_of(axis, output);
-            return taps.place >= 0 && taps.place + taps.count <= axis.in;
-        };
+        if (lines_ != nullptr) {
+            return axis.down == 1
+                       ? filter_four_taps_by_lines<1>(begin, end, x, strides, out_strides, y)
+                       : filter_four_taps_by_lines<2>(begin, end, x, strides, out_strides, y);
+        }
         for (std::int64_t o = begin; o < end;) {
+            if (has_four_taps_ && meets_all(o)) {
+                std::int64_t after = o + 1;
+                while (after < end && meets_all(after)) {
+                    ++after;
+                }
+                if (axis.down == 1) {
+                    filter_four_taps<1>(o, after, x, strides, out_strides, y);
+                } else {
+                    filter_four_taps<2>(o, after, x, strides, out_strides, y);
+                }
+                o = after;
+                continue;
+            }
             std::int64_t count = 1;
             while (meets_all(o) && count < together_ && o + count < end && meets_all(o + count)) {
                 ++count;
             }
             for (std::int64_t q = 0; q < phases && q < count; ++q) {
-                const FirTaps rows = rows_of(o + q);
-                terms_.count = 0;
-                for (std::int64_t j = 0; j < rows.count; ++j) {
-                    terms_.add(x + (rows.place + j) * strides.row + first_ * strides.place,
-                               coefficients[rows.first + j * axis.up]);
-                }
+                take_rows(o + q, x, strides);
                 A* const to = first_inside(row_in_) + q * stride;
                 const std::int64_t times = (count - q + phases - 1) / phases;
                 if (strides.place == lanes_) {
@@ -548,6 +755,84 @@ class FirRows {
     }
 
   private:
+    // Whether an output row lies so that none of its taps is beyond the map.
+    FASTGAN_INLINE bool meets_all(std::int64_t output) const {
+        const FirTaps taps = taps_of(filter_.y, output);
+        return taps.place >= 0 && taps.place + taps.count <= filter_.y.in;
+    }
+
+    // Has `terms_` the rows that an output row needs, from column first_ on.
+    FASTGAN_INLINE void take_rows(std::int64_t output, const A* x, RowStrides strides) {
+        const A* const coefficients = static_cast<const A*>(filter_.along_y);
+        const FirTaps rows = rows_of(output);
+        terms_.count = 0;
+        for (std::int64_t j = 0; j < rows.count; ++j) {
+            terms_.add(x + (rows.place + j) * strides.row + first_ * strides.place,
+                       coefficients[rows.first + j * filter_.y.up]);
+        }
+    }
+
+    // As many rows of sums as registers hold.
+    template <int kDown>
+    static constexpr int kTogetherOf = kBytes == 64 && kDown == 1 ? 4 : 2;
+
+    // Output rows that meet all their taps, of more lanes than one.
+    template <int kDown>
+    void filter_four_taps(std::int64_t begin, std::int64_t end, const A* x, RowStrides strides,
+                          RowStrides out_strides, A* y) const {
+        constexpr int together = kTogetherOf<kDown>;
+        const auto rows = [&](auto as_many, std::int64_t o) {
+            for (std::int64_t column = 0; column < filter_.x.out; column += kColumns / kDown) {
+                const std::int64_t after = column + kColumns / kDown;
+                four_taps<kDown, decltype(as_many)::value>(
+                    x + (o * kDown - filter_.y.pad) * strides.row, strides,
+                    static_cast<const A*>(filter_.along_y), static_cast<const A*>(filter_.along_x),
+                    -filter_.x.pad, filter_.x.in,
+                    {column, after < filter_.x.out ? after : filter_.x.out}, lanes_, out_strides,
+                    y + o * out_strides.row);
+            }
+        };
+        std::int64_t o = begin;
+        for (; o + together <= end; o += together) {
+            rows(Number<together>(), o);
+        }
+        for (; o < end; ++o) {
+            rows(Number<1>(), o);
+        }
+    }
+
+    // Any output rows, of one lane.
+    template <int kDown>
+    void filter_four_taps_by_lines(std::int64_t begin, std::int64_t end, const A* x,
+                                   RowStrides strides, RowStrides out_strides, A* y) {
+        constexpr int together = kTogetherOf<kDown>;
+        const auto rows = [&](auto as_many, std::int64_t o, A* line) {
+            four_taps_along_y<kDown, decltype(as_many)::value>(
+                x + (o * kDown - filter_.y.pad) * strides.row + first_, strides.row,
+                static_cast<const A*>(filter_.along_y), inside_, line_size_, line);
+        };
+        for (std::int64_t first = begin; first < end; first += kLines) {
+            const std::int64_t last = first + kLines < end ? first + kLines : end;
+            for (std::int64_t o = first; o < last;) {
+                A* const line = lines_ + (o - first) * line_size_ + first_ - begin_;
+                if (!meets_all(o)) {
+                    take_rows(o, x, strides);
+                    sum_terms(terms_, 1, inside_, inside_, inside_, line);
+                    ++o;
+                } else if (o + together <= last && meets_all(o + together - 1)) {
+                    rows(Number<together>(), o, line);
+                    o += together;
+                } else {
+                    rows(Number<1>(), o, line);
+                    ++o;
+                }
+            }
+            four_taps_along_x<kDown>(lines_, line_size_, static_cast<const A*>(filter_.along_x),
+                                     last - first, filter_.x.out, out_strides.row,
+                                     y + first * out_strides.row);
+        }
+    }
+
     // The first place that is one of the input's, in a row that will be filtered along x.
     FASTGAN_INLINE A* first_inside(A* prepared) const {
         return (line_ != nullptr ? line_ : prepared) + (first_ - begin_) * lanes_;
@@ -646,6 +931,9 @@ class FirRows {
     std::int64_t lanes_;
     bool y_first_;
     bool in_place_;
+    bool has_four_taps_;
+    A* lines_;  // of four_taps_along_y()
+    std::int64_t line_size_;
     std::int64_t together_;
     // The input's places that count, from which on.
     std::int64_t first_;

@@ -92,6 +92,23 @@ def test_random_cases_are_as_near_as_torchs(seed: int) -> None:
         )
 
 
+@pytest.mark.processors
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("down", [1, 2])
+def test_four_taps_are_as_near_as_torchs(down: int, channels_last: bool) -> None:
+    """StyleGAN2's filters have loops of their own: at edges, beyond them, and with few rows."""
+    torch.manual_seed(down)
+    shapes = (1, 3, 9, 40), (2, 20, 2, 33), (1, 17, 20, 25), (1, 40, 37, 58)
+    for shape in shapes:
+        for padding in ((1, 2, 1, 2), (0, 0, 3, 3), (-1, 3, 3, -1), (6, 5, 4, 7)):
+            for dtype, f in ((torch.float32, of_rank_one([4, 4])), (torch.float64, torch.rand(4))):
+                x = torch.randn(shape, dtype=dtype)
+                if channels_last:
+                    x = x.contiguous(memory_format=torch.channels_last)
+                rest = {"f": f, "down": (down, down), "padding": padding, "gain": 4.0}
+                assert_as_near_as_torch(upfirdn2d, style_ops.upfirdn2d, x, rest)
+
+
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("seed", range(20))
 def test_two_thousand_cases(seed: int) -> None:

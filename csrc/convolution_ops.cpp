@@ -69,6 +69,15 @@ Tensor channels_last(const Tensor& tensor) {
     return copy;
 }
 
+// Whether a weight (small, wide, taps, taps) lies as that of a transposed convolution: channels-last
+// with its first two dimensions exchanged.
+bool small_channels_are_last(const Tensor& weight) {
+    const std::int64_t channels = weight.size(0), taps = weight.size(3);
+    return channels > 1 && weight.stride(0) == 1 && weight.stride(3) == channels &&
+           weight.stride(2) == taps * channels &&
+           weight.stride(1) == weight.size(2) * taps * channels;
+}
+
 FloatType map_type(const char* op, const char* argument, const Tensor& tensor) {
     const FloatType type = float_type(op, argument, tensor);
     if (type != FloatType::float32 && type != FloatType::bfloat16) {
@@ -228,14 +237,15 @@ Tensor gather(Tensor wide, Tensor weight, OptionalTensor bias, std::int64_t stri
     require_kernel(op, weight.size(2), stride);
     const cpu::WinogradShape shape{wide.size(0), rows,         columns,       weight.size(0),
                                    wide.size(2), wide.size(3), wide.size(1),  weight.size(2),
-                                   stride,       row_padding,  column_padding};
+                                   stride,       row_padding,  column_padding,
+                                   small_channels_are_last(weight)};
     require_places(op, shape);
     const Bias added = bias_argument(op, bias, shape.small_channels);
     const FourSizes sizes{shape.batch, shape.small_channels, rows, columns};
     const Scales scales = scales_arguments(op, input_scale, output_scale, noise, wide, sizes);
     Tensor small = empty_channels_last(sizes, wide);
     const Tensor values = channels_last(wide);
-    const Tensor taps = channels_last(weight);
+    const Tensor taps = shape.small_channels_last ? weight : channels_last(weight);
     cpu::winograd_gather(shape, type, values.const_data_ptr(), taps.const_data_ptr(), added.data(),
                          scales.data(), small.mutable_data_ptr());
     return as_convolved(small, wide, weight);
@@ -251,14 +261,15 @@ Tensor scatter(Tensor small, Tensor weight, OptionalTensor bias, std::int64_t st
     require_kernel(op, weight.size(2), stride);
     const cpu::WinogradShape shape{small.size(0), small.size(2), small.size(3),  small.size(1),
                                    rows,          columns,       weight.size(1), weight.size(2),
-                                   stride,        row_padding,   column_padding};
+                                   stride,        row_padding,   column_padding,
+                                   small_channels_are_last(weight)};
     require_places(op, shape);
     const Bias added = bias_argument(op, bias, shape.wide_channels);
     const FourSizes sizes{shape.batch, shape.wide_channels, rows, columns};
     const Scales scales = scales_arguments(op, input_scale, output_scale, noise, small, sizes);
     Tensor wide = empty_channels_last(sizes, small);
     const Tensor values = channels_last(small);
-    const Tensor taps = channels_last(weight);
+    const Tensor taps = shape.small_channels_last ? weight : channels_last(weight);
     cpu::winograd_scatter(shape, type, values.const_data_ptr(), taps.const_data_ptr(), added.data(),
                           scales.data(), wide.mutable_data_ptr());
     return as_convolved(wide, small, weight);
@@ -280,7 +291,7 @@ Tensor weight_gradient(Tensor small, Tensor wide, std::int64_t taps, std::int64_
     }
     const cpu::WinogradShape shape{small.size(0), small.size(2), small.size(3), small.size(1),
                                    wide.size(2),  wide.size(3),  wide.size(1),  taps,
-                                   stride,        row_padding,   column_padding};
+                                   stride,        row_padding,   column_padding, false};
     require_places(op, shape);
     Tensor gradient =
         empty_channels_last({shape.small_channels, shape.wide_channels, taps, taps}, small);

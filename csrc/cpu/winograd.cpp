@@ -108,6 +108,7 @@ WeightPhase phase_of_weight(const WinogradShape& shape, int phase) {
         const int along = taps / 2;
         return {shape.small_channels,
                 shape.wide_channels,
+                shape.small_channels_last,
                 taps,
                 1,
                 2 * (phase / along),
@@ -119,6 +120,7 @@ WeightPhase phase_of_weight(const WinogradShape& shape, int phase) {
     const int column = phase % stride;
     return {shape.small_channels,
             shape.wide_channels,
+            shape.small_channels_last,
             taps,
             stride,
             row,
@@ -344,7 +346,8 @@ void winograd_weight_gradient(const WinogradShape& shape, FloatType type, const 
         0, phases * by_wide.parts * by_small.parts, 1, [&](std::int64_t begin, std::int64_t end) {
             float* const scratch = scratch_of_thread();
             for (std::int64_t i = begin; i < end; ++i) {
-                const WeightPhase phase = phase_of_weight(shape, static_cast<int>(i % phases));
+                WeightPhase phase = phase_of_weight(shape, static_cast<int>(i % phases));
+                phase.small_channels_last = false;
                 const WeightGradient task{type,
                                           small,
                                           wide,

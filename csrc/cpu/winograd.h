@@ -49,7 +49,8 @@ constexpr bool winograd_can(std::int64_t taps, std::int64_t stride) {
     return ((taps == 3 || taps == 4) && (stride == 1 || stride == 2)) || (taps == 5 && stride == 2);
 }
 
-// Maps and weights without gaps, channels last.
+// Maps and weights without gaps, channels last: a weight (small, taps, taps, wide), as is its gradient,
+// or (wide, taps, taps, small), as that of the convolution lies whose transpose this is.
 struct WinogradShape {
     std::int64_t batch;
     std::int64_t small_rows;
@@ -62,6 +63,7 @@ struct WinogradShape {
     std::int64_t stride;
     std::int64_t row_padding;
     std::int64_t column_padding;
+    bool small_channels_last;
 };
 
 // What a modulated convolution does while it loads and stores, all of it optional (null):

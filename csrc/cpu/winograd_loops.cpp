@@ -302,12 +302,21 @@ void transform_products(const float* products, std::int64_t per_point, const Pha
 
 // --- The weight ----------------------------------------------------------------------------------
 
+struct LastChannels {
+    std::int64_t slow;
+    std::int64_t fast;
+    std::int64_t channels;
+};
+
 // The place in memory of tap (s, t) from small channel `o` to wide channel `c`.
 FASTGAN_INLINE std::int64_t tap(const WeightPhase& phase, std::int64_t o, int s, int t,
                                 std::int64_t c) {
     const int row = phase.step * s + phase.row;
     const int column = phase.step * t + phase.column;
-    return ((o * phase.taps + row) * phase.taps + column) * phase.wide_channels + c;
+    const auto [slow, fast, channels] =
+        phase.small_channels_last ? LastChannels{c, o, phase.small_channels}
+                                  : LastChannels{o, c, phase.wide_channels};
+    return ((slow * phase.taps + row) * phase.taps + column) * channels + fast;
 }
 
 // Where a block begins, `points` and `all_depth` being the phase's.
@@ -337,31 +346,37 @@ void transform_block_in_float(const WeightTransform& task, Range depth, Range wi
             store(at + i * per_point, u[i]);
         }
     };
-    if (task.scatters) {
-        for (std::int64_t o = 0; o < depth.count; ++o) {
-            for (std::int64_t c = 0; c < width.count; c += kLanes) {
+    // Of tap i; a scatter's taps are reversed.
+    const auto place_of = [&](int i, std::int64_t k, std::int64_t column) {
+        const int s = i / kColumnTaps, t = i % kColumnTaps;
+        return task.scatters
+                   ? tap(phase, depth.first + k, kRowTaps - 1 - s, kColumnTaps - 1 - t,
+                         width.first + column)
+                   : tap(phase, width.first + column, s, t, depth.first + k);
+    };
+    if (task.scatters != phase.small_channels_last) {
+        for (std::int64_t k = 0; k < depth.count; ++k) {
+            for (std::int64_t column = 0; column < width.count; column += kLanes) {
                 Vector w[taps];
                 for (int i = 0; i < taps; ++i) {
-                    w[i] = load(weight + tap(phase, depth.first + o, kRowTaps - 1 - i / kColumnTaps,
-                                             kColumnTaps - 1 - i % kColumnTaps, width.first + c));
+                    w[i] = load(weight + place_of(i, k, column));
                 }
-                write(w, o, c);
+                write(w, k, column);
             }
         }
         return;
     }
-    // Depth is the wide map's channels, which lie beside one another, so that blocks are
-    // transposed.
-    const std::int64_t per_channel = phase.taps * phase.taps * phase.wide_channels;
-    for (std::int64_t o = 0; o < width.count; o += kLanes) {
-        for (std::int64_t c = 0; c < depth.count; c += kLanes) {
+    // The channels that are summed over lie beside one another, so that blocks are transposed.
+    const std::int64_t all_depth = task.scatters ? phase.small_channels : phase.wide_channels;
+    const std::int64_t per_channel = phase.taps * phase.taps * all_depth;
+    for (std::int64_t column = 0; column < width.count; column += kLanes) {
+        for (std::int64_t k = 0; k < depth.count; k += kLanes) {
             Vector all[taps][kLanes];
             for (int i = 0; i < taps; ++i) {
                 Vector rows[kLanes];
 #pragma GCC unroll 16
                 for (int l = 0; l < kLanes; ++l) {
-                    const T* const from = weight + tap(phase, width.first + o + l, i / kColumnTaps,
-                                                       i % kColumnTaps, depth.first + c);
+                    const T* const from = weight + place_of(i, k, column + l);
                     rows[l] = load(from);
                     // The taps of channels lie too far apart for the processor to foresee.
                     __builtin_prefetch(from + kLanes * per_channel);
@@ -378,7 +393,7 @@ void transform_block_in_float(const WeightTransform& task, Range depth, Range wi
                 for (int i = 0; i < taps; ++i) {
                     w[i] = all[i][l];
                 }
-                write(w, c + l, o);
+                write(w, k + l, column);
             }
         }
     }

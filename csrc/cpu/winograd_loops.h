@@ -55,11 +55,12 @@ struct Range {
     std::int64_t count;
 };
 
-// One phase of the weight (small, taps, taps, wide), as it lies in memory: `row_taps` by
-// `column_taps` taps, at (step s + row, step t + column).
+// One phase of the weight, as it lies in memory: `row_taps` by `column_taps` taps, at (step s + row,
+// step t + column).
 struct WeightPhase {
     std::int64_t small_channels;
     std::int64_t wide_channels;
+    bool small_channels_last;
     int taps;
     int step;
     int row;

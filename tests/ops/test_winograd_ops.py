@@ -272,7 +272,8 @@ def test_arguments_in_any_layout(dtype: torch.dtype, kernel: tuple[int, int]) ->
     expected = call(case, small, wide, weight, biases)
     last = [t.contiguous(memory_format=torch.channels_last) for t in (small, wide, weight)]
     strided = [torch.stack([t, t], -1)[..., 1] for t in (small, wide, weight)]
-    for other in (last, strided):
+    turned = weight.transpose(0, 1).contiguous(memory_format=torch.channels_last).transpose(0, 1)
+    for other in (last, strided, (small, wide, turned)):
         for found, value in zip(call(case, *other, biases), expected, strict=True):
             assert torch.equal(found, value)
     constant = small[:, :1, :1, :1].expand_as(small)

@@ -284,20 +284,39 @@ struct Factors {
     }
 };
 
+// A weight (small, taps, wide) as (wide, taps, small).
+Exact turned(const Exact& weight, std::int64_t small_channels, std::int64_t wide_channels) {
+    Exact result(weight.size());
+    const std::int64_t taps = weight.size() / (small_channels * wide_channels);
+    for (std::int64_t o = 0; o < small_channels; ++o) {
+        for (std::int64_t k = 0; k < taps; ++k) {
+            for (std::int64_t c = 0; c < wide_channels; ++c) {
+                result[(c * taps + k) * small_channels + o] =
+                    weight[(o * taps + k) * wide_channels + c];
+            }
+        }
+    }
+    return result;
+}
+
 void check_winograd(const Convolution& of, FloatType type, bool with_bias) {
     const std::string text = of.text(type, with_bias);
     const Operands operands(of, type, with_bias);
-    const WinogradShape shape{of.batch,          of.rows.small,   of.columns.small,
-                              of.small_channels, of.rows.wide,    of.columns.wide,
-                              of.wide_channels,  of.rows.taps,    of.rows.stride,
-                              of.rows.padding,   of.columns.padding};
+    const bool is_turned = drawn(0, 1) == 0;
+    const WinogradShape shape{of.batch,          of.rows.small,      of.columns.small,
+                              of.small_channels, of.rows.wide,       of.columns.wide,
+                              of.wide_channels,  of.rows.taps,       of.rows.stride,
+                              of.rows.padding,   of.columns.padding, is_turned};
+    const Buffer weight(type, is_turned ? turned(operands.weight_values, of.small_channels,
+                                                 of.wide_channels)
+                                        : operands.weight_values);
 
     const Buffer gathered(type, of.small_size());
     const std::int64_t small_places = of.rows.small * of.columns.small;
     const std::int64_t wide_places = of.rows.wide * of.columns.wide;
     const Factors gathers(of.batch, wide_places, of.wide_channels, small_places,
                           of.small_channels);
-    winograd_gather(shape, type, operands.wide.data(), operands.weight.data(),
+    winograd_gather(shape, type, operands.wide.data(), weight.data(),
                     operands.bias(operands.small_bias), gathers.data(), gathered.data());
     Exact sums(of.small_size(), 0.0);
     of.each([&](std::int64_t s, std::int64_t w, std::int64_t v) {
@@ -309,7 +328,7 @@ void check_winograd(const Convolution& of, FloatType type, bool with_bias) {
     const Buffer scattered(type, of.wide_size());
     const Factors scatters(of.batch, small_places, of.small_channels, wide_places,
                            of.wide_channels);
-    winograd_scatter(shape, type, operands.small.data(), operands.weight.data(),
+    winograd_scatter(shape, type, operands.small.data(), weight.data(),
                      operands.bias(operands.wide_bias), scatters.data(), scattered.data());
     sums.assign(of.wide_size(), 0.0);
     of.each([&](std::int64_t s, std::int64_t w, std::int64_t v) {

@@ -228,7 +228,7 @@ class _Run:
             if own is not None and batch.one_score_each:
                 factors, own = own[0].reshape(-1), None
             if len(formulas) < len(names):
-                ones = {n: [torch.ones_like(s) for s in batch.scores_of(n)] for n in formulas}
+                ones = {n: [s.new_ones(s.shape) for s in batch.scores_of(n)] for n in formulas}
                 starts = _stacked(names, {**seeds, **ones})
             values = passes.penalty(
                 [(batch.rows(name), formula) for name, formula in formulas.items()],

@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.errors import ConfigError
-from fastgan.ops.adversarial_loss import adversarial_loss
+from fastgan.ops.adversarial_loss import TERMS, adversarial_loss
 
 __all__ = [
     "PLAYERS_LOSSES",
@@ -57,6 +57,17 @@ def at_least_float32(input: Tensor) -> Tensor:
         torch.float32
     """
     return input.float() if input.dtype in (torch.float16, torch.bfloat16) else input
+
+
+#: Up to so many on a CPU, an op of its own costs more than the three functions that it replaces.
+FEW_SCORES = 4096
+
+
+def _as_of_real(loss: str, scores: Tensor) -> Tensor:
+    """The mean of the terms that ``scores`` would have as real images'."""
+    if scores.device.type == "cpu" and scores.numel() <= FEW_SCORES:
+        return TERMS[loss][0](at_least_float32(scores)).mean()
+    return adversarial_loss(loss, scores)[0]
 
 
 def bce_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
@@ -98,7 +109,7 @@ def bce_generator_loss(
         20.0
     """
     if objective == "non-saturating":
-        return adversarial_loss("logistic", fake_logits)[0]
+        return _as_of_real("logistic", fake_logits)
     if objective == "minimax":
         return -F.softplus(at_least_float32(fake_logits)).mean()
     raise ConfigError(f"objective is {objective!r}; expected 'non-saturating' or 'minimax'")
@@ -134,7 +145,7 @@ def wasserstein_generator_loss(fake_scores: Tensor) -> Tensor:
         >>> wasserstein_generator_loss(torch.tensor([1.0, 3.0])).item()
         -2.0
     """
-    return adversarial_loss("wasserstein", fake_scores)[0]
+    return _as_of_real("wasserstein", fake_scores)
 
 
 def hinge_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -167,7 +178,7 @@ def hinge_generator_loss(fake_scores: Tensor) -> Tensor:
         >>> hinge_generator_loss(torch.tensor([1.0, 3.0])).item()
         -2.0
     """
-    return adversarial_loss("wasserstein", fake_scores)[0]
+    return _as_of_real("wasserstein", fake_scores)
 
 
 def least_squares_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:
@@ -200,7 +211,7 @@ def least_squares_generator_loss(fake_scores: Tensor) -> Tensor:
         >>> least_squares_generator_loss(torch.tensor([3.0])).item()
         2.0
     """
-    return adversarial_loss("least_squares", fake_scores)[0]
+    return _as_of_real("least_squares", fake_scores)
 
 
 def relativistic_discriminator_loss(real_scores: Tensor, fake_scores: Tensor) -> Tensor:

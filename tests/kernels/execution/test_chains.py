@@ -138,6 +138,11 @@ def test_a_network_is_as_exact_as_eager(
                 for network in (low, ours)
             ]
         )
+        eager_counts, counts = (
+            [int(each) for each in network.buffers() if not each.is_floating_point()]
+            for network in (low, ours)
+        )
+        assert counts == eager_counts
     eager, own = torch.tensor(errors).amax(0)
     # Of tensors this small each error by itself is a matter of luck (and eager's sums on a CPU are
     # in float64, a GPU's and ours are not): twice in the geometric mean, and none far beyond.

@@ -83,7 +83,9 @@ def explain(
         random = torch.Generator(like.device).manual_seed(0)
         images = torch.rand(2, *shape, dtype=like.dtype, device=like.device, generator=random)
         if layers is None and isinstance(critic, nn.Module):
-            batch = images if input is None or critic_args is not None else torch.rand_like(input)
+            batch = images
+            if input is not None and critic_args is None:
+                batch = torch.empty_like(input).uniform_(generator=random)
             layers = _layers(critic, batch, critic_args)
         if input is None and _makes_images(critic):
             continue

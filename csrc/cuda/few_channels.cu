@@ -475,8 +475,8 @@ void for_tiles(const Run& run) {
     } else {
         if constexpr (sizeof(T) == 4) {
             run(CountTag<4>());
+            run(CountTag<2>());
         }
-        run(CountTag<2>());
         run(CountTag<1>());
     }
 }

@@ -141,10 +141,10 @@ def gather_cases() -> list[tuple[Case, Tensor, Tensor]]:
             gradient=True,
             activation="silu",
         )
-        x = drawn(3, 24, 4, 4, dtype=torch.float16, format=format)
-        add("critic", x, drawn(1, 24, 4, 4, dtype=torch.float16), False, (1, 1), (0, 0))
-        y = drawn(3, 1, 1, 1, dtype=torch.float16)
-        add("critic back", y, drawn(1, 24, 4, 4, dtype=torch.float16), True, (1, 1), (0, 0))
+        x = drawn(2, 9, 4, 4, dtype=torch.float16, format=format)
+        add("critic", x, drawn(1, 9, 4, 4, dtype=torch.float16), False, (1, 1), (0, 0))
+        y = drawn(2, 1, 1, 1, dtype=torch.float16)
+        add("critic back", y, drawn(1, 9, 4, 4, dtype=torch.float16), True, (1, 1), (0, 0))
     return cases
 
 
@@ -209,7 +209,7 @@ def sums_cases() -> list[tuple[Case, Tensor, Tensor]]:
     ):
         name = str(dtype).removeprefix("torch.")
         # Maps that end within a tile, whole vectors of channels and more than a block's.
-        many = drawn(2, 72, 5, 18, dtype=dtype, format=format)
+        many = drawn(2, 72 if dtype == torch.float32 else 40, 5, 18, dtype=dtype, format=format)
         few = drawn(2, 3, 10, 36, dtype=dtype, format=format)
         cases.append(sums_case(f"{name}, 4x4", many, few, (4, 4), 2, 1))
     for format in (FIRST, LAST):
@@ -236,8 +236,8 @@ def test_weight_gradients_are_float64s(harness: HostHarness) -> None:
 
 def test_a_weight_gradients_error_does_not_grow_with_the_batch(harness: HostHarness) -> None:
     """One after another, float32s of over 2^13 would lose the 2^-15s."""
-    many = torch.ones(1500, 1, 4, 4)
-    few = torch.full((1500, 1, 4, 4), 1 + 2.0**-15)
+    many = torch.ones(600, 1, 4, 4)
+    few = torch.full((600, 1, 4, 4), 1 + 2.0**-15)
     case, right, _ = sums_case("large", many, few, (1, 1), 1, 0)
     (result,) = harness.kernels("few_channels").check([case], ["sanitized"], SCHEDULES[-1:])
     found = result.tensors["gradient"]

@@ -6,6 +6,7 @@ formulas, fake kernels, version counting), are registered here.
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
@@ -65,6 +66,9 @@ def register_fallback(name: str, kernel: Callable[..., Any]) -> None:
     """
 
     def fallback(first: torch.Tensor | list[torch.Tensor], *args: Any, **kwargs: Any) -> Any:
+        given = (first, *args)
+        if any(given[place] is None for place in places_of_tensors() if place < len(given)):
+            raise RuntimeError(f"fastgan::{name} was given None where it takes a tensor")
         for tensor in [first] if isinstance(first, torch.Tensor) else first[:1]:
             device_type = tensor.device.type
             reason = why_no_kernel(device_type)
@@ -72,6 +76,12 @@ def register_fallback(name: str, kernel: Callable[..., Any]) -> None:
             ops = f"fastgan::{name} runs" if is_its_own else "fastgan's ops run"
             warn_once(f"{ops} as plain PyTorch on {device_type}: {reason}", stacklevel=3)
         return kernel(first, *args, **kwargs)
+
+    @functools.cache
+    def places_of_tensors() -> list[int]:
+        schema = getattr(torch.ops.fastgan, name).default._schema
+        kinds = [isinstance(each.type, torch.TensorType) for each in schema.arguments]
+        return [place for place, is_tensor in enumerate(kinds) if is_tensor]
 
     _fallbacks[name] = fallback
     library.impl(name, fallback, "CompositeExplicitAutograd")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -251,8 +252,19 @@ def numbers_of(row: TileRow) -> list[tuple[torch.dtype, str]]:
     return [(torch.bfloat16, "ieee"), (torch.float16, "ieee")]
 
 
+def large_ones_of_all(*kernels: str) -> list[Any]:
+    """Those far from spilling, with at most 16 results a thread, are marked ``tiles``."""
+
+    def marks(tile: Tile) -> Any:
+        return pytest.mark.tiles if tile.block_m * tile.block_n <= 2048 else ()
+
+    return [pytest.param(name, row, marks=marks(row.tile)) for name, row in rows_of_all(*kernels)]
+
+
 # A scatter is a gather with more arithmetic on its indices; here either stands for both.
-@pytest.mark.parametrize(("architecture", "row"), rows_of_all("gather", "scatter"), ids=name_of)
+@pytest.mark.parametrize(
+    ("architecture", "row"), large_ones_of_all("gather", "scatter"), ids=name_of
+)
 def test_each_tile_with_the_most_around_it(architecture, row, tmp_path):
     dtype, precision = numbers_of(row)[0]
     scatter = row._replace(kernel="scatter")
@@ -266,7 +278,7 @@ DESCRIBED = [
         tile,
         kernel,
         # The tiles that come nearest to spilling stand for all.
-        marks=[] if min(tile[:2]) == 128 and kernel != "gather" else pytest.mark.tiles,
+        marks=() if min(tile[:2]) == 128 and kernel == "scatter" else pytest.mark.tiles,
     )
     for architecture, tiles in plans.DESCRIPTOR_TILES.items()
     for tile in tiles
@@ -297,7 +309,11 @@ def test_each_tile_of_descriptors(architecture, tile, kernel, tmp_path):
     ("architecture", "name"),
     [
         *(("sm_90", name) for name in ("silu", "gelu", "gelu_tanh")),
-        *((architecture, "silu") for architecture in TABLES if architecture != "sm_90"),
+        *(
+            pytest.param(architecture, "silu", marks=pytest.mark.tiles)
+            for architecture in TABLES
+            if architecture != "sm_90"
+        ),
     ],
 )
 def test_smooth_activations_in_the_largest_tile(architecture, name, tmp_path):
@@ -318,7 +334,7 @@ def test_smooth_activations_in_the_largest_tile(architecture, name, tmp_path):
         assert compiled.shared <= ARCHITECTURES[architecture][1]
 
 
-@pytest.mark.parametrize(("architecture", "row"), rows_of_all("weight_gradient"), ids=name_of)
+@pytest.mark.parametrize(("architecture", "row"), large_ones_of_all("weight_gradient"), ids=name_of)
 def test_each_weight_gradient_with_the_most_around_it(architecture, row, tmp_path):
     dtype, precision = numbers_of(row)[0]
     compiled = compile_weight_gradient(

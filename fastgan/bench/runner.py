@@ -19,6 +19,7 @@ from fastgan.bench.machine import cache_bytes, commit, machine_facts, utc_now, v
 from fastgan.bench.memory import MemoryMeter, can_measure_memory, saved_bytes
 from fastgan.bench.schema import Result, Row
 from fastgan.bench.timing import Budget, Call, Timing, measure_in_turns, median_and_quartiles
+from fastgan.ops.backends import Selector, using
 
 #: Input sets of a case take at most this much memory together.
 _MOST_INPUT_BYTES = 1 << 30
@@ -139,7 +140,8 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
                     without_peak.append(case)
                     continue
                 listener.on_stage(f"memory: {case.name}", number, total)
-                rows += _memory_rows(case, plan, meter, note)
+                with using(Selector()):  # backends are measured as in a program of its own
+                    rows += _memory_rows(case, plan, meter, note)
                 _forget()
         if without_peak:
             note(f"peak memory is left out, a fifth of the time was up: {_names(without_peak)}")
@@ -154,7 +156,8 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
             continue
         listener.on_stage(case.name, number, total)
         deadline = math.inf if plan.seconds is None else clock + 0.95 * plan.seconds
-        measured = _measure_case(case, plan, deadline, note)
+        with using(Selector()):
+            measured = _measure_case(case, plan, deadline, note)
         if measured is None:
             too_late.append(case)
             measured = []

@@ -132,7 +132,7 @@ class _R3ganBlock(nn.Module):
         self.conv1 = nn.Conv2d(channels, wide, 1, bias=False)
         self.conv2 = nn.Conv2d(wide, wide, 3, padding=1, groups=wide // 16, bias=False)
         self.conv3 = nn.Conv2d(wide, channels, 1, bias=False)
-        self.biases = nn.Parameter(torch.zeros(2, 1, wide, 1, 1))
+        self.biases = nn.Parameter(torch.zeros(2, wide, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
         h = F.leaky_relu(self.conv1(x) + self.biases[0], 0.2)

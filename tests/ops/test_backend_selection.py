@@ -69,7 +69,6 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setenv("FASTGAN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.setattr(selection, "TABLES", tmp_path / "tables")
     monkeypatch.setattr(fallback, "_seen", set())
-    monkeypatch.setattr(selection, "_seconds_spent", 0.0)
     selection._committed.cache_clear()
     yield cache_path(fingerprint(CPU))
     selection._committed.cache_clear()
@@ -198,12 +197,14 @@ def test_a_lead_within_the_noise_leaves_the_fixed_choice(monkeypatch: pytest.Mon
             assert choose(which) == expected
 
 
-def test_a_process_measures_for_a_bounded_time(
-    watched: Watched, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(selection, "_seconds_spent", selection.MOST_SECONDS + 1)
-    with using(Selector("1")), pytest.warns(fastgan.FallbackWarning, match="fixed table"):
-        assert choose() == "aten"
+def test_a_process_measures_for_a_bounded_time(watched: Watched, tmp_path: Path) -> None:
+    selector = Selector("1")
+    selector._seconds_spent = selection.MOST_SECONDS + 1
+    within_a_run = Selector("1", ChoicesFile(tmp_path / "run"), selector)
+    for each in (selector, within_a_run):
+        fallback._seen.clear()
+        with using(each), pytest.warns(fastgan.FallbackWarning, match="fixed table"):
+            assert choose() == "aten"
     assert watched.asked == []
 
 

@@ -49,7 +49,7 @@ from fastgan.ops.memory_format import empty_map, is_channels_last
 from fastgan.ops.stages import Stage
 
 MODES = ("0", "1", "exhaustive")
-#: A process's total seconds of measurement; programs with ever new shapes go on without.
+#: A selector's total seconds of measurement; programs with ever new shapes go on without.
 MOST_SECONDS = 60.0
 #: Margin by which another backend must beat the fixed table's, and recording a forward must beat
 #: running it, against noise.
@@ -211,6 +211,7 @@ class Selector:
         self._cached: Choices = {}
         self._measured: Choices = {} if parent is None else parent._measured
         self._unconfirmed: set[str] = set() if parent is None else parent._unconfirmed
+        self._seconds_spent: float = 0.0 if parent is None else parent._seconds_spent
         self._lock = threading.RLock()
 
     def select(self, call: tuple[Any, ...], input: Tensor, weight: Tensor) -> Backend:
@@ -408,9 +409,8 @@ class Selector:
 
     def _measure(self, measured: Callable[[], Times], fixed: Choice) -> tuple[Choice, bool]:
         """The choice, and whether its times were confirmed."""
-        global _seconds_spent
         exhaustive = self.mode == "exhaustive"
-        if _seconds_spent > MOST_SECONDS and not exhaustive:
+        if self._seconds_spent > MOST_SECONDS and not exhaustive:
             warn_once(
                 f"backends were measured for {MOST_SECONDS:.0f} s in this process: shapes not seen "
                 "yet take the fixed table's"
@@ -418,7 +418,7 @@ class Selector:
             return fixed, False
         began = time.perf_counter()
         milliseconds = measured()
-        _seconds_spent += time.perf_counter() - began
+        self._seconds_spent += time.perf_counter() - began
         if not milliseconds:
             return fixed, False
         fastest = min(milliseconds, key=milliseconds.__getitem__)
@@ -442,9 +442,6 @@ class Selector:
         if name not in self._cached:
             self._cached[name] = ChoicesFile(cache_path(name)).read().get(name, {})
         return self._cached[name]
-
-
-_seconds_spent = 0.0
 
 
 def supporting(problem: Problem) -> list[Backend]:

@@ -102,7 +102,7 @@ def op_path(op: str, device: str) -> OpPath:
         or device not in ("cpu", "cuda")
         or not torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", device.upper())
     ):
-        return OpPath(op, device, "aten", usable, why_no_kernel(device))
+        return OpPath(op, device, "aten", usable, why_no_kernel(op, device))
     info = _native.build_info()
     if device == "cpu":
         reason = f"C++, {info.cpu_instruction_set}"

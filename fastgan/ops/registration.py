@@ -71,7 +71,7 @@ def register_fallback(name: str, kernel: Callable[..., Any]) -> None:
             raise RuntimeError(f"fastgan::{name} was given None where it takes a tensor")
         for tensor in [first] if isinstance(first, torch.Tensor) else first[:1]:
             device_type = tensor.device.type
-            reason = why_no_kernel(device_type)
+            reason = why_no_kernel(name, device_type)
             is_its_own = reason in (FOR_CPUS_ALONE, FOR_GPUS_ALONE)
             ops = f"fastgan::{name} runs" if is_its_own else "fastgan's ops run"
             warn_once(f"{ops} as plain PyTorch on {device_type}: {reason}", stacklevel=3)
@@ -127,13 +127,15 @@ def register_function(op: torch._ops.OpOverload, function: type[torch.autograd.F
     library.impl(op._schema.name.partition("::")[2], kernel, "Autograd", with_keyset=True)
 
 
-def why_no_kernel(device_type: str) -> str:
-    """Says why this build has no kernel for a kind of device."""
+def why_no_kernel(op: str, device_type: str) -> str:
+    """Says why this build has no kernel of an op for a kind of device."""
     if device_type == "cuda":
         return cuda_obstacle() or FOR_CPUS_ALONE
     if not _native.load():
         return NO_COMPILED_PART
-    if device_type == "cpu":
+    if device_type == "cpu" and not torch._C._dispatch_has_kernel_for_dispatch_key(
+        f"{NAMESPACE}::{op}", "CPU"
+    ):
         return FOR_GPUS_ALONE
     return "fastgan has kernels for the CPU and for CUDA only"
 

@@ -154,7 +154,7 @@ def test_plain_pytorch_takes_the_place_of_kernels_that_would_fail(pretend: Prete
         replacements = replace_cuda_kernels()
         assert replacements is not None
         try:
-            with pytest.warns(fastgan.FallbackWarning, match="as plain PyTorch on cpu: "):
+            with pytest.warns(fastgan.FallbackWarning, match="ops run as plain PyTorch on cpu: "):
                 assert op.redispatch(on_cuda, *arguments).tolist() == [0.0, 1.0]
         finally:
             replacements._destroy()

@@ -42,7 +42,13 @@ from fastgan.nn.stretch import (
     norm_savings,
 )
 from fastgan.nn.waiting import Op, Waiting, hooks_on_saved, of_two, state_of
-from fastgan.ops.eligibility import PLAIN, autocast_dtype, why_not_chained, why_not_this_stage
+from fastgan.ops.eligibility import (
+    PLAIN,
+    autocast_dtype,
+    dtype_under_autocast,
+    why_not_chained,
+    why_not_this_stage,
+)
 from fastgan.ops.memory_format import gives_channels_last, is_channels_last
 from fastgan.ops.stages import Stage, padding_named, pair
 
@@ -199,7 +205,7 @@ def _sample_norm(
         return _HOOKED
     if mean is not None or variance is not None or not own:
         return "it keeps running statistics"
-    if autocast_dtype(input) is not None and input.dtype != torch.float32:
+    if dtype_under_autocast(name, input) != input.dtype:
         return "autocast casts it"
     if any(each is not None and each.shape != (input.shape[1],) for each in (weight, bias)):
         return _REFUSED
@@ -249,7 +255,7 @@ def _layer_norm(
         return _HOOKED
     if any(each is not None and each.shape != shape for each in (weight, bias)):
         return _REFUSED
-    if autocast_dtype(input) is not None and input.dtype != torch.float32:
+    if dtype_under_autocast(name, input) != input.dtype:
         return "autocast casts it"
     reason = why_not_chained(input, input.dim(), None, (weight, bias), ())
     if reason is not None:
@@ -293,7 +299,11 @@ def _pad(
     if mode not in ("reflect", "replicate") and (mode != "constant" or value):
         return "a pass of its own"
     source = pending.find(input)
-    if source is None and (mode != "constant" or not is_in_place_faster(input.numel(), input)):
+    if source is None and not (
+        is_in_place_faster(input.numel(), input)
+        if mode == "constant"
+        else autocast_dtype(input) is not None
+    ):
         return "a pass of its own"
     op = Op(
         "pad",
@@ -304,7 +314,8 @@ def _pad(
         settings=(mode, (top, left)),
     )
     shape = torch.Size((*input.shape[:2], rows + 2 * top, columns + 2 * left))
-    return pending.add(op, shape, input.dtype, input.device, is_channels_last(input))
+    dtype = dtype_under_autocast(mode, input)
+    return pending.add(op, shape, dtype, input.device, is_channels_last(input))
 
 
 def _of_two(

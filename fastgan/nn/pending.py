@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastgan.nn.stretch import Log, run_stretch
+from fastgan.nn.stretch import Log, cast_to_convolve, run_stretch
 from fastgan.nn.touches import (
     ANYTHING,
     CONVOLUTIONS,
@@ -291,7 +291,10 @@ class Pending:
             source = source.source
         if len(ops) > 1 and ops[-1].kind == "pad" and op.state.grad and _is_held(source):
             # Eager's convolution saves the padded copy, so what is padded may be written to.
-            self.compute(ops.pop())
+            pad = ops.pop()
+            if pad.ref() is None and pad.consumers == 1 and ops[-1].kind == "convolution":
+                cast_to_convolve(pad, ops[-1])
+            self.compute(pad)
         ops.reverse()
         input, made = ops[0].input(), nodes_made()
         with self.unwatched():

@@ -34,6 +34,7 @@ from fastgan.ops.backends import (
 )
 from fastgan.ops.bn_act import bn_act
 from fastgan.ops.chain import Chain, run_chain
+from fastgan.ops.eligibility import uncast
 from fastgan.ops.memory_format import (
     is_channels_last,
     lay_out_weight_gradient,
@@ -47,6 +48,7 @@ __all__ = [
     "EVERYTHING",
     "TORCHS",
     "Log",
+    "cast_to_convolve",
     "convolves_faster",
     "is_in_place_faster",
     "leaves_to_torch",
@@ -224,10 +226,12 @@ def _with_padding(ops: list[Op], log: Log) -> list[Op]:
 
 def _pad_by(convolution: Op, pad: Op) -> None:
     """A convolution with padding: zeros by itself, other modes by its stage."""
-    stage, call, padded = convolution.stage, convolution.call, pad.call
+    stage, call = convolution.stage, convolution.call
     mode, added = pad.settings
     assert stage is not None
     if mode != "constant":
+        cast_to_convolve(pad, convolution)
+        padded = pad.call
         convolution.stage = replace(stage, pad=added, pad_mode=mode)
         convolution.call = lambda input, *bias: call(padded(input), *bias)
         return
@@ -237,6 +241,24 @@ def _pad_by(convolution: Op, pad: Op) -> None:
     assert weight is not None
     settings = (stage.stride, stage.padding, stage.dilation, stage.groups)
     convolution.call = lambda input, bias=bias: F.conv2d(input, weight, bias, *settings)
+
+
+def cast_to_convolve(pad: Op, convolution: Op) -> None:
+    """Makes a padding cast its input to autocast's dtype, instead of its convolution the result.
+
+    Args:
+        pad: its result is for the convolution alone.
+        convolution: the op after it.
+    """
+    dtype, padded = convolution.state.autocast, pad.call
+
+    def padded_cast(input: Tensor) -> Tensor:
+        # Autocast itself pads in float32.
+        with uncast():
+            return padded(input.to(dtype))
+
+    if dtype is not None:
+        pad.call = padded_cast
 
 
 #: Kinds that begin a unit.

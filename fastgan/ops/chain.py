@@ -52,6 +52,7 @@ from fastgan.ops.backends import (
 )
 from fastgan.ops.batch_norm import arithmetic_dtype
 from fastgan.ops.bn_act import bn_act
+from fastgan.ops.eligibility import uncast
 from fastgan.ops.memory_format import gives_channels_last, is_channels_last, laid_out
 from fastgan.ops.stages import Stage, StageTensors
 
@@ -239,7 +240,7 @@ class _ChainFunction(torch.autograd.Function):
                 for vectors, weight in zip(ctx.vectors, weights, strict=True)
             ]
         if torch.is_grad_enabled():
-            with torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            with uncast():
                 return None, None, *_recorded_gradients(chain, input, tensors, grad_output, wanted)
         if written:
             output = run_layers(chain.stages, input, tensors, chain.dtype)
@@ -296,11 +297,6 @@ def _version(tensor: Tensor | None) -> int:
     return 0 if tensor is None or tensor.is_inference() else tensor._version
 
 
-_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
-    torch._C.DispatchKey.AutocastCUDA
-)
-
-
 class OneDispatch:
     """A context in which calls go directly to the kernels: past autograd, which the chain handles
     itself; past version counting, for tensors that nobody else has; and past autocast, since casts
@@ -309,7 +305,7 @@ class OneDispatch:
 
     def __enter__(self) -> None:
         self._below = torch._C._AutoDispatchBelowADInplaceOrView()
-        self._uncast = torch._C._ExcludeDispatchKeyGuard(_AUTOCAST)
+        self._uncast = uncast()
         self._below.__enter__()
         self._uncast.__enter__()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import _disable_current_modes
 
 from fastgan.ops.dtypes import DTYPES
 from fastgan.ops.stages import Stage
@@ -26,6 +29,48 @@ def autocast_dtype(input: Tensor) -> torch.dtype | None:
     if device not in ("cpu", "cuda") or not torch.is_autocast_enabled(device):
         return None
     return torch.get_autocast_dtype(device)
+
+
+#: A context in which autocast casts nothing.
+uncast = functools.partial(
+    torch._C._ExcludeDispatchKeyGuard,
+    torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
+        torch._C.DispatchKey.AutocastCUDA
+    ),
+)
+
+
+def dtype_under_autocast(name: str, input: Tensor) -> torch.dtype:
+    """The dtype of a norm's or padding's result, by autocast's list for the device.
+
+    Args:
+        name: a key of ``_CAST``; for padding its mode.
+        input: its input.
+
+    Example:
+        >>> with torch.autocast("cpu", torch.bfloat16):
+        ...     dtype_under_autocast("reflect", torch.ones(1, dtype=torch.bfloat16))
+        torch.float32
+    """
+    if name not in _CAST or autocast_dtype(input) is None:
+        return input.dtype
+    return _result_dtype(name, input.dtype, input.device.type)
+
+
+#: Functions that autocast runs in float32 on some devices, in some versions of torch.
+_CAST: dict[str, Callable[[Tensor], Tensor]] = {
+    "instance_norm": F.instance_norm,
+    "group_norm": lambda map: F.group_norm(map, 1),
+    "layer_norm": lambda map: F.layer_norm(map, map.shape[1:]),
+    "reflect": lambda map: F.pad(map, (1, 1, 1, 1), "reflect"),
+    "replicate": lambda map: F.pad(map, (1, 1, 1, 1), "replicate"),
+}
+
+
+@functools.cache
+def _result_dtype(name: str, dtype: torch.dtype, device: str) -> torch.dtype:
+    with torch._C.DisableTorchFunction(), _disable_current_modes(), torch.no_grad():
+        return _CAST[name](torch.ones(1, 1, 2, 2, dtype=dtype, device=device)).dtype
 
 
 def why_not_chained(

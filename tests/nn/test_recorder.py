@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from hypothesis import Phase, assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 import fastgan
@@ -466,6 +467,60 @@ def test_a_scale_made_of_the_input_gives_its_gradient_in_eager_order(
 
 CONVOLUTION = nn.Conv2d(4, 4, 3, padding=1)
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
+
+
+UNDER_AUTOCAST: dict[str, Callable[[Tensor], Tensor]] = {
+    "instance norm": F.instance_norm,
+    "group norm": lambda map: F.group_norm(map, 2),
+    "layer norm": lambda map: F.layer_norm(map, map.shape[1:]),
+    "zeros": lambda map: F.pad(map, (1, 1, 1, 1)),
+    "reflection": lambda map: F.pad(map, (1, 1, 1, 1), "reflect"),
+    "replication": lambda map: F.pad(map, (1, 1, 1, 1), "replicate"),
+}
+
+
+class Pads(TorchDispatchMode):
+    """Sees the dtypes of what is padded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dtypes: set[torch.dtype] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if "pad2d" in func.name():
+            self.dtypes.add(args[0].dtype)
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.usefixtures("fewest")
+@pytest.mark.parametrize("is_first", [True, False])
+@pytest.mark.parametrize("name", UNDER_AUTOCAST)
+def test_under_autocast_pending_results_have_eagers_dtype_and_pads_are_of_16_bits(
+    name: str, is_first: bool
+) -> None:
+    dtypes = []
+
+    def forward(layer: nn.Module, x: Tensor) -> Tensor:
+        h = UNDER_AUTOCAST[name](x if is_first else layer(x))
+        dtypes.append(h.dtype)
+        return layer(h)
+
+    plain = Applied(copy.deepcopy(CONVOLUTION), forward).float()
+    results = []
+    for module in (copy.deepcopy(plain).double(), plain, fastgan.fuse(copy.deepcopy(plain))):
+        is_exact = module.layer.weight.dtype == torch.float64
+        x = image() if is_exact else image().float()
+        x.requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=not is_exact), Pads() as pads:
+            y = module(x)
+            y.double().sin().sum().backward()
+        results.append([y, x.grad, module.layer.weight.grad])
+    assert pads.dtypes <= {torch.bfloat16, torch.float32 if name == "zeros" else torch.bfloat16}
+    assert dtypes[1] == dtypes[2]
+    for exact, eager, ours in zip(*results, strict=True):
+        assert eager.dtype == ours.dtype
+        error, bound = ((value.double() - exact).norm() for value in (ours, eager))
+        assert error <= 2 * bound + 1e-6
 
 
 @pytest.mark.usefixtures("fewest")

@@ -37,6 +37,7 @@ from fastgan.kernels.fusion import (
 from fastgan.ops.backends.backend import Backend
 from fastgan.ops.backends.problem import Problem
 from fastgan.ops.backends.triton import Triton
+from fastgan.ops.eligibility import uncast
 
 #: Seconds of turns for one problem, and the least and greatest number of turns.
 _SECONDS, _TURNS = 0.15, (2, 10)
@@ -56,9 +57,6 @@ _SHORTEST_TURN = 1e-4
 _ACTIVATION, _SLOPE = "leaky_relu", 0.2
 
 _ops = torch.ops.fastgan
-_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCPU).add(
-    torch._C.DispatchKey.AutocastCUDA
-)
 
 
 class Times(dict[str, float]):
@@ -95,7 +93,7 @@ def measure(problem: Problem, backends: Sequence[Backend], *, exhaustive: bool =
         torch._C.DisableTorchFunctionSubclass(),
         # Calls kernels directly: no gradients are needed, and autocast would cast.
         torch._C._AutoDispatchBelowADInplaceOrView(),
-        torch._C._ExcludeDispatchKeyGuard(_AUTOCAST),
+        uncast(),
         record_function("fastgan::measure_backends"),
         torch.cuda.device(problem.device if problem.device.type == "cuda" else -1),
     ):

@@ -6,14 +6,23 @@ import functools
 from typing import Any, TypeVar
 
 from torch import nn
+from torch.nn.utils import parametrizations
 
 from fastgan.errors import ConfigError
 from fastgan.nn.fused_sequential import FusedSequential
 from fastgan.nn.recorder import run_recorded
+from fastgan.nn.spectral_norm import FusedSpectralNorm
 
 __all__ = ["fuse"]
 
 Module = TypeVar("Module", bound=nn.Module)
+
+
+#: Torch's class -> the fused one of the same attributes.
+_CLASSES: dict[type, Any] = {
+    nn.Sequential: FusedSequential,
+    parametrizations._SpectralNorm: FusedSpectralNorm,
+}
 
 
 def fuse(module: Module) -> Module:
@@ -51,8 +60,9 @@ def fuse(module: Module) -> Module:
     if not isinstance(module, nn.Module):
         raise ConfigError(f"module is {type(module).__name__}; expected an nn.Module")
     for each in module.modules():
-        if type(each) is nn.Sequential:
-            each.__class__ = FusedSequential
+        other = _CLASSES.get(type(each))
+        if other is not None:
+            each.__class__ = other
     _fuse_outermost(module)
     return module
 

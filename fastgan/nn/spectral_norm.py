@@ -13,10 +13,13 @@ from typing import Any, TypeAlias, TypeVar
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.parametrizations import _SpectralNorm as _TorchSpectralNorm
 
 from fastgan.errors import ConfigError
+from fastgan.nn import unseen
+from fastgan.nn.waiting import hooks_on_saved
 
-__all__ = ["spectral_norm"]
+__all__ = ["FusedSpectralNorm", "spectral_norm"]
 
 Module = TypeVar("Module", bound=nn.Module)
 Tensors: TypeAlias = tuple[Tensor, ...] | list[Tensor]
@@ -68,32 +71,18 @@ def spectral_norm(module: Module, *, n_power_iterations: int = 1, eps: float = 1
     return module
 
 
-class _SpectralNorm(nn.Module):
-    """One weight's norm. The buffers have torch's names."""
+class _Norm:
+    """One weight's norm. Attributes and buffers have the names of torch's class."""
 
+    dim: int
+    eps: float
+    n_power_iterations: int
+    training: bool
     _u: Tensor
     _v: Tensor
 
-    def __init__(self, weight: Tensor, dim: int, iterations: int, eps: float) -> None:
-        super().__init__()
-        self.dim = dim
-        self.iterations = iterations
-        self.eps = eps
-        #: The normalised weight while the module's forward runs.
-        self.computed: Tensor | None = None
-        self._strides: tuple[int, ...] | None = None
-        self._order: list[int] | None = None
-        rows = weight.size(dim)
-        self.register_buffer("_u", weight.new_empty(rows))
-        self.register_buffer("_v", weight.new_empty(weight.numel() // rows))
-        if weight.is_meta:  # on the meta device, where torch takes seconds
-            return
-        with torch.no_grad():
-            for vector in (self._u, self._v):
-                vector.normal_(0, 1)
-                vector.div_(vector.norm().clamp_min(eps))
-            # In torch's order, so that the same seed gives bitwise the same vectors.
-            _iterate([self], [weight.contiguous()], _FIRST_ITERATIONS)
+    _strides: tuple[int, ...] | None = None
+    _order: list[int] | None = None
 
     def order(self, weight: Tensor) -> list[int] | None:
         """The output channels' dimension, and the others in memory order; None if that is their
@@ -117,6 +106,29 @@ class _SpectralNorm(nn.Module):
         sizes = [size for each, size in enumerate(weight.shape) if each != self.dim]
         return self._v.view(sizes).permute([each - (each > self.dim) for each in order[1:]])
 
+
+class _SpectralNorm(_Norm, nn.Module):
+    """A norm that is computed with all others of a module."""
+
+    def __init__(self, weight: Tensor, dim: int, iterations: int, eps: float) -> None:
+        super().__init__()
+        self.dim = dim
+        self.n_power_iterations = iterations
+        self.eps = eps
+        #: The normalised weight while the module's forward runs.
+        self.computed: Tensor | None = None
+        rows = weight.size(dim)
+        self.register_buffer("_u", weight.new_empty(rows))
+        self.register_buffer("_v", weight.new_empty(weight.numel() // rows))
+        if weight.is_meta:  # on the meta device, where torch takes seconds
+            return
+        with torch.no_grad():
+            for vector in (self._u, self._v):
+                vector.normal_(0, 1)
+                vector.div_(vector.norm().clamp_min(eps))
+            # In torch's order, so that the same seed gives bitwise the same vectors.
+            _iterate([self], [weight.contiguous()], _FIRST_ITERATIONS)
+
     def forward(self, weight: Tensor) -> Tensor:
         if self.computed is not None:
             return self.computed
@@ -124,7 +136,7 @@ class _SpectralNorm(nn.Module):
             return weight
         with torch.autocast(weight.device.type, enabled=False):
             if self.training:
-                _iterate([self], [weight.detach().contiguous()], self.iterations)
+                _iterate([self], [weight.detach().contiguous()], self.n_power_iterations)
             return _divided([self], *_kept([self], [weight]), [weight])[0]
 
     def right_inverse(self, value: Tensor) -> Tensor:
@@ -132,9 +144,43 @@ class _SpectralNorm(nn.Module):
         return value
 
 
+class FusedSpectralNorm(_Norm, _TorchSpectralNorm):
+    """Torch's parametrization with a backward pass in one node: the same values and buffers.
+
+    Torch's reads and writes the weight twelve times in the backward pass, this one three times.
+
+    Example:
+        >>> layer = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(3, 2)).double().eval()
+        >>> norm, weight = layer.parametrizations.weight[0], layer.weight
+        >>> norm.__class__ = FusedSpectralNorm
+        >>> torch.allclose(layer.weight, weight)
+        True
+    """
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The weight divided by its largest singular value; in training after a power iteration."""
+        if weight.dim() < 2 or weight.is_complex() or _is_traced() or hooks_on_saved() is not None:
+            return super().forward(weight)  # checkpoints iterate again, at each order of gradients
+        pending = unseen.current()
+        if pending is None:
+            return _normalized([self], [weight])[0]
+        pending.produce((weight,))
+        with pending.unwatched():
+            return _normalized([self], [weight])[0]
+
+
+def _is_traced() -> bool:
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._get_tracing_state() is not None
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch.autograd.forward_ad._current_level >= 0
+    )
+
+
 @torch.no_grad()
 def _iterate(
-    norms: Sequence[_SpectralNorm], weights: Tensors, iterations: int
+    norms: Sequence[_Norm], weights: Tensors, iterations: int
 ) -> tuple[list[Tensor], list[Tensor], Tensors]:
     """Updates all weights' buffers.
 
@@ -168,23 +214,19 @@ def _unit(vectors: list[Tensor], eps: float) -> tuple[list[Tensor], Tensors]:
     return vectors, torch._foreach_mul(lengths, torch._foreach_div(lengths, bounded))
 
 
-def _normalized(norms: Sequence[_SpectralNorm], weights: Tensors) -> Tensors:
+def _normalized(norms: Sequence[_Norm], weights: Tensors) -> Tensors:
     # Autocast would round the products, and sigma with them.
     with torch.autocast(weights[0].device.type, enabled=False):
         if not norms[0].training:
             return _divided(norms, *_kept(norms, weights), weights)
         detached = [weight.detach() for weight in weights]
-        us, vs, sigmas = _iterate(norms, detached, norms[0].iterations)
-        if (
-            torch.compiler.is_compiling()
-            or torch._C._functorch.peek_interpreter_stack() is not None
-            or torch.autograd.forward_ad._current_level >= 0
-        ):
+        us, vs, sigmas = _iterate(norms, detached, norms[0].n_power_iterations)
+        if _is_traced():
             return _divided(norms, us, vs, weights)
         return _Divided.apply(norms, us, vs, sigmas, *weights)  # type: ignore[no-any-return, no-untyped-call]
 
 
-def _kept(norms: Sequence[_SpectralNorm], weights: Tensors) -> tuple[list[Tensor], list[Tensor]]:
+def _kept(norms: Sequence[_Norm], weights: Tensors) -> tuple[list[Tensor], list[Tensor]]:
     """u and v, copies: the next pass in training changes the buffers, perhaps before a backward."""
     rights = [
         norm.right(weight, norm.order(weight)) for norm, weight in zip(norms, weights, strict=True)
@@ -193,7 +235,7 @@ def _kept(norms: Sequence[_SpectralNorm], weights: Tensors) -> tuple[list[Tensor
 
 
 def _divided(
-    norms: Sequence[_SpectralNorm],
+    norms: Sequence[_Norm],
     us: Tensors,
     vs: Tensors,
     weights: Tensors,
@@ -211,7 +253,7 @@ class _Divided(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any,
-        norms: Sequence[_SpectralNorm],
+        norms: Sequence[_Norm],
         us: Tensors,
         vs: Tensors,
         sigmas: Tensors,
@@ -224,8 +266,8 @@ class _Divided(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Any, ...]:
-        count = len(ctx.norms)
-        saved = [ctx.saved_tensors[start * count : (start + 1) * count] for start in range(4)]
+        count, tensors = len(ctx.norms), ctx.saved_tensors  # checkpoints unpack them once
+        saved = [tensors[start * count : (start + 1) * count] for start in range(4)]
         wanted = zip(ctx.norms, *saved, grads, ctx.needs_input_grad[4:], strict=True)
         chosen = [each for each in wanted if each[-2] is not None and each[-1]]
         if not chosen:
@@ -246,7 +288,7 @@ class _Divided(torch.autograd.Function):
 
 
 def _gradients(
-    norms: Sequence[_SpectralNorm],
+    norms: Sequence[_Norm],
     us: Tensors,
     vs: Tensors,
     sigmas: Tensors,
@@ -289,7 +331,7 @@ def _compute_all(module: nn.Module, args: Any) -> None:
     groups: dict[Any, list[tuple[_SpectralNorm, Tensor]]] = {}
     for norm, weight in _parametrized(module):
         if not weight.is_meta:
-            key = norm.training, norm.iterations, norm.eps
+            key = norm.training, norm.n_power_iterations, norm.eps
             groups.setdefault(key, []).append((norm, weight))
     for group in groups.values():
         norms, weights = zip(*group, strict=True)

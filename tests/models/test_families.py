@@ -5,6 +5,7 @@ StyleGAN2's steps are in test_stylegan2.py.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -12,7 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.parametrizations import spectral_norm as torch_spectral_norm
+from torch.utils.checkpoint import checkpoint
 
+import fastgan
 from fastgan import losses, models, reference
 from fastgan.nn import spectral_norm
 from fastgan.training.config import TrainConfig
@@ -212,17 +215,20 @@ def test_spectral_norm_is_torchs() -> None:
         assert_same(a.grad, b.grad, name)
 
 
-def differently_laid(ours: bool) -> nn.Sequential:
+def differently_laid(how: str) -> nn.Sequential:
     torch.manual_seed(1)
     module = nn.Sequential(
         nn.ConvTranspose2d(4, 6, 4, 2, 1), nn.Conv2d(6, 5, (3, 2)), nn.Flatten(), nn.Linear(210, 2)
     )
     module.double().to(memory_format=torch.channels_last)
-    if ours:
+    if how == "all at once":
         return spectral_norm(module)
     for place in (0, 1, 3):
         torch_spectral_norm(module[place])
-    return module
+    return fastgan.fuse(module) if how == "fused" else module
+
+
+each_way = pytest.mark.parametrize("how", ["all at once", "fused"])
 
 
 def assert_equal_in_training(ours: nn.Sequential, theirs: nn.Sequential) -> None:
@@ -241,8 +247,9 @@ def assert_equal_in_training(ours: nn.Sequential, theirs: nn.Sequential) -> None
             torch.testing.assert_close(ours_value, value, rtol=1e-12, atol=1e-12)
 
 
-def test_spectral_norm_in_training_is_torchs_to_twelve_digits() -> None:
-    ours, theirs = differently_laid(True), differently_laid(False)
+@each_way
+def test_spectral_norm_in_training_is_torchs_to_twelve_digits(how: str) -> None:
+    ours, theirs = differently_laid(how), differently_laid("torch")
     assert_equal_in_training(ours, theirs)
     for module in (ours, theirs):
         module[1].parametrizations.weight.original.requires_grad_(False)
@@ -254,9 +261,10 @@ def test_spectral_norm_in_training_is_torchs_to_twelve_digits() -> None:
     assert_equal_in_training(ours, theirs)
 
 
+@each_way
 @pytest.mark.parametrize("frozen", [0, 1])
-def test_layers_in_eval_mode_leave_the_others_iterations_alone(frozen: int) -> None:
-    ours, theirs = differently_laid(True), differently_laid(False)
+def test_layers_in_eval_mode_leave_the_others_iterations_alone(frozen: int, how: str) -> None:
+    ours, theirs = differently_laid(how), differently_laid("torch")
     for module in (ours, theirs):
         module[frozen].eval()
     assert_equal_in_training(ours, theirs)
@@ -273,9 +281,10 @@ def test_modules_without_a_weight_of_their_own_to_norm_pass() -> None:
     assert_same(removed(x), removed[0](x), "removed")
 
 
-def test_gradients_through_spectral_norm_have_torchs_gradients() -> None:
+@each_way
+def test_gradients_through_spectral_norm_have_torchs_gradients(how: str) -> None:
     x, found = drawn((2, 4, 4, 4), 0), []
-    for module in (differently_laid(True), differently_laid(False)):
+    for module in (differently_laid(how), differently_laid("torch")):
         loss = module(x).square().sum()
         weights = [module[place].parametrizations.weight.original for place in (0, 1, 3)]
         first = torch.autograd.grad(loss, weights, create_graph=True)
@@ -284,9 +293,10 @@ def test_gradients_through_spectral_norm_have_torchs_gradients() -> None:
         torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
 
 
-def test_spectral_norm_passes_under_torch_func() -> None:
+@each_way
+def test_spectral_norm_passes_under_torch_func(how: str) -> None:
     found = []
-    for module in (differently_laid(True), differently_laid(False)):
+    for module in (differently_laid(how), differently_laid("torch")):
         weights, rest = dict(module.named_parameters()), dict(module.named_buffers())
 
         def loss(
@@ -299,6 +309,38 @@ def test_spectral_norm_passes_under_torch_func() -> None:
         found.append(torch.func.grad(loss)(weights))
     for name, value in found[1].items():
         torch.testing.assert_close(found[0][name], value, rtol=1e-12, atol=1e-12, msg=name)
+
+
+def test_a_fused_modules_spectral_norms_are_torchs_by_class_and_copy() -> None:
+    module, name = differently_laid("fused"), "parametrizations"
+    for copied in (module, copy.deepcopy(module)):
+        norm = getattr(copied[1], name).weight[0]
+        assert isinstance(norm, type(getattr(differently_laid("torch")[1], name).weight[0]))
+        node = type(copied[1].weight.grad_fn).__name__
+        assert node == "_DividedBackward"
+    # One layer called twice iterates twice, as torch's does.
+    x, applied = drawn((1, 6, 6, 6), 0), []
+    for layer in (differently_laid("fused")[1], differently_laid("torch")[1]):
+        (layer(x).square().sum() + layer(x).sum()).backward()
+        applied.append((layer.parametrizations.weight.original.grad, *layer.buffers()))
+    for ours, theirs in zip(*applied, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-11, atol=1e-11)
+    vector = nn.Module()
+    vector.weight = nn.Parameter(drawn((3,), 0))
+    torch_spectral_norm(vector)
+    torch.testing.assert_close(
+        copy.deepcopy(vector).weight, fastgan.fuse(nn.Sequential(vector))[0].weight
+    )
+
+
+@each_way
+def test_spectral_norm_within_a_checkpoint_has_its_first_gradients(how: str) -> None:
+    x, gradients = drawn((2, 4, 4, 4), 0), []
+    for module in (differently_laid(how), differently_laid("torch")):
+        output = checkpoint(module, x, use_reentrant=False)
+        weights = [module[place].parametrizations.weight.original for place in (0, 1, 3)]
+        gradients.append(torch.autograd.grad(output.square().sum(), weights))
+    torch.testing.assert_close(*gradients, rtol=1e-11, atol=1e-11)
 
 
 def test_a_training_pass_iterates_once_and_its_backward_survives_the_next() -> None:

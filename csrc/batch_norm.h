@@ -1,8 +1,9 @@
-// Arguments of the batch-norm passes in csrc/cpu and csrc/cuda. The formulas: math/batch_norm.h.
+// The kernels of batch norm, and their arguments. The formulas: math/batch_norm.h.
 #pragma once
 
 #include <cstdint>
 
+#include "kernel.h"
 #include "math/batch_norm.h"
 
 namespace fastgan {
@@ -181,5 +182,36 @@ FASTGAN_INLINE void finalize_gradient_of_channel(std::int64_t c, double grad, do
     static_cast<A*>(results.grad_weight)[c] = static_cast<A>(grad_xhat);
     static_cast<A*>(results.grad_bias)[c] = static_cast<A>(grad);
 }
+
+// count: (tiles,); mean, m2: (tiles, channels), tiles = tile_count(...) of the layout. In double on
+// CPUs, because means rounded to float would cost digits of a variance that is small compared to
+// the mean.
+FASTGAN_KERNEL(batch_norm_partials, FloatType type, const ChannelLayout& layout, const void* input,
+               void* count, void* mean, void* m2)
+
+// Results have the tiles' type.
+FASTGAN_KERNEL(batch_norm_finalize, const StatisticsTiles& tiles, const FinalizeSettings& settings,
+               const FinalizeResults& results)
+
+// Both, for results of the type's arithmetic. workspace: a double for each number of the tiles.
+FASTGAN_KERNEL(batch_norm_statistics, FloatType type, const ChannelLayout& layout,
+               const void* input, const FinalizeSettings& settings, void* workspace,
+               const FinalizeResults& results)
+
+FASTGAN_KERNEL(norm_act, const NormAct& norm, const void* input, void* result)
+
+// grad_sum, grad_xhat_sum: (tiles, channels).
+FASTGAN_KERNEL(norm_act_gradient_sums, const NormAct& norm, const void* grad, const void* input,
+               const void* invstd, void* grad_sum, void* grad_xhat_sum)
+
+FASTGAN_KERNEL(norm_act_gradient_finalize, const GradientTiles& tiles,
+               const GradientResults& results)
+
+// result may be grad, here and below.
+FASTGAN_KERNEL(norm_act_gradient, const NormAct& norm, const void* grad, const void* input,
+               const void* slope, const void* offset, void* result)
+
+FASTGAN_KERNEL(act_gradient, FloatType type, std::int64_t count, const void* grad,
+               const void* kept, Activation activation, double negative_slope, void* result)
 
 }  // namespace fastgan

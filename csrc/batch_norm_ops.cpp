@@ -1,7 +1,6 @@
 // The batch-norm ops of torch.ops.fastgan: schemas, argument checks, registration. The formulas:
 // math/batch_norm.h. Like ops.cpp, only uses LibTorch's stable ABI.
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -11,13 +10,9 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/batch_norm.h"
+#include "batch_norm.h"
 #include "cpu/sample_norm.h"
 #include "op_arguments.h"
-
-#if defined(FASTGAN_WITH_CUDA)
-#include "cuda/batch_norm.h"
-#endif
 
 namespace fastgan {
 
@@ -35,26 +30,11 @@ Tensor empty_as(const Tensor& tensor) {
     return empty_strided(tensor.sizes(), strides_of(tensor), dtype_code(tensor), tensor);
 }
 
-std::int32_t arithmetic_dtype(FloatType type) {
-    return type == FloatType::float64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
-}
-
-Tensor empty_vector(std::int64_t size, std::int32_t dtype, const Tensor& on_device_of) {
-    const std::int64_t stride = 1;
-    return empty_strided(Sizes(&size, 1), Sizes(&stride, 1), dtype, on_device_of);
-}
-
 Tensor empty_matrix(std::int64_t rows, std::int64_t columns, std::int32_t dtype,
                     const Tensor& on_device_of) {
     const std::int64_t sizes[] = {rows, columns};
     const std::int64_t strides[] = {columns, 1};
     return empty_strided(Sizes(sizes, 2), Sizes(strides, 2), dtype, on_device_of);
-}
-
-bool same_sizes(const Tensor& a, const Tensor& b) {
-    const auto left = a.sizes();
-    const auto right = b.sizes();
-    return left.size() == right.size() && std::equal(left.begin(), left.end(), right.begin());
 }
 
 bool same_strides(const Tensor& a, const Tensor& b) {
@@ -218,17 +198,6 @@ Tensor array_argument(const char* op, const char* argument, const Tensor& tensor
     return without_stride(tensor);
 }
 
-Activation activation_argument(const char* op, std::int64_t code) {
-    if (code < 0 || code >= kActivations) {
-        fail(op, ": activation is ", code, "; expected a code from 0 to ", kActivations - 1);
-    }
-    return static_cast<Activation>(code);
-}
-
-const void* data_of(const Tensor& tensor) {
-    return tensor.const_data_ptr();
-}
-
 // Elements of written tensors mustn't share memory.
 void check_not_expanded(const char* op, const char* argument, const Tensor& tensor) {
     const auto sizes = tensor.sizes();
@@ -317,100 +286,6 @@ class NormActTensors {
     NormAct norm_;
 };
 
-// --- Devices -------------------------------------------------------------------------------------
-
-// Each: run(first, launch) calls launch(passes) where passes has the functions of one device.
-struct OnCpu {
-    template <typename Call>
-    static void run(const Tensor&, const Call& call) {
-        call(OnCpu());
-    }
-    void finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
-                  const FinalizeResults& results) const {
-        cpu::batch_norm_finalize(tiles, settings, tiles.is_double, results);
-    }
-    // The tiles' statistics, merged. workspace: as many doubles as the tiles' statistics.
-    void statistics(FloatType type, const ChannelLayout& layout, const void* input,
-                    const FinalizeSettings& settings, void* workspace,
-                    const FinalizeResults& results) const {
-        const std::int64_t tiles = tile_count(layout.values_per_channel(), layout.channels);
-        double* const count = static_cast<double*>(workspace);
-        double* const mean = count + tiles;
-        double* const m2 = mean + tiles * layout.channels;
-        if (tiles > 0) {
-            cpu::batch_norm_partials(type, layout, input, count, mean, m2);
-        }
-        cpu::batch_norm_finalize({true, tiles, layout.channels, count, mean, m2}, settings,
-                                 type == FloatType::float64, results);
-    }
-    void norm_act(const NormAct& norm, const void* input, void* result) const {
-        cpu::norm_act(norm, input, result);
-    }
-    void gradient_sums(const NormAct& norm, const void* grad, const void* input, const void* invstd,
-                       void* grad_sum, void* grad_xhat_sum) const {
-        cpu::norm_act_gradient_sums(norm, grad, input, invstd, grad_sum, grad_xhat_sum);
-    }
-    void gradient_finalize(const GradientTiles& tiles, const GradientResults& results) const {
-        cpu::norm_act_gradient_finalize(tiles, results);
-    }
-    void gradient(const NormAct& norm, const void* grad, const void* input, const void* slope,
-                  const void* offset, void* result) const {
-        cpu::norm_act_gradient(norm, grad, input, slope, offset, result);
-    }
-    void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* kept,
-                      Activation activation, double negative_slope, void* result) const {
-        cpu::act_gradient(type, count, grad, kept, activation, negative_slope, result);
-    }
-};
-
-#if defined(FASTGAN_WITH_CUDA)
-struct OnCuda {
-    template <typename Call>
-    static void run(const Tensor& first, const Call& call) {
-        const std::int32_t device_index = first.get_device_index();
-        const torch::stable::accelerator::DeviceGuard guard(device_index);
-        call(OnCuda{current_cuda_stream(device_index)});
-    }
-    void finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
-                  const FinalizeResults& results) const {
-        cuda::batch_norm_finalize(tiles, settings, results, stream);
-    }
-    void statistics(FloatType type, const ChannelLayout& layout, const void* input,
-                    const FinalizeSettings& settings, void* workspace,
-                    const FinalizeResults& results) const {
-        const std::int64_t tiles = tile_count(layout.values_per_channel(), layout.channels);
-        const bool is_double = type == FloatType::float64;
-        const std::int64_t bytes = is_double ? 8 : 4;
-        char* const count = static_cast<char*>(workspace);
-        char* const mean = count + tiles * bytes;
-        char* const m2 = mean + tiles * layout.channels * bytes;
-        if (tiles > 0) {
-            cuda::batch_norm_partials(type, layout, input, count, mean, m2, stream);
-        }
-        finalize({is_double, tiles, layout.channels, count, mean, m2}, settings, results);
-    }
-    void norm_act(const NormAct& norm, const void* input, void* result) const {
-        cuda::norm_act(norm, input, result, stream);
-    }
-    void gradient_sums(const NormAct& norm, const void* grad, const void* input, const void* invstd,
-                       void* grad_sum, void* grad_xhat_sum) const {
-        cuda::norm_act_gradient_sums(norm, grad, input, invstd, grad_sum, grad_xhat_sum, stream);
-    }
-    void gradient_finalize(const GradientTiles& tiles, const GradientResults& results) const {
-        cuda::norm_act_gradient_finalize(tiles, results, stream);
-    }
-    void gradient(const NormAct& norm, const void* grad, const void* input, const void* slope,
-                  const void* offset, void* result) const {
-        cuda::norm_act_gradient(norm, grad, input, slope, offset, result, stream);
-    }
-    void act_gradient(FloatType type, std::int64_t count, const void* grad, const void* kept,
-                      Activation activation, double negative_slope, void* result) const {
-        cuda::act_gradient(type, count, grad, kept, activation, negative_slope, result, stream);
-    }
-    void* stream;
-};
-#endif
-
 // --- The ops -------------------------------------------------------------------------------------
 
 BatchCounters counters_argument(const char* op, const std::vector<Tensor>& counters,
@@ -462,8 +337,9 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_finalize(
     Tensor invstd = empty_vector(channels, dtype, mean);
     Tensor scale = empty_vector(channels, dtype, mean);
     if (channels > 0) {
-        Device::run(mean, [&](const Device& device) {
-            device.finalize(
+        on_device_of<Device>(mean, [&](Device device) {
+            kernels::batch_norm_finalize(
+                device,
                 {dtype == aoti_torch_dtype_float64(), tiles, channels, data_of(counts),
                  data_of(means), data_of(squares)},
                 {weights.vector(), running_means.vector(), running_vars.vector(), momentum, eps,
@@ -487,8 +363,9 @@ Tensor norm_act(const Tensor& input, const Tensor& mean, const Tensor& scale,
                                  negative_slope);
     Tensor result = empty_as(image.tensor);
     if (image.layout.numel() > 0) {
-        Device::run(input, [&](const Device& device) {
-            device.norm_act(tensors.norm(), data_of(image.tensor), result.mutable_data_ptr());
+        on_device_of<Device>(input, [&](Device device) {
+            kernels::norm_act(device, tensors.norm(), data_of(image.tensor),
+                              result.mutable_data_ptr());
         });
     }
     return result;
@@ -511,10 +388,11 @@ std::tuple<Tensor, Tensor> norm_act_gradient_sums(const Tensor& grad_output, con
     Tensor grad_sum = empty_matrix(tiles, channels, dtype, input);
     Tensor grad_xhat_sum = empty_matrix(tiles, channels, dtype, input);
     if (image.layout.numel() > 0) {
-        Device::run(input, [&](const Device& device) {
-            device.gradient_sums(tensors.norm(), data_of(grad), data_of(image.tensor),
-                                 data_of(invstds), grad_sum.mutable_data_ptr(),
-                                 grad_xhat_sum.mutable_data_ptr());
+        on_device_of<Device>(input, [&](Device device) {
+            kernels::norm_act_gradient_sums(device, tensors.norm(), data_of(grad),
+                                            data_of(image.tensor), data_of(invstds),
+                                            grad_sum.mutable_data_ptr(),
+                                            grad_xhat_sum.mutable_data_ptr());
         });
     }
     return {grad_sum, grad_xhat_sum};
@@ -548,8 +426,9 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_gradient_finalize(const Tens
         result = empty_vector(channels, dtype, grad);
     }
     if (channels > 0) {
-        Device::run(grad, [&](const Device& device) {
-            device.gradient_finalize(
+        on_device_of<Device>(grad, [&](Device device) {
+            kernels::norm_act_gradient_finalize(
+                device,
                 {dtype == aoti_torch_dtype_float64(),
                  tiles,
                  channels,
@@ -578,9 +457,10 @@ void norm_act_gradient_into(const char* op, const Tensor& grad, const Tensor& in
     const Tensor slopes = array_argument(op, "slope", slope, {layout.channels}, dtype, input);
     const Tensor offsets = array_argument(op, "offset", offset, {layout.channels}, dtype, input);
     if (layout.numel() > 0) {
-        Device::run(input, [&](const Device& device) {
-            device.gradient(tensors.norm(), data_of(grad), data_of(input), data_of(slopes),
-                            data_of(offsets), result.mutable_data_ptr());
+        on_device_of<Device>(input, [&](Device device) {
+            kernels::norm_act_gradient(device, tensors.norm(), data_of(grad), data_of(input),
+                                       data_of(slopes), data_of(offsets),
+                                       result.mutable_data_ptr());
         });
     }
 }
@@ -640,9 +520,9 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_statistics(const Tensor& input,
     Tensor invstd = empty_vector(channels, dtype, input);
     Tensor scale = empty_vector(channels, dtype, input);
     if (channels > 0) {
-        Device::run(input, [&](const Device& device) {
-            device.statistics(
-                type, image.layout, data_of(image.tensor),
+        on_device_of<Device>(input, [&](Device device) {
+            kernels::batch_norm_statistics(
+                device, type, image.layout, data_of(image.tensor),
                 {weights.vector(), running_means.vector(), running_vars.vector(), momentum, eps},
                 workspace.mutable_data_ptr(),
                 {mean.mutable_data_ptr(), invstd.mutable_data_ptr(), scale.mutable_data_ptr()});
@@ -664,8 +544,9 @@ Tensor bn_act(const Tensor& input, const OptionalTensor& weight, const OptionalT
                                  negative_slope);
     Tensor result = empty_as(image.tensor);
     if (image.layout.numel() > 0) {
-        Device::run(input, [&](const Device& device) {
-            device.norm_act(tensors.norm(), data_of(image.tensor), result.mutable_data_ptr());
+        on_device_of<Device>(input, [&](Device device) {
+            kernels::norm_act(device, tensors.norm(), data_of(image.tensor),
+                              result.mutable_data_ptr());
         });
     }
     return result;
@@ -700,18 +581,19 @@ std::tuple<Tensor, Tensor, Tensor> bn_act_gradient(const Tensor& grad_output, co
         char* const slope = grad_xhat_sum + tiles * channels * bytes;
         char* const offset = slope + channels * bytes;
         const NormAct& norm = tensors.norm();
-        Device::run(input, [&](const Device& device) {
+        on_device_of<Device>(input, [&](Device device) {
             if (tiles > 0) {
-                device.gradient_sums(norm, data_of(grad), data_of(image.tensor), norm.scale,
-                                     grad_sum, grad_xhat_sum);
+                kernels::norm_act_gradient_sums(device, norm, data_of(grad), data_of(image.tensor),
+                                                norm.scale, grad_sum, grad_xhat_sum);
             }
-            device.gradient_finalize(
+            kernels::norm_act_gradient_finalize(
+                device,
                 {is_double, tiles, channels, grad_sum, grad_xhat_sum, norm.scale, norm.weight,
                  norm.scale, batch_statistics ? values : 0},
                 {slope, offset, grad_weight.mutable_data_ptr(), grad_bias.mutable_data_ptr()});
             if (tiles > 0) {
-                device.gradient(norm, data_of(grad), data_of(image.tensor), slope, offset,
-                                result.mutable_data_ptr());
+                kernels::norm_act_gradient(device, norm, data_of(grad), data_of(image.tensor),
+                                           slope, offset, result.mutable_data_ptr());
             }
         });
     }
@@ -804,9 +686,9 @@ void act_gradient_into(const char* op, const Tensor& grad, const Tensor& kept,
     const FloatType type = float_type(op, "grad_output", grad);
     const Activation known = activation_argument(op, activation);
     if (grad.numel() > 0) {
-        Device::run(grad, [&](const Device& device) {
-            device.act_gradient(type, grad.numel(), data_of(grad), data_of(kept), known,
-                                negative_slope, result.mutable_data_ptr());
+        on_device_of<Device>(grad, [&](Device device) {
+            kernels::act_gradient(device, type, grad.numel(), data_of(grad), data_of(kept), known,
+                                  negative_slope, result.mutable_data_ptr());
         });
     }
 }
@@ -848,32 +730,24 @@ void act_gradient_in_place(Tensor grad_output, const Tensor& kept, std::int64_t 
     }
 }
 
+FASTGAN_IMPLEMENT(Device, library) {
+    library.impl("batch_norm_finalize", TORCH_BOX(&batch_norm_finalize<Device>));
+    library.impl("norm_act", TORCH_BOX(&norm_act<Device>));
+    library.impl("norm_act_gradient_sums", TORCH_BOX(&norm_act_gradient_sums<Device>));
+    library.impl("norm_act_gradient_finalize", TORCH_BOX(&norm_act_gradient_finalize<Device>));
+    library.impl("norm_act_gradient", TORCH_BOX(&norm_act_gradient<Device>));
+    library.impl("norm_act_gradient_", TORCH_BOX(&norm_act_gradient_in_place<Device>));
+    library.impl("batch_norm_statistics", TORCH_BOX(&batch_norm_statistics<Device>));
+    library.impl("bn_act", TORCH_BOX(&bn_act<Device>));
+    library.impl("bn_act_gradient", TORCH_BOX(&bn_act_gradient<Device>));
+    library.impl("act_gradient", TORCH_BOX(&act_gradient<Device>));
+    library.impl("act_gradient_", TORCH_BOX(&act_gradient_in_place<Device>));
+    if constexpr (std::is_same_v<Device, Cpu>) {
+        library.impl("sample_norm_act", TORCH_BOX(&sample_norm_act));
+        library.impl("sample_norm_act_gradient", TORCH_BOX(&sample_norm_act_gradient));
+    }
+}
+
 }  // namespace
 
 }  // namespace fastgan
-
-#define FASTGAN_IMPLEMENT_BATCH_NORM(Device)                                                     \
-    library.impl("batch_norm_finalize", TORCH_BOX(&fastgan::batch_norm_finalize<Device>));       \
-    library.impl("norm_act", TORCH_BOX(&fastgan::norm_act<Device>));                             \
-    library.impl("norm_act_gradient_sums", TORCH_BOX(&fastgan::norm_act_gradient_sums<Device>)); \
-    library.impl("norm_act_gradient_finalize",                                                   \
-                 TORCH_BOX(&fastgan::norm_act_gradient_finalize<Device>));                       \
-    library.impl("norm_act_gradient", TORCH_BOX(&fastgan::norm_act_gradient<Device>));           \
-    library.impl("norm_act_gradient_", TORCH_BOX(&fastgan::norm_act_gradient_in_place<Device>)); \
-    library.impl("batch_norm_statistics", TORCH_BOX(&fastgan::batch_norm_statistics<Device>));   \
-    library.impl("bn_act", TORCH_BOX(&fastgan::bn_act<Device>));                                 \
-    library.impl("bn_act_gradient", TORCH_BOX(&fastgan::bn_act_gradient<Device>));               \
-    library.impl("act_gradient", TORCH_BOX(&fastgan::act_gradient<Device>));                     \
-    library.impl("act_gradient_", TORCH_BOX(&fastgan::act_gradient_in_place<Device>))
-
-STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
-    FASTGAN_IMPLEMENT_BATCH_NORM(fastgan::OnCpu);
-    library.impl("sample_norm_act", TORCH_BOX(&fastgan::sample_norm_act));
-    library.impl("sample_norm_act_gradient", TORCH_BOX(&fastgan::sample_norm_act_gradient));
-}
-
-#if defined(FASTGAN_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, library) {
-    FASTGAN_IMPLEMENT_BATCH_NORM(fastgan::OnCuda);
-}
-#endif

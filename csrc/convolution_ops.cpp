@@ -42,12 +42,6 @@ Tensor as_convolved(const Tensor& map, const Tensor& argument, const Tensor& wei
     return copy;
 }
 
-void require_four_dimensions(const char* op, const char* argument, const Tensor& tensor) {
-    if (tensor.dim() != 4) {
-        fail(op, ": ", argument, " has shape ", shape_text(tensor), "; expected four dimensions");
-    }
-}
-
 // The tensor, or a channels-last copy.
 Tensor channels_last(const Tensor& tensor) {
     const FourSizes sizes{tensor.size(0), tensor.size(1), tensor.size(2), tensor.size(3)};
@@ -94,14 +88,6 @@ void require_channels(const char* op, const char* argument, std::int64_t channel
     }
 }
 
-void require_same_type(const char* op, const char* argument, const Tensor& tensor,
-                       const Tensor& other) {
-    if (dtype_code(tensor) != dtype_code(other)) {
-        fail(op, ": ", argument, " has dtype ", dtype_name(dtype_code(tensor)), "; expected ",
-             dtype_name(dtype_code(other)));
-    }
-}
-
 void require_kernel(const char* op, std::int64_t taps, std::int64_t stride) {
     if (!cpu::winograd_can(taps, stride)) {
         fail(op, ": ", taps, " by ", taps, " taps and stride ", stride,
@@ -114,7 +100,7 @@ void require_map_and_weight(const char* op, const char* argument, const Tensor& 
                             const Tensor& weight, int channels_of_weight) {
     require_four_dimensions(op, argument, map);
     require_four_dimensions(op, "weight", weight);
-    require_same_type(op, "weight", weight, map);
+    require_alike(op, "weight", weight, map);
     if (weight.size(2) != weight.size(3) || weight.size(channels_of_weight) != map.size(1)) {
         fail(op, ": weight has shape ", shape_text(weight), " and ", argument, " ", shape_text(map),
              "; expected as many rows of taps as columns, and channels to match");
@@ -160,9 +146,7 @@ Bias bias_argument(const char* op, const OptionalTensor& bias, std::int64_t chan
     if (!bias) {
         return {};
     }
-    if (bias->dim() != 1 || bias->size(0) != channels) {
-        fail(op, ": bias has shape ", shape_text(*bias), "; expected (", channels, ")");
-    }
+    require_vector(op, "bias", *bias, channels);
     map_type(op, "bias", *bias);
     Tensor copy = empty_strided({channels}, {1}, aoti_torch_dtype_float32(), *bias);
     copy_into(copy, *bias);
@@ -282,7 +266,7 @@ Tensor weight_gradient(Tensor small, Tensor wide, std::int64_t taps, std::int64_
     require_four_dimensions(op, "small", small);
     require_four_dimensions(op, "wide", wide);
     require_kernel(op, taps, stride);
-    require_same_type(op, "wide", wide, small);
+    require_alike(op, "wide", wide, small);
     require_channels(op, "small", small.size(1));
     require_channels(op, "wide", wide.size(1));
     if (small.size(0) != wide.size(0)) {
@@ -318,7 +302,7 @@ Tensor scatter_patches(Tensor small, Tensor weight, OptionalTensor bias, std::in
     const FloatType type = map_type(op, "small", small);
     require_four_dimensions(op, "small", small);
     require_four_dimensions(op, "weight", weight);
-    require_same_type(op, "weight", weight, small);
+    require_alike(op, "weight", weight, small);
     require_channels(op, "small", small.size(1), cpu::kPatchChannels);
     const bool lies_channels_last =
         wanted_channels_last.value_or(gives_channels_last(small, weight));

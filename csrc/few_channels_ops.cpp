@@ -4,7 +4,6 @@
 
 #if defined(FASTGAN_WITH_CUDA)
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -33,13 +32,6 @@ void require_map(const char* op, const char* argument, const Tensor& map) {
     if (map.dim() != 4 || map.size(1) >= kLargest || map.size(2) >= kLargest ||
         map.size(3) >= kLargest) {
         fail(op, ": ", argument, " has shape ", shape_text(map), "; expected four dimensions");
-    }
-}
-
-void require_alike(const char* op, const char* argument, const Tensor& tensor, const Tensor& like) {
-    if (dtype_code(tensor) != dtype_code(like) || tensor.device() != like.device()) {
-        fail(op, ": ", argument, " has dtype ", dtype_name(dtype_code(tensor)), "; expected ",
-             dtype_name(dtype_code(like)), " on the same device");
     }
 }
 
@@ -100,9 +92,6 @@ Tensor gather(Tensor input, Tensor weight, OptionalTensor bias, OptionalTensor k
         fail(op, ": weight has shape ", shape_text(weight), " and input ", shape_text(input),
              "; expected channels to match");
     }
-    if (activation < 0 || activation >= kActivations) {
-        fail(op, ": activation is ", activation, "; expected a code from 0 to ", kActivations - 1);
-    }
     FewChannels problem{
         float_type(op, "input", input),
         transposed,
@@ -115,14 +104,12 @@ Tensor gather(Tensor input, Tensor weight, OptionalTensor bias, OptionalTensor k
         {},
         {weight.stride(1 - from), static_cast<int>(weight.stride(from)),
          static_cast<int>(weight.stride(2)), static_cast<int>(weight.stride(3))},
-        static_cast<Activation>(activation),
+        activation_argument(op, activation),
         negative_slope};
     OptionalTensor added;
     if (bias) {
         require_alike(op, "bias", *bias, input);
-        if (bias->dim() != 1 || bias->size(0) != out_channels) {
-            fail(op, ": bias has shape ", shape_text(*bias), "; expected (", out_channels, ")");
-        }
+        require_vector(op, "bias", *bias, out_channels);
         added = packed(*bias);
     }
     Tensor output = empty_map({input.size(0), out_channels, size[0], size[1]}, input, channels_last);
@@ -130,8 +117,7 @@ Tensor gather(Tensor input, Tensor weight, OptionalTensor bias, OptionalTensor k
     OptionalTensor values;
     if (kept) {
         require_alike(op, "kept", *kept, input);
-        const auto sizes = kept->sizes(), expected = output.sizes();
-        if (bias || !std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) {
+        if (bias || !same_sizes(*kept, output)) {
             fail(op, ": kept has shape ", shape_text(*kept), "; expected ", shape_text(output),
                  ", and no bias");
         }
@@ -140,14 +126,11 @@ Tensor gather(Tensor input, Tensor weight, OptionalTensor bias, OptionalTensor k
                         channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
     }
     if (output.numel() > 0) {
-        const std::int32_t device = input.get_device_index();
-        const torch::stable::accelerator::DeviceGuard guard(device);
-        const auto data = [](const OptionalTensor& tensor) {
-            return tensor ? tensor->const_data_ptr() : nullptr;
-        };
-        cuda::few_channels_gather(problem, input.const_data_ptr(), weight.const_data_ptr(),
-                                  data(added), data(values), output.mutable_data_ptr(),
-                                  current_cuda_stream(device));
+        on_device_of<Cuda>(input, [&](Cuda device) {
+            cuda::few_channels_gather(problem, input.const_data_ptr(), weight.const_data_ptr(),
+                                      data_of(added), data_of(values), output.mutable_data_ptr(),
+                                      device.stream);
+        });
     }
     return output;
 }
@@ -200,14 +183,13 @@ Tensor weight_gradient(Tensor small, Tensor wide, Numbers taps, Numbers stride, 
     if (small.numel() == 0) {
         return torch::stable::zero_(gradient);
     }
-    const std::int32_t type = problem.type == FloatType::float64 ? aoti_torch_dtype_float64()
-                                                                  : aoti_torch_dtype_float32();
-    Tensor sums = empty_strided({cuda::few_channels_workspace(problem)}, {1}, type, small);
-    const std::int32_t device = small.get_device_index();
-    const torch::stable::accelerator::DeviceGuard guard(device);
-    cuda::few_channels_sums(problem, many.const_data_ptr(), few.const_data_ptr(),
-                            sums.mutable_data_ptr(), gradient.mutable_data_ptr(),
-                            current_cuda_stream(device));
+    Tensor sums = empty_vector(cuda::few_channels_workspace(problem),
+                               arithmetic_dtype(problem.type), small);
+    on_device_of<Cuda>(small, [&](Cuda device) {
+        cuda::few_channels_sums(problem, many.const_data_ptr(), few.const_data_ptr(),
+                                sums.mutable_data_ptr(), gradient.mutable_data_ptr(),
+                                device.stream);
+    });
     return gradient;
 }
 

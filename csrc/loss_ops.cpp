@@ -1,21 +1,14 @@
 // The adversarial losses' ops of torch.ops.fastgan: argument checks, registration. The formulas:
 // math/adversarial_loss.h. Like ops.cpp, only uses LibTorch's stable ABI.
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <optional>
 #include <tuple>
-#include <vector>
 
-#include "cpu/adversarial_loss.h"
+#include "adversarial_loss.h"
 #include "op_arguments.h"
-
-#if defined(FASTGAN_WITH_CUDA)
-#include "cuda/adversarial_loss.h"
-#endif
 
 namespace fastgan {
 
@@ -51,61 +44,6 @@ ScoreArguments score_arguments(const char* op, const Tensor& real, const Optiona
             fake ? OptionalTensor(packed(*fake)) : std::nullopt};
 }
 
-std::int32_t arithmetic_dtype(FloatType type) {
-    return type == FloatType::float64 ? aoti_torch_dtype_float64() : aoti_torch_dtype_float32();
-}
-
-// Contiguous, of the same shape and dtype.
-Tensor empty_like_scores(const Tensor& scores) {
-    std::vector<std::int64_t> strides(scores.sizes().size(), 1);
-    for (std::size_t d = strides.size(); d-- > 1;) {
-        const std::int64_t size = scores.size(static_cast<std::int64_t>(d));
-        strides[d - 1] = strides[d] * std::max<std::int64_t>(size, 1);
-    }
-    return empty_strided(scores.sizes(), strides, dtype_code(scores), scores);
-}
-
-struct OnCpu {
-    template <typename Call>
-    static void run(const Tensor&, const Call& call) {
-        call(OnCpu());
-    }
-    void loss(const ScoreArguments& given, bool squash, void* shown, void* value) const {
-        cpu::adversarial_loss(given.type, given.loss, given.real_batch(), given.fake_batch(),
-                              squash, shown, value);
-    }
-    void gradients(const ScoreArguments& given, const void* grad_output, double scale,
-                   void* grad_real, void* grad_fake) const {
-        cpu::adversarial_gradient(given.type, given.loss, given.real_batch(), grad_output, scale,
-                                  grad_real);
-        if (given.fake) {
-            cpu::adversarial_gradient(given.type, given.loss, given.fake_batch(), grad_output,
-                                      scale, grad_fake);
-        }
-    }
-};
-
-#if defined(FASTGAN_WITH_CUDA)
-struct OnCuda {
-    template <typename Call>
-    static void run(const Tensor& first, const Call& call) {
-        const std::int32_t device_index = first.get_device_index();
-        const torch::stable::accelerator::DeviceGuard guard(device_index);
-        call(OnCuda{current_cuda_stream(device_index)});
-    }
-    void loss(const ScoreArguments& given, bool squash, void* shown, void* value) const {
-        cuda::adversarial_loss(given.type, given.loss, given.real_batch(), given.fake_batch(),
-                               squash, shown, value, stream);
-    }
-    void gradients(const ScoreArguments& given, const void* grad_output, double scale,
-                   void* grad_real, void* grad_fake) const {
-        cuda::adversarial_gradients(given.type, given.loss, given.real_batch(), given.fake_batch(),
-                                    grad_output, scale, grad_real, grad_fake, stream);
-    }
-    void* stream;
-};
-#endif
-
 template <typename Device>
 std::tuple<Tensor, Tensor> adversarial_loss(const Tensor& real, const OptionalTensor& fake,
                                             std::int64_t loss, bool squash) {
@@ -113,8 +51,10 @@ std::tuple<Tensor, Tensor> adversarial_loss(const Tensor& real, const OptionalTe
     const std::int32_t dtype = arithmetic_dtype(given.type);
     Tensor shown = empty_strided({3}, {1}, dtype, real);
     Tensor value = empty_strided({}, {}, dtype, real);
-    Device::run(real, [&](const Device& device) {
-        device.loss(given, squash, shown.mutable_data_ptr(), value.mutable_data_ptr());
+    on_device_of<Device>(real, [&](Device device) {
+        kernels::adversarial_loss(device, given.type, given.loss, given.real_batch(),
+                                  given.fake_batch(), squash, shown.mutable_data_ptr(),
+                                  value.mutable_data_ptr());
     });
     return {shown, value};
 }
@@ -131,31 +71,22 @@ std::tuple<Tensor, Tensor> adversarial_loss_gradient(const Tensor& real, const O
         fail(op, ": grad_output has shape ", shape_text(*grad_output), " and dtype ",
              dtype_name(dtype_code(*grad_output)), "; expected one number of the loss's dtype");
     }
-    const void* const factor = grad_output ? grad_output->const_data_ptr() : nullptr;
-    Tensor grad_real = empty_like_scores(real);
+    Tensor grad_real = empty_contiguous(real);
     Tensor grad_fake =
-        fake ? empty_like_scores(*fake) : empty_strided({0}, {1}, dtype_code(real), real);
-    Device::run(real, [&](const Device& device) {
-        device.gradients(given, factor, scale, grad_real.mutable_data_ptr(),
-                         grad_fake.mutable_data_ptr());
+        fake ? empty_contiguous(*fake) : empty_strided({0}, {1}, dtype_code(real), real);
+    on_device_of<Device>(real, [&](Device device) {
+        kernels::adversarial_gradients(device, given.type, given.loss, given.real_batch(),
+                                       given.fake_batch(), data_of(grad_output), scale,
+                                       grad_real.mutable_data_ptr(), grad_fake.mutable_data_ptr());
     });
     return {grad_real, grad_fake};
+}
+
+FASTGAN_IMPLEMENT(Device, library) {
+    library.impl("adversarial_loss", TORCH_BOX(&adversarial_loss<Device>));
+    library.impl("adversarial_loss_gradient", TORCH_BOX(&adversarial_loss_gradient<Device>));
 }
 
 }  // namespace
 
 }  // namespace fastgan
-
-STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
-    library.impl("adversarial_loss", TORCH_BOX(&fastgan::adversarial_loss<fastgan::OnCpu>));
-    library.impl("adversarial_loss_gradient",
-                 TORCH_BOX(&fastgan::adversarial_loss_gradient<fastgan::OnCpu>));
-}
-
-#if defined(FASTGAN_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, library) {
-    library.impl("adversarial_loss", TORCH_BOX(&fastgan::adversarial_loss<fastgan::OnCuda>));
-    library.impl("adversarial_loss_gradient",
-                 TORCH_BOX(&fastgan::adversarial_loss_gradient<fastgan::OnCuda>));
-}
-#endif

@@ -9,8 +9,9 @@
 
 #include <torch/csrc/stable/c/shim.h>
 
+#include <algorithm>
 #include <utility>
-
+#include <vector>
 
 namespace fastgan {
 
@@ -99,6 +100,36 @@ std::string shape_text(const Tensor& tensor) {
     return text.str();
 }
 
+bool same_sizes(const Tensor& a, const Tensor& b) {
+    const auto left = a.sizes(), right = b.sizes();
+    return left.size() == right.size() && std::equal(left.begin(), left.end(), right.begin());
+}
+
+void require_alike(const char* op, const char* argument, const Tensor& tensor,
+                   const Tensor& first) {
+    if (dtype_code(tensor) != dtype_code(first)) {
+        fail(op, ": ", argument, " has dtype ", dtype_name(dtype_code(tensor)), "; expected ",
+             dtype_name(dtype_code(first)));
+    }
+    if (tensor.device() != first.device()) {
+        fail(op, ": ", argument, " is on another device than the first argument");
+    }
+}
+
+void require_vector(const char* op, const char* argument, const Tensor& tensor,
+                    std::int64_t size) {
+    if (tensor.dim() != 1 || tensor.size(0) != size) {
+        fail(op, ": ", argument, " has shape ", shape_text(tensor), "; expected (", size, ")");
+    }
+}
+
+Activation activation_argument(const char* op, std::int64_t code) {
+    if (code < 0 || code >= kActivations) {
+        fail(op, ": activation is ", code, "; expected a code from 0 to ", kActivations - 1);
+    }
+    return static_cast<Activation>(code);
+}
+
 namespace {
 
 // torch's last error on this thread, if this torch keeps it.
@@ -165,6 +196,19 @@ Tensor empty_strided(torch::headeronly::IntHeaderOnlyArrayRef sizes,
     return tensor;
 }
 
+Tensor empty_contiguous(const Tensor& like) {
+    std::vector<std::int64_t> strides(like.sizes().size(), 1);
+    for (std::size_t d = strides.size(); d-- > 1;) {
+        const std::int64_t size = like.size(static_cast<std::int64_t>(d));
+        strides[d - 1] = strides[d] * std::max<std::int64_t>(size, 1);
+    }
+    return empty_strided(like.sizes(), strides, dtype_code(like), like);
+}
+
+Tensor empty_vector(std::int64_t size, std::int32_t dtype, const Tensor& on_device_of) {
+    return empty_strided({size}, {1}, dtype, on_device_of);
+}
+
 void copy_into(Tensor& to, const Tensor& from) {
     try {
         torch::stable::copy_(to, from);
@@ -197,6 +241,12 @@ Tensor empty_map(const FourSizes& sizes, const Tensor& like, bool channels_last,
     const FourSizes strides =
         channels_last ? channels_last_strides(sizes) : contiguous_strides(sizes);
     return empty_strided(sizes, strides, dtype.value_or(dtype_code(like)), like);
+}
+
+void require_four_dimensions(const char* op, const char* argument, const Tensor& map) {
+    if (map.dim() != 4) {
+        fail(op, ": ", argument, " has shape ", shape_text(map), "; expected four dimensions");
+    }
 }
 
 bool is_channels_last(const Tensor& map) {

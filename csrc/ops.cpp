@@ -5,7 +5,6 @@
 // and CUDA builds alike. Schemas are declared in Python, in fastgan/ops, as is what the stable ABI
 // lacks: fake kernels, autograd, version counters.
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -19,15 +18,11 @@
 #include <vector>
 
 #include "cpu/instruction_sets.h"
-#include "cpu/optimizers.h"
 #include "math/clip.h"
 #include "multi_tensor.h"
 #include "op_arguments.h"
+#include "optimizers.h"
 #include "tensor_view.h"
-
-#if defined(FASTGAN_WITH_CUDA)
-#include "cuda/optimizers.h"
-#endif
 
 namespace fastgan {
 
@@ -305,8 +300,8 @@ struct StepArguments {
 };
 
 template <typename Device, typename Optimizer>
-void optimizer_step(const StepArguments& a, const std::vector<const TensorList*>& states,
-                    const Optimizer& optimizer) {
+void run_step(const StepArguments& a, const std::vector<const TensorList*>& states,
+              const Optimizer& optimizer) {
     std::vector<ListArgument> lists = {
         {"params", &a.params, kParam, true},
         {"grads", &a.grads, kGrad, a.grad_scale.has_value()},
@@ -333,7 +328,6 @@ void optimizer_step(const StepArguments& a, const std::vector<const TensorList*>
         return;
     }
     const Tensor& first = a.params.front();
-    const Device kernels(first);
     for (std::size_t i = 0; i < a.params.size(); ++i) {
         tensors.items[i].step =
             scalar_reference(a.op, "a tensor of state_steps", a.state_steps[i], first, true);
@@ -361,57 +355,28 @@ void optimizer_step(const StepArguments& a, const std::vector<const TensorList*>
              ": gradients that share memory would be divided by grad_scale twice; list each "
              "parameter once, with a gradient of its own");
     }
-    // Parameters that share memory, such as tied ones, can't be written in parallel.
-    if (!any_overlap(tensors, kParam, Overlap::by_extent)) {
-        kernels.step(tensors, optimizer, settings);
-        return;
-    }
-    // One after the other, as in torch.optim, with the clip before or after all of them.
-    settings.clip_before = settings.clip_after = no_clip;
-    if (a.clip_first) {
-        kernels.clip(tensors, clip, settings.shadow_type, settings.found_inf);
-    }
-    for (std::size_t i = 0; i < tensors.items.size(); ++i) {
-        kernels.step(only(tensors, i), optimizer, settings);
-    }
-    // Also without a clip: a shadow was written before a later step on the same memory.
-    kernels.clip(tensors, a.clip_first ? no_clip : clip, settings.shadow_type, settings.found_inf);
+    on_device_of<Device>(first, [&](Device device) {
+        // Parameters that share memory, such as tied ones, can't be written in parallel.
+        if (!any_overlap(tensors, kParam, Overlap::by_extent)) {
+            optimizer_step(device, tensors, optimizer, settings);
+            return;
+        }
+        // One after the other, as in torch.optim, with the clip before or after all of them.
+        settings.clip_before = settings.clip_after = no_clip;
+        const auto clip_all = [&](ClipBounds bounds) {
+            kernels::clip_tensors(device, tensors, bounds, settings.shadow_type,
+                                  settings.found_inf);
+        };
+        if (a.clip_first) {
+            clip_all(clip);
+        }
+        for (std::size_t i = 0; i < tensors.items.size(); ++i) {
+            optimizer_step(device, only(tensors, i), optimizer, settings);
+        }
+        // Also without a clip: a shadow was written before a later step on the same memory.
+        clip_all(a.clip_first ? no_clip : clip);
+    });
 }
-
-struct OnCpu {
-    explicit OnCpu(const Tensor&) {}
-
-    template <typename... Arguments>
-    void step(const Arguments&... arguments) const {
-        cpu::optimizer_step(arguments...);
-    }
-
-    template <typename... Arguments>
-    void clip(const Arguments&... arguments) const {
-        cpu::clip_tensors(arguments...);
-    }
-};
-
-#if defined(FASTGAN_WITH_CUDA)
-// On the first tensor's device, and its current stream.
-struct OnCuda {
-    torch::stable::accelerator::DeviceGuard guard;
-    void* stream;
-
-    explicit OnCuda(const Tensor& first)
-        : guard(first.get_device_index()), stream(current_cuda_stream(first.get_device_index())) {}
-
-    template <typename... Arguments>
-    void step(const Arguments&... arguments) const {
-        cuda::optimizer_step(arguments..., stream);
-    }
-
-    template <typename... Arguments>
-    void clip(const Arguments&... arguments) const {
-        cuda::clip_tensors(arguments..., stream);
-    }
-};
-#endif
 
 template <std::size_t>
 using StateList = TensorList;
@@ -431,9 +396,9 @@ struct StepOp<Device, Optimizer, std::index_sequence<kIndices...>, TypeList<Sett
                      std::optional<Tensor> lr_tensor, Settings... settings, bool maximize,
                      double clip_min, double clip_max, bool clip_first,
                      std::optional<Tensor> grad_scale, std::optional<Tensor> found_inf) {
-        optimizer_step<Device>({Optimizer::kOp, params, grads, state_steps, shadows, lr, lr_tensor,
-                                maximize, clip_min, clip_max, clip_first, grad_scale, found_inf},
-                               {&states...}, Optimizer{settings...});
+        run_step<Device>({Optimizer::kOp, params, grads, state_steps, shadows, lr, lr_tensor,
+                          maximize, clip_min, clip_max, clip_first, grad_scale, found_inf},
+                         {&states...}, Optimizer{settings...});
     }
 };
 
@@ -452,29 +417,21 @@ void clip_tensors(TensorList tensors, TensorList shadows, double min, double max
         skip = scalar_reference(op, "found_inf", *found_inf, tensors.front(), false);
     }
     // Overlapping tensors are fine: clipping is idempotent.
-    Device(tensors.front()).clip(items, bounds, shadow_type(op, shadows), skip);
+    on_device_of<Device>(tensors.front(), [&](Device device) {
+        kernels::clip_tensors(device, items, bounds, shadow_type(op, shadows), skip);
+    });
+}
+
+FASTGAN_IMPLEMENT(Device, library) {
+    library.impl("clip_tensors_", TORCH_BOX(&clip_tensors<Device>));
+#define FASTGAN_IMPLEMENT_STEP(name, Optimizer) \
+    library.impl(#name "_step_", TORCH_BOX((&StepOp<Device, Optimizer>::call)));
+    FASTGAN_OPTIMIZERS(FASTGAN_IMPLEMENT_STEP)
 }
 
 }  // namespace
 
 }  // namespace fastgan
-
-#define FASTGAN_IMPLEMENT_OP(name, Optimizer) \
-    library.impl(#name "_step_", TORCH_BOX((&fastgan::StepOp<Device, fastgan::Optimizer>::call)));
-
-STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
-    using Device = fastgan::OnCpu;
-    library.impl("clip_tensors_", TORCH_BOX(&fastgan::clip_tensors<Device>));
-    FASTGAN_OPTIMIZERS(FASTGAN_IMPLEMENT_OP)
-}
-
-#if defined(FASTGAN_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, library) {
-    using Device = fastgan::OnCuda;
-    library.impl("clip_tensors_", TORCH_BOX(&fastgan::clip_tensors<Device>));
-    FASTGAN_OPTIMIZERS(FASTGAN_IMPLEMENT_OP)
-}
-#endif
 
 // For fastgan.build_info(): the instruction set that the loops in csrc/cpu run with here, or null
 // with the reason in *error when the environment variable that lowers it is malformed.

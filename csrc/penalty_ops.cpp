@@ -3,7 +3,6 @@
 // stable ABI. The ops write to output arguments and return nothing; an output may be the same
 // tensor as an input.
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/tensor.h>
 
@@ -11,15 +10,10 @@
 #include <optional>
 #include <vector>
 
-#include "cpu/penalty_norm.h"
-#include "cpu/penalty_points.h"
 #include "math/float_pairs.h"
 #include "op_arguments.h"
-
-#if defined(FASTGAN_WITH_CUDA)
-#include "cuda/penalty_norm.h"
-#include "cuda/penalty_points.h"
-#endif
+#include "penalty_norm.h"
+#include "penalty_points.h"
 
 namespace fastgan {
 
@@ -32,14 +26,6 @@ using OptionalTensor = std::optional<Tensor>;
 
 void* written(const Tensor& tensor) {
     return tensor.mutable_data_ptr();
-}
-
-const void* read(const Tensor& tensor) {
-    return tensor.const_data_ptr();
-}
-
-const void* read(const OptionalTensor& tensor) {
-    return tensor ? tensor->const_data_ptr() : nullptr;
 }
 
 // The dimensions after the batch with more than one element, fastest first in memory.
@@ -78,12 +64,6 @@ void require_dense_samples(const char* op, const char* argument, const Tensor& t
     if (tensor.numel() > 0 && !(dense && (sizes[0] == 1 || strides[0] == expected))) {
         fail(op, ": ", argument, " has gaps in its memory; expected samples one after the other");
     }
-}
-
-bool same_sizes(const Tensor& a, const Tensor& b) {
-    const auto left = a.sizes();
-    const auto right = b.sizes();
-    return left.size() == right.size() && std::equal(left.begin(), left.end(), right.begin());
 }
 
 // Refuses a tensor unless it has `like`'s layout after the batch dimension.
@@ -128,13 +108,8 @@ void require_numbers(const char* op, const char* argument, const Tensor& tensor,
 
 // --- Points and tangents -------------------------------------------------------------------------
 
-struct Mix {
-    MixShape shape;
-    FloatType from;
-    FloatType to;
-};
-
-Mix mix_arguments(const Tensor& batch, const Tensor& real, const Tensor& fake, const Tensor& eps) {
+template <typename Device>
+void mix(Tensor batch, Tensor real, Tensor fake, Tensor eps) {
     constexpr const char* op = "fastgan::penalty_mix_";
     require_dense_samples(op, "batch", batch);
     if (!same_sizes(real, fake) || real.dim() != batch.dim() || batch.size(0) != 3 * real.size(0) ||
@@ -142,14 +117,14 @@ Mix mix_arguments(const Tensor& batch, const Tensor& real, const Tensor& fake, c
         fail(op, ": batch has shape ", shape_text(batch), ", real ", shape_text(real), " and fake ",
              shape_text(fake), "; expected fake as real, and batch thrice as many");
     }
-    Mix mix{{}, float_type(op, "real", real), float_type(op, "batch", batch)};
-    if (float_type(op, "fake", fake) != mix.from || !is_float_pair(mix.from, mix.to)) {
+    const FloatType from = float_type(op, "real", real), to = float_type(op, "batch", batch);
+    if (float_type(op, "fake", fake) != from || !is_float_pair(from, to)) {
         fail(op, ": real, fake and batch have dtypes ", dtype_name(dtype_code(real)), ", ",
              dtype_name(dtype_code(fake)), " and ", dtype_name(dtype_code(batch)),
              "; expected one for all, or float32 and a half");
     }
-    require_numbers(op, "eps", eps, real.size(0), arithmetic(mix.from));
-    MixShape& shape = mix.shape;
+    require_numbers(op, "eps", eps, real.size(0), arithmetic(from));
+    MixShape shape{};
     shape.samples = real.size(0);
     shape.elements = elements_per_sample(real);
     shape.real_sample_stride = real.stride(0);
@@ -172,53 +147,34 @@ Mix mix_arguments(const Tensor& batch, const Tensor& real, const Tensor& fake, c
         shape.fake_strides[shape.dimensions] = fake.stride(d);
         ++shape.dimensions;
     }
-    return mix;
+    on_device_of<Device>(batch, [&](Device device) {
+        kernels::mix(device, shape, from, to, data_of(real), data_of(fake), data_of(eps),
+                     written(batch));
+    });
 }
 
-void mix_on_cpu(Tensor batch, Tensor real, Tensor fake, Tensor eps) {
-    const Mix mix = mix_arguments(batch, real, fake, eps);
-    std::vector<double> shares(static_cast<std::size_t>(mix.shape.samples));
-    for (std::size_t n = 0; n < shares.size(); ++n) {
-        shares[n] = mix.from == FloatType::float64 ? static_cast<const double*>(read(eps))[n]
-                                                   : static_cast<const float*>(read(eps))[n];
-    }
-    cpu::mix(mix.shape, mix.from, mix.to, read(real), read(fake), shares.data(), written(batch));
-}
-
-struct TangentArguments {
-    FloatType from;
-    FloatType to;
-    PenaltySettings settings;
-};
-
-TangentArguments tangent_arguments(const Tensor& gradient, const Tensor& tangent,
-                                   const Tensor& norms, const Tensor& value, double weight,
-                                   double target, bool one_sided) {
+template <typename Device>
+void tangent(Tensor gradient, Tensor tangent, Tensor norms, Tensor value, double weight,
+             double target, bool one_sided) {
     constexpr const char* op = "fastgan::penalty_tangent_";
-    const TangentArguments arguments{float_type(op, "gradient", gradient),
-                                     float_type(op, "tangent", tangent),
-                                     {weight, target, one_sided}};
+    const FloatType from = float_type(op, "gradient", gradient);
+    const FloatType to = float_type(op, "tangent", tangent);
     require_dense_samples(op, "gradient", gradient);
     require_like(op, "tangent", tangent, gradient);
-    if (!is_float_pair(arguments.from, arguments.to)) {
+    if (!is_float_pair(from, to)) {
         fail(op, ": gradient and tangent have dtypes ", dtype_name(dtype_code(gradient)), " and ",
              dtype_name(dtype_code(tangent)), "; expected the same, or float32 and a half");
     }
     if (gradient.size(0) == 0) {
         fail(op, ": gradient has no samples");
     }
-    require_numbers(op, "norms", norms, gradient.size(0), arithmetic(arguments.from));
-    require_numbers(op, "value", value, 1, arithmetic(arguments.from));
-    return arguments;
-}
-
-void tangent_on_cpu(Tensor gradient, Tensor tangent, Tensor norms, Tensor value, double weight,
-                    double target, bool one_sided) {
-    const TangentArguments arguments =
-        tangent_arguments(gradient, tangent, norms, value, weight, target, one_sided);
-    cpu::penalty_tangent(arguments.settings, gradient.size(0), elements_per_sample(gradient),
-                         arguments.from, arguments.to, read(gradient), written(tangent),
-                         written(norms), written(value));
+    require_numbers(op, "norms", norms, gradient.size(0), arithmetic(from));
+    require_numbers(op, "value", value, 1, arithmetic(from));
+    on_device_of<Device>(gradient, [&](Device device) {
+        kernels::penalty_tangent(device, {weight, target, one_sided}, gradient.size(0),
+                                 elements_per_sample(gradient), from, to, data_of(gradient),
+                                 written(tangent), written(norms), written(value));
+    });
 }
 
 // --- Norms ---------------------------------------------------------------------------------------
@@ -261,9 +217,9 @@ void require_vector(const char* op, const char* argument, const OptionalTensor& 
     }
 }
 
-NormShape forward_arguments(const Tensor& input, const OptionalTensor& weight,
-                            const OptionalTensor& bias, std::int64_t groups, const Tensor& xhat,
-                            const Tensor& invstd, const Tensor& output) {
+template <typename Device>
+void norm_forward(Tensor input, OptionalTensor weight, OptionalTensor bias, std::int64_t groups,
+                  double eps, Tensor xhat, Tensor invstd, Tensor output) {
     constexpr const char* op = "fastgan::penalty_norm_forward_";
     const NormShape shape = norm_shape(op, "input", input, groups);
     require_vector(op, "weight", weight, shape.channels, shape);
@@ -271,24 +227,30 @@ NormShape forward_arguments(const Tensor& input, const OptionalTensor& weight,
     require_map(op, "xhat", xhat, input, shape);
     require_map(op, "output", output, input, shape);
     require_vector(op, "invstd", invstd, shape.samples * groups, shape);
-    return shape;
+    on_device_of<Device>(input, [&](Device device) {
+        kernels::norm_forward(device, shape, data_of(input), data_of(weight), data_of(bias), eps,
+                              written(xhat), written(invstd), written(output));
+    });
 }
 
-NormShape project_arguments(const Tensor& grad, const Tensor& xhat, const Tensor& invstd,
-                            const OptionalTensor& weight, std::int64_t groups,
-                            const Tensor& output) {
+template <typename Device>
+void norm_project(Tensor grad, Tensor xhat, Tensor invstd, OptionalTensor weight,
+                  std::int64_t groups, bool tangent, Tensor output) {
     constexpr const char* op = "fastgan::penalty_norm_project_";
     const NormShape shape = norm_shape(op, "grad", grad, groups);
     require_map(op, "xhat", xhat, grad, shape);
     require_vector(op, "invstd", invstd, shape.samples * groups, shape);
     require_vector(op, "weight", weight, shape.channels, shape);
     require_map(op, "output", output, grad, shape);
-    return shape;
+    on_device_of<Device>(grad, [&](Device device) {
+        kernels::norm_project(device, shape, data_of(grad), data_of(xhat), data_of(invstd),
+                              data_of(weight), tangent, written(output));
+    });
 }
 
-NormShape curvature_arguments(const Tensor& grad, const Tensor& tangent, const Tensor& xhat,
-                              const Tensor& invstd, const OptionalTensor& weight,
-                              std::int64_t groups, const Tensor& output) {
+template <typename Device>
+void norm_curvature(Tensor grad, Tensor tangent, Tensor xhat, Tensor invstd,
+                    OptionalTensor weight, std::int64_t groups, Tensor output) {
     constexpr const char* op = "fastgan::penalty_norm_curvature_";
     const NormShape shape = norm_shape(op, "grad", grad, groups);
     require_map(op, "tangent", tangent, grad, shape);
@@ -296,12 +258,15 @@ NormShape curvature_arguments(const Tensor& grad, const Tensor& tangent, const T
     require_vector(op, "invstd", invstd, shape.samples * groups, shape);
     require_vector(op, "weight", weight, shape.channels, shape);
     require_map(op, "output", output, grad, shape);
-    return shape;
+    on_device_of<Device>(grad, [&](Device device) {
+        kernels::norm_curvature(device, shape, data_of(grad), data_of(tangent), data_of(xhat),
+                                data_of(invstd), data_of(weight), written(output));
+    });
 }
 
-NormShape gradients_arguments(const Tensor& grad, const OptionalTensor& tangent, const Tensor& xhat,
-                              const Tensor& invstd, std::int64_t groups, const Tensor& weight_grad,
-                              const Tensor& bias_grad, const Tensor& means) {
+template <typename Device>
+void norm_gradients(Tensor grad, OptionalTensor tangent, Tensor xhat, Tensor invstd,
+                    std::int64_t groups, Tensor weight_grad, Tensor bias_grad, Tensor means) {
     constexpr const char* op = "fastgan::penalty_norm_gradients_";
     const NormShape shape = norm_shape(op, "grad", grad, groups);
     if (tangent) {
@@ -312,132 +277,22 @@ NormShape gradients_arguments(const Tensor& grad, const OptionalTensor& tangent,
     require_vector(op, "weight_grad", weight_grad, shape.samples * shape.channels, shape);
     require_vector(op, "bias_grad", bias_grad, shape.samples * shape.channels, shape);
     require_vector(op, "means", means, 2 * shape.samples * groups, shape);
-    return shape;
-}
-
-void norm_forward_on_cpu(Tensor input, OptionalTensor weight, OptionalTensor bias,
-                         std::int64_t groups, double eps, Tensor xhat, Tensor invstd,
-                         Tensor output) {
-    const NormShape shape = forward_arguments(input, weight, bias, groups, xhat, invstd, output);
-    cpu::norm_forward(shape, read(input), read(weight), read(bias), eps, written(xhat),
-                      written(invstd), written(output));
-}
-
-void norm_project_on_cpu(Tensor grad, Tensor xhat, Tensor invstd, OptionalTensor weight,
-                         std::int64_t groups, bool tangent, Tensor output) {
-    const NormShape shape = project_arguments(grad, xhat, invstd, weight, groups, output);
-    cpu::norm_project(shape, read(grad), read(xhat), read(invstd), read(weight), tangent,
-                      written(output));
-}
-
-void norm_curvature_on_cpu(Tensor grad, Tensor tangent, Tensor xhat, Tensor invstd,
-                           OptionalTensor weight, std::int64_t groups, Tensor output) {
-    const NormShape shape =
-        curvature_arguments(grad, tangent, xhat, invstd, weight, groups, output);
-    cpu::norm_curvature(shape, read(grad), read(tangent), read(xhat), read(invstd), read(weight),
-                        written(output));
-}
-
-void norm_gradients_on_cpu(Tensor grad, OptionalTensor tangent, Tensor xhat, Tensor invstd,
-                           std::int64_t groups, Tensor weight_grad, Tensor bias_grad,
-                           Tensor means) {
-    const NormShape shape =
-        gradients_arguments(grad, tangent, xhat, invstd, groups, weight_grad, bias_grad, means);
-    cpu::norm_gradients(shape, read(grad), read(tangent), read(xhat), read(invstd),
-                        written(weight_grad), written(bias_grad));
-}
-
-#if defined(FASTGAN_WITH_CUDA)
-
-// Calls run(stream) on the tensor's device.
-template <typename Run>
-void on_device_of(const Tensor& tensor, const Run& run) {
-    const std::int32_t device_index = tensor.get_device_index();
-    const torch::stable::accelerator::DeviceGuard guard(device_index);
-    run(current_cuda_stream(device_index));
-}
-
-void mix_on_cuda(Tensor batch, Tensor real, Tensor fake, Tensor eps) {
-    const Mix mix = mix_arguments(batch, real, fake, eps);
-    on_device_of(batch, [&](void* stream) {
-        cuda::mix(mix.shape, mix.from, mix.to, read(real), read(fake), read(eps), written(batch),
-                  stream);
+    on_device_of<Device>(grad, [&](Device device) {
+        kernels::norm_gradients(device, shape, data_of(grad), data_of(tangent), data_of(xhat),
+                                data_of(invstd), written(weight_grad), written(bias_grad),
+                                written(means));
     });
 }
 
-void tangent_on_cuda(Tensor gradient, Tensor tangent, Tensor norms, Tensor value, double weight,
-                     double target, bool one_sided) {
-    const TangentArguments arguments =
-        tangent_arguments(gradient, tangent, norms, value, weight, target, one_sided);
-    on_device_of(gradient, [&](void* stream) {
-        cuda::penalty_tangent(arguments.settings, gradient.size(0), elements_per_sample(gradient),
-                              arguments.from, arguments.to, read(gradient), written(tangent),
-                              written(norms), written(value), stream);
-    });
+FASTGAN_IMPLEMENT(Device, library) {
+    library.impl("penalty_mix_", TORCH_BOX(&mix<Device>));
+    library.impl("penalty_tangent_", TORCH_BOX(&tangent<Device>));
+    library.impl("penalty_norm_forward_", TORCH_BOX(&norm_forward<Device>));
+    library.impl("penalty_norm_project_", TORCH_BOX(&norm_project<Device>));
+    library.impl("penalty_norm_curvature_", TORCH_BOX(&norm_curvature<Device>));
+    library.impl("penalty_norm_gradients_", TORCH_BOX(&norm_gradients<Device>));
 }
-
-void norm_forward_on_cuda(Tensor input, OptionalTensor weight, OptionalTensor bias,
-                          std::int64_t groups, double eps, Tensor xhat, Tensor invstd,
-                          Tensor output) {
-    const NormShape shape = forward_arguments(input, weight, bias, groups, xhat, invstd, output);
-    on_device_of(input, [&](void* stream) {
-        cuda::norm_forward(shape, read(input), read(weight), read(bias), eps, written(xhat),
-                           written(invstd), written(output), stream);
-    });
-}
-
-void norm_project_on_cuda(Tensor grad, Tensor xhat, Tensor invstd, OptionalTensor weight,
-                          std::int64_t groups, bool tangent, Tensor output) {
-    const NormShape shape = project_arguments(grad, xhat, invstd, weight, groups, output);
-    on_device_of(grad, [&](void* stream) {
-        cuda::norm_project(shape, read(grad), read(xhat), read(invstd), read(weight), tangent,
-                           written(output), stream);
-    });
-}
-
-void norm_curvature_on_cuda(Tensor grad, Tensor tangent, Tensor xhat, Tensor invstd,
-                            OptionalTensor weight, std::int64_t groups, Tensor output) {
-    const NormShape shape =
-        curvature_arguments(grad, tangent, xhat, invstd, weight, groups, output);
-    on_device_of(grad, [&](void* stream) {
-        cuda::norm_curvature(shape, read(grad), read(tangent), read(xhat), read(invstd),
-                             read(weight), written(output), stream);
-    });
-}
-
-void norm_gradients_on_cuda(Tensor grad, OptionalTensor tangent, Tensor xhat, Tensor invstd,
-                            std::int64_t groups, Tensor weight_grad, Tensor bias_grad,
-                            Tensor means) {
-    const NormShape shape =
-        gradients_arguments(grad, tangent, xhat, invstd, groups, weight_grad, bias_grad, means);
-    on_device_of(grad, [&](void* stream) {
-        cuda::norm_gradients(shape, read(grad), read(tangent), read(xhat), read(invstd),
-                             written(weight_grad), written(bias_grad), written(means), stream);
-    });
-}
-
-#endif
 
 }  // namespace
 
 }  // namespace fastgan
-
-STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
-    library.impl("penalty_mix_", TORCH_BOX(&fastgan::mix_on_cpu));
-    library.impl("penalty_tangent_", TORCH_BOX(&fastgan::tangent_on_cpu));
-    library.impl("penalty_norm_forward_", TORCH_BOX(&fastgan::norm_forward_on_cpu));
-    library.impl("penalty_norm_project_", TORCH_BOX(&fastgan::norm_project_on_cpu));
-    library.impl("penalty_norm_curvature_", TORCH_BOX(&fastgan::norm_curvature_on_cpu));
-    library.impl("penalty_norm_gradients_", TORCH_BOX(&fastgan::norm_gradients_on_cpu));
-}
-
-#if defined(FASTGAN_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, library) {
-    library.impl("penalty_mix_", TORCH_BOX(&fastgan::mix_on_cuda));
-    library.impl("penalty_tangent_", TORCH_BOX(&fastgan::tangent_on_cuda));
-    library.impl("penalty_norm_forward_", TORCH_BOX(&fastgan::norm_forward_on_cuda));
-    library.impl("penalty_norm_project_", TORCH_BOX(&fastgan::norm_project_on_cuda));
-    library.impl("penalty_norm_curvature_", TORCH_BOX(&fastgan::norm_curvature_on_cuda));
-    library.impl("penalty_norm_gradients_", TORCH_BOX(&fastgan::norm_gradients_on_cuda));
-}
-#endif

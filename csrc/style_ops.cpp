@@ -1,7 +1,6 @@
 // The ops of StyleGAN's networks in torch.ops.fastgan: schemas, argument checks, registration. The
 // formulas: math/bias_act.h and math/upfirdn2d.h. Like ops.cpp, only uses LibTorch's stable ABI.
 
-#include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -13,14 +12,9 @@
 #include <tuple>
 #include <vector>
 
-#include "cpu/bias_act.h"
-#include "cpu/upfirdn2d.h"
+#include "bias_act.h"
 #include "op_arguments.h"
-
-#if defined(FASTGAN_WITH_CUDA)
-#include "cuda/bias_act.h"
-#include "cuda/upfirdn2d.h"
-#endif
+#include "upfirdn2d.h"
 
 namespace fastgan {
 
@@ -43,26 +37,7 @@ Tensor empty_as(const Tensor& like, bool channels_last) {
     if (channels_last) {
         return empty_map({like.size(0), like.size(1), like.size(2), like.size(3)}, like, true);
     }
-    std::vector<std::int64_t> strides(like.sizes().size(), 1);
-    for (std::size_t d = strides.size(); d-- > 1;) {
-        const std::int64_t size = like.size(static_cast<std::int64_t>(d));
-        strides[d - 1] = strides[d] * std::max<std::int64_t>(size, 1);
-    }
-    return empty_strided(like.sizes(), strides, dtype_code(like), like);
-}
-
-Tensor empty_vector(std::int64_t size, const Tensor& like, std::int32_t dtype) {
-    return empty_strided({size}, {1}, dtype, like);
-}
-
-void require_alike(const char* op, const char* argument, const Tensor& tensor, const Tensor& x) {
-    if (dtype_code(tensor) != dtype_code(x)) {
-        fail(op, ": ", argument, " has dtype ", dtype_name(dtype_code(tensor)), "; expected ",
-             dtype_name(dtype_code(x)));
-    }
-    if (tensor.device() != x.device()) {
-        fail(op, ": ", argument, " is on another device than the first argument");
-    }
+    return empty_contiguous(like);
 }
 
 // --- bias_act ------------------------------------------------------------------------------------
@@ -96,73 +71,14 @@ BiasShape bias_shape(const char* op, const Tensor& x, const OptionalTensor& b, s
     }
     if (b) {
         require_alike(op, "b", *b, x);
-        if (b->dim() != 1 || b->size(0) != shape.channels) {
-            fail(op, ": b has shape ", shape_text(*b), "; expected (", shape.channels, ")");
-        }
+        require_vector(op, "b", *b, shape.channels);
     }
     return shape;
-}
-
-const void* data_of(const OptionalTensor& tensor) {
-    return tensor ? tensor->const_data_ptr() : nullptr;
 }
 
 OptionalTensor without_gaps(const OptionalTensor& tensor) {
     return tensor ? OptionalTensor(packed(*tensor)) : std::nullopt;
 }
-
-struct OnCpu {
-    template <typename Call>
-    static void run(const Tensor&, const Call& call) {
-        call(OnCpu());
-    }
-    void bias_act(const BiasShape& shape, const BiasAct& settings, const void* bias, const void* x,
-                  void* y, std::uint8_t* bits) const {
-        cpu::bias_act(shape, settings, bias, x, y, bits);
-    }
-    static constexpr bool kAddsUpBias = true;
-    void bias_act_gradient(const BiasShape& shape, const BiasAct& settings, const void* bias,
-                           Kept keeps, const void* kept, const void* grad, void* grad_x,
-                           void* grad_bias) const {
-        cpu::bias_act_gradient(shape, settings, bias, keeps, kept, grad, grad_x, grad_bias);
-    }
-    void upfirdn2d(const FirMaps& maps, const Filter& filter) const {
-        cpu::upfirdn2d(maps, filter);
-    }
-    void filtered_lrelu(const FirMaps& maps, const Filter& first, const FirBetween& between,
-                        const Filter& second) const {
-        cpu::filtered_lrelu(maps, first, between, second);
-    }
-};
-
-#if defined(FASTGAN_WITH_CUDA)
-struct OnCuda {
-    template <typename Call>
-    static void run(const Tensor& first, const Call& call) {
-        const std::int32_t device_index = first.get_device_index();
-        const torch::stable::accelerator::DeviceGuard guard(device_index);
-        call(OnCuda{current_cuda_stream(device_index)});
-    }
-    void bias_act(const BiasShape& shape, const BiasAct& settings, const void* bias, const void* x,
-                  void* y, std::uint8_t* bits) const {
-        cuda::bias_act(shape, settings, bias, x, y, bits, stream);
-    }
-    static constexpr bool kAddsUpBias = false;
-    void bias_act_gradient(const BiasShape& shape, const BiasAct& settings, const void* bias,
-                           Kept keeps, const void* kept, const void* grad, void* grad_x,
-                           void*) const {
-        cuda::bias_act_gradient(shape, settings, bias, keeps, kept, grad, grad_x, stream);
-    }
-    void upfirdn2d(const FirMaps& maps, const Filter& filter) const {
-        cuda::upfirdn2d(maps, filter, stream);
-    }
-    void filtered_lrelu(const FirMaps& maps, const Filter& first, const FirBetween& between,
-                        const Filter& second) const {
-        cuda::filtered_lrelu(maps, first, between, second, stream);
-    }
-    void* stream;
-};
-#endif
 
 // Over all dimensions but one; torch's sum, which uses no atomics.
 Tensor sum_over_others(const Tensor& tensor, std::int64_t dim) {
@@ -174,7 +90,7 @@ Tensor sum_over_others(const Tensor& tensor, std::int64_t dim) {
         }
     }
     if (others.empty()) {
-        Tensor copy = empty_as(tensor, false);
+        Tensor copy = empty_contiguous(tensor);
         copy_into(copy, tensor);
         return copy;
     }
@@ -190,9 +106,9 @@ Tensor bias_act_into(const char* op, const Tensor& x, const OptionalTensor& b, s
     const OptionalTensor bias = without_gaps(b);
     Tensor y = empty_as(x, channels_last);
     if (shape.numel > 0) {
-        Device::run(x, [&](const Device& device) {
-            device.bias_act(shape, settings, data_of(bias), values.const_data_ptr(),
-                            y.mutable_data_ptr(), bits);
+        on_device_of<Device>(x, [&](Device device) {
+            kernels::bias_act(device, shape, settings, data_of(bias), values.const_data_ptr(),
+                              y.mutable_data_ptr(), bits);
         });
     }
     return y;
@@ -214,7 +130,7 @@ std::tuple<Tensor, Tensor> bias_act_bits(const Tensor& x, const OptionalTensor& 
     if (settings.act != StyleActivation::relu && settings.act != StyleActivation::lrelu) {
         fail(op, ": act is ", act, "; expected 1 or 2: one bit tells nothing of others");
     }
-    Tensor bits = empty_vector((x.numel() + 7) / 8, x, aoti_torch_dtype_uint8());
+    Tensor bits = empty_vector((x.numel() + 7) / 8, aoti_torch_dtype_uint8(), x);
     Tensor y = bias_act_into<Device>(op, x, b, dim, settings,
                                      static_cast<std::uint8_t*>(bits.mutable_data_ptr()));
     return {y, bits};
@@ -247,8 +163,7 @@ std::tuple<Tensor, Tensor> bias_act_gradient(const Tensor& grad_output, const Op
         values = packed(*kept);
     } else if (kept) {
         require_alike(op, "kept", *kept, grad_output);
-        const auto sizes = kept->sizes(), expected = grad_output.sizes();
-        if (!std::equal(sizes.begin(), sizes.end(), expected.begin(), expected.end())) {
+        if (!same_sizes(*kept, grad_output)) {
             fail(op, ": kept has shape ", shape_text(*kept), "; expected ",
                  shape_text(grad_output));
         }
@@ -257,14 +172,15 @@ std::tuple<Tensor, Tensor> bias_act_gradient(const Tensor& grad_output, const Op
     const Tensor grad = laid_out(grad_output, channels_last);
     const OptionalTensor bias = without_gaps(b);
     Tensor grad_x = empty_as(grad_output, channels_last);
-    const bool adds_up = with_bias && Device::kAddsUpBias;
+    const bool adds_up = with_bias && std::is_same_v<Device, Cpu>;
     Tensor grad_bias =
-        empty_vector(adds_up ? shape.channels : 0, grad_output, dtype_code(grad_output));
+        empty_vector(adds_up ? shape.channels : 0, dtype_code(grad_output), grad_output);
     if (shape.numel > 0) {
-        Device::run(grad_output, [&](const Device& device) {
-            device.bias_act_gradient(shape, settings, data_of(bias), keep, values.const_data_ptr(),
-                                     grad.const_data_ptr(), grad_x.mutable_data_ptr(),
-                                     adds_up ? grad_bias.mutable_data_ptr() : nullptr);
+        on_device_of<Device>(grad_output, [&](Device device) {
+            kernels::bias_act_gradient(device, shape, settings, data_of(bias), keep,
+                                       values.const_data_ptr(), grad.const_data_ptr(),
+                                       grad_x.mutable_data_ptr(),
+                                       adds_up ? grad_bias.mutable_data_ptr() : nullptr);
         });
     } else {
         torch::stable::zero_(grad_bias);
@@ -290,12 +206,6 @@ void require_numbers(const char* op, const char* argument, const Numbers& number
     }
     if (!fits) {
         fail(op, ": ", argument, " should be ", count, " numbers from ", least, " on");
-    }
-}
-
-void require_map(const char* op, const char* argument, const Tensor& map) {
-    if (map.dim() != 4) {
-        fail(op, ": ", argument, " has shape ", shape_text(map), "; expected (N, C, H, W)");
     }
 }
 
@@ -356,7 +266,7 @@ template <typename Device>
 Tensor upfirdn2d(const Tensor& x, const OptionalTensor& f, const Numbers& up, const Numbers& down,
                  const Numbers& padding, bool flip_filter, double gain) {
     constexpr const char* op = "fastgan::upfirdn2d";
-    require_map(op, "x", x);
+    require_four_dimensions(op, "x", x);
     float_type(op, "x", x);
     require_numbers(op, "up", up, 2, 1);
     require_numbers(op, "down", down, 2, 1);
@@ -370,8 +280,8 @@ Tensor upfirdn2d(const Tensor& x, const OptionalTensor& f, const Numbers& up, co
     const Tensor values = laid_out(x, channels_last);
     Tensor y = empty_map({x.size(0), x.size(1), filter.y.out, filter.x.out}, x, channels_last);
     if (y.numel() > 0) {
-        Device::run(x, [&](const Device& device) {
-            device.upfirdn2d(maps_of(op, values, y, channels_last), filter);
+        on_device_of<Device>(x, [&](Device device) {
+            kernels::upfirdn2d(device, maps_of(op, values, y, channels_last), filter);
         });
     }
     return y;
@@ -388,15 +298,13 @@ FilteredLrelu filtered_lrelu_with(const char* op, const Tensor& x, const Optiona
                                   std::int64_t up, std::int64_t down, const Numbers& padding,
                                   double gain, double slope, std::optional<double> clamp,
                                   bool flip_filter, bool with_signs) {
-    require_map(op, "x", x);
+    require_four_dimensions(op, "x", x);
     float_type(op, "x", x);
     require_numbers(op, "up and down", {up, down}, 2, 1);
     require_numbers(op, "padding", padding, 4, -kLargest);
     if (b) {
         require_alike(op, "b", *b, x);
-        if (b->dim() != 1 || b->size(0) != x.size(1)) {
-            fail(op, ": b has shape ", shape_text(*b), "; expected (", x.size(1), ")");
-        }
+        require_vector(op, "b", *b, x.size(1));
     }
     const double up_gain = static_cast<double>(up) * static_cast<double>(up);
     FilterArgument first = filter_argument(op, "fu", fu, x, x.size(2), x.size(3), {up, up}, {1, 1},
@@ -420,14 +328,14 @@ FilteredLrelu filtered_lrelu_with(const char* op, const Tensor& x, const Optiona
                                 aoti_torch_dtype_uint8()));
     }
     if (y.numel() > 0) {
-        Device::run(x, [&](const Device& device) {
+        on_device_of<Device>(x, [&](Device device) {
             const FirBetween between{
                 data_of(bias),
                 {gain, slope, bound},
                 with_signs ? Signs::written : Signs::none,
                 with_signs ? static_cast<std::uint8_t*>(signs->mutable_data_ptr()) : nullptr};
-            device.filtered_lrelu(maps_of(op, values, y, channels_last), first.filter, between,
-                                  second.filter);
+            kernels::filtered_lrelu(device, maps_of(op, values, y, channels_last), first.filter,
+                                    between, second.filter);
         });
     }
     return {std::move(y), std::move(signs)};
@@ -462,8 +370,8 @@ Tensor filtered_lrelu_masked(const Tensor& x, const Tensor& signs, const Optiona
                              const Numbers& padding, const Numbers& sizes, double gain,
                              double slope, bool clamped, bool flip_filter) {
     constexpr const char* op = "fastgan::filtered_lrelu_masked";
-    require_map(op, "x", x);
-    require_map(op, "signs", signs);
+    require_four_dimensions(op, "x", x);
+    require_four_dimensions(op, "signs", signs);
     require_numbers(op, "up and down", {up, down}, 2, 1);
     require_numbers(op, "padding", padding, 4, -kLargest);
     require_numbers(op, "sizes", sizes, 4, 0);
@@ -489,45 +397,30 @@ Tensor filtered_lrelu_masked(const Tensor& x, const Tensor& signs, const Optiona
     const Tensor bits = laid_out(signs, channels_last);
     Tensor y = empty_map({x.size(0), x.size(1), sizes[2], sizes[3]}, x, channels_last);
     if (y.numel() > 0) {
-        Device::run(x, [&](const Device& device) {
+        on_device_of<Device>(x, [&](Device device) {
             const double bound = clamped ? 0.0 : std::numeric_limits<double>::infinity();
             const FirBetween between{
                 nullptr,
                 {gain, slope, bound},
                 Signs::read,
                 const_cast<std::uint8_t*>(static_cast<const std::uint8_t*>(bits.const_data_ptr()))};
-            device.filtered_lrelu(maps_of(op, values, y, channels_last), first.filter, between,
-                                  second.filter);
+            kernels::filtered_lrelu(device, maps_of(op, values, y, channels_last), first.filter,
+                                    between, second.filter);
         });
     }
     return y;
 }
 
+FASTGAN_IMPLEMENT(Device, library) {
+    library.impl("bias_act", TORCH_BOX(&bias_act<Device>));
+    library.impl("bias_act_bits", TORCH_BOX(&bias_act_bits<Device>));
+    library.impl("bias_act_gradient", TORCH_BOX(&bias_act_gradient<Device>));
+    library.impl("upfirdn2d", TORCH_BOX(&upfirdn2d<Device>));
+    library.impl("filtered_lrelu", TORCH_BOX(&filtered_lrelu<Device>));
+    library.impl("filtered_lrelu_signs", TORCH_BOX(&filtered_lrelu_signs<Device>));
+    library.impl("filtered_lrelu_masked", TORCH_BOX(&filtered_lrelu_masked<Device>));
+}
+
 }  // namespace
 
 }  // namespace fastgan
-
-STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
-    library.impl("bias_act", TORCH_BOX(&fastgan::bias_act<fastgan::OnCpu>));
-    library.impl("bias_act_bits", TORCH_BOX(&fastgan::bias_act_bits<fastgan::OnCpu>));
-    library.impl("bias_act_gradient", TORCH_BOX(&fastgan::bias_act_gradient<fastgan::OnCpu>));
-    library.impl("upfirdn2d", TORCH_BOX(&fastgan::upfirdn2d<fastgan::OnCpu>));
-    library.impl("filtered_lrelu", TORCH_BOX(&fastgan::filtered_lrelu<fastgan::OnCpu>));
-    library.impl("filtered_lrelu_signs", TORCH_BOX(&fastgan::filtered_lrelu_signs<fastgan::OnCpu>));
-    library.impl("filtered_lrelu_masked",
-                 TORCH_BOX(&fastgan::filtered_lrelu_masked<fastgan::OnCpu>));
-}
-
-#if defined(FASTGAN_WITH_CUDA)
-STABLE_TORCH_LIBRARY_IMPL(fastgan, CUDA, library) {
-    library.impl("bias_act", TORCH_BOX(&fastgan::bias_act<fastgan::OnCuda>));
-    library.impl("bias_act_bits", TORCH_BOX(&fastgan::bias_act_bits<fastgan::OnCuda>));
-    library.impl("bias_act_gradient", TORCH_BOX(&fastgan::bias_act_gradient<fastgan::OnCuda>));
-    library.impl("upfirdn2d", TORCH_BOX(&fastgan::upfirdn2d<fastgan::OnCuda>));
-    library.impl("filtered_lrelu", TORCH_BOX(&fastgan::filtered_lrelu<fastgan::OnCuda>));
-    library.impl("filtered_lrelu_signs",
-                 TORCH_BOX(&fastgan::filtered_lrelu_signs<fastgan::OnCuda>));
-    library.impl("filtered_lrelu_masked",
-                 TORCH_BOX(&fastgan::filtered_lrelu_masked<fastgan::OnCuda>));
-}
-#endif

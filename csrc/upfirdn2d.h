@@ -1,8 +1,9 @@
-// Arguments of the kernels of upfirdn2d and filtered_lrelu on CPUs and GPUs.
+// The kernels of upfirdn2d and filtered_lrelu, and their arguments. The formulas: math/upfirdn2d.h.
 #pragma once
 
 #include <cstdint>
 
+#include "kernel.h"
 #include "math/float_types.h"
 #include "math/upfirdn2d.h"
 
@@ -46,5 +47,10 @@ struct FirBetween {
     Signs signs;
     std::uint8_t* bits;
 };
+
+FASTGAN_KERNEL(upfirdn2d, const FirMaps& maps, const Filter& filter)
+
+FASTGAN_KERNEL(filtered_lrelu, const FirMaps& maps, const Filter& first, const FirBetween& between,
+               const Filter& second)
 
 }  // namespace fastgan

@@ -1,4 +1,4 @@
-#include "adversarial_loss.h"
+#include "../adversarial_loss.h"
 
 #include <algorithm>
 #include <vector>
@@ -62,18 +62,9 @@ void write(const Sums& real, const Sums& fake, void* shown, void* value) {
     means[2] = static_cast<A>(real.shown - fake.shown);
 }
 
-}  // namespace
-
-void adversarial_loss(FloatType type, AdversarialLoss loss, const ScoreBatch& real,
-                      const ScoreBatch& fake, bool squash, void* shown, void* value) {
-    const Sums of_real = means_of(type, loss, real, squash);
-    const Sums of_fake = means_of(type, loss, fake, squash);
-    const auto store = type == FloatType::float64 ? write<double> : write<float>;
-    store(of_real, of_fake, shown, value);
-}
-
-void adversarial_gradient(FloatType type, AdversarialLoss loss, const ScoreBatch& batch,
-                          const void* grad_output, double scale, void* gradient) {
+// One batch's.
+void gradients_of(FloatType type, AdversarialLoss loss, const ScoreBatch& batch,
+                  const void* grad_output, double scale, void* gradient) {
     double grad = 1;
     if (grad_output != nullptr) {
         grad = type == FloatType::float64 ? *static_cast<const double*>(grad_output)
@@ -85,6 +76,25 @@ void adversarial_gradient(FloatType type, AdversarialLoss loss, const ScoreBatch
         write_gradients(type, loss, scores, factor,
                         static_cast<char*>(gradient) + tile * kTile * bytes_of(type));
     });
+}
+
+}  // namespace
+
+void adversarial_loss(FloatType type, AdversarialLoss loss, const ScoreBatch& real,
+                      const ScoreBatch& fake, bool squash, void* shown, void* value) {
+    const Sums of_real = means_of(type, loss, real, squash);
+    const Sums of_fake = means_of(type, loss, fake, squash);
+    const auto store = type == FloatType::float64 ? write<double> : write<float>;
+    store(of_real, of_fake, shown, value);
+}
+
+void adversarial_gradients(FloatType type, AdversarialLoss loss, const ScoreBatch& real,
+                           const ScoreBatch& fake, const void* grad_output, double scale,
+                           void* grad_real, void* grad_fake) {
+    gradients_of(type, loss, real, grad_output, scale, grad_real);
+    if (fake.count >= 0) {
+        gradients_of(type, loss, fake, grad_output, scale, grad_fake);
+    }
 }
 
 }  // namespace fastgan::cpu

@@ -1,4 +1,4 @@
-#include "batch_norm.h"
+#include "../batch_norm.h"
 
 #include <algorithm>
 #include <vector>
@@ -113,33 +113,9 @@ void for_each_part(const ChannelLayout& layout, const ColumnsBody& columns, cons
         });
 }
 
-}  // namespace
-
-void batch_norm_partials(FloatType type, const ChannelLayout& layout, const void* input,
-                         double* count, double* mean, double* m2) {
-    const auto column_moments = FASTGAN_SELECT(column_moments);
-    const auto span_moments = FASTGAN_SELECT(span_moments);
-    const std::int64_t bytes = bytes_of(type);
-    const std::int64_t channels = layout.channels;
-    for_each_tile(layout, [&](std::int64_t tile, std::int64_t begin, std::int64_t values) {
-        count[tile] = static_cast<double>(values);
-        double* const tile_mean = mean + tile * channels;
-        double* const tile_m2 = m2 + tile * channels;
-        if (layout.is_columns()) {
-            column_moments(type, at(input, begin * channels, bytes), values, channels, tile_mean,
-                           tile_m2);
-            return;
-        }
-        const ChannelSpan span{begin, values, layout.image_size, layout.image_size * channels};
-        for (std::int64_t c = 0; c < channels; ++c) {
-            span_moments(type, at(input, c * layout.image_size, bytes), span, tile_mean + c,
-                         tile_m2 + c);
-        }
-    });
-}
-
-void batch_norm_finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
-                         bool is_double, const FinalizeResults& results) {
+// Results are double if `is_double`, for any type of the tiles.
+void finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings, bool is_double,
+              const FinalizeResults& results) {
     double total = 0;
     for (std::int64_t tile = 0; tile < tiles.tiles; ++tile) {
         total += tiles.is_double ? static_cast<const double*>(tiles.count)[tile]
@@ -159,6 +135,50 @@ void batch_norm_finalize(const StatisticsTiles& tiles, const FinalizeSettings& s
             finalize_channel<float>(c, moments, settings, results);
         }
     }
+}
+
+}  // namespace
+
+void batch_norm_partials(FloatType type, const ChannelLayout& layout, const void* input,
+                         void* count, void* mean, void* m2) {
+    const auto column_moments = FASTGAN_SELECT(column_moments);
+    const auto span_moments = FASTGAN_SELECT(span_moments);
+    const std::int64_t bytes = bytes_of(type);
+    const std::int64_t channels = layout.channels;
+    for_each_tile(layout, [&](std::int64_t tile, std::int64_t begin, std::int64_t values) {
+        static_cast<double*>(count)[tile] = static_cast<double>(values);
+        double* const tile_mean = static_cast<double*>(mean) + tile * channels;
+        double* const tile_m2 = static_cast<double*>(m2) + tile * channels;
+        if (layout.is_columns()) {
+            column_moments(type, at(input, begin * channels, bytes), values, channels, tile_mean,
+                           tile_m2);
+            return;
+        }
+        const ChannelSpan span{begin, values, layout.image_size, layout.image_size * channels};
+        for (std::int64_t c = 0; c < channels; ++c) {
+            span_moments(type, at(input, c * layout.image_size, bytes), span, tile_mean + c,
+                         tile_m2 + c);
+        }
+    });
+}
+
+void batch_norm_finalize(const StatisticsTiles& tiles, const FinalizeSettings& settings,
+                         const FinalizeResults& results) {
+    finalize(tiles, settings, tiles.is_double, results);
+}
+
+void batch_norm_statistics(FloatType type, const ChannelLayout& layout, const void* input,
+                           const FinalizeSettings& settings, void* workspace,
+                           const FinalizeResults& results) {
+    const std::int64_t tiles = tile_count(layout.values_per_channel(), layout.channels);
+    double* const count = static_cast<double*>(workspace);
+    double* const mean = count + tiles;
+    double* const m2 = mean + tiles * layout.channels;
+    if (tiles > 0) {
+        batch_norm_partials(type, layout, input, count, mean, m2);
+    }
+    finalize({true, tiles, layout.channels, count, mean, m2}, settings,
+             type == FloatType::float64, results);
 }
 
 void norm_act(const NormAct& norm, const void* input, void* result) {

@@ -1,4 +1,4 @@
-#include "bias_act.h"
+#include "../bias_act.h"
 
 #include <algorithm>
 #include <vector>

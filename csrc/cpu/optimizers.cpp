@@ -1,4 +1,4 @@
-#include "optimizers.h"
+#include "../optimizers.h"
 
 #include <algorithm>
 #include <cstring>
@@ -200,8 +200,8 @@ void step(const MultiTensor& tensors, const Optimizer& optimizer, const StepSett
 }  // namespace
 
 #define FASTGAN_DEFINE_STEP(name, Optimizer)                                    \
-    void optimizer_step(const MultiTensor& tensors, const Optimizer& optimizer, \
-                        const StepSettings& settings) {                         \
+    void name##_step(const MultiTensor& tensors, const Optimizer& optimizer,    \
+                     const StepSettings& settings) {                            \
         step(tensors, optimizer, settings, FASTGAN_SELECT(name##_run));         \
     }
 FASTGAN_OPTIMIZERS(FASTGAN_DEFINE_STEP)

@@ -1,4 +1,4 @@
-#include "penalty_norm.h"
+#include "../penalty_norm.h"
 
 #include <algorithm>
 #include <cmath>
@@ -237,7 +237,8 @@ void norm_curvature(const NormShape& shape, const void* grad, const void* tangen
 }
 
 void norm_gradients(const NormShape& shape, const void* grad, const void* tangent,
-                    const void* xhat, const void* invstd, void* weight_grad, void* bias_grad) {
+                    const void* xhat, const void* invstd, void* weight_grad, void* bias_grad,
+                    void* /*means*/) {
     for_arithmetic(shape, [&]<typename A>() {
         for_samples<A>(shape, [&](const Sample<A>& sample, std::int64_t number) {
             const std::int64_t first = number * shape.channels;

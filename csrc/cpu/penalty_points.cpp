@@ -1,4 +1,4 @@
-#include "penalty_points.h"
+#include "../penalty_points.h"
 
 #include <algorithm>
 #include <cmath>
@@ -42,7 +42,7 @@ void tangent_in(const PenaltySettings& settings, std::int64_t samples, std::int6
 }  // namespace
 
 void mix(const MixShape& shape, FloatType from, FloatType to, const void* real, const void* fake,
-         const double* eps, void* batch) {
+         const void* eps, void* batch) {
     const auto mix_one_row = FASTGAN_SELECT(mix_row);
     const std::int64_t row_size = shape.dimensions == 0 ? 1 : shape.sizes[0];
     const MixRow row{from, to, row_size, shape.dimensions == 0 ? 1 : shape.real_strides[0],
@@ -52,12 +52,15 @@ void mix(const MixShape& shape, FloatType from, FloatType to, const void* real, 
         0, shape.samples, samples_at_once(shape.elements),
         [&](std::int64_t begin, std::int64_t end) {
             for (std::int64_t n = begin; n < end; ++n) {
+                const double share = from == FloatType::float64
+                                         ? static_cast<const double*>(eps)[n]
+                                         : static_cast<const float*>(eps)[n];
                 for (std::int64_t first = 0; first < shape.elements; first += row_size) {
                     const MixShape::Offsets at = shape.offsets(n, first);
                     char* const out =
                         static_cast<char*>(batch) + (n * shape.elements + first) * bytes_of(to);
                     mix_one_row(row, static_cast<const char*>(real) + at.real * bytes_of(from),
-                                static_cast<const char*>(fake) + at.fake * bytes_of(from), eps[n],
+                                static_cast<const char*>(fake) + at.fake * bytes_of(from), share,
                                 out, out + third, out + 2 * third);
                 }
             }

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <vector>
 
-#include "batch_norm.h"
+#include "../batch_norm.h"
 #include "batch_norm_loops.h"
 #include "parallel.h"
 

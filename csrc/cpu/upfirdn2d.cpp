@@ -1,4 +1,4 @@
-#include "upfirdn2d.h"
+#include "../upfirdn2d.h"
 
 #include <algorithm>
 #include <cmath>

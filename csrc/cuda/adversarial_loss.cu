@@ -1,5 +1,5 @@
 // The adversarial losses on CUDA devices: loss and means in one launch, both gradients in another.
-#include "adversarial_loss.h"
+#include "../adversarial_loss.h"
 
 #include "../math/compensated_sum.h"
 #include "../math/float_pairs.h"

@@ -1,7 +1,7 @@
 // Batch norm's statistics on CUDA devices: a kernel for the tiles' statistics, bound by reading the
 // tensor once, and one that merges them.
 #include "../math/compensated_sum.h"
-#include "batch_norm.h"
+#include "../batch_norm.h"
 #include "channel_tiles.h"
 #include "launch.h"
 
@@ -234,6 +234,22 @@ void batch_norm_finalize(const StatisticsTiles& tiles, const FinalizeSettings& s
     launch("merge_moments", tiles.is_double ? merge_moments<double> : merge_moments<float>,
            blocks_for(tiles.channels, kMergeChannels), dim3(kMergeChannels, kMergeThreads), 0,
            static_cast<cudaStream_t>(stream), tiles, settings, results);
+}
+
+void batch_norm_statistics(FloatType type, const ChannelLayout& layout, const void* input,
+                           const FinalizeSettings& settings, void* workspace,
+                           const FinalizeResults& results, void* stream) {
+    const std::int64_t tiles = tile_count(layout.values_per_channel(), layout.channels);
+    const bool is_double = type == FloatType::float64;
+    const std::int64_t bytes = is_double ? 8 : 4;
+    char* const count = static_cast<char*>(workspace);
+    char* const mean = count + tiles * bytes;
+    char* const m2 = mean + tiles * layout.channels * bytes;
+    if (tiles > 0) {
+        batch_norm_partials(type, layout, input, count, mean, m2, stream);
+    }
+    batch_norm_finalize({is_double, tiles, layout.channels, count, mean, m2}, settings, results,
+                        stream);
 }
 
 }  // namespace fastgan::cuda

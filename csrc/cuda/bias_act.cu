@@ -1,5 +1,5 @@
 // bias_act and its gradient on CUDA devices: each byte read once. The formulas: math/bias_act.h.
-#include "bias_act.h"
+#include "../bias_act.h"
 
 #include "../math/float_pairs.h"
 #include "launch.h"
@@ -153,7 +153,8 @@ void bias_act(const BiasShape& shape, const BiasAct& settings, const void* bias,
 }
 
 void bias_act_gradient(const BiasShape& shape, const BiasAct& settings, const void* bias,
-                       Kept keeps, const void* kept, const void* grad, void* grad_x, void* stream) {
+                       Kept keeps, const void* kept, const void* grad, void* grad_x,
+                       void* /*grad_bias*/, void* stream) {
     for_float_type(shape.type, [&]<typename T>() {
         launch("bias_act_gradients", bias_act_gradients<T>,
                blocks_for(shape.numel, kThreads * kValues), kThreads, 0,

@@ -1,7 +1,7 @@
 // clip_tensors_ on CUDA devices: many tensors and their shadows in one launch.
 #include "../math/float_pairs.h"
 #include "multi_tensor.h"
-#include "optimizers.h"
+#include "../optimizers.h"
 
 namespace fastgan::cuda {
 

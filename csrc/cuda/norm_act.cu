@@ -1,6 +1,6 @@
 // A normalisation with an activation, and an activation's gradient, on CUDA devices: memory-bound,
 // each byte read or written once.
-#include "batch_norm.h"
+#include "../batch_norm.h"
 #include "channel_tiles.h"
 #include "launch.h"
 

@@ -1,7 +1,7 @@
 // The gradient of a normalisation and an activation on CUDA devices: the tiles' two sums, their
 // merging, and the input's gradient. Both passes over the tensors are memory-bound.
 #include "../math/compensated_sum.h"
-#include "batch_norm.h"
+#include "../batch_norm.h"
 #include "channel_tiles.h"
 #include "launch.h"
 

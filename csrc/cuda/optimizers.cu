@@ -1,5 +1,5 @@
 // The optimisers on CUDA devices: csrc/math/optimizers.h over the chunk table.
-#include "optimizers.h"
+#include "../optimizers.h"
 
 #include "../math/float_pairs.h"
 #include "multi_tensor.h"
@@ -133,8 +133,8 @@ void step(const MultiTensor& tensors, const Optimizer& optimizer, const StepSett
 }  // namespace
 
 #define FASTGAN_DEFINE_STEP(name, Optimizer)                                    \
-    void optimizer_step(const MultiTensor& tensors, const Optimizer& optimizer, \
-                        const StepSettings& settings, void* stream) {           \
+    void name##_step(const MultiTensor& tensors, const Optimizer& optimizer,    \
+                     const StepSettings& settings, void* stream) {              \
         const Optimizer::Kernels& kernels = optimizer;                          \
         step(tensors, kernels, settings, static_cast<cudaStream_t>(stream));    \
     }

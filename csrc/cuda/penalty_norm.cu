@@ -1,6 +1,6 @@
 // The norms of the gradient penalty on CUDA devices: a block owns one group of one sample, sums
 // over it in a fixed order, and then writes its elements, which are still in the cache.
-#include "penalty_norm.h"
+#include "../penalty_norm.h"
 
 #include "../math/compensated_sum.h"
 #include "../math/float_pairs.h"

@@ -1,6 +1,6 @@
 // The gradient penalty's points, norms and tangents on CUDA devices: each byte is read once and,
 // for the tangents, again from the cache.
-#include "penalty_points.h"
+#include "../penalty_points.h"
 
 #include "../math/compensated_sum.h"
 #include "../math/float_pairs.h"

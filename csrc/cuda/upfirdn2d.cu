@@ -1,7 +1,7 @@
 // upfirdn2d and filtered_lrelu on CUDA devices. A block owns an output tile of one map, or of
 // adjacent channels if these are innermost; intermediate values are in shared memory. The formulas:
 // math/upfirdn2d.h.
-#include "upfirdn2d.h"
+#include "../upfirdn2d.h"
 
 #include <stdexcept>
 

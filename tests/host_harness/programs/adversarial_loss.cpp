@@ -1,5 +1,5 @@
 // csrc/cuda/adversarial_loss.cu, for the host harness.
-#include "cuda/adversarial_loss.h"
+#include "adversarial_loss.h"
 
 #include "program.h"
 

@@ -1,5 +1,5 @@
 // csrc/cuda/bias_act.cu, for the host harness.
-#include "cuda/bias_act.h"
+#include "bias_act.h"
 
 #include "program.h"
 
@@ -34,5 +34,5 @@ FASTGAN_HOST_ENTRY(bias_act_gradient) {
     fastgan::cuda::bias_act_gradient(
         shape_of(grad, request), settings_of(request), optional(request, "b"),
         static_cast<fastgan::Kept>(request.integer("keeps")), optional(request, "kept"), grad.data,
-        request.tensor("grad_x").data, request.stream());
+        request.tensor("grad_x").data, nullptr, request.stream());
 }

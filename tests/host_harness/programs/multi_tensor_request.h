@@ -5,7 +5,7 @@
 
 #include <limits>
 
-#include "cuda/optimizers.h"
+#include "optimizers.h"
 #include "program.h"
 
 namespace fastgan_host {

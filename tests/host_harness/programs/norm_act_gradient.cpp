@@ -1,5 +1,5 @@
 // csrc/cuda/norm_act_gradient.cu, for the host harness.
-#include "cuda/batch_norm.h"
+#include "batch_norm.h"
 
 #include "channel_request.h"
 

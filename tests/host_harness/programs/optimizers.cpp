@@ -16,17 +16,16 @@ Optimizer settings_of(const fastgan_host::Request& request, fastgan::TypeList<Se
     return settings_of<Optimizer>(request, types, std::index_sequence_for<Settings...>{});
 }
 
-template <typename Optimizer>
-void run(const fastgan_host::Request& request) {
+template <typename Optimizer, typename Step>
+void run(const fastgan_host::Request& request, const Step& step) {
     const auto optimizer = settings_of<Optimizer>(request, typename Optimizer::Types{});
     fastgan::StepSettings settings = fastgan_host::step_settings(request);
     settings.weight_decay = optimizer.decay();
-    fastgan::cuda::optimizer_step(fastgan_host::multi_tensor(request), optimizer, settings,
-                                  request.stream());
+    step(fastgan_host::multi_tensor(request), optimizer, settings, request.stream());
 }
 
-#define FASTGAN_ENTRY(name, Optimizer)    \
-    FASTGAN_HOST_ENTRY(name) {            \
-        run<fastgan::Optimizer>(request); \
+#define FASTGAN_ENTRY(name, Optimizer)                                \
+    FASTGAN_HOST_ENTRY(name) {                                        \
+        run<fastgan::Optimizer>(request, fastgan::cuda::name##_step); \
     }
 FASTGAN_OPTIMIZERS(FASTGAN_ENTRY)

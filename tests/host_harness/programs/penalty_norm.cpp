@@ -1,5 +1,5 @@
 // csrc/cuda/penalty_norm.cu, for the host harness. Maps are (N, C, positions).
-#include "cuda/penalty_norm.h"
+#include "penalty_norm.h"
 
 #include "program.h"
 

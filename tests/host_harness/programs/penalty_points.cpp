@@ -1,5 +1,5 @@
 // csrc/cuda/penalty_points.cu, for the host harness.
-#include "cuda/penalty_points.h"
+#include "penalty_points.h"
 
 #include "program.h"
 

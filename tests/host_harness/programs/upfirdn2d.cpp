@@ -1,5 +1,5 @@
 // csrc/cuda/upfirdn2d.cu, for the host harness.
-#include "cuda/upfirdn2d.h"
+#include "upfirdn2d.h"
 
 #include "program.h"
 

@@ -78,9 +78,8 @@ void adversarial_loss(FloatType type, AdversarialLoss loss, const ScoreBatch& re
                       const ScoreBatch& fake, bool squash, void* shown, void* value, void* stream) {
     for_float_type(type, [&]<typename T>() {
         using A = decltype(to_arithmetic(T{}));
-        launch("adversarial_means", adversarial_means<T, A>, 1, kThreads, 0,
-               static_cast<cudaStream_t>(stream), loss, real, fake, squash, static_cast<A*>(shown),
-               static_cast<A*>(value));
+        launch("adversarial_means", adversarial_means<T, A>, 1, kThreads, 0, stream, loss, real,
+               fake, squash, shown, value);
     });
 }
 
@@ -91,10 +90,8 @@ void adversarial_gradients(FloatType type, AdversarialLoss loss, const ScoreBatc
     const unsigned blocks = blocks_for(real.count + fakes, kThreads);
     for_float_type(type, [&]<typename T>() {
         using A = decltype(to_arithmetic(T{}));
-        launch("score_gradients", score_gradients<T, A>, blocks, kThreads, 0,
-               static_cast<cudaStream_t>(stream), loss, real, fake,
-               static_cast<const A*>(grad_output), static_cast<A>(scale),
-               static_cast<T*>(grad_real), static_cast<T*>(grad_fake));
+        launch("score_gradients", score_gradients<T, A>, blocks, kThreads, 0, stream, loss, real,
+               fake, grad_output, scale, grad_real, grad_fake);
     });
 }
 

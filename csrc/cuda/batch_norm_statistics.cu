@@ -205,26 +205,21 @@ __global__ void __launch_bounds__(kMergeChannels* kMergeThreads)
 
 void batch_norm_partials(FloatType type, const ChannelLayout& layout, const void* input,
                          void* count, void* mean, void* m2, void* stream) {
-    const auto cuda_stream = static_cast<cudaStream_t>(stream);
     const std::int64_t values = layout.values_per_channel();
     const std::int64_t size = tile_size(values, layout.channels);
     const std::int64_t tiles = tile_count(values, layout.channels);
     with_vectors(type, layout, is_aligned(input), [&](auto example, auto vector) {
         using T = decltype(example);
-        using A = Arithmetic<T>;
         constexpr int kVector = decltype(vector)::value;
-        const T* const typed = static_cast<const T*>(input);
         if (layout.is_columns()) {
             const ColumnBlocks blocks = column_blocks(layout.channels, kVector);
             launch("column_moments", column_moments<T, kVector>, blocks.count(tiles), kTileThreads,
-                   0, cuda_stream, typed, layout, size, blocks, static_cast<A*>(count),
-                   static_cast<A*>(mean), static_cast<A*>(m2));
+                   0, stream, input, layout, size, blocks, count, mean, m2);
         } else {
             const std::int64_t pairs = tiles * layout.channels;
             launch("channel_moments", channel_moments<T, kVector>,
-                   blocks_for(pairs, kTileThreads / 32), kTileThreads, 0, cuda_stream, typed,
-                   layout, LayoutDivisors::of(layout), size, pairs, static_cast<A*>(count),
-                   static_cast<A*>(mean), static_cast<A*>(m2));
+                   blocks_for(pairs, kTileThreads / 32), kTileThreads, 0, stream, input, layout,
+                   LayoutDivisors::of(layout), size, pairs, count, mean, m2);
         }
     });
 }
@@ -233,7 +228,7 @@ void batch_norm_finalize(const StatisticsTiles& tiles, const FinalizeSettings& s
                          const FinalizeResults& results, void* stream) {
     launch("merge_moments", tiles.is_double ? merge_moments<double> : merge_moments<float>,
            blocks_for(tiles.channels, kMergeChannels), dim3(kMergeChannels, kMergeThreads), 0,
-           static_cast<cudaStream_t>(stream), tiles, settings, results);
+           stream, tiles, settings, results);
 }
 
 void batch_norm_statistics(FloatType type, const ChannelLayout& layout, const void* input,

@@ -147,8 +147,7 @@ void bias_act(const BiasShape& shape, const BiasAct& settings, const void* bias,
               void* y, std::uint8_t* bits, void* stream) {
     for_float_type(shape.type, [&]<typename T>() {
         launch("bias_act_values", bias_act_values<T>, blocks_for(shape.numel, kThreads * kValues),
-               kThreads, 0, static_cast<cudaStream_t>(stream), shape, settings,
-               static_cast<const T*>(bias), static_cast<const T*>(x), static_cast<T*>(y), bits);
+               kThreads, 0, stream, shape, settings, bias, x, y, bits);
     });
 }
 
@@ -157,9 +156,8 @@ void bias_act_gradient(const BiasShape& shape, const BiasAct& settings, const vo
                        void* /*grad_bias*/, void* stream) {
     for_float_type(shape.type, [&]<typename T>() {
         launch("bias_act_gradients", bias_act_gradients<T>,
-               blocks_for(shape.numel, kThreads * kValues), kThreads, 0,
-               static_cast<cudaStream_t>(stream), shape, settings, static_cast<const T*>(bias),
-               keeps, kept, static_cast<const T*>(grad), static_cast<T*>(grad_x));
+               blocks_for(shape.numel, kThreads * kValues), kThreads, 0, stream, shape, settings,
+               bias, keeps, kept, grad, grad_x);
     });
 }
 

@@ -31,7 +31,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T>
 void clip_typed(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_type,
-                const ScalarReference& found_inf, cudaStream_t stream) {
+                const ScalarReference& found_inf, void* stream) {
     for_each_launch(
         tensors, shadow_type, kChunkElements<T>,
         [&](const ChunkTable& table) {
@@ -50,7 +50,7 @@ void clip_typed(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_
 void clip_tensors(const MultiTensor& tensors, ClipBounds bounds, FloatType shadow_type,
                   const ScalarReference& found_inf, void* stream) {
     for_float_type(tensors.type, [&]<typename T>() {
-        clip_typed<T>(tensors, bounds, shadow_type, found_inf, static_cast<cudaStream_t>(stream));
+        clip_typed<T>(tensors, bounds, shadow_type, found_inf, stream);
     });
 }
 

@@ -857,10 +857,8 @@ void few_channels_gather(const FewChannels& problem, const void* input, const vo
                               (kept == nullptr || is_aligned(kept));
         for_tiles<T>([&]<int kTiles>(CountTag<kTiles>) {
             if (plan.column_tiles == kTiles) {
-                launch("gather_few", gather_few<T, kTiles>, blocks, kThreads, bytes,
-                       static_cast<cudaStream_t>(stream), plan, static_cast<const T*>(input),
-                       static_cast<const T*>(weight), static_cast<const T*>(bias),
-                       static_cast<const T*>(kept), static_cast<T*>(output));
+                launch("gather_few", gather_few<T, kTiles>, blocks, kThreads, bytes, stream, plan,
+                       input, weight, bias, kept, output);
             }
         });
     });
@@ -881,17 +879,12 @@ void few_channels_sums(const FewChannelsSums& problem, const void* many, const v
         using A = Arithmetic<T>;
         SumsPlan plan = sums_plan_of<T>(problem);
         plan.reads_vectors = lies_in_vectors<T>(problem.many, problem.many_channels, many);
-        const auto cuda_stream = static_cast<cudaStream_t>(stream);
-        const unsigned blocks =
-            blocks_for(plan.splits * plan.channel_blocks * plan.tap_blocks, 1);
-        launch("sum_few", sum_few<T>, blocks, kThreads,
-               static_cast<std::size_t>(plan.shared_bytes), cuda_stream, plan,
-               static_cast<const T*>(many), static_cast<const T*>(few),
-               static_cast<A*>(workspace));
+        const unsigned blocks = blocks_for(plan.splits * plan.channel_blocks * plan.tap_blocks, 1);
+        launch("sum_few", sum_few<T>, blocks, kThreads, static_cast<std::size_t>(plan.shared_bytes),
+               stream, plan, many, few, workspace);
         launch("merge_few", merge_few<T>,
                blocks_for(problem.many_channels * (plan.columns() / kMergeChannels), 1),
-               dim3(kMergeChannels, kMergeThreads), 0, cuda_stream, plan,
-               static_cast<const A*>(workspace), static_cast<T*>(gradient));
+               dim3(kMergeChannels, kMergeThreads), 0, stream, plan, workspace, gradient);
     });
 }
 

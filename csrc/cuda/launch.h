@@ -48,20 +48,31 @@ inline unsigned blocks_for(std::int64_t items, std::int64_t per_block) {
     return static_cast<unsigned>(blocks);
 }
 
-// Runs kernel(arguments...) asynchronously on `stream` of the current device. `name` is for
-// messages. Without blocks nothing is launched.
+// A kernel's argument: an untyped pointer or a number becomes the parameter's type.
+template <typename Parameter>
+struct Argument {
+    Parameter value;
+
+    template <typename Given>
+    Argument(const Given& given) : value(static_cast<Parameter>(given)) {}
+};
+
+// Runs kernel(arguments...) asynchronously on `stream`, a cudaStream_t of the current device.
+// `name` is for messages. Without blocks nothing is launched.
 template <typename... Parameters>
 void launch(const char* name, void (*kernel)(Parameters...), dim3 blocks, dim3 threads,
-            std::size_t shared_bytes, cudaStream_t stream,
-            std::type_identity_t<Parameters>... arguments) {
+            std::size_t shared_bytes, void* stream,
+            std::type_identity_t<Argument<Parameters>>... arguments) {
     // Larger ones need CUDA 12.1's driver.
     static_assert((std::size_t{0} + ... + sizeof(Parameters)) <= 4096);
     if (blocks.x == 0 || blocks.y == 0 || blocks.z == 0) {
         return;
     }
     // One more than needed: a kernel without parameters would give an array of size zero.
-    void* addresses[sizeof...(Parameters) + 1] = {static_cast<void*>(&arguments)..., nullptr};
-    check(cudaLaunchKernel(kernel, blocks, threads, addresses, shared_bytes, stream), name);
+    void* addresses[sizeof...(Parameters) + 1] = {static_cast<void*>(&arguments.value)..., nullptr};
+    check(cudaLaunchKernel(kernel, blocks, threads, addresses, shared_bytes,
+                           static_cast<cudaStream_t>(stream)),
+          name);
 }
 
 }  // namespace fastgan::cuda

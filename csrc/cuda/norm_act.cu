@@ -143,24 +143,21 @@ __global__ void __launch_bounds__(kTileThreads)
 }  // namespace
 
 void norm_act(const NormAct& norm, const void* input, void* result, void* stream) {
-    const auto cuda_stream = static_cast<cudaStream_t>(stream);
     const ChannelLayout& layout = norm.layout;
     with_vectors(
         norm.type, layout, is_aligned(input) && is_aligned(result), [&](auto example, auto vector) {
             using T = decltype(example);
             constexpr int kVector = decltype(vector)::value;
-            const T* const from = static_cast<const T*>(input);
-            T* const to = static_cast<T*>(result);
             if (layout.is_columns()) {
                 const ColumnBlocks blocks = column_blocks(layout.channels, kVector);
                 const std::int64_t rows = kTileThreads / blocks.lanes * kInFlight<T>;
                 launch("norm_act_columns", norm_act_columns<T, kVector>,
-                       blocks.count((layout.images + rows - 1) / rows), kTileThreads, 0,
-                       cuda_stream, norm, blocks, from, to);
+                       blocks.count((layout.images + rows - 1) / rows), kTileThreads, 0, stream,
+                       norm, blocks, input, result);
             } else {
                 launch("norm_act_runs", norm_act_runs<T, kVector>,
                        blocks_for(layout.numel() / kVector, kTileThreads * kInFlight<T>),
-                       kTileThreads, 0, cuda_stream, norm, LayoutDivisors::of(layout), from, to);
+                       kTileThreads, 0, stream, norm, LayoutDivisors::of(layout), input, result);
             }
         });
 }
@@ -177,9 +174,7 @@ void act_gradient(FloatType type, std::int64_t count, const void* grad, const vo
         // At least one block, for a remainder without vectors.
         const unsigned blocks = vectors == 0 ? 1 : blocks_for(vectors, kTileThreads * kInFlight<T>);
         launch("act_gradient_dense", act_gradient_dense<T, kVector>, blocks, kTileThreads, 0,
-               static_cast<cudaStream_t>(stream), static_cast<const T*>(grad),
-               static_cast<const T*>(kept), static_cast<T*>(result), count, activation,
-               static_cast<Arithmetic<T>>(negative_slope));
+               stream, grad, kept, result, count, activation, negative_slope);
     });
 }
 

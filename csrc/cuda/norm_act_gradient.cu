@@ -291,7 +291,6 @@ __global__ void __launch_bounds__(kTileThreads)
 
 void norm_act_gradient_sums(const NormAct& norm, const void* grad, const void* input,
                             const void* invstd, void* grad_sum, void* grad_xhat_sum, void* stream) {
-    const auto cuda_stream = static_cast<cudaStream_t>(stream);
     const ChannelLayout& layout = norm.layout;
     const std::int64_t values = layout.values_per_channel();
     const std::int64_t size = tile_size(values, layout.channels);
@@ -299,22 +298,16 @@ void norm_act_gradient_sums(const NormAct& norm, const void* grad, const void* i
     const bool aligned = is_aligned(grad) && is_aligned(input);
     with_vectors(norm.type, layout, aligned, [&](auto example, auto vector) {
         using T = decltype(example);
-        using A = Arithmetic<T>;
         constexpr int kVector = decltype(vector)::value;
-        const T* const grads = static_cast<const T*>(grad);
-        const T* const inputs = static_cast<const T*>(input);
-        const A* const invstds = static_cast<const A*>(invstd);
         if (layout.is_columns()) {
             const ColumnBlocks blocks = column_blocks(layout.channels, kVector);
             launch("column_sums", column_sums<T, kVector>, blocks.count(tiles), kTileThreads, 0,
-                   cuda_stream, norm, size, blocks, grads, inputs, invstds,
-                   static_cast<A*>(grad_sum), static_cast<A*>(grad_xhat_sum));
+                   stream, norm, size, blocks, grad, input, invstd, grad_sum, grad_xhat_sum);
         } else {
             const std::int64_t pairs = tiles * layout.channels;
             launch("channel_sums", channel_sums<T, kVector>, blocks_for(pairs, kTileThreads / 32),
-                   kTileThreads, 0, cuda_stream, norm, LayoutDivisors::of(layout), size, pairs,
-                   grads, inputs, invstds, static_cast<A*>(grad_sum),
-                   static_cast<A*>(grad_xhat_sum));
+                   kTileThreads, 0, stream, norm, LayoutDivisors::of(layout), size, pairs, grad,
+                   input, invstd, grad_sum, grad_xhat_sum);
         }
     });
 }
@@ -323,34 +316,26 @@ void norm_act_gradient_finalize(const GradientTiles& tiles, const GradientResult
                                 void* stream) {
     launch("merge_sums", tiles.is_double ? merge_sums<double> : merge_sums<float>,
            blocks_for(tiles.channels, kMergeChannels), dim3(kMergeChannels, kMergeThreads), 0,
-           static_cast<cudaStream_t>(stream), tiles, results);
+           stream, tiles, results);
 }
 
 void norm_act_gradient(const NormAct& norm, const void* grad, const void* input, const void* slope,
                        const void* offset, void* result, void* stream) {
-    const auto cuda_stream = static_cast<cudaStream_t>(stream);
     const ChannelLayout& layout = norm.layout;
     const bool aligned = is_aligned(grad) && is_aligned(input) && is_aligned(result);
     with_vectors(norm.type, layout, aligned, [&](auto example, auto vector) {
         using T = decltype(example);
-        using A = Arithmetic<T>;
         constexpr int kVector = decltype(vector)::value;
-        const T* const grads = static_cast<const T*>(grad);
-        const T* const inputs = static_cast<const T*>(input);
-        const A* const slopes = static_cast<const A*>(slope);
-        const A* const offsets = static_cast<const A*>(offset);
-        T* const to = static_cast<T*>(result);
         if (layout.is_columns()) {
             const ColumnBlocks blocks = column_blocks(layout.channels, kVector);
             const std::int64_t rows = kTileThreads / blocks.lanes * kInFlight;
             launch("gradient_columns", gradient_columns<T, kVector>,
-                   blocks.count((layout.images + rows - 1) / rows), kTileThreads, 0, cuda_stream,
-                   norm, blocks, grads, inputs, slopes, offsets, to);
+                   blocks.count((layout.images + rows - 1) / rows), kTileThreads, 0, stream, norm,
+                   blocks, grad, input, slope, offset, result);
         } else {
             launch("gradient_runs", gradient_runs<T, kVector>,
                    blocks_for(layout.numel() / kVector, kTileThreads * kInFlight), kTileThreads, 0,
-                   cuda_stream, norm, LayoutDivisors::of(layout), grads, inputs, slopes, offsets,
-                   to);
+                   stream, norm, LayoutDivisors::of(layout), grad, input, slope, offset, result);
         }
     });
 }

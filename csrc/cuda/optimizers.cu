@@ -28,8 +28,7 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-void count_all_steps(const MultiTensor& tensors, const StepSettings& settings,
-                     cudaStream_t stream) {
+void count_all_steps(const MultiTensor& tensors, const StepSettings& settings, void* stream) {
     for (std::size_t next = 0; next < tensors.items.size();) {
         StepList list;
         while (next < tensors.items.size() && list.size < StepList::kCapacity) {
@@ -102,7 +101,7 @@ __global__ void __launch_bounds__(kThreads)
 
 template <typename T, typename Rule, typename Optimizer>
 void launch_step(const MultiTensor& tensors, const Optimizer& optimizer,
-                 const StepSettings& settings, cudaStream_t stream) {
+                 const StepSettings& settings, void* stream) {
     for_each_launch(
         tensors, settings.shadow_type, kChunkElements<T>,
         [&](const ChunkTable& table) {
@@ -118,7 +117,7 @@ void launch_step(const MultiTensor& tensors, const Optimizer& optimizer,
 
 template <typename Optimizer>
 void step(const MultiTensor& tensors, const Optimizer& optimizer, const StepSettings& settings,
-          cudaStream_t stream) {
+          void* stream) {
     if constexpr (Optimizer::kReadsStep) {
         count_all_steps(tensors, settings, stream);
     }
@@ -132,11 +131,11 @@ void step(const MultiTensor& tensors, const Optimizer& optimizer, const StepSett
 
 }  // namespace
 
-#define FASTGAN_DEFINE_STEP(name, Optimizer)                                    \
-    void name##_step(const MultiTensor& tensors, const Optimizer& optimizer,    \
-                     const StepSettings& settings, void* stream) {              \
-        const Optimizer::Kernels& kernels = optimizer;                          \
-        step(tensors, kernels, settings, static_cast<cudaStream_t>(stream));    \
+#define FASTGAN_DEFINE_STEP(name, Optimizer)                                 \
+    void name##_step(const MultiTensor& tensors, const Optimizer& optimizer, \
+                     const StepSettings& settings, void* stream) {           \
+        const Optimizer::Kernels& kernels = optimizer;                       \
+        step(tensors, kernels, settings, stream);                            \
     }
 FASTGAN_OPTIMIZERS(FASTGAN_DEFINE_STEP)
 

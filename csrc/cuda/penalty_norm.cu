@@ -223,52 +223,38 @@ unsigned group_blocks(const NormShape& shape) {
 void norm_forward(const NormShape& shape, const void* input, const void* weight, const void* bias,
                   double eps, void* xhat, void* invstd, void* output, void* stream) {
     for_maps(shape, [&]<typename T, typename A>() {
-        launch("norm_forward", forward<T, A>, group_blocks(shape), kThreads, 0,
-               static_cast<cudaStream_t>(stream), shape, static_cast<const T*>(input),
-               static_cast<const A*>(weight), static_cast<const A*>(bias), static_cast<A>(eps),
-               static_cast<T*>(xhat), static_cast<A*>(invstd), static_cast<T*>(output));
+        launch("norm_forward", forward<T, A>, group_blocks(shape), kThreads, 0, stream, shape,
+               input, weight, bias, eps, xhat, invstd, output);
     });
 }
 
 void norm_project(const NormShape& shape, const void* grad, const void* xhat, const void* invstd,
                   const void* weight, bool tangent, void* output, void* stream) {
     for_maps(shape, [&]<typename T, typename A>() {
-        launch("norm_project", project<T, A>, group_blocks(shape), kThreads, 0,
-               static_cast<cudaStream_t>(stream), shape, static_cast<const T*>(grad),
-               static_cast<const T*>(xhat), static_cast<const A*>(invstd),
-               static_cast<const A*>(weight), tangent, static_cast<T*>(output));
+        launch("norm_project", project<T, A>, group_blocks(shape), kThreads, 0, stream, shape, grad,
+               xhat, invstd, weight, tangent, output);
     });
 }
 
-void norm_curvature(const NormShape& shape, const void* grad, const void* tangent,
-                    const void* xhat, const void* invstd, const void* weight, void* output,
+void norm_curvature(const NormShape& shape, const void* grad, const void* tangent, const void* xhat,
+                    const void* invstd, const void* weight, void* output, void* stream) {
+    for_maps(shape, [&]<typename T, typename A>() {
+        launch("norm_curvature", curvature<T, A>, group_blocks(shape), kThreads, 0, stream, shape,
+               grad, tangent, xhat, invstd, weight, output);
+    });
+}
+
+void norm_gradients(const NormShape& shape, const void* grad, const void* tangent, const void* xhat,
+                    const void* invstd, void* weight_grad, void* bias_grad, void* means,
                     void* stream) {
     for_maps(shape, [&]<typename T, typename A>() {
-        launch("norm_curvature", curvature<T, A>, group_blocks(shape), kThreads, 0,
-               static_cast<cudaStream_t>(stream), shape, static_cast<const T*>(grad),
-               static_cast<const T*>(tangent), static_cast<const T*>(xhat),
-               static_cast<const A*>(invstd), static_cast<const A*>(weight),
-               static_cast<T*>(output));
-    });
-}
-
-void norm_gradients(const NormShape& shape, const void* grad, const void* tangent,
-                    const void* xhat, const void* invstd, void* weight_grad, void* bias_grad,
-                    void* group_means, void* stream) {
-    const auto cuda_stream = static_cast<cudaStream_t>(stream);
-    for_maps(shape, [&]<typename T, typename A>() {
-        A* const means = static_cast<A*>(group_means);
         if (tangent != nullptr) {
-            launch("tangent_means", tangent_means<T, A>, group_blocks(shape), kThreads, 0,
-                   cuda_stream, shape, static_cast<const T*>(tangent),
-                   static_cast<const T*>(xhat), means);
+            launch("tangent_means", tangent_means<T, A>, group_blocks(shape), kThreads, 0, stream,
+                   shape, tangent, xhat, means);
         }
         const dim3 blocks(blocks_for(shape.samples, 1), blocks_for(shape.channels, kChannels));
-        launch("channel_sums", channel_sums<T, A>, blocks, dim3(kChannels, kRows), 0, cuda_stream,
-               shape, static_cast<const T*>(grad), static_cast<const T*>(tangent),
-               static_cast<const T*>(xhat), static_cast<const A*>(invstd),
-               static_cast<const A*>(means), static_cast<A*>(weight_grad),
-               static_cast<A*>(bias_grad));
+        launch("channel_sums", channel_sums<T, A>, blocks, dim3(kChannels, kRows), 0, stream, shape,
+               grad, tangent, xhat, invstd, means, weight_grad, bias_grad);
     });
 }
 

@@ -80,24 +80,20 @@ void mix(const MixShape& shape, FloatType from, FloatType to, const void* real, 
     const unsigned blocks = blocks_for(shape.samples * shape.elements, kThreads);
     for_float_pair(from, to, [&]<typename From, typename To>() {
         using A = decltype(to_arithmetic(From{}));
-        launch("mix_elements", mix_elements<From, To, A>, blocks, kThreads, 0,
-               static_cast<cudaStream_t>(stream), shape, static_cast<const From*>(real),
-               static_cast<const From*>(fake), static_cast<const A*>(eps),
-               static_cast<To*>(batch));
+        launch("mix_elements", mix_elements<From, To, A>, blocks, kThreads, 0, stream, shape, real,
+               fake, eps, batch);
     });
 }
 
 void penalty_tangent(const PenaltySettings& settings, std::int64_t samples, std::int64_t elements,
-                     FloatType from, FloatType to, const void* gradient, void* tangent,
-                     void* norms, void* value, void* stream) {
-    const auto cuda_stream = static_cast<cudaStream_t>(stream);
+                     FloatType from, FloatType to, const void* gradient, void* tangent, void* norms,
+                     void* value, void* stream) {
     for_float_pair(from, to, [&]<typename From, typename To>() {
         using A = decltype(to_arithmetic(From{}));
-        launch("sample_tangents", sample_tangents<From, To, A>, blocks_for(samples, 1), kThreads,
-               0, cuda_stream, settings, elements, static_cast<const From*>(gradient),
-               static_cast<To*>(tangent), static_cast<A*>(norms));
-        launch("penalty_value", penalty_value<A>, 1, kThreads, 0, cuda_stream, settings, samples,
-               static_cast<const A*>(norms), static_cast<A*>(value));
+        launch("sample_tangents", sample_tangents<From, To, A>, blocks_for(samples, 1), kThreads, 0,
+               stream, settings, elements, gradient, tangent, norms);
+        launch("penalty_value", penalty_value<A>, 1, kThreads, 0, stream, settings, samples, norms,
+               value);
     });
 }
 

@@ -346,8 +346,7 @@ void run(FirProblem problem, void* stream) {
     const unsigned blocks = blocks_for(problem.maps.batch * problem.groups * problem.tiles, 1);
     for_float_type(problem.maps.type, [&]<typename T>() {
         launch("fir_tiles", fir_tiles<T>, blocks, kThreads,
-               static_cast<std::size_t>(bytes(problem.tile)), static_cast<cudaStream_t>(stream),
-               problem);
+               static_cast<std::size_t>(bytes(problem.tile)), stream, problem);
     });
 }
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.reference.dcgan import DCGANDiscriminator, weights_init
+from fastgan.reference.gan import descend
 
 
 class ACGANDiscriminator(DCGANDiscriminator):
@@ -99,9 +100,7 @@ def acgan_discriminator_step(
     source = F.logsigmoid(of_real[:, 0]).mean() + F.logsigmoid(-of_fake[:, 0]).mean()
     classes = -F.cross_entropy(of_real[:, 1:], labels) - F.cross_entropy(of_fake[:, 1:], labels)
     loss = -(source + classes)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    descend(optimizer, loss)
     return ACGANDiscriminatorStep(loss.detach(), p_real.detach().mean(), p_fake.detach().mean())
 
 
@@ -135,7 +134,5 @@ def acgan_generator_step(
     """
     of_fake = discriminator(generator(noise, labels))
     loss = -F.logsigmoid(of_fake[:, 0]).mean() + F.cross_entropy(of_fake[:, 1:], labels)
-    optimizer.zero_grad()
-    loss.backward(inputs=list(generator.parameters()))
-    optimizer.step()
+    descend(optimizer, loss, generator)
     return loss.detach()

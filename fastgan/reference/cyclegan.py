@@ -16,6 +16,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastgan.reference.gan import descend
 from fastgan.reference.pix2pix import PatchDiscriminator, TranslationStep, draw_weights
 
 
@@ -191,10 +192,7 @@ def cyclegan_step(
     ):
         shown = pool.query(fake, *numbers)
         loss_d = loss_d + (critic(real) - 1).square().mean() / 2 + critic(shown).square().mean() / 2
-    optimizer_d.zero_grad()
-    loss_d.backward()
-    optimizer_d.step()
-
+    descend(optimizer_d, loss_d)
     loss_g = (discriminator.a(fake_a) - 1).square().mean()
     loss_g = loss_g + (discriminator.b(fake_b) - 1).square().mean()
     loss_g = loss_g + cycle * (generator.b_to_a(fake_b) - a).abs().mean()
@@ -202,7 +200,5 @@ def cyclegan_step(
     if identity:
         loss_g = loss_g + cycle * identity * (generator.a_to_b(b) - b).abs().mean()
         loss_g = loss_g + cycle * identity * (generator.b_to_a(a) - a).abs().mean()
-    optimizer_g.zero_grad()
-    loss_g.backward(inputs=list(generator.parameters()))
-    optimizer_g.step()
+    descend(optimizer_g, loss_g, generator)
     return TranslationStep(loss_d.detach(), loss_g.detach())

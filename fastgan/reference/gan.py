@@ -237,6 +237,15 @@ class GeneratorStep(NamedTuple):
     """mean D(G(z)), the probability; for a critic mean f(G(z))."""
 
 
+def descend(
+    optimizer: torch.optim.Optimizer, loss: Tensor, network: nn.Module | None = None
+) -> None:
+    """A step of the optimiser down the loss; only ``network`` gets gradients, by default all."""
+    optimizer.zero_grad()
+    loss.backward(inputs=None if network is None else list(network.parameters()))
+    optimizer.step()
+
+
 def _logits_or_refuse(output: str) -> bool:
     if output not in ("probability", "logits"):
         raise ValueError(f"output is {output!r}; expected 'probability' or 'logits'")
@@ -286,11 +295,7 @@ def discriminator_step(
     fake_output = call(discriminator, fake, labels)
     criterion = discriminator_loss_with_logits if with_logits else discriminator_loss
     loss = criterion(real_output, fake_output)
-
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-
+    descend(optimizer, loss)
     if with_logits:
         real_output, fake_output = real_output.sigmoid(), fake_output.sigmoid()
     return DiscriminatorStep(
@@ -336,11 +341,7 @@ def generator_step(
     fake_output = call(discriminator, call(generator, noise, labels), labels)
     criterion = generator_loss_with_logits if with_logits else generator_loss
     loss = criterion(fake_output, objective=objective)
-
-    optimizer.zero_grad()
-    loss.backward(inputs=list(generator.parameters()))
-    optimizer.step()
-
+    descend(optimizer, loss, generator)
     if with_logits:
         fake_output = fake_output.sigmoid()
     return GeneratorStep(loss.detach(), fake_output.detach().mean())

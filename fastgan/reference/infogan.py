@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from fastgan.reference.dcgan import DCGANDiscriminator, weights_init
+from fastgan.reference.gan import descend
 
 
 class InfoGANDiscriminator(DCGANDiscriminator):
@@ -128,9 +129,7 @@ def infogan_discriminator_step(
     value = F.logsigmoid(of_real).mean() + F.logsigmoid(-of_fake[:, 0]).mean()
     categorical, continuous = mutual_information(of_fake, labels, codes)
     loss = -(value + weights[0] * categorical + weights[1] * continuous)
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    descend(optimizer, loss)
     means = (of_real.sigmoid().mean().detach(), of_fake[:, 0].sigmoid().mean().detach())
     return InfoGANDiscriminatorStep(loss.detach(), *means)
 
@@ -171,7 +170,5 @@ def infogan_generator_step(
     of_fake = discriminator(generator(torch.cat([codes, noise], 1), labels))
     categorical, continuous = mutual_information(of_fake, labels, codes)
     loss = -F.logsigmoid(of_fake[:, 0]).mean() - weights[0] * categorical - weights[1] * continuous
-    optimizer.zero_grad()
-    loss.backward(inputs=list(generator.parameters()))
-    optimizer.step()
+    descend(optimizer, loss, generator)
     return loss.detach()

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastgan.reference.gan import descend
+
 
 def norm_layer(norm: str, channels: int) -> nn.Module:
     """Instance norm or batch norm, with a scale and a shift per channel."""
@@ -178,13 +180,8 @@ def pix2pix_step(
     real_logits = discriminator(torch.cat([a, b], 1))
     fake_logits = discriminator(torch.cat([a, fake.detach()], 1))
     loss_d = -F.logsigmoid(real_logits).mean() / 2 - F.logsigmoid(-fake_logits).mean() / 2
-    optimizer_d.zero_grad()
-    loss_d.backward()
-    optimizer_d.step()
-
+    descend(optimizer_d, loss_d)
     fake_logits = discriminator(torch.cat([a, fake], 1))
     loss_g = -F.logsigmoid(fake_logits).mean() + l1 * (b - fake).abs().mean()
-    optimizer_g.zero_grad()
-    loss_g.backward(inputs=list(generator.parameters()))
-    optimizer_g.step()
+    descend(optimizer_g, loss_g, generator)
     return TranslationStep(loss_d.detach(), loss_g.detach())

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.reference.conditional import call
+from fastgan.reference.gan import descend
 
 
 def scaled(layer: nn.Module, gain: float = 1.0) -> nn.Module:
@@ -267,10 +268,7 @@ def r3gan_discriminator_step(
     with torch.no_grad():
         fake = call(generator, noise, labels)
     result = r3gan_discriminator_loss(discriminator, real, fake, gamma=gamma, labels=labels)
-
-    optimizer.zero_grad()
-    result.loss.backward()
-    optimizer.step()
+    descend(optimizer, result.loss)
     return result._replace(loss=result.loss.detach())
 
 
@@ -305,8 +303,5 @@ def r3gan_generator_step(
     fake_score = call(discriminator, call(generator, noise, labels), labels)
     real_score = call(discriminator, real, labels)
     loss = F.softplus(-(fake_score - real_score)).mean()
-
-    optimizer.zero_grad()
-    loss.backward(inputs=list(generator.parameters()))
-    optimizer.step()
+    descend(optimizer, loss, generator)
     return loss.detach()

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from fastgan.reference.conditional import call
+from fastgan.reference.gan import descend
 
 
 class ClassBatchNorm2d(nn.Module):
@@ -254,10 +255,7 @@ def hinge_discriminator_step(
     real_score = call(discriminator, real, labels)
     fake_score = call(discriminator, fake, labels)
     loss = (1 - real_score).clamp(min=0).mean() + (1 + fake_score).clamp(min=0).mean()
-
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    descend(optimizer, loss)
     return SNGANDiscriminatorStep(
         loss.detach(), real_score.detach().mean(), fake_score.detach().mean()
     )
@@ -298,8 +296,5 @@ def hinge_generator_step(
             rows = parameter.flatten(1)
             others = 1 - torch.eye(len(rows), dtype=rows.dtype, device=rows.device)
             total = total + orthogonal * (rows @ rows.T * others).square().sum()
-
-    optimizer.zero_grad()
-    total.backward(inputs=list(generator.parameters()))
-    optimizer.step()
+    descend(optimizer, total, generator)
     return loss.detach()

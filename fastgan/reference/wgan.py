@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fastgan.reference.conditional import append_label_planes, call
 from fastgan.reference.dcgan import weights_init
-from fastgan.reference.gan import GeneratorStep
+from fastgan.reference.gan import GeneratorStep, descend
 
 _NORM_LAYERS = (
     nn.modules.batchnorm._BatchNorm,
@@ -216,10 +216,7 @@ def wgan_critic_step(
     real_scores = call(critic, real, labels)
     fake_scores = call(critic, fake, labels)
     loss = wgan_critic_loss(real_scores, fake_scores)
-
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
+    descend(optimizer, loss)
     clip_weights_(critic, clip)
     return WGANCriticStep(loss.detach(), -loss.detach())
 
@@ -254,8 +251,5 @@ def wgan_generator_step(
     """
     fake_scores = call(critic, call(generator, noise, labels), labels)
     loss = wgan_generator_loss(fake_scores)
-
-    optimizer.zero_grad()
-    loss.backward(inputs=list(generator.parameters()))
-    optimizer.step()
+    descend(optimizer, loss, generator)
     return GeneratorStep(loss.detach(), -loss.detach())

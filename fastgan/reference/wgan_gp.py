@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.reference.conditional import call
+from fastgan.reference.gan import descend
 
 Critic = Callable[[Tensor], Tensor]
 
@@ -207,8 +208,5 @@ def wgan_gp_critic_step(
         fake = call(generator, noise, labels)
     conditioned = critic if labels is None else (lambda x: call(critic, x, labels))
     result = wgan_gp_critic_loss(conditioned, real, fake, weight=weight, eps=eps, generator=random)
-
-    optimizer.zero_grad()
-    result.loss.backward()
-    optimizer.step()
+    descend(optimizer, result.loss)
     return CriticLoss(result.loss.detach(), result.wasserstein, result.penalty)

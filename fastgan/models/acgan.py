@@ -60,7 +60,7 @@ class ACGANDiscriminator(ImageCritic):
 
         Raises:
             ImageSizeError: images of another shape (a ValueError).
-            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
+            LabelError: unfit labels, see :func:`fastgan.models.conditioning.one_hot_labels`.
         """
         check_images(images, self.nc, self.image_size, self)
         outputs = self.main(images).flatten(1)

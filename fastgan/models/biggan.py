@@ -101,7 +101,7 @@ class BigGANGenerator(SNGANGenerator):
         orthogonal_init(self)
         spectral_norm(self)
 
-    def _images(self, z: Tensor, classes: Tensor | None) -> Tensor:
+    def _drawn(self, z: Tensor, classes: Tensor | None) -> Tensor:
         first, *parts = z.tensor_split(len(self.blocks) + 1, dim=1)
         if classes is not None:
             embedded = self.embedding(classes).to(z.dtype)

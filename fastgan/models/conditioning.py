@@ -14,56 +14,8 @@ import torch.fx
 from torch import Tensor, nn
 
 from fastgan.errors import LabelError
-from fastgan.models.checks import check_positive
 
-__all__ = ["LabelProjection", "check_num_classes", "one_hot_labels", "with_labels"]
-
-
-def check_num_classes(num_classes: int | None) -> int:
-    """The number of channels that labels add: ``num_classes``, or 0 for None.
-
-    Raises:
-        ConfigError: below 1 or not an integer (a ValueError).
-
-    Example:
-        >>> check_num_classes(None), check_num_classes(10)
-        (0, 10)
-    """
-    if num_classes is None:
-        return 0
-    check_positive(num_classes=num_classes)
-    return num_classes
-
-
-def with_labels(
-    maps: Tensor, labels: Tensor | None, num_classes: int | None, network: nn.Module
-) -> Tensor:
-    """``maps`` (N, C, H, W), followed by the labels' channels.
-
-    Args:
-        maps: the network's input.
-        labels: int64 (N,), each in [0, num_classes), if the network is conditional; else None.
-        num_classes: the network's argument.
-        network: for the messages.
-
-    Returns:
-        (N, C + num_classes, H, W) of ``maps``'s dtype; ``maps`` itself if unconditional.
-
-    Raises:
-        LabelError: labels are missing, unexpected, or of the wrong shape or dtype; on the CPU also
-            out of range (a ValueError). On a GPU, where reading labels would synchronise, and under
-            ``torch.compile``, a label out of range makes its sample NaN.
-
-    Example:
-        >>> x = with_labels(torch.zeros(1, 1, 2, 2), torch.tensor([1]), 2, nn.Identity())
-        >>> x[0, :, 0, 0]
-        tensor([0., 0., 1.])
-    """
-    labels = one_hot_labels(labels, num_classes, maps, network)
-    if labels is None:
-        return maps
-    planes = labels[:, :, None, None].expand(-1, -1, *maps.shape[2:])
-    return torch.cat([maps, planes], dim=1)
+__all__ = ["LabelProjection", "one_hot_labels", "with_planes"]
 
 
 def one_hot_labels(
@@ -72,8 +24,8 @@ def one_hot_labels(
     """Labels as one-hot rows.
 
     Args:
-        labels: as in :func:`with_labels`.
-        num_classes: as in :func:`with_labels`.
+        labels: int64 (N,), each in [0, num_classes), if the network is conditional; else None.
+        num_classes: the network's argument.
         input: the labels' batch, (N, ...), for the number of rows and the dtype.
         network: for the messages.
 
@@ -81,7 +33,9 @@ def one_hot_labels(
         (N, num_classes), or None if the network is unconditional.
 
     Raises:
-        LabelError: as in :func:`with_labels`.
+        LabelError: labels are missing, unexpected, or of the wrong shape or dtype; on the CPU also
+            out of range (a ValueError). On a GPU, where reading labels would synchronise, and under
+            ``torch.compile``, a label out of range makes its sample NaN.
 
     Example:
         >>> one_hot_labels(torch.tensor([1]), 3, torch.zeros(1, 8), nn.Identity())
@@ -104,6 +58,20 @@ def one_hot_labels(
     classes = torch.arange(num_classes, device=labels.device)
     one_hot = (labels[:, None] == classes).to(input.dtype)
     return one_hot.masked_fill(outside[:, None], float("nan"))
+
+
+def with_planes(maps: Tensor, classes: Tensor | None) -> Tensor:
+    """``maps`` (N, C, H, W), followed by a plane for each class, if there are any.
+
+    Example:
+        >>> x = with_planes(torch.zeros(1, 1, 2, 2), torch.tensor([[0.0, 1.0]]))
+        >>> x[0, :, 0, 0]
+        tensor([0., 0., 1.])
+    """
+    if classes is None:
+        return maps
+    planes = classes[:, :, None, None].expand(-1, -1, *maps.shape[2:])
+    return torch.cat([maps, planes], dim=1)
 
 
 class LabelProjection(nn.Module):

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.errors import ImageSizeError
+from fastgan.models.base import LARGEST_IMAGE, ImageTranslator
 from fastgan.models.checks import check_choice, check_image_size, check_images, check_positive
-from fastgan.models.dcgan import LARGEST_IMAGE
 from fastgan.models.initialisation import keep_channels_last, weights_init
 from fastgan.models.layers import normalisation
 from fastgan.nn import FusedSequential
@@ -58,7 +58,7 @@ class ResidualBlock(nn.Module):
         return output
 
 
-class ResNetGenerator(nn.Module):
+class ResNetGenerator(ImageTranslator):
     """Translates images: CycleGAN's generator, in one direction.
 
     Args:
@@ -79,13 +79,8 @@ class ResNetGenerator(nn.Module):
     def __init__(
         self, nc: int = 3, ngf: int = 64, image_size: int = 256, *, blocks: int | None = None
     ) -> None:
-        super().__init__()
-        check_image_size("image_size", image_size, LARGEST_IMAGE)
         blocks = (9 if image_size >= 256 else 6) if blocks is None else blocks
-        check_positive(nc=nc, ngf=ngf, blocks=blocks)
-        self.nc = nc
-        self.ngf = ngf
-        self.image_size = image_size
+        super().__init__(image_size, nc=nc, ngf=ngf, blocks=blocks)
         # Before a norm a bias would cancel.
         layers: list[nn.Module] = [
             nn.ReflectionPad2d(3),
@@ -111,19 +106,7 @@ class ResNetGenerator(nn.Module):
         self.apply(weights_init)
         keep_channels_last(self)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The translated images.
-
-        Args:
-            images: (N, nc, image_size, image_size), in [-1, 1].
-
-        Returns:
-            Of the same shape, in [-1, 1].
-
-        Raises:
-            ImageSizeError: images of another shape (a ValueError).
-        """
-        check_images(images, self.nc, self.image_size, self)
+    def _translated(self, images: Tensor) -> Tensor:
         output: Tensor = self.main(images)
         return output
 

@@ -9,29 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from fastgan.errors import ConfigError
-from fastgan.models.checks import (
-    check_choice,
-    check_image_size,
-    check_images,
-    check_positive,
-    latent_map,
-)
-from fastgan.models.conditioning import (
-    LabelProjection,
-    check_num_classes,
-    one_hot_labels,
-    with_labels,
-)
+from fastgan.models.base import ImageDiscriminator, ImageGenerator
+from fastgan.models.checks import check_choice
+from fastgan.models.conditioning import LabelProjection, with_planes
 from fastgan.models.initialisation import keep_channels_last, weights_init
 from fastgan.models.layers import NORMS, critic_layers, generator_layers
 from fastgan.nn import FusedSequential
 
 __all__ = ["DCGANDiscriminator", "DCGANGenerator"]
 
-LARGEST_IMAGE = 256
 
-
-class DCGANGenerator(nn.Module):
+class DCGANGenerator(ImageGenerator):
     """G(z), or G(z|y): transposed convolutions from noise to an image in [-1, 1].
 
     At 64 pixels the layers, keys and parameters are those of pytorch/examples' generator.
@@ -66,39 +54,18 @@ class DCGANGenerator(nn.Module):
         *,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__()
-        check_image_size("image_size", image_size, LARGEST_IMAGE)
-        check_positive(nz=nz, ngf=ngf, nc=nc)
-        self.nz = nz
-        self.ngf = ngf
-        self.nc = nc
-        self.image_size = image_size
-        self.num_classes = num_classes
-        channels_in = nz + check_num_classes(num_classes)
+        super().__init__(image_size, num_classes, nz=nz, ngf=ngf, nc=nc)
+        channels_in = nz + (num_classes or 0)
         self.main = FusedSequential(*generator_layers(channels_in, ngf, nc, image_size))
         self.apply(weights_init)
         keep_channels_last(self)
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images of noise.
-
-        Args:
-            z: (N, nz) or (N, nz, 1, 1).
-            labels: int64 (N,) in [0, num_classes) for a conditional generator, else None.
-
-        Returns:
-            (N, nc, image_size, image_size), in [-1, 1].
-
-        Raises:
-            ImageSizeError: a z of another shape (a ValueError).
-            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
-        """
-        z = latent_map(z, self.nz, self)
-        images: Tensor = self.main(with_labels(z, labels, self.num_classes, self))
+    def _images(self, z: Tensor, classes: Tensor | None) -> Tensor:
+        images: Tensor = self.main(with_planes(z[:, :, None, None], classes))
         return images
 
 
-class ImageCritic(nn.Module):
+class ImageCritic(ImageDiscriminator):
     """Base class of discriminators: strided convolutions from an image to one score per sample.
 
     The arguments, shapes and errors are :class:`DCGANDiscriminator`'s.
@@ -114,16 +81,10 @@ class ImageCritic(nn.Module):
         projection: bool,
         outputs: int = 1,
     ) -> None:
-        super().__init__()
-        check_image_size("image_size", image_size, LARGEST_IMAGE)
-        check_positive(nc=nc, ndf=ndf)
+        super().__init__(image_size, num_classes, nc=nc, ndf=ndf)
         check_choice("norm", norm, NORMS)
-        self.nc = nc
-        self.ndf = ndf
-        self.image_size = image_size
         self.norm = norm
-        self.num_classes = num_classes
-        planes = check_num_classes(num_classes)
+        planes = num_classes or 0
         self.projection: LabelProjection | None = None
         if projection:
             if num_classes is None:
@@ -143,26 +104,11 @@ class ImageCritic(nn.Module):
         """
         return self.projection is None and type(self).__module__.startswith("fastgan.")
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """How real images look.
-
-        Args:
-            images: (N, nc, image_size, image_size), in [-1, 1].
-            labels: int64 (N,) in [0, num_classes) for a conditional network, else None.
-
-        Returns:
-            (N,): one real number per sample; a :class:`DCGANDiscriminator` returns probabilities or
-            logits (``output``).
-
-        Raises:
-            ImageSizeError: images of another shape (a ValueError).
-            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
-        """
-        check_images(images, self.nc, self.image_size, self)
+    def _scores(self, images: Tensor, classes: Tensor | None) -> Tensor:
         if self.projection is None:
-            scores: Tensor = self.main(with_labels(images, labels, self.num_classes, self))
+            scores: Tensor = self.main(with_planes(images, classes))
         else:
-            classes = one_hot_labels(labels, self.num_classes, images, self)
+            assert classes is not None
             scores = self.projection(self.main(images).flatten(1), classes)
         return scores.view(-1)
 
@@ -213,9 +159,8 @@ class DCGANDiscriminator(ImageCritic):
         if output == "probability" and not projection:
             self.main.append(nn.Sigmoid())
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """:meth:`ImageCritic.forward`."""
-        scores = super().forward(images, labels)
+    def _scores(self, images: Tensor, classes: Tensor | None) -> Tensor:
+        scores = super()._scores(images, classes)
         if self.output == "probability" and self.projection is not None:
             return torch.sigmoid(scores)
         return scores

@@ -75,7 +75,7 @@ class InfoGANDiscriminator(ImageCritic):
         Raises:
             ImageSizeError: images of another shape (a ValueError).
             LabelError: codes of another shape, or unfit labels, see
-                :func:`fastgan.models.conditioning.with_labels`.
+                :func:`fastgan.models.conditioning.one_hot_labels`.
         """
         check_images(images, self.nc, self.image_size, self)
         if codes is None or tuple(codes.shape) != (len(images), self.codes):

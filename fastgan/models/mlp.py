@@ -9,10 +9,11 @@ training.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
-from fastgan.models.checks import check_choice, check_images, check_positive, latent_map
-from fastgan.models.conditioning import check_num_classes, with_labels
+from fastgan.models.base import ImageDiscriminator, ImageGenerator
+from fastgan.models.checks import check_choice
 from fastgan.nn import FusedSequential
 
 __all__ = ["MLPDiscriminator", "MLPGenerator"]
@@ -23,7 +24,7 @@ INPUT_DROPOUT = 0.2
 HIDDEN_DROPOUT = 0.5
 
 
-class MLPGenerator(nn.Module):
+class MLPGenerator(ImageGenerator):
     """G(z), or G(z|y): dense layers from noise to an image in [-1, 1].
 
     Args:
@@ -42,6 +43,8 @@ class MLPGenerator(nn.Module):
         torch.Size([2, 1, 28, 28])
     """
 
+    any_size = True
+
     def __init__(
         self,
         nz: int = 100,
@@ -51,14 +54,9 @@ class MLPGenerator(nn.Module):
         *,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__()
-        check_positive(nz=nz, hidden=hidden, nc=nc, image_size=image_size)
-        self.nz = nz
-        self.nc = nc
-        self.image_size = image_size
-        self.num_classes = num_classes
+        super().__init__(image_size, num_classes, nz=nz, nc=nc, hidden=hidden)
         self.main = FusedSequential(
-            nn.Linear(nz + check_num_classes(num_classes), hidden),
+            nn.Linear(nz + (num_classes or 0), hidden),
             nn.ReLU(inplace=True),
             nn.Linear(hidden, hidden),
             nn.ReLU(inplace=True),
@@ -70,26 +68,12 @@ class MLPGenerator(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images of noise.
-
-        Args:
-            z: (N, nz) or (N, nz, 1, 1).
-            labels: int64 (N,) in [0, num_classes) for a conditional generator, else None.
-
-        Returns:
-            (N, nc, image_size, image_size), in [-1, 1].
-
-        Raises:
-            ImageSizeError: a z of another shape (a ValueError).
-            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
-        """
-        z = with_labels(latent_map(z, self.nz, self), labels, self.num_classes, self)
-        images: Tensor = self.main(z.flatten(1))
+    def _images(self, z: Tensor, classes: Tensor | None) -> Tensor:
+        images: Tensor = self.main(z if classes is None else torch.cat([z, classes], 1))
         return images.view(-1, self.nc, self.image_size, self.image_size)
 
 
-class MLPDiscriminator(nn.Module):
+class MLPDiscriminator(ImageDiscriminator):
     """D(x), or D(x|y): dense layers from an image to one score per sample; dropout in training.
 
     Args:
@@ -109,6 +93,8 @@ class MLPDiscriminator(nn.Module):
         torch.Size([2])
     """
 
+    any_size = True
+
     def __init__(
         self,
         nc: int = 1,
@@ -118,17 +104,13 @@ class MLPDiscriminator(nn.Module):
         *,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__()
-        check_positive(nc=nc, hidden=hidden, image_size=image_size)
+        super().__init__(image_size, num_classes, nc=nc, hidden=hidden)
         check_choice("output", output, ("probability", "logits"))
-        self.nc = nc
-        self.image_size = image_size
         self.output = output
-        self.num_classes = num_classes
         pixels = nc * image_size * image_size
         self.main = FusedSequential(
             nn.Dropout(INPUT_DROPOUT),
-            nn.Linear(pixels + check_num_classes(num_classes), hidden),
+            nn.Linear(pixels + (num_classes or 0), hidden),
             nn.LeakyReLU(0.2, inplace=True),
             nn.Dropout(HIDDEN_DROPOUT),
             nn.Linear(hidden, hidden),
@@ -139,22 +121,7 @@ class MLPDiscriminator(nn.Module):
         if output == "probability":
             self.main.append(nn.Sigmoid())
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """How real images look.
-
-        Args:
-            images: (N, nc, image_size, image_size), in [-1, 1].
-            labels: int64 (N,) in [0, num_classes) for a conditional discriminator, else None.
-
-        Returns:
-            (N,): probabilities or logits (``output``).
-
-        Raises:
-            ImageSizeError: images of another shape (a ValueError).
-            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
-        """
-        check_images(images, self.nc, self.image_size, self)
-        pixels = images.flatten(1)[:, :, None, None]
-        pixels = with_labels(pixels, labels, self.num_classes, self)
-        scores: Tensor = self.main(pixels.flatten(1))
+    def _scores(self, images: Tensor, classes: Tensor | None) -> Tensor:
+        pixels = images.flatten(1)
+        scores: Tensor = self.main(pixels if classes is None else torch.cat([pixels, classes], 1))
         return scores.view(-1)

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fastgan.models.checks import check_choice, check_image_size, check_images, check_positive
+from fastgan.models.base import ImageTranslator
+from fastgan.models.checks import check_choice
 from fastgan.models.cyclegan import PATCH_NORMS, PatchDiscriminator
-from fastgan.models.dcgan import LARGEST_IMAGE
 from fastgan.models.initialisation import keep_channels_last, weights_init
 from fastgan.models.layers import normalisation
 from fastgan.nn.recorder import run_recorded
@@ -21,7 +21,7 @@ from fastgan.nn.recorder import run_recorded
 __all__ = ["Pix2PixDiscriminator", "UNetGenerator"]
 
 
-class UNetGenerator(nn.Module):
+class UNetGenerator(ImageTranslator):
     """Translates images: pix2pix's generator.
 
     4x4 convolutions of stride 2 after leaky ReLUs of slope 0.2, transposed ones after ReLUs. At
@@ -48,13 +48,8 @@ class UNetGenerator(nn.Module):
     def __init__(
         self, nc: int = 3, ngf: int = 64, image_size: int = 256, *, norm: str = "instance"
     ) -> None:
-        super().__init__()
-        check_image_size("image_size", image_size, LARGEST_IMAGE)
-        check_positive(nc=nc, ngf=ngf)
+        super().__init__(image_size, nc=nc, ngf=ngf)
         check_choice("norm", norm, PATCH_NORMS)
-        self.nc = nc
-        self.ngf = ngf
-        self.image_size = image_size
         widths = [ngf * min(2**level, 8) for level in range(image_size.bit_length() - 1)]
         biased = norm == "none"
         self.down = nn.ModuleList([nn.Conv2d(nc, ngf, 4, 2, 1)])
@@ -91,23 +86,11 @@ class UNetGenerator(nn.Module):
         """The translating module: ``"a2b"``."""
         return {"a2b": self}
 
-    def forward(self, images: Tensor) -> Tensor:
-        """The translated images.
-
-        Args:
-            images: (N, nc, image_size, image_size), in [-1, 1].
-
-        Returns:
-            Of the same shape, in [-1, 1].
-
-        Raises:
-            ImageSizeError: images of another shape (a ValueError).
-        """
-        check_images(images, self.nc, self.image_size, self)
-        output: Tensor = run_recorded(self, self._translated, (images,), {})
+    def _translated(self, images: Tensor) -> Tensor:
+        output: Tensor = run_recorded(self, self._drawn, (images,), {})
         return output
 
-    def _translated(self, x: Tensor) -> Tensor:
+    def _drawn(self, x: Tensor) -> Tensor:
         maps = []
         for down in self.down:
             x = down(x)

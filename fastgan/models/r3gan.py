@@ -17,9 +17,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from fastgan.models.checks import check_image_size, check_images, check_positive, latent_map
-from fastgan.models.conditioning import check_num_classes, one_hot_labels
-from fastgan.models.dcgan import LARGEST_IMAGE
+from fastgan.models.base import ImageDiscriminator, ImageGenerator
 from fastgan.models.initialisation import keep_channels_last
 from fastgan.nn import FusedSequential
 
@@ -96,7 +94,7 @@ class _Basis(nn.Module):
         return maps.contiguous(memory_format=torch.channels_last)
 
 
-class R3GANGenerator(nn.Module):
+class R3GANGenerator(ImageGenerator):
     """G(z), or G(z|y), R3GAN's; a conditional one concatenates an embedding of the label to z.
 
     Args:
@@ -125,18 +123,10 @@ class R3GANGenerator(nn.Module):
         *,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__()
-        check_image_size("image_size", image_size, LARGEST_IMAGE)
-        check_positive(nz=nz, ngf=ngf, nc=nc)
-        self.nz = nz
-        self.ngf = ngf
-        self.nc = nc
-        self.image_size = image_size
-        self.num_classes = num_classes
+        super().__init__(image_size, num_classes, nz=nz, ngf=ngf, nc=nc)
         channels = widths(ngf, image_size)
         length = nz
-        if check_num_classes(num_classes):
-            assert num_classes is not None
+        if num_classes is not None:
             self.embedding = _drawn(nn.Linear(num_classes, EMBEDDING, bias=False))
             length += EMBEDDING
         layers: list[nn.Module] = [_Basis(length, channels[0])]
@@ -148,29 +138,14 @@ class R3GANGenerator(nn.Module):
         self.main = FusedSequential(*layers)
         keep_channels_last(self)
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images of noise.
-
-        Args:
-            z: (N, nz) or (N, nz, 1, 1).
-            labels: int64 (N,) in [0, num_classes) for a conditional generator, else None.
-
-        Returns:
-            (N, nc, image_size, image_size), unbounded; real images are in [-1, 1].
-
-        Raises:
-            ImageSizeError: a z of another shape (a ValueError).
-            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
-        """
-        z = latent_map(z, self.nz, self).flatten(1)
-        classes = one_hot_labels(labels, self.num_classes, z, self)
+    def _images(self, z: Tensor, classes: Tensor | None) -> Tensor:
         if classes is not None:
             z = torch.cat([z, self.embedding(classes).to(z.dtype)], 1)
         images: Tensor = self.main(z)
         return images
 
 
-class R3GANDiscriminator(nn.Module):
+class R3GANDiscriminator(ImageDiscriminator):
     """f(x), or f(x|y), R3GAN's; a conditional one projects its features on the label's embedding.
 
     Args:
@@ -197,20 +172,14 @@ class R3GANDiscriminator(nn.Module):
         *,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__()
-        check_image_size("image_size", image_size, LARGEST_IMAGE)
-        check_positive(nc=nc, ndf=ndf)
-        self.nc = nc
-        self.ndf = ndf
-        self.image_size = image_size
-        self.num_classes = num_classes
+        super().__init__(image_size, num_classes, nc=nc, ndf=ndf)
         channels = widths(ndf, image_size)[::-1]
         layers = [_drawn(nn.Conv2d(nc, ndf, 1, bias=False))]
         for index, width in enumerate(channels):
             if index:
                 layers += _resized(channels[index - 1], width, up=False)
             layers += [_Block(width, BLOCKS * len(channels)) for _ in range(BLOCKS)]
-        outputs = EMBEDDING if check_num_classes(num_classes) else 1
+        outputs = 1 if num_classes is None else EMBEDDING
         last = channels[-1]
         layers += [
             _drawn(nn.Conv2d(last, last, 4, groups=last, bias=False)),
@@ -222,23 +191,8 @@ class R3GANDiscriminator(nn.Module):
             self.embedding = _drawn(nn.Linear(num_classes, EMBEDDING, bias=False))
         keep_channels_last(self)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The discriminator's scores, of which only differences matter.
-
-        Args:
-            images: (N, nc, image_size, image_size).
-            labels: int64 (N,) in [0, num_classes) for a conditional discriminator, else None.
-
-        Returns:
-            (N,): one real number per sample.
-
-        Raises:
-            ImageSizeError: images of another shape (a ValueError).
-            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
-        """
-        check_images(images, self.nc, self.image_size, self)
+    def _scores(self, images: Tensor, classes: Tensor | None) -> Tensor:
         features: Tensor = self.main(images)
-        classes = one_hot_labels(labels, self.num_classes, images, self)
         if classes is not None:
             features = (features * self.embedding(classes)).sum(1)
         return features.view(-1)

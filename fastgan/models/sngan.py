@@ -17,9 +17,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from fastgan.models.checks import check_image_size, check_images, check_positive, latent_map
-from fastgan.models.conditioning import check_num_classes, one_hot_labels
-from fastgan.models.dcgan import LARGEST_IMAGE
+from fastgan.models.base import ImageDiscriminator, ImageGenerator
 from fastgan.models.initialisation import keep_channels_last
 from fastgan.nn.recorder import run_recorded
 from fastgan.nn.spectral_norm import spectral_norm
@@ -129,7 +127,7 @@ def glorot_init(network: nn.Module) -> None:
                 nn.init.zeros_(module.bias)
 
 
-class SNGANGenerator(nn.Module):
+class SNGANGenerator(ImageGenerator):
     """G(z), or G(z|y) with batch norms scaled and shifted per class.
 
     Args:
@@ -157,15 +155,7 @@ class SNGANGenerator(nn.Module):
         *,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__()
-        check_image_size("image_size", image_size, LARGEST_IMAGE)
-        check_positive(nz=nz, ngf=ngf, nc=nc)
-        check_num_classes(num_classes)
-        self.nz = nz
-        self.ngf = ngf
-        self.nc = nc
-        self.image_size = image_size
-        self.num_classes = num_classes
+        super().__init__(image_size, num_classes, nz=nz, ngf=ngf, nc=nc)
         self._build([ngf * (image_size >> k) for k in range(3, image_size.bit_length())])
         keep_channels_last(self)
 
@@ -180,33 +170,18 @@ class SNGANGenerator(nn.Module):
         self.conv = nn.Conv2d(self.ngf, self.nc, 3, padding=1)
         glorot_init(self)
 
-    def forward(self, z: Tensor, labels: Tensor | None = None) -> Tensor:
-        """Images of noise.
-
-        Args:
-            z: (N, nz) or (N, nz, 1, 1).
-            labels: int64 (N,) in [0, num_classes) for a conditional generator, else None.
-
-        Returns:
-            (N, nc, image_size, image_size), in [-1, 1].
-
-        Raises:
-            ImageSizeError: a z of another shape (a ValueError).
-            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
-        """
-        z = latent_map(z, self.nz, self).flatten(1)
-        classes = one_hot_labels(labels, self.num_classes, z, self)
-        images: Tensor = run_recorded(self, self._images, (z, classes), {})
+    def _images(self, z: Tensor, classes: Tensor | None) -> Tensor:
+        images: Tensor = run_recorded(self, self._drawn, (z, classes), {})
         return images
 
-    def _images(self, z: Tensor, classes: Tensor | None) -> Tensor:
+    def _drawn(self, z: Tensor, classes: Tensor | None) -> Tensor:
         x = self.linear(z).unflatten(1, (-1, 4, 4)).contiguous(memory_format=torch.channels_last)
         for block in self.blocks:
             x = block(x, classes)
         return torch.tanh(self.conv(torch.relu(self.norm(x))))
 
 
-class SNGANDiscriminator(nn.Module):
+class SNGANDiscriminator(ImageDiscriminator):
     """f(x), or f(x|y) by projection: w . h + b + e_y . h, all weights with spectral norm.
 
     Args:
@@ -232,14 +207,7 @@ class SNGANDiscriminator(nn.Module):
         *,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__()
-        check_image_size("image_size", image_size, LARGEST_IMAGE)
-        check_positive(nc=nc, ndf=ndf)
-        check_num_classes(num_classes)
-        self.nc = nc
-        self.ndf = ndf
-        self.image_size = image_size
-        self.num_classes = num_classes
+        super().__init__(image_size, num_classes, nc=nc, ndf=ndf)
         self._build([ndf << k for k in range(image_size.bit_length() - 3)])
         keep_channels_last(self)
         spectral_norm(self)
@@ -258,26 +226,11 @@ class SNGANDiscriminator(nn.Module):
             self.embedding = nn.Linear(self.num_classes, last, bias=False)
         glorot_init(self)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The discriminator's scores.
-
-        Args:
-            images: (N, nc, image_size, image_size), in [-1, 1].
-            labels: int64 (N,) in [0, num_classes) for a conditional discriminator, else None.
-
-        Returns:
-            (N,): one real number per sample.
-
-        Raises:
-            ImageSizeError: images of another shape (a ValueError).
-            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
-        """
-        check_images(images, self.nc, self.image_size, self)
-        classes = one_hot_labels(labels, self.num_classes, images, self)
-        scores: Tensor = run_recorded(self, self._scores, (images, classes), {})
+    def _scores(self, images: Tensor, classes: Tensor | None) -> Tensor:
+        scores: Tensor = run_recorded(self, self._judged, (images, classes), {})
         return scores
 
-    def _scores(self, images: Tensor, classes: Tensor | None) -> Tensor:
+    def _judged(self, images: Tensor, classes: Tensor | None) -> Tensor:
         features = self.blocks(images).sum((2, 3))
         scores: Tensor = self.linear(features).view(-1)
         if classes is not None:

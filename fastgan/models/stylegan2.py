@@ -19,9 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.errors import ConfigError
-from fastgan.models.checks import check_image_size, check_images, check_positive, latent_map
-from fastgan.models.conditioning import check_num_classes, one_hot_labels
-from fastgan.models.dcgan import LARGEST_IMAGE
+from fastgan.models.base import ImageDiscriminator, ImageGenerator
+from fastgan.models.checks import latent_map
+from fastgan.models.conditioning import one_hot_labels
 from fastgan.models.initialisation import keep_channels_last
 from fastgan.models.r3gan import widths
 from fastgan.nn.minibatch_stddev import MinibatchStdDev
@@ -145,7 +145,7 @@ class _ToRGB(nn.Module):
         return bias_act(y, self.bias.to(y.dtype))
 
 
-class StyleGAN2Generator(nn.Module):
+class StyleGAN2Generator(ImageGenerator):
     """G(z), or G(z|y), StyleGAN2's.
 
     ``forward`` is ``synthesis(styles(z))``: each convolution has its own w, the same for all unless
@@ -188,17 +188,9 @@ class StyleGAN2Generator(nn.Module):
         nw: int | None = None,
         mapping_layers: int = 8,
     ) -> None:
-        super().__init__()
-        check_image_size("image_size", image_size, LARGEST_IMAGE)
         nw = nz if nw is None else nw
-        check_positive(nz=nz, ngf=ngf, nc=nc, nw=nw, mapping_layers=mapping_layers)
-        check_num_classes(num_classes)
-        self.nz = nz
-        self.nw = nw
-        self.ngf = ngf
-        self.nc = nc
-        self.image_size = image_size
-        self.num_classes = num_classes
+        counts = {"nz": nz, "ngf": ngf, "nc": nc, "nw": nw, "mapping_layers": mapping_layers}
+        super().__init__(image_size, num_classes, **counts)
         self.mapping = _Mapping(nz, nw, mapping_layers, num_classes)
         channels = widths(ngf, image_size)
         self.const = _drawn(channels[0], 4, 4)
@@ -291,7 +283,7 @@ class StyleGAN2Generator(nn.Module):
 
         Raises:
             ImageSizeError: a z of another shape (a ValueError).
-            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
+            LabelError: unfit labels, see :func:`fastgan.models.conditioning.one_hot_labels`.
             ConfigError: a ``truncation`` below 0 (a ValueError).
         """
         return self.synthesis(self.truncated(self.styles(z, labels), truncation))
@@ -339,7 +331,7 @@ class _Down(nn.Module):
         return output
 
 
-class StyleGAN2Discriminator(nn.Module):
+class StyleGAN2Discriminator(ImageDiscriminator):
     """f(x), or f(x|y), StyleGAN2's; a conditional one projects its features on the label's
     embedding.
 
@@ -368,14 +360,7 @@ class StyleGAN2Discriminator(nn.Module):
         *,
         num_classes: int | None = None,
     ) -> None:
-        super().__init__()
-        check_image_size("image_size", image_size, LARGEST_IMAGE)
-        check_positive(nc=nc, ndf=ndf)
-        check_num_classes(num_classes)
-        self.nc = nc
-        self.ndf = ndf
-        self.image_size = image_size
-        self.num_classes = num_classes
+        super().__init__(image_size, num_classes, nc=nc, ndf=ndf)
         channels = widths(ndf, image_size)[::-1]
         last = channels[-1]
         root = math.sqrt(2)
@@ -389,23 +374,7 @@ class StyleGAN2Discriminator(nn.Module):
             self.embedding = _drawn(num_classes, last)
         keep_channels_last(self)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
-        """The discriminator's scores, before a sigmoid.
-
-        Args:
-            images: (N, nc, image_size, image_size), in [-1, 1].
-            labels: int64 (N,) in [0, num_classes) for a conditional discriminator, else None.
-
-        Returns:
-            (N,): one real number per sample.
-
-        Raises:
-            ImageSizeError: images of another shape (a ValueError).
-            LabelError: unfit labels, see :func:`fastgan.models.conditioning.with_labels`.
-            ConfigError: a batch of more than 4 that 4 doesn't divide (a ValueError).
-        """
-        check_images(images, self.nc, self.image_size, self)
-        classes = one_hot_labels(labels, self.num_classes, images, self)
+    def _scores(self, images: Tensor, classes: Tensor | None) -> Tensor:
         x = self.conv(self.spread(self.blocks(self.from_rgb(images))))
         features: Tensor = self.output(self.hidden(x.flatten(1)))
         if classes is None:

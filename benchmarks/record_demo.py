@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 
 from fastgan import load_generator
-from fastgan.bench.machine import commit, machine_facts, utc_now, versions
+from fastgan.bench.machine import context
 from fastgan.data import load_data
 from fastgan.sampling.images import save_grid
 from fastgan.training.config_files import read_settings
@@ -54,10 +54,7 @@ def main() -> None:
     run = parser.parse_args().run
     config = read_settings(run / "config.toml")
     result = {
-        "time": utc_now(),
-        "commit": commit(),
-        "machine": machine_facts(torch.device("cpu")),
-        "versions": versions(),
+        **context(torch.device("cpu")),
         "config": {name: value for name, value in config.items() if name != "out"},
         "training_seconds": read_metrics(run / "metrics.csv")[-1]["seconds"],
         "evaluation": json.loads((run / "evaluation.json").read_text()),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from fastgan.bench.machine import commit, machine_facts, utc_now, versions
+from fastgan.bench.machine import context
 from fastgan.cli import main as fastgan
 from fastgan.training.recorder import read_metrics
 
@@ -54,10 +54,8 @@ def run(*words: str) -> None:
 
 def measured(model: str, folder: Path, at: str | None) -> dict[str, object]:
     record: dict[str, object] = {
-        "time": utc_now(),
+        **context(torch.device("cpu")),
         "commit": at,
-        "machine": machine_facts(torch.device("cpu")),
-        "versions": versions(),
         "flags": FLAGS[model],
     }
     for name, more in (("start", ["--steps", "1"]), ("end", [])):
@@ -76,7 +74,7 @@ def main() -> None:
     parser.add_argument("models", nargs="*", metavar="MODEL", help="by default all")
     models = parser.parse_args().models or list(FLAGS)
     result = json.loads(RESULT.read_text()) if RESULT.exists() else {"models": {}}
-    at = commit()  # before the results make it dirty
+    at = context(torch.device("cpu"))["commit"]  # before the results make it dirty
     for model in models:
         with tempfile.TemporaryDirectory() as folder:
             result["models"][model] = measured(model, Path(folder), at)

@@ -38,13 +38,14 @@ import torch
 from scipy import stats
 from torch import Tensor, nn
 
-from fastgan import reference
-from fastgan.bench.machine import commit, machine_facts, utc_now, versions
+from fastgan.bench.machine import context
+from fastgan.bench.suites.iterations import reference_networks, reference_steps
 from fastgan.data import load_data, open_stream
 from fastgan.evaluation.report import evaluate_samples
 from fastgan.sampling.batches import generate_images
 from fastgan.sampling.noise import sample_noise
 from fastgan.training import TrainConfig, Trainer
+from fastgan.training.networks import DataShape
 from fastgan.training.optimizer_kinds import build_torch_optimizer
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -83,12 +84,18 @@ def trained_by_the_reference(model: str, seed: int, options: argparse.Namespace)
     config = TrainConfig(out="unused", **settings(model, seed, options)).resolved()
     source = load_data("digits", image_size=config.image_size)
     torch.manual_seed(seed)
-    generator, discriminator = reference_networks(config, source.num_classes)
-    generator, discriminator = generator.to(options.device), discriminator.to(options.device)
-    optimizer_g = build_torch_optimizer(config, generator, config.lr_g)
-    optimizer_d = build_torch_optimizer(config, discriminator, config.lr_d)
+    classes = source.num_classes if config.conditional else None
+    shape = DataShape("digits", channels=1, image_size=config.image_size, num_classes=classes)
+    networks = [network.to(options.device) for network in reference_networks(config, shape)]
+    generator, _ = networks
+    optimizers = [
+        build_torch_optimizer(config, network, lr)
+        for network, lr in zip(networks, (config.lr_g, config.lr_d), strict=True)
+    ]
     average = copy.deepcopy(generator).eval().requires_grad_(False)
     random = torch.Generator(options.device).manual_seed(seed)
+
+    critic_step, generator_step = reference_steps(config, networks, optimizers, random, None)
 
     def noise() -> Tensor:
         size = config.batch_size
@@ -99,32 +106,18 @@ def trained_by_the_reference(model: str, seed: int, options: argparse.Namespace)
         source, batch_size=config.batch_size, seed=seed, device=options.device
     ) as stream:
         for step in range(config.steps):
-            for optimizer, lr in ((optimizer_g, config.lr_g), (optimizer_d, config.lr_d)):
+            for optimizer, lr in zip(optimizers, (config.lr_g, config.lr_d), strict=True):
                 for group in optimizer.param_groups:
                     decay = 1 - step / config.steps if config.lr_decay == "linear" else 1.0
                     group["lr"] = lr * decay
             for _ in range(config.n_critic):
                 real, labels = next(stream)
-                given = labels if config.conditional else None
-                players = (generator, discriminator, optimizer_d, real, noise())
-                if model == "wgan-gp":
-                    reference.wgan_gp_critic_step(*players, labels=given, random=random)
-                elif model == "wgan":
-                    reference.wgan_critic_step(*players, clip=config.clip, labels=given)
-                else:
-                    reference.discriminator_step(*players, labels=given, output="logits")
-            given = None
+                critic_step(real, noise(), **({"labels": labels} if config.conditional else {}))
+            given = {}
             if config.conditional:
                 shape, where = (config.batch_size,), options.device
-                given = torch.randint(source.num_classes, shape, generator=random, device=where)
-            if config.is_wasserstein:
-                reference.wgan_generator_step(
-                    generator, discriminator, optimizer_g, noise(), labels=given
-                )
-            else:
-                reference.generator_step(
-                    generator, discriminator, optimizer_g, noise(), labels=given, output="logits"
-                )
+                given["labels"] = torch.randint(classes, shape, generator=random, device=where)
+            generator_step(real, noise(), **given)
             with torch.no_grad():
                 decay = min(config.ema_decay, (2 + step) / (11 + step))
                 for ours, theirs in zip(average.parameters(), generator.parameters(), strict=True):
@@ -132,21 +125,6 @@ def trained_by_the_reference(model: str, seed: int, options: argparse.Namespace)
                 for ours, theirs in zip(average.buffers(), generator.buffers(), strict=True):
                     ours.copy_(theirs)
     return average, config, time.perf_counter() - began
-
-
-def reference_networks(config: TrainConfig, classes: int) -> tuple[nn.Module, nn.Module]:
-    shape = {"nc": 1, "image_size": config.image_size}
-    if config.conditional:
-        shape["num_classes"] = classes
-    if config.model == "gan":
-        return (
-            reference.MLPGenerator(nz=config.nz, **shape),
-            reference.MLPDiscriminator(output="logits", **shape),
-        )
-    generator = reference.DCGANGenerator(nz=config.nz, ngf=config.ngf, **shape)
-    if config.is_wasserstein:
-        return generator, reference.WGANCritic(ndf=config.ndf, norm=config.critic_norm, **shape)
-    return generator, reference.DCGANDiscriminator(ndf=config.ndf, output="logits", **shape)
 
 
 def evaluated(generator: nn.Module, config: TrainConfig, seed: int) -> dict:
@@ -223,10 +201,7 @@ def main() -> None:
     )
     complete = set(options.models) == set(MODELS) and len(options.seeds) >= 3
     report = {
-        "time": utc_now(),
-        "commit": commit(),
-        "machine": machine_facts(torch.device(options.device)),
-        "versions": versions(),
+        **context(torch.device(options.device)),
         "settings": {"steps": options.steps, "samples": SAMPLES, "models": SETTINGS},
         "rows": rows,
         "verdicts": against_fp32 + against_reference,

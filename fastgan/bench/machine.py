@@ -9,6 +9,7 @@ import re
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -95,6 +96,21 @@ def commit() -> str | None:
         # An install inside another repository: its commit isn't ours.
         return None
     return head + ("-dirty" if answers[1].strip() else "")
+
+
+def context(device: torch.device) -> dict[str, Any]:
+    """A result's ``time``, ``commit``, ``machine`` and ``versions``, as of now.
+
+    Example:
+        >>> sorted(context(torch.device("cpu")))
+        ['commit', 'machine', 'time', 'versions']
+    """
+    return {
+        "time": utc_now(),
+        "commit": commit(),
+        "machine": machine_facts(device),
+        "versions": versions(),
+    }
 
 
 def cache_bytes(device: torch.device) -> int:

@@ -15,7 +15,7 @@ import torch
 from fastgan.bench.cases import Case, Setting, is_ours
 from fastgan.bench.counting import count
 from fastgan.bench.floors import Floors, measure_floors
-from fastgan.bench.machine import cache_bytes, commit, machine_facts, utc_now, versions
+from fastgan.bench.machine import cache_bytes, context
 from fastgan.bench.memory import MemoryMeter, can_measure_memory, saved_bytes
 from fastgan.bench.schema import Result, Row
 from fastgan.bench.timing import Budget, Call, Timing, measure_in_turns, median_and_quartiles
@@ -117,7 +117,7 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
     if device.type == "cuda":
         # Every user of convolutions on a GPU should set this; it applies to the peers, too.
         torch.backends.cudnn.benchmark = True
-    started, clock = utc_now(), time.monotonic()
+    clock, facts = time.monotonic(), context(device)
 
     def late(share: float) -> bool:
         return plan.seconds is not None and time.monotonic() - clock > share * plan.seconds
@@ -174,10 +174,7 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
     rows.sort(key=lambda row: place[_subject(row)])
     listener.on_stage("done", total, total)
     return Result(
-        time=started,
-        commit=commit(),
-        machine=machine_facts(device),
-        versions=versions(),
+        **facts,
         settings=plan.settings,
         floors={
             "bytes_per_second": floors.bytes_per_second,

@@ -53,8 +53,8 @@ def test_plain_pytorch_goes_on_with_the_weights_after_a_step(
                     layer.register_forward_hook(compare)
         return networks
 
-    make = iterations._reference_networks
-    monkeypatch.setattr(iterations, "_reference_networks", watched)
+    make = iterations.reference_networks
+    monkeypatch.setattr(iterations, "reference_networks", watched)
     small = {"ngf": 2, "ndf": 2, "image_size": 16, "n_critic": 1, "batch_size": 4, "lr": 0.1}
     for model in ("dcgan", "cyclegan"):
         monkeypatch.setitem(iterations._SIZES, model, small)

@@ -151,7 +151,7 @@ def _work(config: TrainConfig, dtype: str) -> Work:
     if config.path_length:
         further, penalised = 1, 1
     with torch.device("meta"):
-        networks = _reference_networks(config)
+        networks = reference_networks(config, _data(config))
         frozen = [copy.deepcopy(network).requires_grad_(False) for network in networks]
         noise = torch.empty(config.batch_size, config.nz, 1, 1)
         images = torch.empty(config.batch_size, 3, config.image_size, config.image_size)
@@ -194,7 +194,7 @@ def _translation_work(config: TrainConfig, dtype: str) -> Work:
     assert config.image_size is not None
     cycle = config.model == "cyclegan"
     with torch.device("meta"):
-        networks: Any = _reference_networks(config)
+        networks: Any = reference_networks(config, _data(config))
         generator, critic = (networks[0].a_to_b, networks[1].a) if cycle else networks
         frozen = copy.deepcopy(critic).requires_grad_(False)
         images = torch.empty(config.batch_size, 3, config.image_size, config.image_size)
@@ -251,32 +251,27 @@ def _data(config: TrainConfig) -> DataShape:
     )
 
 
-def _reference_networks(config: TrainConfig) -> tuple[nn.Module, nn.Module]:
-    """:mod:`fastgan.reference`'s generator and discriminator."""
-    generator, discriminator = (
-        named(network).__name__ for network in (config.kind.generator, config.kind.discriminator)
-    )
-    channels = 3
-    if config.model == "pix2pix":
-        discriminator, channels = "PatchDiscriminator", 6
-    return _reference_network(generator, config), _reference_network(
-        discriminator, config, channels
-    )
-
-
-def _reference_network(name: str, config: TrainConfig, channels: int = 3) -> nn.Module:
-    network = getattr(reference, name)
+def reference_networks(config: TrainConfig, data: DataShape) -> tuple[nn.Module, nn.Module]:
+    """:mod:`fastgan.reference`'s generator and discriminator, which returns logits."""
+    pix2pix = config.model == "pix2pix"
+    names = [named(name).__name__ for name in (config.kind.generator, config.kind.discriminator)]
     settings = {
         **config.to_dict(),
-        "nc": channels,
-        "num_classes": _CLASSES if config.conditional else None,
+        "num_classes": data.num_classes,
         "norm": config.critic_norm,
         "output": "logits",
         "blocks": 6,
     }
-    taken = inspect.signature(network).parameters
-    built: nn.Module = network(**{key: settings[key] for key in taken if key in settings})
-    return built
+
+    def build(name: str, channels: int) -> nn.Module:
+        network = getattr(reference, name)
+        given = {"nc": channels, **settings}
+        taken = inspect.signature(network).parameters
+        built: nn.Module = network(**{key: given[key] for key in taken if key in given})
+        return built
+
+    discriminator = "PatchDiscriminator" if pix2pix else names[1]
+    return build(names[0], data.channels), build(discriminator, data.channels * (1 + pix2pix))
 
 
 Weights = tuple[dict[str, Tensor], dict[str, Tensor]]
@@ -338,7 +333,7 @@ def _plain(
     mode: str | None,
 ) -> Call:
     generator: Any
-    generator, discriminator = _reference_networks(config)
+    generator, discriminator = reference_networks(config, _data(config))
     for network, values in zip((generator, discriminator), weights, strict=True):
         known = network.state_dict()  # the reference's network has no pools of images
         placed(network, {k: values[k] for k in known}, device, torch.channels_last)
@@ -353,7 +348,7 @@ def _plain(
         networks = (generator, discriminator)
         return _translating(networks, (optimizer_g, optimizer_d), batches, device, dtype, mode)
     random = torch.Generator(device).manual_seed(0)
-    critic_step, generator_step = _steps(
+    critic_step, generator_step = reference_steps(
         config, (generator, discriminator), (optimizer_g, optimizer_d), random, mode
     )
     penalise_d, penalise_g = _lazy_steps(
@@ -380,14 +375,14 @@ def _plain(
 Step = Callable[..., object]
 
 
-def _steps(
+def reference_steps(
     config: TrainConfig,
     networks: tuple[Any, Any],
     optimizers: tuple[Any, Any],
     random: torch.Generator,
     mode: str | None,
 ) -> tuple[Step, Step]:
-    """The reference's steps of both players."""
+    """The reference's steps of both networks, compiled with ``mode`` unless it is None."""
     generator, discriminator = networks
     optimizer_g, optimizer_d = optimizers
     run_d = discriminator

@@ -29,33 +29,10 @@ import triton
 import triton.language as tl
 
 from fastgan.kernels.implicit_gemm import store_tile
+from fastgan.kernels.launch import UNSPECIALISED
 
 
-@triton.jit(
-    do_not_specialize=[
-        "batch",
-        "output_height",
-        "output_width",
-        "kernel_height",
-        "kernel_width",
-        "stride_height",
-        "stride_width",
-        "padding_height",
-        "padding_width",
-        "dilation_height",
-        "dilation_width",
-        "common_height",
-        "common_width",
-        "inverse_height",
-        "inverse_width",
-        "phases_height",
-        "phases_width",
-        "boxes_h",
-        "boxes_w",
-        "tiles_m",
-        "tiles_n",
-    ]
-)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def descriptor_gemm_kernel(
     output,  # channels-last (N, out_channels, H, W)
     # The epilogue's tensors, as implicit_gemm_kernel's.
@@ -113,17 +90,7 @@ def descriptor_gemm_kernel(
     tile_n = program % tiles_n
     phase = program // tiles_n % (phases_height * phases_width)
     tile_m = program // tiles_n // (phases_height * phases_width)
-    (
-        outputs_h,
-        first_output_h,
-        output_step_h,
-        taps_h,
-        first_tap_h,
-        tap_step_h,
-        first_input_h,
-        _input_per_output_h,
-        input_per_tap_h,
-    ) = AXIS(
+    axis_h = AXIS(
         phase // phases_width,
         output_height,
         kernel_height,
@@ -133,17 +100,7 @@ def descriptor_gemm_kernel(
         common_height,
         inverse_height,
     )
-    (
-        outputs_w,
-        first_output_w,
-        output_step_w,
-        taps_w,
-        first_tap_w,
-        tap_step_w,
-        first_input_w,
-        _input_per_output_w,
-        input_per_tap_w,
-    ) = AXIS(
+    axis_w = AXIS(
         phase % phases_width,
         output_width,
         kernel_width,
@@ -158,14 +115,14 @@ def descriptor_gemm_kernel(
     first_sample = tile_m // boxes_w // boxes_h * BOX_N
 
     blocks = tl.cdiv(in_channels, BLOCK_K)
-    steps = taps_h * taps_w * blocks
+    steps = axis_h.taps * axis_w.taps * blocks
     # The last tiles of a smaller phase are empty.
-    steps = tl.where((first_h < outputs_h) & (first_w < outputs_w), steps, 0)
+    steps = tl.where((first_h < axis_h.outputs) & (first_w < axis_w.outputs), steps, 0)
     accumulator = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
     row, col, channel = 0, 0, 0
     for _step in range(steps):
-        at_h = first_input_h + row * input_per_tap_h
-        at_w = first_input_w + col * input_per_tap_w
+        at_h = axis_h.first_input + row * axis_h.input_per_tap
+        at_w = axis_w.first_input + col * axis_w.input_per_tap
         # Shifts round down, as the tap before the first pixel needs.
         a = input.load(
             [
@@ -176,7 +133,11 @@ def descriptor_gemm_kernel(
                 (at_w & ((1 << SHIFT_W) - 1)) * in_channels + channel,
             ]
         ).reshape(BLOCK_M, BLOCK_K)
-        tap = (first_tap_h + row * tap_step_h) * kernel_width + first_tap_w + col * tap_step_w
+        tap = (
+            (axis_h.first_tap + row * axis_h.tap_step) * kernel_width
+            + axis_w.first_tap
+            + col * axis_w.tap_step
+        )
         if SCATTER:
             b = weight.load([channel, tap, tile_n * BLOCK_N]).reshape(BLOCK_K, BLOCK_N)
         else:
@@ -185,15 +146,15 @@ def descriptor_gemm_kernel(
         channel += BLOCK_K
         col = tl.where(channel < in_channels, col, col + 1)
         channel = tl.where(channel < in_channels, channel, 0)
-        row = tl.where(col < taps_w, row, row + 1)
-        col = tl.where(col < taps_w, col, 0)
+        row = tl.where(col < axis_w.taps, row, row + 1)
+        col = tl.where(col < axis_w.taps, col, 0)
 
     m = tl.arange(0, BLOCK_M)
     sample = first_sample + m // (BOX_H * BOX_W)
     q_h, q_w = first_h + m // BOX_W % BOX_H, first_w + m % BOX_W
-    exists = (sample < batch) & (q_h < outputs_h) & (q_w < outputs_w)
-    output_h = (first_output_h + q_h * output_step_h).to(tl.int64)
-    output_w = (first_output_w + q_w * output_step_w).to(tl.int64)
+    exists = (sample < batch) & (q_h < axis_h.outputs) & (q_w < axis_w.outputs)
+    output_h = (axis_h.first_output + q_h * axis_h.output_step).to(tl.int64)
+    output_w = (axis_w.first_output + q_w * axis_w.output_step).to(tl.int64)
     store_tile(
         accumulator,
         ((sample.to(tl.int64) * output_height + output_h) * output_width + output_w) * out_channels,
@@ -218,20 +179,7 @@ def descriptor_gemm_kernel(
     )
 
 
-@triton.jit(
-    do_not_specialize=[
-        "kernel_width",
-        "padding_height",
-        "padding_width",
-        "dilation_height",
-        "dilation_width",
-        "boxes_h",
-        "boxes_w",
-        "steps_per_split",
-        "tiles_m",
-        "tiles_n",
-    ]
-)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def descriptor_weight_gradient_kernel(
     grad_weight,  # splits x paired_channels x gathered_channels x kernel_height x kernel_width
     paired,  # a descriptor of (N, H', 1, W', C')

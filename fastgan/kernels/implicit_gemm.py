@@ -24,36 +24,11 @@ import triton
 import triton.language as tl
 
 from fastgan.kernels.index_maps import pixel_of, quotient, within
+from fastgan.kernels.launch import UNSPECIALISED
 from fastgan.kernels.prologues import after_prologue, load_vector, load_vectors
 
 
-@triton.jit(
-    do_not_specialize=[
-        "batch",
-        "input_height",
-        "input_width",
-        "output_height",
-        "output_width",
-        "kernel_height",
-        "kernel_width",
-        "stride_height",
-        "stride_width",
-        "padding_height",
-        "padding_width",
-        "dilation_height",
-        "dilation_width",
-        "common_height",
-        "common_width",
-        "inverse_height",
-        "inverse_width",
-        "channel_multiplier",
-        "channel_shift",
-        "phases_height",
-        "phases_width",
-        "tiles_m",
-        "tiles_n",
-    ]
-)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def implicit_gemm_kernel(
     # The operand, logically (N, in_channels, H, W), and its prologue's tensors.
     input,
@@ -131,17 +106,7 @@ def implicit_gemm_kernel(
     tile_n = program % tiles_n
     phase = program // tiles_n % (phases_height * phases_width)
     tile_m = program // tiles_n // (phases_height * phases_width)
-    (
-        outputs_h,
-        first_output_h,
-        output_step_h,
-        taps_h,
-        first_tap_h,
-        tap_step_h,
-        first_input_h,
-        input_per_output_h,
-        input_per_tap_h,
-    ) = AXIS(
+    axis_h = AXIS(
         phase // phases_width,
         output_height,
         kernel_height,
@@ -151,17 +116,7 @@ def implicit_gemm_kernel(
         common_height,
         inverse_height,
     )
-    (
-        outputs_w,
-        first_output_w,
-        output_step_w,
-        taps_w,
-        first_tap_w,
-        tap_step_w,
-        first_input_w,
-        input_per_output_w,
-        input_per_tap_w,
-    ) = AXIS(
+    axis_w = AXIS(
         phase % phases_width,
         output_width,
         kernel_width,
@@ -174,35 +129,35 @@ def implicit_gemm_kernel(
 
     # Row m of the tile is the output (sample, q_h, q_w) of the phase. Offsets into operands are
     # OFFSET from the first product on: a tensor may have more than 2^31 elements.
-    positions = batch.to(POSITION) * outputs_h * outputs_w
+    positions = batch.to(POSITION) * axis_h.outputs * axis_w.outputs
     position = tile_m.to(POSITION) * BLOCK_M + tl.arange(0, BLOCK_M)
     exists = position < positions
-    sample, q_h, q_w = pixel_of(position, outputs_h, outputs_w, POSITION)
-    input_h = first_input_h + q_h * input_per_output_h
-    input_w = first_input_w + q_w * input_per_output_w
+    sample, q_h, q_w = pixel_of(position, axis_h.outputs, axis_w.outputs, POSITION)
+    input_h = axis_h.first_input + q_h * axis_h.input_per_output
+    input_w = axis_w.first_input + q_w * axis_w.input_per_output
     row_offset = (
         sample.to(OFFSET) * input_stride_n
         + input_h.to(OFFSET) * input_stride_h
         + input_w.to(OFFSET) * input_stride_w
     )
-    output_h = (first_output_h + q_h * output_step_h).to(tl.int64)
-    output_w = (first_output_w + q_w * output_step_w).to(tl.int64)
+    output_h = (axis_h.first_output + q_h * axis_h.output_step).to(tl.int64)
+    output_w = (axis_w.first_output + q_w * axis_w.output_step).to(tl.int64)
     output_row = ((sample * output_height + output_h) * output_width + output_w) * out_channels
     column = tile_n * BLOCK_N + tl.arange(0, BLOCK_N)
     column_exists = column < out_channels
     column_offset = column.to(OFFSET) * weight_stride_n
 
     if ONE_TAP:
-        steps = taps_h * taps_w * tl.cdiv(in_channels, BLOCK_K)
+        steps = axis_h.taps * axis_w.taps * tl.cdiv(in_channels, BLOCK_K)
     else:
-        steps = tl.cdiv(taps_h * taps_w * in_channels, BLOCK_K)
+        steps = tl.cdiv(axis_h.taps * axis_w.taps * in_channels, BLOCK_K)
     # The last tiles of a smaller phase are empty.
     steps = tl.where(tile_m.to(POSITION) * BLOCK_M < positions, steps, 0)
     accumulator = tl.full([BLOCK_M, BLOCK_N], 0.0, tl.float32)
     k = tl.arange(0, BLOCK_K)
     row, col, first_channel = 0, 0, 0
     # Exact while number * divisor is below 2^32. A phase without taps has no steps.
-    row_multiplier = (2**32 - 1) // tl.maximum(taps_w, 1).to(tl.uint32) + 1
+    row_multiplier = (2**32 - 1) // tl.maximum(axis_w.taps, 1).to(tl.uint32) + 1
     for step in range(steps):
         if ONE_TAP:
             channel = first_channel + k
@@ -212,16 +167,16 @@ def implicit_gemm_kernel(
             first_channel += BLOCK_K
             col = tl.where(first_channel < in_channels, col, col + 1)
             first_channel = tl.where(first_channel < in_channels, first_channel, 0)
-            row = tl.where(col < taps_w, row, row + 1)
-            col = tl.where(col < taps_w, col, 0)
+            row = tl.where(col < axis_w.taps, row, row + 1)
+            col = tl.where(col < axis_w.taps, col, 0)
         else:
             number = step * BLOCK_K + k
             tap = quotient(number, in_channels, channel_multiplier, channel_shift)
             channel = number - tap * in_channels
-            known = tap < taps_h * taps_w
-            tap_h = quotient(tap, taps_w, row_multiplier, 0)
-            tap_w = tap - tap_h * taps_w
-        step_h, step_w = tap_h * input_per_tap_h, tap_w * input_per_tap_w
+            known = tap < axis_h.taps * axis_w.taps
+            tap_h = quotient(tap, axis_w.taps, row_multiplier, 0)
+            tap_w = tap - tap_h * axis_w.taps
+        step_h, step_w = tap_h * axis_h.input_per_tap, tap_w * axis_w.input_per_tap
         at_h, at_w = input_h[:, None] + step_h[None, :], input_w[:, None] + step_w[None, :]
         inside = within(at_h, input_height) & within(at_w, input_width)
         inside = inside & exists[:, None] & known[None, :]
@@ -234,8 +189,8 @@ def implicit_gemm_kernel(
         a = tl.load(input + offset, mask=inside, other=0.0)
 
         weight_offset = (
-            (first_tap_h + tap_h * tap_step_h).to(OFFSET) * weight_stride_h
-            + (first_tap_w + tap_w * tap_step_w).to(OFFSET) * weight_stride_w
+            (axis_h.first_tap + tap_h * axis_h.tap_step).to(OFFSET) * weight_stride_h
+            + (axis_w.first_tap + tap_w * axis_w.tap_step).to(OFFSET) * weight_stride_w
             + channel.to(OFFSET) * weight_stride_k
         )
         b = tl.load(

@@ -9,8 +9,7 @@ and they meet at the input
 
     first_input + q input_per_output + j input_per_tap.
 
-A map takes a phase and the geometry of an axis and returns (outputs, first_output, output_step,
-taps, first_tap, tap_step, first_input, input_per_output, input_per_tap). For its derivation see
+A map takes a phase and the geometry of an axis and returns an :class:`Axis`. For its derivation see
 :mod:`fastgan.kernels.geometry`.
 
 The numbering of pixels by positions, and of taps and channels by blocks, is here for all kernels.
@@ -21,14 +20,30 @@ The numbering of pixels by positions, and of taps and channels by blocks, is her
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import triton
 import triton.language as tl
+
+
+class Axis(NamedTuple):
+    """A phase along an axis: the names of the module's formulas, and the numbers of q and j."""
+
+    outputs: tl.tensor
+    first_output: tl.tensor
+    output_step: tl.tensor
+    taps: tl.tensor
+    first_tap: tl.tensor
+    tap_step: tl.tensor
+    first_input: tl.tensor
+    input_per_output: tl.tensor
+    input_per_tap: tl.tensor
 
 
 @triton.jit
 def gather_axis(phase, outputs, kernel, stride, padding, dilation, common, inverse):
     """Output o and tap r meet at input o stride - padding + r dilation; there is one phase."""
-    return outputs, 0, 1, kernel, 0, 1, -padding, stride, dilation
+    return Axis(outputs, 0, 1, kernel, 0, 1, -padding, stride, dilation)
 
 
 @triton.jit
@@ -54,7 +69,7 @@ def scatter_axis(phase, outputs, kernel, stride, padding, dilation, common, inve
     taps = (kernel - first_tap + tap_step - 1) // tap_step * reached
     # An exact division, so that its rounding of negative numbers doesn't matter.
     first_input = (first_output + padding - first_tap * dilation) // stride
-    return (
+    return Axis(
         phase_outputs,
         first_output,
         stride,

@@ -16,6 +16,20 @@ from torch import Tensor
 
 from fastgan.kernels.tiles import Tile
 
+#: Kernels' integers but channels and strides. Triton would compile a kernel anew where one is 1 or
+#: a multiple of 16, which helps none of these.
+UNSPECIALISED = [
+    *("batch", "height", "width", "elements", "splits", "steps_per_split"),
+    *("input_height", "input_width", "output_height", "output_width"),
+    *("paired_height", "paired_width", "gathered_height", "gathered_width"),
+    *("kernel_height", "kernel_width", "stride_height", "stride_width"),
+    *("padding_height", "padding_width", "dilation_height", "dilation_width"),
+    *("common_height", "common_width", "inverse_height", "inverse_width"),
+    *("channel_multiplier", "channel_shift", "row_multiplier", "row_shift"),
+    *("sample_multiplier", "sample_shift", "phases_height", "phases_width"),
+    *("boxes_h", "boxes_w", "tiles_m", "tiles_n"),
+]
+
 
 @cache
 def interpreted() -> bool:

@@ -22,33 +22,11 @@ import triton
 import triton.language as tl
 
 from fastgan.kernels.index_maps import pixel_of, quotient, tap_and_channel, within
+from fastgan.kernels.launch import UNSPECIALISED
 from fastgan.kernels.prologues import after_prologue, load_vectors
 
 
-@triton.jit(
-    do_not_specialize=[
-        "batch",
-        "paired_height",
-        "paired_width",
-        "gathered_height",
-        "gathered_width",
-        "kernel_height",
-        "kernel_width",
-        "stride_height",
-        "stride_width",
-        "padding_height",
-        "padding_width",
-        "dilation_height",
-        "dilation_width",
-        "row_multiplier",
-        "row_shift",
-        "sample_multiplier",
-        "sample_shift",
-        "steps_per_split",
-        "tiles_m",
-        "tiles_n",
-    ]
-)
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def weight_gradient_kernel(
     # The two operands, each with its prologue's tensors.
     paired,  # logically (N, paired_channels, paired_height, paired_width)
@@ -227,7 +205,7 @@ def weight_gradient_kernel(
     )
 
 
-@triton.jit(do_not_specialize=["splits", "elements"])
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def sum_splits_kernel(
     partial,  # (splits, elements) float32
     total,  # (elements,)
@@ -254,7 +232,7 @@ def sum_splits_kernel(
     tl.store(total + element, accumulator.to(total.dtype.element_ty), mask=exists)
 
 
-@triton.jit(do_not_specialize=["batch", "height", "width", "steps_per_split", "tiles_n"])
+@triton.jit(do_not_specialize=UNSPECIALISED)
 def channel_sums_kernel(
     value,  # logically (N, channels, height, width)
     other,  # as value, in the same strides; or None

@@ -198,19 +198,6 @@ Tensor array_argument(const char* op, const char* argument, const Tensor& tensor
     return without_stride(tensor);
 }
 
-// Elements of written tensors mustn't share memory.
-void check_not_expanded(const char* op, const char* argument, const Tensor& tensor) {
-    const auto sizes = tensor.sizes();
-    const auto strides = strides_of(tensor);
-    for (std::size_t d = 0; d < sizes.size(); ++d) {
-        if (sizes[d] > 1 && strides[d] == 0 && tensor.numel() > 0) {
-            fail(op, ": ", argument,
-                 " is expanded: more than one of its elements refers to a single memory location. "
-                 "Please clone() the tensor before performing the operation.");
-        }
-    }
-}
-
 // A (C,) argument of any float type; written back if it isn't dense.
 class VectorArgument {
   public:
@@ -224,7 +211,7 @@ class VectorArgument {
         check_shape(op, argument, *tensor, {channels});
         check_device(op, argument, *tensor, first);
         if (written) {
-            check_not_expanded(op, argument, *tensor);
+            refuse_expanded(op, argument, *tensor);
         }
         dense_ = without_stride(*tensor);
         written_ = written;
@@ -484,7 +471,7 @@ void norm_act_gradient_in_place(Tensor grad_output, const Tensor& input, const T
                                 const Tensor& slope, const Tensor& offset, std::int64_t activation,
                                 double negative_slope) {
     constexpr const char* op = "fastgan::norm_act_gradient_";
-    check_not_expanded(op, "grad_output", grad_output);
+    refuse_expanded(op, "grad_output", grad_output);
     const Image grad = image_argument(op, "grad_output", grad_output);
     const Tensor values = with_layout_of(op, "input", input, "grad_output", grad.tensor);
     Tensor result = grad.tensor;
@@ -719,7 +706,7 @@ template <typename Device>
 void act_gradient_in_place(Tensor grad_output, const Tensor& kept, std::int64_t activation,
                            double negative_slope) {
     constexpr const char* op = "fastgan::act_gradient_";
-    check_not_expanded(op, "grad_output", grad_output);
+    refuse_expanded(op, "grad_output", grad_output);
     Tensor grad = is_dense(grad_output) ? grad_output
                                         : (grad_output.dim() < 2 ? without_stride(grad_output)
                                                                  : without_gaps(grad_output));

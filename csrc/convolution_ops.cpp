@@ -202,61 +202,44 @@ OptionalTensor noise_argument(const char* op, const OptionalTensor& noise, const
     return packed(*noise);
 }
 
-// Of a convolution of `input` to a map of these sizes.
-Scales scales_arguments(const char* op, const OptionalTensor& input_scale,
-                        const OptionalTensor& output_scale, const OptionalTensor& noise,
-                        const Tensor& input, const FourSizes& sizes) {
-    return {scale_argument(op, "input_scale", input_scale, input.size(0), input.size(1)),
-            scale_argument(op, "output_scale", output_scale, sizes[0], sizes[1]),
-            noise_argument(op, noise, sizes)};
-}
-
-Tensor gather(Tensor wide, Tensor weight, OptionalTensor bias, std::int64_t stride,
-              std::int64_t row_padding, std::int64_t column_padding, std::int64_t rows,
-              std::int64_t columns, OptionalTensor input_scale, OptionalTensor output_scale,
-              OptionalTensor noise) {
-    constexpr const char* op = "fastgan::winograd_gather";
-    const FloatType type = map_type(op, "wide", wide);
-    require_map_and_weight(op, "wide", wide, weight, 1);
+// Gathers the small map from the wide one, or scatters the small one to the wide one.
+template <bool kScatter>
+Tensor convolve(Tensor input, Tensor weight, OptionalTensor bias, std::int64_t stride,
+                std::int64_t row_padding, std::int64_t column_padding, std::int64_t rows,
+                std::int64_t columns, OptionalTensor input_scale, OptionalTensor output_scale,
+                OptionalTensor noise) {
+    constexpr const char* op = kScatter ? "fastgan::winograd_scatter" : "fastgan::winograd_gather";
+    constexpr const char* argument = kScatter ? "small" : "wide";
+    const FloatType type = map_type(op, argument, input);
+    require_map_and_weight(op, argument, input, weight, kScatter ? 0 : 1);
     require_kernel(op, weight.size(2), stride);
-    const cpu::WinogradShape shape{wide.size(0), rows,         columns,       weight.size(0),
-                                   wide.size(2), wide.size(3), wide.size(1),  weight.size(2),
-                                   stride,       row_padding,  column_padding,
+    const FourSizes sizes{input.size(0), weight.size(kScatter ? 1 : 0), rows, columns};
+    const std::int64_t input_rows = input.size(2), input_columns = input.size(3);
+    const cpu::WinogradShape shape{sizes[0],
+                                   kScatter ? input_rows : rows,
+                                   kScatter ? input_columns : columns,
+                                   weight.size(0),
+                                   kScatter ? rows : input_rows,
+                                   kScatter ? columns : input_columns,
+                                   weight.size(1),
+                                   weight.size(2),
+                                   stride,
+                                   row_padding,
+                                   column_padding,
                                    small_channels_are_last(weight)};
     require_places(op, shape);
-    const Bias added = bias_argument(op, bias, shape.small_channels);
-    const FourSizes sizes{shape.batch, shape.small_channels, rows, columns};
-    const Scales scales = scales_arguments(op, input_scale, output_scale, noise, wide, sizes);
-    Tensor small = empty_channels_last(sizes, wide);
-    const Tensor values = channels_last(wide);
+    const Bias added = bias_argument(op, bias, sizes[1]);
+    const Scales scales{
+        scale_argument(op, "input_scale", input_scale, input.size(0), input.size(1)),
+        scale_argument(op, "output_scale", output_scale, sizes[0], sizes[1]),
+        noise_argument(op, noise, sizes)};
+    Tensor output = empty_channels_last(sizes, input);
+    const Tensor values = channels_last(input);
     const Tensor taps = shape.small_channels_last ? weight : channels_last(weight);
-    cpu::winograd_gather(shape, type, values.const_data_ptr(), taps.const_data_ptr(), added.data(),
-                         scales.data(), small.mutable_data_ptr());
-    return as_convolved(small, wide, weight);
-}
-
-Tensor scatter(Tensor small, Tensor weight, OptionalTensor bias, std::int64_t stride,
-               std::int64_t row_padding, std::int64_t column_padding, std::int64_t rows,
-               std::int64_t columns, OptionalTensor input_scale, OptionalTensor output_scale,
-               OptionalTensor noise) {
-    constexpr const char* op = "fastgan::winograd_scatter";
-    const FloatType type = map_type(op, "small", small);
-    require_map_and_weight(op, "small", small, weight, 0);
-    require_kernel(op, weight.size(2), stride);
-    const cpu::WinogradShape shape{small.size(0), small.size(2), small.size(3),  small.size(1),
-                                   rows,          columns,       weight.size(1), weight.size(2),
-                                   stride,        row_padding,   column_padding,
-                                   small_channels_are_last(weight)};
-    require_places(op, shape);
-    const Bias added = bias_argument(op, bias, shape.wide_channels);
-    const FourSizes sizes{shape.batch, shape.wide_channels, rows, columns};
-    const Scales scales = scales_arguments(op, input_scale, output_scale, noise, small, sizes);
-    Tensor wide = empty_channels_last(sizes, small);
-    const Tensor values = channels_last(small);
-    const Tensor taps = shape.small_channels_last ? weight : channels_last(weight);
-    cpu::winograd_scatter(shape, type, values.const_data_ptr(), taps.const_data_ptr(), added.data(),
-                          scales.data(), wide.mutable_data_ptr());
-    return as_convolved(wide, small, weight);
+    const auto run = kScatter ? cpu::winograd_scatter : cpu::winograd_gather;
+    run(shape, type, values.const_data_ptr(), taps.const_data_ptr(), added.data(), scales.data(),
+        output.mutable_data_ptr());
+    return as_convolved(output, input, weight);
 }
 
 Tensor weight_gradient(Tensor small, Tensor wide, std::int64_t taps, std::int64_t stride,
@@ -335,8 +318,8 @@ Tensor scatter_patches(Tensor small, Tensor weight, OptionalTensor bias, std::in
 }  // namespace fastgan
 
 STABLE_TORCH_LIBRARY_IMPL(fastgan, CPU, library) {
-    library.impl("winograd_gather", TORCH_BOX(&fastgan::gather));
-    library.impl("winograd_scatter", TORCH_BOX(&fastgan::scatter));
+    library.impl("winograd_gather", TORCH_BOX(&fastgan::convolve<false>));
+    library.impl("winograd_scatter", TORCH_BOX(&fastgan::convolve<true>));
     library.impl("winograd_weight_gradient", TORCH_BOX(&fastgan::weight_gradient));
     library.impl("patch_scatter", TORCH_BOX(&fastgan::scatter_patches));
 }

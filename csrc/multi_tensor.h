@@ -6,7 +6,6 @@
 #include <vector>
 
 #include "math/optimizer_step.h"
-#include "tensor_view.h"
 
 namespace fastgan {
 
@@ -19,14 +18,27 @@ inline constexpr int kMaxStates = 3;
 inline constexpr int kShadow = kFirstState + kMaxStates;
 inline constexpr int kPlaces = kShadow + 1;
 
-// Several tensors of equal sizes, traversed together. Like Layout: the first tensor's fastest
-// dimension first, without dimensions of size one, adjacent dimensions merged if possible in every
-// tensor.
+// No tensor needs more: every remaining dimension has at least two elements, and 2^64 don't fit in
+// memory.
+inline constexpr int kMaxDimensions = 64;
+
+// Several tensors of equal sizes, traversed together: the first tensor's fastest dimension (smallest
+// stride) first, without dimensions of size one, adjacent dimensions merged if possible in every
+// tensor. So contiguous, channels-last and transposed tensors become one dimension of stride 1.
 struct JointLayout {
     std::int64_t numel = 0;
     int dimensions = 0;
     std::int64_t sizes[kMaxDimensions];
     std::int64_t strides[kPlaces][kMaxDimensions];
+
+    // Whether all have contiguous memory with each element once, in one order.
+    bool is_dense() const {
+        bool steps_by_one = true;
+        for (int place = 0; place < kPlaces && dimensions > 0; ++place) {
+            steps_by_one = steps_by_one && strides[place][0] == 1;
+        }
+        return dimensions <= 1 && steps_by_one;
+    }
 
     // Calls call(d, position) with the index-th element's position in each dimension.
     template <typename Call>
@@ -63,14 +75,14 @@ struct MultiTensor {
     std::vector<JointLayout> layouts;  // of non-dense items
 };
 
-// strides: one array for each place, null if unused; kParam's is never null.
+// strides: one array for each place; for unused ones, which are null, kParam's stand.
 inline JointLayout make_joint_layout(const std::int64_t* sizes,
                                      const std::int64_t* const (&strides)[kPlaces],
                                      int dimensions) {
     JointLayout layout;
     layout.numel = 1;
     const auto stride_of = [&](int place, int d) {
-        return strides[place] == nullptr ? 0 : strides[place][d];
+        return strides[strides[place] == nullptr ? kParam : place][d];
     };
     // Insertion sort by the parameter's stride: few dimensions, usually already in (reverse) order.
     for (int d = dimensions - 1; d >= 0; --d) {

@@ -123,6 +123,17 @@ void require_vector(const char* op, const char* argument, const Tensor& tensor,
     }
 }
 
+void refuse_expanded(const char* op, const std::string& argument, const Tensor& tensor) {
+    const auto sizes = tensor.sizes(), strides = strides_of(tensor);
+    for (std::size_t d = 0; d < sizes.size(); ++d) {
+        if (sizes[d] > 1 && strides[d] == 0 && tensor.numel() > 0) {
+            fail(op, ": ", argument,
+                 " is expanded: more than one of its elements refers to a single memory location. "
+                 "Please clone() the tensor before performing the operation.");
+        }
+    }
+}
+
 Activation activation_argument(const char* op, std::int64_t code) {
     if (code < 0 || code >= kActivations) {
         fail(op, ": activation is ", code, "; expected a code from 0 to ", kActivations - 1);

@@ -54,6 +54,10 @@ void require_alike(const char* op, const char* argument, const torch::stable::Te
 void require_vector(const char* op, const char* argument, const torch::stable::Tensor& tensor,
                     std::int64_t size);
 
+// Refuses a tensor to write of which several elements share memory, as after Tensor.expand.
+void refuse_expanded(const char* op, const std::string& argument,
+                     const torch::stable::Tensor& tensor);
+
 Activation activation_argument(const char* op, std::int64_t code);
 
 inline const void* data_of(const torch::stable::Tensor& tensor) {

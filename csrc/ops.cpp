@@ -22,7 +22,6 @@
 #include "multi_tensor.h"
 #include "op_arguments.h"
 #include "optimizers.h"
-#include "tensor_view.h"
 
 namespace fastgan {
 
@@ -89,37 +88,19 @@ void check_matches(const char* op, const Tensor& param, const ListArgument& list
     }
 }
 
-void check_not_expanded(const char* op, const ListArgument& list, std::size_t i) {
-    const Tensor& tensor = (*list.tensors)[i];
-    if (tensor.numel() > 0 &&
-        is_expanded(tensor.sizes().data(), strides_of(tensor).data(), tensor.dim())) {
-        fail(op, ": ", list.name, "[", i,
-             "] is expanded: more than one of its elements refers to a single memory location. "
-             "Please clone() the tensor before performing the operation.");
-    }
-}
-
-// Whether all operands are dense with equal layouts, so that they can be traversed linearly.
-bool is_dense_alike(const Tensor& param, const std::int64_t* const (&strides)[kPlaces]) {
+// Whether all operands are contiguous, as most are; JointLayout::is_dense covers other layouts.
+bool are_contiguous(const Tensor& param, const std::int64_t* const (&strides)[kPlaces]) {
     const auto sizes = param.sizes();
-    const int dimensions = static_cast<int>(sizes.size());
-    for (int place = kParam + 1; place < kPlaces; ++place) {
-        if (strides[place] == nullptr) {
-            continue;
-        }
-        for (int d = 0; d < dimensions; ++d) {
-            if (sizes[d] != 1 && strides[place][d] != strides[kParam][d]) {
+    std::int64_t run = 1;
+    for (std::size_t d = sizes.size(); d-- > 0;) {
+        for (const std::int64_t* const of_tensor : strides) {
+            if (of_tensor != nullptr && sizes[d] != 1 && of_tensor[d] != run) {
                 return false;
             }
         }
-    }
-    std::int64_t run = 1;
-    bool contiguous = true;
-    for (int d = dimensions - 1; d >= 0; --d) {
-        contiguous = contiguous && (sizes[d] == 1 || strides[kParam][d] == run);
         run *= sizes[d];
     }
-    return contiguous || make_layout(sizes.data(), strides[kParam], dimensions).is_dense();
+    return true;
 }
 
 // `lists`: the parameters' first. Empty ones are unused; the others are as long as the first.
@@ -157,17 +138,20 @@ MultiTensor multi_tensor(const char* op, const std::vector<ListArgument>& lists)
                 fail(op, ": ", list.name, "[", i, "] is on another device than ", list.name, "[0]");
             }
             if (list.written) {
-                check_not_expanded(op, list, i);
+                refuse_expanded(op, list.name + ("[" + std::to_string(i) + "]"), tensor);
             }
             strides[list.place] = strides_of(tensor).data();
             item.data[list.place] = list.written ? tensor.mutable_data_ptr()
                                                  : const_cast<void*>(tensor.const_data_ptr());
         }
         item.numel = param.numel();
-        if (item.numel > 0 && !is_dense_alike(param, strides)) {
-            item.layout = static_cast<int>(result.layouts.size());
-            result.layouts.push_back(make_joint_layout(param.sizes().data(), strides,
-                                                       static_cast<int>(param.sizes().size())));
+        if (item.numel > 0 && !are_contiguous(param, strides)) {
+            const JointLayout layout = make_joint_layout(param.sizes().data(), strides,
+                                                         static_cast<int>(param.sizes().size()));
+            if (!layout.is_dense()) {
+                item.layout = static_cast<int>(result.layouts.size());
+                result.layouts.push_back(layout);
+            }
         }
     }
     return result;

@@ -27,8 +27,7 @@ Order of gradients supported: none. They raise if autograd would have to record 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -89,20 +88,6 @@ def _check_arguments(
             )
 
 
-def _check_weight(op: str, weight: Tensor, map: Tensor, dimension: int) -> None:
-    """Checks a map and a weight whose `dimension` has the map's channels."""
-    if map.dim() != 4 or weight.dim() != 4:
-        raise RuntimeError(
-            f"fastgan::{op}: a map has shape {tuple(map.shape)} and the weight "
-            f"{tuple(weight.shape)}; expected four dimensions"
-        )
-    if weight.shape[dimension] != map.shape[1] or weight.shape[2] != weight.shape[3]:
-        raise RuntimeError(
-            f"fastgan::{op}: weight has shape {tuple(weight.shape)} and a map {tuple(map.shape)}; "
-            "expected as many rows of taps as columns, and channels to match"
-        )
-
-
 def _check_bias(op: str, bias: Tensor | None, channels: int) -> None:
     if bias is None:
         return
@@ -117,15 +102,33 @@ def _check_bias(op: str, bias: Tensor | None, channels: int) -> None:
 
 def _modulated(
     op: str,
-    convolution: Callable[[Tensor], Tensor],
     input: Tensor,
-    sizes: tuple[int, ...],
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int,
+    padding: tuple[int, int],
+    places: tuple[int, int],
     input_scale: Tensor | None,
     output_scale: Tensor | None,
     noise: Tensor | None,
-    bias: Tensor | None,
 ) -> Tensor:
-    """output_scale * convolution(input_scale * input) + bias + noise, of checked arguments."""
+    """output_scale * convolution(input_scale * input) + bias + noise, laid out as torch's."""
+    transposed = op == "winograd_scatter"
+    if input.dim() != 4 or weight.dim() != 4:
+        raise RuntimeError(
+            f"fastgan::{op}: a map has shape {tuple(input.shape)} and the weight "
+            f"{tuple(weight.shape)}; expected four dimensions"
+        )
+    in_dimension, out_dimension = (0, 1) if transposed else (1, 0)
+    if weight.shape[in_dimension] != input.shape[1] or weight.shape[2] != weight.shape[3]:
+        raise RuntimeError(
+            f"fastgan::{op}: weight has shape {tuple(weight.shape)} and a map "
+            f"{tuple(input.shape)}; expected as many rows of taps as columns, and channels to match"
+        )
+    sizes = (input.shape[0], weight.shape[out_dimension], *places)
+    small, wide = (tuple(input.shape), sizes) if transposed else (sizes, tuple(input.shape))
+    _check_arguments(op, small, wide, (weight.shape[2], stride), padding, input, weight)
+    _check_bias(op, bias, sizes[1])
     for name, scale, shape in (
         ("input_scale", input_scale, tuple(input.shape[:2])),
         ("output_scale", output_scale, sizes[:2]),
@@ -143,19 +146,29 @@ def _modulated(
             f"fastgan::{op}: noise has shape {tuple(noise.shape)}; expected "
             f"{(sizes[0], 1, *sizes[2:])} or {(1, 1, *sizes[2:])}"
         )
-    for name, tensor in zip(
-        ("input_scale", "output_scale", "noise"), (input_scale, output_scale, noise), strict=True
+    for name, tensor in (
+        ("input_scale", input_scale),
+        ("output_scale", output_scale),
+        ("noise", noise),
     ):
         if tensor is not None and tensor.dtype != torch.float32:
             raise RuntimeError(f"fastgan::{op}: {name} has dtype {tensor.dtype}; expected float32")
+    result = empty_map(input, sizes, gives_channels_last(input, weight))
     if input_scale is not None:
         input = input * input_scale[:, :, None, None].to(input.dtype)
-    output = convolution(input)
+    if transposed:
+        left_over = [
+            many + 2 * added - (few - 1) * stride - weight.shape[2]
+            for many, added, few in zip(places, padding, input.shape[2:], strict=True)
+        ]
+        output = torch.conv_transpose2d(input, weight, None, stride, padding, left_over)
+    else:
+        output = torch.conv2d(input, weight, None, stride, padding)
     if output_scale is not None:
         output = output * output_scale[:, :, None, None].to(output.dtype)
     for added in (None if bias is None else bias[:, None, None], noise):
         output = output if added is None else output + added.to(output.dtype)
-    return output
+    return result.copy_(output)
 
 
 # --- Examples -------------------------------------------------------------------------------------
@@ -224,16 +237,9 @@ def winograd_gather(
     noise: Tensor | None = None,
 ) -> Tensor:
     """Torch's convolution, perhaps modulated."""
-    _check_weight("winograd_gather", weight, wide, 1)
-    small = (wide.shape[0], weight.shape[0], rows, columns)
-    padding = (row_padding, column_padding)
-    kernel = (weight.shape[2], stride)
-    _check_arguments("winograd_gather", small, tuple(wide.shape), kernel, padding, wide, weight)
-    _check_bias("winograd_gather", bias, small[1])
-    output = empty_map(wide, small, gives_channels_last(wide, weight))
-    convolution = partial(torch.conv2d, weight=weight, stride=stride, padding=padding)
-    factors = (input_scale, output_scale, noise, bias)
-    return output.copy_(_modulated("winograd_gather", convolution, wide, small, *factors))
+    factors = (input_scale, output_scale, noise)
+    padding, places = (row_padding, column_padding), (rows, columns)
+    return _modulated("winograd_gather", wide, weight, bias, stride, padding, places, *factors)
 
 
 @define_op(
@@ -258,26 +264,9 @@ def winograd_scatter(
     noise: Tensor | None = None,
 ) -> Tensor:
     """Torch's transposed convolution, perhaps modulated."""
-    _check_weight("winograd_scatter", weight, small, 0)
-    wide = (small.shape[0], weight.shape[1], rows, columns)
-    padding = (row_padding, column_padding)
-    kernel = (weight.shape[2], stride)
-    _check_arguments("winograd_scatter", tuple(small.shape), wide, kernel, padding, small, weight)
-    _check_bias("winograd_scatter", bias, wide[1])
-    output = empty_map(small, wide, gives_channels_last(small, weight))
-    left_over = [
-        places + 2 * added - (few - 1) * stride - weight.shape[2]
-        for places, added, few in zip((rows, columns), padding, small.shape[2:], strict=True)
-    ]
-    convolution = partial(
-        torch.conv_transpose2d,
-        weight=weight,
-        stride=stride,
-        padding=padding,
-        output_padding=left_over,
-    )
-    factors = (input_scale, output_scale, noise, bias)
-    return output.copy_(_modulated("winograd_scatter", convolution, small, wide, *factors))
+    factors = (input_scale, output_scale, noise)
+    padding, places = (row_padding, column_padding), (rows, columns)
+    return _modulated("winograd_scatter", small, weight, bias, stride, padding, places, *factors)
 
 
 @define_op(

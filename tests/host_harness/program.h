@@ -11,12 +11,14 @@
 #include <string>
 #include <vector>
 
-#include "tensor_view.h"
+#include "math/float_types.h"
 
 namespace fastgan_host {
 
-// Whose layout is reduced, as that of every TensorView; sizes and strides are as the test has them.
-struct Tensor : fastgan::TensorView {
+struct Tensor {
+    void* data = nullptr;
+    fastgan::FloatType type = fastgan::FloatType::float32;
+    std::int64_t numel = 1;
     std::vector<std::int64_t> sizes;
     std::vector<std::int64_t> strides;
 };

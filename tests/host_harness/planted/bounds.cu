@@ -131,7 +131,7 @@ FASTGAN_HOST_ENTRY(dynamic_shared_past_the_end) {
 }
 
 FASTGAN_HOST_ENTRY(index_in_32_bits) {
-    const std::int64_t count = request.tensor("values").layout.numel;
+    const std::int64_t count = request.tensor("values").numel;
     LAUNCH_PLANTED(index_in_32_bits, fastgan::cuda::blocks_for(count, 256), 256, 0, stream(request),
                    data<std::uint16_t>(request, "values"), count);
 }

@@ -24,7 +24,7 @@ T* data(const fastgan_host::Request& request, const char* name) {
 }
 
 inline int count(const fastgan_host::Request& request, const char* name) {
-    return static_cast<int>(request.tensor(name).layout.numel);
+    return static_cast<int>(request.tensor(name).numel);
 }
 
 inline cudaStream_t stream(const fastgan_host::Request& request) {

@@ -10,7 +10,7 @@ fastgan::ScoreBatch batch(const fastgan_host::Request& request, const char* name
         return {nullptr, -1, as_real};
     }
     const auto scores = request.tensor(name);
-    return {scores.data, scores.layout.numel, as_real};
+    return {scores.data, scores.numel, as_real};
 }
 
 fastgan::AdversarialLoss loss_of(const fastgan_host::Request& request) {

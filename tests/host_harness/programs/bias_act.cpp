@@ -7,7 +7,7 @@ namespace {
 
 // x is (..., channels, inner), without gaps.
 fastgan::BiasShape shape_of(const fastgan_host::Tensor& x, const fastgan_host::Request& request) {
-    return {x.type, x.layout.numel, request.integer("channels"), request.integer("inner")};
+    return {x.type, x.numel, request.integer("channels"), request.integer("inner")};
 }
 
 fastgan::BiasAct settings_of(const fastgan_host::Request& request) {

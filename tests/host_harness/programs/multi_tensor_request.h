@@ -29,25 +29,24 @@ inline fastgan::MultiTensor multi_tensor(const Request& request) {
     for (std::size_t i = 0; i < params.size(); ++i) {
         const Tensor& param = params[i];
         fastgan::MultiTensorItem& item = result.items[i];
-        item.numel = param.layout.numel;
+        item.numel = param.numel;
         if (request.has_tensor("steps")) {
             item.step = scalar_reference(request.tensors("steps")[i]);
         }
         std::vector<Tensor> tensors(fastgan::kPlaces);
         const std::int64_t* strides[fastgan::kPlaces] = {};
-        bool alike = true;
         for (int place = 0; place < fastgan::kPlaces; ++place) {
             if (request.has_tensor(names[place])) {
                 tensors[place] = request.tensors(names[place])[i];
                 item.data[place] = tensors[place].data;
                 strides[place] = tensors[place].strides.data();
-                alike = alike && tensors[place].strides == param.strides;
             }
         }
-        if (item.numel > 0 && !(alike && param.layout.is_dense())) {
+        const fastgan::JointLayout layout = fastgan::make_joint_layout(
+            param.sizes.data(), strides, static_cast<int>(param.sizes.size()));
+        if (item.numel > 0 && !layout.is_dense()) {
             item.layout = static_cast<int>(result.layouts.size());
-            result.layouts.push_back(fastgan::make_joint_layout(
-                param.sizes.data(), strides, static_cast<int>(param.sizes.size())));
+            result.layouts.push_back(layout);
         }
     }
     return result;

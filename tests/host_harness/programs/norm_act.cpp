@@ -13,7 +13,7 @@ FASTGAN_HOST_ENTRY(norm_act) {
 FASTGAN_HOST_ENTRY(act_gradient) {
     const fastgan_host::Tensor grad = request.tensor("grad");
     fastgan::cuda::act_gradient(
-        grad.type, grad.layout.numel, grad.data, data_of(request, "output"),
+        grad.type, grad.numel, grad.data, data_of(request, "output"),
         fastgan_host::activation_of(request), request.number("negative_slope"),
         request.has_tensor("result") ? data_of(request, "result") : grad.data, request.stream());
 }

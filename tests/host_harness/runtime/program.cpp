@@ -150,12 +150,11 @@ void run_case() {
             view.strides.resize(view.sizes.size());
             for (std::int64_t& size : view.sizes) {
                 size = read_integer();
+                view.numel *= size;
             }
             for (std::int64_t& stride : view.strides) {
                 stride = read_integer();
             }
-            view.layout = fastgan::make_layout(view.sizes.data(), view.strides.data(),
-                                               static_cast<int>(view.sizes.size()));
             const auto bytes = static_cast<std::size_t>(read_integer());
             const auto misalignment = static_cast<std::size_t>(read_integer());
             const bool initialised = read_integer() != 0;

@@ -67,7 +67,7 @@ bool is_contiguous(Sizes sizes, Sizes strides) {
     return is_dense_in_order(sizes, strides, [&](std::size_t i) { return sizes.size() - 1 - i; });
 }
 
-bool is_channels_last(Sizes sizes, Sizes strides) {
+bool is_dense_channels_last(Sizes sizes, Sizes strides) {
     const std::size_t last = sizes.size() - 1;
     return is_dense_in_order(
         sizes, strides, [&](std::size_t i) { return i == 0 ? 1 : (i == last ? 0 : last + 1 - i); });
@@ -93,32 +93,17 @@ std::optional<ChannelLayout> channel_layout(const Tensor& tensor) {
         return channels == 1 ? ChannelLayout{1, 1, values}
                              : ChannelLayout{sizes[0], channels, values / sizes[0]};
     }
-    if (is_channels_last(sizes, strides)) {
+    if (is_dense_channels_last(sizes, strides)) {
         return ChannelLayout{values, channels, 1};
     }
     return std::nullopt;
-}
-
-// Whether channels are innermost, followed by the pixels in order, dense or not: torch's rule for
-// the memory format that strides suggest.
-bool suggests_channels_last(Sizes sizes, Sizes strides) {
-    std::int64_t least = 1;
-    for (std::size_t i = 0; i < sizes.size(); ++i) {
-        const std::size_t d = i == 0 ? 1 : (i + 1 == sizes.size() ? 0 : sizes.size() - i);
-        if (strides[d] < least || (d == 0 && least == strides[1])) {
-            return false;
-        }
-        least = strides[d] * (sizes[d] > 1 ? sizes[d] : 1);
-    }
-    return true;
 }
 
 // In the memory format that the strides suggest.
 Tensor without_gaps(const Tensor& tensor) {
     using torch::headeronly::MemoryFormat;
     const std::int64_t dimensions = tensor.dim();
-    const bool channels_last = (dimensions == 4 || dimensions == 5) &&
-                               suggests_channels_last(tensor.sizes(), strides_of(tensor));
+    const bool channels_last = (dimensions == 4 || dimensions == 5) && is_channels_last(tensor);
     return packed(tensor, !channels_last    ? MemoryFormat::Contiguous
                           : dimensions == 4 ? MemoryFormat::ChannelsLast
                                             : MemoryFormat::ChannelsLast3d);
@@ -687,7 +672,7 @@ bool is_dense(const Tensor& tensor) {
     if (is_contiguous(sizes, strides) || tensor.numel() == 0) {
         return true;
     }
-    return sizes.size() > 2 && is_channels_last(sizes, strides);
+    return sizes.size() > 2 && is_dense_channels_last(sizes, strides);
 }
 
 template <typename Device>

@@ -121,9 +121,7 @@ Tensor gather(Tensor input, Tensor weight, OptionalTensor bias, OptionalTensor k
             fail(op, ": kept has shape ", shape_text(*kept), "; expected ", shape_text(output),
                  ", and no bias");
         }
-        using torch::headeronly::MemoryFormat;
-        values = packed(*kept,
-                        channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+        values = laid_out(*kept, channels_last);
     }
     if (output.numel() > 0) {
         on_device_of<Cuda>(input, [&](Cuda device) {

@@ -237,6 +237,11 @@ Tensor packed(const Tensor& tensor, torch::headeronly::MemoryFormat format) {
     }
 }
 
+Tensor laid_out(const Tensor& map, bool channels_last) {
+    using torch::headeronly::MemoryFormat;
+    return packed(map, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+}
+
 FourSizes channels_last_strides(const FourSizes& sizes) {
     const auto [n, channels, rows, columns] = sizes;
     return {channels * rows * columns, 1, channels * columns, channels};
@@ -261,16 +266,18 @@ void require_four_dimensions(const char* op, const char* argument, const Tensor&
 }
 
 bool is_channels_last(const Tensor& map) {
-    if (map.stride(1) == 0) {
+    const auto sizes = map.sizes(), strides = strides_of(map);
+    if (strides[1] == 0) {
         return false;
     }
     std::int64_t least = 0;
-    for (const int d : {1, 3, 2, 0}) {
-        const std::int64_t stride = map.stride(d);
-        if (map.size(d) == 0 || stride < least || (d == 0 && least == map.stride(1))) {
+    for (std::size_t i = 0; i < sizes.size(); ++i) {
+        // The channels, then from the last dimension down to the first.
+        const std::size_t d = i == 0 ? 1 : (i + 1 == sizes.size() ? 0 : sizes.size() - i);
+        if (sizes[d] == 0 || strides[d] < least || (d == 0 && least == strides[1])) {
             return false;
         }
-        least = stride * map.size(d);
+        least = strides[d] * sizes[d];
     }
     return true;
 }

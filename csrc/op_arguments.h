@@ -86,6 +86,9 @@ torch::stable::Tensor packed(const torch::stable::Tensor& tensor,
                              torch::headeronly::MemoryFormat format =
                                  torch::headeronly::MemoryFormat::Contiguous);
 
+// A copy in that memory format, unless it has it.
+torch::stable::Tensor laid_out(const torch::stable::Tensor& map, bool channels_last);
+
 // --- Maps of (N, C, H, W) ------------------------------------------------------------------------
 
 using FourSizes = std::array<std::int64_t, 4>;
@@ -97,7 +100,8 @@ FourSizes contiguous_strides(const FourSizes& sizes);
 torch::stable::Tensor empty_map(const FourSizes& sizes, const torch::stable::Tensor& like,
                                 bool channels_last, std::optional<std::int32_t> dtype = {});
 
-// Whether torch considers a map channels-last: its suggest_memory_format.
+// Whether torch considers a map, perhaps of more dimensions, channels-last: its
+// suggest_memory_format.
 bool is_channels_last(const torch::stable::Tensor& map);
 
 void require_four_dimensions(const char* op, const char* argument,

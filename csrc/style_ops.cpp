@@ -23,11 +23,6 @@ namespace {
 using torch::stable::Tensor;
 using OptionalTensor = std::optional<Tensor>;
 
-Tensor laid_out(const Tensor& tensor, bool channels_last) {
-    using torch::headeronly::MemoryFormat;
-    return packed(tensor, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
-}
-
 bool lies_channels_last(const Tensor& tensor) {
     return tensor.dim() == 4 && is_channels_last(tensor);
 }

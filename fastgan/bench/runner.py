@@ -101,7 +101,7 @@ def run_cases(cases: Sequence[Case], plan: Plan, listener: Listener | None = Non
     Example:
         >>> from fastgan.bench.suites import suite_cases
         >>> cpu = torch.device("cpu")
-        >>> case = suite_cases("ops", cpu, quick=True)[4]
+        >>> case = suite_cases("ops", cpu, quick=True)[6]
         >>> result = run_cases([case], Plan(cpu, Budget(0.1), None, memory=False))
         >>> result.find(provider="fastgan", metric="seconds")[0].op
         'clip alone'

@@ -72,19 +72,19 @@ def _maps() -> Iterator[tuple[Tensor, ...]]:
 
 
 def _forward_examples() -> Iterator[tuple[Any, ...]]:
-    for x, _, _, weight, bias, xhat, invstd, room in _maps():
-        yield x, weight, bias, 3, 1e-5, torch.zeros_like(xhat), torch.zeros_like(invstd), room
+    for x, _, _, weight, bias, xhat, invstd, output in _maps():
+        yield x, weight, bias, 3, 1e-5, torch.zeros_like(xhat), torch.zeros_like(invstd), output
 
 
 def _project_examples() -> Iterator[tuple[Any, ...]]:
-    for _, d, _, weight, _, xhat, invstd, room in _maps():
-        yield d, xhat, invstd, weight, 3, False, room
-        yield d, xhat, invstd, weight, 3, True, room
+    for _, d, _, weight, _, xhat, invstd, output in _maps():
+        yield d, xhat, invstd, weight, 3, False, output
+        yield d, xhat, invstd, weight, 3, True, output
 
 
 def _curvature_examples() -> Iterator[tuple[Any, ...]]:
-    for _, d, u, weight, _, xhat, invstd, room in _maps():
-        yield d, u, xhat, invstd, weight, 3, room
+    for _, d, u, weight, _, xhat, invstd, output in _maps():
+        yield d, u, xhat, invstd, weight, 3, output
 
 
 def _gradients_examples() -> Iterator[tuple[Any, ...]]:

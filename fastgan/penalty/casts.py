@@ -72,7 +72,7 @@ class Casts:
         Writes through ``.data`` aren't counted by the parameters' versions.
         """
         if self._copies:
-            storages = {_storage(tensor) for tensor in tensors}
+            storages = {storage_of(tensor) for tensor in tensors}
             for key in [key for key, copy in self._copies.items() if copy.storage in storages]:
                 del self._copies[key]
 
@@ -88,12 +88,13 @@ class Casts:
         copies = [torch.empty_like(tensor, dtype=dtype) for tensor in tensors.values()]
         torch._foreach_copy_(copies, list(tensors.values()))
         return {
-            key: _Copy(copy, tensor._version, tensor.data_ptr(), _storage(tensor))
+            key: _Copy(copy, tensor._version, tensor.data_ptr(), storage_of(tensor))
             for (key, tensor), copy in zip(tensors.items(), copies, strict=True)
         }
 
 
-def _storage(tensor: Tensor) -> int:
+def storage_of(tensor: Tensor) -> int:
+    """A number that tensors of the same memory share."""
     return int(tensor.untyped_storage()._cdata)
 
 

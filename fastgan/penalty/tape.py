@@ -34,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastgan._util import recording
-from fastgan.penalty.casts import Cast, Casts, casts_alone
+from fastgan.penalty.casts import Cast, Casts, casts_alone, storage_of
 from fastgan.penalty.entries import Node, Samples, Value
 from fastgan.penalty.linear import read_region, write_region
 from fastgan.penalty.rule import AUTOGRAD, GRAPH, OUTPUT
@@ -74,10 +74,6 @@ class _Memory:
 
 def _geometry(tensor: Tensor) -> tuple[Any, ...]:
     return tuple(tensor.shape), tensor.stride(), tensor.storage_offset()
-
-
-def _storage(tensor: Tensor) -> int:
-    return int(tensor.untyped_storage()._cdata)
 
 
 def tensors_in(structure: Any) -> Iterator[Tensor]:
@@ -268,7 +264,7 @@ class Tape(TorchFunctionMode):
                 return True
             if tensor.grad_fn is not None and self._from_tape(tensor.grad_fn):
                 return True
-            if self._any_writes and self._memory[_storage(tensor)].writes:
+            if self._any_writes and self._memory[storage_of(tensor)].writes:
                 return True
         return False
 
@@ -296,7 +292,7 @@ class Tape(TorchFunctionMode):
         node = self._node(info, args, kwargs, values, constants)
         for tensor in node.rule.moves(node, args):
             self._moving(f"{func} changes the critic's state in place", tensor)
-        node.overwrite = recording.offered(args[0]) and not self._memory[_storage(args[0])].saved
+        node.overwrite = recording.offered(args[0]) and not self._memory[storage_of(args[0])].saved
         if func is _CAST and isinstance(args[0], torch.nn.Parameter) and casts_alone(kwargs):
             result = self._casts.cast(args[0], kwargs["dtype"])
         else:
@@ -304,9 +300,9 @@ class Tape(TorchFunctionMode):
         node.overwrite = False
         if not info.view:
             self._fresh(result)
-        elif func in _RESHAPING and _storage(result) != _storage(args[0]):
+        elif func in _RESHAPING and storage_of(result) != storage_of(args[0]):
             self._fresh(result)
-            self._memory[_storage(result)].is_copy = True
+            self._memory[storage_of(result)].is_copy = True
         self._record(node, args, result)
         return result
 
@@ -316,7 +312,7 @@ class Tape(TorchFunctionMode):
         if info.random:
             self._moving(f"{func} draws random numbers")
         for tensor in info.written(args, kwargs) if info.writes else ():
-            memory = self._memory[_storage(tensor)]
+            memory = self._memory[storage_of(tensor)]
             if memory.owner is not None:
                 self._refuse(
                     f"{func} changes a tensor computed from the images, unseen by autograd"
@@ -333,7 +329,7 @@ class Tape(TorchFunctionMode):
         """Forgets the history of a result's memory, which is newly allocated."""
         for tensor in (result,) if isinstance(result, Tensor) else tensors_in(result):
             if tensor.layout == torch.strided:
-                memory = self._memory[_storage(tensor)]
+                memory = self._memory[storage_of(tensor)]
                 memory.owner, memory.writes = None, ()
                 memory.is_new, memory.is_copy = True, False
 
@@ -361,7 +357,7 @@ class Tape(TorchFunctionMode):
         entry = self._entries.get(id(tensor))
         known = entry is not None and entry[0]() is tensor
         if self._any_writes:
-            memory = self._memory[_storage(tensor)]
+            memory = self._memory[storage_of(tensor)]
             if memory.writes and not (known and entry[2] == len(memory.writes)):  # type: ignore[index]
                 if known or (self._is_part(tensor, memory) and not self._is_from_graph(tensor)):
                     return self._reread(tensor, memory)
@@ -391,7 +387,7 @@ class Tape(TorchFunctionMode):
             # detach() has its own data pointer, so a later `.data = ` has no effect here.
             place = node.put(slot, tensor.detach())
             if tensor.layout == torch.strided:
-                self._memory[_storage(tensor)].constants += (place,)
+                self._memory[storage_of(tensor)].constants += (place,)
         node.take(values)
         node.rule = (
             AUTOGRAD
@@ -441,12 +437,12 @@ class Tape(TorchFunctionMode):
     def _hold(self, value: Value, tensor: Tensor) -> None:
         # A separate tensor: other references to the data then show in the storage's count.
         value.tensor = tensor.detach()
-        self._memory[_storage(tensor)].saved += (value,)
+        self._memory[storage_of(tensor)].saved += (value,)
 
     def _add(self, tensor: Tensor, value: Value) -> Value:
         version = 0
         if value.leaf is None:
-            memory = self._memory[_storage(tensor)]
+            memory = self._memory[storage_of(tensor)]
             version = len(memory.writes)
             if memory.owner is None:
                 memory.owner = value, _geometry(tensor)
@@ -530,7 +526,7 @@ class Tape(TorchFunctionMode):
         if len(written) != 1 or written[0] is not args[0] or info.functional is None:
             self._refuse(f"{func} writes a tensor computed from the images to one of the critic's")
         target = written[0]
-        memory = self._memory[_storage(target)]
+        memory = self._memory[storage_of(target)]
         if memory.is_copy:
             self._refuse(f"{func} writes to a view with another memory layout")
         if not memory.is_new and memory.owner is None:

@@ -198,9 +198,9 @@ def _caption_strip(
     font = ImageFont.load_default(CAPTION_HEIGHT - 4)
     strip = Image.new("L", (shape[1], shape[0]), PADDING_VALUE)
     for first, end, text in captions:
-        room = Image.new("L", ((end - first) * cell - padding, shape[0]), PADDING_VALUE)
-        ImageDraw.Draw(room).text((0, 1), printable(text), fill=CAPTION_VALUE, font=font)
-        strip.paste(room, (padding + first * cell, 0))
+        caption = Image.new("L", ((end - first) * cell - padding, shape[0]), PADDING_VALUE)
+        ImageDraw.Draw(caption).text((0, 1), printable(text), fill=CAPTION_VALUE, font=font)
+        strip.paste(caption, (padding + first * cell, 0))
     filled: ByteImage = np.broadcast_to(np.asarray(strip)[:, :, None], shape).copy()
     return filled
 

@@ -20,6 +20,7 @@ from fastgan.bench.cases import Case, Setting
 from fastgan.bench.timing import Call
 from fastgan.bench.work import elementwise
 from fastgan.optim.weight_clipping import clip_weights_
+from fastgan.training.optimizer_kinds import OPTIMIZER_KINDS
 
 #: A critic for 64x64 images, ndf = 64: 2,765,568 weights (Radford et al. 2015, figure 1 mirrored).
 _CRITIC = (
@@ -42,7 +43,9 @@ def _states(name: str) -> int:
 #: Tensors of the weights' size that an op must read, and write: weight, gradient and states; weight
 #: and states.
 OPS: dict[str, tuple[int, int]] = {
-    f"{name} and clip": (2 + _states(name), 1 + _states(name)) for name in ("RMSprop", "Adam")
+    f"{row.name} and clip": (2 + _states(row.name), 1 + _states(row.name))
+    for row in OPTIMIZER_KINDS.values()
+    if hasattr(fastgan.optim, row.name)
 } | {"clip alone": (1, 1)}
 
 

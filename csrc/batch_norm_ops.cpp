@@ -327,11 +327,11 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_finalize(
 }
 
 template <typename Device>
-Tensor norm_act(const Tensor& input, const Tensor& mean, const Tensor& scale,
-                const OptionalTensor& bias, std::int64_t activation, double negative_slope) {
-    constexpr const char* op = "fastgan::norm_act";
+Tensor normalised(const char* op, const Tensor& input, const Tensor& mean, const char* scale_name,
+                  const Tensor& scale, const OptionalTensor& weight, const OptionalTensor& bias,
+                  std::int64_t activation, double negative_slope) {
     const Image image = image_argument(op, "input", input);
-    const NormActTensors tensors(op, image, mean, "scale", scale, std::nullopt, bias, activation,
+    const NormActTensors tensors(op, image, mean, scale_name, scale, weight, bias, activation,
                                  negative_slope);
     Tensor result = empty_as(image.tensor);
     if (image.layout.numel() > 0) {
@@ -341,6 +341,13 @@ Tensor norm_act(const Tensor& input, const Tensor& mean, const Tensor& scale,
         });
     }
     return result;
+}
+
+template <typename Device>
+Tensor norm_act(const Tensor& input, const Tensor& mean, const Tensor& scale,
+                const OptionalTensor& bias, std::int64_t activation, double negative_slope) {
+    return normalised<Device>("fastgan::norm_act", input, mean, "scale", scale, std::nullopt, bias,
+                              activation, negative_slope);
 }
 
 template <typename Device>
@@ -510,18 +517,8 @@ template <typename Device>
 Tensor bn_act(const Tensor& input, const OptionalTensor& weight, const OptionalTensor& bias,
               const Tensor& mean, const Tensor& invstd, bool /*batch_statistics*/,
               std::int64_t activation, double negative_slope) {
-    constexpr const char* op = "fastgan::bn_act";
-    const Image image = image_argument(op, "input", input);
-    const NormActTensors tensors(op, image, mean, "invstd", invstd, weight, bias, activation,
-                                 negative_slope);
-    Tensor result = empty_as(image.tensor);
-    if (image.layout.numel() > 0) {
-        on_device_of<Device>(input, [&](Device device) {
-            kernels::norm_act(device, tensors.norm(), data_of(image.tensor),
-                              result.mutable_data_ptr());
-        });
-    }
-    return result;
+    return normalised<Device>("fastgan::bn_act", input, mean, "invstd", invstd, weight, bias,
+                              activation, negative_slope);
 }
 
 // Its gradients: norm_act_gradient_sums, norm_act_gradient_finalize and norm_act_gradient.

@@ -282,17 +282,13 @@ Tensor upfirdn2d(const Tensor& x, const OptionalTensor& f, const Numbers& up, co
     return y;
 }
 
-struct FilteredLrelu {
-    Tensor output;
-    OptionalTensor signs;
-};
-
-template <typename Device>
-FilteredLrelu filtered_lrelu_with(const char* op, const Tensor& x, const OptionalTensor& fu,
-                                  const OptionalTensor& fd, const OptionalTensor& b,
-                                  std::int64_t up, std::int64_t down, const Numbers& padding,
-                                  double gain, double slope, std::optional<double> clamp,
-                                  bool flip_filter, bool with_signs) {
+// With the activations' signs where kSigns, for the gradient.
+template <typename Device, bool kSigns>
+std::conditional_t<kSigns, std::tuple<Tensor, Tensor>, Tensor> filtered_lrelu(
+    const Tensor& x, const OptionalTensor& fu, const OptionalTensor& fd, const OptionalTensor& b,
+    std::int64_t up, std::int64_t down, const Numbers& padding, double gain, double slope,
+    std::optional<double> clamp, bool flip_filter) {
+    constexpr const char* op = kSigns ? "fastgan::filtered_lrelu_signs" : "fastgan::filtered_lrelu";
     require_four_dimensions(op, "x", x);
     float_type(op, "x", x);
     require_numbers(op, "up and down", {up, down}, 2, 1);
@@ -318,7 +314,7 @@ FilteredLrelu filtered_lrelu_with(const char* op, const Tensor& x, const Optiona
     Tensor y = empty_map({x.size(0), x.size(1), second.filter.y.out, second.filter.x.out}, x,
                          channels_last);
     OptionalTensor signs;
-    if (with_signs) {
+    if constexpr (kSigns) {
         signs.emplace(empty_map({x.size(0), x.size(1), first.filter.y.out, bytes}, x, channels_last,
                                 aoti_torch_dtype_uint8()));
     }
@@ -327,35 +323,17 @@ FilteredLrelu filtered_lrelu_with(const char* op, const Tensor& x, const Optiona
             const FirBetween between{
                 data_of(bias),
                 {gain, slope, bound},
-                with_signs ? Signs::written : Signs::none,
-                with_signs ? static_cast<std::uint8_t*>(signs->mutable_data_ptr()) : nullptr};
+                kSigns ? Signs::written : Signs::none,
+                kSigns ? static_cast<std::uint8_t*>(signs->mutable_data_ptr()) : nullptr};
             kernels::filtered_lrelu(device, maps_of(op, values, y, channels_last), first.filter,
                                     between, second.filter);
         });
     }
-    return {std::move(y), std::move(signs)};
-}
-
-template <typename Device>
-Tensor filtered_lrelu(const Tensor& x, const OptionalTensor& fu, const OptionalTensor& fd,
-                      const OptionalTensor& b, std::int64_t up, std::int64_t down,
-                      const Numbers& padding, double gain, double slope,
-                      std::optional<double> clamp, bool flip_filter) {
-    return filtered_lrelu_with<Device>("fastgan::filtered_lrelu", x, fu, fd, b, up, down, padding,
-                                       gain, slope, clamp, flip_filter, false)
-        .output;
-}
-
-template <typename Device>
-std::tuple<Tensor, Tensor> filtered_lrelu_signs(const Tensor& x, const OptionalTensor& fu,
-                                                const OptionalTensor& fd, const OptionalTensor& b,
-                                                std::int64_t up, std::int64_t down,
-                                                const Numbers& padding, double gain, double slope,
-                                                std::optional<double> clamp, bool flip_filter) {
-    FilteredLrelu result =
-        filtered_lrelu_with<Device>("fastgan::filtered_lrelu_signs", x, fu, fd, b, up, down,
-                                    padding, gain, slope, clamp, flip_filter, true);
-    return {result.output, *result.signs};
+    if constexpr (kSigns) {
+        return {y, *signs};
+    } else {
+        return y;
+    }
 }
 
 // The same with given signs, linear in x.
@@ -411,8 +389,8 @@ FASTGAN_IMPLEMENT(Device, library) {
     library.impl("bias_act_bits", TORCH_BOX(&bias_act_bits<Device>));
     library.impl("bias_act_gradient", TORCH_BOX(&bias_act_gradient<Device>));
     library.impl("upfirdn2d", TORCH_BOX(&upfirdn2d<Device>));
-    library.impl("filtered_lrelu", TORCH_BOX(&filtered_lrelu<Device>));
-    library.impl("filtered_lrelu_signs", TORCH_BOX(&filtered_lrelu_signs<Device>));
+    library.impl("filtered_lrelu", TORCH_BOX((&filtered_lrelu<Device, false>)));
+    library.impl("filtered_lrelu_signs", TORCH_BOX((&filtered_lrelu<Device, true>)));
     library.impl("filtered_lrelu_masked", TORCH_BOX(&filtered_lrelu_masked<Device>));
 }
 

@@ -101,23 +101,11 @@ def _checked(name: str, f: Tensor | None) -> Tensor | None:
 
 class _FilteredLrelu(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        fu: Tensor | None,
-        fd: Tensor | None,
-        b: Tensor | None,
-        up: int,
-        down: int,
-        padding: Sequence[int],
-        gain: float,
-        slope: float,
-        clamp: float | None,
-        flip_filter: bool,
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, *rest: Any) -> Tensor:
+        fu, fd, _, up, down, padding, gain, slope, clamp, flip_filter = rest
         ctx.set_materialize_grads(False)
         with torch._C._AutoDispatchBelowAutograd():
-            y, signs = _signs_op(x, fu, fd, b, up, down, padding, gain, slope, clamp, flip_filter)
+            y, signs = _signs_op(x, *rest)
         ctx.save_for_backward(signs, fu, fd)
         x0, x1, y0, _ = padding
         width = x.shape[3] * up + x0 + x1 - taps_of(fu)[0] + 1

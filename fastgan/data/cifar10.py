@@ -23,7 +23,7 @@ import torch
 from fastgan._util.plain_pickle import Record, load_plain_pickle
 from fastgan._util.reading import one_line
 from fastgan.data.limits import file_size, quoted
-from fastgan.data.source import ImageSource, source_from_array
+from fastgan.data.source import ImageArrays
 from fastgan.errors import DataError
 
 _FOLDER = "cifar-10-batches-py"
@@ -47,23 +47,12 @@ _MAX_BATCH_BYTES = 2**27
 _MAX_ARCHIVE_BYTES = 2**31
 
 
-def load_cifar10(
-    place: Path,
-    *,
-    name: str,
-    image_size: int,
-    channels: int | None = None,
-    in_memory: bool | None = None,
-) -> ImageSource:
-    """Open the training images of CIFAR-10: ``data_batch_1`` to ``data_batch_5``.
+def load_cifar10(place: Path) -> ImageArrays:
+    """Reads the training images of CIFAR-10: ``data_batch_1`` to ``data_batch_5``.
 
     Args:
         place: the folder ``cifar-10-batches-py``, a folder that holds it or the archive, or
             the archive ``cifar-10-python.tar.gz`` itself, which is read without unpacking it.
-        name: how messages refer to the set.
-        image_size: side of the images it gives.
-        channels: 1, 3, or None: 3.
-        in_memory: see :func:`fastgan.data.load_data`.
 
     Raises:
         DataError: missing, corrupt or truncated, a batch missing from the middle, or a pickle with
@@ -79,15 +68,7 @@ def load_cifar10(
     rows = np.concatenate([part_rows for part_rows, _ in parts])
     pixels = rows.reshape(len(rows), 3, 32, 32)
     labels = np.concatenate([row_labels for _, row_labels in parts])
-    return source_from_array(
-        name,
-        torch.from_numpy(pixels),
-        image_size=image_size,
-        channels=channels,
-        labels=torch.from_numpy(labels),
-        class_names=class_names,
-        in_memory=in_memory,
-    )
+    return ImageArrays(torch.from_numpy(pixels), torch.from_numpy(labels), class_names)
 
 
 def _read_members(place: Path) -> dict[str, tuple[bytes, str]]:

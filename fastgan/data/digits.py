@@ -14,36 +14,25 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from fastgan.data.source import ImageSource, MemorySource, source_from_array
+from fastgan.data.source import ImageArrays, ImageSource, MemorySource, source_from_array
 
 
-def load_digits(
-    *, image_size: int, channels: int | None = None, in_memory: bool | None = None
-) -> ImageSource:
-    """Load the digits.
+def load_digits() -> ImageArrays:
+    """Reads the digits.
 
     Values 0..16 become ``x / 8 - 1``; ten classes, about 180 images each.
 
-    >>> source = load_digits(image_size=16)
-    >>> len(source), source.channels, source.num_classes
-    (1797, 1, 10)
+    >>> images, labels, _ = load_digits()
+    >>> images.shape, int(labels.max())
+    (torch.Size([1797, 1, 8, 8]), 9)
     """
     with np.load(Path(__file__).with_name("digits.npz"), allow_pickle=False) as file:
         images, labels = torch.from_numpy(file["images"]), torch.from_numpy(file["labels"])
-    return source_from_array(
-        "digits",
-        images.to(torch.float32).unsqueeze(1) / 8.0 - 1.0,
-        image_size=image_size,
-        channels=channels,
-        labels=labels.to(torch.int64),
-        in_memory=in_memory,
-    )
+    return ImageArrays(images.to(torch.float32).unsqueeze(1) / 8.0 - 1.0, labels.to(torch.int64))
 
 
-def load_digit_outlines(
-    *, image_size: int, channels: int | None = None, in_memory: bool | None = None
-) -> ImageSource:
-    """Load the outlines of the digits, in the order of :func:`load_digits`.
+def load_digit_outlines(*, image_size: int, channels: int | None = None) -> ImageSource:
+    """Makes the outlines of the digits, in the order of :func:`load_digits`.
 
     An outline is bright where a digit's edge is: the difference of the largest and the smallest
     value among the pixel and its eight neighbours, times ``image_size / 16``, at most 2, less 1.
@@ -52,7 +41,15 @@ def load_digit_outlines(
     >>> outlines.amin(), outlines.amax()
     (tensor(-1.), tensor(1.))
     """
-    digits = load_digits(image_size=image_size, channels=channels, in_memory=True)
+    arrays = load_digits()
+    digits = source_from_array(
+        "digits",
+        arrays.images,
+        image_size=image_size,
+        channels=channels,
+        labels=arrays.labels,
+        in_memory=True,
+    )
     padded = F.pad(digits.images, (1, 1, 1, 1), mode="replicate")
     largest, smallest = F.max_pool2d(padded, 3, 1), -F.max_pool2d(-padded, 3, 1)
     return MemorySource(

@@ -24,7 +24,7 @@ from fastgan.data.limits import (
     quoted,
     read_exactly,
 )
-from fastgan.data.source import ImageSource, source_from_array
+from fastgan.data.source import ImageArrays
 from fastgan.errors import DataError
 
 _UNSIGNED_BYTE = 8
@@ -32,23 +32,12 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _SETS = ("train", "t10k")
 
 
-def load_idx(
-    place: Path,
-    *,
-    name: str,
-    image_size: int,
-    channels: int | None = None,
-    in_memory: bool | None = None,
-) -> ImageSource:
-    """Opens MNIST-style images, with labels if their file is in the same folder.
+def load_idx(place: Path) -> ImageArrays:
+    """Reads MNIST-style images, with labels if their file is in the same folder.
 
     Args:
         place: a folder with ``train-images-idx3-ubyte`` (or ``t10k-...`` if it has no training
             set), also as ``train-images.idx3-ubyte`` and with ``.gz``; or one images file.
-        name: how messages refer to the set.
-        image_size: side of the images it gives.
-        channels: 1, 3, or None: 1.
-        in_memory: see :func:`fastgan.data.load_data`.
 
     Raises:
         DataError: missing, truncated, or not what its header says; names the file.
@@ -64,14 +53,7 @@ def load_idx(
                 f"{quoted(labels_path)}: {len(labels)} labels; expected {len(pixels)}, one for "
                 f"each image of {images_path.name!r}"
             )
-    return source_from_array(
-        name,
-        pixels.unsqueeze(1),
-        image_size=image_size,
-        channels=channels,
-        labels=labels,
-        in_memory=in_memory,
-    )
+    return ImageArrays(pixels.unsqueeze(1), labels)
 
 
 def read_idx(path: Path, *, dimensions: int) -> Tensor:

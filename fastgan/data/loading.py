@@ -9,7 +9,7 @@ from typing import Any
 from fastgan._util.data_kinds import DATA_KINDS
 from fastgan._util.reading import parsing
 from fastgan.data.folder import Progress
-from fastgan.data.source import ImageSource, choose_channels
+from fastgan.data.source import ImageArrays, ImageSource, choose_channels, source_from_array
 from fastgan.errors import DataError, ImageSizeError
 
 GIVEN = "source"
@@ -64,8 +64,8 @@ def load_data(
         raise DataError(f"data {spec!r}: unknown; expected {forms}")
     module, _, function = kind.loader.partition(".")
     load = getattr(importlib.import_module(f"fastgan.data.{module}"), function)
-    given: dict[str, Any] = {"image_size": image_size, "channels": channels}
-    given |= {"in_memory": in_memory} | ({"progress": progress} if kind.reports_progress else {})
+    given: dict[str, Any] = {"image_size": image_size, "channels": channels, "name": spec}
+    given |= {"in_memory": in_memory, "progress": progress}
     path: tuple[Path, ...] = ()
     if separator:
         if not place or "\0" in place:
@@ -74,9 +74,20 @@ def load_data(
             path = (Path(place).expanduser(),)
         except RuntimeError as error:
             raise DataError(f"data {spec!r}: no such home folder") from error
-        given["name"] = spec
     # Readers report known problems with the file's name; this handles all others.
     with parsing(f"data {spec!r}: can't be read", DataError):
-        source: ImageSource = load(*path, **given)
+        loaded: ImageSource | ImageArrays = load(*path, **{key: given[key] for key in kind.options})
+        if isinstance(loaded, ImageSource):
+            source = loaded
+        else:
+            source = source_from_array(
+                spec,
+                loaded.images,
+                image_size=image_size,
+                channels=channels,
+                labels=loaded.labels,
+                class_names=loaded.class_names,
+                in_memory=in_memory,
+            )
         source.spec = spec
         return source

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from fastgan._util.reading import one_line, parsing
 from fastgan.data.limits import check_expansion, file_size, quoted, read_exactly
-from fastgan.data.source import ImageSource, source_from_array
+from fastgan.data.source import ImageArrays
 from fastgan.errors import DataError
 
 IMAGE_KEYS = ("images", "x", "x_train", "train_images", "data", "arr_0")
@@ -31,15 +31,8 @@ LABEL_KEYS = ("labels", "y", "y_train", "train_labels", "targets")
 _SLACK = 1e-4
 
 
-def load_npz(
-    path: Path,
-    *,
-    name: str,
-    image_size: int,
-    channels: int | None = None,
-    in_memory: bool | None = None,
-) -> ImageSource:
-    """Open images, and labels if there are any, from an ``.npz`` file.
+def load_npz(path: Path) -> ImageArrays:
+    """Reads images, and labels if there are any, from an ``.npz`` file.
 
     Images are (N, H, W), (N, H, W, C) or (N, C, H, W) with C 1 or 3; if both of the last fit,
     channels come last. Values, by dtype:
@@ -50,10 +43,6 @@ def load_npz(
 
     Args:
         path: the file.
-        name: how messages refer to the set.
-        image_size: side of the images it gives.
-        channels: 1, 3, or None for the array's own.
-        in_memory: see :func:`fastgan.data.load_data`.
 
     Raises:
         DataError: missing, corrupt, an object array, or values, shapes or labels other than
@@ -78,14 +67,7 @@ def load_npz(
     except (OSError, RuntimeError, NotImplementedError) as error:
         # The last two are zipfile's errors for encryption and unknown compression.
         raise DataError(f"{what}: can't be read: {one_line(error)}") from error
-    return source_from_array(
-        name,
-        _to_range(_channels_first(images, what), what),
-        image_size=image_size,
-        channels=channels,
-        labels=labels,
-        in_memory=in_memory,
-    )
+    return ImageArrays(_to_range(_channels_first(images, what), what), labels)
 
 
 def _choose(what: str, keys: dict[str, zipfile.ZipInfo]) -> str:

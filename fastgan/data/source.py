@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,20 @@ from fastgan.data.pixels import bytes_to_unit_range, fit_images
 from fastgan.errors import DataError, printable
 
 _CHUNK_IMAGES = 1024
+
+
+class ImageArrays(NamedTuple):
+    """A set as its module reads it, for :func:`source_from_array`.
+
+    Attributes:
+        images: (N, 1 or 3, H, W); uint8, or float32 in [-1, 1].
+        labels: integers (N,), or None.
+        class_names: names of the classes; None for their numbers.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    class_names: Sequence[str] | None = None
 
 
 class ImageSource(ABC):

@@ -419,17 +419,22 @@ struct Constant {
     static constexpr int value = kNumber;
 };
 
-// body(Constant<row_taps>, Constant<column_taps>)
+// body(Constant<row_taps>, Constant<column_taps>). A phase of a square weight has at most a tap more
+// along one dimension than along the other.
 template <typename Body>
 FASTGAN_INLINE void with_taps(int row_taps, int column_taps, const Body& body) {
     const auto with_columns = [&](auto rows) {
-        if (column_taps == 1) {
-            body(rows, Constant<1>{});
-        } else if (column_taps == 2) {
-            body(rows, Constant<2>{});
-        } else {
-            body(rows, Constant<3>{});
+        if constexpr (rows.value < 3) {
+            if (column_taps == 1) {
+                return body(rows, Constant<1>{});
+            }
         }
+        if constexpr (rows.value > 1) {
+            if (column_taps == 3) {
+                return body(rows, Constant<3>{});
+            }
+        }
+        body(rows, Constant<2>{});
     };
     if (row_taps == 1) {
         with_columns(Constant<1>{});

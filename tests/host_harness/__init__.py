@@ -88,6 +88,11 @@ SCHEDULES = (
 )
 
 
+def orders_of(dtype: torch.dtype) -> Sequence[Schedule]:
+    """What depends on the order does so in every dtype: one is run in all of them."""
+    return SCHEDULES if dtype == torch.float32 else SCHEDULES[-1:]
+
+
 @dataclass(frozen=True)
 class SparseTensor:
     """A one-dimensional tensor too large to fill: only its windows (start: values) are sent."""
@@ -376,7 +381,7 @@ class HostHarness:
         sources: Sequence[Path],
         runtime_flags: Mapping[str, Sequence[str]] | None = None,
     ) -> Program:
-        """Builds a program from files of kernels and entries, in both builds.
+        """Builds a program from files of kernels (``.cu``), in both builds, and of entries.
 
         ``runtime_flags`` are further flags for files of the runtime, by their stem.
         """
@@ -394,11 +399,16 @@ class HostHarness:
             # Before the runtime, which compiles faster: the two processors end at the same time.
             for build, (flags, _) in BUILDS.items():
                 for source in sources:
-                    target = (
-                        self.folder / build / "objects" / source.parent.name / f"{source.name}.o"
-                    )
-                    objects[build].append(compiled(target, source, *flags))
-            # The runtime is not instrumented: one object serves both builds.
+                    if source.suffix == ".cu":
+                        target = self.folder / build / "objects" / f"{source.stem}.o"
+                        objects[build].append(compiled(target, source, *flags))
+            # Entries and the runtime are not instrumented: one object serves both builds. Entries
+            # come after the kernels, whose inline functions are.
+            for source in sources:
+                if source.suffix != ".cu":
+                    target = compiled(self.folder / "entries" / f"{source.stem}.o", source, "-O1")
+                    for build in BUILDS:
+                        objects[build].append(target)
             for stem in (*RUNTIME, "trace"):
                 flags = tuple((runtime_flags or {}).get(stem, ()))
                 # Every access that is traced goes through trace.cpp: it should be fast.
@@ -454,4 +464,5 @@ __all__ = [
     "Result",
     "Schedule",
     "SparseTensor",
+    "orders_of",
 ]

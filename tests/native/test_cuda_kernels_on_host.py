@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from host_harness import CSRC, HERE, SCHEDULES, Case, SparseTensor
+from host_harness import CSRC, HERE, SCHEDULES, Case, SparseTensor, orders_of
 
 from fastgan.ops.define import DEFINED
 
@@ -104,7 +104,7 @@ def test_clip_is_right_at_every_size_and_alignment(clip, dtype):
             bounds = BOUNDS[seed % len(BOUNDS)]
             values = random_values(size, dtype, seed)
             cases.append(clip_case(values, bounds, offset * dtype.itemsize))
-    for case, result in zip(cases, clip.check(cases), strict=True):
+    for case, result in zip(cases, clip.check(cases, schedules=orders_of(dtype)), strict=True):
         assert_clipped(case, result)
 
 
@@ -120,7 +120,7 @@ def test_clip_is_right_for_fuzzed_sizes_alignments_and_bounds(clip, dtype):
         bounds = sorted((torch.randn(2, generator=generator) * 2).tolist())
         values = random_values(below(10 ** (1 + below(4))), dtype, below(10**9))
         cases.append(clip_case(values, bounds, below(16 // dtype.itemsize) * dtype.itemsize))
-    for case, result in zip(cases, clip.check(cases), strict=True):
+    for case, result in zip(cases, clip.check(cases, schedules=orders_of(dtype)), strict=True):
         assert_clipped(case, result)
 
 
@@ -141,7 +141,7 @@ def test_clip_is_right_for_strided_layouts_and_leaves_the_gaps_alone(clip, dtype
         base(4, 0, seed=9)[::2],
     ]
     cases = [clip_case(view, (-0.25, 0.5)) for view in views]
-    for case, result in zip(cases, clip.check(cases), strict=True):
+    for case, result in zip(cases, clip.check(cases, schedules=orders_of(dtype)), strict=True):
         assert_clipped(case, result)
         assert_rest_untouched(case, result)
 
@@ -353,7 +353,9 @@ def test_step_is_right_at_every_size_with_shadows_or_without(optimisers, rule, d
         step_case(rule, shapes, dtype, 1, weight_decay=0.1),
         step_case(rule, shapes, dtype, 2, extra=shadows),
     ]
-    for case, result in zip(cases, optimisers.check(cases), strict=True):
+    for case, result in zip(
+        cases, optimisers.check(cases, schedules=orders_of(dtype)), strict=True
+    ):
         assert_stepped(rule, case, result)
 
 
@@ -384,7 +386,9 @@ def test_step_is_right_at_every_alignment_and_layout(optimisers, rule, dtype):
 
     for relayout in (with_gaps, gradients_transposed):
         cases.append(step_case(rule, [(7, 6), (2, 3, 300)], dtype, 9, relayout=relayout))
-    for case, result in zip(cases, optimisers.check(cases), strict=True):
+    for case, result in zip(
+        cases, optimisers.check(cases, schedules=orders_of(dtype)), strict=True
+    ):
         assert_stepped(rule, case, result)
 
 
@@ -415,7 +419,9 @@ def test_step_is_right_for_random_lists_and_settings(optimisers, rule, dtype):
                 weight_decay=0.1,
             )
             cases.append(replace(case, integers={**case.integers, "maximize": maximize}))
-    for case, result in zip(cases, optimisers.check(cases), strict=True):
+    for case, result in zip(
+        cases, optimisers.check(cases, schedules=orders_of(dtype)), strict=True
+    ):
         assert_stepped(rule, case, result)
 
 
@@ -439,7 +445,7 @@ def test_step_unscales_and_skips_as_grad_scaler_expects(optimisers, rule, dtype,
         "shadows": [torch.zeros(300, dtype=torch.float16), torch.zeros(3, dtype=torch.float16)],
     }
     case = step_case(rule, [(300,), (3,)], dtype, 5, extra=extra)
-    (result,) = optimisers.check([case])
+    (result,) = optimisers.check([case], schedules=orders_of(dtype))
     if found_inf == 0:
         assert_stepped(rule, case, result)
         return
@@ -501,7 +507,7 @@ def test_clip_is_right_for_lists_of_every_size_alignment_and_layout(clip, dtype)
         case(3, torch.float16, itemsize, lambda t: t),
         case(4, None, 0, lambda t: t.repeat_interleave(2, -1)[..., ::2]),
     ]
-    for one, result in zip(cases, clip.check(cases), strict=True):
+    for one, result in zip(cases, clip.check(cases, schedules=orders_of(dtype)), strict=True):
         lists = zip(one.tensors["params"], result.tensors["params"], strict=True)
         for i, (before, after) in enumerate(lists):
             unclipped = replace(one, tensors={"params": [before]})

@@ -14,7 +14,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from host_harness import SCHEDULES, Case, SparseTensor
+from host_harness import SCHEDULES, Case, SparseTensor, orders_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -703,11 +703,6 @@ LAYOUTS = [
     (1, 1, 4200),
     (3, 20, 300),
 ]
-
-
-def orders_of(dtype):
-    """What depends on the order does so in every dtype: one is run in all of them."""
-    return SCHEDULES if dtype == torch.float32 else SCHEDULES[-1:]
 
 
 def tiles_of(images, channels, image_size):

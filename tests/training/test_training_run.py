@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import shutil
 import signal
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -56,14 +58,37 @@ def all_models(*, exhaustive: tuple[str, ...]) -> list[object]:
     return [pytest.param(each, marks=marks.get(each, ())) for each in MODELS]
 
 
+#: Its probability has moved, and is about to move again, when the run is cut.
+ADAPTIVE = {"model": "gan", "augment": "ada", "ada_target": -0.9, "ada_kimg": 0.1}
+
+
+def config_of(model: str, out: Path) -> TrainConfig:
+    """For whole runs of every model."""
+    changes = ADAPTIVE if model == "adaptive" else {"model": model}
+    every = {"sample_every": 3, "checkpoint_every": 3, "lr_decay": "linear"}
+    return small_config(out, **every, **changes)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], TrainingResult]:
+    """What came of a model's run without a break, by its name."""
+
+    @functools.cache
+    def run(model: str) -> TrainingResult:
+        return Trainer(config_of(model, tmp_path_factory.mktemp(model) / "run")).run()
+
+    return run
+
+
 @pytest.mark.parametrize(
     "model", all_models(exhaustive=("sngan", "biggan", "stylegan2", "r3gan", "cyclegan"))
 )
-def test_a_run_leaves_everything_a_person_needs(model: str, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    result = Trainer(
-        small_config(out, model=model, steps=6, sample_every=3, checkpoint_every=3)
-    ).run()
+def test_a_run_leaves_everything_a_person_needs(
+    model: str, whole: Callable[[str], TrainingResult]
+) -> None:
+    result = whole(model)
+    assert result.checkpoint is not None
+    out = result.checkpoint.parent
     assert (result.step, result.stopped_by) == (6, None)
     assert {path.name for path in out.iterdir()} == {
         "checkpoint-0000003.pt",
@@ -96,37 +121,32 @@ def test_a_run_leaves_everything_a_person_needs(model: str, tmp_path: Path) -> N
     assert any("tfevents" in path.name for path in (out / "tensorboard").iterdir())
 
 
-#: Its probability has moved, and is about to move again, when the run is cut.
-ADAPTIVE = {"model": "gan", "augment": "ada", "ada_target": -0.9, "ada_kimg": 0.1}
-
-
 @pytest.mark.parametrize(
     "model", [*all_models(exhaustive=("biggan", "stylegan2", "pix2pix")), "adaptive"]
 )
-def test_resuming_continues_to_the_bit(model: str, tmp_path: Path) -> None:
-    changes = {"lr_decay": "linear", **(ADAPTIVE if model == "adaptive" else {"model": model})}
-    whole = Trainer(small_config(tmp_path / "whole", **changes)).run()
-
+def test_resuming_continues_to_the_bit(
+    model: str, whole: Callable[[str], TrainingResult], tmp_path: Path
+) -> None:
     class StopAtThree(Callback):
         def on_step(self, trainer: Trainer) -> None:
             if trainer.step == 3:
                 trainer.request_stop("test")
 
     parts = tmp_path / "parts"
-    first = Trainer(small_config(parts, **changes), callbacks=[StopAtThree()]).run()
+    first = Trainer(config_of(model, parts), callbacks=[StopAtThree()]).run()
     assert (first.step, first.stopped_by) == (3, "test")
     torch.rand(5)  # whatever happens in between
     second = Trainer(TrainConfig(out=str(parts)), resume=True).run()
     assert second.step == 6
-    ours, theirs = load_checkpoint(second.checkpoint), load_checkpoint(whole.checkpoint)
+    ours, theirs = load_checkpoint(second.checkpoint), load_checkpoint(whole(model).checkpoint)
     ours["config"].pop("out")
     theirs["config"].pop("out")
     assert_same(ours, theirs)
     assert (ours["adaptive"] is not None) == (model == "adaptive")
     timing = {"seconds", "images_per_second"}
     tables = []
-    for run in (parts, tmp_path / "whole"):
-        with (run / "metrics.csv").open(newline="") as file:
+    for run in (second, whole(model)):
+        with (run.checkpoint.parent / "metrics.csv").open(newline="") as file:
             tables.append(
                 {
                     row["step"]: {k: v for k, v in row.items() if k not in timing}

@@ -383,7 +383,7 @@ Dimension drawn_dimension(std::int64_t small, std::int64_t taps, std::int64_t st
 
 Convolution drawn_winograd() {
     const std::int64_t taps = drawn(3, 5);
-    const std::int64_t stride = taps == 3 ? 1 : taps == 4 ? drawn(1, 2) : 2;
+    const std::int64_t stride = taps == 5 ? 2 : drawn(1, 2);
     return {drawn(0, 3), 32 * drawn(1, 3), 32 * drawn(1, 3),
             drawn_dimension(drawn(1, 6), taps, stride, 3),
             drawn_dimension(drawn(1, 6), taps, stride, 3)};

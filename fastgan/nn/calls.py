@@ -151,7 +151,7 @@ def _norm(
     if hooks_on_saved() is not None:
         return _HOOKED
     source = pending.find(input)
-    if source is not None and source.kind not in ("convolution", "bias"):
+    if source is not None and (source.kind not in ("convolution", "bias") or source.widens):
         pending.compute(source)
         source = None
     channels = input.shape[1] if input.dim() > 1 else 0
@@ -343,7 +343,8 @@ def _of_two(
             (other,),
             settings=(func, place),
         )
-        return _added(pending, op, input)
+        dtype = torch.promote_types(input.dtype, other.dtype)
+        return pending.add(op, input.shape, dtype, input.device, is_channels_last(input))
     return ""
 
 
@@ -354,14 +355,16 @@ def _added(pending: Pending, op: Op, input: Tensor) -> Tensor:
 
 
 def _kind_of_two(name: str, source: Op, input: Tensor, other: Tensor) -> str | None:
-    if type(other) not in PLAIN or other.dtype != input.dtype or other.device != input.device:
-        return None
-    if input.dim() != 4:
+    if type(other) not in PLAIN or other.device != input.device or input.dim() != 4:
         return None
     of_channels = (input.shape[1], 1, 1)
+    is_cast = other.dtype == torch.float32 and input.dtype == source.state.autocast
     if source.kind == "convolution" and other.shape in (of_channels, (1, *of_channels)):
         # A sum of maps with one channel, row or column may have another layout than its terms.
-        return "bias" if name == "add" and min(input.shape[1:]) > 1 else None
+        is_bias = name == "add" and min(input.shape[1:]) > 1
+        return "bias" if is_bias and (is_cast or other.dtype == input.dtype) else None
+    if other.dtype != input.dtype:
+        return None
     if other.shape == (*input.shape[:2], 1, 1) != input.shape:
         return "scale" if name == "mul" else "shift"
     return "sum" if name == "add" and other.shape == input.shape else None

@@ -194,17 +194,25 @@ def run_stretch(ops: list[Op], input: Tensor, log: Log) -> Tensor:
     log.saves += sum(op.way.saves for op in ops)
     units: list[list[Op]] = []
     for op, following in zip(ops, [*ops[1:], None], strict=True):
-        if not units or op.kind in _FIRST or (op.kind == "norm" and _is_own(following)):
+        if (
+            not units
+            or op.kind in _FIRST
+            or op.widens
+            or (op.kind == "norm" and _is_own(following))
+        ):
             units.append([])
         units[-1].append(op)
     together: list[list[Op]] = []
     shape: tuple[int, ...] = input.shape
-    for unit in units:
+    for unit, following_unit in zip(units, [*units[1:], None], strict=True):
         if _joins(unit, shape, input, ops):
             together.append(unit)
         else:
             input, made = _run_chain(together, input, log), nodes_made()
-            input = _run_unit(unit, input, unit is not units[0], log)
+            if unit[0].widens and following_unit is not None and _convolves(following_unit, input):
+                input = _run_bias(unit, input, log)
+            else:
+                input = _run_unit(unit, input, unit is not units[0], log)
             order_nodes(input.grad_fn, made, unit[0].order)
             together = []
         shape = unit[0].shape
@@ -282,6 +290,39 @@ def _joins(unit: list[Op], shape: tuple[int, ...], input: Tensor, ops: list[Op])
         and len(unit) < len(ops)
         and not any(map(_is_own, unit))
         and first.state.autocast in (None, input.dtype)
+    )
+
+
+def _convolves(unit: list[Op], value: Tensor) -> bool:
+    """Whether a unit starts with a convolution that autocast runs in a value's dtype."""
+    return unit[0].kind == "convolution" and unit[0].state.autocast == value.dtype
+
+
+def _run_bias(unit: list[Op], value: Tensor, log: Log) -> Tensor:
+    """Runs a float32 bias and its activation on a 16-bit map, for a 16-bit convolution.
+
+    In float32, as eager, which casts the map before and after. It is a batch norm with constants.
+    """
+    saves = norm_savings("bias", value)
+    if not saves > 0:
+        return _run_unit(unit, value, True, log)
+    log.saves += saves
+    bias, name, slope = _bias_of(unit[0]), "none", 0.0
+    path = op_path("bn_act", value.device.type).path
+    for op in unit:
+        log.say(op, path, "bias and activation in one pass, and 16 bits on store")
+        if op.kind == "activation":
+            name, slope = op.settings
+    return bn_act(
+        value,
+        bn_weight=None,
+        bn_bias=bias,
+        running_mean=torch.zeros_like(bias),
+        running_var=torch.ones_like(bias),
+        training=False,
+        eps=0.0,
+        activation=name,
+        negative_slope=slope,
     )
 
 

@@ -223,6 +223,12 @@ class Op:
         assert value is not None
         return value
 
+    @property
+    def widens(self) -> bool:
+        """Whether it is a float32 bias of a convolution that autocast runs in 16 bits."""
+        bias = self.tensors[0] if self.kind == "bias" else None
+        return bias is not None and self.state.autocast not in (None, bias.dtype)
+
     def writes(self) -> list[Tensor]:
         """The running statistics that it writes, even if its value isn't needed."""
         if self.kind != "norm" or not self.settings[0]:

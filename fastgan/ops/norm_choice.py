@@ -41,7 +41,8 @@ def one_pass_savings(
     Infinite if the fixed table selects it.
 
     Args:
-        over: the statistics: "batch", "running", "sample" or "group".
+        over: the statistics: "batch", "running", "sample" or "group"; "bias" for a float32 bias of
+            a 16-bit map, instead of a norm.
         input: (N, C, H, W) or (N, C); its values are not read.
         groups: of a group norm.
         own: whether each sample has its own scale and shift.
@@ -173,6 +174,10 @@ def contenders(over: str, like: Tensor, groups: int, own: bool) -> dict[str, Cal
 
     def one_pass() -> Tensor:
         activated: dict[str, Any] = {"activation": "leaky_relu", "negative_slope": _SLOPE}
+        if over == "bias":
+            constants: dict[str, Any] = {"running_mean": mean, "running_var": variance, "eps": 0.0}
+            given = {**constants, **activated}
+            return bn_act(input, bn_weight=None, bn_bias=bias, training=False, **given)
         if over in ("batch", "running") and not own:
             settings: dict[str, Any] = {"running_mean": mean, "running_var": variance, **activated}
             training = over == "batch"
@@ -190,6 +195,8 @@ def contenders(over: str, like: Tensor, groups: int, own: bool) -> dict[str, Cal
         )
 
     def by_torch() -> Tensor:
+        if over == "bias":
+            return F.leaky_relu_(input + bias[:, None, None], _SLOPE).to(dtype)
         if over == "group":
             output = F.group_norm(input, groups, weight, bias)
         elif over == "sample":
@@ -201,7 +208,7 @@ def contenders(over: str, like: Tensor, groups: int, own: bool) -> dict[str, Cal
         return F.leaky_relu_(output, _SLOPE)
 
     def with_gradients(run: Callable[[], Tensor]) -> Callable[[], object]:
-        leaves = [input, weight, bias, *([scales] if own else [])]
+        leaves = [input, bias, *([] if over == "bias" else [weight]), *([scales] if own else [])]
         if not gradients:
             return run
         return lambda: torch.autograd.grad(run(), leaves, grad)

@@ -9,7 +9,8 @@ kind           calls
 "layer norm"   ``layer_norm``, which torch runs, with in-place ops after it
 "scale"        ``*`` of a norm and a per-sample (N, C, 1, 1)
 "shift"        ``+`` of a norm, or of its scale, and a per-sample (N, C, 1, 1)
-"bias"         ``+`` of a convolution without bias, and (1, C, 1, 1) or (C, 1, 1)
+"bias"         ``+`` of a convolution without bias, and (1, C, 1, 1) or (C, 1, 1); under autocast
+               it may be of float32
 "sum"          ``+`` of a convolution or norm and another map, as of a residual block
 "pad"          symmetric ``pad`` by zeros, reflection or replication
 "activation"   those of :mod:`fastgan.activations`, after any of these

@@ -114,36 +114,30 @@ class EvaluationReport:
         table.add_column("measure", no_wrap=True)
         table.add_column("value", justify="right", no_wrap=True)
         table.add_column("what it says")
-        table.add_row("precision", f"{self.precision:.3f}", "share of generated that look real")
-        table.add_row("recall", f"{self.recall:.3f}", "share of real that could be generated")
-        table.add_row("density", f"{self.density:.3f}", "how deep among the real; 1 is ideal")
-        table.add_row(
-            "coverage", f"{self.coverage:.3f}", "share of real with a generated neighbour"
-        )
-        table.add_row(
-            "Fréchet distance",
-            f"{self.frechet_distance:.4g}",
-            f"lower is better; real against real {self.frechet_distance_real:.4g}",
-        )
-        table.add_row(
-            "kernel distance", f"{self.kernel_distance:.3g}", "lower is better; 0 is ideal"
-        )
-        if self.class_histogram is not None:
-            table.add_row(
-                "classifier accuracy",
-                f"{self.classifier_accuracy:.3f}",
-                "on held-out real images",
-            )
-            table.add_row(
-                "confidence, real",
-                f"{self.classifier_confidence_real:.3f}",
+        rows = [
+            ("precision", self.precision, ".3f", "share of generated that look real"),
+            ("recall", self.recall, ".3f", "share of real that could be generated"),
+            ("density", self.density, ".3f", "how deep among the real; 1 is ideal"),
+            ("coverage", self.coverage, ".3f", "share of real with a generated neighbour"),
+            (
+                *("Fréchet distance", self.frechet_distance, ".4g"),
+                f"lower is better; real against real {self.frechet_distance_real:.4g}",
+            ),
+            ("kernel distance", self.kernel_distance, ".3g", "lower is better; 0 is ideal"),
+            ("classifier accuracy", self.classifier_accuracy, ".3f", "on held-out real images"),
+            (
+                *("confidence, real", self.classifier_confidence_real, ".3f"),
                 "mean top probability, held-out real",
-            )
-            table.add_row(
-                "confidence",
-                f"{self.classifier_confidence:.3f}",
-                f"generated: {self.confidence_ratio:.3f} of the real",
-            )
+            ),
+            (
+                *("confidence", self.classifier_confidence, ".3f"),
+                f"generated: {self.confidence_ratio or 0:.3f} of the real",
+            ),
+        ]
+        for name, value, form, meaning in rows:
+            if value is not None:
+                table.add_row(name, format(value, form), meaning)
+        if self.class_histogram is not None:
             self._add_classes(table, self.class_histogram)
         return table
 

@@ -8,6 +8,7 @@ graphs can capture them after a first call has compiled them. Autograd records n
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -46,9 +47,17 @@ _PLANS: dict[tuple[Any, ...], Any] = {}
 _MOST_PLANS = 4096
 
 
-def _make_room() -> None:
-    if len(_PLANS) >= _MOST_PLANS:
-        _PLANS.clear()
+def _planned(key: tuple[Any, ...], make: Callable[[Any], Any]) -> Any:
+    """The plan of this key, which ``make`` makes once, by :mod:`fastgan.kernels.plans`."""
+    plan = _PLANS.get(key)
+    if plan is None:
+        # Importing Triton takes a second, and not every machine has it.
+        from fastgan.kernels import plans
+
+        if len(_PLANS) >= _MOST_PLANS:
+            _PLANS.clear()
+        plan = _PLANS[key] = make(plans)
+    return plan
 
 
 def unsupported_reason(
@@ -191,11 +200,7 @@ def _describable(tensor: Tensor) -> Tensor:
 def _vector(name: str, vector: Tensor | None, channels: int, like: Tensor) -> Tensor | None:
     if vector is None:
         return None
-    if vector.shape != (channels,) or vector.get_device() != like.get_device():
-        raise ConfigError(
-            f"{name} has shape {tuple(vector.shape)} on {vector.device}; expected ({channels},) on "
-            f"{like.device}"
-        )
+    _check_placed(name, vector, (channels,), like)
     return vector.contiguous()
 
 
@@ -218,7 +223,7 @@ def _load(tensor: Tensor, prologue: NormActivation | GradPrologue | None) -> _Lo
         other = prologue.kept
     strides = _strides(tensor)
     if other is not None:
-        _check_same("the prologue's tensor", other, tensor)
+        _check_same("the prologue's tensor", other, tensor.shape, tensor)
         if _strides(other) != strides:
             # The kernels go through both with one set of offsets.
             tensor = tensor.contiguous(memory_format=torch.channels_last)
@@ -235,12 +240,16 @@ def _load(tensor: Tensor, prologue: NormActivation | GradPrologue | None) -> _Lo
     return _Loaded(operation, tensor, (tensor, other, *vectors), strides, key)
 
 
-def _check_same(name: str, tensor: Tensor, like: Tensor) -> None:
-    if tensor.shape != like.shape or tensor.get_device() != like.get_device():
+def _check_placed(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    if tensor.shape != shape or tensor.get_device() != like.get_device():
         raise ConfigError(
             f"{name} has shape {tuple(tensor.shape)} on {tensor.device}; expected "
-            f"{tuple(like.shape)} on {like.device}"
+            f"{tuple(shape)} on {like.device}"
         )
+
+
+def _check_same(name: str, tensor: Tensor, shape: tuple[int, ...], like: Tensor) -> None:
+    _check_placed(name, tensor, shape, like)
     if tensor.dtype != like.dtype:
         raise DtypeError(f"{name} is {tensor.dtype}; expected {like.dtype}")
 
@@ -265,25 +274,12 @@ def _check_operands(tensor: Tensor, weight: Tensor, geometry: ConvGeometry, chan
         raise ConfigError(f"weight is on {weight.device}; expected {tensor.device}")
 
 
-def _plans() -> Any:
-    # Importing Triton takes a second, and not every machine has it.
-    from fastgan.kernels import plans
-
-    return plans
-
-
 def _output(shape: Four, operand: Tensor, out: Tensor | None) -> Tensor:
     if out is None:
         return torch.empty(
             shape, dtype=operand.dtype, device=operand.device, memory_format=torch.channels_last
         )
-    if out.shape != shape or out.get_device() != operand.get_device():
-        raise ConfigError(
-            f"out has shape {tuple(out.shape)} on {out.device}; expected {shape} on "
-            f"{operand.device}"
-        )
-    if out.dtype != operand.dtype:
-        raise DtypeError(f"out is {out.dtype}; expected {operand.dtype}")
+    _check_same("out", out, shape, operand)
     if not out.is_contiguous(memory_format=torch.channels_last):
         raise ConfigError(f"out has strides {out.stride()}; expected channels-last memory")
     return out
@@ -325,7 +321,7 @@ def _convolve(
         operation = ("activation_gradient", epilogue.activation, float(epilogue.negative_slope))
         other, bias = epilogue.kept, None
     if other is not None:
-        _check_same("the epilogue's tensor", other, output)
+        _check_same("the epilogue's tensor", other, output.shape, output)
         other = other.contiguous(memory_format=torch.channels_last)
     vectors = (
         _vector("the epilogue's bias", bias, out_channels, operand),
@@ -348,10 +344,8 @@ def _convolve(
         tuple(v if v is None else v.dtype for v in vectors),
         precision,
     )
-    plan: plans.ConvolutionPlan | None = _PLANS.get(key)
-    if plan is None:
-        module = _plans()
-        _make_room()
+
+    def make(module: Any) -> Any:
         given: dict[str, Any] = {
             "scatter": scatter,
             "input_shape": tuple(operand.shape),
@@ -361,19 +355,18 @@ def _convolve(
             "capability": _capability(operand.device),
             "epilogue": module.Operation(*operation),
         }
-        plan = _PLANS[key] = (
-            module.plan_by_descriptors(**given)
-            if descriptors
-            else module.plan_convolution(
-                **given,
-                input_strides=loaded.strides,
-                weight_strides=weight.stride(),
-                dtype=operand.dtype,
-                prologue=module.Operation(*loaded.operation),
-                precision=precision,
-            )
+        if descriptors:
+            return module.plan_by_descriptors(**given)
+        return module.plan_convolution(
+            **given,
+            input_strides=loaded.strides,
+            weight_strides=weight.stride(),
+            dtype=operand.dtype,
+            prologue=module.Operation(*loaded.operation),
+            precision=precision,
         )
-    assert plan is not None
+
+    plan: plans.ConvolutionPlan = _planned(key, make)
     count = first = second = None
     if operation[0] in ("statistics", "norm_activation_gradient"):
         sums = (plan.tiles, out_channels)
@@ -564,10 +557,8 @@ def weight_gradient(
         input.get_device(),
         precision,
     )
-    plan: plans.ReductionPlan | None = _PLANS.get(key)
-    if plan is None:
-        module = _plans()
-        _make_room()
+
+    def make(module: Any) -> Any:
         given: dict[str, Any] = {
             "paired_shape": tuple(paired.tensor.shape),
             "gathered_shape": tuple(gathered.tensor.shape),
@@ -575,20 +566,19 @@ def weight_gradient(
             "geometry": geometry,
             "capability": _capability(input.device),
         }
-        plan = _PLANS[key] = (
-            module.plan_weight_gradient_by_descriptors(**given)
-            if descriptors
-            else module.plan_weight_gradient(
-                **given,
-                paired_strides=paired.strides,
-                gathered_strides=gathered.strides,
-                dtype=input.dtype,
-                paired_prologue=module.Operation(*paired.operation),
-                gathered_prologue=module.Operation(*gathered.operation),
-                precision=precision,
-            )
+        if descriptors:
+            return module.plan_weight_gradient_by_descriptors(**given)
+        return module.plan_weight_gradient(
+            **given,
+            paired_strides=paired.strides,
+            gathered_strides=gathered.strides,
+            dtype=input.dtype,
+            paired_prologue=module.Operation(*paired.operation),
+            gathered_prologue=module.Operation(*gathered.operation),
+            precision=precision,
         )
-    assert plan is not None
+
+    plan: plans.ReductionPlan = _planned(key, make)
     result = grad_weight
     if plan.total is not None:
         # Dense like the gradient, so that adding up the splits is a sum of flat vectors.
@@ -609,17 +599,15 @@ def _channel_sums(loaded: _Loaded, dtype: torch.dtype) -> Tensor:
     """The operand after its prologue, summed over N, H and W, in ``dtype``."""
     tensor = loaded.tensor
     key = ("channel sums", loaded.key, dtype, tensor.dtype, tensor.get_device())
-    plan: plans.ReductionPlan | None = _PLANS.get(key)
-    if plan is None:
-        module = _plans()
-        _make_room()
-        plan = _PLANS[key] = module.plan_channel_sums(
+    plan: plans.ReductionPlan = _planned(
+        key,
+        lambda module: module.plan_channel_sums(
             shape=tuple(tensor.shape),
             strides=loaded.strides,
             capability=_capability(tensor.device),
             prologue=module.Operation(*loaded.operation),
-        )
-    assert plan is not None
+        ),
+    )
     assert plan.total is not None
     channels = tensor.shape[1]
     partial = torch.empty((plan.splits, channels), dtype=torch.float32, device=tensor.device)

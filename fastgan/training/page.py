@@ -12,7 +12,7 @@ from fastgan._util.files import atomic_write
 from fastgan._util.reading import printable, read_text
 from fastgan.errors import OutputError
 from fastgan.training.callbacks import Callback
-from fastgan.training.recorder import GROUPS, read_metrics
+from fastgan.training.recorder import COLUMNS, read_metrics
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -78,8 +78,8 @@ def render_run(folder: Path, title: str, settings: Mapping[str, object]) -> str:
     path = folder / "warnings.txt"
     warnings = read_text(path, OutputError).splitlines() if path.exists() else []
     groups: dict[str, list[str]] = {}
-    for name, group in GROUPS.items():
-        if group != "progress":
+    for name, group in COLUMNS.items():
+        if group not in ("", "progress"):
             groups.setdefault(group, []).append(name)
     last = rows[-1] if rows else {}
     parts = [

@@ -22,45 +22,23 @@ from fastgan.errors import DataWarning, OutputError
 if TYPE_CHECKING:
     from torch.utils.tensorboard.writer import SummaryWriter
 
-# Columns of metrics.csv, followed by those of Trainer.log. The model determines which are filled:
-# `wasserstein` and `penalty` for critics, `d_real` and `d_fake` (mean probability of "real") for
-# discriminators; `r1` and `r2` if set; `l1`, `cycle` and `identity` for translation; `ada_r` and
-# `ada_p` with adaptive augmentation.
-COLUMNS = (
-    "step",
-    "images",
-    "seconds",
-    "loss_d",
-    "loss_g",
-    "wasserstein",
-    "penalty",
-    "r1",
-    "r2",
-    "l1",
-    "cycle",
-    "identity",
-    "d_real",
-    "d_fake",
-    "ada_r",
-    "ada_p",
-    "grad_norm_g",
-    "diversity",
-    "lr_g",
-    "lr_d",
-    "images_per_second",
-)
-
-
-#: Groups of curves on a page.
-GROUPS = {
+#: Columns of metrics.csv, followed by those of Trainer.log, and their groups in TensorBoard and on
+#: a page. The model determines which are filled: `wasserstein` and `penalty` for critics, `d_real`
+#: and `d_fake` (mean probability of "real") for discriminators; `r1` and `r2` if set; `l1`, `cycle`
+#: and `identity` for translation; `ada_r` and `ada_p` with adaptive augmentation.
+COLUMNS = {
+    "step": "",
+    "images": "progress",
+    "seconds": "",
     **dict.fromkeys(("loss_d", "loss_g"), "loss"),
-    **dict.fromkeys(("wasserstein", "d_real", "d_fake"), "scores"),
+    "wasserstein": "scores",
     **dict.fromkeys(("penalty", "r1", "r2"), "penalties"),
-    **dict.fromkeys(("ada_r", "ada_p"), "augmentation"),
     **dict.fromkeys(("l1", "cycle", "identity"), "translation"),
+    **dict.fromkeys(("d_real", "d_fake"), "scores"),
+    **dict.fromkeys(("ada_r", "ada_p"), "augmentation"),
     **dict.fromkeys(("grad_norm_g", "diversity"), "health"),
-    **dict.fromkeys(("lr_d", "lr_g"), "rates"),
-    **dict.fromkeys(("images", "images_per_second"), "progress"),
+    **dict.fromkeys(("lr_g", "lr_d"), "rates"),
+    "images_per_second": "progress",
 }
 
 
@@ -172,7 +150,7 @@ def tagged(row: Mapping[str, float]) -> dict[str, float]:
 
 def _tag(name: str) -> str:
     """A metric's name in TensorBoard, which groups names by the part before a slash."""
-    group = GROUPS.get(name, "own" if name not in COLUMNS else "")
+    group = COLUMNS.get(name, "own")
     return f"{group}/{name}" if group and "/" not in name else name
 
 

@@ -229,7 +229,7 @@ def models(results: list[tuple[Path, Result]], up: str) -> str:
         ]
         faster = "not measured"
         if measured:
-            _, value, path, result = max(measured, key=lambda each: each[0])
+            _, value, path, result = max(measured, key=lambda entry: entry[0])
             faster, used[path] = f"{value:.2f}", result
         arxiv = f"[{paper}](https://arxiv.org/abs/{number})"
         body.append((name, arxiv, _learns_from(kind), f"`--model {model}`", faster))
@@ -253,12 +253,12 @@ def summary(results: list[tuple[Path, Result]], up: str) -> str:
         for verdict in verdicts:
             if verdict.goal.device == device and verdict.goal.metric in _NUMBERS:
                 by_case.setdefault(_group(verdict.goal), []).append(verdict)
-        if all(verdict.row is None for each in by_case.values() for verdict in each):
+        if all(verdict.row is None for group in by_case.values() for verdict in group):
             parts.append(
                 f"{title}: not measured; [goals]({up}docs/measurements.md#{title.lower()})."
             )
             continue
-        body = [(*case, _range(each), _verdict(each)) for case, each in by_case.items()]
+        body = [(*case, _range(group), _verdict(group)) for case, group in by_case.items()]
         parts.append(markdown_table(["what", "in", "number", "goal", title, ""], body))
     return "\n\n".join([*parts, sources(verdicts, results, up)])
 

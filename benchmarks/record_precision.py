@@ -120,10 +120,12 @@ def trained_by_the_reference(model: str, seed: int, options: argparse.Namespace)
             generator_step(real, noise(), **given)
             with torch.no_grad():
                 decay = min(config.ema_decay, (2 + step) / (11 + step))
-                for ours, theirs in zip(average.parameters(), generator.parameters(), strict=True):
-                    ours.lerp_(theirs, 1 - decay)
-                for ours, theirs in zip(average.buffers(), generator.buffers(), strict=True):
-                    ours.copy_(theirs)
+                for averaged, current in zip(
+                    average.parameters(), generator.parameters(), strict=True
+                ):
+                    averaged.lerp_(current, 1 - decay)
+                for averaged, current in zip(average.buffers(), generator.buffers(), strict=True):
+                    averaged.copy_(current)
     return average, config, time.perf_counter() - began
 
 
@@ -153,13 +155,13 @@ def noise_of(a: list[float], b: list[float], comparisons: int) -> float:
     return float(stats.t.ppf(1 - LEVEL / comparisons, freedom)) * math.sqrt(sum(shares))
 
 
-def verdict(rows: list[dict], model: str, ours: str, theirs: str, comparisons: int) -> dict:
-    """Whether the model trained by ``ours`` is no worse than by ``theirs``, within noise."""
-    judged = {"model": model, "contender": ours, "against": theirs, "measures": {}}
+def verdict(rows: list[dict], model: str, contender: str, baseline: str, comparisons: int) -> dict:
+    """Whether the model trained by ``contender`` is no worse than by ``baseline``, within noise."""
+    judged = {"model": model, "contender": contender, "against": baseline, "measures": {}}
     for name, worse in MEASURES.items():
         a, b = (
-            [row[name] for row in rows if (row["model"], row["contender"]) == (model, contender)]
-            for contender in (ours, theirs)
+            [row[name] for row in rows if (row["model"], row["contender"]) == (model, trained_by)]
+            for trained_by in (contender, baseline)
         )
         difference = statistics.fmean(a) - statistics.fmean(b)
         noise = noise_of(a, b, comparisons)
@@ -196,8 +198,8 @@ def main() -> None:
                 print(rows[-1], flush=True)
     comparisons = len(options.models) * len(MEASURES)
     against_fp32, against_reference = (
-        [verdict(rows, model, ours, theirs, comparisons) for model in options.models]
-        for ours, theirs in (("bf16", "fp32"), ("fp32", "reference"))
+        [verdict(rows, model, contender, baseline, comparisons) for model in options.models]
+        for contender, baseline in (("bf16", "fp32"), ("fp32", "reference"))
     )
     complete = set(options.models) == set(MODELS) and len(options.seeds) >= 3
     report = {
@@ -205,8 +207,8 @@ def main() -> None:
         "settings": {"steps": options.steps, "samples": SAMPLES, "models": SETTINGS},
         "rows": rows,
         "verdicts": against_fp32 + against_reference,
-        "no_worse": complete and all(each["no_worse"] for each in against_fp32),
-        "as_good_as_the_reference": complete and all(e["no_worse"] for e in against_reference),
+        "no_worse": complete and all(v["no_worse"] for v in against_fp32),
+        "as_good_as_the_reference": complete and all(v["no_worse"] for v in against_reference),
     }
     path = options.out or RESULTS / f"precision-{options.device}.json"
     path.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -461,7 +461,9 @@ def differences(old: dict, new: dict, only: str = "") -> list[str]:
 
 def over_bars(report: dict, kernels: Iterable[dict]) -> list[str]:
     """In words, which Triton kernels spill, or take more instructions a step than in the report."""
-    bars = {each["kernel"]: each for each in report["kernels"] if each["source"] == "triton"}
+    bars = {
+        kernel["kernel"]: kernel for kernel in report["kernels"] if kernel["source"] == "triton"
+    }
     lines = []
     for kernel in kernels:
         step, bar = kernel.get("step"), bars[kernel["kernel"]].get("step")

@@ -304,8 +304,8 @@ BY_CODE: Mapping[int, Activation] = {row.code: row for row in _ROWS}
 #: By torch function and ATen op; arguments decide between several rows.
 BY_FUNCTION: Mapping[Any, Sequence[Activation]] = {
     function: [row for row in _ROWS if function in (*row.functions, row.op)]
-    for each in _ROWS
-    for function in (*each.functions, each.op)
+    for row in _ROWS
+    for function in (*row.functions, row.op)
     if function is not None
 }
 

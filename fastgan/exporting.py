@@ -172,9 +172,9 @@ def _traced(
 def _torch_export(generator: TrainedGenerator, truncation: float | None) -> tuple[bytes, str]:
     program, inputs, wanted = _traced(generator, truncation)
     called = {node.target for node in program.graph.nodes}
-    ours = [op for op in called if getattr(op, "namespace", None) == NAMESPACE]
-    if ours:  # the file must be readable without fastgan
-        program = program.run_decompositions(torch._decomp.get_decompositions(ours))
+    fastgan_ops = [op for op in called if getattr(op, "namespace", None) == NAMESPACE]
+    if fastgan_ops:  # the file must be readable without fastgan
+        program = program.run_decompositions(torch._decomp.get_decompositions(fastgan_ops))
     file = io.BytesIO()
     torch.export.save(program, file)
     file.seek(0)

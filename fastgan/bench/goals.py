@@ -136,7 +136,7 @@ GOALS: tuple[Goal, ...] = (
     *_goals("cpu", "critic loss", _LAYER_NORM, _BOTH, _BATCHES, 0.7, "peak_ratio", "eager"),
     # Four of each of the critic's five layers.
     *_goals("cpu", ("gradient penalty", "critic loss"), _CRITIC, "float32", 16, 20, "convolutions"),
-    *_goals("cpu", "critic loss", [f"{each} critic" for each in _OTHERS], "float32", 16, 1.3),
+    *_goals("cpu", "critic loss", [f"{name} critic" for name in _OTHERS], "float32", 16, 1.3),
     *_goals("cpu", "critic loss", "self-attention critic", "float32", 16, 1.2),
     *_goals("cpu", "critic loss", "minibatch stddev critic", "float32", 32, 1.2),
     *_goals("cpu", "discriminator loss", (_CRITIC, "grouped ResNet critic"), "float32", 32, 1.8),
@@ -148,7 +148,7 @@ GOALS: tuple[Goal, ...] = (
     *_goals("cpu", "R3GAN iteration", _SMALL, "float32", 32, 1.3),
     *_goals("cpu", "CycleGAN iteration", _ONE, "float32", 4, 1.2),
     *_goals("cpu", ("GAN iteration", "BigGAN iteration"), _SMALL, "float32", 32, 1.0),
-    *_goals("cpu", [f"{each} iteration" for each in _LABELLED], _ONE, "float32", 32, 1.0),
+    *_goals("cpu", [f"{name} iteration" for name in _LABELLED], _ONE, "float32", 32, 1.0),
     *_goals("cpu", "pix2pix iteration", _ONE, "float32", 4, 1.0),
     *_goals("cpu", "bias_act, forward and backward", _STYLE, "float32", 8, 2.0),
     *_goals("cpu", _RESAMPLE, _STYLE, "float32", 8, 2.0, peers="depthwise"),

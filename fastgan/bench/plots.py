@@ -121,29 +121,29 @@ def _speedups(result: Result) -> Any:
     for position, line in enumerate(shown):
         row = line.row
         ratios = [
-            each
-            for each in result.find(provider="fastgan", metric="times_faster")
-            if each.case == row.case
+            ratio
+            for ratio in result.find(provider="fastgan", metric="times_faster")
+            if ratio.case == row.case
         ]
         if position % 2:
             axes.axhspan(position - 0.5, position + 0.5, color="#f5f7f9", zorder=0)
         hardest = [
-            min(group, key=lambda each: each.value)
+            min(group, key=lambda ratio: ratio.value)
             for group in (
-                [each for each in ratios if each.detail != _COMPILE],
-                [each for each in ratios if each.detail == _COMPILE],
+                [ratio for ratio in ratios if ratio.detail != _COMPILE],
+                [ratio for ratio in ratios if ratio.detail == _COMPILE],
             )
             if group
         ]
-        for each in hardest:
-            compiled = each.detail == _COMPILE
+        for ratio in hardest:
+            compiled = ratio.detail == _COMPILE
             drawn.add("torch.compile" if compiled else "best of eager PyTorch")
-            low, high = each.spread or (each.value, each.value)
+            low, high = ratio.spread or (ratio.value, ratio.value)
             largest = max(largest, high)
             y = position + (0.16 if compiled else -0.16) * (len(hardest) > 1)
             colour = _COMPILED if compiled else _OURS
             axes.plot([low, high], [y, y], color=colour, linewidth=2, alpha=0.45, zorder=2)
-            axes.plot(each.value, y, "D" if compiled else "o", color=colour, ms=5, zorder=3)
+            axes.plot(ratio.value, y, "D" if compiled else "o", color=colour, ms=5, zorder=3)
         bound = goals.get((row.op, row.shape, row.dtype, row.batch, row.mode))
         if bound is not None:
             drawn.add("goal")
@@ -225,12 +225,12 @@ def _roofline(result: Result) -> Any:
     for (line, flops, _), at in zip(points, positions, strict=True):
         colour = _DTYPE_COLOURS.get(line.row.dtype, _INK)
         marker = markers[without_passes(line.row.op)]
-        ours = flops / line.row.value
+        fastgan = flops / line.row.value
         if line.peer is not None:
-            theirs = flops / line.peer.value
-            axes.plot([at, at], [ours, theirs], color=colour, lw=0.8, alpha=0.5, zorder=2)
-            axes.plot(at, theirs, marker, mfc="white", mec=colour, ms=6)
-        axes.plot(at, ours, marker, color=colour, ms=6)
+            peer = flops / line.peer.value
+            axes.plot([at, at], [fastgan, peer], color=colour, lw=0.8, alpha=0.5, zorder=2)
+            axes.plot(at, peer, marker, mfc="white", mec=colour, ms=6)
+        axes.plot(at, fastgan, marker, color=colour, ms=6)
     axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(bottom, top))
     _label_plainly(axes.xaxis, math.log10(right / left), 1.0)
     _label_plainly(axes.yaxis, math.log10(top / bottom), 1e9)

@@ -298,7 +298,6 @@ def _capture(call: Call, copies: int) -> Call:
 def _timing_rows(case: Case, mode: str, timing: Timing, device: torch.device) -> list[Row]:
     row = partial(case.row, mode=mode)
     rows = [row("machine", "disturbance", timing.disturbance)]
-    ours = [name for name in timing.seconds if is_ours(name)]
     for name, seconds in timing.seconds.items():
         middle, spread = median_and_quartiles(list(seconds))
         rows.append(row(name, "seconds", middle, spread))
@@ -308,7 +307,7 @@ def _timing_rows(case: Case, mode: str, timing: Timing, device: torch.device) ->
         if device.type == "cuda":
             host = median_and_quartiles(list(timing.host_seconds[name]))
             rows.append(row(name, "host_seconds", *host))
-    for name in ours:
+    for name in filter(is_ours, timing.seconds):
         for peer in timing.seconds:
             if not is_ours(peer):
                 rows.append(row(name, "times_faster", *timing.times_faster(name, peer), peer))

@@ -345,7 +345,7 @@ def _size(change: Change) -> tuple[bool, float]:
 def merged(results: Iterable[Result]) -> dict[tuple[str | int, ...], tuple[Row, Result]]:
     """The newest value of each number, with its result."""
     newest: dict[tuple[str | int, ...], tuple[Row, Result]] = {}
-    for result in sorted(results, key=lambda each: each.time):
+    for result in sorted(results, key=lambda result: result.time):
         for row in result.rows:
             newest[row.key] = (row, result)
     return newest

@@ -69,16 +69,16 @@ def lines(result: Result | Iterable[Row]) -> list[Line]:
         times = [row for row in of_case if row.metric == "seconds" and row.provider != "floor"]
         peers = [row for row in times if not is_ours(row.provider)]
         best = min(peers, key=lambda row: row.value, default=None)
-        for ours in (row for row in times if is_ours(row.provider)):
-            mine = [row for row in of_case if row.provider == ours.provider]
-            ratios = [row for row in mine if row.metric == "times_faster"]
+        for time in (row for row in times if is_ours(row.provider)):
+            same_provider = [row for row in of_case if row.provider == time.provider]
+            ratios = [row for row in same_provider if row.metric == "times_faster"]
             summary.append(
                 Line(
-                    row=ours,
+                    row=time,
                     peer=best,
                     ratio=min(ratios, key=lambda row: row.value, default=None),
-                    floor=_first(mine, "percent_of_floor"),
-                    peak=_first(mine, "peak_ratio", "eager"),
+                    floor=_first(same_provider, "percent_of_floor"),
+                    peak=_first(same_provider, "peak_ratio", "eager"),
                 )
             )
     return summary

@@ -165,8 +165,8 @@ def _failure(check: Callable[[], None]) -> str | None:
     return None
 
 
-def _compare(name: str, ours: torch.Tensor, theirs: torch.Tensor) -> None:
-    error = float((ours - theirs).abs().max() / theirs.abs().max().clamp_min(1e-30))
+def _compare(name: str, actual: torch.Tensor, expected: torch.Tensor) -> None:
+    error = float((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-30))
     if not error <= 1e-9:
         raise FastganError(f"{name} is off by {error:.2g} relative")
 
@@ -191,11 +191,11 @@ def _check_models(device: str) -> None:
         ),
     }
     random = torch.Generator().manual_seed(0)
-    for name, (ours, theirs, size) in pairs.items():
-        theirs.load_state_dict(ours.state_dict())
+    for name, (fused, plain, size) in pairs.items():
+        plain.load_state_dict(fused.state_dict())
         input = torch.randn(size, generator=random, dtype=torch.float64).to(device)
         results = []
-        for model in (ours.double().to(device), theirs.double().to(device)):
+        for model in (fused.double().to(device), plain.double().to(device)):
             leaf = input.clone().requires_grad_()
             output = model(leaf)
             output.square().sum().backward()

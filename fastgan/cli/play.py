@@ -139,7 +139,7 @@ def page(generator: TrainedGenerator) -> tuple[Any, dict[str, Any]]:
             return draw(generator, *seeds, place, bound, label)
 
         gradio.on(
-            [each.change for each in inputs], show, inputs, [image, strip],
+            [input.change for input in inputs], show, inputs, [image, strip],
             show_progress="hidden", trigger_mode="always_last", api_name="draw",
         )  # fmt: skip
         another.click(

@@ -138,8 +138,8 @@ def _partners(a: ImageSource, b: ImageSource) -> Tensor:
             )
         return torch.arange(len(a))
     keys = [_keys(source) for source in (a, b)]
-    for (ours, theirs), source, other in ((keys, a, b), (keys[::-1], b, a)):
-        alone = [name for key, name in ours.items() if key not in theirs]
+    for (names, partners), source, other in ((keys, a, b), (keys[::-1], b, a)):
+        alone = [name for key, name in names.items() if key not in partners]
         if alone:
             raise DataError(
                 f"{source.name}: {len(alone)} of {len(source)} images have no partner of their name"

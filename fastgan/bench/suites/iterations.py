@@ -220,8 +220,8 @@ def _contenders(config: TrainConfig, dtype: str, setting: Setting) -> dict[str, 
     if config.conditional:
         labels = torch.randint(_CLASSES, (config.batch_size,), device=setting.device)
     batches: list[list[Batch]] = [
-        [(real.contiguous(memory_format=torch.channels_last), labels) for real in each]
-        for each in torch.rand(shape).mul_(2).sub_(1).to(setting.device)
+        [(real.contiguous(memory_format=torch.channels_last), labels) for real in images]
+        for images in torch.rand(shape).mul_(2).sub_(1).to(setting.device)
     ]
     weights = (
         build_generator(config, data).state_dict(),

@@ -107,8 +107,8 @@ def _contenders(op: str, shapes: str, cold: bool, setting: Setting) -> dict[str,
         calls: dict[str, Call] = {"fastgan": lambda _: clip_weights_(weights, _CLIP)}
         return calls | {name: _then_clamp(None, clamp, own()) for name, clamp in _CLAMPS.items()}
     name = op.split()[0]
-    ours = getattr(fastgan.optim, name)(weights, lr=5e-5, clip=_CLIP)
-    calls = {"fastgan": lambda _: ours.step()}
+    optimizer = getattr(fastgan.optim, name)(weights, lr=5e-5, clip=_CLIP)
+    calls = {"fastgan": lambda _: optimizer.step()}
     implementations: dict[str, dict[str, Any]] = {
         "single-tensor": {"foreach": False},
         "foreach": {"foreach": True},
@@ -116,9 +116,10 @@ def _contenders(op: str, shapes: str, cold: bool, setting: Setting) -> dict[str,
     if "fused" in inspect.signature(getattr(torch.optim, name)).parameters:
         implementations["fused"] = {"fused": True}
     for implementation, settings in implementations.items():
-        theirs = getattr(torch.optim, name)(mine := own(), lr=5e-5, **settings)
+        copies = own()
+        peer = getattr(torch.optim, name)(copies, lr=5e-5, **settings)
         for clamp_name, clamp in _CLAMPS.items():
-            calls[f"{implementation} and {clamp_name}"] = _then_clamp(theirs.step, clamp, mine)
+            calls[f"{implementation} and {clamp_name}"] = _then_clamp(peer.step, clamp, copies)
     return calls
 
 

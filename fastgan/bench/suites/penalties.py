@@ -221,7 +221,7 @@ def contenders(
     ) -> Call:
         placed(model, weights, device, layout)
         pairs = [
-            tuple(each.contiguous(memory_format=layout) for each in pair.unbind(0))
+            tuple(images.contiguous(memory_format=layout) for images in pair.unbind(0))
             for pair in images
         ]
         run: Callable[..., Any] = loss if mode is None else torch.compile(loss, mode=mode)

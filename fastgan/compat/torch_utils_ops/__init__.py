@@ -145,7 +145,7 @@ def _install(name: str, modules: Mapping[str, ModuleType], functions: Mapping[st
         raise ConfigError(f"name is {name!r}; expected a dotted name such as 'torch_utils.ops'")
     wanted = {f"{name}.{short}": module for short, module in modules.items()}
     wanted[name] = _installed.get(name) or _package(name, _folders(name))
-    taken = [each for each in wanted if sys.modules.get(each, wanted[each]) is not wanted[each]]
+    taken = [name for name in wanted if sys.modules.get(name, wanted[name]) is not wanted[name]]
     if taken:
         raise ImportError(
             f"{', '.join(sorted(taken))}: imported already; install {name!r} before the code that "

@@ -253,12 +253,28 @@ def numbers_of(row: TileRow) -> list[tuple[torch.dtype, str]]:
 
 
 def large_ones_of_all(*kernels: str) -> list[Any]:
-    """Those far from spilling, with at most 16 results a thread, are marked ``tiles``."""
+    """Those far from spilling are marked ``tiles``.
 
-    def marks(tile: Tile) -> Any:
-        return pytest.mark.tiles if tile.block_m * tile.block_n <= 2048 else ()
+    With at most 16 results a thread they are. Of the others each has 60 registers left or more, but
+    for sm_90's and the largest of each kind.
+    """
+    rows = rows_of_all(*kernels)
 
-    return [pytest.param(name, row, marks=marks(row.tile)) for name, row in rows_of_all(*kernels)]
+    def kind(architecture: str, row: TileRow) -> tuple[object, ...]:
+        return architecture, row.bits, row.max_channels
+
+    def size(row: TileRow) -> int:
+        return row.tile.block_m * row.tile.block_n
+
+    largest: dict[tuple[object, ...], int] = {}
+    for name, row in rows:
+        largest[kind(name, row)] = max(size(row), largest.get(kind(name, row), 0))
+
+    def marks(name: str, row: TileRow) -> Any:
+        near = name == "sm_90" or size(row) == largest[kind(name, row)]
+        return () if near and size(row) > 2048 else pytest.mark.tiles
+
+    return [pytest.param(name, row, marks=marks(name, row)) for name, row in rows]
 
 
 # A scatter is a gather with more arithmetic on its indices; here either stands for both.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from rich.console import Console
 from fastgan.data import load_data
 from fastgan.errors import ConfigError, DataError, ImageSizeError
 from fastgan.evaluation import (
+    ClassifierReport,
     EvaluationReport,
     RandomConvolutionFeatures,
     evaluate_samples,
@@ -34,18 +36,32 @@ def random_images(count: int, channels: int = 1, seed: int = 0) -> torch.Tensor:
 
 
 @pytest.fixture(scope="module")
-def labelled() -> EvaluationReport:
+def judged() -> tuple[EvaluationReport, ClassifierReport, torch.Tensor]:
+    """A report, the classifier that was trained for it, and the generated images."""
     images, labels = real_digits()
     noise = torch.randn(600, 1, 16, 16, generator=torch.Generator().manual_seed(0))
     generated = (images[:600] + 0.3 * noise).clamp(-1, 1)
-    return evaluate_samples(generated, images, labels=labels)
+    trained = []
+
+    def watched(*arguments: Any, **settings: Any) -> ClassifierReport:
+        trained.append(train_classifier(*arguments, **settings))
+        return trained[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fastgan.evaluation.report.train_classifier", watched)
+        report = evaluate_samples(generated, images, labels=labels)
+    (one,) = trained
+    return report, one, generated
 
 
-def test_labelled_figures_are_those_of_the_classifier(labelled):
-    images, labels = real_digits()
-    noise = torch.randn(600, 1, 16, 16, generator=torch.Generator().manual_seed(0))
-    generated = (images[:600] + 0.3 * noise).clamp(-1, 1)
-    trained = train_classifier(images, labels, num_classes=10)
+@pytest.fixture(scope="module")
+def labelled(judged) -> EvaluationReport:
+    return judged[0]
+
+
+def test_labelled_figures_are_those_of_the_classifier(judged):
+    labelled, trained, generated = judged
+    images, _ = real_digits()
     probabilities = trained.classifier.probabilities(generated)
     top = probabilities.amax(dim=1).mean().item()
     assert labelled.classifier_accuracy == trained.accuracy > 0.97

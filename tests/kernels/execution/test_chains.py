@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fastgan.kernels import interpreted
 from fastgan.nn import fuse
 from fastgan.nn.placement import placements
 from fastgan.ops.backends import PASSES, TRITON, Problem, Selector, fusion, selection, using
@@ -113,9 +114,9 @@ def results(network: nn.Module, input: Tensor) -> list[Tensor]:
 def test_a_network_is_as_exact_as_eager(
     make, training: bool, dtype: torch.dtype, device: torch.device
 ) -> None:
-    """Against float64, by the worst of each quantity over several draws."""
+    """Against float64, by the worst of each quantity over two draws, in the interpreter of one."""
     errors = []
-    for seed in range(2):
+    for seed in range(1 if interpreted() else 2):
         torch.manual_seed(seed)
         layers, shape = make()
         for layer in layers:

@@ -211,7 +211,10 @@ def compare(
     run: Callable[[nn.Module, int, str], list[Tensor]],
     roundoff: float,
 ) -> None:
-    """Both paths of ``run`` with float64, by the worst of each quantity over two draws, in the interpreter of one."""
+    """Both paths of ``run`` with float64, by the worst of each quantity over two draws.
+
+    In the interpreter of one, which takes seconds.
+    """
     found = []
     for seed in range(1 if interpreted() else 2):
         critic = make(build, device, seed)

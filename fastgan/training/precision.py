@@ -2,9 +2,9 @@
 otherwise fp32.
 
 Fast are CUDA devices of compute capability 8.0 and above, and processors with AMX unless
-``ATEN_CPU_CAPABILITY`` disables it in torch. With only AVX512-BF16, bfloat16 products run at half
-float32's rate (benchmarks/results/bench-cpu-training.json: torch's own iterations take longer), and
-casts slow small networks down.
+``ATEN_CPU_CAPABILITY`` disables it in torch. With only AVX512-BF16, oneDNN's bfloat16 products run
+at half float32's rate on some processors and at twice on others, and casts slow small networks
+down.
 """
 
 from __future__ import annotations

@@ -8,18 +8,18 @@ from collections import Counter
 import pytest
 from injections import KINDS, LOST, REFUSED, SURVIVED, Ground
 
-#: How many of each: about two seconds of one processor's time, or one trial.
+#: How many of each: one or two seconds of one processor's time, or one trial.
 TRIALS = {
     "damaged_checkpoint": 400,
     "damaged_newest": 30,
     "damaged_data": 400,
     "hostile_pickle": 40,
-    "hostile_values": 30,
+    "hostile_values": 15,
     "hostile_header": 300,
     "hostile_text": 400,
-    "failing_write": 8,
+    "failing_write": 4,
     "short_write": 20,
-    "op_arguments": 20,
+    "op_arguments": 10,
     "interrupted": 2,
     "ranks": 2,
 }

@@ -370,7 +370,7 @@ def converted(stage: Any, input: Tensor, weight: Tensor, *_: Any) -> tuple[Way, 
     layouts=(torch.channels_last, torch.contiguous_format, torch.channels_last),
     seed=3596,
 )
-@settings(max_examples=100, deadline=None, phases=[Phase.explicit, Phase.generate])
+@settings(max_examples=50, deadline=None, phases=[Phase.explicit, Phase.generate])
 def test_random_forwards_agree_to_second_order(
     program: list[tuple[Any, ...]],
     returned: str,

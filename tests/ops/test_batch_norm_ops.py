@@ -540,43 +540,43 @@ def test_running_statistics_of_any_stride_and_dtype_are_written():
 
 _EVERYTHING = """
 import hashlib, sys, torch, fastgan.ops
-torch.set_num_threads(int(sys.argv[1]))
 O = torch.ops.fastgan
-digest = hashlib.sha256()
-for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
-    arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
-    for memory_format in (torch.channels_last, torch.contiguous_format):
-        g = torch.Generator().manual_seed(0)
-        x, grad = torch.randn((2, 40, 70, 9, 11), generator=g).to(dtype)
-        x, grad = (t.contiguous(memory_format=memory_format) for t in (x, grad))
-        m, s, b = torch.rand((3, 70), generator=g).to(arithmetic)
-        results = [
-            *O.batch_norm_statistics(x, s, None, None, 0.0, 1e-5),
-            O.norm_act(x, m, s, b, 1, 0.0),
-            *O.bn_act_gradient(grad, x, s, b, m, s, True, 2, 0.1),
-            O.act_gradient(grad, x, 4, 0.0),
-        ]
-        for result in results:
-            digest.update(result.contiguous().view(torch.uint8).numpy().tobytes())
-print(torch.get_num_threads(), digest.hexdigest())
+for threads in map(int, sys.argv[1:]):
+    torch.set_num_threads(threads)
+    digest = hashlib.sha256()
+    for dtype in (torch.float64, torch.float32, torch.float16, torch.bfloat16):
+        arithmetic = torch.float64 if dtype == torch.float64 else torch.float32
+        for memory_format in (torch.channels_last, torch.contiguous_format):
+            g = torch.Generator().manual_seed(0)
+            x, grad = torch.randn((2, 40, 70, 9, 11), generator=g).to(dtype)
+            x, grad = (t.contiguous(memory_format=memory_format) for t in (x, grad))
+            m, s, b = torch.rand((3, 70), generator=g).to(arithmetic)
+            results = [
+                *O.batch_norm_statistics(x, s, None, None, 0.0, 1e-5),
+                O.norm_act(x, m, s, b, 1, 0.0),
+                *O.bn_act_gradient(grad, x, s, b, m, s, True, 2, 0.1),
+                O.act_gradient(grad, x, 4, 0.0),
+            ]
+            for result in results:
+                digest.update(result.contiguous().view(torch.uint8).numpy().tobytes())
+    print(torch.get_num_threads(), digest.hexdigest())
 """
 
 
-def _digest(threads, **environment):
+def _digests(*threads, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", _EVERYTHING, str(threads)],
+        [sys.executable, "-c", _EVERYTHING, *map(str, threads)],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
         check=True,
     )
-    return done.stdout.split()
+    return [line.split() for line in done.stdout.splitlines()]
 
 
 def test_results_are_the_same_bits_for_any_number_of_threads_and_wide_instruction_set():
-    one = _digest(1)
-    many = _digest(5)
-    narrower = _digest(2, FASTGAN_CPU_INSTRUCTION_SET="avx2")
+    one, many = _digests(1, 5)
+    (narrower,) = _digests(2, FASTGAN_CPU_INSTRUCTION_SET="avx2")
     assert [one[0], many[0]] == ["1", "5"]
     assert one[1] == many[1]
     if build_info().cpu_instruction_set != "baseline":  # which rounds twice; see docs/building.md

@@ -10,14 +10,23 @@ import pytest
 
 import fastgan
 
+#: A process for each set, forked from one that has imported torch.
 SCRIPT = """
-import fastgan
-from fastgan.ops import check_op, op_paths
-compiled = [row.op for row in op_paths() if (row.device, row.path) == ("cpu", "cpu")]
-assert len(compiled) > 30, compiled
-for op in compiled:
-    check_op(op, "cpu")
-print(fastgan.build_info().cpu_instruction_set)
+import os, sys, torch
+for chosen in sys.argv[1:]:
+    child = os.fork()
+    if child:
+        assert os.waitpid(child, 0)[1] == 0, chosen
+        continue
+    os.environ["FASTGAN_CPU_INSTRUCTION_SET"] = chosen
+    import fastgan
+    from fastgan.ops import check_op, op_paths
+    compiled = [row.op for row in op_paths() if (row.device, row.path) == ("cpu", "cpu")]
+    assert len(compiled) > 30, compiled
+    for op in compiled:
+        check_op(op, "cpu")
+    print(fastgan.build_info().cpu_instruction_set)
+    sys.exit()
 """
 
 
@@ -31,14 +40,14 @@ def instruction_sets() -> tuple[str, ...]:
     ]
 
 
-@pytest.mark.parametrize("chosen", instruction_sets())
-def test_every_op_passes_its_check(chosen: str) -> None:
+@pytest.mark.skipif(not instruction_sets(), reason="this install has no compiled part")
+def test_every_op_passes_its_check() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env={**os.environ, "FASTGAN_CPU_INSTRUCTION_SET": chosen, "OMP_NUM_THREADS": "1"},
+        [sys.executable, "-c", SCRIPT, *instruction_sets()],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == chosen
+    assert done.stdout.split() == list(instruction_sets())

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 from fastgan.kernels import interpreted
 from fastgan.nn import fuse
 from fastgan.nn.placement import placements
-from fastgan.ops.backends import PASSES, TRITON, Problem, Selector, fusion, selection, using
+from fastgan.ops.backends import (
+    PASSES,
+    TRITON,
+    Problem,
+    Selector,
+    fusion,
+    measurement,
+    selection,
+    using,
+)
 from fastgan.ops.backends.measurement import Times, measure
 from fastgan.ops.backends.registry import TRITON_AFTER_PASSES
 from fastgan.ops.backends.selection import supporting
@@ -244,8 +253,9 @@ def test_each_pass_can_run_on_a_backend_of_its_own(
     ],
 )
 def test_the_kernels_are_timed_with_what_they_fuse(
-    which, around: dict[str, str], device: torch.device
+    which, around: dict[str, str], device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(measurement, "_SECONDS", 0)  # no turn beyond the first
     reads = {"forward": {"input"}, "input_gradient": {"grad"}, "weight_gradient": {"input", "grad"}}
     if not set(around) - {"store"} <= reads[which]:
         around = {}

@@ -1,107 +1,94 @@
 """Indices beyond 2^31, checked on sizes alone: no such tensor is allocated.
 
-The headers that the kernels use are compiled as a library, and its answers are compared with
+The headers that the kernels use are compiled as a Python module, and its answers are compared with
 Python's integers, which have no limit. Undefined arithmetic ends the process.
 """
 
 from __future__ import annotations
 
-import ctypes
+import importlib.util
 import os
 import random
 import shlex
 import shutil
 import subprocess
+import sysconfig
 from pathlib import Path
 
+import pybind11
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 CHUNK = 8192
-long = ctypes.c_int64
 
-LIBRARY = r"""
+MODULE = r"""
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <tuple>
+#include <vector>
+
 #include "cuda/chunk_table.h"
 
 using namespace fastgan;
 using namespace fastgan::cuda;
-using Numbers = const std::int64_t*;
-
-#define EXPORTED extern "C" __attribute__((visibility("default")))
+using Numbers = std::vector<std::int64_t>;
 
 // The number of chunks, and of each chunk asked for: tensor, begin, end.
-EXPORTED std::int64_t chunks(std::int64_t chunk_elements, Numbers sizes, std::int64_t size_count,
-                             Numbers asked, std::int64_t asked_count, std::int64_t* found) {
+auto chunks(std::int64_t chunk_elements, const Numbers& sizes, const Numbers& asked) {
     ChunkTable table;
-    for (std::int64_t i = 0; i < size_count; ++i) {
+    for (const std::int64_t numel : sizes) {
         MultiTensorItem item;
-        item.numel = sizes[i];
+        item.numel = numel;
         add_to_table(table, item, true, chunk_elements);
     }
-    for (std::int64_t i = 0; i < asked_count; ++i) {
-        const Chunk chunk = find_chunk(table, asked[i], chunk_elements);
-        found[3 * i] = chunk.entry;
-        found[3 * i + 1] = chunk.begin;
-        found[3 * i + 2] = chunk.end;
+    std::vector<std::tuple<std::int64_t, std::int64_t, std::int64_t>> found;
+    for (const std::int64_t number : asked) {
+        const Chunk chunk = find_chunk(table, number, chunk_elements);
+        found.emplace_back(chunk.entry, chunk.begin, chunk.end);
     }
-    return table.chunks;
+    return std::make_tuple(std::int64_t{table.chunks}, found);
 }
 
 // Of each element asked for: the offset in the parameter and in the gradient.
-EXPORTED void offsets(Numbers sizes, std::int64_t dimensions, Numbers param, Numbers grad,
-                      Numbers asked, std::int64_t asked_count, std::int64_t* found) {
-    const std::int64_t* const strides[kPlaces] = {param, grad};
-    const auto layout = make_joint_layout(sizes, strides, static_cast<int>(dimensions));
-    for (std::int64_t i = 0; i < asked_count; ++i) {
-        found[2 * i] = layout.offset(kParam, asked[i]);
-        found[2 * i + 1] = layout.offset(kGrad, asked[i]);
+auto offsets(
+    const Numbers& sizes, const Numbers& param, const Numbers& grad, const Numbers& asked) {
+    const std::int64_t* const strides[kPlaces] = {param.data(), grad.data()};
+    const auto layout = make_joint_layout(sizes.data(), strides, static_cast<int>(sizes.size()));
+    std::vector<std::tuple<std::int64_t, std::int64_t>> found;
+    for (const std::int64_t index : asked) {
+        found.emplace_back(layout.offset(kParam, index), layout.offset(kGrad, index));
     }
+    return found;
+}
+
+PYBIND11_MODULE(index_arithmetic, module) {
+    module.def("chunks", &chunks);
+    module.def("offsets", &offsets);
 }
 """
 
 
-def array(numbers: list[int]) -> ctypes.Array[ctypes.c_int64]:
-    return (ctypes.c_int64 * len(numbers))(*numbers)
-
-
-class Headers:
-    """The library's functions, on lists."""
-
-    def __init__(self, library: Path) -> None:
-        self.library = ctypes.CDLL(str(library))
-        self.library.chunks.restype = ctypes.c_int64
-
-    def chunks(self, chunk_elements: int, sizes: list[int], asked: list[int]) -> tuple:
-        found = array([0] * (3 * len(asked)))
-        lists = [each for list_ in (sizes, asked) for each in (array(list_), long(len(list_)))]
-        count = self.library.chunks(long(chunk_elements), *lists, found)
-        return count, [tuple(found[i : i + 3]) for i in range(0, len(found), 3)]
-
-    def offsets(
-        self, sizes: list[int], param: list[int], grad: list[int], asked: list[int]
-    ) -> list[tuple[int, ...]]:
-        found = array([0] * (2 * len(asked)))
-        layout = array(sizes), long(len(sizes)), array(param), array(grad)
-        self.library.offsets(*layout, array(asked), long(len(asked)), found)
-        return [tuple(found[i : i + 2]) for i in range(0, len(found), 2)]
-
-
 @pytest.fixture(scope="module")
 def headers(tmp_path_factory):
-    """The library."""
+    """The module."""
     if not (ROOT / "csrc").exists():
         pytest.skip("needs a checkout: this is an install without its sources")
     compiler = shlex.split(os.environ.get("CXX", "") or "g++")
     if shutil.which(compiler[0]) is None:
         pytest.skip(f"needs a C++ compiler: {compiler[0]} is not here")
     folder = tmp_path_factory.mktemp("index_arithmetic")
-    source, library = folder / "library.cpp", folder / "index_arithmetic.so"
-    source.write_text(LIBRARY, encoding="utf-8")
+    source, library = folder / "module.cpp", folder / "index_arithmetic.so"
+    source.write_text(MODULE, encoding="utf-8")
     flags = ["-std=c++20", "-O0", "-shared", "-fPIC", "-fvisibility=hidden"]
     flags += ["-fsanitize=undefined", "-fsanitize-undefined-trap-on-error", "-fno-sanitize=vptr"]
-    flags += ["-isystem", str(ROOT / "csrc")]
+    for place in (ROOT / "csrc", pybind11.get_include(), sysconfig.get_path("include")):
+        flags += ["-isystem", str(place)]
     subprocess.run([*compiler, *flags, str(source), "-o", str(library)], check=True)
-    return Headers(library)
+    spec = importlib.util.spec_from_file_location("index_arithmetic", library)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.mark.parametrize(

@@ -49,28 +49,18 @@ bool same_strides(const Tensor& a, const Tensor& b) {
     return true;
 }
 
-// Whether the dimensions, fastest first, are dense.
-template <typename DimensionAt>
-bool is_dense_in_order(Sizes sizes, Sizes strides, const DimensionAt& dimension_at) {
+bool is_dense_channels_last(const Tensor& tensor) {
+    const auto sizes = tensor.sizes(), strides = strides_of(tensor);
     std::int64_t expected = 1;
     for (std::size_t i = 0; i < sizes.size(); ++i) {
-        const std::size_t d = dimension_at(i);
+        // The channels, then from the last dimension down to the first.
+        const std::size_t d = i == 0 ? 1 : (i + 1 == sizes.size() ? 0 : sizes.size() - i);
         if (sizes[d] > 1 && strides[d] != expected) {
             return false;
         }
         expected *= sizes[d];
     }
     return true;
-}
-
-bool is_contiguous(Sizes sizes, Sizes strides) {
-    return is_dense_in_order(sizes, strides, [&](std::size_t i) { return sizes.size() - 1 - i; });
-}
-
-bool is_dense_channels_last(Sizes sizes, Sizes strides) {
-    const std::size_t last = sizes.size() - 1;
-    return is_dense_in_order(
-        sizes, strides, [&](std::size_t i) { return i == 0 ? 1 : (i == last ? 0 : last + 1 - i); });
 }
 
 // The tensor, or a dense copy, with its layout.
@@ -81,19 +71,18 @@ struct Image {
 
 std::optional<ChannelLayout> channel_layout(const Tensor& tensor) {
     const auto sizes = tensor.sizes();
-    const auto strides = strides_of(tensor);
     const std::int64_t channels = sizes[1];
     const std::int64_t numel = tensor.numel();
     if (numel == 0) {
         return ChannelLayout{0, channels, 1};
     }
     const std::int64_t values = numel / channels;
-    if (is_contiguous(sizes, strides)) {
+    if (tensor.is_contiguous()) {
         // A single channel's images follow each other.
         return channels == 1 ? ChannelLayout{1, 1, values}
                              : ChannelLayout{sizes[0], channels, values / sizes[0]};
     }
-    if (is_dense_channels_last(sizes, strides)) {
+    if (is_dense_channels_last(tensor)) {
         return ChannelLayout{values, channels, 1};
     }
     return std::nullopt;
@@ -181,6 +170,18 @@ Tensor array_argument(const char* op, const char* argument, const Tensor& tensor
     check_shape(op, argument, tensor, shape);
     check_device(op, argument, tensor, first);
     return without_stride(tensor);
+}
+
+// Refuses a tensor unless it has numbers of the arithmetic's type for tiles and channels.
+void require_tiles(const char* op, const char* argument, const Tensor& tensor) {
+    const std::int32_t dtype = dtype_code(tensor);
+    if (dtype != aoti_torch_dtype_float32() && dtype != aoti_torch_dtype_float64()) {
+        fail(op, ": ", argument, " has dtype ", dtype_name(dtype),
+             "; expected float32 or float64");
+    }
+    if (tensor.dim() != 2) {
+        fail(op, ": ", argument, " has shape ", shape_text(tensor), "; expected (tiles, C)");
+    }
 }
 
 // A (C,) argument of any float type; written back if it isn't dense.
@@ -285,13 +286,8 @@ std::tuple<Tensor, Tensor, Tensor> batch_norm_finalize(
     double eps, const OptionalTensor& bias, const OptionalTensor& bias_copy,
     const std::vector<Tensor>& counters) {
     constexpr const char* op = "fastgan::batch_norm_finalize";
+    require_tiles(op, "mean", mean);
     const std::int32_t dtype = dtype_code(mean);
-    if (dtype != aoti_torch_dtype_float32() && dtype != aoti_torch_dtype_float64()) {
-        fail(op, ": mean has dtype ", dtype_name(dtype), "; expected float32 or float64");
-    }
-    if (mean.dim() != 2) {
-        fail(op, ": mean has shape ", shape_text(mean), "; expected (tiles, C)");
-    }
     const std::int64_t tiles = mean.sizes()[0], channels = mean.sizes()[1];
     const Tensor counts = array_argument(op, "count", count, {tiles}, dtype, mean);
     const Tensor means = without_stride(mean);
@@ -384,13 +380,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> norm_act_gradient_finalize(const Tens
                                                                       const Tensor& invstd,
                                                                       std::int64_t count) {
     constexpr const char* op = "fastgan::norm_act_gradient_finalize";
+    require_tiles(op, "grad", grad);
     const std::int32_t dtype = dtype_code(grad);
-    if (dtype != aoti_torch_dtype_float32() && dtype != aoti_torch_dtype_float64()) {
-        fail(op, ": grad has dtype ", dtype_name(dtype), "; expected float32 or float64");
-    }
-    if (grad.dim() != 2) {
-        fail(op, ": grad has shape ", shape_text(grad), "; expected (tiles, C)");
-    }
     if (count < 0) {
         fail(op, ": count is ", count, "; expected at least 0");
     }
@@ -662,22 +653,21 @@ void act_gradient_into(const char* op, const Tensor& grad, const Tensor& kept,
     }
 }
 
-// Dense, in any order of dimensions.
-bool is_dense(const Tensor& tensor) {
-    const auto sizes = tensor.sizes();
-    const auto strides = strides_of(tensor);
-    if (is_contiguous(sizes, strides) || tensor.numel() == 0) {
-        return true;
+// The tensor, or a dense copy.
+Tensor dense(const Tensor& tensor) {
+    if (tensor.dim() < 2) {
+        return without_stride(tensor);
     }
-    return sizes.size() > 2 && is_dense_channels_last(sizes, strides);
+    const bool is_dense =
+        tensor.is_contiguous() || (tensor.dim() > 2 && is_dense_channels_last(tensor));
+    return is_dense ? tensor : without_gaps(tensor);
 }
 
 template <typename Device>
 Tensor act_gradient(const Tensor& grad_output, const Tensor& kept, std::int64_t activation,
                     double negative_slope) {
     constexpr const char* op = "fastgan::act_gradient";
-    const Tensor values =
-        is_dense(kept) ? kept : (kept.dim() < 2 ? without_stride(kept) : without_gaps(kept));
+    const Tensor values = dense(kept);
     const Tensor grad = with_layout_of(op, "grad_output", grad_output, "kept", values);
     Tensor result = empty_as(values);
     act_gradient_into<Device>(op, grad, values, activation, negative_slope, result);
@@ -689,9 +679,7 @@ void act_gradient_in_place(Tensor grad_output, const Tensor& kept, std::int64_t 
                            double negative_slope) {
     constexpr const char* op = "fastgan::act_gradient_";
     refuse_expanded(op, "grad_output", grad_output);
-    Tensor grad = is_dense(grad_output) ? grad_output
-                                        : (grad_output.dim() < 2 ? without_stride(grad_output)
-                                                                 : without_gaps(grad_output));
+    Tensor grad = dense(grad_output);
     const Tensor values = with_layout_of(op, "kept", kept, "grad_output", grad);
     act_gradient_into<Device>(op, grad, values, activation, negative_slope, grad);
     if (!same_strides(grad_output, grad)) {

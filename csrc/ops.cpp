@@ -77,30 +77,13 @@ struct ListArgument {
 // A tensor with the parameter's device and shape.
 void check_matches(const char* op, const Tensor& param, const ListArgument& list, std::size_t i) {
     const Tensor& tensor = (*list.tensors)[i];
-    const auto param_sizes = param.sizes();
-    const auto sizes = tensor.sizes();
-    if (!std::equal(sizes.begin(), sizes.end(), param_sizes.begin(), param_sizes.end())) {
+    if (!same_sizes(tensor, param)) {
         fail(op, ": ", list.name, "[", i, "] has shape ", shape_text(tensor),
              ", its parameter has shape ", shape_text(param));
     }
     if (tensor.device() != param.device()) {
         fail(op, ": ", list.name, "[", i, "] is not on its parameter's device");
     }
-}
-
-// Whether all operands are contiguous, as most are; JointLayout::is_dense covers other layouts.
-bool are_contiguous(const Tensor& param, const std::int64_t* const (&strides)[kPlaces]) {
-    const auto sizes = param.sizes();
-    std::int64_t run = 1;
-    for (std::size_t d = sizes.size(); d-- > 0;) {
-        for (const std::int64_t* const of_tensor : strides) {
-            if (of_tensor != nullptr && sizes[d] != 1 && of_tensor[d] != run) {
-                return false;
-            }
-        }
-        run *= sizes[d];
-    }
-    return true;
 }
 
 // `lists`: the parameters' first. Empty ones are unused; the others are as long as the first.
@@ -123,6 +106,7 @@ MultiTensor multi_tensor(const char* op, const std::vector<ListArgument>& lists)
         const Tensor& param = params[i];
         MultiTensorItem& item = result.items[i];
         const std::int64_t* strides[kPlaces] = {};
+        bool all_contiguous = true;
         for (const ListArgument& list : lists) {
             if (list.tensors->empty()) {
                 continue;
@@ -141,11 +125,13 @@ MultiTensor multi_tensor(const char* op, const std::vector<ListArgument>& lists)
                 refuse_expanded(op, list.name + ("[" + std::to_string(i) + "]"), tensor);
             }
             strides[list.place] = strides_of(tensor).data();
+            all_contiguous = all_contiguous && tensor.is_contiguous();
             item.data[list.place] = list.written ? tensor.mutable_data_ptr()
                                                  : const_cast<void*>(tensor.const_data_ptr());
         }
         item.numel = param.numel();
-        if (item.numel > 0 && !are_contiguous(param, strides)) {
+        // As most are; JointLayout::is_dense covers other layouts.
+        if (item.numel > 0 && !all_contiguous) {
             const JointLayout layout = make_joint_layout(param.sizes().data(), strides,
                                                          static_cast<int>(param.sizes().size()));
             if (!layout.is_dense()) {

@@ -95,14 +95,8 @@ void require_numbers(const char* op, const char* argument, const Tensor& tensor,
              dtype_name(dtype_code(tensor)), "; expected ", count, " numbers of ",
              type == FloatType::float64 ? "float64" : "float32");
     }
-    std::int64_t expected = 1;
-    const auto sizes = tensor.sizes();
-    const auto strides = strides_of(tensor);
-    for (int d = static_cast<int>(sizes.size()) - 1; d >= 0; --d) {
-        if (sizes[d] != 1 && strides[d] != expected) {
-            fail(op, ": ", argument, " is not contiguous");
-        }
-        expected *= sizes[d];
+    if (!tensor.is_contiguous()) {
+        fail(op, ": ", argument, " is not contiguous");
     }
 }
 

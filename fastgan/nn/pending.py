@@ -13,6 +13,7 @@ they are converted back to eager's strides, in the same tensor.
 from __future__ import annotations
 
 import functools
+import math
 import sys
 import weakref
 from collections.abc import Iterable, Iterator
@@ -264,7 +265,7 @@ class Pending:
         """Computes all referenced tensors, in eager's layout, running statistics and counters."""
         for op in self._ops:
             if not op.done and op.ref() is not None:
-                self.compute(op)
+                self.compute(op, restored=True)
         for op in self._ops:
             if op.writes():
                 self.compute(op)
@@ -279,13 +280,19 @@ class Pending:
                 self._restore_layout(tensor)
         self._converted.clear()
 
-    def compute(self, op: Op) -> None:
-        """Runs an op, fused with the ops before it that nothing else needs."""
+    def compute(self, op: Op, *, restored: bool = False) -> None:
+        """Runs an op, fused with the ops before it that nothing else needs.
+
+        Args:
+            op: any.
+            restored: whether its result needs eager's layout.
+        """
         ops, source = [op], op.source
         while isinstance(source, Op) and source.value is None:
             is_needed = source.consumers > 1 or source.ref() is not None
-            if is_needed or source.state != op.state or self._stays_contiguous(ops[-1]):
-                self.compute(source)
+            stays = self._stays_contiguous(ops[-1])
+            if is_needed or source.state != op.state or stays:
+                self.compute(source, restored=stays)
                 break
             ops.append(source)
             source = source.source
@@ -298,7 +305,7 @@ class Pending:
         ops.reverse()
         input, made = ops[0].input(), nodes_made()
         with self.unwatched():
-            converted = self._runs_channels_last(ops, input)
+            converted = self._runs_channels_last(ops, input, restored)
             is_now = state_of(input.device) == op.state and hooks_on_saved() is None
             # In another stream than theirs counters aren't counted.
             with counting(self._counters) if is_now else under(op.state, input.device):
@@ -344,7 +351,7 @@ class Pending:
         with self.unwatched():
             tensor.data = laid_out(tensor.detach(), False)
 
-    def _runs_channels_last(self, ops: list[Op], input: Tensor) -> bool:
+    def _runs_channels_last(self, ops: list[Op], input: Tensor, restored: bool) -> bool:
         """Whether a stretch runs on channels-last maps, and eager's of its result is contiguous."""
         norm, is_converted = _is_instance_norm(ops[0]), self._is_converted(input)
         starts_channels_last = is_converted or (
@@ -363,13 +370,15 @@ class Pending:
                 self._restore_layouts(op.tensors)
             return last == len(ops)
         would = is_converted or (
-            not _has_other_layout(input) and any(op.way.converts for op in ops)
+            not _has_other_layout(input) and _saved_by_converting(ops, restored) > 0
         )
         if would and self._may_convert(ops):
             ops[0].keeps_channels_last = norm
             for op in ops:
                 op.is_converted = True
             return True
+        for op in ops:
+            op.way = op.unconverted
         self._restore_layouts((input, *(tensor for op in ops for tensor in op.tensors)))
         return False
 
@@ -399,6 +408,22 @@ class Pending:
             return False
         (other,) = op.tensors
         return other is not None and _shows_its_gradient(other) and not self._is_converted(other)
+
+
+def _saved_by_converting(ops: list[Op], restored: bool) -> float:
+    """Milliseconds that channels-last maps save in a stretch whose input is contiguous.
+
+    Each convolution's choice counts a conversion of its own input. Here only the stretch's input is
+    converted, and its result if it is ``restored``.
+    """
+    saved, is_first = 0.0, True
+    copied = 0.0  # milliseconds for each value
+    for op in ops:
+        if op.way.converts:
+            saved += op.way.saves - op.unconverted.saves + (0.0 if is_first else op.way.copies)
+            copied = op.way.copies / math.prod(op.source.shape)
+        is_first = is_first and op.kind != "convolution"
+    return saved - restored * copied * math.prod(ops[-1].shape)
 
 
 def _is_held(source: Op | Tensor) -> bool:

@@ -466,6 +466,35 @@ def test_a_scale_made_of_the_input_gives_its_gradient_in_eager_order(
 
 
 CONVOLUTION = nn.Conv2d(4, 4, 3, padding=1)
+
+
+class Convolutions(TorchDispatchMode):
+    """Counts convolutions of channels-last maps."""
+
+    channels_last = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            self.channels_last += is_channels_last(args[0])
+        return func(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize(("copies", "converts"), [(0.1, True), (0.3, False)])
+def test_a_result_that_is_laid_out_back_counts_the_copy(
+    monkeypatch: pytest.MonkeyPatch, copies: float, converts: bool
+) -> None:
+    ways = Way(False, True, 0.2, 1.0, copies), Way(False, False, 0.0, 1.0)
+    monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", True)
+    monkeypatch.setattr(stretch, "select_layout", lambda *_: ways)
+    x = image().requires_grad_()
+    one = fastgan.fuse(Applied(copy.deepcopy(CONVOLUTION), lambda layer, x: x + layer(x)).double())
+    both = Applied(copy.deepcopy(CONVOLUTION), lambda layer, x: x + layer(layer(x).tanh())).double()
+    for module, expected in ((one, converts), (fastgan.fuse(both), 2)):
+        with Convolutions() as convolutions:
+            module(x)
+        assert convolutions.channels_last == expected
+
+
 LAYOUTS = (torch.contiguous_format, torch.channels_last)
 
 

@@ -50,7 +50,7 @@ from fastgan.ops.backends.devices import device_name, fingerprint
 from fastgan.ops.backends.fixed_table import fixed_choice
 from fastgan.ops.backends.measurement import Times, measure
 from fastgan.ops.backends.problem import float32_precision, product_precision
-from fastgan.ops.backends.selection import supporting
+from fastgan.ops.backends.selection import Way, supporting
 from fastgan.ops.stages import Stage
 
 CPU = torch.device("cpu")
@@ -223,7 +223,8 @@ def test_maps_are_converted_only_where_that_saves_more_than_the_copies_take(
         # Over both ways: 2 x 0.4 ms are saved, and two copies made.
         both = select_layout(CONV, input, weight, ("forward", "input_gradient"))
         assert both[0][:2] == (False, converts)
-        assert both[1] == (False, False, 0.0, 2 * 1.4)
+        assert both[1] == Way(False, False, 0.0, 2 * 1.4)
+        assert both[0].copies == pytest.approx(2 * copy if converts else 0.0)
         if converts:
             assert both[0].saves == pytest.approx(2 * 0.2)
 
@@ -235,7 +236,7 @@ def test_what_saves_less_than_recording_it_costs_is_left_to_torch(
     watched.fastest = "aten_contiguous"  # of channels-last tensors: in 1 ms, not 2
     with using(Selector("1")):
         (found, _) = select_layout(CONV, INPUT, WEIGHT, ("forward",), lambda input: costs)
-    assert found == (chained, False, 1 - costs if chained else 0.0, 2.0)
+    assert found == Way(chained, False, 1 - costs if chained else 0.0, 2.0)
     monkeypatch.setattr(selection, "fixed_choice", lambda problem, backends: backends[0])
     for fewest in (0, 10**9):
         monkeypatch.setattr(fixed_table, "FEWEST_PRODUCTS", fewest)

@@ -108,12 +108,14 @@ class Way(NamedTuple):
         converts: whether its contiguous maps are laid out channels-last.
         saves: the milliseconds saved over torch; infinite where nothing was measured.
         usual: torch's milliseconds; 0 where nothing was measured.
+        copies: of ``saves`` the milliseconds lost to converting the input map and its gradient.
     """
 
     chained: bool
     converts: bool
     saves: float
     usual: float = 0.0
+    copies: float = 0.0
 
 
 BY_TORCH = Way(False, False, 0.0)
@@ -160,7 +162,7 @@ def select_layout(
 
     Example:
         >>> select_layout(Stage("linear"), torch.ones(2, 3), torch.ones(4, 3), ("forward",))[0]
-        Way(chained=False, converts=False, saves=0.0, usual=0.0)
+        Way(chained=False, converts=False, saves=0.0, usual=0.0, copies=0.0)
     """
     call = (
         stage,
@@ -266,15 +268,19 @@ class Selector:
             converted = is_open and fixed[True]
             answer = _fixed_way(True, converts=True) if converted else unconverted, unconverted
         else:
+            copies = 0.0
             if is_open:
                 copied, lasts = self._milliseconds_to_convert(input)
                 is_lasting = is_lasting and lasts
+                copies = copied * (1 + ("input_gradient" in passes))  # the input, and its gradient
                 for chained in (False, True):
-                    # The input map, and its gradient.
-                    times[chained, True] += copied * (1 + ("input_gradient" in passes))
+                    times[chained, True] += copies
             for way in times:
                 times[way] += costs(input) if any(way) else 0.0
-            answer = _fastest_way(times), _fastest_way({w: times[w] for w in times if not w[1]})
+            fastest = _fastest_way(times)
+            if fastest.converts:
+                fastest = fastest._replace(copies=copies)
+            answer = fastest, _fastest_way({w: times[w] for w in times if not w[1]})
         if is_lasting:
             self.layouts[call] = answer
         return answer

@@ -146,11 +146,11 @@ def test_errors_are_at_most_twice_those_of_torch(kernel: tuple[int, int], mean: 
     Or of two roundings of the values: torch's error depends on its processor's kernels.
     """
     taps, stride = kernel
-    for few, many, spatial_size in ((32, 32, 8), (128, 64, 16), (512, 256, 4), (256, 256, 13)):
+    for few, many, spatial_size in ((32, 32, 8), (128, 64, 16), (512, 256, 4), (256, 128, 13)):
         wide = stride * (spatial_size - 1) + taps - 2
         case = {
             "kernel": kernel,
-            "batch": 2,
+            "batch": 2 if few < 128 else 1,
             "small": (few, spatial_size, spatial_size),
             "wide": (many, wide, wide),
             "padding": (1, 1),

@@ -34,12 +34,20 @@ SLOW = frozenset(
     for line in (Path(__file__).parent / "tests" / "slow.txt").read_text().splitlines()
     if not line.startswith("#")
 )
-#: Left to `make test-all`: the same tests for other GPUs and image sizes.
+#: Left to `make test-all`: the same tests for other GPUs, models and image sizes, and some that
+#: take ten seconds.
 EXHAUSTIVE = re.compile(
     # The CPU part as a wheel: `make test` has already built it in place.
     r"test_build\.py::test_(wheel|only_what_changed)_"
     r"|test_compiled\.py::test_(each|the_small).*\[(sm_80|sm_100)\b"
+    r"|test_compiled\.py::test_each_tile"
     r"|test_evaluation_classifier\.py::test_other_sizes.*\[28-3\]$"
+    r"|test_cpu_convolutions_under_sanitizers\.py::"
+    r"|test_penalty_cases\.py::test_contenders_agree"
+    r"|test_seeding\.py::test_fuzzing_takes_new_seeds"
+    r"|test_training_processes\.py::test_torchrun_goes_on"
+    r"|test_training_run\.py::test_a_plain_gan_with_its_papers_settings"
+    r"|test_training_run\.py::test_resuming_continues_to_the_bit\[(?!dcgan|wgan-gp)"
 )
 #: The slowest files, in the order in which they start.
 LONGEST_FILES = (

@@ -370,6 +370,12 @@ def converted(stage: Any, input: Tensor, weight: Tensor, *_: Any) -> tuple[Way, 
     layouts=(torch.channels_last, torch.contiguous_format, torch.channels_last),
     seed=3596,
 )
+@example(  # a checkpoint iterates a spectral norm again at each order of gradients
+    program=[("view", 0, 0, 7), ("checkpoint", 2, 1, 3)],
+    returned="dict",
+    layouts=(torch.contiguous_format, torch.channels_last, torch.contiguous_format),
+    seed=1139125,
+)
 @settings(max_examples=50, deadline=None, phases=[Phase.explicit, Phase.generate])
 def test_random_forwards_agree_to_second_order(
     program: list[tuple[Any, ...]],

@@ -78,7 +78,7 @@ demo: $(if $(ALL_GPUS),$(INSTALLED),$(VENV)/.installed-for-demo)  ## train a GAN
 	@$(BIN)/fastgan evaluate $(DEMO) --n 1000 --json $(DEMO)/evaluation.json
 	@echo "look at $(DEMO)/samples.png"
 
-test: $(INSTALLED)  ## build for this machine, and test everything once (8 minutes on two cores)
+test: $(INSTALLED)  ## build for this machine, and test all parts (8 minutes on two cores)
 	$(TESTING) -m "not exhaustive"
 
 test-all: test-suite test-processors  ## build for every GPU, and test for every GPU and processor, as CI does

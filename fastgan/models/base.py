@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 from torch import Tensor, nn
 
 from fastgan.models.checks import check_image_size, check_images, check_positive, latent_map
@@ -12,7 +14,7 @@ __all__ = ["LARGEST_IMAGE", "ImageDiscriminator", "ImageGenerator", "ImageTransl
 LARGEST_IMAGE = 256
 
 
-class _ImageNetwork(nn.Module):
+class _ImageNetwork(nn.Module, ABC):
     """A network with an image size, which by default is a power of two, and perhaps classes."""
 
     any_size = False
@@ -57,8 +59,9 @@ class ImageGenerator(_ImageNetwork):
         z = latent_map(z, self.nz, self).flatten(1)
         return self._images(z, one_hot_labels(labels, self.num_classes, z, self))
 
+    @abstractmethod
     def _images(self, z: Tensor, classes: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        """The images of checked arguments."""
 
 
 class ImageTranslator(_ImageNetwork):
@@ -82,8 +85,9 @@ class ImageTranslator(_ImageNetwork):
         check_images(images, self.nc, self.image_size, self)
         return self._translated(images)
 
+    @abstractmethod
     def _translated(self, images: Tensor) -> Tensor:
-        raise NotImplementedError
+        """The translated ones of checked images."""
 
 
 class ImageDiscriminator(_ImageNetwork):
@@ -112,5 +116,6 @@ class ImageDiscriminator(_ImageNetwork):
         check_images(images, self.nc, self.image_size, self)
         return self._scores(images, one_hot_labels(labels, self.num_classes, images, self))
 
+    @abstractmethod
     def _scores(self, images: Tensor, classes: Tensor | None) -> Tensor:
-        raise NotImplementedError
+        """The scores of checked arguments."""

@@ -414,8 +414,10 @@ def _saved_by_converting(ops: list[Op], restored: bool) -> float:
     """Milliseconds that channels-last maps save in a stretch whose input is contiguous.
 
     Each convolution's choice counts a conversion of its own input. Here only the stretch's input is
-    converted, and its result if it is ``restored``.
+    converted, and its result if it is ``restored``. Infinite where nothing was measured.
     """
+    if any(op.way.converts and op.way.saves == math.inf for op in ops):
+        return math.inf
     saved, is_first = 0.0, True
     copied = 0.0  # milliseconds for each value
     for op in ops:

@@ -147,7 +147,7 @@ class _SpectralNorm(_Norm, nn.Module):
 class FusedSpectralNorm(_Norm, _TorchSpectralNorm):
     """Torch's parametrization with a backward pass in one node: the same values and buffers.
 
-    It passes over the weight three times, torch's eight times.
+    In training it passes over the weight three times, torch's eight times.
 
     Example:
         >>> layer = torch.nn.utils.parametrizations.spectral_norm(nn.Linear(3, 2)).double().eval()

@@ -6,6 +6,7 @@ The reference is always a deep copy of the module, run plain.
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import threading
 import weakref
@@ -485,11 +486,17 @@ class Convolutions(TorchDispatchMode):
         return func(*args, **kwargs or {})
 
 
-@pytest.mark.parametrize(("copies", "converts"), [(0.1, True), (0.3, False)])
+@pytest.mark.parametrize(
+    ("ways", "converts"),
+    [
+        ((Way(False, True, 0.2, 1.0, 0.1), Way(False, False, 0.0, 1.0)), True),
+        ((Way(False, True, 0.2, 1.0, 0.3), Way(False, False, 0.0, 1.0)), False),
+        ((Way(False, True, math.inf), Way(False, False, math.inf)), True),  # by the fixed table
+    ],
+)
 def test_a_result_that_is_laid_out_back_counts_the_copy(
-    monkeypatch: pytest.MonkeyPatch, copies: float, converts: bool
+    monkeypatch: pytest.MonkeyPatch, ways: tuple[Way, Way], converts: bool
 ) -> None:
-    ways = Way(False, True, 0.2, 1.0, copies), Way(False, False, 0.0, 1.0)
     monkeypatch.setattr(stretch, "LEAVE_TO_TORCH", True)
     monkeypatch.setattr(stretch, "select_layout", lambda *_: ways)
     x = image().requires_grad_()

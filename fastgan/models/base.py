@@ -9,12 +9,18 @@ from torch import Tensor, nn
 from fastgan.models.checks import check_image_size, check_images, check_positive, latent_map
 from fastgan.models.conditioning import one_hot_labels
 
-__all__ = ["LARGEST_IMAGE", "ImageDiscriminator", "ImageGenerator", "ImageTranslator"]
+__all__ = [
+    "LARGEST_IMAGE",
+    "ImageDiscriminator",
+    "ImageGenerator",
+    "ImageNetwork",
+    "ImageTranslator",
+]
 
 LARGEST_IMAGE = 256
 
 
-class _ImageNetwork(nn.Module, ABC):
+class ImageNetwork(nn.Module, ABC):
     """A network with an image size, which by default is a power of two, and perhaps classes."""
 
     any_size = False
@@ -32,7 +38,7 @@ class _ImageNetwork(nn.Module, ABC):
         self.num_classes = num_classes
 
 
-class ImageGenerator(_ImageNetwork):
+class ImageGenerator(ImageNetwork):
     """Base class of generators; a subclass has ``_images``, of noise (N, nz) and one-hot labels.
 
     The arguments and errors are :class:`fastgan.models.DCGANGenerator`'s.
@@ -64,7 +70,7 @@ class ImageGenerator(_ImageNetwork):
         """The images of checked arguments."""
 
 
-class ImageTranslator(_ImageNetwork):
+class ImageTranslator(ImageNetwork):
     """Base class of generators whose input is an image; a subclass has ``_translated``."""
 
     nc: int
@@ -90,7 +96,7 @@ class ImageTranslator(_ImageNetwork):
         """The translated ones of checked images."""
 
 
-class ImageDiscriminator(_ImageNetwork):
+class ImageDiscriminator(ImageNetwork):
     """Base class of discriminators; a subclass has ``_scores``, of images and one-hot labels.
 
     The arguments and errors are :class:`fastgan.models.DCGANDiscriminator`'s.

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastgan.errors import ConfigError
-from fastgan.models.base import ImageDiscriminator, ImageGenerator
+from fastgan.models.base import ImageDiscriminator, ImageNetwork
 from fastgan.models.checks import latent_map
 from fastgan.models.conditioning import one_hot_labels
 from fastgan.models.initialisation import keep_channels_last
@@ -145,7 +145,7 @@ class _ToRGB(nn.Module):
         return bias_act(y, self.bias.to(y.dtype))
 
 
-class StyleGAN2Generator(ImageGenerator):
+class StyleGAN2Generator(ImageNetwork):
     """G(z), or G(z|y), StyleGAN2's.
 
     ``forward`` is ``synthesis(styles(z))``: each convolution has its own w, the same for all unless
@@ -174,6 +174,9 @@ class StyleGAN2Generator(ImageGenerator):
         (torch.Size([2, 3, 32, 32]), 8)
     """
 
+    nz: int
+    ngf: int
+    nc: int
     fir: Tensor
     path_length_mean: Tensor
 
